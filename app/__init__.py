@@ -1,0 +1,1 @@
+"""Convener: the deployment control plane of an AI co-scientist."""

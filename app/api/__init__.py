@@ -1,0 +1,1 @@
+"""The wire: requests into operations, answers and problems out of them."""

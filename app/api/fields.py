@@ -1,0 +1,66 @@
+"""Types that several bodies share."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from app.domain.agents import AgentType, agent_type
+from app.domain.tasks import Priority
+
+PriorityName = Literal["low", "medium", "high", "critical"]
+
+
+def _agent(value: object) -> AgentType:
+    if not isinstance(value, str):
+        raise ValueError("must be the name of an agent type")
+    return agent_type(value)
+
+
+AgentName = Annotated[
+    AgentType, BeforeValidator(_agent), WithJsonSchema({"type": "string", "enum": [agent.value for agent in AgentType]})
+]
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the character U+0000")
+    return value
+
+
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_storable)]
+Labels = Annotated[dict[Word, Word], Field(max_length=64)]
+Moment = AwareDatetime
+Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Limit = Annotated[int, Field(ge=1, le=500)]
+
+
+def priority_name(value: int) -> PriorityName:
+    """The name of a stored priority."""
+    names: dict[int, PriorityName] = {1: "low", 2: "medium", 3: "high", 4: "critical"}
+    return names[value]
+
+
+def priority_of(name: PriorityName) -> Priority:
+    """The stored priority of a name."""
+    return Priority[name.upper()]
+
+
+class Body(BaseModel):
+    """A request body: unknown keys are refused, so that a misspelt one is noticed."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Usage(Body):
+    """What a task cost where it ran."""
+
+    wall_seconds: float = Field(ge=0)
+    cpu_seconds: float = Field(ge=0)
+    max_memory_mb: float = Field(ge=0)
+
+
+def iso(moment: datetime | None) -> str | None:
+    """ISO 8601, or null."""
+    return moment.isoformat() if moment else None

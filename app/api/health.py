@@ -1,0 +1,85 @@
+"""Whether the service lives, is ready, and what it is doing."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from app.api import problems
+from app.api.access import requires
+from app.api.connections import Reading
+from app.api.services import ServicesDep
+from app.domain.access import Scope
+from app.domain.errors import DatabaseUnavailable, ShuttingDown
+from app.store import schema, status
+
+router = APIRouter(tags=["health"])
+_PUBLIC = [requires(Scope.PUBLIC)]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str
+
+
+class StatusOut(BaseModel):
+    """What is going on."""
+
+    tasks: dict[str, dict[str, int]]
+    workers: dict[str, int]
+    finished_last_minute: dict[str, int]
+    tasks_per_second: float
+    waiting_leases: int
+
+
+class Catalogue(BaseModel):
+    """Every problem this service answers with."""
+
+    problems: list[dict[str, Any]]
+
+
+@router.get("/livez", summary="Is the process alive?", dependencies=_PUBLIC)
+async def livez() -> Alive:
+    """Needs no database: restarting this process would not bring a database back."""
+    return Alive(status="alive")
+
+
+@router.get(
+    "/readyz",
+    summary="Can it serve?",
+    dependencies=_PUBLIC,
+    response_model=Alive,
+    responses=problems.documented(DatabaseUnavailable),
+)
+async def readyz(services: ServicesDep) -> Response:
+    """Ready means: the database answers, its schema is the expected one, and no shutdown has begun."""
+    if services.stopping:
+        raise ShuttingDown
+    async with services.database.transaction() as connection:
+        await status.ping(connection)
+    found = await schema.revision(services.database.engine)
+    if found != services.expected_revision:
+        expected = services.expected_revision
+        raise DatabaseUnavailable(f"the schema is at {found}, this version needs {expected}: run `convener db migrate`")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/status", summary="What is going on?", dependencies=[requires(Scope.READ)])
+async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
+    """Tasks by agent and state, workers by state, and what was finished in the last minute."""
+    finished = await status.finished_last_minute(connection)
+    return StatusOut(
+        tasks=await status.tasks_by_agent(connection),
+        workers=await status.workers_by_state(connection),
+        finished_last_minute=finished,
+        tasks_per_second=round(sum(finished.values()) / 60, 2),
+        waiting_leases=services.broker.waiting,
+    )
+
+
+@router.get("/problems", summary="The problems that this service answers with", dependencies=_PUBLIC)
+async def catalogue() -> Catalogue:
+    """Code, status and meaning of each; `type` of a problem points here."""
+    return Catalogue(problems=problems.catalogue())

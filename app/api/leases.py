@@ -1,0 +1,266 @@
+"""Where workers live: ask for a task, tell how it goes, hand in the result."""
+
+import hashlib
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.access import Caller, requires, worker_of
+from app.api.fields import AgentName, Body, Labels, Moment, PriorityName, Sentence, Token, Usage, Word, priority_name
+from app.api.json import JsonObject, OptionalJsonObject, answer, limit, raw
+from app.api.lean import LeanRoute
+from app.api.problems import documented
+from app.api.services import Services, ServicesDep
+from app.api.waiting import until_gone
+from app.domain import errors
+from app.domain.access import Principal, Scope
+from app.domain.agents import AgentType
+from app.domain.errors import ConvenerError
+from app.domain.tasks import TaskId, TaskState
+from app.operations import leases as operations
+from app.operations.broker import LeaseCall
+from app.operations.leases import Failure, Fence
+from app.store.leases import Completion, Lease, Sign
+
+router = APIRouter(tags=["leases"], route_class=LeanRoute)
+_HOLDER = [requires(Scope.LEASE)]
+_FENCED = documented(errors.LeaseNotFound, errors.LeaseExpired, errors.LeaseSuperseded, errors.TaskCancelled)
+_STANDING = documented(errors.WorkerNotReady, errors.WorkerGone, errors.WorkerBusy, errors.ShuttingDown)
+
+
+class LeaseIn(Body):
+    """A worker asks for one task."""
+
+    request_id: UUID = Field(description="repeat it when the answer was lost: the same lease is answered again")
+    wait_seconds: float = Field(0, ge=0, le=30)
+    agent_types: list[AgentName] | None = Field(None, min_length=1, description="null: whatever it can run")
+    acknowledge: bool = Field(False, description="the task counts as started, so no call to start is needed")
+
+
+class LeaseOut(BaseModel):
+    """One task, given to one worker until `expires_at`; heartbeats renew it."""
+
+    task_id: UUID
+    token: int
+    attempt: int
+    agent_type: AgentType
+    goal_id: str | None
+    priority: PriorityName
+    timeout_seconds: float
+    leased_at: Moment
+    expires_at: Moment
+    deadline_at: Moment
+    trace_context: str | None
+    payload: dict[str, object]
+    labels: Labels
+    checkpoint: dict[str, object] | None
+
+
+class StartIn(Body):
+    """The task has been received and begins."""
+
+    token: Token
+
+
+class ProgressIn(Body):
+    """How far the task is; the checkpoint is handed to the next attempt if this one fails."""
+
+    token: Token
+    percent: float = Field(ge=0, le=100)
+    message: Sentence | None = None
+    checkpoint: OptionalJsonObject = None
+
+
+class NextIn(Body):
+    """Also lease the next task, without waiting."""
+
+    request_id: UUID
+    agent_types: list[AgentName] | None = Field(None, min_length=1)
+    acknowledge: bool = False
+
+
+class CompleteIn(Body):
+    """The result."""
+
+    token: Token
+    result: JsonObject
+    usage: Usage | None = None
+    next: NextIn | None = None
+
+
+class ErrorIn(Body):
+    """What went wrong, in the words of the worker."""
+
+    code: Word
+    message: Sentence
+    retryable: bool = True
+    detail: OptionalJsonObject = None
+
+
+class FailIn(Body):
+    """The attempt failed."""
+
+    token: Token
+    error: ErrorIn
+    usage: Usage | None = None
+
+
+class ReleaseIn(Body):
+    """The task goes back unharmed."""
+
+    token: Token
+    reason: Sentence = "released by its worker"
+
+
+class HeldOut(BaseModel):
+    """The lease lives on."""
+
+    task_id: UUID
+    token: int
+    state: TaskState
+    expires_at: Moment
+
+
+class CompletedOut(BaseModel):
+    """The result was accepted; `lease` is the next task when one was asked for and there is one."""
+
+    task_id: UUID
+    state: TaskState
+    lease: LeaseOut | None
+
+
+class EndedOut(BaseModel):
+    """Where the task is now; `run_at` is set when it is to be tried again later."""
+
+    task_id: UUID
+    state: TaskState
+    run_at: Moment | None
+
+
+@router.post(
+    "/lease",
+    summary="Lease one task",
+    dependencies=_HOLDER,
+    response_model=LeaseOut,
+    responses={204: {"description": "nothing to do within the wait"}, **_STANDING},
+)
+async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request: Request) -> Response:
+    """One task for this worker, waiting for it up to `wait_seconds`."""
+    wanted = LeaseCall(
+        worker_id=worker_of(principal),
+        request_id=call.request_id,
+        agent_types=frozenset(call.agent_types or AgentType),
+        acknowledge=call.acknowledge,
+    )
+    wait = min(call.wait_seconds, services.leases.max_wait_seconds)
+    found = (
+        await until_gone(request, services.broker.lease(wanted, wait)) if wait else await services.broker.lease(wanted)
+    )
+    return answer(_render(found)) if found else Response(status_code=204)
+
+
+@router.post("/leases/{task_id}/start", dependencies=_HOLDER, response_model=HeldOut, responses=_FENCED)
+async def start(task_id: UUID, call: StartIn, principal: Caller, services: ServicesDep) -> Response:
+    """Acknowledge a lease: the task begins."""
+    return await _sign(services, Sign(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
+
+
+@router.post("/leases/{task_id}/progress", dependencies=_HOLDER, response_model=HeldOut, responses=_FENCED)
+async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
+    """Report progress, which also renews the lease."""
+    limit(call.checkpoint, services.max_payload_bytes, "checkpoint")
+    told = call.model_dump_json(include={"percent", "message"})
+    sign = Sign(
+        task_id=TaskId(task_id),
+        token=call.token,
+        worker_id=worker_of(principal),
+        progress=told,
+        checkpoint=call.checkpoint,
+    )
+    return await _sign(services, sign)
+
+
+@router.post("/leases/{task_id}/complete", dependencies=_HOLDER, response_model=CompletedOut, responses=_FENCED)
+async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
+    """Hand in the result, and ask for the next task in the same breath if you like."""
+    limit(call.result, services.max_payload_bytes, "result")
+    completion = Completion(
+        task_id=TaskId(task_id),
+        token=call.token,
+        worker_id=worker_of(principal),
+        result=call.result,
+        result_hash=hashlib.sha256(call.result.encode()).digest(),
+        usage=call.usage.model_dump_json() if call.usage else None,
+    )
+    await services.desk.complete(completion)
+    following = await _next(services, principal, call.next) if call.next else None
+    done = {"task_id": task_id, "state": TaskState.COMPLETED.value}
+    return answer(raw(done, {"lease": _render(following).decode() if following else None}))
+
+
+@router.post("/leases/{task_id}/fail", dependencies=_HOLDER, response_model=EndedOut, responses=_FENCED)
+async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
+    """Report that the attempt failed: the task is tried again after a delay, or given up."""
+    limit(call.error.detail, services.max_payload_bytes, "detail")
+    failure = Failure(
+        code=call.error.code,
+        message=call.error.message,
+        retryable=call.error.retryable,
+        detail=call.error.detail,
+        usage=call.usage.model_dump_json() if call.usage else None,
+    )
+    async with services.database.transaction() as connection:
+        standing = await operations.fail(connection, _fence(task_id, call.token, principal), failure)
+    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+
+
+@router.post("/leases/{task_id}/release", dependencies=_HOLDER, response_model=EndedOut, responses=_FENCED)
+async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: ServicesDep) -> Response:
+    """Give the task back; this burns no attempt."""
+    async with services.database.transaction() as connection:
+        standing = await operations.release(connection, _fence(task_id, call.token, principal), call.reason)
+    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+
+
+async def _sign(services: Services, sign: Sign) -> Response:
+    expires_at = await services.desk.sign(sign)
+    held = {"task_id": sign.task_id, "token": sign.token, "state": TaskState.EXECUTING.value, "expires_at": expires_at}
+    return answer(raw(held, {}))
+
+
+async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lease | None:
+    """The result is safe by now, so whatever keeps the next lease back must not make the call look failed."""
+    call = LeaseCall(
+        worker_id=worker_of(principal),
+        request_id=wanted.request_id,
+        agent_types=frozenset(wanted.agent_types or AgentType),
+        acknowledge=wanted.acknowledge,
+    )
+    try:
+        return await services.broker.lease(call)
+    except ConvenerError:
+        return None
+
+
+def _fence(task_id: UUID, token: int, principal: Principal) -> Fence:
+    return Fence(task_id=TaskId(task_id), token=token, worker_id=worker_of(principal))
+
+
+def _render(lease: Lease) -> bytes:
+    plain = {
+        "task_id": lease.task_id,
+        "token": lease.token,
+        "attempt": lease.attempt,
+        "agent_type": lease.agent_type,
+        "goal_id": lease.goal_id,
+        "priority": priority_name(lease.priority),
+        "timeout_seconds": lease.timeout_seconds,
+        "leased_at": lease.leased_at,
+        "expires_at": lease.expires_at,
+        "deadline_at": lease.deadline_at,
+        "trace_context": lease.trace_context,
+    }
+    return raw(plain, {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint})

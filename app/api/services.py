@@ -1,0 +1,38 @@
+"""What routes work with; put together once by the entrance."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.domain.leases import LeasePolicy
+from app.domain.workers import HealthPolicy
+from app.operations.access import Keyring
+from app.operations.broker import Broker
+from app.operations.leases import LeaseDesk
+from app.operations.workers import Heartbeats
+from app.store.database import Database
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """One per process."""
+
+    database: Database
+    broker: Broker
+    desk: LeaseDesk
+    heartbeats: Heartbeats
+    keyring: Keyring
+    leases: LeasePolicy
+    health: HealthPolicy
+    max_payload_bytes: int
+    expected_revision: str | None
+    stopping: bool = False
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

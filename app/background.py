@@ -1,0 +1,87 @@
+"""The entrance of time: runs the schedule, and the worker pool of this host, until it is told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.domain.leases import LeasePolicy
+from app.domain.workers import HealthPolicy
+from app.loops.runner import Runner
+from app.loops.schedule import DUTIES, Context, Duty, Errand, pool_duties, pool_errands
+from app.operations import fleet
+from app.provisioners.local import LocalProvisioner
+from app.settings import Settings
+from app.store.database import Database
+
+log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then end the workers in order."""
+    if settings.database_url is None:
+        raise ValueError("the loops need CONVENER_DATABASE_URL")
+    database = Database(settings.database_url, hot_connections=2)
+    provisioner = _provisioner(settings, database) if settings.pool_size else None
+    schedule: Sequence[Duty | Errand] = [*DUTIES]
+    if provisioner is not None:
+        schedule = [*schedule, *pool_duties(provisioner), *pool_errands(provisioner)]
+    runner = Runner(_context(settings, database, provisioner), schedule)
+    database.announcer.start()
+    work = asyncio.create_task(runner.run())
+    log.info("loops are running: %s", ", ".join(item.name for item in schedule))
+    await _until_stopped(work)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    if provisioner is not None:
+        await provisioner.stop_all(settings.stop_grace_seconds)
+    await database.close()
+
+
+def _context(settings: Settings, database: Database, provisioner: LocalProvisioner | None) -> Context:
+    return Context(
+        database=database,
+        leases=LeasePolicy(lease_seconds=settings.lease_seconds),
+        health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
+        provisioner=provisioner,
+        pool_size=settings.pool_size,
+        stop_grace_seconds=settings.stop_grace_seconds,
+        history_days=settings.history_days,
+        events_days=settings.events_days,
+    )
+
+
+def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
+    async def on_exit(worker_id: UUID, reason: str) -> None:
+        for _ in range(60):
+            try:
+                await fleet.report_exit(database, worker_id, reason)
+            except Exception:
+                log.warning("could not report the exit of worker %s yet (%s)", worker_id, reason)
+                await asyncio.sleep(0.5)
+            else:
+                return
+
+    arguments = ["--url", f"http://{settings.host}:{settings.port}"]
+    arguments += ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    return LocalProvisioner(
+        host=settings.host_name,
+        owner=str(settings.state_directory),
+        arguments=arguments,
+        environment={**os.environ, "CONVENER_KEY": settings.pool_key or ""},
+        logs=settings.state_directory / "logs" / "workers",
+        on_exit=on_exit,
+    )
+
+
+async def _until_stopped(work: "asyncio.Task[None]") -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        work.result()

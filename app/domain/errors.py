@@ -1,0 +1,134 @@
+"""What can go wrong, in the words of the domain; the API maps each to a problem once.
+
+The first line of a class's docstring is its title; `code` is stable and part of the contract.
+"""
+
+
+class ConvenerError(Exception):
+    """Something went wrong."""
+
+    code = "internal_error"
+
+    def __init__(self, detail: str | None = None, *, reason: str | None = None) -> None:
+        super().__init__(detail or self.title())
+        self.detail = detail or self.title()
+        self.reason = reason
+
+    @classmethod
+    def title(cls) -> str:
+        """The sentence that names this problem, without its full stop."""
+        return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+class TaskNotFound(ConvenerError):
+    """There is no such task."""
+
+    code = "task_not_found"
+
+
+class TaskConflict(ConvenerError):
+    """A task with this id exists already and its body differs."""
+
+    code = "task_conflict"
+
+
+class TaskFinished(ConvenerError):
+    """The task has already finished, so it cannot be changed."""
+
+    code = "task_finished"
+
+
+class PayloadTooLarge(ConvenerError):
+    """The payload, result or checkpoint is larger than this service accepts."""
+
+    code = "payload_too_large"
+
+
+class Unstorable(ConvenerError):
+    """The database refuses a value in this request."""
+
+    code = "unstorable_value"
+
+
+class WorkerNotFound(ConvenerError):
+    """There is no such worker."""
+
+    code = "worker_not_found"
+
+
+class WorkerNotReady(ConvenerError):
+    """The worker has not passed its first health report, so it gets no lease."""
+
+    code = "worker_not_ready"
+
+
+class WorkerBusy(ConvenerError):
+    """The worker holds a lease already and asked for another."""
+
+    code = "worker_busy"
+
+
+class WorkerGone(ConvenerError):
+    """This incarnation of the worker is over."""
+
+    code = "worker_gone"
+
+
+class LeaseNotFound(ConvenerError):
+    """There is no such lease, or it is not yours."""
+
+    code = "lease_not_found"
+
+
+class LeaseExpired(ConvenerError):
+    """The lease expired before this call arrived; nothing was changed."""
+
+    code = "lease_expired"
+
+
+class LeaseSuperseded(ConvenerError):
+    """The task has moved on to a newer lease; nothing was changed."""
+
+    code = "lease_superseded"
+
+
+class TaskCancelled(ConvenerError):
+    """The task was cancelled; nothing was changed."""
+
+    code = "task_cancelled"
+
+
+class KeyNotFound(ConvenerError):
+    """There is no such key."""
+
+    code = "key_not_found"
+
+
+class Unauthenticated(ConvenerError):
+    """The request carries no valid key."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ConvenerError):
+    """The key does not permit this."""
+
+    code = "forbidden"
+
+
+class ShuttingDown(ConvenerError):
+    """The service is shutting down; send the request again in a moment."""
+
+    code = "shutting_down"
+
+
+class DatabaseUnavailable(ConvenerError):
+    """The database does not answer; send the request again in a moment."""
+
+    code = "database_unavailable"
+
+
+class IllegalMove(ConvenerError):
+    """The table of legal moves forbids this change of state."""
+
+    code = "illegal_move"

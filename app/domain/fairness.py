@@ -1,0 +1,80 @@
+"""Which agent type the next lease goes to: start-time fair queueing with a rule against starvation.
+
+Source: Goyal, Vin, Cheng, "Start-time fair queuing" (SIGCOMM 1996), with measured service times as costs.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from app.domain.agents import AgentType
+
+EQUAL_WEIGHTS: Mapping[AgentType, float] = {agent: 1 / len(AgentType) for agent in AgentType}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FairnessPolicy:
+    """Seconds, and every how many leases the longest-unserved type is served regardless of its share."""
+
+    prior_service_seconds: float = 20.0
+    floor_service_seconds: float = 1.0
+    rescue_every: int = 20
+
+
+@dataclass(slots=True)
+class FairQueue:
+    """Virtual time of each agent type. Plain state without IO: one per process, so shares hold per replica."""
+
+    policy: FairnessPolicy = field(default_factory=FairnessPolicy)
+    weights: Mapping[AgentType, float] = field(default_factory=lambda: EQUAL_WEIGHTS)
+    _finish: dict[AgentType, float] = field(default_factory=lambda: dict.fromkeys(AgentType, 0.0))
+    _served_at: dict[AgentType, int] = field(default_factory=lambda: dict.fromkeys(AgentType, 0))
+    _service: dict[AgentType, float] = field(default_factory=dict)
+    _observed: dict[AgentType, int] = field(default_factory=dict)
+    _idle: set[AgentType] = field(default_factory=lambda: set(AgentType))
+    _leases: int = 0
+
+    def next(self, backlogged: Iterable[AgentType]) -> AgentType | None:
+        """The type to serve among those with work that the worker can run; None when there is none."""
+        candidates = list(backlogged)
+        if not candidates:
+            return None
+        self._catch_up(candidates)
+        if (self._leases + 1) % self.policy.rescue_every == 0:
+            return min(candidates, key=lambda agent: (self._served_at[agent], agent))
+        return min(candidates, key=lambda agent: (self._finish[agent], agent))
+
+    def charge(self, agent: AgentType) -> float:
+        """A lease of this type is about to be asked for; returns the charge, to be refunded if none comes about."""
+        charge = self._cost(agent)
+        self._leases += 1
+        self._served_at[agent] = self._leases
+        self._finish[agent] += charge
+        return charge
+
+    def refund(self, agent: AgentType, charge: float) -> None:
+        """The lease did not come about: the type had no work after all."""
+        self._finish[agent] -= charge
+
+    def fell_idle(self, agent: AgentType) -> None:
+        """The type has no work; when it has some again it starts level with the others, without saved-up credit."""
+        self._idle.add(agent)
+
+    def observe(self, agent: AgentType, seconds: float) -> None:
+        """A task of this type took this long: a decayed mean, quick at first (weight 1 / (k + 1), at least 0.05)."""
+        count = self._observed.get(agent, 0) + 1
+        self._observed[agent] = count
+        alpha = max(0.05, 1 / (count + 1))
+        before = self._service.get(agent, self.policy.prior_service_seconds)
+        self._service[agent] = before + alpha * (seconds - before)
+
+    def _catch_up(self, candidates: list[AgentType]) -> None:
+        busy = [self._finish[agent] for agent in candidates if agent not in self._idle]
+        level = min(busy, default=0.0)
+        for agent in candidates:
+            if agent in self._idle:
+                self._finish[agent] = max(self._finish[agent], level)
+                self._idle.discard(agent)
+
+    def _cost(self, agent: AgentType) -> float:
+        seconds = self._service.get(agent, self.policy.prior_service_seconds)
+        return max(seconds, self.policy.floor_service_seconds) / max(self.weights[agent], 1e-9)

@@ -1,0 +1,71 @@
+"""Which workers to start and to end so that the pool is what it should be: plan, requested, observed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from app.domain.workers import WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMember:
+    """One live worker of the managed pool: its slot (1, 2, ...) and whether it is on its way out."""
+
+    worker_id: WorkerId
+    slot: int
+    leaving: bool
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlan:
+    """Slots to fill with a new worker and workers to drain, with the reason."""
+
+    start: Sequence[int] = ()
+    drain: Sequence[WorkerId] = ()
+    reason: str = "the pool is as planned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashPolicy:
+    """A slot whose workers die young waits before the next start: base x 2^(deaths - 1), at most cap; seconds."""
+
+    free_deaths: int = 2
+    base_seconds: float = 1.0
+    cap_seconds: float = 30.0
+    window_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSnapshot:
+    """The pool as observed: its members, the size wanted, and slots that must not start yet."""
+
+    members: Sequence[PoolMember]
+    size: int
+    resting_slots: frozenset[int] = field(default_factory=frozenset)
+
+
+def plan(snapshot: FleetSnapshot) -> FleetPlan:
+    """Start a worker for every free slot up to the size; drain those above it, the idle first.
+
+    Draining workers keep their place in the count, so the pool never exceeds its size while one leaves.
+    """
+    taken = {member.slot for member in snapshot.members}
+    staying = [member for member in snapshot.members if not member.leaving]
+    room = snapshot.size - len(snapshot.members)
+    free = [slot for slot in range(1, snapshot.size + len(taken) + 1) if slot not in taken]
+    start = [slot for slot in free[: max(0, room)] if slot not in snapshot.resting_slots]
+    surplus = len(staying) - snapshot.size
+    if surplus > 0:
+        leavers = sorted(staying, key=lambda member: (member.busy, -member.slot))[:surplus]
+        return FleetPlan(drain=[m.worker_id for m in leavers], reason=f"{len(staying)} workers, {snapshot.size} wanted")
+    if start:
+        return FleetPlan(start=start, reason=f"{len(snapshot.members)} workers, {snapshot.size} wanted")
+    return FleetPlan()
+
+
+def rest_seconds(recent_deaths: int, policy: CrashPolicy) -> float:
+    """How long a slot rests after this many deaths within the window; the first ones cost nothing."""
+    surplus = recent_deaths - policy.free_deaths
+    if surplus <= 0:
+        return 0.0
+    return float(min(policy.cap_seconds, policy.base_seconds * 2 ** (surplus - 1)))

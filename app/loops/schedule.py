@@ -1,0 +1,94 @@
+"""All background duties with their intervals: the one visible list.
+
+A duty is leased like a task: whichever replica locks its row in `loop_ticks` does the turn, in the transaction of
+the work, so a crash rolls both back. An errand acts on the world of one host and so runs outside a transaction.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.leases import LeasePolicy
+from app.domain.workers import HealthPolicy
+from app.operations import fleet, housekeeping, sweeping, workers
+from app.provisioners.base import Provisioner
+from app.store import announcements
+from app.store.database import Database
+from app.store.duties import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What duties work with."""
+
+    database: Database
+    leases: LeasePolicy
+    health: HealthPolicy
+    provisioner: Provisioner | None
+    pool_size: int
+    stop_grace_seconds: float
+    history_days: int
+    events_days: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duty:
+    """Work in one transaction, done by one replica at a time."""
+
+    name: str
+    seconds: float
+    run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]
+    wakes_on: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """Work on this host, outside any transaction."""
+
+    name: str
+    seconds: float
+    run: Callable[[Context], Awaitable[object]]
+    wakes_on: str | None = None
+
+
+DUTIES: Sequence[Duty] = (
+    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: sweeping.sweep(db, c.leases, turn)),
+    Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
+    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: sweeping.promote(db)),
+    Duty(
+        name="housekeeping",
+        seconds=600,
+        run=lambda c, db, turn: housekeeping.run(db, history_days=c.history_days, events_days=c.events_days),
+    ),
+)
+
+
+def pool_duties(provisioner: Provisioner) -> Sequence[Duty]:
+    """The duty that keeps the pool of one host at its size."""
+    tick = Duty(
+        name=f"fleet {provisioner.kind} {provisioner.host}",
+        seconds=2,
+        run=lambda c, db, turn: fleet.tick(db, provisioner=provisioner.kind, host=provisioner.host, size=c.pool_size),
+        wakes_on=announcements.FLEET,
+    )
+    return (tick,)
+
+
+def pool_errands(provisioner: Provisioner) -> Sequence[Errand]:
+    """What starts and ends processes on this host."""
+    return (
+        Errand(
+            name="provision",
+            seconds=2,
+            run=lambda c: fleet.provision(c.database, provisioner),
+            wakes_on=announcements.LAUNCHES,
+        ),
+        Errand(
+            name="reconcile",
+            seconds=5,
+            run=lambda c: fleet.reconcile(c.database, provisioner, c.stop_grace_seconds),
+            wakes_on=announcements.FLEET,
+        ),
+    )

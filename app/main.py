@@ -1,0 +1,106 @@
+"""The entrance of requests: serves the API until it is told to stop."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.api import application
+from app.api.services import Services
+from app.domain.leases import LeasePolicy
+from app.domain.workers import HealthPolicy
+from app.operations.access import Keyring
+from app.operations.broker import Broker
+from app.operations.leases import LeaseDesk
+from app.operations.workers import Heartbeats
+from app.settings import Settings
+from app.store import schema
+from app.store.database import Database
+
+log = logging.getLogger(__name__)
+_GRACE_SECONDS = 4
+
+
+def services_for(settings: Settings, database: Database) -> Services:
+    """Everything that routes work with."""
+    leases = LeasePolicy(
+        lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
+    )
+    broker = Broker(database, leases)
+    return Services(
+        database=database,
+        broker=broker,
+        desk=LeaseDesk(database, leases, broker.fairness),
+        heartbeats=Heartbeats(database, leases),
+        keyring=Keyring(database),
+        leases=leases,
+        health=HealthPolicy(
+            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+            lost_after_seconds=settings.lost_after_seconds,
+        ),
+        max_payload_bytes=settings.max_payload_bytes,
+        expected_revision=schema.head(),
+    )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application, which opens its connections when it starts."""
+    if settings.database_url is None:
+        raise ValueError("the API needs CONVENER_DATABASE_URL")
+    url = settings.database_url
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(url)
+        services = app.state.services = services_for(settings, database)
+        database.announcer.start()
+        services.broker.start()
+        try:
+            yield
+        finally:
+            await begin_shutdown(services)
+            await services.desk.stop()
+            await services.heartbeats.stop()
+            await database.close()
+
+    return application.build(lifespan, max_body_bytes=settings.max_body_bytes)
+
+
+async def begin_shutdown(services: Services) -> None:
+    """Refuse what comes from now on, and answer everybody who waits."""
+    if not services.stopping:
+        services.stopping = True
+        services.database.announcer.announce(["events"])
+        await services.broker.stop()
+
+
+class Server(uvicorn.Server):
+    """Releases long polls as soon as it is told to stop; they would keep it waiting otherwise."""
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Begin ours, then do uvicorn's."""
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "services"):
+            await begin_shutdown(app.state.services)
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=75,
+        backlog=2048,
+        server_header=False,
+    )
+    log.info("serving on http://%s:%s", settings.host, settings.port)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(Server(config).serve())

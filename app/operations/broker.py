@@ -1,0 +1,286 @@
+"""The lease broker: hands one task each to all workers that wait, with one statement and one commit for all.
+
+Nothing here holds a connection while a call waits. A wait ends when a submit in this process or a notification
+from another rings; a jittered poll stands behind both.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from app.domain.agents import AgentType
+from app.domain.errors import (
+    ConvenerError,
+    DatabaseUnavailable,
+    ShuttingDown,
+    WorkerBusy,
+    WorkerGone,
+    WorkerNotFound,
+    WorkerNotReady,
+)
+from app.domain.fairness import FairQueue
+from app.domain.leases import LeasePolicy
+from app.domain.workers import WorkerId, WorkerState
+from app.store import announcements, fleet, hot, leases
+from app.store.database import Database
+from app.store.leases import Ask, Claim, Lease
+
+log = logging.getLogger(__name__)
+_BATCH = 64
+_REMEMBERED_WORKERS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCall:
+    """A worker asks for a task."""
+
+    worker_id: WorkerId
+    request_id: UUID
+    agent_types: frozenset[AgentType]
+    acknowledge: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    call: LeaseCall
+    answer: asyncio.Future[Lease | None]
+    patient: bool
+    idle_since: float
+    is_new: bool = True
+    in_flight: bool = False
+    unserved: bool = False
+    asked: AgentType | None = None
+    charge: float = 0.0
+
+
+@dataclass(slots=True)
+class _Backlog:
+    """Which types may have work. Wrong for a moment at most: a claim that finds nothing corrects it."""
+
+    likely: set[AgentType] = field(default_factory=set)
+    rings: dict[AgentType, int] = field(default_factory=lambda: dict.fromkeys(AgentType, 0))
+
+    def ring(self, agents: Collection[AgentType]) -> None:
+        self.likely.update(agents)
+        for agent in agents:
+            self.rings[agent] += 1
+
+
+class Broker:
+    """One per process; `start` it in a running event loop and `stop` it to release everybody who waits."""
+
+    def __init__(self, database: Database, policy: LeasePolicy, fairness: FairQueue | None = None) -> None:
+        self._database = database
+        self._policy = policy
+        self.fairness = fairness or FairQueue()
+        self._waiters: dict[WorkerId, _Waiter] = {}
+        self._backlog = _Backlog()
+        self._wake = asyncio.Event()
+        self._served: dict[WorkerId, float] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        database.announcer.subscribe(self._hear)
+
+    @property
+    def waiting(self) -> int:
+        """How many workers wait for a task right now."""
+        return len(self._waiters)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._task = asyncio.create_task(self._run(), name="lease-broker")
+
+    async def stop(self) -> None:
+        """Answer everybody who waits with nothing, and take no more calls."""
+        self._stopping = True
+        for waiter in list(self._waiters.values()):
+            if not waiter.in_flight:
+                self._settle(waiter, None)
+            waiter.patient = False
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+
+    async def lease(self, call: LeaseCall, wait_seconds: float = 0.0) -> Lease | None:
+        """A task for this worker, or None when there is none within the wait.
+
+        Raises WorkerNotFound, WorkerNotReady, WorkerGone, WorkerBusy, ShuttingDown, DatabaseUnavailable.
+        """
+        if self._stopping:
+            raise ShuttingDown
+        waiter = self._enter(call, wait_seconds)
+        timer = asyncio.get_running_loop().call_later(wait_seconds, self._time_is_up, waiter) if wait_seconds else None
+        self._wake.set()
+        try:
+            return await waiter.answer
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._waiters.get(call.worker_id) is waiter and not waiter.in_flight:
+                del self._waiters[call.worker_id]
+
+    def _enter(self, call: LeaseCall, wait_seconds: float) -> _Waiter:
+        former = self._waiters.get(call.worker_id)
+        if former is not None:
+            # The worker has evidently given up on its former call; the answer goes to the newer one.
+            self._settle(former, None)
+        waiter = _Waiter(
+            call=call,
+            answer=asyncio.get_running_loop().create_future(),
+            patient=wait_seconds > 0,
+            idle_since=self._served.get(call.worker_id, 0.0),
+        )
+        self._waiters[call.worker_id] = waiter
+        return waiter
+
+    def _time_is_up(self, waiter: _Waiter) -> None:
+        """A lease may be on its way: then the answer of that round counts."""
+        waiter.patient = False
+        if not waiter.in_flight and not waiter.is_new:
+            self._settle(waiter, None)
+
+    def _hear(self, topics: Collection[str]) -> None:
+        agents = [agent for agent in AgentType if announcements.work(agent) in topics]
+        if agents:
+            self._backlog.ring(agents)
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while not (self._stopping and not self._waiters):
+            woken = await self._rest()
+            try:
+                if not woken and self._waiters:
+                    await self._look_for_work()
+                await self._serve()
+            except DatabaseUnavailable as error:
+                self._give_up_impatient(error)
+                await asyncio.sleep(0.2)
+            except Exception as error:
+                log.exception("the lease broker stumbled")
+                self._give_up_impatient(error)
+                await asyncio.sleep(0.2)
+
+    async def _rest(self) -> bool:
+        """Until somebody rings, or a second or so while workers wait; whether somebody rang."""
+        if self._stopping:
+            return True
+        try:
+            await asyncio.wait_for(self._wake.wait(), random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
+    async def _look_for_work(self) -> None:
+        self._backlog.likely |= await hot.run(self._database, leases.types_with_work)
+
+    async def _serve(self) -> None:
+        while True:
+            newcomers = [waiter for waiter in self._waiters.values() if waiter.is_new]
+            if any(not (waiter.call.agent_types & self._backlog.likely) for waiter in newcomers):
+                await self._look_for_work()
+            batch = self._next_batch()
+            if not batch:
+                self._give_up_impatient(None)
+                return
+            await self._claim(batch)
+
+    def _next_batch(self) -> list[_Waiter]:
+        """Those to serve now, longest idle first, each with the agent type whose turn it is."""
+        batch = []
+        for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
+            if waiter.in_flight or waiter.unserved:
+                continue
+            waiter.asked = self.fairness.next(waiter.call.agent_types & self._backlog.likely)
+            if waiter.asked is not None:
+                waiter.charge = self.fairness.charge(waiter.asked)
+            elif not waiter.is_new:
+                continue
+            batch.append(waiter)
+            if len(batch) == _BATCH:
+                break
+        return batch
+
+    async def _claim(self, batch: list[_Waiter]) -> None:
+        rings = dict(self._backlog.rings)
+        for waiter in batch:
+            waiter.in_flight, waiter.is_new = True, False
+        asks = [_ask(waiter) for waiter in batch]
+        try:
+            claims = await hot.run(self._database, lambda c: leases.claim(c, asks, self._policy))
+        finally:
+            for waiter in batch:
+                waiter.in_flight = False
+        await self._note_first_leases([ask.worker_id for ask, claim in zip(asks, claims, strict=True) if claim.lease])
+        for waiter, claim in zip(batch, claims, strict=True):
+            await self._answer(waiter, claim, rings)
+
+    async def _answer(self, waiter: _Waiter, claim: Claim, rings: dict[AgentType, int]) -> None:
+        if claim.lease is not None:
+            self._settle(waiter, claim.lease)
+            return
+        if waiter.asked is not None:
+            self.fairness.refund(waiter.asked, waiter.charge)
+        try:
+            if claim.holds_another:
+                self._settle(waiter, await self._repeat(waiter.call, claim))
+            elif claim.worker_state == WorkerState.DRAINING:
+                waiter.unserved = True
+            elif claim.worker_state != WorkerState.READY:
+                raise _standing(claim.worker_state)
+            elif waiter.asked is not None and rings[waiter.asked] == self._backlog.rings[waiter.asked]:
+                self._backlog.likely.discard(waiter.asked)
+                self.fairness.fell_idle(waiter.asked)
+        except ConvenerError as error:
+            self._settle(waiter, error)
+
+    async def _repeat(self, call: LeaseCall, claim: Claim) -> Lease:
+        """The same request again gets the same lease again: its answer was lost."""
+        if claim.is_repeat:
+            lease = await hot.run(self._database, lambda c: leases.held_by_request(c, call.worker_id, call.request_id))
+            if lease is not None:
+                return lease
+        raise WorkerBusy
+
+    async def _note_first_leases(self, worker_ids: list[WorkerId]) -> None:
+        """Replacement records want to know when a new worker received its first lease."""
+        fresh = [worker_id for worker_id in worker_ids if worker_id not in self._served]
+        now = asyncio.get_running_loop().time()
+        self._served.update(dict.fromkeys(worker_ids, now))
+        while len(self._served) > _REMEMBERED_WORKERS:
+            del self._served[next(iter(self._served))]
+        if fresh:
+            await hot.run(self._database, lambda c: fleet.first_leases(c, fresh))
+
+    def _give_up_impatient(self, error: Exception | None) -> None:
+        for waiter in list(self._waiters.values()):
+            if not waiter.patient and not (waiter.is_new and error is None):
+                self._settle(waiter, error)
+
+    def _settle(self, waiter: _Waiter, outcome: Lease | Exception | None) -> None:
+        if self._waiters.get(waiter.call.worker_id) is waiter:
+            del self._waiters[waiter.call.worker_id]
+        if waiter.answer.done():
+            return
+        if isinstance(outcome, Exception):
+            waiter.answer.set_exception(outcome)
+        else:
+            waiter.answer.set_result(outcome)
+
+
+def _ask(waiter: _Waiter) -> Ask:
+    call = waiter.call
+    return Ask(
+        worker_id=call.worker_id, request_id=call.request_id, agent_type=waiter.asked, acknowledge=call.acknowledge
+    )
+
+
+def _standing(state: str | None) -> ConvenerError:
+    if state is None:
+        return WorkerNotFound()
+    if state == WorkerState.STARTING:
+        return WorkerNotReady()
+    return WorkerGone(f"this worker is {state}", reason=state)

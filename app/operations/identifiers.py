@@ -1,0 +1,14 @@
+"""Identifiers whose order is that of their making, so that index entries of neighbours lie together."""
+
+import secrets
+import time
+from uuid import UUID
+
+
+def time_ordered_uuid() -> UUID:
+    """A UUID version 7 (RFC 9562): 48 bits of milliseconds, then random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return UUID(int=value)

@@ -1,0 +1,62 @@
+"""Taking back leases that expired, and tasks that beat but hang past their deadline."""
+
+import json
+import random
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.leases import LeasePolicy, SweepPolicy, SweepSnapshot, hold_back
+from app.domain.tasks import after_failure, after_rescue
+from app.operations.leases import retry_policy
+from app.store import attempts, tasks
+from app.store.attempts import Attempt, Ending
+from app.store.database import now
+from app.store.duties import Turn
+
+
+async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) -> dict[str, Any]:
+    """One sweep over the live leases."""
+    live, expired = await attempts.count_leases(connection, policy.deadline_grace_seconds)
+    snapshot = SweepSnapshot(
+        expired=expired,
+        live=live,
+        seconds_since_last_sweep=turn.seconds_since_last,
+        held_back_before=turn.held_back,
+    )
+    reason = hold_back(snapshot, SweepPolicy())
+    if reason is not None:
+        return {"held_back": True, "reason": reason}
+    taken = await attempts.overdue(connection, policy.deadline_grace_seconds) if expired else []
+    for attempt in taken:
+        await _take_back(connection, attempt)
+    return {"live": live, "taken_back": len(taken)}
+
+
+async def promote(connection: AsyncConnection) -> dict[str, Any]:
+    """Let delayed tasks run whose time has come."""
+    return {"promoted": await tasks.promote(connection)}
+
+
+async def _take_back(connection: AsyncConnection, attempt: Attempt) -> None:
+    """A hung task has used up its attempt; a lease that fell silent has not."""
+    moment = await now(connection)
+    if attempt.lease_expires_at > moment:
+        message = "the task ran past its hard deadline while its worker kept beating"
+        verdict = after_failure(
+            retry_policy(attempt),
+            failures=attempt.failures,
+            rescues=attempt.rescues,
+            retryable=True,
+            now=moment,
+            draw=random.random(),  # noqa: S311 - jitter, not a secret
+        )
+        await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error("timeout", message)))
+        return
+    message = "the lease was not acknowledged in time" if attempt.state == "assigned" else "the lease was not renewed"
+    verdict = after_rescue(retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=message)
+    await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error("lease_expired", message)))
+
+
+def _error(code: str, message: str) -> str:
+    return json.dumps({"code": code, "message": message, "retryable": True})

@@ -1,0 +1,153 @@
+"""What happens to workers: register, report, drain, stop, and being found lost."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.access import Role
+from app.domain.errors import WorkerGone, WorkerNotFound
+from app.domain.leases import LeasePolicy
+from app.domain.tasks import after_rescue
+from app.domain.workers import Directive, HealthPolicy, WorkerId, WorkerState, hold_back, overdue
+from app.operations.access import create_key
+from app.operations.coalescing import Coalescer
+from app.operations.identifiers import time_ordered_uuid
+from app.operations.leases import give_back, retry_policy
+from app.store import announcements, attempts, fleet, hot, workers
+from app.store.attempts import Ending
+from app.store.database import Database, now
+from app.store.duties import Turn
+from app.store.workers import Beat, Pulse, Registration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A worker's new identity; `key` is its own credential."""
+
+    worker_id: WorkerId
+    name: str
+    incarnation: int
+    key: str
+
+
+async def register(connection: AsyncConnection, said: Registration, launch_token: UUID | None) -> Registered:
+    """Give a worker its identity. A re-used name starts a new incarnation and takes the old one's lease away.
+
+    `launch_token` is the id under which a provisioner requested the worker. Raises WorkerGone when that is over.
+    """
+    if launch_token is not None:
+        worker_id = launch_token
+        identity = await workers.register_launched(connection, worker_id, said)
+        if identity is None:
+            raise WorkerGone("the worker that was requested under this launch token is over", reason="superseded")
+        await fleet.registered(connection, worker_id)
+    else:
+        worker_id = time_ordered_uuid()
+        for former in await workers.live_by_name(connection, said.name):
+            await lose(connection, former, WorkerState.LOST, f"superseded by a new worker named {said.name}")
+        identity = await workers.register(connection, worker_id, said)
+    name, incarnation = identity
+    _, key = await create_key(connection, Role.WORKER, f"worker {name}/{incarnation}", worker_id)
+    return Registered(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
+
+
+class Heartbeats:
+    """Heartbeats of all workers, coalesced into one statement at a time."""
+
+    def __init__(self, database: Database, policy: LeasePolicy) -> None:
+        self._database = database
+        self._policy = policy
+        self._beats: Coalescer[Beat, Pulse | None] = Coalescer(self._flush, lambda beat: beat.worker_id)
+
+    async def report(self, beat: Beat) -> Pulse:
+        """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound."""
+        pulse = await self._beats(beat)
+        if pulse is None:
+            async with self._database.transaction() as connection:
+                await self._raise_gone(connection, beat.worker_id)
+        assert pulse is not None
+        return pulse
+
+    async def stop(self) -> None:
+        """Finish what has arrived."""
+        await self._beats.close()
+
+    async def _flush(self, beats: Sequence[Beat]) -> list[Pulse | None]:
+        seen = await hot.run(self._database, lambda c: workers.beat(c, beats, self._policy.lease_seconds))
+        return [seen.get(beat.worker_id) for beat in beats]
+
+    @staticmethod
+    async def _raise_gone(connection: AsyncConnection, worker_id: WorkerId) -> None:
+        row = await workers.read(connection, worker_id)
+        if row is None:
+            raise WorkerNotFound
+        reason = "superseded" if "superseded" in (row["ended_reason"] or "") else row["state"]
+        raise WorkerGone(f"this worker is {row['state']}: {row['ended_reason']}", reason=reason)
+
+
+async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
+    """Everything about a worker. Raises WorkerNotFound."""
+    row = await workers.read(connection, worker_id)
+    if row is None:
+        raise WorkerNotFound
+    return row
+
+
+async def direct(connection: AsyncConnection, worker_id: UUID, directive: Directive, reason: str) -> None:
+    """Tell a worker to drain, stop or restart: it gets no more leases from now on, and hears it with its next beat.
+
+    Raises WorkerNotFound, WorkerGone.
+    """
+    if not await workers.direct(connection, worker_id, directive, reason):
+        row = await read(connection, worker_id)
+        raise WorkerGone(f"this worker is {row['state']} already", reason=row["state"])
+    announcements.note(connection, announcements.FLEET)
+
+
+async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> None:
+    """A worker stops in order; what it still holds goes back without burning an attempt. Safe to repeat."""
+    ended = await workers.end(connection, worker_id, WorkerState.STOPPED, reason)
+    attempt = await attempts.of_worker(connection, worker_id)
+    if attempt is not None:
+        await give_back(connection, attempt, reason)
+    if ended is not None:
+        announcements.note(connection, announcements.FLEET)
+
+
+async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
+    """A worker is gone without a word: its task goes back to the queue, its slot wants a replacement.
+
+    False when the worker was over already, so that any number of witnesses may report the same death.
+    """
+    ended = await workers.end(connection, worker_id, state, reason)
+    if ended is None:
+        return False
+    attempt = await attempts.of_worker(connection, worker_id)
+    if attempt is not None:
+        verdict = after_rescue(
+            retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=f"worker lost: {reason}"
+        )
+        error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
+        await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
+    if ended.slot is not None:
+        await fleet.open_replacement(connection, worker_id, slot=ended.slot, name=ended.name, cause=reason)
+    announcements.note(connection, announcements.FLEET)
+    return True
+
+
+async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -> dict[str, Any]:
+    """Find workers that have been silent for too long."""
+    moment = await now(connection)
+    seen = await workers.sightings(connection)
+    late = [(sighting, verdict) for sighting in seen if (verdict := overdue(sighting, policy, moment)) is not None]
+    if hold_back(
+        len(late), len(seen), seconds_since_last_sweep=turn.seconds_since_last, held_back_before=turn.held_back
+    ):
+        return {"held_back": True, "overdue": len(late), "live": len(seen)}
+    for sighting, (state, reason) in late:
+        await lose(connection, sighting.worker_id, state, reason)
+    return {"lost": len(late)}

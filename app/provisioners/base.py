@@ -1,0 +1,33 @@
+"""What every provisioner can do; each method is safe to repeat."""
+
+from typing import Any, Protocol
+from uuid import UUID
+
+Handle = dict[str, Any]
+
+
+class Provisioner(Protocol):
+    """Starts and ends worker processes, and finds those that an earlier run started."""
+
+    kind: str
+    host: str
+
+    async def start(self, worker_id: UUID, name: str) -> Handle:
+        """Start a worker that registers under this id, or find the one that did; OSError when it cannot be."""
+        ...
+
+    def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
+        """Begin to end a worker: politely now, for good after the grace."""
+        ...
+
+    def is_running(self, handle: Handle) -> bool:
+        """Whether the process still runs."""
+        ...
+
+    async def find(self) -> dict[UUID, Handle]:
+        """The running workers that carry our tokens, whoever started them."""
+        ...
+
+    def adopt(self, worker_id: UUID, handle: Handle) -> None:
+        """Watch a worker that an earlier run started."""
+        ...

@@ -1,0 +1,63 @@
+"""Everything that the surroundings decide, read once by the entrances and passed on as values."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+_PREFIX = "CONVENER_"
+
+
+class SettingsError(Exception):
+    """The environment holds a value that cannot be used."""
+
+
+class Settings(BaseModel):
+    """Settings of the processes; each field is read from `CONVENER_<FIELD>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: str | None = Field(None, description="PostgreSQL 15 or newer; the bundled one when absent")
+    state_directory: Path = Field(default_factory=lambda: _state_home() / "convener")
+    postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(8765, ge=0, le=65535)
+    pool_size: int = Field(3, ge=0, le=1000, description="workers that the local provisioner keeps running")
+    pool_key: str | None = Field(None, repr=False, description="the key with which workers of the pool register")
+    worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
+    host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")
+    lease_seconds: float = Field(15.0, ge=1, le=3600)
+    acknowledge_within_seconds: float = Field(5.0, ge=0.5, le=600)
+    heartbeat_interval_seconds: float = Field(5.0, ge=0.5, le=10)
+    lost_after_seconds: float = Field(15.0, ge=2, le=3600)
+    max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20)
+    max_body_bytes: int = Field(32 << 20, ge=4096, le=512 << 20)
+    stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
+    history_days: int = Field(30, ge=1)
+    events_days: int = Field(7, ge=1)
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_json: bool = False
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _is_postgres(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
+            raise ValueError("must begin with postgresql://")
+        return url
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read `CONVENER_*`. Raises SettingsError that names the variable and says what is wrong."""
+        source = os.environ if environment is None else environment
+        given = {name: source[variable] for name in cls.model_fields if (variable := _PREFIX + name.upper()) in source}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            problems = [f"{_PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+            raise SettingsError("; ".join(problems)) from None
+
+
+def _state_home() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

@@ -1,0 +1,177 @@
+"""Attempts that end without a result: failed, released, expired or lost; and what is known of old leases."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.tasks import Move, TaskState, Verdict
+from app.store import announcements, events, tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A leased task under our lock."""
+
+    id: UUID
+    state: TaskState
+    agent_type: str
+    goal_id: str | None
+    failures: int
+    rescues: int
+    max_attempts: int
+    retry_delays: Sequence[float]
+    token: int
+    worker_id: UUID
+    leased_at: datetime
+    lease_expires_at: datetime
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended: a word for the record, and the error and usage as JSON text."""
+
+    outcome: str
+    error: str | None = None
+    usage: str | None = None
+
+
+_COLUMNS = (
+    "id, state, agent_type, goal_id, failures, rescues, max_attempts, retry_delays, token, worker_id, leased_at, "
+    "lease_expires_at, deadline_at"
+)
+
+_HELD = text(f"""
+SELECT {_COLUMNS} FROM tasks
+WHERE id = :id AND token = :token AND worker_id = :worker_id AND lease_expires_at > now() FOR UPDATE
+""")
+
+_OF_WORKER = text(f"SELECT {_COLUMNS} FROM tasks WHERE worker_id = :worker_id FOR UPDATE")
+
+# The partial index on worker_id holds the live leases and nothing else, at most one a worker.
+_OVERDUE = text(f"""
+SELECT {_COLUMNS} FROM tasks
+WHERE worker_id IS NOT NULL
+  AND (lease_expires_at <= now() OR deadline_at + make_interval(secs => :grace) <= now())
+ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+
+_COUNT = text("""
+SELECT count(*) AS live,
+       count(*) FILTER (WHERE lease_expires_at <= now() OR deadline_at + make_interval(secs => :grace) <= now())
+       AS overdue
+FROM tasks WHERE worker_id IS NOT NULL
+""")
+
+_REQUEUE = text("""
+UPDATE tasks SET state = 'pending', worker_id = NULL, lease_request_id = NULL, lease_expires_at = NULL,
+    deadline_at = NULL, leased_at = NULL, failures = :failures, rescues = :rescues, run_at = :run_at,
+    error = coalesce(CAST(:error AS jsonb), error)
+WHERE id = :id
+""")
+
+_RECORD = text("""
+INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome, error, usage)
+VALUES (:task_id, :attempt, :token, :worker_id, :leased_at, :outcome, CAST(:error AS jsonb), CAST(:usage AS jsonb))
+""")
+
+_TRACE = text("""
+SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash, run_at FROM tasks WHERE id = :id
+UNION ALL
+SELECT 'finished', state, token, worker_id, result_hash, NULL FROM task_history WHERE id = :id
+""")
+
+_PAST = text("""
+SELECT outcome FROM task_attempts WHERE task_id = :id AND token = :token AND worker_id = :worker_id
+""")
+
+
+async def held(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> Attempt | None:
+    """The attempt that this lease stands for, locked; None when the fence does not open."""
+    rows = await _attempts(connection, _HELD, {"id": task_id, "token": token, "worker_id": worker_id})
+    return rows[0] if rows else None
+
+
+async def of_worker(connection: AsyncConnection, worker_id: UUID) -> Attempt | None:
+    """The attempt that a worker is busy with, locked."""
+    rows = await _attempts(connection, _OF_WORKER, {"worker_id": worker_id})
+    return rows[0] if rows else None
+
+
+async def overdue(connection: AsyncConnection, grace_seconds: float, limit: int = 500) -> list[Attempt]:
+    """Attempts whose lease expired or whose hard deadline passed, locked; whoever holds a lock already is skipped."""
+    return await _attempts(connection, _OVERDUE, {"grace": grace_seconds, "limit": limit})
+
+
+async def count_leases(connection: AsyncConnection, grace_seconds: float) -> tuple[int, int]:
+    """Live leases, and how many of them are overdue."""
+    row = (await connection.execute(_COUNT, {"grace": grace_seconds})).mappings().one()
+    return row["live"], row["overdue"]
+
+
+async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
+    """Carry out the verdict on an attempt that we hold the lock of, and keep it in the record."""
+    if verdict.move is Move.FAIL:
+        outcome = {"failures": verdict.failures, "rescues": verdict.rescues}
+        await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **outcome)
+    else:
+        await _requeue(connection, attempt, verdict, ending)
+    await record(connection, attempt, ending)
+    await events.tell(
+        connection,
+        verdict.move,
+        task_id=attempt.id,
+        agent_type=attempt.agent_type,
+        goal_id=attempt.goal_id,
+        worker_id=attempt.worker_id,
+        token=attempt.token,
+        detail=json.dumps({"reason": verdict.reason}),
+    )
+
+
+async def record(connection: AsyncConnection, attempt: Attempt, ending: Ending) -> None:
+    """Keep an attempt that did not complete its task."""
+    values = {"task_id": attempt.id, "attempt": attempt.failures + 1, "token": attempt.token}
+    times = {"worker_id": attempt.worker_id, "leased_at": attempt.leased_at}
+    end = {"outcome": ending.outcome, "error": ending.error, "usage": ending.usage}
+    await connection.execute(_RECORD, {**values, **times, **end})
+
+
+async def trace(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+    """Where a task is now and under which token, live or finished."""
+    row = (await connection.execute(_TRACE, {"id": task_id})).mappings().first()
+    return dict(row) if row else None
+
+
+async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> str | None:
+    """How an earlier lease of this worker on the task ended, or None when it never held it."""
+    outcome: str | None = (
+        await connection.execute(_PAST, {"id": task_id, "token": token, "worker_id": worker_id})
+    ).scalar()
+    return outcome
+
+
+async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
+    values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
+    await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, **values})
+    if verdict.run_at is None:
+        announcements.note(connection, announcements.work(attempt.agent_type))
+
+
+async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, Any]) -> list[Attempt]:
+    rows = (await connection.execute(query, values)).mappings()
+    return [Attempt(**{**row, "state": TaskState(row["state"])}) for row in rows]
+
+
+_PRUNE = text("DELETE FROM task_attempts WHERE ended_at < now() - make_interval(days => :days)")
+
+
+async def prune(connection: AsyncConnection, days: int) -> int:
+    """Forget attempts that ended long ago; returns how many."""
+    return (await connection.execute(_PRUNE, {"days": days})).rowcount

@@ -1,0 +1,56 @@
+"""Turns of background duties: a row each, claimed in the transaction of the work that it guards."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A duty's turn that is ours until the transaction ends."""
+
+    duty: str
+    seconds_since_last: float
+    held_back: bool
+
+
+_ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTHING")
+
+_CLAIM = text("""
+SELECT duty, coalesce(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back FROM loop_ticks
+WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval))
+FOR UPDATE SKIP LOCKED
+""")
+
+_DONE = text("""
+UPDATE loop_ticks SET last_run_at = now(), runs = runs + 1, held_back = :held_back,
+    result = CAST(:result AS jsonb) WHERE duty = :duty
+""")
+
+_ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
+
+
+async def ensure(connection: AsyncConnection, duty: str) -> None:
+    """Make sure that the duty has its row."""
+    await connection.execute(_ENSURE, {"duty": duty})
+
+
+async def claim(connection: AsyncConnection, duty: str, interval_seconds: float) -> Turn | None:
+    """Take the turn when it is due and nobody else is at it."""
+    row = (await connection.execute(_CLAIM, {"duty": duty, "interval": interval_seconds})).mappings().first()
+    if row is None:
+        return None
+    return Turn(duty=duty, seconds_since_last=float(row["seconds_since_last"]), held_back=row["held_back"])
+
+
+async def done(connection: AsyncConnection, duty: str, result: dict[str, Any], *, held_back: bool) -> None:
+    """Record the turn; it commits together with its work or not at all."""
+    await connection.execute(_DONE, {"duty": duty, "result": json.dumps(result, default=str), "held_back": held_back})
+
+
+async def page(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """All duties with their last turn."""
+    return [dict(row) for row in (await connection.execute(_ALL)).mappings()]

@@ -1,0 +1,156 @@
+"""The managed pool: who is in it, what is requested of a provisioner, and how long replacements take."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.fleet import PoolMember
+from app.domain.workers import WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A worker that a provisioner is to start now."""
+
+    worker_id: UUID
+    name: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """A live worker of a provisioner on one host, as far as it has been started."""
+
+    worker_id: UUID
+    name: str
+    slot: int
+    state: str
+    handle: dict[str, Any] | None
+    directive: str | None
+
+
+_LIVE = "w.state IN ('starting', 'ready', 'draining')"
+
+_MEMBERS = text(f"""
+SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
+       EXISTS (SELECT FROM tasks t WHERE t.worker_id = w.id) AS busy
+FROM workers w WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+""")
+
+_DEATHS = text("""
+SELECT slot, count(*) AS deaths, extract(epoch FROM now() - max(ended_at)) AS seconds_ago FROM workers
+WHERE provisioner = :provisioner AND host = :host AND state IN ('lost', 'failed')
+  AND ended_at > now() - make_interval(secs => :window) AND ended_at - requested_at < make_interval(secs => :window)
+GROUP BY slot
+""")
+
+# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline cleans up.
+_CLAIM_LAUNCHES = text("""
+UPDATE workers SET launched_at = now() WHERE id IN (
+    SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host
+      AND launched_at IS NULL ORDER BY slot FOR UPDATE SKIP LOCKED
+) RETURNING id AS worker_id, name, slot
+""")
+
+_STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at = now() WHERE id = :id")
+
+_MANAGED = text(f"""
+SELECT w.id AS worker_id, w.name, w.slot, w.state, w.handle, w.directive FROM workers w
+WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+""")
+
+_OPEN = text("""
+INSERT INTO replacements (lost_worker_id, slot, worker_name, cause, detected_at)
+VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTHING
+""")
+
+_ANSWER = text("""
+UPDATE replacements SET worker_id = :worker_id, requested_at = now()
+WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_id IS NULL ORDER BY id DESC LIMIT 1)
+""")
+
+_MARK = {
+    "started_at": text("UPDATE replacements SET started_at = coalesce(started_at, now()) WHERE worker_id = :id"),
+    "registered_at": text(
+        "UPDATE replacements SET registered_at = coalesce(registered_at, now()) WHERE worker_id = :id"
+    ),
+}
+
+_FIRST_LEASES = """
+UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
+"""
+
+_REPLACEMENTS = """
+SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
+       first_lease_at FROM replacements
+"""
+
+
+async def members(connection: AsyncConnection, provisioner: str, host: str) -> list[PoolMember]:
+    """The live workers of one provisioner on one host."""
+    rows = (await connection.execute(_MEMBERS, {"provisioner": provisioner, "host": host})).mappings()
+    return [
+        PoolMember(worker_id=WorkerId(row["id"]), slot=row["slot"], leaving=row["leaving"], busy=row["busy"])
+        for row in rows
+    ]
+
+
+async def young_deaths(
+    connection: AsyncConnection, provisioner: str, host: str, window_seconds: float
+) -> dict[int, tuple[int, float]]:
+    """Per slot: workers that died young within the window, and seconds since the last such death."""
+    values = {"provisioner": provisioner, "host": host, "window": window_seconds}
+    rows = (await connection.execute(_DEATHS, values)).mappings()
+    return {row["slot"]: (row["deaths"], float(row["seconds_ago"])) for row in rows}
+
+
+async def claim_launches(connection: AsyncConnection, provisioner: str, host: str) -> list[Launch]:
+    """Take the requested workers that nobody has begun to start."""
+    rows = (await connection.execute(_CLAIM_LAUNCHES, {"provisioner": provisioner, "host": host})).mappings()
+    return [Launch(**row) for row in rows]
+
+
+async def started(connection: AsyncConnection, worker_id: UUID, handle: dict[str, Any]) -> None:
+    """Remember how to find the process of a worker again."""
+    await connection.execute(_STARTED, {"id": worker_id, "handle": json.dumps(handle)})
+    await connection.execute(_MARK["started_at"], {"id": worker_id})
+
+
+async def registered(connection: AsyncConnection, worker_id: UUID) -> None:
+    """A replacement has registered."""
+    await connection.execute(_MARK["registered_at"], {"id": worker_id})
+
+
+async def managed(connection: AsyncConnection, provisioner: str, host: str) -> list[Managed]:
+    """All live workers of one provisioner on one host, with the handles of their processes."""
+    rows = (await connection.execute(_MANAGED, {"provisioner": provisioner, "host": host})).mappings()
+    return [Managed(**row) for row in rows]
+
+
+async def open_replacement(connection: AsyncConnection, lost: UUID, *, slot: int, name: str, cause: str) -> None:
+    """A worker of the pool is gone and its slot wants another."""
+    await connection.execute(_OPEN, {"lost": lost, "slot": slot, "name": name, "cause": cause})
+
+
+async def answer_replacement(connection: AsyncConnection, worker_id: UUID, slot: int) -> None:
+    """This new worker takes the place of the one that was lost from the slot, if one was."""
+    await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot})
+
+
+async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
+    """These workers have just received a lease, perhaps their first."""
+    await connection.execute(_FIRST_LEASES, worker_ids)
+
+
+async def replacements(connection: AsyncConnection, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Replacements with all their times, newest first."""
+    where = "WHERE id < :before" if before is not None else ""
+    values = {"limit": limit} | ({"before": before} if before is not None else {})
+    rows = await connection.execute(text(f"{_REPLACEMENTS} {where} ORDER BY id DESC LIMIT :limit"), values)
+    return [dict(row) for row in rows.mappings()]

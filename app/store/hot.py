@@ -1,0 +1,30 @@
+"""Runs a statement of the hot path on a pooled connection, repeating it where that is safe and useful."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncpg
+
+from app.store.database import Database, in_domain_words
+
+T = TypeVar("T")
+
+# A deadlock's victim, or another replica that served the same worker a moment earlier: the next look is a new one.
+_AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
+
+
+async def run(
+    database: Database, statement: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]], *, tries: int = 4
+) -> T:
+    """The answer of `statement`, which is one implicit transaction. Raises DatabaseUnavailable."""
+    for remaining in reversed(range(tries)):
+        try:
+            pool = await database.pool()
+            async with pool.acquire(timeout=5) as connection:
+                return await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
+        except _AGAIN:
+            if not remaining:
+                raise
+        except Exception as error:
+            raise in_domain_words(error) from error
+    raise AssertionError("unreachable")

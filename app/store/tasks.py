@@ -1,0 +1,240 @@
+"""Tasks: taken in, read, listed, and moved into history when they end without a result."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.tasks import TaskState
+from app.store import announcements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask:
+    """A task as it is stored at submit; JSON values as text."""
+
+    id: UUID
+    id_is_chosen: bool
+    agent_type: str
+    goal_id: str | None
+    priority: int
+    payload: str
+    labels: str
+    timeout_seconds: float
+    deadline: datetime | None
+    run_at: datetime | None
+    max_attempts: int
+    retry_delays: Sequence[float]
+    trace_context: str | None
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What is known of a task after submit."""
+
+    id: UUID
+    state: str
+    request_hash: bytes
+
+
+_INSERT = text("""
+INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
+                   max_attempts, retry_delays, trace_context, request_hash, created_at)
+SELECT id, 'pending', agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
+       CASE WHEN run_at > now() THEN run_at END, max_attempts, CAST(retry_delays AS float8[]), trace_context,
+       request_hash, now()
+FROM unnest(
+    CAST(:id AS uuid[]), CAST(:agent_type AS text[]), CAST(:goal_id AS text[]), CAST(:priority AS smallint[]),
+    CAST(:payload AS jsonb[]), CAST(:labels AS jsonb[]), CAST(:timeout_seconds AS float8[]),
+    CAST(:deadline AS timestamptz[]), CAST(:run_at AS timestamptz[]), CAST(:max_attempts AS integer[]),
+    CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[])
+) WITH ORDINALITY AS new (id, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
+    max_attempts, retry_delays, trace_context, request_hash, place)
+ORDER BY place
+ON CONFLICT (id) DO NOTHING
+RETURNING id
+""")
+
+_DROP_FINISHED = text("""
+DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
+""")
+
+_TELL = text("""
+INSERT INTO events (kind, task_id, agent_type, goal_id)
+SELECT 'task.submitted', id, agent_type, goal_id FROM tasks WHERE id = ANY (:ids) ORDER BY seq
+""")
+
+_TAKEN = text("""
+SELECT id, state, request_hash FROM tasks WHERE id = ANY (:ids)
+UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
+""")
+
+_COLUMNS = (
+    "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
+    "rescues, token, worker_id, created_at, leased_at, progress"
+)
+_LIVE = "run_at, NULL::timestamptz AS finished_at, error"
+_PAST = "NULL::timestamptz AS run_at, finished_at, error"
+
+_READ = text(f"""
+SELECT {_COLUMNS}, {_LIVE}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage FROM tasks WHERE id = :id
+UNION ALL
+SELECT {_COLUMNS}, {_PAST}, payload, checkpoint, result, usage FROM task_history WHERE id = :id
+""")
+
+_ATTEMPTS = text("""
+SELECT attempt, token, worker_id, leased_at, ended_at, outcome, error, usage FROM task_attempts
+WHERE task_id = :id ORDER BY token
+""")
+
+_FINISH = text("""
+WITH gone AS (DELETE FROM tasks WHERE id = :id RETURNING *)
+INSERT INTO task_history (id, seq, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
+    max_attempts, retry_delays, trace_context, request_hash, created_at, failures, rescues, token, worker_id,
+    leased_at, progress, checkpoint, finished_at, error, usage)
+SELECT id, seq, :state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
+    max_attempts, retry_delays, trace_context, request_hash, created_at, :failures, :rescues, token,
+    worker_id, leased_at, progress, checkpoint, now(), CAST(:error AS jsonb), CAST(:usage AS jsonb)
+FROM gone RETURNING id
+""")
+
+_LOCK = text("""
+SELECT id, state, agent_type, goal_id, failures, rescues, token, worker_id FROM tasks WHERE id = :id FOR UPDATE
+""")
+
+_STATE = text("SELECT state FROM task_history WHERE id = :id")
+
+_PROMOTE = text("""
+UPDATE tasks SET run_at = NULL WHERE id IN (
+    SELECT id FROM tasks WHERE run_at <= now() ORDER BY run_at LIMIT :limit FOR UPDATE SKIP LOCKED
+) AND run_at IS NOT NULL RETURNING agent_type
+""")
+
+
+async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[Taken]:
+    """Take in the tasks whose id is new; returns only those, the rest exist already.
+
+    A chosen id may belong to a task that finished between our snapshot and our insert. The insert succeeds only
+    after that task's row is gone for good, so a look into history by a later statement is certain to see it.
+    """
+    columns = {name: [getattr(task, name) for task in tasks] for name in _ARRAYS}
+    columns["retry_delays"] = ["{" + ",".join(map(str, task.retry_delays)) + "}" for task in tasks]
+    inserted = set((await connection.execute(_INSERT, columns)).scalars())
+    chosen = [task.id for task in tasks if task.id_is_chosen and task.id in inserted]
+    if chosen:
+        inserted -= set((await connection.execute(_DROP_FINISHED, {"ids": chosen})).scalars())
+    await connection.execute(_TELL, {"ids": list(inserted)})
+    fresh = [task for task in tasks if task.id in inserted]
+    topics = {announcements.work(task.agent_type) for task in fresh}
+    announcements.note(connection, announcements.EVENTS, *topics)
+    return [Taken(id=task.id, state=TaskState.PENDING, request_hash=task.request_hash) for task in fresh]
+
+
+_ARRAYS = (
+    "id",
+    "agent_type",
+    "goal_id",
+    "priority",
+    "payload",
+    "labels",
+    "timeout_seconds",
+    "deadline",
+    "run_at",
+    "max_attempts",
+    "trace_context",
+    "request_hash",
+)
+
+
+async def taken(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Taken]:
+    """The tasks of these ids that exist, live or finished."""
+    rows = (await connection.execute(_TAKEN, {"ids": list(ids)})).mappings()
+    return {row["id"]: Taken(**row) for row in rows}
+
+
+async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+    """Everything about one task, with the attempts that did not complete it."""
+    row = (await connection.execute(_READ, {"id": task_id})).mappings().first()
+    if row is None:
+        return None
+    attempts = (await connection.execute(_ATTEMPTS, {"id": task_id})).mappings()
+    return {**row, "attempts": [dict(attempt) for attempt in attempts]}
+
+
+async def page(
+    connection: AsyncConnection,
+    *,
+    goal_id: str | None,
+    agent_type: str | None,
+    state: TaskState | None,
+    before: int | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Tasks without payload and result, newest first, those with `seq` below `before`."""
+    given = {"goal_id": goal_id, "agent_type": agent_type, "state": state and state.value}
+    filters = [f"{column} = :{column}" for column, value in given.items() if value is not None]
+    if before is not None:
+        filters.append("seq < :before")
+    where = f"WHERE {' AND '.join(filters)}" if filters else ""
+    tail = f"{where} ORDER BY seq DESC LIMIT :limit"
+    query = text(
+        f"(SELECT {_COLUMNS}, {_LIVE} FROM tasks {tail}) UNION ALL "
+        f"(SELECT {_COLUMNS}, {_PAST} FROM task_history {tail}) "
+        "ORDER BY seq DESC LIMIT :limit"
+    )
+    values = {name: value for name, value in {**given, "before": before}.items() if value is not None}
+    rows = (await connection.execute(query, {**values, "limit": limit})).mappings()
+    return [dict(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveTask:
+    """A live task under our lock."""
+
+    id: UUID
+    state: TaskState
+    agent_type: str
+    goal_id: str | None
+    failures: int
+    rescues: int
+    token: int
+    worker_id: UUID | None
+
+
+async def lock(connection: AsyncConnection, task_id: UUID) -> LiveTask | None:
+    """Lock a live task until the transaction ends; None when it has finished or never was."""
+    row = (await connection.execute(_LOCK, {"id": task_id})).mappings().first()
+    return LiveTask(**{**row, "state": TaskState(row["state"])}) if row else None
+
+
+async def finished_state(connection: AsyncConnection, task_id: UUID) -> TaskState | None:
+    """How a task ended, or None when it is not in history."""
+    state = (await connection.execute(_STATE, {"id": task_id})).scalar()
+    return TaskState(state) if state else None
+
+
+async def finish(
+    connection: AsyncConnection,
+    task_id: UUID,
+    state: TaskState,
+    *,
+    failures: int,
+    rescues: int,
+    error: str | None = None,
+    usage: str | None = None,
+) -> None:
+    """Move a task that did not complete into history, as failed or cancelled. The caller holds its lock."""
+    values = {"failures": failures, "rescues": rescues, "error": error, "usage": usage}
+    await connection.execute(_FINISH, {"id": task_id, "state": state.value, **values})
+
+
+async def promote(connection: AsyncConnection, limit: int = 1000) -> int:
+    """Let tasks run whose time has come; returns how many."""
+    types = (await connection.execute(_PROMOTE, {"limit": limit})).scalars().all()
+    announcements.note(connection, *{announcements.work(agent_type) for agent_type in types})
+    return len(types)

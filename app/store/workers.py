@@ -1,0 +1,242 @@
+"""Workers: registered, seen, told what to do, and ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.workers import Sighting, WorkerId, WorkerState, origins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a worker says of itself; memory in GB, CPU in cores."""
+
+    name: str
+    host: str
+    pid: int
+    capabilities: Sequence[str]
+    labels: str
+    version: str
+    memory_gb: float
+    cpu_cores: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """One heartbeat; the lease that the worker believes it holds, if any. `errors` is JSON text."""
+
+    worker_id: WorkerId
+    draining: bool
+    task_id: UUID | None
+    token: int | None
+    cpu_percent: float
+    memory_mb: float
+    errors: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What the store answers to a heartbeat."""
+
+    state: WorkerState
+    directive: str | None
+    directive_reason: str | None
+    lease_state: str | None
+    lease_expires_at: Any
+
+
+_LIVE = "state IN ('starting', 'ready', 'draining')"
+
+_SUPERSEDE = text(f"SELECT id FROM workers WHERE name = :name AND {_LIVE} FOR UPDATE")
+
+_REGISTER = text("""
+INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
+                     started_at, registered_at)
+SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
+       CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores, now(), now()
+RETURNING name, incarnation
+""")
+
+# Registering again with the same launch token is a lost answer given again, unless the worker is over.
+_REGISTER_LAUNCHED = text(f"""
+UPDATE workers SET host = :host, pid = :pid, capabilities = CAST(:capabilities AS text[]),
+    labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
+    registered_at = coalesce(registered_at, now()), started_at = coalesce(started_at, now())
+WHERE id = :id AND {_LIVE}
+RETURNING name, incarnation
+""")
+
+_REQUEST = text("""
+INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels)
+SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting',
+       :provisioner, :slot, :host, '{}', '{}'
+""")
+
+_BEAT = f"""
+WITH beat AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
+        AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
+), ours AS MATERIALIZED (
+    SELECT w.id FROM workers w JOIN beat b ON b.worker_id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
+), seen AS (
+    UPDATE workers w
+    SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
+        cpu_percent = b.cpu_percent, memory_mb = b.memory_mb, recent_errors = coalesce(b.errors, w.recent_errors),
+        state = CASE WHEN b.draining THEN 'draining' WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
+    FROM beat b JOIN ours ON ours.id = b.worker_id
+    WHERE w.id = b.worker_id AND w.{_LIVE}
+    RETURNING w.id, w.state, w.directive, w.directive_reason
+), renewed AS (
+    UPDATE tasks t
+    SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $8::float8)
+                                ELSE t.lease_expires_at END
+    FROM beat b JOIN seen ON seen.id = b.worker_id
+    WHERE t.id = b.task_id AND t.token = b.token AND t.worker_id = b.worker_id
+    RETURNING t.worker_id, t.state, t.lease_expires_at
+)
+SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at
+FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
+"""
+
+_READ = """
+SELECT w.*, t.id AS task_id FROM workers w LEFT JOIN tasks t ON t.worker_id = w.id
+"""
+
+_SIGHTINGS = text(f"""
+SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {_LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
+""")
+
+_DIRECT = text(f"""
+UPDATE workers SET directive = :directive, directive_reason = :reason,
+    state = CASE WHEN state = 'ready' THEN 'draining' ELSE state END
+WHERE id = :id AND {_LIVE} RETURNING id
+""")
+
+_END = text("""
+UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
+WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner
+""")
+
+_PRUNE = text("DELETE FROM workers WHERE ended_at < now() - make_interval(days => :days)")
+
+
+async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
+    """The live workers of this name, locked."""
+    return list((await connection.execute(_SUPERSEDE, {"name": name})).scalars())
+
+
+async def register(connection: AsyncConnection, worker_id: UUID, said: Registration) -> tuple[str, int]:
+    """Create a worker that somebody started; returns its name and incarnation."""
+    row = (await connection.execute(_REGISTER, {"id": worker_id, **_said(said)})).one()
+    return row.name, row.incarnation
+
+
+async def register_launched(connection: AsyncConnection, worker_id: UUID, said: Registration) -> tuple[str, int] | None:
+    """Complete the row that a provisioner requested; None when it is over already."""
+    row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **_said(said)})).first()
+    return (row.name, row.incarnation) if row else None
+
+
+async def request(
+    connection: AsyncConnection, worker_id: UUID, *, name: str, slot: int, provisioner: str, host: str
+) -> None:
+    """Write down that a worker is wanted; a provisioner starts it later."""
+    values = {"id": worker_id, "name": name, "slot": slot, "provisioner": provisioner, "host": host}
+    await connection.execute(_REQUEST, values)
+
+
+async def beat(
+    connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Beat], lease_seconds: float
+) -> dict[UUID, Pulse]:
+    """Record heartbeats and renew the acknowledged leases they name; workers that are over are left out."""
+    rows = await connection.fetch(
+        _BEAT,
+        [beat.worker_id for beat in beats],
+        [beat.draining for beat in beats],
+        [beat.task_id for beat in beats],
+        [beat.token for beat in beats],
+        [beat.cpu_percent for beat in beats],
+        [beat.memory_mb for beat in beats],
+        [beat.errors for beat in beats],
+        lease_seconds,
+    )
+    return {
+        row["worker_id"]: Pulse(
+            state=WorkerState(row["state"]),
+            directive=row["directive"],
+            directive_reason=row["directive_reason"],
+            lease_state=row["lease_state"],
+            lease_expires_at=row["lease_expires_at"],
+        )
+        for row in rows
+        if row["state"]
+    }
+
+
+async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any] | None:
+    """Everything about one worker and the task it holds."""
+    row = (await connection.execute(text(f"{_READ} WHERE w.id = :id"), {"id": worker_id})).mappings().first()
+    return dict(row) if row else None
+
+
+async def page(
+    connection: AsyncConnection, *, everybody: bool, after: tuple[str, int] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Workers by name and incarnation; the live ones, or `everybody` that is remembered."""
+    filters = ["true" if everybody else f"w.{_LIVE}"]
+    values: dict[str, Any] = {"limit": limit}
+    if after is not None:
+        filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
+        values |= {"name": after[0], "incarnation": after[1]}
+    query = f"{_READ} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation LIMIT :limit"
+    return [dict(row) for row in (await connection.execute(text(query), values)).mappings()]
+
+
+async def sightings(connection: AsyncConnection) -> list[Sighting]:
+    """The live workers, locked; those that a heartbeat holds right now are evidently alive and left out."""
+    rows = (await connection.execute(_SIGHTINGS)).mappings()
+    return [
+        Sighting(
+            worker_id=WorkerId(row["id"]),
+            state=WorkerState(row["state"]),
+            since=row["launched_at"] or row["requested_at"],
+            last_seen_at=row["last_seen_at"],
+        )
+        for row in rows
+    ]
+
+
+async def direct(connection: AsyncConnection, worker_id: UUID, directive: str, reason: str) -> bool:
+    """Leave word for a worker's next heartbeat and give it no more leases; False when it is over."""
+    values = {"id": worker_id, "directive": directive, "reason": reason}
+    return (await connection.execute(_DIRECT, values)).first() is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A worker that is over, and the place in the pool that it leaves."""
+
+    name: str
+    slot: int | None
+    provisioner: str | None
+
+
+async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> Ended | None:
+    """Move a worker to a final state where that is a legal move; None when it was over already."""
+    values = {"id": worker_id, "state": state.value, "reason": reason, "origins": sorted(origins(state))}
+    row = (await connection.execute(_END, values)).mappings().first()
+    return Ended(**row) if row else None
+
+
+async def prune(connection: AsyncConnection, days: int) -> int:
+    """Forget workers that ended long ago; returns how many. Their leases went back when they ended."""
+    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+
+
+def _said(said: Registration) -> dict[str, Any]:
+    return {name: getattr(said, name) for name in Registration.__dataclass_fields__}

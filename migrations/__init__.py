@@ -1,0 +1,1 @@
+"""Dated, small steps of the schema, run by Alembic."""

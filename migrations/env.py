@@ -1,0 +1,23 @@
+"""How Alembic reaches the database: through the connection that `app.store.schema` hands in."""
+
+from alembic import context
+from sqlalchemy import text
+
+from app.store.schema import is_ours
+from app.store.tables import metadata
+
+
+def run() -> None:
+    """Run the requested migrations on the given connection, never waiting long for a lock."""
+    connection = context.config.attributes["connection"]
+    # A migration that waits behind a long transaction makes everybody queue behind it; fail and try again instead.
+    connection.execute(text("SET lock_timeout = '5s'"))
+    connection.execute(text("SET statement_timeout = '10min'"))
+    context.configure(
+        connection=connection, target_metadata=metadata, include_object=is_ours, compare_server_default=False
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()
