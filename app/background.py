@@ -4,16 +4,18 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from uuid import UUID
 
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
+from app.logs import set_up_logging
 from app.loops.runner import Runner
 from app.loops.schedule import DUTIES, Context, Duty, Errand, pool_duties, pool_errands
 from app.operations import fleet
 from app.provisioners.local import LocalProvisioner
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
                 return
 
     arguments = ["--url", f"http://{settings.host}:{settings.port}"]
+    arguments += ["--grace", str(settings.stop_grace_seconds)]
     arguments += ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
     return LocalProvisioner(
         host=settings.host_name,
@@ -85,3 +88,19 @@ async def _until_stopped(work: "asyncio.Task[None]") -> None:
     await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
     if work.done():
         work.result()
+
+
+def main() -> None:
+    """What `python -m app.background` does."""
+    try:
+        settings = Settings.from_environment()
+        if settings.database_url is None:
+            raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
+    except SettingsError as error:
+        sys.exit(f"convener: {error}")
+    set_up_logging(settings.log_level, as_json=settings.log_json)
+    asyncio.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,11 +13,12 @@ from app.api import application
 from app.api.services import Services
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
+from app.logs import set_up_logging
 from app.operations.access import Keyring
 from app.operations.broker import Broker
 from app.operations.leases import LeaseDesk
 from app.operations.workers import Heartbeats
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.store import schema
 from app.store.database import Database
 
@@ -104,3 +106,19 @@ def serve(settings: Settings) -> None:
     log.info("serving on http://%s:%s", settings.host, settings.port)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(Server(config).serve())
+
+
+def main() -> None:
+    """What `python -m app.main` does."""
+    try:
+        settings = Settings.from_environment()
+        if settings.database_url is None:
+            raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
+    except SettingsError as error:
+        sys.exit(f"convener: {error}")
+    set_up_logging(settings.log_level, as_json=settings.log_json)
+    serve(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from app.api import events, health, keys, leases, metrics, problems, tasks, workers
+from app.api.limits import BodyLimit
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """
@@ -30,7 +31,6 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         lifespan=lifespan,
-        max_body_size=max_body_bytes,
         redoc_url=None,
     )
     # Lean routes stand first and on the application itself: included routers cost a look-up more per request.
@@ -39,4 +39,5 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
         app.include_router(router)
     problems.install(app)
     metrics.install(app)
+    app.add_middleware(BodyLimit, most=max_body_bytes)
     return app

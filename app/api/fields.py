@@ -8,7 +8,16 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from app.domain.agents import AgentType, agent_type
 from app.domain.tasks import Priority
 
+_NUMBERED: dict[object, str] = {1: "low", 2: "medium", 3: "high"}
+
+
+def _named(value: object) -> object:
+    """Parts of the wider system number priorities: 3 is high, 2 medium, 1 low."""
+    return _NUMBERED.get(value, value) if type(value) is int else value
+
+
 PriorityName = Literal["low", "medium", "high", "critical"]
+PriorityIn = Annotated[PriorityName, BeforeValidator(_named)]
 
 
 def _agent(value: object) -> AgentType:

@@ -91,7 +91,10 @@ def from_validation(problems: Sequence[Any]) -> Response:
     if any(problem["type"] == "json_invalid" for problem in problems):
         code, title = PLAIN[400]
         return _render(400, code, title, "The body is not valid JSON: " + _cause(problems[0]))
-    fields = [{"path": _path(problem["loc"]), "message": problem["msg"]} for problem in problems[:20]]
+    fields = [
+        {"path": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
+        for problem in problems[:20]
+    ]
     code, title = PLAIN[422]
     return _render(422, code, title, "; ".join(f"{f['path']}: {f['message']}" for f in fields[:3]), fields=fields)
 

@@ -14,6 +14,7 @@ from app.api.fields import (
     Labels,
     Limit,
     Moment,
+    PriorityIn,
     PriorityName,
     Sentence,
     Usage,
@@ -59,7 +60,7 @@ class TaskIn(Body):
     id: UUID | None = Field(None, description="choose it to make the call safe to repeat")
     agent_type: AgentName
     goal_id: Word | None = None
-    priority: PriorityName = "medium"
+    priority: PriorityIn = "medium"
     payload: JsonObject = Field(default="{}", description="what the agent needs, at most 1 MiB by default")
     labels: Labels = Field(default_factory=dict)
     timeout_seconds: float = Field(600, ge=1, le=86_400, description="wall time that one attempt may take")

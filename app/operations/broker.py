@@ -24,6 +24,7 @@ from app.domain.errors import (
 from app.domain.fairness import FairQueue
 from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
+from app.operations.leases import Fence, release
 from app.store import announcements, fleet, hot, leases
 from app.store.database import Database
 from app.store.leases import Ask, Claim, Lease
@@ -119,7 +120,7 @@ class Broker:
         finally:
             if timer is not None:
                 timer.cancel()
-            if self._waiters.get(call.worker_id) is waiter and not waiter.in_flight:
+            if self._waiters.get(call.worker_id) is waiter:
                 del self._waiters[call.worker_id]
 
     def _enter(self, call: LeaseCall, wait_seconds: float) -> _Waiter:
@@ -220,7 +221,7 @@ class Broker:
 
     async def _answer(self, waiter: _Waiter, claim: Claim, rings: dict[AgentType, int]) -> None:
         if claim.lease is not None:
-            self._settle(waiter, claim.lease)
+            await self._hand_over(waiter, claim.lease)
             return
         if waiter.asked is not None:
             self.fairness.refund(waiter.asked, waiter.charge)
@@ -231,11 +232,25 @@ class Broker:
                 waiter.unserved = True
             elif claim.worker_state != WorkerState.READY:
                 raise _standing(claim.worker_state)
-            elif waiter.asked is not None and rings[waiter.asked] == self._backlog.rings[waiter.asked]:
-                self._backlog.likely.discard(waiter.asked)
-                self.fairness.fell_idle(waiter.asked)
+            elif waiter.asked is not None:
+                self._found_none(waiter.asked, rings)
         except ConvenerError as error:
             self._settle(waiter, error)
+
+    def _found_none(self, agent: AgentType, rings: dict[AgentType, int]) -> None:
+        """The type has run dry, unless somebody has rung since we looked."""
+        if rings[agent] == self._backlog.rings[agent]:
+            self._backlog.likely.discard(agent)
+            self.fairness.fell_idle(agent)
+
+    async def _hand_over(self, waiter: _Waiter, lease: Lease) -> None:
+        """To the worker; back to the queue when it hung up while its lease was on the way, and has not called again."""
+        worker_id = waiter.call.worker_id
+        if waiter.answer.cancelled() and worker_id not in self._waiters:
+            fence = Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
+            async with self._database.transaction() as connection:
+                await release(connection, fence, "its worker had hung up")
+        self._settle(waiter, lease)
 
     async def _repeat(self, call: LeaseCall, claim: Claim) -> Lease:
         """The same request again gets the same lease again: its answer was lost."""

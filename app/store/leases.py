@@ -130,7 +130,7 @@ WITH asked AS MATERIALIZED (
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
 SELECT asked.worker_state, asked.holds_another, asked.is_repeat, leased.*
-FROM asked LEFT JOIN leased USING (turn) ORDER BY turn
+FROM asked LEFT JOIN leased USING (turn) ORDER BY asked.turn
 """
 
 _HELD = f"""

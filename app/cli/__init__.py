@@ -1,0 +1,9 @@
+"""The entrance of people: `convener`."""
+
+
+def main() -> None:
+    """Run the command line; ends with one of the exit codes that `convener --help` lists."""
+    # Imported here, so that a part of this package can be imported without all of it.
+    from app.cli.commands import build
+
+    build()()

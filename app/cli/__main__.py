@@ -1,0 +1,5 @@
+"""`python -m app.cli` is `convener`."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""Speaks HTTP with the service; problems, outages and refused keys become failures that say what to do."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from app.cli.access import OPERATOR_KEY, Access, find_access, is_loopback
+from app.cli.failures import ExitCode, Failure
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="CONVENER_URL", help="address of the service; that of `convener up` by default"),
+]
+Json = dict[str, Any]
+
+PAGE = 500
+_TIMEOUT_SECONDS = 30.0
+_TRIES = 4
+_LONGEST_PAUSE_SECONDS = 10.0
+_HINTS = {
+    "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
+    "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
+    "task_not_found": "`convener tasks ls` lists the tasks; old ones are pruned",
+    "worker_not_found": "`convener workers ls` lists the workers",
+    "key_not_found": "`convener key ls` lists the keys",
+    "not_found": "the service knows no such address; it may be of another version than this program",
+    "task_conflict": "choose another id, or send the very same body again",
+    "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
+    "worker_gone": "the worker is over already; `convener workers ls` lists the living ones",
+    "payload_too_large": "send less, or raise CONVENER_MAX_PAYLOAD_BYTES of the service",
+    "body_too_large": "send less at once, or raise CONVENER_MAX_BODY_BYTES of the service",
+    "database_unavailable": "try again in a moment; `convener db status` looks at the database itself",
+    "shutting_down": "try again when the service is back",
+    "internal_error": "the log of the service has the details",
+}
+_CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
+
+
+class Unreachable(Failure):
+    """Nobody answers at the address, or not to the end."""
+
+    def __init__(self, url: str, error: httpx.HTTPError) -> None:
+        super().__init__(
+            f"cannot reach the service at {url} ({str(error) or type(error).__name__})",
+            ExitCode.UNREACHABLE,
+            hint="start it with `convener up`, or give its address with --url or CONVENER_URL",
+        )
+
+
+class Refusal(Failure):
+    """The service answered with a problem."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status = status
+        code, title = str(problem.get("code", "")), str(problem.get("title", "the request failed"))
+        fields = [f"{field.get('path')}: {field.get('message')}" for field in problem.get("errors") or []]
+        detail = str(problem.get("detail") or "")
+        said = fields or ([detail] if detail not in ("", title) else [])
+        super().__init__(
+            f"{title} ({status} {code})",
+            _CODES.get(status, ExitCode.REFUSED),
+            details=said,
+            hint=_HINTS.get(code, "correct the values named above" if status == 422 else None),
+        )
+
+
+class Client:
+    """One service, one key. `now` is the time by the clock of the service, from its last answer."""
+
+    def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = access.url
+        self.now = datetime.now(UTC)
+        self._http = httpx.Client(
+            base_url=access.url,
+            headers={"Authorization": f"Bearer {access.key}", "Accept": "application/json"},
+            timeout=_TIMEOUT_SECONDS,
+            transport=transport,
+            # A proxy of the surroundings has no business between two processes of one machine.
+            trust_env=not is_loopback(access.url),
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, *, wait_seconds: float = 0, **parameters: Any) -> Json:
+        """Read; parameters that are None are left out."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        if wait_seconds:
+            given["wait_seconds"] = wait_seconds
+        return self._json("GET", path, params=given, timeout=_TIMEOUT_SECONDS + wait_seconds)
+
+    def post(self, path: str, body: Json | bytes) -> Json:
+        """Write; every call that this program makes may be repeated, so it is when the service is busy."""
+        content = {"content": body, "headers": {"Content-Type": "application/json"}}
+        return self._json("POST", path, **(content if isinstance(body, bytes) else {"json": body}))
+
+    def delete(self, path: str) -> None:
+        """Delete."""
+        self._send("DELETE", path)
+
+    def pages(
+        self, path: str, most: int | None, seen: Callable[[int], object] = lambda _: None, **parameters: Any
+    ) -> tuple[list[Json], str | None]:
+        """Up to `most` items (all when None) from as many pages as it takes, and the cursor of what follows.
+
+        `seen` is told after each page how many items there are.
+        """
+        items: list[Json] = []
+        after: str | None = parameters.pop("after", None)
+        while most is None or len(items) < most:
+            limit = PAGE if most is None else min(PAGE, most - len(items))
+            page = self.get(path, limit=limit, after=after, **parameters)
+            items += page["items"]
+            after = page["next"]
+            seen(len(items))
+            if after is None:
+                break
+        return items, after
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        response = self._send(method, path, **request)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise _stranger(response)
+        return answer
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        response = self._patiently(method, path, **request)
+        with suppress(ValueError):
+            self.now = parsedate_to_datetime(response.headers.get("date", ""))
+        if not response.is_success:
+            raise _refusal(response)
+        return response
+
+    def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Wait and repeat as the service asks to, a few times."""
+        for left in reversed(range(_TRIES)):
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.HTTPError as error:
+                raise Unreachable(self.url, error) from error
+            if response.status_code not in (429, 503) or not left:
+                break
+            time.sleep(_retry_after(response))
+        return response
+
+
+def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
+    """A client for the service that option, environment or state directory name. Raises Failure without a key."""
+    return Client(find_access(url, key_files))
+
+
+def _refusal(response: httpx.Response) -> Failure:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    return (
+        Refusal(response.status_code, problem)
+        if isinstance(problem, dict) and "code" in problem
+        else _stranger(response)
+    )
+
+
+def _stranger(response: httpx.Response) -> Failure:
+    return Failure(
+        f"{response.url} answers, but not like Convener ({response.status_code})",
+        ExitCode.REFUSED,
+        hint="check --url and CONVENER_URL; a proxy or another program may stand there",
+    )
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        seconds = float(response.headers.get("retry-after", 1))
+    except ValueError:
+        seconds = 1.0
+    return min(max(seconds, 0.1), _LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,67 @@
+"""All commands of `convener`, put together."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from app.cli import db, keys, openapi, serve, status, tasks, workers
+from app.cli.failures import MEANINGS, Commands
+
+# Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
+_HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
+_EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
+_START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the service"
+
+
+class _AllCommands(Commands):
+    """`up` and `demo` first, then the rest."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*_HEAVY, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _HEAVY:
+            return super().get_command(ctx, cmd_name)
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name, rich_help_panel=_START)(getattr(import_module(_HEAVY[cmd_name]), cmd_name))
+        return get_command(alone)
+
+
+def build() -> typer.Typer:
+    """The command line."""
+    app = typer.Typer(
+        name="convener",
+        cls=_AllCommands,
+        help="The deployment control plane of an AI co-scientist. New here? `convener demo`, then `convener up`.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_show_locals=False,
+    )
+    app.callback()(_options)
+    app.command("status", epilog=status.EPILOG, rich_help_panel=_STEER)(status.status)
+    app.add_typer(tasks.app, name="tasks", rich_help_panel=_STEER)
+    app.add_typer(workers.app, name="workers", rich_help_panel=_STEER)
+    app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
+    app.add_typer(keys.app, name="keys", hidden=True)
+    app.command("api", epilog=serve.API_EPILOG, rich_help_panel=_PROGRAMS)(serve.api)
+    app.command("loops", epilog=serve.LOOPS_EPILOG, rich_help_panel=_PROGRAMS)(serve.loops)
+    app.command("worker", context_settings=serve.PASS_THROUGH, rich_help_panel=_PROGRAMS)(serve.worker)
+    app.add_typer(db.app, name="db", rich_help_panel=_PROGRAMS)
+    app.command("openapi", epilog=openapi.EPILOG, rich_help_panel=_PROGRAMS)(openapi.openapi)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"convener {version('convener')}")
+        raise typer.Exit
+
+
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+) -> None:
+    pass

@@ -1,0 +1,60 @@
+"""Work on the database itself, for commands that need no running service: the first key, and migrations."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from app.cli.access import settings
+from app.cli.failures import ExitCode, Failure
+from app.domain.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
+
+if TYPE_CHECKING:
+    from app.store.database import Database
+
+T = TypeVar("T")
+
+
+def database_url() -> str:
+    """The address from the environment. Raises Failure that says how to come by one."""
+    url = settings().database_url
+    if url is None:
+        raise Failure(
+            "CONVENER_DATABASE_URL is not set",
+            ExitCode.USAGE,
+            hint="set it to your PostgreSQL 15 or newer, like postgresql://user@host/convener; "
+            "or run `convener up`, which brings its own",
+        )
+    return url
+
+
+def on_database(work: "Callable[[Database], Awaitable[T]]") -> T:
+    """The outcome of `work` on the database. Raises Failure when it cannot be reached, or refuses."""
+    return asyncio.run(_on(database_url(), work))
+
+
+async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
+    # Imported here because it takes longer than everything that other commands do.
+    import asyncpg
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.store.database import Database, in_domain_words
+
+    database = Database(url)
+    try:
+        return await work(database)
+    except KeyNotFound as error:
+        raise Failure(error.detail, ExitCode.NOT_FOUND, hint="`convener key ls` lists the keys") from None
+    except (ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        raise _failure(error if isinstance(error, ConvenerError) else in_domain_words(error), error) from error
+    finally:
+        await database.close()
+
+
+def _failure(meaning: Exception, error: Exception) -> Failure:
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
+    said = str(cause).strip().splitlines() or [type(cause).__name__]
+    if isinstance(meaning, DatabaseUnavailable):
+        hint = "is it running, and is CONVENER_DATABASE_URL its address?"
+        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=said[:1], hint=hint)
+    hint = "`convener db status` tells whether its schema is the one that this version needs"
+    return Failure("the database refused", ExitCode.REFUSED, details=said[:1], hint=hint)

@@ -1,0 +1,55 @@
+"""`convener db`: the schema of the database."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from app.cli import output
+from app.cli.databases import on_database
+from app.cli.failures import ExitCode, Failure
+from app.cli.output import Format, Output
+
+app = typer.Typer(help="Bring the schema of the database (CONVENER_DATABASE_URL) up to date.", no_args_is_help=True)
+
+
+@app.command(epilog=output.examples("convener db migrate", "convener db migrate --to head"))
+def migrate(
+    to: Annotated[str, typer.Option(metavar="REVISION", help="the revision to go up to")] = "head",
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Bring the schema up to date. Safe to repeat, and safe to run from several hosts at once."""
+    from alembic.util import CommandError
+
+    from app.store import schema
+
+    try:
+        before, after = on_database(lambda database: schema.migrate(database.engine, to))
+    except CommandError as error:
+        hint = "leave --to out, to go up to the newest revision"
+        raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=hint) from None
+    if fmt is Format.JSON:
+        output.write_json({"before": before, "after": after})
+    elif before == after:
+        output.show(Text(f"nothing to do: the schema is at {after}"))
+    else:
+        output.show(Text(f"migrated from {before or 'an empty database'} to {after}"))
+
+
+@app.command(epilog=output.examples("convener db status", "convener db status -o json"))
+def status(fmt: Output = Format.TABLE) -> None:
+    """Show which revision the schema is at, and which one this version needs."""
+    from app.store import schema
+
+    found = on_database(lambda database: schema.revision(database.engine))
+    expected = schema.head()
+    if fmt is Format.JSON:
+        output.write_json({"revision": found, "expected": expected, "current": found == expected})
+        return
+    verdict = Text("up to date", "green") if found == expected else Text("run `convener db migrate`", "yellow")
+    facts: list[tuple[str, str | Text]] = [
+        ("Schema", found or "none: the database is empty"),
+        ("Needed", expected or "none"),
+        ("Verdict", verdict),
+    ]
+    output.show(output.details(facts))

@@ -1,0 +1,184 @@
+"""`convener demo`: a research goal from submission to report, on leased workers."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import httpx
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.stack import Stack, StackError, running
+from app.cli.up import stop_signal
+from app.domain.access import Role
+from app.embedded.errors import EmbeddedError
+from app.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from examples.kepler.progress import Progress
+    from examples.kepler.report import Report
+
+console = Console(highlight=False)
+_AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
+_NEWS = 4
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="decides every random choice; 1619 is the year of the law")] = 1619,
+    workers: Annotated[int, typer.Option(help="workers in the pool", min=1, max=64)] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="leave everything running afterwards, until Ctrl-C")] = False,
+    rounds: Annotated[int | None, typer.Option(help="think for at most this many rounds", min=1, max=1000)] = None,
+    port: Annotated[int, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = 0,
+    state: Annotated[Path | None, typer.Option(help="directory for the database, keys and logs")] = None,
+) -> None:
+    """Rediscover Kepler's third law from published planetary data.
+
+    Starts PostgreSQL, the API, the loops and a pool on this machine, submits a research goal through the API, and
+    prints what came of it. Exits with 0 when the law was found, with 1 when it was not.
+
+    Kill whatever you like meanwhile: the run goes on.
+
+    Examples:
+
+      convener demo
+
+      convener demo --seed 7 --workers 2 --keep
+    """
+    try:
+        settings = Settings.from_environment()
+        home = state or settings.state_directory / "demo"
+        chosen = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
+        settings = settings.model_copy(update={**chosen, "worker_handlers": "examples.kepler.handlers"})
+        found = asyncio.run(_run(settings, seed=seed, rounds=rounds, keep=keep))
+    except (StackError, EmbeddedError, SettingsError) as error:
+        Console(stderr=True).print(f"[bold red]convener demo:[/] {error}")
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if found else 1)
+
+
+async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool) -> bool:
+    stop, began = stop_signal(), datetime.now(UTC)
+    async with running(settings, lambda line: console.print(f"[dim]{line}[/]"), log_files=True) as stack:
+        console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
+        research = asyncio.create_task(_research(stack, seed, rounds))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not research.done():
+            console.print("[yellow]stopped before the goal was finished[/]")
+            return False
+        report = research.result()
+        console.print(await _closing(stack, report, began))
+        if keep:
+            console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it[/]")
+            await stop.wait()
+        return report.law_found
+
+
+async def _research(stack: Stack, seed: int, rounds: int | None) -> "Report":
+    from examples.kepler.stopping import Limits
+    from examples.kepler.supervisor import run
+
+    goal = f"kepler-{seed}-{time.strftime('%Y%m%dT%H%M%S')}"
+    limits = Limits(max_rounds=rounds) if rounds else Limits()
+    board = _Board(goal)
+    with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
+        return await asyncio.to_thread(
+            run,
+            base_url=stack.url,
+            key=stack.keys[Role.SUPERVISOR],
+            goal_id=goal,
+            seed=seed,
+            limits=limits,
+            observer=board.update,
+        )
+
+
+class _Board:
+    """What is shown while the goal is pursued."""
+
+    def __init__(self, goal: str) -> None:
+        self._goal = goal
+        self._progress: Progress | None = None
+        self._news: list[str] = []
+        self._began = time.monotonic()
+
+    def update(self, progress: "Progress") -> None:
+        """Called by the supervisor's thread; assignments are all it does."""
+        self._progress = progress
+        if progress.news:
+            self._news = [*self._news, progress.news][-_NEWS:]
+            if not console.is_terminal:
+                console.print(progress.news)
+
+    def render(self) -> Panel:
+        """The board as it is now."""
+        seconds = time.monotonic() - self._began
+        title = f"{self._goal}  {seconds:.0f} s"
+        progress = self._progress
+        if progress is None:
+            return Panel("waiting for the first results", title=title)
+        best = "none yet"
+        if progress.best_formula is not None:
+            best = progress.best_formula
+        return Panel(
+            Group(
+                Text(f"round {progress.round}: {progress.phase}"),
+                _bars(progress),
+                Text(f"best so far  {best}", style="bold"),
+                Text(_quality(progress)),
+                Text("\n".join(self._news), style="dim"),
+            ),
+            title=title,
+        )
+
+
+def _bars(progress: "Progress") -> Table:
+    table = Table.grid(padding=(0, 2))
+    for agent in _AGENTS:
+        done, submitted = progress.done.get(agent, 0), progress.submitted.get(agent, 0)
+        filled = round(30 * done / submitted) if submitted else 0
+        bar = Text("█" * filled, style="green") + Text("░" * (30 - filled), style="dim")
+        table.add_row(agent, bar, f"{done}/{submitted}")
+    return table
+
+
+def _quality(progress: "Progress") -> str:
+    if progress.best_error is None or progress.best_elo is None:
+        return ""
+    compute = f"{progress.compute_seconds:.1f} s of compute"
+    return f"off by {100 * progress.best_error:.3g} % on held-out planets, Elo {progress.best_elo:.0f}, {compute}"
+
+
+async def _closing(stack: Stack, report: "Report", since: datetime) -> Group:
+    """The report, and what happened to the pool meanwhile."""
+    from examples.kepler.report import text
+
+    style = "green" if report.law_found else "yellow"
+    parts = [Panel(Text(text(report)), title="Report", border_style=style)]
+    lines = [f"{name}: died and was started again {count} x" for name, count in stack.restarts().items()]
+    lines += await _replacements(stack, since)
+    if lines:
+        parts.append(Panel("\n".join(lines), title="What died meanwhile, and came back", border_style="yellow"))
+    return Group(*parts, Text(f"API {stack.url}"))
+
+
+async def _replacements(stack: Stack, since: datetime) -> list[str]:
+    async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
+        key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
+        answer = await client.get("/replacements", params={"limit": 10}, headers=key)
+    items = answer.json().get("items", []) if answer.is_success else []
+    return [_replacement(item) for item in reversed(items) if datetime.fromisoformat(item["detected_at"]) > since]
+
+
+def _replacement(item: dict[str, str | None]) -> str:
+    lost = f"{item['worker_name']}: {item['cause']}"
+    if not item["detected_at"] or not item["registered_at"]:
+        return f"{lost}; its replacement has not registered yet"
+    took = datetime.fromisoformat(item["registered_at"]) - datetime.fromisoformat(item["detected_at"])
+    return f"{lost}; replaced in {took.total_seconds():.1f} s"

@@ -1,0 +1,195 @@
+"""Everything on one machine: a database, keys, the API, the loops and a pool, put together and brought up in order."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from app.cli.supervisor import Program, Supervisor, end_leftovers
+from app.domain.access import Role
+from app.embedded.binaries import find_binaries
+from app.embedded.cluster import Cluster
+from app.embedded.hold import hold
+from app.embedded.server import Server
+from app.operations.access import Keyring, create_key
+from app.settings import Settings
+from app.store import schema
+from app.store.database import Database
+
+log = logging.getLogger(__name__)
+_READY_SECONDS = 30.0
+# Which keys a machine of one's own needs, and the files that keep them.
+_KEYS: Mapping[Role, str] = {
+    Role.OPERATOR: "operator.key",
+    Role.ADMIN: "admin.key",
+    Role.WORKER: "pool.key",
+    Role.SUPERVISOR: "supervisor.key",
+}
+Say = Callable[[str], None]
+
+
+class StackError(Exception):
+    """The machine cannot be brought up; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """A running Convener."""
+
+    url: str
+    database_url: str
+    keys: Mapping[Role, str]
+    new_keys: frozenset[Role]
+    supervisor: Supervisor
+
+    def restarts(self) -> dict[str, int]:
+        """What died and was started again, and how often."""
+        return {name: count for name, count in self.supervisor.restarts().items() if count}
+
+
+@asynccontextmanager
+async def running(settings: Settings, say: Say, *, log_files: bool) -> AsyncIterator[Stack]:
+    """Bring everything up, and down again in order. Raises StackError, EmbeddedError."""
+    state = settings.state_directory
+    async with AsyncExitStack() as cleanup:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cleanup.enter_context(hold(state))
+        if left := end_leftovers(state / "children.json"):
+            say(f"ended {left} processes that an earlier run left behind")
+        server = None if settings.database_url else await _start_server(settings, say, cleanup)
+        url = server.url if server else str(settings.database_url)
+        keys, fresh = await _prepare(url, state, say)
+        port = _free_port(settings)
+        environment = _environment(settings, url, port, keys)
+        programs = _programs(settings, environment, state / "logs" if log_files else None)
+        supervisor = Supervisor(server, programs, state / "children.json")
+        cleanup.push_async_callback(supervisor.stop)
+        await supervisor.start_programs()
+        address = f"http://{settings.host}:{port}"
+        await _until_ready(address, programs)
+        _write(state / "url", address)
+        yield Stack(url=address, database_url=url, keys=keys, new_keys=frozenset(fresh), supervisor=supervisor)
+
+
+async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -> Server:
+    binaries = find_binaries(str(settings.postgres_bin) if settings.postgres_bin else None)
+    cluster = Cluster(directory=settings.state_directory / "postgres", binaries=binaries)
+    cleanup.enter_context(cluster.acquire())
+    if not cluster.initialised:
+        say(f"making a PostgreSQL {binaries.version} cluster in {cluster.directory}")
+    cluster.initialise()
+    server = Server(cluster=cluster)
+    cleanup.push_async_callback(server.stop)
+    await server.start()
+    return server
+
+
+async def _prepare(url: str, state: Path, say: Say) -> tuple[dict[Role, str], set[Role]]:
+    """Migrate, and make the keys that are missing; returns all keys and which are new."""
+    database = Database(url)
+    try:
+        before, after = await schema.migrate(database.engine)
+        if before != after:
+            say(f"migrated the database from {before or 'nothing'} to {after}")
+        return await _keys(database, state)
+    finally:
+        await database.close()
+
+
+async def _keys(database: Database, state: Path) -> tuple[dict[Role, str], set[Role]]:
+    keys: dict[Role, str] = {}
+    fresh: set[Role] = set()
+    keyring = Keyring(database)
+    for role, name in _KEYS.items():
+        file = state / name
+        text = file.read_text().strip() if file.exists() else ""
+        if not text or not await _is_known(keyring, text):
+            async with database.transaction() as connection:
+                _, text = await create_key(connection, role, f"{role} of this machine")
+            _write(file, text)
+            fresh.add(role)
+        keys[role] = text
+    return keys, fresh
+
+
+async def _is_known(keyring: Keyring, text: str) -> bool:
+    try:
+        await keyring.recognise(text)
+    except Exception:
+        return False
+    return True
+
+
+def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, str]) -> dict[str, str]:
+    given = {
+        "CONVENER_DATABASE_URL": url,
+        "CONVENER_PORT": str(port),
+        "CONVENER_STATE_DIRECTORY": str(settings.state_directory),
+        "CONVENER_POOL_SIZE": str(settings.pool_size),
+        "CONVENER_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
+        "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
+        "CONVENER_POOL_KEY": keys[Role.WORKER],
+    }
+    return {**os.environ, **given}
+
+
+def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | None) -> list[Program]:
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+    api = Program(
+        name="api",
+        module="app.main",
+        environment=environment,
+        stop_seconds=8,
+        output=logs / "api.log" if logs else None,
+    )
+    loops = Program(
+        name="loops",
+        module="app.background",
+        environment=environment,
+        stop_seconds=settings.stop_grace_seconds + 10,
+        output=logs / "loops.log" if logs else None,
+    )
+    return [api, loops]
+
+
+async def _until_ready(address: str, programs: list[Program]) -> None:
+    end = asyncio.get_running_loop().time() + _READY_SECONDS
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while asyncio.get_running_loop().time() < end:
+            try:
+                if (await client.get(f"{address}/readyz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+    restarts = ", ".join(f"{program.name}: {program.restarts}" for program in programs)
+    raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
+
+
+def _free_port(settings: Settings) -> int:
+    """The port of the settings, which must be free; any free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StackError(
+                f"port {settings.port} on {settings.host} is taken ({error.strerror}); "
+                "stop whoever uses it, or choose another with --port"
+            ) from None
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _write(file: Path, text: str) -> None:
+    """Readable by the owner only, from the first byte on."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(f"{text}\n")

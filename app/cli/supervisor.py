@@ -1,0 +1,185 @@
+"""A small supervisor: PostgreSQL, the API and the loops as children that are restarted when they die.
+
+The children end with this process, however it ends: the kernel tells them where it can, and whatever is left over is
+found by its record at the next start.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from app.embedded import launch
+from app.embedded.server import Server
+
+log = logging.getLogger(__name__)
+_CALM_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Program:
+    """A Python module that runs as a child; `stop_seconds` is its time to end in order."""
+
+    name: str
+    module: str
+    environment: Mapping[str, str]
+    stop_seconds: float
+    output: Path | None = None
+    restarts: int = 0
+    _process: asyncio.subprocess.Process | None = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The pid while it runs."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process else None
+
+    async def start(self) -> None:
+        """Start it, bound to the life of this process."""
+        wrapper = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), launch.SAME, os.getcwd()]
+        output = self.output.open("ab") if self.output else None
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *wrapper,
+                sys.executable,
+                "-m",
+                self.module,
+                env=dict(self.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        finally:
+            if output is not None:
+                output.close()
+
+    async def wait(self) -> int:
+        """Until it ends; its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Ask it to end, insist after its time."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), self.stop_seconds)
+        except TimeoutError:
+            log.warning("%s did not stop within %.0f s; killing it", self.name, self.stop_seconds)
+            self._process.kill()
+            await self._process.wait()
+
+
+class Supervisor:
+    """Keeps the children running until `stop`. Programs start in the given order and stop in reverse."""
+
+    def __init__(self, server: Server | None, programs: list[Program], record: Path) -> None:
+        self._server = server
+        self._programs = programs
+        self._record = record
+        self._keepers: list[asyncio.Task[None]] = []
+        self._server_restarts = 0
+
+    async def start_programs(self) -> None:
+        """Start all programs and begin to watch everything."""
+        for program in self._programs:
+            await program.start()
+        self._write_record()
+        self._keepers = [asyncio.create_task(self._keep(program)) for program in self._programs]
+        if self._server is not None:
+            self._keepers.append(asyncio.create_task(self._keep_server(self._server)))
+
+    async def stop(self) -> None:
+        """End the programs in order, and PostgreSQL last."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for program in reversed(self._programs):
+            await program.stop()
+        if self._server is not None:
+            await self._server.stop()
+        self._record.unlink(missing_ok=True)
+
+    def restarts(self) -> dict[str, int]:
+        """How often each child was started again."""
+        return {program.name: program.restarts for program in self._programs} | {"postgres": self._server_restarts}
+
+    async def _keep(self, program: Program) -> None:
+        pause = 0.1
+        while True:
+            started = asyncio.get_running_loop().time()
+            code = await program.wait()
+            if asyncio.get_running_loop().time() - started > _CALM_SECONDS:
+                pause = 0.1
+            log.warning("%s %s; starting it again in %.1f s", program.name, _ending(code), pause)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+            try:
+                await program.start()
+            except OSError:
+                log.exception("%s could not be started, trying again", program.name)
+            program.restarts += 1
+            self._write_record()
+
+    async def _keep_server(self, server: Server) -> None:
+        while True:
+            url = server.url
+            code = await server.wait()
+            log.warning("PostgreSQL %s; starting it again", _ending(code))
+            try:
+                await server.start()
+            except Exception:
+                log.exception("PostgreSQL could not be started, trying again")
+            if server.url != url:
+                log.error("PostgreSQL came back at another address; stop Convener and start it again")
+            self._server_restarts += 1
+            await asyncio.sleep(0.1)
+
+    def _write_record(self) -> None:
+        pids = [program.pid for program in self._programs if program.pid is not None]
+        known = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
+        self._record.write_text(json.dumps(known))
+
+
+def end_leftovers(record: Path, seconds: float = 3.0) -> int:
+    """End the children of a supervisor that was killed; returns how many were still there."""
+    try:
+        known = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+    left = [process for entry in known if (process := _same_process(entry["pid"], entry["created"]))]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(left, timeout=seconds)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=seconds)
+    record.unlink(missing_ok=True)
+    return len(left)
+
+
+def _same_process(pid: int, created: float) -> psutil.Process | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created) < 0.05:
+            return process
+    return None
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}"

@@ -1,0 +1,76 @@
+"""`convener up`: everything on this machine, until you stop it."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+
+from app.cli.stack import Stack, StackError, running
+from app.domain.access import Role
+from app.embedded.errors import EmbeddedError
+from app.settings import Settings, SettingsError
+
+console = Console(stderr=True, highlight=False)
+
+
+def up(
+    workers: Annotated[int | None, typer.Option(help="workers that the pool keeps running", min=0, max=1000)] = None,
+    handlers: Annotated[
+        str | None, typer.Option(help="module whose HANDLERS the workers run; echo agents when absent")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = None,
+    state: Annotated[Path | None, typer.Option(help="directory for the database, keys and logs")] = None,
+) -> None:
+    """Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.
+
+    A second start goes on where the first was. With CONVENER_DATABASE_URL your own PostgreSQL is used.
+
+    Examples:
+
+      convener up
+
+      convener up --workers 8 --handlers my_agents
+    """
+    chosen = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
+    try:
+        settings = Settings.from_environment()
+        settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+        asyncio.run(_run(settings))
+    except (StackError, EmbeddedError, SettingsError) as error:
+        console.print(f"[bold red]convener up:[/] {error}")
+        raise typer.Exit(1) from None
+
+
+async def _run(settings: Settings) -> None:
+    stop = stop_signal()
+    async with running(settings, lambda line: console.print(f"[dim]{line}[/]"), log_files=False) as stack:
+        console.print(_welcome(stack, settings))
+        await stop.wait()
+        console.print("[dim]stopping: workers first, then the API, then PostgreSQL[/]")
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by SIGINT, SIGTERM or SIGHUP."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _welcome(stack: Stack, settings: Settings) -> Panel:
+    agents = settings.worker_handlers or "the echo agents (name your own with --handlers)"
+    lines = [
+        f"API       {stack.url}",
+        f"Swagger   {stack.url}/docs",
+        f"Workers   {settings.pool_size}, running {agents}",
+        f"State     {settings.state_directory}",
+    ]
+    if Role.OPERATOR in stack.new_keys:
+        lines += ["", "Operator's key, shown this once (kept in operator.key, readable by you alone):"]
+        lines += [stack.keys[Role.OPERATOR]]
+    lines += ["", "In another terminal: convener status"]
+    return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)

@@ -1,0 +1,39 @@
+"""How many tasks a second come in over HTTP, in batches."""
+
+import asyncio
+import time
+
+from app.domain.agents import AgentType
+from benchmarks.http_client import Connection, connect
+from benchmarks.surroundings import Surroundings
+
+BATCH = 500
+CLIENTS = 4
+_TASKS = [
+    {
+        "agent_type": agent.value,
+        "goal_id": "kepler",
+        "payload": {"topic": "planetary motion", "prompt": "Which law explains the periods of the planets?"},
+        "labels": {"source": "benchmark"},
+    }
+    for agent in AgentType
+]
+
+
+async def tasks_per_second(where: Surroundings, count: int) -> float:
+    """Submit `count` tasks, spread over all agent types; they stay as the backlog of what is measured next."""
+    batches = [BATCH] * (count // BATCH) + ([count % BATCH] if count % BATCH else [])
+    connections = [await connect(where.port, where.key) for _ in range(CLIENTS)]
+    started = time.perf_counter()
+    await asyncio.gather(*(_submit(connection, batches) for connection in connections))
+    seconds = time.perf_counter() - started
+    for connection in connections:
+        connection.close()
+    return count / seconds
+
+
+async def _submit(connection: Connection, batches: list[int]) -> None:
+    """Take from what is left, which all clients share."""
+    while batches:
+        size = batches.pop()
+        (await connection.post("/tasks/batch", {"tasks": [_TASKS[n % len(_TASKS)] for n in range(size)]})).json()

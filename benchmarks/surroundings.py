@@ -1,0 +1,121 @@
+"""What is measured: a PostgreSQL of its own with default durability, and the API as a process of its own."""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from app.domain.access import Role
+from app.embedded.accounts import SAME
+from app.embedded.binaries import Binaries, find_binaries
+from app.embedded.cluster import Cluster
+from app.embedded.configuration import choose_port
+from app.embedded.server import Server
+from app.operations.access import create_key
+from app.store import schema
+from app.store.database import Database
+from benchmarks.http_client import Connection, connect
+
+_SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings.from_environment())"
+_READY_WITHIN_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Where the service is, a key for it, and the processes that work for it."""
+
+    binaries: Binaries
+    database_url: str
+    port: int
+    key: str
+    api: psutil.Process
+    postmaster: psutil.Process
+
+
+@asynccontextmanager
+async def surroundings() -> AsyncIterator[Surroundings]:
+    """Everything fresh, and gone at the end. Call it from the main thread: the processes live no longer than that."""
+    with _directory() as directory:
+        async with _postgres(directory / "server") as server:
+            key, port = await _prepare(server.url), choose_port(None)
+            async with _api(server.url, port) as api:
+                await _until_ready(port, key)
+                yield Surroundings(
+                    binaries=server.cluster.binaries,
+                    database_url=server.url,
+                    port=port,
+                    key=key,
+                    api=psutil.Process(api.pid),
+                    postmaster=psutil.Process(server.pid),
+                )
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="convener-bench-", ignore_cleanup_errors=True) as name:
+        # Where this runs as root, PostgreSQL may have to run as another user, who must be able to come in.
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@asynccontextmanager
+async def _postgres(directory: Path) -> AsyncIterator[Server]:
+    server = Server(cluster=Cluster(directory=directory, binaries=find_binaries()))
+    with server.cluster.acquire():
+        server.cluster.initialise()
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.stop()
+
+
+async def _prepare(url: str) -> str:
+    """Build the schema and make a key that may do everything except hold leases."""
+    database = Database(url)
+    try:
+        await schema.migrate(database.engine)
+        async with database.transaction() as connection:
+            _, key = await create_key(connection, Role.ADMIN, "benchmark")
+        return key
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _api(database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = SAME.command(Path.cwd(), Path(sys.executable), "-c", _SERVE)
+    process = await asyncio.create_subprocess_exec(*command, env=_environment(database_url, port))
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+def _environment(database_url: str, port: int) -> Mapping[str, str]:
+    """Nothing from outside, so that every run measures the defaults."""
+    return {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), "PYTHONPATH": str(Path.cwd())}
+
+
+async def _until_ready(port: int, key: str) -> None:
+    async with asyncio.timeout(_READY_WITHIN_SECONDS):
+        # Another process cannot set an event of ours.
+        while not await _is_ready(port, key):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def _is_ready(port: int, key: str) -> bool:
+    try:
+        connection: Connection = await connect(port, key)
+        answer = await connection.get("/readyz")
+    except OSError:
+        return False
+    connection.close()
+    return answer.status == 200

@@ -1,0 +1,1 @@
+"""Research that runs on Convener: supervisors and agents that know only its HTTP contract."""

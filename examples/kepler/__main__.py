@@ -1,0 +1,54 @@
+"""Run the supervisor in plain text: python -m examples.kepler --url ... --key ... --seed ..."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from examples.kepler.client import Refused, Unreachable
+from examples.kepler.progress import Progress
+from examples.kepler.report import text
+from examples.kepler.stopping import Limits
+from examples.kepler.supervisor import DEFAULT_SEED, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the law was found, 1 when it was not, 2 when the service could not be used."""
+    options = _options(arguments)
+    try:
+        report = run(
+            base_url=options.url,
+            key=options.key,
+            goal_id=options.goal or f"kepler-{options.seed}",
+            seed=options.seed,
+            limits=Limits(max_rounds=options.rounds, time_limit_seconds=options.time_limit),
+            observer=_show,
+        )
+    except (Refused, Unreachable) as error:
+        print(f"The research could not go on. {error}", file=sys.stderr)
+        return 2
+    print(text(report))
+    print(report.summary)
+    return 0 if report.law_found else 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    limits = Limits()
+    parser = argparse.ArgumentParser(prog="python -m examples.kepler", description="Rediscover Kepler's third law.")
+    parser.add_argument("--url", default="http://127.0.0.1:8765", help="where Convener listens")
+    parser.add_argument("--key", default=os.environ.get("CONVENER_KEY", ""), help="a key; default: $CONVENER_KEY")
+    parser.add_argument("--goal", help="the goal's id; the same one again resumes (default: kepler-SEED)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--rounds", type=int, default=limits.max_rounds, help="at most this many")
+    parser.add_argument("--time-limit", type=float, default=limits.time_limit_seconds, help="seconds")
+    return parser.parse_args(arguments)
+
+
+def _show(progress: Progress) -> None:
+    if progress.news:
+        elo = f"{progress.best_elo:.0f}" if progress.best_elo else "-"
+        print(f"[{sum(progress.done.values()):4d} tasks, Elo {elo}] {progress.news}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

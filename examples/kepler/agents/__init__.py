@@ -1,0 +1,1 @@
+"""The six agents: one file, one handler each."""

@@ -1,0 +1,115 @@
+"""The supervisor's side of the HTTP contract; every call is repeated until the service answers."""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from random import Random
+from types import TracebackType
+from typing import NamedTuple, Self, TypeAlias
+
+import httpx
+
+from examples.kepler.task import Json
+
+Query: TypeAlias = dict[str, str | float]
+
+TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Unreachable(Exception):
+    """The service has not answered for longer than the supervisor is willing to wait."""
+
+
+class Refused(Exception):
+    """The service understood the request and said no."""
+
+
+class Page(NamedTuple):
+    """Events in order, and the cursor from which to read on."""
+
+    items: list[Json]
+    next: str
+
+
+class Convener:
+    """A client that outlives restarts of the service. All calls are safe to repeat: ids are chosen by the caller."""
+
+    def __init__(
+        self,
+        base_url: str,
+        key: str,
+        *,
+        give_up_seconds: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        waiting: Callable[[str, float], None] = lambda cause, seconds: None,
+    ) -> None:
+        """`waiting(cause, seconds)` is told of every pause before a call is repeated."""
+        headers = {"Authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=30.0, transport=transport)
+        self._give_up_seconds = give_up_seconds
+        self._sleep, self._waiting = sleep, waiting
+        self._jitter = Random()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+    def submit(self, tasks: Sequence[Json]) -> dict[str, str]:
+        """Submit all or none; the state of each task by its id."""
+        answer = self._call("POST", "/tasks/batch", json={"tasks": list(tasks)})
+        return {task["id"]: task["state"] for task in answer["tasks"]}
+
+    def task(self, task_id: str) -> Json:
+        return self._call("GET", f"/tasks/{task_id}")
+
+    def cancel(self, task_id: str, reason: str) -> None:
+        self._call("POST", f"/tasks/{task_id}/cancel", json={"reason": reason})
+
+    def events(self, goal_id: str, after: str | None, wait_seconds: float) -> Page:
+        """What happened to the tasks of a goal after the cursor, waiting for news if there is none yet."""
+        query: Query = {"goal_id": goal_id, "wait_seconds": wait_seconds}
+        if after is not None:
+            query["after"] = after
+        answer = self._call("GET", "/events", params=query)
+        return Page(answer["items"], answer["next"])
+
+    def _call(self, method: str, path: str, *, json: Json | None = None, params: Query | None = None) -> Json:
+        started = time.monotonic()
+        for attempt in count():
+            cause, at_least = "no connection", 0.0
+            try:
+                response = self._http.request(method, path, json=json, params=params)
+            except httpx.TransportError as error:
+                cause = f"no connection ({type(error).__name__})"
+            else:
+                if response.status_code not in TRY_AGAIN:
+                    return _content(response)
+                cause, at_least = f"HTTP {response.status_code}", _retry_after(response)
+            if time.monotonic() - started > self._give_up_seconds:
+                raise Unreachable(f"{method} {path}: {cause} for {self._give_up_seconds:.0f} s")
+            self._pause(cause, at_least, attempt)
+        raise AssertionError("count() does not end")
+
+    def _pause(self, cause: str, at_least: float, attempt: int) -> None:
+        """Full jitter: anything up to a bound that doubles, never less than the service asked for."""
+        bound = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10))
+        seconds = max(at_least, self._jitter.uniform(0.0, bound))
+        self._waiting(cause, seconds)
+        self._sleep(seconds)
+
+
+def _content(response: httpx.Response) -> Json:
+    if response.is_success:
+        content: Json = response.json()
+        return content
+    raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0.0

@@ -1,0 +1,107 @@
+"""Numbered tasks out, results back: each exactly once, whatever order they end in."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import NAMESPACE_URL, uuid5
+
+from examples.kepler.client import Convener, Refused
+from examples.kepler.task import Json
+
+FINISHED = frozenset({"completed", "failed", "cancelled"})
+LONGEST_WAIT_SECONDS = 10.0
+
+
+class TimeIsUp(Exception):
+    """The deadline passed while tasks were still out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A task to be done. Its number makes its id, so that a repeated submit cannot do it twice."""
+
+    number: int
+    agent_type: str
+    payload: Json
+    priority: str = "medium"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of an order; `result` is None for a task that failed for good."""
+
+    order: Order
+    result: Json | None
+    compute_seconds: float
+
+
+class Dispatch:
+    """Submits the orders of one goal and follows its events from a stored cursor."""
+
+    def __init__(self, service: Convener, *, goal_id: str, deadline: float) -> None:
+        """`deadline` is a time of `time.monotonic()`."""
+        self._service, self._goal_id, self._deadline = service, goal_id, deadline
+        self._out: dict[str, Order] = {}
+        self._ended: list[str] = []
+        self._cursor: str | None = None
+        self.submitted: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        if not orders:
+            return
+        tasks = {task_id(self._goal_id, order.number): order for order in orders}
+        states = self._service.submit([self._body(key, order) for key, order in tasks.items()])
+        self._out |= tasks
+        # A supervisor that starts again finds earlier answers waiting, perhaps older than the events that are kept.
+        self._ended += [key for key in tasks if states[key] in FINISHED]
+        self.submitted.update(order.agent_type for order in orders)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every result as it arrives, until nothing is out; more may be submitted meanwhile."""
+        while self._out:
+            while self._ended:
+                if order := self._out.pop(key := self._ended.pop(0), None):
+                    yield self._collected(key, order)
+            if self._out:
+                self._listen()
+
+    def cancel_all(self, reason: str) -> None:
+        """Leave nothing behind. A task that has just ended cannot be cancelled, and need not be."""
+        while self._out:
+            with suppress(Refused):
+                self._service.cancel(self._out.popitem()[0], reason)
+
+    def _listen(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0.0:
+            raise TimeIsUp(f"{len(self._out)} tasks are still out")
+        page = self._service.events(self._goal_id, self._cursor, min(left, LONGEST_WAIT_SECONDS))
+        self._cursor = page.next
+        ends = {f"task.{state}" for state in FINISHED}
+        self._ended += [event["task_id"] for event in page.items if event["kind"] in ends]
+
+    def _collected(self, key: str, order: Order) -> Outcome:
+        task = self._service.task(key)
+        self.done[order.agent_type] += 1
+        usage = task.get("usage") or {}
+        seconds = usage.get("cpu_seconds") or usage.get("wall_seconds") or 0.0
+        return Outcome(order=order, result=task["result"], compute_seconds=float(seconds))
+
+    def _body(self, key: str, order: Order) -> Json:
+        return {
+            "id": key,
+            "agent_type": order.agent_type,
+            "goal_id": self._goal_id,
+            "priority": order.priority,
+            "payload": order.payload,
+            "labels": {"example": "kepler", "number": str(order.number)},
+            "timeout_seconds": 60,
+            "retry": {"max_attempts": 5, "delays_seconds": [0.5, 1, 2]},
+        }
+
+
+def task_id(goal_id: str, number: int) -> str:
+    return str(uuid5(NAMESPACE_URL, f"{goal_id}/{number}"))

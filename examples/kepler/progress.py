@@ -1,0 +1,26 @@
+"""What a supervisor tells whoever watches it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from examples.kepler.report import Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A picture of a run; `news` says in words what has just happened, and is empty when only counts have changed."""
+
+    round: int
+    phase: str
+    submitted: Mapping[str, int]
+    done: Mapping[str, int]
+    best_formula: str | None
+    best_error: float | None
+    best_elo: float | None
+    points: tuple[Point, ...]
+    compute_seconds: float
+    news: str
+
+
+Observer: TypeAlias = Callable[[Progress], None]

@@ -1,0 +1,42 @@
+"""The supervisor: pursues one research goal over HTTP alone and reports what came of it."""
+
+import time
+from collections.abc import Callable
+
+import httpx
+
+from examples.kepler.client import Convener
+from examples.kepler.progress import Observer
+from examples.kepler.report import Report
+from examples.kepler.research import Research
+from examples.kepler.stopping import Limits
+
+# The year in which Kepler published his third law.
+DEFAULT_SEED = 1619
+
+
+def run(
+    *,
+    base_url: str,
+    key: str,
+    goal_id: str,
+    seed: int = DEFAULT_SEED,
+    limits: Limits | None = None,
+    observer: Observer = lambda progress: None,
+    transport: httpx.BaseTransport | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Report:
+    """Blocks until the goal is reached or thinking no longer pays. Unless time runs out, only the seed decides.
+
+    Started again with the same goal it takes up where it was: its tasks have the same ids, and so the same answers.
+    Raises Unreachable when the service stays away, Refused when the service does not accept a request.
+    """
+    research: Research | None = None
+
+    def waiting(cause: str, seconds: float) -> None:
+        if research:
+            research.tell(f"{cause}: trying again in {seconds:.1f} s")
+
+    with Convener(base_url, key, transport=transport, sleep=sleep, waiting=waiting) as service:
+        research = Research(service, goal_id=goal_id, seed=seed, limits=limits or Limits(), observer=observer)
+        return research.report(research.pursue())

@@ -1,0 +1,121 @@
+"""The composition fits the images, the settings and the worker's options, and opens nothing to the network."""
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from tests.docker.composition import COMPOSE, DIRECTORY, VariableMissing, load, services
+from tests.docker.images import DOCKERFILE, REPOSITORY, effective, stages
+
+WORKER_VARIABLES = {"CONVENER_URL", "CONVENER_KEY", "CONVENER_LAUNCH_TOKEN"}
+SERVICES = services()
+OURS = ("setup", "api", "loops", "worker")
+PUBLISHED = {"api", "prometheus"}
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+def test_without_a_password_the_file_says_what_to_do() -> None:
+    with pytest.raises(VariableMissing, match=r"put POSTGRES_PASSWORD=.* into docker/\.env"):
+        load({})
+
+
+def test_compose_itself_accepts_the_file() -> None:
+    program = shutil.which("docker-compose")
+    command = [program] if program else ["docker", "compose"]
+    if program is None and shutil.which("docker") is None:
+        pytest.skip("Compose is not installed")
+    given = {**os.environ, "POSTGRES_PASSWORD": "secret"}
+    verdict = subprocess.run([*command, "-f", COMPOSE, "config", "-q"], env=given, capture_output=True, text=True)
+    assert verdict.returncode == 0, verdict.stderr
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_build_names_a_target_that_exists(name: str) -> None:
+    service = SERVICES[name]
+    context = (DIRECTORY / service["build"]["context"]).resolve()
+    assert context == REPOSITORY
+    assert context / service["build"]["dockerfile"] == DOCKERFILE
+    assert service["build"]["target"] in stages()
+    assert service["image"] == f"convener-{service['build']['target']}"
+
+
+def test_what_is_not_built_here_has_a_version() -> None:
+    images = [service["image"] for service in SERVICES.values() if "build" not in service]
+    assert images
+    assert all(image.rpartition(":")[2][:1].strip("v") == "" or ":" in image for image in images)
+    assert not [image for image in images if ":" not in image or image.endswith(":latest")]
+
+
+def test_ports_are_open_to_this_host_only() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if service.get("ports")}
+    assert set(published) == PUBLISHED
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert published["api"] == [f"127.0.0.1:{Settings().port}:{effective('api', 'EXPOSE')}"]
+    assert not [name for name, service in SERVICES.items() if service.get("network_mode")]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "worker"])
+def test_variables_are_settings_with_values_that_can_be_used(name: str) -> None:
+    given = SERVICES[name].get("environment", {})
+    ours = {variable: value for variable, value in given.items() if variable.startswith("CONVENER_")}
+    assert {variable.removeprefix("CONVENER_").lower() for variable in ours} <= set(Settings.model_fields)
+    Settings.from_environment(ours)
+
+
+def test_the_loops_start_no_workers_of_their_own() -> None:
+    assert Settings.from_environment(SERVICES["loops"]["environment"]).pool_size == 0
+
+
+def test_workers_know_the_service_and_have_no_way_to_the_database() -> None:
+    worker = SERVICES["worker"]
+    assert set(worker["environment"]) <= WORKER_VARIABLES
+    assert worker["environment"]["CONVENER_URL"] == f"http://api:{Settings().port}"
+    assert not set(worker["networks"]) & set(SERVICES["postgres"]["networks"])
+    assert set(worker["networks"]) & set(SERVICES["api"]["networks"])
+    assert "container_name" not in worker, "it could not be scaled"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_we_run_has_no_privileges_and_an_init_that_reaps(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+
+
+def test_a_stopping_worker_is_given_more_time_than_it_gives_its_task() -> None:
+    words = SERVICES["worker"]["command"]
+    assert seconds(SERVICES["worker"]["stop_grace_period"]) >= float(words[words.index("--grace") + 1]) + 10
+
+
+def test_volumes_and_networks_are_declared_and_mounted_files_exist() -> None:
+    document = load({"POSTGRES_PASSWORD": "secret"})
+    for service in SERVICES.values():
+        assert set(service["networks"]) <= set(document["networks"])
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (DIRECTORY / source).exists() if source.startswith(".") else source in document["volumes"]
+
+
+def test_postgresql_18_keeps_its_data_in_the_volume() -> None:
+    """From 18 the image keeps a directory for each version below this one, and refuses `.../data`."""
+    assert SERVICES["postgres"]["volumes"] == ["database:/var/lib/postgresql"]
+
+
+def test_everybody_waits_for_somebody_who_can_become_what_is_waited_for() -> None:
+    for service in SERVICES.values():
+        waits: dict[str, dict[str, Any]] = service.get("depends_on", {})
+        for other, wait in waits.items():
+            checked = "healthcheck" in SERVICES[other] or (other == "api" and effective("api", "HEALTHCHECK"))
+            if wait["condition"] == "service_healthy":
+                assert checked
+            else:
+                assert wait["condition"] == "service_completed_successfully"
+                assert "restart" not in SERVICES[other]

@@ -1,0 +1,109 @@
+"""The task service in one process: enough of its HTTP contract for a supervisor, with the faults of a real network."""
+
+import json
+from random import Random
+from typing import Any
+
+import httpx
+
+from examples.kepler.handlers import HANDLERS
+
+Json = dict[str, Any]
+
+
+class InstantTask:
+    """What a worker would hand to an agent."""
+
+    def __init__(self, payload: Json) -> None:
+        self.payload = payload
+
+    def progress(self, percent: float, message: str) -> None:
+        pass
+
+
+class FakeConvener:
+    """Runs tasks in an order of its own choice; with `faults`, answers get lost, come twice, or are refused for now."""
+
+    def __init__(self, *, chaos_seed: int = 0, faults: float = 0.0) -> None:
+        self.rng, self.faults = Random(chaos_seed), faults
+        self.tasks: dict[str, Json] = {}
+        self.events: list[Json] = []
+        self.order_of_completion: list[int] = []
+        self.lost_answers = self.refusals = 0
+
+    @property
+    def transport(self) -> httpx.MockTransport:
+        return httpx.MockTransport(self.answer)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if self.rng.random() < self.faults:
+            self.refusals += 1
+            raise httpx.ConnectError("connection refused") if self.rng.random() < 0.5 else httpx.ReadError("reset")
+        if self.rng.random() < self.faults:
+            self.refusals += 1
+            return httpx.Response(503, headers={"Retry-After": "1"}, json={"code": "database_unavailable"})
+        response = self.route(request)
+        if self.rng.random() < self.faults:
+            self.lost_answers += 1
+            raise httpx.ReadTimeout("the answer was lost")
+        return response
+
+    def route(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"].startswith("Bearer ")
+        match request.method, request.url.path.strip("/").split("/"):
+            case "POST", ["tasks", "batch"]:
+                return httpx.Response(
+                    201, json={"tasks": [self.accept(t) for t in json.loads(request.content)["tasks"]]}
+                )
+            case "GET", ["tasks", task_id]:
+                return httpx.Response(200, json=self.tasks[task_id])
+            case "POST", ["tasks", task_id, "cancel"]:
+                return httpx.Response(200, json=self.cancel(task_id))
+            case "GET", ["events"]:
+                return self.news(request.url.params)
+            case _:
+                pass
+        return httpx.Response(404, json={"code": "not_found"})
+
+    def accept(self, task: Json) -> Json:
+        known = self.tasks.get(task["id"])
+        if known:
+            assert known["submitted"] == task, "one id, two different tasks"
+        else:
+            self.tasks[task["id"]] = task | {"submitted": task, "state": "pending", "result": None, "usage": None}
+        return {"id": task["id"], "state": self.tasks[task["id"]]["state"], "created": not known}
+
+    def cancel(self, task_id: str) -> Json:
+        self.tasks[task_id]["state"] = "cancelled"
+        self.note("task.cancelled", self.tasks[task_id])
+        return self.tasks[task_id]
+
+    def news(self, params: httpx.QueryParams) -> httpx.Response:
+        after = int(params.get("after", "0"))
+        if after == len(self.events):
+            self.work()
+        items = [event for event in self.events[after:] if event["goal_id"] == params["goal_id"]]
+        return httpx.Response(200, json={"items": items, "next": str(len(self.events))})
+
+    def work(self) -> None:
+        """Up to three waiting tasks, any three; with faults, a worker may die after its work and before its answer."""
+        waiting = [task for task in self.tasks.values() if task["state"] == "pending"]
+        for task in self.rng.sample(waiting, min(3, len(waiting))):
+            result = HANDLERS[task["agent_type"]](InstantTask(json.loads(json.dumps(task["payload"]))))
+            if self.rng.random() < self.faults:
+                self.note("task.expired", task)
+            else:
+                self.complete(task, result)
+
+    def complete(self, task: Json, result: Json) -> None:
+        number = int(task["labels"]["number"])
+        # JSONB gives keys back in an order of its own.
+        task["result"] = json.loads(json.dumps(result, sort_keys=True, allow_nan=False))
+        task["usage"] = {"wall_seconds": 0.2, "cpu_seconds": 0.1 + number % 7 / 100}
+        task["state"] = "completed"
+        self.order_of_completion.append(number)
+        self.note("task.completed", task)
+
+    def note(self, kind: str, task: Json) -> None:
+        cursor = str(len(self.events) + 1)
+        self.events.append({"cursor": cursor, "kind": kind, "task_id": task["id"], "goal_id": task["goal_id"]})

@@ -1,0 +1,185 @@
+"""The supervisor against a fake of the service: the same outcome whatever the network and the workers do."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from examples.kepler import __main__ as command
+from examples.kepler.client import Convener, Refused, Unreachable
+from examples.kepler.dispatch import Dispatch, Order, task_id
+from examples.kepler.progress import Progress
+from examples.kepler.report import Report
+from examples.kepler.stopping import Limits
+from examples.kepler.supervisor import run
+from tests.examples.fake_convener import FakeConvener
+
+LIMITS = Limits(time_limit_seconds=3600.0)
+
+
+def pursue(service: FakeConvener, *, seed: int = 1619, **options: Any) -> Report:
+    settings: dict[str, Any] = {"limits": LIMITS, "sleep": lambda seconds: None} | options
+    return run(
+        base_url="http://fake", key="cvn_x_y", goal_id="goal", seed=seed, transport=service.transport, **settings
+    )
+
+
+def outcome(report: Report) -> Report:
+    return dataclasses.replace(report, wall_seconds=0.0)
+
+
+def test_the_default_seed_finds_the_law() -> None:
+    report = pursue(FakeConvener())
+    assert report.law_found
+    assert report.formula.endswith("* a^1.500")
+    assert report.held_out_error < 0.01
+    assert report.test_error < 0.01
+    assert report.points[-1].best_error < report.points[0].best_error
+    assert report.points[-1].best_elo > report.points[0].best_elo
+    assert set(report.tasks) == {"generation", "reflection", "ranking", "evolution", "proximity", "meta_review"}
+
+
+def test_the_outcome_does_not_depend_on_order_or_faults() -> None:
+    calm, wild = FakeConvener(chaos_seed=1), FakeConvener(chaos_seed=2, faults=0.15)
+    assert outcome(pursue(calm)) == outcome(pursue(wild))
+    assert calm.order_of_completion != wild.order_of_completion
+    assert sorted(calm.order_of_completion) == sorted(wild.order_of_completion)
+    assert wild.refusals > 50
+    assert wild.lost_answers > 50
+
+
+def test_another_seed_takes_another_way() -> None:
+    assert outcome(pursue(FakeConvener(), seed=1)) != outcome(pursue(FakeConvener(), seed=2))
+
+
+def test_a_supervisor_that_starts_again_takes_up_where_it_was() -> None:
+    service = FakeConvener()
+    pursue(service, limits=dataclasses.replace(LIMITS, max_rounds=4))
+    before = len(service.tasks)
+    resumed = pursue(service)
+    assert outcome(resumed) == outcome(pursue(FakeConvener()))
+    assert len(service.order_of_completion) == len(service.tasks) > before
+
+
+def test_results_are_found_when_the_events_are_no_longer_kept() -> None:
+    service = FakeConvener()
+    first = pursue(service)
+    service.events.clear()
+    assert outcome(pursue(service)) == outcome(first)
+
+
+def test_the_observer_sees_every_task_end() -> None:
+    seen: list[Progress] = []
+    report = pursue(FakeConvener(), observer=seen.append)
+    assert seen[-1].done == report.tasks == seen[-1].submitted
+    assert [progress.round for progress in seen] == sorted(progress.round for progress in seen)
+    assert seen[-1].points == report.points
+    assert {progress.phase for progress in seen} == {"proposing", "merging", "ranking", "reviewing"}
+
+
+def test_the_observer_hears_of_an_absent_service() -> None:
+    news: list[str] = []
+    pursue(FakeConvener(chaos_seed=5, faults=0.1), observer=lambda progress: news.append(progress.news))
+    assert any("HTTP 503: trying again in 1.0 s" in text for text in news)
+    assert any("no connection (ConnectError)" in text for text in news)
+
+
+def test_time_runs_out_and_nothing_is_left_behind() -> None:
+    service = FakeConvener()
+    report = pursue(service, limits=dataclasses.replace(LIMITS, time_limit_seconds=0.0))
+    assert report.stopped_because == "time limit"
+    assert not report.law_found
+    assert report.rounds == 0
+    assert {task["state"] for task in service.tasks.values()} == {"cancelled"}
+
+
+class Failing(FakeConvener):
+    """Every reflection fails for good."""
+
+    def complete(self, task: dict[str, Any], result: dict[str, Any]) -> None:
+        super().complete(task, result)
+        if task["agent_type"] == "reflection":
+            task |= {"state": "failed", "result": None, "usage": None}
+            self.events[-1]["kind"] = "task.failed"
+
+
+def test_tasks_that_fail_for_good_are_counted_and_survived() -> None:
+    report = pursue(Failing(), limits=dataclasses.replace(LIMITS, max_rounds=2))
+    assert report.failed_tasks == report.tasks["reflection"] == 14
+    assert not report.law_found
+    assert report.stopped_because == "limit of 2 rounds"
+
+
+@pytest.mark.slow
+def test_the_law_is_found_from_almost_every_seed() -> None:
+    found = [pursue(FakeConvener(chaos_seed=seed), seed=seed).law_found for seed in range(1, 21)]
+    assert sum(found) >= 18
+
+
+def plain(service: FakeConvener, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(command, "run", partial(run, transport=service.transport, sleep=lambda seconds: None))
+    return command.main(["--key", "cvn_x_y", *arguments])
+
+
+def test_the_command_says_that_the_law_was_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plain(FakeConvener(), monkeypatch) == 0
+    assert "Law found: T = " in (output := capsys.readouterr().out)
+    assert "s compute" in output
+
+
+def test_the_command_is_honest_when_it_was_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plain(FakeConvener(), monkeypatch, "--rounds", "1") == 1
+    assert "Law not found (" in (output := capsys.readouterr().out)
+    assert "the best was: T = " in output
+    assert "limit of 1 rounds" in output
+
+
+def refusing(status: int, headers: dict[str, str] | None = None) -> httpx.MockTransport:
+    return httpx.MockTransport(lambda request: httpx.Response(status, headers=headers, json={"code": "no"}))
+
+
+def test_the_command_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "run", partial(run, transport=refusing(401)))
+    assert command.main(["--key", "wrong"]) == 2
+    assert "401" in capsys.readouterr().err
+
+
+def test_the_client_waits_as_long_as_it_is_asked_to() -> None:
+    pauses: list[float] = []
+    with (
+        Convener(
+            "http://fake", "k", give_up_seconds=0.05, transport=refusing(429, {"Retry-After": "7"}), sleep=pauses.append
+        ) as service,
+        pytest.raises(Unreachable, match="HTTP 429"),
+    ):
+        service.task("t")
+    assert pauses
+    assert min(pauses) >= 7.0
+
+
+def test_the_client_does_not_repeat_what_was_refused() -> None:
+    with Convener("http://fake", "k", transport=refusing(422)) as service, pytest.raises(Refused, match="422"):
+        service.submit([{"id": "1"}])
+
+
+def test_each_result_is_taken_once_though_it_is_announced_twice() -> None:
+    fake = FakeConvener()
+    with Convener("http://fake", "k", transport=fake.transport) as service:
+        dispatch = Dispatch(service, goal_id="goal", deadline=float("inf"))
+        payload = {"seed": "1", "count": 1, "guidance": {}}
+        dispatch.submit([Order(number=n, agent_type="generation", payload=payload) for n in range(3)])
+        fake.work()
+        fake.events += fake.events
+        assert sorted(outcome.order.number for outcome in dispatch.outcomes()) == [0, 1, 2]
+    assert dispatch.done == {"generation": 3}
+
+
+def test_ids_depend_on_goal_and_number_alone() -> None:
+    assert task_id("goal", 1) == task_id("goal", 1)
+    assert len({task_id(goal, number) for goal in ("g", "h") for number in range(50)}) == 100

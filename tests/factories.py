@@ -1,0 +1,132 @@
+"""Plain functions that make what tests need."""
+
+import hashlib
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+from app.domain.agents import AgentType
+from app.domain.leases import LeasePolicy
+from app.domain.tasks import Priority, RetryPolicy
+from app.domain.workers import WorkerId
+from app.operations import tasks, workers
+from app.operations.leases import Fence
+from app.operations.tasks import Submission
+from app.store import hot, leases
+from app.store import workers as worker_store
+from app.store.database import Database
+from app.store.duties import Turn
+from app.store.leases import Ask, Completion, Lease
+from app.store.workers import Beat, Registration
+
+
+def submission(**changes: Any) -> Submission:
+    """A task to submit; any field may be given."""
+    usual: dict[str, Any] = {
+        "id": None,
+        "agent_type": AgentType.GENERATION,
+        "goal_id": "goal",
+        "priority": Priority.MEDIUM,
+        "payload": json.dumps({"n": 1}),
+        "labels": "{}",
+        "timeout_seconds": 60.0,
+        "deadline": None,
+        "run_at": None,
+        "retry": RetryPolicy(delays_seconds=(0.0,)),
+        "trace_context": None,
+    }
+    return Submission(**(usual | changes))
+
+
+def registration(name: str | None = None, **changes: Any) -> Registration:
+    """What a worker says of itself."""
+    usual: dict[str, Any] = {
+        "name": name or f"worker-{uuid4().hex[:8]}",
+        "host": "test",
+        "pid": 1,
+        "capabilities": list(AgentType),
+        "labels": "{}",
+        "version": "0",
+        "memory_gb": 1.0,
+        "cpu_cores": 1.0,
+    }
+    return Registration(**(usual | changes))
+
+
+def beat(worker_id: UUID, **changes: Any) -> Beat:
+    """A heartbeat of an idle worker."""
+    usual: dict[str, Any] = {
+        "worker_id": WorkerId(worker_id),
+        "draining": False,
+        "task_id": None,
+        "token": None,
+        "cpu_percent": 0.0,
+        "memory_mb": 1.0,
+        "errors": None,
+    }
+    return Beat(**(usual | changes))
+
+
+async def submitted(database: Database, count: int = 1, **changes: Any) -> list[UUID]:
+    """Ids of tasks that were just submitted and committed."""
+    async with database.transaction() as connection:
+        done = await tasks.submit(connection, [submission(**changes) for _ in range(count)])
+    return [task.id for task in done]
+
+
+async def ready_worker(database: Database, name: str | None = None) -> WorkerId:
+    """A worker that has registered and passed its first health report."""
+    async with database.transaction() as connection:
+        registered = await workers.register(connection, registration(name), None)
+    await hot.run(database, lambda c: worker_store.beat(c, [beat(registered.worker_id)], 15.0))
+    return registered.worker_id
+
+
+async def leased(
+    database: Database,
+    worker_id: WorkerId,
+    *,
+    acknowledge: bool = True,
+    agent_type: AgentType = AgentType.GENERATION,
+    policy: LeasePolicy = LeasePolicy(),  # noqa: B008 - frozen
+) -> Lease:
+    """The lease that a worker has just received, straight from the store."""
+    ask = Ask(worker_id=worker_id, request_id=uuid4(), agent_type=agent_type, acknowledge=acknowledge)
+    claim = (await hot.run(database, lambda c: leases.claim(c, [ask], policy)))[0]
+    assert claim.lease is not None
+    return claim.lease
+
+
+async def holding(database: Database, **changes: Any) -> tuple[WorkerId, Lease]:
+    """A worker and the lease on a new task that it holds."""
+    worker_id = await ready_worker(database)
+    await submitted(database, **changes)
+    return worker_id, await leased(database, worker_id)
+
+
+def completion(worker_id: WorkerId, lease: Lease, result: str = '{"ok":true}') -> Completion:
+    """The result of a lease."""
+    return Completion(
+        task_id=lease.task_id,
+        token=lease.token,
+        worker_id=worker_id,
+        result=result,
+        result_hash=hashlib.sha256(result.encode()).digest(),
+        usage=None,
+    )
+
+
+def fence(worker_id: WorkerId, lease: Lease) -> Fence:
+    """What a call on a lease shows."""
+    return Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
+
+
+def turn(duty: str = "test", *, seconds_since_last: float = 1.0, held_back: bool = False) -> Turn:
+    """A turn of a background duty."""
+    return Turn(duty=duty, seconds_since_last=seconds_since_last, held_back=held_back)
+
+
+async def everything(database: Database, task_id: UUID) -> dict[str, Any]:
+    """All that is known of a task."""
+    async with database.transaction() as connection:
+        return await tasks.read(connection, task_id)

@@ -1,0 +1,154 @@
+"""Two processes of the service share one database: each task goes to one worker, each worker has one task."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from app.domain.agents import AgentType
+from app.domain.errors import ConvenerError, WorkerBusy
+from app.domain.fairness import FairQueue
+from app.domain.leases import LeasePolicy
+from app.domain.workers import WorkerId
+from app.operations.broker import Broker, LeaseCall
+from app.operations.leases import LeaseDesk
+from app.store import leases
+from app.store.database import Database
+from app.store.leases import Ask, Lease
+from tests.factories import completion, leased, ready_worker, submitted
+from tests.sql import fetch, until_blocked, value
+
+_TASKS, _WORKERS = 200, 16
+
+
+@pytest.fixture
+async def brokers(broker: Broker, replica: Database) -> AsyncIterator[list[Broker]]:
+    other = Broker(replica, LeasePolicy())
+    other.start()
+    yield [broker, other]
+    await other.stop()
+
+
+def _call(worker_id: WorkerId, request_id: UUID | None = None) -> LeaseCall:
+    return LeaseCall(
+        worker_id=worker_id, request_id=request_id or uuid4(), agent_types=frozenset(AgentType), acknowledge=True
+    )
+
+
+class _Work:
+    """Sixteen workers, each of which asks either replica, and now and then both at once."""
+
+    def __init__(self, brokers: list[Broker], desks: list[LeaseDesk]) -> None:
+        self._brokers, self._desks = brokers, desks
+        self.accepted: Counter[UUID] = Counter()
+
+    async def run(self, worker_id: WorkerId) -> None:
+        while sum(self.accepted.values()) < _TASKS:
+            for lease in await self._lease(worker_id):
+                await random.choice(self._desks).complete(completion(worker_id, lease))
+                self.accepted[lease.task_id] += 1
+
+    async def _lease(self, worker_id: WorkerId) -> list[Lease]:
+        """Both replicas, asked with one request id, may give one answer between them."""
+        call = _call(worker_id)
+        asked = random.sample(self._brokers, random.choice([1, 1, 2]))
+        answers = await asyncio.gather(*(broker.lease(call, 0.05) for broker in asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ConvenerError):
+                raise answer
+        found = {answer.task_id: answer for answer in answers if isinstance(answer, Lease)}
+        assert len(found) <= 1
+        return list(found.values())
+
+
+async def test_each_task_is_accepted_once_and_no_worker_ever_holds_two(
+    database: Database, replica: Database, desk: LeaseDesk, brokers: list[Broker]
+) -> None:
+    workers = [await ready_worker(database) for _ in range(_WORKERS)]
+    await submitted(database, _TASKS)
+    work = _Work(brokers, [desk, LeaseDesk(replica, LeasePolicy(), FairQueue())])
+    await asyncio.gather(*(work.run(worker_id) for worker_id in workers))
+    assert set(work.accepted.values()) == {1}
+    assert len(work.accepted) == _TASKS
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
+    assert await value(database, "SELECT count(DISTINCT id) FROM task_history WHERE state = 'completed'") == _TASKS
+    for worker_id in workers:
+        await _never_held_two(database, worker_id)
+
+
+async def _never_held_two(database: Database, worker_id: WorkerId) -> None:
+    rows = await fetch(database, "SELECT kind, task_id FROM events WHERE worker_id = $1 ORDER BY seq", worker_id)
+    held: set[UUID] = set()
+    for row in rows:
+        if row["kind"] == "task.completed":
+            held.remove(row["task_id"])
+        else:
+            held.add(row["task_id"])
+        assert len(held) <= 1
+
+
+async def test_the_database_refuses_a_second_lease_of_a_worker(database: Database, replica: Database) -> None:
+    """Both replicas see an idle worker at once; the unique index lets the first one win."""
+    worker_id = await ready_worker(database)
+    await submitted(database, 2)
+    asks = [Ask(worker_id=worker_id, request_id=uuid4(), agent_type=AgentType.GENERATION, acknowledge=False)]
+    first, second = await database.connect(), await replica.connect()
+    transaction = first.transaction()
+    await transaction.start()
+    assert (await leases.claim(first, asks, LeasePolicy()))[0].lease is not None
+    other = asyncio.create_task(leases.claim(second, asks, LeasePolicy()))
+    await until_blocked(database)
+    await transaction.commit()
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await other
+    assert await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL") == 1
+    await first.close()
+    await second.close()
+
+
+async def test_a_request_repeated_at_the_other_replica_gets_the_same_lease(
+    database: Database, brokers: list[Broker]
+) -> None:
+    call = _call(await ready_worker(database))
+    await submitted(database, 3)
+    first, second = [await broker.lease(call, 5) for broker in brokers]
+    assert first is not None
+    assert first == second
+
+
+async def test_another_request_at_the_other_replica_is_refused(database: Database, brokers: list[Broker]) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database, 3)
+    await brokers[0].lease(_call(worker_id), 5)
+    with pytest.raises(WorkerBusy):
+        await brokers[1].lease(_call(worker_id), 5)
+
+
+async def test_a_violation_for_one_worker_keeps_no_other_from_its_lease(
+    database: Database, brokers: list[Broker]
+) -> None:
+    """The claim of a batch in which another replica has just served one worker is repeated for the others."""
+    served, waiting = await ready_worker(database), await ready_worker(database)
+    await submitted(database, 2)
+    await leased(database, served)
+    outcomes = await asyncio.gather(
+        brokers[0].lease(_call(served)), brokers[0].lease(_call(waiting)), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], WorkerBusy)
+    assert isinstance(outcomes[1], Lease)
+
+
+async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_other(
+    database: Database, brokers: list[Broker], replica: Database
+) -> None:
+    waiting = asyncio.create_task(brokers[1].lease(_call(await ready_worker(database)), 30))
+    while brokers[1].waiting == 0:  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
+    task_id = (await submitted(database))[0]
+    lease = await waiting
+    assert lease is not None
+    assert lease.task_id == task_id

@@ -1,0 +1,61 @@
+"""Statements that tests run beside the service, each committed at once, and a look at who waits for a lock."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from app.store.database import Database
+
+PATIENCE = 30.0
+
+
+async def execute(database: Database, statement: str, *values: Any) -> str:
+    """Run one statement."""
+    connection = await database.connect()
+    try:
+        return str(await connection.execute(statement, *values))
+    finally:
+        await connection.close()
+
+
+async def fetch(database: Database, query: str, *values: Any) -> list[asyncpg.Record]:
+    """The rows of a query."""
+    connection = await database.connect()
+    try:
+        return list(await connection.fetch(query, *values))
+    finally:
+        await connection.close()
+
+
+async def value(database: Database, query: str, *values: Any) -> Any:
+    """The first column of the first row."""
+    rows = await fetch(database, query, *values)
+    return rows[0][0] if rows else None
+
+
+async def until(condition: Callable[[], Awaitable[object]], *, within: float = PATIENCE) -> None:
+    """Look again and again until the condition holds. Raises AssertionError when it never does."""
+    limit = time.monotonic() + within
+    while not await condition():
+        assert time.monotonic() < limit, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+async def until_blocked(database: Database, sessions: int = 1) -> None:
+    """Return once so many sessions of this database wait for a lock, by PostgreSQL's own account."""
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND cardinality(pg_blocking_pids(pid)) > 0
+    """
+    connection = await database.connect()
+    try:
+
+        async def blocked() -> bool:
+            return bool(await connection.fetchval(query) >= sessions)
+
+        await until(blocked)
+    finally:
+        await connection.close()

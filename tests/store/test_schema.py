@@ -1,0 +1,47 @@
+"""Migrations and models agree, and migrations go up from empty and down again."""
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from app.store import schema
+from app.store.database import Database
+from app.store.tables import metadata
+from tests.conftest import named, run_on
+
+
+def _differences(connection: Connection) -> list[object]:
+    context = MigrationContext.configure(connection, opts={"include_object": schema.is_ours, "compare_type": True})
+    return list(compare_metadata(context, metadata))
+
+
+async def test_models_and_migrations_agree(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        assert await connection.run_sync(_differences) == []
+
+
+async def test_up_from_empty_and_down_again(server_url: str) -> None:
+    await run_on(server_url, "DROP DATABASE IF EXISTS convener_up_down WITH (FORCE)")
+    await run_on(server_url, "CREATE DATABASE convener_up_down")
+    database = Database(named(server_url, "convener_up_down"))
+    assert await schema.migrate(database.engine) == (None, schema.head())
+    assert await schema.migrate(database.engine) == (schema.head(), schema.head())
+    await schema.downgrade(database.engine)
+    async with database.engine.connect() as connection:
+        left = await connection.execute(
+            text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')")
+        )
+        assert set(left.scalars()) == {"alembic_version"}
+    await database.close()
+    await run_on(server_url, "DROP DATABASE convener_up_down WITH (FORCE)")
+
+
+async def test_history_has_partitions_for_the_coming_days(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        names = set(
+            (
+                await connection.execute(text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'"))
+            ).scalars()
+        )
+    assert {"events_default", "task_history_default"} < names
+    assert len(names) == 2 * (1 + 4)

@@ -1,0 +1,186 @@
+"""Real processes: the API as it runs in production, and `convener up` with everything under it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.domain.access import Role
+from app.operations.access import create_key
+from app.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """A running API process and keys for it."""
+
+    url: str
+    pid: int
+    keys: dict[Role, str]
+
+    def bearer(self, role: Role) -> dict[str, str]:
+        """The header that a holder of this role sends."""
+        return {"Authorization": f"Bearer {self.keys[role]}"}
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def until(condition: Callable[[], object], seconds: float = 60.0, what: str = "condition") -> None:
+    """Wait for the condition to hold."""
+    end = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() > end:
+            raise AssertionError(f"{what} did not come true within {seconds:.0f} s")
+        await asyncio.sleep(0.05)
+
+
+@contextmanager
+def process(module: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A module that runs as a child, ended by its own pid."""
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module], env={**os.environ, **environment}, stdout=output, stderr=output
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+async def make_keys(database_url: str) -> dict[Role, str]:
+    """A key for every role."""
+    database = Database(database_url)
+    async with database.transaction() as connection:
+        keys = {role: (await create_key(connection, role, "test"))[1] for role in Role}
+    await database.close()
+    return keys
+
+
+async def is_ready(url: str) -> bool:
+    """Whether the API there can serve."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            return (await client.get(f"{url}/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@asynccontextmanager
+async def api_process(database_url: str, tmp_path: Path, **settings: str) -> AsyncIterator[Api]:
+    """The API as a process of its own."""
+    keys = await make_keys(database_url)
+    port = free_port()
+    environment = {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), **settings}
+    log = tmp_path / "api.log"
+    with process("app.main", environment, log) as child:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            if await is_ready(url):
+                break
+            assert child.poll() is None, log.read_text()
+            await asyncio.sleep(0.05)
+        yield Api(url=url, pid=child.pid, keys=keys)
+
+
+@pytest.fixture
+async def api(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
+    """The API over a database of the test's own."""
+    async with api_process(database_url, tmp_path) as api:
+        yield api
+
+
+class Up:
+    """`convener up` on a state directory, as often as the test starts it."""
+
+    def __init__(self, state: Path, database_url: str, **settings: str) -> None:
+        self.state = state
+        self.port = free_port()
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")},
+            "CONVENER_STATE_DIRECTORY": str(state),
+            "CONVENER_PORT": str(self.port),
+            "CONVENER_DATABASE_URL": database_url,
+            "CONVENER_STOP_GRACE_SECONDS": "3",
+            **settings,
+        }
+        self.child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where its API is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def bearer(self, name: str) -> dict[str, str]:
+        """The header for one of the keys in the state directory."""
+        return {"Authorization": f"Bearer {(self.state / f'{name}.key').read_text().strip()}"}
+
+    async def start(self) -> None:
+        """Start it and wait until the API is ready."""
+        with (self.state.parent / "up.log").open("ab") as log:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "up"], env=self._environment, stdout=log, stderr=log
+            )
+        for _ in range(1200):
+            if await is_ready(self.url):
+                return
+            assert self.child.poll() is None, (self.state.parent / "up.log").read_text()
+            await asyncio.sleep(0.05)
+        raise AssertionError((self.state.parent / "up.log").read_text())
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.child is not None
+        self.child.kill()
+        self.child.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.child is not None
+        self.child.send_signal(signal.SIGTERM)
+        return self.child.wait(60)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that carries this state directory in its environment."""
+        return [found for found in psutil.process_iter() if self._is_ours(found)]
+
+    def _is_ours(self, found: psutil.Process) -> bool:
+        try:
+            environment = found.environ()
+            return (
+                environment.get("CONVENER_STATE_DIRECTORY") == str(self.state)
+                and found.status() != psutil.STATUS_ZOMBIE
+            )
+        except (psutil.Error, OSError):
+            return False
+
+
+@pytest.fixture
+async def up(database_url: str, tmp_path: Path) -> AsyncIterator[Up]:
+    """A `convener up` that is stopped at the end; the test starts it."""
+    machine = Up(tmp_path / "state", database_url)
+    yield machine
+    if machine.child is not None and machine.child.poll() is None:
+        machine.stop()
+    for left in machine.processes():
+        left.kill()

@@ -1,0 +1,148 @@
+"""Handlers that behave and misbehave; what one does is said by its payload."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worker_agent import Permanent, Task, Transient
+from worker_agent.wire import AGENT_TYPES
+
+Json = dict[str, Any]
+
+
+def echo(task: Task) -> Json:
+    return {"payload": task.payload, "attempt": task.attempt, "goal": task.goal_id, "checkpoint": task.checkpoint}
+
+
+def big(task: Task) -> Json:
+    return {"text": "x" * task.payload["bytes"]}
+
+
+def nan(_: Task) -> Json:
+    return {"value": float("nan")}
+
+
+def not_an_object(_: Task) -> Any:
+    return [1, 2]
+
+
+def noise(task: Task) -> Json:
+    print('{"result": {"forged": true}}')
+    for _ in range(task.payload["lines"]):
+        print("n" * 1000)
+        print("e" * 1000, file=sys.stderr)
+    os.write(1, b'{"percent": 99}\n')
+    subprocess.run(["echo", "from a grandchild"], check=True)
+    return {"fine": True}
+
+
+def segfault(_: Task) -> Json:
+    print("about to fall", file=sys.stderr, flush=True)
+    ctypes.string_at(0)
+    return {}
+
+
+def kill_self(_: Task) -> Json:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def leave(_: Task) -> Json:
+    raise SystemExit(7)
+
+
+def permanent(_: Task) -> Json:
+    raise Permanent("bad_input", "no such planet", planet="Vulcan", odd={1, 2})
+
+
+def transient(_: Task) -> Json:
+    raise Transient("gateway_busy", "later")
+
+
+def bug(_: Task) -> Json:
+    raise ValueError("a bug")
+
+
+def gulp(_: Task) -> Json:
+    return {"bytes": len(bytearray(3 * 2**30))}
+
+
+def spin(_: Task) -> Json:
+    while True:
+        pass
+
+
+def advance(task: Task) -> Json:
+    for step in range(5):
+        task.progress(20 * step, f"step {step}", checkpoint={"step": step})
+    task.progress(90)
+    if task.checkpoint is None:
+        raise Transient("interrupted")
+    return {"resumed_at": task.checkpoint["step"]}
+
+
+def linger(task: Task) -> Json:
+    """Start a grandchild, tell both pids, and wait; `deaf` handlers ignore SIGTERM, as do their children."""
+    if task.payload.get("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    grandchild = subprocess.Popen(["sleep", "300"])
+    told = Path(task.payload["file"])
+    told.with_suffix(".new").write_text(f"{os.getpid()} {grandchild.pid}")
+    told.with_suffix(".new").rename(told)
+    time.sleep(task.payload.get("seconds", 300))
+    return {"lingered": True}
+
+
+def stray_thread(_: Task) -> Json:
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    return {"fine": True}
+
+
+def environment(_: Task) -> Json:
+    return {
+        "environment": {key: value for key, value in os.environ.items() if "CONVENER" in key or key == "TRACEPARENT"}
+    }
+
+
+async def asynchronous(task: Task) -> Json:
+    return {"awaited": task.payload}
+
+
+DEEDS: dict[str, Callable[[Task], Any]] = {
+    each.__name__: each
+    for each in (
+        echo,
+        big,
+        nan,
+        not_an_object,
+        noise,
+        segfault,
+        kill_self,
+        leave,
+        permanent,
+        transient,
+        bug,
+        gulp,
+        spin,
+        advance,
+        linger,
+        stray_thread,
+        environment,
+        asynchronous,
+    )
+}
+
+
+def act(task: Task) -> Any:
+    return DEEDS[task.payload["do"]](task)
+
+
+HANDLERS: dict[str, Callable[[Task], Any]] = dict.fromkeys(AGENT_TYPES, act)
+BROKEN = {"generation": act, "poetry": act, "ranking": 3}

@@ -1,0 +1,341 @@
+"""The worker's state machine, one rule at a time."""
+
+from typing import Any, get_args
+
+import pytest
+
+from tests.worker_agent.machines import (
+    FAILED,
+    FINISHED,
+    GRACE,
+    KILLED,
+    LEASE_SECONDS,
+    USAGE,
+    beat,
+    brought_to,
+    cancel,
+    feed,
+    lease,
+    machine,
+    registration,
+)
+from worker_agent import actions as act
+from worker_agent import events as ev
+from worker_agent.protocol import ANYTIME, REACTIONS, UnexpectedEvent
+from worker_agent.states import MOVES, Intent, State
+from worker_agent.wire import Directive, LeaseRef, Progress
+
+STOP = Directive(kind="stop", reason="scale down")
+DRAIN = Directive(kind="drain")
+RESTART = Directive(kind="restart")
+
+
+def only(actions: list[act.Action]) -> Any:
+    (action,) = actions
+    return action
+
+
+# The ordinary way.
+
+
+def test_it_registers_first() -> None:
+    assert feed(machine(), ev.Begin()) == [act.Register()]
+
+
+def test_it_asks_for_work_only_after_a_heartbeat_was_accepted() -> None:
+    subject = brought_to(State.UNREGISTERED)
+    assert feed(subject, ev.Registered(registration())) == [act.BeatNow()]
+    assert feed(subject, beat()) == [act.RequestLease(request_id="request-1")]
+
+
+def test_it_runs_what_it_leases_and_takes_the_next_task_with_the_report() -> None:
+    subject = brought_to(State.LEASING)
+    assert feed(subject, ev.Leased(lease())) == [act.RunHandler(lease())]
+    report = only(feed(subject, FINISHED))
+    assert (report.lease, report.result, report.usage) == (lease(), {"answer": 42}, USAGE)
+    assert report.next_request_id == "request-2"
+    assert feed(subject, ev.Reported(lease(2))) == [act.RunHandler(lease(2))]
+
+
+def test_it_asks_again_when_there_is_nothing() -> None:
+    subject = brought_to(State.LEASING)
+    assert feed(subject, ev.NothingToDo()) == [act.RequestLease(request_id="request-2")]
+
+
+def test_answers_that_come_too_quickly_slow_it_down() -> None:
+    subject = brought_to(State.LEASING)
+    assert only(feed(subject, ev.NothingToDo(quick=True))).attempt == 1
+    assert only(feed(subject, ev.NothingToDo(quick=True))).attempt == 2
+    assert only(feed(subject, ev.NothingToDo())).attempt == 0
+
+
+def test_a_failure_is_reported_and_the_next_task_asked_for() -> None:
+    subject = brought_to(State.RUNNING)
+    report = only(feed(subject, FAILED))
+    assert isinstance(report, act.ReportFail)
+    assert feed(subject, ev.Reported()) == [act.RequestLease(request_id="request-3")]
+
+
+def test_a_timeout_may_be_tried_again() -> None:
+    report = only(feed(brought_to(State.RUNNING), ev.TimedOut(600.0, USAGE)))
+    assert (report.error.code, report.error.retryable) == ("timeout", True)
+
+
+def test_progress_is_passed_on_only_while_it_runs() -> None:
+    progress = ev.Progressed(Progress(percent=50.0))
+    assert feed(brought_to(State.RUNNING), progress) == [act.ReportProgress(lease(), progress.progress)]
+    for state in set(State) - {State.RUNNING}:
+        assert feed(brought_to(state), progress) == []
+
+
+# Answers that do not come, or are no.
+
+
+@pytest.mark.parametrize("state", [State.UNREGISTERED, State.LEASING, State.REPORTING])
+def test_a_call_without_an_answer_is_made_again_with_the_same_ids(state: State) -> None:
+    subject = brought_to(state)
+    first = only(feed(subject, ev.ApiAway()))
+    second = only(feed(subject, ev.ApiAway(retry_after=3.0)))
+    assert (first.attempt, second.attempt, second.wait_seconds) == (1, 2, 3.0)
+    if isinstance(first, act.RequestLease):
+        assert first.request_id == second.request_id == "request-1"
+    if isinstance(first, act.ReportComplete):
+        assert first.next_request_id == second.next_request_id == "request-2"
+
+
+def test_a_refused_lease_waits_for_the_next_heartbeat() -> None:
+    subject = brought_to(State.LEASING)
+    assert feed(subject, ev.Refused("worker_busy", "")) == []
+    assert feed(subject, beat()) == [act.RequestLease(request_id="request-2")]
+
+
+def test_a_refused_registration_ends_it() -> None:
+    refused = ev.RegistrationRefused(key_refused=True, message="401")
+    assert only(feed(brought_to(State.UNREGISTERED), refused)).code is act.ExitCode.KEY_REFUSED
+    refused = ev.RegistrationRefused(key_refused=False, message="422")
+    assert only(feed(brought_to(State.UNREGISTERED), refused)).code is act.ExitCode.USAGE
+
+
+def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
+    subject = brought_to(State.REPORTING)
+    report = only(feed(subject, ev.Refused("invalid", "too deep")))
+    assert (report.error.code, report.error.retryable, report.usage) == ("report_refused", False, USAGE)
+    assert isinstance(only(feed(subject, ev.Refused("invalid", "no"))), act.RequestLease)
+
+
+# Leases that are no longer ours.
+
+
+def test_a_fenced_report_is_dropped() -> None:
+    assert isinstance(only(feed(brought_to(State.REPORTING), ev.Fenced("lease_expired"))), act.RequestLease)
+
+
+@pytest.mark.parametrize(
+    "loss", [beat(cancel(lease())), ev.LeaseLost(lease().ref, "task_cancelled"), ev.Gone(1, "lost")]
+)
+@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, ev.TimedOut(1.0, USAGE)])
+def test_a_lost_task_is_killed_and_never_reported(loss: ev.Event, end: ev.Event) -> None:
+    subject = brought_to(State.RUNNING)
+    assert feed(subject, loss) == [act.KillHandler()]
+    assert isinstance(only(feed(subject, end)), act.RequestLease | act.Register)
+
+
+@pytest.mark.parametrize("ref", [LeaseRef("t-1", 2), LeaseRef("t-2", 1)], ids=["another token", "another task"])
+def test_the_loss_of_another_lease_changes_nothing(ref: LeaseRef) -> None:
+    stale = Directive(kind="cancel_task", task_id=ref.task_id, token=ref.token)
+    assert feed(brought_to(State.RUNNING), beat(stale)) == []
+    assert feed(brought_to(State.RUNNING), ev.LeaseLost(ref, "lease_expired")) == []
+
+
+def test_a_task_that_is_cancelled_while_it_is_reported_is_left_to_the_answer() -> None:
+    subject = brought_to(State.REPORTING)
+    assert feed(subject, beat(cancel(lease()))) == []
+    assert feed(subject, ev.Reported(lease(2))) == [act.RunHandler(lease(2))]
+
+
+# After a long silence.
+
+
+def test_finished_work_waits_for_a_heartbeat_after_a_long_silence() -> None:
+    subject = brought_to(State.RUNNING)
+    assert feed(subject, FINISHED, at=LEASE_SECONDS / 2 + 0.1) == [act.BeatNow()]
+    assert isinstance(only(feed(subject, beat(at=8.0), at=8.0)), act.ReportComplete)
+
+
+def test_finished_work_is_reported_at_once_when_heartbeats_arrive() -> None:
+    subject = brought_to(State.RUNNING)
+    feed(subject, beat(at=100.0), at=100.0)
+    assert isinstance(only(feed(subject, FINISHED, at=105.0)), act.ReportComplete)
+
+
+def test_a_report_that_is_not_answered_for_long_waits_for_a_heartbeat_too() -> None:
+    subject = brought_to(State.REPORTING)
+    assert isinstance(only(feed(subject, ev.ApiAway(), at=1.0)), act.ReportComplete)
+    assert feed(subject, ev.ApiAway(), at=20.0) == [act.BeatNow()]
+    again = only(feed(subject, beat(at=30.0), at=30.0))
+    assert (again.attempt, again.next_request_id) == (0, "request-2")
+
+
+def test_work_that_was_cancelled_meanwhile_is_dropped() -> None:
+    subject = brought_to(State.RENEWING)
+    assert isinstance(only(feed(subject, beat(cancel(lease()), at=20.0), at=20.0)), act.RequestLease)
+
+
+# Written off.
+
+
+def test_a_lost_worker_registers_again() -> None:
+    subject = brought_to(State.READY)
+    assert feed(subject, ev.Gone(1, "lost")) == [act.Register(attempt=1)]
+    assert feed(subject, ev.Registered(registration(2))) == [act.BeatNow()]
+    assert subject.registrations == 2
+
+
+def test_registering_in_vain_slows_it_down_until_a_heartbeat_is_accepted() -> None:
+    subject = brought_to(State.LEASING)
+    assert feed(subject, ev.CallerGone("lost")) == [act.Register(attempt=0)]
+    feed(subject, ev.Registered(registration(2)))
+    assert feed(subject, ev.Gone(2, "lost")) == [act.Register(attempt=1)]
+
+
+def test_old_news_about_an_old_registration_is_ignored() -> None:
+    subject = brought_to(State.LEASING)
+    feed(subject, ev.CallerGone("lost"), ev.Registered(registration(2)))
+    assert feed(subject, ev.Gone(1, "superseded")) == []
+    assert feed(subject, beat(STOP, number=1)) == []
+    assert subject.state is State.READY
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"), [("stopped", act.ExitCode.STOPPED), ("superseded", act.ExitCode.SUPERSEDED)]
+)
+def test_a_stopped_or_superseded_worker_kills_its_task_and_exits(reason: Any, code: act.ExitCode) -> None:
+    subject = brought_to(State.RUNNING)
+    assert feed(subject, ev.Gone(1, reason)) == [act.KillHandler()]
+    assert only(feed(subject, KILLED)).code is code
+
+
+@pytest.mark.parametrize("state", [State.LEASING, State.REPORTING, State.LEAVING])
+def test_a_call_under_way_is_aborted_before_anything_else_happens(state: State) -> None:
+    subject = brought_to(state)
+    assert feed(subject, ev.Gone(1, "superseded")) == [act.AbortCall()]
+    assert only(feed(subject, ev.CallAborted())).code is act.ExitCode.SUPERSEDED
+
+
+def test_a_lease_that_arrives_for_a_worker_that_is_gone_is_not_run() -> None:
+    subject = brought_to(State.LEASING)
+    feed(subject, ev.Gone(1, "lost"))
+    assert isinstance(only(feed(subject, ev.Leased(lease()))), act.Register)
+
+
+def test_a_launched_place_that_is_taken_ends_it() -> None:
+    assert only(feed(brought_to(State.UNREGISTERED), ev.CallerGone("superseded"))).code is act.ExitCode.SUPERSEDED
+
+
+# Winding down.
+
+
+def test_a_signal_cuts_a_long_poll_short() -> None:
+    subject = brought_to(State.LEASING)
+    assert feed(subject, ev.StopSignal()) == [act.SetAlarm(GRACE), act.AbortCall()]
+    assert feed(subject, ev.CallAborted()) == [act.Goodbye(reason="stop signal")]
+    assert only(feed(subject, ev.GoodbyeSaid())).code is act.ExitCode.STOPPED
+
+
+def test_a_lease_that_crosses_the_signal_is_handed_back() -> None:
+    subject = brought_to(State.LEASING)
+    feed(subject, ev.StopSignal())
+    assert feed(subject, ev.Leased(lease())) == [act.Release(lease=lease(), reason="stop signal")]
+    assert feed(subject, ev.Reported()) == [act.Goodbye(reason="stop signal")]
+
+
+@pytest.mark.parametrize("order", [ev.StopSignal(), beat(STOP), beat(RESTART)])
+def test_a_task_may_finish_within_the_grace(order: ev.Event) -> None:
+    subject = brought_to(State.RUNNING)
+    assert feed(subject, order) == [act.SetAlarm(GRACE), act.BeatNow()]
+    assert subject.wire_state == "draining"
+    assert only(feed(subject, FINISHED)).next_request_id is None
+    assert isinstance(only(feed(subject, ev.Reported())), act.Goodbye)
+
+
+def test_a_drain_waits_for_the_task_without_limit() -> None:
+    assert feed(brought_to(State.RUNNING), beat(DRAIN)) == [act.BeatNow()]
+
+
+@pytest.mark.parametrize("order", [ev.GraceOver(), ev.StopSignal()])
+def test_after_the_grace_or_a_second_signal_the_task_is_killed_and_handed_back(order: ev.Event) -> None:
+    subject = brought_to(State.RUNNING)
+    feed(subject, ev.StopSignal())
+    assert feed(subject, order) == [act.KillHandler()]
+    assert feed(subject, KILLED) == [act.Release(lease=lease(), reason="stop signal")]
+    assert isinstance(only(feed(subject, ev.ApiAway())), act.Goodbye)
+    assert only(feed(subject, ev.ApiAway())).code is act.ExitCode.STOPPED
+
+
+def test_a_task_that_finishes_while_it_is_killed_is_reported() -> None:
+    subject = brought_to(State.KILLING)
+    report = only(feed(subject, FINISHED))
+    assert (report.result, report.next_request_id) == ({"answer": 42}, None)
+
+
+def test_directives_repeat_without_harm_and_do_not_count_as_second_signals() -> None:
+    subject = brought_to(State.RUNNING)
+    feed(subject, beat(STOP))
+    assert feed(subject, beat(STOP)) == []
+    assert feed(subject, ev.StopSignal()) == []
+    assert subject.ending.intent is Intent.DRAIN
+    assert feed(subject, ev.StopSignal()) == [act.KillHandler()]
+
+
+def test_a_signal_limits_a_drain_that_had_no_limit() -> None:
+    subject = brought_to(State.RUNNING)
+    feed(subject, beat(DRAIN))
+    assert feed(subject, ev.StopSignal()) == [act.SetAlarm(GRACE)]
+
+
+def test_a_restart_exits_to_come_back() -> None:
+    subject = brought_to(State.READY)
+    assert isinstance(feed(subject, beat(RESTART))[-1], act.Goodbye)
+    assert only(feed(subject, ev.GoodbyeSaid())) == act.Exit(act.ExitCode.STOPPED, restart=True, message="restart")
+
+
+def test_an_unregistered_worker_just_stops() -> None:
+    subject = brought_to(State.UNREGISTERED)
+    assert feed(subject, ev.StopSignal())[-1] == act.AbortCall()
+    assert isinstance(only(feed(subject, ev.CallAborted())), act.Exit)
+    assert isinstance(only(feed(machine(), ev.StopSignal(), ev.Begin())), act.Exit)
+
+
+def test_a_goodbye_is_tried_a_few_times_only() -> None:
+    subject = brought_to(State.LEAVING)
+    assert only(feed(subject, ev.ApiAway())).attempt == 1
+    assert only(feed(subject, ev.ApiAway())).attempt == 2
+    assert isinstance(only(feed(subject, ev.ApiAway())), act.Exit)
+
+
+def test_an_unknown_directive_is_ignored() -> None:
+    assert feed(brought_to(State.RUNNING), beat(Directive(kind="sing"))) == []
+
+
+# The tables.
+
+
+def test_every_state_is_in_the_table_of_moves_and_can_be_left_but_the_last() -> None:
+    assert set(MOVES) == set(State)
+    assert [state for state, after in MOVES.items() if not after] == [State.STOPPED]
+
+
+def test_every_event_is_in_one_table() -> None:
+    assert {kind for _, kind in REACTIONS} | set(ANYTIME) == set(get_args(ev.Event))
+    assert not {kind for _, kind in REACTIONS} & set(ANYTIME)
+
+
+def test_what_cannot_happen_is_refused_and_nothing_happens_to_a_stopped_worker() -> None:
+    with pytest.raises(UnexpectedEvent):
+        feed(brought_to(State.READY), ev.Leased(lease()))
+    assert feed(brought_to(State.STOPPED), ev.Leased(lease()), beat(STOP), ev.StopSignal()) == []
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_ways_to_the_states_lead_there(state: State) -> None:
+    assert brought_to(state).state is state

@@ -1,0 +1,276 @@
+"""Handlers in real processes: what they may do, and how each of their ends is reported."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.worker_agent.waiting import until
+from worker_agent import events as ev
+from worker_agent.handlers import Handler
+from worker_agent.running import Run
+from worker_agent.spawning import Limits, spawn
+from worker_agent.wire import Lease
+
+PATIENCE = 60.0
+PYTHON = Handler(target="tests.worker_agent.agents:act")
+
+
+class Started:
+    """A run and what it posted."""
+
+    def __init__(self, lease: Lease, handler: Handler, limits: Limits) -> None:
+        self._events: SimpleQueue[ev.Event] = SimpleQueue()
+        self.progress: list[ev.Progressed] = []
+        self.run = Run(spawn(lease, handler, limits), lease.timeout_seconds, self._events.put)
+
+    def end(self) -> ev.Event:
+        while isinstance(event := self._events.get(timeout=PATIENCE), ev.Progressed):
+            self.progress.append(event)
+        return event
+
+
+def start(
+    payload: dict[str, Any],
+    *,
+    handler: Handler = PYTHON,
+    timeout_seconds: float = PATIENCE,
+    memory_gb: float = 2.0,
+    **more: Any,
+) -> Started:
+    lease = Lease(
+        task_id="t-1", token=1, agent_type="generation", payload=payload, timeout_seconds=timeout_seconds, **more
+    )
+    return Started(lease, handler, Limits(memory_gb=memory_gb, cpu_cores=1.0))
+
+
+def finished(payload: dict[str, Any], **more: Any) -> dict[str, Any]:
+    end = start(payload, **more).end()
+    assert isinstance(end, ev.HandlerFinished), end
+    return end.result
+
+
+def failure(payload: dict[str, Any], **more: Any) -> Any:
+    end = start(payload, **more).end()
+    assert isinstance(end, ev.HandlerFailed), end
+    return end.error
+
+
+def command(*words: str) -> Handler:
+    return Handler(command=words)
+
+
+def shell(script: str) -> Handler:
+    return command("sh", "-c", script)
+
+
+def pids(file: Path) -> list[int]:
+    until(file.exists)
+    return [int(word) for word in file.read_text().split()]
+
+
+def is_dead(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_function_gets_its_task_and_its_result_comes_back() -> None:
+    result = finished({"do": "echo", "text": "é\0\ud800"}, attempt=2, goal_id="g", checkpoint={"at": 3})
+    assert result == {
+        "payload": {"do": "echo", "text": "é\0\ud800"},
+        "attempt": 2,
+        "goal": "g",
+        "checkpoint": {"at": 3},
+    }
+
+
+def test_coroutine_functions_are_awaited() -> None:
+    assert finished({"do": "asynchronous"}) == {"awaited": {"do": "asynchronous"}}
+
+
+def test_large_payloads_and_results_pass() -> None:
+    text = "x" * (3 * 2**20)
+    assert finished({"do": "echo", "text": text})["payload"]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "retryable"),
+    [
+        ({"do": "nan"}, "invalid_result", True),
+        ({"do": "not_an_object"}, "invalid_result", True),
+        ({"do": "big", "bytes": 11 * 2**20}, "result_too_large", True),
+        ({"do": "permanent"}, "bad_input", False),
+        ({"do": "transient"}, "gateway_busy", True),
+        ({"do": "bug"}, "handler_error", True),
+        ({"do": "leave"}, "handler_exited", True),
+        ({"do": "segfault"}, "handler_crashed", True),
+        ({"do": "kill_self"}, "handler_crashed", True),
+    ],
+)
+def test_failures_are_told_apart(payload: dict[str, Any], code: str, retryable: bool) -> None:
+    error = failure(payload)
+    assert (error.code, error.retryable) == (code, retryable)
+
+
+def test_a_failure_explains_itself() -> None:
+    assert "ValueError: a bug" in failure({"do": "bug"}).detail["traceback"]
+    assert failure({"do": "permanent"}).detail == {"planet": "Vulcan", "odd": "{1, 2}"}
+    crash = failure({"do": "segfault"})
+    assert "SIGSEGV" in crash.message
+    assert "about to fall" in crash.detail["output"]
+
+
+def test_noise_on_stdout_and_stderr_does_not_reach_the_result() -> None:
+    started = start({"do": "noise", "lines": 2000})
+    end = started.end()
+    assert isinstance(end, ev.HandlerFinished)
+    assert end.result == {"fine": True}
+    assert started.progress == []
+
+
+def test_progress_arrives_and_the_last_checkpoint_with_it() -> None:
+    started = start({"do": "advance"})
+    assert isinstance(started.end(), ev.HandlerFailed)
+    last = started.progress[-1].progress
+    assert (last.percent, last.checkpoint) in [(90.0, {"step": 4}), (90.0, None)]
+    checkpoints = [each.progress.checkpoint for each in started.progress if each.progress.checkpoint is not None]
+    assert checkpoints[-1] == {"step": 4}
+
+
+def test_a_checkpoint_is_given_back() -> None:
+    assert finished({"do": "advance"}, checkpoint={"step": 4}) == {"resumed_at": 4}
+
+
+def test_a_handler_cannot_take_more_memory_than_allowed() -> None:
+    assert failure({"do": "gulp"}, memory_gb=0.5).code == "memory_limit"
+
+
+def test_processor_time_is_limited_too() -> None:
+    lease = Lease(task_id="t-1", token=1, agent_type="generation", payload={"do": "spin"}, timeout_seconds=1.0)
+    events: SimpleQueue[ev.Event] = SimpleQueue()
+    # The wall limit of the run is far away, that of the processor comes from the lease's own.
+    Run(spawn(lease, PYTHON, Limits(memory_gb=1.0, cpu_cores=1.0)), PATIENCE, events.put)
+    end = events.get(timeout=PATIENCE)
+    assert isinstance(end, ev.HandlerFailed)
+    assert end.error.code == "cpu_limit"
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_timeout_ends_grandchildren_too(tmp_path: Path, deaf: bool) -> None:
+    file = tmp_path / "pids"
+    started = start({"do": "linger", "file": str(file), "deaf": deaf}, timeout_seconds=1.5)
+    end = started.end()
+    assert isinstance(end, ev.TimedOut)
+    assert end.after_seconds == 1.5
+    until(lambda: all(map(is_dead, pids(file))))
+
+
+def test_a_kill_ends_the_group_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    started = start({"do": "linger", "file": str(file), "deaf": True})
+    family = pids(file)
+    started.run.kill()
+    assert isinstance(started.end(), ev.HandlerKilled)
+    until(lambda: all(map(is_dead, family)))
+    started.run.kill()  # too late to matter, and harmless
+
+
+def test_what_a_finished_handler_leaves_running_is_ended(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    assert finished({"do": "linger", "file": str(file), "seconds": 0}) == {"lingered": True}
+    until(lambda: all(map(is_dead, pids(file))))
+
+
+def test_a_stray_thread_does_not_hold_the_worker() -> None:
+    assert finished({"do": "stray_thread"}) == {"fine": True}
+
+
+def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVENER_KEY", "cvn_secret")
+    monkeypatch.setenv("CONVENER_LAUNCH_TOKEN", "token")
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    found = finished({"do": "environment"}, trace_context=trace)["environment"]
+    assert found == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}
+
+
+def test_usage_is_measured() -> None:
+    end = start({"do": "big", "bytes": 8 * 2**20}).end()
+    assert isinstance(end, ev.HandlerFinished)
+    usage = end.usage
+    assert 0 < usage.cpu_seconds < PATIENCE
+    assert 0 < usage.wall_seconds < PATIENCE
+    assert 20 < usage.max_memory_mb < 500
+
+
+def test_a_missing_function_is_no_fault_of_the_task() -> None:
+    error = failure({}, handler=Handler(target="tests.worker_agent.nowhere:act"))
+    assert (error.code, error.retryable) == ("handler_unavailable", True)
+
+
+# Programs.
+
+
+def test_a_program_reads_the_task_and_writes_the_result() -> None:
+    result = finished({"do": "anything"}, handler=command("cat"), attempt=2)
+    assert result["payload"] == {"do": "anything"}
+    assert result["attempt"] == 2
+
+
+def test_a_program_reports_progress() -> None:
+    script = """echo '{"percent": 40, "checkpoint": {"n": 1}}' >&$CONVENER_PROGRESS_FD; echo nonsense >&3; echo '{}'"""
+    started = start({}, handler=shell(script))
+    assert isinstance(started.end(), ev.HandlerFinished)
+    assert [(each.progress.percent, each.progress.checkpoint) for each in started.progress] == [(40.0, {"n": 1})]
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "retryable"),
+    [
+        ("echo broken >&2; exit 3", "handler_error", False),
+        ("echo broken >&2; exit 75", "temporary_failure", True),
+        ("echo broken >&2; kill -9 $$", "handler_crashed", True),
+        ("echo broken >&2; echo '[1]'", "invalid_result", True),
+        ("""echo broken >&2; echo '{"x": NaN}'""", "invalid_result", True),
+        ("echo broken >&2; yes | head -c 11000000; sleep 300", "result_too_large", True),
+    ],
+)
+def test_failures_of_programs_are_told_apart(script: str, code: str, retryable: bool) -> None:
+    error = failure({}, handler=shell(script))
+    assert (error.code, error.retryable) == (code, retryable)
+    assert error.detail["output"] == "broken"
+
+
+def test_a_program_that_writes_much_to_stderr_does_not_block() -> None:
+    assert finished({}, handler=shell("head -c 3000000 /dev/zero >&2; echo '{}'")) == {}
+
+
+def test_a_missing_program_is_no_fault_of_the_task() -> None:
+    error = failure({}, handler=command("/nowhere/at/all"))
+    assert (error.code, error.retryable) == ("handler_unavailable", True)
+
+
+def test_a_program_dies_of_a_broken_pipe_as_programs_do() -> None:
+    assert finished({}, handler=shell("yes | head -n 1 >/dev/null; echo '{}'")) == {}
+
+
+def test_a_child_whose_daemon_is_gone_does_not_begin() -> None:
+    order = '{"parent": 1, "fd": 1, "memory_bytes": 1000000000, "cpu_seconds": 5, "command": ["echo", "begun"]}'
+    orphan = subprocess.run([sys.executable, "-m", "worker_agent.child", order], stdout=subprocess.PIPE)
+    assert (orphan.returncode, orphan.stdout) == (1, b"")
+
+
+def test_the_overhead_of_a_task_is_small() -> None:
+    """The aim is 60 ms on a quiet machine; here only a bound that no loaded one exceeds."""
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        finished({"do": "echo"})
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1.0

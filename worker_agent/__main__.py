@@ -1,0 +1,43 @@
+"""The entrance: `convener-worker`, or `python -m worker_agent`."""
+
+import logging
+import os
+import sys
+
+from worker_agent.actions import Exit, ExitCode
+from worker_agent.daemon import Daemon
+from worker_agent.logs import set_up_logging
+from worker_agent.options import read_options
+
+_ADVICE = {
+    ExitCode.KEY_REFUSED: "The control plane refused the pool key. Put the key of a worker, operator or admin role, as "
+    "printed when it was created, into CONVENER_KEY, or make a new one with `convener keys create`.",
+    ExitCode.SUPERSEDED: "Another worker has taken this one's place: a replacement, or one with the same name. "
+    "Give each worker its own --name.",
+    ExitCode.USAGE: "The control plane did not accept this registration. Check --url and the options.",
+}
+
+
+def main() -> None:
+    """Raises SystemExit with one of the documented exit codes."""
+    assignment, options = read_options(sys.argv[1:], os.environ)
+    set_up_logging(options.log_level, as_json=options.json_logs)
+    end = _serve(Daemon(assignment))
+    # Whoever launched this worker starts the next one, which then has a token of its own.
+    if end.restart and assignment.launch_token is None:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
+    if end.code in _ADVICE:
+        print(f"convener-worker: {_ADVICE[end.code]}\n({end.message})", file=sys.stderr)
+    raise SystemExit(end.code)
+
+
+def _serve(daemon: Daemon) -> Exit:
+    try:
+        return daemon.run()
+    except Exception:
+        logging.getLogger("worker_agent").exception("crashed")
+        raise SystemExit(ExitCode.CRASHED) from None
+
+
+if __name__ == "__main__":
+    main()

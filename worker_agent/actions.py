@@ -1,0 +1,111 @@
+"""Everything that the state machine can ask its shell to do, as values."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from worker_agent.wire import JsonObject, Lease, Progress, TaskError, Usage
+
+
+class ExitCode(IntEnum):
+    """How the process ends, for whoever started it."""
+
+    STOPPED = 0
+    CRASHED = 1
+    USAGE = 2
+    KEY_REFUSED = 3
+    SUPERSEDED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """Of all calls at most one is under way. `attempt` counts from 0 and sets the backoff before the call is made."""
+
+    attempt: int = 0
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register(_Call):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLease(_Call):
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportComplete(_Call):
+    """Asks for the next task in the same call when `next_request_id` is given."""
+
+    lease: Lease
+    result: JsonObject
+    usage: Usage
+    next_request_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFail(_Call):
+    lease: Lease
+    error: TaskError
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(_Call):
+    """Hand the task back; it costs no attempt."""
+
+    lease: Lease
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye(_Call):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbortCall:
+    """Stop waiting for the answer to the call under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHandler:
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class KillHandler:
+    """Kill the handler's whole process group now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportProgress:
+    lease: Lease
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class BeatNow:
+    """Send a heartbeat without waiting for its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAlarm:
+    """Bring back GraceOver after that many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    code: ExitCode
+    restart: bool = False
+    message: str = ""
+
+
+Report: TypeAlias = ReportComplete | ReportFail | Release
+Call: TypeAlias = Register | RequestLease | Report | Goodbye
+Order: TypeAlias = AbortCall | RunHandler | KillHandler | ReportProgress | BeatNow | SetAlarm | Exit
+Action: TypeAlias = Call | Order

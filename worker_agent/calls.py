@@ -1,0 +1,167 @@
+"""Makes the calls that the state machine asks for, each on its own thread, and posts exactly one answer for each."""
+
+import logging
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from worker_agent import actions as act
+from worker_agent import events as ev
+from worker_agent.backoff import full_jitter
+from worker_agent.client import Client, register
+from worker_agent.errors import LocalErrors
+from worker_agent.progress import ProgressSender
+from worker_agent.transport import Away, Problem, Transport
+from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, Registration, read_gone_reason
+
+_QUICK_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+Post = Callable[[ev.Event], None]
+
+
+class _Pending:
+    """A call under way; whoever sets `answered` first, under the lock, posts the answer."""
+
+    def __init__(self, call: act.Call) -> None:
+        self.call = call
+        self.answered = Event()
+
+
+class Caller:
+    """`profile` is the body of a registration, `pool_key` the credential for it."""
+
+    def __init__(
+        self, transport: Transport, *, profile: JsonObject, pool_key: str, post: Post, errors: LocalErrors
+    ) -> None:
+        self._transport = transport
+        self._profile = profile
+        self._pool_key = pool_key
+        self._post = post
+        self._errors = errors
+        self._client: Client | None = None
+        self._progress: ProgressSender | None = None
+        self._pending: _Pending | None = None
+        self._lock = Lock()
+
+    def make(self, call: act.Call) -> None:
+        self._pending = _Pending(call)
+        Thread(target=self._perform, args=(self._pending,), name=type(call).__name__, daemon=True).start()
+
+    def abort(self) -> None:
+        """Answer the call under way, if any, with CallAborted, and stop waiting for it."""
+        if self._pending is not None and self._settle(self._pending, ev.CallAborted()):
+            self._transport.abort()
+
+    def report_progress(self, lease: Lease, progress: Progress) -> None:
+        if self._progress is None or self._progress.ref != lease.ref:
+            self._end_progress()
+            self._progress = ProgressSender(self._registered, lease.ref, self._post, self._errors)
+        self._progress.put(progress)
+
+    def close(self) -> None:
+        self.abort()
+        self._end_progress()
+        self._transport.abort()
+        self._transport.close()
+
+    @property
+    def _registered(self) -> Client:
+        assert self._client is not None, "the machine registers before it makes any other call"
+        return self._client
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+    def _perform(self, pending: _Pending) -> None:
+        call = pending.call
+        if pending.answered.wait(max(call.wait_seconds, full_jitter(call.attempt))):
+            return
+        self._settle(pending, self._answer(call))
+
+    def _settle(self, pending: _Pending, answer: ev.Answer) -> bool:
+        with self._lock:
+            if pending.answered.is_set():
+                return False
+            pending.answered.set()
+        self._post(answer)
+        return True
+
+    def _answer(self, call: act.Call) -> ev.Answer:
+        try:
+            return self._call(call)
+        except Away as away:
+            self._complain(call, str(away))
+            return ev.ApiAway(away.retry_after)
+        except Problem as problem:
+            self._complain(call, str(problem))
+            return _refusal(call, problem)
+        except Exception as error:  # whatever it is, the machine must get its answer
+            log.exception("call crashed", extra={"fields": {"call": type(call).__name__}})
+            self._complain(call, repr(error))
+            return ev.ApiAway()
+
+    def _complain(self, call: act.Call, why: str) -> None:
+        name = type(call).__name__
+        log.warning("call failed", extra={"fields": {"call": name, "attempt": call.attempt, "why": why}})
+        self._errors.add(f"{name}: {why}")
+
+    def _call(self, call: act.Call) -> ev.Answer:
+        match call:
+            case act.Register():
+                return ev.Registered(self._register())
+            case act.RequestLease():
+                lease, seconds = self._registered.lease(call.request_id)
+                return ev.NothingToDo(quick=seconds < _QUICK_SECONDS) if lease is None else ev.Leased(lease)
+            case act.Goodbye():
+                self._registered.goodbye(call.reason)
+                return ev.GoodbyeSaid()
+            case _:
+                return self._report(call)
+
+    def _register(self) -> Registration:
+        registration = register(self._transport, self._profile, self._pool_key)
+        self._client = Client(self._transport, registration)
+        return registration
+
+    def _report(self, call: act.Report) -> ev.Answer:
+        lost = self._flush_progress(call.lease.ref)
+        if lost is not None:
+            return ev.Fenced(lost)
+        match call:
+            case act.ReportComplete(lease=lease, result=result, usage=usage, next_request_id=next_id):
+                return ev.Reported(
+                    self._registered.complete(lease.ref, result, usage=usage, next_request_id=next_id),
+                )
+            case act.ReportFail(lease=lease, error=error, usage=usage):
+                self._registered.fail(lease.ref, error, usage=usage)
+            case act.Release(lease=lease, reason=reason):
+                self._registered.release(lease.ref, reason)
+        return ev.Reported()
+
+    def _flush_progress(self, ref: LeaseRef) -> str | None:
+        """A checkpoint must be there before the failure that makes the next attempt need it."""
+        if self._progress is None or self._progress.ref != ref:
+            return None
+        lost = self._progress.flush()
+        self._progress.close()
+        return lost
+
+
+def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
+    if isinstance(call, act.Register):
+        return _registration_refusal(problem)
+    if problem.code == "worker_gone":
+        return ev.CallerGone(read_gone_reason(problem.reason))
+    if problem.status == 401:
+        return ev.CallerGone("lost")
+    if isinstance(call, act.ReportComplete | act.ReportFail | act.Release) and problem.status in (404, 409):
+        return ev.Fenced(problem.code)
+    return ev.Refused(problem.code, str(problem))
+
+
+def _registration_refusal(problem: Problem) -> ev.Answer:
+    """A worker that was launched for a place that is taken by now has nothing to come back to, even if it was lost."""
+    if problem.code == "worker_gone":
+        return ev.CallerGone("stopped" if problem.reason == "stopped" else "superseded")
+    return ev.RegistrationRefused(problem.status in (401, 403), str(problem))

@@ -1,0 +1,139 @@
+"""The process that runs one task: confines itself, then calls a python function or becomes a program.
+
+The daemon starts `python -m worker_agent.child ORDER` with the task as JSON on stdin. ORDER (JSON) names the limits,
+the message pipe's `fd`, and either `target` and `key` or `command`. On the message pipe every line is one JSON object:
+{"percent", "message", "checkpoint"}, {"result"} or {"error"}. stdout and stderr belong to the handler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from _thread import allocate_lock  # threading would cost each task two milliseconds
+
+from worker_agent.limits import confine, peak_memory_mb
+from worker_agent.loading import load
+from worker_agent.task import Failure, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+PROGRESS_FD = 3
+MAX_RESULT_BYTES = 10 * 1024 * 1024
+_TRACEBACK_CHARACTERS = 4000
+
+
+class Channel:
+    """The message pipe to the daemon; whole lines only, from any thread."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._fd = fd
+        self._lock = allocate_lock()
+
+    def send(self, message: Json) -> None:
+        """Raises ValueError or TypeError when the message is not JSON."""
+        self.write(json.dumps(message, allow_nan=False).encode())
+
+    def write(self, line: bytes) -> None:
+        rest = memoryview(line + b"\n")
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    confine(parent=order["parent"], memory_bytes=order["memory_bytes"], cpu_seconds=order["cpu_seconds"])
+    channel = Channel(order["fd"])
+    if order["command"]:
+        _become(order["command"], channel, order["fd"])
+    else:
+        _run(order["target"], order["key"], channel)
+    channel.send({"peak_memory_mb": peak_memory_mb()})
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # A thread that the handler left behind must not keep the worker from its next task.
+    os._exit(0)
+
+
+def _run(target: str, key: str | None, channel: Channel) -> None:
+    import faulthandler
+
+    faulthandler.enable()
+    task = Task(**json.load(sys.stdin.buffer), report=channel.send)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    try:
+        channel.write(_encode(_call(target, key, task)))
+    except BaseException as error:
+        channel.send({"error": _describe(error)})
+
+
+def _call(target: str, key: str | None, task: Task) -> object:
+    try:
+        function = load(target, key)
+    except Exception as error:
+        raise Failure("handler_unavailable", f"{target}: {type(error).__name__}: {error}") from error
+    result = function(task)
+    if hasattr(result, "__await__"):
+        import asyncio
+
+        result = asyncio.run(result)
+    return result
+
+
+def _encode(result: object) -> bytes:
+    if not isinstance(result, dict):
+        raise Failure("invalid_result", f"a handler returns a dict, not {type(result).__name__}")
+    try:
+        line = json.dumps({"result": result}, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Failure("invalid_result", f"the result is not JSON: {error}") from error
+    if len(line) > MAX_RESULT_BYTES:
+        raise Failure("result_too_large", f"the result has {len(line)} bytes, the limit is {MAX_RESULT_BYTES}")
+    return line
+
+
+def _describe(error: BaseException) -> Json:
+    """The error as the wire has it; what is not a Failure may be tried again."""
+    if isinstance(error, MemoryError):
+        return _error("memory_limit", "the handler ran out of the memory allowed to it", True, {})
+    if isinstance(error, Failure):
+        return _error(error.code, str(error), error.retryable, error.detail)
+    import traceback
+
+    tail = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+    code = "handler_exited" if isinstance(error, SystemExit) else "handler_error"
+    return _error(code, f"{type(error).__name__}: {error}", True, {"traceback": tail})
+
+
+def _error(code: str, message: str, retryable: bool, detail: Json) -> Json:
+    try:
+        plain = json.loads(json.dumps(detail, default=str, allow_nan=False))
+    except (TypeError, ValueError):
+        plain = {"text": repr(detail)}
+    return {"code": code, "message": message[:1000], "retryable": retryable, "detail": plain}
+
+
+def _become(command: list[str], channel: Channel, fd: int) -> None:
+    import signal
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.environ["CONVENER_PROGRESS_FD"] = str(PROGRESS_FD)
+    try:
+        # dup2 leaves the original to close on exec, so that an exec that fails can still be told.
+        if fd == PROGRESS_FD:
+            os.set_inheritable(fd, True)
+        else:
+            os.dup2(fd, PROGRESS_FD, inheritable=True)
+        os.execvp(command[0], command)  # noqa: S606 - a handler that is a program is one by the operator's choice
+    except OSError as error:
+        channel.send({"error": _error("handler_unavailable", f"{command[0]}: {error}", True, {})})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The calls of the contract, each with the body and the time limit that it needs."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from worker_agent.transport import Away, Transport
+from worker_agent.wire import (
+    Directive,
+    JsonObject,
+    Lease,
+    LeaseRef,
+    Progress,
+    Registration,
+    TaskError,
+    Usage,
+    WorkerState,
+    read_directives,
+    read_lease,
+    read_registration,
+)
+
+CALL_SECONDS = 10.0
+FAREWELL_SECONDS = 3.0
+LONG_POLL_SECONDS = 20
+
+
+def register(transport: Transport, profile: JsonObject, pool_key: str) -> Registration:
+    """Raises Away or Problem, as every call here does."""
+    answer = transport.post("/workers", profile, key=pool_key, timeout=CALL_SECONDS)
+    try:
+        return read_registration(answer or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise Away(f"no registration in the answer: {error!r}") from error
+
+
+class Client:
+    """The calls of one registered worker."""
+
+    def __init__(self, transport: Transport, registration: Registration) -> None:
+        self._transport = transport
+        self._registration = registration
+
+    def heartbeat(
+        self,
+        *,
+        state: WorkerState,
+        lease: LeaseRef | None,
+        cpu_percent: float,
+        memory_mb: float,
+        errors: Sequence[JsonObject],
+        timeout: float,
+    ) -> tuple[Directive, ...]:
+        """Report health, renew the lease, and fetch what the control plane wants done."""
+        body = {
+            "state": state,
+            "lease": None if lease is None else asdict(lease),
+            "cpu_percent": cpu_percent,
+            "memory_mb": memory_mb,
+            "errors": list(errors),
+        }
+        answer = self._post(f"/workers/{self._registration.worker_id}/heartbeat", body, timeout)
+        try:
+            return read_directives(answer or {})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Away(f"unreadable directives: {error!r}") from error
+
+    def goodbye(self, reason: str) -> None:
+        self._post(f"/workers/{self._registration.worker_id}/goodbye", {"reason": reason}, FAREWELL_SECONDS)
+
+    def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
+        """The next task, acknowledged, and the seconds that the control plane took. Repeat with the same request id."""
+        body = {"request_id": request_id, "wait_seconds": wait_seconds, "agent_types": None, "acknowledge": True}
+        started = time.monotonic()
+        answer = self._post("/lease", body, wait_seconds + CALL_SECONDS)
+        return _read_lease(answer), time.monotonic() - started
+
+    def start(self, ref: LeaseRef) -> None:
+        """Acknowledge a lease that was taken without; the daemon's own always are."""
+        self._post(f"/leases/{ref.task_id}/start", {"token": ref.token})
+
+    def progress(self, ref: LeaseRef, progress: Progress) -> None:
+        body: JsonObject = {"token": ref.token, "percent": progress.percent}
+        optional = {"message": progress.message, "checkpoint": progress.checkpoint}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        self._post(f"/leases/{ref.task_id}/progress", body)
+
+    def complete(
+        self, ref: LeaseRef, result: JsonObject, *, usage: Usage | None = None, next_request_id: str | None = None
+    ) -> Lease | None:
+        """Hand in the result; the answer is the next task when one was asked for and there is one."""
+        body: JsonObject = {"token": ref.token, "result": result} | _usage(usage)
+        if next_request_id is not None:
+            body["next"] = {"request_id": next_request_id, "agent_types": None, "acknowledge": True}
+        answer = self._post(f"/leases/{ref.task_id}/complete", body)
+        return _read_lease((answer or {}).get("lease"))
+
+    def fail(self, ref: LeaseRef, error: TaskError, *, usage: Usage | None = None) -> None:
+        body = {"token": ref.token, "error": asdict(error)} | _usage(usage)
+        self._post(f"/leases/{ref.task_id}/fail", body)
+
+    def release(self, ref: LeaseRef, reason: str) -> None:
+        body = {"token": ref.token, "reason": reason}
+        self._post(f"/leases/{ref.task_id}/release", body, FAREWELL_SECONDS)
+
+    def _post(self, path: str, body: JsonObject, timeout: float = CALL_SECONDS) -> JsonObject | None:
+        return self._transport.post(path, body, key=self._registration.key, timeout=timeout)
+
+
+def _usage(usage: Usage | None) -> JsonObject:
+    return {} if usage is None else {"usage": asdict(usage)}
+
+
+def _read_lease(answer: Any) -> Lease | None:
+    if answer is None:
+        return None
+    try:
+        return read_lease(answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Away(f"unreadable lease: {error!r}") from error

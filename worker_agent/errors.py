@@ -1,0 +1,34 @@
+"""The queue of local errors that travels with the next heartbeat."""
+
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from threading import Lock
+
+from worker_agent.wire import JsonObject
+
+_KEPT = 50
+_MESSAGE_CHARACTERS = 500
+
+
+class LocalErrors:
+    """Keeps the newest errors; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._errors: deque[JsonObject] = deque(maxlen=_KEPT)
+
+    def add(self, message: str) -> None:
+        with self._lock:
+            self._errors.append({"at": datetime.now(UTC).isoformat(), "message": message[:_MESSAGE_CHARACTERS]})
+
+    def take(self) -> list[JsonObject]:
+        with self._lock:
+            taken = list(self._errors)
+            self._errors.clear()
+        return taken
+
+    def put_back(self, taken: Sequence[JsonObject]) -> None:
+        """What could not be delivered goes before what came since; where there is no room the oldest goes."""
+        with self._lock:
+            self._errors = deque([*taken, *self._errors], maxlen=_KEPT)

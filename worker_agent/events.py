@@ -1,0 +1,182 @@
+"""Everything that can happen to the worker, as values."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from worker_agent.wire import (
+    Directive,
+    GoneReason,
+    JsonObject,
+    Lease,
+    LeaseRef,
+    Progress,
+    Registration,
+    TaskError,
+    Usage,
+)
+
+# Answers: exactly one of these follows each call.
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    registration: Registration
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationRefused:
+    """The control plane does not want this worker; `key_refused` tells a wrong key from a wrong request."""
+
+    key_refused: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToDo:
+    """No work; `quick` says that the control plane did not make us wait for that answer."""
+
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The report was accepted; `lease` is the next task when one was asked for and there is one."""
+
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The report was refused because the lease is no longer ours."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The call can never succeed as it is."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoodbyeSaid:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ApiAway:
+    """No answer, or one that says "later". The same call is to be made again, no sooner than `retry_after` seconds."""
+
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallAborted:
+    """We stopped waiting, as an AbortCall asked for; whether the call took effect is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerGone:
+    """The call was refused because the control plane has written this worker off."""
+
+    reason: GoneReason
+
+
+# Ends of a handler: exactly one of these follows each RunHandler.
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFinished:
+    result: JsonObject
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFailed:
+    error: TaskError
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    after_seconds: float
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerKilled:
+    """The handler's whole process group is dead because a KillHandler asked for it."""
+
+    usage: Usage
+
+
+# What comes unasked, at any time.
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class BeatAnswered:
+    """A heartbeat, sent at `sent_at` for the registration with that number, was accepted."""
+
+    registration: int
+    sent_at: float
+    directives: tuple[Directive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A heartbeat for the registration with that number was refused: the control plane has written us off."""
+
+    registration: int
+    reason: GoneReason
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """Progress was refused: that lease is no longer ours."""
+
+    ref: LeaseRef
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class StopSignal:
+    """SIGTERM or SIGINT; the second one means now."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraceOver:
+    """The seconds that a SetAlarm granted have passed."""
+
+
+Answer: TypeAlias = (
+    Registered
+    | RegistrationRefused
+    | Leased
+    | NothingToDo
+    | Reported
+    | Fenced
+    | Refused
+    | GoodbyeSaid
+    | ApiAway
+    | CallAborted
+    | CallerGone
+)
+HandlerOver: TypeAlias = HandlerFinished | HandlerFailed | TimedOut | HandlerKilled
+Event: TypeAlias = Answer | HandlerOver | Begin | BeatAnswered | Gone | LeaseLost | Progressed | StopSignal | GraceOver

@@ -1,0 +1,45 @@
+"""Notices that a child has exited, without reaping it, so that its number cannot be given to another process yet."""
+
+import os
+import select
+import selectors
+
+import psutil
+
+_POLL_SECONDS = 0.05
+_NO_POLL_SECONDS = 60.0
+
+
+class ExitWatch:
+    """Wakes the selector at the child's exit where the system has process descriptors, else is to be asked often."""
+
+    def __init__(self, pid: int, selector: selectors.BaseSelector) -> None:
+        self._pid = pid
+        self._poller = select.poll()
+        self._fd = _pidfd(pid)
+        if self._fd is not None:
+            selector.register(self._fd, selectors.EVENT_READ, None)
+            self._poller.register(self._fd, select.POLLIN)
+
+    @property
+    def longest_wait(self) -> float:
+        return _POLL_SECONDS if self._fd is None else _NO_POLL_SECONDS
+
+    def has_exited(self) -> bool:
+        if self._fd is not None:
+            return bool(self._poller.poll(0))
+        try:
+            return psutil.Process(self._pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None

@@ -1,0 +1,100 @@
+"""Which handler serves which agent type, and whether each can be found at all."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from worker_agent.wire import AGENT_TYPES
+
+ENTRY_POINT_GROUP = "convener.handlers"
+_PROBE_SECONDS = 120
+_SECRETS = ("CONVENER_KEY", "CONVENER_LAUNCH_TOKEN")
+
+
+class UnusableHandler(ValueError):
+    """A handler that is not written as it must be, or cannot be found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """Either a python function, `target` (and `key`, when the target is a table), or a program, `command`."""
+
+    target: str = ""
+    key: str | None = None
+    command: tuple[str, ...] = ()
+
+
+def parse_handler(text: str) -> tuple[str, Handler]:
+    """`TYPE=module:function` or `TYPE=command:'program args'`; raises UnusableHandler."""
+    agent_type, equals, target = text.partition("=")
+    if agent_type not in AGENT_TYPES or not equals:
+        raise UnusableHandler(f"{text!r}: write TYPE=module:function, TYPE being one of {', '.join(AGENT_TYPES)}")
+    kind, colon, rest = target.partition(":")
+    if not (kind and colon and rest):
+        raise UnusableHandler(f"{text!r}: write {agent_type}=module:function or {agent_type}=command:'program args'")
+    if kind == "command":
+        return agent_type, Handler(command=_split(rest))
+    return agent_type, Handler(target=target)
+
+
+def installed_handlers() -> dict[str, Handler]:
+    """Those that installed packages announce in the entry point group `convener.handlers`, named by agent type."""
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    return {each.name: Handler(target=each.value) for each in found if each.name in AGENT_TYPES}
+
+
+def gather(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
+    """All handlers, an explicit one before a module's and that before an installed one; raises UnusableHandler.
+
+    Foreign code is imported in a process of its own, never in the daemon.
+    """
+    tables = [f"{module}:HANDLERS" for module in modules]
+    functions = [handler.target for handler in explicit.values() if handler.target]
+    keys = _probe(tables, functions)
+    gathered = installed_handlers()
+    for table in tables:
+        gathered |= {key: Handler(target=table, key=key) for key in keys[table]}
+    return gathered | explicit
+
+
+def foreign_environment() -> dict[str, str]:
+    """What code that is not ours may see of our environment: all but the secrets."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+
+
+def _split(command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UnusableHandler(f"command {command!r}: {error}") from error
+    if not words or shutil.which(words[0]) is None:
+        raise UnusableHandler(f"command {command!r}: no such program")
+    return words
+
+
+def _probe(tables: list[str], functions: list[str]) -> dict[str, list[str]]:
+    if not (tables or functions):
+        return {}
+    order = json.dumps({"tables": tables, "functions": functions})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker_agent.probe", order],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=_PROBE_SECONDS,
+            check=True,
+            env=foreign_environment(),
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise UnusableHandler(f"the handlers could not be imported: {error}") from error
+    if answer["problems"]:
+        raise UnusableHandler("; ".join(answer["problems"]))
+    return {table: [str(key) for key in keys] for table, keys in answer["tables"].items()}

@@ -1,0 +1,25 @@
+"""Finds the function that a target such as `package.module:function` names."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def load(target: str, key: str | None = None) -> Any:
+    """What `target` names; with a key, the entry under that key.
+
+    Raises whatever importing the module raises, AttributeError or KeyError for a missing name, ValueError for a target
+    without a colon.
+    """
+    module, colon, path = target.partition(":")
+    if not (module and colon and path):
+        raise ValueError(f"a target is written module:function, not {target!r}")
+    __import__(module)
+    found: Any = sys.modules[module]
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found if key is None else found[key]

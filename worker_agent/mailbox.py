@@ -1,0 +1,73 @@
+"""Reads what a handler's process says on the message pipe."""
+
+import json
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from worker_agent.wire import JsonObject, Progress, TaskError
+
+
+def read_json_object(text: bytes) -> JsonObject:
+    """Raises ValueError unless `text` is one JSON object; NaN and infinity are not JSON."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__} where an object was expected")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class Mailbox:
+    """Keeps the newest progress, and what was said about the end. A line that makes no sense is counted and ignored."""
+
+    def __init__(self) -> None:
+        self.result: JsonObject | None = None
+        self.error: TaskError | None = None
+        self.peak_memory_mb: float | None = None
+        self.unreadable = 0
+        self._progress: Progress | None = None
+
+    def receive(self, line: bytes) -> None:
+        try:
+            self._sort(read_json_object(line))
+        except (ValueError, TypeError, KeyError):
+            self.unreadable += 1
+
+    def take_progress(self) -> Progress | None:
+        taken, self._progress = self._progress, None
+        return taken
+
+    def _sort(self, message: JsonObject) -> None:
+        if "percent" in message:
+            self._advance(message)
+        elif "result" in message:
+            self.result = message["result"]
+        elif "error" in message:
+            self.error = _read_error(message["error"])
+        elif "peak_memory_mb" in message:
+            self.peak_memory_mb = float(message["peak_memory_mb"])
+
+    def _advance(self, message: JsonObject) -> None:
+        text, checkpoint = message.get("message"), message.get("checkpoint")
+        progress = Progress(
+            percent=min(100.0, max(0.0, float(message["percent"]))),
+            message=None if text is None else str(text),
+            checkpoint=checkpoint if isinstance(checkpoint, dict) else None,
+        )
+        if progress.checkpoint is None and self._progress is not None:
+            progress = replace(progress, checkpoint=self._progress.checkpoint)
+        self._progress = progress
+
+
+def _read_error(error: Any) -> TaskError:
+    return TaskError(
+        code=str(error["code"]),
+        message=str(error.get("message", "")),
+        retryable=bool(error.get("retryable", True)),
+        detail=dict(error.get("detail") or {}),
+    )

@@ -1,0 +1,153 @@
+"""The command line and the environment, read into one assignment."""
+
+import argparse
+import os
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from worker_agent import __version__
+from worker_agent.capacity import cpu_cores, memory_gb
+from worker_agent.daemon import Assignment
+from worker_agent.handlers import Handler, UnusableHandler, gather, parse_handler
+from worker_agent.spawning import Limits
+from worker_agent.wire import AGENT_TYPES, JsonObject
+
+_EPILOG = """\
+environment:
+  CONVENER_URL           address of the control plane, when --url is not given
+  CONVENER_KEY           the pool key (or --key-file); never an argument, because arguments can be read by everybody
+  CONVENER_LAUNCH_TOKEN  set by whoever starts workers, so that it recognises this one
+
+exit codes:
+  0  drained or stopped       3  the key was refused
+  1  crashed (a bug)          4  another worker has taken this place
+  2  wrong usage
+
+examples:
+  convener-worker --url http://127.0.0.1:8765 --handlers my_agents
+  convener-worker --url http://127.0.0.1:8765 --handler generation=my_agents:generate --capabilities generation
+  convener-worker --handler ranking=command:'./rank --fast' --memory-gb 4 --cpu 2 --labels site=lab1
+"""
+
+
+def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Assignment, argparse.Namespace]:
+    """Raises SystemExit(2) with a message when they make no sense, and SystemExit(0) for --help and --version."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _assignment(options, environment), options
+    except (UnusableHandler, ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convener-worker",
+        description="Leases tasks from a Convener control plane and runs each in a process of its own.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("--url", help="address of the control plane (default: $CONVENER_URL)")
+    add("--name", help="unique name; a name that is used again takes over from its former bearer (default: host-pid)")
+    add("--capabilities", metavar="TYPE,...", help="agent types to serve (default: all that have a handler)")
+    add(
+        "--handler",
+        action="append",
+        default=[],
+        metavar="TYPE=TARGET",
+        help="module:function or command:'program args'",
+    )
+    add("--handlers", action="append", default=[], metavar="MODULE", help="a module with HANDLERS = {type: function}")
+    add("--memory-gb", type=float, metavar="GIB", help="memory that a handler may use (default: all of this machine)")
+    add("--cpu", type=float, metavar="CORES", help="cores that a handler may use (default: all of this machine)")
+    add("--labels", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="labels to register with")
+    add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
+    add("--key-file", type=Path, metavar="PATH", help="file that holds the pool key (default: $CONVENER_KEY)")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add("--json-logs", action="store_true", help="one JSON object per log line")
+    add("--version", action="version", version=f"convener-worker {__version__}")
+    return parser
+
+
+def _assignment(options: argparse.Namespace, environment: Mapping[str, str]) -> Assignment:
+    url, pool_key = _url(options, environment), _pool_key(options, environment)
+    limits = _limits(options)
+    wanted = _capabilities(options.capabilities)
+    handlers = _handlers(options, wanted)
+    launch_token = environment.get("CONVENER_LAUNCH_TOKEN") or None
+    return Assignment(
+        url=url,
+        pool_key=pool_key,
+        profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)) | {"launch_token": launch_token},
+        launch_token=launch_token,
+        handlers=handlers,
+        limits=limits,
+        grace_seconds=max(0.0, options.grace),
+    )
+
+
+def _url(options: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    url: str = options.url or environment.get("CONVENER_URL") or ""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"--url (or CONVENER_URL) must be an http or https address, not {url!r}")
+    return url.rstrip("/")
+
+
+def _pool_key(options: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    text = environment.get("CONVENER_KEY", "") if options.key_file is None else options.key_file.read_text()
+    key: str = text.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("no usable pool key: set CONVENER_KEY, or give --key-file")
+    return key
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    cores = cpu_cores() if options.cpu is None else options.cpu
+    memory = memory_gb() if options.memory_gb is None else options.memory_gb
+    if not (0 < cores < 10_000 and 0 < memory < 1_000_000):
+        raise ValueError("--cpu and --memory-gb must be positive")
+    return Limits(memory_gb=memory, cpu_cores=cores)
+
+
+def _capabilities(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    wanted = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in wanted if word not in AGENT_TYPES]
+    if unknown or not wanted:
+        raise ValueError(f"--capabilities {text!r}: choose from {', '.join(AGENT_TYPES)}")
+    return wanted
+
+
+def _handlers(options: argparse.Namespace, wanted: list[str] | None) -> dict[str, Handler]:
+    found = gather(dict(map(parse_handler, options.handler)), options.handlers)
+    missing = [agent_type for agent_type in wanted or [] if agent_type not in found]
+    if missing or not found:
+        raise ValueError(f"no handler for {', '.join(missing) or 'any agent type'}: give --handler or --handlers")
+    return {agent_type: found[agent_type] for agent_type in wanted or found}
+
+
+def _labels(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    if any(not key or not equals for key, equals, _ in pairs):
+        raise ValueError("--labels are written KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def _profile(options: argparse.Namespace, limits: Limits, capabilities: list[str]) -> JsonObject:
+    host = socket.gethostname()
+    return {
+        "name": options.name or f"{host}-{os.getpid()}",
+        "host": host,
+        "pid": os.getpid(),
+        "capabilities": capabilities,
+        "labels": {"python": platform.python_version(), **_labels(options.labels)},
+        "version": __version__,
+        "memory_gb": limits.memory_gb,
+        "cpu_cores": limits.cpu_cores,
+    }

@@ -1,0 +1,93 @@
+"""Sends one task's progress: the newest only, one call at a time, and always before the task's report."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event, Lock, Thread
+
+from worker_agent import events as ev
+from worker_agent.backoff import full_jitter
+from worker_agent.client import Client
+from worker_agent.errors import LocalErrors
+from worker_agent.transport import Away, Problem
+from worker_agent.wire import LeaseRef, Progress
+
+PAUSE_SECONDS = 0.5
+log = logging.getLogger(__name__)
+
+
+class ProgressSender:
+    """One slot that newer progress overwrites; a checkpoint stays in it until a newer one comes."""
+
+    def __init__(self, client: Client, ref: LeaseRef, post: Callable[[ev.Event], None], errors: LocalErrors) -> None:
+        self.ref = ref
+        self._client = client
+        self._post = post
+        self._errors = errors
+        self._slot: Progress | None = None
+        self._slot_lock = Lock()
+        self._sending = Lock()
+        self._over = Event()
+        self._is_running = False
+
+    def put(self, progress: Progress) -> None:
+        with self._slot_lock:
+            self._slot = _merged(self._slot, progress)
+            if self._is_running or self._over.is_set():
+                return
+            self._is_running = True
+        Thread(target=self._run, name="progress", daemon=True).start()
+
+    def close(self) -> None:
+        """The task is over: forget what is left."""
+        self._over.set()
+
+    def flush(self) -> str | None:
+        """Send what is left, now. The code when the lease turns out to be lost; raises Away."""
+        with self._sending:
+            with self._slot_lock:
+                progress, self._slot = self._slot, None
+            if progress is None or self._over.is_set():
+                return None
+            try:
+                return self._send(progress)
+            except Away:
+                self._put_back(progress)
+                raise
+
+    def _put_back(self, unsent: Progress) -> None:
+        with self._slot_lock:
+            self._slot = unsent if self._slot is None else _merged(unsent, self._slot)
+
+    def _run(self) -> None:
+        attempt = 0
+        while self._has_more():
+            try:
+                self.flush()
+                attempt = 0
+            except Away:
+                attempt += 1
+            self._over.wait(PAUSE_SECONDS + full_jitter(attempt))
+
+    def _has_more(self) -> bool:
+        with self._slot_lock:
+            self._is_running = self._slot is not None and not self._over.is_set()
+            return self._is_running
+
+    def _send(self, progress: Progress) -> str | None:
+        try:
+            self._client.progress(self.ref, progress)
+        except Problem as problem:
+            if problem.status in (404, 409):
+                self.close()
+                self._post(ev.LeaseLost(self.ref, problem.code))
+                return problem.code
+            log.warning("progress refused", extra={"fields": {"task": self.ref.task_id, "why": str(problem)}})
+            self._errors.add(f"progress of {self.ref.task_id} refused: {problem}")
+        return None
+
+
+def _merged(older: Progress | None, newer: Progress) -> Progress:
+    if older is None or newer.checkpoint is not None:
+        return newer
+    return replace(newer, checkpoint=older.checkpoint)

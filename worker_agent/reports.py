@@ -1,0 +1,31 @@
+"""What is reported about a task once its handler is over."""
+
+from worker_agent import actions as act
+from worker_agent import events as ev
+from worker_agent.wire import Lease, TaskError
+
+_REFUSED = "report_refused"
+
+
+def report_of(over: ev.HandlerOver, lease: Lease, *, next_request_id: str, reason: str) -> act.Report:
+    """`reason` is why a killed handler was killed."""
+    match over:
+        case ev.HandlerFinished(result, usage):
+            return act.ReportComplete(lease=lease, result=result, usage=usage, next_request_id=next_request_id)
+        case ev.HandlerFailed(error, usage):
+            return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.TimedOut(seconds, usage):
+            error = TaskError(code="timeout", message=f"killed after {seconds:g} s", retryable=True)
+            return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.HandlerKilled():
+            return act.Release(lease=lease, reason=reason)
+
+
+def report_of_refusal(refused: act.Call | None, why: ev.Refused) -> act.ReportFail | None:
+    """A report that can never be accepted becomes a failure; None when that has been refused as well."""
+    if not isinstance(refused, act.ReportComplete | act.ReportFail):
+        return None
+    if isinstance(refused, act.ReportFail) and refused.error.code == _REFUSED:
+        return None
+    error = TaskError(code=_REFUSED, message=f"{why.code}: {why.message}", retryable=False)
+    return act.ReportFail(lease=refused.lease, error=error, usage=refused.usage)

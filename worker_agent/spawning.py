@@ -1,0 +1,113 @@
+"""Starts the process that runs one task, in a process group of its own and without the daemon's secrets."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import IO
+
+from worker_agent.handlers import Handler, foreign_environment
+from worker_agent.wire import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one handler may use: GiB of memory in each process, and cores on average over its time limit."""
+
+    memory_gb: float
+    cpu_cores: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A started process and our ends of its pipes, none of which block; `output` is None unless it is a program's."""
+
+    process: subprocess.Popen[bytes]
+    messages: IO[bytes]
+    noise: IO[bytes]
+    output: IO[bytes] | None
+
+
+def spawn(lease: Lease, handler: Handler, limits: Limits) -> Child:
+    """To be called in a thread that outlives the task: the kernel kills the child when that thread ends.
+
+    Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
+    """
+    ours, theirs = os.pipe()
+    messages = os.fdopen(ours, "rb", buffering=0)
+    try:
+        with _task_file(lease) as task:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker_agent.child", _order(lease, handler, limits, theirs)],
+                stdin=task,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
+                bufsize=0,
+                pass_fds=(theirs,),
+                process_group=0,
+                env=_environment(lease, limits),
+            )
+    except (OSError, ValueError):
+        messages.close()
+        raise
+    finally:
+        os.close(theirs)
+    return _child(process, messages)
+
+
+def _child(process: subprocess.Popen[bytes], messages: IO[bytes]) -> Child:
+    assert process.stdout is not None
+    for stream in (messages, process.stdout, process.stderr):
+        if stream is not None:
+            os.set_blocking(stream.fileno(), False)
+    if process.stderr is None:
+        return Child(process=process, messages=messages, noise=process.stdout, output=None)
+    return Child(process=process, messages=messages, noise=process.stderr, output=process.stdout)
+
+
+def _order(lease: Lease, handler: Handler, limits: Limits, fd: int) -> str:
+    return json.dumps(
+        {
+            "parent": os.getpid(),
+            "fd": fd,
+            "memory_bytes": int(limits.memory_gb * 2**30),
+            "cpu_seconds": math.ceil(lease.timeout_seconds * max(1.0, limits.cpu_cores)),
+            "command": list(handler.command),
+            "target": handler.target,
+            "key": handler.key,
+        }
+    )
+
+
+def _task_file(lease: Lease) -> IO[bytes]:
+    """The task as the child's stdin; a file, because a pipe would block on a payload larger than its buffer."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    task = {
+        "task_id": lease.task_id,
+        "agent_type": lease.agent_type,
+        "goal_id": lease.goal_id,
+        "attempt": lease.attempt,
+        "priority": lease.priority,
+        "payload": lease.payload,
+        "labels": lease.labels,
+        "timeout_seconds": lease.timeout_seconds,
+        "checkpoint": lease.checkpoint,
+        "trace_context": lease.trace_context,
+    }
+    file.write(json.dumps(task).encode())
+    file.seek(0)
+    return file
+
+
+def _environment(lease: Lease, limits: Limits) -> dict[str, str]:
+    environment = foreign_environment()
+    environment["CONVENER_TASK_ID"] = lease.task_id
+    environment["CONVENER_TASK_ATTEMPT"] = str(lease.attempt)
+    # Numeric libraries would otherwise start a thread for each core of the machine.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, round(limits.cpu_cores))))
+    if lease.trace_context is not None:
+        environment["TRACEPARENT"] = lease.trace_context
+    return environment

@@ -1,0 +1,91 @@
+"""What a handler is given and what it may raise: the whole interface for people who write agents.
+
+Every task starts a fresh interpreter that imports this file, so it imports nothing that costs time (dataclasses alone
+would add milliseconds to each task).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Json = dict[str, Any]
+    Report = Callable[[Json], None]
+
+
+class Task:
+    """One attempt at one task. Make one yourself to test a handler: `Task(agent_type="ranking", payload={...})`."""
+
+    __slots__ = (
+        "_report",
+        "agent_type",
+        "attempt",
+        "checkpoint",
+        "goal_id",
+        "labels",
+        "payload",
+        "priority",
+        "task_id",
+        "timeout_seconds",
+        "trace_context",
+    )
+
+    def __init__(
+        self,
+        *,
+        agent_type: str,
+        payload: Json,
+        task_id: str = "",
+        goal_id: str | None = None,
+        attempt: int = 1,
+        priority: str = "medium",
+        labels: dict[str, str] | None = None,
+        timeout_seconds: float = 600.0,
+        checkpoint: Json | None = None,
+        trace_context: str | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.agent_type = agent_type
+        self.payload = payload
+        self.task_id = task_id
+        self.goal_id = goal_id
+        self.attempt = attempt
+        self.priority = priority
+        self.labels = labels or {}
+        self.timeout_seconds = timeout_seconds
+        self.checkpoint = checkpoint
+        self.trace_context = trace_context
+        self._report = report
+
+    def progress(self, percent: float, message: str | None = None, checkpoint: Json | None = None) -> None:
+        """Tell how far the task is; a checkpoint is handed to the next attempt should this one fail.
+
+        Raises ValueError when percent is outside 0..100 or the checkpoint is not JSON.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent must be within 0..100, not {percent}")
+        if self._report is not None:
+            self._report({"percent": percent, "message": message, "checkpoint": checkpoint})
+
+
+class Failure(Exception):
+    """A failure with a code that people and programs can act on."""
+
+    retryable = True
+
+    def __init__(self, code: str, message: str = "", **detail: object) -> None:
+        super().__init__(message or code)
+        self.code = code
+        self.detail = detail
+
+
+class Permanent(Failure):
+    """Trying again cannot help: wrong parameters, or work refused for safety."""
+
+    retryable = False
+
+
+class Transient(Failure):
+    """Trying again later may help."""

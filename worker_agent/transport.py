@@ -1,0 +1,116 @@
+"""One HTTP connection to the control plane whose waiting calls can be cut off from another thread."""
+
+import json
+import socket
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from worker_agent.wire import JsonObject
+
+_CONNECT_SECONDS = 5.0
+_LONGEST_RETRY_AFTER_SECONDS = 60.0
+_LATER = frozenset({408, 425, 429})
+
+
+class Away(Exception):
+    """The control plane gave no answer, an unreadable one, or one that says "later"."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Problem(Exception):
+    """The control plane refused the call."""
+
+    def __init__(self, status: int, code: str, detail: str, reason: str | None) -> None:
+        super().__init__(f"{status} {code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.reason = reason
+
+
+class Transport:
+    """Safe to use from several threads."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(10.0, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=2),
+            # A proxy that is meant for the internet cannot reach this machine's own loopback.
+            trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),
+        )
+        self._streams: deque[Any] = deque(maxlen=8)
+
+    def post(self, path: str, body: JsonObject, *, key: str, timeout: float) -> JsonObject | None:
+        """The JSON object that the control plane answered; None for 204.
+
+        Raises Away when the same call should be made again later, Problem when it must not be.
+        """
+        try:
+            response = self._http.post(
+                path,
+                content=json.dumps(body, allow_nan=False).encode(),
+                headers={"authorization": f"Bearer {key}", "content-type": "application/json"},
+                timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+                extensions={"trace": self._remember_stream},
+            )
+        except httpx.HTTPError as error:
+            raise Away(f"{type(error).__name__}: {error}") from error
+        return _read(response)
+
+    def abort(self) -> None:
+        """Make every call that waits for an answer raise Away now; later calls connect anew."""
+        for stream in list(self._streams):
+            sock = stream.get_extra_info("socket")
+            try:
+                # Closing would not wake a thread that waits in recv, and SSLSocket.shutdown is not safe beside it.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _remember_stream(self, name: str, info: Mapping[str, Any]) -> None:
+        if name.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._streams.append(info["return_value"])
+
+
+def _read(response: httpx.Response) -> JsonObject | None:
+    if response.status_code == 204:
+        return None
+    if response.status_code >= 500 or response.status_code in _LATER:
+        raise Away(f"answered {response.status_code}", _retry_after(response))
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success and isinstance(body, dict):
+        return body
+    if response.is_client_error:
+        raise _problem(response.status_code, body if isinstance(body, dict) else {})
+    raise Away(f"answered {response.status_code} with something that is no JSON object")
+
+
+def _problem(status: int, body: JsonObject) -> Problem:
+    detail = str(body.get("detail") or body.get("title") or "")
+    errors = body.get("errors")
+    return Problem(
+        status, str(body.get("code") or "unknown"), f"{detail} {errors}" if errors else detail, body.get("reason")
+    )
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds; 0.0 when absent or given as a date, as backoff alone is good enough then."""
+    try:
+        seconds = float(response.headers.get("retry-after", 0))
+    except ValueError:
+        return 0.0
+    return max(0.0, min(seconds, _LONGEST_RETRY_AFTER_SECONDS))

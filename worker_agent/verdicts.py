@@ -1,0 +1,77 @@
+"""Decides from the evidence that a handler's process left behind how its task ended."""
+
+import signal
+from dataclasses import dataclass, replace
+
+from worker_agent import events as ev
+from worker_agent.mailbox import Mailbox, read_json_object
+from worker_agent.wire import TaskError, Usage
+
+EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """`exit_code` is minus the number of the signal that ended the process; only a program has `output`."""
+
+    exit_code: int
+    usage: Usage
+    mailbox: Mailbox
+    output: bytes | None = None
+    noise: str = ""
+    is_too_large: bool = False
+    killed: bool = False
+    timed_out_after: float | None = None
+
+
+def verdict(evidence: Evidence) -> ev.HandlerOver:
+    """A kill or a timeout that came too late to matter does not spoil a result."""
+    if evidence.killed and evidence.exit_code < 0 and evidence.mailbox.result is None:
+        return ev.HandlerKilled(evidence.usage)
+    if evidence.timed_out_after is not None:
+        return ev.TimedOut(evidence.timed_out_after, evidence.usage)
+    if evidence.is_too_large:
+        return _failed(evidence, "result_too_large", "the handler wrote more than a result may have", True)
+    if evidence.mailbox.error is not None:
+        return ev.HandlerFailed(_with_output(evidence.mailbox.error, evidence.noise), evidence.usage)
+    if evidence.output is not None and evidence.exit_code == 0:
+        return _read_output(evidence, evidence.output)
+    if evidence.output is None and evidence.mailbox.result is not None:
+        return ev.HandlerFinished(evidence.mailbox.result, evidence.usage)
+    return _crashed(evidence)
+
+
+def _read_output(evidence: Evidence, output: bytes) -> ev.HandlerOver:
+    try:
+        return ev.HandlerFinished(read_json_object(output), evidence.usage)
+    except ValueError as error:
+        return _failed(evidence, "invalid_result", f"stdout is not a JSON object: {error}", True)
+
+
+def _crashed(evidence: Evidence) -> ev.HandlerFailed:
+    code = evidence.exit_code
+    if code == -signal.SIGXCPU:
+        return _failed(evidence, "cpu_limit", "the handler used up the processor time allowed to it", True)
+    if code < 0:
+        return _failed(evidence, "handler_crashed", f"the handler was ended by {_signal_name(-code)}", True)
+    # A program says by its exit code whether to try again; a python handler that exits says nothing.
+    if evidence.output is not None and code != EX_TEMPFAIL:
+        return _failed(evidence, "handler_error", f"the program ended with exit code {code}", False)
+    kind = "temporary_failure" if evidence.output is not None else "handler_exited"
+    return _failed(evidence, kind, f"the handler ended with exit code {code}", True)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _failed(evidence: Evidence, code: str, message: str, retryable: bool) -> ev.HandlerFailed:
+    error = TaskError(code=code, message=message, retryable=retryable)
+    return ev.HandlerFailed(_with_output(error, evidence.noise), evidence.usage)
+
+
+def _with_output(error: TaskError, noise: str) -> TaskError:
+    return replace(error, detail=error.detail | {"output": noise}) if noise else error
