@@ -73,10 +73,16 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         host=settings.host_name,
         owner=str(settings.state_directory),
         arguments=arguments,
-        environment={**os.environ, "CONVENER_KEY": settings.pool_key or ""},
+        environment=_worker_environment(settings),
         logs=settings.state_directory / "logs" / "workers",
         on_exit=on_exit,
     )
+
+
+def _worker_environment(settings: Settings) -> dict[str, str]:
+    """Ours without what is ours alone: a worker runs foreign code, which must not see the way to the database."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
+    return {**plain, "CONVENER_KEY": settings.pool_key or ""}
 
 
 async def _until_stopped(work: "asyncio.Task[None]") -> None:

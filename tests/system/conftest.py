@@ -25,6 +25,7 @@ class Api:
     """A running API process and keys for it."""
 
     url: str
+    port: int
     pid: int
     keys: dict[Role, str]
 
@@ -100,7 +101,7 @@ async def api_process(database_url: str, tmp_path: Path, **settings: str) -> Asy
                 break
             assert child.poll() is None, log.read_text()
             await asyncio.sleep(0.05)
-        yield Api(url=url, pid=child.pid, keys=keys)
+        yield Api(url=url, port=port, pid=child.pid, keys=keys)
 
 
 @pytest.fixture
@@ -113,14 +114,13 @@ async def api(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
 class Up:
     """`convener up` on a state directory, as often as the test starts it."""
 
-    def __init__(self, state: Path, database_url: str, **settings: str) -> None:
+    def __init__(self, state: Path, **settings: str) -> None:
         self.state = state
         self.port = free_port()
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")},
             "CONVENER_STATE_DIRECTORY": str(state),
             "CONVENER_PORT": str(self.port),
-            "CONVENER_DATABASE_URL": database_url,
             "CONVENER_STOP_GRACE_SECONDS": "3",
             **settings,
         }
@@ -154,6 +154,10 @@ class Up:
         self.child.kill()
         self.child.wait()
 
+    def running(self, module: str) -> psutil.Process:
+        """The process that runs this module, or PostgreSQL's postmaster."""
+        return next(found for found in self.processes() if _runs(found, module))
+
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.child is not None
@@ -167,18 +171,23 @@ class Up:
     def _is_ours(self, found: psutil.Process) -> bool:
         try:
             environment = found.environ()
-            return (
-                environment.get("CONVENER_STATE_DIRECTORY") == str(self.state)
-                and found.status() != psutil.STATUS_ZOMBIE
-            )
+            marks = {environment.get("CONVENER_STATE_DIRECTORY"), environment.get("CONVENER_OWNER")}
+            return str(self.state) in marks and found.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, OSError):
             return False
 
 
+def _runs(found: psutil.Process, module: str) -> bool:
+    command = found.cmdline()
+    if module == "postgres":
+        return "-D" in command and command[0].endswith("/postgres")
+    return command[1:3] == ["-m", module]
+
+
 @pytest.fixture
-async def up(database_url: str, tmp_path: Path) -> AsyncIterator[Up]:
-    """A `convener up` that is stopped at the end; the test starts it."""
-    machine = Up(tmp_path / "state", database_url)
+async def up(tmp_path: Path) -> AsyncIterator[Up]:
+    """A `convener up` with a PostgreSQL of its own, stopped at the end; the test starts it."""
+    machine = Up(tmp_path / "state")
     yield machine
     if machine.child is not None and machine.child.poll() is None:
         machine.stop()

@@ -8,11 +8,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-import httpx
 import pytest
 
 from app.domain.access import Role
 from app.domain.agents import AgentType
+from benchmarks.http_client import Connection, connect
 from tests.system.conftest import Api
 
 _TASKS = 20_000
@@ -23,38 +23,39 @@ _WORKERS = 32
 async def _submit(api: Api, count: int) -> set[str]:
     """Submit `count` tasks in batches, each batch sometimes twice, as a client does that lost the answer."""
     ids: set[str] = set()
-    async with httpx.AsyncClient(base_url=api.url, headers=api.bearer(Role.SUPERVISOR), timeout=60) as client:
-        for _ in range(count // 500):
-            tasks = [
-                {"id": str(uuid4()), "agent_type": random.choice(list(AgentType)), "goal_id": "flood", "payload": {}}
-                for _ in range(500)
-            ]
-            for _ in range(1 + (random.random() < 0.2)):
-                answer = await client.post("/tasks/batch", json={"tasks": tasks})
-                assert answer.status_code == 201, answer.text
-            ids |= {str(task["id"]) for task in tasks}
+    client = await connect(api.port, api.keys[Role.SUPERVISOR])
+    for _ in range(count // 500):
+        tasks = [
+            {"id": str(uuid4()), "agent_type": random.choice(list(AgentType)), "goal_id": "flood", "payload": {}}
+            for _ in range(500)
+        ]
+        for _ in range(1 + (random.random() < 0.2)):
+            answer = await client.post("/tasks/batch", {"tasks": tasks})
+            assert answer.status == 201, answer.body
+        ids |= {str(task["id"]) for task in tasks}
+    client.close()
     return ids
 
 
 class _Worker:
     """A client that leases and completes, repeats itself, and now and then tries a token that is not good."""
 
-    def __init__(self, client: httpx.AsyncClient, number: int) -> None:
-        self._client = client
+    def __init__(self, number: int) -> None:
         self._number = number
-        self._worker_id = ""
+        self._client: Connection
         self.accepted: list[str] = []
         self.stale_accepted = 0
 
     async def register(self, api: Api) -> None:
+        pool = await connect(api.port, api.keys[Role.WORKER])
         body = {"name": f"w{self._number}", "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
-        answer = await self._client.post(
-            "/workers", json=body | {"capabilities": list(AgentType)}, headers=api.bearer(Role.WORKER)
-        )
-        registered = answer.json()
-        self._worker_id = registered["worker_id"]
-        self._client.headers["Authorization"] = f"Bearer {registered['key']}"
-        await self._beat(None)
+        worker = (await pool.post("/workers", body | {"capabilities": list(AgentType)})).json()
+        pool.close()
+        self._client = await connect(api.port, worker["key"])
+        (await self._client.post(f"/workers/{worker['worker_id']}/heartbeat", {"state": "ready"})).json()
+
+    def close(self) -> None:
+        self._client.close()
 
     async def work(self, done: asyncio.Event) -> None:
         lease: dict[str, Any] | None = None
@@ -65,37 +66,33 @@ class _Worker:
 
     async def _lease(self) -> dict[str, Any] | None:
         request = {"request_id": str(uuid4()), "wait_seconds": 0.5, "acknowledge": True}
-        answer = await self._client.post("/lease", json=request)
+        answer = await self._client.post("/lease", request)
         if random.random() < 0.05:
-            again = await self._client.post("/lease", json=request)
-            if answer.status_code == 200:
+            again = await self._client.post("/lease", request)
+            if answer.status == 200:
                 assert again.json() == answer.json()
             answer = again
-        return answer.json() if answer.status_code == 200 else None
+        return answer.json() if answer.status == 200 else None
 
     async def _complete(self, lease: dict[str, Any]) -> dict[str, Any] | None:
         path = f"/leases/{lease['task_id']}/complete"
         body = {"token": lease["token"], "result": {"by": self._number}}
         if random.random() < 0.05:
-            stale = await self._client.post(path, json=body | {"token": lease["token"] + random.choice([1, 2])})
-            self.stale_accepted += stale.status_code == 200
-        answer = await self._client.post(path, json=body | {"next": {"request_id": str(uuid4()), "acknowledge": True}})
-        assert answer.status_code == 200, answer.text
+            stale = await self._client.post(path, body | {"token": lease["token"] + random.choice([1, 2])})
+            self.stale_accepted += stale.status == 200
+        answer = await self._client.post(path, body | {"next": {"request_id": str(uuid4()), "acknowledge": True}})
+        assert answer.status == 200, answer.body
         self.accepted.append(lease["task_id"])
         if random.random() < 0.05:
-            other = await self._client.post(path, json=body | {"result": {"by": "somebody else"}})
-            self.stale_accepted += other.status_code == 200
+            other = await self._client.post(path, body | {"result": {"by": "somebody else"}})
+            self.stale_accepted += other.status == 200
         following: dict[str, Any] | None = answer.json()["lease"]
         return following
-
-    async def _beat(self, lease: dict[str, Any] | None) -> None:
-        await self._client.post(f"/workers/{self._worker_id}/heartbeat", json={"state": "ready", "lease": lease})
 
 
 @pytest.mark.slow
 async def test_20000_tasks_are_each_accepted_exactly_once(api: Api, database_url: str, tmp_path: Path) -> None:
-    clients = [httpx.AsyncClient(base_url=api.url, timeout=60, trust_env=False) for _ in range(_WORKERS)]
-    workers = [_Worker(client, number) for number, client in enumerate(clients)]
+    workers = [_Worker(number) for number in range(_WORKERS)]
     for worker in workers:
         await worker.register(api)
     done = asyncio.Event()
@@ -107,8 +104,8 @@ async def test_20000_tasks_are_each_accepted_exactly_once(api: Api, database_url
             await asyncio.sleep(0.2)
     done.set()
     await asyncio.gather(*working)
-    for client in clients:
-        await client.aclose()
+    for worker in workers:
+        worker.close()
     submitted = set().union(*batches)
     accepted = Counter(task_id for worker in workers for task_id in worker.accepted)
     assert set(accepted) == submitted
