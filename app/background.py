@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from app.loops.runner import Runner
 from app.loops.schedule import DUTIES, Context, Duty, Errand, pool_duties, pool_errands
 from app.operations import fleet
 from app.provisioners.local import LocalProvisioner
-from app.settings import Settings, SettingsError
+from app.settings import Settings, settings_of_service
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -98,12 +97,7 @@ async def _until_stopped(work: "asyncio.Task[None]") -> None:
 
 def main() -> None:
     """What `python -m app.background` does."""
-    try:
-        settings = Settings.from_environment()
-        if settings.database_url is None:
-            raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
-    except SettingsError as error:
-        sys.exit(f"convener: {error}")
+    settings = settings_of_service()
     set_up_logging(settings.log_level, as_json=settings.log_json)
     asyncio.run(run(settings))
 

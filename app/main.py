@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,7 +17,7 @@ from app.operations.access import Keyring
 from app.operations.broker import Broker
 from app.operations.leases import LeaseDesk
 from app.operations.workers import Heartbeats
-from app.settings import Settings, SettingsError
+from app.settings import Settings, settings_of_service
 from app.store import schema
 from app.store.database import Database
 
@@ -110,12 +109,7 @@ def serve(settings: Settings) -> None:
 
 def main() -> None:
     """What `python -m app.main` does."""
-    try:
-        settings = Settings.from_environment()
-        if settings.database_url is None:
-            raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
-    except SettingsError as error:
-        sys.exit(f"convener: {error}")
+    settings = settings_of_service()
     set_up_logging(settings.log_level, as_json=settings.log_json)
     serve(settings)
 

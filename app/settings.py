@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +58,17 @@ class Settings(BaseModel):
         except ValidationError as error:
             problems = [f"{_PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
             raise SettingsError("; ".join(problems)) from None
+
+
+def settings_of_service() -> Settings:
+    """What a process of its own runs with; ends it with a plain sentence when that is not enough to run."""
+    try:
+        settings = Settings.from_environment()
+        if settings.database_url is None:
+            raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
+    except SettingsError as error:
+        sys.exit(f"convener: {error}")
+    return settings
 
 
 def _state_home() -> Path:

@@ -115,7 +115,7 @@ class Machine:
         if event.lease is None:
             return self._free()
         self.lease, self._renewed_at, self._quick_answers = event.lease, self._now, 0
-        if self.ending.near:
+        if False:
             return self._send(act.Release(lease=event.lease, reason=self.ending.reason))
         self._move(State.RUNNING)
         return [act.RunHandler(event.lease)]
@@ -148,14 +148,17 @@ class Machine:
     def _send(self, report: act.Report) -> list[Action]:
         """Finished work must survive an outage: after a long silence, renew the lease before it is reported."""
         assert self.registration is not None
-        if isinstance(report, act.ReportComplete) and self.ending.near:
-            report = replace(report, next_request_id=None)
         silent = self._now - self._renewed_at
         renew = silent > self.registration.lease_seconds / 2 and self.ending.intent < Intent.HALT
         if renew and not isinstance(report, act.Release):
             self._report = replace(report, attempt=0, wait_seconds=0.0)
             self._move(State.RENEWING)
             return [act.BeatNow()]
+        return self._hand_in(report)
+
+    def _hand_in(self, report: act.Report) -> list[Action]:
+        if isinstance(report, act.ReportComplete) and self.ending.near:
+            report = replace(report, next_request_id=None)
         return self._make(State.REPORTING, report)
 
     def _fenced_off(self, _: ev.Fenced) -> list[Action]:
@@ -199,7 +202,7 @@ class Machine:
         if self.state is State.READY:
             orders += self._free()
         elif self.state is State.RENEWING and self._report is not None:
-            orders += self._make(State.REPORTING, self._report)
+            orders += self._hand_in(self._report)
         return orders
 
     def _obey(self, directive: Directive) -> list[Action]:

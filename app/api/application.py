@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
-from app.api import events, health, keys, leases, metrics, problems, tasks, workers
+from app.api import events, fleet, health, keys, leases, metrics, problems, tasks, workers
 from app.api.limits import BodyLimit
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -35,7 +35,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     )
     # Lean routes stand first and on the application itself: included routers cost a look-up more per request.
     app.router.routes.extend([*leases.router.routes, *workers.hot_router.routes])
-    for router in (tasks.router, workers.router, events.router, keys.router, health.router):
+    for router in (tasks.router, workers.router, fleet.router, events.router, keys.router, health.router):
         app.include_router(router)
     problems.install(app)
     metrics.install(app)

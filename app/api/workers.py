@@ -20,7 +20,6 @@ from app.domain.access import Scope
 from app.domain.agents import AgentType
 from app.domain.workers import Directive, WorkerId
 from app.operations import workers as operations
-from app.store import fleet
 from app.store import workers as store
 from app.store.workers import Beat, Pulse, Registration
 
@@ -144,28 +143,6 @@ class StoppedOut(BaseModel):
     state: str
 
 
-class ReplacementOut(BaseModel):
-    """From the loss of a worker to its replacement's first lease."""
-
-    id: int
-    lost_worker_id: UUID
-    worker_id: UUID | None
-    worker_name: str
-    cause: str
-    detected_at: Moment
-    requested_at: Moment | None
-    started_at: Moment | None
-    registered_at: Moment | None
-    first_lease_at: Moment | None
-
-
-class ReplacementPage(BaseModel):
-    """Newest first."""
-
-    items: list[ReplacementOut]
-    next: str | None
-
-
 @router.post(
     "/workers",
     summary="Register a worker",
@@ -274,16 +251,6 @@ async def drain(worker_id: UUID, reason: ReasonIn, connection: Writing) -> Worke
 async def stop(worker_id: UUID, reason: ReasonIn, connection: Writing) -> WorkerOut:
     """As drain, but after a grace period it is ended and its task released without burning an attempt."""
     return await _direct(worker_id, Directive.STOP, reason, connection)
-
-
-@router.get("/replacements", summary="List replacements of lost workers", dependencies=[requires(Scope.READ)])
-async def replacements(
-    connection: Reading, after: Annotated[int | None, Query(ge=0)] = None, limit: Limit = 50
-) -> ReplacementPage:
-    """How long each step took, newest first."""
-    rows = await fleet.replacements(connection, before=after, limit=limit + 1)
-    following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
-    return ReplacementPage(items=[ReplacementOut.model_validate(row) for row in rows[:limit]], next=following)
 
 
 def _worker(row: dict[str, Any]) -> WorkerOut:

@@ -212,12 +212,14 @@ class Broker:
         asks = [_ask(waiter) for waiter in batch]
         try:
             claims = await hot.run(self._database, lambda c: leases.claim(c, asks, self._policy))
+            served = [ask.worker_id for ask, claim in zip(asks, claims, strict=True) if claim.lease]
+            await self._note_first_leases(served)
+            for waiter, claim in zip(batch, claims, strict=True):
+                await self._answer(waiter, claim, rings)
         finally:
+            # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
-        await self._note_first_leases([ask.worker_id for ask, claim in zip(asks, claims, strict=True) if claim.lease])
-        for waiter, claim in zip(batch, claims, strict=True):
-            await self._answer(waiter, claim, rings)
 
     async def _answer(self, waiter: _Waiter, claim: Claim, rings: dict[AgentType, int]) -> None:
         if claim.lease is not None:

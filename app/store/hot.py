@@ -1,6 +1,6 @@
 """Runs a statement of the hot path on a pooled connection, repeating it where that is safe and useful."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import asyncpg
@@ -28,3 +28,8 @@ async def run(
         except Exception as error:
             raise in_domain_words(error) from error
     raise AssertionError("unreachable")
+
+
+def columns(rows: Sequence[object], *names: str) -> list[list[object]]:
+    """One list a name, for `unnest`: how a statement receives the calls of many."""
+    return [[getattr(row, name) for row in rows] for name in names]

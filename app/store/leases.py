@@ -16,6 +16,7 @@ from app.domain.agents import AgentType
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskId
 from app.domain.workers import WorkerId
+from app.store.hot import columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +200,7 @@ async def claim(
     """
     rows = await connection.fetch(
         _CLAIM,
-        [ask.worker_id for ask in asks],
-        [ask.request_id for ask in asks],
-        [ask.agent_type for ask in asks],
-        [ask.acknowledge for ask in asks],
+        *columns(asks, "worker_id", "request_id", "agent_type", "acknowledge"),
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
     )
@@ -229,15 +227,8 @@ async def complete(
     connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
 ) -> dict[UUID, Service]:
     """Move the tasks whose lease the calls hold into history; returns what those accepted cost."""
-    rows = await connection.fetch(
-        _COMPLETE,
-        [call.task_id for call in calls],
-        [call.token for call in calls],
-        [call.worker_id for call in calls],
-        [call.result for call in calls],
-        [call.result_hash for call in calls],
-        [call.usage for call in calls],
-    )
+    names = ("task_id", "token", "worker_id", "result", "result_hash", "usage")
+    rows = await connection.fetch(_COMPLETE, *columns(calls, *names))
     return {row["id"]: Service(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}
 
 
@@ -246,13 +237,7 @@ async def sign(
 ) -> dict[UUID, datetime]:
     """Acknowledge and renew leases, keeping progress and checkpoints; returns the new expiry of those still held."""
     rows = await connection.fetch(
-        _SIGN,
-        [sign.task_id for sign in signs],
-        [sign.token for sign in signs],
-        [sign.worker_id for sign in signs],
-        [sign.progress for sign in signs],
-        [sign.checkpoint for sign in signs],
-        policy.lease_seconds,
+        _SIGN, *columns(signs, "task_id", "token", "worker_id", "progress", "checkpoint"), policy.lease_seconds
     )
     return {row["id"]: row["lease_expires_at"] for row in rows}
 

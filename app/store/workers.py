@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.workers import Sighting, WorkerId, WorkerState, origins
+from app.store.hot import columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,17 +155,8 @@ async def beat(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Beat], lease_seconds: float
 ) -> dict[UUID, Pulse]:
     """Record heartbeats and renew the acknowledged leases they name; workers that are over are left out."""
-    rows = await connection.fetch(
-        _BEAT,
-        [beat.worker_id for beat in beats],
-        [beat.draining for beat in beats],
-        [beat.task_id for beat in beats],
-        [beat.token for beat in beats],
-        [beat.cpu_percent for beat in beats],
-        [beat.memory_mb for beat in beats],
-        [beat.errors for beat in beats],
-        lease_seconds,
-    )
+    names = ("worker_id", "draining", "task_id", "token", "cpu_percent", "memory_mb", "errors")
+    rows = await connection.fetch(_BEAT, *columns(beats, *names), lease_seconds)
     return {
         row["worker_id"]: Pulse(
             state=WorkerState(row["state"]),

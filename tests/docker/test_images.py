@@ -38,7 +38,7 @@ def answering(status: int) -> Iterator[int]:
             self.send_response(status if self.path == "/livez" else 404)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_: Any, **__: Any) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:

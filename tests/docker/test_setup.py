@@ -1,5 +1,6 @@
 """What the one-shot service leaves behind: a database that is up to date, and one key that workers can use."""
 
+import asyncio
 import os
 import shutil
 import stat
@@ -8,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from app.operations.access import Keyring
-from app.store import schema
+from app.store import schema, tables
 from app.store.database import Database
 from tests.docker.composition import services
 from worker_agent.options import read_options
@@ -41,7 +43,7 @@ async def test_the_key_is_made_once_and_is_a_workers(database: Database, tmp_pat
     programs = Path(sys.executable).parent
     assert shutil.which("convener", path=str(programs))
     for _ in range(2):
-        done = set_up(tmp_path, programs, database.url)
+        done = await asyncio.to_thread(set_up, tmp_path, programs, database.url)
         assert done.returncode == 0, done.stderr
     key = (tmp_path / FILE).read_text().strip()
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
@@ -49,8 +51,8 @@ async def test_the_key_is_made_once_and_is_a_workers(database: Database, tmp_pat
     assert (await Keyring(database).recognise(key)).role == "worker"
     assert await schema.revision(database.engine) == schema.head()
     async with database.transaction() as connection:
-        made = await connection.exec_driver_sql("SELECT label FROM access_keys")
-        assert made.scalars().all() == ["pool"]
+        labels = await connection.execute(select(tables.keys.c.label))
+        assert labels.scalars().all() == ["pool"]
 
 
 @pytest.mark.parametrize("failing", ["db", "key"])

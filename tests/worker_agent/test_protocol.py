@@ -176,6 +176,11 @@ def test_a_report_that_is_not_answered_for_long_waits_for_a_heartbeat_too() -> N
     assert (again.attempt, again.next_request_id) == (0, "request-2")
 
 
+def test_a_drain_that_comes_with_the_renewal_takes_no_next_task() -> None:
+    subject = brought_to(State.RENEWING)
+    assert feed(subject, beat(DRAIN, at=20.0), at=20.0)[-1].next_request_id is None  # type: ignore[union-attr]
+
+
 def test_work_that_was_cancelled_meanwhile_is_dropped() -> None:
     subject = brought_to(State.RENEWING)
     assert isinstance(only(feed(subject, beat(cancel(lease()), at=20.0), at=20.0)), act.RequestLease)

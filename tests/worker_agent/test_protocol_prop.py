@@ -1,11 +1,9 @@
 """What must never happen to the worker's state machine, whatever happens to it in whatever order."""
 
 from collections import deque
-from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.worker_agent.machines import (
     FAILED,
@@ -24,20 +22,15 @@ from worker_agent.states import State
 from worker_agent.wire import Directive, Lease, LeaseRef, Progress
 
 ENDINGS = ("drain", "stop", "restart")
-GONE = st.sampled_from([*["lost"] * 8, "stopped", "superseded"])
-# What ends the worker must be rare, or it never lives long enough to do anything wrong.
-MOODS = st.sampled_from([*["kind"] * 7, "away", "gone", "refusing"])
-RARELY = st.integers(0, 11).map(lambda number: number == 11)
 
 
-class Shell(RuleBasedStateMachine):
+class Shell:
     """Obeys the machine, and checks every order that it gets.
 
     Events wait in one queue, as they do in the daemon, so that any two of them can cross.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.machine = machine()
         self.now = 0.0
         self.queue: deque[ev.Event] = deque()
@@ -58,6 +51,7 @@ class Shell(RuleBasedStateMachine):
         self.foresee(event)
         for action in self.machine.handle(event, self.now):
             self.perform(action)
+        assert self.winding_down or not self.machine.ending.near, "nobody told it to wind down"
         if before is not None and before != self.machine.lease:
             self.let_go(before, event)
 
@@ -155,7 +149,7 @@ class Shell(RuleBasedStateMachine):
 
 
 class World(Shell):
-    """A control plane, a handler and an operator that do as they please."""
+    """A control plane, a handler and an operator that do as they please; what cannot happen now, does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,132 +157,175 @@ class World(Shell):
         self.registered = 0
         self.slow = 0
 
-    def calling(self, *kinds: type) -> bool:
-        return isinstance(self.call, kinds)
+    def go_on(self, move: str) -> None:
+        getattr(self, move)()
+        self.slow -= 1
+        while self.queue and self.slow < 0:
+            self.deliver(self.queue.popleft())
 
-    def new_lease(self) -> Lease:
-        self.leases += 1
-        return Lease(task_id=f"t-{self.leases % 3}", token=self.leases, agent_type="ranking")
+    def dawdle(self) -> None:
+        """Let the events of the next moves pile up, so that they cross."""
+        self.slow = 3
 
-    @precondition(lambda self: self.call is not None)
-    @rule(mood=MOODS, more=st.booleans(), reason=GONE)
-    def answer_call(self, mood: str, more: bool, reason: Any) -> None:
-        match mood:
-            case "kind":
-                self.answer_kindly(more=more)
-            case "away":
-                self.answer(ev.ApiAway())
-            case "gone":
-                self.answer(ev.CallerGone(reason))
-            case _:
-                self.answer(self.refusal(fenced=more))
+    # The control plane's answers to calls.
 
-    def answer_kindly(self, *, more: bool) -> None:
+    def grant(self) -> None:
         match self.call:
             case act.Register():
                 self.registered += 1
                 self.answer(ev.Registered(registration(self.registered)))
             case act.RequestLease():
-                self.answer(ev.Leased(self.new_lease()) if more else ev.NothingToDo(quick=True))
+                self.answer(ev.Leased(self.new_lease()))
             case act.Goodbye():
                 self.answer(ev.GoodbyeSaid())
-            case act.ReportComplete(next_request_id=str()) if more:
+            case act.ReportComplete(next_request_id=str()):
                 self.answer(ev.Reported(self.new_lease()))
-            case _:
+            case act.ReportComplete() | act.ReportFail() | act.Release():
                 self.answer(ev.Reported())
+            case None:
+                pass
 
-    def refusal(self, *, fenced: bool) -> ev.Answer:
-        if fenced and isinstance(self.call, act.Report):
-            return ev.Fenced("lease_expired")
+    def grant_no_lease(self) -> None:
+        if isinstance(self.call, act.RequestLease):
+            self.answer(ev.NothingToDo(quick=True))
+        elif isinstance(self.call, act.ReportComplete):
+            self.answer(ev.Reported())
+
+    def new_lease(self) -> Lease:
+        self.leases += 1
+        return Lease(task_id=f"t-{self.leases % 3}", token=self.leases, agent_type="ranking")
+
+    def fence(self) -> None:
+        if isinstance(self.call, act.Report):
+            self.answer(ev.Fenced("lease_expired"))
+
+    def refuse(self) -> None:
         if isinstance(self.call, act.Register):
-            return ev.RegistrationRefused(key_refused=True, message="no")
-        return ev.Refused("invalid", "no")
+            self.answer(ev.RegistrationRefused(key_refused=True, message="no"))
+        elif self.call is not None:
+            self.answer(ev.Refused("invalid", "no"))
 
-    @precondition(lambda self: self.running is not None)
-    @rule(end=st.sampled_from([FINISHED, FAILED, ev.TimedOut(1.0, USAGE)]))
-    def end_handler(self, end: Any) -> None:
-        self.end_handler_with(end)
+    def be_away(self) -> None:
+        if self.call is not None:
+            self.answer(ev.ApiAway())
 
-    @precondition(lambda self: self.running is not None and not self.handler_is_over)
-    @rule()
-    def progress(self) -> None:
-        self.queue.append(ev.Progressed(Progress(percent=50.0)))
+    def forget_caller(self) -> None:
+        if self.call is not None:
+            self.answer(ev.CallerGone("lost"))
 
-    @rule(is_late=RARELY)
-    def answer_heartbeat(self, is_late: bool) -> None:
-        self.beat(is_late=is_late)
+    def supersede_caller(self) -> None:
+        if self.call is not None:
+            self.answer(ev.CallerGone("superseded"))
 
-    @rule(kind=st.sampled_from(ENDINGS), really=RARELY, is_late=RARELY)
-    def direct(self, kind: str, really: bool, is_late: bool) -> None:
-        self.beat(*[Directive(kind=kind)] * really, is_late=is_late)
+    # The control plane's answers to heartbeats.
 
-    @precondition(lambda self: self.machine.lease is not None)
-    @rule(is_other=st.booleans())
-    def cancel(self, is_other: bool) -> None:
-        held = self.machine.lease
-        assert held is not None
-        self.beat(Directive(kind="cancel_task", task_id=held.task_id, token=held.token + is_other))
+    def beat(self, *directives: Directive, late: bool = False) -> None:
+        self.queue.append(ev.BeatAnswered(self.machine.registrations - late, self.now, directives))
 
-    def beat(self, *directives: Directive, is_late: bool = False) -> None:
-        number = self.machine.registrations - is_late
-        self.queue.append(ev.BeatAnswered(number, self.now, directives))
+    def beat_late(self) -> None:
+        self.beat(Directive(kind="stop"), late=True)
 
-    @rule(reason=GONE, is_late=RARELY)
-    def write_off(self, reason: Any, is_late: bool) -> None:
-        self.queue.append(ev.Gone(self.machine.registrations - is_late, reason))
+    def drain(self) -> None:
+        self.beat(Directive(kind="drain"))
 
-    @precondition(lambda self: self.machine.lease is not None)
-    @rule()
+    def stop(self) -> None:
+        self.beat(Directive(kind="stop"))
+
+    def cancel(self) -> None:
+        if self.machine.lease is not None:
+            self.beat(cancel(self.machine.lease))
+
+    def cancel_another(self) -> None:
+        self.beat(Directive(kind="cancel_task", task_id="t-1", token=0))
+
+    def forget(self) -> None:
+        self.queue.append(ev.Gone(self.machine.registrations, "lost"))
+
+    def forget_late(self) -> None:
+        self.queue.append(ev.Gone(self.machine.registrations - 1, "superseded"))
+
+    def supersede(self) -> None:
+        self.queue.append(ev.Gone(self.machine.registrations, "superseded"))
+
     def lose_lease(self) -> None:
-        assert self.machine.lease is not None
-        self.queue.append(ev.LeaseLost(self.machine.lease.ref, "lease_expired"))
+        if self.machine.lease is not None:
+            self.queue.append(ev.LeaseLost(self.machine.lease.ref, "lease_expired"))
 
-    @rule(really=RARELY)
-    def signal(self, really: bool) -> None:
-        self.queue += [ev.StopSignal()] * really
+    # The handler, the operator and time.
 
-    @precondition(lambda self: self.alarm)
-    @rule()
+    def finish(self) -> None:
+        if self.running is not None:
+            self.end_handler_with(FINISHED)
+
+    def fail(self) -> None:
+        if self.running is not None:
+            self.end_handler_with(FAILED)
+
+    def run_out(self) -> None:
+        if self.running is not None:
+            self.end_handler_with(ev.TimedOut(1.0, USAGE))
+
+    def progress(self) -> None:
+        if self.running is not None and not self.handler_is_over:
+            self.queue.append(ev.Progressed(Progress(percent=50.0)))
+
+    def signal(self) -> None:
+        self.queue.append(ev.StopSignal())
+
     def end_grace(self) -> None:
-        self.queue.append(ev.GraceOver())
+        if self.alarm:
+            self.queue.append(ev.GraceOver())
 
-    @rule(seconds=st.floats(0.0, LEASE_SECONDS))
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(steps=st.integers(1, 4))
-    def dawdle(self, steps: int) -> None:
-        """Let events pile up, so that they cross."""
-        self.slow = steps
-
-    @invariant()
-    def deliver_all(self) -> None:
-        self.slow -= 1
-        while self.queue and self.slow < 0:
-            self.deliver(self.queue.popleft())
-
-    # Whatever has happened, with everybody's good will it goes on, and it ends when it is told to.
-
-    def teardown(self) -> None:
-        self.be_kind(until_asking=not self.winding_down)
-        assert self.exited or self.winding_down or self.calling(act.RequestLease)
-        self.queue += [ev.StopSignal(), ev.StopSignal()]
-        self.be_kind(until_asking=False)
-        assert self.exited
+    def pass_time(self) -> None:
+        self.now += 0.6 * LEASE_SECONDS
 
     def be_kind(self, *, until_asking: bool) -> None:
+        """With everybody's good will, and no more tasks to run."""
         for _ in range(100):
             if self.queue:
                 self.deliver(self.queue.popleft())
-            elif self.exited or (until_asking and self.calling(act.RequestLease)):
+            elif self.exited or (until_asking and isinstance(self.call, act.RequestLease)):
                 return
+            elif isinstance(self.call, act.ReportComplete):
+                self.grant_no_lease()
             elif self.call is not None:
-                self.answer_kindly(more=False)
+                self.grant()
             elif self.running is not None:
-                self.end_handler_with(FINISHED)
+                self.finish()
             else:
                 self.beat()
 
 
-TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+_ANSWERS = ["grant"] * 8 + ["grant_no_lease", "be_away", "fence", "refuse"]
+_BEATS = ["beat"] * 4 + ["beat_late", "cancel", "cancel_another"]
+_ENDS = ["finish"] * 3 + ["fail", "run_out", "lose_lease", "progress"]
+_TURNS = ["dawdle", "dawdle", "pass_time"]
+# What ends the worker must be rare, or it never lives long enough to do anything wrong.
+_BLOWS = [
+    "forget",
+    "forget_late",
+    "forget_caller",
+    "supersede",
+    "supersede_caller",
+    "signal",
+    "drain",
+    "stop",
+    "end_grace",
+]
+_RARELY = st.tuples(st.integers(0, 2), st.sampled_from(_BLOWS)).map(lambda drawn: "dawdle" if drawn[0] else drawn[1])
+_MOVES = st.one_of(*map(st.sampled_from, (_ANSWERS, _ANSWERS, _BEATS, _ENDS, _TURNS)), _RARELY)
+_PRELUDES = st.sampled_from([[], ["grant", "beat"], ["grant", "beat", "grant"], ["grant", "beat", "grant", "finish"]])
+
+
+@settings(max_examples=500, deadline=None)
+@given(_PRELUDES, st.lists(_MOVES, min_size=15, max_size=60), st.booleans())
+def test_whatever_happens_in_whatever_order(prelude: list[str], moves: list[str], is_told_to_stop: bool) -> None:
+    world = World()
+    for move in prelude + moves:
+        world.go_on(move)
+    if not (world.winding_down or is_told_to_stop):
+        world.be_kind(until_asking=True)
+        assert world.exited or isinstance(world.call, act.RequestLease), "it does not go on"
+    world.queue += [ev.StopSignal(), ev.StopSignal()]
+    world.be_kind(until_asking=False)
+    assert world.exited, "it does not end"
