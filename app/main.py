@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,6 +103,9 @@ def serve(settings: Settings) -> None:
         backlog=2048,
         server_header=False,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
+        signal.signal(number, lambda *_: None)
     log.info("serving on http://%s:%s", settings.host, settings.port)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(Server(config).serve())

@@ -1,0 +1,62 @@
+"""What a worker may become, and when its silence means that it is lost."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.workers import (
+    LIVE,
+    MOVES,
+    OVER,
+    HealthPolicy,
+    Sighting,
+    WorkerId,
+    WorkerState,
+    hold_back,
+    origins,
+    overdue,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _seen(state: WorkerState, *, ago: float | None, since: float = 1000) -> Sighting:
+    last = None if ago is None else NOW - timedelta(seconds=ago)
+    return Sighting(worker_id=WorkerId(uuid4()), state=state, since=NOW - timedelta(seconds=since), last_seen_at=last)
+
+
+def test_what_is_over_stays_over_and_every_live_state_can_end() -> None:
+    assert all(not MOVES[state] for state in OVER)
+    assert all(MOVES[state] & OVER for state in LIVE)
+    assert origins(WorkerState.READY) == {WorkerState.STARTING}
+    assert origins(WorkerState.FAILED) == {WorkerState.STARTING}
+
+
+@given(ago=st.floats(0, 100))
+def test_silence_beyond_the_limit_means_lost(ago: float) -> None:
+    for state in (WorkerState.READY, WorkerState.DRAINING):
+        verdict = overdue(_seen(state, ago=ago), HealthPolicy(), NOW)
+        assert (verdict is not None) == ((NOW - _seen(state, ago=ago).last_seen_at).total_seconds() > 15)  # type: ignore[operator]  # given above
+        assert verdict is None or verdict[0] is WorkerState.LOST
+
+
+def test_a_start_that_takes_too_long_has_failed() -> None:
+    assert overdue(_seen(WorkerState.STARTING, ago=None, since=29), HealthPolicy(), NOW) is None
+    verdict = overdue(_seen(WorkerState.STARTING, ago=None, since=31), HealthPolicy(), NOW)
+    assert verdict is not None
+    assert verdict[0] is WorkerState.FAILED
+
+
+def test_those_that_are_over_are_never_overdue() -> None:
+    assert all(overdue(_seen(state, ago=999), HealthPolicy(), NOW) is None for state in OVER)
+
+
+def test_over_half_at_once_or_a_pause_of_ours_waits_one_sweep() -> None:
+    assert hold_back(2, 3, seconds_since_last_sweep=2, held_back_before=False)
+    assert hold_back(1, 9, seconds_since_last_sweep=60, held_back_before=False)
+    assert not hold_back(2, 3, seconds_since_last_sweep=2, held_back_before=True)
+    assert not hold_back(1, 1, seconds_since_last_sweep=2, held_back_before=False)
+    assert not hold_back(0, 9, seconds_since_last_sweep=60, held_back_before=False)
+    assert not hold_back(2, 4, seconds_since_last_sweep=2, held_back_before=False)

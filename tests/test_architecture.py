@@ -1,0 +1,89 @@
+"""What import contracts cannot see: where queries are made, who commits, which clock decides."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "app"
+_CONSTRUCTORS = {"text", "select", "insert", "update", "delete", "table", "column"}
+_LONGEST_FILE = 310
+# Where a local clock is right: making ids, telling people the time, and measuring how long something took.
+_LOCAL_CLOCKS = ("app/operations/identifiers.py", "app/logs.py", "app/cli/")
+# One idea may stay whole.
+_WHOLE = {"worker_agent/protocol.py"}
+
+
+def _files(*folders: str) -> list[Path]:
+    return [path for folder in folders or ("",) for path in sorted((APP / folder).rglob("*.py"))]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _imported(tree: ast.AST, package: str) -> set[str]:
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_queries_are_made_in_store_only(path: Path) -> None:
+    if "store" in path.parts:
+        return
+    made = _imported(ast.parse(path.read_text()), "sqlalchemy") & _CONSTRUCTORS
+    assert not made, (
+        f"{_name(path)} makes queries ({made}); move them into a function of app/store that is named for it"
+    )
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_one_place_commits(path: Path) -> None:
+    commits = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("commit", "begin")
+    ]
+    allowed = {"app/store/database.py", "app/store/schema.py"}
+    assert not commits or _name(path) in allowed, f"{_name(path)}:{commits} commits; only {allowed} may"
+
+
+@pytest.mark.parametrize("path", _files("domain"), ids=_name)
+def test_rules_are_not_async(path: Path) -> None:
+    kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    found = [type(node).__name__ for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    assert not found, f"{_name(path)} is async; a rule takes a snapshot and returns a plan"
+
+
+@pytest.mark.parametrize("path", _files(), ids=_name)
+def test_only_the_database_clock_decides(path: Path) -> None:
+    clocks = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today")
+    ]
+    assert not clocks or _name(path).startswith(_LOCAL_CLOCKS), (
+        f"{_name(path)} reads {clocks}; ask the database: store.database.now"
+    )
+
+
+@pytest.mark.parametrize(
+    "path", _files("domain", "operations", "store", "provisioners", "embedded", "loops"), ids=_name
+)
+def test_http_is_known_to_the_api_only(path: Path) -> None:
+    assert "HTTPException" not in path.read_text(), f"{_name(path)}: raise a word of app/domain/errors.py instead"
+
+
+@pytest.mark.parametrize("path", [*_files(), *sorted((ROOT / "worker_agent").rglob("*.py"))], ids=_name)
+def test_files_stay_short_and_say_what_they_are_for(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= _LONGEST_FILE or _name(path) in _WHOLE, (
+        f"{_name(path)} has grown; split it along its nouns"
+    )
+    assert ast.get_docstring(ast.parse(source)), f"{_name(path)} does not open with a sentence that says its duty"
