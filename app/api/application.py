@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api import events, fleet, health, keys, leases, metrics, problems, tasks, workers
 from app.api.limits import BodyLimit
@@ -25,7 +26,7 @@ _TAGS = [
 
 def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -> FastAPI:
     """The application; its lifespan must set `app.state.services`."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Convener",
         version="0.1.0",
         description=_DESCRIPTION,
