@@ -12,7 +12,7 @@ _KEY = re.compile(r"\bcvn_([0-9A-Za-z]+)_[\w-]+")
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^/@\s]+@")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # These tell of every request, or of nothing that an operator could use.
-_QUIET = ("alembic", "uvicorn.access", "httpx", "httpcore", "asyncio")
+_QUIET = ("alembic", "uvicorn.access", "uvicorn.error", "httpx", "httpcore", "asyncio")
 
 
 def set_up_logging(level: str, *, as_json: bool = False) -> None:

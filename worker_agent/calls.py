@@ -75,9 +75,8 @@ class Caller:
 
     def _perform(self, pending: _Pending) -> None:
         call = pending.call
-        if pending.answered.wait(max(call.wait_seconds, full_jitter(call.attempt))):
-            return
-        self._settle(pending, self._answer(call))
+        if not pending.answered.wait(max(call.wait_seconds, full_jitter(call.attempt))):
+            self._settle(pending, self._answer(pending))
 
     def _settle(self, pending: _Pending, answer: ev.Answer) -> bool:
         with self._lock:
@@ -87,24 +86,26 @@ class Caller:
         self._post(answer)
         return True
 
-    def _answer(self, call: act.Call) -> ev.Answer:
+    def _answer(self, pending: _Pending) -> ev.Answer:
         try:
-            return self._call(call)
+            return self._call(pending.call)
         except Away as away:
-            self._complain(call, str(away))
+            self._complain(pending, away)
             return ev.ApiAway(away.retry_after)
         except Problem as problem:
-            self._complain(call, str(problem))
-            return _refusal(call, problem)
+            self._complain(pending, problem)
+            return _refusal(pending.call, problem)
         except Exception as error:  # whatever it is, the machine must get its answer
-            log.exception("call crashed", extra={"fields": {"call": type(call).__name__}})
-            self._complain(call, repr(error))
+            self._complain(pending, error, exc_info=True)
             return ev.ApiAway()
 
-    def _complain(self, call: act.Call, why: str) -> None:
-        name = type(call).__name__
-        log.warning("call failed", extra={"fields": {"call": name, "attempt": call.attempt, "why": why}})
-        self._errors.add(f"{name}: {why}")
+    def _complain(self, pending: _Pending, error: Exception, *, exc_info: bool = False) -> None:
+        if pending.answered.is_set():  # we cut it off ourselves
+            return
+        call, name = pending.call, type(pending.call).__name__
+        fields = {"call": name, "attempt": call.attempt, "why": str(error)}
+        log.warning("call failed", extra={"fields": fields}, exc_info=exc_info)
+        self._errors.add(f"{name}: {error}")
 
     def _call(self, call: act.Call) -> ev.Answer:
         match call:

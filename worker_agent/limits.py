@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -13,6 +14,7 @@ _CPU_GRACE_SECONDS = 5
 def confine(*, parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     """Apply every limit to this process; its own children inherit the rlimits."""
     _die_with(parent)
+    _volunteer_for_the_oom_killer()
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
     # RLIMIT_DATA counts writable private memory. RLIMIT_AS would count address space too, of which the runtimes of
@@ -28,6 +30,12 @@ def _die_with(parent: int) -> None:
     # The daemon may have died between the fork and the call above, which then never fires.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    """When the machine runs out of memory, the handler shall go and the heartbeat stay."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("500")
 
 
 def _lower(which: int, soft: int, hard: int | None = None) -> None:

@@ -67,6 +67,8 @@ class ProgressSender:
                 attempt = 0
             except Away:
                 attempt += 1
+            except Exception:  # without progress a task is still worth its while
+                log.exception("sending progress crashed")
             self._over.wait(PAUSE_SECONDS + full_jitter(attempt))
 
     def _has_more(self) -> bool:

@@ -18,6 +18,7 @@ from worker_agent.states import MOVES, Intent, State
 from worker_agent.wire import Directive, Lease, Registration, WorkerState
 
 _GOODBYE_ATTEMPTS = 3
+_QUICK_ANSWERS = 3
 
 
 class UnexpectedEvent(Exception):
@@ -96,7 +97,7 @@ class Machine:
 
     # Registering and leasing.
 
-    def _begin(self, _: ev.Begin) -> list[Action]:
+    def _go_on(self, _: ev.Begin | ev.Fenced) -> list[Action]:
         return self._free()
 
     def _registered(self, event: ev.Registered) -> list[Action]:
@@ -115,14 +116,14 @@ class Machine:
         if event.lease is None:
             return self._free()
         self.lease, self._renewed_at, self._quick_answers = event.lease, self._now, 0
-        if False:
+        if self.ending.near:
             return self._send(act.Release(lease=event.lease, reason=self.ending.reason))
         self._move(State.RUNNING)
         return [act.RunHandler(event.lease)]
 
     def _nothing_to_do(self, event: ev.NothingToDo) -> list[Action]:
-        # A control plane that answers at once must not be asked in a tight loop.
-        self._quick_answers = self._quick_answers + 1 if event.quick else 0
+        # A control plane that answers at once must not be asked in a tight loop, but should still be asked often.
+        self._quick_answers = min(self._quick_answers + 1, _QUICK_ANSWERS) if event.quick else 0
         return self._free(self._quick_answers)
 
     def _lease_refused(self, _: ev.Refused) -> list[Action]:
@@ -142,8 +143,7 @@ class Machine:
         if self._fenced or self.ending.gone is not None:
             return self._free()
         assert self.lease is not None
-        report = report_of(event, self.lease, next_request_id=self._new_id(), reason=self.ending.reason)
-        return self._send(report)
+        return self._send(report_of(event, self.lease, next_request_id=self._new_id(), reason=self.ending.reason))
 
     def _send(self, report: act.Report) -> list[Action]:
         """Finished work must survive an outage: after a long silence, renew the lease before it is reported."""
@@ -160,9 +160,6 @@ class Machine:
         if isinstance(report, act.ReportComplete) and self.ending.near:
             report = replace(report, next_request_id=None)
         return self._make(State.REPORTING, report)
-
-    def _fenced_off(self, _: ev.Fenced) -> list[Action]:
-        return self._free()
 
     def _report_refused(self, event: ev.Refused) -> list[Action]:
         report = report_of_refusal(self._call, event)
@@ -221,32 +218,26 @@ class Machine:
     def _lose(self, task_id: str | None, token: int | None) -> list[Action]:
         if self.lease is None or task_id != self.lease.task_id or token not in (None, self.lease.token):
             return []
-        match self.state:
-            case State.RUNNING:
-                return self._kill(fenced=True)
-            case State.KILLING:
-                self._fenced = True
-                return []
-            case State.RENEWING:
-                return self._free()
-            case _:  # REPORTING: the report's own answer says the same, or that it came first
-                return []
-
-    def _kill(self, *, fenced: bool) -> list[Action]:
-        self._fenced = fenced
-        self._move(State.KILLING)
-        return [act.KillHandler()]
+        # A report under way is answered the same, or was there first.
+        return [] if self.state is State.REPORTING else self._interrupt(fenced=True)
 
     def _written_off(self, event: ev.Gone) -> list[Action]:
         if event.registration != self.registrations or self.ending.gone is not None or self.state is State.UNREGISTERED:
             return []
         self.ending.gone = event.reason
+        return self._interrupt(fenced=True)
+
+    def _interrupt(self, *, fenced: bool) -> list[Action]:
+        """Let nothing go on; `fenced` says that nothing may be reported about it either."""
         match self.state:
             case State.READY | State.RENEWING:
                 return self._free()
             case State.RUNNING:
-                return self._kill(fenced=True)
+                self._fenced = fenced
+                self._move(State.KILLING)
+                return [act.KillHandler()]
             case State.KILLING:
+                self._fenced = self._fenced or fenced
                 return []
             case _:
                 return [act.AbortCall()]
@@ -262,7 +253,7 @@ class Machine:
     def _wind_down(self, intent: Intent, *, hurry: bool) -> list[Action]:
         is_news = self.ending.deepen(intent)
         if intent is Intent.HALT:
-            return self._halt()
+            return self._interrupt(fenced=False)
         grace = self.ending.take_grace() if hurry else None
         orders: list[Action] = [] if grace is None else [act.SetAlarm(grace)]
         if not is_news:
@@ -275,17 +266,6 @@ class Machine:
             case _:
                 return [*orders, act.BeatNow()]
 
-    def _halt(self) -> list[Action]:
-        match self.state:
-            case State.READY | State.RENEWING:
-                return self._free()
-            case State.RUNNING:
-                return self._kill(fenced=False)
-            case State.KILLING:
-                return []
-            case _:
-                return [act.AbortCall()]
-
 
 # Any is the event: each key says which one its reaction receives.
 _Reaction: TypeAlias = Callable[[Machine, Any], list[Action]]
@@ -295,14 +275,14 @@ _HANDLING = (State.RUNNING, State.KILLING)
 _OVER = (ev.HandlerFinished, ev.HandlerFailed, ev.TimedOut, ev.HandlerKilled)
 
 REACTIONS: Mapping[tuple[State, type], _Reaction] = {
-    (State.UNREGISTERED, ev.Begin): Machine._begin,
+    (State.UNREGISTERED, ev.Begin): Machine._go_on,
     (State.UNREGISTERED, ev.Registered): Machine._registered,
     (State.UNREGISTERED, ev.RegistrationRefused): Machine._registration_refused,
     (State.LEASING, ev.Leased): Machine._leased,
     (State.LEASING, ev.NothingToDo): Machine._nothing_to_do,
     (State.LEASING, ev.Refused): Machine._lease_refused,
     (State.REPORTING, ev.Reported): Machine._leased,
-    (State.REPORTING, ev.Fenced): Machine._fenced_off,
+    (State.REPORTING, ev.Fenced): Machine._go_on,
     (State.REPORTING, ev.Refused): Machine._report_refused,
     (State.LEAVING, ev.GoodbyeSaid): Machine._said,
     (State.LEAVING, ev.Refused): Machine._said,

@@ -49,7 +49,7 @@ class Sampler:
 def _family(pid: int | None) -> list[psutil.Process]:
     if pid is None:
         return []
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, OSError):
         handler = psutil.Process(pid)
         return [handler, *handler.children(recursive=True)]
     return []
@@ -59,7 +59,7 @@ def _cpu_seconds(family: list[psutil.Process]) -> float:
     """Counts children that were waited for in their parent, so that a handler's time does not vanish with it."""
     total = 0.0
     for process in family:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             times = process.cpu_times()
             total += times.user + times.system
             total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
@@ -69,6 +69,6 @@ def _cpu_seconds(family: list[psutil.Process]) -> float:
 def _resident_mb(family: list[psutil.Process]) -> float:
     total = 0
     for process in family:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             total += process.memory_info().rss
     return total / 2**20

@@ -4,7 +4,7 @@ import hashlib
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,6 +26,7 @@ from app.operations.leases import Failure, Fence
 from app.store.leases import Completion, Lease, Sign
 
 router = APIRouter(tags=["leases"], route_class=LeanRoute)
+_ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 _HOLDER = [requires(Scope.LEASE)]
 _FENCED = documented(errors.LeaseNotFound, errors.LeaseExpired, errors.LeaseSuperseded, errors.TaskCancelled)
 _STANDING = documented(errors.WorkerNotReady, errors.WorkerGone, errors.WorkerBusy, errors.ShuttingDown)
@@ -33,6 +34,8 @@ _STANDING = documented(errors.WorkerNotReady, errors.WorkerGone, errors.WorkerBu
 
 class LeaseIn(Body):
     """A worker asks for one task."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": _ID, "wait_seconds": 20}]})
 
     request_id: UUID = Field(description="repeat it when the answer was lost: the same lease is answered again")
     wait_seconds: float = Field(0, ge=0, le=30)
@@ -85,6 +88,10 @@ class NextIn(Body):
 class CompleteIn(Body):
     """The result."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"token": 1, "result": {"score": 0.9}, "next": {"request_id": _ID}}]}
+    )
+
     token: Token
     result: JsonObject
     usage: Usage | None = None
@@ -102,6 +109,10 @@ class ErrorIn(Body):
 
 class FailIn(Body):
     """The attempt failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"token": 1, "error": {"code": "timeout", "message": "the model was slow"}}]}
+    )
 
     token: Token
     error: ErrorIn
@@ -152,7 +163,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     wanted = LeaseCall(
         worker_id=worker_of(principal),
         request_id=call.request_id,
-        agent_types=frozenset(call.agent_types or AgentType),
+        agent_types=_wanted(principal, call.agent_types),
         acknowledge=call.acknowledge,
     )
     wait = min(call.wait_seconds, services.leases.max_wait_seconds)
@@ -162,13 +173,25 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     return answer(_render(found)) if found else Response(status_code=204)
 
 
-@router.post("/leases/{task_id}/start", dependencies=_HOLDER, response_model=HeldOut, responses=_FENCED)
+@router.post(
+    "/leases/{task_id}/start",
+    summary="Acknowledge a lease",
+    dependencies=_HOLDER,
+    response_model=HeldOut,
+    responses=_FENCED,
+)
 async def start(task_id: UUID, call: StartIn, principal: Caller, services: ServicesDep) -> Response:
     """Acknowledge a lease: the task begins."""
     return await _sign(services, Sign(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
 
 
-@router.post("/leases/{task_id}/progress", dependencies=_HOLDER, response_model=HeldOut, responses=_FENCED)
+@router.post(
+    "/leases/{task_id}/progress",
+    summary="Report progress and renew",
+    dependencies=_HOLDER,
+    response_model=HeldOut,
+    responses=_FENCED,
+)
 async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
     """Report progress, which also renews the lease."""
     limit(call.checkpoint, services.max_payload_bytes, "checkpoint")
@@ -183,7 +206,13 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
     return await _sign(services, sign)
 
 
-@router.post("/leases/{task_id}/complete", dependencies=_HOLDER, response_model=CompletedOut, responses=_FENCED)
+@router.post(
+    "/leases/{task_id}/complete",
+    summary="Hand in the result",
+    dependencies=_HOLDER,
+    response_model=CompletedOut,
+    responses=_FENCED,
+)
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
     limit(call.result, services.max_payload_bytes, "result")
@@ -201,7 +230,13 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     return answer(raw(done, {"lease": _render(following).decode() if following else None}))
 
 
-@router.post("/leases/{task_id}/fail", dependencies=_HOLDER, response_model=EndedOut, responses=_FENCED)
+@router.post(
+    "/leases/{task_id}/fail",
+    summary="Report a failed attempt",
+    dependencies=_HOLDER,
+    response_model=EndedOut,
+    responses=_FENCED,
+)
 async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
     """Report that the attempt failed: the task is tried again after a delay, or given up."""
     limit(call.error.detail, services.max_payload_bytes, "detail")
@@ -217,7 +252,13 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
     return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
 
 
-@router.post("/leases/{task_id}/release", dependencies=_HOLDER, response_model=EndedOut, responses=_FENCED)
+@router.post(
+    "/leases/{task_id}/release",
+    summary="Give the task back",
+    dependencies=_HOLDER,
+    response_model=EndedOut,
+    responses=_FENCED,
+)
 async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: ServicesDep) -> Response:
     """Give the task back; this burns no attempt."""
     async with services.database.transaction() as connection:
@@ -236,13 +277,18 @@ async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lea
     call = LeaseCall(
         worker_id=worker_of(principal),
         request_id=wanted.request_id,
-        agent_types=frozenset(wanted.agent_types or AgentType),
+        agent_types=_wanted(principal, wanted.agent_types),
         acknowledge=wanted.acknowledge,
     )
     try:
         return await services.broker.lease(call)
     except ConvenerError:
         return None
+
+
+def _wanted(principal: Principal, asked_for: list[AgentType] | None) -> frozenset[AgentType]:
+    """Never more than the worker said it can run."""
+    return principal.capabilities if asked_for is None else principal.capabilities.intersection(asked_for)
 
 
 def _fence(task_id: UUID, token: int, principal: Principal) -> Fence:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from app.api.access import Caller, must_be, requires
@@ -25,11 +25,21 @@ from app.store.workers import Beat, Pulse, Registration
 
 router = APIRouter(tags=["workers"])
 hot_router = APIRouter(tags=["workers"], route_class=LeanRoute)
+_EXAMPLE: dict[str, Any] = {
+    "name": "lab-1",
+    "host": "lab.example",
+    "pid": 4711,
+    "capabilities": ["generation", "reflection"],
+    "memory_gb": 8,
+    "cpu_cores": 2,
+}
 _OPERATOR = [requires(Scope.OPERATE)]
 
 
 class RegistrationIn(Body):
     """A worker introduces itself."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     name: Word
     host: Word

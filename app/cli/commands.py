@@ -1,5 +1,6 @@
 """All commands of `convener`, put together."""
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
@@ -63,5 +64,7 @@ def _version(wanted: bool) -> None:
 
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    url: Annotated[str | None, typer.Option(help="address of the service; each command takes it too")] = None,
 ) -> None:
-    pass
+    if url is not None:
+        os.environ["CONVENER_URL"] = url

@@ -129,7 +129,7 @@ def _plain(row: dict[str, Any]) -> Json:
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("ID", "ROLE", "CREATED", "REVOKED", "LABEL")
+    table = output.table("ID", "ROLE", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
     for key in items:
         table.add_row(
             output.cell(key["id"]),

@@ -47,8 +47,11 @@ def errors() -> Console:
 
 
 def show(thing: RenderableType) -> None:
-    """Print a result for people."""
-    results().print(thing)
+    """Print a result for people, without the blanks that fill up lines."""
+    console = results()
+    with console.capture() as captured:
+        console.print(thing)
+    typer.echo("\n".join(line.rstrip(" ") for line in captured.get().splitlines()))
 
 
 def write_json(value: Any, *, one_line: bool = False) -> None:
@@ -61,20 +64,27 @@ def is_wide() -> bool:
     return results().width >= _WIDE
 
 
-def table(*columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = (), tight: bool = False) -> Table:
-    """An empty table; `numbers` are aligned to the right, ids in the columns `whole` are never shortened."""
+def table(
+    *columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = (), flexible: str = "", tight: bool = False
+) -> Table:
+    """An empty table; only the column `flexible` is shortened where there is too little room.
+
+    `numbers` are aligned to the right; the columns `whole` hold ids.
+    """
     made = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="bold")
     for name in columns:
         # An id is 36 characters long; a shortened one could not be copied.
         width = 36 if name in whole else None
-        made.add_column(name, no_wrap=True, min_width=width, overflow="ellipsis")
+        made.add_column(name, no_wrap=name != flexible, min_width=width, overflow="ellipsis")
         made.columns[-1].justify = "right" if name in numbers else "left"
     return made
 
 
 def cell(value: object) -> Text:
     """Text of somebody else's, which is neither markup nor control characters to us."""
-    return Text("-", style="dim") if value is None or value == "" else Text(plain(str(value)).replace("\n", " "))
+    if value is None or value == "":
+        return Text("-", style="dim")
+    return Text(plain(str(value)).replace("\n", " "), no_wrap=True, overflow="ellipsis")
 
 
 def state(name: str) -> Text:

@@ -1,5 +1,6 @@
 """`convener tasks`: list, read and cancel tasks."""
 
+import json
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -120,7 +121,7 @@ def portrait(task: Json, now: datetime) -> RenderableType:
             ("Payload", output.json_text(task["payload"])),
             ("Checkpoint", output.json_text(task["checkpoint"])),
             ("Result", output.json_text(task["result"])),
-            ("Error", output.json_text(task["error"])),
+            ("Error", _error(task["error"]) if task["error"] else None),
         ]
     )
     return Group(facts, Text(""), _attempts(task["attempts"], now)) if task["attempts"] else facts
@@ -129,7 +130,9 @@ def portrait(task: Json, now: datetime) -> RenderableType:
 def _listing(items: list[Json], now: datetime) -> Table:
     wide = output.is_wide()
     more = ("PRIORITY", "ATTEMPT", "PROGRESS") if wide else ()
-    table = output.table("ID", "AGENT", "STATE", "CREATED", *more, "GOAL", whole=["ID"], tight=not wide)
+    table = output.table(
+        "ID", "AGENT", "STATE", "CREATED", *more, "GOAL", whole=["ID"], flexible="GOAL", tight=not wide
+    )
     for task in items:
         progress = task["progress"]
         extra: list[Any] = [task["priority"], f"{task['attempt']}/{task['max_attempts']}"]
@@ -146,7 +149,9 @@ def _listing(items: list[Json], now: datetime) -> Table:
 
 
 def _attempts(attempts: list[Json], now: datetime) -> Table:
-    table = output.table("ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", whole=["WORKER"], tight=True)
+    table = output.table(
+        "ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", whole=["WORKER"], flexible="ERROR", tight=True
+    )
     for attempt in attempts:
         error = attempt["error"] or {}
         table.add_row(
@@ -157,6 +162,15 @@ def _attempts(attempts: list[Json], now: datetime) -> Table:
             output.cell(error.get("message") or error.get("code")),
         )
     return table
+
+
+def _error(error: Json) -> str:
+    """Code and message, then the details, tracebacks as they were printed."""
+    more = [
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in (error.get("detail") or {}).items()
+    ]
+    return "\n".join([f"{error.get('code')}: {error.get('message')}", *more]).rstrip()
 
 
 def _rescued(rescues: int) -> str:

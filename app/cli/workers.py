@@ -109,7 +109,9 @@ def _listing(items: list[Json], now: datetime) -> Table:
     wide = output.is_wide()
     more = ("HOST", "PID", "MEMORY", "WORKER") if wide else ()
     whole = ["TASK", "WORKER"] if wide else ["TASK"]
-    table = output.table("NAME", "STATE", "SEEN", "CPU", "TASK", *more, numbers=["CPU", "MEMORY"], whole=whole)
+    table = output.table(
+        "NAME", "STATE", "SEEN", "CPU", "TASK", *more, numbers=["CPU", "MEMORY"], whole=whole, flexible="NAME"
+    )
     for worker in items:
         extra = [worker["host"], worker["pid"], _unit(worker["memory_mb"], "MB"), worker["worker_id"]]
         table.add_row(
@@ -126,7 +128,7 @@ def _listing(items: list[Json], now: datetime) -> Table:
 def _chronicle(items: list[Json], now: datetime) -> Table:
     """Times of the steps are seconds since the loss was detected."""
     columns = [step.upper().replace("_", " ") for step in _STEPS]
-    table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, tight=not output.is_wide())
+    table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, flexible="CAUSE", tight=True)
     for item in items:
         table.add_row(
             output.cell(item["worker_name"]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from app.domain.agents import AgentType
 from app.domain.workers import WorkerId
 
 
@@ -43,11 +44,12 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Whoever holds the key; `worker_id` is set on a worker's own credential."""
+    """Whoever holds the key; on a worker's own credential, with what the worker can run."""
 
     key_id: str
     role: Role
     worker_id: WorkerId | None = None
+    capabilities: frozenset[AgentType] = frozenset()
 
     def may(self, scope: Scope) -> bool:
         """Whether the role includes the scope."""

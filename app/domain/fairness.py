@@ -32,6 +32,7 @@ class FairQueue:
     _observed: dict[AgentType, int] = field(default_factory=dict)
     _idle: set[AgentType] = field(default_factory=lambda: set(AgentType))
     _leases: int = 0
+    _virtual: float = 0.0
 
     def next(self, backlogged: Iterable[AgentType]) -> AgentType | None:
         """The type to serve among those with work that the worker can run; None when there is none."""
@@ -41,7 +42,9 @@ class FairQueue:
         self._catch_up(candidates)
         if (self._leases + 1) % self.policy.rescue_every == 0:
             return min(candidates, key=lambda agent: (self._served_at[agent], agent))
-        return min(candidates, key=lambda agent: (self._finish[agent], agent))
+        chosen = min(candidates, key=lambda agent: (self._finish[agent], agent))
+        self._virtual = max(self._virtual, self._finish[chosen])
+        return chosen
 
     def charge(self, agent: AgentType) -> float:
         """A lease of this type is about to be asked for; returns the charge, to be refunded if none comes about."""
@@ -68,8 +71,9 @@ class FairQueue:
         self._service[agent] = before + alpha * (seconds - before)
 
     def _catch_up(self, candidates: list[AgentType]) -> None:
-        busy = [self._finish[agent] for agent in candidates if agent not in self._idle]
-        level = min(busy, default=0.0)
+        # The virtual time is the start tag in service; when a busy period is over, the greatest finish tag.
+        all_idle = len(self._idle) == len(AgentType)
+        level = max(self._finish.values()) if all_idle else self._virtual
         for agent in candidates:
             if agent in self._idle:
                 self._finish[agent] = max(self._finish[agent], level)

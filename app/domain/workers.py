@@ -26,7 +26,7 @@ OVER = frozenset(WorkerState) - LIVE
 
 # Every legal change of a worker's state.
 MOVES: Mapping[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.FAILED, WorkerState.STOPPED, WorkerState.LOST}),
+    WorkerState.STARTING: (LIVE | OVER) - {WorkerState.STARTING},
     WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.STOPPED, WorkerState.LOST}),
     WorkerState.DRAINING: frozenset({WorkerState.STOPPED, WorkerState.LOST}),
     WorkerState.STOPPED: frozenset(),

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.access import Principal, Role, digest, matches, read_key, write_key
+from app.domain.agents import AgentType
 from app.domain.errors import KeyNotFound, Unauthenticated
 from app.domain.workers import WorkerId
 from app.store import announcements, keys
@@ -68,7 +69,8 @@ class Keyring:
         if stored is None or not matches(parts[1], stored.secret_hash) or stored.revoked_at is not None:
             raise Unauthenticated("the key is unknown or revoked")
         worker_id = WorkerId(stored.worker_id) if stored.worker_id else None
-        principal = Principal(key_id=stored.id, role=stored.role, worker_id=worker_id)
+        capabilities = frozenset(map(AgentType, stored.capabilities or ()))
+        principal = Principal(key_id=stored.id, role=stored.role, worker_id=worker_id, capabilities=capabilities)
         self._remember(fingerprint, principal)
         return principal
 

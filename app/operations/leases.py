@@ -184,7 +184,9 @@ async def _repeated(connection: AsyncConnection, fence: Fence, outcome: str) -> 
     place = await attempts.trace(connection, fence.task_id)
     if place is None:
         raise LeaseNotFound
-    return Standing(state=TaskState(place["state"]), run_at=place["run_at"])
+    # Whoever has the task by now, this call's own effect was one of these two.
+    given_up = place["state"] == TaskState.FAILED and _is_ours(place, fence)
+    return Standing(state=TaskState.FAILED if given_up else TaskState.PENDING, run_at=place["run_at"])
 
 
 def _json(failure: Failure) -> str:

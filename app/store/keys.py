@@ -1,5 +1,6 @@
 """Keys, of which only the SHA-256 is kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,13 +21,17 @@ class StoredKey:
     role: Role
     secret_hash: bytes
     worker_id: UUID | None
+    capabilities: Sequence[str] | None
     revoked_at: datetime | None
 
 
 _INSERT = text("""
 INSERT INTO keys (id, role, label, secret_hash, worker_id) VALUES (:id, :role, :label, :secret_hash, :worker_id)
 """)
-_READ = text("SELECT id, role, secret_hash, worker_id, revoked_at FROM keys WHERE id = :id")
+_READ = text("""
+SELECT k.id, k.role, k.secret_hash, k.worker_id, w.capabilities, k.revoked_at
+FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = :id
+""")
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
 _REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
 _PRUNE = text("""

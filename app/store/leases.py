@@ -96,7 +96,8 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
 
 _CLAIM = f"""
 WITH asked AS MATERIALIZED (
-    SELECT a.*, w.state AS worker_state, held.id IS NOT NULL AS holds_another,
+    SELECT a.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
+           held.id IS NOT NULL AS holds_another,
            coalesce(held.lease_request_id = a.request_id, false) AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[])
          WITH ORDINALITY AS a (worker_id, request_id, agent_type, acknowledge, turn)

@@ -53,6 +53,9 @@ class Pulse:
 
 _LIVE = "state IN ('starting', 'ready', 'draining')"
 
+# Registrations of one name queue up, so that each finds the one before it.
+_QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
 _SUPERSEDE = text(f"SELECT id FROM workers WHERE name = :name AND {_LIVE} FOR UPDATE")
 
 _REGISTER = text("""
@@ -88,16 +91,20 @@ WITH beat AS MATERIALIZED (
     UPDATE workers w
     SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
         cpu_percent = b.cpu_percent, memory_mb = b.memory_mb, recent_errors = coalesce(b.errors, w.recent_errors),
-        state = CASE WHEN b.draining THEN 'draining' WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
+        state = CASE WHEN b.draining OR w.directive IS NOT NULL THEN 'draining'
+                     WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
     FROM beat b JOIN ours ON ours.id = b.worker_id
     WHERE w.id = b.worker_id AND w.{_LIVE}
     RETURNING w.id, w.state, w.directive, w.directive_reason
+), held AS MATERIALIZED (
+    SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
+    JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id = b.worker_id
+    ORDER BY t.id FOR NO KEY UPDATE OF t
 ), renewed AS (
     UPDATE tasks t
     SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $8::float8)
                                 ELSE t.lease_expires_at END
-    FROM beat b JOIN seen ON seen.id = b.worker_id
-    WHERE t.id = b.task_id AND t.token = b.token AND t.worker_id = b.worker_id
+    FROM held WHERE t.id = held.id
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
 SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at
@@ -127,7 +134,8 @@ _PRUNE = text("DELETE FROM workers WHERE ended_at < now() - make_interval(days =
 
 
 async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
-    """The live workers of this name, locked."""
+    """The live workers of this name, locked; nobody else registers the name until the transaction ends."""
+    await connection.execute(_QUEUE_UP, {"name": name})
     return list((await connection.execute(_SUPERSEDE, {"name": name})).scalars())
 
 

@@ -85,3 +85,33 @@ def test_a_type_with_long_tasks_gets_fewer_leases_for_the_same_time() -> None:
         queue.observe(AgentType.RANKING, 10.0)
     served = _serve(queue, [AgentType.GENERATION, AgentType.RANKING], 400)
     assert 2.3 < served[AgentType.RANKING] / served[AgentType.GENERATION] < 3.5
+
+
+def test_types_that_wake_together_start_level_whatever_one_of_them_did_alone() -> None:
+    """The queue runs dry between two goals; the type that did all the work until then must not pay for it now."""
+    queue = FairQueue()
+    _serve(queue, [AgentType.GENERATION], 1000)
+    queue.fell_idle(AgentType.GENERATION)
+    served = _serve(queue, [AgentType.GENERATION, AgentType.RANKING], 200)
+    assert abs(served[AgentType.GENERATION] - served[AgentType.RANKING]) <= 4
+
+
+def test_a_type_that_wakes_for_a_specialist_saves_no_credit_either() -> None:
+    queue = FairQueue()
+    _serve(queue, [AgentType.GENERATION], 1000)
+    _serve(queue, [AgentType.RANKING], 1)
+    served = _serve(queue, [AgentType.GENERATION, AgentType.RANKING], 200)
+    assert abs(served[AgentType.GENERATION] - served[AgentType.RANKING]) <= 4
+
+
+@given(weights=weights.filter(lambda weights: min(weights.values()) > 0.06))
+@settings(max_examples=50)
+def test_each_share_is_within_a_twentieth_of_its_weight(weights: dict[AgentType, float]) -> None:
+    """A type of less than one in twenty may get more: every twentieth lease is for whoever has waited longest."""
+    served = _serve(FairQueue(weights=weights), ALL, 2000)
+    assert all(abs(served[agent] - 2000 * weights[agent]) <= 0.05 * 2000 * weights[agent] for agent in ALL)
+
+
+def test_the_least_weight_gets_no_less_than_its_share() -> None:
+    weights = dict.fromkeys(ALL, 0.196) | {AgentType.PROXIMITY: 0.02}
+    assert 40 <= _serve(FairQueue(weights=weights), ALL, 2000)[AgentType.PROXIMITY] <= 101

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,6 +23,7 @@ from app.domain.workers import Directive, WorkerId, WorkerState
 from app.operations import workers
 from app.operations.broker import Broker, LeaseCall
 from app.operations.leases import LeaseDesk
+from app.store import fleet
 from app.store import leases as store
 from app.store.database import Database
 from tests.factories import completion, leased, ready_worker, registration, submitted
@@ -86,19 +88,6 @@ async def test_only_the_types_that_were_asked_for(database: Database, broker: Br
     await submitted(database, agent_type=AgentType.RANKING)
     assert await broker.lease(_call(worker_id, AgentType.GENERATION, AgentType.PROXIMITY)) is None
     assert await broker.lease(_call(worker_id, AgentType.RANKING)) is not None
-
-
-async def test_only_the_types_that_the_worker_said_it_can_run(database: Database, broker: Broker) -> None:
-    async with database.transaction() as connection:
-        said = registration(capabilities=[AgentType.GENERATION.value])
-        worker_id = (await workers.register(connection, said, None)).worker_id
-    await execute(database, "UPDATE workers SET state = 'ready'")
-    await submitted(database, agent_type=AgentType.RANKING)
-    assert await broker.lease(_call(worker_id)) is None
-    await submitted(database, agent_type=AgentType.GENERATION)
-    lease = await broker.lease(_call(worker_id), 5)
-    assert lease is not None
-    assert lease.agent_type == AgentType.GENERATION
 
 
 async def test_the_same_request_again_gets_the_same_lease(database: Database, broker: Broker) -> None:
@@ -307,3 +296,18 @@ async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database,
     again = await waiting
     assert again is not None
     assert (again.task_id, again.token, again.attempt) == (lease.task_id, 2, 1)
+
+
+async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_leases = fleet.first_leases
+
+    async def slow(*given: Any) -> None:
+        await asyncio.sleep(0.3)
+        await first_leases(*given)
+
+    monkeypatch.setattr(fleet, "first_leases", slow)
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    assert await broker.lease(_call(worker_id), 0.1) is not None

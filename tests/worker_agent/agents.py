@@ -88,6 +88,12 @@ def advance(task: Task) -> Json:
     return {"resumed_at": task.checkpoint["step"]}
 
 
+def advance_and_linger(task: Task) -> Json:
+    task.progress(10)
+    time.sleep(300)
+    return {}
+
+
 def linger(task: Task) -> Json:
     """Start a grandchild, tell both pids, and wait; `deaf` handlers ignore SIGTERM, as do their children."""
     if task.payload.get("deaf"):
@@ -132,6 +138,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         gulp,
         spin,
         advance,
+        advance_and_linger,
         linger,
         stray_thread,
         environment,
@@ -145,4 +152,3 @@ def act(task: Task) -> Any:
 
 
 HANDLERS: dict[str, Callable[[Task], Any]] = dict.fromkeys(AGENT_TYPES, act)
-BROKEN = {"generation": act, "poetry": act, "ranking": 3}

@@ -283,6 +283,12 @@ def test_a_task_that_finishes_while_it_is_killed_is_reported() -> None:
     assert (report.result, report.next_request_id) == ({"answer": 42}, None)
 
 
+def test_a_task_that_is_lost_while_it_is_killed_is_not_reported() -> None:
+    subject = brought_to(State.KILLING)
+    assert feed(subject, ev.LeaseLost(lease().ref, "task_cancelled")) == []
+    assert isinstance(only(feed(subject, FINISHED)), act.Goodbye)
+
+
 def test_directives_repeat_without_harm_and_do_not_count_as_second_signals() -> None:
     subject = brought_to(State.RUNNING)
     feed(subject, beat(STOP))
@@ -309,6 +315,12 @@ def test_an_unregistered_worker_just_stops() -> None:
     assert feed(subject, ev.StopSignal())[-1] == act.AbortCall()
     assert isinstance(only(feed(subject, ev.CallAborted())), act.Exit)
     assert isinstance(only(feed(machine(), ev.StopSignal(), ev.Begin())), act.Exit)
+
+
+def test_a_worker_that_is_registered_after_the_signal_says_goodbye_at_once() -> None:
+    subject = brought_to(State.UNREGISTERED)
+    feed(subject, ev.StopSignal())
+    assert isinstance(only(feed(subject, ev.Registered(registration()))), act.Goodbye)
 
 
 def test_a_goodbye_is_tried_a_few_times_only() -> None:

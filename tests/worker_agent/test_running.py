@@ -7,10 +7,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.worker_agent.waiting import until
+from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
 from worker_agent.handlers import Handler
 from worker_agent.running import Run
@@ -67,18 +66,6 @@ def command(*words: str) -> Handler:
 
 def shell(script: str) -> Handler:
     return command("sh", "-c", script)
-
-
-def pids(file: Path) -> list[int]:
-    until(file.exists)
-    return [int(word) for word in file.read_text().split()]
-
-
-def is_dead(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_function_gets_its_task_and_its_result_comes_back() -> None:
@@ -169,23 +156,23 @@ def test_a_timeout_ends_grandchildren_too(tmp_path: Path, deaf: bool) -> None:
     end = started.end()
     assert isinstance(end, ev.TimedOut)
     assert end.after_seconds == 1.5
-    until(lambda: all(map(is_dead, pids(file))))
+    wait_until_dead(*pids_in(file))
 
 
 def test_a_kill_ends_the_group_at_once(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     started = start({"do": "linger", "file": str(file), "deaf": True})
-    family = pids(file)
+    family = pids_in(file)
     started.run.kill()
     assert isinstance(started.end(), ev.HandlerKilled)
-    until(lambda: all(map(is_dead, family)))
+    wait_until_dead(*family)
     started.run.kill()  # too late to matter, and harmless
 
 
 def test_what_a_finished_handler_leaves_running_is_ended(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     assert finished({"do": "linger", "file": str(file), "seconds": 0}) == {"lingered": True}
-    until(lambda: all(map(is_dead, pids(file))))
+    wait_until_dead(*pids_in(file))
 
 
 def test_a_stray_thread_does_not_hold_the_worker() -> None:
