@@ -1,6 +1,6 @@
 """What one run has measured, beside what was aimed for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -37,56 +37,54 @@ class Round:
 
 
 def of_submit(rates: Sequence[float]) -> list[Figure]:
-    """`rates` in tasks per second; the first filled an empty table and is the longest."""
-    return [Figure(name="submit over HTTP, batches of 500, 4 clients", value=rates[0], unit="tasks/s", target=5000)]
+    """`rates` in tasks per second; the first filled an empty table and took longest."""
+    return [Figure(name="submit, batches of 500, 4 clients", value=rates[0], unit="tasks/s", target=5000)]
 
 
 def of_idle(seconds: Sequence[float]) -> list[Figure]:
     """`seconds` from submit to lease."""
-    name = "idle, from POST /tasks to the lease"
-    p50, p99 = percentile(seconds, 0.5) * 1000, percentile(seconds, 0.99) * 1000
+    p50, p99 = (percentile(seconds, share) * 1000 for share in (0.5, 0.99))
     return [
-        Figure(name=f"{name}, p50", value=p50, unit="ms", target=10, more_is_better=False),
-        Figure(name=f"{name}, p99", value=p99, unit="ms"),
+        Figure(name="idle, submit to lease, p50", value=p50, unit="ms", target=10, more_is_better=False),
+        Figure(name="idle, submit to lease, p99", value=p99, unit="ms"),
     ]
 
 
 def of_rounds(rounds: Sequence[Round]) -> list[Figure]:
     """Medians; a ratio is taken within its round, because both sides then had the same machine."""
-    over_http = "lease+complete over HTTP, 32 workers"
-    latencies = [seconds * 1000 for round_ in rounds for seconds in round_.http.latencies]
     return [
-        Figure(name=over_http, value=median(r.http.per_second for r in rounds), unit="cycles/s"),
-        *(Figure(name=f"{over_http}, p{p}", value=percentile(latencies, p / 100), unit="ms") for p in (50, 95, 99)),
-        Figure(name=f"{over_http}, CPU of the API", value=median(r.http.api_cpu_ms for r in rounds), unit="ms/cycle"),
-        Figure(
-            name=f"{over_http}, CPU of PostgreSQL",
-            value=median(r.http.postgres_cpu_ms for r in rounds),
-            unit="ms/cycle",
-        ),
-        *_yardstick("pgbench, the same claim and completion, 8 clients", [r.plain for r in rounds]),
-        *_yardstick("pgbench, also writing the events, 8 clients", [r.with_events for r in rounds]),
-        Figure(name="HTTP / pgbench", value=median(r.http.per_second / r.plain.per_second for r in rounds), target=0.6),
-        Figure(
-            name="HTTP / pgbench with events",
-            value=median(r.http.per_second / r.with_events.per_second for r in rounds),
-        ),
+        *_http([round_.http for round_ in rounds]),
+        *_yardstick("pgbench", [round_.plain for round_ in rounds]),
+        *_yardstick("pgbench with events", [round_.with_events for round_ in rounds]),
+        Figure(name="HTTP / pgbench", value=_ratio(rounds, lambda round_: round_.plain), target=0.6),
+        Figure(name="HTTP / pgbench with events", value=_ratio(rounds, lambda round_: round_.with_events)),
     ]
 
 
 def of_memory(*, waiting: float, after: float) -> list[Figure]:
     """MiB."""
+    held_up = Figure(name="API, 500 workers waiting", value=waiting, unit="MiB", target=200, more_is_better=False)
+    return [held_up, Figure(name="API, after everything", value=after, unit="MiB")]
+
+
+def _http(measured: Sequence[Cycles]) -> list[Figure]:
+    name = "HTTP, 32 workers"
+    latencies = [seconds * 1000 for cycles in measured for seconds in cycles.latencies]
     return [
-        Figure(
-            name="memory of the API, 500 workers waiting", value=waiting, unit="MiB", target=200, more_is_better=False
-        ),
-        Figure(name="memory of the API after everything", value=after, unit="MiB"),
+        Figure(name=f"{name}, lease+complete", value=median(c.per_second for c in measured), unit="cycles/s"),
+        *(Figure(name=f"{name}, p{p}", value=percentile(latencies, p / 100), unit="ms") for p in (50, 95, 99)),
+        Figure(name=f"{name}, CPU of the API", value=median(c.api_cpu_ms for c in measured), unit="ms/cycle"),
+        Figure(name=f"{name}, CPU of PostgreSQL", value=median(c.postgres_cpu_ms for c in measured), unit="ms/cycle"),
     ]
 
 
 def _yardstick(name: str, measured: Sequence[Yardstick]) -> list[Figure]:
     return [
-        Figure(name=name, value=median(y.per_second for y in measured), unit="cycles/s"),
+        Figure(name=f"{name}, 8 clients", value=median(y.per_second for y in measured), unit="cycles/s"),
         Figure(name=f"{name}, mean", value=median(y.mean_ms for y in measured), unit="ms"),
         Figure(name=f"{name}, CPU of PostgreSQL", value=median(y.postgres_cpu_ms for y in measured), unit="ms/cycle"),
     ]
+
+
+def _ratio(rounds: Sequence[Round], of: Callable[[Round], Yardstick]) -> float:
+    return median(round_.http.per_second / of(round_).per_second for round_ in rounds)

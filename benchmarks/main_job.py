@@ -8,6 +8,7 @@ import uvloop
 from benchmarks import cycles, figures, idle_latency, pgbench, report, waiting_memory
 from benchmarks.backlog import Backlog
 from benchmarks.figures import Figure, Round
+from benchmarks.machine import Machine
 from benchmarks.processes import rss_mb
 from benchmarks.surroundings import Surroundings, surroundings
 from benchmarks.workers import Worker, hire, let_go
@@ -16,8 +17,9 @@ from benchmarks.workers import Worker, hire, let_go
 def main() -> None:
     """Read the options, measure, print."""
     options = _options()
+    machine = Machine.now()
     measured = uvloop.run(_measure(options))
-    print(report.as_json(measured) if options.output == "json" else report.table(measured))
+    print((report.as_json if options.output == "json" else report.table)(machine, measured))
 
 
 async def _measure(options: argparse.Namespace) -> list[Figure]:

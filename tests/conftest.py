@@ -1,5 +1,5 @@
-"""Ways to a database: a connection that is rolled back (cheapest), one that commits and is emptied afterwards (for races
-and loops), and one that is thrown away (for tests that change the schema or look at statistics)."""
+"""Ways to a database: a connection that is rolled back (cheapest), a database that commits and is emptied afterwards
+(for races and loops), and one that is thrown away (for tests that change the schema or look at statistics)."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ from tests.postgres import running_server
 
 _TEMPLATE = "convener_template"
 # Deleting takes a tenth of the time of truncating, and that a fraction of making a database.
+_STRANGERS = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 _EMPTY = "; ".join(
     [
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_STRANGERS}",
         *(f"DELETE FROM {table.name}" for table in metadata.sorted_tables),
     ]
 )

@@ -97,7 +97,8 @@ class Caller:
             return _refusal(pending.call, problem)
         except Exception as error:  # whatever it is, the machine must get its answer
             self._complain(pending, error, exc_info=True)
-            return ev.ApiAway()
+            # A report that cannot even be sent will not be sent the next time either.
+            return ev.Refused("unsendable", repr(error)) if isinstance(pending.call, act.Report) else ev.ApiAway()
 
     def _complain(self, pending: _Pending, error: Exception, *, exc_info: bool = False) -> None:
         if pending.answered.is_set():  # we cut it off ourselves
@@ -156,7 +157,7 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
         return ev.CallerGone(read_gone_reason(problem.reason))
     if problem.status == 401:
         return ev.CallerGone("lost")
-    if isinstance(call, act.ReportComplete | act.ReportFail | act.Release) and problem.status in (404, 409):
+    if isinstance(call, act.Report) and problem.status in (404, 409):
         return ev.Fenced(problem.code)
     return ev.Refused(problem.code, str(problem))
 

@@ -7,19 +7,23 @@ from typing import Any, NoReturn
 from worker_agent.wire import JsonObject, Progress, TaskError
 
 
+class NotAnObject(ValueError):
+    """The text is not one JSON object."""
+
+
 def read_json_object(text: bytes) -> JsonObject:
-    """Raises ValueError unless `text` is one JSON object; NaN and infinity are not JSON."""
+    """Raises NotAnObject; NaN and infinity are not JSON."""
     try:
         value = json.loads(text, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise NotAnObject(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__} where an object was expected")
+        raise NotAnObject(f"JSON, but {type(value).__name__} where an object was expected")
     return value
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+    raise ValueError(f"{constant} is no JSON value")
 
 
 class Mailbox:

@@ -28,6 +28,7 @@ class ProgressSender:
         self._slot_lock = Lock()
         self._sending = Lock()
         self._over = Event()
+        self._lost: str | None = None
         self._is_running = False
 
     def put(self, progress: Progress) -> None:
@@ -48,12 +49,13 @@ class ProgressSender:
             with self._slot_lock:
                 progress, self._slot = self._slot, None
             if progress is None or self._over.is_set():
-                return None
+                return self._lost
             try:
-                return self._send(progress)
+                self._send(progress)
             except Away:
                 self._put_back(progress)
                 raise
+            return self._lost
 
     def _put_back(self, unsent: Progress) -> None:
         with self._slot_lock:
@@ -76,17 +78,17 @@ class ProgressSender:
             self._is_running = self._slot is not None and not self._over.is_set()
             return self._is_running
 
-    def _send(self, progress: Progress) -> str | None:
+    def _send(self, progress: Progress) -> None:
         try:
             self._client.progress(self.ref, progress)
         except Problem as problem:
             if problem.status in (404, 409):
+                self._lost = problem.code
                 self.close()
                 self._post(ev.LeaseLost(self.ref, problem.code))
-                return problem.code
+                return
             log.warning("progress refused", extra={"fields": {"task": self.ref.task_id, "why": str(problem)}})
             self._errors.add(f"progress of {self.ref.task_id} refused: {problem}")
-        return None
 
 
 def _merged(older: Progress | None, newer: Progress) -> Progress:

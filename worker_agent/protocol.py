@@ -171,7 +171,7 @@ class Machine:
     def _retry(self, event: ev.ApiAway) -> list[Action]:
         assert self._call is not None
         call = replace(self._call, attempt=self._call.attempt + 1, wait_seconds=event.retry_after)
-        if isinstance(call, act.ReportComplete | act.ReportFail | act.Release):
+        if isinstance(call, act.Report):
             return self._free() if self.ending.intent is Intent.HALT else self._send(call)
         if isinstance(call, act.Goodbye):
             enough = self.ending.intent is Intent.HALT or call.attempt >= _GOODBYE_ATTEMPTS

@@ -4,7 +4,7 @@ import signal
 from dataclasses import dataclass, replace
 
 from worker_agent import events as ev
-from worker_agent.mailbox import Mailbox, read_json_object
+from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object
 from worker_agent.wire import TaskError, Usage
 
 EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
@@ -44,8 +44,8 @@ def verdict(evidence: Evidence) -> ev.HandlerOver:
 def _read_output(evidence: Evidence, output: bytes) -> ev.HandlerOver:
     try:
         return ev.HandlerFinished(read_json_object(output), evidence.usage)
-    except ValueError as error:
-        return _failed(evidence, "invalid_result", f"stdout is not a JSON object: {error}", True)
+    except NotAnObject as error:
+        return _failed(evidence, "invalid_result", f"stdout is {error}", True)
 
 
 def _crashed(evidence: Evidence) -> ev.HandlerFailed:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from app.api.access import requires
@@ -117,7 +117,8 @@ async def _start(services: Services, after: str | None) -> Cursor:
             return await events.latest(connection)
     match = re.fullmatch(r"(\d{1,18})-(\d{1,19})", after)
     if match is None:
-        raise HTTPException(422, "after: not a cursor; use `next` of a page, or `now`")
+        message = "not a cursor; use `next` of a page, or `now`"
+        raise RequestValidationError([{"type": "cursor", "loc": ("query", "after"), "msg": message}])
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 
 

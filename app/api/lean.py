@@ -9,6 +9,7 @@ import inspect
 from typing import Any, get_type_hints
 from uuid import UUID
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -45,6 +46,8 @@ class LeanRoute(APIRoute):
             response = problems.from_error(error)
         except ValidationError as error:
             response = problems.from_validation([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
+        except RequestValidationError as error:
+            response = problems.from_validation(error.errors())
         except HTTPException as error:
             response = problems.from_status(error.status_code, error.detail, error.headers)
         except Exception as error:
@@ -68,4 +71,5 @@ def _uuid(request: Request, name: str) -> UUID:
     try:
         return UUID(request.path_params[name])
     except ValueError:
-        raise HTTPException(422, f"{name} in the path must be a UUID") from None
+        wrong = {"type": "uuid_parsing", "loc": ("path", name), "msg": "must be a UUID"}
+        raise RequestValidationError([wrong]) from None

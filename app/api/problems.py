@@ -35,6 +35,10 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.IllegalMove: 409,
     errors.PayloadTooLarge: 413,
     errors.Unstorable: 422,
+    errors.DependencyMissing: 422,
+    errors.DependencyCycle: 422,
+    errors.IdempotencyMismatch: 422,
+    errors.SubmitInFlight: 409,
     errors.ShuttingDown: 503,
     errors.DatabaseUnavailable: 503,
 }

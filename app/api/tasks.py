@@ -1,10 +1,10 @@
 """What the Supervisor does with tasks."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.access import requires
 from app.api.connections import Reading, Writing
@@ -34,6 +34,14 @@ from app.operations.tasks import Submission
 from app.store import tasks as store
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
+_REFUSED = documented(
+    errors.TaskConflict,
+    errors.SubmitInFlight,
+    errors.PayloadTooLarge,
+    errors.IdempotencyMismatch,
+    errors.DependencyMissing,
+    errors.DependencyCycle,
+)
 _EXAMPLE: dict[str, Any] = {
     "agent_type": "generation",
     "goal_id": "kepler",
@@ -68,6 +76,18 @@ class TaskIn(Body):
     run_at: Moment | None = Field(None, description="not before this time")
     retry: RetryIn = Field(default_factory=RetryIn)
     trace_context: Word | None = Field(None, description="W3C traceparent")
+    idempotency_key: Word | None = Field(None, description="equal keys are one task; instead of choosing the `id`")
+    depends_on: list[UUID] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="runs when all of these have completed, is cancelled when one fails; order in a batch is free",
+    )
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if self.id is not None and self.idempotency_key is not None:
+            raise ValueError("give an id or an idempotency_key, not both")
+        return self
 
     def submission(self, services: Services) -> Submission:
         """What the operation takes."""
@@ -81,6 +101,8 @@ class TaskIn(Body):
             run_at=self.run_at,
             retry=retry,
             trace_context=self.trace_context,
+            idempotency_key=self.idempotency_key,
+            depends_on=self.depends_on,
             **plain,
         )
 
@@ -137,6 +159,8 @@ class TaskSummary(BaseModel):
     attempt: int = Field(description="the attempt that runs or would run next, from 1")
     failures: int
     max_attempts: int
+    depends_on: list[UUID]
+    idempotency_key: str | None
     rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
     timeout_seconds: float
     deadline: Moment | None
@@ -180,7 +204,7 @@ class CancelIn(Body):
     dependencies=[requires(Scope.SUBMIT)],
     responses={
         200: {"model": TaskOut, "description": "this id exists already, with the same body"},
-        **documented(errors.TaskConflict, errors.PayloadTooLarge),
+        **_REFUSED,
     },
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
@@ -197,7 +221,7 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
     summary="Submit up to 1,000 tasks, all or none",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
-    responses=documented(errors.TaskConflict, errors.PayloadTooLarge),
+    responses=_REFUSED,
 )
 async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing) -> BatchOut:
     """One transaction for all; durable before the answer."""

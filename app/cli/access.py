@@ -57,7 +57,7 @@ def is_loopback(url: str) -> bool:
 def _checked(url: str) -> str:
     try:
         parts = httpx.URL(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.host)
+        usable = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 80) < 65536
     except httpx.InvalidURL:
         usable = False
     if not usable:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -24,6 +23,7 @@ PAGE = 500
 _TIMEOUT_SECONDS = 30.0
 _TRIES = 4
 _LONGEST_PAUSE_SECONDS = 10.0
+_CLOCKS_APART_SECONDS = 30.0
 _HINTS = {
     "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
     "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
@@ -72,7 +72,7 @@ class Refusal(Failure):
 
 
 class Client:
-    """One service, one key. `now` is the time by the clock of the service, from its last answer."""
+    """One service, one key. `now` is the time of the last answer."""
 
     def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = access.url
@@ -141,8 +141,7 @@ class Client:
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         response = self._patiently(method, path, **request)
-        with suppress(ValueError):
-            self.now = parsedate_to_datetime(response.headers.get("date", ""))
+        self.now = _time_of(response)
         if not response.is_success:
             raise _refusal(response)
         return response
@@ -163,6 +162,16 @@ class Client:
 def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
     """A client for the service that option, environment or state directory name. Raises Failure without a key."""
     return Client(find_access(url, key_files))
+
+
+def _time_of(response: httpx.Response) -> datetime:
+    """By our clock; by that of the service where the two are far apart, so that ages are right all the same."""
+    ours = datetime.now(UTC)
+    try:
+        theirs = parsedate_to_datetime(response.headers.get("date", ""))
+    except ValueError:
+        return ours
+    return theirs if abs((theirs - ours).total_seconds()) > _CLOCKS_APART_SECONDS else ours
 
 
 def _refusal(response: httpx.Response) -> Failure:

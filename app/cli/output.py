@@ -102,7 +102,7 @@ def age(moment: str | None, now: datetime) -> str | None:
     if moment is None:
         return None
     seconds = (now - datetime.fromisoformat(moment)).total_seconds()
-    # `now` comes from a header that may lag two seconds behind.
+    # Clocks of two machines are never quite the same.
     return f"in {duration(-seconds)}" if seconds <= -2 else f"{duration(max(0.0, seconds))} ago"
 
 
@@ -110,8 +110,8 @@ def duration(seconds: float) -> str:
     """`12 s`, `3 min`, `5 h`, `2 d`, rounded down."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length or (unit != "min" and seconds >= length):
-            return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
 
 
 def details(pairs: Sequence[tuple[str, RenderableType | None]]) -> Table:

@@ -30,15 +30,18 @@ def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, go
     """
     known = dict(states)
     left = {task_id for task_id, state in known.items() if state not in FINISHED}
-    with output.errors().status(_remaining(len(left))) as shown:
-        while left:
-            page = _patiently(client, cursor, goal)
-            for event in page["items"]:
-                if event["task_id"] in left and event["kind"] in _ENDS:
-                    known[event["task_id"]] = _ENDS[event["kind"]]
-                    left.discard(event["task_id"])
-            cursor = page["next"]
-            shown.update(_remaining(len(left)))
+    try:
+        with output.errors().status(_remaining(len(left))) as shown:
+            while left:
+                page = _patiently(client, cursor, goal)
+                ended = {event["task_id"]: _ENDS[event["kind"]] for event in page["items"] if event["kind"] in _ENDS}
+                known |= {task_id: ended[task_id] for task_id in left & ended.keys()}
+                left -= ended.keys()
+                cursor = page["next"]
+                shown.update(_remaining(len(left)))
+    except KeyboardInterrupt:
+        output.errors().print(f"[dim]no longer {_remaining(len(left))}; what was submitted goes on[/]")
+        raise
     return known
 
 

@@ -50,6 +50,30 @@ class Unstorable(ConvenerError):
     code = "unstorable_value"
 
 
+class DependencyMissing(ConvenerError):
+    """A task depends on one that does not exist."""
+
+    code = "dependency_missing"
+
+
+class DependencyCycle(ConvenerError):
+    """The dependencies of the tasks form a cycle."""
+
+    code = "dependency_cycle"
+
+
+class IdempotencyMismatch(ConvenerError):
+    """This idempotency key was used for another body."""
+
+    code = "idempotency_mismatch"
+
+
+class SubmitInFlight(ConvenerError):
+    """Another request with this idempotency key is still being worked on; send it again in a moment."""
+
+    code = "submit_in_flight"
+
+
 class WorkerNotFound(ConvenerError):
     """There is no such worker."""
 

@@ -49,10 +49,12 @@ class Move(StrEnum):
     RELEASE = "task.released"
     EXPIRE = "task.expired"
     CANCEL = "task.cancelled"
+    UNBLOCK = "task.unblocked"
 
 
 # Every legal move, and where it leads. Statements in the store name their move; nothing else changes a state.
 MOVES: Mapping[Move, tuple[frozenset[TaskState], TaskState]] = {
+    Move.UNBLOCK: (frozenset({TaskState.BLOCKED}), TaskState.PENDING),
     Move.ASSIGN: (frozenset({TaskState.PENDING}), TaskState.ASSIGNED),
     Move.EXECUTE: (LEASED, TaskState.EXECUTING),
     Move.COMPLETE: (LEASED, TaskState.COMPLETED),

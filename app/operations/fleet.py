@@ -22,8 +22,9 @@ async def tick(connection: AsyncConnection, *, provisioner: str, host: str, size
     for slot in decided.start:
         worker_id = time_ordered_uuid()
         name = f"{host}-{slot}"
+        await worker_operations.supersede(connection, name)
         await workers.request(connection, worker_id, name=name, slot=slot, provisioner=provisioner, host=host)
-        await fleet.answer_replacement(connection, worker_id, slot)
+        await fleet.answer_replacement(connection, worker_id, slot=slot, name=name)
     if decided.start:
         announcements.note(connection, announcements.LAUNCHES)
     for worker_id in decided.drain:

@@ -93,6 +93,11 @@ class LeaseDesk:
 
     async def _complete(self, calls: Sequence[Completion]) -> list[Service | None]:
         accepted = await hot.run(self._database, lambda c: leases.complete(c, calls))
+        rest = [call for call in calls if call.task_id not in accepted]
+        if rest:
+            late, freed = await hot.run(self._database, lambda c: leases.complete_and_unblock(c, rest))
+            accepted |= late
+            self._database.announcer.announce({announcements.work(agent) for agent in freed})
         if accepted:
             self._database.announcer.announce([announcements.EVENTS])
         return [accepted.get(call.task_id) for call in calls]

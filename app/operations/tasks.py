@@ -3,20 +3,30 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
-from app.domain.errors import TaskConflict, TaskFinished, TaskNotFound
+from app.domain.errors import (
+    ConvenerError,
+    IdempotencyMismatch,
+    SubmitInFlight,
+    TaskConflict,
+    TaskFinished,
+    TaskNotFound,
+)
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
+from app.operations import dependencies
 from app.operations.identifiers import time_ordered_uuid
 from app.store import attempts, events, tasks
 from app.store.attempts import Ending
 from app.store.tasks import NewTask, Taken
+
+_KEYS = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +44,8 @@ class Submission:
     run_at: datetime | None
     retry: RetryPolicy
     trace_context: str | None
+    idempotency_key: str | None = None
+    depends_on: Sequence[UUID] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +58,23 @@ class Submitted:
 
 
 async def submit(connection: AsyncConnection, submissions: Sequence[Submission]) -> list[Submitted]:
-    """Take in all of the tasks or none. A chosen id that exists with the same body is the same task.
+    """Take in all of the tasks or none. A chosen id or idempotency key that exists with the same body is the same task.
 
-    Raises TaskConflict when an id exists with another body, also within the batch.
+    Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch;
+    SubmitInFlight while another request with the same key is being worked on; DependencyMissing, DependencyCycle.
     """
+    keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
+    if keys and not await tasks.reserve_keys(connection, keys):
+        raise SubmitInFlight
     new = _distinct([_new_task(submission) for submission in submissions])
-    created = {task.id: task for task in await tasks.insert(connection, list(new.values()))}
+    standing = await dependencies.standing(connection, new)
+    waiting = [replace(task, blockers=standing.blockers(task)) for task in new.values()]
+    created = {task.id: task for task in await tasks.insert(connection, waiting)}
+    if await standing.settle(connection, [task for task in waiting if task.id in created]):
+        created = await tasks.taken(connection, list(created))
     missing = [task_id for task_id in new if task_id not in created]
     known = await tasks.taken(connection, missing) if missing else {}
-    return [_outcome(task, created, known) for task in new.values()]
+    return [_outcome(task, created, known) for task in waiting]
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
@@ -105,22 +125,36 @@ def _distinct(new: list[NewTask]) -> dict[UUID, NewTask]:
     distinct: dict[UUID, NewTask] = {}
     for task in new:
         if distinct.setdefault(task.id, task).request_hash != task.request_hash:
-            raise TaskConflict(f"the batch has the id {task.id} twice, with different bodies")
+            raise _conflict(task, f"the batch has the id {task.id} twice, with different bodies")
     return distinct
 
 
 def _outcome(task: NewTask, created: dict[UUID, Taken], known: dict[UUID, Taken]) -> Submitted:
     if task.id in created:
-        return Submitted(id=task.id, state=TaskState.PENDING, created=True)
+        return Submitted(id=task.id, state=TaskState(created[task.id].state), created=True)
     if known[task.id].request_hash != task.request_hash:
-        raise TaskConflict(f"the task {task.id} exists already with another body")
+        raise _conflict(task, f"the task {task.id} exists already with another body")
     return Submitted(id=task.id, state=TaskState(known[task.id].state), created=False)
 
 
+def _conflict(task: NewTask, detail: str) -> ConvenerError:
+    return IdempotencyMismatch() if task.idempotency_key is not None else TaskConflict(detail)
+
+
+def _identity(submission: Submission) -> UUID | None:
+    """The id that the client chose, or the one that its key stands for: equal keys are equal tasks."""
+    if submission.idempotency_key is not None:
+        return uuid5(_KEYS, submission.idempotency_key)
+    return submission.id
+
+
 def _new_task(submission: Submission) -> NewTask:
+    identity = _identity(submission)
     return NewTask(
-        id=submission.id or time_ordered_uuid(),
-        id_is_chosen=submission.id is not None,
+        id=identity or time_ordered_uuid(),
+        id_is_chosen=identity is not None,
+        idempotency_key=submission.idempotency_key,
+        depends_on=tuple(dict.fromkeys(submission.depends_on)),
         agent_type=submission.agent_type.value,
         goal_id=submission.goal_id,
         priority=submission.priority.value,
@@ -132,7 +166,7 @@ def _new_task(submission: Submission) -> NewTask:
         max_attempts=submission.retry.max_attempts,
         retry_delays=submission.retry.delays_seconds,
         trace_context=submission.trace_context,
-        request_hash=_hash(submission) if submission.id is not None else b"",
+        request_hash=_hash(submission) if identity is not None else b"",
     )
 
 
@@ -150,5 +184,6 @@ def _hash(submission: Submission) -> bytes:
         submission.retry.max_attempts,
         list(submission.retry.delays_seconds),
         submission.trace_context,
+        sorted(map(str, submission.depends_on)),
     ]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()

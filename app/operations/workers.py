@@ -47,12 +47,17 @@ async def register(connection: AsyncConnection, said: Registration, launch_token
         await fleet.registered(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()
-        for former in await workers.live_by_name(connection, said.name):
-            await lose(connection, former, WorkerState.LOST, f"superseded by a new worker named {said.name}")
+        await supersede(connection, said.name)
         identity = await workers.register(connection, worker_id, said)
     name, incarnation = identity
     _, key = await create_key(connection, Role.WORKER, f"worker {name}/{incarnation}", worker_id)
     return Registered(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
+
+
+async def supersede(connection: AsyncConnection, name: str) -> None:
+    """Make room for a new incarnation: whoever bears the name now is over."""
+    for former in await workers.live_by_name(connection, name):
+        await lose(connection, former, WorkerState.LOST, f"superseded by a new worker named {name}")
 
 
 class Heartbeats:

@@ -72,7 +72,8 @@ VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTH
 
 _ANSWER = text("""
 UPDATE replacements SET worker_id = :worker_id, requested_at = now()
-WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_id IS NULL ORDER BY id DESC LIMIT 1)
+WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :name AND worker_id IS NULL
+            ORDER BY id DESC LIMIT 1)
 """)
 
 _MARK = {
@@ -138,9 +139,9 @@ async def open_replacement(connection: AsyncConnection, lost: UUID, *, slot: int
     await connection.execute(_OPEN, {"lost": lost, "slot": slot, "name": name, "cause": cause})
 
 
-async def answer_replacement(connection: AsyncConnection, worker_id: UUID, slot: int) -> None:
-    """This new worker takes the place of the one that was lost from the slot, if one was."""
-    await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot})
+async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, slot: int, name: str) -> None:
+    """This new worker takes the place of the one of its name that was lost from the slot, if one was."""
+    await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
 
 
 async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:

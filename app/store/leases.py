@@ -16,7 +16,9 @@ from app.domain.agents import AgentType
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskId
 from app.domain.workers import WorkerId
+from app.store import dependencies
 from app.store.hot import columns
+from app.store.tables import KEPT_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,25 +141,27 @@ _HELD = f"""
 SELECT {_LEASE_COLUMNS} FROM tasks t WHERE t.worker_id = $1 AND t.lease_request_id = $2
 """
 
-# The predicate of every fence: this lease, held by this worker, not yet expired.
-_FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id = c.worker_id
+# The predicate of every fence: this lease, held by this worker, not yet expired. An equality of workers would let the
+# planner walk the index of leases and all its dead entries, where the key of the task leads to one row.
+_FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
-_KEPT = """id, seq, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, max_attempts,
-    retry_delays, trace_context, request_hash, created_at, failures, rescues, token, worker_id, leased_at, progress,
-    checkpoint"""
+_KEPT = ", ".join(KEPT_COLUMNS)
+_CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[])
+    AS c (task_id, token, worker_id, result, result_hash, usage)"""
 
-_COMPLETE = f"""
+
+def _completion(condition: str) -> str:
+    return f"""
 WITH call AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[])
-        AS c (task_id, token, worker_id, result, result_hash, usage)
+    SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN call c ON {_FENCE} ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id FOR UPDATE OF t
 ), gone AS (
     DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*
 ), kept AS (
     INSERT INTO task_history ({_KEPT}, state, finished_at, result, result_hash, usage)
-    SELECT {", ".join(f"gone.{column.strip()}" for column in _KEPT.split(","))},
+    SELECT {", ".join(f"gone.{column}" for column in KEPT_COLUMNS)},
            'completed', now(), call.result, call.result_hash, call.usage
     FROM gone JOIN call ON call.task_id = gone.id
 ), told AS (
@@ -166,6 +170,11 @@ WITH call AS MATERIALIZED (
 )
 SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds FROM gone
 """
+
+
+_COMPLETE = _completion("NOT t.has_dependents")
+_COMPLETE_ANY = _completion("true")
+_LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t"
 
 _SIGN = f"""
 WITH call AS MATERIALIZED (
@@ -227,10 +236,25 @@ async def held_by_request(
 async def complete(
     connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
 ) -> dict[UUID, Service]:
-    """Move the tasks whose lease the calls hold into history; returns what those accepted cost."""
-    names = ("task_id", "token", "worker_id", "result", "result_hash", "usage")
-    rows = await connection.fetch(_COMPLETE, *columns(calls, *names))
-    return {row["id"]: Service(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}
+    """Move the tasks whose lease the calls hold into history; returns what those accepted cost.
+
+    Leaves tasks alone that others wait for: `complete_and_unblock` takes them.
+    """
+    return _services(await connection.fetch(_COMPLETE, *_columns(calls)))
+
+
+async def complete_and_unblock(
+    connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
+) -> tuple[dict[UUID, Service], set[AgentType]]:
+    """As `complete`, for tasks that others may wait for; also returns the agent types of those let go.
+
+    Locks first, so that the statements which follow see every edge that was written before.
+    """
+    async with connection.transaction():
+        await connection.fetch(_LOCK_HELD, *_columns(calls))
+        accepted = _services(await connection.fetch(_COMPLETE_ANY, *_columns(calls)))
+        freed = await dependencies.unblock(connection, list(accepted)) if accepted else set()
+    return accepted, freed
 
 
 async def sign(
@@ -251,3 +275,11 @@ async def types_with_work(connection: "asyncpg.Connection[asyncpg.Record]") -> s
 
 def _lease(row: asyncpg.Record) -> Lease:
     return Lease(**{field: row[field] for field in Lease.__dataclass_fields__})
+
+
+def _columns(calls: Sequence[Completion]) -> list[list[object]]:
+    return columns(calls, "task_id", "token", "worker_id", "result", "result_hash", "usage")
+
+
+def _services(rows: Sequence[asyncpg.Record]) -> dict[UUID, Service]:
+    return {row["id"]: Service(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}

@@ -60,6 +60,8 @@ def _submitted() -> list[Any]:
         Column("max_attempts", Integer, nullable=False),
         Column("retry_delays", ARRAY(Float), nullable=False),
         Column("trace_context", Text),
+        Column("depends_on", ARRAY(UUID), nullable=False, server_default="{}"),
+        Column("idempotency_key", Text),
         Column("request_hash", LargeBinary, nullable=False),
         _moment("created_at", nullable=False),
     ]
@@ -90,12 +92,15 @@ tasks = Table(
     *_submitted(),
     *_progressed(),
     _moment("run_at", comment="null once the task may run"),
+    Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
+    Column("has_dependents", Boolean, nullable=False, server_default=text("false")),
     Column("lease_request_id", UUID),
     _moment("lease_expires_at"),
     _moment("deadline_at"),
     Column("error", JSONB),
     _one_of("state", LIVE_STATES),
     _one_of("agent_type", AgentType),
+    CheckConstraint("(blockers > 0) = (state = 'blocked')", name="blocked"),
     CheckConstraint("(worker_id IS NOT NULL) = (state IN ('assigned', 'executing'))", name="leased"),
     postgresql_with={
         "fillfactor": "70",
@@ -138,6 +143,19 @@ task_history = Table(
 )
 Index("task_history_seq", task_history.c.seq)
 Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
+
+# What a task takes with it into history; each end adds its own state, time and outcome.
+KEPT_COLUMNS = tuple(c.name for c in tasks.c if c.name in task_history.c and c.name not in ("state", "error"))
+
+# An edge for each dependency that is not met yet: gone with the completion that meets it.
+task_dependencies = Table(
+    "task_dependencies",
+    metadata,
+    Column("depends_on", UUID, nullable=False),
+    Column("task_id", UUID, nullable=False),
+    PrimaryKeyConstraint("depends_on", "task_id", name="task_dependencies_pkey"),
+    Index("task_dependencies_task", "task_id"),
+)
 
 # Attempts that did not complete their task; the one that did is the history row itself.
 task_attempts = Table(

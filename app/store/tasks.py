@@ -1,6 +1,6 @@
 """Tasks: taken in, read, listed, and moved into history when they end without a result."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.tasks import TaskState
-from app.store import announcements
+from app.store import announcements, dependencies
+from app.store.tables import KEPT_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,14 @@ class NewTask:
     retry_delays: Sequence[float]
     trace_context: str | None
     request_hash: bytes
+    idempotency_key: str | None = None
+    depends_on: Sequence[UUID] = ()
+    blockers: int = 0
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task begins."""
+        return TaskState.BLOCKED if self.blockers else TaskState.PENDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +53,21 @@ class Taken:
 
 _INSERT = text("""
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-                   max_attempts, retry_delays, trace_context, request_hash, created_at)
-SELECT id, 'pending', agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
+                   max_attempts, retry_delays, trace_context, request_hash, created_at,
+                   idempotency_key, depends_on, blockers)
+SELECT id, CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END,
+       agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
        CASE WHEN run_at > now() THEN run_at END, max_attempts, CAST(retry_delays AS float8[]), trace_context,
-       request_hash, now()
+       request_hash, now(), idempotency_key,
+       CAST(depends_on AS uuid[]), blockers
 FROM unnest(
     CAST(:id AS uuid[]), CAST(:agent_type AS text[]), CAST(:goal_id AS text[]), CAST(:priority AS smallint[]),
     CAST(:payload AS jsonb[]), CAST(:labels AS jsonb[]), CAST(:timeout_seconds AS float8[]),
     CAST(:deadline AS timestamptz[]), CAST(:run_at AS timestamptz[]), CAST(:max_attempts AS integer[]),
-    CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[])
+    CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[]),
+    CAST(:idempotency_key AS text[]), CAST(:depends_on AS text[]), CAST(:blockers AS integer[])
 ) WITH ORDINALITY AS new (id, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-    max_attempts, retry_delays, trace_context, request_hash, place)
+    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, place)
 ORDER BY place
 ON CONFLICT (id) DO NOTHING
 RETURNING id
@@ -69,6 +82,10 @@ INSERT INTO events (kind, task_id, agent_type, goal_id)
 SELECT 'task.submitted', id, agent_type, goal_id FROM tasks WHERE id = ANY (:ids) ORDER BY seq
 """)
 
+_RESERVE = text("""
+SELECT pg_try_advisory_xact_lock(hashtextextended(key, 7241)) FROM unnest(CAST(:keys AS text[])) AS key
+""")
+
 _TAKEN = text("""
 SELECT id, state, request_hash FROM tasks WHERE id = ANY (:ids)
 UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
@@ -76,7 +93,7 @@ UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 
 _COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
-    "rescues, token, worker_id, created_at, leased_at, progress"
+    "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
 )
 _LIVE = "run_at, NULL::timestamptz AS finished_at, error"
 _PAST = "NULL::timestamptz AS run_at, finished_at, error"
@@ -92,19 +109,17 @@ SELECT attempt, token, worker_id, leased_at, ended_at, outcome, error, usage FRO
 WHERE task_id = :id ORDER BY token
 """)
 
-_FINISH = text("""
+_MOVED = [column for column in KEPT_COLUMNS if column not in ("failures", "rescues")]
+
+_FINISH = text(f"""
 WITH gone AS (DELETE FROM tasks WHERE id = :id RETURNING *)
-INSERT INTO task_history (id, seq, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
-    max_attempts, retry_delays, trace_context, request_hash, created_at, failures, rescues, token, worker_id,
-    leased_at, progress, checkpoint, finished_at, error, usage)
-SELECT id, seq, :state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
-    max_attempts, retry_delays, trace_context, request_hash, created_at, :failures, :rescues, token,
-    worker_id, leased_at, progress, checkpoint, now(), CAST(:error AS jsonb), CAST(:usage AS jsonb)
-FROM gone RETURNING id
+INSERT INTO task_history ({", ".join(_MOVED)}, failures, rescues, state, finished_at, error, usage)
+SELECT {", ".join(_MOVED)}, :failures, :rescues, :state, now(), CAST(:error AS jsonb), CAST(:usage AS jsonb) FROM gone
 """)
 
 _LOCK = text("""
-SELECT id, state, agent_type, goal_id, failures, rescues, token, worker_id FROM tasks WHERE id = :id FOR UPDATE
+SELECT id, state, agent_type, goal_id, failures, rescues, token, worker_id, has_dependents
+FROM tasks WHERE id = :id FOR UPDATE
 """)
 
 _STATE = text("SELECT state FROM task_history WHERE id = :id")
@@ -123,16 +138,18 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     after that task's row is gone for good, so a look into history by a later statement is certain to see it.
     """
     columns = {name: [getattr(task, name) for task in tasks] for name in _ARRAYS}
-    columns["retry_delays"] = ["{" + ",".join(map(str, task.retry_delays)) + "}" for task in tasks]
+    # Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
+    columns["retry_delays"] = [_array(task.retry_delays) for task in tasks]
+    columns["depends_on"] = [_array(task.depends_on) for task in tasks]
     inserted = set((await connection.execute(_INSERT, columns)).scalars())
     chosen = [task.id for task in tasks if task.id_is_chosen and task.id in inserted]
     if chosen:
         inserted -= set((await connection.execute(_DROP_FINISHED, {"ids": chosen})).scalars())
     await connection.execute(_TELL, {"ids": list(inserted)})
     fresh = [task for task in tasks if task.id in inserted]
-    topics = {announcements.work(task.agent_type) for task in fresh}
+    topics = {announcements.work(task.agent_type) for task in fresh if not task.blockers}
     announcements.note(connection, announcements.EVENTS, *topics)
-    return [Taken(id=task.id, state=TaskState.PENDING, request_hash=task.request_hash) for task in fresh]
+    return [Taken(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
 
 _ARRAYS = (
@@ -148,7 +165,19 @@ _ARRAYS = (
     "max_attempts",
     "trace_context",
     "request_hash",
+    "idempotency_key",
+    "blockers",
 )
+
+
+def _array(values: Iterable[object]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+async def reserve_keys(connection: AsyncConnection, keys: Collection[str]) -> bool:
+    """Whether no other transaction is at work on any of these idempotency keys; they are ours until this one ends."""
+    rows = await connection.execute(_RESERVE, {"keys": sorted(set(keys))})
+    return all(rows.scalars())
 
 
 async def taken(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Taken]:
@@ -204,6 +233,7 @@ class LiveTask:
     rescues: int
     token: int
     worker_id: UUID | None
+    has_dependents: bool
 
 
 async def lock(connection: AsyncConnection, task_id: UUID) -> LiveTask | None:
@@ -228,9 +258,15 @@ async def finish(
     error: str | None = None,
     usage: str | None = None,
 ) -> None:
-    """Move a task that did not complete into history, as failed or cancelled. The caller holds its lock."""
+    """Move a task that did not complete into history, as failed or cancelled, and cancel all that waited for it.
+
+    The caller holds its lock.
+    """
     values = {"failures": failures, "rescues": rescues, "error": error, "usage": usage}
     await connection.execute(_FINISH, {"id": task_id, "state": state.value, **values})
+    await dependencies.cancel_dependents(
+        connection, task_id, "failed" if state is TaskState.FAILED else "was cancelled"
+    )
 
 
 async def promote(connection: AsyncConnection, limit: int = 1000) -> int:

@@ -66,9 +66,10 @@ SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name
 RETURNING name, incarnation
 """)
 
-# Registering again with the same launch token is a lost answer given again, unless the worker is over.
+# Registering again with the same launch token is a lost answer given again, unless the worker is over. The host stays
+# that of the provisioner, by which the pool is counted, whatever the worker calls it.
 _REGISTER_LAUNCHED = text(f"""
-UPDATE workers SET host = :host, pid = :pid, capabilities = CAST(:capabilities AS text[]),
+UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
     registered_at = coalesce(registered_at, now()), started_at = coalesce(started_at, now())
 WHERE id = :id AND {_LIVE}
@@ -98,7 +99,7 @@ WITH beat AS MATERIALIZED (
     RETURNING w.id, w.state, w.directive, w.directive_reason
 ), held AS MATERIALIZED (
     SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
-    JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id = b.worker_id
+    JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
     ORDER BY t.id FOR NO KEY UPDATE OF t
 ), renewed AS (
     UPDATE tasks t

@@ -93,6 +93,13 @@ def upgrade() -> None:
     op.create_index("task_attempts_ended", "task_attempts", ["ended_at"], unique=False)
     op.create_index("task_attempts_task", "task_attempts", ["task_id"], unique=False)
     op.create_table(
+        "task_dependencies",
+        sa.Column("depends_on", sa.UUID(), nullable=False),
+        sa.Column("task_id", sa.UUID(), nullable=False),
+        sa.PrimaryKeyConstraint("depends_on", "task_id", name="task_dependencies_pkey"),
+    )
+    op.create_index("task_dependencies_task", "task_dependencies", ["task_id"], unique=False)
+    op.create_table(
         "task_history",
         sa.Column("id", sa.UUID(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
@@ -107,6 +114,8 @@ def upgrade() -> None:
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("retry_delays", postgresql.ARRAY(sa.Float()), nullable=False),
         sa.Column("trace_context", sa.Text(), nullable=True),
+        sa.Column("depends_on", postgresql.ARRAY(sa.UUID()), server_default="{}", nullable=False),
+        sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("request_hash", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
@@ -142,6 +151,8 @@ def upgrade() -> None:
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("retry_delays", postgresql.ARRAY(sa.Float()), nullable=False),
         sa.Column("trace_context", sa.Text(), nullable=True),
+        sa.Column("depends_on", postgresql.ARRAY(sa.UUID()), server_default="{}", nullable=False),
+        sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("request_hash", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
@@ -152,10 +163,15 @@ def upgrade() -> None:
         sa.Column("progress", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("checkpoint", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("run_at", sa.DateTime(timezone=True), nullable=True, comment="null once the task may run"),
+        sa.Column(
+            "blockers", sa.Integer(), server_default="0", nullable=False, comment="dependencies that are not met"
+        ),
+        sa.Column("has_dependents", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("lease_request_id", sa.UUID(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.CheckConstraint("(blockers > 0) = (state = 'blocked')", name=op.f("tasks_blocked_check")),
         sa.CheckConstraint(
             "(worker_id IS NOT NULL) = (state IN ('assigned', 'executing'))", name=op.f("tasks_leased_check")
         ),
@@ -249,5 +265,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything; the indexes go with their tables."""
-    for table in ("loop_ticks", "keys", "replacements", "workers", "events", "task_attempts", "task_history", "tasks"):
+    others = ("loop_ticks", "keys", "replacements", "workers", "events")
+    for table in (*others, "task_attempts", "task_dependencies", "task_history", "tasks"):
         op.drop_table(table)

@@ -13,7 +13,6 @@ from uuid import uuid4
 import httpx
 import pytest
 import uvicorn
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from app.cli.commands import build
@@ -87,7 +86,9 @@ class Service:
             own, path = {"Authorization": f"Bearer {worker['key']}"}, f"/workers/{worker['worker_id']}"
             await http.post(f"{path}/heartbeat", json={"state": "ready"}, headers=own)
             wanted = {"request_id": str(uuid4()), "wait_seconds": 30, "acknowledge": True}
-            lease = (await http.post("/lease", json=wanted, headers=own)).json()
+            answer = await http.post("/lease", json=wanted, headers=own)
+            assert answer.status_code == 200, answer.text
+            lease = answer.json()
             ending: Json = {"token": lease["token"]}
             if error is None:
                 ending |= {"result": {"echo": lease["payload"]}}
@@ -149,6 +150,3 @@ def offline(tmp_path: Path) -> CommandLine:
 def goal() -> str:
     """A research goal of the test's own."""
     return f"goal-{uuid4().hex[:8]}"
-
-
-__all__ = ["CommandLine", "Json", "Outcome", "Service", "get_command"]

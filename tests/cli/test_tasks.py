@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from uuid import uuid4
 
 from app.domain.access import Role
-from tests.cli.conftest import CommandLine, Service
+from tests.cli.conftest import CommandLine, Json, Service
 
 
 async def _submitted(convener: CommandLine, goal: str, *more: str) -> str:
@@ -22,7 +23,7 @@ async def test_submit_prints_the_id_that_get_takes(convener: CommandLine, goal: 
     shown = await convener("tasks", "get", task_id)
     assert task_id in shown.out
     assert "[bold]orbits" in shown.out
-    assert "0 s ago" in shown.out or "1 s ago" in shown.out or "2 s ago" in shown.out
+    assert re.search(r"Created +\d+ s ago\n", shown.out)
 
 
 async def test_agents_may_be_called_by_their_other_names(convener: CommandLine, goal: str) -> None:
@@ -80,7 +81,8 @@ async def test_a_batch_that_is_refused_halfway_says_where_to_go_on(
     convener: CommandLine, goal: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "tasks.json"
-    tasks = [{"agent_type": "proximity"}] * 1000 + [{"agent_type": "proximity", "timeout_seconds": 0}]
+    one: Json = {"agent_type": "proximity"}
+    tasks = [one] * 1000 + [one | {"timeout_seconds": 0}]
     file.write_text(json.dumps(tasks))
     done = await convener("tasks", "submit", "--file", str(file), "--goal", goal)
     assert done.code == 1

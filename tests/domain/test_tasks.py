@@ -23,6 +23,7 @@ from app.domain.tasks import (
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _LEGAL = {
     (TaskState.PENDING, Move.ASSIGN): TaskState.ASSIGNED,
+    (TaskState.BLOCKED, Move.UNBLOCK): TaskState.PENDING,
     **{(state, Move.EXECUTE): TaskState.EXECUTING for state in LEASED},
     **{(state, Move.COMPLETE): TaskState.COMPLETED for state in LEASED},
     **{(state, Move.FAIL): TaskState.FAILED for state in LEASED},

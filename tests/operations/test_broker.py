@@ -311,3 +311,28 @@ async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(
     worker_id = await ready_worker(database)
     await submitted(database)
     assert await broker.lease(_call(worker_id), 0.1) is not None
+
+
+async def test_a_task_that_was_leased_to_a_caller_who_hung_up_goes_back_at_once_and_unharmed(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leasing, go_on = asyncio.Event(), asyncio.Event()
+    claim = store.claim
+
+    async def slow(*given: Any) -> Any:
+        claims = await claim(*given)
+        leasing.set()
+        await go_on.wait()
+        return claims
+
+    monkeypatch.setattr(store, "claim", slow)
+    task_id = (await submitted(database))[0]
+    caller = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await leasing.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+    go_on.set()
+    lease = await broker.lease(_call(await ready_worker(database)), 30)
+    assert lease is not None
+    assert (lease.task_id, lease.token, lease.attempt) == (task_id, 2, 1)
+    assert await value(database, "SELECT rescues FROM tasks") == 0

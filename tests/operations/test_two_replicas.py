@@ -146,7 +146,7 @@ async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_
     database: Database, brokers: list[Broker], replica: Database
 ) -> None:
     waiting = asyncio.create_task(brokers[1].lease(_call(await ready_worker(database)), 30))
-    while brokers[1].waiting == 0:  # noqa: ASYNC110 - there is no event to wait for
+    while brokers[1].waiting == 0:
         await asyncio.sleep(0)
     task_id = (await submitted(database))[0]
     lease = await waiting

@@ -1,0 +1,127 @@
+"""Who waits for whom: an edge for every dependency that is not met yet.
+
+A task that others wait for is marked, under its row's lock, before an edge is written. Its completion takes the same
+lock before it looks for edges, so whichever comes second sees what the first has done.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.agents import AgentType
+from app.store import announcements
+from app.store.tables import KEPT_COLUMNS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """A task and one that it waits for."""
+
+    task_id: UUID
+    depends_on: UUID
+
+
+_MARK = text("""
+WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
+UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id RETURNING tasks.id
+""")
+
+_FINISHED = text("SELECT id, state FROM task_history WHERE id = ANY (:ids)")
+
+_CONNECT = text("""
+INSERT INTO task_dependencies (task_id, depends_on)
+SELECT * FROM unnest(CAST(:task_ids AS uuid[]), CAST(:depends_on AS uuid[])) ON CONFLICT DO NOTHING
+""")
+
+_UNBLOCK = """
+WITH met AS (
+    DELETE FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]) RETURNING task_id
+), counted AS (
+    SELECT task_id, count(*) AS met FROM met GROUP BY task_id
+), ours AS (
+    SELECT t.id FROM tasks t JOIN counted ON counted.task_id = t.id ORDER BY t.id FOR UPDATE OF t
+), unblocked AS (
+    UPDATE tasks t
+    SET blockers = t.blockers - counted.met,
+        state = CASE WHEN t.blockers = counted.met THEN 'pending' ELSE t.state END
+    FROM counted JOIN ours ON ours.id = counted.task_id
+    WHERE t.id = counted.task_id
+    RETURNING t.id, t.state, t.agent_type, t.goal_id
+), told AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id)
+    SELECT 'task.unblocked', id, agent_type, goal_id FROM unblocked WHERE state = 'pending'
+)
+SELECT DISTINCT agent_type FROM unblocked WHERE state = 'pending'
+"""
+
+_KEPT = ", ".join(KEPT_COLUMNS)
+
+# One level at a time: only a statement that begins after the locks of its level sees every edge of the next.
+_CANCEL_LEVEL = text(f"""
+WITH ours AS (
+    SELECT t.id FROM tasks t
+    WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY (:ids)) AND t.state = 'blocked'
+    ORDER BY t.id FOR UPDATE OF t
+), gone AS (
+    DELETE FROM tasks t USING ours WHERE t.id = ours.id RETURNING t.*
+), kept AS (
+    INSERT INTO task_history ({_KEPT}, state, finished_at, error)
+    SELECT {_KEPT}, 'cancelled', now(), CAST(:error AS jsonb) FROM gone
+), cut AS (
+    DELETE FROM task_dependencies d USING gone WHERE d.task_id = gone.id
+), told AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id, detail)
+    SELECT 'task.cancelled', id, agent_type, goal_id, CAST(:error AS jsonb) FROM gone
+)
+SELECT id FROM gone
+""")
+
+_CUT = text("DELETE FROM task_dependencies WHERE task_id = :id")
+
+
+async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Mark the tasks that others will wait for; returns how each stands: `live`, or how it ended.
+
+    Live ones stay locked until the transaction ends. Ids of tasks that do not exist are left out.
+    """
+    live = set((await connection.execute(_MARK, {"ids": list(ids)})).scalars())
+    rest = [task_id for task_id in ids if task_id not in live]
+    finished = (await connection.execute(_FINISHED, {"ids": rest})).all() if rest else []
+    return dict.fromkeys(live, "live") | {row.id: row.state for row in finished}
+
+
+async def connect(connection: AsyncConnection, edges: Sequence[Edge]) -> None:
+    """Write down who waits for whom."""
+    task_ids, depends_on = [edge.task_id for edge in edges], [edge.depends_on for edge in edges]
+    await connection.execute(_CONNECT, {"task_ids": task_ids, "depends_on": depends_on})
+
+
+async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed: Sequence[UUID]) -> set[AgentType]:
+    """Let go of those that waited for these tasks only; returns their agent types.
+
+    A statement of its own in the completion's transaction, after the locks: only then does it see every edge.
+    """
+    return {AgentType(row["agent_type"]) for row in await connection.fetch(_UNBLOCK, completed)}
+
+
+async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> int:
+    """Cancel all that wait for a task which failed or was cancelled, however indirectly; returns how many.
+
+    The caller holds the lock of that task.
+    """
+    message = f"it depends, directly or not, on the task {task_id}, which {outcome}"
+    error = json.dumps({"code": "dependency_failed", "message": message, "dependency": str(task_id)})
+    await connection.execute(_CUT, {"id": task_id})
+    cancelled = 0
+    level = [task_id]
+    while level:
+        level = list((await connection.execute(_CANCEL_LEVEL, {"ids": level, "error": error})).scalars())
+        cancelled += len(level)
+    if cancelled:
+        announcements.note(connection, announcements.EVENTS)
+    return cancelled

@@ -1,0 +1,47 @@
+"""Help is there for every command, and says what scripts need to know."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from app.cli.failures import ExitCode
+from tests.cli.conftest import COMMAND, CommandLine
+
+
+def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", sorted(_commands(get_command(COMMAND))), ids=" ".join)
+def test_every_command_has_help_with_examples(offline: CommandLine, path: tuple[str, ...]) -> None:
+    if path == ("worker",):
+        return
+    done = offline.run(*path, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "Examples:" in done.out
+    assert " ".join(("convener", *path)).replace("keys", "key") in done.out.split("Examples:")[1]
+
+
+def test_the_exit_codes_are_documented(offline: CommandLine) -> None:
+    done = offline.run("--help")
+    listed = done.out.split("Exit codes:")[1]
+    assert [line.split()[0] for line in listed.splitlines() if line.strip()] == [str(code.value) for code in ExitCode]
+    assert all(name in done.out for name in ("up", "demo", "status", "tasks", "workers", "key", "db", "openapi"))
+
+
+def test_version(offline: CommandLine) -> None:
+    assert offline.run("--version").out == f"convener {version('convener')}\n"
+
+
+def test_wrong_usage(offline: CommandLine) -> None:
+    for arguments in (["tusks"], ["tasks", "ls", "--limit", "0"], ["tasks", "cancel"], ["status", "-o", "xml"]):
+        done = offline.run(*arguments)
+        assert (done.code, done.out) == (2, "")

@@ -1,0 +1,310 @@
+"""The runner of the schedule: each at its own pace, one replica at a time, and no error ends a loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.errors import DatabaseUnavailable
+from app.domain.leases import LeasePolicy
+from app.domain.workers import HealthPolicy
+from app.loops.runner import Runner
+from app.loops.schedule import DUTIES, Context, Duty, Errand
+from app.operations import tasks
+from app.store import announcements
+from app.store.database import Database
+from app.store.duties import Turn
+from tests.factories import ready_worker, submission, submitted
+from tests.sql import execute, fetch, until, until_blocked, value
+
+Done = dict[str, Any]
+
+
+def _context(database: Database) -> Context:
+    return Context(
+        database=database,
+        leases=LeasePolicy(),
+        health=HealthPolicy(),
+        provisioner=None,
+        pool_size=0,
+        stop_grace_seconds=1,
+        history_days=30,
+        events_days=7,
+    )
+
+
+@asynccontextmanager
+async def _running(database: Database, *schedule: Duty | Errand) -> AsyncIterator[None]:
+    running = asyncio.create_task(Runner(_context(database), schedule).run())
+    try:
+        yield
+        assert not running.done(), "an error has ended the runner"
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+class _Counter:
+    """Work that counts its turns, and fails as often as it is told to."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.turns = 0
+        self._errors = list(errors)
+
+    async def duty(self, _: Context, __: AsyncConnection, ___: Turn) -> Done:
+        return await self.errand(None)
+
+    async def errand(self, _: object) -> Done:
+        self.turns += 1
+        if self._errors:
+            raise self._errors.pop(0)
+        return {}
+
+    async def reaches(self, turns: int) -> None:
+        async def there() -> bool:
+            return self.turns >= turns
+
+        await until(there)
+
+
+def _duty(run: Callable[[Context, AsyncConnection, Turn], Awaitable[Done]], **changes: Any) -> Duty:
+    return replace(Duty(name="test", seconds=0.05, run=run), **changes)
+
+
+async def _runs(database: Database, duty: str = "test") -> int:
+    return int(await value(database, "SELECT coalesce(max(runs), 0) FROM loop_ticks WHERE duty = $1", duty))
+
+
+async def _until_runs(database: Database, runs: int, duty: str = "test") -> None:
+    async def there() -> bool:
+        return await _runs(database, duty) >= runs
+
+    await until(there)
+
+
+async def test_one_that_fails_stops_neither_itself_nor_the_others(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = _Counter(ValueError("bad luck"), DatabaseUnavailable(), OSError(), KeyError("x"))
+    clumsy = _Counter(*(RuntimeError() for _ in range(4)))
+    well = _Counter()
+    async with _running(
+        database,
+        _duty(failing.duty, name="failing"),
+        Errand(name="clumsy", seconds=0.05, run=clumsy.errand),
+        _duty(well.duty, name="well"),
+    ):
+        for counter in (failing, clumsy, well):
+            await counter.reaches(6)
+        await _until_runs(database, 2, "failing")
+    assert "bad luck" in caplog.text
+    assert "failing: the database is away" in caplog.text
+
+
+async def test_work_and_turn_are_rolled_back_together(database: Database) -> None:
+    attempts = 0
+
+    async def submit_and_stumble(_: Context, connection: AsyncConnection, __: Turn) -> Done:
+        nonlocal attempts
+        attempts += 1
+        await tasks.submit(connection, [submission()])
+        if attempts < 3:
+            raise RuntimeError("crashed in the middle")
+        return {"submitted": 1}
+
+    async with _running(database, _duty(submit_and_stumble, seconds=600, wakes_on="again")):
+
+        async def third() -> bool:
+            database.announcer.announce(["again"])
+            return attempts >= 3
+
+        await until(third)
+        await _until_runs(database, 1)
+    # Two attempts left no trace, neither of the work nor of the turn.
+    assert await value(database, "SELECT count(*) FROM tasks") == await _runs(database) == attempts - 2
+    row = (await fetch(database, "SELECT result, last_run_at FROM loop_ticks"))[0]
+    assert row["result"] == '{"submitted": 1}'
+    assert row["last_run_at"] is not None
+
+
+async def test_two_replicas_share_a_duty(database: Database, replica: Database) -> None:
+    """Each turn is taken by one of them, and never are two at it at once."""
+    one, other = _Counter(), _Counter()
+    with_one = _duty(one.duty, seconds=0.4)
+    async with _running(database, with_one), _running(replica, replace(with_one, run=other.duty)):
+        await _until_runs(database, 4)
+    taken = one.turns + other.turns
+    assert taken in (await _runs(database), await _runs(database) + 1)  # the last may have been cancelled
+
+
+async def test_while_one_replica_is_at_it_the_other_stays_out(database: Database, replica: Database) -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+    other = _Counter()
+
+    async def slow(_: Context, __: AsyncConnection, ___: Turn) -> Done:
+        begun.set()
+        await finish.wait()
+        return {}
+
+    async with _running(database, _duty(slow, seconds=600)):
+        await begun.wait()
+        impatient = _duty(other.duty, seconds=0.01)
+        beside = _Counter()
+        async with _running(replica, impatient, _duty(beside.duty, name="beside", seconds=0.01)):
+            await beside.reaches(5)
+            assert other.turns == 0
+            finish.set()
+            await other.reaches(1)
+
+
+async def test_a_replica_that_dies_in_its_turn_leaves_it_to_the_other(database: Database, replica: Database) -> None:
+    begun = asyncio.Event()
+    other = _Counter()
+
+    async def hang(_: Context, connection: AsyncConnection, __: Turn) -> Done:
+        await tasks.submit(connection, [submission()])
+        begun.set()
+        await asyncio.Event().wait()
+        return {}
+
+    async with _running(database, _duty(hang)):
+        await begun.wait()
+    async with _running(replica, _duty(other.duty)):
+        await other.reaches(1)
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
+
+
+async def test_an_announcement_wakes_what_waits_for_it(database: Database, replica: Database) -> None:
+    duty, errand, deaf = _Counter(), _Counter(), _Counter()
+    async with _running(
+        database,
+        _duty(duty.duty, seconds=600, wakes_on=announcements.FLEET),
+        Errand(name="errand", seconds=600, run=errand.errand, wakes_on=announcements.LAUNCHES),
+        _duty(deaf.duty, name="deaf", seconds=600),
+    ):
+        for counter in (duty, errand, deaf):
+            await counter.reaches(1)
+        database.announcer.announce([announcements.FLEET])
+        await duty.reaches(2)
+        assert errand.turns == 1
+        # From another process it comes by way of the database, which may still be connecting: so it is sent again.
+
+        async def heard() -> bool:
+            replica.announcer.announce([announcements.LAUNCHES])
+            return errand.turns >= 2
+
+        await until(heard)
+        assert deaf.turns == 1
+
+
+async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+    turns = 0
+
+    async def slow(_: Context, __: AsyncConnection, ___: Turn) -> Done:
+        nonlocal turns
+        turns += 1
+        begun.set()
+        await finish.wait()
+        return {}
+
+    async with _running(database, _duty(slow, seconds=600, wakes_on=announcements.FLEET)):
+        await begun.wait()
+        database.announcer.announce([announcements.FLEET])
+        finish.set()
+
+        async def again() -> bool:
+            return turns == 2
+
+        await until(again)
+
+
+async def test_a_turn_is_not_taken_before_its_time(database: Database, replica: Database) -> None:
+    one, other, beside = _Counter(), _Counter(), _Counter()
+    async with _running(database, _duty(one.duty, seconds=600)):
+        await _until_runs(database, 1)
+    async with _running(replica, _duty(other.duty, seconds=600), _duty(beside.duty, name="beside", seconds=0.01)):
+        await beside.reaches(3)
+    assert other.turns == 0
+
+
+async def test_a_duty_learns_how_long_ago_the_last_turn_was_and_whether_it_held_back(database: Database) -> None:
+    seen: list[Turn] = []
+
+    async def hold_back_once(_: Context, __: AsyncConnection, turn: Turn) -> Done:
+        seen.append(turn)
+        return {"held_back": len(seen) == 1}
+
+    async with _running(database, _duty(hold_back_once)):
+
+        async def three() -> bool:
+            return len(seen) >= 3
+
+        await until(three)
+    assert [turn.held_back for turn in seen[:3]] == [False, True, False]
+    assert seen[0].seconds_since_last == 0
+    assert all(0 < turn.seconds_since_last < 30 for turn in seen[1:3])
+
+
+async def test_the_loops_outlive_the_loss_of_every_connection(database: Database) -> None:
+    counter = _Counter()
+    async with _running(database, _duty(counter.duty)):
+        await counter.reaches(2)
+        await execute(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+        )
+        before = await _runs(database)
+        await _until_runs(database, before + 2)
+
+
+async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: Database) -> None:
+    """All duties together on a database where something is to be done for each."""
+    (task_id,) = await submitted(database)
+    worker_id = await ready_worker(database)
+    await ready_worker(database)
+    await execute(
+        database,
+        "UPDATE tasks SET state = 'executing', token = 1, worker_id = $1, leased_at = now(),"
+        " deadline_at = now() + interval '1 h', lease_expires_at = now() - interval '1 s', lease_request_id = $1",
+        worker_id,
+    )
+    await execute(database, "UPDATE workers SET last_seen_at = now() - interval '1 h' WHERE id = $1", worker_id)
+    async with _running(database, *DUTIES):
+
+        async def rescued() -> bool:
+            state = await value(database, "SELECT state FROM tasks WHERE id = $1", task_id)
+            worker = await value(database, "SELECT state FROM workers WHERE id = $1", worker_id)
+            return state == "pending" and worker == "lost"
+
+        await until(rescued)
+        for duty in DUTIES:
+            await _until_runs(database, 1, duty.name)
+
+
+def test_duties_have_names_of_their_own() -> None:
+    names = [duty.name for duty in DUTIES]
+    assert len(set(names)) == len(names)
+
+
+async def test_a_blocked_duty_keeps_no_other_waiting(database: Database, replica: Database) -> None:
+    """A lock that somebody holds delays the duty that needs it, and that one only."""
+    await submitted(database)
+    beside = _Counter()
+
+    async def lock_all(_: Context, connection: AsyncConnection, __: Turn) -> Done:
+        await connection.exec_driver_sql("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        return {}
+
+    async with replica.transaction() as holder:
+        await holder.exec_driver_sql("SELECT * FROM tasks FOR UPDATE")
+        async with _running(database, _duty(lock_all), _duty(beside.duty, name="beside", seconds=0.01)):
+            await until_blocked(database)
+            await beside.reaches(beside.turns + 5)

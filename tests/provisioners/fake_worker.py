@@ -1,0 +1,40 @@
+"""A stand-in for the worker daemon: a package that `python -m worker_agent` finds first, and what it is told to do."""
+
+from pathlib import Path
+
+_PROGRAM = """
+import os, signal, subprocess, sys, time
+
+how = os.environ["FAKE_WORKER"]
+sys.stdout.write(f"hello {sys.argv[1:]}\\n")
+sys.stdout.flush()
+if how == "exit":
+    sys.exit(7)
+if how == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if how == "parent":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A process group of its own, as a task has one, that ignores a polite request.
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", ignore], process_group=0)
+    with open(os.environ["FAKE_CHILDREN"], "w") as file:
+        file.write(str(child.pid))
+with open(os.environ["FAKE_READY"], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+def install(directory: Path) -> dict[str, str]:
+    """Write the package; returns the environment in which it is found."""
+    package = directory / "stand_in" / "worker_agent"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(_PROGRAM)
+    return {
+        "PYTHONPATH": str(package.parent),
+        "PYTHONSAFEPATH": "1",
+        "FAKE_READY": str(directory / "ready"),
+        "FAKE_CHILDREN": str(directory / "children"),
+        "FAKE_WORKER": "obey",
+    }

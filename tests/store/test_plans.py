@@ -1,0 +1,102 @@
+"""The plans of the hot statements, also with stale statistics: a plan that walks the table ruins the throughput."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from app.store import leases, workers
+from app.store.database import Database
+from tests.conftest import named, run_on
+from tests.factories import ready_worker, submitted
+from tests.sql import execute
+
+_NAME = "convener_plans"
+_FILL = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                   request_hash, created_at)
+SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'])[1 + n % 3], 1 + n % 4, '{}', '{}',
+       60, 3, '{}', '', now()
+FROM generate_series(1, 50000) AS n
+"""
+_BATCHES = (1, 8, 64)
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
+async def full(server_url: str, template: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """A full queue, about which the planner knows nothing, something that was true once, or the truth."""
+    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
+    database = Database(named(server_url, _NAME))
+    await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+    if request.param == "analysed when empty":
+        await submitted(database)
+        await execute(database, "DELETE FROM tasks")
+        await execute(database, "VACUUM ANALYZE tasks")
+    await execute(database, _FILL)
+    if request.param == "analysed":
+        await execute(database, "ANALYZE")
+    yield database
+    await database.close()
+    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+
+
+async def _plans(database: Database, statement: str, *values: Any) -> str:
+    """How PostgreSQL runs the statement for these values, and once it has stopped looking at values."""
+    connection = await database.connect()
+    try:
+        custom = await _explain(connection, statement, values)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        return custom + await _explain(connection, statement, values)
+    finally:
+        await connection.close()
+
+
+async def _explain(connection: "asyncpg.Connection[asyncpg.Record]", statement: str, values: Any) -> str:
+    rows = await connection.fetch(f"EXPLAIN {statement}", *values)
+    return "\n".join(row[0] for row in rows) + "\n"
+
+
+def _walks(plan: str, table: str) -> list[str]:
+    return re.findall(rf"(?:Seq Scan|Bitmap Heap Scan) on {table}\b.*", plan)
+
+
+def _ids(count: int) -> list[UUID]:
+    return [uuid4() for _ in range(count)]
+
+
+@pytest.mark.slow
+async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
+    worker = await ready_worker(full)
+    for batch in _BATCHES:
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), ["generation"] * batch, [False] * batch]
+        plan = await _plans(full, leases._CLAIM, *asks, 15.0, 5.0)
+        assert plan.count("Index Scan using tasks_claim on tasks") == 2
+        assert plan.count("tasks_one_lease_per_worker on tasks held") == 2
+        assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Database) -> None:
+    """A partial index of leases must not hijack the plan: walking all leases costs a hundredfold."""
+    for batch in _BATCHES:
+        ids, tokens, nothing = _ids(batch), [1] * batch, [None] * batch
+        fence = [ids, tokens, _ids(batch)]
+        complete = await _plans(full, leases._COMPLETE, *fence, ["{}"] * batch, [b""] * batch, nothing)
+        sign = await _plans(full, leases._SIGN, *fence, nothing, nothing, 15.0)
+        numbers = [0.0] * batch
+        beats = [_ids(batch), [False] * batch, ids, tokens, numbers, numbers, nothing, 15.0]
+        beat = await _plans(full, workers._BEAT, *beats)
+        for plan in (complete, sign, beat):
+            assert "Index Scan using tasks_pkey on tasks" in plan
+            assert not _walks(plan, "tasks")
+            assert "tasks_one_lease_per_worker" not in plan
+
+
+@pytest.mark.slow
+async def test_looking_for_work_is_one_probe_a_type(full: Database) -> None:
+    plan = await _plans(full, leases._WITH_WORK, ["generation", "proximity"])
+    assert "using tasks_claim on tasks" in plan
+    assert not _walks(plan, "tasks")

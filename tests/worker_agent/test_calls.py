@@ -1,0 +1,130 @@
+"""Each call has exactly one answer, whatever becomes of it."""
+
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+
+import pytest
+
+from tests.worker_agent.machines import USAGE, lease
+from tests.worker_agent.plane import POOL_KEY, Answer, Plane, problem, served
+from tests.worker_agent.waiting import PATIENCE
+from worker_agent import actions as act
+from worker_agent import events as ev
+from worker_agent.calls import Caller
+from worker_agent.errors import LocalErrors
+from worker_agent.transport import Transport
+from worker_agent.wire import Progress
+
+REPORT = act.ReportComplete(lease=lease(), result={"n": 1}, usage=USAGE, next_request_id=None)
+
+
+class Subject:
+    """A caller that has registered, and what it posts."""
+
+    def __init__(self, url: str) -> None:
+        self.events: SimpleQueue[ev.Event] = SimpleQueue()
+        self.errors = LocalErrors()
+        self.caller = Caller(
+            Transport(url), profile={"name": "one"}, pool_key=POOL_KEY, post=self.events.put, errors=self.errors
+        )
+        assert isinstance(self.answer_to(act.Register()), ev.Registered)
+
+    def answer(self) -> ev.Event:
+        return self.events.get(timeout=PATIENCE)
+
+    def answer_to(self, call: act.Call) -> ev.Event:
+        self.caller.make(call)
+        return self.answer()
+
+
+@pytest.fixture
+def subject(url: str) -> Iterator[Subject]:
+    subject = Subject(url)
+    yield subject
+    subject.caller.close()
+    with pytest.raises(Empty):
+        subject.events.get_nowait()
+
+
+def test_calls_and_answers_match(plane: Plane, subject: Subject) -> None:
+    plane.longest_wait = 0.0
+    assert subject.answer_to(act.RequestLease(request_id="r-1")) == ev.NothingToDo(quick=True)
+    plane.submit({"do": "echo"})
+    assert isinstance(subject.answer_to(act.RequestLease(request_id="r-2")), ev.Leased)
+    assert subject.answer_to(REPORT) == ev.Reported()
+    assert subject.answer_to(act.Release(lease=lease(), reason="r")) == ev.Reported()
+    assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeSaid()
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "event"),
+    [
+        (act.RequestLease(request_id="r"), problem(409, "busy"), ev.Refused("busy", "409 busy: busy")),
+        (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="stopped"), ev.CallerGone("stopped")),
+        (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="weird"), ev.CallerGone("lost")),
+        (act.RequestLease(request_id="r"), problem(401, "unauthorized"), ev.CallerGone("lost")),
+        (REPORT, problem(409, "task_cancelled"), ev.Fenced("task_cancelled")),
+        (REPORT, problem(404, "lease_not_found"), ev.Fenced("lease_not_found")),
+        (REPORT, problem(413, "too_large"), ev.Refused("too_large", "413 too_large: too_large")),
+        (REPORT, Answer(status=429, headers=(("retry-after", "2"),)), ev.ApiAway(2.0)),
+        (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
+    ],
+)
+def test_refusals_are_told_apart(
+    plane: Plane, subject: Subject, call: act.Call, answer: Answer, event: ev.Event
+) -> None:
+    for kind in ("register", "lease", "complete"):
+        plane.script[kind].append(answer)
+    assert subject.answer_to(call) == event
+    assert subject.errors.take()
+
+
+def test_what_cannot_be_sent_is_refused_rather_than_tried_for_ever(subject: Subject) -> None:
+    report = act.ReportComplete(lease=lease(), result={"n": object()}, usage=USAGE, next_request_id=None)
+    answer = subject.answer_to(report)
+    assert isinstance(answer, ev.Refused)
+    assert answer.code == "unsendable"
+
+
+def test_an_aborted_call_is_answered_once() -> None:
+    plane = Plane(longest_wait=25.0)
+    with served(plane) as url:
+        subject = Subject(url)
+        subject.caller.abort()  # nothing is under way
+        subject.caller.make(act.RequestLease(request_id="r"))
+        plane.wait_for("lease")
+        subject.caller.abort()
+        subject.caller.abort()
+        assert subject.answer() == ev.CallAborted()
+        assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeSaid()
+        assert not subject.errors.take()
+        subject.caller.close()
+
+
+def test_a_call_that_waits_for_its_turn_can_be_aborted(subject: Subject, plane: Plane) -> None:
+    subject.caller.make(act.RequestLease(request_id="r", attempt=1, wait_seconds=3600.0))
+    subject.caller.abort()
+    assert subject.answer() == ev.CallAborted()
+    assert not plane.of("lease")
+
+
+def test_progress_is_sent_before_the_report_and_never_after(plane: Plane, subject: Subject) -> None:
+    for percent in range(0, 100, 10):
+        checkpoint = {"at": percent} if percent == 50 else None
+        subject.caller.report_progress(lease(), Progress(percent=percent, checkpoint=checkpoint))
+    assert subject.answer_to(REPORT) == ev.Reported()
+    subject.caller.report_progress(lease(), Progress(percent=95))
+    kinds = [call.kind for call in plane.calls]
+    assert kinds[-1] == "complete"
+    sent = [call.body for call in plane.of("progress")]
+    assert sent[-1]["percent"] == 90
+    assert {"at": 50} in [body.get("checkpoint") for body in sent]
+
+
+def test_a_fence_found_by_progress_stops_the_report(plane: Plane, subject: Subject) -> None:
+    plane.script["progress"].append(problem(409, "lease_superseded"))
+    subject.caller.report_progress(lease(), Progress(percent=10))
+    subject.caller.make(REPORT)
+    assert subject.answer() == ev.LeaseLost(lease().ref, "lease_superseded")
+    assert subject.answer() == ev.Fenced("lease_superseded")
+    assert not plane.of("complete")

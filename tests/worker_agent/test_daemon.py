@@ -1,0 +1,318 @@
+"""The daemon as a real process against a control plane over real HTTP."""
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.worker_agent.conftest import StartWorker
+from tests.worker_agent.plane import LOST, POOL_KEY, Answer, Plane, problem, served
+from tests.worker_agent.processes import is_dead, pids_in, wait_until_dead
+from tests.worker_agent.waiting import until
+
+UNAVAILABLE = Answer(status=503, body={"code": "shutting_down"}, headers=(("retry-after", "0.2"),))
+# So long that only a call that was cut short can explain that the test goes on.
+FOREVER = 25.0
+
+
+def test_the_whole_day_of_a_worker(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    tasks = [plane.submit({"do": "echo", "n": n}, goal_id="g", checkpoint={"n": n}) for n in range(3)]
+    options = ("--name", "one", "--capabilities", "generation,ranking", "--memory-gb", "2", "--cpu", "1.5")
+    worker = start_worker(url, *options, "--labels", "site=lab", "rack=3", CONVENER_LAUNCH_TOKEN="a-token")
+    completions = plane.wait_for("complete", 3)
+    until(lambda: len(plane.of("lease")) >= 2)
+    worker.signal()
+    assert worker.exit_code() == 0
+
+    registration = plane.of("register")[0]
+    assert registration.key == POOL_KEY
+    assert registration.body["capabilities"] == ["generation", "ranking"]
+    assert (registration.body["name"], registration.body["launch_token"]) == ("one", "a-token")
+    assert (registration.body["memory_gb"], registration.body["cpu_cores"]) == (2.0, 1.5)
+    assert registration.body["labels"].items() >= {"site": "lab", "rack": "3"}.items()
+
+    assert [call.path for call in completions] == [f"/leases/{task}/complete" for task in tasks]
+    for n, call in enumerate(completions):
+        assert call.key == "cvn_worker1_verysecret"
+        assert call.body["token"] == n + 1
+        assert call.body["result"] == {
+            "payload": {"do": "echo", "n": n},
+            "attempt": 1,
+            "goal": "g",
+            "checkpoint": {"n": n},
+        }
+        assert call.body["usage"].keys() == {"wall_seconds", "cpu_seconds", "max_memory_mb"}
+    # The second and third task came with the completion of the one before.
+    assert [call.kind for call in plane.calls if call.kind in ("lease", "complete")][:4] == ["lease", *["complete"] * 3]
+    assert plane.calls.index(plane.of("heartbeat")[0]) < plane.calls.index(plane.of("lease")[0])
+    assert plane.of("goodbye")[0].body == {"reason": "stop signal"}
+    assert "verysecret" not in worker.log.read_text()
+
+
+def test_heartbeats_tell_state_lease_and_load(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    task = plane.submit({"do": "linger", "file": str(file)})
+    start_worker(url)
+    pids_in(file)
+    until(lambda: plane.of("heartbeat")[-1].body["state"] == "busy")
+    body = plane.of("heartbeat")[-1].body
+    assert body["lease"] == {"task_id": task, "token": 1}
+    assert body["memory_mb"] > 10
+    assert body["cpu_percent"] >= 0
+
+
+def test_a_lost_answer_is_asked_for_again_under_the_same_id(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    task = plane.submit({"do": "echo"})
+    plane.script["register"].append(UNAVAILABLE)
+    plane.script["lease"] += [LOST, UNAVAILABLE]
+    plane.script["complete"] += [LOST, UNAVAILABLE]
+    start_worker(url)
+    reports = plane.wait_for("complete", 3)
+    leases = plane.of("lease")[:3]
+    assert len({call.body["request_id"] for call in leases}) == 1
+    assert {call.path for call in reports} == {f"/leases/{task}/complete"}
+    assert len({str(call.body) for call in reports}) == 1
+
+
+def test_a_fenced_completion_is_not_reported_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    first = plane.submit({"do": "echo"})
+    plane.script["complete"].append(problem(409, "lease_superseded"))
+    start_worker(url)
+    plane.wait_for("complete")
+    second = plane.submit({"do": "echo"})
+    until(lambda: plane.of("complete")[-1].path == f"/leases/{second}/complete")
+    assert [call.path for call in plane.calls if first in call.path] == [f"/leases/{first}/complete"]
+
+
+def test_a_cancelled_task_is_killed_and_not_reported(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    task = plane.submit({"do": "linger", "file": str(file), "deaf": True})
+    start_worker(url)
+    family = pids_in(file)
+    plane.direct("cancel_task", task_id=task, token=1)
+    wait_until_dead(*family)
+    plane.submit({"do": "echo"})
+    plane.wait_for("complete")
+    assert not [call for call in plane.calls if task in call.path]
+
+
+def test_a_refused_progress_ends_the_task(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    task = plane.submit({"do": "advance_and_linger"})
+    plane.script["progress"].append(problem(409, "lease_expired"))
+    start_worker(url)
+    plane.wait_for("progress")
+    plane.submit({"do": "echo"})
+    plane.wait_for("complete")
+    assert {call.kind for call in plane.calls if task in call.path} == {"progress"}
+
+
+def test_a_checkpoint_arrives_before_the_failure(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "advance"})
+    plane.script["progress"] += [UNAVAILABLE] * 2
+    start_worker(url)
+    (failure,) = plane.wait_for("fail")
+    before = plane.calls[: plane.calls.index(failure)]
+    progress = [call.body for call in before if call.kind == "progress"]
+    assert progress[-1] == {"token": 1, "percent": 90.0, "checkpoint": {"step": 4}}
+    assert failure.body["error"]["code"] == "interrupted"
+
+
+def test_finished_work_survives_an_outage(plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path) -> None:
+    plane.lease_seconds = 2.0
+    file = tmp_path / "pids"
+    plane.submit({"do": "linger", "file": str(file), "seconds": 2.5})
+    start_worker(url)
+    pids_in(file)
+    plane.away = True
+    began = time.monotonic()
+    until(lambda: time.monotonic() > began + 4.0)
+    beats_in_vain = [call for call in plane.of("heartbeat") if call.at > began]
+    assert len(beats_in_vain) >= 4  # at least one a second
+    assert not plane.of("complete")  # not before a heartbeat has renewed the lease
+    plane.away = False
+    back = time.monotonic()
+    (report,) = plane.wait_for("complete")
+    assert report.body["result"] == {"lingered": True}
+    assert any(back < call.at < report.at and call.body["lease"] for call in plane.of("heartbeat"))
+
+
+def test_a_control_plane_that_comes_late_is_waited_for(plane: Plane, start_worker: StartWorker) -> None:
+    with served(Plane()) as address:
+        port = int(address.rsplit(":", 1)[-1])
+    worker = start_worker(address)
+    until(lambda: "ConnectError" in worker.log.read_text())
+    plane.submit({"do": "echo"})
+    with served(plane, port):
+        plane.wait_for("complete")
+
+
+def test_a_signal_cuts_the_long_poll_short(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.longest_wait = FOREVER
+    worker = start_worker(url)
+    plane.wait_for("lease")
+    worker.signal()
+    assert worker.exit_code() == 0
+    assert len(plane.of("lease")) == 1
+    assert plane.of("goodbye")[0].at - plane.of("lease")[0].at < FOREVER
+
+
+def test_a_signal_lets_the_task_finish(plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    plane.submit({"do": "linger", "file": str(file), "seconds": 1.5})
+    plane.submit({"do": "echo"})
+    worker = start_worker(url)
+    pids_in(file)
+    worker.signal()
+    until(lambda: plane.of("heartbeat")[-1].body["state"] == "draining")
+    assert worker.exit_code() == 0
+    (report,) = plane.of("complete")
+    assert "next" not in report.body
+    assert len(plane.of("lease")) == 1
+    assert plane.calls[-1].kind in ("goodbye", "heartbeat")
+
+
+@pytest.mark.parametrize("second_signal", [False, True])
+def test_after_the_grace_the_task_is_handed_back(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path, second_signal: bool
+) -> None:
+    file = tmp_path / "pids"
+    task = plane.submit({"do": "linger", "file": str(file), "deaf": True})
+    worker = start_worker(url, "--grace", "3600" if second_signal else "0.5")
+    family = pids_in(file)
+    worker.signal()
+    if second_signal:
+        until(lambda: plane.of("heartbeat")[-1].body["state"] == "draining")
+        worker.signal(signal.SIGINT)
+    assert worker.exit_code() == 0
+    wait_until_dead(*family)
+    (release,) = plane.of("release")
+    assert (release.path, release.body) == (f"/leases/{task}/release", {"token": 1, "reason": "stop signal"})
+    assert plane.of("goodbye")
+
+
+def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartWorker) -> None:
+    with served(Plane()) as address:
+        pass
+    worker = start_worker(address)
+    until(lambda: "attempt=3" in worker.log.read_text())
+    worker.signal()
+    assert worker.exit_code() == 0
+
+
+def test_a_killed_daemon_takes_its_handler_along(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    plane.submit({"do": "linger", "file": str(file), "deaf": True})
+    worker = start_worker(url)
+    handler, grandchild = pids_in(file)
+    worker.signal(signal.SIGKILL)
+    wait_until_dead(handler)
+    if not is_dead(grandchild):
+        psutil.Process(grandchild).kill()
+
+
+def test_a_stop_directive_drains(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    worker = start_worker(url)
+    plane.wait_for("lease")
+    plane.direct("stop")
+    assert worker.exit_code() == 0
+    assert plane.of("goodbye")[0].body == {"reason": "the test says so"}
+
+
+def test_a_restarted_worker_comes_back_under_its_name(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    start_worker(url, "--name", "phoenix")
+    plane.wait_for("lease")
+    plane.direct("restart")
+    first, second = plane.wait_for("register", 2)
+    assert first.body["name"] == second.body["name"] == "phoenix"
+    assert first.body["pid"] == second.body["pid"]
+    assert plane.of("goodbye")
+
+
+def test_a_lost_worker_kills_its_task_and_registers_again(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    task = plane.submit({"do": "linger", "file": str(file)})
+    start_worker(url)
+    family = pids_in(file)
+    plane.script["heartbeat"].append(problem(409, "worker_gone", reason="lost"))
+    wait_until_dead(*family)
+    plane.wait_for("register", 2)
+    plane.submit({"do": "echo"})
+    (report,) = plane.wait_for("complete")
+    assert report.key == "cvn_worker2_verysecret"
+    assert not [call for call in plane.calls if task in call.path]
+
+
+def test_an_unknown_key_is_met_by_registering_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.script["lease"].append(problem(401, "unauthorized"))
+    start_worker(url)
+    plane.wait_for("register", 2)
+    plane.wait_for("lease", 2)
+
+
+@pytest.mark.parametrize(("reason", "code"), [("stopped", 0), ("superseded", 4)])
+def test_a_worker_that_was_stopped_or_superseded_exits(
+    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path, reason: str, code: int
+) -> None:
+    file = tmp_path / "pids"
+    plane.submit({"do": "linger", "file": str(file)})
+    worker = start_worker(url)
+    family = pids_in(file)
+    plane.script["heartbeat"].append(problem(409, "worker_gone", reason=reason))
+    assert worker.exit_code() == code
+    wait_until_dead(*family)
+    assert len(plane.of("register")) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "advice"),
+    [
+        (problem(401, "unauthorized"), 3, "CONVENER_KEY"),
+        (problem(403, "forbidden"), 3, "CONVENER_KEY"),
+        (problem(422, "invalid", errors=[{"path": "name", "message": "too long"}]), 2, "too long"),
+        (problem(404, "not_found"), 2, "--url"),
+        (problem(409, "worker_gone", reason="superseded"), 4, "replacement"),
+    ],
+)
+def test_a_refused_registration_says_what_to_do(
+    plane: Plane, url: str, start_worker: StartWorker, answer: Answer, code: int, advice: str
+) -> None:
+    plane.script["register"].append(answer)
+    worker = start_worker(url)
+    assert worker.exit_code() == code
+    assert advice in worker.log.read_text()
+    assert "verysecret" not in worker.log.read_text()
+
+
+def test_a_result_that_is_refused_is_reported_as_a_failure(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "echo"})
+    plane.script["complete"].append(problem(422, "invalid", detail="a NUL"))
+    start_worker(url)
+    (failure,) = plane.wait_for("fail")
+    assert failure.body["error"]["code"] == "report_refused"
+    assert failure.body["error"]["retryable"] is False
+
+
+def test_local_errors_travel_with_the_next_heartbeat(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.script["lease"].append(UNAVAILABLE)
+    start_worker(url)
+    until(lambda: any(call.body["errors"] for call in plane.of("heartbeat")))
+    errors = [error for call in plane.of("heartbeat") for error in call.body["errors"]]
+    assert "503" in errors[0]["message"]
+    assert errors[0]["at"]
+
+
+def test_a_task_without_a_handler_goes_to_another_worker(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "echo"}, agent_type="ranking")
+    start_worker(url, "--capabilities", "generation")
+    (failure,) = plane.wait_for("fail")
+    assert (failure.body["error"]["code"], failure.body["error"]["retryable"]) == ("handler_unavailable", True)

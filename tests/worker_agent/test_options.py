@@ -1,0 +1,119 @@
+"""What the command line and the environment may say."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.worker_agent.plane import POOL_KEY
+from worker_agent.daemon import Assignment
+from worker_agent.handlers import Handler, UnusableHandler, gather, parse_handler
+from worker_agent.options import read_options
+from worker_agent.wire import AGENT_TYPES
+
+ENVIRONMENT = {"CONVENER_URL": "http://127.0.0.1:8765/", "CONVENER_KEY": POOL_KEY}
+ECHO = "ranking=tests.worker_agent.agents:echo"
+TABLE = "tests.worker_agent.agents"
+
+
+def read(*arguments: str, **environment: str) -> Assignment:
+    return read_options(arguments, ENVIRONMENT | environment)[0]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, **environment: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        read(*arguments, **environment)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "verysecret" not in message
+    return message.rsplit("error: ", 1)[-1]
+
+
+def test_the_environment_is_enough() -> None:
+    assignment = read("--handlers", TABLE, CONVENER_LAUNCH_TOKEN="a-token")
+    assert (assignment.url, assignment.pool_key) == ("http://127.0.0.1:8765", POOL_KEY)
+    assert assignment.profile["capabilities"] == list(AGENT_TYPES)
+    assert assignment.profile["launch_token"] == "a-token"
+    assert assignment.profile["memory_gb"] > 0
+    assert assignment.profile["name"]
+
+
+def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("cvn_other_key\n")
+    assert read("--handler", ECHO, "--key-file", str(file)).pool_key == "cvn_other_key"
+
+
+def test_an_explicit_handler_wins_over_a_table() -> None:
+    assignment = read("--handlers", TABLE, "--handler", ECHO, "--capabilities", "ranking,generation")
+    assert assignment.handlers == {
+        "ranking": Handler(target="tests.worker_agent.agents:echo"),
+        "generation": Handler(target="tests.worker_agent.agents:HANDLERS", key="generation"),
+    }
+    assert assignment.profile["capabilities"] == ["generation", "ranking"]
+
+
+def test_only_what_has_a_handler_is_offered() -> None:
+    assert read("--handler", ECHO).profile["capabilities"] == ["ranking"]
+
+
+def test_programs_are_handlers() -> None:
+    assert parse_handler("evolution=command:sh -c 'exit 75'") == (
+        "evolution",
+        Handler(command=("sh", "-c", "exit 75")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no handler"),
+        (("--url", "ftp://x", "--handler", ECHO), "http or https"),
+        (("--url", "127.0.0.1:8765", "--handler", ECHO), "http or https"),
+        (("--handler", ECHO, "--capabilities", "poetry"), "choose from generation"),
+        (("--handler", ECHO, "--capabilities", ""), "choose from generation"),
+        (("--handler", ECHO, "--capabilities", "generation"), "no handler for generation"),
+        (("--handler", "poetry=a:b"), "TYPE being one of"),
+        (("--handler", "ranking=nothing"), "module:function"),
+        (("--handler", "ranking=tests.worker_agent.agents:nobody"), "AttributeError"),
+        (("--handler", "ranking=no.such.module:f"), "ModuleNotFoundError"),
+        (("--handler", "ranking=command:/no/such/program x"), "no such program"),
+        (("--handler", "ranking=command:'"), "No closing quotation"),
+        (("--handlers", "worker_agent"), "no attribute 'HANDLERS'"),
+        (("--handler", ECHO, "--labels", "site"), "KEY=VALUE"),
+        (("--handler", ECHO, "--memory-gb", "0"), "must be positive"),
+        (("--handler", ECHO, "--cpu", "nan"), "must be positive"),
+        (("--handler", ECHO, "--key-file", "/no/such/file"), "No such file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "two\nlines", "cvn_é"])
+def test_a_key_must_be_a_key(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no usable pool key" in refused(capsys, "--handler", ECHO, CONVENER_KEY=key)
+
+
+def test_a_table_with_nonsense_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_agents.py").write_text("print('noise')\nHANDLERS = {'poetry': print, 'ranking': 3}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnusableHandler, match=r"'poetry'\] is no agent type; .*'ranking'\] is not a function"):
+        gather({}, ["broken_agents"])
+
+
+def test_a_module_that_kills_its_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deadly_agents.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnusableHandler, match="could not be imported"):
+        gather({}, ["deadly_agents"])
+
+
+def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "convener-worker --url" in shown
+    assert "3  the key was refused" in shown

@@ -1,0 +1,145 @@
+"""The small parts of the daemon, one by one."""
+
+import json
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import worker_agent
+from tests.worker_agent.waiting import until
+from worker_agent import Permanent, Task, Transient
+from worker_agent.backoff import full_jitter
+from worker_agent.capacity import cpu_cores, memory_gb
+from worker_agent.errors import LocalErrors
+from worker_agent.logs import set_up_logging
+from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object
+from worker_agent.streams import Lines, Tail, Whole
+from worker_agent.usage import Sampler
+
+
+@given(st.integers(-3, 10_000), st.floats(0.0, 1.0))
+def test_backoff_stays_within_its_bounds(attempt: int, luck: float) -> None:
+    seconds = full_jitter(attempt, random=lambda: luck)
+    assert 0.0 <= seconds <= min(10.0, 0.2 * 2.0 ** min(attempt - 1, 50) if attempt > 0 else 0.0)
+
+
+@given(st.lists(st.binary(max_size=50)), st.integers(1, 40))
+def test_a_tail_is_the_end_and_a_whole_is_the_beginning(chunks: list[bytes], limit: int) -> None:
+    tail, whole, everything = Tail(limit), Whole(limit), b"".join(chunks)
+    for chunk in chunks:
+        tail.feed(chunk)
+        whole.feed(chunk)
+    assert tail.text == everything[-limit:].decode("utf-8", "replace").strip()
+    assert (bytes(whole.data), whole.is_full) == (everything[:limit], len(everything) > limit)
+
+
+@given(st.lists(st.binary(max_size=20)))
+def test_lines_do_not_depend_on_how_they_are_cut(chunks: list[bytes]) -> None:
+    lines: list[bytes] = []
+    reader = Lines(1000, lines.append)
+    for chunk in chunks:
+        reader.feed(chunk)
+    assert lines == b"".join(chunks).split(b"\n")[:-1]
+
+
+def test_a_line_without_end_is_not_kept() -> None:
+    lines: list[bytes] = []
+    reader = Lines(10, lines.append)
+    reader.feed(b"x" * 11)
+    assert reader.is_full
+    reader.feed(b"\nshort\n")
+    assert lines == [b"", b"short"]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"1", b"{", b'{"x": NaN}', b'{"x": -Infinity}', b"\xff", b"[" * 100_000])
+def test_only_json_objects_are_results(text: bytes) -> None:
+    with pytest.raises(NotAnObject):
+        read_json_object(text)
+
+
+@given(st.binary(max_size=100))
+def test_a_mailbox_survives_whatever_comes(line: bytes) -> None:
+    Mailbox().receive(line)
+
+
+def test_a_mailbox_keeps_the_newest_progress_and_the_last_checkpoint() -> None:
+    mailbox = Mailbox()
+    lines = ({"percent": 10, "checkpoint": {"n": 1}}, {"percent": 400, "message": 5}, {"percent": "much"}, {"sing": 1})
+    for line in lines:
+        mailbox.receive(json.dumps(line).encode())
+    progress = mailbox.take_progress()
+    assert progress is not None
+    assert (progress.percent, progress.message, progress.checkpoint) == (100.0, "5", {"n": 1})
+    assert mailbox.take_progress() is None
+    assert mailbox.unreadable == 1
+
+
+def test_local_errors_keep_their_order_and_their_number() -> None:
+    errors = LocalErrors()
+    for number in range(60):
+        errors.add(f"error {number}")
+    taken = errors.take()
+    assert [taken[0]["message"], taken[-1]["message"], len(taken)] == ["error 10", "error 59", 50]
+    errors.add("later")
+    errors.put_back(taken[:2])
+    assert [each["message"] for each in errors.take()] == ["error 10", "error 11", "later"]
+
+
+def test_the_sampler_sees_processor_time_and_memory() -> None:
+    sampler = Sampler()
+    until(lambda: sum(range(200_000)) and sampler.sample(None)[0] > 0)
+    assert sampler.sample(os.getpid())[1] > sampler.sample(None)[1] > 1
+    assert sampler.sample(2**22 + 1)[1] > 1  # nobody has that number
+
+
+def test_the_container_limits_what_there_is(tmp_path: Path) -> None:
+    assert cpu_cores(tmp_path) >= 1
+    assert memory_gb(tmp_path) > 0
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{2**28}\n")
+    assert (cpu_cores(tmp_path), memory_gb(tmp_path)) == (0.5, 0.25)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cpu_cores(tmp_path) >= 1
+    assert memory_gb(tmp_path) > 0.25
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_log_lines_can_be_read_by_machines(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    try:
+        set_up_logging("info", as_json=as_json)
+        logging.getLogger("worker_agent").info("task started", extra={"fields": {"task": "t-1", "why": 'a "b"\nc'}})
+    finally:
+        root.handlers[:], root.level = before[0], before[1]
+    (line,) = capsys.readouterr().err.splitlines()
+    if as_json:
+        assert json.loads(line).items() >= {"event": "task started", "task": "t-1", "why": 'a "b"\nc'}.items()
+    else:
+        assert line.endswith(r'level=info event="task started" task=t-1 why="a \"b\"\nc"')
+
+
+def test_a_task_can_be_made_to_test_a_handler() -> None:
+    told: list[object] = []
+    task = Task(agent_type="ranking", payload={"n": 1}, report=told.append)
+    task.progress(50, checkpoint={"n": 1})
+    assert told == [{"percent": 50, "message": None, "checkpoint": {"n": 1}}]
+    Task(agent_type="ranking", payload={}).progress(100)
+    for percent in (-1, 100.1, float("nan")):
+        with pytest.raises(ValueError, match="percent"):
+            task.progress(percent)
+
+
+def test_failures_say_whether_to_try_again() -> None:
+    assert (Permanent("x").retryable, Transient("x").retryable) == (False, True)
+    assert (Transient("busy", "later", host="h").detail, str(Permanent("x"))) == ({"host": "h"}, "x")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert worker_agent.__version__ == version("convener")

@@ -1,0 +1,109 @@
+"""Calls over real HTTP: what counts as an answer, and how a waiting call is cut off."""
+
+import threading
+import time
+
+import pytest
+
+from tests.worker_agent.machines import registration
+from tests.worker_agent.plane import LOST, POOL_KEY, Answer, Plane, problem, served
+from worker_agent.client import Client, register
+from worker_agent.transport import Away, Problem, Transport
+from worker_agent.wire import LeaseRef
+
+
+@pytest.fixture
+def transport(url: str) -> Transport:
+    return Transport(url)
+
+
+def call(transport: Transport) -> object:
+    return transport.post("/leases/t-1/start", {"token": 1}, key="cvn_key", timeout=10.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "retry_after"),
+    [
+        (LOST, 0.0),
+        (Answer(status=500), 0.0),
+        (Answer(status=503, headers=(("retry-after", "7"),)), 7.0),
+        (Answer(status=429, body={"code": "queue_full"}, headers=(("retry-after", "1.5"),)), 1.5),
+        (Answer(status=503, headers=(("retry-after", "86400"),)), 60.0),
+        (Answer(status=503, headers=(("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"),)), 0.0),
+        (Answer(status=200), 0.0),
+        (Answer(status=307, headers=(("location", "/elsewhere"),)), 0.0),
+    ],
+)
+def test_no_answer_or_a_later_one_is_away(
+    plane: Plane, transport: Transport, answer: Answer, retry_after: float
+) -> None:
+    plane.script["start"].append(answer)
+    with pytest.raises(Away) as caught:
+        call(transport)
+    assert caught.value.retry_after == retry_after
+    assert call(transport) == {"state": "executing"}
+    transport.close()
+
+
+def test_a_refusal_is_a_problem(plane: Plane, transport: Transport) -> None:
+    plane.script["start"].append(problem(409, "worker_gone", detail="gone", reason="lost"))
+    with pytest.raises(Problem, match="409 worker_gone: gone") as caught:
+        call(transport)
+    assert (caught.value.status, caught.value.code, caught.value.reason) == (409, "worker_gone", "lost")
+    transport.close()
+
+
+def test_a_refusal_by_somebody_else_is_a_problem_too(plane: Plane, transport: Transport) -> None:
+    plane.script["start"].append(Answer(status=404))
+    with pytest.raises(Problem, match="404 unknown"):
+        call(transport)
+    transport.close()
+
+
+def test_a_waiting_call_is_cut_off_and_the_next_one_connects_anew() -> None:
+    plane = Plane(longest_wait=25.0)
+    with served(plane) as address:
+        transport = Transport(address)
+        client = Client(transport, registration())
+        ended: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                client.lease("request-1")
+            except Away as away:
+                ended.append(away)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        plane.wait_for("lease")
+        began = time.monotonic()
+        transport.abort()
+        thread.join(20.0)
+        assert ended
+        assert time.monotonic() - began < 20.0
+        client.start(LeaseRef("t-1", 1))
+        transport.close()
+
+
+@pytest.mark.parametrize("body", [{}, {"worker_id": "w", "name": "n", "incarnation": "x", "key": "k"}])
+def test_a_registration_that_cannot_be_read_is_asked_for_again(
+    plane: Plane, transport: Transport, body: dict[str, object]
+) -> None:
+    plane.script["register"].append(Answer(status=201, body=body))
+    with pytest.raises(Away, match="no registration"):
+        register(transport, {"name": "n"}, POOL_KEY)
+    transport.close()
+
+
+@pytest.mark.parametrize("body", [{"task_id": "t"}, {"task_id": "t", "token": 1, "agent_type": "x", "payload": 3}])
+def test_a_lease_that_cannot_be_read_is_asked_for_again(
+    plane: Plane, transport: Transport, body: dict[str, object]
+) -> None:
+    plane.script["lease"].append(Answer(body=body))
+    with pytest.raises(Away, match="unreadable lease"):
+        Client(transport, registration()).lease("request-1")
+    transport.close()
+
+
+def test_keys_stay_out_of_reprs() -> None:
+    assert "secret" not in repr(registration())
