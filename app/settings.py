@@ -67,7 +67,8 @@ def settings_of_service() -> Settings:
         if settings.database_url is None:
             raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
     except SettingsError as error:
-        sys.exit(f"convener: {error}")
+        print(f"convener: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     return settings
 
 

@@ -5,7 +5,7 @@ import signal
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
 from typing import assert_never
@@ -31,7 +31,7 @@ class Assignment:
     """Everything that one daemon is told at its start; `profile` is what it registers with."""
 
     url: str
-    pool_key: str
+    pool_key: str = field(repr=False)
     profile: JsonObject
     launch_token: str | None  # in the profile too; whoever has one is replaced by whoever gave it
     handlers: Mapping[str, Handler]

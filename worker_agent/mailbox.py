@@ -50,7 +50,7 @@ class Mailbox:
         if "percent" in message:
             self._advance(message)
         elif "result" in message:
-            self.result = message["result"]
+            self.result = dict(message["result"])
         elif "error" in message:
             self.error = _read_error(message["error"])
         elif "peak_memory_mb" in message:

@@ -178,11 +178,8 @@ class Machine:
             return self._exit(ExitCode.STOPPED) if enough else self._make(self.state, call)
         return self._free() if self.ending.near else self._make(self.state, call)
 
-    def _settle(self, _: ev.CallAborted) -> list[Action]:
+    def _settle(self, _: ev.CallAborted | ev.GoodbyeSaid | ev.Refused) -> list[Action]:
         return self._exit(ExitCode.STOPPED) if self.state is State.LEAVING else self._free()
-
-    def _said(self, _: ev.GoodbyeSaid | ev.Refused) -> list[Action]:
-        return self._exit(ExitCode.STOPPED)
 
     def _caller_gone(self, event: ev.CallerGone) -> list[Action]:
         self.ending.gone = event.reason
@@ -284,8 +281,8 @@ REACTIONS: Mapping[tuple[State, type], _Reaction] = {
     (State.REPORTING, ev.Reported): Machine._leased,
     (State.REPORTING, ev.Fenced): Machine._go_on,
     (State.REPORTING, ev.Refused): Machine._report_refused,
-    (State.LEAVING, ev.GoodbyeSaid): Machine._said,
-    (State.LEAVING, ev.Refused): Machine._said,
+    (State.LEAVING, ev.GoodbyeSaid): Machine._settle,
+    (State.LEAVING, ev.Refused): Machine._settle,
     **{(state, ev.ApiAway): Machine._retry for state in _CALLING},
     **{(state, ev.CallAborted): Machine._settle for state in _CALLING},
     **{(state, ev.CallerGone): Machine._caller_gone for state in _CALLING},

@@ -26,9 +26,10 @@ class Evidence:
 
 def verdict(evidence: Evidence) -> ev.HandlerOver:
     """A kill or a timeout that came too late to matter does not spoil a result."""
-    if evidence.killed and evidence.exit_code < 0 and evidence.mailbox.result is None:
+    has_result = evidence.mailbox.result is not None
+    if evidence.killed and evidence.exit_code < 0 and not has_result:
         return ev.HandlerKilled(evidence.usage)
-    if evidence.timed_out_after is not None:
+    if evidence.timed_out_after is not None and not has_result:
         return ev.TimedOut(evidence.timed_out_after, evidence.usage)
     if evidence.is_too_large:
         return _failed(evidence, "result_too_large", "the handler wrote more than a result may have", True)

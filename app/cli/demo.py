@@ -75,7 +75,8 @@ async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool)
         report = research.result()
         console.print(await _closing(stack, report, began))
         if keep:
-            console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it[/]")
+            console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it. In another terminal:[/]")
+            console.print(f"[dim]CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls[/]")
             await stop.wait()
         return report.law_found
 

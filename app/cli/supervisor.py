@@ -51,6 +51,7 @@ class Program:
             self._process = await asyncio.create_subprocess_exec(
                 *wrapper,
                 sys.executable,
+                "-P",  # a directory named app where the user stands is none of ours
                 "-m",
                 self.module,
                 env=dict(self.environment),

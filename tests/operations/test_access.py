@@ -133,7 +133,7 @@ async def test_a_revoked_key_is_forgotten_in_a_while_where_no_news_came(
     await execute(database, "UPDATE keys SET revoked_at = now() WHERE id = $1", key_id)
     assert (await keyring.recognise(text)).key_id == key_id
     later = time.monotonic() + access._TRUST_SECONDS + 0.1
-    monkeypatch.setattr(access.time, "monotonic", lambda: later)
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     with pytest.raises(Unauthenticated):
         await keyring.recognise(text)
 

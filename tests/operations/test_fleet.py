@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from app.domain.errors import WorkerGone
 from app.domain.leases import LeasePolicy
 from app.domain.workers import Directive, WorkerId, WorkerState
 from app.operations import fleet, workers
@@ -106,7 +107,7 @@ async def test_a_registration_whose_answer_was_lost_is_answered_again(database: 
 async def test_a_launched_worker_that_is_over_may_not_register(database: Database, host: _Host) -> None:
     worker = (await _pool(database, host, 1))[0]
     await fleet.report_exit(database, worker, "killed")
-    with pytest.raises(workers.WorkerGone):
+    with pytest.raises(WorkerGone):
         async with database.transaction() as connection:
             await workers.register(connection, registration(), worker)
 

@@ -1,7 +1,7 @@
 """Two transactions want the same row at once; PostgreSQL's own lock view tells when the second one waits."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +17,8 @@ from app.operations.leases import Failure, LeaseDesk, fail
 from app.operations.tasks import Submitted
 from app.operations.workers import Heartbeats
 from app.store import leases
+from app.store import tasks as task_store
+from app.store import workers as worker_store
 from app.store import tasks as task_store
 from app.store import workers as worker_store
 from app.store.database import Database
@@ -288,7 +290,7 @@ async def test_heartbeats_lock_tasks_in_the_order_of_their_ids(database: Databas
     assert free == len(others)
 
 
-async def _unlocked(database: Database, ids: list[UUID]) -> int:
+async def _unlocked(database: Database, ids: Sequence[UUID]) -> int:
     connection: asyncpg.Connection[asyncpg.Record] = await database.connect()
     try:
         query = "SELECT id FROM tasks WHERE id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED"

@@ -10,6 +10,7 @@ from app.domain.tasks import RetryPolicy
 from app.operations import sweeping
 from app.operations.broker import Broker, LeaseCall
 from app.operations.workers import Heartbeats
+from app.store import tasks as task_store
 from app.store.database import Database
 from app.store.leases import Lease
 from tests.factories import beat, everything, holding, leased, ready_worker, submitted, turn
@@ -159,7 +160,7 @@ async def test_promotion_takes_the_oldest_first_and_no_more_than_asked(database:
     await submitted(database, 10)
     await execute(database, "UPDATE tasks SET run_at = now() - make_interval(secs => seq)")
     async with database.transaction() as connection:
-        assert await sweeping.tasks.promote(connection, limit) == limit
+        assert await task_store.promote(connection, limit) == limit
     left = await value(database, "SELECT min(now() - run_at) < max(now() - run_at) FROM tasks WHERE run_at IS NOT NULL")
     assert left is (10 - limit > 1)
     newest = "SELECT count(*) FROM tasks WHERE run_at IS NOT NULL AND seq <= (SELECT min(seq) FROM tasks) + 9 - $1"

@@ -11,6 +11,7 @@ from app.domain.tasks import RetryPolicy
 from app.domain.workers import MOVES, Directive, HealthPolicy, WorkerId, WorkerState
 from app.operations import workers
 from app.operations.workers import Heartbeats
+from app.store import workers as worker_store
 from app.store.database import Database
 from tests.factories import beat, everything, holding, leased, ready_worker, registration, submitted, turn
 from tests.sql import execute, fetch, value
@@ -240,6 +241,6 @@ async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Datab
     await _silent_for(database, 60, worker)
     pool = await database.pool()
     async with pool.acquire() as hot, hot.transaction():
-        await workers.workers.beat(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
+        await worker_store.beat(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
         assert await _sweep(database) == {"lost": 0}
     assert {await _state(database, each) for each in (worker, other)} == {"ready"}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -181,7 +182,7 @@ def _runs(found: psutil.Process, module: str) -> bool:
     command = found.cmdline()
     if module == "postgres":
         return "-D" in command and command[0].endswith("/postgres")
-    return command[1:3] == ["-m", module]
+    return any(pair == ("-m", module) for pair in pairwise(command))
 
 
 @pytest.fixture

@@ -94,6 +94,13 @@ def advance_and_linger(task: Task) -> Json:
     return {}
 
 
+def finish_late(_: Task) -> Json:
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    told = threading.Event()
+    told.wait(300)
+    return {"late": True}
+
+
 def linger(task: Task) -> Json:
     """Start a grandchild, tell both pids, and wait; `deaf` handlers ignore SIGTERM, as do their children."""
     if task.payload.get("deaf"):
@@ -139,6 +146,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         spin,
         advance,
         advance_and_linger,
+        finish_late,
         linger,
         stray_thread,
         environment,

@@ -35,6 +35,7 @@ def test_the_environment_is_enough() -> None:
     assert assignment.profile["launch_token"] == "a-token"
     assert assignment.profile["memory_gb"] > 0
     assert assignment.profile["name"]
+    assert "verysecret" not in repr(assignment)
 
 
 def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:

@@ -159,6 +159,10 @@ def test_a_timeout_ends_grandchildren_too(tmp_path: Path, deaf: bool) -> None:
     wait_until_dead(*pids_in(file))
 
 
+def test_work_that_is_finished_when_told_to_end_is_not_thrown_away() -> None:
+    assert finished({"do": "finish_late"}, timeout_seconds=1.0) == {"late": True}
+
+
 def test_a_kill_ends_the_group_at_once(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     started = start({"do": "linger", "file": str(file), "deaf": True})
