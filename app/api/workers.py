@@ -220,7 +220,7 @@ async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connecti
 async def page(
     connection: Reading,
     everybody: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
-    after: Annotated[str | None, Query(pattern=r"^.+/\d+$", max_length=220)] = None,
+    after: Annotated[str | None, Query(pattern=r"^[\s\S]+/[0-9]+$", max_length=220)] = None,
     limit: Limit = 100,
 ) -> WorkerPage:
     """The pool as it is."""

@@ -51,7 +51,7 @@ _EXPECTED = {
 
 
 def _name(route: APIRoute) -> str:
-    (method,) = route.methods
+    (method,) = route.methods or {"NONE"}
     return f"{method} {route.path}"
 
 
@@ -108,7 +108,7 @@ async def test_without_a_key_nothing_but_the_public_is_open(
     before = await _state(database)
     for name in _PROTECTED:
         method, path, body = _request(name)
-        headers = {} if header is None else {"Authorization": header.encode("utf-8", "surrogateescape")}
+        headers = {} if header is None else {b"Authorization": header.encode("utf-8", "surrogateescape")}
         answer = await service.client.request(method, path, json=body, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), name
         assert answer.headers["content-type"] == "application/problem+json"

@@ -19,7 +19,7 @@ _SCHEMA = _APP.openapi()
 
 
 def _described(route: LeanRoute) -> dict[str, Any]:
-    (method,) = route.methods
+    (method,) = route.methods or {"NONE"}
     described: dict[str, Any] = _SCHEMA["paths"][route.path][method.lower()]
     return described
 

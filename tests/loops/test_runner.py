@@ -1,9 +1,7 @@
 """The runner of the schedule: each at its own pace, one replica at a time, and no error ends a loop."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,43 +9,16 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import DatabaseUnavailable
-from app.domain.leases import LeasePolicy
-from app.domain.workers import HealthPolicy
-from app.loops.runner import Runner
-from app.loops.schedule import DUTIES, Context, Duty, Errand
+from app.loops.schedule import Context, Duty, Errand
 from app.operations import tasks
 from app.store import announcements
 from app.store.database import Database
 from app.store.duties import Turn
-from tests.factories import ready_worker, submission, submitted
+from tests.factories import submission, submitted
+from tests.loops.running import running
 from tests.sql import execute, fetch, until, until_blocked, value
 
 Done = dict[str, Any]
-
-
-def _context(database: Database) -> Context:
-    return Context(
-        database=database,
-        leases=LeasePolicy(),
-        health=HealthPolicy(),
-        provisioner=None,
-        pool_size=0,
-        stop_grace_seconds=1,
-        history_days=30,
-        events_days=7,
-    )
-
-
-@asynccontextmanager
-async def _running(database: Database, *schedule: Duty | Errand) -> AsyncIterator[None]:
-    running = asyncio.create_task(Runner(_context(database), schedule).run())
-    try:
-        yield
-        assert not running.done(), "an error has ended the runner"
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
 
 
 class _Counter:
@@ -94,7 +65,7 @@ async def test_one_that_fails_stops_neither_itself_nor_the_others(
     failing = _Counter(ValueError("bad luck"), DatabaseUnavailable(), OSError(), KeyError("x"))
     clumsy = _Counter(*(RuntimeError() for _ in range(4)))
     well = _Counter()
-    async with _running(
+    async with running(
         database,
         _duty(failing.duty, name="failing"),
         Errand(name="clumsy", seconds=0.05, run=clumsy.errand),
@@ -118,7 +89,7 @@ async def test_work_and_turn_are_rolled_back_together(database: Database) -> Non
             raise RuntimeError("crashed in the middle")
         return {"submitted": 1}
 
-    async with _running(database, _duty(submit_and_stumble, seconds=600, wakes_on="again")):
+    async with running(database, _duty(submit_and_stumble, seconds=600, wakes_on="again")):
 
         async def third() -> bool:
             database.announcer.announce(["again"])
@@ -137,7 +108,7 @@ async def test_two_replicas_share_a_duty(database: Database, replica: Database) 
     """Each turn is taken by one of them, and never are two at it at once."""
     one, other = _Counter(), _Counter()
     with_one = _duty(one.duty, seconds=0.4)
-    async with _running(database, with_one), _running(replica, replace(with_one, run=other.duty)):
+    async with running(database, with_one), running(replica, replace(with_one, run=other.duty)):
         await _until_runs(database, 4)
     taken = one.turns + other.turns
     assert taken in (await _runs(database), await _runs(database) + 1)  # the last may have been cancelled
@@ -152,11 +123,11 @@ async def test_while_one_replica_is_at_it_the_other_stays_out(database: Database
         await finish.wait()
         return {}
 
-    async with _running(database, _duty(slow, seconds=600)):
+    async with running(database, _duty(slow, seconds=600)):
         await begun.wait()
         impatient = _duty(other.duty, seconds=0.01)
         beside = _Counter()
-        async with _running(replica, impatient, _duty(beside.duty, name="beside", seconds=0.01)):
+        async with running(replica, impatient, _duty(beside.duty, name="beside", seconds=0.01)):
             await beside.reaches(5)
             assert other.turns == 0
             finish.set()
@@ -173,16 +144,16 @@ async def test_a_replica_that_dies_in_its_turn_leaves_it_to_the_other(database: 
         await asyncio.Event().wait()
         return {}
 
-    async with _running(database, _duty(hang)):
+    async with running(database, _duty(hang)):
         await begun.wait()
-    async with _running(replica, _duty(other.duty)):
+    async with running(replica, _duty(other.duty)):
         await other.reaches(1)
     assert await value(database, "SELECT count(*) FROM tasks") == 0
 
 
 async def test_an_announcement_wakes_what_waits_for_it(database: Database, replica: Database) -> None:
     duty, errand, deaf = _Counter(), _Counter(), _Counter()
-    async with _running(
+    async with running(
         database,
         _duty(duty.duty, seconds=600, wakes_on=announcements.FLEET),
         Errand(name="errand", seconds=600, run=errand.errand, wakes_on=announcements.LAUNCHES),
@@ -214,7 +185,7 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
         await finish.wait()
         return {}
 
-    async with _running(database, _duty(slow, seconds=600, wakes_on=announcements.FLEET)):
+    async with running(database, _duty(slow, seconds=600, wakes_on=announcements.FLEET)):
         await begun.wait()
         database.announcer.announce([announcements.FLEET])
         finish.set()
@@ -227,9 +198,9 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
 
 async def test_a_turn_is_not_taken_before_its_time(database: Database, replica: Database) -> None:
     one, other, beside = _Counter(), _Counter(), _Counter()
-    async with _running(database, _duty(one.duty, seconds=600)):
+    async with running(database, _duty(one.duty, seconds=600)):
         await _until_runs(database, 1)
-    async with _running(replica, _duty(other.duty, seconds=600), _duty(beside.duty, name="beside", seconds=0.01)):
+    async with running(replica, _duty(other.duty, seconds=600), _duty(beside.duty, name="beside", seconds=0.01)):
         await beside.reaches(3)
     assert other.turns == 0
 
@@ -241,7 +212,7 @@ async def test_a_duty_learns_how_long_ago_the_last_turn_was_and_whether_it_held_
         seen.append(turn)
         return {"held_back": len(seen) == 1}
 
-    async with _running(database, _duty(hold_back_once)):
+    async with running(database, _duty(hold_back_once)):
 
         async def three() -> bool:
             return len(seen) >= 3
@@ -254,7 +225,7 @@ async def test_a_duty_learns_how_long_ago_the_last_turn_was_and_whether_it_held_
 
 async def test_the_loops_outlive_the_loss_of_every_connection(database: Database) -> None:
     counter = _Counter()
-    async with _running(database, _duty(counter.duty)):
+    async with running(database, _duty(counter.duty)):
         await counter.reaches(2)
         await execute(
             database,
@@ -263,35 +234,6 @@ async def test_the_loops_outlive_the_loss_of_every_connection(database: Database
         )
         before = await _runs(database)
         await _until_runs(database, before + 2)
-
-
-async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: Database) -> None:
-    """All duties together on a database where something is to be done for each."""
-    (task_id,) = await submitted(database)
-    worker_id = await ready_worker(database)
-    await ready_worker(database)
-    await execute(
-        database,
-        "UPDATE tasks SET state = 'executing', token = 1, worker_id = $1, leased_at = now(),"
-        " deadline_at = now() + interval '1 h', lease_expires_at = now() - interval '1 s', lease_request_id = $1",
-        worker_id,
-    )
-    await execute(database, "UPDATE workers SET last_seen_at = now() - interval '1 h' WHERE id = $1", worker_id)
-    async with _running(database, *DUTIES):
-
-        async def rescued() -> bool:
-            state = await value(database, "SELECT state FROM tasks WHERE id = $1", task_id)
-            worker = await value(database, "SELECT state FROM workers WHERE id = $1", worker_id)
-            return state == "pending" and worker == "lost"
-
-        await until(rescued)
-        for duty in DUTIES:
-            await _until_runs(database, 1, duty.name)
-
-
-def test_duties_have_names_of_their_own() -> None:
-    names = [duty.name for duty in DUTIES]
-    assert len(set(names)) == len(names)
 
 
 async def test_a_blocked_duty_keeps_no_other_waiting(database: Database, replica: Database) -> None:
@@ -305,6 +247,6 @@ async def test_a_blocked_duty_keeps_no_other_waiting(database: Database, replica
 
     async with replica.transaction() as holder:
         await holder.exec_driver_sql("SELECT * FROM tasks FOR UPDATE")
-        async with _running(database, _duty(lock_all), _duty(beside.duty, name="beside", seconds=0.01)):
+        async with running(database, _duty(lock_all), _duty(beside.duty, name="beside", seconds=0.01)):
             await until_blocked(database)
             await beside.reaches(beside.turns + 5)

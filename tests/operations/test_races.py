@@ -19,8 +19,6 @@ from app.operations.workers import Heartbeats
 from app.store import leases
 from app.store import tasks as task_store
 from app.store import workers as worker_store
-from app.store import tasks as task_store
-from app.store import workers as worker_store
 from app.store.database import Database
 from tests.factories import (
     beat,
