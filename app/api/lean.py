@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -50,6 +50,9 @@ class LeanRoute(APIRoute):
             response = problems.from_validation(error.errors())
         except HTTPException as error:
             response = problems.from_status(error.status_code, error.detail, error.headers)
+        except ClientDisconnect:
+            # Died in the middle of its body: nobody is left to answer, and nothing went wrong here.
+            return
         except Exception as error:
             response = problems.unexpected(error)
         await response(scope, receive, send)

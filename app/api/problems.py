@@ -48,7 +48,6 @@ PLAIN: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "There is nothing at this address"),
     405: ("method_not_allowed", "This address does not answer to this method"),
     413: ("body_too_large", "The body of the request is larger than this service accepts"),
-    415: ("unsupported_media_type", "Send the body as application/json"),
     422: ("invalid_request", "The request is well-formed, but a value in it is not allowed"),
     500: ("internal_error", "Something went wrong here; it has been logged"),
 }

@@ -18,6 +18,7 @@ from app.api.services import ServicesDep
 from app.domain import errors
 from app.domain.access import Scope
 from app.domain.agents import AgentType
+from app.domain.errors import Forbidden
 from app.domain.workers import Directive, WorkerId
 from app.operations import workers as operations
 from app.store import workers as store
@@ -160,8 +161,15 @@ class StoppedOut(BaseModel):
     dependencies=[requires(Scope.REGISTER)],
     responses=documented(errors.WorkerGone),
 )
-async def register(registration: RegistrationIn, services: ServicesDep, connection: Writing) -> RegistrationOut:
-    """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue."""
+async def register(
+    registration: RegistrationIn, principal: Caller, services: ServicesDep, connection: Writing
+) -> RegistrationOut:
+    """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue.
+
+    It takes the pool's key: a worker's own would let it take the place of any other.
+    """
+    if principal.worker_id is not None:
+        raise Forbidden("register with the pool's key; a worker's own key is for its leases and heartbeats")
     said = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",

@@ -113,6 +113,8 @@ def in_domain_words(error: Exception) -> Exception:
     if is_outage(error):
         return DatabaseUnavailable()
     cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(cause, asyncpg.exceptions.TransactionRollbackError):
+        return DatabaseUnavailable("another request was in the way; send this one again in a moment")
     if isinstance(cause, asyncpg.DataError):
         return Unstorable(str(cause).splitlines()[0])
     return error

@@ -1,7 +1,7 @@
 """Daily partitions of the tables that only grow: made ahead, dropped whole when their time is over."""
 
 import re
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -57,7 +57,9 @@ async def _present(connection: AsyncConnection, table: str) -> set[str]:
 async def _default_holds(connection: AsyncConnection, table: str, day: date) -> bool:
     moment = "finished_at" if table == "task_history" else "at"
     query = f"SELECT EXISTS (SELECT FROM {table}_default WHERE {moment} >= :day AND {moment} < :next)"
-    found = await connection.execute(text(query), {"day": day, "next": day + timedelta(days=1)})
+    # A bare date would begin at the midnight of this machine.
+    start = datetime.combine(day, time(), UTC)
+    found = await connection.execute(text(query), {"day": start, "next": start + timedelta(days=1)})
     return bool(found.scalar_one())
 
 

@@ -163,6 +163,24 @@ def _body(path: str, lease: Any) -> dict[str, Any]:
     return bodies.get(path, {"token": lease["token"], "result": {"a": 1}})
 
 
+async def test_a_client_that_dies_in_the_middle_of_its_body_is_no_error_of_ours(
+    process: Api, own_database: Database, tmp_path: Path
+) -> None:
+    key = await _worker(process)
+    before = await value(own_database, _EVERYTHING)
+    for path, caller in (("/lease", key), ("/tasks", process.keys[Role.ADMIN])):
+        _, writer = await _head(process, path, caller, 1000)
+        writer.write(b'{"request_id": ')
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    for _ in range(3):
+        assert await _waiting(process) == 0
+    log = (tmp_path / "api.log").read_text()
+    assert "Traceback" not in log, log
+    assert await value(own_database, _EVERYTHING) == before
+
+
 async def _hang_up(worker: Connection, ask: dict[str, Any], moment: asyncio.Event) -> None:
     poll = asyncio.create_task(worker.post("/lease", ask))
     await moment.wait()

@@ -1,0 +1,94 @@
+"""Alive without a database, ready only with one, and numbers for whoever watches."""
+
+import asyncio
+
+import pytest
+
+from app.domain.access import Role
+from app.main import begin_shutdown
+from app.store.database import Database
+from tests.api.service import Service, serving
+from tests.sql import execute
+from tests.system.conftest import free_port
+
+
+async def test_alive_and_ready(service: Service) -> None:
+    assert await service.get("/livez") == {"status": "alive"}
+    assert await service.get("/readyz") == {"status": "ready"}
+
+
+async def test_without_a_database_it_lives_but_is_not_ready() -> None:
+    async with serving(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing") as service, asyncio.timeout(30):
+        assert (await service.ask("GET", "/livez", key=None)).json() == {"status": "alive"}
+        for path in ("/readyz", "/tasks", "/events"):
+            answer = await service.ask("GET", path, key="cvn_a_b")
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable"), path
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) >= 1
+        metrics = await service.ask("GET", "/metrics", key=None)
+        assert metrics.status_code == 200
+        assert "convener_database_up 0.0" in metrics.text
+
+
+async def test_another_schema_is_not_ready(own_database: Database) -> None:
+    async with serving(own_database.url) as service:
+        assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
+        await execute(own_database, "UPDATE alembic_version SET version_num = 'elsewhere'")
+        answer = await service.ask("GET", "/readyz", key=None)
+        assert answer.status_code == 503
+        assert "elsewhere" in answer.json()["detail"]
+        assert "convener db migrate" in answer.json()["detail"]
+
+
+async def test_while_it_stops_it_is_alive_but_takes_nothing(service: Service) -> None:
+    worker = await service.worker()
+    await begin_shutdown(service.app.state.services)
+    assert (await service.ask("GET", "/livez", key=None)).status_code == 200
+    answers = [
+        await service.ask("GET", "/readyz", key=None),
+        await service.ask("GET", "/tasks"),
+        await service.ask("POST", "/tasks", {"agent_type": "ranking"}),
+        await worker.ask("/lease", {"request_id": "00000000-0000-0000-0000-000000000001"}),
+        await worker.ask(f"/workers/{worker.id}/heartbeat", {"state": "ready"}),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
+        assert answer.headers["retry-after"]
+
+
+async def test_the_status_counts(service: Service) -> None:
+    for _ in range(3):
+        await service.submitted(agent_type="ranking")
+    busy = await service.worker()
+    await service.worker(ready=False)
+    await busy.on_lease(await busy.lease(), "complete", result={})
+    await busy.lease()
+    status = await service.get("/status")
+    assert status["tasks"] == {"ranking": {"pending": 1, "executing": 1}}
+    assert status["workers"] == {"busy": 1, "starting": 1}
+    assert status["finished_last_minute"] == {"completed": 1}
+    assert status["tasks_per_second"] == pytest.approx(1 / 60, abs=0.01)
+    assert status["waiting_leases"] == 0
+
+
+async def test_prometheus_reads_gauges_of_ours(service: Service) -> None:
+    await service.submitted(agent_type="ranking")
+    await service.worker()
+    assert (await service.ask("GET", "/tasks", key=Role.READER)).status_code == 200
+    answer = await service.ask("GET", "/metrics", key=None)
+    assert answer.headers["content-type"].startswith("text/plain")
+    for line in (
+        'convener_tasks{agent="ranking",state="pending"} 1.0',
+        'convener_workers{state="ready"} 1.0',
+        "convener_waiting_leases 0.0",
+        "convener_database_up 1.0",
+        "http_requests_total{",
+    ):
+        assert line in answer.text, line
+
+
+async def test_gauges_forget_what_is_over(service: Service) -> None:
+    task_id = await service.submitted(agent_type="ranking")
+    assert "convener_tasks{" in (await service.ask("GET", "/metrics", key=None)).text
+    await service.post(f"/tasks/{task_id}/cancel")
+    assert "convener_tasks{" not in (await service.ask("GET", "/metrics", key=None)).text

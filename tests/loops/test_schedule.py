@@ -1,0 +1,43 @@
+"""The schedule of the service, all duties together."""
+
+from app.loops.schedule import DUTIES
+from app.store.database import Database
+from tests.factories import ready_worker, submitted
+from tests.loops.running import running
+from tests.sql import execute, until, value
+
+
+async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: Database) -> None:
+    """All duties together on a database where something is to be done for each."""
+    (task_id,) = await submitted(database)
+    worker_id = await ready_worker(database)
+    await ready_worker(database)
+    await execute(
+        database,
+        "UPDATE tasks SET state = 'executing', token = 1, worker_id = $1, leased_at = now(),"
+        " deadline_at = now() + interval '1 h', lease_expires_at = now() - interval '1 s', lease_request_id = $1",
+        worker_id,
+    )
+    await execute(database, "UPDATE workers SET last_seen_at = now() - interval '1 h' WHERE id = $1", worker_id)
+    async with running(database, *DUTIES):
+
+        async def rescued() -> bool:
+            state = await value(database, "SELECT state FROM tasks WHERE id = $1", task_id)
+            worker = await value(database, "SELECT state FROM workers WHERE id = $1", worker_id)
+            return (state, worker) == ("pending", "lost")
+
+        await until(rescued)
+        for duty in DUTIES:
+            await _until_run(database, duty.name)
+
+
+def test_duties_have_names_of_their_own() -> None:
+    names = [duty.name for duty in DUTIES]
+    assert len(set(names)) == len(names)
+
+
+async def _until_run(database: Database, duty: str) -> None:
+    async def done() -> bool:
+        return bool(await value(database, "SELECT runs FROM loop_ticks WHERE duty = $1", duty))
+
+    await until(done)
