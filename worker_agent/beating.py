@@ -109,9 +109,11 @@ class Heart:
                 errors=errors,
                 timeout=max(1.0, min(registration.heartbeat_interval_seconds, _LONGEST_ANSWER_SECONDS)),
             )
-        except (Away, Problem) as refused:
+        except Away:
             self._errors.put_back(errors)
-            if isinstance(refused, Away) or not _means_gone(refused):
+            raise
+        except Problem as refused:
+            if not _means_gone(refused):
                 raise
             log.warning("written off", extra={"fields": {"why": str(refused), "reason": refused.reason}})
             self._written_off = standing.number

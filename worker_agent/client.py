@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from worker_agent.texts import code, message, storable
 from worker_agent.transport import Away, Transport
 from worker_agent.wire import (
     Directive,
@@ -67,7 +68,7 @@ class Client:
             raise Away(f"unreadable directives: {error!r}") from error
 
     def goodbye(self, reason: str) -> None:
-        self._post(f"/workers/{self._registration.worker_id}/goodbye", {"reason": reason}, FAREWELL_SECONDS)
+        self._post(f"/workers/{self._registration.worker_id}/goodbye", {"reason": message(reason)}, FAREWELL_SECONDS)
 
     def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
         """The next task, acknowledged, and the seconds that the control plane took. Repeat with the same request id."""
@@ -82,8 +83,10 @@ class Client:
 
     def progress(self, ref: LeaseRef, progress: Progress) -> None:
         body: JsonObject = {"token": ref.token, "percent": progress.percent}
-        optional = {"message": progress.message, "checkpoint": progress.checkpoint}
-        body |= {name: value for name, value in optional.items() if value is not None}
+        if progress.message is not None:
+            body["message"] = message(progress.message)
+        if progress.checkpoint is not None:
+            body["checkpoint"] = progress.checkpoint
         self._post(f"/leases/{ref.task_id}/progress", body)
 
     def complete(
@@ -97,11 +100,12 @@ class Client:
         return _read_lease((answer or {}).get("lease"))
 
     def fail(self, ref: LeaseRef, error: TaskError, *, usage: Usage | None = None) -> None:
-        body = {"token": ref.token, "error": asdict(error)} | _usage(usage)
+        told = {"code": code(error.code), "message": message(error.message), "retryable": error.retryable}
+        body = {"token": ref.token, "error": told | {"detail": storable(error.detail)}} | _usage(usage)
         self._post(f"/leases/{ref.task_id}/fail", body)
 
     def release(self, ref: LeaseRef, reason: str) -> None:
-        body = {"token": ref.token, "reason": reason}
+        body = {"token": ref.token, "reason": message(reason)}
         self._post(f"/leases/{ref.task_id}/release", body, FAREWELL_SECONDS)
 
     def _post(self, path: str, body: JsonObject, timeout: float = CALL_SECONDS) -> JsonObject | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from threading import Lock
 
+from worker_agent.texts import message
 from worker_agent.wire import JsonObject
 
 _KEPT = 50
@@ -18,9 +19,10 @@ class LocalErrors:
         self._lock = Lock()
         self._errors: deque[JsonObject] = deque(maxlen=_KEPT)
 
-    def add(self, message: str) -> None:
+    def add(self, text: str) -> None:
+        error = {"at": datetime.now(UTC).isoformat(), "message": message(text[:_MESSAGE_CHARACTERS])}
         with self._lock:
-            self._errors.append({"at": datetime.now(UTC).isoformat(), "message": message[:_MESSAGE_CHARACTERS]})
+            self._errors.append(error)
 
     def take(self) -> list[JsonObject]:
         with self._lock:

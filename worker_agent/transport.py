@@ -45,8 +45,8 @@ class Transport:
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2),
             # Reading the certificates takes longer than all other preparations; without TLS they serve for nothing.
             verify=urlsplit(url).scheme == "https",
-            # A proxy that is meant for the internet cannot reach this machine's own loopback.
-            trust_env=urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"),
+            # The environment may name a proxy, which cannot reach this machine's own loopback.
+            mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
         )
         self._streams: deque[Any] = deque(maxlen=8)
 

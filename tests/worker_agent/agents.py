@@ -62,6 +62,10 @@ def permanent(_: Task) -> Json:
     raise Permanent("bad_input", "no such planet", planet="Vulcan", odd={1, 2})
 
 
+def unstorable(_: Task) -> Json:
+    raise Permanent("", "no\0thing \ud800", key=["\0"])
+
+
 def transient(_: Task) -> Json:
     raise Transient("gateway_busy", "later")
 
@@ -140,6 +144,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         kill_self,
         leave,
         permanent,
+        unstorable,
         transient,
         bug,
         gulp,

@@ -56,13 +56,15 @@ def test_heartbeats_tell_state_lease_and_load(
 ) -> None:
     file = tmp_path / "pids"
     task = plane.submit({"do": "linger", "file": str(file)})
-    start_worker(url)
+    worker = start_worker(url, "--grace", "0")
     pids_in(file)
     until(lambda: plane.of("heartbeat")[-1].body["state"] == "busy")
     body = plane.of("heartbeat")[-1].body
     assert body["lease"] == {"task_id": task, "token": 1}
     assert body["memory_mb"] > 10
     assert body["cpu_percent"] >= 0
+    worker.signal()
+    assert worker.exit_code() == 0
 
 
 def test_a_lost_answer_is_asked_for_again_under_the_same_id(plane: Plane, url: str, start_worker: StartWorker) -> None:
@@ -300,6 +302,29 @@ def test_a_result_that_is_refused_is_reported_as_a_failure(plane: Plane, url: st
     (failure,) = plane.wait_for("fail")
     assert failure.body["error"]["code"] == "report_refused"
     assert failure.body["error"]["retryable"] is False
+
+
+def test_errors_that_no_database_can_hold_are_made_fit(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "unstorable"})
+    start_worker(url)
+    (failure,) = plane.wait_for("fail")
+    assert failure.body["error"] == {
+        "code": "unnamed",
+        "message": "no\ufffdthing ?",
+        "retryable": False,
+        "detail": {"key": ["\ufffd"]},
+    }
+
+
+def test_a_heartbeat_is_not_refused_twice_for_the_same_errors(
+    plane: Plane, url: str, start_worker: StartWorker
+) -> None:
+    plane.script["lease"].append(UNAVAILABLE)
+    plane.script["heartbeat"] += [Answer(body={"directives": []}), problem(422, "invalid")]
+    start_worker(url)
+    plane.wait_for("heartbeat", 4)
+    told = [call.body["errors"] for call in plane.of("heartbeat")]
+    assert sum(any("RequestLease" in error["message"] for error in errors) for errors in told) <= 1
 
 
 def test_local_errors_travel_with_the_next_heartbeat(plane: Plane, url: str, start_worker: StartWorker) -> None:

@@ -45,6 +45,16 @@ def test_no_answer_or_a_later_one_is_away(
     transport.close()
 
 
+def test_a_proxy_does_not_stand_between_us_and_loopback(
+    plane: Plane, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    transport = Transport(url)
+    assert call(transport) == {"state": "executing"}
+    transport.close()
+
+
 def test_a_refusal_is_a_problem(plane: Plane, transport: Transport) -> None:
     plane.script["start"].append(problem(409, "worker_gone", detail="gone", reason="lost"))
     with pytest.raises(Problem, match="409 worker_gone: gone") as caught:

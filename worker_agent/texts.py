@@ -1,0 +1,25 @@
+"""Makes text that comes from handlers fit to be stored: databases refuse U+0000 and lone surrogates."""
+
+from typing import Any
+
+MESSAGE_CHARACTERS = 2000
+CODE_CHARACTERS = 200
+
+
+def storable(value: Any) -> Any:
+    """The same JSON value with what cannot be stored replaced."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {storable(key): storable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [storable(entry) for entry in value]
+    return value
+
+
+def message(text: str) -> str:
+    return str(storable(text[:MESSAGE_CHARACTERS]))
+
+
+def code(text: str) -> str:
+    return str(storable(text[:CODE_CHARACTERS])) or "unnamed"
