@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from app.store.tables import KEPT_COLUMNS
 from benchmarks.processes import CpuSeconds
 from benchmarks.surroundings import Surroundings
 from benchmarks.workers import RESULT
@@ -38,12 +39,11 @@ RETURNING t.id, t.token, t.failures, t.agent_type, t.goal_id, t.priority, t.payl
     t.leased_at, t.lease_expires_at, t.deadline_at, t.checkpoint, t.trace_context, t.worker_id
 """
 
-_COLUMNS = """id, seq, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, max_attempts,
-    retry_delays, trace_context, request_hash, created_at, failures, rescues, token, worker_id, leased_at, progress,
-    checkpoint"""
+_COLUMNS = ", ".join(KEPT_COLUMNS)
 
+# An equality of workers would tempt the planner to walk the index of leases, most of whose entries are dead.
 _GONE = f"""
-DELETE FROM tasks WHERE id = :id AND token = :token AND worker_id = {_WORKER}
+DELETE FROM tasks WHERE id = :id AND token = :token AND worker_id IS NOT DISTINCT FROM {_WORKER}
     AND state IN ('assigned', 'executing') AND lease_expires_at > now() RETURNING *
 """
 

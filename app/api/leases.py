@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import Caller, requires, worker_of
-from app.api.fields import priority_name
+from app.api.fields import Usage, priority_name
 from app.api.json import answer, limit, raw
 from app.api.lean import LeanRoute
 from app.api.lease_bodies import (
@@ -29,7 +29,6 @@ from app.api.services import Services, ServicesDep
 from app.api.waiting import until_gone
 from app.domain import errors
 from app.domain.access import Principal, Scope
-from app.domain.agents import AgentType
 from app.domain.errors import ConvenerError
 from app.domain.tasks import TaskId, TaskState
 from app.operations import leases as operations
@@ -52,12 +51,7 @@ _STANDING = documented(errors.WorkerNotReady, errors.WorkerGone, errors.WorkerBu
 )
 async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request: Request) -> Response:
     """One task for this worker, waiting for it up to `wait_seconds`."""
-    wanted = LeaseCall(
-        worker_id=worker_of(principal),
-        request_id=call.request_id,
-        agent_types=_wanted(principal, call.agent_types),
-        acknowledge=call.acknowledge,
-    )
+    wanted = _wanted(call, principal)
     wait = min(call.wait_seconds, services.leases.max_wait_seconds)
     found = (
         await until_gone(request, services.broker.lease(wanted, wait)) if wait else await services.broker.lease(wanted)
@@ -114,7 +108,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
         worker_id=worker_of(principal),
         result=call.result,
         result_hash=hashlib.sha256(call.result.encode()).digest(),
-        usage=call.usage.model_dump_json() if call.usage else None,
+        usage=_usage(call.usage),
     )
     await services.desk.complete(completion)
     following = await _next(services, principal, call.next) if call.next else None
@@ -137,7 +131,7 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
         message=call.error.message,
         retryable=call.error.retryable,
         detail=call.error.detail,
-        usage=call.usage.model_dump_json() if call.usage else None,
+        usage=_usage(call.usage),
     )
     async with services.database.transaction() as connection:
         standing = await operations.fail(connection, _fence(task_id, call.token, principal), failure)
@@ -166,21 +160,25 @@ async def _sign(services: Services, sign: Sign) -> Response:
 
 async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lease | None:
     """The result is safe by now, so whatever keeps the next lease back must not make the call look failed."""
-    call = LeaseCall(
-        worker_id=worker_of(principal),
-        request_id=wanted.request_id,
-        agent_types=_wanted(principal, wanted.agent_types),
-        acknowledge=wanted.acknowledge,
-    )
     try:
-        return await services.broker.lease(call)
+        return await services.broker.lease(_wanted(wanted, principal))
     except ConvenerError:
         return None
 
 
-def _wanted(principal: Principal, asked_for: list[AgentType] | None) -> frozenset[AgentType]:
-    """Never more than the worker said it can run."""
-    return principal.capabilities if asked_for is None else principal.capabilities.intersection(asked_for)
+def _wanted(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
+    """What the worker asks for, and never more than it said that it can run."""
+    can_run = principal.capabilities
+    return LeaseCall(
+        worker_id=worker_of(principal),
+        request_id=call.request_id,
+        agent_types=can_run if call.agent_types is None else can_run.intersection(call.agent_types),
+        acknowledge=call.acknowledge,
+    )
+
+
+def _usage(usage: Usage | None) -> str | None:
+    return usage.model_dump_json() if usage else None
 
 
 def _fence(task_id: UUID, token: int, principal: Principal) -> Fence:
