@@ -44,7 +44,7 @@ async def surroundings() -> AsyncIterator[Surroundings]:
         async with _postgres(directory / "server") as server:
             key, port = await _prepare(server.url), choose_port(None)
             async with _api(server.url, port) as api:
-                await _until_ready(port, key)
+                await _until_ready(api, port, key)
                 yield Surroundings(
                     binaries=server.cluster.binaries,
                     database_url=server.url,
@@ -104,10 +104,11 @@ def _environment(database_url: str, port: int) -> Mapping[str, str]:
     return {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), "PYTHONPATH": str(Path.cwd())}
 
 
-async def _until_ready(port: int, key: str) -> None:
+async def _until_ready(api: asyncio.subprocess.Process, port: int, key: str) -> None:
     async with asyncio.timeout(_READY_WITHIN_SECONDS):
-        # Another process cannot set an event of ours.
-        while not await _is_ready(port, key):  # noqa: ASYNC110
+        while not await _is_ready(port, key):
+            if api.returncode is not None:
+                raise RuntimeError("the API did not start; it has said why")
             await asyncio.sleep(0.05)
 
 

@@ -122,12 +122,12 @@ class LocalProvisioner:
             process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_exit(handle), grace_seconds)
-        _end_session(handle["pid"])
+        _end_session(handle)
 
     async def _watch(self, worker_id: UUID, handle: Handle) -> None:
         try:
             await _exit(handle)
-            _end_session(handle["pid"])
+            _end_session(handle)
             child = self._children.pop(handle["pid"], None)
             code = child.wait(timeout=5) if child else None
             log.info("worker process ended", extra={"worker_id": str(worker_id), "pid": handle["pid"], "code": code})
@@ -147,6 +147,13 @@ def _process(handle: Handle) -> psutil.Process | None:
         if abs(process.create_time() - handle["created"]) < 0.05 and _alive(process):
             return process
     return None
+
+
+def _is_reused(handle: Handle) -> bool:
+    """Whether another process has the pid by now, which happens only once nothing is left of the session."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(abs(psutil.Process(handle["pid"]).create_time() - handle["created"]) >= 0.05)
+    return False
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -175,8 +182,11 @@ async def _exit(handle: Handle) -> None:
         os.close(descriptor)
 
 
-def _end_session(leader: int) -> None:
+def _end_session(handle: Handle) -> None:
     """Kill whatever is left of the session that this worker led: handlers of its tasks and their children."""
+    leader = handle["pid"]
+    if _is_reused(handle):
+        return
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == leader:

@@ -125,9 +125,10 @@ FROM tasks WHERE id = :id FOR UPDATE
 _STATE = text("SELECT state FROM task_history WHERE id = :id")
 
 _PROMOTE = text("""
-UPDATE tasks SET run_at = NULL WHERE id IN (
+WITH due AS MATERIALIZED (
     SELECT id FROM tasks WHERE run_at <= now() ORDER BY run_at LIMIT :limit FOR UPDATE SKIP LOCKED
-) AND run_at IS NOT NULL RETURNING agent_type
+)
+UPDATE tasks SET run_at = NULL FROM due WHERE tasks.id = due.id RETURNING agent_type
 """)
 
 
