@@ -14,20 +14,14 @@ PATIENCE = 30.0
 
 async def execute(database: Database, statement: str, *values: Any) -> str:
     """Run one statement."""
-    connection = await database.connect()
-    try:
+    async with (await database.pool()).acquire() as connection:
         return str(await connection.execute(statement, *values))
-    finally:
-        await connection.close()
 
 
 async def fetch(database: Database, query: str, *values: Any) -> list[asyncpg.Record]:
     """The rows of a query."""
-    connection = await database.connect()
-    try:
+    async with (await database.pool()).acquire() as connection:
         return list(await connection.fetch(query, *values))
-    finally:
-        await connection.close()
 
 
 async def value(database: Database, query: str, *values: Any) -> Any:
@@ -50,12 +44,9 @@ async def until_blocked(database: Database, sessions: int = 1) -> None:
         SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock' AND cardinality(pg_blocking_pids(pid)) > 0
     """
-    connection = await database.connect()
-    try:
+    async with (await database.pool()).acquire() as connection:
 
         async def blocked() -> bool:
             return bool(await connection.fetchval(query) >= sessions)
 
         await until(blocked)
-    finally:
-        await connection.close()

@@ -1,12 +1,14 @@
 """Puts routes, problems and metrics together into one application."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from app.api import events, fleet, health, keys, leases, metrics, problems, tasks, workers
+from app.api.lean import FastLane, LeanRoute
 from app.api.limits import BodyLimit
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -34,11 +36,21 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
         lifespan=lifespan,
         redoc_url=None,
     )
-    # Lean routes stand first and on the application itself: included routers cost a look-up more per request.
-    app.router.routes.extend([*leases.router.routes, *workers.hot_router.routes])
+    lean = [route for route in (*leases.router.routes, *workers.hot_router.routes) if isinstance(route, LeanRoute)]
+    app.router.routes.extend(lean)
     for router in (tasks.router, workers.router, fleet.router, events.router, keys.router, health.router):
         app.include_router(router)
     problems.install(app)
     metrics.install(app)
-    app.add_middleware(BodyLimit, most=max_body_bytes)
+    _surround(app, lean, max_body_bytes)
     return app
+
+
+def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> None:
+    """Put the limit on bodies and the fast lane around everything, also around the middleware of the framework."""
+    inner = app.build_middleware_stack
+
+    def stack() -> ASGIApp:
+        return BodyLimit(FastLane(inner(), lean), most=max_body_bytes)
+
+    app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

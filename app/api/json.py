@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -44,7 +43,7 @@ def limit(text: str | None, most: int, what: str) -> None:
 
 def raw(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
     """A JSON object of plain fields and of values that are JSON text already."""
-    head = json.dumps(fields, default=_plain, separators=(",", ":"))
+    head = to_json(fields).decode()
     tail = "".join(f',"{name}":{text if text is not None else "null"}' for name, text in texts.items())
     return f"{head[:-1]}{tail}}}".encode()
 
@@ -52,10 +51,6 @@ def raw(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
 def answer(body: bytes, status: int = 200) -> Response:
     """A response of JSON bytes."""
     return Response(body, status_code=status, media_type="application/json")
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _has_nul(values: Iterable[Any]) -> bool:

@@ -6,6 +6,7 @@ answers with the bytes that its endpoint returns.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import problems
 from app.api.access import admit, declared_scope
@@ -68,6 +69,28 @@ class LeanRoute(APIRoute):
         given |= {name: _uuid(request, name) for name in self._from_path}
         response: Response = await self.endpoint(**given)
         return response
+
+
+class FastLane:
+    """Leads requests for lean routes past the middleware, which costs them more than their own work.
+
+    They need none of it: they answer their own errors, and they are not instrumented.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[LeanRoute]) -> None:
+        self._app = app
+        self._routes = [(route.path_regex.match, route.app) for route in routes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            for match, serve in self._routes:
+                found = match(scope["path"])
+                if found is not None:
+                    scope["path_params"] = found.groupdict()
+                    await serve(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 def _uuid(request: Request, name: str) -> UUID:

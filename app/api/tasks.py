@@ -60,6 +60,10 @@ class RetryIn(Body):
     )
 
 
+# One for all: Pydantic would otherwise build a new one for each of the thousand tasks of a batch.
+_USUAL_RETRY = RetryIn()
+
+
 class TaskIn(Body):
     """A task to be done."""
 
@@ -74,7 +78,7 @@ class TaskIn(Body):
     timeout_seconds: float = Field(600, ge=1, le=86_400, description="wall time that one attempt may take")
     deadline: Moment | None = None
     run_at: Moment | None = Field(None, description="not before this time")
-    retry: RetryIn = Field(default_factory=RetryIn)
+    retry: RetryIn = Field(default_factory=lambda: _USUAL_RETRY)
     trace_context: Word | None = Field(None, description="W3C traceparent")
     idempotency_key: Word | None = Field(None, description="equal keys are one task; instead of choosing the `id`")
     depends_on: list[UUID] = Field(

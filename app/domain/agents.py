@@ -1,6 +1,7 @@
 """The six kinds of agent and every name by which the outside world calls them."""
 
 from enum import StrEnum
+from functools import lru_cache
 
 
 class AgentType(StrEnum):
@@ -24,6 +25,7 @@ _TASK_TYPES = {
 }
 
 
+@lru_cache(maxsize=256)
 def agent_type(name: str) -> AgentType:
     """Return the agent type that `name` or one of its aliases means.
 

@@ -1,10 +1,9 @@
 """Keys: made, checked and revoked."""
 
-import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,8 +12,10 @@ from app.domain.access import Principal, Role, digest, matches, read_key, write_
 from app.domain.agents import AgentType
 from app.domain.errors import KeyNotFound, Unauthenticated
 from app.domain.workers import WorkerId
-from app.store import announcements, keys
+from app.operations.coalescing import Coalescer
+from app.store import announcements, hot, keys
 from app.store.database import Database
+from app.store.keys import StoredKey
 
 _TRUST_SECONDS = 5.0
 _REMEMBERED = 20_000
@@ -41,7 +42,7 @@ class Keyring:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[bytes, tuple[float, Principal]] = {}
-        self._lookups: dict[bytes, asyncio.Task[Principal]] = {}
+        self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
         database.announcer.subscribe(self._hear)
 
     async def recognise(self, text: str) -> Principal:
@@ -50,29 +51,25 @@ class Keyring:
         known = self._known.get(fingerprint)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        return await self._look_up_once(fingerprint, text)
+        principal = await self._look_up(text)
+        self._remember(fingerprint, principal)
+        return principal
 
-    async def _look_up_once(self, fingerprint: bytes, text: str) -> Principal:
-        lookup = self._lookups.get(fingerprint)
-        if lookup is None:
-            lookup = asyncio.create_task(self._look_up(fingerprint, text))
-            self._lookups[fingerprint] = lookup
-            lookup.add_done_callback(lambda _: self._lookups.pop(fingerprint, None))
-        return await asyncio.shield(lookup)
-
-    async def _look_up(self, fingerprint: bytes, text: str) -> Principal:
+    async def _look_up(self, text: str) -> Principal:
         parts = read_key(text)
         if parts is None:
             raise Unauthenticated("a key looks like cvn_<id>_<secret>")
-        async with self._database.transaction() as connection:
-            stored = await keys.read(connection, parts[0])
+        stored = await self._lookups(parts[0])
         if stored is None or not matches(parts[1], stored.secret_hash) or stored.revoked_at is not None:
             raise Unauthenticated("the key is unknown or revoked")
         worker_id = WorkerId(stored.worker_id) if stored.worker_id else None
         capabilities = frozenset(map(AgentType, stored.capabilities or ()))
-        principal = Principal(key_id=stored.id, role=stored.role, worker_id=worker_id, capabilities=capabilities)
-        self._remember(fingerprint, principal)
-        return principal
+        return Principal(key_id=stored.id, role=stored.role, worker_id=worker_id, capabilities=capabilities)
+
+    async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
+        """Hundreds of workers beat every few seconds, so their keys are looked up together."""
+        found = await hot.run(self._database, lambda c: keys.read(c, key_ids))
+        return [found.get(key_id) for key_id in key_ids]
 
     def _remember(self, fingerprint: bytes, principal: Principal) -> None:
         if len(self._known) >= _REMEMBERED:

@@ -8,18 +8,24 @@ from typing import Generic, TypeVar
 from app.domain.errors import DatabaseUnavailable, ShuttingDown
 
 log = logging.getLogger(__name__)
+_CROWD = 4
+_LINGER_SECONDS = 0.001
 Q = TypeVar("Q")
 A = TypeVar("A")
 
 
 class Coalescer(Generic[Q, A]):
-    """Answers calls in batches. A lone call is flushed at once, so coalescing never adds a delay.
+    """Answers calls in batches. A lone call is flushed at once, so coalescing does not delay it.
 
-    Two calls with the same key never share a batch: the statement sees each row once.
+    Two calls with the same key never share a batch: the statement sees each row once. Without keys any calls may.
     """
 
     def __init__(
-        self, flush: Callable[[Sequence[Q]], Awaitable[Sequence[A]]], key: Callable[[Q], Hashable], *, limit: int = 128
+        self,
+        flush: Callable[[Sequence[Q]], Awaitable[Sequence[A]]],
+        key: Callable[[Q], Hashable] | None = None,
+        *,
+        limit: int = 128,
     ) -> None:
         self._flush = flush
         self._key = key
@@ -47,7 +53,11 @@ class Coalescer(Generic[Q, A]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                await self._answer(self._next_batch())
+                batch = self._next_batch()
+                await self._answer(batch)
+                if len(batch) >= _CROWD:
+                    # Under load a moment's patience makes fewer, larger statements; a lone call never waits.
+                    await asyncio.sleep(_LINGER_SECONDS)
         finally:
             self._task = None
 
@@ -55,7 +65,7 @@ class Coalescer(Generic[Q, A]):
         batch: dict[Hashable, tuple[Q, asyncio.Future[A]]] = {}
         rest = []
         for item in self._waiting:
-            key = self._key(item[0])
+            key = self._key(item[0]) if self._key else object()
             if key in batch or len(batch) >= self._limit:
                 rest.append(item)
             else:

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import Any
 
 import asyncpg
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.domain.errors import DatabaseUnavailable, Unstorable
@@ -35,9 +36,9 @@ class Database:
             async_creator=self.connect,
             pool_size=connections,
             max_overflow=4,
-            pool_pre_ping=True,
             pool_timeout=5,
         )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection of the caller's own."""
@@ -76,6 +77,12 @@ class Database:
         if self._pool is not None:
             self._pool.terminate()
         await self.engine.dispose()
+
+
+def _refuse_closed(connection: Any, *_: object) -> None:
+    """The driver knows when the server has hung up, so no round trip is needed to find out: the pool reconnects."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 async def _leave_as_is(_connection: object) -> None:

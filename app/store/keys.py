@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,10 +29,10 @@ class StoredKey:
 _INSERT = text("""
 INSERT INTO keys (id, role, label, secret_hash, worker_id) VALUES (:id, :role, :label, :secret_hash, :worker_id)
 """)
-_READ = text("""
+_READ = """
 SELECT k.id, k.role, k.secret_hash, k.worker_id, w.capabilities, k.revoked_at
-FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = :id
-""")
+FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text[])
+"""
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
 _REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
 _PRUNE = text("""
@@ -52,10 +53,10 @@ async def insert(
     await connection.execute(_INSERT, values)
 
 
-async def read(connection: AsyncConnection, key_id: str) -> StoredKey | None:
-    """The key of this id, revoked or not."""
-    row = (await connection.execute(_READ, {"id": key_id})).mappings().first()
-    return StoredKey(**{**row, "role": Role(row["role"])}) if row else None
+async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequence[str]) -> dict[str, StoredKey]:
+    """The keys of these ids that exist, revoked or not."""
+    rows = await connection.fetch(_READ, key_ids)
+    return {row["id"]: StoredKey(**{**row, "role": Role(row["role"])}) for row in rows}
 
 
 async def revoke(connection: AsyncConnection, key_id: str) -> bool:

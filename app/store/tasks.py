@@ -51,7 +51,7 @@ class Taken:
     request_hash: bytes
 
 
-_INSERT = text("""
+_INSERT = """
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
                    max_attempts, retry_delays, trace_context, request_hash, created_at,
                    idempotency_key, depends_on, blockers)
@@ -70,7 +70,17 @@ FROM unnest(
     max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, place)
 ORDER BY place
 ON CONFLICT (id) DO NOTHING
-RETURNING id
+RETURNING id, seq, agent_type, goal_id
+"""
+
+_TAKE_IN_CHOSEN = text(_INSERT)
+
+_TAKE_IN = text(f"""
+WITH fresh AS ({_INSERT}), told AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id)
+    SELECT 'task.submitted', id, agent_type, goal_id FROM fresh ORDER BY seq
+)
+SELECT id FROM fresh
 """)
 
 _DROP_FINISHED = text("""
@@ -142,11 +152,11 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     # Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
     columns["retry_delays"] = [_array(task.retry_delays) for task in tasks]
     columns["depends_on"] = [_array(task.depends_on) for task in tasks]
-    inserted = set((await connection.execute(_INSERT, columns)).scalars())
-    chosen = [task.id for task in tasks if task.id_is_chosen and task.id in inserted]
+    chosen = [task.id for task in tasks if task.id_is_chosen]
+    inserted = set((await connection.execute(_TAKE_IN_CHOSEN if chosen else _TAKE_IN, columns)).scalars())
     if chosen:
         inserted -= set((await connection.execute(_DROP_FINISHED, {"ids": chosen})).scalars())
-    await connection.execute(_TELL, {"ids": list(inserted)})
+        await connection.execute(_TELL, {"ids": list(inserted)})
     fresh = [task for task in tasks if task.id in inserted]
     topics = {announcements.work(task.agent_type) for task in fresh if not task.blockers}
     announcements.note(connection, announcements.EVENTS, *topics)
@@ -192,6 +202,9 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | N
     row = (await connection.execute(_READ, {"id": task_id})).mappings().first()
     if row is None:
         return None
+    if not row["token"]:
+        # Never leased, so there is no attempt to look for.
+        return {**row, "attempts": []}
     attempts = (await connection.execute(_ATTEMPTS, {"id": task_id})).mappings()
     return {**row, "attempts": [dict(attempt) for attempt in attempts]}
 

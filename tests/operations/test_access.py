@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,20 +28,23 @@ async def _revoke(database: Database, key_id: str) -> None:
         await revoke_key(connection, key_id)
 
 
+Lookups = list[set[str]]
+
+
 @pytest.fixture
 def keyring(database: Database) -> Keyring:
     return Keyring(database)
 
 
 @pytest.fixture
-def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids that were looked up in the database."""
-    seen: list[str] = []
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The ids that were looked up in the database, a set for each statement."""
+    seen: list[set[str]] = []
     read = keys.read
 
-    async def counted(connection: Any, key_id: str) -> Any:
-        seen.append(key_id)
-        return await read(connection, key_id)
+    async def counted(connection: Any, key_ids: Sequence[str]) -> Any:
+        seen.append(set(key_ids))
+        return await read(connection, key_ids)
 
     monkeypatch.setattr(keys, "read", counted)
     return seen
@@ -80,17 +84,19 @@ async def test_the_right_id_with_a_wrong_secret_is_refused(database: Database, k
         await keyring.recognise(text[:-1] + ("x" if text[-1] != "x" else "y"))
 
 
-async def test_a_key_is_looked_up_once_in_a_while(database: Database, keyring: Keyring, lookups: list[str]) -> None:
+async def test_a_key_is_looked_up_once_in_a_while(
+    database: Database, keyring: Keyring, lookups: list[set[str]]
+) -> None:
     key_id, text = await _key(database)
     for _ in range(5):
         await keyring.recognise(text)
-    assert lookups == [key_id]
+    assert lookups == [{key_id}]
 
 
-async def test_calls_at_once_share_one_look_up(database: Database, keyring: Keyring, lookups: list[str]) -> None:
+async def test_calls_at_once_share_one_look_up(database: Database, keyring: Keyring, lookups: Lookups) -> None:
     key_id, text = await _key(database)
     await asyncio.gather(*(keyring.recognise(text) for _ in range(20)))
-    assert lookups == [key_id]
+    assert lookups == [{key_id}]
 
 
 async def test_a_caller_that_gives_up_does_not_end_the_look_up_of_others(database: Database, keyring: Keyring) -> None:
