@@ -62,10 +62,10 @@ async def running(settings: Settings, say: Say, *, log_files: bool) -> AsyncIter
         cleanup.enter_context(hold(state))
         if left := end_leftovers(state / "children.json"):
             say(f"ended {left} processes that an earlier run left behind")
+        port = _free_port(settings)
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
         keys, fresh = await _prepare(url, state, say)
-        port = _free_port(settings)
         environment = _environment(settings, url, port, keys)
         programs = _programs(settings, environment, state / "logs" if log_files else None)
         supervisor = Supervisor(server, programs, state / "children.json")
