@@ -37,7 +37,7 @@ async def run(settings: Settings) -> None:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     if provisioner is not None:
-        await provisioner.stop_all(settings.stop_grace_seconds)
+        await provisioner.stop_all(_patience(settings))
     await database.close()
 
 
@@ -48,7 +48,7 @@ def _context(settings: Settings, database: Database, provisioner: LocalProvision
         health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
         provisioner=provisioner,
         pool_size=settings.pool_size,
-        stop_grace_seconds=settings.stop_grace_seconds,
+        stop_grace_seconds=_patience(settings),
         history_days=settings.history_days,
         events_days=settings.events_days,
     )
@@ -76,6 +76,11 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         logs=settings.state_directory / "logs" / "workers",
         on_exit=on_exit,
     )
+
+
+def _patience(settings: Settings) -> float:
+    """Seconds until a stopping worker is killed: its own grace, and a little for giving its task back."""
+    return settings.stop_grace_seconds + 5
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:

@@ -50,7 +50,10 @@ async def _run(settings: Settings) -> None:
     async with running(settings, lambda line: console.print(f"[dim]{line}[/]"), log_files=False) as stack:
         console.print(_welcome(stack, settings))
         await stop.wait()
-        console.print("[dim]stopping: workers first, then the API, then PostgreSQL[/]")
+        console.print(
+            "[dim]stopping: workers first, then the API, then PostgreSQL; "
+            f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish[/]"
+        )
 
 
 def stop_signal() -> asyncio.Event:
@@ -72,5 +75,7 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     if Role.OPERATOR in stack.new_keys:
         lines += ["", "Operator's key, shown this once (kept in operator.key, readable by you alone):"]
         lines += [stack.keys[Role.OPERATOR]]
-    lines += ["", "In another terminal: convener status"]
+    usual = Settings.from_environment({}).state_directory
+    where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "
+    lines += ["", f"In another terminal: {where}convener status"]
     return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)
