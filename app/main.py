@@ -12,10 +12,13 @@ from fastapi import FastAPI
 
 from app.api import application
 from app.api.services import Services
+from app.domain.capacity import CapacityPolicy
 from app.domain.leases import LeasePolicy
+from app.domain.tasks import Priority
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.operations.access import Keyring
+from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.leases import LeaseDesk
 from app.operations.workers import Heartbeats
@@ -39,6 +42,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         desk=LeaseDesk(database, leases, broker.fairness),
         heartbeats=Heartbeats(database, leases),
         keyring=Keyring(database),
+        admission=Admission(capacity_of(settings)),
         leases=leases,
         health=HealthPolicy(
             heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
@@ -46,6 +50,15 @@ def services_for(settings: Settings, database: Database) -> Services:
         ),
         max_payload_bytes=settings.max_payload_bytes,
         expected_revision=schema.head(),
+    )
+
+
+def capacity_of(settings: Settings) -> CapacityPolicy:
+    """How much work may wait."""
+    return CapacityPolicy(
+        max_queue_size=settings.max_queue_size,
+        quotas=dict(zip(sorted(Priority), settings.queue_quotas, strict=True)),
+        displaces=settings.queue_displaces,
     )
 
 

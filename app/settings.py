@@ -5,10 +5,12 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 _PREFIX = "CONVENER_"
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class SettingsError(Exception):
@@ -35,11 +37,23 @@ class Settings(BaseModel):
     lost_after_seconds: float = Field(15.0, ge=2, le=3600)
     max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20)
     max_body_bytes: int = Field(32 << 20, ge=4096, le=512 << 20)
+    max_queue_size: int = Field(
+        10_000, ge=1, le=100_000_000, description="tasks that may wait before submits are refused"
+    )
+    queue_quotas: tuple[Share, Share, Share, Share] = Field(
+        (0.5, 0.8, 0.95, 1.0), description="share of the queue that low, medium, high and critical tasks may take up"
+    )
+    queue_displaces: bool = Field(False, description="when full, move the least urgent to the dead letters instead")
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
     history_days: int = Field(30, ge=1)
     events_days: int = Field(7, ge=1)
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+
+    @field_validator("queue_quotas", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
     @field_validator("database_url", mode="after")
     @classmethod

@@ -6,18 +6,22 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from app.domain.agents import AgentType
+from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import Priority, RetryPolicy
 from app.domain.workers import WorkerId
 from app.operations import tasks, workers
 from app.operations.leases import Fence
 from app.operations.tasks import Submission
-from app.store import hot, leases
+from app.store import claims, hot
 from app.store import workers as worker_store
+from app.store.claims import Ask, Lease
 from app.store.database import Database
 from app.store.duties import Turn
-from app.store.leases import Ask, Completion, Lease
+from app.store.leases import Completion
 from app.store.workers import Beat, Registration
+
+GENERATION = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
 
 
 def submission(**changes: Any) -> Submission:
@@ -88,11 +92,13 @@ async def leased(
     *,
     acknowledge: bool = True,
     agent_type: AgentType = AgentType.GENERATION,
-    policy: LeasePolicy = LeasePolicy(),  # noqa: B008 - frozen
+    priority: Priority = Priority.MEDIUM,
+    policy: LeasePolicy = LeasePolicy(avoid_seconds=0),  # noqa: B008 - frozen
 ) -> Lease:
     """The lease that a worker has just received, straight from the store."""
-    ask = Ask(worker_id=worker_id, request_id=uuid4(), agent_type=agent_type, acknowledge=acknowledge)
-    claim = (await hot.run(database, lambda c: leases.claim(c, [ask], policy)))[0]
+    lane = Lane(agent_type=agent_type, priority=priority)
+    ask = Ask(worker_id=worker_id, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
+    claim = (await hot.run(database, lambda c: claims.claim(c, [ask], policy)))[0]
     assert claim.lease is not None
     return claim.lease
 

@@ -34,7 +34,8 @@ from app.domain.tasks import TaskId, TaskState
 from app.operations import leases as operations
 from app.operations.broker import LeaseCall
 from app.operations.leases import Failure, Fence
-from app.store.leases import Completion, Lease, Sign
+from app.store.claims import Lease
+from app.store.leases import Completion, Sign
 
 router = APIRouter(tags=["leases"], route_class=LeanRoute)
 _HOLDER = [requires(Scope.LEASE)]

@@ -25,6 +25,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.WorkerNotFound: 404,
     errors.LeaseNotFound: 404,
     errors.KeyNotFound: 404,
+    errors.DeadLetterNotFound: 404,
     errors.TaskConflict: 409,
     errors.TaskFinished: 409,
     errors.WorkerBusy: 409,
@@ -39,6 +40,11 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.DependencyCycle: 422,
     errors.IdempotencyMismatch: 422,
     errors.SubmitInFlight: 409,
+    errors.QueueFull: 429,
+    errors.ContextNotFound: 404,
+    errors.CheckpointNotFound: 404,
+    errors.VersionStale: 412,
+    errors.PreconditionRequired: 428,
     errors.ShuttingDown: 503,
     errors.DatabaseUnavailable: 503,
 }
@@ -70,6 +76,8 @@ class Problem(BaseModel):
     detail: str
     code: str
     reason: str | None = None
+    depth: int | None = None
+    limit: int | None = None
     errors: list[FieldProblem] | None = None
 
 
@@ -84,9 +92,11 @@ def from_error(error: ConvenerError) -> Response:
     """The answer to an error of the domain."""
     status = STATUS.get(type(error), 500)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    if status == 503:
-        headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
-    return _render(status, error.code, error.title(), error.detail, reason=error.reason, headers=headers)
+    if status in (429, 503):
+        headers["Retry-After"] = str(error.retry_after_seconds or _RETRY_AFTER_SECONDS)
+    return _render(
+        status, error.code, error.title(), error.detail, reason=error.reason, facts=error.facts, headers=headers
+    )
 
 
 def from_validation(problems: Sequence[Any]) -> Response:
@@ -155,10 +165,12 @@ def _render(
     *,
     reason: str | None = None,
     fields: list[dict[str, str]] | None = None,
+    facts: Mapping[str, int] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem: dict[str, Any] = {"type": f"/problems#{code}", "title": title, "status": status}
     problem |= {"detail": detail, "code": code}
+    problem |= facts or {}
     problem |= {name: value for name, value in (("reason", reason), ("errors", fields)) if value is not None}
     return Response(json.dumps(problem), status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 

@@ -8,8 +8,10 @@ from fastapi import Depends, Request
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
 from app.operations.access import Keyring
+from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.leases import LeaseDesk
+from app.operations.tasks import Intake
 from app.operations.workers import Heartbeats
 from app.store.database import Database
 
@@ -23,11 +25,17 @@ class Services:
     desk: LeaseDesk
     heartbeats: Heartbeats
     keyring: Keyring
+    admission: Admission
     leases: LeasePolicy
     health: HealthPolicy
     max_payload_bytes: int
     expected_revision: str | None
     stopping: bool = False
+
+    @property
+    def intake(self) -> Intake:
+        """On what terms tasks are taken in."""
+        return Intake(admission=self.admission)
 
 
 def _services(request: Request) -> Services:

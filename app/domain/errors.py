@@ -3,16 +3,27 @@
 The first line of a class's docstring is its title; `code` is stable and part of the contract.
 """
 
+from collections.abc import Mapping
+
 
 class ConvenerError(Exception):
     """Something went wrong."""
 
     code = "internal_error"
 
-    def __init__(self, detail: str | None = None, *, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        reason: str | None = None,
+        facts: Mapping[str, int] | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
         super().__init__(detail or self.title())
         self.detail = detail or self.title()
         self.reason = reason
+        self.facts = facts or {}
+        self.retry_after_seconds = retry_after_seconds
 
     @classmethod
     def title(cls) -> str:
@@ -152,7 +163,43 @@ class DatabaseUnavailable(ConvenerError):
     code = "database_unavailable"
 
 
+class QueueFull(ConvenerError):
+    """The queue is full; nothing was taken in, so send the request again later."""
+
+    code = "queue_full"
+
+
 class IllegalMove(ConvenerError):
     """The table of legal moves forbids this change of state."""
 
     code = "illegal_move"
+
+
+class ContextNotFound(ConvenerError):
+    """There is no such entry, or no such version of it."""
+
+    code = "context_not_found"
+
+
+class PreconditionRequired(ConvenerError):
+    """This change must name the version that it builds on."""
+
+    code = "precondition_required"
+
+
+class VersionStale(ConvenerError):
+    """Somebody has changed it since the version that this change builds on; nothing was changed."""
+
+    code = "version_stale"
+
+
+class CheckpointNotFound(ConvenerError):
+    """There is no such checkpoint."""
+
+    code = "checkpoint_not_found"
+
+
+class DeadLetterNotFound(ConvenerError):
+    """There is no such dead letter."""
+
+    code = "dead_letter_not_found"

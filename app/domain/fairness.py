@@ -3,7 +3,7 @@
 Source: Goyal, Vin, Cheng, "Start-time fair queuing" (SIGCOMM 1996), with measured service times as costs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from app.domain.agents import AgentType
@@ -34,14 +34,22 @@ class FairQueue:
     _leases: int = 0
     _virtual: float = 0.0
 
-    def next(self, backlogged: Iterable[AgentType]) -> AgentType | None:
-        """The type to serve among those with work that the worker can run; None when there is none."""
-        candidates = list(backlogged)
-        if not candidates:
+    def next(
+        self, backlogged: Collection[AgentType], most_urgent: Collection[AgentType] | None = None
+    ) -> AgentType | None:
+        """The type to serve among those with work that the worker can run; None when there is none.
+
+        Where some have more urgent work than others, only these share the leases; every so many go to the type that
+        was not served for longest, whatever its work.
+        """
+        if not backlogged:
             return None
-        self._catch_up(candidates)
         if (self._leases + 1) % self.policy.rescue_every == 0:
-            return min(candidates, key=lambda agent: (self._served_at[agent], agent))
+            self._catch_up(backlogged)
+            return min(backlogged, key=lambda agent: (self._served_at[agent], agent))
+        candidates = backlogged if most_urgent is None else most_urgent
+        self._idle.update(agent for agent in backlogged if agent not in candidates)
+        self._catch_up(candidates)
         chosen = min(candidates, key=lambda agent: (self._finish[agent], agent))
         self._virtual = max(self._virtual, self._finish[chosen])
         return chosen
@@ -70,7 +78,7 @@ class FairQueue:
         before = self._service.get(agent, self.policy.prior_service_seconds)
         self._service[agent] = before + alpha * (seconds - before)
 
-    def _catch_up(self, candidates: list[AgentType]) -> None:
+    def _catch_up(self, candidates: Collection[AgentType]) -> None:
         # The virtual time is the start tag in service; when a busy period is over, the greatest finish tag.
         all_idle = len(self._idle) == len(AgentType)
         level = max(self._finish.values()) if all_idle else self._virtual

@@ -50,6 +50,10 @@ class Move(StrEnum):
     EXPIRE = "task.expired"
     CANCEL = "task.cancelled"
     UNBLOCK = "task.unblocked"
+    REQUEUE = "task.requeued"
+    # Leads nowhere: the task is gone, and this is all that is left of it.
+    PURGE = "task.purged"
+    DISPLACE = "task.displaced"
 
 
 # Every legal move, and where it leads. Statements in the store name their move; nothing else changes a state.
@@ -62,7 +66,9 @@ MOVES: Mapping[Move, tuple[frozenset[TaskState], TaskState]] = {
     Move.FAIL: (LEASED, TaskState.FAILED),
     Move.RELEASE: (LEASED, TaskState.PENDING),
     Move.EXPIRE: (LEASED, TaskState.PENDING),
+    Move.DISPLACE: (frozenset({TaskState.PENDING}), TaskState.FAILED),
     Move.CANCEL: (frozenset({TaskState.BLOCKED, TaskState.PENDING}) | LEASED, TaskState.CANCELLED),
+    Move.REQUEUE: (frozenset({TaskState.FAILED}), TaskState.PENDING),
 }
 
 

@@ -5,10 +5,11 @@ from another rings; a jittered poll stands behind both.
 """
 
 import asyncio
+import itertools
 import logging
 import random
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from uuid import UUID
 
 from app.domain.agents import AgentType
@@ -22,15 +23,19 @@ from app.domain.errors import (
     WorkerNotReady,
 )
 from app.domain.fairness import FairQueue
+from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
+from app.operations.backlog import LANES, Backlog
 from app.operations.leases import Fence, release
-from app.store import announcements, fleet, hot, leases
+from app.store import claims, fleet, hot, lanes
+from app.store.announcements import News
+from app.store.claims import Ask, Claim, Lease
 from app.store.database import Database
-from app.store.leases import Ask, Claim, Lease
 
 log = logging.getLogger(__name__)
 _BATCH = 64
+_RESCAN_EVERY = 5
 _REMEMBERED_WORKERS = 20_000
 
 
@@ -53,21 +58,8 @@ class _Waiter:
     is_new: bool = True
     in_flight: bool = False
     unserved: bool = False
-    asked: AgentType | None = None
+    asked: Lane | None = None
     charge: float = 0.0
-
-
-@dataclass(slots=True)
-class _Backlog:
-    """Which types may have work. Wrong for a moment at most: a claim that finds nothing corrects it."""
-
-    likely: set[AgentType] = field(default_factory=set)
-    rings: dict[AgentType, int] = field(default_factory=lambda: dict.fromkeys(AgentType, 0))
-
-    def ring(self, agents: Collection[AgentType]) -> None:
-        self.likely.update(agents)
-        for agent in agents:
-            self.rings[agent] += 1
 
 
 class Broker:
@@ -78,10 +70,10 @@ class Broker:
         self._policy = policy
         self.fairness = fairness or FairQueue()
         self._waiters: dict[WorkerId, _Waiter] = {}
-        self._backlog = _Backlog()
+        self._backlog = Backlog()
         self._wake = asyncio.Event()
         self._served: dict[WorkerId, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         database.announcer.subscribe(self._hear)
 
@@ -92,7 +84,10 @@ class Broker:
 
     def start(self) -> None:
         """Begin to serve."""
-        self._task = asyncio.create_task(self._run(), name="lease-broker")
+        self._tasks = [
+            asyncio.create_task(self._run(), name="lease-broker"),
+            asyncio.create_task(self._keep_in_step(), name="lease-broker-lanes"),
+        ]
 
     async def stop(self) -> None:
         """Answer everybody who waits with nothing, and take no more calls."""
@@ -102,8 +97,11 @@ class Broker:
                 self._settle(waiter, None)
             waiter.patient = False
         self._wake.set()
-        if self._task is not None:
-            await self._task
+        if self._tasks:
+            serving, keeping = self._tasks
+            await serving
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def lease(self, call: LeaseCall, wait_seconds: float = 0.0) -> Lease | None:
         """A task for this worker, or None when there is none within the wait.
@@ -143,11 +141,25 @@ class Broker:
         if not waiter.in_flight and not waiter.is_new:
             self._settle(waiter, None)
 
-    def _hear(self, topics: Collection[str]) -> None:
-        agents = [agent for agent in AgentType if announcements.work(agent) in topics]
-        if agents:
-            self._backlog.ring(agents)
+    def _hear(self, news: News) -> None:
+        if self._backlog.hear(news):
             self._wake.set()
+
+    async def _keep_in_step(self) -> None:
+        """Exchange virtual times with the other processes, and look for work that nobody announced."""
+        for turn in itertools.count():
+            await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+            try:
+                known = self._database.lanes.virtual_times()
+                for lane, tag in (await hot.run(self._database, lambda c: lanes.exchange(c, known))).items():  # noqa: B023
+                    self._database.lanes.passed(lane, tag)
+                if turn % _RESCAN_EVERY == 0 and self._waiters:
+                    self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, LANES)))
+                    self._wake.set()
+            except DatabaseUnavailable:
+                continue
+            except Exception:
+                log.exception("could not keep in step with the lanes, trying again")
 
     async def _run(self) -> None:
         while not (self._stopping and not self._waiters):
@@ -176,12 +188,12 @@ class Broker:
         return True
 
     async def _look_for_work(self) -> None:
-        self._backlog.likely |= await hot.run(self._database, leases.types_with_work)
+        self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, self._backlog.stood())))
 
     async def _serve(self) -> None:
         while True:
             newcomers = [waiter for waiter in self._waiters.values() if waiter.is_new]
-            if any(not (waiter.call.agent_types & self._backlog.likely) for waiter in newcomers):
+            if any(not (waiter.call.agent_types & self._backlog.agents()) for waiter in newcomers):
                 await self._look_for_work()
             batch = self._next_batch()
             if not batch:
@@ -190,14 +202,16 @@ class Broker:
             await self._claim(batch)
 
     def _next_batch(self) -> list[_Waiter]:
-        """Those to serve now, longest idle first, each with the agent type whose turn it is."""
-        batch = []
+        """Those to serve now, longest idle first, each with the lane whose turn it is."""
+        batch: list[_Waiter] = []
+        asked: Counter[Lane] = Counter()
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
             if waiter.in_flight or waiter.unserved:
                 continue
-            waiter.asked = self.fairness.next(waiter.call.agent_types & self._backlog.likely)
+            waiter.asked = self._choose(waiter.call, asked)
             if waiter.asked is not None:
-                waiter.charge = self.fairness.charge(waiter.asked)
+                waiter.charge = self.fairness.charge(waiter.asked.agent_type)
+                asked[waiter.asked] += 1
             elif not waiter.is_new:
                 continue
             batch.append(waiter)
@@ -205,28 +219,66 @@ class Broker:
                 break
         return batch
 
+    def _choose(self, call: LeaseCall, asked: Counter[Lane]) -> Lane | None:
+        """The lane to ask for this worker; a crowd need not ask where one task is known of."""
+        open_to = {
+            agent
+            for agent in call.agent_types
+            if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
+        }
+        agent = self.fairness.next(open_to, self._backlog.most_urgent(open_to))
+        return self._backlog.lane(agent) if agent is not None else None
+
     async def _claim(self, batch: list[_Waiter]) -> None:
-        rings = dict(self._backlog.rings)
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
-        asks = [_ask(waiter) for waiter in batch]
+        asks = [self._ask(waiter) for waiter in batch]
+        self._backlog.begin()
         try:
-            claims = await hot.run(self._database, lambda c: leases.claim(c, asks, self._policy))
-            served = [ask.worker_id for ask, claim in zip(asks, claims, strict=True) if claim.lease]
-            await self._note_first_leases(served)
-            for waiter, claim in zip(batch, claims, strict=True):
-                await self._answer(waiter, claim, rings)
+            found = await hot.run(self._database, lambda c: claims.claim(c, asks, self._policy))
+            self._learn(asks, found)
+            await self._note_first_leases([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
+            for waiter, claim in zip(batch, found, strict=True):
+                await self._answer(waiter, claim)
         finally:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
 
-    async def _answer(self, waiter: _Waiter, claim: Claim, rings: dict[AgentType, int]) -> None:
+    def _ask(self, waiter: _Waiter) -> Ask:
+        call, lane = waiter.call, waiter.asked
+        return Ask(
+            worker_id=call.worker_id,
+            request_id=call.request_id,
+            lane=lane,
+            acknowledge=call.acknowledge,
+            floor=self._backlog.floor(lane) if lane else claims.BOTTOM,
+        )
+
+    def _learn(self, asks: list[Ask], found: list[Claim]) -> None:
+        """Where the lanes stand now, and which agent types have run dry."""
+        tags: dict[Lane, list[float]] = defaultdict(list)
+        short: dict[Lane, bool] = {}
+        for ask, claim in zip(asks, found, strict=True):
+            if ask.lane is None:
+                continue
+            if claim.lease is not None:
+                tags[ask.lane].append(claim.lease.tag)
+                self._database.lanes.passed(ask.lane, claim.lease.tag)
+            elif claim.worker_state == WorkerState.READY and not claim.holds_another:
+                short[ask.lane] = True
+        for lane in {ask.lane for ask in asks if ask.lane is not None}:
+            if lane in tags or lane in short:
+                self._backlog.found(lane, tags[lane], dry=lane in short)
+        for agent in {lane.agent_type for lane in short} - self._backlog.agents():
+            self.fairness.fell_idle(agent)
+
+    async def _answer(self, waiter: _Waiter, claim: Claim) -> None:
         if claim.lease is not None:
             await self._hand_over(waiter, claim.lease)
             return
         if waiter.asked is not None:
-            self.fairness.refund(waiter.asked, waiter.charge)
+            self.fairness.refund(waiter.asked.agent_type, waiter.charge)
         try:
             if claim.holds_another:
                 self._settle(waiter, await self._repeat(waiter.call, claim))
@@ -234,16 +286,8 @@ class Broker:
                 waiter.unserved = True
             elif claim.worker_state != WorkerState.READY:
                 raise _standing(claim.worker_state)
-            elif waiter.asked is not None:
-                self._found_none(waiter.asked, rings)
         except ConvenerError as error:
             self._settle(waiter, error)
-
-    def _found_none(self, agent: AgentType, rings: dict[AgentType, int]) -> None:
-        """The type has run dry, unless somebody has rung since we looked."""
-        if rings[agent] == self._backlog.rings[agent]:
-            self._backlog.likely.discard(agent)
-            self.fairness.fell_idle(agent)
 
     async def _hand_over(self, waiter: _Waiter, lease: Lease) -> None:
         """To the worker; back to the queue when it hung up while its lease was on the way, and has not called again."""
@@ -257,7 +301,7 @@ class Broker:
     async def _repeat(self, call: LeaseCall, claim: Claim) -> Lease:
         """The same request again gets the same lease again: its answer was lost."""
         if claim.is_repeat:
-            lease = await hot.run(self._database, lambda c: leases.held_by_request(c, call.worker_id, call.request_id))
+            lease = await hot.run(self._database, lambda c: claims.held_by_request(c, call.worker_id, call.request_id))
             if lease is not None:
                 return lease
         raise WorkerBusy
@@ -286,13 +330,6 @@ class Broker:
             waiter.answer.set_exception(outcome)
         else:
             waiter.answer.set_result(outcome)
-
-
-def _ask(waiter: _Waiter) -> Ask:
-    call = waiter.call
-    return Ask(
-        worker_id=call.worker_id, request_id=call.request_id, agent_type=waiter.asked, acknowledge=call.acknowledge
-    )
 
 
 def _standing(state: str | None) -> ConvenerError:

@@ -97,7 +97,7 @@ class LeaseDesk:
         if rest:
             late, freed = await hot.run(self._database, lambda c: leases.complete_and_unblock(c, rest))
             accepted |= late
-            self._database.announcer.announce({announcements.work(agent) for agent in freed})
+            self._database.announcer.announce({announcements.work(lane): tag for lane, tag in freed.items()})
         if accepted:
             self._database.announcer.announce([announcements.EVENTS])
         return [accepted.get(call.task_id) for call in calls]

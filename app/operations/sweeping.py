@@ -14,10 +14,14 @@ from app.store.attempts import Attempt, Ending
 from app.store.database import now
 from app.store.duties import Turn
 
+_ENDED_SECONDS = 3600.0
+
 
 async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) -> dict[str, Any]:
     """One sweep over the live leases."""
-    live, expired = await attempts.count_leases(connection, policy.deadline_grace_seconds)
+    # Leases of workers that ended while nobody was sweeping count too.
+    since = _ENDED_SECONDS + turn.seconds_since_last
+    live, expired = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
     snapshot = SweepSnapshot(
         expired=expired,
         live=live,
@@ -27,7 +31,7 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
     reason = hold_back(snapshot, SweepPolicy())
     if reason is not None:
         return {"held_back": True, "reason": reason}
-    taken = await attempts.overdue(connection, policy.deadline_grace_seconds) if expired else []
+    taken = await attempts.overdue(connection, policy.deadline_grace_seconds, since) if expired else []
     for attempt in taken:
         await _take_back(connection, attempt)
     return {"live": live, "taken_back": len(taken)}

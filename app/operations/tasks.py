@@ -19,11 +19,15 @@ from app.domain.errors import (
     TaskFinished,
     TaskNotFound,
 )
+from app.domain.ageing import is_urgent
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
 from app.operations import dependencies
+from app.operations.admission import Admission
 from app.operations.identifiers import time_ordered_uuid
+from app.operations.lining_up import lining_up
 from app.store import attempts, events, tasks
 from app.store.attempts import Ending
+from app.store.database import now
 from app.store.tasks import NewTask, Taken
 
 _KEYS = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
@@ -57,24 +61,59 @@ class Submitted:
     created: bool
 
 
-async def submit(connection: AsyncConnection, submissions: Sequence[Submission]) -> list[Submitted]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """On what terms tasks are taken in; without an admission there is always room."""
+
+    admission: Admission | None = None
+
+
+_EVERYTHING = Intake()
+
+
+async def submit(
+    connection: AsyncConnection, submissions: Sequence[Submission], intake: Intake = _EVERYTHING
+) -> list[Submitted]:
     """Take in all of the tasks or none. A chosen id or idempotency key that exists with the same body is the same task.
 
     Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch;
-    SubmitInFlight while another request with the same key is being worked on; DependencyMissing, DependencyCycle.
+    SubmitInFlight while another request with the same key is being worked on; DependencyMissing, DependencyCycle;
+    QueueFull, which never keeps a repeated call from its answer.
     """
     keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
     new = _distinct([_new_task(submission) for submission in submissions])
     standing = await dependencies.standing(connection, new)
-    waiting = [replace(task, blockers=standing.blockers(task)) for task in new.values()]
-    created = {task.id: task for task in await tasks.insert(connection, waiting)}
+    waiting = await _urgent(connection, [replace(task, blockers=standing.blockers(task)) for task in new.values()])
+    created = await _take_in(connection, waiting, intake)
     if await standing.settle(connection, [task for task in waiting if task.id in created]):
         created = await tasks.taken(connection, list(created))
     missing = [task_id for task_id in new if task_id not in created]
     known = await tasks.taken(connection, missing) if missing else {}
     return [_outcome(task, created, known) for task in waiting]
+
+
+async def _take_in(connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake) -> dict[UUID, Taken]:
+    """Insert those whose id is new, where there is room. Of chosen ids only the insert tells which are."""
+    chosen = any(task.id_is_chosen for task in waiting)
+    if intake.admission is not None and not chosen:
+        await intake.admission.admit(connection, [Priority(task.priority) for task in waiting], inserted=False)
+    async with lining_up(connection, waiting) as tagged:
+        created = {task.id: task for task in await tasks.insert(connection, tagged)}
+        if intake.admission is not None and chosen:
+            entered = [Priority(task.priority) for task in waiting if task.id in created]
+            await intake.admission.admit(connection, entered, inserted=True)
+    return created
+
+
+async def _urgent(connection: AsyncConnection, waiting: list[NewTask]) -> list[NewTask]:
+    """Those whose deadline is near go ahead of everything."""
+    if not any(task.deadline for task in waiting):
+        return waiting
+    moment = await now(connection)
+    near = {task.id for task in waiting if is_urgent(task.deadline, moment)}
+    return [replace(task, priority=Priority.CRITICAL.value) if task.id in near else task for task in waiting]
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:

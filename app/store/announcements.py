@@ -8,13 +8,13 @@ correctness: every listener also polls.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from uuid import uuid4
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.agents import AgentType
+from app.domain.lanes import Lane
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +27,34 @@ _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01
 
 
-def work(agent_type: str) -> str:
-    """The topic that says: there may be work for this agent type."""
-    return f"work:{AgentType(agent_type).value}"
+# What is announced: a topic, and for work the lowest tag at which there may be some.
+News = Mapping[str, float]
+
+
+def work(lane: Lane) -> str:
+    """The topic that says: there may be work in this lane."""
+    return f"work:{lane.agent_type.value}:{lane.priority.value}"
 
 
 def note(connection: AsyncConnection, *topics: str) -> None:
     """Remember topics to announce once this transaction has committed."""
-    connection.info.setdefault(_NOTED, set()).update(topics)
+    _merge(connection.info.setdefault(_NOTED, {}), dict.fromkeys(topics, 0.0))
 
 
-def take_notes(connection: AsyncConnection) -> set[str]:
-    """The topics noted on this connection, which are forgotten now."""
-    noted: set[str] = connection.info.pop(_NOTED, set())
+def note_work(connection: AsyncConnection, tags: Mapping[Lane, float]) -> None:
+    """Remember to announce, once this transaction has committed, that tasks wait: lane -> the lowest of their tags."""
+    _merge(connection.info.setdefault(_NOTED, {}), {work(lane): tag for lane, tag in tags.items()})
+
+
+def take_notes(connection: AsyncConnection) -> dict[str, float]:
+    """The news noted on this connection, which is forgotten now."""
+    noted: dict[str, float] = connection.info.pop(_NOTED, {})
     return noted
+
+
+def _merge(news: dict[str, float], more: News) -> None:
+    for topic, tag in more.items():
+        news[topic] = min(tag, news.get(topic, tag))
 
 
 class Announcer:
@@ -48,25 +62,26 @@ class Announcer:
 
     def __init__(self, connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]) -> None:
         self._connect = connect
-        self._listeners: list[Callable[[Collection[str]], None]] = []
-        self._outgoing: set[str] = set()
+        self._listeners: list[Callable[[News], None]] = []
+        self._outgoing: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._sender = uuid4().hex
         self._task: asyncio.Task[None] | None = None
 
-    def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
-        """Call `listener` with the topics of every announcement, this process's own included."""
+    def subscribe(self, listener: Callable[[News], None]) -> None:
+        """Call `listener` with the topics and tags of every announcement, this process's own included."""
         self._listeners.append(listener)
 
-    def unsubscribe(self, listener: Callable[[Collection[str]], None]) -> None:
+    def unsubscribe(self, listener: Callable[[News], None]) -> None:
         """Stop calling `listener`."""
         self._listeners.remove(listener)
 
-    def announce(self, topics: Collection[str]) -> None:
+    def announce(self, news: News | Collection[str]) -> None:
         """Tell everybody; returns at once."""
-        if topics:
-            self._tell(topics)
-            self._outgoing.update(topics)
+        if news:
+            told = news if isinstance(news, Mapping) else dict.fromkeys(news, 0.0)
+            self._tell(told)
+            _merge(self._outgoing, told)
             self._wake.set()
 
     def start(self) -> None:
@@ -102,21 +117,21 @@ class Announcer:
 
     async def _send(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._wake.clear()
-        topics, self._outgoing = sorted(self._outgoing), set()
-        if topics:
-            message = json.dumps({"from": self._sender, "topics": topics})
+        news, self._outgoing = self._outgoing, {}
+        if news:
+            message = json.dumps({"from": self._sender, "news": news})
             await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
 
     def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         try:
             heard = json.loads(str(message))
-            sender, topics = heard["from"], [str(topic) for topic in heard["topics"]]
-        except (ValueError, KeyError, TypeError):
+            sender, news = heard["from"], {str(topic): float(tag) for topic, tag in heard["news"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("announcements: ignored a message that is not ours")
             return
         if sender != self._sender:
-            self._tell(topics)
+            self._tell(news)
 
-    def _tell(self, topics: Collection[str]) -> None:
+    def _tell(self, news: News) -> None:
         for listener in tuple(self._listeners):
-            listener(topics)
+            listener(news)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.tasks import Move, TaskState, Verdict
-from app.store import announcements, events, tasks
+from app.store import announcements, events, holding, lanes, tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class Attempt:
     id: UUID
     state: TaskState
     agent_type: str
+    priority: int
     goal_id: str | None
     failures: int
     rescues: int
@@ -43,37 +44,47 @@ class Ending:
 
 
 _COLUMNS = (
-    "id, state, agent_type, goal_id, failures, rescues, max_attempts, retry_delays, token, worker_id, leased_at, "
-    "lease_expires_at, deadline_at"
+    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.max_attempts, t.retry_delays, "
+    "t.token, t.worker_id, t.leased_at, t.lease_expires_at, t.deadline_at"
 )
 
 _HELD = text(f"""
-SELECT {_COLUMNS} FROM tasks
+SELECT {_COLUMNS} FROM tasks t
 WHERE id = :id AND token = :token AND worker_id = :worker_id AND lease_expires_at > now() FOR UPDATE
 """)
 
-_OF_WORKER = text(f"SELECT {_COLUMNS} FROM tasks WHERE worker_id = :worker_id FOR UPDATE")
+_OF_WORKER = text(f"""
+SELECT {_COLUMNS} FROM {holding.last_lease(":worker_id")} last
+JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = :worker_id
+FOR UPDATE OF t
+""")
 
-# The partial index on worker_id holds the live leases and nothing else, at most one a worker.
+# Each worker's last lease, from the end of the ledger. Of those that have ended, only the ones that ended since shortly
+# before the last sweep: a claim that was under way may have served one while it was ending.
+_LEASED = f"""
+SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
+FROM workers w CROSS JOIN LATERAL {holding.last_lease("w.id")} last
+JOIN tasks h ON h.id = last.task_id AND h.token = last.token AND h.worker_id = w.id
+WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
+"""
+
 _OVERDUE = text(f"""
-SELECT {_COLUMNS} FROM tasks
-WHERE worker_id IS NOT NULL
-  AND (lease_expires_at <= now() OR deadline_at + make_interval(secs => :grace) <= now())
-ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+SELECT {_COLUMNS} FROM tasks t JOIN ({_LEASED}) leased ON leased.id = t.id AND leased.overdue
+WHERE t.worker_id IS NOT NULL
+  AND (t.lease_expires_at <= now() OR t.deadline_at + make_interval(secs => :grace) <= now())
+ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 """)
 
-_COUNT = text("""
-SELECT count(*) AS live,
-       count(*) FILTER (WHERE lease_expires_at <= now() OR deadline_at + make_interval(secs => :grace) <= now())
-       AS overdue
-FROM tasks WHERE worker_id IS NOT NULL
-""")
+_COUNT = text(f"SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue FROM ({_LEASED}) leased")
 
+# What comes back stands where the lane stands now: further ahead, a claim would have to walk over dead entries to it.
 _REQUEUE = text("""
-UPDATE tasks SET state = 'pending', worker_id = NULL, lease_request_id = NULL, lease_expires_at = NULL,
-    deadline_at = NULL, leased_at = NULL, failures = :failures, rescues = :rescues, run_at = :run_at,
-    error = coalesce(CAST(:error AS jsonb), error)
-WHERE id = :id
+UPDATE tasks t SET state = 'pending', worker_id = NULL, lease_expires_at = NULL, deadline_at = NULL, leased_at = NULL,
+    failures = :failures, rescues = :rescues, run_at = :run_at, error = coalesce(CAST(:error AS jsonb), error),
+    waiting_since = now(), avoid_worker_id = CAST(:avoid AS uuid),
+    tag = greatest(tag, coalesce((SELECT virtual_time FROM lanes l
+                                  WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))
+WHERE id = :id RETURNING agent_type, priority, tag
 """)
 
 _RECORD = text("""
@@ -104,14 +115,20 @@ async def of_worker(connection: AsyncConnection, worker_id: UUID) -> Attempt | N
     return rows[0] if rows else None
 
 
-async def overdue(connection: AsyncConnection, grace_seconds: float, limit: int = 500) -> list[Attempt]:
-    """Attempts whose lease expired or whose hard deadline passed, locked; whoever holds a lock already is skipped."""
-    return await _attempts(connection, _OVERDUE, {"grace": grace_seconds, "limit": limit})
+async def overdue(
+    connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
+) -> list[Attempt]:
+    """Attempts whose lease expired or whose hard deadline passed, locked; whoever holds a lock already is skipped.
+
+    Looks at live workers and at those that ended within the last `since_seconds`.
+    """
+    values = {"grace": grace_seconds, "since": since_seconds, "limit": limit}
+    return await _attempts(connection, _OVERDUE, values)
 
 
-async def count_leases(connection: AsyncConnection, grace_seconds: float) -> tuple[int, int]:
+async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> tuple[int, int]:
     """Live leases, and how many of them are overdue."""
-    row = (await connection.execute(_COUNT, {"grace": grace_seconds})).mappings().one()
+    row = (await connection.execute(_COUNT, {"grace": grace_seconds, "since": since_seconds})).mappings().one()
     return row["live"], row["overdue"]
 
 
@@ -132,6 +149,8 @@ async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, e
         worker_id=attempt.worker_id,
         token=attempt.token,
         detail=json.dumps({"reason": verdict.reason}),
+        priority=attempt.priority,
+        leased_at=attempt.leased_at,
     )
 
 
@@ -159,9 +178,10 @@ async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, w
 
 async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
-    await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, **values})
+    avoid = None if verdict.move is Move.RELEASE else attempt.worker_id
+    rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
     if verdict.run_at is None:
-        announcements.note(connection, announcements.work(attempt.agent_type))
+        announcements.note_work(connection, lanes.lowest(rows.mappings()))
 
 
 async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, Any]) -> list[Attempt]:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.domain.errors import DatabaseUnavailable, Unstorable
+from app.store import lanes
 from app.store.announcements import Announcer, take_notes
 
 _SESSION = {
@@ -19,6 +20,9 @@ _SESSION = {
     "statement_timeout": "30000",
     "idle_in_transaction_session_timeout": "30000",
     "jit": "off",
+    # Every statement has an index made for it. While a table is new and small the planner would read it whole, and a
+    # prepared statement would go on doing so when it has grown.
+    "enable_seqscan": "off",
 }
 
 
@@ -31,6 +35,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
         self.announcer = Announcer(self.connect)
+        self.lanes = lanes.Lanes()
         self.engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self.connect,
@@ -39,6 +44,7 @@ class Database:
             pool_timeout=5,
         )
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self.engine.sync_engine, "connect", lambda _, record: lanes.remember(record.info, self.lanes))
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection of the caller's own."""

@@ -13,8 +13,8 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.agents import AgentType
-from app.store import announcements
+from app.domain.lanes import Lane
+from app.store import announcements, lanes
 from app.store.tables import KEPT_COLUMNS
 
 
@@ -48,15 +48,18 @@ WITH met AS (
 ), unblocked AS (
     UPDATE tasks t
     SET blockers = t.blockers - counted.met,
-        state = CASE WHEN t.blockers = counted.met THEN 'pending' ELSE t.state END
-    FROM counted JOIN ours ON ours.id = counted.task_id
+        state = CASE WHEN t.blockers = counted.met THEN 'pending' ELSE t.state END,
+        waiting_since = now(), tag = greatest(t.tag, coalesce(lanes.virtual_time, 0))
+    FROM counted JOIN ours ON ours.id = counted.task_id JOIN tasks lane ON lane.id = counted.task_id
+    LEFT JOIN lanes ON lanes.agent_type = lane.agent_type AND lanes.priority = lane.priority
     WHERE t.id = counted.task_id
-    RETURNING t.id, t.state, t.agent_type, t.goal_id
+    RETURNING t.id, t.state, t.agent_type, t.priority, t.goal_id, t.tag, t.run_at
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id)
     SELECT 'task.unblocked', id, agent_type, goal_id FROM unblocked WHERE state = 'pending'
 )
-SELECT DISTINCT agent_type FROM unblocked WHERE state = 'pending'
+SELECT agent_type, priority, min(tag) AS tag FROM unblocked
+WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority
 """
 
 _KEPT = ", ".join(KEPT_COLUMNS)
@@ -101,12 +104,12 @@ async def connect(connection: AsyncConnection, edges: Sequence[Edge]) -> None:
     await connection.execute(_CONNECT, {"task_ids": task_ids, "depends_on": depends_on})
 
 
-async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed: Sequence[UUID]) -> set[AgentType]:
-    """Let go of those that waited for these tasks only; returns their agent types.
+async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed: Sequence[UUID]) -> dict[Lane, float]:
+    """Let go of those that waited for these tasks only; returns their lanes with the lowest tags.
 
     A statement of its own in the completion's transaction, after the locks: only then does it see every edge.
     """
-    return {AgentType(row["agent_type"]) for row in await connection.fetch(_UNBLOCK, completed)}
+    return lanes.lowest(await connection.fetch(_UNBLOCK, completed))
 
 
 async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> int:

@@ -44,19 +44,22 @@ class Event:
 
 
 _TELL = text("""
-INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail)
-VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb))
+INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds)
+VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb), :priority,
+        extract(epoch FROM now() - CAST(:leased_at AS timestamptz)))
 """)
 
 # Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
-_READ = text("""
+HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
+
+_READ = text(f"""
 SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
 WHERE (transaction, seq) > (:transaction, :seq)
-  AND transaction < (pg_snapshot_xmin(pg_current_snapshot())::text)::bigint
+  AND transaction < {HORIZON}
 ORDER BY transaction, seq LIMIT :limit
 """)
 
-_NOW = text("SELECT (pg_snapshot_xmin(pg_current_snapshot())::text)::bigint - 1")
+_NOW = text(f"SELECT {HORIZON} - 1")
 
 
 async def tell(
@@ -69,9 +72,12 @@ async def tell(
     worker_id: UUID | None = None,
     token: int | None = None,
     detail: str | None = None,
+    priority: int | None = None,
+    leased_at: datetime | None = None,
 ) -> None:
-    """Append one event in the transaction that makes it true."""
+    """Append one event in the transaction that makes it true; `leased_at` is when the attempt began that it ends."""
     values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
+    values |= {"priority": priority, "leased_at": leased_at}
     await connection.execute(_TELL, {"kind": move.value, "token": token, "detail": detail, **values})
     announcements.note(connection, announcements.EVENTS)
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fleet import PoolMember
 from app.domain.workers import WorkerId
+from app.store import holding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,8 @@ _LIVE = "w.state IN ('starting', 'ready', 'draining')"
 
 _MEMBERS = text(f"""
 SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
-       EXISTS (SELECT FROM tasks t WHERE t.worker_id = w.id) AS busy
-FROM workers w WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+       held.id IS NOT NULL AS busy
+FROM workers w {holding.joined("w.id")} WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
 _DEATHS = text("""

@@ -5,11 +5,13 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store import holding
+
 _TASKS = text("SELECT agent_type, state, count(*) AS tasks FROM tasks GROUP BY agent_type, state")
 
-_WORKERS = text("""
-SELECT CASE WHEN w.state = 'ready' AND t.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
-FROM workers w LEFT JOIN tasks t ON t.worker_id = w.id
+_WORKERS = text(f"""
+SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
+FROM workers w {holding.joined("w.id")}
 WHERE w.state IN ('starting', 'ready', 'draining') GROUP BY 1
 """)
 

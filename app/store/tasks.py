@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.tasks import TaskState
-from app.store import announcements, dependencies
+from app.store import announcements, dependencies, lanes
 from app.store.tables import KEPT_COLUMNS
 
 
@@ -35,6 +35,7 @@ class NewTask:
     idempotency_key: str | None = None
     depends_on: Sequence[UUID] = ()
     blockers: int = 0
+    tag: float = 0.0
 
     @property
     def state(self) -> TaskState:
@@ -54,31 +55,32 @@ class Taken:
 _INSERT = """
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
                    max_attempts, retry_delays, trace_context, request_hash, created_at,
-                   idempotency_key, depends_on, blockers)
+                   idempotency_key, depends_on, blockers, tag)
 SELECT id, CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END,
        agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
        CASE WHEN run_at > now() THEN run_at END, max_attempts, CAST(retry_delays AS float8[]), trace_context,
        request_hash, now(), idempotency_key,
-       CAST(depends_on AS uuid[]), blockers
+       CAST(depends_on AS uuid[]), blockers, tag
 FROM unnest(
     CAST(:id AS uuid[]), CAST(:agent_type AS text[]), CAST(:goal_id AS text[]), CAST(:priority AS smallint[]),
     CAST(:payload AS jsonb[]), CAST(:labels AS jsonb[]), CAST(:timeout_seconds AS float8[]),
     CAST(:deadline AS timestamptz[]), CAST(:run_at AS timestamptz[]), CAST(:max_attempts AS integer[]),
     CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[]),
-    CAST(:idempotency_key AS text[]), CAST(:depends_on AS text[]), CAST(:blockers AS integer[])
+    CAST(:idempotency_key AS text[]), CAST(:depends_on AS text[]), CAST(:blockers AS integer[]),
+    CAST(:tag AS float8[])
 ) WITH ORDINALITY AS new (id, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, place)
+    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, tag, place)
 ORDER BY place
 ON CONFLICT (id) DO NOTHING
-RETURNING id, seq, agent_type, goal_id
+RETURNING id, seq, agent_type, goal_id, priority
 """
 
 _TAKE_IN_CHOSEN = text(_INSERT)
 
 _TAKE_IN = text(f"""
 WITH fresh AS ({_INSERT}), told AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id)
-    SELECT 'task.submitted', id, agent_type, goal_id FROM fresh ORDER BY seq
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
+    SELECT 'task.submitted', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
 )
 SELECT id FROM fresh
 """)
@@ -88,8 +90,8 @@ DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h W
 """)
 
 _TELL = text("""
-INSERT INTO events (kind, task_id, agent_type, goal_id)
-SELECT 'task.submitted', id, agent_type, goal_id FROM tasks WHERE id = ANY (:ids) ORDER BY seq
+INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
+SELECT 'task.submitted', id, agent_type, goal_id, priority FROM tasks WHERE id = ANY (:ids) ORDER BY seq
 """)
 
 _RESERVE = text("""
@@ -138,7 +140,10 @@ _PROMOTE = text("""
 WITH due AS MATERIALIZED (
     SELECT id FROM tasks WHERE run_at <= now() ORDER BY run_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
-UPDATE tasks SET run_at = NULL FROM due WHERE tasks.id = due.id RETURNING agent_type
+UPDATE tasks t SET run_at = NULL, waiting_since = now(),
+    tag = greatest(tag, coalesce((SELECT virtual_time FROM lanes l
+                                  WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))
+FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 """)
 
 
@@ -158,8 +163,9 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
         inserted -= set((await connection.execute(_DROP_FINISHED, {"ids": chosen})).scalars())
         await connection.execute(_TELL, {"ids": list(inserted)})
     fresh = [task for task in tasks if task.id in inserted]
-    topics = {announcements.work(task.agent_type) for task in fresh if not task.blockers}
-    announcements.note(connection, announcements.EVENTS, *topics)
+    announcements.note(connection, announcements.EVENTS)
+    ready = [task for task in fresh if not task.blockers]
+    announcements.note_work(connection, lanes.lowest(_stand(task) for task in ready))
     return [Taken(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
 
@@ -178,7 +184,12 @@ _ARRAYS = (
     "request_hash",
     "idempotency_key",
     "blockers",
+    "tag",
 )
+
+
+def _stand(task: NewTask) -> dict[str, object]:
+    return {"agent_type": task.agent_type, "priority": task.priority, "tag": task.tag}
 
 
 def _array(values: Iterable[object]) -> str:
@@ -285,6 +296,6 @@ async def finish(
 
 async def promote(connection: AsyncConnection, limit: int = 1000) -> int:
     """Let tasks run whose time has come; returns how many."""
-    types = (await connection.execute(_PROMOTE, {"limit": limit})).scalars().all()
-    announcements.note(connection, *{announcements.work(agent_type) for agent_type in types})
-    return len(types)
+    rows = (await connection.execute(_PROMOTE, {"limit": limit})).mappings().all()
+    announcements.note_work(connection, lanes.lowest(row for row in rows if row["state"] == "pending"))
+    return len(rows)

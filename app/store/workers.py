@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.workers import Sighting, WorkerId, WorkerState, origins
+from app.store import holding
 from app.store.hot import columns
 
 
@@ -112,9 +113,7 @@ SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS
 FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
-_READ = """
-SELECT w.*, t.id AS task_id FROM workers w LEFT JOIN tasks t ON t.worker_id = w.id
-"""
+_READ = f"SELECT w.*, held.id AS task_id FROM workers w {holding.joined('w.id')}"
 
 _SIGHTINGS = text(f"""
 SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {_LIVE} ORDER BY id FOR UPDATE SKIP LOCKED

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import select
 
 from app.operations.access import Keyring
-from app.store import schema, tables
+from app.store import schema
+from app.store.tables import pool as tables
 from app.store.database import Database
 from tests.docker.composition import services
 from worker_agent.options import read_options

@@ -29,6 +29,8 @@ _LEGAL = {
     **{(state, Move.FAIL): TaskState.FAILED for state in LEASED},
     **{(state, move): TaskState.PENDING for state in LEASED for move in (Move.RETRY, Move.RELEASE, Move.EXPIRE)},
     **{(state, Move.CANCEL): TaskState.CANCELLED for state in TaskState if state not in FINISHED},
+    (TaskState.FAILED, Move.REQUEUE): TaskState.PENDING,
+    (TaskState.PENDING, Move.DISPLACE): TaskState.FAILED,
 }
 
 
@@ -42,8 +44,9 @@ def test_every_move_from_every_state(state: TaskState, move: Move) -> None:
             after(state, move)
 
 
-def test_what_is_finished_never_moves_again() -> None:
-    assert not any(origins & FINISHED for origins, _ in MOVES.values())
+def test_what_is_finished_moves_again_only_when_a_dead_letter_is_requeued() -> None:
+    found = {(move, state) for move, (origins, _) in MOVES.items() for state in origins & FINISHED}
+    assert found == {(Move.REQUEUE, TaskState.FAILED)}
 
 
 @given(

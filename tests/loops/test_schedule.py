@@ -15,8 +15,14 @@ async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: D
     await execute(
         database,
         "UPDATE tasks SET state = 'executing', token = 1, worker_id = $1, leased_at = now(),"
-        " deadline_at = now() + interval '1 h', lease_expires_at = now() - interval '1 s', lease_request_id = $1",
+        " deadline_at = now() + interval '1 h', lease_expires_at = now() - interval '1 s'",
         worker_id,
+    )
+    await execute(
+        database,
+        "INSERT INTO leases (worker_id, n, task_id, token, request_id) VALUES ($1, 1, $2, 1, $1)",
+        worker_id,
+        task_id,
     )
     await execute(database, "UPDATE workers SET last_seen_at = now() - interval '1 h' WHERE id = $1", worker_id)
     async with running(database, *DUTIES):

@@ -11,8 +11,9 @@ from app.domain.tasks import RetryPolicy, TaskState
 from app.domain.workers import WorkerId
 from app.operations import leases as operations
 from app.operations.leases import Failure, LeaseDesk, Standing
+from app.store.claims import Lease
 from app.store.database import Database
-from app.store.leases import Lease, Sign
+from app.store.leases import Sign
 from tests.factories import completion, everything, fence, holding, leased, ready_worker, submitted
 from tests.sql import fetch, value
 

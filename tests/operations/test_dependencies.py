@@ -6,7 +6,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app.domain.agents import AgentType
 from app.domain.errors import DependencyCycle, DependencyMissing, IdempotencyMismatch, SubmitInFlight
 from app.domain.fairness import FairQueue
 from app.domain.leases import LeasePolicy
@@ -15,12 +14,12 @@ from app.operations import leases as lease_operations
 from app.operations import tasks
 from app.operations.leases import Failure, Fence, LeaseDesk
 from app.operations.tasks import Submitted
-from app.store import hot
-from app.store import leases as store
+from app.store import claims, hot
+from app.store.claims import Ask, Lease
 from app.store.database import Database
-from app.store.leases import Ask, Completion, Lease
+from app.store.leases import Completion
 from tests import sql
-from tests.factories import ready_worker, submission
+from tests.factories import GENERATION, ready_worker, submission
 
 
 async def _submit(database: Database, *wanted: dict[str, Any]) -> list[Submitted]:
@@ -30,9 +29,9 @@ async def _submit(database: Database, *wanted: dict[str, Any]) -> list[Submitted
 
 async def _claim(database: Database) -> Lease:
     worker = await ready_worker(database)
-    ask = Ask(worker_id=worker, request_id=uuid4(), agent_type=AgentType.GENERATION, acknowledge=True)
-    claims = await hot.run(database, lambda c: store.claim(c, [ask], LeasePolicy()))
-    lease = claims[0].lease
+    ask = Ask(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
+    found = await hot.run(database, lambda c: claims.claim(c, [ask], LeasePolicy()))
+    lease = found[0].lease
     assert lease is not None
     return lease
 

@@ -14,8 +14,9 @@ from app.domain.workers import WorkerId, WorkerState
 from app.operations import leases as operations
 from app.operations import sweeping, tasks, workers
 from app.operations.leases import Failure, LeaseDesk, Standing
+from app.store.claims import Lease
 from app.store.database import Database
-from app.store.leases import Lease, Sign
+from app.store.leases import Sign
 from tests.factories import completion, fence, holding, leased, ready_worker, turn
 from tests.sql import execute, fetch
 

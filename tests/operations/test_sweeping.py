@@ -11,8 +11,8 @@ from app.operations import sweeping
 from app.operations.broker import Broker, LeaseCall
 from app.operations.workers import Heartbeats
 from app.store import tasks as task_store
+from app.store.claims import Lease
 from app.store.database import Database
-from app.store.leases import Lease
 from tests.factories import beat, everything, holding, leased, ready_worker, submitted, turn
 from tests.sql import execute, fetch, value
 
@@ -152,7 +152,7 @@ async def test_promotion_wakes_who_waits(database: Database) -> None:
     database.announcer.subscribe(heard.update)
     async with database.transaction() as connection:
         await sweeping.promote(connection)
-    assert heard == {"work:ranking"}
+    assert heard == {"work:ranking:2"}
 
 
 @pytest.mark.parametrize("limit", [1, 7])

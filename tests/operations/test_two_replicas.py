@@ -16,10 +16,10 @@ from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId
 from app.operations.broker import Broker, LeaseCall
 from app.operations.leases import LeaseDesk
-from app.store import leases
+from app.store import claims
+from app.store.claims import Ask, Lease
 from app.store.database import Database
-from app.store.leases import Ask, Lease
-from tests.factories import completion, leased, ready_worker, submitted
+from tests.factories import GENERATION, completion, leased, ready_worker, submitted
 from tests.sql import fetch, until_blocked, value
 
 _TASKS, _WORKERS = 200, 16
@@ -95,12 +95,12 @@ async def test_the_database_refuses_a_second_lease_of_a_worker(database: Databas
     """Both replicas see an idle worker at once; the unique index lets the first one win."""
     worker_id = await ready_worker(database)
     await submitted(database, 2)
-    asks = [Ask(worker_id=worker_id, request_id=uuid4(), agent_type=AgentType.GENERATION, acknowledge=False)]
+    asks = [Ask(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=False)]
     first, second = await database.connect(), await replica.connect()
     transaction = first.transaction()
     await transaction.start()
-    assert (await leases.claim(first, asks, LeasePolicy()))[0].lease is not None
-    other = asyncio.create_task(leases.claim(second, asks, LeasePolicy()))
+    assert (await claims.claim(first, asks, LeasePolicy()))[0].lease is not None
+    other = asyncio.create_task(claims.claim(second, asks, LeasePolicy()))
     await until_blocked(database)
     await transaction.commit()
     with pytest.raises(asyncpg.UniqueViolationError):

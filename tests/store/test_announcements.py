@@ -1,10 +1,13 @@
 """Announcements: to this process at once, to others soon, and again after the connection was lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 
 import pytest
 
+from app.domain.agents import AgentType
+from app.domain.lanes import Lane
+from app.domain.tasks import Priority
 from app.store import announcements
 from app.store.announcements import note
 from app.store.database import Database
@@ -130,7 +133,23 @@ async def test_who_no_longer_listens_hears_nothing(database: Database) -> None:
     assert heard == set()
 
 
-def test_the_topic_of_work_names_the_agent_type() -> None:
-    assert announcements.work("meta_review") == "work:meta_review"
-    with pytest.raises(ValueError, match="nothing"):
-        announcements.work("nothing")
+def test_the_topic_of_work_names_the_lane() -> None:
+    lane = Lane(agent_type=AgentType.META_REVIEW, priority=Priority.HIGH)
+    assert announcements.work(lane) == "work:meta_review:3"
+
+
+async def test_of_several_notes_on_a_lane_the_lowest_tag_is_announced(database: Database, other: Database) -> None:
+    """Whoever reads a lane from a later place on must go back to where the work is."""
+    lane = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
+    heard: list[Mapping[str, float]] = []
+    other.announcer.subscribe(heard.append)
+
+    async def announced() -> bool:
+        async with database.transaction() as connection:
+            for tag in (7.5, 3.25, 9.0):
+                announcements.note_work(connection, {lane: tag})
+        await asyncio.sleep(0.02)
+        return bool(heard)
+
+    await until(announced)
+    assert heard[0] == {"work:ranking:1": 3.25}

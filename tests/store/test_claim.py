@@ -8,13 +8,15 @@ import asyncpg
 import pytest
 
 from app.domain.agents import AgentType
+from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import Priority
 from app.domain.workers import WorkerId
-from app.store import leases
+from app.operations.backlog import LANES
+from app.store import claims as store
+from app.store.claims import Ask, Claim
 from app.store.database import Database
-from app.store.leases import Ask, Claim
-from tests.factories import ready_worker, submitted
+from tests.factories import GENERATION, ready_worker, submitted
 from tests.sql import execute
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -27,8 +29,12 @@ async def hot(database: Database) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-def _ask(worker: WorkerId, agent: AgentType | None = AgentType.GENERATION, *, acknowledge: bool = False) -> Ask:
-    return Ask(worker_id=worker, request_id=uuid4(), agent_type=agent, acknowledge=acknowledge)
+def _ask(worker: WorkerId, lane: Lane | None = GENERATION, *, acknowledge: bool = False) -> Ask:
+    return Ask(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
+
+
+def _lane(priority: Priority) -> Lane:
+    return Lane(agent_type=AgentType.GENERATION, priority=priority)
 
 
 async def _workers(database: Database, count: int) -> list[WorkerId]:
@@ -36,7 +42,7 @@ async def _workers(database: Database, count: int) -> list[WorkerId]:
 
 
 async def _claim(hot: Connection, asks: Sequence[Ask]) -> list[Claim]:
-    return await leases.claim(hot, asks, LeasePolicy())
+    return await store.claim(hot, asks, LeasePolicy())
 
 
 def _tasks(claims: Sequence[Claim]) -> list[UUID | None]:
@@ -65,7 +71,12 @@ async def test_each_ask_of_a_batch_gets_another_task(database: Database, hot: Co
 
 async def test_priority_goes_first_and_then_age(database: Database, hot: Connection) -> None:
     wanted = {priority: await submitted(database, 3, priority=priority) for priority in Priority}
-    claims = await _claim(hot, [_ask(worker) for worker in await _workers(database, 12)])
+    workers = await _workers(database, 12)
+    claims = [
+        claim
+        for turn, priority in enumerate(sorted(Priority, reverse=True))
+        for claim in await _claim(hot, [_ask(w, _lane(priority)) for w in workers[3 * turn : 3 * turn + 3]])
+    ]
     order = [Priority.CRITICAL, Priority.HIGH, Priority.MEDIUM, Priority.LOW]
     assert _tasks(claims) == [task_id for priority in order for task_id in wanted[priority]]
 
@@ -73,7 +84,11 @@ async def test_priority_goes_first_and_then_age(database: Database, hot: Connect
 async def test_each_ask_is_served_from_its_own_type(database: Database, hot: Connection) -> None:
     first, second = await submitted(database, 2, agent_type=AgentType.RANKING)
     third = (await submitted(database, agent_type=AgentType.EVOLUTION))[0]
-    types = [AgentType.RANKING, AgentType.EVOLUTION, None, AgentType.PROXIMITY, AgentType.RANKING, AgentType.EVOLUTION]
+    ranking, evolution, proximity = (
+        Lane(agent_type=agent, priority=Priority.MEDIUM)
+        for agent in (AgentType.RANKING, AgentType.EVOLUTION, AgentType.PROXIMITY)
+    )
+    types = [ranking, evolution, None, proximity, ranking, evolution]
     claims = await _claim(hot, [_ask(w, t) for w, t in zip(await _workers(database, 6), types, strict=True)])
     assert _tasks(claims) == [first, third, None, None, second, None]
 
@@ -115,31 +130,67 @@ async def test_a_lease_that_is_not_acknowledged_lives_shorter(
     worker = await ready_worker(database)
     await submitted(database)
     policy = LeasePolicy(lease_seconds=40, acknowledge_within_seconds=7)
-    lease = (await leases.claim(hot, [_ask(worker, acknowledge=acknowledge)], policy))[0].lease
+    lease = (await store.claim(hot, [_ask(worker, acknowledge=acknowledge)], policy))[0].lease
     assert lease is not None
     assert (lease.expires_at - lease.leased_at).total_seconds() == (40 if acknowledge else 7)
     state = await hot.fetchval("SELECT state FROM tasks")
     assert state == ("executing" if acknowledge else "assigned")
 
 
-async def test_the_database_itself_holds_one_lease_a_worker_and_a_worker_a_lease(
-    database: Database, hot: Connection
-) -> None:
+async def test_a_worker_holds_one_lease_whatever_the_code_does(database: Database, hot: Connection) -> None:
+    """The n-th lease of a worker exists once, and the claim gives it only when the one before is over."""
     worker = await ready_worker(database)
     await submitted(database, 2)
+    first = (await _claim(hot, [_ask(worker)]))[0]
+    second = (await _claim(hot, [_ask(worker)]))[0]
+    assert first.lease is not None
+    assert (second.lease, second.holds_another) == (None, True)
     with pytest.raises(asyncpg.UniqueViolationError):
-        await hot.execute("UPDATE tasks SET worker_id = $1, state = 'executing'", worker)
+        await hot.execute("INSERT INTO leases SELECT worker_id, n, task_id, token, request_id FROM leases")
     with pytest.raises(asyncpg.CheckViolationError):
-        await hot.execute("UPDATE tasks SET state = 'executing'")
+        await hot.execute("UPDATE tasks SET worker_id = NULL")
     with pytest.raises(asyncpg.CheckViolationError):
         await hot.execute("UPDATE tasks SET state = 'completed'")
 
 
-async def test_the_types_with_work_are_those_that_may_run_now(database: Database, hot: Connection) -> None:
-    assert await leases.types_with_work(hot) == set()
+async def test_a_claim_begins_where_it_is_told(database: Database, hot: Connection) -> None:
+    """What lies below are the dead entries of former heads; whoever frees a task there must announce it."""
+    ids = await submitted(database, 3)
+    tags = [row["tag"] for row in await hot.fetch("SELECT tag FROM tasks ORDER BY seq")]
+    one, other = await _workers(database, 2)
+    above = Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=False, floor=tags[1])
+    found = (await _claim(hot, [above]))[0].lease
+    assert found is not None
+    assert (found.task_id, found.tag) == (ids[1], tags[1])
+    assert _tasks(await _claim(hot, [_ask(other)])) == [ids[0]]
+
+
+async def test_a_look_finds_the_heads_of_lanes_that_may_run_now(database: Database, hot: Connection) -> None:
+    assert await store.look(hot, LANES) == {}
     await submitted(database, agent_type=AgentType.RANKING)
     await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour'")
-    await submitted(database, agent_type=AgentType.EVOLUTION)
-    assert await leases.types_with_work(hot) == {AgentType.EVOLUTION}
-    await _claim(hot, [_ask(await ready_worker(database), AgentType.EVOLUTION)])
-    assert await leases.types_with_work(hot) == set()
+    await submitted(database, 2, agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
+    lane = Lane(agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
+    head, second = [row["tag"] for row in await hot.fetch("SELECT tag FROM tasks WHERE run_at IS NULL ORDER BY seq")]
+    assert await store.look(hot, LANES) == {lane: head}
+    assert await store.look(hot, {lane: second}) == {lane: second}
+    await execute(database, "INSERT INTO pauses (agent_type, reason, paused_by) VALUES ('evolution', 'test', 'me')")
+    assert await store.look(hot, LANES) == {}
+    assert _tasks(await _claim(hot, [_ask(await ready_worker(database), lane)])) == [None]
+
+
+async def test_another_worker_is_preferred_for_a_retry(database: Database, hot: Connection) -> None:
+    (task_id,) = await submitted(database)
+    failed, other = await _workers(database, 2)
+    await execute(database, "UPDATE tasks SET avoid_worker_id = $1", failed)
+    assert _tasks(await _claim(hot, [_ask(failed)])) == [None]
+    assert _tasks(await _claim(hot, [_ask(failed), _ask(other)])) == [None, task_id]
+
+
+async def test_a_worker_that_is_alone_gets_its_failed_task_again_after_a_while(
+    database: Database, hot: Connection
+) -> None:
+    (task_id,) = await submitted(database)
+    failed = await ready_worker(database)
+    await execute(database, "UPDATE tasks SET avoid_worker_id = $1, waiting_since = now() - interval '6 s'", failed)
+    assert _tasks(await _claim(hot, [_ask(failed)])) == [task_id]

@@ -10,7 +10,9 @@ import asyncpg
 import pytest
 
 from app.domain.errors import ConvenerError, DatabaseUnavailable, Unstorable
-from app.store import hot, leases
+from app.domain.lanes import Lane
+from app.operations.backlog import LANES
+from app.store import claims, hot
 from app.store.database import Database, now, plain_url
 from tests.factories import submitted
 from tests.sql import execute, until_blocked, value
@@ -48,12 +50,16 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     server.close()
 
 
+async def _look(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[Lane, float]:
+    return await claims.look(connection, LANES)
+
+
 async def _ask_both_ways(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable):
         async with database.transaction() as connection:
             await now(connection)
     with pytest.raises(DatabaseUnavailable):
-        await hot.run(database, leases.types_with_work)
+        await hot.run(database, _look)
 
 
 async def test_nobody_listens(nowhere: Database) -> None:
@@ -67,7 +73,7 @@ async def test_the_server_takes_no_connections_now(refusing: Database) -> None:
 async def test_connections_that_broke_are_replaced(database: Database) -> None:
     async with database.transaction() as connection:
         await now(connection)
-    await hot.run(database, leases.types_with_work)
+    await hot.run(database, _look)
     statement = """
         SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'convener'
@@ -78,7 +84,7 @@ async def test_connections_that_broke_are_replaced(database: Database) -> None:
         await now(connection)
     for _ in range(3):
         try:
-            assert await hot.run(database, leases.types_with_work) == set()
+            assert await hot.run(database, _look) == {}
             break
         except DatabaseUnavailable:
             continue

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.store import leases, workers
+from app.store import attempts, claims, lanes, leases, workers
 from app.store.database import Database
 from tests.conftest import named, run_on
 from tests.factories import ready_worker, submitted
@@ -17,9 +17,9 @@ from tests.sql import execute
 _NAME = "convener_plans"
 _FILL = """
 INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
-                   request_hash, created_at)
+                   request_hash, created_at, tag)
 SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'])[1 + n % 3], 1 + n % 4, '{}', '{}',
-       60, 3, '{}', '', now()
+       60, 3, '{}', '', now(), n
 FROM generate_series(1, 50000) AS n
 """
 _BATCHES = (1, 8, 64)
@@ -63,6 +63,13 @@ def _walks(plan: str, table: str) -> list[str]:
     return re.findall(rf"(?:Seq Scan|Bitmap Heap Scan) on {table}\b.*", plan)
 
 
+def _plain(statement: str, *names: str) -> str:
+    """As asyncpg wants it: numbers instead of names."""
+    for number, name in enumerate(names, 1):
+        statement = re.sub(rf":{name}\b", f"${number}", statement)
+    return statement
+
+
 def _ids(count: int) -> list[UUID]:
     return [uuid4() for _ in range(count)]
 
@@ -71,11 +78,15 @@ def _ids(count: int) -> list[UUID]:
 async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
     worker = await ready_worker(full)
     for batch in _BATCHES:
-        asks = [[worker, *_ids(batch - 1)], _ids(batch), ["generation"] * batch, [False] * batch]
-        plan = await _plans(full, leases._CLAIM, *asks, 15.0, 5.0)
+        lanes = [["generation"] * batch, [2] * batch, [17.0] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch]
+        plan = await _plans(full, claims._CLAIM, *asks, 15.0, 5.0, 5.0)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
-        assert plan.count("tasks_one_lease_per_worker on tasks held") == 2
+        assert plan.count("tag >= (min(eligible.floor))") == 2
+        assert plan.count("using leases_pkey on leases l") == 2
+        assert plan.count("using tasks_pkey on tasks held") == 2
         assert not _walks(plan, "tasks")
+        assert not _walks(plan, "leases")
 
 
 @pytest.mark.slow
@@ -92,11 +103,27 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
         for plan in (complete, sign, beat):
             assert "Index Scan using tasks_pkey on tasks" in plan
             assert not _walks(plan, "tasks")
-            assert "tasks_one_lease_per_worker" not in plan
+            assert "using tasks_claim" not in plan
+            assert "using tasks_tags" not in plan
 
 
 @pytest.mark.slow
-async def test_looking_for_work_is_one_probe_a_type(full: Database) -> None:
-    plan = await _plans(full, leases._WITH_WORK, ["generation", "proximity"])
+async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
+    plan = await _plans(full, claims._LOOK, ["generation", "proximity"], [1, 2], [0.0, 5.0])
     assert "using tasks_claim on tasks" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
+    plan = await _plans(full, _plain(lanes._STAND.text, "agents", "priorities", "goals"), ["ranking"], [2], ["goal"])
+    assert "using tasks_tags on tasks" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_sweep_goes_by_worker(full: Database) -> None:
+    plan = await _plans(full, _plain(attempts._COUNT.text, "grace", "since"), 10.0, 3600.0)
+    assert "using leases_pkey on leases l" in plan
+    assert "using tasks_pkey on tasks h" in plan
     assert not _walks(plan, "tasks")

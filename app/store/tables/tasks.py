@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy knows them; migrations build them, and a test holds the two together."""
+"""Tasks while they live and when they have finished, and what their attempts leave behind."""
 
 from typing import Any
 
@@ -7,14 +7,13 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     Float,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
+    REAL,
     SmallInteger,
     Table,
     Text,
@@ -23,28 +22,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from app.domain.access import Role
 from app.domain.agents import AgentType
 from app.domain.tasks import FINISHED, TaskState
-from app.domain.workers import WorkerState
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_N_name)s_ix",
-        "uq": "%(table_name)s_%(column_0_N_name)s_key",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-        "pk": "%(table_name)s_pkey",
-    }
-)
-
-
-def _one_of(column: str, values: Any) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in sorted(values))
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _moment(name: str, **options: Any) -> Column[Any]:
-    return Column(name, DateTime(timezone=True), **options)
+from app.store.tables.base import OWN_TRANSACTION, metadata, moment, one_of
 
 
 def _submitted() -> list[Any]:
@@ -56,14 +36,14 @@ def _submitted() -> list[Any]:
         Column("payload", JSONB, nullable=False),
         Column("labels", JSONB, nullable=False),
         Column("timeout_seconds", Float, nullable=False),
-        _moment("deadline"),
+        moment("deadline"),
         Column("max_attempts", Integer, nullable=False),
         Column("retry_delays", ARRAY(Float), nullable=False),
         Column("trace_context", Text),
         Column("depends_on", ARRAY(UUID), nullable=False, server_default="{}"),
         Column("idempotency_key", Text),
         Column("request_hash", LargeBinary, nullable=False),
-        _moment("created_at", nullable=False),
+        moment("created_at", nullable=False),
     ]
 
 
@@ -74,7 +54,7 @@ def _progressed() -> list[Any]:
         Column("rescues", Integer, nullable=False, server_default="0"),
         Column("token", BigInteger, nullable=False, server_default="0"),
         Column("worker_id", UUID),
-        _moment("leased_at"),
+        moment("leased_at"),
         Column("progress", JSONB),
         Column("checkpoint", JSONB),
     ]
@@ -82,7 +62,8 @@ def _progressed() -> list[Any]:
 
 LIVE_STATES = [state for state in TaskState if state not in FINISHED]
 
-# Hot: holds live tasks only. A claim reads the head of `tasks_claim`; the leases are the rows with a worker.
+# Hot: holds live tasks only. A claim reads `tasks_claim` from where it last stood in a lane; the tasks that are leased
+# are those with a worker, and `leases` knows which worker has which.
 tasks = Table(
     "tasks",
     metadata,
@@ -91,15 +72,17 @@ tasks = Table(
     Column("state", Text, nullable=False),
     *_submitted(),
     *_progressed(),
-    _moment("run_at", comment="null once the task may run"),
+    moment("run_at", comment="null once the task may run"),
     Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
     Column("has_dependents", Boolean, nullable=False, server_default=text("false")),
-    Column("lease_request_id", UUID),
-    _moment("lease_expires_at"),
-    _moment("deadline_at"),
+    Column("tag", Float, nullable=False, server_default="0", comment="virtual finish time within its lane"),
+    moment("waiting_since", nullable=False, server_default=func.now(), comment="when it last became ready to run"),
+    Column("avoid_worker_id", UUID, comment="whose attempt failed last: preferably not that one again"),
+    moment("lease_expires_at"),
+    moment("deadline_at"),
     Column("error", JSONB),
-    _one_of("state", LIVE_STATES),
-    _one_of("agent_type", AgentType),
+    one_of("state", LIVE_STATES),
+    one_of("agent_type", AgentType),
     CheckConstraint("(blockers > 0) = (state = 'blocked')", name="blocked"),
     CheckConstraint("(worker_id IS NOT NULL) = (state IN ('assigned', 'executing'))", name="leased"),
     postgresql_with={
@@ -110,16 +93,30 @@ tasks = Table(
         "autovacuum_analyze_scale_factor": "0.05",
     },
 )
+_READY = text("state = 'pending' AND run_at IS NULL")
+Index("tasks_claim", tasks.c.agent_type, tasks.c.priority, tasks.c.tag, tasks.c.seq, postgresql_where=_READY)
+# The bound on the priority, which always holds, keeps the planner from using the next two for a claim.
 Index(
-    "tasks_claim",
+    "tasks_waiting",
+    tasks.c.priority,
+    tasks.c.waiting_since,
+    postgresql_where=text("state = 'pending' AND run_at IS NULL AND priority <= 4"),
+)
+# Where a goal stands in a lane: its last tag.
+Index(
+    "tasks_tags",
     tasks.c.agent_type,
-    tasks.c.priority.desc(),
-    tasks.c.seq,
-    postgresql_where=text("state = 'pending' AND run_at IS NULL"),
+    tasks.c.priority,
+    func.coalesce(tasks.c.goal_id, text("''")),
+    tasks.c.tag,
+    postgresql_where=text("state IN ('blocked', 'pending') AND priority <= 4"),
 )
 Index("tasks_delayed", tasks.c.run_at, postgresql_where=text("run_at IS NOT NULL"))
-# At most one live lease per worker, whatever the code does; also how sweeps find all leases.
-Index("tasks_one_lease_per_worker", tasks.c.worker_id, unique=True, postgresql_where=text("worker_id IS NOT NULL"))
+Index(
+    "tasks_deadline",
+    tasks.c.deadline,
+    postgresql_where=text("deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')"),
+)
 Index("tasks_seq", tasks.c.seq)
 Index("tasks_goal", tasks.c.goal_id, tasks.c.seq)
 
@@ -132,17 +129,18 @@ task_history = Table(
     Column("state", Text, nullable=False),
     *_submitted(),
     *_progressed(),
-    _moment("finished_at", nullable=False),
+    moment("finished_at", nullable=False),
     Column("result", JSONB),
     Column("result_hash", LargeBinary),
     Column("error", JSONB),
     Column("usage", JSONB),
-    _one_of("state", FINISHED),
+    one_of("state", FINISHED),
     PrimaryKeyConstraint("id", "finished_at", name="task_history_pkey"),
     postgresql_partition_by="RANGE (finished_at)",
 )
 Index("task_history_seq", task_history.c.seq)
 Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
+Index("task_history_failed", task_history.c.seq, postgresql_where=text("state = 'failed'"))
 
 # What a task takes with it into history; each end adds its own state, time and outcome.
 KEPT_COLUMNS = tuple(c.name for c in tasks.c if c.name in task_history.c and c.name not in ("state", "error"))
@@ -166,8 +164,8 @@ task_attempts = Table(
     Column("attempt", Integer, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("worker_id", UUID, nullable=False),
-    _moment("leased_at", nullable=False),
-    _moment("ended_at", nullable=False, server_default=func.now()),
+    moment("leased_at", nullable=False),
+    moment("ended_at", nullable=False, server_default=func.now()),
     Column("outcome", Text, nullable=False),
     Column("error", JSONB),
     Column("usage", JSONB),
@@ -180,14 +178,9 @@ task_attempts = Table(
 events = Table(
     "events",
     metadata,
-    Column(
-        "transaction",
-        BigInteger,
-        nullable=False,
-        server_default=text("(pg_current_xact_id()::text)::bigint"),
-    ),
+    Column("transaction", BigInteger, nullable=False, server_default=OWN_TRANSACTION),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
-    _moment("at", nullable=False, server_default=func.now()),
+    moment("at", nullable=False, server_default=func.now()),
     Column("kind", Text, nullable=False),
     Column("task_id", UUID, nullable=False),
     Column("agent_type", Text, nullable=False),
@@ -195,94 +188,8 @@ events = Table(
     Column("worker_id", UUID),
     Column("token", BigInteger),
     Column("detail", JSONB),
+    Column("priority", SmallInteger),
+    Column("seconds", REAL, comment="how long the task had waited (assigned) or run (completed, failed)"),
     PrimaryKeyConstraint("transaction", "seq", "at", name="events_pkey"),
     postgresql_partition_by="RANGE (at)",
-)
-
-workers = Table(
-    "workers",
-    metadata,
-    Column("id", UUID, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("incarnation", Integer, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("provisioner", Text, comment="null for a worker that somebody else started"),
-    Column("slot", Integer),
-    Column("host", Text),
-    Column("pid", Integer),
-    Column("handle", JSONB, comment="what the provisioner needs to find the process again"),
-    Column("capabilities", ARRAY(Text), nullable=False),
-    Column("labels", JSONB, nullable=False),
-    Column("version", Text),
-    Column("memory_gb", Float),
-    Column("cpu_cores", Float),
-    Column("directive", Text),
-    Column("directive_reason", Text),
-    Column("cpu_percent", Float),
-    Column("memory_mb", Float),
-    Column("recent_errors", JSONB),
-    Column("ended_reason", Text),
-    _moment("requested_at", nullable=False, server_default=func.now()),
-    _moment("launched_at"),
-    _moment("started_at"),
-    _moment("registered_at"),
-    _moment("first_beat_at"),
-    _moment("last_seen_at"),
-    _moment("ended_at"),
-    _one_of("state", WorkerState),
-    # Heartbeats touch no indexed column, so with room on the page they are cheap heap-only updates.
-    postgresql_with={
-        "fillfactor": "50",
-        "autovacuum_vacuum_scale_factor": "0",
-        "autovacuum_vacuum_threshold": "500",
-    },
-)
-Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
-Index(
-    "workers_live_name",
-    workers.c.name,
-    unique=True,
-    postgresql_where=text("state IN ('starting', 'ready', 'draining')"),
-)
-
-replacements = Table(
-    "replacements",
-    metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("lost_worker_id", UUID, nullable=False, unique=True),
-    Column("worker_id", UUID, unique=True),
-    Column("slot", Integer, nullable=False),
-    Column("worker_name", Text, nullable=False),
-    Column("cause", Text, nullable=False),
-    _moment("detected_at", nullable=False, server_default=func.now()),
-    _moment("requested_at"),
-    _moment("started_at"),
-    _moment("registered_at"),
-    _moment("first_lease_at"),
-)
-Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
-
-keys = Table(
-    "keys",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("role", Text, nullable=False),
-    Column("label", Text, nullable=False),
-    Column("secret_hash", LargeBinary, nullable=False),
-    Column("worker_id", UUID),
-    _moment("created_at", nullable=False, server_default=func.now()),
-    _moment("revoked_at"),
-    _one_of("role", Role),
-    Index("keys_worker", "worker_id"),
-)
-
-# A background duty is leased like a task: whoever locks its row does the turn.
-loop_ticks = Table(
-    "loop_ticks",
-    metadata,
-    Column("duty", Text, primary_key=True),
-    _moment("last_run_at"),
-    Column("held_back", Boolean, nullable=False, server_default=text("false")),
-    Column("runs", BigInteger, nullable=False, server_default="0"),
-    Column("result", JSONB),
 )

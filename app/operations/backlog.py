@@ -1,0 +1,90 @@
+"""What one process believes of the lanes: where work may wait, and from which tag on.
+
+Wrong for a moment at most: a claim that finds nothing corrects it, an announcement of work puts it right, and a look
+at the whole of every lane every few seconds finds what nobody announced.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from app.domain.agents import AgentType
+from app.domain.lanes import Lane
+from app.domain.tasks import Priority
+from app.store import announcements
+from app.store.announcements import News
+from app.store.claims import BOTTOM
+
+LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
+_TOPICS = {announcements.work(lane): lane for lane in LANES}
+_DESCENDING = sorted(Priority, reverse=True)
+# How many are to ask at once where little is known; it doubles with every claim that finds as many tasks.
+_FIRST_ASKS = 4
+_MOST_ASKS = 64
+
+
+@dataclass(slots=True)
+class Backlog:
+    """Per lane: the lowest tag at which a task may wait, where there may be any."""
+
+    _floors: dict[Lane, float] = field(default_factory=dict)
+    _stood: dict[Lane, float] = field(default_factory=dict)
+    _rung: dict[Lane, float] = field(default_factory=dict)
+    _asks: dict[Lane, int] = field(default_factory=dict)
+
+    def hear(self, news: News) -> bool:
+        """Take in announcements; whether any was about work."""
+        found = {lane: tag for topic, tag in news.items() if (lane := _TOPICS.get(topic)) is not None}
+        self.ring(found)
+        return bool(found)
+
+    def ring(self, tags: Mapping[Lane, float]) -> None:
+        """There may be work in these lanes, at these tags or above."""
+        for lane, tag in tags.items():
+            self._floors[lane] = min(tag, self._floors.get(lane, tag))
+            self._rung[lane] = min(tag, self._rung.get(lane, tag))
+
+    def agents(self) -> set[AgentType]:
+        """The agent types that may have work."""
+        return {lane.agent_type for lane in self._floors}
+
+    def lane(self, agent: AgentType) -> Lane | None:
+        """The most urgent lane of the type that may have work."""
+        candidates = (Lane(agent_type=agent, priority=priority) for priority in _DESCENDING)
+        return next((lane for lane in candidates if lane in self._floors), None)
+
+    def most_urgent(self, agents: Collection[AgentType]) -> set[AgentType]:
+        """Those of the types whose work may be of the highest priority."""
+        lanes = [lane for agent in agents if (lane := self.lane(agent)) is not None]
+        highest = max((lane.priority for lane in lanes), default=None)
+        return {lane.agent_type for lane in lanes if lane.priority == highest}
+
+    def asks(self, lane: Lane) -> int:
+        """How many waiting workers should ask at once: one task needs no crowd to find it."""
+        return self._asks.get(lane, _FIRST_ASKS)
+
+    def floor(self, lane: Lane) -> float:
+        """From which tag on to look."""
+        return self._floors.get(lane, BOTTOM)
+
+    def stood(self) -> Mapping[Lane, float]:
+        """For every lane, from where to look for work that was not announced: where it was last seen to stand."""
+        return {lane: self._floors.get(lane, self._stood.get(lane, BOTTOM)) for lane in LANES}
+
+    def begin(self) -> None:
+        """A claim is about to look: whatever rings from now on, it may not see."""
+        self._rung.clear()
+
+    def found(self, lane: Lane, tags: Collection[float], *, dry: bool) -> None:
+        """What the claim leased from a lane; `dry` when there was less than asked for."""
+        rung = self._rung.get(lane)
+        reached = max(tags, default=self._stood.get(lane, BOTTOM))
+        self._stood[lane] = reached if rung is None else min(reached, rung)
+        if not dry:
+            self._floors[lane] = self._stood[lane]
+            self._asks[lane] = min(_MOST_ASKS, max(self.asks(lane), 2 * len(tags)))
+            return
+        self._asks.pop(lane, None)
+        if rung is not None:
+            self._floors[lane] = rung
+        else:
+            self._floors.pop(lane, None)

@@ -1,0 +1,20 @@
+"""Which live task a worker holds: the last line of the ledger of leases, as long as the task still agrees with it.
+
+The ledger is only added to and read from its end, so the answer costs the same however many leases a worker has had,
+also while somebody's old snapshot keeps dead rows from being cleaned up.
+"""
+
+
+def last_lease(worker: str) -> str:
+    """A subquery: the last line of the ledger for the worker that the SQL expression names."""
+    return (
+        "(SELECT l.n, l.task_id, l.token, l.request_id FROM leases l "
+        f"WHERE l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
+    )
+
+
+def joined(worker: str) -> str:
+    """Joins `last`, the last line of the ledger, and `held`, the live task that the worker holds; both may be null."""
+    return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
+    LEFT JOIN tasks held ON held.id = last.task_id AND held.token = last.token
+        AND held.worker_id IS NOT DISTINCT FROM {worker}"""

@@ -1,0 +1,29 @@
+"""What all tables share: the metadata, and short ways to write the columns that many have."""
+
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Column, DateTime, MetaData, text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_ix",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+# The transaction that writes the row. A database restored elsewhere counts transactions anew; the offset, which a
+# restore sets, keeps these numbers growing for those who store them.
+OWN_TRANSACTION = text("(pg_current_xact_id()::text)::bigint + convener_transaction_offset()")
+
+
+def one_of(column: str, values: Any) -> CheckConstraint:
+    """A check that a text column holds one of these words."""
+    listed = ", ".join(f"'{value}'" for value in sorted(values))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def moment(name: str, **options: Any) -> Column[Any]:
+    """A point in time."""
+    return Column(name, DateTime(timezone=True), **options)

@@ -1,0 +1,109 @@
+"""The pool: workers, their replacements, who may call, and the turns of background duties."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from app.domain.access import Role
+from app.domain.workers import WorkerState
+from app.store.tables.base import metadata, moment, one_of
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("incarnation", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("provisioner", Text, comment="null for a worker that somebody else started"),
+    Column("slot", Integer),
+    Column("host", Text),
+    Column("pid", Integer),
+    Column("handle", JSONB, comment="what the provisioner needs to find the process again"),
+    Column("capabilities", ARRAY(Text), nullable=False),
+    Column("labels", JSONB, nullable=False),
+    Column("version", Text),
+    Column("memory_gb", Float),
+    Column("cpu_cores", Float),
+    Column("directive", Text),
+    Column("directive_reason", Text),
+    Column("cpu_percent", Float),
+    Column("memory_mb", Float),
+    Column("recent_errors", JSONB),
+    Column("ended_reason", Text),
+    moment("requested_at", nullable=False, server_default=func.now()),
+    moment("launched_at"),
+    moment("started_at"),
+    moment("registered_at"),
+    moment("first_beat_at"),
+    moment("last_seen_at"),
+    moment("ended_at"),
+    one_of("state", WorkerState),
+    # Heartbeats touch no indexed column, so with room on the page they are cheap heap-only updates.
+    postgresql_with={
+        "fillfactor": "50",
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "500",
+    },
+)
+Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
+Index(
+    "workers_live_name",
+    workers.c.name,
+    unique=True,
+    postgresql_where=text("state IN ('starting', 'ready', 'draining')"),
+)
+
+replacements = Table(
+    "replacements",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("lost_worker_id", UUID, nullable=False, unique=True),
+    Column("worker_id", UUID, unique=True),
+    Column("slot", Integer, nullable=False),
+    Column("worker_name", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    moment("detected_at", nullable=False, server_default=func.now()),
+    moment("requested_at"),
+    moment("started_at"),
+    moment("registered_at"),
+    moment("first_lease_at"),
+)
+Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("worker_id", UUID),
+    moment("created_at", nullable=False, server_default=func.now()),
+    moment("revoked_at"),
+    one_of("role", Role),
+    Index("keys_worker", "worker_id"),
+)
+
+# A background duty is leased like a task: whoever locks its row does the turn.
+loop_ticks = Table(
+    "loop_ticks",
+    metadata,
+    Column("duty", Text, primary_key=True),
+    moment("last_run_at"),
+    Column("held_back", Boolean, nullable=False, server_default=text("false")),
+    Column("runs", BigInteger, nullable=False, server_default="0"),
+    Column("result", JSONB),
+)
