@@ -20,19 +20,18 @@ from benchmarks.workers import RESULT
 CLIENTS = 8
 _THREADS = 2
 
-# An index allows one lease per worker, so every client is a worker of its own.
+# Every client is a worker of its own.
 _WORKER = "lpad(to_hex(:client_id::int), 32, '0')::uuid"
 _AGENT = "(ARRAY['evolution', 'generation', 'meta_review', 'proximity', 'ranking', 'reflection'])[:agent::int]"
 _EVENT = "INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token)"
 
 _CLAIM = f"""
 UPDATE tasks t
-SET state = 'executing', token = t.token + 1, worker_id = {_WORKER}, lease_request_id = gen_random_uuid(),
-    leased_at = now(), lease_expires_at = now() + interval '15 s',
-    deadline_at = now() + make_interval(secs => t.timeout_seconds)
+SET state = 'executing', token = t.token + 1, worker_id = {_WORKER}, leased_at = now(),
+    lease_expires_at = now() + interval '15 s', deadline_at = now() + make_interval(secs => t.timeout_seconds)
 FROM (
-    SELECT id FROM tasks WHERE agent_type = {_AGENT} AND state = 'pending' AND run_at IS NULL
-    ORDER BY priority DESC, seq LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM tasks WHERE agent_type = {_AGENT} AND priority = 2 AND state = 'pending' AND run_at IS NULL
+    ORDER BY tag, seq LIMIT 1 FOR UPDATE SKIP LOCKED
 ) head
 WHERE t.id = head.id
 RETURNING t.id, t.token, t.failures, t.agent_type, t.goal_id, t.priority, t.payload, t.labels, t.timeout_seconds,
@@ -41,9 +40,8 @@ RETURNING t.id, t.token, t.failures, t.agent_type, t.goal_id, t.priority, t.payl
 
 _COLUMNS = ", ".join(KEPT_COLUMNS)
 
-# An equality of workers would tempt the planner to walk the index of leases, most of whose entries are dead.
 _GONE = f"""
-DELETE FROM tasks WHERE id = :id AND token = :token AND worker_id IS NOT DISTINCT FROM {_WORKER}
+DELETE FROM tasks WHERE id = :id AND token = :token AND worker_id = {_WORKER}
     AND state IN ('assigned', 'executing') AND lease_expires_at > now() RETURNING *
 """
 

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from app.store.database import Database
 from benchmarks.http_client import Connection, connect
 
 _SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings.from_environment())"
+_LOOP = "from app.background import main; main()"
 _READY_WITHIN_SECONDS = 30
 
 
@@ -38,13 +39,19 @@ class Surroundings:
 
 
 @asynccontextmanager
-async def surroundings() -> AsyncIterator[Surroundings]:
-    """Everything fresh, and gone at the end. Call it from the main thread: the processes live no longer than that."""
+async def surroundings(*, with_loops: bool = False) -> AsyncIterator[Surroundings]:
+    """Everything fresh, and gone at the end. Call it from the main thread: the processes live no longer than that.
+
+    Without the loops nobody misses a worker that sends no heartbeats.
+    """
     with _directory() as directory:
         async with _postgres(directory / "server") as server:
             key, port = await _prepare(server.url), choose_port(None)
-            async with _api(server.url, port) as api:
+            async with AsyncExitStack() as running:
+                api = await running.enter_async_context(_process(_SERVE, server.url, port))
                 await _until_ready(api, port, key)
+                if with_loops:
+                    await running.enter_async_context(_process(_LOOP, server.url, port))
                 yield Surroundings(
                     binaries=server.cluster.binaries,
                     database_url=server.url,
@@ -88,8 +95,8 @@ async def _prepare(url: str) -> str:
 
 
 @asynccontextmanager
-async def _api(database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = SAME.command(Path.cwd(), Path(sys.executable), "-c", _SERVE)
+async def _process(code: str, database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = SAME.command(Path.cwd(), Path(sys.executable), "-c", code)
     process = await asyncio.create_subprocess_exec(*command, env=_environment(database_url, port))
     try:
         yield process
@@ -100,8 +107,15 @@ async def _api(database_url: str, port: int) -> AsyncIterator[asyncio.subprocess
 
 
 def _environment(database_url: str, port: int) -> Mapping[str, str]:
-    """Nothing from outside, so that every run measures the defaults."""
-    return {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), "PYTHONPATH": str(Path.cwd())}
+    """Nothing from outside, so that every run measures the defaults, except that the queue may grow long."""
+    return {
+        "CONVENER_DATABASE_URL": database_url,
+        "CONVENER_PORT": str(port),
+        "CONVENER_MAX_QUEUE_SIZE": "10000000",
+        "CONVENER_POOL_SIZE": "0",
+        "CONVENER_LOG_LEVEL": "warning",
+        "PYTHONPATH": str(Path.cwd()),
+    }
 
 
 async def _until_ready(api: asyncio.subprocess.Process, port: int, key: str) -> None:

@@ -24,7 +24,14 @@ class Lease:
 class Worker:
     """A registered worker with a connection and a key of its own."""
 
+    worker_id: str
     connection: Connection
+
+    async def beat(self, lease: Lease | None) -> None:
+        """Send a heartbeat, which renews the lease."""
+        held = {"task_id": lease.task_id, "token": lease.token} if lease else None
+        beat = {"state": "busy" if lease else "ready", "lease": held}
+        (await self.connection.post(f"/workers/{self.worker_id}/heartbeat", beat)).json()
 
     async def lease(self, wait_seconds: float = 0) -> Lease | None:
         """A task, acknowledged; None when there is none within the wait."""
@@ -61,9 +68,9 @@ async def _hire_one(where: Surroundings, pool: Connection) -> Worker:
     capabilities = [agent.value for agent in AgentType]
     said = {"name": f"bench-{uuid4().hex[:12]}", "host": "bench", "pid": 1, "capabilities": capabilities}
     identity = (await pool.post("/workers", {**said, "memory_gb": 1, "cpu_cores": 1})).json()
-    connection = await connect(where.port, identity["key"])
-    (await connection.post(f"/workers/{identity['worker_id']}/heartbeat", {"state": "ready"})).json()
-    return Worker(connection=connection)
+    worker = Worker(worker_id=identity["worker_id"], connection=await connect(where.port, identity["key"]))
+    await worker.beat(None)
+    return worker
 
 
 def _lease(said: dict[str, Any] | None) -> Lease | None:

@@ -60,11 +60,11 @@ def overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow 
     return _over(None, sum(depth.values()), sum(incoming.values()), policy.max_queue_size)
 
 
-def has_room(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> bool:
-    """Whether the queue stays below the warning level everywhere, so that an estimate of its depth is good enough."""
+def has_room(policy: CapacityPolicy, depth: Depth, incoming: Depth, *, within: float) -> bool:
+    """Whether the queue stays within this share of every bound, so that an estimate of its depth is good enough."""
     after = {priority: depth.get(priority, 0) + incoming.get(priority, 0) for priority in Priority}
-    within = all(after[p] <= policy.warning * policy.quota(p) for p, count in incoming.items() if count)
-    return within and sum(after.values()) <= policy.warning * policy.max_queue_size
+    fits = all(after[p] <= within * policy.quota(p) for p, count in incoming.items() if count)
+    return fits and sum(after.values()) <= within * policy.max_queue_size
 
 
 def level(policy: CapacityPolicy, depth: Depth) -> str:

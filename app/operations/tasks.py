@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.ageing import is_urgent
 from app.domain.agents import AgentType
 from app.domain.errors import (
     ConvenerError,
@@ -19,7 +20,6 @@ from app.domain.errors import (
     TaskFinished,
     TaskNotFound,
 )
-from app.domain.ageing import is_urgent
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
 from app.operations import dependencies
 from app.operations.admission import Admission
@@ -86,24 +86,25 @@ async def submit(
     new = _distinct([_new_task(submission) for submission in submissions])
     standing = await dependencies.standing(connection, new)
     waiting = await _urgent(connection, [replace(task, blockers=standing.blockers(task)) for task in new.values()])
-    created = await _take_in(connection, waiting, intake)
-    if await standing.settle(connection, [task for task in waiting if task.id in created]):
-        created = await tasks.taken(connection, list(created))
-    missing = [task_id for task_id in new if task_id not in created]
-    known = await tasks.taken(connection, missing) if missing else {}
-    return [_outcome(task, created, known) for task in waiting]
+    async with lining_up(connection, waiting) as tagged:
+        created = await _take_in(connection, tagged, intake)
+        if await standing.settle(connection, [task for task in waiting if task.id in created]):
+            created = await tasks.taken(connection, list(created))
+        missing = [task_id for task_id in new if task_id not in created]
+        known = await tasks.taken(connection, missing) if missing else {}
+        return [_outcome(task, created, known) for task in waiting]
 
 
 async def _take_in(connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake) -> dict[UUID, Taken]:
     """Insert those whose id is new, where there is room. Of chosen ids only the insert tells which are."""
-    chosen = any(task.id_is_chosen for task in waiting)
-    if intake.admission is not None and not chosen:
-        await intake.admission.admit(connection, [Priority(task.priority) for task in waiting], inserted=False)
-    async with lining_up(connection, waiting) as tagged:
-        created = {task.id: task for task in await tasks.insert(connection, tagged)}
-        if intake.admission is not None and chosen:
-            entered = [Priority(task.priority) for task in waiting if task.id in created]
-            await intake.admission.admit(connection, entered, inserted=True)
+    if intake.admission is None:
+        return {task.id: task for task in await tasks.insert(connection, waiting)}
+    wanted = [Priority(task.priority) for task in waiting]
+    all_new = not any(task.id_is_chosen for task in waiting)
+    ticket = await intake.admission.enter(connection, wanted, all_new=all_new)
+    created = {task.id: task for task in await tasks.insert(connection, waiting)}
+    entered = [Priority(task.priority) for task in waiting if task.id in created]
+    await intake.admission.settle(connection, ticket, entered)
     return created
 
 

@@ -4,7 +4,7 @@ A trigger on `tasks` adds a line for every change; a duty folds old lines into t
 lines that are not folded yet, read in one statement, so it is exact at any moment.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
 from app.domain.lanes import Lane
+from app.domain.queues import QUEUED
 from app.domain.tasks import Priority
 
 _NAME = "counts"
-# Tasks in these phases make up the queue; the others are with a worker.
-QUEUED = frozenset({"blocked", "delayed", "pending"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Live tasks of a lane that are in one phase: a task's state, or `delayed` for a pending one with a future run_at."""
+    """Live tasks of a lane in one phase: a task's state, or `delayed` for a pending one with a future run_at."""
 
     lane: Lane
     phase: str
@@ -31,13 +30,16 @@ class Count:
 
 _XMIN = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
-_READ = text(f"""
-SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
+_KNOWN = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_counts
     UNION ALL
     SELECT agent_type, priority, phase, tasks FROM queue_changes
     WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-) known GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
+"""
+
+_READ = text(f"""
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_KNOWN}) known
+GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 
 # Below the oldest running transaction no line can appear any more, so none is left behind and none is folded twice.
@@ -64,7 +66,27 @@ _ACTUAL = text("""
 SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
 """)
 
-_ALONE = text("SELECT pg_advisory_xact_lock(7241, 8)")
+# One statement has one snapshot, so what is under way meanwhile makes no difference.
+_DIFFERENCES = text(f"""
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
+    SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT agent_type, priority, phase, -tasks FROM ({_KNOWN}) known
+) compared GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
+""")
+
+_CORRECT = text("""
+INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+SELECT * FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:phases AS text[]),
+                     CAST(:tasks AS integer[]))
+""")
+
+_SIZE = text("SELECT pg_relation_size('tasks')")
+
+_GATE = "7241, 8"
+_ENTER_TOGETHER = text(f"SELECT pg_advisory_xact_lock_shared({_GATE})")
+_EPOCH = text("SELECT last_value FROM admission_epoch")
+_ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
 
 
 async def read(connection: AsyncConnection) -> list[Count]:
@@ -82,9 +104,39 @@ async def actual(connection: AsyncConnection) -> list[Count]:
     return _counts((await connection.execute(_ACTUAL)).mappings())
 
 
-async def queue_up(connection: AsyncConnection) -> None:
-    """Wait until no other transaction is past this line; they and we then see each other's tasks."""
-    await connection.execute(_ALONE)
+async def differences(connection: AsyncConnection) -> list[Count]:
+    """What is missing from the counts, or too much in them where `tasks` is negative; counts every task."""
+    return _counts((await connection.execute(_DIFFERENCES)).mappings())
+
+
+async def correct(connection: AsyncConnection, missing: Sequence[Count]) -> None:
+    """Add what is missing. It is a change like any other, so it stays right whatever else has changed since."""
+    values = {
+        "agents": [count.lane.agent_type.value for count in missing],
+        "priorities": [count.lane.priority.value for count in missing],
+        "phases": [count.phase for count in missing],
+        "tasks": [count.tasks for count in missing],
+    }
+    await connection.execute(_CORRECT, values)
+
+
+async def bytes_to_count(connection: AsyncConnection) -> int:
+    """What counting every task would have to read: the size of their table, dead rows included."""
+    return int((await connection.execute(_SIZE)).scalar_one())
+
+
+async def enter_together(connection: AsyncConnection) -> int:
+    """Hold the gate together with others until the transaction, or its savepoint, ends; waits for who has it alone.
+
+    Returns the epoch: it has changed when somebody has had the gate alone since.
+    """
+    await connection.execute(_ENTER_TOGETHER)
+    return int((await connection.execute(_EPOCH)).scalar_one())
+
+
+async def enter_alone(connection: AsyncConnection) -> None:
+    """Wait until nobody else is on the way in, and keep others out: every task let in before is then to be seen."""
+    await connection.execute(_ENTER_ALONE)
 
 
 def queued(counts: Iterable[Count]) -> dict[Priority, int]:

@@ -1,7 +1,7 @@
 """The two ways to speak to PostgreSQL: SQLAlchemy for what is not hot, asyncpg's own connections for what is."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from app.domain.errors import DatabaseUnavailable, Unstorable
 from app.store import lanes
 from app.store.announcements import Announcer, take_notes
 
+_ENDED = "convener_ended"
 _SESSION = {
     "application_name": "convener",
     "statement_timeout": "30000",
@@ -71,8 +72,12 @@ class Database:
         try:
             async with self.engine.connect() as connection:
                 take_notes(connection)
-                async with connection.begin():
-                    yield connection
+                try:
+                    async with connection.begin():
+                        yield connection
+                finally:
+                    for ended in connection.info.pop(_ENDED, []):
+                        ended()
                 self.announcer.announce(take_notes(connection))
         except (OperationalError, InterfaceError, DBAPIError, OSError, TimeoutError) as error:
             raise in_domain_words(error) from error
@@ -83,6 +88,11 @@ class Database:
         if self._pool is not None:
             self._pool.terminate()
         await self.engine.dispose()
+
+
+def when_ended(connection: AsyncConnection, callback: Callable[[], None]) -> None:
+    """Call this when the connection's transaction is over, however it ends."""
+    connection.info.setdefault(_ENDED, []).append(callback)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

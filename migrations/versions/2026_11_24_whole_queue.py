@@ -104,6 +104,7 @@ def downgrade() -> None:
         "leases",
     ):
         op.drop_table(table)
+    op.execute("DROP SEQUENCE admission_epoch")
     op.execute("DROP FUNCTION convener_phase(text, timestamptz)")
     op.execute("DROP FUNCTION convener_transaction_offset()")
 
@@ -250,6 +251,8 @@ def _create_counters() -> None:
         postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "2000"},
     )
     op.create_index("queue_changes_transaction", "queue_changes", ["transaction"])
+    # Counts how often the depth of the queue was taken exactly, without a row that would have to be updated.
+    op.execute("CREATE SEQUENCE admission_epoch")
     op.create_table(
         "queue_minutes",
         sa.Column("minute", sa.DateTime(timezone=True), nullable=False),

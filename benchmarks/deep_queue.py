@@ -1,0 +1,51 @@
+"""A queue as long as wanted, filled by SQL: millions of tasks over HTTP would take longer than what is measured."""
+
+import asyncpg
+
+from benchmarks.surroundings import Surroundings
+
+TASKS_PER_GOAL = 100
+_CHUNK = 100_000
+
+# All agent types, four priorities, many goals; ahead of every tag that the service has passed.
+_FILL = """
+INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, max_attempts,
+                   retry_delays, request_hash, created_at, tag)
+SELECT gen_random_uuid(), 'pending',
+       (ARRAY['evolution', 'generation', 'meta_review', 'proximity', 'ranking', 'reflection'])[1 + n % 6],
+       'goal-' || (n / $3), 1 + (n / 6) % 4, '{"topic": "planetary motion"}', '{}', 600, 3, '{5,30,120}', '', now(),
+       (SELECT coalesce(max(virtual_time), 0) FROM lanes) + n
+FROM generate_series($1::int, $2::int - 1) AS n
+"""
+
+
+async def fill(where: Surroundings, wanted: int) -> None:
+    """Add pending tasks until there are `wanted`, with fresh statistics and everything on disk."""
+    connection = await asyncpg.connect(where.database_url)
+    try:
+        await connection.execute("SET synchronous_commit = off")
+        present = await connection.fetchval("SELECT count(*) FROM tasks WHERE state = 'pending'")
+        for first in range(present, wanted, _CHUNK):
+            await connection.execute(_FILL, first, min(first + _CHUNK, wanted), TASKS_PER_GOAL)
+        await connection.execute("VACUUM ANALYZE tasks")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+
+
+async def pending(where: Surroundings) -> int:
+    """How many tasks wait."""
+    return await _count(where, "SELECT count(*) FROM tasks WHERE state = 'pending'")
+
+
+async def finished(where: Surroundings) -> int:
+    """How many tasks are in history."""
+    return await _count(where, "SELECT count(*) FROM task_history")
+
+
+async def _count(where: Surroundings, query: str) -> int:
+    connection = await asyncpg.connect(where.database_url)
+    try:
+        return int(await connection.fetchval(query))
+    finally:
+        await connection.close()
