@@ -43,6 +43,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         heartbeats=Heartbeats(database, leases),
         keyring=Keyring(database),
         admission=Admission(capacity_of(settings)),
+        duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
         health=HealthPolicy(
             heartbeat_interval_seconds=settings.heartbeat_interval_seconds,

@@ -43,6 +43,9 @@ class Settings(BaseModel):
     queue_quotas: tuple[Share, Share, Share, Share] = Field(
         (0.5, 0.8, 0.95, 1.0), description="share of the queue that low, medium, high and critical tasks may take up"
     )
+    duplicate_window_seconds: float = Field(
+        0, ge=0, le=86_400, description="a task with the agent type and payload of one so recent is that one; 0: never"
+    )
     queue_displaces: bool = Field(False, description="when full, move the least urgent to the dead letters instead")
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
     history_days: int = Field(30, ge=1)

@@ -26,6 +26,7 @@ class Services:
     heartbeats: Heartbeats
     keyring: Keyring
     admission: Admission
+    duplicate_window_seconds: float
     leases: LeasePolicy
     health: HealthPolicy
     max_payload_bytes: int
@@ -35,7 +36,7 @@ class Services:
     @property
     def intake(self) -> Intake:
         """On what terms tasks are taken in."""
-        return Intake(admission=self.admission)
+        return Intake(admission=self.admission, duplicate_window_seconds=self.duplicate_window_seconds)
 
 
 def _services(request: Request) -> Services:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.leases import LeasePolicy, SweepPolicy, SweepSnapshot, hold_back
 from app.domain.tasks import after_failure, after_rescue
 from app.operations.leases import retry_policy
-from app.store import attempts, tasks
+from app.store import attempts, holding, tasks
 from app.store.attempts import Attempt, Ending
 from app.store.database import now
 from app.store.duties import Turn
@@ -64,3 +64,8 @@ async def _take_back(connection: AsyncConnection, attempt: Attempt) -> None:
 
 def _error(code: str, message: str) -> str:
     return json.dumps({"code": code, "message": message, "retryable": True})
+
+
+async def trim(connection: AsyncConnection) -> dict[str, Any]:
+    """Shorten the ledger of leases: of each worker only the last lines are of use."""
+    return {"trimmed": await holding.trim(connection)}

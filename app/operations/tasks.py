@@ -21,7 +21,7 @@ from app.domain.errors import (
     TaskNotFound,
 )
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
-from app.operations import dependencies
+from app.operations import dependencies, duplicates
 from app.operations.admission import Admission
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.lining_up import lining_up
@@ -63,9 +63,10 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """On what terms tasks are taken in; without an admission there is always room."""
+    """On what terms tasks are taken in: without an admission there is always room, without a window no duplicate."""
 
     admission: Admission | None = None
+    duplicate_window_seconds: float = 0.0
 
 
 _EVERYTHING = Intake()
@@ -83,16 +84,18 @@ async def submit(
     keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
-    new = _distinct([_new_task(submission) for submission in submissions])
+    asked = _distinct([_new_task(submission) for submission in submissions])
+    same = await duplicates.find(connection, asked.values(), intake.duplicate_window_seconds)
+    new = {task_id: task for task_id, task in asked.items() if task_id not in same}
     standing = await dependencies.standing(connection, new)
     waiting = await _urgent(connection, [replace(task, blockers=standing.blockers(task)) for task in new.values()])
     async with lining_up(connection, waiting) as tagged:
         created = await _take_in(connection, tagged, intake)
         if await standing.settle(connection, [task for task in waiting if task.id in created]):
             created = await tasks.taken(connection, list(created))
-        missing = [task_id for task_id in new if task_id not in created]
+        missing = [task_id for task_id in new if task_id not in created] + list(same.values())
         known = await tasks.taken(connection, missing) if missing else {}
-        return [_outcome(task, created, known) for task in waiting]
+        return [_outcome(task, created, known, same) for task in asked.values()]
 
 
 async def _take_in(connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake) -> dict[UUID, Taken]:
@@ -169,7 +172,10 @@ def _distinct(new: list[NewTask]) -> dict[UUID, NewTask]:
     return distinct
 
 
-def _outcome(task: NewTask, created: dict[UUID, Taken], known: dict[UUID, Taken]) -> Submitted:
+def _outcome(task: NewTask, created: dict[UUID, Taken], known: dict[UUID, Taken], same: dict[UUID, UUID]) -> Submitted:
+    if task.id in same:
+        other = known[same[task.id]]
+        return Submitted(id=other.id, state=TaskState(other.state), created=False)
     if task.id in created:
         return Submitted(id=task.id, state=TaskState(created[task.id].state), created=True)
     if known[task.id].request_hash != task.request_hash:

@@ -41,7 +41,8 @@ _LIVE = "w.state IN ('starting', 'ready', 'draining')"
 _MEMBERS = text(f"""
 SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
        held.id IS NOT NULL AS busy
-FROM workers w {holding.joined("w.id")} WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+FROM workers w {holding.joined("w.id")}
+WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
 _DEATHS = text("""

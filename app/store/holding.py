@@ -4,6 +4,9 @@ The ledger is only added to and read from its end, so the answer costs the same 
 also while somebody's old snapshot keeps dead rows from being cleaned up.
 """
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 
 def last_lease(worker: str) -> str:
     """A subquery: the last line of the ledger for the worker that the SQL expression names."""
@@ -18,3 +21,21 @@ def joined(worker: str) -> str:
     return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
     LEFT JOIN tasks held ON held.id = last.task_id AND held.token = last.token
         AND held.worker_id IS NOT DISTINCT FROM {worker}"""
+
+
+_TRIM = text(f"""
+DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
+WHERE old.worker_id = w.id AND old.n <= last.n - :keep
+""")
+
+_FORGET = text("DELETE FROM leases l WHERE NOT EXISTS (SELECT FROM workers w WHERE w.id = l.worker_id)")
+
+
+async def trim(connection: AsyncConnection, keep: int = 100) -> int:
+    """Keep the last lines of each worker in the ledger; returns how many were dropped."""
+    return (await connection.execute(_TRIM, {"keep": keep})).rowcount
+
+
+async def forget(connection: AsyncConnection) -> int:
+    """Drop the lines of workers that nobody remembers; returns how many."""
+    return (await connection.execute(_FORGET)).rowcount

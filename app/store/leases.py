@@ -123,7 +123,7 @@ async def complete(
 async def complete_and_unblock(
     connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
 ) -> tuple[dict[UUID, Service], dict[Lane, float]]:
-    """As `complete`, for tasks that others may wait for; also returns the lanes of those let go, with their lowest tags.
+    """As `complete`, for tasks that others may wait for; also returns the lanes and lowest tags of those let go.
 
     Locks first, so that the statements which follow see every edge that was written before.
     """

@@ -73,7 +73,7 @@ async def test_many_at_once_fill_the_queue_to_the_brim_and_not_beyond(database: 
     async def one(number: int) -> bool:
         source = (database, replica)[number % 2]
         try:
-            await _submit(source, intakes[source], **({"id": uuid4()} if number % 3 else {}))
+            await _submit(source, intakes[source], 1, id=uuid4() if number % 3 else None)
         except QueueFull:
             return False
         return True

@@ -10,6 +10,7 @@ from app.domain.tasks import RetryPolicy
 from app.operations import sweeping
 from app.operations.broker import Broker, LeaseCall
 from app.operations.workers import Heartbeats
+from app.store import attempts
 from app.store import tasks as task_store
 from app.store.claims import Lease
 from app.store.database import Database
@@ -163,3 +164,20 @@ async def test_promotion_takes_the_oldest_first_and_no_more_than_asked(database:
         assert await task_store.promote(connection, limit) == limit
     promoted = await fetch(database, "SELECT id FROM tasks WHERE run_at IS NULL")
     assert {row["id"] for row in promoted} == set(ids[-limit:])
+
+
+async def test_the_ledger_is_trimmed_but_never_forgets_a_live_lease(database: Database) -> None:
+    worker = await ready_worker(database)
+    await submitted(database)
+    lease = await leased(database, worker)
+    await execute(
+        database,
+        "INSERT INTO leases (worker_id, n, task_id, token, request_id)"
+        " SELECT worker_id, 1 - former.n, gen_random_uuid(), 1, gen_random_uuid()"
+        " FROM leases, generate_series(1, 150) AS former (n)",
+    )
+    async with database.transaction() as connection:
+        assert await sweeping.trim(connection) == {"trimmed": 51}
+        held = await attempts.of_worker(connection, worker)
+    assert held is not None
+    assert held.token == lease.token
