@@ -56,6 +56,7 @@ class Admission:
         database.when_ended(connection, ticket.end)
         if not await self._goes_by_estimate(connection, ticket):
             ticket.counts = True
+            self._tickets.append(ticket)
             await counts.enter_alone(connection)
             if all_new:
                 await self._fit(connection, ticket.tasks, written=Counter())
@@ -75,7 +76,8 @@ class Admission:
         other. Giving it back takes a savepoint, which only who is not certain of the outcome pays for.
         """
         if self._books(ticket, within=_CERTAIN):
-            await self._join(connection)
+            if await self._join(connection):
+                await self._refuse_overflow(connection, self._estimate() - ticket.tasks, ticket.tasks)
             return True
         async with connection.begin_nested() as savepoint:
             await self._join(connection)
@@ -94,10 +96,13 @@ class Admission:
         self._tickets.append(ticket)
         return True
 
-    async def _join(self, connection: AsyncConnection) -> None:
+    async def _join(self, connection: AsyncConnection) -> bool:
+        """Enter together with others; whether the estimate had to be made anew."""
         epoch = await counts.enter_together(connection)
-        if epoch != self._epoch or self._is_stale():
-            await self._look(connection, epoch)
+        if epoch == self._epoch and not self._is_stale():
+            return False
+        await self._look(connection, epoch)
+        return True
 
     def _is_stale(self) -> bool:
         unseen = sum(ticket.tasks.total() for ticket in self._tickets)
@@ -120,6 +125,11 @@ class Admission:
     ) -> None:
         depth = Counter(counts.queued(await counts.read(connection)))
         depth.subtract(written)
+        await self._refuse_overflow(connection, depth, incoming)
+
+    async def _refuse_overflow(
+        self, connection: AsyncConnection, depth: Counter[Priority], incoming: Counter[Priority]
+    ) -> None:
         found = overflow(self.policy, depth, incoming)
         if found is None:
             return
