@@ -1,9 +1,11 @@
 """Whether the service lives, is ready, and what it is doing."""
 
+from collections import defaultdict
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from app.api import problems
@@ -12,9 +14,13 @@ from app.api.connections import Reading
 from app.api.services import ServicesDep
 from app.domain.access import Scope
 from app.domain.errors import DatabaseUnavailable, ShuttingDown
+from app.domain.minutes import within
+from app.domain.queues import ENDS, MOVES, QueueSnapshot, warnings
+from app.operations import queues
 from app.store import schema, status
 
 router = APIRouter(tags=["health"])
+_MINUTE = timedelta(minutes=1)
 _PUBLIC = [requires(Scope.PUBLIC)]
 
 
@@ -25,13 +31,14 @@ class Alive(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """What is going on."""
+    """What is going on. `GET /queues` tells more of the queue."""
 
     tasks: dict[str, dict[str, int]]
     workers: dict[str, int]
-    finished_last_minute: dict[str, int]
+    finished_last_minute: dict[str, int] = Field(description="about; counted by the background loops")
     tasks_per_second: float
     waiting_leases: int
+    warnings: list[str] = Field(description="what somebody should know, in plain words")
 
 
 class Catalogue(BaseModel):
@@ -68,14 +75,16 @@ async def readyz(services: ServicesDep) -> Response:
 
 @router.get("/status", summary="What is going on?", dependencies=[requires(Scope.READ)])
 async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
-    """Tasks by agent and state, workers by state, and what was finished in the last minute."""
-    finished = await status.finished_last_minute(connection)
+    """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
+    queue = await queues.look(connection)
+    finished = {end: round(within(queue.recent, MOVES[end], queue.at, _MINUTE)) for end in ENDS}
     return StatusOut(
-        tasks=await status.tasks_by_agent(connection),
+        tasks=_tasks(queue),
         workers=await status.workers_by_state(connection),
-        finished_last_minute=finished,
-        tasks_per_second=round(sum(finished.values()) / 60, 2),
+        finished_last_minute={end: count for end, count in finished.items() if count},
+        tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
         waiting_leases=services.broker.waiting,
+        warnings=warnings(queue, services.admission.policy),
     )
 
 
@@ -83,3 +92,12 @@ async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
 async def catalogue() -> Catalogue:
     """Code, status and meaning of each; `type` of a problem points here."""
     return Catalogue(problems=problems.catalogue())
+
+
+def _tasks(queue: QueueSnapshot) -> dict[str, dict[str, int]]:
+    """Live tasks: agent type -> state -> how many. A task that waits for its time is a pending one."""
+    tasks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for lane, phases in queue.tasks.items():
+        for phase, count in phases.items():
+            tasks[lane.agent_type]["pending" if phase == "delayed" else phase] += count
+    return tasks

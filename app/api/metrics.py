@@ -1,5 +1,8 @@
 """What Prometheus scrapes: the requests, and gauges of our own."""
 
+from datetime import timedelta
+from math import nan
+
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator
@@ -8,44 +11,99 @@ from starlette.responses import Response
 from app.api.access import requires
 from app.api.services import Services, ServicesDep
 from app.domain.access import Scope
+from app.domain.capacity import CapacityPolicy
 from app.domain.errors import DatabaseUnavailable
+from app.domain.queues import MOVES, QueueSnapshot
+from app.domain.tasks import Priority
+from app.operations import queues
 from app.store import status
 
 # Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
-_LEFT_OUT = ["^/lease$", "^/leases/", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
+_LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
+_MINUTE = timedelta(minutes=1)
+_SHARES = (0.5, 0.95, 0.99, 1.0)
 
 
 class Gauges:
-    """Numbers that are read when somebody asks for them."""
+    """Numbers that are read when somebody asks for them.
+
+    Every replica tells the same of the queue, so take the maximum over them, not the sum. Waits are quantiles over
+    the last five minutes: true histograms would have to count from a beginning that no replica remembers.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._tasks = Gauge("convener_tasks", "Live tasks", ["agent", "state"], registry=registry)
-        self._workers = Gauge("convener_workers", "Live workers", ["state"], registry=registry)
+        self._shown: list[Gauge] = []
+        self._tasks = self._gauge("convener_tasks", "Live tasks", "agent", "priority", "phase")
+        self._limit = self._gauge("convener_queue_limit", "How many tasks may wait", "priority")
+        self._waits = self._gauge(
+            "convener_lease_wait_seconds",
+            "Quantiles of how long tasks leased in the last five minutes had waited",
+            "priority",
+            "quantile",
+        )
+        self._oldest = self._gauge("convener_oldest_wait_seconds", "Age of the oldest task that may run", "priority")
+        self._rates = self._gauge("convener_tasks_per_second", "Over the last minute", "what")
+        self._paused = self._gauge("convener_paused", "Agent types whose tasks are not leased", "agent")
+        self._workers = self._gauge("convener_workers", "Live workers", "state")
+        self._dead = Gauge("convener_dead_letters_last_hour", "Tasks given up in the last hour", registry=registry)
+        self._miscounted = Gauge(
+            "convener_miscounted_tasks", "By how many the counters were off when last checked", registry=registry
+        )
         self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
         self._database = Gauge("convener_database_up", "Whether the database answers", registry=registry)
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; without a database it still says so."""
         self._waiting.set(services.broker.waiting)
-        self._tasks.clear()
-        self._workers.clear()
         try:
-            await self._count(services)
-            self._database.set(1)
+            async with services.database.transaction() as connection:
+                queue, workers = await queues.look(connection), await status.workers_by_state(connection)
         except DatabaseUnavailable:
+            self._forget()
             self._database.set(0)
+        else:
+            self._forget()
+            self._show(queue, services.admission.policy)
+            for state, count in workers.items():
+                self._workers.labels(state).set(count)
+            self._database.set(1)
         return generate_latest(self._registry)
 
-    async def _count(self, services: Services) -> None:
-        async with services.database.transaction() as connection:
-            tasks = await status.tasks_by_agent(connection)
-            workers = await status.workers_by_state(connection)
-        for agent, states in tasks.items():
-            for state, count in states.items():
-                self._tasks.labels(agent, state).set(count)
-        for state, count in workers.items():
-            self._workers.labels(state).set(count)
+    def _forget(self) -> None:
+        """What is over, or unknown, is not told."""
+        for gauge in self._shown:
+            gauge.clear()
+        self._dead.set(nan)
+        self._miscounted.set(nan)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        self._shown.append(Gauge(name, meaning, labels, registry=self._registry))
+        return self._shown[-1]
+
+    def _show(self, queue: QueueSnapshot, policy: CapacityPolicy) -> None:
+        for lane, phases in queue.tasks.items():
+            for phase, count in phases.items():
+                self._tasks.labels(lane.agent_type.value, lane.priority.name.lower(), phase).set(count)
+        for what in MOVES:
+            self._rates.labels(what).set(queue.per_second(what, _MINUTE))
+        for pause in queue.pauses:
+            self._paused.labels(pause.agent_type.value).set(1)
+        self._dead.set(queue.dead_letters)
+        self._miscounted.set(queue.miscounted)
+        self._limit.labels("all").set(policy.max_queue_size)
+        for priority in Priority:
+            self._show_priority(queue, policy, priority)
+
+    def _show_priority(self, queue: QueueSnapshot, policy: CapacityPolicy, priority: Priority) -> None:
+        name, waits, oldest = priority.name.lower(), queue.waits(priority), queue.waiting(priority)
+        self._limit.labels(name).set(policy.quota(priority))
+        for share in _SHARES:
+            seconds = waits.percentile(share)
+            if seconds is not None:
+                self._waits.labels(name, f"{share:g}").set(seconds)
+        if oldest is not None:
+            self._oldest.labels(name).set(oldest.total_seconds())
 
 
 def install(app: FastAPI) -> None:
@@ -58,7 +116,7 @@ def install(app: FastAPI) -> None:
 
     @router.get("/metrics", summary="For Prometheus", dependencies=[requires(Scope.PUBLIC)], response_class=Response)
     async def metrics(services: ServicesDep) -> Response:
-        """Requests by route and status, and gauges of tasks, workers and waiting lease calls."""
+        """Requests by route and status, and gauges of the queue, the workers and the lease calls that wait."""
         return Response(await gauges.render(services), media_type=CONTENT_TYPE_LATEST)
 
     app.include_router(router)

@@ -69,11 +69,18 @@ def ls(database: Direct = False, url: Url = None, fmt: Output = Format.TABLE) ->
         output.show(_listing(items, now))
 
 
-@app.command(epilog=output.examples("convener key revoke 4f0c9d2a71be", "convener key revoke 4f0c9d2a71be --database"))
+@app.command(
+    epilog=output.examples(
+        "convener key revoke 4f0c9d2a71be",
+        "convener key revoke 4f0c9d2a71be --database",
+        "convener key revoke 4f0c9d2a71be -o json",
+    )
+)
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")],
     database: Direct = False,
     url: Url = None,
+    fmt: Output = Format.TABLE,
 ) -> None:
     """End a key: it stops working within 5 s everywhere."""
     if _is_direct(database):
@@ -81,7 +88,10 @@ def revoke(
     else:
         with _connect(url) as client:
             client.delete(f"/keys/{key_id}")
-    output.show(Text(output.plain(f"revoked {key_id}")))
+    if fmt is Format.JSON:
+        output.write_json({"id": key_id, "revoked": True})
+    else:
+        output.show(Text(output.plain(f"revoked {key_id}")))
 
 
 def _is_direct(asked: bool) -> bool:

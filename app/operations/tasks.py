@@ -153,6 +153,8 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
         worker_id=task.worker_id,
         token=task.token,
         detail=json.dumps({"reason": reason}),
+        priority=task.priority,
+        leased_at=task.leased_at,
     )
 
 

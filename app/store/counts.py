@@ -84,8 +84,11 @@ SELECT * FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), C
 _SIZE = text("SELECT pg_relation_size('tasks')")
 
 _GATE = "7241, 8"
-_ENTER_TOGETHER = text(f"SELECT pg_advisory_xact_lock_shared({_GATE})")
-_EPOCH = text("SELECT last_value FROM admission_epoch")
+# The epoch is read after the lock was granted: the inner query needs the outer one's row.
+_ENTER_TOGETHER = text(f"""
+SELECT epoch FROM (SELECT CAST(pg_advisory_xact_lock_shared({_GATE}) AS text) AS granted OFFSET 0) gate
+CROSS JOIN LATERAL (SELECT last_value + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0) known
+""")
 _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
 
 
@@ -130,8 +133,7 @@ async def enter_together(connection: AsyncConnection) -> int:
 
     Returns the epoch: it has changed when somebody has had the gate alone since.
     """
-    await connection.execute(_ENTER_TOGETHER)
-    return int((await connection.execute(_EPOCH)).scalar_one())
+    return int((await connection.execute(_ENTER_TOGETHER)).scalar_one())
 
 
 async def enter_alone(connection: AsyncConnection) -> None:

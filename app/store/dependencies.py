@@ -55,8 +55,8 @@ WITH met AS (
     WHERE t.id = counted.task_id
     RETURNING t.id, t.state, t.agent_type, t.priority, t.goal_id, t.tag, t.run_at
 ), told AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id)
-    SELECT 'task.unblocked', id, agent_type, goal_id FROM unblocked WHERE state = 'pending'
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
+    SELECT 'task.unblocked', id, agent_type, goal_id, priority FROM unblocked WHERE state = 'pending'
 )
 SELECT agent_type, priority, min(tag) AS tag FROM unblocked
 WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority
@@ -78,8 +78,8 @@ WITH ours AS (
 ), cut AS (
     DELETE FROM task_dependencies d USING gone WHERE d.task_id = gone.id
 ), told AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, detail)
-    SELECT 'task.cancelled', id, agent_type, goal_id, CAST(:error AS jsonb) FROM gone
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
+    SELECT 'task.cancelled', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM gone
 )
 SELECT id FROM gone
 """)

@@ -1,13 +1,16 @@
-"""Counts for people who look."""
+"""How workers and background duties stand, for whoever looks."""
 
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.agents import AgentType
 from app.store import holding
-
-_TASKS = text("SELECT agent_type, state, count(*) AS tasks FROM tasks GROUP BY agent_type, state")
 
 _WORKERS = text(f"""
 SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
@@ -15,28 +18,42 @@ FROM workers w {holding.joined("w.id")}
 WHERE w.state IN ('starting', 'ready', 'draining') GROUP BY 1
 """)
 
-_RECENT = text("""
-SELECT state, count(*) AS tasks FROM task_history
-WHERE finished_at > now() - interval '1 minute' GROUP BY state
+# A worker that has been asked for and not registered yet has not said what it can run.
+_SERVED = text("""
+SELECT DISTINCT served.agent_type FROM workers w
+LEFT JOIN LATERAL unnest(w.capabilities) AS served (agent_type) ON true
+WHERE w.state IN ('starting', 'ready')
+""")
+
+_TURNS = text("""
+SELECT duty, now() - last_run_at AS ago, CAST(result AS text) AS result FROM loop_ticks
+WHERE duty = ANY (CAST(:duties AS text[])) AND last_run_at IS NOT NULL
 """)
 
 
-async def tasks_by_agent(connection: AsyncConnection) -> dict[str, dict[str, int]]:
-    """Live tasks: agent type -> state -> how many."""
-    counts: dict[str, dict[str, int]] = {}
-    for row in (await connection.execute(_TASKS)).mappings():
-        counts.setdefault(row["agent_type"], {})[row["state"]] = row["tasks"]
-    return counts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastTurn:
+    """When a background duty last had its turn, and what came of it."""
+
+    ago: timedelta
+    result: dict[str, Any]
 
 
 async def workers_by_state(connection: AsyncConnection) -> dict[str, int]:
-    """Live workers by state, `busy` being those that hold a task."""
+    """Live workers by state, `busy` being those that hold a task: a look at each worker, none at other tasks."""
     return {row["state"]: row["workers"] for row in (await connection.execute(_WORKERS)).mappings()}
 
 
-async def finished_last_minute(connection: AsyncConnection) -> dict[str, int]:
-    """Tasks that ended within the last minute, by how they ended."""
-    return {row["state"]: row["tasks"] for row in (await connection.execute(_RECENT)).mappings()}
+async def served(connection: AsyncConnection) -> frozenset[AgentType]:
+    """The agent types that a worker can run which is ready or about to be; all while one has yet to say."""
+    found = set((await connection.execute(_SERVED)).scalars())
+    return frozenset(AgentType) if None in found else frozenset(map(AgentType, found))
+
+
+async def turns(connection: AsyncConnection, duties: Collection[str]) -> dict[str, LastTurn]:
+    """The last turns of these duties; those that never ran are left out."""
+    rows = (await connection.execute(_TURNS, {"duties": list(duties)})).mappings()
+    return {row["duty"]: LastTurn(ago=row["ago"], result=json.loads(row["result"] or "{}")) for row in rows}
 
 
 async def ping(connection: AsyncConnection) -> dict[str, Any]:

@@ -130,7 +130,7 @@ SELECT {", ".join(_MOVED)}, :failures, :rescues, :state, now(), CAST(:error AS j
 """)
 
 _LOCK = text("""
-SELECT id, state, agent_type, goal_id, failures, rescues, token, worker_id, has_dependents
+SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents
 FROM tasks WHERE id = :id FOR UPDATE
 """)
 
@@ -253,11 +253,13 @@ class LiveTask:
     id: UUID
     state: TaskState
     agent_type: str
+    priority: int
     goal_id: str | None
     failures: int
     rescues: int
     token: int
     worker_id: UUID | None
+    leased_at: datetime | None
     has_dependents: bool
 
 

@@ -10,6 +10,7 @@ from app.store.database import Database
 from tests.api.service import Service, serving
 from tests.sql import execute
 from tests.system.conftest import free_port
+from tests.turns import counted
 
 
 async def test_alive_and_ready(service: Service) -> None:
@@ -56,29 +57,57 @@ async def test_while_it_stops_it_is_alive_but_takes_nothing(service: Service) ->
         assert answer.headers["retry-after"]
 
 
-async def test_the_status_counts(service: Service) -> None:
+async def test_the_status_counts(service: Service, database: Database) -> None:
     for _ in range(3):
         await service.submitted(agent_type="ranking")
     busy = await service.worker()
     await service.worker(ready=False)
     await busy.on_lease(await busy.lease(), "complete", result={})
     await busy.lease()
+    assert "never run" in (await service.get("/status"))["warnings"][0]
+    await counted(database)
     status = await service.get("/status")
     assert status["tasks"] == {"ranking": {"pending": 1, "executing": 1}}
     assert status["workers"] == {"busy": 1, "starting": 1}
     assert status["finished_last_minute"] == {"completed": 1}
     assert status["tasks_per_second"] == pytest.approx(1 / 60, abs=0.01)
     assert status["waiting_leases"] == 0
+    assert status["warnings"] == []
 
 
-async def test_prometheus_reads_gauges_of_ours(service: Service) -> None:
+async def test_the_status_says_when_nobody_serves_a_type(service: Service, database: Database) -> None:
     await service.submitted(agent_type="ranking")
+    await service.submitted(agent_type="proximity", run_at="2100-01-01T00:00:00Z")
+    await counted(database)
+    status = await service.get("/status")
+    assert status["tasks"] == {"ranking": {"pending": 1}, "proximity": {"pending": 1}}
+    assert status["warnings"] == ["nobody serves ranking: 1 task of it waits, and no live worker can run it"]
     await service.worker()
+    assert (await service.get("/status"))["warnings"] == []
+
+
+async def test_prometheus_reads_gauges_of_ours(service: Service, database: Database) -> None:
+    worker = await service.worker()
+    await service.submitted(agent_type="evolution", priority="high")
+    await worker.lease()
+    await service.worker()
+    await service.submitted(agent_type="ranking")
+    await service.post("/queues/proximity/pause")
+    await counted(database)
     assert (await service.ask("GET", "/tasks", key=Role.READER)).status_code == 200
     answer = await service.ask("GET", "/metrics", key=None)
     assert answer.headers["content-type"].startswith("text/plain")
     for line in (
-        'convener_tasks{agent="ranking",state="pending"} 1.0',
+        'convener_tasks{agent="ranking",phase="pending",priority="medium"} 1.0',
+        'convener_tasks{agent="evolution",phase="executing",priority="high"} 1.0',
+        'convener_queue_limit{priority="all"} 10000.0',
+        'convener_queue_limit{priority="low"} 5000.0',
+        'convener_lease_wait_seconds{priority="high",quantile="0.99"} ',
+        'convener_oldest_wait_seconds{priority="medium"} ',
+        'convener_tasks_per_second{what="submitted"} 0.0',
+        'convener_paused{agent="proximity"} 1.0',
+        "convener_dead_letters_last_hour 0.0",
+        "convener_miscounted_tasks 0.0",
         'convener_workers{state="ready"} 1.0',
         "convener_waiting_leases 0.0",
         "convener_database_up 1.0",

@@ -34,7 +34,8 @@ async def test_on_the_database_the_same_things_happen(offline: CommandLine, serv
     direct = {"CONVENER_DATABASE_URL": service.database_url}
     made = (await offline("key", "create", "reader", "--label", "x", "--database", "-o", "json", **direct)).json
     assert made["id"] in (await offline("key", "ls", **direct)).out
-    assert (await offline("key", "revoke", made["id"], "--database", **direct)).code == 0
+    revoked = await offline("key", "revoke", made["id"], "--database", "-o", "json", **direct)
+    assert revoked.json == {"id": made["id"], "revoked": True}
     items = (await offline("key", "ls", "-o", "json", **direct)).json["items"]
     assert next(item for item in items if item["id"] == made["id"])["revoked_at"] is not None
     unknown = await offline("key", "revoke", "nothing", **direct)

@@ -15,6 +15,7 @@ async def test_counts(convener: CommandLine, goal: str) -> None:
     row = next(line for line in done.out.splitlines() if line.startswith("meta_review"))
     assert int(row.split()[2]) >= 1
     assert all(len(line) <= 80 for line in done.out.splitlines())
+    assert "Warning the background loops have never run" in done.out
     assert (await convener("status", "-o", "json")).json["tasks"]["meta_review"]["pending"] >= 1
 
 

@@ -93,7 +93,12 @@ async def api_process(database_url: str, tmp_path: Path, **settings: str) -> Asy
     """The API as a process of its own."""
     keys = await make_keys(database_url)
     port = free_port()
-    environment = {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), **settings}
+    environment = {
+        "CONVENER_DATABASE_URL": database_url,
+        "CONVENER_PORT": str(port),
+        "CONVENER_MAX_QUEUE_SIZE": "100000",
+    }
+    environment |= settings
     log = tmp_path / "api.log"
     with process("app.main", environment, log) as child:
         url = f"http://127.0.0.1:{port}"

@@ -1,0 +1,59 @@
+"""Durations kept as counts in exponential buckets: small whatever their number, they add up, and tell percentiles.
+
+A percentile read from them lies in the same bucket as the true one, so it is right within a factor of two, unless it
+took half a day.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, zip_longest
+
+# Seconds: bucket 0 holds what took less than 10 ms, each next one reaches twice as far, and the last, of 24, everything
+# from 41,943 s (11 h 39 min) on.
+BOUNDS: Sequence[float] = tuple(0.01 * 2**k for k in range(23))
+
+
+def bucket(seconds: float) -> int:
+    """The bucket of a duration; a bound itself belongs to the bucket above, as in PostgreSQL's `width_bucket`."""
+    return bisect_right(BOUNDS, seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """Things that each took some time: how many, the seconds of all and of the longest, and how many in each bucket."""
+
+    count: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+    histogram: Sequence[int] = ()
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds; None without any."""
+        return self.seconds / self.count if self.count else None
+
+    def percentile(self, share: float) -> float | None:
+        """Seconds within which this share (0 to 1) was done, None without any.
+
+        Linear within a bucket, as Prometheus' `histogram_quantile`, and never beyond the longest.
+        """
+        rank = share * sum(self.histogram)
+        sums = list(accumulate(self.histogram, initial=0))
+        for place, held in enumerate(self.histogram):
+            if held and sums[place + 1] >= rank:
+                lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)
+                upper = min(self.longest, BOUNDS[place] if place < len(BOUNDS) else self.longest)
+                return min(upper, lower + (upper - lower) * (rank - sums[place]) / held)
+        return None
+
+
+def total(parts: Iterable[Durations]) -> Durations:
+    """All of them together."""
+    known = list(parts)
+    return Durations(
+        count=sum(part.count for part in known),
+        seconds=sum(part.seconds for part in known),
+        longest=max((part.longest for part in known), default=0.0),
+        histogram=tuple(map(sum, zip_longest(*(part.histogram for part in known), fillvalue=0))),
+    )
