@@ -4,7 +4,7 @@ Wrong for a moment at most: a claim that finds nothing corrects it, an announcem
 at the whole of every lane every few seconds finds what nobody announced.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from app.domain.agents import AgentType
@@ -16,7 +16,6 @@ from app.store.claims import BOTTOM
 
 LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
 _TOPICS = {announcements.work(lane): lane for lane in LANES}
-_DESCENDING = sorted(Priority, reverse=True)
 # How many are to ask at once where little is known; it doubles with every claim that finds as many tasks.
 _FIRST_ASKS = 4
 _MOST_ASKS = 64
@@ -30,6 +29,7 @@ class Backlog:
     _stood: dict[Lane, float] = field(default_factory=dict)
     _rung: dict[Lane, float] = field(default_factory=dict)
     _asks: dict[Lane, int] = field(default_factory=dict)
+    _best: dict[AgentType, Lane] = field(default_factory=dict)
 
     def hear(self, news: News) -> bool:
         """Take in announcements; whether any was about work."""
@@ -40,17 +40,16 @@ class Backlog:
     def ring(self, tags: Mapping[Lane, float]) -> None:
         """There may be work in these lanes, at these tags or above."""
         for lane, tag in tags.items():
-            self._floors[lane] = min(tag, self._floors.get(lane, tag))
             self._rung[lane] = min(tag, self._rung.get(lane, tag))
+            self._put(lane, min(tag, self._floors.get(lane, tag)))
 
-    def agents(self) -> set[AgentType]:
+    def agents(self) -> Set[AgentType]:
         """The agent types that may have work."""
-        return {lane.agent_type for lane in self._floors}
+        return self._best.keys()
 
     def lane(self, agent: AgentType) -> Lane | None:
         """The most urgent lane of the type that may have work."""
-        candidates = (Lane(agent_type=agent, priority=priority) for priority in _DESCENDING)
-        return next((lane for lane in candidates if lane in self._floors), None)
+        return self._best.get(agent)
 
     def most_urgent(self, agents: Collection[AgentType]) -> set[AgentType]:
         """Those of the types whose work may be of the highest priority."""
@@ -70,7 +69,7 @@ class Backlog:
         """For every lane, from where to look for work that was not announced: where it was last seen to stand."""
         return {lane: self._floors.get(lane, self._stood.get(lane, BOTTOM)) for lane in LANES}
 
-    def begin(self) -> None:
+    def about_to_look(self) -> None:
         """A claim is about to look: whatever rings from now on, it may not see."""
         self._rung.clear()
 
@@ -80,11 +79,25 @@ class Backlog:
         reached = max(tags, default=self._stood.get(lane, BOTTOM))
         self._stood[lane] = reached if rung is None else min(reached, rung)
         if not dry:
-            self._floors[lane] = self._stood[lane]
+            self._put(lane, self._stood[lane])
             self._asks[lane] = min(_MOST_ASKS, max(self.asks(lane), 2 * len(tags)))
             return
         self._asks.pop(lane, None)
         if rung is not None:
-            self._floors[lane] = rung
+            self._put(lane, rung)
         else:
-            self._floors.pop(lane, None)
+            self._drop(lane)
+
+    def _put(self, lane: Lane, floor: float) -> None:
+        self._floors[lane] = floor
+        best = self._best.get(lane.agent_type)
+        if best is None or best.priority < lane.priority:
+            self._best[lane.agent_type] = lane
+
+    def _drop(self, lane: Lane) -> None:
+        self._floors.pop(lane, None)
+        rest = [other for other in self._floors if other.agent_type == lane.agent_type]
+        if rest:
+            self._best[lane.agent_type] = max(rest, key=lambda other: other.priority)
+        else:
+            self._best.pop(lane.agent_type, None)

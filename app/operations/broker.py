@@ -5,10 +5,9 @@ from another rings; a jittered poll stands behind both.
 """
 
 import asyncio
-import itertools
 import logging
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -28,14 +27,15 @@ from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import LANES, Backlog
 from app.operations.leases import Fence, release
-from app.store import claims, fleet, hot, lanes
+from app.operations.stepping import keep_in_step
+from app.operations.turns import Turns
+from app.store import claims, fleet, hot
 from app.store.announcements import News
 from app.store.claims import Ask, Claim, Lease
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
 _BATCH = 64
-_RESCAN_EVERY = 5
 _REMEMBERED_WORKERS = 20_000
 
 
@@ -71,6 +71,7 @@ class Broker:
         self.fairness = fairness or FairQueue()
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
+        self._turns = Turns(self._backlog, self.fairness, database.lanes)
         self._wake = asyncio.Event()
         self._served: dict[WorkerId, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,7 +87,7 @@ class Broker:
         """Begin to serve."""
         self._tasks = [
             asyncio.create_task(self._run(), name="lease-broker"),
-            asyncio.create_task(self._keep_in_step(), name="lease-broker-lanes"),
+            asyncio.create_task(keep_in_step(self._database, self._look_everywhere), name="lease-broker-lanes"),
         ]
 
     async def stop(self) -> None:
@@ -145,21 +146,10 @@ class Broker:
         if self._backlog.hear(news):
             self._wake.set()
 
-    async def _keep_in_step(self) -> None:
-        """Exchange virtual times with the other processes, and look for work that nobody announced."""
-        for turn in itertools.count():
-            await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-            try:
-                known = self._database.lanes.virtual_times()
-                for lane, tag in (await hot.run(self._database, lambda c: lanes.exchange(c, known))).items():  # noqa: B023
-                    self._database.lanes.passed(lane, tag)
-                if turn % _RESCAN_EVERY == 0 and self._waiters:
-                    self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, LANES)))
-                    self._wake.set()
-            except DatabaseUnavailable:
-                continue
-            except Exception:
-                log.exception("could not keep in step with the lanes, trying again")
+    async def _look_everywhere(self) -> None:
+        if self._waiters:
+            self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, LANES)))
+            self._wake.set()
 
     async def _run(self) -> None:
         while not (self._stopping and not self._waiters):
@@ -208,7 +198,7 @@ class Broker:
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
             if waiter.in_flight or waiter.unserved:
                 continue
-            waiter.asked = self._choose(waiter.call, asked)
+            waiter.asked = self._turns.choose(waiter.call.agent_types, asked)
             if waiter.asked is not None:
                 waiter.charge = self.fairness.charge(waiter.asked.agent_type)
                 asked[waiter.asked] += 1
@@ -219,24 +209,14 @@ class Broker:
                 break
         return batch
 
-    def _choose(self, call: LeaseCall, asked: Counter[Lane]) -> Lane | None:
-        """The lane to ask for this worker; a crowd need not ask where one task is known of."""
-        open_to = {
-            agent
-            for agent in call.agent_types
-            if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
-        }
-        agent = self.fairness.next(open_to, self._backlog.most_urgent(open_to))
-        return self._backlog.lane(agent) if agent is not None else None
-
     async def _claim(self, batch: list[_Waiter]) -> None:
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
         asks = [self._ask(waiter) for waiter in batch]
-        self._backlog.begin()
+        self._backlog.about_to_look()
         try:
             found = await hot.run(self._database, lambda c: claims.claim(c, asks, self._policy))
-            self._learn(asks, found)
+            self._turns.learn(asks, found)
             await self._note_first_leases([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
             for waiter, claim in zip(batch, found, strict=True):
                 await self._answer(waiter, claim)
@@ -254,24 +234,6 @@ class Broker:
             acknowledge=call.acknowledge,
             floor=self._backlog.floor(lane) if lane else claims.BOTTOM,
         )
-
-    def _learn(self, asks: list[Ask], found: list[Claim]) -> None:
-        """Where the lanes stand now, and which agent types have run dry."""
-        tags: dict[Lane, list[float]] = defaultdict(list)
-        short: dict[Lane, bool] = {}
-        for ask, claim in zip(asks, found, strict=True):
-            if ask.lane is None:
-                continue
-            if claim.lease is not None:
-                tags[ask.lane].append(claim.lease.tag)
-                self._database.lanes.passed(ask.lane, claim.lease.tag)
-            elif claim.worker_state == WorkerState.READY and not claim.holds_another:
-                short[ask.lane] = True
-        for lane in {ask.lane for ask in asks if ask.lane is not None}:
-            if lane in tags or lane in short:
-                self._backlog.found(lane, tags[lane], dry=lane in short)
-        for agent in {lane.agent_type for lane in short} - self._backlog.agents():
-            self.fairness.fell_idle(agent)
 
     async def _answer(self, waiter: _Waiter, claim: Claim) -> None:
         if claim.lease is not None:

@@ -49,15 +49,22 @@ class Lanes:
 
     def __init__(self) -> None:
         self._virtual: dict[Lane, float] = {}
+        self._shared: dict[Lane, float] = {}
         self._issued: OrderedDict[Place, _Issued] = OrderedDict()
 
     def passed(self, lane: Lane, tag: float) -> None:
         """A task with this tag was leased."""
         self._virtual[lane] = max(tag, self._virtual.get(lane, 0.0))
 
-    def virtual_times(self) -> Mapping[Lane, float]:
-        """What this process has seen."""
-        return dict(self._virtual)
+    def news(self) -> Mapping[Lane, float]:
+        """The virtual times that the database does not know of yet."""
+        return {lane: tag for lane, tag in self._virtual.items() if tag > self._shared.get(lane, 0.0)}
+
+    def shared(self, times: Mapping[Lane, float]) -> None:
+        """What the database knows, from all processes."""
+        self._shared = dict(times)
+        for lane, tag in times.items():
+            self.passed(lane, tag)
 
     def unsure(self, places: Iterable[Place]) -> list[Place]:
         """Those about which the database should be asked: another process may have submitted for them since."""

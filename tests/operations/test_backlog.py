@@ -23,7 +23,7 @@ def test_the_most_urgent_lane_of_a_type_comes_first() -> None:
 def test_a_claim_moves_the_floor_to_what_it_found() -> None:
     backlog = Backlog()
     backlog.ring({LOW: BOTTOM})
-    backlog.begin()
+    backlog.about_to_look()
     backlog.found(LOW, [3.0, 4.0], dry=False)
     assert backlog.floor(LOW) == 4.0
 
@@ -32,11 +32,11 @@ def test_what_rang_during_a_claim_is_looked_for_by_the_next() -> None:
     """It may have committed after the claim took its snapshot."""
     backlog = Backlog()
     backlog.ring({LOW: 2.0})
-    backlog.begin()
+    backlog.about_to_look()
     backlog.ring({LOW: 3.0})
     backlog.found(LOW, [9.0], dry=False)
     assert backlog.floor(LOW) == 3.0
-    backlog.begin()
+    backlog.about_to_look()
     backlog.ring({LOW: 5.0})
     backlog.found(LOW, [], dry=True)
     assert backlog.lane(AgentType.RANKING) == LOW
@@ -46,9 +46,9 @@ def test_what_rang_during_a_claim_is_looked_for_by_the_next() -> None:
 def test_a_dry_lane_is_forgotten_until_it_rings_and_is_looked_at_from_where_it_stood() -> None:
     backlog = Backlog()
     backlog.ring({LOW: 2.0})
-    backlog.begin()
+    backlog.about_to_look()
     backlog.found(LOW, [7.0], dry=True)
-    assert backlog.agents() == set()
+    assert not backlog.agents()
     assert backlog.stood()[LOW] == 7.0
     assert backlog.stood()[HIGH] == BOTTOM
     backlog.ring({LOW: 1.0})
@@ -60,7 +60,7 @@ def test_a_crowd_asks_only_where_many_tasks_were_found() -> None:
     assert backlog.asks(LOW) == 4
     backlog.ring({LOW: 0.0})
     for found in (4, 8, 16, 32, 64):
-        backlog.begin()
+        backlog.about_to_look()
         backlog.found(LOW, [float(found)] * found, dry=False)
     assert backlog.asks(LOW) == 64
     backlog.found(LOW, [], dry=True)

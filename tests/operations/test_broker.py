@@ -23,8 +23,8 @@ from app.domain.workers import Directive, WorkerId, WorkerState
 from app.operations import workers
 from app.operations.broker import Broker, LeaseCall
 from app.operations.leases import LeaseDesk
-from app.store import fleet
 from app.store import claims as store
+from app.store import fleet
 from app.store.database import Database
 from tests.factories import completion, leased, ready_worker, registration, submitted
 from tests.sql import execute, until, value

@@ -117,6 +117,7 @@ async def test_a_resume_announces_also_what_is_submitted_meanwhile(
 
 
 async def test_a_resume_announces_every_lane_of_the_types(connection: AsyncConnection) -> None:
+    announcements.take_notes(connection)
     await queues.resume(connection, [AgentType.RANKING])
     lanes = [Lane(agent_type=AgentType.RANKING, priority=priority) for priority in Priority]
     assert announcements.take_notes(connection) == {announcements.work(lane): 0.0 for lane in lanes}

@@ -1,0 +1,49 @@
+"""Whose turn it is: which lane each waiting worker asks, and what its answer says of the lanes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from app.domain.agents import AgentType
+from app.domain.fairness import FairQueue
+from app.domain.lanes import Lane
+from app.domain.workers import WorkerState
+from app.operations.backlog import Backlog
+from app.store.claims import Ask, Claim
+from app.store.lanes import Lanes
+
+
+class Turns:
+    """Brings together what may wait (the backlog), who is next (fairness) and where the lanes stand."""
+
+    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes) -> None:
+        self._backlog = backlog
+        self._fairness = fairness
+        self._lanes = lanes
+
+    def choose(self, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
+        """The lane to ask for a worker; a crowd (`asked` so far) need not ask where one task is known of."""
+        open_to = {
+            agent
+            for agent in can_run
+            if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
+        }
+        agent = self._fairness.next(open_to, self._backlog.most_urgent(open_to))
+        return self._backlog.lane(agent) if agent is not None else None
+
+    def learn(self, asks: Sequence[Ask], found: Sequence[Claim]) -> None:
+        """Where the lanes stand now, and which agent types have run dry."""
+        tags: dict[Lane, list[float]] = defaultdict(list)
+        dry: set[Lane] = set()
+        for ask, claim in zip(asks, found, strict=True):
+            if ask.lane is None:
+                continue
+            if claim.lease is not None:
+                tags[ask.lane].append(claim.lease.tag)
+            elif claim.worker_state == WorkerState.READY and not claim.holds_another:
+                dry.add(ask.lane)
+        for lane in dry | tags.keys():
+            self._backlog.found(lane, tags[lane], dry=lane in dry)
+            if tags[lane]:
+                self._lanes.passed(lane, max(tags[lane]))
+        for agent in {lane.agent_type for lane in dry} - self._backlog.agents():
+            self._fairness.fell_idle(agent)
