@@ -7,10 +7,27 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from app.api import events, fleet, health, keys, leases, metrics, problems, tasks, workers
+from app.api import (
+    checkpoints,
+    context,
+    dead_letters,
+    events,
+    fleet,
+    goals,
+    health,
+    keys,
+    leases,
+    metrics,
+    outputs,
+    problems,
+    queues,
+    tasks,
+    workers,
+)
 from app.api.lean import FastLane, LeanRoute
 from app.api.limits import BodyLimit
 
+_PARTS = (tasks, queues, goals, dead_letters, workers, fleet, events, context, outputs, checkpoints, keys, health)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """
 The deployment control plane of an AI co-scientist. A Supervisor submits tasks, workers lease them one at a time,
@@ -18,9 +35,13 @@ operators watch the pool. Press **Authorize** and paste a key; every error is an
 """
 _TAGS = [
     {"name": "tasks", "description": "What the Supervisor wants done"},
+    {"name": "queues", "description": "How much waits, for how long, and what is paused"},
+    {"name": "goals", "description": "How research goals share the queue"},
+    {"name": "dead letters", "description": "Tasks that failed for good"},
     {"name": "leases", "description": "One task, one worker, fenced by a token"},
     {"name": "workers", "description": "Who works, and how they are"},
     {"name": "events", "description": "Every change of state, each exactly once"},
+    {"name": "context", "description": "What outlives a task: entries, outputs and checkpoints"},
     {"name": "keys", "description": "Who may do what"},
     {"name": "health", "description": "Whether all is well"},
 ]
@@ -38,8 +59,8 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     )
     lean = [route for route in (*leases.router.routes, *workers.hot_router.routes) if isinstance(route, LeanRoute)]
     app.router.routes.extend(lean)
-    for router in (tasks.router, workers.router, fleet.router, events.router, keys.router, health.router):
-        app.include_router(router)
+    for part in _PARTS:
+        app.include_router(part.router)
     problems.install(app)
     metrics.install(app)
     _surround(app, lean, max_body_bytes)

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.services import ServicesDep
 from app.domain.errors import ShuttingDown
+from app.store.database import Database
 
 
 async def _writing(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
@@ -18,6 +19,12 @@ async def _writing(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
+async def _batches(services: ServicesDep) -> Database:
+    if services.stopping:
+        raise ShuttingDown
+    return services.database
+
+
 async def _reading(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
     async with services.database.transaction() as connection:
         yield connection
@@ -26,3 +33,5 @@ async def _reading(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
 # With the default scope the code after `yield` runs once the response has left, and a failed commit would be a 200.
 Writing = Annotated[AsyncConnection, Depends(_writing, scope="function")]
 Reading = Annotated[AsyncConnection, Depends(_reading, scope="function")]
+# For work on so many rows that one transaction would be in everybody's way: the operation makes its own, one a batch.
+InBatches = Annotated[Database, Depends(_batches)]

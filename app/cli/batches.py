@@ -16,15 +16,20 @@ _MOST_BYTES = 8 << 20
 
 def read_object(text: str) -> Json:
     """The JSON object that an option means: the text itself, @FILE, or - for stdin. Raises BadParameter."""
+    value = read_value(text, "the payload")
+    if not isinstance(value, dict):
+        raise typer.BadParameter("the payload must be a JSON object, like {}")
+    return value
+
+
+def read_value(text: str, what: str) -> Any:
+    """The JSON value that an argument means: the text itself, @FILE, or - for stdin. Raises BadParameter."""
     source = text
     if text == "-":
         source = _text(text)
     elif text.startswith("@"):
         source = _text(text[1:])
-    value = _json(source, "the payload")
-    if not isinstance(value, dict):
-        raise typer.BadParameter("the payload must be a JSON object, like {}")
-    return value
+    return _json(source, what)
 
 
 def read_tasks(file: str) -> list[Json]:

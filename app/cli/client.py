@@ -28,8 +28,12 @@ _HINTS = {
     "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
     "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
     "task_not_found": "`convener tasks ls` lists the tasks; old ones are pruned",
+    "dead_letter_not_found": "`convener dead-letters ls` lists them; `convener tasks ls` lists all tasks",
     "worker_not_found": "`convener workers ls` lists the workers",
     "key_not_found": "`convener key ls` lists the keys",
+    "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
+    "version_stale": "read it again and decide anew; `convener context history` shows who changed it",
+    "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
     "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
@@ -106,9 +110,22 @@ class Client:
         content = {"content": body, "headers": {"Content-Type": "application/json"}}
         return self._json("POST", path, **(content if isinstance(body, bytes) else {"json": body}))
 
+    def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
+        """Replace."""
+        content = {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
+        return self._json("PUT", path, **(content if isinstance(body, bytes) else {"json": body, "headers": headers}))
+
     def delete(self, path: str) -> None:
         """Delete."""
         self._send("DELETE", path)
+
+    def remove(self, path: str, headers: Mapping[str, str]) -> Json:
+        """Delete, and hear what has become of it."""
+        return self._json("DELETE", path, headers=headers)
+
+    def download(self, path: str) -> bytes:
+        """Read what need not be understood here."""
+        return self._send("GET", path).content
 
     def pages(
         self, path: str, most: int | None, seen: Callable[[int], object] = lambda _: None, **parameters: Any

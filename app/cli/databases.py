@@ -1,7 +1,8 @@
 """Work on the database itself, for commands that need no running service: the first key, and migrations."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from app.cli.access import settings
@@ -27,9 +28,31 @@ def database_url() -> str:
     return url
 
 
-def on_database(work: "Callable[[Database], Awaitable[T]]") -> T:
-    """The outcome of `work` on the database. Raises Failure when it cannot be reached, or refuses."""
-    return asyncio.run(_on(database_url(), work))
+def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None = None) -> T:
+    """The outcome of `work` on the database, by default the one of the environment.
+
+    Raises Failure when it cannot be reached, or refuses.
+    """
+    return asyncio.run(_on(url or database_url(), work))
+
+
+@contextmanager
+def tried() -> Iterator[None]:
+    """Within, what could not be done with a backup, a checkpoint or a bundled PostgreSQL becomes a Failure."""
+    from app.domain.transfers import Refused
+    from app.embedded.dumps import DumpFailed
+    from app.embedded.errors import EmbeddedError
+
+    try:
+        yield
+    except Refused as refused:
+        raise Failure(str(refused), ExitCode.REFUSED, hint=refused.hint) from None
+    except DumpFailed as failed:
+        hint = "the programs must be of the server's version or newer, to dump, and of its own, to restore; "
+        hint += "CONVENER_POSTGRES_BIN names the directory that holds them"
+        raise Failure(str(failed), ExitCode.REFUSED, hint=hint) from None
+    except EmbeddedError as unusable:
+        raise Failure(str(unusable), ExitCode.USAGE) from None
 
 
 async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
@@ -39,7 +62,10 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
 
     from app.store.database import Database, in_domain_words
 
-    database = Database(url)
+    try:
+        database = Database(url)
+    except ValueError as error:
+        raise Failure(str(error), ExitCode.USAGE) from None
     try:
         return await work(database)
     except KeyNotFound as error:

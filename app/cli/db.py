@@ -1,16 +1,23 @@
-"""`convener db`: the schema of the database."""
+"""`convener db`: the schema of the database, and its backups."""
 
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from app.cli import output
+from app.cli import backups, output
 from app.cli.databases import on_database
 from app.cli.failures import ExitCode, Failure
 from app.cli.output import Format, Output
 
-app = typer.Typer(help="Bring the schema of the database (CONVENER_DATABASE_URL) up to date.", no_args_is_help=True)
+app = typer.Typer(
+    short_help="Migrate, back up, restore and check the database.",
+    help="Migrate, back up, restore and check the database that CONVENER_DATABASE_URL names.",
+    no_args_is_help=True,
+)
+app.command("backup", epilog=backups.BACKUP_EPILOG)(backups.backup)
+app.command("restore", epilog=backups.RESTORE_EPILOG)(backups.restore)
+app.command("verify", epilog=backups.VERIFY_EPILOG)(backups.verify)
 
 
 @app.command(epilog=output.examples("convener db migrate", "convener db migrate --to head"))

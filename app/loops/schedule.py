@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.ageing import AgeingPolicy
+from app.domain.checkpoints import CheckpointPolicy
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
-from app.operations import fleet, housekeeping, sweeping, workers
+from app.operations import ageing, checkpoints, counting, fleet, housekeeping, sweeping, workers
 from app.provisioners.base import Provisioner
 from app.store import announcements
 from app.store.database import Database
@@ -57,10 +59,25 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: sweeping.sweep(db, c.leases, turn)),
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: sweeping.promote(db)),
+    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: sweeping.trim(db)),
+    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: ageing.tick(db, AgeingPolicy())),
+    Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counting.fold_counts(db)),
+    Duty(name=counting.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counting.fold_events(db)),
+    Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
+    Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
     Duty(
         name="housekeeping",
         seconds=600,
         run=lambda c, db, turn: housekeeping.run(db, history_days=c.history_days, events_days=c.events_days),
+    ),
+)
+
+# What takes longer than a transaction should be open.
+ERRANDS: Sequence[Errand] = (
+    Errand(
+        name="checkpoint",
+        seconds=5,
+        run=lambda c: checkpoints.take_when_due(c.database, CheckpointPolicy(), c.history_days),
     ),
 )
 

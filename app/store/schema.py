@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.store import partitions
 
@@ -52,6 +52,23 @@ async def revision(engine: AsyncEngine) -> str | None:
 def head() -> str | None:
     """The revision that this program expects."""
     return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+
+
+def knows(revision: str) -> bool:
+    """Whether this program can bring a schema of this revision up to date."""
+    return any(script.revision == revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions())
+
+
+async def adopt(connection: AsyncConnection, revision: str) -> None:
+    """Tables that came without a word about their revision are at this one; bring them up to date.
+
+    All within the transaction of the caller.
+    """
+    await connection.execute(
+        text("INSERT INTO alembic_version (version_num) VALUES (:revision)"), {"revision": revision}
+    )
+    await connection.run_sync(_upgrade, "head")
+    await partitions.create_ahead(connection)
 
 
 def is_ours(thing: Any, name: str | None, kind: str, *_: Any) -> bool:
