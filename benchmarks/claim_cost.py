@@ -93,6 +93,7 @@ async def _snapshot_held(where: Surroundings) -> AsyncIterator[float]:
     """Another session that keeps everything alive which is deleted from now on, as a forgotten report would."""
     connection = await asyncpg.connect(where.database_url)
     try:
+        await connection.execute("SET idle_in_transaction_session_timeout = 0")
         async with connection.transaction(isolation="repeatable_read"):
             await connection.fetchval("SELECT count(*) FROM workers")
             yield time.monotonic()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.http_client import Connection, connect
+from benchmarks.http_client import connect
 from benchmarks.surroundings import Surroundings
 from benchmarks.workers import Lease, Worker, hire, let_go
 
@@ -48,8 +48,8 @@ class _Member:
 class Crew:
     """All workers, and somebody who reads the status."""
 
+    where: Surroundings
     members: list[_Member]
-    reader: Connection
 
     async def lease_latencies(self, samples: int) -> list[float]:
         """Seconds of calls to `POST /lease`, by a few workers that are in no hurry: the cost, not the queueing."""
@@ -66,11 +66,12 @@ class Crew:
 
     async def status_latencies(self, samples: int) -> list[float]:
         """Seconds of calls to `GET /queues`, one after the other."""
-        measured = []
+        reader, measured = await connect(self.where.port, self.where.key), []
         for _ in range(samples):
             started = time.perf_counter()
-            (await self.reader.get(STATUS)).json()
+            (await reader.get(STATUS)).json()
             measured.append(time.perf_counter() - started)
+        reader.close()
         return measured
 
     async def finish(self, count: int, say: Callable[[str], None]) -> None:
@@ -95,7 +96,7 @@ class Crew:
 async def at_work(where: Surroundings, count: int) -> AsyncIterator[Crew]:
     """A crew that keeps sending heartbeats until the end."""
     workers = await hire(where, count)
-    crew = Crew([_Member(worker) for worker in workers], await connect(where.port, where.key))
+    crew = Crew(where, [_Member(worker) for worker in workers])
     beats = [asyncio.create_task(member.beat()) for member in crew.members]
     try:
         yield crew
@@ -103,4 +104,3 @@ async def at_work(where: Surroundings, count: int) -> AsyncIterator[Crew]:
         for beat in beats:
             beat.cancel()
         let_go(workers)
-        crew.reader.close()

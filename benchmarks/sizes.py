@@ -15,7 +15,9 @@ FROM unnest($1::text[]) WITH ORDINALITY AS t (name, place)
 CROSS JOIN LATERAL pg_partition_tree(t.name::regclass) p WHERE p.isleaf
 GROUP BY t.name, t.place ORDER BY t.place
 """
-_SIMPLE = "SELECT relname AS name, pg_table_size(oid) AS own, pg_indexes_size(oid) AS indexes FROM pg_class WHERE relname = $1"
+_SIMPLE = """
+SELECT relname AS name, pg_table_size(oid) AS own, pg_indexes_size(oid) AS indexes FROM pg_class WHERE relname = $1
+"""
 _MIB = 1 << 20
 
 
