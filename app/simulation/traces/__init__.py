@@ -1,0 +1,1 @@
+"""Traces that come along; ATTRIBUTION.md names their source and licence."""
