@@ -1,26 +1,32 @@
-"""Every change of state, from a cursor on."""
+"""Every change of state, from a cursor on: in pages, or as a stream of server-sent events."""
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.responses import Response
 
-from app.api.access import requires
-from app.api.fields import Limit, Moment
+from app.api.access import admit, requires
+from app.api.fields import Limit, Moment, Word
+from app.api.following import Follower, Wanted
 from app.api.services import Services, ServicesDep
+from app.api.streaming import EventStream, Message, Turn
 from app.api.waiting import until_gone
 from app.domain.access import Scope
-from app.store import announcements, events
+from app.domain.errors import ConvenerError, DatabaseUnavailable
+from app.domain.tasks import Move
+from app.store import events
 from app.store.events import BEGINNING, Cursor, Event
 
 router = APIRouter(prefix="/events", tags=["events"])
-_LOOK_AGAIN_SECONDS = 1.0
+_STREAM = "text/event-stream"
+_PAGE = 500
 
 
 class EventOut(BaseModel):
@@ -44,69 +50,116 @@ class EventPage(BaseModel):
     next: str
 
 
-@router.get("", summary="Follow events", dependencies=[requires(Scope.READ)])
+After = Annotated[
+    str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
+]
+Goal = Annotated[Word | None, Query(description="only of this research goal")]
+Kinds = Annotated[list[Move] | None, Query(description="only of these kinds")]
+LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A page; a stream of server-sent events where the client accepts `text/event-stream`",
+        "content": {_STREAM: {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get(
+    "", summary="Follow events", dependencies=[requires(Scope.READ)], response_model=EventPage, responses=_STREAMED
+)
 async def page(
     request: Request,
     services: ServicesDep,
-    after: Annotated[
-        str | None, Query(description="`next` of the page before, `now`, or absent: from the start")
-    ] = None,
-    goal_id: Annotated[str | None, Query(max_length=200)] = None,
+    after: After = None,
+    goal_id: Goal = None,
+    kind: Kinds = None,
     limit: Limit = 200,
     wait_seconds: Annotated[float, Query(ge=0, le=30)] = 0,
-) -> EventPage:
-    """In an order in which no event is ever missed; waits up to `wait_seconds` for the first."""
+    last_event_id: LastEventId = None,
+) -> EventPage | Response:
+    """In an order in which no event is ever missed; waits up to `wait_seconds` for the first.
+
+    A client that accepts `text/event-stream` gets the stream of `GET /events/stream` instead.
+    """
+    wanted = Wanted(goal_id=goal_id, kinds=kind or ())
+    if _STREAM in request.headers.get("accept", ""):
+        return await _streamed(request, services, last_event_id or after, wanted)
     start = await _start(services, after)
-    follow = _follow(services, start, goal_id, limit, wait_seconds)
+    follow = _follow(services, start, wanted, limit, wait_seconds)
     found = await (until_gone(request, follow) if wait_seconds else follow)
     items, cursor = found or ([], start)
-    return EventPage(items=[EventOut.model_validate(_plain(event)) for event in items], next=str(cursor))
+    return EventPage(items=[_plain(event) for event in items], next=str(cursor))
+
+
+@router.get(
+    "/stream",
+    summary="Stream events",
+    dependencies=[requires(Scope.READ)],
+    response_class=Response,
+    responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}},
+)
+async def stream(
+    request: Request,
+    services: ServicesDep,
+    after: After = None,
+    goal_id: Goal = None,
+    kind: Kinds = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Server-sent events without end: `id` is the cursor, `event` the kind, `data` the event as JSON.
+
+    A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
+    has come where nothing was wanted; there is a comment every 15 s when nothing happens.
+    """
+    return await _streamed(request, services, last_event_id or after, Wanted(goal_id=goal_id, kinds=kind or ()))
+
+
+async def _streamed(request: Request, services: Services, after: str | None, wanted: Wanted) -> EventStream:
+    start = await _start(services, after)
+    return EventStream(str(start), _turns(request, services, start, wanted))
+
+
+async def _turns(request: Request, services: Services, start: Cursor, wanted: Wanted) -> AsyncGenerator[Turn, None]:
+    """A turn whenever something was found, and at least every second, until one side ends it or the key has ended.
+
+    An outage of the database is waited out: a client that is turned away would not come again.
+    """
+    with Follower(services, start) as follower:
+        while await _is_welcome(request, services) and not await request.is_disconnected():
+            try:
+                found = await follower.look(_PAGE)
+            except DatabaseUnavailable:
+                found = ()
+            yield Turn(wanted=[_message(event) for event in wanted.among(found)], place=str(follower.cursor))
+            if len(found) < _PAGE and not services.stopping:
+                await follower.wait()
+
+
+async def _is_welcome(request: Request, services: Services) -> bool:
+    """Whether the key still opens this, and the service goes on."""
+    try:
+        await admit(services, request.headers.get("authorization"), Scope.READ)
+    except DatabaseUnavailable:
+        return True
+    except ConvenerError:
+        return False
+    return True
 
 
 async def _follow(
-    services: Services, cursor: Cursor, goal_id: str | None, limit: int, wait_seconds: float
-) -> tuple[Sequence[Event], Cursor]:
-    """Read until something is there. No connection is held between two looks."""
-    end = asyncio.get_running_loop().time() + wait_seconds
-    with _Bell(services) as bell:
+    services: Services, start: Cursor, wanted: Wanted, limit: int, wait_seconds: float
+) -> tuple[list[Event], Cursor]:
+    """Read until something is there."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + wait_seconds
+    with Follower(services, start) as follower:
         while True:
-            async with services.database.transaction() as connection:
-                found = await events.read(connection, cursor, limit)
-            cursor = found[-1].cursor if found else cursor
-            wanted = [event for event in found if goal_id is None or event.goal_id == goal_id]
-            left = end - asyncio.get_running_loop().time()
-            if wanted or left <= 0 or services.stopping:
-                return wanted, cursor
+            found = await follower.look(limit)
+            items, left = wanted.among(found), end - clock()
+            if items or left <= 0 or services.stopping:
+                return items, follower.cursor
             if not found:
-                await bell.wait(min(left, _LOOK_AGAIN_SECONDS))
-
-
-class _Bell:
-    """Rings when something has happened."""
-
-    def __init__(self, services: Services) -> None:
-        self._announcer = services.database.announcer
-        self._event = asyncio.Event()
-
-    def __enter__(self) -> "_Bell":
-        self._announcer.subscribe(self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._announcer.unsubscribe(self._hear)
-
-    async def wait(self, seconds: float) -> None:
-        """Until it rings; a little longer when it does, so that a burst is read as one page."""
-        try:
-            await asyncio.wait_for(self._event.wait(), seconds)
-            await asyncio.sleep(0.01)
-        except TimeoutError:
-            pass
-        self._event.clear()
-
-    def _hear(self, topics: Collection[str]) -> None:
-        if announcements.EVENTS in topics:
-            self._event.set()
+                await follower.wait(left)
 
 
 async def _start(services: Services, after: str | None) -> Cursor:
@@ -122,5 +175,10 @@ async def _start(services: Services, after: str | None) -> Cursor:
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 
 
-def _plain(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in EventOut.model_fields} | {"cursor": str(event.cursor)}
+def _message(event: Event) -> Message:
+    return Message(id=str(event.cursor), kind=event.kind, data=_plain(event).model_dump_json())
+
+
+def _plain(event: Event) -> EventOut:
+    known = {name: getattr(event, name) for name in EventOut.model_fields if name != "cursor"}
+    return EventOut(cursor=str(event.cursor), **known)

@@ -81,7 +81,8 @@ def _submit_one(client: Client, task: Json, *, wait: bool, fmt: Format) -> None:
     else:
         output.show(Text(submitted["id"]))
     if wait and submitted["state"] != "completed":
-        raise _unhappy(f"the task was not completed: it is {submitted['state']}", submitted["error"])
+        hint = f"`convener tasks get {submitted['id']}` shows every attempt"
+        raise _unhappy(f"the task was not completed: it is {submitted['state']}", submitted["error"], hint)
 
 
 def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, skipped: int) -> None:
@@ -100,7 +101,9 @@ def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, 
         states_text = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
         output.show(Text(f"submitted {len(submitted):,} tasks, {new:,} of them new: {states_text or 'none'}"))
     if wait and set(counts) - {"completed"}:
-        raise _unhappy("not every task was completed", None)
+        unhappy = next(task for task in submitted if task["state"] != "completed")
+        hint = f"`convener tasks get {unhappy['id']}` shows every attempt of the first; `-o json` lists them all"
+        raise _unhappy("not every task was completed", None, hint)
 
 
 def _send(client: Client, tasks: list[Json], skipped: int) -> list[Json]:
@@ -125,6 +128,6 @@ def _with_id(task: Json) -> Json:
     return {"id": str(time_ordered_uuid())} | task
 
 
-def _unhappy(message: str, error: Json | None) -> Failure:
+def _unhappy(message: str, error: Json | None, hint: str) -> Failure:
     details = [f"{error.get('code')}: {error.get('message')}"] if error else []
-    return Failure(message, ExitCode.TASK_FAILED, details=details, hint="`convener tasks get ID` shows every attempt")
+    return Failure(message, ExitCode.TASK_FAILED, details=details, hint=hint)

@@ -220,32 +220,6 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | N
     return {**row, "attempts": [dict(attempt) for attempt in attempts]}
 
 
-async def page(
-    connection: AsyncConnection,
-    *,
-    goal_id: str | None,
-    agent_type: str | None,
-    state: TaskState | None,
-    before: int | None,
-    limit: int,
-) -> list[dict[str, Any]]:
-    """Tasks without payload and result, newest first, those with `seq` below `before`."""
-    given = {"goal_id": goal_id, "agent_type": agent_type, "state": state and state.value}
-    filters = [f"{column} = :{column}" for column, value in given.items() if value is not None]
-    if before is not None:
-        filters.append("seq < :before")
-    where = f"WHERE {' AND '.join(filters)}" if filters else ""
-    tail = f"{where} ORDER BY seq DESC LIMIT :limit"
-    query = text(
-        f"(SELECT {_COLUMNS}, {_LIVE} FROM tasks {tail}) UNION ALL "
-        f"(SELECT {_COLUMNS}, {_PAST} FROM task_history {tail}) "
-        "ORDER BY seq DESC LIMIT :limit"
-    )
-    values = {name: value for name, value in {**given, "before": before}.items() if value is not None}
-    rows = (await connection.execute(query, {**values, "limit": limit})).mappings()
-    return [dict(row) for row in rows]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTask:
     """A live task under our lock."""

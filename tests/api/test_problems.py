@@ -106,7 +106,7 @@ async def test_a_batch_must_have_one_to_a_thousand_tasks(service: Service) -> No
         ("/tasks", {"limit": "501"}, "limit"),
         ("/tasks", {"limit": "x"}, "limit"),
         ("/tasks", {"after": "-1"}, "after"),
-        ("/tasks", {"state": "lost"}, "state"),
+        ("/tasks", {"state": "lost"}, "state.0"),
         ("/tasks", {"agent_type": "poetry"}, "agent_type"),
         ("/workers", {"after": "x"}, "after"),
         ("/events", {"wait_seconds": "31"}, "wait_seconds"),

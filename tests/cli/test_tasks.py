@@ -134,6 +134,7 @@ async def test_wait_for_a_task_that_fails(convener: CommandLine, service: Servic
     assert done.code == 6
     assert done.json["state"] == "failed"
     assert "test: no parents" in done.err
+    assert f"convener tasks get {done.json['id']}" in done.err
     shown = await convener("tasks", "get", done.json["id"])
     assert "no parents" in shown.out
 

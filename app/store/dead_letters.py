@@ -1,0 +1,135 @@
+"""Dead letters: tasks that failed for good. They are found, put back into the queue, or forgotten."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.tasks import Move
+from app.store import announcements, lanes
+from app.store.selection import Selection
+from app.store.tables import KEPT_COLUMNS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """A dead letter: when its task failed, and its place among those of its goal and lane that were found with it."""
+
+    id: UUID
+    finished_at: datetime
+    place: int
+
+
+_FAILED = "state = 'failed'"
+
+_ONE = text(f"SELECT id, finished_at, 1 AS place FROM task_history WHERE id = :id AND {_FAILED}")
+
+# Both take the rows in the order of their ids, so two of them wait for each other at most one way. Whoever comes
+# second finds the letter gone.
+_CHOSEN = """
+SELECT h.id, h.finished_at, given.place
+FROM unnest(CAST(:ids AS uuid[]), CAST(:moments AS timestamptz[]), CAST(:places AS bigint[]))
+    AS given (id, finished_at, place)
+JOIN task_history h ON h.id = given.id AND h.finished_at = given.finished_at
+WHERE h.state = 'failed' ORDER BY h.id FOR UPDATE OF h
+"""
+
+_ANEW = ("seq", "failures", "rescues", "worker_id", "leased_at")
+_BACK = ", ".join(column for column in KEPT_COLUMNS if column not in _ANEW)
+
+# The token stays: no call of an earlier lease may ever fit the next one. The tags of a goal's tasks are one step
+# apart from where the lane is now, so a thousand of one goal share it with the tasks of others.
+_REQUEUE = text(f"""
+WITH chosen AS ({_CHOSEN}), gone AS (
+    DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
+    RETURNING h.*, chosen.place
+), placed AS (
+    SELECT gone.*, coalesce(lanes.virtual_time, 0) + gone.place / coalesce(goals.weight, 1) AS tag
+    FROM gone
+    LEFT JOIN lanes ON lanes.agent_type = gone.agent_type AND lanes.priority = gone.priority
+    LEFT JOIN goals ON goals.id = gone.goal_id
+), back AS (
+    INSERT INTO tasks ({_BACK}, state, error, tag, waiting_since)
+    SELECT {_BACK}, 'pending', error, tag, now() FROM placed ORDER BY placed.seq
+    RETURNING id, seq, agent_type, goal_id, priority, token, tag
+), told AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
+    SELECT '{Move.REQUEUE}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb) FROM back ORDER BY seq
+)
+SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM back GROUP BY agent_type, priority
+""")
+
+_PURGE = text(f"""
+WITH chosen AS ({_CHOSEN}), gone AS (
+    DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
+    RETURNING h.id, h.seq, h.agent_type, h.goal_id, h.priority, h.token, h.error
+), forgotten AS (
+    DELETE FROM task_attempts a USING gone WHERE a.task_id = gone.id
+), told AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
+    SELECT '{Move.PURGE}', id, agent_type, goal_id, priority, token,
+           CAST(:detail AS jsonb) || jsonb_build_object('code', error ->> 'code')
+    FROM gone ORDER BY seq
+)
+SELECT count(*) FROM gone
+""")
+
+
+async def count(connection: AsyncConnection, selection: Selection) -> int:
+    """How many dead letters are selected."""
+    query = text(f"SELECT count(*) FROM task_history WHERE {selection.where(_FAILED)}")
+    number: int = (await connection.execute(query, selection.values())).scalar_one()
+    return number
+
+
+async def find(connection: AsyncConnection, selection: Selection, limit: int) -> list[Letter]:
+    """Up to `limit` of the selected dead letters, the oldest first."""
+    query = text(f"""
+        SELECT id, finished_at, row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place
+        FROM (SELECT * FROM task_history WHERE {selection.where(_FAILED)} ORDER BY seq LIMIT :limit) found ORDER BY seq
+    """)
+    rows = (await connection.execute(query, {**selection.values(), "limit": limit})).mappings()
+    return [Letter(**row) for row in rows]
+
+
+async def find_one(connection: AsyncConnection, task_id: UUID) -> Letter | None:
+    """The dead letter of this task; None when there is none."""
+    row = (await connection.execute(_ONE, {"id": task_id})).mappings().first()
+    return Letter(**row) if row else None
+
+
+async def requeue(connection: AsyncConnection, letters: Sequence[Letter], reason: str) -> int:
+    """Put these back into the queue, as far as they are dead letters still; returns how many were.
+
+    A task keeps its id, token, checkpoint, progress and attempts; its failures and rescues are counted anew. No
+    capacity is asked for: it was accepted once.
+    """
+    rows = (await connection.execute(_REQUEUE, _arguments(letters, {"reason": reason}))).mappings().all()
+    if rows:
+        announcements.note(connection, announcements.EVENTS)
+        announcements.note_work(connection, lanes.lowest(rows))
+    return sum(row["tasks"] for row in rows)
+
+
+async def purge(connection: AsyncConnection, letters: Sequence[Letter], reason: str) -> int:
+    """Forget these tasks and their attempts, as far as they are dead letters still; returns how many were.
+
+    An event is left of each.
+    """
+    gone: int = (await connection.execute(_PURGE, _arguments(letters, {"reason": reason}))).scalar_one()
+    if gone:
+        announcements.note(connection, announcements.EVENTS)
+    return gone
+
+
+def _arguments(letters: Sequence[Letter], detail: dict[str, str]) -> dict[str, object]:
+    return {
+        "ids": [letter.id for letter in letters],
+        "moments": [letter.finished_at for letter in letters],
+        "places": [letter.place for letter in letters],
+        "detail": json.dumps(detail),
+    }

@@ -1,0 +1,117 @@
+"""Lists of tasks, live and finished, newest first: pages by `seq`, each at a bounded cost.
+
+A filter that no index serves may match nothing among millions. A page therefore looks at no more than `LOOK` rows of
+each table, back along the index on `seq`, and says how far it came: it may hold fewer tasks than asked for, or none,
+and there is more as long as it has a `next`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.tasks import FINISHED, TaskState
+from app.store.selection import FINISHED_ONLY, Selection
+
+LOOK = 50_000
+
+_COLUMNS = (
+    "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
+    "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
+)
+_LIVE = "run_at, NULL::timestamptz AS finished_at, error"
+_PAST = "NULL::timestamptz AS run_at, finished_at, error"
+# Finished tasks are kept in partitions of a day: whole days bound what is looked at, and leave out no row of them.
+_DAYS = {
+    "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",
+    "finished_before": "finished_at < date_trunc('day', CAST(:finished_before AS timestamptz), 'UTC') "
+    "+ interval '24 hours'",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Tasks without payload and result, and the `seq` below which the list goes on; None at its end."""
+
+    items: Sequence[dict[str, Any]]
+    next: int | None
+
+
+async def page(
+    connection: AsyncConnection, selection: Selection, *, before: int | None, limit: int, look: int = LOOK
+) -> Page:
+    """Up to `limit` of the selected tasks with `seq` below `before`, from at most `look` rows of each table."""
+    sources = _sources(selection, before)
+    if not sources:
+        return Page(items=[], next=None)
+    values = {**selection.values(), "limit": limit + 1, "look": look, "last": look - 1}
+    values |= {} if before is None else {"before": before}
+    rows = (await connection.execute(text(_statement(sources)), values)).mappings().all()
+    items = [dict(row) for row in rows if row["id"] is not None]
+    following = items[limit - 1]["seq"] if len(items) > limit else rows[0]["floor"]
+    return Page(items=items[:limit], next=following)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A table, which of its rows to look at (an index or partition finds just those), and which of those to keep."""
+
+    name: str
+    table: str
+    columns: str
+    looked: str
+    kept: str
+
+    @property
+    def rows(self) -> str:
+        """The rows to keep among those to look at."""
+        seen = f"SELECT * FROM {self.table} WHERE {self.looked} ORDER BY seq DESC LIMIT :look"
+        return (
+            f"{self.name} AS MATERIALIZED (SELECT {_COLUMNS}, {self.columns} FROM ({seen}) seen "
+            f"WHERE {self.kept} ORDER BY seq DESC LIMIT :limit)"
+        )
+
+    @property
+    def floor(self) -> str:
+        """The last `seq` that was looked at; NULL where the limit came first, or the end of the table."""
+        last = f"SELECT seq FROM {self.table} WHERE {self.looked} ORDER BY seq DESC OFFSET :last LIMIT 1"
+        return f"CASE WHEN (SELECT count(*) FROM {self.name}) < :limit THEN ({last}) END"
+
+
+def _statement(sources: Sequence[_Source]) -> str:
+    """One statement, and so one snapshot: a task that finishes meanwhile is neither missed nor shown twice.
+
+    Below the higher of the two floors one table was looked at and the other was not, so nothing from there is shown.
+    """
+    both = " UNION ALL ".join(f"SELECT * FROM {source.name}" for source in sources)
+    return (
+        f"WITH {', '.join(source.rows for source in sources)}, "
+        f"far AS (SELECT greatest({', '.join(source.floor for source in sources)}) AS floor) "
+        f"SELECT found.*, far.floor FROM far LEFT JOIN ({both}) found ON far.floor IS NULL OR found.seq >= far.floor "
+        "ORDER BY found.seq DESC LIMIT :limit"
+    )
+
+
+def _sources(selection: Selection, before: int | None) -> list[_Source]:
+    """The tables where such tasks may be."""
+    states, conditions = set(selection.states), selection.conditions()
+    finished = [_DAYS[name] for name in FINISHED_ONLY if name in conditions]
+    found = ["seq < :before"] if before is not None else []
+    found += [conditions.pop("goal_id")] if "goal_id" in conditions else []
+    # Spelt out, so that the index of dead letters serves it.
+    failed = ["state = 'failed'"] if states == {TaskState.FAILED} else []
+    kept = _all(conditions.values())
+    live = _Source(name="live", table="tasks", columns=_LIVE, looked=_all(found), kept=kept)
+    past = _Source(
+        name="past", table="task_history", columns=_PAST, looked=_all([*found, *finished, *failed]), kept=kept
+    )
+    return [
+        *([live] if not finished and (not states or states - FINISHED) else []),
+        *([past] if not states or states & FINISHED else []),
+    ]
+
+
+def _all(conditions: Iterable[str]) -> str:
+    return " AND ".join(conditions) or "true"
