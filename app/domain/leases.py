@@ -13,7 +13,7 @@ class LeasePolicy:
     deadline_grace_seconds: float = 10.0
     max_wait_seconds: float = 30.0
     # A task whose attempt has failed waits this long for another worker before the same one may try again.
-    avoid_seconds: float = 5.0
+    avoid_seconds: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,7 @@ class Broker:
         self._served: dict[WorkerId, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._was_asked = False
         database.announcer.subscribe(self._hear)
 
     @property
@@ -134,6 +135,7 @@ class Broker:
             idle_since=self._served.get(call.worker_id, 0.0),
         )
         self._waiters[call.worker_id] = waiter
+        self._was_asked = True
         return waiter
 
     def _time_is_up(self, waiter: _Waiter) -> None:
@@ -147,7 +149,8 @@ class Broker:
             self._wake.set()
 
     async def _look_everywhere(self) -> None:
-        if self._waiters:
+        if self._waiters or self._was_asked:
+            self._was_asked = False
             self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, LANES)))
             self._wake.set()
 

@@ -28,7 +28,8 @@ class Edge:
 
 _MARK = text("""
 WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
-UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id RETURNING tasks.id
+UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id
+RETURNING tasks.id, agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)
 
 _FINISHED = text("SELECT id, state FROM task_history WHERE id = ANY (:ids)")
@@ -90,9 +91,12 @@ _CUT = text("DELETE FROM task_dependencies WHERE task_id = :id")
 async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
     """Mark the tasks that others will wait for; returns how each stands: `live`, or how it ended.
 
-    Live ones stay locked until the transaction ends. Ids of tasks that do not exist are left out.
+    Live ones stay locked until the transaction ends; a claim that passes over them meanwhile must come back for them.
+    Ids of tasks that do not exist are left out.
     """
-    live = set((await connection.execute(_MARK, {"ids": list(ids)})).scalars())
+    rows = (await connection.execute(_MARK, {"ids": list(ids)})).mappings().all()
+    announcements.note_work(connection, lanes.lowest(row for row in rows if row["is_ready"]))
+    live = {row["id"] for row in rows}
     rest = [task_id for task_id in ids if task_id not in live]
     finished = (await connection.execute(_FINISHED, {"ids": rest})).all() if rest else []
     return dict.fromkeys(live, "live") | {row.id: row.state for row in finished}

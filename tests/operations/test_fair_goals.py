@@ -131,3 +131,30 @@ async def test_waiting_workers_get_equal_shares_of_equal_work(
     await asyncio.gather(*map(work, workers))
     numbers = list(counts.values())
     assert sum(numbers) ** 2 / (len(workers) * sum(n * n for n in numbers)) >= 0.98
+
+
+async def test_a_task_that_was_locked_when_a_claim_passed_is_found_again(
+    database: Database, broker: Broker, desk: LeaseDesk
+) -> None:
+    """Submitting a dependent locks it for a moment; the claim takes the next, and must come back for this one."""
+    first, second = await submitted(database, 2)
+    worker = await ready_worker(database)
+    async with database.transaction() as connection:
+        await tasks.submit(connection, [submission(depends_on=(first,))])
+        assert (await _next(broker, desk, worker)).task_id == second
+    started = asyncio.get_running_loop().time()
+    assert (await _next(broker, desk, worker)).task_id == first
+    assert asyncio.get_running_loop().time() - started < 4, "it was found by the look at everything only"
+
+
+async def test_work_that_nobody_announced_is_found_by_looking_everywhere(
+    database: Database, broker: Broker, desk: LeaseDesk
+) -> None:
+    worker = await ready_worker(database)
+    ids = await submitted(database, 3)
+    for _ in ids:
+        await _next(broker, desk, worker)
+    await submitted(database, 2)
+    await execute(database, "UPDATE tasks SET tag = 0.5 WHERE seq = (SELECT max(seq) FROM tasks)")
+    assert (await _next(broker, desk, worker)).tag > 0.5
+    assert (await _next(broker, desk, worker)).tag == 0.5
