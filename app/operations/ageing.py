@@ -1,14 +1,31 @@
 """Letting what waits become more urgent."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ageing import AgeingPolicy
-from app.store import ageing
+from app.domain.tasks import Priority
+from app.store import ageing, status
+
+AGE_TASKS = "age tasks"
+# A task that was locked at the moment when its time had come is met again within this time.
+_OVERLAP = timedelta(seconds=60)
 
 
 async def tick(connection: AsyncConnection, policy: AgeingPolicy) -> dict[str, Any]:
-    """One turn. The higher step first, so that nothing climbs two in one turn."""
-    aged = [await ageing.age(connection, step.priority, step.after) for step in policy.steps]
-    return {"aged": sum(aged), "urgent": await ageing.hurry(connection, policy.urgent_within)}
+    """One turn, from where the last one stood. The higher step first, so that nothing climbs two in one turn."""
+    last = (await status.turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
+    stood: dict[str, str] = dict(last.result.get("stood", {})) if last else {}
+    moved = 0
+    for step in policy.steps:
+        aged = await ageing.age(connection, step.priority, step.after, _since(stood, step.priority))
+        moved += aged.tasks
+        if aged.until is not None:
+            stood[step.priority.name] = aged.until.isoformat()
+    return {"aged": moved, "urgent": await ageing.hurry(connection, policy.urgent_within), "stood": stood}
+
+
+def _since(stood: dict[str, str], priority: Priority) -> datetime | None:
+    return datetime.fromisoformat(stood[priority.name]) - _OVERLAP if priority.name in stood else None

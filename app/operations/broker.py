@@ -25,9 +25,10 @@ from app.domain.fairness import FairQueue
 from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
-from app.operations.backlog import LANES, Backlog
+from app.operations.backlog import Backlog
 from app.operations.leases import Fence, release
 from app.operations.stepping import keep_in_step
+from app.operations.strays import Strays
 from app.operations.turns import Turns
 from app.store import claims, fleet, hot
 from app.store.announcements import News
@@ -71,6 +72,7 @@ class Broker:
         self.fairness = fairness or FairQueue()
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
+        self._strays = Strays(database)
         self._turns = Turns(self._backlog, self.fairness, database.lanes)
         self._wake = asyncio.Event()
         self._served: dict[WorkerId, float] = {}
@@ -151,7 +153,7 @@ class Broker:
     async def _look_everywhere(self) -> None:
         if self._waiters or self._was_asked:
             self._was_asked = False
-            self._backlog.ring(await hot.run(self._database, lambda c: claims.look(c, LANES)))
+            self._backlog.ring(await self._strays.find(self._backlog.stood()))
             self._wake.set()
 
     async def _run(self) -> None:

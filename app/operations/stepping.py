@@ -11,11 +11,11 @@ from app.store import hot, lanes
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY = 5
+_LOOK_EVERY = 3
 
 
 async def keep_in_step(database: Database, look_everywhere: Callable[[], Awaitable[None]]) -> None:
-    """About once a second until cancelled: exchange virtual times; every fifth time look at all of every lane."""
+    """About once a second until cancelled: exchange virtual times; every third time look for what nobody announced."""
     for turn in itertools.count(1):
         await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
         try:

@@ -11,12 +11,11 @@ from uuid import UUID
 
 import asyncpg
 
-from app.domain.agents import AgentType
 from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
-from app.domain.tasks import Priority, TaskId
+from app.domain.tasks import TaskId
 from app.domain.workers import WorkerId
-from app.store import holding
+from app.store import holding, lanes
 
 BOTTOM = float("-inf")
 
@@ -143,6 +142,23 @@ WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
 """
 
 
+# What became ready lately and lies below where its lane stands: found by the time since when it waits, because going
+# through a lane from its bottom would walk over the dead entries of everything leased before.
+_STRAYS = """
+SELECT t.agent_type, t.priority, min(t.tag) AS tag
+FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) asked
+CROSS JOIN LATERAL (
+    SELECT agent_type, priority, tag FROM tasks
+    WHERE tasks.priority = asked.priority AND tasks.priority <= 4 AND state = 'pending' AND run_at IS NULL
+      AND waiting_since >= $4 OFFSET 0
+) t
+JOIN unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
+    ON lane.agent_type = t.agent_type AND lane.priority = t.priority AND t.tag < lane.floor
+WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = t.agent_type)
+GROUP BY t.agent_type, t.priority
+"""
+
+
 async def claim(
     connection: "asyncpg.Connection[asyncpg.Record]", asks: Sequence[Ask], policy: LeasePolicy
 ) -> list[Claim]:
@@ -181,6 +197,20 @@ async def held_by_request(
     return _lease(row) if row else None
 
 
+async def strays(
+    connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float], since: datetime
+) -> dict[Lane, float]:
+    """The lanes in which a task that became ready at `since` or later lies below the floor, with the lowest tag."""
+    agents, priorities = [lane.agent_type for lane in floors], [lane.priority for lane in floors]
+    return lanes.lowest(await connection.fetch(_STRAYS, agents, priorities, list(floors.values()), since))
+
+
+async def moment(connection: "asyncpg.Connection[asyncpg.Record]") -> datetime:
+    """The time by the database's clock."""
+    now: datetime = await connection.fetchval("SELECT now()")
+    return now
+
+
 async def look(
     connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float] | Iterable[Lane]
 ) -> dict[Lane, float]:
@@ -188,9 +218,7 @@ async def look(
     asked = dict(floors) if isinstance(floors, Mapping) else dict.fromkeys(floors, BOTTOM)
     agents, priorities = [lane.agent_type for lane in asked], [lane.priority for lane in asked]
     rows = await connection.fetch(_LOOK, agents, priorities, list(asked.values()))
-    return {
-        Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"])): row["tag"] for row in rows
-    }
+    return lanes.lowest(rows)
 
 
 def _lease(row: asyncpg.Record) -> Lease:

@@ -7,6 +7,7 @@ from app.domain.agents import AgentType
 from app.domain.tasks import Priority
 from app.operations import ageing
 from app.operations.broker import Broker, LeaseCall
+from app.store import duties
 from app.store.claims import Lease
 from app.store.database import Database, now
 from tests.factories import ready_worker, submitted
@@ -16,8 +17,17 @@ _AGE = "UPDATE tasks SET waiting_since = now() - make_interval(mins => $1)"
 
 
 async def _tick(database: Database) -> dict[str, int]:
+    """A turn of the duty, with its record."""
     async with database.transaction() as connection:
-        return await ageing.tick(connection, AgeingPolicy())
+        await duties.ensure(connection, ageing.AGE_TASKS)
+        result = await ageing.tick(connection, AgeingPolicy())
+        await duties.done(connection, ageing.AGE_TASKS, result, held_back=False)
+    return {name: result[name] for name in ("aged", "urgent")}
+
+
+async def _forget(database: Database) -> None:
+    """Where the duty stood: the tests turn back the clock, which time does not."""
+    await execute(database, "DELETE FROM loop_ticks")
 
 
 async def _priorities(database: Database) -> dict[UUID, int]:
@@ -32,6 +42,7 @@ async def test_low_becomes_medium_after_ten_minutes_and_high_after_twenty(databa
     await execute(database, _AGE, 11)
     assert await _tick(database) == {"aged": 1, "urgent": 0}
     assert await _priorities(database) == {task_id: Priority.MEDIUM, medium: Priority.MEDIUM}
+    await _forget(database)
     await execute(database, _AGE, 21)
     assert (await _tick(database))["aged"] == 2
     assert await _priorities(database) == {task_id: Priority.HIGH, medium: Priority.HIGH}
@@ -104,3 +115,13 @@ async def _lease(database: Database, broker: Broker) -> Lease:
     lease = await broker.lease(call, 5)
     assert lease is not None
     return lease
+
+
+async def test_many_that_age_at_once_are_moved_by_and_by_and_go_on_where_it_stopped(database: Database) -> None:
+    await submitted(database, 500, priority=Priority.LOW)
+    await execute(
+        database, "UPDATE tasks SET waiting_since = now() - interval '11 min' + seq * interval '1 microsecond'"
+    )
+    assert [(await _tick(database))["aged"] for _ in range(4)] == [200, 200, 100, 0]
+    tags = [row["tag"] for row in await fetch(database, "SELECT tag FROM tasks ORDER BY seq")]
+    assert tags == sorted(set(tags))

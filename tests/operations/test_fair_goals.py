@@ -25,7 +25,9 @@ ALL = frozenset(AgentType)
 
 
 async def _next(broker: Broker, desk: LeaseDesk, worker_id: WorkerId) -> Lease:
-    lease = await broker.lease(LeaseCall(worker_id=worker_id, request_id=uuid4(), agent_types=ALL, acknowledge=True), 5)
+    lease = await broker.lease(
+        LeaseCall(worker_id=worker_id, request_id=uuid4(), agent_types=ALL, acknowledge=True), 15
+    )
     assert lease is not None
     await desk.complete(completion(worker_id, lease))
     return lease

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -126,4 +127,13 @@ async def test_the_sweep_goes_by_worker(full: Database) -> None:
     plan = await _plans(full, _plain(attempts._COUNT.text, "grace", "since"), 10.0, 3600.0)
     assert "using leases_pkey on leases l" in plan
     assert "using tasks_pkey on tasks h" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database) -> None:
+    lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
+    plan = await _plans(full, claims._STRAYS, *lanes_asked, datetime.now(UTC))
+    assert "using tasks_waiting on tasks" in plan
+    assert "waiting_since >= $4" in plan
     assert not _walks(plan, "tasks")
