@@ -135,5 +135,5 @@ async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database)
     lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
     plan = await _plans(full, claims._STRAYS, *lanes_asked, datetime.now(UTC))
     assert "using tasks_waiting on tasks" in plan
-    assert "waiting_since >= $4" in plan
+    assert plan.count("waiting_since >=") == 2
     assert not _walks(plan, "tasks")
