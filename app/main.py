@@ -14,13 +14,16 @@ from app.api import application
 from app.api.services import Services
 from app.domain.capacity import CapacityPolicy
 from app.domain.leases import LeasePolicy
+from app.domain.scaling import Mode
 from app.domain.tasks import Priority
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.operations.access import Keyring
 from app.operations.admission import Admission
 from app.operations.broker import Broker
+from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
+from app.operations.weighing import follow_weights, take_weights
 from app.operations.workers import Heartbeats
 from app.settings import Settings, settings_of_service
 from app.store import schema
@@ -43,6 +46,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         heartbeats=Heartbeats(database, leases),
         keyring=Keyring(database),
         admission=Admission(capacity_of(settings)),
+        config=CurrentConfig(database, settings.mode or Mode.PRODUCTION),
         duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
         health=HealthPolicy(
@@ -75,9 +79,12 @@ def create_app(settings: Settings) -> FastAPI:
         services = app.state.services = services_for(settings, database)
         database.announcer.start()
         services.broker.start()
+        await take_weights(services.config, services.broker.fairness)
+        weights = asyncio.create_task(follow_weights(services.config, services.broker.fairness), name="weights")
         try:
             yield
         finally:
+            weights.cancel()
             await begin_shutdown(services)
             await services.desk.stop()
             await services.heartbeats.stop()

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from app.domain.scaling import Mode
+
 _PREFIX = "CONVENER_"
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -23,6 +25,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_url: str | None = Field(None, description="PostgreSQL 15 or newer; the bundled one when absent")
+    mode: Mode | None = Field(
+        None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
+    )
     state_directory: Path = Field(default_factory=lambda: _state_home() / "convener")
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")

@@ -8,7 +8,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import (
+    audit,
     checkpoints,
+    config,
     context,
     dead_letters,
     events,
@@ -27,7 +29,22 @@ from app.api import (
 from app.api.lean import FastLane, LeanRoute
 from app.api.limits import BodyLimit
 
-_PARTS = (tasks, queues, goals, dead_letters, workers, fleet, events, context, outputs, checkpoints, keys, health)
+_PARTS = (
+    tasks,
+    queues,
+    goals,
+    dead_letters,
+    workers,
+    fleet,
+    events,
+    context,
+    outputs,
+    checkpoints,
+    config,
+    audit,
+    keys,
+    health,
+)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """
 The deployment control plane of an AI co-scientist. A Supervisor submits tasks, workers lease them one at a time,
@@ -42,6 +59,8 @@ _TAGS = [
     {"name": "workers", "description": "Who works, and how they are"},
     {"name": "events", "description": "Every change of state, each exactly once"},
     {"name": "context", "description": "What outlives a task: entries, outputs and checkpoints"},
+    {"name": "config", "description": "What people decide about pool, limits, weights and iterations"},
+    {"name": "audit", "description": "Who did what, in a chain that shows whether it was changed"},
     {"name": "keys", "description": "Who may do what"},
     {"name": "health", "description": "Whether all is well"},
 ]

@@ -43,6 +43,8 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.QueueFull: 429,
     errors.ContextNotFound: 404,
     errors.CheckpointNotFound: 404,
+    errors.ConfigVersionNotFound: 404,
+    errors.ConfigRefused: 422,
     errors.VersionStale: 412,
     errors.PreconditionRequired: 428,
     errors.ShuttingDown: 503,
@@ -94,8 +96,16 @@ def from_error(error: ConvenerError) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status in (429, 503):
         headers["Retry-After"] = str(error.retry_after_seconds or _RETRY_AFTER_SECONDS)
+    fields = [{"path": path, "message": message} for path, message in error.fields] or None
     return _render(
-        status, error.code, error.title(), error.detail, reason=error.reason, facts=error.facts, headers=headers
+        status,
+        error.code,
+        error.title(),
+        error.detail,
+        reason=error.reason,
+        fields=fields,
+        facts=error.facts,
+        headers=headers,
     )
 
 

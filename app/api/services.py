@@ -10,6 +10,7 @@ from app.domain.workers import HealthPolicy
 from app.operations.access import Keyring
 from app.operations.admission import Admission
 from app.operations.broker import Broker
+from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
 from app.operations.tasks import Intake
 from app.operations.workers import Heartbeats
@@ -26,6 +27,7 @@ class Services:
     heartbeats: Heartbeats
     keyring: Keyring
     admission: Admission
+    config: CurrentConfig
     duplicate_window_seconds: float
     leases: LeasePolicy
     health: HealthPolicy

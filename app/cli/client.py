@@ -32,7 +32,9 @@ _HINTS = {
     "worker_not_found": "`convener workers ls` lists the workers",
     "key_not_found": "`convener key ls` lists the keys",
     "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
-    "version_stale": "read it again and decide anew; `convener context history` shows who changed it",
+    "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",
+    "config_version_not_found": "`convener config history` lists the versions",
+    "config_refused": "correct the values named above; `convener config get` shows the others",
     "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
@@ -114,6 +116,10 @@ class Client:
         """Replace."""
         content = {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
         return self._json("PUT", path, **(content if isinstance(body, bytes) else {"json": body, "headers": headers}))
+
+    def change(self, method: str, path: str, body: Json, *, version: int, **parameters: Any) -> Json:
+        """Change what has versions, building on this one."""
+        return self._json(method, path, json=body, headers={"If-Match": f'"{version}"'}, params=parameters)
 
     def delete(self, path: str) -> None:
         """Delete."""

@@ -9,7 +9,24 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from app.cli import db, keys, openapi, serve, status, tasks, workers
+from app.cli import (
+    audit,
+    checkpoints,
+    config,
+    context,
+    db,
+    dead_letters,
+    events,
+    keys,
+    openapi,
+    outputs,
+    queues,
+    serve,
+    simulate,
+    status,
+    tasks,
+    workers,
+)
 from app.cli.failures import MEANINGS, Commands
 
 # Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
@@ -45,9 +62,18 @@ def build() -> typer.Typer:
     app.callback()(_options)
     app.command("status", epilog=status.EPILOG, rich_help_panel=_STEER)(status.status)
     app.add_typer(tasks.app, name="tasks", rich_help_panel=_STEER)
+    app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_STEER)
+    app.command("events", epilog=events.EPILOG, rich_help_panel=_STEER)(events.events)
+    app.add_typer(queues.app, name="queues", rich_help_panel=_STEER)
     app.add_typer(workers.app, name="workers", rich_help_panel=_STEER)
+    app.command("outputs", epilog=outputs.EPILOG, rich_help_panel=_STEER)(outputs.outputs)
+    app.add_typer(context.app, name="context", rich_help_panel=_STEER)
+    app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel=_STEER)
+    app.add_typer(config.app, name="config", rich_help_panel=_STEER)
+    app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="keys", hidden=True)
+    app.command("simulate", epilog=simulate.EPILOG, rich_help_panel=_STEER)(simulate.simulate)
     app.command("api", epilog=serve.API_EPILOG, rich_help_panel=_PROGRAMS)(serve.api)
     app.command("loops", epilog=serve.LOOPS_EPILOG, rich_help_panel=_PROGRAMS)(serve.loops)
     app.command("worker", context_settings=serve.PASS_THROUGH, rich_help_panel=_PROGRAMS)(serve.worker)

@@ -13,6 +13,7 @@ import httpx
 
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.domain.access import Role
+from app.domain.scaling import Mode
 from app.embedded.binaries import find_binaries
 from app.embedded.cluster import Cluster
 from app.embedded.hold import hold
@@ -130,6 +131,7 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
     given = {
         "CONVENER_DATABASE_URL": url,
         "CONVENER_PORT": str(port),
+        "CONVENER_MODE": (settings.mode or Mode.DEVELOPMENT).value,
         "CONVENER_STATE_DIRECTORY": str(settings.state_directory),
         "CONVENER_POOL_SIZE": str(settings.pool_size),
         "CONVENER_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),

@@ -29,6 +29,7 @@ class Scope(StrEnum):
     REGISTER = "workers:register"
     LEASE = "leases:hold"
     OPERATE = "pool:operate"
+    CONFIGURE = "config:write"
     KEYS = "keys:manage"
 
 
@@ -37,8 +38,8 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE}),
     Role.READER: _READ,
     Role.SUPERVISOR: _READ | {Scope.SUBMIT},
-    Role.OPERATOR: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE},
-    Role.ADMIN: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.KEYS},
+    Role.OPERATOR: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE},
+    Role.ADMIN: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.KEYS},
 }
 
 

@@ -147,7 +147,8 @@ class _Filling:
         return True
 
     def _reachable(self, agent: AgentType) -> Iterable[AgentType]:
-        able = {other for seated in self.seated[agent] for other in seated.capabilities}
+        # Many workers can run the same: a set of their sets is small.
+        able = frozenset[AgentType]().union(*{seated.capabilities for seated in self.seated[agent]})
         return sorted(able - {agent})
 
     def _shift(self, worker: Seat, free: AgentType, came_from: Mapping[AgentType, AgentType | None]) -> bool:

@@ -3,13 +3,15 @@
 The first line of a class's docstring is its title; `code` is stable and part of the contract.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class ConvenerError(Exception):
     """Something went wrong."""
 
     code = "internal_error"
+    # (path, message) of each value that is not allowed.
+    fields: Sequence[tuple[str, str]] = ()
 
     def __init__(
         self,
@@ -203,3 +205,19 @@ class DeadLetterNotFound(ConvenerError):
     """There is no such dead letter."""
 
     code = "dead_letter_not_found"
+
+
+class ConfigVersionNotFound(ConvenerError):
+    """There is no such version of the configuration."""
+
+    code = "config_version_not_found"
+
+
+class ConfigRefused(ConvenerError):
+    """The values of the configuration do not go together, or not with its mode."""
+
+    code = "config_refused"
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
+        self.fields = fields

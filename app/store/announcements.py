@@ -23,6 +23,8 @@ EVENTS = "events"
 FLEET = "fleet"
 LAUNCHES = "launches"
 KEYS = "keys"
+CONFIG = "config"
+WORK = "work"
 _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01
 
@@ -33,7 +35,7 @@ News = Mapping[str, float]
 
 def work(lane: Lane) -> str:
     """The topic that says: there may be work in this lane."""
-    return f"work:{lane.agent_type.value}:{lane.priority.value}"
+    return f"{WORK}:{lane.agent_type.value}:{lane.priority.value}"
 
 
 def note(connection: AsyncConnection, *topics: str) -> None:

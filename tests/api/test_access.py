@@ -24,6 +24,12 @@ _EXPECTED = {
     "GET /tasks": Scope.READ,
     "GET /tasks/{task_id}": Scope.READ,
     "POST /tasks/{task_id}/cancel": Scope.SUBMIT,
+    "POST /tasks/cancel": Scope.SUBMIT,
+    "GET /dead-letters": Scope.READ,
+    "GET /dead-letters/{task_id}": Scope.READ,
+    "POST /dead-letters/{task_id}/requeue": Scope.SUBMIT,
+    "POST /dead-letters/requeue": Scope.SUBMIT,
+    "POST /dead-letters/purge": Scope.OPERATE,
     "POST /lease": Scope.LEASE,
     "POST /leases/{task_id}/start": Scope.LEASE,
     "POST /leases/{task_id}/progress": Scope.LEASE,
@@ -39,7 +45,35 @@ _EXPECTED = {
     "GET /workers/{worker_id}": Scope.READ,
     "GET /replacements": Scope.READ,
     "GET /events": Scope.READ,
+    "GET /events/stream": Scope.READ,
+    "GET /context/{namespace}": Scope.READ,
+    "GET /context/{namespace}/{key}": Scope.READ,
+    "GET /context/{namespace}/{key}/history": Scope.READ,
+    "PUT /context/{namespace}/{key}": Scope.SUBMIT,
+    "DELETE /context/{namespace}/{key}": Scope.SUBMIT,
+    "GET /outputs": Scope.READ,
+    "GET /checkpoints": Scope.READ,
+    "POST /checkpoints": Scope.OPERATE,
+    "GET /checkpoints/{checkpoint_id}": Scope.READ,
+    "GET /checkpoints/{checkpoint_id}/content": Scope.READ,
+    "POST /checkpoints/{checkpoint_id}/verify": Scope.READ,
+    "GET /config": Scope.READ,
+    "PUT /config": Scope.CONFIGURE,
+    "PATCH /config": Scope.CONFIGURE,
+    "GET /config/history": Scope.READ,
+    "GET /config/versions/{version}": Scope.READ,
+    "POST /config/rollback": Scope.CONFIGURE,
+    "POST /config/mode": Scope.CONFIGURE,
+    "GET /audit": Scope.READ,
+    "POST /audit/verify": Scope.READ,
     "GET /status": Scope.READ,
+    "GET /queues": Scope.READ,
+    "POST /queues/pause": Scope.OPERATE,
+    "POST /queues/resume": Scope.OPERATE,
+    "POST /queues/{agent_type}/pause": Scope.OPERATE,
+    "POST /queues/{agent_type}/resume": Scope.OPERATE,
+    "PUT /goals/{goal_id}/weight": Scope.SUBMIT,
+    "GET /goals/{goal_id}/weight": Scope.READ,
     "POST /keys": Scope.KEYS,
     "GET /keys": Scope.KEYS,
     "DELETE /keys/{key_id}": Scope.KEYS,
@@ -78,6 +112,9 @@ def _request(name: str) -> tuple[str, str, Any]:
     method, _, path = name.partition(" ")
     for part in ("{task_id}", "{worker_id}", "{key_id}"):
         path = path.replace(part, str(uuid4()))
+    if path.endswith("/stream"):
+        # A stream would not end.
+        path += "?after=nonsense"
     return method, path, {} if method == "POST" else None
 
 

@@ -42,6 +42,7 @@ workers = Table(
     Column("cpu_percent", Float),
     Column("memory_mb", Float),
     Column("recent_errors", JSONB),
+    Column("assigned_agent", Text, comment="what it is to prefer"),
     Column("ended_reason", Text),
     moment("requested_at", nullable=False, server_default=func.now()),
     moment("launched_at"),

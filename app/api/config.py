@@ -1,0 +1,196 @@
+"""The deployment configuration: read, changed under a condition, rolled back."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.api.access import Caller, requires
+from app.api.config_bodies import (
+    ChangedOut,
+    ConfigOut,
+    DocumentIn,
+    HistoryPage,
+    ModeIn,
+    RollbackIn,
+    changed,
+    history_item,
+    shown,
+)
+from app.api.connections import Reading, Writing
+from app.api.fields import Limit, Sentence
+from app.api.problems import documented
+from app.api.services import ServicesDep
+from app.api.versions import IfMatch, IfNoneMatch, etag, expected, is_known
+from app.domain import config as rules
+from app.domain import errors
+from app.domain.access import Principal, Scope
+from app.domain.config import Action, Document
+from app.operations import config as operations
+from app.operations.config import Order, Outcome
+from app.store import config as store
+
+router = APIRouter(prefix="/config", tags=["config"])
+_NEWEST = 2**63 - 1
+_READ = [requires(Scope.READ)]
+_WRITE = [requires(Scope.CONFIGURE)]
+_WRITING = documented(errors.PreconditionRequired, errors.VersionStale, errors.ConfigRefused)
+_FINDING = documented(errors.ConfigVersionNotFound)
+Reason = Annotated[Sentence, Query(description="why; it is kept with the change")]
+DryRun = Annotated[bool, Query(description="change nothing, only show what would change")]
+
+
+@router.get(
+    "",
+    summary="Read the configuration",
+    dependencies=_READ,
+    responses={304: {"description": "it is still at the version of If-None-Match"}},
+    response_model=ConfigOut,
+)
+async def read(
+    connection: Reading,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_none_match: IfNoneMatch = None,
+) -> ConfigOut | Response:
+    """What is in force. Its ETag is its version, for If-Match of the change that follows.
+
+    `effective_weights` are the shares in force: no agent has less than 0.02, and `notes` say where one was raised.
+    """
+    found = await operations.current(connection, services.config.initial)
+    await _noted(connection, services, caller, "config.read")
+    if is_known(found.version, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag(found.version)})
+    response.headers["ETag"] = etag(found.version)
+    return shown(found)
+
+
+@router.put("", summary="Replace the configuration", dependencies=_WRITE, responses=_WRITING)
+async def put(
+    document: DocumentIn,
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+) -> ChangedOut:
+    """All four sections, with every value. Weights are scaled to sum 1; a weight of 0 is raised to 0.02 in effect.
+
+    Safe to repeat: the same body sent again with the same If-Match is accepted again.
+    """
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
+    outcome = await operations.change(connection, services.config.initial, order, Action.SET, _plain_document(document))
+    return _answer(outcome, order, response)
+
+
+@router.patch("", summary="Change some of the configuration", dependencies=_WRITE, responses=_WRITING)
+async def patch(
+    merge: Annotated[dict[str, Any], Body(media_type="application/merge-patch+json")],
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+) -> ChangedOut:
+    """A JSON merge patch (RFC 7396), like `{"worker_pool": {"max_workers": 20}}`.
+
+    A weight that is named gets just that share, and the others make up the rest in their proportions. Safe to repeat.
+    """
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
+    base = await operations.base(connection, services.config.initial, order.expected)
+    document = _patched(base.document, merge)
+    outcome = await operations.change(connection, services.config.initial, order, Action.PATCH, document)
+    return _answer(outcome, order, response)
+
+
+@router.get("/history", summary="Read who changed what", dependencies=_READ)
+async def history(
+    connection: Reading,
+    services: ServicesDep,
+    caller: Caller,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 50,
+) -> HistoryPage:
+    """All versions, newest first, each with what it changed; nothing is ever forgotten."""
+    await operations.current(connection, services.config.initial)
+    found = await store.history(connection, before=after, limit=limit + 1)
+    await _noted(connection, services, caller, "config.history")
+    pairs = zip(found[:limit], [*found[1:], None], strict=False)
+    following = found[limit - 1].version if len(found) > limit else None
+    return HistoryPage(items=[history_item(version, before) for version, before in pairs], next=following)
+
+
+@router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)
+async def read_version(
+    version: Annotated[int, Path(ge=1, le=_NEWEST)], connection: Reading, services: ServicesDep, caller: Caller
+) -> ConfigOut:
+    """The configuration as it was, and what its weights meant."""
+    await operations.current(connection, services.config.initial)
+    found = await operations.version(connection, version)
+    await _noted(connection, services, caller, "config.version")
+    return shown(found)
+
+
+@router.post("/rollback", summary="Return to a former version", dependencies=_WRITE, responses={**_WRITING, **_FINDING})
+async def roll_back(
+    wanted: RollbackIn,
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    dry_run: DryRun = False,
+) -> ChangedOut:
+    """A new version with the mode and all values of that one. Safe to repeat."""
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=dry_run)
+    outcome = await operations.roll_back(connection, services.config.initial, order, wanted.version)
+    return _answer(outcome, order, response)
+
+
+@router.post("/mode", summary="Change the mode", dependencies=_WRITE, responses=_WRITING)
+async def switch(
+    wanted: ModeIn,
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    dry_run: DryRun = False,
+) -> ChangedOut:
+    """The pool becomes the mode's: 2 to 5 workers in development, 10 to 1000 in production, 5 to 50 for trusted
+    testers; all else stays as it is. Asking for the mode that is on changes nothing. Safe to repeat."""
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=dry_run)
+    outcome = await operations.switch(connection, services.config.initial, order, wanted.mode)
+    return _answer(outcome, order, response)
+
+
+def _patched(document: Document, merge: dict[str, Any]) -> Document:
+    """The document after the patch. Raises RequestValidationError."""
+    try:
+        checked = DocumentIn.model_validate(rules.merged(rules.plain(document), merge))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    except RecursionError:
+        raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
+    weights = merge.get("agent_weights") or {}
+    return rules.balanced(_plain_document(checked), weights)
+
+
+def _plain_document(checked: BaseModel) -> Document:
+    return rules.document_of(checked.model_dump())
+
+
+def _answer(outcome: Outcome, order: Order, response: Response) -> ChangedOut:
+    response.headers["ETag"] = etag(outcome.version.version)
+    return changed(outcome, dry_run=order.dry_run)
+
+
+async def _noted(connection: AsyncConnection, services: ServicesDep, caller: Principal, what: str) -> None:
+    await operations.note_read(connection, services.config.initial, caller.key_id, what)
