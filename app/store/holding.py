@@ -25,15 +25,19 @@ def joined(worker: str) -> str:
 
 _TRIM = text(f"""
 DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
-WHERE old.worker_id = w.id AND old.n <= last.n - :keep
+WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
 """)
 
 _FORGET = text("DELETE FROM leases l WHERE NOT EXISTS (SELECT FROM workers w WHERE w.id = l.worker_id)")
 
 
-async def trim(connection: AsyncConnection, keep: int = 100) -> int:
-    """Keep the last lines of each worker in the ledger; returns how many were dropped."""
-    return (await connection.execute(_TRIM, {"keep": keep})).rowcount
+async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000) -> int:
+    """Keep the last lines of each worker in the ledger; returns how many were dropped.
+
+    Looks no further back than `reach` lines, more than a worker writes between two turns: further back are only the
+    dead entries of what was dropped before.
+    """
+    return (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).rowcount
 
 
 async def forget(connection: AsyncConnection) -> int:
