@@ -13,7 +13,8 @@ INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, ti
                    retry_delays, request_hash, created_at, waiting_since, tag)
 SELECT gen_random_uuid(), 'pending',
        (ARRAY['evolution', 'generation', 'meta_review', 'proximity', 'ranking', 'reflection'])[1 + n % 6],
-       'goal-' || (n / $3), 1 + (n / 6) % 4, '{"topic": "planetary motion"}', '{}', 600, 3, '{5,30,120}', '', now(), clock_timestamp(),
+       'goal-' || (n / $3), 1 + (n / 6) % 4, '{"topic": "planetary motion"}', '{}', 600, 3, '{5,30,120}', '', now(),
+       clock_timestamp(),
        (SELECT coalesce(max(virtual_time), 0) FROM lanes) + n
 FROM generate_series($1::int, $2::int - 1) AS n
 """

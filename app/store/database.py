@@ -72,11 +72,14 @@ class Database:
         try:
             async with self.engine.connect() as connection:
                 take_notes(connection)
+                # Kept apart: a connection that broke off knows nothing any more, and asking it would hide the reason.
+                endings: list[Callable[[], None]] = []
+                connection.info[_ENDED] = endings
                 try:
                     async with connection.begin():
                         yield connection
                 finally:
-                    for ended in connection.info.pop(_ENDED, []):
+                    for ended in endings:
                         ended()
                 self.announcer.announce(take_notes(connection))
         except (OperationalError, InterfaceError, DBAPIError, OSError, TimeoutError) as error:

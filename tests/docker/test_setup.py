@@ -13,8 +13,8 @@ from sqlalchemy import select
 
 from app.operations.access import Keyring
 from app.store import schema
-from app.store.tables import pool as tables
 from app.store.database import Database
+from app.store.tables import pool as tables
 from tests.docker.composition import services
 from worker_agent.options import read_options
 
