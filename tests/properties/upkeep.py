@@ -7,7 +7,7 @@ from app.domain.agents import AgentType
 from app.domain.leases import SweepPolicy, SweepSnapshot, hold_back
 from app.domain.tasks import LEASED, Priority, TaskState
 from app.operations import ageing, queues, sweeping
-from app.store import counts
+from app.store import counts, duties
 from tests.factories import turn
 from tests.properties import policies
 from tests.properties.model import Model, Task
@@ -17,6 +17,14 @@ _WAITING = (TaskState.BLOCKED, TaskState.PENDING)
 _BACK = "{0} = {0} - make_interval(secs => $1)"
 _TASK_MOMENTS = ("lease_expires_at", "deadline_at", "run_at", "deadline", "waiting_since", "leased_at")
 _WORKER_MOMENTS = ("requested_at", "launched_at", "last_seen_at")
+
+# Where the last turn of a duty stood.
+_STOOD_BACK = """
+UPDATE loop_ticks SET result = jsonb_set(result, '{stood}', (
+    SELECT jsonb_object_agg(key, CAST(value AS timestamptz) - make_interval(secs => $1))
+    FROM jsonb_each_text(result -> 'stood')))
+WHERE result -> 'stood' <> '{}'
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +37,7 @@ class PassTime:
         for table, moments in (("tasks", _TASK_MOMENTS), ("workers", _WORKER_MOMENTS)):
             changes = ", ".join(_BACK.format(moment) for moment in moments)
             await service.beside.execute(f"UPDATE {table} SET {changes}", self.seconds)
+        await service.beside.execute(_STOOD_BACK, self.seconds)
         return None
 
     def judge(self, model: Model, observed: object) -> None:
@@ -87,7 +96,10 @@ class Age:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
-            return await ageing.tick(connection, policies.AGEING)
+            await duties.ensure(connection, ageing.AGE_TASKS)
+            result = await ageing.tick(connection, policies.AGEING)
+            await duties.done(connection, ageing.AGE_TASKS, result, held_back=False)
+            return result["aged"], result["urgent"]
 
     def judge(self, model: Model, observed: object) -> None:
         aged = 0
@@ -100,7 +112,7 @@ class Age:
         urgent = [task for task in model.live() if _is_urgent(task, model.now)]
         for task in urgent:
             task.priority = Priority.CRITICAL
-        assert observed == {"aged": aged, "urgent": len(urgent)}
+        assert observed == (aged, len(urgent)), f"should be {aged} and {len(urgent)}, and are {observed}"
 
 
 def _is_urgent(task: Task, now: float) -> bool:
