@@ -192,6 +192,6 @@ async def test_the_weights_reach_the_leases(service: Service) -> None:
     fairness = service.app.state.services.broker.fairness
 
     async def arrived() -> bool:
-        return fairness.weights[AgentType.GENERATION] == pytest.approx(0.5)
+        return bool(fairness.weights[AgentType.GENERATION] == pytest.approx(0.5))
 
     await until(arrived)
