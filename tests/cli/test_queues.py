@@ -10,17 +10,17 @@ from tests.cli.conftest import CommandLine, Service
 
 
 async def test_the_board_shows_depth_and_capacity(convener: CommandLine, goal: str) -> None:
-    await convener("tasks", "submit", "--agent", "evolution", "--goal", goal, "--priority", "high")
+    await convener("tasks", "submit", "--agent", "generation", "--goal", goal, "--priority", "high")
     done = await convener("queues", "status")
     assert (done.code, done.err) == (0, "")
     assert all(len(line) <= 80 for line in done.out.splitlines() if not line.startswith("Warning"))
     high = next(line for line in done.out.splitlines() if line.startswith("high"))
     assert int(high.split()[1]) >= 1
-    evolution = next(line for line in done.out.splitlines() if line.startswith("evolution"))
-    assert int(evolution.split()[1]) >= 1
+    generation = next(line for line in done.out.splitlines() if line.startswith("generation"))
+    assert int(generation.split()[1]) >= 1
     assert "of 10,000" in done.out
     answer = (await convener("queues", "status", "-o", "json")).json
-    assert answer["queues"]["evolution"]["high"]["pending"] >= 1
+    assert answer["queues"]["generation"]["high"]["pending"] >= 1
 
 
 async def test_watch_writes_an_object_a_line(convener: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,16 +50,16 @@ async def test_pause_and_resume(convener: CommandLine) -> None:
 
 
 async def test_a_pause_shows_in_the_status(convener: CommandLine, goal: str) -> None:
-    await convener("tasks", "submit", "--agent", "proximity", "--goal", goal)
+    await convener("tasks", "submit", "--agent", "generation", "--goal", goal)
     try:
-        await convener("queues", "pause", "proximity", "--reason", "[bold]upkeep\x1b[2J")
+        await convener("queues", "pause", "generation", "--reason", "[bold]upkeep\x1b[2J")
         for command in (["status"], ["queues", "status"]):
             out = (await convener(*command)).out
-            warning = next(line for line in out.splitlines() if line.startswith("Warning proximity is paused"))
+            warning = next(line for line in out.splitlines() if line.startswith("Warning generation is paused"))
             assert "[bold]upkeep" in out
             assert "\x1b" not in warning
     finally:
-        await convener("queues", "resume", "proximity")
+        await convener("queues", "resume", "generation")
 
 
 async def test_nothing_is_paused_by_mistake(convener: CommandLine, service: Service) -> None:
