@@ -33,8 +33,18 @@ _CALLS = {
 }
 calls = weighted(_CALLS)
 chores = weighted({**_CALLS, "dawdle": 3, "hang": 2})
-meeting = st.sampled_from(
-    ["complete", "complete otherwise", "fail", "release", "start", "beat", "goodbye", "cancel", "depend"]
+meeting = weighted(
+    {
+        "complete": 3,
+        "depend": 3,
+        "complete otherwise": 1,
+        "fail": 2,
+        "release": 1,
+        "start": 2,
+        "beat": 1,
+        "goodbye": 2,
+        "cancel": 2,
+    }
 )
 
 
