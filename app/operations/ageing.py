@@ -22,9 +22,16 @@ async def tick(connection: AsyncConnection, policy: AgeingPolicy) -> dict[str, A
     for step in policy.steps:
         aged = await ageing.age(connection, step.priority, step.after, _since(stood, step.priority))
         moved += aged.tasks
-        if aged.until is not None:
+        if aged.since is not None and aged.until is not None:
             stood[step.priority.name] = aged.until.isoformat()
+            _go_back(stood, Priority(step.priority + 1), aged.since)
     return {"aged": moved, "urgent": await ageing.hurry(connection, policy.urgent_within), "stood": stood}
+
+
+def _go_back(stood: dict[str, str], priority: Priority, since: datetime) -> None:
+    """What came from below may have waited longer than what this priority has looked at already."""
+    if priority.name in stood:
+        stood[priority.name] = min(datetime.fromisoformat(stood[priority.name]), since).isoformat()
 
 
 def _since(stood: dict[str, str], priority: Priority) -> datetime | None:

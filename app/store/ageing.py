@@ -55,9 +55,10 @@ WITH due AS MATERIALIZED (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aged:
-    """How many tasks were moved, and since when the one that has waited least of them had been waiting."""
+    """How many tasks were moved, and since when those that have waited most and least of them had been waiting."""
 
     tasks: int
+    since: datetime | None
     until: datetime | None
 
 
@@ -79,4 +80,5 @@ async def _move(connection: AsyncConnection, statement: TextClause, values: dict
     rows = (await connection.execute(statement, values)).mappings().all()
     ready = [row for row in rows if row["state"] == "pending" and row["run_at"] is None]
     announcements.note_work(connection, lanes.lowest(ready))
-    return Aged(tasks=len(rows), until=max((row["waiting_since"] for row in rows), default=None))
+    moments = [row["waiting_since"] for row in rows]
+    return Aged(tasks=len(rows), since=min(moments, default=None), until=max(moments, default=None))

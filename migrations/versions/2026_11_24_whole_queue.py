@@ -12,6 +12,17 @@ depends_on = None
 # Replaced by a restore into another server, where transactions are counted anew.
 _OFFSET = "CREATE FUNCTION convener_transaction_offset() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 0::bigint'"
 
+# Taken when the event is written, after all locks it waited for: its own number may be lower than that of a change
+# which was committed before and which it follows. Readers stop below the oldest running transaction, so they cannot
+# be past a higher number before this transaction ends.
+_EVENT_TRANSACTION = """
+CREATE FUNCTION convener_event_transaction() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN greatest((pg_current_xact_id()::text)::bigint,
+                    (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint - 1) + convener_transaction_offset();
+END $$
+"""
+
 _OWN_TRANSACTION = "(pg_current_xact_id()::text)::bigint + convener_transaction_offset()"
 
 # What a task counts as: its state, or `delayed` while it waits for its time.
@@ -52,6 +63,7 @@ _READY = sa.text("state = 'pending' AND run_at IS NULL")
 def upgrade() -> None:
     """Tasks that wait keep their order: their tag is their place in the old order."""
     op.execute(_OFFSET)
+    op.execute(_EVENT_TRANSACTION)
     op.execute(_PHASE)
     _create_tables()
     _change_events()
@@ -106,11 +118,12 @@ def downgrade() -> None:
         op.drop_table(table)
     op.execute("DROP SEQUENCE admission_epoch")
     op.execute("DROP FUNCTION convener_phase(text, timestamptz)")
+    op.execute("DROP FUNCTION convener_event_transaction()")
     op.execute("DROP FUNCTION convener_transaction_offset()")
 
 
 def _change_events() -> None:
-    op.alter_column("events", "transaction", server_default=sa.text(_OWN_TRANSACTION))
+    op.alter_column("events", "transaction", server_default=sa.text("convener_event_transaction()"))
     op.add_column("events", sa.Column("priority", sa.SmallInteger(), nullable=True))
     op.add_column(
         "events",

@@ -99,7 +99,11 @@ async def test_rows_are_only_added(database: Database, statement: str) -> None:
         ("DELETE FROM audit WHERE seq = 2", 1),
         ("DELETE FROM audit WHERE seq = 1", 0),
         ("UPDATE audit SET seq = 9 WHERE seq = 2", 1),
-        ("DELETE FROM audit WHERE seq = 2; UPDATE audit SET seq = seq - 1 WHERE seq > 2", 1),
+        (
+            "DELETE FROM audit WHERE seq = 2; UPDATE audit SET seq = -seq WHERE seq > 2;"
+            " UPDATE audit SET seq = -seq - 1 WHERE seq < 0",
+            1,
+        ),
     ],
 )
 async def test_what_was_changed_is_found(database: Database, statement: str, sound: int) -> None:

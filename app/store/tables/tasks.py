@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from app.domain.agents import AgentType
 from app.domain.tasks import FINISHED, TaskState
-from app.store.tables.base import OWN_TRANSACTION, metadata, moment, one_of
+from app.store.tables.base import metadata, moment, one_of
 
 
 def _submitted() -> list[Any]:
@@ -178,7 +178,7 @@ task_attempts = Table(
 events = Table(
     "events",
     metadata,
-    Column("transaction", BigInteger, nullable=False, server_default=OWN_TRANSACTION),
+    Column("transaction", BigInteger, nullable=False, server_default=text("convener_event_transaction()")),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
     moment("at", nullable=False, server_default=func.now()),
     Column("kind", Text, nullable=False),
