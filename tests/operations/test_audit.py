@@ -79,6 +79,12 @@ async def test_more_entries_than_are_read_at_once(database: Database, monkeypatc
     assert (await _verdict(database)).entries == 5
 
 
+# An entry is taken out, and those behind it close up.
+_CLOSE_UP = """
+DELETE FROM audit WHERE seq = 2; UPDATE audit SET seq = -seq WHERE seq > 2; UPDATE audit SET seq = -seq - 1 WHERE seq < 0
+"""
+
+
 @pytest.mark.parametrize("statement", ["UPDATE audit SET by = 'you'", "DELETE FROM audit", "TRUNCATE audit"])
 async def test_rows_are_only_added(database: Database, statement: str) -> None:
     await _recorded(database, "one")
@@ -99,11 +105,7 @@ async def test_rows_are_only_added(database: Database, statement: str) -> None:
         ("DELETE FROM audit WHERE seq = 2", 1),
         ("DELETE FROM audit WHERE seq = 1", 0),
         ("UPDATE audit SET seq = 9 WHERE seq = 2", 1),
-        (
-            "DELETE FROM audit WHERE seq = 2; UPDATE audit SET seq = -seq WHERE seq > 2;"
-            " UPDATE audit SET seq = -seq - 1 WHERE seq < 0",
-            1,
-        ),
+        (_CLOSE_UP, 1),
     ],
 )
 async def test_what_was_changed_is_found(database: Database, statement: str, sound: int) -> None:
