@@ -81,7 +81,9 @@ async def test_more_entries_than_are_read_at_once(database: Database, monkeypatc
 
 # An entry is taken out, and those behind it close up.
 _CLOSE_UP = """
-DELETE FROM audit WHERE seq = 2; UPDATE audit SET seq = -seq WHERE seq > 2; UPDATE audit SET seq = -seq - 1 WHERE seq < 0
+DELETE FROM audit WHERE seq = 2;
+UPDATE audit SET seq = -seq WHERE seq > 2;
+UPDATE audit SET seq = -seq - 1 WHERE seq < 0
 """
 
 
