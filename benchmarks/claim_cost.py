@@ -20,6 +20,7 @@ from benchmarks.sizes import Size
 from benchmarks.surroundings import Surroundings, surroundings
 
 _STATUS_SAMPLES = 100
+_WARM_UP = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ async def _measure(options: argparse.Namespace) -> list[Situation]:
         measured: list[Situation] = []
         for pending in options.pending:
             _say(f"{pending:,} pending")
-            await deep_queue.fill(where, pending)
+            await deep_queue.fill(where, pending + options.samples + _WARM_UP)
             measured.append(await _situation(where, workers, f"{pending:,} pending", measured, options))
         async with _snapshot_held(where) as held_since:
             _say(f"finishing {options.finished:,} while a snapshot is open")
@@ -72,6 +73,8 @@ async def _situation(
     options: argparse.Namespace,
 ) -> Situation:
     _say(f"measuring: {name}")
+    # What was just written in bulk is not in memory where it is needed, and checkpoints follow it.
+    await workers.lease_latencies(_WARM_UP)
     leases = await workers.lease_latencies(options.samples)
     status = await workers.status_latencies(_STATUS_SAMPLES)
     median = percentile(leases, 0.5) * 1000
