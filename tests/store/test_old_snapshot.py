@@ -4,6 +4,8 @@ Measured in pages that a statement touches, as PostgreSQL counts them: time woul
 """
 
 import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -52,6 +54,33 @@ async def _claim_pages(database: Database, worker: WorkerId, floor: float) -> in
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shop:
+    """A queue at work, while another session keeps a snapshot open that is older than all of it."""
+
+    database: Database
+    broker: Broker
+    desk: LeaseDesk
+    worker: WorkerId
+
+
+@pytest.fixture
+async def shop(own_database: Database) -> AsyncIterator[_Shop]:
+    database, broker = own_database, Broker(own_database, LeasePolicy())
+    desk = LeaseDesk(database, LeasePolicy(), broker.fairness)
+    broker.start()
+    worker = await ready_worker(database)
+    await submitted(database, 1000)
+    old = await database.connect()
+    await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await old.fetch("SELECT count(*) FROM tasks")
+    yield _Shop(database=database, broker=broker, desk=desk, worker=worker)
+    await broker.stop()
+    await desk.stop()
+    await old.execute("ROLLBACK")
+    await old.close()
+
+
 async def _work_off(broker: Broker, desk: LeaseDesk, worker: WorkerId, count: int) -> None:
     for _ in range(count):
         call = LeaseCall(worker_id=worker, request_id=uuid4(), agent_types=frozenset(AgentType), acknowledge=True)
@@ -61,16 +90,8 @@ async def _work_off(broker: Broker, desk: LeaseDesk, worker: WorkerId, count: in
 
 
 @pytest.mark.slow
-async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snapshot(own_database: Database) -> None:
-    database = own_database
-    broker = Broker(database, LeasePolicy())
-    desk = LeaseDesk(database, LeasePolicy(), broker.fairness)
-    broker.start()
-    worker = await ready_worker(database)
-    await submitted(database, 1000)
-    old = await database.connect()
-    await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    await old.fetch("SELECT count(*) FROM tasks")
+async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snapshot(shop: _Shop) -> None:
+    database, broker, desk, worker = shop.database, shop.broker, shop.desk, shop.worker
     await _work_off(broker, desk, worker, 10)
     before = await _claim_pages(database, worker, broker._backlog.floor(GENERATION))
     await _work_off(broker, desk, worker, _ROUNDS)
@@ -78,23 +99,11 @@ async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snap
     blind = await _claim_pages(database, worker, claims.BOTTOM)
     assert after <= before + 20
     assert blind >= after + _ROUNDS // 40, "without a floor it would have walked over every dead entry"
-    await broker.stop()
-    await desk.stop()
-    await old.execute("ROLLBACK")
-    await old.close()
 
 
 @pytest.mark.slow
-async def test_the_sweep_and_the_counters_cost_the_same_too(own_database: Database) -> None:
-    database = own_database
-    broker = Broker(database, LeasePolicy())
-    desk = LeaseDesk(database, LeasePolicy(), broker.fairness)
-    broker.start()
-    worker = await ready_worker(database)
-    await submitted(database, 1000)
-    old = await database.connect()
-    await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    await old.fetch("SELECT count(*) FROM tasks")
+async def test_the_sweep_and_the_counters_cost_the_same_too(shop: _Shop) -> None:
+    database, broker, desk, worker = shop.database, shop.broker, shop.desk, shop.worker
     sweep = attempts._COUNT.text.replace(":grace", "$1::float8").replace(":since", "$2::float8")
 
     async def costs() -> tuple[int, int]:
@@ -111,7 +120,3 @@ async def test_the_sweep_and_the_counters_cost_the_same_too(own_database: Databa
     after = await costs()
     assert after[0] <= before[0] + 20
     assert after[1] <= before[1] + 20
-    await broker.stop()
-    await desk.stop()
-    await old.execute("ROLLBACK")
-    await old.close()
