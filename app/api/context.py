@@ -14,6 +14,7 @@ from app.api.json import limit as limit_size
 from app.api.json import object_text
 from app.api.problems import documented
 from app.api.services import ServicesDep
+from app.api.versions import etag, is_known
 from app.domain import errors
 from app.domain.access import Scope
 from app.operations import context as operations
@@ -124,10 +125,10 @@ async def read(
 ) -> EntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
     found = await operations.read(connection, _name(namespace, key), version)
-    etag = _etag(found.version)
-    if if_none_match is not None and _is_among(etag, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag})
-    response.headers["ETag"] = etag
+    tag = etag(found.version)
+    if is_known(found.version, if_none_match):
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
     return EntryOut.model_validate(_plain(namespace, found))
 
 
@@ -222,15 +223,6 @@ def _refused(header: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "condition", "loc": ("header", header), "msg": message}])
 
 
-def _is_among(etag: str, listed: str) -> bool:
-    known = [item.strip().removeprefix("W/") for item in listed.split(",")]
-    return "*" in known or etag in known
-
-
-def _etag(version: int) -> str:
-    return f'"{version}"'
-
-
 def _name(namespace: str, key: str) -> Name:
     return Name(namespace=namespace, key=key)
 
@@ -240,5 +232,5 @@ def _plain(namespace: str, version: Version) -> dict[str, Any]:
 
 
 def _written(namespace: str, version: Version, response: Response) -> WrittenOut:
-    response.headers["ETag"] = _etag(version.version)
+    response.headers["ETag"] = etag(version.version)
     return WrittenOut.model_validate(_plain(namespace, version))
