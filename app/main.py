@@ -43,7 +43,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         database=database,
         broker=broker,
         desk=LeaseDesk(database, leases, broker.fairness),
-        heartbeats=Heartbeats(database, leases),
+        heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
         admission=Admission(capacity_of(settings)),
         config=CurrentConfig(database, settings.mode or Mode.PRODUCTION),

@@ -35,12 +35,16 @@ class FairQueue:
     _virtual: float = 0.0
 
     def next(
-        self, backlogged: Collection[AgentType], most_urgent: Collection[AgentType] | None = None
+        self,
+        backlogged: Collection[AgentType],
+        most_urgent: Collection[AgentType] | None = None,
+        preferred: AgentType | None = None,
     ) -> AgentType | None:
         """The type to serve among those with work that the worker can run; None when there is none.
 
         Where some have more urgent work than others, only these share the leases; every so many go to the type that
-        was not served for longest, whatever its work.
+        was not served for longest, whatever its work. The type that the worker prefers is served out of turn while it
+        is not ahead of its share.
         """
         if not backlogged:
             return None
@@ -50,9 +54,19 @@ class FairQueue:
         candidates = backlogged if most_urgent is None else most_urgent
         self._idle.update(agent for agent in backlogged if agent not in candidates)
         self._catch_up(candidates)
-        chosen = min(candidates, key=lambda agent: (self._finish[agent], agent))
-        self._virtual = max(self._virtual, self._finish[chosen])
-        return chosen
+        behind = min(candidates, key=lambda agent: (self._finish[agent], agent))
+        self._virtual = max(self._virtual, self._finish[behind])
+        if preferred is not None and preferred in candidates and not self._is_ahead(preferred, behind):
+            return preferred
+        return behind
+
+    def _is_ahead(self, agent: AgentType, behind: AgentType) -> bool:
+        """Whether the type that is furthest behind would still be behind this one after one more lease.
+
+        So nobody falls back by more than one task of its own for the preferences of others. A mean of all types would
+        not do: one that specialists have brought far ahead would let every other pass as behind.
+        """
+        return self._finish[agent] > self._finish[behind] + self._cost(behind)
 
     def charge(self, agent: AgentType) -> float:
         """A lease of this type is about to be asked for; returns the charge, to be refunded if none comes about."""

@@ -27,6 +27,7 @@ from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import Backlog
 from app.operations.leases import Fence, release
+from app.operations.preferences import Preferences
 from app.operations.stepping import keep_in_step
 from app.operations.strays import Strays
 from app.operations.turns import Turns
@@ -70,10 +71,11 @@ class Broker:
         self._database = database
         self._policy = policy
         self.fairness = fairness or FairQueue()
+        self.preferences = Preferences()
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
         self._strays = Strays(database)
-        self._turns = Turns(self._backlog, self.fairness, database.lanes)
+        self._turns = Turns(self._backlog, self.fairness, database.lanes, self.preferences)
         self._wake = asyncio.Event()
         self._served: dict[WorkerId, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -203,7 +205,7 @@ class Broker:
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
             if waiter.in_flight or waiter.unserved:
                 continue
-            waiter.asked = self._turns.choose(waiter.call.agent_types, asked)
+            waiter.asked = self._turns.choose(waiter.call.worker_id, waiter.call.agent_types, asked)
             if waiter.asked is not None:
                 waiter.charge = self.fairness.charge(waiter.asked.agent_type)
                 asked[waiter.asked] += 1

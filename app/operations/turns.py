@@ -1,4 +1,4 @@
-"""Whose turn it is: which lane each waiting worker asks, and what its answer says of the lanes."""
+"""Whose turn it is: which lane each waiting worker asks, and what its answer says of the lanes and of the worker."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,28 +6,31 @@ from collections.abc import Iterable, Sequence
 from app.domain.agents import AgentType
 from app.domain.fairness import FairQueue
 from app.domain.lanes import Lane
-from app.domain.workers import WorkerState
+from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import Backlog
+from app.operations.preferences import Preferences
 from app.store.claims import Ask, Claim
 from app.store.lanes import Lanes
 
 
 class Turns:
-    """Brings together what may wait (the backlog), who is next (fairness) and where the lanes stand."""
+    """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
 
-    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes) -> None:
+    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences) -> None:
         self._backlog = backlog
         self._fairness = fairness
         self._lanes = lanes
+        self._preferences = preferences
 
-    def choose(self, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
+    def choose(self, worker_id: WorkerId, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
         """The lane to ask for a worker; a crowd (`asked` so far) need not ask where one task is known of."""
         open_to = {
             agent
             for agent in can_run
             if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
         }
-        agent = self._fairness.next(open_to, self._backlog.most_urgent(open_to))
+        preferred = self._preferences.of(worker_id)
+        agent = self._fairness.next(open_to, self._backlog.most_urgent(open_to), preferred)
         return self._backlog.lane(agent) if agent is not None else None
 
     def learn(self, asks: Sequence[Ask], found: Sequence[Claim]) -> None:
@@ -35,6 +38,7 @@ class Turns:
         tags: dict[Lane, list[float]] = defaultdict(list)
         dry: set[Lane] = set()
         for ask, claim in zip(asks, found, strict=True):
+            self._preferences.learn(ask.worker_id, claim.assigned_agent)
             if ask.lane is None:
                 continue
             if claim.lease is not None:

@@ -17,6 +17,7 @@ from app.operations.access import create_key
 from app.operations.coalescing import Coalescer
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.leases import give_back, retry_policy
+from app.operations.preferences import Preferences
 from app.store import announcements, attempts, fleet, hot, workers
 from app.store.attempts import Ending
 from app.store.database import Database, now
@@ -63,9 +64,10 @@ async def supersede(connection: AsyncConnection, name: str) -> None:
 class Heartbeats:
     """Heartbeats of all workers, coalesced into one statement at a time."""
 
-    def __init__(self, database: Database, policy: LeasePolicy) -> None:
+    def __init__(self, database: Database, policy: LeasePolicy, preferences: Preferences | None = None) -> None:
         self._database = database
         self._policy = policy
+        self._preferences = preferences or Preferences()
         self._beats: Coalescer[Beat, Pulse | None] = Coalescer(self._flush, lambda beat: beat.worker_id)
 
     async def report(self, beat: Beat) -> Pulse:
@@ -75,6 +77,7 @@ class Heartbeats:
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
         assert pulse is not None
+        self._preferences.learn(beat.worker_id, pulse.assigned_agent)
         return pulse
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.domain.agents import AgentType
 from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskId
@@ -59,6 +60,7 @@ class Claim:
     worker_state: str | None
     holds_another: bool
     is_repeat: bool
+    assigned_agent: AgentType | None
     lease: Lease | None
 
 
@@ -71,7 +73,7 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
 _CLAIM = f"""
 WITH asked AS MATERIALIZED (
     SELECT a.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
-           coalesce(last.n, 0) AS leases_before, held.id IS NOT NULL AS holds_another,
+           w.assigned_agent, coalesce(last.n, 0) AS leases_before, held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = a.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[])
          WITH ORDINALITY AS a (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
@@ -119,7 +121,7 @@ WITH asked AS MATERIALIZED (
     FROM leased CROSS JOIN LATERAL (VALUES (1, 'task.assigned'), (2, 'task.executing')) AS move (step, kind)
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
-SELECT asked.worker_state, asked.holds_another, asked.is_repeat, leased.*
+SELECT asked.worker_state, asked.holds_another, asked.is_repeat, asked.assigned_agent, leased.*
 FROM asked LEFT JOIN leased USING (turn) ORDER BY asked.turn
 """
 
@@ -183,6 +185,7 @@ async def claim(
             worker_state=row["worker_state"],
             holds_another=row["holds_another"],
             is_repeat=bool(row["is_repeat"]),
+            assigned_agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
             lease=_lease(row) if row["task_id"] else None,
         )
         for row in rows

@@ -9,6 +9,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.agents import AgentType
 from app.domain.workers import Sighting, WorkerId, WorkerState, origins
 from app.store import holding
 from app.store.hot import columns
@@ -50,6 +51,7 @@ class Pulse:
     directive_reason: str | None
     lease_state: str | None
     lease_expires_at: Any
+    assigned_agent: AgentType | None
 
 
 _LIVE = "state IN ('starting', 'ready', 'draining')"
@@ -97,7 +99,7 @@ WITH beat AS MATERIALIZED (
                      WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
     FROM beat b JOIN ours ON ours.id = b.worker_id
     WHERE w.id = b.worker_id AND w.{_LIVE}
-    RETURNING w.id, w.state, w.directive, w.directive_reason
+    RETURNING w.id, w.state, w.directive, w.directive_reason, w.assigned_agent
 ), held AS MATERIALIZED (
     SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
     JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
@@ -109,7 +111,8 @@ WITH beat AS MATERIALIZED (
     FROM held WHERE t.id = held.id
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
-SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at
+SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
+       assigned_agent
 FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
@@ -172,6 +175,7 @@ async def beat(
             directive_reason=row["directive_reason"],
             lease_state=row["lease_state"],
             lease_expires_at=row["lease_expires_at"],
+            assigned_agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
         )
         for row in rows
         if row["state"]

@@ -1,5 +1,6 @@
 """Shares between agent types."""
 
+import random
 from collections import Counter
 
 from hypothesis import given, settings
@@ -115,3 +116,99 @@ def test_each_share_is_within_a_twentieth_of_its_weight(weights: dict[AgentType,
 def test_the_least_weight_gets_no_less_than_its_share() -> None:
     weights = dict.fromkeys(ALL, 0.196) | {AgentType.PROXIMITY: 0.02}
     assert 40 <= _serve(FairQueue(weights=weights), ALL, 2000)[AgentType.PROXIMITY] <= 101
+
+
+preferences = st.lists(st.sampled_from(ALL), min_size=1, max_size=12)
+
+
+def _preferring(queue: FairQueue, seats: list[AgentType], leases: int, seed: int = 0) -> list[tuple[AgentType, bool]]:
+    """What workers with these assignments are given, in any order, and whether it was what they prefer."""
+    draw = random.Random(seed)
+    given: list[tuple[AgentType, bool]] = []
+    for _ in range(leases):
+        preferred = draw.choice(seats)
+        agent = queue.next(ALL, preferred=preferred)
+        assert agent is not None
+        queue.charge(agent)
+        given.append((agent, agent is preferred))
+    return given
+
+
+@given(weights=weights.filter(lambda weights: min(weights.values()) > 0.06), seats=preferences, seed=st.integers(0, 99))
+@settings(max_examples=50)
+def test_shares_hold_whoever_is_assigned_to_what(
+    weights: dict[AgentType, float], seats: list[AgentType], seed: int
+) -> None:
+    served = Counter(agent for agent, _ in _preferring(FairQueue(weights=weights), seats, 2000, seed))
+    assert all(abs(served[agent] - 2000 * weights[agent]) <= 0.05 * 2000 * weights[agent] for agent in ALL)
+
+
+@given(weights=weights, favourite=st.sampled_from(ALL), seconds=st.lists(st.floats(1, 100), min_size=6, max_size=6))
+@settings(max_examples=50)
+def test_nobody_falls_back_by_more_than_a_task_while_all_prefer_another(
+    weights: dict[AgentType, float], favourite: AgentType, seconds: list[float]
+) -> None:
+    """In time of service by weight, one task of either type is all that may lie between two of them."""
+    costs = {agent: cost / weights[agent] for agent, cost in zip(ALL, seconds, strict=True)}
+    queue = FairQueue(weights=weights, policy=FairnessPolicy(rescue_every=10**9))
+    for agent, cost in zip(ALL, seconds, strict=True):
+        for _ in range(200):
+            queue.observe(agent, cost)
+    served = dict.fromkeys(ALL, 0.0)
+    for _ in range(500):
+        given_to = queue.next(ALL, preferred=favourite)
+        assert given_to is not None
+        served[given_to] += queue.charge(given_to)
+        behind = min(ALL, key=lambda agent: served[agent])
+        assert all(served[a] - served[behind] <= (costs[a] + max(costs.values())) * 1.01 for a in ALL)
+
+
+def test_a_type_that_specialists_bring_ahead_lets_nobody_pass() -> None:
+    """Ten workers run nothing but generation; the one that can run all prefers ranking, and keeps the rest alive."""
+    queue = FairQueue(policy=FairnessPolicy(rescue_every=10**9))
+    served: Counter[AgentType] = Counter()
+    for _ in range(500):
+        _serve(queue, [AgentType.GENERATION], 10)
+        ((agent, _),) = _preferring(queue, [AgentType.RANKING], 1)
+        served[agent] += 1
+    assert max(served.values()) - min(served[agent] for agent in ALL if agent is not AgentType.GENERATION) <= 2
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_a_preference_leaves_no_capacity_idle_and_takes_nothing_that_is_less_urgent(data: st.DataObject) -> None:
+    queue = FairQueue()
+    for lease in range(1, 45):
+        backlogged = data.draw(st.lists(st.sampled_from(ALL), unique=True))
+        urgent = data.draw(st.lists(st.sampled_from(backlogged), unique=True, min_size=1)) if backlogged else []
+        agent = queue.next(backlogged, urgent, data.draw(st.sampled_from(ALL)))
+        assert (agent is None) == (not backlogged)
+        if agent is not None:
+            assert agent in (backlogged if lease % 20 == 0 else urgent)
+            queue.charge(agent)
+        else:
+            queue.charge(AgentType.GENERATION)
+
+
+def test_every_twentieth_lease_is_for_the_longest_unserved_whatever_the_worker_prefers() -> None:
+    weights = dict.fromkeys(ALL, 0.25) | {AgentType.PROXIMITY: 1e-6}
+    given_ = _preferring(FairQueue(weights=weights), [AgentType.GENERATION], 20 * 6 * 3)
+    assert Counter(agent for agent, _ in given_)[AgentType.PROXIMITY] >= 3
+
+
+def test_workers_mostly_get_what_they_are_assigned_to() -> None:
+    """With seats as the shares are, seven leases in ten; by the fair queue alone it would be one in six."""
+    seats = [agent for agent in ALL for _ in range(2)]
+    liked = sum(as_preferred for _, as_preferred in _preferring(FairQueue(), seats, 2000))
+    assert liked > 2000 * 0.6
+
+
+def test_a_preference_for_a_type_without_work_changes_nothing() -> None:
+    plain, preferring = FairQueue(), FairQueue()
+    some = [AgentType.GENERATION, AgentType.RANKING]
+    for _ in range(100):
+        agent = plain.next(some)
+        assert agent == preferring.next(some, preferred=AgentType.EVOLUTION)
+        assert agent is not None
+        plain.charge(agent)
+        preferring.charge(agent)
