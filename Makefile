@@ -19,11 +19,14 @@ demo: $(READY)
 up: $(READY)
 	@$(BIN)/convener up
 
+# One process for each processor, each with a PostgreSQL of its own. For a single file call pytest itself.
+IN_PARALLEL := --numprocesses=logical --dist=worksteal
+
 test: $(READY)
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(IN_PARALLEL)
 
 quick: $(READY)
-	@$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
 
 check: lint imports types test
 

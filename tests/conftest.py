@@ -2,6 +2,7 @@
 (for races and loops), and one that is thrown away (for tests that change the schema or look at statistics)."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +18,11 @@ from app.store.database import Database
 from app.store.tables import metadata
 from tests.postgres import running_server
 
-_TEMPLATE = "convener_template"
+# Where tests run in parallel on a server that was given, every process has databases of its own.
+PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+_TEMPLATE = f"convener_template_{PROCESS}"
+_LONG = 100
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Deleting takes a tenth of the time of truncating, and that a fraction of making a database.
 _STRANGERS = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 _EMPTY = "; ".join(
@@ -27,6 +32,13 @@ _EMPTY = "; ".join(
         *(f"DELETE FROM {table.name}" for table in metadata.sorted_tables),
     ]
 )
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The name of a case is short and shows no random id: processes that share the tests must agree on their names."""
+    if isinstance(val, str) and (len(val) > _LONG or _UUID.search(val)):
+        return _UUID.sub("some-uuid", val[:_LONG])
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +105,8 @@ async def own_database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="session")
 async def emptied_url(server_url: str, template: str) -> str:
-    """URL of the one database that is emptied after each test."""
-    name = "convener_emptied"
+    """URL of the one database of this process that is emptied after each test."""
+    name = f"convener_emptied_{PROCESS}"
     await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     return named(server_url, name)
@@ -112,8 +124,8 @@ async def database(emptied_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="session")
 async def shared(server_url: str, template: str) -> AsyncIterator[Database]:
-    """One database for all tests that roll back."""
-    name = "convener_shared"
+    """One database for all tests of this process that roll back."""
+    name = f"convener_shared_{PROCESS}"
     await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     database = Database(named(server_url, name))

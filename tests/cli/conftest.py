@@ -21,7 +21,7 @@ from app.main import create_app
 from app.operations.access import create_key
 from app.settings import Settings
 from app.store.database import Database
-from tests.conftest import named, run_on
+from tests.conftest import PROCESS, named, run_on
 
 COMMAND = build()
 Json = dict[str, Any]
@@ -113,7 +113,7 @@ class Service:
 @pytest.fixture(scope="session")
 async def service(server_url: str, template: str) -> AsyncIterator[Service]:
     """One for all tests of this directory; they keep apart by using goals and names of their own."""
-    name = "convener_cli"
+    name = f"convener_cli_{PROCESS}"
     await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     url = named(server_url, name)

@@ -11,11 +11,11 @@ import pytest
 
 from app.store import attempts, claims, lanes, leases, workers
 from app.store.database import Database
-from tests.conftest import named, run_on
+from tests.conftest import PROCESS, named, run_on
 from tests.factories import ready_worker, submitted
 from tests.sql import execute
 
-_NAME = "convener_plans"
+_NAME = f"convener_plans_{PROCESS}"
 _FILL = """
 INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
                    request_hash, created_at, tag)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 from app.store import schema
 from app.store.database import Database
 from app.store.tables import metadata
-from tests.conftest import named, run_on
+from tests.conftest import PROCESS, named, run_on
 
 
 def _differences(connection: Connection) -> list[object]:
@@ -21,9 +21,10 @@ async def test_models_and_migrations_agree(database: Database) -> None:
 
 
 async def test_up_from_empty_and_down_again(server_url: str) -> None:
-    await run_on(server_url, "DROP DATABASE IF EXISTS convener_up_down WITH (FORCE)")
-    await run_on(server_url, "CREATE DATABASE convener_up_down")
-    database = Database(named(server_url, "convener_up_down"))
+    name = f"convener_up_down_{PROCESS}"
+    await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await run_on(server_url, f"CREATE DATABASE {name}")
+    database = Database(named(server_url, name))
     assert await schema.migrate(database.engine) == (None, schema.head())
     assert await schema.migrate(database.engine) == (schema.head(), schema.head())
     await schema.downgrade(database.engine)
@@ -33,7 +34,7 @@ async def test_up_from_empty_and_down_again(server_url: str) -> None:
         )
         assert set(left.scalars()) == {"alembic_version"}
     await database.close()
-    await run_on(server_url, "DROP DATABASE convener_up_down WITH (FORCE)")
+    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_history_has_partitions_for_the_coming_days(database: Database) -> None:
