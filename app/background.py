@@ -45,6 +45,7 @@ def _context(settings: Settings, database: Database, provisioner: LocalProvision
     return Context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
+        capacity=settings.capacity,
         health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
         provisioner=provisioner,
         pool_size=settings.pool_size,

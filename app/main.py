@@ -12,10 +12,8 @@ from fastapi import FastAPI
 
 from app.api import application
 from app.api.services import Services
-from app.domain.capacity import CapacityPolicy
 from app.domain.leases import LeasePolicy
 from app.domain.scaling import Mode
-from app.domain.tasks import Priority
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.operations.access import Keyring
@@ -45,7 +43,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         desk=LeaseDesk(database, leases, broker.fairness),
         heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
-        admission=Admission(capacity_of(settings)),
+        admission=Admission(settings.capacity),
         config=CurrentConfig(database, settings.mode or Mode.PRODUCTION),
         duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
@@ -55,15 +53,6 @@ def services_for(settings: Settings, database: Database) -> Services:
         ),
         max_payload_bytes=settings.max_payload_bytes,
         expected_revision=schema.head(),
-    )
-
-
-def capacity_of(settings: Settings) -> CapacityPolicy:
-    """How much work may wait."""
-    return CapacityPolicy(
-        max_queue_size=settings.max_queue_size,
-        quotas=dict(zip(sorted(Priority), settings.queue_quotas, strict=True)),
-        displaces=settings.queue_displaces,
     )
 
 

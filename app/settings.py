@@ -9,7 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from app.domain.capacity import CapacityPolicy
 from app.domain.scaling import Mode
+from app.domain.tasks import Priority
 
 _PREFIX = "CONVENER_"
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -69,6 +71,15 @@ class Settings(BaseModel):
         if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
             raise ValueError("must begin with postgresql://")
         return url
+
+    @property
+    def capacity(self) -> CapacityPolicy:
+        """How much work may wait."""
+        return CapacityPolicy(
+            max_queue_size=self.max_queue_size,
+            quotas=dict(zip(sorted(Priority), self.queue_quotas, strict=True)),
+            displaces=self.queue_displaces,
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":

@@ -8,6 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import (
+    alerts,
     audit,
     checkpoints,
     config,
@@ -42,6 +43,7 @@ _PARTS = (
     checkpoints,
     config,
     audit,
+    alerts,
     keys,
     health,
 )
@@ -61,6 +63,7 @@ _TAGS = [
     {"name": "context", "description": "What outlives a task: entries, outputs and checkpoints"},
     {"name": "config", "description": "What people decide about pool, limits, weights and iterations"},
     {"name": "audit", "description": "Who did what, in a chain that shows whether it was changed"},
+    {"name": "alerts", "description": "What is wrong, since when, and who knows of it"},
     {"name": "keys", "description": "Who may do what"},
     {"name": "health", "description": "Whether all is well"},
 ]

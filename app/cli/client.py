@@ -33,6 +33,8 @@ _HINTS = {
     "key_not_found": "`convener key ls` lists the keys",
     "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
     "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",
+    "alert_not_found": "`convener alerts ls` lists them; old ones are pruned",
+    "alert_resolved": "there is nothing left to know; `convener alerts get ID` shows when it ended",
     "config_version_not_found": "`convener config history` lists the versions",
     "config_refused": "correct the values named above; `convener config get` shows the others",
     "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",

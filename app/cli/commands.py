@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from app.cli import (
+    alerts,
     audit,
     checkpoints,
     config,
@@ -70,6 +71,7 @@ def build() -> typer.Typer:
     app.add_typer(context.app, name="context", rich_help_panel=_STEER)
     app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel=_STEER)
     app.add_typer(config.app, name="config", rich_help_panel=_STEER)
+    app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
     app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="keys", hidden=True)

@@ -207,6 +207,18 @@ class DeadLetterNotFound(ConvenerError):
     code = "dead_letter_not_found"
 
 
+class AlertNotFound(ConvenerError):
+    """There is no such alert."""
+
+    code = "alert_not_found"
+
+
+class AlertResolved(ConvenerError):
+    """The alert is over already, and nobody had acknowledged it."""
+
+    code = "alert_resolved"
+
+
 class ConfigVersionNotFound(ConvenerError):
     """There is no such version of the configuration."""
 

@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.ageing import AgeingPolicy
+from app.domain.capacity import CapacityPolicy
 from app.domain.checkpoints import CheckpointPolicy
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
-from app.operations import ageing, checkpoints, counting, fleet, housekeeping, sweeping, workers
+from app.operations import ageing, alerts, checkpoints, counting, fleet, housekeeping, sweeping, workers
 from app.provisioners.base import Provisioner
 from app.store import announcements
 from app.store.database import Database
@@ -27,6 +28,7 @@ class Context:
 
     database: Database
     leases: LeasePolicy
+    capacity: CapacityPolicy
     health: HealthPolicy
     provisioner: Provisioner | None
     pool_size: int
@@ -65,6 +67,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counting.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counting.fold_events(db)),
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
+    Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
     Duty(
         name="housekeeping",
         seconds=600,

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.operations.context import KEEP
-from app.store import attempts, context, fingerprints, holding, keys, minutes, partitions, workers
+from app.store import alerts, attempts, context, fingerprints, holding, keys, minutes, partitions, workers
 
 
 async def run(connection: AsyncConnection, *, history_days: int, events_days: int) -> dict[str, Any]:
@@ -19,6 +19,7 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "keys": await keys.prune(connection),
         "workers": await workers.prune(connection, history_days),
         "attempts": await attempts.prune(connection, history_days),
+        "alerts": await alerts.prune(connection, history_days),
         "leases": await holding.forget(connection),
         "fingerprints": await fingerprints.prune(connection),
         "minutes": await minutes.prune(connection, history_days),

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.domain.capacity import CapacityPolicy
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
 from app.loops.runner import Runner
@@ -17,6 +18,7 @@ def context(database: Database) -> Context:
     return Context(
         database=database,
         leases=LeasePolicy(),
+        capacity=CapacityPolicy(),
         health=HealthPolicy(),
         provisioner=None,
         pool_size=0,

@@ -59,6 +59,7 @@ workers = Table(
         "autovacuum_vacuum_threshold": "500",
     },
 )
+Index("workers_ended", workers.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
 Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
 Index(
     "workers_live_name",

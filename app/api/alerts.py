@@ -1,0 +1,111 @@
+"""What is wrong and somebody should know of, what was, and who knows."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from app.api.access import Caller, requires
+from app.api.connections import Reading, Writing
+from app.api.fields import Body, Limit, Moment, Sentence, Word
+from app.api.problems import documented
+from app.domain import errors
+from app.domain.access import Scope
+from app.domain.alerts import STANDING, AlertState
+from app.domain.symptoms import Rule, Severity
+from app.operations import alerts as operations
+from app.store import alerts as store
+from app.store.alerts import Alert, Wanted
+
+router = APIRouter(prefix="/alerts", tags=["alerts"])
+_NEWEST = 2**63 - 1
+
+
+class AlertOut(BaseModel):
+    """Something that is wrong, or was."""
+
+    id: int
+    rule: Rule
+    subject: str = Field(description="which of the things that the rule watches; empty when there is only one")
+    severity: str = Field(description="`warning`, or `critical` from the moment when it was; it never gets better")
+    state: AlertState
+    summary: str = Field(description="what is wrong, with figures")
+    advice: str = Field(description="what to do")
+    facts: dict[str, float] = Field(description="the figures; seconds, shares of 1, or counts")
+    opened_at: Moment
+    updated_at: Moment
+    acknowledged_at: Moment | None
+    acknowledged_by: str | None = Field(description="id of the key that was shown")
+    note: str | None
+    resolved_at: Moment | None
+    resolution: str | None = Field(description="why it is over")
+
+
+class AlertPage(BaseModel):
+    """Those that opened last first; pass `next` as `after` for what follows."""
+
+    items: list[AlertOut]
+    next: int | None
+
+
+class AcknowledgeIn(Body):
+    """What whoever looks next should know."""
+
+    note: Sentence = Field("", examples=["the provider has been told; back at noon"])
+
+
+SeverityName = Annotated[
+    Word | None, Query(pattern="^(warning|critical)$", description="of this severity only", examples=["critical"])
+]
+AlertId = Annotated[int, Path(ge=1, le=_NEWEST)]
+
+
+@router.get("", summary="List alerts", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    state: Annotated[list[AlertState] | None, Query(description="those that are not resolved, by default")] = None,
+    rule: Annotated[Rule | None, Query(description="of this rule only")] = None,
+    severity: SeverityName = None,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 100,
+) -> AlertPage:
+    """What is wrong now, newest first; with `state=resolved` what was. Cheap enough to be asked every second.
+
+    An alert opens when its symptom has lasted, and is resolved by itself when it has been away for a while; of each
+    rule and subject one stands at most.
+    """
+    wanted = Wanted(states=state or STANDING, rule=rule, severity=Severity[severity.upper()] if severity else None)
+    found = await store.page(connection, wanted, before=after, limit=limit + 1)
+    following = found[limit - 1].id if len(found) > limit else None
+    return AlertPage(items=[_shown(alert) for alert in found[:limit]], next=following)
+
+
+@router.get(
+    "/{alert_id}",
+    summary="Read an alert",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(errors.AlertNotFound),
+)
+async def read(alert_id: AlertId, connection: Reading) -> AlertOut:
+    """With what to do about it, and who knows of it."""
+    return _shown(await operations.read(connection, alert_id))
+
+
+@router.post(
+    "/{alert_id}/acknowledge",
+    summary="Acknowledge an alert",
+    dependencies=[requires(Scope.OPERATE)],
+    responses=documented(errors.AlertNotFound, errors.AlertResolved),
+)
+async def acknowledge(alert_id: AlertId, wanted: AcknowledgeIn, connection: Writing, caller: Caller) -> AlertOut:
+    """Somebody knows. It stays until its symptom is gone, and is open again should it get worse.
+
+    Safe to repeat: who is first is kept. There is no way to resolve an alert by hand, because its symptom would open it
+    again.
+    """
+    return _shown(await operations.acknowledge(connection, alert_id, by=caller.key_id, note=wanted.note))
+
+
+def _shown(alert: Alert) -> AlertOut:
+    known = {name: getattr(alert, name) for name in AlertOut.model_fields if name != "severity"}
+    return AlertOut(severity=alert.severity.name.lower(), **known)

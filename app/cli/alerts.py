@@ -1,0 +1,99 @@
+"""`convener alerts`: what is wrong, since when, what to do, and who knows of it."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from app.cli import output
+from app.cli.client import Json, Url, connect
+from app.cli.output import Format, Output
+from app.domain.alerts import AlertState
+from app.domain.symptoms import Rule
+
+app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
+_SEVERITIES = {"critical": "red", "warning": "yellow"}
+AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
+
+
+@app.command(
+    epilog=output.examples(
+        "convener alerts ls",
+        "convener alerts ls --state resolved --rule queue_growth --limit 5",
+        "convener alerts ls --severity critical -o json | jq -r '.items[].summary'",
+    )
+)
+def ls(
+    state: Annotated[
+        list[AlertState] | None, typer.Option(help="open and acknowledged by default; may be given twice")
+    ] = None,
+    rule: Annotated[Rule | None, typer.Option(help="of this rule only")] = None,
+    severity: Annotated[str | None, typer.Option(metavar="warning|critical", help="of this severity only")] = None,
+    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
+    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List alerts, those that opened last first."""
+    states = [item.value for item in state or ()] or None
+    with connect(url) as client:
+        most, of_rule = None if everything else limit, rule.value if rule else None
+        items, following = client.pages("/alerts", most, state=states, rule=of_rule, severity=severity)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
+    for item in items:
+        opened = output.cell(output.age(item["opened_at"], now))
+        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _what(item))
+    output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
+    if following:
+        output.errors().print("[dim]there are more: --all, or --limit[/]")
+
+
+@app.command(epilog=output.examples("convener alerts get 7", "convener alerts get 7 -o json | jq .facts"))
+def get(alert_id: AlertId, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show an alert: what is wrong, what to do, and who knows of it."""
+    with connect(url) as client:
+        _tell(client.get(f"/alerts/{alert_id}"), fmt)
+
+
+@app.command(epilog=output.examples("convener alerts ack 7 --note 'the provider has been told'"))
+def ack(
+    alert_id: AlertId,
+    note: Annotated[str, typer.Option(help="what whoever looks next should know")] = "",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Say that you know. The alert stays until its symptom is gone."""
+    with connect(url) as client:
+        _tell(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
+
+
+def _tell(alert: Json, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(alert)
+        return
+    known = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
+    rows = [
+        ("what", _what(alert)),
+        ("do", alert["advice"]),
+        ("severity", _severity(alert)),
+        ("state", alert["state"]),
+        ("opened", alert["opened_at"]),
+        ("acknowledged", known),
+        ("note", alert["note"] or None),
+        ("resolved", alert["resolved_at"]),
+        ("because", alert["resolution"]),
+        ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
+    ]
+    output.show(output.details(rows))
+
+
+def _severity(alert: Json) -> Text:
+    return Text(output.plain(alert["severity"]), style=_SEVERITIES.get(alert["severity"], ""))
+
+
+def _what(alert: Json) -> Text:
+    return output.cell(alert["summary"])

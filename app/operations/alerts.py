@@ -1,0 +1,92 @@
+"""Alerts: opened and resolved by a duty that looks every few seconds, acknowledged by people."""
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.alerts import AlertPlan, AlertPolicy, AlertSnapshot, AlertState, plain, plan, spells_of
+from app.domain.capacity import CapacityPolicy
+from app.domain.diagnosis import examine
+from app.domain.errors import AlertNotFound, AlertResolved
+from app.domain.observations import Depth
+from app.domain.symptoms import SymptomPolicy
+from app.operations import audit, observations
+from app.store import alerts, status
+from app.store.alerts import Alert
+
+log = logging.getLogger(__name__)
+WATCH = "watch for alerts"
+_POLICY = AlertPolicy()
+
+
+async def watch(connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY) -> dict[str, Any]:
+    """Look, and open, bring up to date and resolve alerts. The result of the turn is what the next one remembers."""
+    symptom_policy = SymptomPolicy()
+    memory = await _memory(connection)
+    seen = await observations.look(connection, capacity, symptom_policy, _depths(memory))
+    symptoms, unknown = examine(seen, symptom_policy)
+    looked_at = memory.get("looked_at")
+    snapshot = AlertSnapshot(
+        symptoms=symptoms,
+        unknown=unknown,
+        spells=spells_of(memory.get("spells", ())),
+        standing=await alerts.standing(connection),
+        looked_at=datetime.fromisoformat(looked_at) if looked_at else None,
+    )
+    decided = plan(snapshot, policy, seen.queue.at)
+    return {
+        **await _carry_out(connection, decided),
+        "looked_at": seen.queue.at.isoformat(),
+        "spells": plain(decided.spells),
+        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in seen.depths],
+        "unknown": sorted(unknown),
+    }
+
+
+async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert:
+    """Somebody knows of it. Who is first is kept; again changes nothing. Raises AlertNotFound, AlertResolved."""
+    alert = await alerts.acknowledge(connection, alert_id, by=by, note=note)
+    if alert is None:
+        return await _acknowledged_before(connection, alert_id)
+    before, after = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
+    matter = {"rule": alert.rule.value, "subject": alert.subject}
+    await audit.record(connection, "alert.acknowledge", by=by, before=before, after={**after, **matter}, reason=note)
+    return alert
+
+
+async def read(connection: AsyncConnection, alert_id: int) -> Alert:
+    """One alert. Raises AlertNotFound."""
+    alert = await alerts.read(connection, alert_id)
+    if alert is None:
+        raise AlertNotFound
+    return alert
+
+
+async def _acknowledged_before(connection: AsyncConnection, alert_id: int) -> Alert:
+    alert = await read(connection, alert_id)
+    if alert.acknowledged_by is None:
+        raise AlertResolved
+    return alert
+
+
+async def _carry_out(connection: AsyncConnection, decided: AlertPlan) -> dict[str, int]:
+    opened = [await alerts.open_alert(connection, symptom) for symptom in decided.opened]
+    updated = [await alerts.update(connection, change) for change in decided.updated]
+    resolved = [await alerts.resolve(connection, resolution) for resolution in decided.resolved]
+    for what, changed in (("opened", opened), ("resolved", resolved)):
+        for alert in changed:
+            if alert is not None:
+                log.warning("alert %s %s: %s", alert.id, what, alert.summary)
+    done = {"opened": opened, "updated": updated, "resolved": resolved}
+    return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
+
+
+async def _memory(connection: AsyncConnection) -> dict[str, Any]:
+    turn = (await status.turns(connection, [WATCH])).get(WATCH)
+    return turn.result if turn else {}
+
+
+def _depths(memory: dict[str, Any]) -> list[Depth]:
+    return [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]
