@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store import schema
@@ -32,6 +33,10 @@ _EMPTY = "; ".join(
         *(f"DELETE FROM {table.name}" for table in metadata.sorted_tables),
     ]
 )
+
+# How long an example takes says what else the machine is doing.
+settings.register_profile("whenever", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whenever")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

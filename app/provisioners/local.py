@@ -22,6 +22,8 @@ from app.provisioners.base import Handle
 log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "CONVENER_LAUNCH_TOKEN"  # noqa: S105 - a name, and the token names a worker, it opens nothing
 OWNER_VARIABLE = "CONVENER_OWNER"
+# At the end the database may be gone for good; an exit that stays untold is found when the loops start again.
+_TELLING_SECONDS = 3.0
 Exit = Callable[[UUID, str], Awaitable[None]]
 
 
@@ -71,7 +73,8 @@ class LocalProvisioner:
         for worker_id, handle in (await self.find()).items():
             self.stop(worker_id, handle, grace_seconds)
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
-        await asyncio.gather(*self._watched.values(), return_exceptions=True)
+        if self._watched:
+            await asyncio.wait(self._watched.values(), timeout=_TELLING_SECONDS)
 
     def is_running(self, handle: Handle) -> bool:
         """Whether this very process, not another with its pid, still runs."""

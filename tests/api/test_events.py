@@ -28,8 +28,10 @@ async def test_the_story_of_a_task(service: Service) -> None:
     first = await worker.lease(acknowledge=False)
     await worker.on_lease(first, "start")
     await worker.on_lease(first, "fail", error={"code": "c", "message": "m"})
-    second = await worker.lease(wait_seconds=30)
-    await worker.on_lease(second, "release", reason="draining")
+    # Another worker is preferred, so the first would have to wait.
+    other = await service.worker()
+    second = await other.lease(wait_seconds=30)
+    await other.on_lease(second, "release", reason="draining")
     third = await worker.lease()
     await worker.on_lease(third, "complete", result={"secret": "large"})
     story = await _all(service)

@@ -57,6 +57,8 @@ async def test_a_failed_attempt_leaves_its_checkpoint_and_its_story(service: Ser
     error = {"code": "llm_timeout", "message": "no answer", "retryable": True, "detail": {"model": "m"}}
     failed = (await worker.on_lease(first, "fail", error=error)).json()
     assert failed["state"] == "pending"
+    # Another worker is preferred, so the first would have to wait.
+    worker = await service.worker()
     second = await worker.lease(wait_seconds=30)
     assert (second["attempt"], second["checkpoint"]) == (2, {"step": 1})
     assert second["token"] > first["token"]

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import psutil
 import pytest
 
+from app.provisioners import local
 from app.provisioners.local import OWNER_VARIABLE, TOKEN_VARIABLE, LocalProvisioner
 from tests.provisioners import fake_worker
 from tests.sql import until
@@ -25,6 +26,8 @@ class Machine:
         self.environment = dict(os.environ) | fake_worker.install(directory)
         self.owner = f"test {uuid4()}"
         self.exits: list[tuple[UUID, str]] = []
+        self.listening = asyncio.Event()
+        self.listening.set()
         self._planes: list[LocalProvisioner] = []
 
     def plane(self, how: str = "obey", owner: str | None = None) -> LocalProvisioner:
@@ -32,6 +35,7 @@ class Machine:
 
         async def on_exit(worker_id: UUID, reason: str) -> None:
             self.exits.append((worker_id, reason))
+            await self.listening.wait()
 
         plane = LocalProvisioner(
             host="here",
@@ -233,6 +237,19 @@ async def test_stopping_all_waits_until_every_exit_is_reported(machine: Machine)
     await plane.stop_all(30)
     assert {worker_id for worker_id, _ in machine.exits} == set(ids)
     assert await plane.find() == {}
+
+
+async def test_stopping_all_does_not_wait_for_a_report_that_nobody_takes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_TELLING_SECONDS", 0.1)
+    plane, worker_id = machine.plane(), uuid4()
+    handle = await plane.start(worker_id, "here-1")
+    await machine.ready()
+    machine.listening.clear()
+    await plane.stop_all(30)
+    assert not plane.is_running(handle)
+    machine.listening.set()
 
 
 async def test_what_cannot_be_started_is_an_error_of_the_system(
