@@ -68,8 +68,9 @@ def create_app(settings: Settings) -> FastAPI:
         services = app.state.services = services_for(settings, database)
         database.announcer.start()
         services.broker.start()
-        await take_weights(services.config, services.broker.fairness)
-        weights = asyncio.create_task(follow_weights(services.config, services.broker.fairness), name="weights")
+        await take_weights(database, services.config, services.broker.fairness)
+        following = follow_weights(database, services.config, services.broker.fairness)
+        weights = asyncio.create_task(following, name="weights")
         try:
             yield
         finally:

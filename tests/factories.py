@@ -110,7 +110,9 @@ async def holding(database: Database, **changes: Any) -> tuple[WorkerId, Lease]:
     return worker_id, await leased(database, worker_id)
 
 
-def completion(worker_id: WorkerId, lease: Lease, result: str = '{"ok":true}') -> Completion:
+def completion(
+    worker_id: WorkerId, lease: Lease, result: str = '{"ok":true}', *, quality: float | None = None
+) -> Completion:
     """The result of a lease."""
     return Completion(
         task_id=lease.task_id,
@@ -119,6 +121,7 @@ def completion(worker_id: WorkerId, lease: Lease, result: str = '{"ok":true}') -
         result=result,
         result_hash=hashlib.sha256(result.encode()).digest(),
         usage=None,
+        quality=quality,
     )
 
 

@@ -43,6 +43,7 @@ class ReportComplete(_Call):
     result: JsonObject
     usage: Usage
     next_request_id: str | None
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

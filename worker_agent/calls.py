@@ -131,9 +131,9 @@ class Caller:
         if lost is not None:
             return ev.Fenced(lost)
         match call:
-            case act.ReportComplete(lease=lease, result=result, usage=usage, next_request_id=next_id):
+            case act.ReportComplete(lease=lease, result=result, usage=usage, quality=quality, next_request_id=next_id):
                 return ev.Reported(
-                    self._registered.complete(lease.ref, result, usage=usage, next_request_id=next_id),
+                    self._registered.complete(lease.ref, result, usage=usage, quality=quality, next_request_id=next_id),
                 )
             case act.ReportFail(lease=lease, error=error, usage=usage):
                 self._registered.fail(lease.ref, error, usage=usage)

@@ -90,10 +90,18 @@ class Client:
         self._post(f"/leases/{ref.task_id}/progress", body)
 
     def complete(
-        self, ref: LeaseRef, result: JsonObject, *, usage: Usage | None = None, next_request_id: str | None = None
+        self,
+        ref: LeaseRef,
+        result: JsonObject,
+        *,
+        usage: Usage | None = None,
+        quality: float | None = None,
+        next_request_id: str | None = None,
     ) -> Lease | None:
         """Hand in the result; the answer is the next task when one was asked for and there is one."""
         body: JsonObject = {"token": ref.token, "result": result} | _usage(usage)
+        if quality is not None:
+            body["quality"] = quality
         if next_request_id is not None:
             body["next"] = {"request_id": next_request_id, "agent_types": None, "acknowledge": True}
         answer = self._post(f"/leases/{ref.task_id}/complete", body)

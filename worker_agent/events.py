@@ -96,6 +96,7 @@ class CallerGone:
 class HandlerFinished:
     result: JsonObject
     usage: Usage
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,14 @@ def read_json_object(text: bytes) -> JsonObject:
     return value
 
 
+def read_quality(value: JsonObject) -> float | None:
+    """The number from 0 to 1 under the key `quality`; None when there is none, or something else."""
+    found = value.get("quality")
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 1:
+        return None
+    return float(found)
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON value")
 
@@ -32,6 +40,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.result: JsonObject | None = None
         self.error: TaskError | None = None
+        self.quality: float | None = None
         self.peak_memory_mb: float | None = None
         self.unreadable = 0
         self._progress: Progress | None = None
@@ -49,6 +58,8 @@ class Mailbox:
     def _sort(self, message: JsonObject) -> None:
         if "percent" in message:
             self._advance(message)
+        elif "quality" in message:
+            self.quality = read_quality(message)
         elif "result" in message:
             self.result = dict(message["result"])
         elif "error" in message:

@@ -10,8 +10,10 @@ _REFUSED = "report_refused"
 def report_of(over: ev.HandlerOver, lease: Lease, *, next_request_id: str, reason: str) -> act.Report:
     """`reason` is why a killed handler was killed."""
     match over:
-        case ev.HandlerFinished(result, usage):
-            return act.ReportComplete(lease=lease, result=result, usage=usage, next_request_id=next_request_id)
+        case ev.HandlerFinished(result, usage, quality):
+            return act.ReportComplete(
+                lease=lease, result=result, usage=usage, quality=quality, next_request_id=next_request_id
+            )
         case ev.HandlerFailed(error, usage):
             return act.ReportFail(lease=lease, error=error, usage=usage)
         case ev.TimedOut(seconds, usage):

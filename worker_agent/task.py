@@ -69,6 +69,17 @@ class Task:
         if self._report is not None:
             self._report({"percent": percent, "message": message, "checkpoint": checkpoint})
 
+    def quality(self, value: float) -> None:
+        """Tell how good the result is, from 0 to 1; agents whose results are good get a larger share of the leases.
+
+        A number from 0 to 1 under the key `quality` of the result says the same; this call goes before it.
+        Raises ValueError when it is outside 0..1.
+        """
+        if not 0 <= value <= 1:
+            raise ValueError(f"quality must be within 0..1, not {value}")
+        if self._report is not None:
+            self._report({"quality": float(value)})
+
 
 class Failure(Exception):
     """A failure with a code that people and programs can act on."""

@@ -4,8 +4,8 @@ import signal
 from dataclasses import dataclass, replace
 
 from worker_agent import events as ev
-from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object
-from worker_agent.wire import TaskError, Usage
+from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object, read_quality
+from worker_agent.wire import JsonObject, TaskError, Usage
 
 EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
 
@@ -38,15 +38,20 @@ def verdict(evidence: Evidence) -> ev.HandlerOver:
     if evidence.output is not None and evidence.exit_code == 0:
         return _read_output(evidence, evidence.output)
     if evidence.output is None and evidence.mailbox.result is not None:
-        return ev.HandlerFinished(evidence.mailbox.result, evidence.usage)
+        return _finished(evidence, evidence.mailbox.result)
     return _crashed(evidence)
 
 
 def _read_output(evidence: Evidence, output: bytes) -> ev.HandlerOver:
     try:
-        return ev.HandlerFinished(read_json_object(output), evidence.usage)
+        return _finished(evidence, read_json_object(output))
     except NotAnObject as error:
         return _failed(evidence, "invalid_result", f"stdout is {error}", True)
+
+
+def _finished(evidence: Evidence, result: JsonObject) -> ev.HandlerFinished:
+    said = evidence.mailbox.quality
+    return ev.HandlerFinished(result, evidence.usage, read_quality(result) if said is None else said)
 
 
 def _crashed(evidence: Evidence) -> ev.HandlerFailed:

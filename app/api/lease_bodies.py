@@ -69,11 +69,14 @@ class CompleteIn(Body):
     """The result."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"token": 1, "result": {"score": 0.9}, "next": {"request_id": _ID}}]}
+        json_schema_extra={
+            "examples": [{"token": 1, "result": {"score": 0.9}, "quality": 0.9, "next": {"request_id": _ID}}]
+        }
     )
 
     token: Token
     result: JsonObject
+    quality: float | None = Field(None, ge=0, le=1, description="how good it is, where that is known already")
     usage: Usage | None = None
     next: NextIn | None = None
 

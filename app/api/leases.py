@@ -110,6 +110,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
         result=call.result,
         result_hash=hashlib.sha256(call.result.encode()).digest(),
         usage=_usage(call.usage),
+        quality=call.quality,
     )
     await services.desk.complete(completion)
     following = await _next(services, principal, call.next) if call.next else None

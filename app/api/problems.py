@@ -28,6 +28,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.DeadLetterNotFound: 404,
     errors.TaskConflict: 409,
     errors.TaskFinished: 409,
+    errors.TaskNotCompleted: 409,
     errors.WorkerBusy: 409,
     errors.WorkerGone: 409,
     errors.LeaseExpired: 409,

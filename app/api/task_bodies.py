@@ -164,6 +164,7 @@ class TaskOut(TaskSummary):
 
     payload: dict[str, Any]
     result: dict[str, Any] | None
+    quality: float | None = Field(description="of the result, 0 to 1, where its worker has judged it")
     checkpoint: dict[str, Any] | None
     usage: Usage | None
     attempts: list[AttemptOut]

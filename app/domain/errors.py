@@ -51,6 +51,12 @@ class TaskFinished(ConvenerError):
     code = "task_finished"
 
 
+class TaskNotCompleted(ConvenerError):
+    """The task has no result that could be judged."""
+
+    code = "task_not_completed"
+
+
 class PayloadTooLarge(ConvenerError):
     """The payload, result or checkpoint is larger than this service accepts."""
 

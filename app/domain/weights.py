@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.domain.agents import AgentType
 
 Weights = Mapping[AgentType, float]
+_EARNED, _ORDERED = "the agents have earned", "was ordered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +110,27 @@ def adjust(snapshot: WeightSnapshot, policy: WeightPolicy) -> WeightPlan:
     return towards(target(snapshot.configured, snapshot.standings, policy), snapshot, policy)
 
 
-def towards(goal: Weights, snapshot: WeightSnapshot, policy: WeightPolicy) -> WeightPlan:
-    """One step to given weights: sum 1, none under the floor, none changed by more than half."""
+def towards(goal: Weights, snapshot: WeightSnapshot, policy: WeightPolicy, ordered: str | None = None) -> WeightPlan:
+    """One step to given weights: sum 1, none under the floor, none changed by more than half.
+
+    `ordered` says why, where it is not for what the agents have earned.
+    """
     new = step(snapshot.current, goal, policy)
     if max(abs(new[agent] - weight) for agent, weight in snapshot.current.items()) < policy.least_change:
-        return _unchanged(snapshot.current, "the weights are what the agents have earned")
+        return _unchanged(snapshot.current, f"the weights are what {_ORDERED if ordered else _EARNED}")
     adjustments = {
         agent: Adjustment(
             previous_weight=weight,
             new_weight=new[agent],
             target=goal[agent],
-            reason=_reason(agent, weight, new[agent], goal[agent], snapshot, policy),
+            reason=f"{ordered or _judged(snapshot.standings.get(agent))}; "
+            + _movement(weight, new[agent], goal[agent], policy),
         )
         for agent, weight in snapshot.current.items()
         if new[agent] != weight
     }
-    return WeightPlan(weights=new, adjustments=adjustments, reason="one step towards what the agents have earned")
+    reason = f"one step towards what {_ORDERED if ordered else _EARNED}"
+    return WeightPlan(weights=new, adjustments=adjustments, reason=reason)
 
 
 def target(
@@ -199,14 +205,14 @@ def _relative_speed(own: Standing, peers: list[Standing]) -> float:
     return max(-1.0, min(1.0, math.log(own.tasks_per_second) - sum(logs) / len(logs)))
 
 
-def _reason(
-    agent: AgentType, old: float, new: float, goal: float, snapshot: WeightSnapshot, policy: WeightPolicy
-) -> str:
-    standing = snapshot.standings.get(agent)
+def _judged(standing: Standing | None) -> str:
     known = standing.effectiveness if standing else None
-    judged = "too few results to judge" if known is None else f"effectiveness {known:.2f}"
+    return "too few results to judge" if known is None else f"effectiveness {known:.2f}"
+
+
+def _movement(old: float, new: float, goal: float, policy: WeightPolicy) -> str:
     limit = abs(new - old) >= policy.largest_step * old - 1e-9
-    return f"{judged}; target {goal:.3g}" + (f", at most {policy.largest_step:.0%} in one step" if limit else "")
+    return f"target {goal:.3g}" + (f", at most {policy.largest_step:.0%} in one step" if limit else "")
 
 
 def _unchanged(current: Weights, reason: str) -> WeightPlan:

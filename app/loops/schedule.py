@@ -15,7 +15,18 @@ from app.domain.capacity import CapacityPolicy
 from app.domain.checkpoints import CheckpointPolicy
 from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
-from app.operations import ageing, alerts, checkpoints, counting, fleet, housekeeping, sweeping, workers
+from app.operations import (
+    ageing,
+    alerts,
+    checkpoints,
+    counting,
+    fleet,
+    housekeeping,
+    performance,
+    sweeping,
+    weights,
+    workers,
+)
 from app.provisioners.base import Provisioner
 from app.store import announcements
 from app.store.database import Database
@@ -65,6 +76,9 @@ DUTIES: Sequence[Duty] = (
     Duty(name="age tasks", seconds=1, run=lambda _, db, turn: ageing.tick(db, AgeingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counting.fold_counts(db)),
     Duty(name=counting.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counting.fold_events(db)),
+    Duty(name="fold performance", seconds=2, run=lambda _, db, turn: performance.fold(db)),
+    # Often enough that a pause between two steps is not much longer than it must be.
+    Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=announcements.CONFIG),
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
     Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),

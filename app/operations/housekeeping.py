@@ -5,7 +5,19 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.operations.context import KEEP
-from app.store import alerts, attempts, context, fingerprints, holding, keys, minutes, partitions, workers
+from app.store import (
+    alerts,
+    attempts,
+    context,
+    fingerprints,
+    holding,
+    judgements,
+    keys,
+    minutes,
+    partitions,
+    performance,
+    workers,
+)
 
 
 async def run(connection: AsyncConnection, *, history_days: int, events_days: int) -> dict[str, Any]:
@@ -23,5 +35,7 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "leases": await holding.forget(connection),
         "fingerprints": await fingerprints.prune(connection),
         "minutes": await minutes.prune(connection, history_days),
+        "performance": await performance.prune(connection, history_days),
+        "judgements": await judgements.prune(connection, history_days),
         "context": await context.prune(connection, keep=KEEP, days=history_days),
     }

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain import performance
 from app.domain.errors import (
     ConvenerError,
     LeaseExpired,
@@ -120,9 +121,10 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> S
         now=await now(connection),
         draw=random.random(),  # noqa: S311 - jitter, not a secret
     )
-    await attempts.end(
-        connection, attempt, verdict, Ending(outcome="failed", error=_json(failure), usage=failure.usage)
+    ending = Ending(
+        outcome="failed", error=_json(failure), usage=failure.usage, is_fault=performance.is_fault(failure.code)
     )
+    await attempts.end(connection, attempt, verdict, ending)
     state = TaskState.FAILED if verdict.move is Move.FAIL else TaskState.PENDING
     return Standing(state=state, run_at=verdict.run_at)
 

@@ -55,7 +55,8 @@ async def _take_back(connection: AsyncConnection, attempt: Attempt) -> None:
             now=moment,
             draw=random.random(),  # noqa: S311 - jitter, not a secret
         )
-        await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error("timeout", message)))
+        ending = Ending(outcome="expired", error=_error("timeout", message), is_fault=True)
+        await attempts.end(connection, attempt, verdict, ending)
         return
     message = "the lease was not acknowledged in time" if attempt.state == "assigned" else "the lease was not renewed"
     verdict = after_rescue(retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=message)

@@ -2,26 +2,48 @@
 
 import asyncio
 import logging
+from collections.abc import Collection
 
 from app.domain.errors import DatabaseUnavailable
 from app.domain.fairness import FairQueue
+from app.operations import weights
 from app.operations.config import CurrentConfig
+from app.store import announcements
+from app.store.database import Database
 
 log = logging.getLogger(__name__)
+# A change is announced; one that nobody heard of is seen after this long.
 _LOOK_SECONDS = 1.0
+_TOPICS = frozenset({announcements.WEIGHTS, announcements.CONFIG})
 
 
-async def follow_weights(config: CurrentConfig, fairness: FairQueue) -> None:
-    """Until cancelled: the configuration's effective weights, by which leases are shared, are never much older."""
-    while True:
-        await asyncio.sleep(_LOOK_SECONDS)
-        await take_weights(config, fairness)
+async def follow_weights(database: Database, config: CurrentConfig, fairness: FairQueue) -> None:
+    """Until cancelled: the weights by which leases are shared are those in force, and never much older."""
+    news = asyncio.Event()
+
+    def hear(topics: Collection[str]) -> None:
+        if not _TOPICS.isdisjoint(topics):
+            news.set()
+
+    database.announcer.subscribe(hear)
+    try:
+        while True:
+            await take_weights(database, config, fairness)
+            try:
+                await asyncio.wait_for(news.wait(), _LOOK_SECONDS)
+            except TimeoutError:
+                continue
+            news.clear()
+    finally:
+        database.announcer.unsubscribe(hear)
 
 
-async def take_weights(config: CurrentConfig, fairness: FairQueue) -> None:
+async def take_weights(database: Database, config: CurrentConfig, fairness: FairQueue) -> None:
     """Share by the weights in force, as far as the database tells them."""
     try:
-        fairness.weights = (await config.read()).weights
+        known = await config.read()
+        async with database.transaction() as connection:
+            fairness.weights = (await weights.in_force(connection, known)).weights
     except DatabaseUnavailable:
         pass
     except Exception:

@@ -24,6 +24,7 @@ FLEET = "fleet"
 LAUNCHES = "launches"
 KEYS = "keys"
 CONFIG = "config"
+WEIGHTS = "weights"
 WORK = "work"
 _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01

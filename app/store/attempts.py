@@ -36,11 +36,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended: a word for the record, and the error and usage as JSON text."""
+    """How an attempt ended: a word for the record, the error and usage as JSON text, and whether the agent failed."""
 
     outcome: str
     error: str | None = None
     usage: str | None = None
+    is_fault: bool = False
 
 
 _COLUMNS = (
@@ -151,6 +152,7 @@ async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, e
         detail=json.dumps({"reason": verdict.reason}),
         priority=attempt.priority,
         leased_at=attempt.leased_at,
+        quality=0.0 if ending.is_fault else None,
     )
 
 

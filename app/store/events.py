@@ -44,9 +44,9 @@ class Event:
 
 
 _TELL = text("""
-INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds)
+INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds, quality)
 VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb), :priority,
-        extract(epoch FROM now() - CAST(:leased_at AS timestamptz)))
+        extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
 """)
 
 # Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
@@ -74,10 +74,14 @@ async def tell(
     detail: str | None = None,
     priority: int | None = None,
     leased_at: datetime | None = None,
+    quality: float | None = None,
 ) -> None:
-    """Append one event in the transaction that makes it true; `leased_at` is when the attempt began that it ends."""
+    """Append one event in the transaction that makes it true.
+
+    `leased_at` is when the attempt began that it ends, `quality` what that says of the agent.
+    """
     values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
-    values |= {"priority": priority, "leased_at": leased_at}
+    values |= {"priority": priority, "leased_at": leased_at, "quality": quality}
     await connection.execute(_TELL, {"kind": move.value, "token": token, "detail": detail, **values})
     announcements.note(connection, announcements.EVENTS)
 

@@ -24,7 +24,7 @@ from app.store.tables import KEPT_COLUMNS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A result, fenced by task, token and worker. `result` and `usage` are JSON text."""
+    """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1."""
 
     task_id: TaskId
     token: int
@@ -32,6 +32,7 @@ class Completion:
     result: str
     result_hash: bytes
     usage: str | None
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,8 @@ _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTIN
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
 _KEPT = ", ".join(KEPT_COLUMNS)
-_CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[])
-    AS c (task_id, token, worker_id, result, result_hash, usage)"""
+_CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[], $7::float8[])
+    AS c (task_id, token, worker_id, result, result_hash, usage, quality)"""
 
 
 def _completion(condition: str) -> str:
@@ -68,18 +69,18 @@ def _completion(condition: str) -> str:
 WITH call AS MATERIALIZED (
     SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id, c.quality FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id FOR UPDATE OF t
 ), gone AS (
-    DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*
+    DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*, held.quality
 ), kept AS (
-    INSERT INTO task_history ({_KEPT}, state, finished_at, result, result_hash, usage)
+    INSERT INTO task_history ({_KEPT}, state, finished_at, result, result_hash, usage, quality)
     SELECT {", ".join(f"gone.{column}" for column in KEPT_COLUMNS)},
-           'completed', now(), call.result, call.result_hash, call.usage
+           'completed', now(), call.result, call.result_hash, call.usage, gone.quality
     FROM gone JOIN call ON call.task_id = gone.id
 ), told AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds)
+    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, quality)
     SELECT 'task.completed', id, agent_type, goal_id, worker_id, token, priority,
-           extract(epoch FROM now() - leased_at)
+           extract(epoch FROM now() - leased_at), quality
     FROM gone
 )
 SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds FROM gone
@@ -145,7 +146,7 @@ async def sign(
 
 
 def _columns(calls: Sequence[Completion]) -> list[list[object]]:
-    return columns(calls, "task_id", "token", "worker_id", "result", "result_hash", "usage")
+    return columns(calls, "task_id", "token", "worker_id", "result", "result_hash", "usage", "quality")
 
 
 def _services(rows: Sequence[asyncpg.Record]) -> dict[UUID, Service]:

@@ -111,9 +111,11 @@ _LIVE = "run_at, NULL::timestamptz AS finished_at, error"
 _PAST = "NULL::timestamptz AS run_at, finished_at, error"
 
 _READ = text(f"""
-SELECT {_COLUMNS}, {_LIVE}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage FROM tasks WHERE id = :id
+SELECT {_COLUMNS}, {_LIVE}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
+       NULL::float8 AS quality
+FROM tasks WHERE id = :id
 UNION ALL
-SELECT {_COLUMNS}, {_PAST}, payload, checkpoint, result, usage FROM task_history WHERE id = :id
+SELECT {_COLUMNS}, {_PAST}, payload, checkpoint, result, usage, quality FROM task_history WHERE id = :id
 """)
 
 _ATTEMPTS = text("""

@@ -60,6 +60,7 @@ async def test_a_call_on_a_lean_route_that_cannot_be_read(
         ("complete", {"result": [1]}, "result"),
         ("complete", {"result": {"a": "\x00"}}, "result"),
         ("complete", {"result": {}, "usage": {"wall_seconds": -1}}, "usage.wall_seconds"),
+        ("complete", {"result": {}, "quality": 1.1}, "quality"),
         ("complete", {"result": {}, "next": {}}, "next.request_id"),
         ("complete", {"result": {}, "done": True}, "done"),
         ("fail", {}, "error"),

@@ -40,11 +40,11 @@ async def test_a_task_runs_from_submit_to_result(service: Service) -> None:
     assert running["progress"] == {"percent": 40, "message": "on it"}
     assert running["checkpoint"] == {"step": 4}
     usage = {"wall_seconds": 1.5, "cpu_seconds": 1, "max_memory_mb": 20}
-    done = await worker.on_lease(lease, "complete", result={"elo": 1234.5}, usage=usage)
+    done = await worker.on_lease(lease, "complete", result={"elo": 1234.5}, usage=usage, quality=0.8)
     assert done.json() == {"task_id": task["id"], "state": "completed", "lease": None}
     over = await service.get(f"/tasks/{task['id']}")
     assert (over["state"], over["result"], over["usage"], over["attempt"]) == ("completed", {"elo": 1234.5}, usage, 1)
-    assert over["payload"] == given["payload"]
+    assert (over["payload"], over["quality"]) == (given["payload"], 0.8)
     assert over["finished_at"] is not None
     assert over["attempts"] == []
 

@@ -21,6 +21,12 @@ def echo(task: Task) -> Json:
     return {"payload": task.payload, "attempt": task.attempt, "goal": task.goal_id, "checkpoint": task.checkpoint}
 
 
+def judge(task: Task) -> Json:
+    if "said" in task.payload:
+        task.quality(task.payload["said"])
+    return {"quality": task.payload.get("written")}
+
+
 def big(task: Task) -> Json:
     return {"text": "x" * task.payload["bytes"]}
 
@@ -136,6 +142,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
     each.__name__: each
     for each in (
         echo,
+        judge,
         big,
         nan,
         not_an_object,

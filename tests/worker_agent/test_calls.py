@@ -1,6 +1,7 @@
 """Each call has exactly one answer, whatever becomes of it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import pytest
@@ -52,6 +53,8 @@ def test_calls_and_answers_match(plane: Plane, subject: Subject) -> None:
     plane.submit({"do": "echo"})
     assert isinstance(subject.answer_to(act.RequestLease(request_id="r-2")), ev.Leased)
     assert subject.answer_to(REPORT) == ev.Reported()
+    assert subject.answer_to(replace(REPORT, quality=0.8)) == ev.Reported()
+    assert [call.body.get("quality") for call in plane.of("complete")] == [None, 0.8]
     assert subject.answer_to(act.Release(lease=lease(), reason="r")) == ev.Reported()
     assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeSaid()
 

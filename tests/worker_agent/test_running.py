@@ -205,6 +205,28 @@ def test_a_missing_function_is_no_fault_of_the_task() -> None:
     assert (error.code, error.retryable) == ("handler_unavailable", True)
 
 
+@pytest.mark.parametrize(
+    ("payload", "quality"),
+    [
+        ({}, None),
+        ({"said": 0.8}, 0.8),
+        ({"written": 0.25}, 0.25),
+        ({"said": 0, "written": 0.25}, 0.0),
+        ({"written": 1200}, None),
+        ({"written": True}, None),
+        ({"written": "good"}, None),
+    ],
+)
+def test_a_handler_says_how_good_its_result_is(payload: dict[str, Any], quality: float | None) -> None:
+    end = start({"do": "judge"} | payload).end()
+    assert isinstance(end, ev.HandlerFinished), end
+    assert end.quality == quality
+
+
+def test_a_quality_outside_its_range_is_the_handlers_mistake() -> None:
+    assert "quality must be within 0..1" in failure({"do": "judge", "said": 1.5}).message
+
+
 # Programs.
 
 
@@ -219,6 +241,13 @@ def test_a_program_reports_progress() -> None:
     started = start({}, handler=shell(script))
     assert isinstance(started.end(), ev.HandlerFinished)
     assert [(each.progress.percent, each.progress.checkpoint) for each in started.progress] == [(40.0, {"n": 1})]
+
+
+@pytest.mark.parametrize("script", ["""echo '{"quality": 0.5}'""", """echo '{"quality": 0.5}' >&3; echo '{}'"""])
+def test_a_program_says_how_good_its_result_is(script: str) -> None:
+    end = start({}, handler=shell(script)).end()
+    assert isinstance(end, ev.HandlerFinished), end
+    assert end.quality == 0.5
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ task_history = Table(
     Column("result_hash", LargeBinary),
     Column("error", JSONB),
     Column("usage", JSONB),
+    Column("quality", Float, comment="of the result, as its worker judged it: 0 to 1"),
     one_of("state", FINISHED),
     PrimaryKeyConstraint("id", "finished_at", name="task_history_pkey"),
     postgresql_partition_by="RANGE (finished_at)",
@@ -190,6 +191,7 @@ events = Table(
     Column("detail", JSONB),
     Column("priority", SmallInteger),
     Column("seconds", REAL, comment="how long the task had waited (assigned) or run (completed, failed)"),
+    Column("quality", Float, comment="of the result (completed); 0 for a failure that is the agent's own"),
     PrimaryKeyConstraint("transaction", "seq", "at", name="events_pkey"),
     postgresql_partition_by="RANGE (at)",
 )

@@ -1,0 +1,117 @@
+"""What the agents have achieved lately: their last results, of which the newer count for more.
+
+A result is worth its quality, a failure nothing. Speed is measured beside it and is no part of it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from app.domain.agents import AgentType
+from app.domain.weights import Evidence, Standing, WeightPolicy, effectiveness, with_result
+
+# With a half-life of 50 results, what is older counts for less than a hundredth: 50 * log2(100) = 332.
+REMEMBERED = 332
+# What befalls an attempt from outside. A failure of any other kind is the agent's own.
+_FROM_OUTSIDE = frozenset({"rate_limited", "handler_unavailable", "lease_expired", "worker_lost"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One task that an agent has finished, or failed at; the quality is 0 to 1, None while nobody has judged it.
+
+    Without a task it is a judgement of the agent as such.
+    """
+
+    at: datetime
+    task_id: UUID | None = None
+    seconds: float | None = None
+    succeeded: bool = True
+    quality: float | None = None
+
+
+Recent = Mapping[AgentType, Sequence[Result]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Achievement:
+    """What an agent's last results come to; `evidence` and `effectiveness` are decayed, the counts are not."""
+
+    effectiveness: float | None
+    evidence: Evidence
+    results: int
+    succeeded: int
+    judged: int
+    quality: float | None
+    seconds: float | None
+
+    @property
+    def standing(self) -> Standing:
+        """As the rule of the weights takes it; the speed is that of one worker."""
+        speed = 1 / self.seconds if self.seconds else None
+        return Standing(effectiveness=self.effectiveness, tasks_per_second=speed)
+
+
+def is_fault(code: str) -> bool:
+    """Whether a failure with this code says something about the agent."""
+    return code not in _FROM_OUTSIDE
+
+
+def remembered(known: Sequence[Result], new: Iterable[Result]) -> list[Result]:
+    """The last results, when these have followed."""
+    return [*known, *new][-REMEMBERED:]
+
+
+def judged(known: Sequence[Result], task_id: UUID, quality: float) -> list[Result]:
+    """The results after this judgement of one of them, which takes the place of a former one."""
+    return [replace(r, quality=quality) if r.task_id == task_id and r.succeeded else r for r in known]
+
+
+def achievements(recent: Recent, now: datetime, policy: WeightPolicy) -> dict[AgentType, Achievement]:
+    """What each agent's last results come to."""
+    common = _common_quality(recent.values())
+    return {agent: _achievement(results, common, now, policy) for agent, results in recent.items() if results}
+
+
+def _common_quality(all_results: Iterable[Sequence[Result]]) -> float | None:
+    """The mean quality of all that was judged, whoever did it."""
+    found = [r.quality for results in all_results for r in results if r.succeeded and r.quality is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _achievement(results: Sequence[Result], common: float | None, now: datetime, policy: WeightPolicy) -> Achievement:
+    qualities = [r.quality for r in results if r.succeeded and r.quality is not None]
+    times = [r.seconds for r in results if r.succeeded and r.seconds is not None]
+    evidence = _evidence(results, _presumed(qualities, common, policy), policy)
+    idle = max(0.0, (now - results[-1].at).total_seconds())
+    return Achievement(
+        effectiveness=effectiveness(evidence, idle, policy),
+        evidence=evidence,
+        results=len(results),
+        succeeded=sum(r.succeeded for r in results),
+        judged=len(qualities),
+        quality=sum(qualities) / len(qualities) if qualities else None,
+        seconds=sum(times) / len(times) if times else None,
+    )
+
+
+def _presumed(qualities: Sequence[float], common: float | None, policy: WeightPolicy) -> float:
+    """What a success counts for that nobody has judged.
+
+    A missing number is neither a zero nor praise: it is presumed to be like what was judged of this agent, and the less
+    that is, like what was judged of all. Where nothing was judged at all, every success counts the same, in full, so
+    that agents differ by their failures alone.
+    """
+    if common is None:
+        return 1.0
+    return (sum(qualities) + policy.least_results * common) / (len(qualities) + policy.least_results)
+
+
+def _evidence(results: Sequence[Result], presumed: float, policy: WeightPolicy) -> Evidence:
+    evidence, last = Evidence(), results[0].at
+    for result in results:
+        worth = (presumed if result.quality is None else result.quality) if result.succeeded else 0.0
+        evidence = with_result(evidence, worth, max(0.0, (result.at - last).total_seconds()), policy)
+        last = max(last, result.at)
+    return evidence

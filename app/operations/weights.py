@@ -1,0 +1,97 @@
+"""The weights in force: moved by what agents achieve and by orders, in small steps, and known to every process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import course as rules
+from app.domain import performance
+from app.domain.agents import AgentType
+from app.domain.course import Cause, Leg, Sight
+from app.domain.weights import WeightPolicy, Weights
+from app.operations import config as configuration
+from app.operations.config import Effective
+from app.store import announcements
+from app.store import config as config_store
+from app.store import performance as performance_store
+from app.store import weights as store
+from app.store.database import now
+from app.store.weights import NewVersion, Version
+
+NOBODY = "convener"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InForce:
+    """The weights, why each last changed, and their version; 0 while they are what the configuration says."""
+
+    weights: Weights
+    reasons: Mapping[AgentType, str]
+    version: int
+
+
+async def in_force(connection: AsyncConnection, config: Effective) -> InForce:
+    """What leases are shared by, and workers assigned by."""
+    last = await store.last(connection)
+    if last is None:
+        return InForce(weights=config.weights, reasons={}, version=0)
+    reasons = {agent: adjustment.reason for agent, adjustment in last.adjustments.items()}
+    return InForce(weights=last.course.current, reasons=reasons, version=last.version)
+
+
+async def tick(connection: AsyncConnection) -> dict[str, Any]:
+    """One turn: take up what has changed, and make a step if one is due."""
+    config = await config_store.last(connection)
+    if config is None:
+        return {"waiting": "nobody has looked at the configuration yet"}
+    effective = configuration.effective(config)
+    last = await store.last(connection)
+    before = last.course if last else rules.outset(effective.weights)
+    policy = rules.policy_in(effective.mode)
+    sight = await look(connection, effective, policy)
+    leg = rules.advance(before, sight, policy)
+    if last is not None and leg.course == before:
+        return {"kept": leg.reason}
+    cause = leg.cause if last or leg.adjustments else Cause.CONFIG
+    made = await _write(connection, last, leg, sight, policy, cause=cause, by=NOBODY, reason=leg.reason)
+    return {"version": made.version, "cause": cause.value} if made else {"kept": "somebody else was faster"}
+
+
+async def look(connection: AsyncConnection, config: Effective, policy: WeightPolicy) -> Sight:
+    """What the next step depends on."""
+    memory = await performance_store.memory(connection)
+    moment = await now(connection)
+    found = performance.achievements(memory.recent, moment, policy)
+    return Sight(
+        configured=config.weights,
+        standings={agent: achievement.standing for agent, achievement in found.items()},
+        results=memory.counted,
+        now=moment,
+    )
+
+
+async def _write(
+    connection: AsyncConnection,
+    before: Version | None,
+    leg: Leg,
+    sight: Sight,
+    policy: WeightPolicy,
+    *,
+    cause: Cause,
+    by: str,
+    reason: str,
+) -> Version | None:
+    new = NewVersion(
+        course=leg.course,
+        target=rules.goal(leg.course, sight.standings, policy),
+        adjustments=leg.adjustments,
+        cause=cause,
+        changed_by=by,
+        reason=reason,
+    )
+    made = await store.write(connection, before.version if before else 0, new)
+    if made is not None:
+        announcements.note(connection, announcements.WEIGHTS)
+    return made

@@ -1,0 +1,166 @@
+"""What agents have achieved: minute by minute, and their last results; folded from events by a duty.
+
+A completion writes its event and nothing else, so agents that finish thousands of tasks a second share no row.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.agents import AgentType
+from app.domain.performance import REMEMBERED, Recent, Result
+from app.store.events import HORIZON
+
+_NAME = "performance"
+
+# Bites end between two transactions, as in `minutes`: below the horizon no event can appear any more. Only the last
+# results of each agent are handed out; the rest is in the sums. The mark moves on where judgements wait for it.
+_FOLD = text(f"""
+WITH mark AS MATERIALIZED (
+    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
+), ahead AS MATERIALIZED (
+    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
+        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
+        ORDER BY transaction, seq LIMIT :bite + 1
+    ) e
+), bite AS MATERIALIZED (
+    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
+                WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
+                ELSE max(transaction) END AS until, count(*) > :bite AS more
+    FROM mark LEFT JOIN ahead ON true
+), taken AS MATERIALIZED (
+    SELECT transaction, seq, at, agent_type, task_id, kind = 'task.completed' AS succeeded,
+           seconds::float8 AS seconds, quality
+    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
+      AND (kind = 'task.completed' OR quality IS NOT NULL)
+), folded AS (
+    INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)
+    SELECT date_trunc('minute', at), agent_type, count(*), count(*) FILTER (WHERE succeeded),
+           count(quality) FILTER (WHERE succeeded), coalesce(sum(quality) FILTER (WHERE succeeded), 0),
+           coalesce(sum(seconds), 0)
+    FROM taken GROUP BY 1, 2
+    ON CONFLICT (minute, agent_type) DO UPDATE
+    SET results = known.results + excluded.results, successes = known.successes + excluded.successes,
+        judged = known.judged + excluded.judged, quality = known.quality + excluded.quality,
+        seconds = known.seconds + excluded.seconds
+), marked AS (
+    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM bite
+    WHERE EXISTS (SELECT FROM ahead) OR EXISTS (SELECT FROM judgements WHERE transaction >= (SELECT since FROM mark))
+    ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
+)
+SELECT bite.more, last.* FROM bite LEFT JOIN (
+    SELECT *, count(*) OVER (PARTITION BY agent_type) AS counted,
+           row_number() OVER (PARTITION BY agent_type ORDER BY transaction DESC, seq DESC) AS place
+    FROM taken
+) last ON last.place <= {REMEMBERED}
+ORDER BY last.transaction, last.seq
+""")
+
+_RECENT = text("SELECT agent_type, counted, recent FROM agent_results")
+
+_KEEP = text("""
+INSERT INTO agent_results AS known (agent_type, counted, recent) VALUES (:agent, :news, CAST(:recent AS jsonb))
+ON CONFLICT (agent_type) DO UPDATE SET counted = known.counted + excluded.counted, recent = excluded.recent
+""")
+
+_BY_LENGTH = text("""
+SELECT date_bin(CAST(:step AS interval), minute, timestamptz '2000-01-01 00:00:00+00') AS start, agent_type,
+       sum(results)::bigint AS results, sum(successes)::bigint AS successes, sum(judged)::bigint AS judged,
+       sum(quality)::float8 AS quality, sum(seconds)::float8 AS seconds
+FROM agent_minutes WHERE minute > now() - CAST(:length AS interval)
+GROUP BY 1, 2 ORDER BY 1
+""")
+
+_PRUNE = text("DELETE FROM agent_minutes WHERE minute < now() - make_interval(days => :days)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a fold has found: how many results of each agent, the last of them, and whether there are more to fold."""
+
+    counted: Mapping[AgentType, int]
+    last: Recent
+    more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The last results of each agent, and how many results and judgements there were ever."""
+
+    recent: Recent
+    counted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Sums over the results of one agent from `start` on; the quality is the sum of those that were judged."""
+
+    start: datetime
+    agent_type: AgentType
+    results: int
+    successes: int
+    judged: int
+    quality: float
+    seconds: float
+
+
+async def fold(connection: AsyncConnection, bite: int = 20_000) -> News:
+    """Fold about so many of the oldest new events into minutes. One at a time: the caller holds a duty's turn."""
+    rows = (await connection.execute(_FOLD, {"bite": bite})).mappings().all()
+    found = [row for row in rows if row["agent_type"] is not None]
+    last: dict[AgentType, list[Result]] = {}
+    for row in found:
+        last.setdefault(AgentType(row["agent_type"]), []).append(_told(row))
+    counted = {AgentType(row["agent_type"]): row["counted"] for row in found}
+    return News(counted=counted, last=last, more=rows[0]["more"])
+
+
+async def memory(connection: AsyncConnection) -> Memory:
+    """All that is remembered; of agents that have done nothing, nothing."""
+    rows = (await connection.execute(_RECENT)).mappings().all()
+    recent = {AgentType(row["agent_type"]): [_read(part) for part in row["recent"]] for row in rows}
+    return Memory(recent=recent, counted=sum(row["counted"] for row in rows))
+
+
+async def keep(connection: AsyncConnection, agent: AgentType, recent: Sequence[Result], news: int) -> None:
+    """Remember these as the last results of an agent, after so many new ones. One at a time, as `fold`."""
+    content = json.dumps([_written(result) for result in recent])
+    await connection.execute(_KEEP, {"agent": agent.value, "news": news, "recent": content})
+
+
+async def spans(connection: AsyncConnection, length: timedelta, step: timedelta) -> list[Span]:
+    """Sums over spans of `step` within `length` before now, oldest first; spans without a result are left out."""
+    rows = (await connection.execute(_BY_LENGTH, {"length": length, "step": step})).mappings()
+    return [Span(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]
+
+
+async def prune(connection: AsyncConnection, days: int) -> int:
+    """Forget what was long ago; returns how many rows."""
+    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+
+
+def _told(row: Any) -> Result:
+    known = {name: row[name] for name in ("at", "task_id", "seconds", "succeeded")}
+    return Result(**known, quality=row["quality"] if row["succeeded"] else None)
+
+
+def _written(result: Result) -> list[Any]:
+    task = str(result.task_id) if result.task_id else None
+    return [task, result.at.timestamp(), result.seconds, result.succeeded, result.quality]
+
+
+def _read(part: Sequence[Any]) -> Result:
+    task, at, seconds, succeeded, quality = part
+    return Result(
+        at=datetime.fromtimestamp(at, UTC),
+        task_id=UUID(task) if task else None,
+        seconds=seconds,
+        succeeded=succeeded,
+        quality=quality,
+    )

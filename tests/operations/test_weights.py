@@ -1,0 +1,215 @@
+"""The weights in force follow what agents achieve: in steps, by one writer at a time, from the database alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import performance as rules
+from app.domain.agents import AgentType
+from app.domain.fairness import FairQueue
+from app.domain.scaling import Mode
+from app.domain.weights import Evidence, WeightPolicy, effectiveness, with_result
+from app.operations import config, performance, weights
+from app.operations.config import CurrentConfig
+from app.operations.weighing import follow_weights
+from app.operations.weights import InForce
+from app.store.database import Database
+from tests.sql import execute, fetch, until, until_blocked, value
+
+POLICY = WeightPolicy()
+REFLECTION = AgentType.REFLECTION
+_TELL = """
+INSERT INTO events (kind, task_id, agent_type, seconds, quality)
+SELECT 'task.completed', gen_random_uuid(), $1, $2, $3 FROM generate_series(1, $4::integer)
+"""
+
+
+@pytest.fixture(autouse=True)
+async def _configured(database: Database) -> None:
+    """The preset, but for weights as in the specification's example 2."""
+    async with database.transaction() as connection:
+        await config.current(connection, Mode.PRODUCTION)
+    shares = dict.fromkeys((f"{agent}_agent" for agent in AgentType), 0.17) | {"reflection_agent": 0.15}
+    await configure(database, shares)
+
+
+async def configure(database: Database, shares: Mapping[str, float]) -> None:
+    async with database.transaction() as connection:
+        version = await config.current(connection, Mode.PRODUCTION)
+        document = config.rules.document_of({**config.rules.plain(version.document), "agent_weights": dict(shares)})
+        order = config.Order(expected=version.version, by="test")
+        await config.change(connection, Mode.PRODUCTION, order, config.Action.SET, document)
+
+
+async def told(database: Database, agent: AgentType, quality: float | None, count: int, seconds: float = 1.0) -> None:
+    await execute(database, _TELL, agent.value, seconds, quality, count)
+
+
+async def fold(database: Database) -> None:
+    async with database.transaction() as connection:
+        await performance.fold(connection)
+
+
+async def tick(database: Database) -> dict[str, Any]:
+    async with database.transaction() as connection:
+        return await weights.tick(connection)
+
+
+async def in_force(database: Database) -> InForce:
+    async with database.transaction() as connection:
+        known = config.effective(await config.current(connection, Mode.PRODUCTION))
+        return await weights.in_force(connection, known)
+
+
+async def minute_passes(database: Database) -> None:
+    """The last step was a minute ago."""
+    async with (await database.pool()).acquire() as connection:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            await connection.execute("UPDATE weights SET stepped_at = stepped_at - interval '60 s'")
+
+
+def quality_for(wanted: float, count: int) -> float:
+    """The quality of each of so many results at which their effectiveness is just this."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle, evidence = (low + high) / 2, Evidence()
+        for _ in range(count):
+            evidence = with_result(evidence, middle, 0.0, POLICY)
+        found = effectiveness(evidence, 0.0, POLICY)
+        assert found is not None
+        low, high = (middle, high) if found < wanted else (low, middle)
+    return high
+
+
+async def example_2(database: Database) -> None:
+    """The reflection agent's effectiveness is 0.95 and it is three times as fast as the others, which are at 0.5."""
+    for agent in AgentType:
+        wanted, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
+        await told(database, agent, quality_for(wanted, rules.REMEMBERED), rules.REMEMBERED, seconds)
+    await fold(database)
+
+
+@asynccontextmanager
+async def a_tick_that_hesitates(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A tick that has done its work, and commits at the end."""
+    async with database.transaction() as connection:
+        assert "version" in await weights.tick(connection)
+        yield connection
+
+
+async def test_before_the_first_tick_the_weights_are_the_configured_ones(database: Database) -> None:
+    found = await in_force(database)
+    assert (found.version, found.reasons, found.weights[REFLECTION]) == (0, {}, pytest.approx(0.15))
+    await configure(database, dict.fromkeys((f"{agent}_agent" for agent in AgentType), 1 / 6))
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(1 / 6)
+
+
+async def test_the_first_tick_begins_with_the_configured_weights(database: Database) -> None:
+    assert await tick(database) == {"version": 1, "cause": "config"}
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(0.15)
+    assert "0 new results" in (await tick(database))["kept"]
+
+
+async def test_example_2_live_and_to_the_number(database: Database) -> None:
+    await tick(database)
+    await example_2(database)
+    await tick(database)
+    first = await in_force(database)
+    assert first.weights[REFLECTION] == pytest.approx(0.225, abs=1e-9)
+    assert sum(first.weights.values()) == pytest.approx(1.0, abs=1e-9)
+    assert first.reasons[REFLECTION] == "effectiveness 0.95; target 0.25, at most 50% in one step"
+    assert await tick(database) == {"kept": "0 new results; a step takes 10"}
+    await example_2(database)
+    assert "s ago" in (await tick(database))["kept"]
+    await minute_passes(database)
+    await tick(database)
+    second = await in_force(database)
+    assert second.weights[REFLECTION] == pytest.approx(0.25, abs=1e-6)
+    assert sum(second.weights.values()) == pytest.approx(1.0, abs=1e-9)
+    assert second.reasons[REFLECTION] == "effectiveness 0.95; target 0.25"
+    await minute_passes(database)
+    await example_2(database)
+    assert await tick(database) == {"kept": "the weights are what the agents have earned"}
+
+
+async def test_three_times_faster_alone_moves_nothing(database: Database) -> None:
+    await tick(database)
+    for agent in AgentType:
+        await told(database, agent, 0.6, 50, 1.0 if agent is REFLECTION else 3.0)
+    await fold(database)
+    assert await tick(database) == {"kept": "the weights are what the agents have earned"}
+
+
+async def test_a_change_of_the_configuration_is_taken_up_in_steps(database: Database) -> None:
+    await tick(database)
+    await configure(database, dict.fromkeys((f"{agent}_agent" for agent in AgentType), 0.1) | {"ranking_agent": 0.5})
+    assert (await tick(database))["cause"] == "config"
+    assert (await in_force(database)).weights[AgentType.RANKING] == pytest.approx(0.255)
+    await minute_passes(database)
+    await tick(database)
+    await minute_passes(database)
+    await tick(database)
+    assert (await in_force(database)).weights[AgentType.RANKING] == pytest.approx(0.5)
+
+
+async def test_of_two_ticks_one_writes(database: Database) -> None:
+    await tick(database)
+    await example_2(database)
+    async with a_tick_that_hesitates(database):
+        other = asyncio.create_task(tick(database))
+        await until_blocked(database)
+    assert await other == {"kept": "somebody else was faster"}
+    assert await value(database, "SELECT count(*) FROM weights") == 2
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(0.225)
+
+
+async def test_a_tick_that_dies_leaves_its_step_to_the_next(database: Database) -> None:
+    await tick(database)
+    await example_2(database)
+    with pytest.raises(RuntimeError):
+        async with a_tick_that_hesitates(database):
+            raise RuntimeError("killed before the commit")
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(0.15)
+    await tick(database)
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(0.225)
+
+
+async def test_another_process_goes_on_where_this_one_ended(database: Database, replica: Database) -> None:
+    await tick(database)
+    await example_2(database)
+    await tick(database)
+    assert await in_force(replica) == await in_force(database)
+    assert await tick(replica) == {"kept": "0 new results; a step takes 10"}
+
+
+async def test_rows_are_only_added(database: Database) -> None:
+    await tick(database)
+    with pytest.raises(Exception, match="only added"):
+        await execute(database, "DELETE FROM weights")
+    assert len(await fetch(database, "SELECT 1 FROM weights")) == 1
+
+
+async def test_every_replica_shares_leases_by_the_weights_in_force(database: Database, replica: Database) -> None:
+    queues = [FairQueue(), FairQueue()]
+    following = [
+        asyncio.create_task(follow_weights(each, CurrentConfig(each, Mode.PRODUCTION), queue))
+        for each, queue in zip((database, replica), queues, strict=True)
+    ]
+    try:
+        await tick(database)
+        await example_2(database)
+        await tick(database)
+
+        async def followed() -> bool:
+            return all(queue.weights[REFLECTION] == pytest.approx(0.225) for queue in queues)
+
+        await until(followed)
+    finally:
+        for each in following:
+            each.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
