@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from app.api.access import Caller, requires
 from app.api.connections import Writing
@@ -18,7 +19,7 @@ from app.operations.performance import Said
 router = APIRouter(prefix="/metrics", tags=["agents"])
 _REFUSALS = documented(errors.TaskNotFound, errors.TaskNotCompleted, errors.IdempotencyMismatch)
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
-_EXAMPLE = {
+_EXAMPLE: JsonDict = {
     "request_id": _ID,
     "items": [
         {"task_id": "c9f0f895-fb98-4b91-99f5-1fb0e2d1a2b3", "quality": 0.81, "basis": "elo"},
