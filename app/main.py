@@ -21,6 +21,7 @@ from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
+from app.operations.permits import PermitDesk
 from app.operations.weighing import follow_weights, take_weights
 from app.operations.workers import Heartbeats
 from app.settings import Settings, settings_of_service
@@ -37,6 +38,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
     broker = Broker(database, leases)
+    config = CurrentConfig(database, settings.mode or Mode.PRODUCTION)
     return Services(
         database=database,
         broker=broker,
@@ -44,7 +46,8 @@ def services_for(settings: Settings, database: Database) -> Services:
         heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
         admission=Admission(settings.capacity),
-        config=CurrentConfig(database, settings.mode or Mode.PRODUCTION),
+        config=config,
+        permits=PermitDesk(database, config),
         duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
         health=HealthPolicy(
@@ -78,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
             await begin_shutdown(services)
             await services.desk.stop()
             await services.heartbeats.stop()
+            await services.permits.stop()
             await database.close()
 
     return application.build(lifespan, max_body_bytes=settings.max_body_bytes)

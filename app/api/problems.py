@@ -50,6 +50,10 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.ConfigRefused: 422,
     errors.VersionStale: 412,
     errors.PreconditionRequired: 428,
+    errors.PermitRefused: 429,
+    errors.PermitNotFound: 404,
+    errors.PermitOver: 409,
+    errors.AnswerNotCached: 404,
     errors.ShuttingDown: 503,
     errors.DatabaseUnavailable: 503,
 }
@@ -178,7 +182,7 @@ def _render(
     *,
     reason: str | None = None,
     fields: list[dict[str, str]] | None = None,
-    facts: Mapping[str, int] | None = None,
+    facts: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem: dict[str, Any] = {"type": f"/problems#{code}", "title": title, "status": status}

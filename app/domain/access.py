@@ -31,15 +31,17 @@ class Scope(StrEnum):
     OPERATE = "pool:operate"
     CONFIGURE = "config:write"
     KEYS = "keys:manage"
+    CALL = "llm:call"
 
 
 _READ = frozenset({Scope.PUBLIC, Scope.READ})
+_OPERATOR = _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.CALL}
 SCOPES: Mapping[Role, frozenset[Scope]] = {
-    Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE}),
+    Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL}),
     Role.READER: _READ,
-    Role.SUPERVISOR: _READ | {Scope.SUBMIT},
-    Role.OPERATOR: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE},
-    Role.ADMIN: _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.KEYS},
+    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.CALL},
+    Role.OPERATOR: _OPERATOR,
+    Role.ADMIN: _OPERATOR | {Scope.KEYS},
 }
 
 

@@ -4,6 +4,7 @@ The first line of a class's docstring is its title; `code` is stable and part of
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class ConvenerError(Exception):
@@ -18,7 +19,7 @@ class ConvenerError(Exception):
         detail: str | None = None,
         *,
         reason: str | None = None,
-        facts: Mapping[str, int] | None = None,
+        facts: Mapping[str, Any] | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(detail or self.title())
@@ -223,6 +224,30 @@ class AlertResolved(ConvenerError):
     """The alert is over already, and nobody had acknowledged it."""
 
     code = "alert_resolved"
+
+
+class PermitRefused(ConvenerError):
+    """There is no permit for this call now."""
+
+    code = "permit_refused"
+
+
+class PermitNotFound(ConvenerError):
+    """There is no such permit; an hour after its end nobody remembers it."""
+
+    code = "permit_not_found"
+
+
+class PermitOver(ConvenerError):
+    """The permit is over, or its token is another; nothing was changed."""
+
+    code = "permit_over"
+
+
+class AnswerNotCached(ConvenerError):
+    """There is no answer in the cache under this key, or it is too old."""
+
+    code = "answer_not_cached"
 
 
 class ConfigVersionNotFound(ConvenerError):

@@ -23,6 +23,7 @@ from app.operations import (
     fleet,
     housekeeping,
     performance,
+    permits,
     sweeping,
     weights,
     workers,
@@ -82,6 +83,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
     Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
+    Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     Duty(
         name="housekeeping",
         seconds=600,

@@ -13,6 +13,7 @@ from app.store import (
     holding,
     judgements,
     keys,
+    llm_usage,
     minutes,
     partitions,
     performance,
@@ -37,5 +38,6 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "minutes": await minutes.prune(connection, history_days),
         "performance": await performance.prune(connection, history_days),
         "judgements": await judgements.prune(connection, history_days),
+        "calls": await llm_usage.prune(connection, history_days),
         "context": await context.prune(connection, keep=KEEP, days=history_days),
     }

@@ -18,7 +18,7 @@ from app.operations.coalescing import Coalescer
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.leases import give_back, retry_policy
 from app.operations.preferences import Preferences
-from app.store import announcements, attempts, fleet, hot, workers
+from app.store import announcements, attempts, fleet, hot, permits, workers
 from app.store.attempts import Ending
 from app.store.database import Database, now
 from app.store.duties import Turn
@@ -122,6 +122,7 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
     attempt = await attempts.of_worker(connection, worker_id)
     if attempt is not None:
         await give_back(connection, attempt, reason)
+    await permits.lose(connection, worker_id)
     if ended is not None:
         announcements.note(connection, announcements.FLEET)
 
@@ -143,6 +144,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if ended.slot is not None:
         await fleet.open_replacement(connection, worker_id, slot=ended.slot, name=ended.name, cause=reason)
+    await permits.lose(connection, worker_id)
     announcements.note(connection, announcements.FLEET)
     return True
 

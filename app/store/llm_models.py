@@ -1,0 +1,147 @@
+"""Language models: a row each, whose lock guards all that changes with its calls."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.breakers import Breaker
+from app.domain.llm_models import Limits, Model
+from app.domain.pressure import FIRST_LIMIT, Pressure
+from app.domain.rates import Dimension, Meter
+
+_LIMITS = (
+    "requests_per_window, tokens_per_window, window_seconds, burst, token_burst, max_concurrency, fallback_models,"
+    " input_price, output_price"
+)
+_STATE = "concurrency, ramping, shrunk_at, latency_seconds, cooldown_until, failures, open_until"
+_COLUMNS = f"model, version, {_LIMITS}, {_STATE}, requests_tat, tokens_tat"
+
+_LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
+
+_ENSURE = text("""
+INSERT INTO llm_models (model, concurrency)
+SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS asked (name) ORDER BY name ON CONFLICT DO NOTHING
+""")
+
+_READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
+
+_PAGE = text(f"""
+SELECT {_COLUMNS}, used_at, live.permits, live.probes, now() AS at
+FROM llm_models m CROSS JOIN LATERAL (
+    SELECT count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits p
+    WHERE p.model = m.model AND ended_at IS NULL AND expires_at > now()
+) live
+WHERE model > :after ORDER BY model LIMIT :limit
+""")
+
+_CHARGE = text("""
+UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
+    tokens_tat = coalesce(:tokens, tokens_tat)
+WHERE model = :model
+""")
+
+_LEARN = text("""
+UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
+    latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
+    open_until = :open_until, used_at = now()
+WHERE model = :model
+""")
+
+_SET = text(f"""
+UPDATE llm_models SET version = version + 1,
+    {", ".join(f"{name} = :{name}" for name in _LIMITS.split(", "))}
+WHERE model = :model RETURNING version
+""")
+
+_PRUNE = text("""
+DELETE FROM llm_models WHERE model IN (
+    SELECT model FROM llm_models m WHERE version = 0 AND used_at < now() - interval '1 day'
+      AND NOT EXISTS (SELECT FROM llm_permits p WHERE p.model = m.model AND ended_at IS NULL)
+    ORDER BY model FOR UPDATE SKIP LOCKED
+)
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portrait:
+    """A model as it is shown, with its live permits."""
+
+    model: Model
+    at: datetime
+    used_at: datetime
+    permits: int
+    probes: int
+
+
+async def lock(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
+    """Lock models, in the order of their names; those that nobody has heard of become known."""
+    wanted = {"names": sorted(set(names))}
+    found = await _models(connection, _LOCK, wanted)
+    if len(found) < len(wanted["names"]):
+        await connection.execute(_ENSURE, {**wanted, "concurrency": FIRST_LIMIT})
+        found = await _models(connection, _LOCK, wanted)
+    return found
+
+
+async def read(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
+    """Those of these models that are known, as they stand."""
+    return await _models(connection, _READ, {"names": sorted(set(names))})
+
+
+async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[Portrait]:
+    """Models by name."""
+    rows = (await connection.execute(_PAGE, {"after": after, "limit": limit})).mappings()
+    return [
+        Portrait(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"], probes=row["probes"])
+        for row in rows
+    ]
+
+
+async def charge(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
+    """Write down how the meters of a locked model stand; those of other dimensions stay as they are."""
+    tats = {dimension.value: meter.tat for dimension, meter in meters.items()}
+    await connection.execute(_CHARGE, {"model": name, "requests": None, "tokens": None, **tats})
+
+
+async def learn(connection: AsyncConnection, model: Model) -> None:
+    """Write down what a locked model's service has shown."""
+    pressure, breaker = model.pressure, model.breaker
+    values = {
+        "concurrency": pressure.limit,
+        **{name: getattr(pressure, name) for name in ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")},
+        "failures": breaker.failures,
+        "open_until": breaker.open_until,
+    }
+    await connection.execute(_LEARN, {"model": model.name, **values})
+
+
+async def set_limits(connection: AsyncConnection, name: str, limits: Limits) -> int:
+    """Give a locked model its limits; returns the version that this makes."""
+    values = {field: getattr(limits, field) for field in Limits.__dataclass_fields__}
+    values["fallback_models"] = list(limits.fallback_models)
+    return int((await connection.execute(_SET, {"model": name, **values})).scalar_one())
+
+
+async def prune(connection: AsyncConnection) -> int:
+    """Forget models that nobody has set limits for and nobody has called for a day; returns how many."""
+    return (await connection.execute(_PRUNE)).rowcount
+
+
+async def _models(connection: AsyncConnection, statement: Any, values: Mapping[str, Any]) -> dict[str, Model]:
+    return {row["model"]: _model(row) for row in (await connection.execute(statement, values)).mappings()}
+
+
+def _model(row: Any) -> Model:
+    pressure = {name: row[name] for name in ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")}
+    return Model(
+        name=row["model"],
+        version=row["version"],
+        limits=Limits(**{field: row[field] for field in Limits.__dataclass_fields__}),
+        pressure=Pressure(limit=row["concurrency"], **pressure),
+        breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
+        tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
+    )

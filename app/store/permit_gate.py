@@ -1,0 +1,126 @@
+"""The gate before the permits: what is in use and who waits, read and written while nobody else grants any."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.agents import AgentType
+from app.domain.config import ResourceLimits
+from app.domain.permits import Ask, AskId, Claim, Turns, Usage
+from app.domain.tasks import Priority
+from app.store.permits import ids_of, plain_ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Live permits by model at one moment, and how many there may be of all models together."""
+
+    at: datetime
+    most: int
+    usage: Mapping[str, Usage]
+
+
+_CLOSE = text("SELECT turns FROM llm_gate FOR UPDATE")
+
+_BUILD = text("INSERT INTO llm_gate (turns) VALUES ('{}') ON CONFLICT DO NOTHING")
+
+_TURN = text("UPDATE llm_gate SET turns = CAST(:turns AS jsonb)")
+
+_MEASURE = text("""
+SELECT clock_timestamp() AS at,
+    coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
+              ORDER BY version DESC LIMIT 1), :usual) AS most,
+    (SELECT jsonb_agg(live) FROM (
+        SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits
+        WHERE ended_at IS NULL GROUP BY model) live) AS usage
+""")
+
+_CLAIMS = text("""
+SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due FROM llm_claims
+WHERE due > clock_timestamp() - make_interval(secs => :grace)
+""")
+
+_UNCLAIM = text("""
+DELETE FROM llm_claims c USING unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS gone (key_id, request_id)
+WHERE c.key_id = gone.key_id AND c.request_id = gone.request_id
+""")
+
+_CLAIM = text("""
+INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, task_id, tokens, since, due)
+SELECT * FROM jsonb_to_recordset(CAST(:claims AS jsonb)) AS new (
+    key_id text, request_id uuid, model text, agent_type text, priority smallint, task_id uuid, tokens bigint,
+    since timestamptz, due timestamptz)
+ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_type = excluded.agent_type,
+    priority = excluded.priority, task_id = excluded.task_id, tokens = excluded.tokens, since = excluded.since,
+    due = excluded.due
+""")
+
+_PRUNE = text("DELETE FROM llm_claims WHERE due < now() - interval '1 minute'")
+
+
+async def close(connection: AsyncConnection) -> Turns:
+    """Let nobody else grant permits until the transaction ends; returns where the agent types stand."""
+    found = (await connection.execute(_CLOSE)).scalar_one_or_none()
+    if found is None:
+        await connection.execute(_BUILD)
+        found = (await connection.execute(_CLOSE)).scalar_one()
+    finish = {agent: found[agent] for agent in AgentType if agent in found}
+    return Turns(finish=finish, virtual=found.get("virtual", 0.0))
+
+
+async def turn(connection: AsyncConnection, turns: Turns) -> None:
+    """Remember where the agent types stand."""
+    values = {agent.value: finish for agent, finish in turns.finish.items()}
+    await connection.execute(_TURN, {"turns": json.dumps({**values, "virtual": turns.virtual})})
+
+
+async def measure(connection: AsyncConnection) -> Measured:
+    """What is in use and what may be. Somebody who does not hold the gate may get a permit in the next moment."""
+    row = (await connection.execute(_MEASURE, {"usual": ResourceLimits().max_concurrent_llm_calls})).mappings().one()
+    usage = {one["model"]: Usage(permits=one["permits"], probes=one["probes"]) for one in row["usage"] or ()}
+    return Measured(at=row["at"], most=row["most"], usage=usage)
+
+
+async def claims(connection: AsyncConnection, grace_seconds: float) -> list[Claim]:
+    """Those who were refused and may come back. A claim lapses when its holder is late by more than the grace."""
+    return [_claim(row) for row in (await connection.execute(_CLAIMS, {"grace": grace_seconds})).mappings()]
+
+
+async def replace_claims(connection: AsyncConnection, gone: Sequence[AskId], new: Sequence[Claim]) -> None:
+    """Forget claims, and keep others, with the gate locked."""
+    kept = {claim.ask.id for claim in new}
+    if forgotten := [ask_id for ask_id in gone if ask_id not in kept]:
+        await connection.execute(_UNCLAIM, ids_of(forgotten))
+    if new:
+        rows = [
+            {
+                **plain_ask(claim.ask),
+                "tokens": claim.ask.tokens,
+                "since": claim.since.isoformat(),
+                "due": claim.due.isoformat(),
+            }
+            for claim in new
+        ]
+        await connection.execute(_CLAIM, {"claims": json.dumps(rows)})
+
+
+async def prune(connection: AsyncConnection) -> int:
+    """Forget claims that have lapsed; returns how many."""
+    return (await connection.execute(_PRUNE)).rowcount
+
+
+def _claim(row: Any) -> Claim:
+    ask = Ask(
+        id=AskId(row["key_id"], row["request_id"]),
+        model=row["model"],
+        agent_type=AgentType(row["agent_type"]),
+        priority=Priority(row["priority"]),
+        tokens=row["tokens"],
+        task_id=row["task_id"],
+    )
+    return Claim(ask=ask, since=row["since"], due=row["due"])
