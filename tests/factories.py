@@ -9,8 +9,9 @@ from app.domain.agents import AgentType
 from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import Priority, RetryPolicy
-from app.domain.workers import WorkerId
+from app.domain.workers import Directive, WorkerId
 from app.operations import tasks, workers
+from app.operations.directing import Order
 from app.operations.leases import Fence
 from app.operations.tasks import Submission
 from app.store import claims, hot
@@ -69,6 +70,11 @@ def beat(worker_id: UUID, **changes: Any) -> Beat:
         "errors": None,
     }
     return Beat(**(usual | changes))
+
+
+def order(directive: Directive, reason: str = "enough") -> Order:
+    """What somebody tells workers."""
+    return Order(directive=directive, by="test", reason=reason)
 
 
 async def submitted(database: Database, count: int = 1, **changes: Any) -> list[UUID]:

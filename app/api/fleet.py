@@ -1,18 +1,53 @@
-"""How the managed pool recovers."""
+"""The pool as a whole: who is there, which places rest, and how it recovers."""
 
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api.access import requires
 from app.api.connections import Reading
 from app.api.fields import Limit, Moment
+from app.api.services import ServicesDep
 from app.domain.access import Scope
+from app.operations import fleet as operations
 from app.store import fleet
+from app.store import replacements as records
 
 router = APIRouter(tags=["workers"])
+_READ = [requires(Scope.READ)]
+_SHARES = (0.5, 0.99)
+
+
+class ByState(BaseModel):
+    """Live workers."""
+
+    starting: int = 0
+    ready: int = 0
+    busy: int = 0
+    draining: int = 0
+
+
+class RestingOut(BaseModel):
+    """A place in the pool that gets no worker for now, because its workers keep dying young."""
+
+    host: str
+    slot: int
+    deaths: int = Field(description="in a row, each within a minute of its start")
+    until: Moment
+
+
+class FleetOut(BaseModel):
+    """The pool as a whole."""
+
+    min_workers: int
+    max_workers: int
+    workers: ByState
+    total: int
+    reduced_capacity: bool = Field(description="places rest because starting workers there keeps failing")
+    resting: list[RestingOut] = Field(description="the first to be tried again first")
 
 
 class ReplacementOut(BaseModel):
@@ -37,7 +72,41 @@ class ReplacementPage(BaseModel):
     next: str | None
 
 
-@router.get("/replacements", summary="List replacements of lost workers", dependencies=[requires(Scope.READ)])
+class StepOut(BaseModel):
+    """Seconds since the loss was detected."""
+
+    p50: float
+    p99: float
+
+
+class ReplacementTimesOut(BaseModel):
+    """How fast the newest replacements were, up to 1,000 of them."""
+
+    replacements: int
+    working: int = Field(description="those of them whose worker has received its first lease")
+    since: Moment | None = Field(description="when the first of them was detected")
+    requested: StepOut | None
+    started: StepOut | None
+    registered: StepOut | None
+    first_lease: StepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
+
+
+@router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
+async def status(connection: Reading, services: ServicesDep) -> FleetOut:
+    """Its bounds by the configuration, its workers by state, and the places that rest because of crash loops."""
+    pool = (await services.config.read()).document.worker_pool
+    found = await operations.status(connection)
+    return FleetOut(
+        min_workers=pool.min_workers,
+        max_workers=pool.max_workers,
+        workers=ByState(**found.states),
+        total=sum(found.states.values()),
+        reduced_capacity=bool(found.resting),
+        resting=[RestingOut.model_validate(slot, from_attributes=True) for slot in found.resting],
+    )
+
+
+@router.get("/replacements", summary="List replacements of lost workers", dependencies=_READ)
 async def replacements(
     connection: Reading, after: Annotated[int | None, Query(ge=0)] = None, limit: Limit = 50
 ) -> ReplacementPage:
@@ -45,3 +114,19 @@ async def replacements(
     rows = await fleet.replacements(connection, before=after, limit=limit + 1)
     following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
     return ReplacementPage(items=[ReplacementOut.model_validate(row) for row in rows[:limit]], next=following)
+
+
+@router.get("/replacements/times", summary="See how fast lost workers are replaced", dependencies=_READ)
+async def times(connection: Reading) -> ReplacementTimesOut:
+    """Median and 99th percentile of each step, from the detection of the loss to the first lease."""
+    found = await records.times(connection, _SHARES)
+    return ReplacementTimesOut(
+        replacements=found.replacements,
+        working=found.working,
+        since=found.since,
+        **{step: _step(found.steps[step]) for step in records.STEPS},
+    )
+
+
+def _step(percentiles: Sequence[float] | None) -> StepOut | None:
+    return None if percentiles is None else StepOut(p50=percentiles[0], p99=percentiles[1])

@@ -31,7 +31,8 @@ Most = Annotated[int, Field(ge=1, le=10_000, description="how many at most in th
 After = Annotated[int | None, Field(ge=0, le=2**63 - 1, description="`next` of the page before")]
 
 
-def _pairs(labels: list[str]) -> list[tuple[str, str]]:
+def pairs(labels: list[str]) -> list[tuple[str, str]]:
+    """Labels as the store takes them."""
     return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
 
 
@@ -59,7 +60,7 @@ class TaskQuery(Body):
             goal_id=self.goal_id,
             states=self.state,
             priority=priority_of(self.priority) if self.priority else None,
-            labels=_pairs(self.label),
+            labels=pairs(self.label),
             code=self.code,
             worker_id=self.worker_id,
             created_after=self.created_after,
@@ -85,7 +86,7 @@ class _Letters(Body):
             agent_type=self.agent_type,
             goal_id=self.goal_id,
             states=(TaskState.FAILED,),
-            labels=_pairs(self.label),
+            labels=pairs(self.label),
             code=self.code,
             finished_after=self.failed_after,
             finished_before=self.failed_before,
@@ -99,7 +100,7 @@ class LetterQuery(_Letters):
     limit: Limit = 50
 
 
-class _Deliberate(Body):
+class Deliberate(Body):
     """A filter that must say something: an empty object is too easily sent by mistake."""
 
     everything: bool = Field(False, alias="all", description="true instead of any other field: really all of them")
@@ -112,11 +113,11 @@ class _Deliberate(Body):
         return self
 
 
-class LetterFilter(_Letters, _Deliberate):
+class LetterFilter(_Letters, Deliberate):
     """Which dead letters; all fields must agree."""
 
 
-class CancelFilter(_Deliberate):
+class CancelFilter(Deliberate):
     """Which tasks that have not finished; all fields must agree."""
 
     agent_type: AgentName | None = None
@@ -133,33 +134,33 @@ class CancelFilter(_Deliberate):
             goal_id=self.goal_id,
             states=(TaskState(self.state),) if self.state else (),
             priority=priority_of(self.priority) if self.priority else None,
-            labels=_pairs(self.label),
+            labels=pairs(self.label),
             created_before=self.created_before,
         )
 
 
-class _Many(Body):
+class Many(Body):
     """How much to do in one call."""
 
     limit: Most = 10_000
     dry_run: bool = Field(False, description="only count what matches")
 
 
-class CancelManyIn(_Many):
+class CancelManyIn(Many):
     """Which tasks to cancel, and why."""
 
     filter: CancelFilter
     reason: Sentence = "cancelled"
 
 
-class RequeueManyIn(_Many):
+class RequeueManyIn(Many):
     """Which dead letters to put back into the queue, and why."""
 
     filter: LetterFilter
     reason: Sentence = "requeued"
 
 
-class PurgeIn(_Many):
+class PurgeIn(Many):
     """Which dead letters to forget, and why."""
 
     filter: LetterFilter

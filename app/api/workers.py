@@ -34,7 +34,6 @@ _EXAMPLE: dict[str, Any] = {
     "memory_gb": 8,
     "cpu_cores": 2,
 }
-_OPERATOR = [requires(Scope.OPERATE)]
 
 
 class RegistrationIn(Body):
@@ -237,7 +236,7 @@ async def page(
     rows = await store.page(connection, everybody=everybody, after=start, limit=limit + 1)
     last = rows[limit - 1] if len(rows) > limit else None
     following = f"{last['name']}/{last['incarnation']}" if last else None
-    return WorkerPage(items=[_worker(row) for row in rows[:limit]], next=following)
+    return WorkerPage(items=[shown(row) for row in rows[:limit]], next=following)
 
 
 @router.get(
@@ -248,30 +247,11 @@ async def page(
 )
 async def read(worker_id: UUID, connection: Reading) -> WorkerOut:
     """Everything about it."""
-    return _worker(await operations.read(connection, worker_id))
+    return shown(await operations.read(connection, worker_id))
 
 
-async def _direct(worker_id: UUID, kind: Directive, reason: ReasonIn, connection: Writing) -> WorkerOut:
-    await operations.direct(connection, worker_id, kind, reason.reason)
-    return _worker(await operations.read(connection, worker_id))
-
-
-_DIRECTED = documented(errors.WorkerNotFound, errors.WorkerGone)
-
-
-@router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_OPERATOR, responses=_DIRECTED)
-async def drain(worker_id: UUID, reason: ReasonIn, connection: Writing) -> WorkerOut:
-    """It finishes its task, takes no more, and stops. The pool starts another in its place."""
-    return await _direct(worker_id, Directive.DRAIN, reason, connection)
-
-
-@router.post("/workers/{worker_id}/stop", summary="Stop a worker", dependencies=_OPERATOR, responses=_DIRECTED)
-async def stop(worker_id: UUID, reason: ReasonIn, connection: Writing) -> WorkerOut:
-    """As drain, but after a grace period it is ended and its task released without burning an attempt."""
-    return await _direct(worker_id, Directive.STOP, reason, connection)
-
-
-def _worker(row: dict[str, Any]) -> WorkerOut:
+def shown(row: dict[str, Any]) -> WorkerOut:
+    """A worker as the store knows it, on the wire."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
     return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})
 

@@ -1,7 +1,8 @@
 """Which workers to start and to end so that the pool is what it should be: plan, requested, observed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from app.domain.workers import WorkerId
 
@@ -27,12 +28,38 @@ class FleetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashPolicy:
-    """A slot whose workers die young waits before the next start: base x 2^(deaths - 1), at most cap; seconds."""
+    """A slot whose workers die young waits before the next start: base x 2^(deaths - 1), at most cap; seconds.
+
+    Two deaths cost nothing, because a replacement must not wait for a single kill. The cap is the time in which a
+    failed worker is to be replaced. A worker that has lived for `young_seconds` clears its slot, and so does the
+    window, which is long enough for a slot to stay at the cap.
+    """
 
     free_deaths: int = 2
     base_seconds: float = 1.0
     cap_seconds: float = 30.0
-    window_seconds: float = 60.0
+    young_seconds: float = 60.0
+    window_seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotDeaths:
+    """How many workers of a slot have died young in a row, and when the last one did."""
+
+    host: str
+    slot: int
+    deaths: int
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestingSlot:
+    """A place in the pool of a host that gets no worker yet."""
+
+    host: str
+    slot: int
+    deaths: int
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +90,22 @@ def plan(snapshot: FleetSnapshot) -> FleetPlan:
     return FleetPlan()
 
 
+def resting(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> list[RestingSlot]:
+    """The slots whose rest is not over, the first to be over first."""
+    found = [
+        RestingSlot(
+            host=slot.host,
+            slot=slot.slot,
+            deaths=slot.deaths,
+            until=slot.last_at + timedelta(seconds=rest_seconds(slot.deaths, policy)),
+        )
+        for slot in slots
+    ]
+    return sorted((slot for slot in found if slot.until > now), key=lambda slot: (slot.until, slot.host, slot.slot))
+
+
 def rest_seconds(recent_deaths: int, policy: CrashPolicy) -> float:
-    """How long a slot rests after this many deaths within the window; the first ones cost nothing."""
+    """How long a slot rests after this many deaths; the first ones cost nothing."""
     surplus = recent_deaths - policy.free_deaths
     if surplus <= 0:
         return 0.0

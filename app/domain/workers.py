@@ -49,6 +49,16 @@ class Directive(StrEnum):
     CANCEL_TASK = "cancel_task"
 
 
+# What ends a worker, the weakest first. A stronger one takes the place of a weaker, never the other way around: who is
+# to stop within a grace period must not be left to drain for as long as its task takes.
+ENDINGS = (Directive.DRAIN, Directive.RESTART, Directive.STOP)
+
+
+def weaker(directive: Directive) -> frozenset[Directive]:
+    """The directives that this one takes the place of."""
+    return frozenset(ENDINGS[: ENDINGS.index(directive)])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthPolicy:
     """Seconds between heartbeats, of silence until a worker is lost, and that a start may take."""

@@ -1,24 +1,44 @@
 """Keeping the managed pool at its size: decide in a transaction, start and end processes outside of it."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.fleet import CrashPolicy, FleetSnapshot, plan, rest_seconds
+from app.domain.fleet import CrashPolicy, FleetSnapshot, RestingSlot, plan, resting
 from app.domain.workers import Directive, WorkerState
 from app.operations import workers as worker_operations
 from app.operations.identifiers import time_ordered_uuid
 from app.provisioners.base import Provisioner
-from app.store import announcements, fleet, workers
-from app.store.database import Database
+from app.store import announcements, directing, fleet, workers
+from app.store.database import Database, now
+from app.store.directing import Crew
+
+_CRASHES = CrashPolicy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The live workers by state, and the places that get none for now because their workers keep dying."""
+
+    states: Mapping[str, int]
+    resting: Sequence[RestingSlot]
+
+
+async def status(connection: AsyncConnection) -> Status:
+    """All workers, and the managed pools of all hosts."""
+    deaths = await fleet.young_deaths(connection, _CRASHES)
+    return Status(states=await fleet.states(connection), resting=resting(deaths, _CRASHES, await now(connection)))
 
 
 async def tick(connection: AsyncConnection, *, provisioner: str, host: str, size: int) -> dict[str, Any]:
     """Compare the pool with its size and write down what is wanted."""
     members = await fleet.members(connection, provisioner, host)
-    resting = await _resting(connection, provisioner, host)
-    decided = plan(FleetSnapshot(members=members, size=size, resting_slots=resting))
+    deaths = await fleet.young_deaths(connection, _CRASHES, provisioner=provisioner, host=host)
+    asleep = frozenset(slot.slot for slot in resting(deaths, _CRASHES, await now(connection)))
+    decided = plan(FleetSnapshot(members=members, size=size, resting_slots=asleep))
     for slot in decided.start:
         worker_id = time_ordered_uuid()
         name = f"{host}-{slot}"
@@ -27,8 +47,8 @@ async def tick(connection: AsyncConnection, *, provisioner: str, host: str, size
         await fleet.answer_replacement(connection, worker_id, slot=slot, name=name)
     if decided.start:
         announcements.note(connection, announcements.LAUNCHES)
-    for worker_id in decided.drain:
-        await workers.direct(connection, worker_id, Directive.DRAIN, decided.reason)
+    if decided.drain:
+        await directing.direct(connection, Crew(ids=decided.drain), Directive.DRAIN, decided.reason)
     return {"members": len(members), "started": len(decided.start), "drained": len(decided.drain)}
 
 
@@ -52,9 +72,9 @@ async def provision(database: Database, provisioner: Provisioner) -> int:
 
 
 async def report_exit(database: Database, worker_id: UUID, reason: str, state: WorkerState = WorkerState.LOST) -> None:
-    """A process of ours has ended. One that said goodbye is over already; any other is lost."""
+    """A process of ours has ended. One that said goodbye is over already; any other that was to go on is lost."""
     async with database.transaction() as connection:
-        await worker_operations.lose(connection, worker_id, state, reason)
+        await worker_operations.see_exit(connection, worker_id, state, reason)
 
 
 async def reconcile(database: Database, provisioner: Provisioner, stop_grace_seconds: float) -> dict[str, int]:
@@ -89,9 +109,3 @@ async def _adopt(database: Database, provisioner: Provisioner, worker: fleet.Man
     async with database.transaction() as connection:
         await fleet.started(connection, worker.worker_id, handle)
     return 1
-
-
-async def _resting(connection: AsyncConnection, provisioner: str, host: str) -> frozenset[int]:
-    policy = CrashPolicy()
-    deaths = await fleet.young_deaths(connection, provisioner, host, policy.window_seconds)
-    return frozenset(slot for slot, (count, seconds_ago) in deaths.items() if seconds_ago < rest_seconds(count, policy))

@@ -17,6 +17,7 @@ from app.store import (
     minutes,
     partitions,
     performance,
+    replacements,
     workers,
 )
 
@@ -31,6 +32,7 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         ],
         "keys": await keys.prune(connection),
         "workers": await workers.prune(connection, history_days),
+        "replacements": await replacements.prune(connection, history_days),
         "attempts": await attempts.prune(connection, history_days),
         "alerts": await alerts.prune(connection, history_days),
         "leases": await holding.forget(connection),

@@ -12,7 +12,7 @@ from app.domain.access import Role
 from app.domain.errors import WorkerGone, WorkerNotFound
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import after_rescue
-from app.domain.workers import Directive, HealthPolicy, WorkerId, WorkerState, hold_back, overdue
+from app.domain.workers import HealthPolicy, WorkerId, WorkerState, hold_back, overdue
 from app.operations.access import create_key
 from app.operations.coalescing import Coalescer
 from app.operations.identifiers import time_ordered_uuid
@@ -105,19 +105,11 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
     return row
 
 
-async def direct(connection: AsyncConnection, worker_id: UUID, directive: Directive, reason: str) -> None:
-    """Tell a worker to drain, stop or restart: it gets no more leases from now on, and hears it with its next beat.
+async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> bool:
+    """A worker stops in order; what it still holds goes back without burning an attempt.
 
-    Raises WorkerNotFound, WorkerGone.
+    Safe to repeat; false when the worker was over already.
     """
-    if not await workers.direct(connection, worker_id, directive, reason):
-        row = await read(connection, worker_id)
-        raise WorkerGone(f"this worker is {row['state']} already", reason=row["state"])
-    announcements.note(connection, announcements.FLEET)
-
-
-async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> None:
-    """A worker stops in order; what it still holds goes back without burning an attempt. Safe to repeat."""
     ended = await workers.end(connection, worker_id, WorkerState.STOPPED, reason)
     attempt = await attempts.of_worker(connection, worker_id)
     if attempt is not None:
@@ -125,6 +117,7 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
     await permits.lose(connection, worker_id)
     if ended is not None:
         announcements.note(connection, announcements.FLEET)
+    return ended is not None
 
 
 async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
@@ -147,6 +140,17 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
     await permits.lose(connection, worker_id)
     announcements.note(connection, announcements.FLEET)
     return True
+
+
+async def see_exit(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
+    """The process of a worker has ended without a goodbye; false when the worker was over already.
+
+    One that was told to stop or restart was ended by us when its grace was over: that is no loss and no crash, and its
+    task goes back unharmed.
+    """
+    if await workers.is_stopping(connection, worker_id):
+        return await say_goodbye(connection, worker_id, reason)
+    return await lose(connection, worker_id, state, reason)
 
 
 async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.fleet import PoolMember
+from app.domain.fleet import CrashPolicy, PoolMember, SlotDeaths
 from app.domain.workers import WorkerId
 from app.store import holding
 
@@ -45,12 +45,18 @@ FROM workers w {holding.joined("w.id")}
 WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
-_DEATHS = text("""
-SELECT slot, count(*) AS deaths, extract(epoch FROM now() - max(ended_at)) AS seconds_ago FROM workers
-WHERE provisioner = :provisioner AND host = :host AND state IN ('lost', 'failed')
-  AND ended_at > now() - make_interval(secs => :window) AND ended_at - requested_at < make_interval(secs => :window)
-GROUP BY slot
-""")
+# Deaths before a worker of the same name that has lived for longer count no more.
+_DEATHS = """
+SELECT w.host, w.slot, count(*) AS deaths, max(w.ended_at) AS last_at FROM workers w
+WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
+  AND w.ended_at > now() - make_interval(secs => :window)
+  AND w.ended_at - w.requested_at < make_interval(secs => :young)
+  AND NOT EXISTS (
+      SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation
+        AND coalesce(later.ended_at, now()) - later.requested_at >= make_interval(secs => :young)
+  )
+GROUP BY w.host, w.slot
+"""
 
 # Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline cleans up.
 _CLAIM_LAUNCHES = text("""
@@ -89,6 +95,11 @@ _FIRST_LEASES = """
 UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
 """
 
+_STATES = text(f"""
+SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS shown, count(*) AS workers
+FROM workers w {holding.joined("w.id")} WHERE {_LIVE} GROUP BY shown
+""")
+
 _REPLACEMENTS = """
 SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
        first_lease_at FROM replacements
@@ -105,12 +116,15 @@ async def members(connection: AsyncConnection, provisioner: str, host: str) -> l
 
 
 async def young_deaths(
-    connection: AsyncConnection, provisioner: str, host: str, window_seconds: float
-) -> dict[int, tuple[int, float]]:
-    """Per slot: workers that died young within the window, and seconds since the last such death."""
-    values = {"provisioner": provisioner, "host": host, "window": window_seconds}
-    rows = (await connection.execute(_DEATHS, values)).mappings()
-    return {row["slot"]: (row["deaths"], float(row["seconds_ago"])) for row in rows}
+    connection: AsyncConnection, policy: CrashPolicy, *, provisioner: str | None = None, host: str | None = None
+) -> list[SlotDeaths]:
+    """Slots whose workers died young lately: of one provisioner on one host, or of all."""
+    given = {"provisioner": provisioner, "host": host}
+    known = {name: value for name, value in given.items() if value is not None}
+    where = " AND ".join([f"w.{name} = :{name}" for name in known]) or "true"
+    values = {**known, "window": policy.window_seconds, "young": policy.young_seconds}
+    rows = (await connection.execute(text(_DEATHS.format(where=where)), values)).mappings()
+    return [SlotDeaths(**row) for row in rows]
 
 
 async def claim_launches(connection: AsyncConnection, provisioner: str, host: str) -> list[Launch]:
@@ -149,6 +163,11 @@ async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, sl
 async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
     """These workers have just received a lease, perhaps their first."""
     await connection.execute(_FIRST_LEASES, worker_ids)
+
+
+async def states(connection: AsyncConnection) -> dict[str, int]:
+    """How many workers are alive, by state; one that holds a task is `busy`."""
+    return {row.shown: row.workers for row in await connection.execute(_STATES)}
 
 
 async def replacements(connection: AsyncConnection, *, before: int | None, limit: int) -> list[dict[str, Any]]:

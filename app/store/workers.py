@@ -122,15 +122,13 @@ _SIGHTINGS = text(f"""
 SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {_LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
-_DIRECT = text(f"""
-UPDATE workers SET directive = :directive, directive_reason = :reason,
-    state = CASE WHEN state = 'ready' THEN 'draining' ELSE state END
-WHERE id = :id AND {_LIVE} RETURNING id
-""")
-
 _END = text("""
 UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
 WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner
+""")
+
+_IS_STOPPING = text(f"""
+SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {_LIVE} FOR UPDATE
 """)
 
 _PRUNE = text("DELETE FROM workers WHERE ended_at < now() - make_interval(days => :days)")
@@ -215,12 +213,6 @@ async def sightings(connection: AsyncConnection) -> list[Sighting]:
     ]
 
 
-async def direct(connection: AsyncConnection, worker_id: UUID, directive: str, reason: str) -> bool:
-    """Leave word for a worker's next heartbeat and give it no more leases; False when it is over."""
-    values = {"id": worker_id, "directive": directive, "reason": reason}
-    return (await connection.execute(_DIRECT, values)).first() is not None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """A worker that is over, and the place in the pool that it leaves."""
@@ -235,6 +227,11 @@ async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, 
     values = {"id": worker_id, "state": state.value, "reason": reason, "origins": sorted(origins(state))}
     row = (await connection.execute(_END, values)).mappings().first()
     return Ended(**row) if row else None
+
+
+async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:
+    """Whether a live worker, which is locked, has been told to stop or restart."""
+    return bool((await connection.execute(_IS_STOPPING, {"id": worker_id})).scalar())
 
 
 async def prune(connection: AsyncConnection, days: int) -> int:

@@ -71,7 +71,7 @@ async def test_only_what_a_worker_can_do(service: Service) -> None:
     assert await worker.lease(agent_types=["evolution"]) is None
 
 
-@pytest.mark.parametrize("kind", ["drain", "stop"])
+@pytest.mark.parametrize("kind", ["drain", "stop", "restart"])
 async def test_directives_come_with_the_heartbeat(service: Service, kind: str) -> None:
     worker = await service.worker()
     shown = await service.post(f"/workers/{worker.id}/{kind}", {"reason": "upgrade"}, key=Role.OPERATOR)
@@ -201,6 +201,10 @@ async def test_a_replacement_shows_each_step(service: Service, database: Databas
     steps = [closed[f"{step}_at"] for step in ("detected", "requested", "registered", "first_lease")]
     assert None not in steps
     assert steps == sorted(steps)
+    times = await service.get("/replacements/times")
+    assert (times["replacements"], times["working"], times["since"]) == (1, 1, closed["detected_at"])
+    assert 0 <= times["requested"]["p50"] <= times["registered"]["p50"] <= times["first_lease"]["p99"]
+    assert times["started"] is None
 
 
 async def _launch(database: Database) -> None:

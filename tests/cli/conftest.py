@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +99,11 @@ class Service:
             assert done.status_code == 200, done.text
             await http.post(f"{path}/goodbye", json={"reason": "done"}, headers=own)
 
-    async def register(self, name: str) -> Json:
+    async def register(self, name: str, labels: Sequence[str] = ()) -> Json:
         """A worker that is ready, and does nothing."""
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
-            me = {"name": name, "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1, "capabilities": ["ranking"]}
+            me: Json = {"name": name, "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
+            me |= {"capabilities": ["ranking"], "labels": dict(label.split(":") for label in labels)}
             key = {"Authorization": f"Bearer {self.keys[Role.WORKER]}"}
             worker: Json = (await http.post("/workers", json=me, headers=key)).json()
             own = {"Authorization": f"Bearer {worker['key']}"}

@@ -1,8 +1,14 @@
 """`convener workers` against the real service."""
 
+from datetime import UTC, datetime
 from uuid import uuid4
 
-from tests.cli.conftest import CommandLine, Service
+from rich.console import Console
+
+from app.cli.fleet import board
+from app.store.database import Database
+from tests.cli.conftest import CommandLine, Json, Service
+from tests.sql import execute
 
 
 async def test_ls_shows_who_is_there(convener: CommandLine, service: Service) -> None:
@@ -43,3 +49,59 @@ async def test_those_that_are_gone_are_shown_on_request(convener: CommandLine, s
     gone = {item["name"] for item in (await convener("workers", "ls", "--gone", "-o", "json")).json["items"]}
     live = {item["name"] for item in (await convener("workers", "ls", "-o", "json")).json["items"]}
     assert live < gone
+
+
+async def test_a_filter_is_counted_and_confirmed_before_anybody_is_told(
+    convener: CommandLine, service: Service
+) -> None:
+    site = f"site:{uuid4().hex[:6]}"
+    workers = [await service.register(f"cli-{uuid4().hex[:6]}", labels=[site]) for _ in range(2)]
+    dry = await convener("workers", "restart", "--label", site, "--dry-run")
+    assert "2 workers would be restarted" in dry.out
+    refused = await convener("workers", "restart", "--label", site, stdin="n\n")
+    assert (refused.code, "restart 2 workers?" in refused.err) == (1, True)
+    assert (await convener("workers", "restart", "--label", site, "--yes", "-o", "json")).json["restarted"] == 2
+    items = (await convener("workers", "ls", "-o", "json")).json["items"]
+    ids = {worker["worker_id"] for worker in workers}
+    assert {item["directive"] for item in items if item["worker_id"] in ids} == {"restart"}
+
+
+async def test_names_go_alone_and_something_must_be_said(convener: CommandLine) -> None:
+    for arguments in (("ada", "--all"), ("ada", "--label", "a:b"), (), ("--all", "--agent", "ranking")):
+        assert (await convener("workers", "stop", *arguments)).code == 2
+
+
+async def test_the_fleet_is_shown(convener: CommandLine, service: Service) -> None:
+    await service.register(f"cli-{uuid4().hex[:6]}")
+    shown = await convener("workers", "fleet")
+    assert "Workers" in shown.out
+    assert "10 to 1,000" in shown.out
+    assert (await convener("workers", "fleet", "-o", "json")).json["total"] >= 1
+
+
+def test_places_that_rest_are_shown_with_the_time_of_their_next_start() -> None:
+    places = [{"host": "lab-1", "slot": 3, "deaths": 5, "until": "2030-01-01T12:00:08Z"}]
+    found: Json = {"min_workers": 2, "max_workers": 12, "total": 3, "workers": {"ready": 2, "busy": 1, "starting": 0}}
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(
+            board(found | {"reduced_capacity": True, "resting": places}, datetime(2030, 1, 1, 12, tzinfo=UTC))
+        )
+    text = captured.get()
+    assert "3: 2 ready, 1 busy" in text
+    assert "reduced capacity: 1 place rests" in text
+    assert text.splitlines()[-1].split() == ["lab-1", "3", "5", "in", "8", "s"]
+
+
+async def test_replacements_are_summed_up(convener: CommandLine, service: Service) -> None:
+    database = Database(service.database_url)
+    await execute(
+        database,
+        """INSERT INTO replacements
+            (lost_worker_id, slot, worker_name, cause, detected_at, requested_at, first_lease_at)
+        SELECT gen_random_uuid(), 1, 'lab-1', 'killed', now(), now() + interval '0.25 s', now() + interval '1.5 s'""",
+    )
+    await database.close()
+    shown = await convener("workers", "replacements", COLUMNS="120")
+    assert shown.out.splitlines()[-2].split() == ["p50", "+0.25", "s", "-", "-", "+1.50", "s"]
+    assert (await convener("workers", "replacements", "-o", "json")).json["times"]["first_lease"]["p99"] == 1.5

@@ -1,11 +1,12 @@
 """The plan for a pool of fixed size."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.fleet import CrashPolicy, FleetSnapshot, PoolMember, plan, rest_seconds
+from app.domain.fleet import CrashPolicy, FleetSnapshot, PoolMember, SlotDeaths, plan, rest_seconds, resting
 from app.domain.workers import WorkerId
 
 members = st.lists(
@@ -51,3 +52,13 @@ def test_the_idle_go_first_and_nobody_is_told_twice(members: list[PoolMember], s
 def test_a_slot_whose_workers_die_young_rests_longer_each_time() -> None:
     policy = CrashPolicy()
     assert [rest_seconds(deaths, policy) for deaths in range(10)] == [0, 0, 0, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_places_rest_since_their_last_death_and_the_first_to_be_tried_comes_first() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    slots = [
+        SlotDeaths(host="here", slot=slot, deaths=deaths, last_at=now - timedelta(seconds=ago))
+        for slot, deaths, ago in ((1, 7, 10), (2, 3, 0.5), (3, 3, 1), (4, 2, 0), (5, 100, 29))
+    ]
+    found = [(place.slot, (place.until - now).total_seconds()) for place in resting(slots, CrashPolicy(), now)]
+    assert found == [(2, 0.5), (5, 1), (1, 6)]

@@ -20,13 +20,13 @@ from app.domain.fairness import FairQueue
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import Priority
 from app.domain.workers import Directive, WorkerId, WorkerState
-from app.operations import workers
+from app.operations import directing, workers
 from app.operations.broker import Broker, LeaseCall
 from app.operations.leases import LeaseDesk
 from app.store import claims as store
 from app.store import fleet
 from app.store.database import Database
-from tests.factories import completion, leased, ready_worker, registration, submitted
+from tests.factories import completion, leased, order, ready_worker, registration, submitted
 from tests.sql import execute, until, value
 
 
@@ -135,7 +135,7 @@ async def test_a_draining_worker_gets_nothing(database: Database, broker: Broker
     worker_id = await ready_worker(database)
     await submitted(database)
     async with database.transaction() as connection:
-        await workers.direct(connection, worker_id, Directive.DRAIN, "enough")
+        await directing.direct(connection, worker_id, order(Directive.DRAIN, "enough"))
     assert await broker.lease(_call(worker_id), 0.2) is None
     assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'pending'") == 1
 

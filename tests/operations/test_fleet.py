@@ -8,12 +8,13 @@ import pytest
 from app.domain.errors import WorkerGone
 from app.domain.leases import LeasePolicy
 from app.domain.workers import Directive, WorkerId, WorkerState
-from app.operations import fleet, workers
+from app.operations import directing, fleet, workers
 from app.operations.workers import Heartbeats
 from app.provisioners.base import Handle
 from app.store import fleet as store
+from app.store import replacements as records
 from app.store.database import Database
-from tests.factories import beat, holding, ready_worker, registration
+from tests.factories import beat, everything, holding, leased, order, ready_worker, registration, submitted
 from tests.sql import execute, fetch, value
 
 
@@ -190,6 +191,114 @@ async def test_a_slot_whose_workers_die_young_rests(database: Database, host: _H
     assert (await _tick(database, 2))["started"] == 2
 
 
+async def _dies(database: Database, host: _Host, seconds_after_start: float) -> None:
+    """The worker of a pool of one ends, having lived for so long."""
+    (worker,) = await _pool(database, host, 1)
+    born = "UPDATE workers SET requested_at = now() - make_interval(secs => $1) WHERE id = $2"
+    await execute(database, born, seconds_after_start, worker)
+    await fleet.report_exit(database, worker, "killed")
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by."""
+    earlier = "{0} = {0} - make_interval(secs => $1)"
+    await execute(
+        database, f"UPDATE workers SET {earlier.format('ended_at')}, {earlier.format('requested_at')}", seconds
+    )
+
+
+async def test_a_crash_loop_stays_slow_for_longer_than_a_minute(database: Database, host: _Host) -> None:
+    for _ in range(10):
+        await _dies(database, host, 1)
+        await _pass(database, 31)
+    await _dies(database, host, 1)
+    await _pass(database, 20)
+    assert (await _tick(database, 1))["started"] == 0
+    assert (await _status(database)).resting[0].deaths == 11
+
+
+async def test_a_worker_that_lived_for_a_minute_clears_its_place(database: Database, host: _Host) -> None:
+    for _ in range(3):
+        await _dies(database, host, 1)
+        await _pass(database, 3)
+    await _dies(database, host, 61)
+    await _dies(database, host, 1)
+    assert (await _tick(database, 1))["started"] == 1
+
+
+async def _status(database: Database) -> fleet.Status:
+    async with database.transaction() as connection:
+        return await fleet.status(connection)
+
+
+async def test_the_status_tells_who_is_there_and_which_places_rest(database: Database, host: _Host) -> None:
+    first, _ = await _pool(database, host, 2)
+    await submitted(database)
+    await leased(database, WorkerId(first))
+    await _tick(database, 3, host="there")
+    found = await _status(database)
+    assert (found.states, found.resting) == ({"busy": 1, "ready": 1, "starting": 3}, [])
+    host.broken = True
+    for _ in range(3):
+        await _tick(database, 3)
+        await fleet.provision(database, host)
+    (place,) = (await _status(database)).resting
+    assert (place.host, place.slot, place.deaths) == ("here", 3, 3)
+
+
+@pytest.mark.parametrize("directive", [Directive.STOP, Directive.RESTART])
+async def test_a_worker_that_was_to_end_and_was_killed_after_its_grace_is_neither_lost_nor_crashed(
+    database: Database, host: _Host, directive: Directive
+) -> None:
+    (worker,) = await _pool(database, host, 1)
+    task_id = (await submitted(database))[0]
+    await leased(database, WorkerId(worker))
+    async with database.transaction() as connection:
+        await directing.direct(connection, worker, order(directive, "so it is"))
+    await fleet.report_exit(database, worker, "the process was killed by SIGKILL")
+    assert await value(database, "SELECT state FROM workers") == "stopped"
+    task = await everything(database, task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 0)
+    assert await _replacements(database) == []
+    for _ in range(3):
+        assert (await _tick(database, 1))["started"] == 1
+        row = (await fetch(database, "SELECT id, name, slot FROM workers WHERE state = 'starting'"))[0]
+        assert (row["name"], row["slot"]) == ("here-1", 1)
+        async with database.transaction() as connection:
+            await directing.direct(connection, row["id"], order(directive))
+        await fleet.report_exit(database, row["id"], "the process was killed by SIGKILL")
+
+
+async def test_a_worker_that_died_while_it_was_to_drain_is_lost(database: Database, host: _Host) -> None:
+    (worker,) = await _pool(database, host, 1)
+    async with database.transaction() as connection:
+        await directing.direct(connection, worker, order(Directive.DRAIN))
+    await fleet.report_exit(database, worker, "the process was killed by SIGKILL")
+    assert await value(database, "SELECT state FROM workers") == "lost"
+    assert len(await _replacements(database)) == 1
+
+
+async def test_the_times_of_replacements_are_summed_up(database: Database) -> None:
+    async with database.transaction() as connection:
+        nothing = await records.times(connection, (0.5, 0.99))
+    assert (nothing.replacements, nothing.since, nothing.steps["requested"]) == (0, None, None)
+    await execute(
+        database,
+        """INSERT INTO replacements
+            (lost_worker_id, slot, worker_name, cause, detected_at, requested_at, first_lease_at)
+        SELECT gen_random_uuid(), n, 'w', 'killed', now(), now() + make_interval(secs => n),
+               CASE WHEN n <= 50 THEN now() + make_interval(secs => 10 * n) END
+        FROM generate_series(1, 101) AS n""",
+    )
+    async with database.transaction() as connection:
+        found = await records.times(connection, (0.5, 0.99))
+        latest = await records.times(connection, (0.5,), newest=11)
+    assert (found.replacements, found.working, found.steps["requested"]) == (101, 50, [51, 100])
+    assert found.steps["started"] is None
+    assert found.steps["first_lease"] == pytest.approx([255, 495.1])
+    assert (latest.replacements, latest.steps["requested"]) == (11, [96])
+
+
 async def test_what_runs_already_is_adopted_after_a_restart(database: Database, host: _Host) -> None:
     pool = await _pool(database, host, 2)
     host.watched.clear()
@@ -235,7 +344,7 @@ async def test_a_worker_told_to_stop_is_ended_after_its_grace(
 ) -> None:
     worker = (await _pool(database, host, 1))[0]
     async with database.transaction() as connection:
-        await workers.direct(connection, worker, directive, "so it is")
+        await directing.direct(connection, worker, order(directive, "so it is"))
     await _reconcile(database, host)
     assert host.stopped == ({worker: 30} if ended else {})
 

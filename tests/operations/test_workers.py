@@ -9,11 +9,11 @@ from app.domain.errors import WorkerGone, WorkerNotFound
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import RetryPolicy
 from app.domain.workers import MOVES, Directive, HealthPolicy, WorkerId, WorkerState
-from app.operations import workers
+from app.operations import directing, workers
 from app.operations.workers import Heartbeats
 from app.store import workers as worker_store
 from app.store.database import Database
-from tests.factories import beat, everything, holding, leased, ready_worker, registration, submitted, turn
+from tests.factories import beat, everything, holding, leased, order, ready_worker, registration, submitted, turn
 from tests.sql import execute, fetch, value
 
 
@@ -95,7 +95,7 @@ async def test_a_heartbeat_renews_nothing_that_is_not_its_own(
 async def test_a_directive_waits_for_the_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
     worker = await ready_worker(database)
     async with database.transaction() as connection:
-        await workers.direct(connection, worker, Directive.STOP, "maintenance")
+        await directing.direct(connection, worker, order(Directive.STOP, "maintenance"))
     assert await _state(database, worker) == "draining"
     pulse = await heartbeats.report(beat(worker))
     assert (pulse.state, pulse.directive, pulse.directive_reason) == (WorkerState.DRAINING, "stop", "maintenance")
@@ -106,7 +106,7 @@ async def test_a_worker_told_to_leave_before_its_first_heartbeat_is_never_ready(
 ) -> None:
     worker = (await _register(database)).worker_id
     async with database.transaction() as connection:
-        await workers.direct(connection, worker, Directive.DRAIN, "enough")
+        await directing.direct(connection, worker, order(Directive.DRAIN, "enough"))
     assert (await heartbeats.report(beat(worker))).state is WorkerState.DRAINING
 
 
@@ -126,16 +126,6 @@ async def test_heartbeats_make_no_illegal_move(database: Database, heartbeats: H
             except WorkerGone:
                 after = WorkerState(await _state(database, worker))
             assert after == state or after in MOVES[state]
-
-
-async def test_nobody_can_be_directed_who_is_over_or_unknown(database: Database) -> None:
-    worker = await ready_worker(database)
-    await _lose(database, worker)
-    async with database.transaction() as connection:
-        with pytest.raises(WorkerGone):
-            await workers.direct(connection, worker, Directive.DRAIN, "enough")
-        with pytest.raises(WorkerNotFound):
-            await workers.direct(connection, uuid4(), Directive.DRAIN, "enough")
 
 
 async def test_a_lost_worker_that_beats_again_learns_that_it_is_lost(

@@ -67,6 +67,8 @@ Index(
     unique=True,
     postgresql_where=text("state IN ('starting', 'ready', 'draining')"),
 )
+# How often workers died lately is asked every two seconds, however many are remembered.
+Index("workers_died", workers.c.ended_at, postgresql_where=text("state IN ('lost', 'failed')"))
 
 replacements = Table(
     "replacements",

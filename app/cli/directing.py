@@ -1,0 +1,149 @@
+"""Telling workers to drain, stop or restart: by their names, or all that a filter selects, counted first."""
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.text import Text
+
+from app.cli import bulk, output
+from app.cli.bulk import Deed, DryRun, Everything, Most, Terms, Yes
+from app.cli.client import Client, Json, Url, connect
+from app.cli.failures import ExitCode, Failure
+from app.cli.output import Format, Output
+from app.cli.words import AgentOption, Labels, Reason
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
+_DRAIN = Deed(path="/workers/drain", verb="drain", done="drained", thing="worker")
+_STOP = Deed(path="/workers/stop", verb="stop", done="stopped", thing="worker")
+_RESTART = Deed(path="/workers/restart", verb="restart", done="restarted", thing="worker")
+_WHY = "asked by an operator"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands of `convener workers`."""
+    for command in (drain, stop, restart):
+        name = command.__name__
+        lines = (
+            f"convener workers {name} host-1 host-2 --reason 'new handlers'",
+            f"convener workers {name} --agent ranking --dry-run",
+            f"convener workers {name} --label site:lab1 --yes",
+        )
+        app.command(epilog=output.examples(*lines))(command)
+
+
+def drain(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Let workers finish their task and end. The pool starts others in their place.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_DRAIN, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def stop(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """End workers after a grace period; an unfinished task goes back to the queue without burning an attempt.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_STOP, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def restart(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Stop workers, and start new processes in their places: neither a loss nor a crash.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_RESTART, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def all_workers(client: Client, *, gone: bool) -> list[Json]:
+    """The living workers, or everybody who is remembered."""
+    return client.pages("/workers", None, all="true" if gone else None)[0]
+
+
+def ids_of(client: Client, workers: list[str]) -> list[str]:
+    """Ids are taken as they are; names are looked up among the living. Raises Failure before anything was done."""
+    if all(_is_id(worker) for worker in workers):
+        return workers
+    named = {worker["name"]: worker["worker_id"] for worker in all_workers(client, gone=False)}
+    unknown = [worker for worker in workers if not _is_id(worker) and worker not in named]
+    if unknown:
+        raise Failure(
+            f"no living worker is named {', '.join(unknown)}",
+            ExitCode.NOT_FOUND,
+            hint="`convener workers ls` lists the workers",
+        )
+    return [worker if _is_id(worker) else named[worker] for worker in workers]
+
+
+def _order(
+    deed: Deed,
+    workers: list[str] | None,
+    agent: str | None,
+    label: list[str] | None,
+    everything: bool,
+    reason: str,
+    terms: Terms,
+    url: str | None,
+    fmt: Format,
+) -> None:
+    if workers:
+        bulk.ids_alone(everything, terms.dry_run, terms.limit, agent, label)
+        _tell_each(deed.verb, workers, reason, url, fmt)
+        return
+    body = {"filter": bulk.chosen(everything, agent_type=agent, label=label), "reason": reason}
+    with connect(url) as client:
+        bulk.run(client, deed, body, terms, fmt)
+
+
+def _tell_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:
+    with connect(url) as client:
+        done = [
+            client.post(f"/workers/{worker_id}/{verb}", {"reason": reason}) for worker_id in ids_of(client, workers)
+        ]
+    if fmt is Format.JSON:
+        output.write_json({"items": done})
+        return
+    for worker in done:
+        output.show(Text(output.plain(f"{worker['name']} ({worker['worker_id']}) is told to {worker['directive']}")))
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
