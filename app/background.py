@@ -11,9 +11,10 @@ from app.domain.leases import LeasePolicy
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.loops.runner import Runner
-from app.loops.schedule import DUTIES, ERRANDS, Context, Duty, Errand, pool_duties, pool_errands
+from app.loops.schedule import DUTIES, ERRANDS, Context, Duty, Errand, host_errands, pool_duties, pool_errands
 from app.operations import fleet
 from app.provisioners.local import LocalProvisioner
+from app.provisioners.machine import Machine
 from app.settings import Settings, settings_of_service
 from app.store.database import Database
 
@@ -26,7 +27,7 @@ async def run(settings: Settings) -> None:
         raise ValueError("the loops need CONVENER_DATABASE_URL")
     database = Database(settings.database_url, hot_connections=2)
     provisioner = _provisioner(settings, database) if settings.pool_size else None
-    schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS]
+    schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner), *pool_errands(provisioner)]
     runner = Runner(_context(settings, database, provisioner), schedule)

@@ -14,6 +14,7 @@ from app.api import application
 from app.api.services import Services
 from app.domain.leases import LeasePolicy
 from app.domain.scaling import Mode
+from app.domain.utilisation import UtilisationPolicy
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.operations.access import Keyring
@@ -21,9 +22,12 @@ from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
+from app.operations.lookout import Lookout, Terms
 from app.operations.permits import PermitDesk
+from app.operations.utilisation import keep_sampling
 from app.operations.weighing import follow_weights, take_weights
 from app.operations.workers import Heartbeats
+from app.provisioners.machine import Machine
 from app.settings import Settings, settings_of_service
 from app.store import schema
 from app.store.database import Database
@@ -38,7 +42,9 @@ def services_for(settings: Settings, database: Database) -> Services:
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
     broker = Broker(database, leases)
-    config = CurrentConfig(database, settings.mode or Mode.PRODUCTION)
+    initial = settings.mode or Mode.PRODUCTION
+    config = CurrentConfig(database, initial)
+    terms = Terms(capacity=settings.capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
     return Services(
         database=database,
         broker=broker,
@@ -48,6 +54,8 @@ def services_for(settings: Settings, database: Database) -> Services:
         admission=Admission(settings.capacity),
         config=config,
         permits=PermitDesk(database, config),
+        # Connections of its own: a lookout that waits behind those it watches sees nothing.
+        lookout=Lookout(Database(database.url, hot_connections=1, connections=1), terms),
         duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
         health=HealthPolicy(
@@ -74,14 +82,19 @@ def create_app(settings: Settings) -> FastAPI:
         await take_weights(database, services.config, services.broker.fairness)
         following = follow_weights(database, services.config, services.broker.fairness)
         weights = asyncio.create_task(following, name="weights")
+        sampling = asyncio.create_task(
+            keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"
+        )
         try:
             yield
         finally:
             weights.cancel()
+            sampling.cancel()
             await begin_shutdown(services)
             await services.desk.stop()
             await services.heartbeats.stop()
             await services.permits.stop()
+            await services.lookout.close()
             await database.close()
 
     return application.build(lifespan, max_body_bytes=settings.max_body_bytes)

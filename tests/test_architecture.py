@@ -10,7 +10,7 @@ APP = ROOT / "app"
 _CONSTRUCTORS = {"text", "select", "insert", "update", "delete", "table", "column"}
 _LONGEST_FILE = 310
 # Where a local clock is right: making ids, telling people the time, and measuring how long something took.
-_LOCAL_CLOCKS = ("app/operations/identifiers.py", "app/logs.py", "app/cli/")
+_LOCAL_CLOCKS = ("app/operations/identifiers.py", "app/operations/lookout.py", "app/logs.py", "app/cli/")
 # One idea may stay whole.
 _WHOLE = {"worker_agent/protocol.py"}
 

@@ -19,6 +19,7 @@ from app.api import (
     fleet,
     goals,
     health,
+    health_report,
     keys,
     leases,
     metrics,
@@ -27,6 +28,7 @@ from app.api import (
     permits,
     problems,
     queues,
+    runtime,
     tasks,
     workers,
 )
@@ -52,6 +54,8 @@ _PARTS = (
     alerts,
     keys,
     health,
+    health_report,
+    runtime,
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """

@@ -9,14 +9,14 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.responses import Response
 
 from app.api.access import requires
+from app.api.gauges import PoolGauges
 from app.api.services import Services, ServicesDep
+from app.domain import health
 from app.domain.access import Scope
 from app.domain.capacity import CapacityPolicy
 from app.domain.errors import DatabaseUnavailable
 from app.domain.queues import MOVES, QueueSnapshot
 from app.domain.tasks import Priority
-from app.operations import queues
-from app.store import status
 
 # Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
 _LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
@@ -45,28 +45,27 @@ class Gauges:
         self._oldest = self._gauge("convener_oldest_wait_seconds", "Age of the oldest task that may run", "priority")
         self._rates = self._gauge("convener_tasks_per_second", "Over the last minute", "what")
         self._paused = self._gauge("convener_paused", "Agent types whose tasks are not leased", "agent")
-        self._workers = self._gauge("convener_workers", "Live workers", "state")
         self._dead = Gauge("convener_dead_letters_last_hour", "Tasks given up in the last hour", registry=registry)
         self._miscounted = Gauge(
             "convener_miscounted_tasks", "By how many the counters were off when last checked", registry=registry
         )
         self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
-        self._database = Gauge("convener_database_up", "Whether the database answers", registry=registry)
+        self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
+        self._pool = PoolGauges(registry)
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; without a database it still says so."""
         self._waiting.set(services.broker.waiting)
         try:
-            async with services.database.transaction() as connection:
-                queue, workers = await queues.look(connection), await status.workers_by_state(connection)
+            seen = await services.lookout.look()
         except DatabaseUnavailable:
             self._forget()
             self._database.set(0)
         else:
             self._forget()
-            self._show(queue, services.admission.policy)
-            for state, count in workers.items():
-                self._workers.labels(state).set(count)
+            terms = services.lookout.terms
+            self._show(seen.queue, terms.capacity)
+            self._pool.show(seen, health.report(seen, terms.report, terms.capacity), terms.report.utilisation)
             self._database.set(1)
         return generate_latest(self._registry)
 
@@ -74,6 +73,7 @@ class Gauges:
         """What is over, or unknown, is not told."""
         for gauge in self._shown:
             gauge.clear()
+        self._pool.forget()
         self._dead.set(nan)
         self._miscounted.set(nan)
 

@@ -12,6 +12,7 @@ from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
+from app.operations.lookout import Lookout
 from app.operations.permits import PermitDesk
 from app.operations.tasks import Intake
 from app.operations.workers import Heartbeats
@@ -29,6 +30,7 @@ class Services:
     keyring: Keyring
     admission: Admission
     config: CurrentConfig
+    lookout: Lookout
     permits: PermitDesk
     duplicate_window_seconds: float
     leases: LeasePolicy

@@ -84,8 +84,8 @@ class BeatIn(Body):
 
     state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
     lease: LeaseRef | None = None
-    cpu_percent: float = Field(0, ge=0)
-    memory_mb: float = Field(0, ge=0)
+    cpu_percent: float | None = Field(None, ge=0, description="percent of one core since the last report")
+    memory_mb: float | None = Field(None, ge=0, description="MiB that are resident now")
     errors: list[LocalError] = Field(default_factory=list, max_length=50)
 
 

@@ -63,6 +63,8 @@ class Runner:
             if turn is None:
                 return
             result = await duty.run(self._context, connection, turn)
-            await duties.done(connection, duty.name, result, held_back=bool(result.get("held_back")))
+            pace = None if duty.of_one_host else duty.seconds
+            held_back = bool(result.get("held_back"))
+            await duties.done(connection, duty.name, result, held_back=held_back, every_seconds=pace)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)

@@ -14,6 +14,7 @@ from app.domain.ageing import AgeingPolicy
 from app.domain.capacity import CapacityPolicy
 from app.domain.checkpoints import CheckpointPolicy
 from app.domain.leases import LeasePolicy
+from app.domain.utilisation import UtilisationPolicy
 from app.domain.workers import HealthPolicy
 from app.operations import (
     ageing,
@@ -25,10 +26,12 @@ from app.operations import (
     performance,
     permits,
     sweeping,
+    utilisation,
     weights,
     workers,
 )
 from app.provisioners.base import Provisioner
+from app.provisioners.machine import Machine
 from app.store import announcements
 from app.store.database import Database
 from app.store.duties import Turn
@@ -51,12 +54,16 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duty:
-    """Work in one transaction, done by one replica at a time."""
+    """Work in one transaction, done by one replica at a time.
+
+    A duty of one host ends with it: nobody misses it, so its pace is not told.
+    """
 
     name: str
     seconds: float
     run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]
     wakes_on: str | None = None
+    of_one_host: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,11 @@ DUTIES: Sequence[Duty] = (
     Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     Duty(
+        name="sample the pool",
+        seconds=UtilisationPolicy().every_seconds,
+        run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
+    ),
+    Duty(
         name="housekeeping",
         seconds=600,
         run=lambda c, db, turn: housekeeping.run(db, history_days=c.history_days, events_days=c.events_days),
@@ -101,6 +113,17 @@ ERRANDS: Sequence[Errand] = (
 )
 
 
+def host_errands(machine: Machine, name: str) -> Sequence[Errand]:
+    """What is measured of this host."""
+    policy = UtilisationPolicy()
+    sample = Errand(
+        name="sample the host",
+        seconds=policy.every_seconds,
+        run=lambda c: utilisation.sample_host(c.database, machine, name, policy),
+    )
+    return (sample,)
+
+
 def pool_duties(provisioner: Provisioner) -> Sequence[Duty]:
     """The duty that keeps the pool of one host at its size."""
     tick = Duty(
@@ -108,6 +131,7 @@ def pool_duties(provisioner: Provisioner) -> Sequence[Duty]:
         seconds=2,
         run=lambda c, db, turn: fleet.tick(db, provisioner=provisioner.kind, host=provisioner.host, size=c.pool_size),
         wakes_on=announcements.FLEET,
+        of_one_host=True,
     )
     return (tick,)
 

@@ -18,6 +18,7 @@ from app.store import (
     partitions,
     performance,
     replacements,
+    utilisation,
     workers,
 )
 
@@ -41,5 +42,6 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "performance": await performance.prune(connection, history_days),
         "judgements": await judgements.prune(connection, history_days),
         "calls": await llm_usage.prune(connection, history_days),
+        "utilisation": await utilisation.prune(connection, history_days),
         "context": await context.prune(connection, keep=KEEP, days=history_days),
     }

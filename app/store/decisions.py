@@ -50,6 +50,8 @@ SELECT {_COLUMNS}, '' AS inputs, CAST(output AS text) AS output FROM decisions
 WHERE id < :before AND decision_type <> 'maintain' ORDER BY id DESC LIMIT :limit
 """)
 
+_TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
+
 _STATE = text("SELECT decided_at, CAST(content AS text) AS content FROM scaling_state")
 
 _REMEMBER = text("""
@@ -80,6 +82,12 @@ async def page(connection: AsyncConnection, *, before: int, limit: int, changes:
     """Decisions below `before`, newest first and without their inputs; only those that changed something, if asked."""
     query = _CHANGES if changes else _PAGE
     return [Kept(**row) for row in (await connection.execute(query, {"before": before, "limit": limit})).mappings()]
+
+
+async def target(connection: AsyncConnection) -> int | None:
+    """How many workers the last decision wants; None before the first."""
+    found: int | None = (await connection.execute(_TARGET)).scalar()
+    return found
 
 
 async def state(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]] | None:

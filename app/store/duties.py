@@ -27,7 +27,7 @@ FOR UPDATE SKIP LOCKED
 
 _DONE = text("""
 UPDATE loop_ticks SET last_run_at = now(), runs = runs + 1, held_back = :held_back,
-    result = CAST(:result AS jsonb) WHERE duty = :duty
+    result = CAST(:result AS jsonb), every_seconds = :every WHERE duty = :duty
 """)
 
 _ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
@@ -46,9 +46,20 @@ async def claim(connection: AsyncConnection, duty: str, interval_seconds: float)
     return Turn(duty=duty, seconds_since_last=float(row["seconds_since_last"]), held_back=row["held_back"])
 
 
-async def done(connection: AsyncConnection, duty: str, result: dict[str, Any], *, held_back: bool) -> None:
-    """Record the turn; it commits together with its work or not at all."""
-    await connection.execute(_DONE, {"duty": duty, "result": json.dumps(result, default=str), "held_back": held_back})
+async def done(
+    connection: AsyncConnection,
+    duty: str,
+    result: dict[str, Any],
+    *,
+    held_back: bool,
+    every_seconds: float | None = None,
+) -> None:
+    """Record the turn; it commits together with its work or not at all.
+
+    `every_seconds` is the pace by which others may tell that the duty is late; None when it has none.
+    """
+    values = {"duty": duty, "result": json.dumps(result, default=str), "held_back": held_back, "every": every_seconds}
+    await connection.execute(_DONE, values)
 
 
 async def page(connection: AsyncConnection) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ class Beat:
     draining: bool
     task_id: UUID | None
     token: int | None
-    cpu_percent: float
-    memory_mb: float
+    cpu_percent: float | None
+    memory_mb: float | None
     errors: str | None
 
 

@@ -14,6 +14,7 @@ from app.domain.access import Role
 from app.domain.agents import AgentType
 from app.main import create_app
 from app.operations.access import create_key
+from app.operations.lookout import LookPolicy
 from app.settings import Settings
 from app.store.database import Database
 
@@ -136,4 +137,6 @@ async def _started(app: FastAPI, keys: dict[Role, str]) -> AsyncIterator[Service
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://convener", timeout=60) as client,
     ):
+        # Whoever has changed something in a test wants to see it at once.
+        app.state.services.lookout.policy = LookPolicy(fresh_seconds=0)
         yield Service(app=app, client=client, keys=keys)

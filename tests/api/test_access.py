@@ -90,6 +90,8 @@ _EXPECTED = {
     "GET /readyz": Scope.PUBLIC,
     "GET /problems": Scope.PUBLIC,
     "GET /metrics": Scope.PUBLIC,
+    "GET /metrics/runtime": Scope.READ,
+    "GET /health/report": Scope.PUBLIC,
 }
 
 

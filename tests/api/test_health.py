@@ -110,6 +110,16 @@ async def test_prometheus_reads_gauges_of_ours(service: Service, database: Datab
         "convener_miscounted_tasks 0.0",
         'convener_workers{state="ready"} 1.0',
         "convener_waiting_leases 0.0",
+        'convener_queue_depth{agent="ranking"} 1.0',
+        "convener_queue_depth_total 1.0",
+        'convener_workers{state="busy"} 1.0',
+        "convener_workers_live 2.0",
+        "convener_workers_minimum 10.0",
+        "convener_workers_target NaN",
+        "convener_health_state 1.0",
+        'convener_health_findings{code="pool_below_minimum",level="degraded"} 1.0',
+        'convener_duty_age_seconds{duty="fold events"} ',
+        'convener_database_dead_rows{table="tasks"} ',
         "convener_database_up 1.0",
         "http_requests_total{",
     ):
@@ -121,3 +131,20 @@ async def test_gauges_forget_what_is_over(service: Service) -> None:
     assert "convener_tasks{" in (await service.ask("GET", "/metrics", key=None)).text
     await service.post(f"/tasks/{task_id}/cancel")
     assert "convener_tasks{" not in (await service.ask("GET", "/metrics", key=None)).text
+
+
+async def test_every_gauge_is_described(service: Service) -> None:
+    answer = await service.ask("GET", "/metrics", key=None)
+    described = {line.split()[2]: line.split(maxsplit=3)[3:] for line in answer.text.splitlines() if "# HELP" in line}
+    ours = {name: meaning for name, meaning in described.items() if name.startswith("convener_")}
+    assert len(ours) > 25
+    assert all(meaning and len(meaning[0]) > 8 for meaning in ours.values()), ours
+
+
+async def test_no_label_stands_for_a_task_a_goal_or_a_worker(service: Service) -> None:
+    task_id = await service.submitted(agent_type="ranking", goal_id="a-goal-of-its-own")
+    worker = await service.worker("a-worker-of-its-own")
+    await worker.lease()
+    text = (await service.ask("GET", "/metrics", key=None)).text
+    for name in (task_id, worker.id, "a-goal-of-its-own", "a-worker-of-its-own"):
+        assert name not in text

@@ -110,4 +110,5 @@ loop_ticks = Table(
     Column("held_back", Boolean, nullable=False, server_default=text("false")),
     Column("runs", BigInteger, nullable=False, server_default="0"),
     Column("result", JSONB),
+    Column("every_seconds", Float, comment="between two turns; null when the duty has no fixed pace"),
 )

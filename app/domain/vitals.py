@@ -1,0 +1,80 @@
+"""What a judgement of the whole goes by: what is looked at, what is still well, and what a finding is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.domain.observations import DatabaseCondition
+from app.domain.queues import QueueSnapshot
+from app.domain.reasons import Level
+from app.domain.runtime import LanguageModel, Pool
+from app.domain.service_times import ServicePolicy
+from app.domain.symptoms import SymptomPolicy
+from app.domain.utilisation import Span, UtilisationPolicy
+
+_SYMPTOMS = SymptomPolicy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """From where on a figure is degraded, and from where on critical."""
+
+    degraded: float
+    critical: float
+
+    def level(self, figure: float) -> Level | None:
+        """How bad the figure is, None when it is not."""
+        if figure >= self.critical:
+            return Level.CRITICAL
+        return Level.DEGRADED if figure >= self.degraded else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportPolicy:
+    """What is still well. Percentages, seconds, and numbers of rows."""
+
+    # 80 % is the specification's own threshold of resources; at 95 % the next burst finds nothing left.
+    resource: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
+    # What is worth an alert is worth a finding: queue and database are judged by the same figures.
+    oldest_task: Bounds = field(
+        default_factory=lambda: Bounds(degraded=_SYMPTOMS.oldest_seconds, critical=_SYMPTOMS.oldest_critical_seconds)
+    )
+    oldest_snapshot: Bounds = field(
+        default_factory=lambda: Bounds(
+            degraded=_SYMPTOMS.snapshot_seconds, critical=_SYMPTOMS.snapshot_critical_seconds
+        )
+    )
+    dead_rows: int = _SYMPTOMS.dead_rows
+    # Percent of the pool. One of three lost is worth a look; half of it at once is the specification's mass failure.
+    lost: Bounds = field(default_factory=lambda: Bounds(degraded=10.0, critical=50.0))
+    # The fastest duties run every second, so 30 s without any means that no loop runs.
+    loops_silent_seconds: float = 30.0
+    # A duty may miss turns, to a long transaction for one; three in a row, and half a minute, it may not.
+    missed_turns: float = 3.0
+    connections: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
+    utilisation: UtilisationPolicy = field(default_factory=UtilisationPolicy)
+    service: ServicePolicy = field(default_factory=ServicePolicy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DutyTurn:
+    """A background duty: seconds since its last turn, and between two turns (None: it has no fixed pace)."""
+
+    duty: str
+    seconds_ago: float
+    every_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that a report depends on; `target_workers` is that of the last scaling decision, None before the first."""
+
+    at: datetime
+    queue: QueueSnapshot
+    pool: Pool
+    min_workers: int
+    target_workers: int | None = None
+    spans: Sequence[Span] = ()
+    database: DatabaseCondition
+    turns: Sequence[DutyTurn] = ()
+    language_model: LanguageModel = field(default_factory=LanguageModel)

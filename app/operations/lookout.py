@@ -1,0 +1,133 @@
+"""A look at everything, for whoever judges: one at a time, shared by all who ask meanwhile, and never for long.
+
+It has a connection of its own, so that it sees what is wrong also when all others are taken.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import health
+from app.domain.capacity import CapacityPolicy
+from app.domain.config import preset
+from app.domain.errors import DatabaseUnavailable
+from app.domain.health import DATABASE_AWAY, DATABASE_SLOW, Report
+from app.domain.queues import RECENT
+from app.domain.runtime import LanguageModel
+from app.domain.scaling import Mode
+from app.domain.vitals import ReportPolicy, Snapshot
+from app.operations import queues
+from app.store import config, decisions, llm_usage, observations, utilisation, vitals
+from app.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookPolicy:
+    """Seconds: how long a look is shared, a statement of it may take, and somebody waits for it."""
+
+    # Scrapes and browsers come every few seconds; a flood of them costs one look a second.
+    fresh_seconds: float = 1.0
+    statement_seconds: float = 0.5
+    # A report is promised within one second.
+    patience_seconds: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """By what is judged."""
+
+    report: ReportPolicy = field(default_factory=ReportPolicy)
+    capacity: CapacityPolicy
+    initial_mode: Mode
+    silent_seconds: float
+
+
+class Lookout:
+    """One per process, over a database of its own with a single connection."""
+
+    def __init__(self, database: Database, terms: Terms, policy: LookPolicy = LookPolicy()) -> None:
+        self.terms = terms
+        self.policy = policy
+        self._database = database
+        self._looking: asyncio.Task[Snapshot] | None = None
+        self._known: Snapshot | None = None
+        self._known_at = 0.0
+
+    async def look(self) -> Snapshot:
+        """How everything stands, at most a second ago. Raises DatabaseUnavailable, in time."""
+        if self._known is not None and time.monotonic() - self._known_at < self.policy.fresh_seconds:
+            return self._known
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name="lookout")
+            self._looking.add_done_callback(self._looked)
+        # The look goes on for others when this caller leaves, and ends by the limits of its own statements.
+        done, _ = await asyncio.wait([self._looking], timeout=self.policy.patience_seconds)
+        if not done:
+            raise DatabaseUnavailable(_slow(self.policy.patience_seconds), reason=DATABASE_SLOW)
+        return done.pop().result()
+
+    async def report(self) -> tuple[Report, bool]:
+        """The health report, and whether the database has answered."""
+        try:
+            snapshot = await self.look()
+        except DatabaseUnavailable as error:
+            return self._blind(error), False
+        return health.report(snapshot, self.terms.report, self.terms.capacity), True
+
+    def _looked(self, task: asyncio.Task[Snapshot]) -> None:
+        self._looking = None
+        # Asked for here as well, because nobody may be waiting any more.
+        if not task.cancelled() and task.exception() is None:
+            self._known, self._known_at = task.result(), time.monotonic()
+
+    async def _look(self) -> Snapshot:
+        try:
+            async with self._database.transaction() as connection:
+                await vitals.hurry(connection, self.policy.statement_seconds)
+                return await gather(connection, self.terms)
+        except DatabaseUnavailable as error:
+            if vitals.was_slow(error):
+                raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error
+            raise DatabaseUnavailable("the database cannot be reached", reason=DATABASE_AWAY) from error
+
+    def _blind(self, error: DatabaseUnavailable) -> Report:
+        code = error.reason or DATABASE_AWAY
+        if self._known is None:
+            # The only clock that is left; it dates the report and decides nothing.
+            return health.blind(None, datetime.now(UTC), code, error.detail)
+        last = health.report(self._known, self.terms.report, self.terms.capacity)
+        moment = last.at + timedelta(seconds=time.monotonic() - self._known_at)
+        return health.blind(last, moment, code, error.detail)
+
+    async def close(self) -> None:
+        """End a look that is under way, and the connection."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        await self._database.close()
+
+
+async def gather(connection: AsyncConnection, terms: Terms) -> Snapshot:
+    """Read everything that is judged: workers and hosts one by one, and nothing that costs anything per task."""
+    queue = await queues.look(connection)
+    version = await config.last(connection)
+    document = version.document if version else preset(terms.initial_mode)
+    calls = await llm_usage.recent(connection, RECENT)
+    return Snapshot(
+        at=queue.at,
+        queue=queue,
+        pool=await vitals.pool(connection, silent_seconds=terms.silent_seconds, lately=RECENT),
+        min_workers=document.worker_pool.min_workers,
+        target_workers=await decisions.target(connection),
+        spans=await utilisation.recent(connection, RECENT),
+        database=await observations.database(connection),
+        turns=await vitals.turns(connection),
+        language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
+    )
+
+
+def _slow(seconds: float) -> str:
+    return f"the database has not answered within {seconds:g} s: it is overloaded, or something holds a lock"

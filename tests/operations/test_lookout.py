@@ -1,0 +1,159 @@
+"""A look at everything: shared, in time whatever the database does, and of the same cost at any number of tasks."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from app.domain.capacity import CapacityPolicy
+from app.domain.errors import DatabaseUnavailable
+from app.domain.health import DATABASE_AWAY, DATABASE_SLOW, Overall
+from app.domain.scaling import Mode
+from app.operations.lookout import Lookout, LookPolicy, Terms, gather
+from app.store.database import Database
+from tests.factories import leased, ready_worker, submitted
+from tests.sql import execute, until_blocked
+from tests.system.conftest import free_port
+
+_TERMS = Terms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
+_EAGER = LookPolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)
+
+
+@pytest.fixture
+async def lookout(database: Database) -> AsyncIterator[Lookout]:
+    lookout = Lookout(Database(database.url, connections=1), _TERMS, _EAGER)
+    yield lookout
+    await lookout.close()
+
+
+async def test_a_fresh_system_with_workers_is_seen(database: Database, lookout: Lookout) -> None:
+    for _ in range(2):
+        await ready_worker(database)
+    await submitted(database, 3)
+    seen = await lookout.look()
+    assert (seen.pool.idle, seen.min_workers, seen.target_workers, seen.queue.count()) == (2, 2, None, 3)
+    report, answered = await lookout.report()
+    assert answered
+    # Nothing has ever run the duties.
+    assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, "loops_never_ran")
+
+
+async def test_loops_that_have_stopped_for_a_minute_are_critical(database: Database, lookout: Lookout) -> None:
+    for _ in range(2):
+        await ready_worker(database)
+    await execute(database, "INSERT INTO loop_ticks (duty, last_run_at, every_seconds) VALUES ('a', now(), 1)")
+    assert (await lookout.report())[0].overall is Overall.HEALTHY
+    await execute(database, "UPDATE loop_ticks SET last_run_at = now() - interval '1 min'")
+    report, _ = await lookout.report()
+    assert [(r.code, r.level) for r in report.reasons if r.level != "note"] == [("loops_silent", "critical")]
+
+
+async def test_the_target_is_that_of_the_last_decision(database: Database, lookout: Lookout) -> None:
+    for target in (4, 7):
+        await execute(
+            database,
+            "INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output)"
+            " VALUES (now(), 'scale_up', 1, $1, '{}', '{}')",
+            target,
+        )
+    assert (await lookout.look()).target_workers == 7
+
+
+async def test_all_who_ask_at_once_share_a_look(database: Database, lookout: Lookout) -> None:
+    seen = await asyncio.gather(*(lookout.look() for _ in range(20)))
+    assert len({id(snapshot) for snapshot in seen}) == 1
+    assert await lookout.look() is not seen[0]
+    lookout.policy = LookPolicy(fresh_seconds=60)
+    assert await lookout.look() is await lookout.look()
+
+
+async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(database: Database, lookout: Lookout) -> None:
+    await ready_worker(database)
+    await lookout.report()
+    async with database.engine.connect() as other:
+        await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        report, answered = await lookout.report()
+        took = time.monotonic() - began
+        await other.rollback()
+    assert not answered
+    assert took < 10, "the lock would have been waited for to the end"
+    assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_SLOW)
+    assert report.total_workers == 1
+    assert report.reasons[1].code == "out_of_date"
+    assert (await lookout.report())[1]
+
+
+async def test_who_has_lost_patience_leaves_the_look_to_others(database: Database, lookout: Lookout) -> None:
+    lookout.policy = LookPolicy(fresh_seconds=0, statement_seconds=20, patience_seconds=0.05)
+    async with database.engine.connect() as other:
+        await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(DatabaseUnavailable):
+            await lookout.look()
+        await until_blocked(database)
+        with pytest.raises(DatabaseUnavailable):
+            await lookout.look()
+        await until_blocked(database, 1)
+        lookout.policy = LookPolicy(fresh_seconds=0)
+        waiting = asyncio.create_task(lookout.look())
+        await other.rollback()
+    assert (await waiting).pool.total == 0
+
+
+async def test_without_a_database_it_still_reports() -> None:
+    lookout = Lookout(Database(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", connections=1), _TERMS, _EAGER)
+    report, answered = await lookout.report()
+    assert not answered
+    assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
+    await lookout.close()
+
+
+async def test_all_connections_of_others_may_be_taken(database: Database, lookout: Lookout) -> None:
+    async with asyncio.TaskGroup() as group:
+        taken = [await database.engine.connect() for _ in range(10)]
+        look = group.create_task(lookout.look())
+    for connection in taken:
+        await connection.close()
+    assert look.result().database.connections > 0
+
+
+async def test_a_look_walks_through_nothing_that_grows_with_the_tasks(own_database: Database) -> None:
+    """Whatever the planner has been told of the tables: of the tasks only those that workers hold are read, by key."""
+    await submitted(own_database, 500)
+    for _ in range(3):
+        await leased(own_database, await ready_worker(own_database))
+    for preparation in ("SELECT 1", "ANALYZE"):
+        await execute(own_database, preparation)
+        statements = await _statements(own_database)
+        assert len(statements) >= 15
+        for statement, values in statements:
+            plan = await _plan(own_database, statement, values)
+            assert not re.search(r" on (task_history|events|task_attempts)\w*", plan), plan
+            for found in re.findall(r"^.* on (?:tasks|leases)\b.*$", plan, re.MULTILINE):
+                assert re.search(r"using (tasks|leases)_pkey", found), plan
+
+
+async def _statements(database: Database) -> list[tuple[str, Any]]:
+    """What a look sends to the database."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        sent.append((statement, values))
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        async with database.transaction() as connection:
+            await gather(connection, _TERMS)
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    return sent
+
+
+async def _plan(database: Database, statement: str, values: Any) -> str:
+    async with database.engine.connect() as connection:
+        rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", tuple(values))
+        return "\n".join(rows.scalars())
