@@ -19,6 +19,7 @@ from app.cli import (
     dead_letters,
     events,
     keys,
+    llm,
     openapi,
     outputs,
     queues,
@@ -72,6 +73,7 @@ def build() -> typer.Typer:
     app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel=_STEER)
     app.add_typer(config.app, name="config", rich_help_panel=_STEER)
     app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
+    app.add_typer(llm.app, name="llm", rich_help_panel=_STEER)
     app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="keys", hidden=True)

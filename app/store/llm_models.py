@@ -12,6 +12,7 @@ from app.domain.breakers import Breaker
 from app.domain.llm_models import Limits, Model
 from app.domain.pressure import FIRST_LIMIT, Pressure
 from app.domain.rates import Dimension, Meter
+from app.store.database import now
 
 _LIMITS = (
     "requests_per_window, tokens_per_window, window_seconds, burst, token_burst, max_concurrency, fallback_models,"
@@ -29,14 +30,16 @@ SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS asked (name) OR
 
 _READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
 
-_PAGE = text(f"""
-SELECT {_COLUMNS}, used_at, live.permits, live.probes, now() AS at
+_PORTRAIT = f"""
+SELECT {_COLUMNS}, used_at, live.permits, now() AS at
 FROM llm_models m CROSS JOIN LATERAL (
-    SELECT count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits p
-    WHERE p.model = m.model AND ended_at IS NULL AND expires_at > now()
+    SELECT count(*) AS permits FROM llm_permits p WHERE p.model = m.model AND ended_at IS NULL AND expires_at > now()
 ) live
-WHERE model > :after ORDER BY model LIMIT :limit
-""")
+"""
+
+_ONE = text(f"{_PORTRAIT} WHERE model = :name")
+
+_PAGE = text(f"{_PORTRAIT} WHERE model > :after ORDER BY model LIMIT :limit")
 
 _CHARGE = text("""
 UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
@@ -54,7 +57,7 @@ WHERE model = :model
 _SET = text(f"""
 UPDATE llm_models SET version = version + 1,
     {", ".join(f"{name} = :{name}" for name in _LIMITS.split(", "))}
-WHERE model = :model RETURNING version
+WHERE model = :model
 """)
 
 _PRUNE = text("""
@@ -68,13 +71,12 @@ DELETE FROM llm_models WHERE model IN (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portrait:
-    """A model as it is shown, with its live permits."""
+    """A model as it is at a moment, with how many permits are live; `used_at` is None where nobody has heard of it."""
 
     model: Model
     at: datetime
-    used_at: datetime
+    used_at: datetime | None
     permits: int
-    probes: int
 
 
 async def lock(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
@@ -92,13 +94,17 @@ async def read(connection: AsyncConnection, names: Collection[str]) -> dict[str,
     return await _models(connection, _READ, {"names": sorted(set(names))})
 
 
+async def portrait(connection: AsyncConnection, name: str) -> Portrait:
+    """A model as it is; one that nobody has heard of is like any that nobody has set limits for."""
+    row = (await connection.execute(_ONE, {"name": name})).mappings().first()
+    if row is not None:
+        return _portrait(row)
+    return Portrait(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
+
+
 async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[Portrait]:
     """Models by name."""
-    rows = (await connection.execute(_PAGE, {"after": after, "limit": limit})).mappings()
-    return [
-        Portrait(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"], probes=row["probes"])
-        for row in rows
-    ]
+    return [_portrait(row) for row in (await connection.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
 
 
 async def charge(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
@@ -119,11 +125,11 @@ async def learn(connection: AsyncConnection, model: Model) -> None:
     await connection.execute(_LEARN, {"model": model.name, **values})
 
 
-async def set_limits(connection: AsyncConnection, name: str, limits: Limits) -> int:
-    """Give a locked model its limits; returns the version that this makes."""
+async def set_limits(connection: AsyncConnection, name: str, limits: Limits) -> None:
+    """Give a locked model its limits, which makes a new version."""
     values = {field: getattr(limits, field) for field in Limits.__dataclass_fields__}
     values["fallback_models"] = list(limits.fallback_models)
-    return int((await connection.execute(_SET, {"model": name, **values})).scalar_one())
+    await connection.execute(_SET, {"model": name, **values})
 
 
 async def prune(connection: AsyncConnection) -> int:
@@ -133,6 +139,10 @@ async def prune(connection: AsyncConnection) -> int:
 
 async def _models(connection: AsyncConnection, statement: Any, values: Mapping[str, Any]) -> dict[str, Model]:
     return {row["model"]: _model(row) for row in (await connection.execute(statement, values)).mappings()}
+
+
+def _portrait(row: Any) -> Portrait:
+    return Portrait(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"])
 
 
 def _model(row: Any) -> Model:

@@ -92,21 +92,23 @@ ON CONFLICT (minute, model, agent_type, goal_id, outcome) DO UPDATE SET
 """)
 
 _SUMS = """
-WITH parts AS MATERIALIZED (SELECT {key} AS name, * FROM llm_minutes WHERE minute >= :since),
+WITH parts AS MATERIALIZED (
+    SELECT {key} AS name, * FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute'
+),
 outcomes AS (
     SELECT name, jsonb_object_agg(outcome, calls) AS outcomes
     FROM (SELECT name, outcome, sum(calls) AS calls FROM parts GROUP BY name, outcome) each GROUP BY name
 ),
 histograms AS (
-    SELECT name, array_agg(held ORDER BY place) AS histogram
+    SELECT name, array_agg(held ORDER BY place) AS buckets
     FROM (SELECT name, place, sum(part)::bigint AS held
           FROM parts, unnest(histogram) WITH ORDINALITY AS bucket (part, place) GROUP BY name, place) each GROUP BY name
 )
-SELECT name, outcomes, histogram, sum(prompt_tokens)::bigint AS prompt_tokens,
+SELECT name, outcomes.outcomes AS outcomes, buckets, sum(prompt_tokens)::bigint AS prompt_tokens,
        sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd,
        sum(held_seconds) AS held_seconds, sum(timed)::bigint AS timed, sum(seconds) AS seconds, max(longest) AS longest
 FROM parts JOIN outcomes USING (name) JOIN histograms USING (name)
-GROUP BY name, outcomes, histogram ORDER BY name
+GROUP BY name, outcomes.outcomes, buckets ORDER BY sum(calls) DESC, name LIMIT :limit
 """
 
 _SUMS_BY = {by: text(_SUMS.format(key=key)) for by, key in _KEYS.items()}
@@ -142,9 +144,9 @@ async def add(connection: AsyncConnection, calls: Collection[Call], at: datetime
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
 
 
-async def sums(connection: AsyncConnection, by: By, since: datetime) -> list[Sum]:
-    """What was used in the minutes that began since, by model, agent type or goal."""
-    rows = (await connection.execute(_SUMS_BY[by], {"since": since})).mappings()
+async def sums(connection: AsyncConnection, by: By, since: datetime, limit: int) -> list[Sum]:
+    """What was used in the minutes that end after `since`, by model, agent type or goal, the most called first."""
+    rows = (await connection.execute(_SUMS_BY[by], {"since": since, "limit": limit})).mappings()
     return [_sum(row) for row in rows]
 
 
@@ -163,8 +165,6 @@ def _sum(row: Any) -> Sum:
     return Sum(
         name=row["name"] or None,
         outcomes={Outcome(name): count for name, count in row["outcomes"].items()},
-        latency=Durations(
-            count=row["timed"], seconds=row["seconds"], longest=row["longest"], histogram=row["histogram"]
-        ),
+        latency=Durations(count=row["timed"], seconds=row["seconds"], longest=row["longest"], histogram=row["buckets"]),
         **{name: row[name] for name in ("prompt_tokens", "completion_tokens", "cost_usd", "held_seconds")},
     )
