@@ -1,13 +1,16 @@
 """The entrance of time: runs the schedule, and the worker pool of this host, until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 from collections.abc import Sequence
 from uuid import UUID
 
+from app.domain.errors import DatabaseUnavailable
 from app.domain.leases import LeasePolicy
+from app.domain.scaling import Mode
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.loops.runner import Runner
@@ -15,6 +18,7 @@ from app.loops.schedule import DUTIES, ERRANDS, Context, Duty, Errand, host_erra
 from app.operations import fleet
 from app.provisioners.local import LocalProvisioner
 from app.provisioners.machine import Machine
+from app.provisioners.room import Gauge
 from app.settings import Settings, settings_of_service
 from app.store.database import Database
 
@@ -29,7 +33,7 @@ async def run(settings: Settings) -> None:
     provisioner = _provisioner(settings, database) if settings.pool_size else None
     schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
     if provisioner is not None:
-        schedule = [*schedule, *pool_duties(provisioner), *pool_errands(provisioner)]
+        schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_errands(provisioner)]
     runner = Runner(_context(settings, database, provisioner), schedule)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
@@ -38,6 +42,8 @@ async def run(settings: Settings) -> None:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     if provisioner is not None:
+        with contextlib.suppress(DatabaseUnavailable):
+            await fleet.leave(database, provisioner)
         await provisioner.stop_all(_patience(settings))
     await database.close()
 
@@ -48,6 +54,7 @@ def _context(settings: Settings, database: Database, provisioner: LocalProvision
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
         capacity=settings.capacity,
         health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
+        mode=settings.mode or Mode.PRODUCTION,
         provisioner=provisioner,
         pool_size=settings.pool_size,
         stop_grace_seconds=_patience(settings),

@@ -34,7 +34,9 @@ class Settings(BaseModel):
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535)
-    pool_size: int = Field(3, ge=0, le=1000, description="workers that the local provisioner keeps running")
+    pool_size: int = Field(
+        3, ge=0, le=1000, description="workers of this host at the start; all that it has in development; 0: none"
+    )
     pool_key: str | None = Field(None, repr=False, description="the key with which workers of the pool register")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
     host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")

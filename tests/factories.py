@@ -19,6 +19,7 @@ from app.store import workers as worker_store
 from app.store.claims import Ask, Lease
 from app.store.database import Database
 from app.store.duties import Turn
+from app.store.hosts import Report
 from app.store.leases import Completion
 from app.store.workers import Beat, Registration
 
@@ -56,6 +57,20 @@ def registration(name: str | None = None, **changes: Any) -> Registration:
         "cpu_cores": 1.0,
     }
     return Registration(**(usual | changes))
+
+
+def report(size: int = 1, **changes: Any) -> Report:
+    """What a host says of itself: there is room on it."""
+    usual: dict[str, Any] = {
+        "provisioner": "local",
+        "host": "here",
+        "usual_size": size,
+        "memory_gb": 1000.0,
+        "memory_used_gb": 10.0,
+        "cpu_cores": 100.0,
+        "cpu_share": None,
+    }
+    return Report(**(usual | changes))
 
 
 def beat(worker_id: UUID, **changes: Any) -> Beat:

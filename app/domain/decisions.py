@@ -6,29 +6,28 @@ Everything that a decision depends on is in its inputs, so that the same inputs 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 from uuid import UUID
 
 from app.domain.agents import AgentType
-from app.domain.allocation import Assignment, Load, Seat, allocate
-from app.domain.config import ResourceLimits, key
+from app.domain.allocation import Assignment, Load, Seat, allocate, bottleneck
+from app.domain.config import ResourceLimits
 from app.domain.scaling import DecisionType, Mode, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
 from app.domain.sizing import Size, SizingPolicy, SizingSnapshot, size, within
 from app.domain.workers import WorkerId
 
 # The least that the configuration may allow a worker, and so what everybody gets who is not known to need more.
-_BASE = Size(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
+BASE = Size(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
 _MOST_COMPUTE_SECONDS = 3600.0
 _EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A worker that stays: what it can run (sorted; None: what a new one can), what it has, and its agent today."""
+    """A worker that stays: what it can run (None: what a new one can), what it has, and its agent today."""
 
     worker_id: WorkerId
-    capabilities: Sequence[AgentType] | None = None
+    capabilities: frozenset[AgentType] | None = None
     assigned: AgentType | None
     busy: bool
     memory_gb: float | None = None
@@ -49,7 +48,8 @@ class Inputs:
     """All that a decision depends on.
 
     `first_new` is the id of the first new worker, the others count on from there; `new_capabilities` is what a new
-    worker will be able to run. Without `may_move` only those are assigned who have no assignment yet.
+    worker will be able to run. Without `may_move` only those are assigned who have no assignment yet. Where nobody
+    `provisions`, the target is a recommendation. `notes` are what the reasons should also tell.
     """
 
     at: datetime
@@ -61,30 +61,38 @@ class Inputs:
     loads: Mapping[AgentType, Load]
     weights: Mapping[AgentType, float]
     previous_weights: Mapping[AgentType, float]
+    weight_reasons: Mapping[AgentType, str] = field(default_factory=dict)
     limits: ResourceLimits = field(default_factory=ResourceLimits)
     set_aside: Sequence[SetAside] = ()
     first_new: UUID
     new_capabilities: Sequence[AgentType] = tuple(AgentType)
     may_move: bool = True
+    provisions: bool = True
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a worker is to work on, and how much it may use."""
+    """What a worker is to work on, and how much each of its tasks may use."""
 
     agent: AgentType
     memory_gb: float
     cpu_cores: float
+    compute_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What is to be done; `new` are the ids that the workers to be started get, `moved` who changes its agent."""
+    """What is to be done; `new` are the ids that the workers to be started get, `moved` who changes its agent.
+
+    `sizes` are what the workers of each type get, and why, before what a worker itself has sets a lower limit.
+    """
 
     plan: ScalingPlan
     decision_type: DecisionType
     reweighted: Mapping[AgentType, tuple[float, float]]
     places: Mapping[WorkerId, Place]
+    sizes: Mapping[AgentType, tuple[Size, str]]
     new: Sequence[WorkerId]
     moved: frozenset[WorkerId]
     bottleneck: AgentType | None
@@ -94,80 +102,62 @@ class Decision:
 def resolve(inputs: Inputs) -> Decision:
     """Decide. Pure: the same inputs give the same decision, to the last digit."""
     plan = decide(inputs.snapshot, inputs.policy, inputs.at)
-    new = [WorkerId(UUID(int=inputs.first_new.int + place)) for place in range(plan.start)]
+    starts = plan.start if inputs.provisions else 0
+    new = [WorkerId(UUID(int=inputs.first_new.int + place)) for place in range(starts)]
     assignment = _assigned(inputs, new)
-    moved = frozenset(assignment.moved)
     reweighted = _reweighted(inputs)
-    rearranged = bool(reweighted or moved - set(new))
-    reasons = [*plan.reasons, *map(_aside, inputs.set_aside)]
-    if moved:
-        reasons.append(f"{len(moved):,} of {len(assignment.agents):,} workers get another agent; {assignment.reason}")
+    rearranged = bool(reweighted or assignment.moved - set(new))
+    sizes = _sizes(inputs, assignment)
     return Decision(
         plan=plan,
         decision_type=decision_type(plan.current, plan.target, rearranged=rearranged),
         reweighted=reweighted,
-        places=_places(inputs, assignment.agents),
+        places=_places(inputs, assignment, sizes),
+        sizes=sizes,
         new=new,
-        moved=moved,
+        moved=assignment.moved,
         bottleneck=assignment.bottleneck,
-        reasons=reasons,
+        reasons=_reasons(inputs, plan, assignment),
     )
 
 
-def shown(decision: Decision, inputs: Inputs) -> dict[str, Any]:
-    """The decision in the shape of the specification, and what else is known of it."""
-    plan = decision.plan
-    return {
-        "timestamp": plan.at.astimezone(UTC).isoformat(),
-        "decision_type": decision.decision_type.value,
-        "current_workers": plan.current,
-        "target_workers": plan.target,
-        "agent_weight_adjustments": {
-            key(agent): {"previous_weight": before, "new_weight": after, "reason": _reweighing(inputs)}
-            for agent, (before, after) in decision.reweighted.items()
-        },
-        "resource_allocation": {
-            str(worker_id): {
-                "assigned_agent": key(place.agent),
-                "memory_gb": place.memory_gb,
-                "cpu_cores": place.cpu_cores,
-            }
-            for worker_id, place in decision.places.items()
-        },
-        "reasons": list(decision.reasons),
-        "clamps": [{"limit": c.limit, "before": c.before, "after": c.after} for c in plan.clamps],
-        "need": plan.need,
-        "start": plan.start,
-        "remove_idle": plan.remove_idle,
-        "drain_busy": plan.drain_busy,
-        "new_workers": [str(worker_id) for worker_id in decision.new],
-        "bottleneck_agent": key(decision.bottleneck) if decision.bottleneck else None,
-        "mode": inputs.mode.value,
-        "config_version": inputs.config_version,
-        "decide_again_after_seconds": plan.decide_again_after_seconds,
-    }
+def _reasons(inputs: Inputs, plan: ScalingPlan, assignment: Assignment) -> list[str]:
+    reasons = [*plan.reasons, *map(_aside, inputs.set_aside), *inputs.notes]
+    if assignment.moved:
+        moved, everybody = len(assignment.moved), len(assignment.agents)
+        reasons.append(f"{moved:,} of {everybody:,} workers get another agent; {assignment.reason}")
+    if plan.target != plan.current and not inputs.provisions:
+        reasons.append("no host of ours starts workers: the target is a recommendation")
+    return reasons
 
 
 def _assigned(inputs: Inputs, new: Sequence[WorkerId]) -> Assignment:
     """Everybody's agent. Moves cost attention and warm caches, so they are made at intervals, not at every tick."""
     able = frozenset(inputs.new_capabilities)
+    today = {m.worker_id: m.assigned for m in inputs.members if m.assigned is not None and m.assigned in _able(m, able)}
+    if not inputs.may_move and not new and len(today) == len(inputs.members):
+        narrow = bottleneck(inputs.loads, Counter(today.values()))
+        return Assignment(agents=today, moved=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent")
+    best = _best(inputs, new, able)
+    if inputs.may_move:
+        return best
+    kept = {worker_id: today.get(worker_id) or agent for worker_id, agent in best.agents.items()}
+    moved = frozenset(worker_id for worker_id in best.moved if worker_id not in today)
+    seats = Counter(kept.values())
+    return Assignment(agents=kept, moved=moved, seats=seats, bottleneck=best.bottleneck, reason=best.reason)
+
+
+def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -> Assignment:
     known = [
         Seat(worker_id=m.worker_id, capabilities=_able(m, able), assigned=m.assigned, busy=m.busy)
         for m in inputs.members
     ]
     coming = [Seat(worker_id=worker_id, capabilities=able, assigned=None) for worker_id in new]
-    best = allocate([*known, *coming], inputs.loads, inputs.weights)
-    if inputs.may_move:
-        return best
-    agents = {m.worker_id: m.assigned for m in inputs.members if m.assigned in _able(m, able)}
-    kept = {worker_id: agents.get(worker_id) or agent for worker_id, agent in best.agents.items()}
-    moved = frozenset(worker_id for worker_id in best.moved if not agents.get(worker_id))
-    seats = Counter(kept.values())
-    return Assignment(agents=kept, moved=moved, seats=seats, bottleneck=best.bottleneck, reason=best.reason)
+    return allocate([*known, *coming], inputs.loads, inputs.weights)
 
 
 def _able(member: Member, new: frozenset[AgentType]) -> frozenset[AgentType]:
-    return new if member.capabilities is None else frozenset(member.capabilities)
+    return new if member.capabilities is None else member.capabilities
 
 
 def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:
@@ -178,18 +168,11 @@ def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:
     }
 
 
-def _reweighing(inputs: Inputs) -> str:
-    return f"version {inputs.config_version} of the configuration"
+def _sizes(inputs: Inputs, assignment: Assignment) -> dict[AgentType, tuple[Size, str]]:
+    return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(assignment.agents.values()).items())}
 
 
-def _places(inputs: Inputs, agents: Mapping[WorkerId, AgentType]) -> dict[WorkerId, Place]:
-    workers = Counter(agents.values())
-    sizes = {agent: _size(inputs, agent, count) for agent, count in workers.items()}
-    own = {member.worker_id: member for member in inputs.members}
-    return {worker_id: _place(agent, sizes[agent], own.get(worker_id)) for worker_id, agent in agents.items()}
-
-
-def _size(inputs: Inputs, agent: AgentType, workers: int) -> Size:
+def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
     limits, load = inputs.limits, inputs.loads.get(agent)
     most = Size(
         compute_seconds=_MOST_COMPUTE_SECONDS,
@@ -199,14 +182,39 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> Size:
     waiting = load.work_seconds / workers if load else 0.0
     # Nobody measures yet how quality grows with compute, so everybody has the base.
     seen = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=None)
-    return size(seen, SizingPolicy(base=_BASE, limit=most))[0]
+    return size(seen, SizingPolicy(base=BASE, limit=most))
 
 
-def _place(agent: AgentType, wanted: Size, member: Member | None) -> Place:
-    memory = wanted.memory_gb if member is None or member.memory_gb is None else member.memory_gb
-    cores = wanted.cpu_cores if member is None or member.cpu_cores is None else member.cpu_cores
-    fitting = within(wanted, memory_gb=memory, cpu_cores=cores)
-    return Place(agent=agent, memory_gb=fitting.memory_gb, cpu_cores=fitting.cpu_cores)
+def _places(
+    inputs: Inputs, assignment: Assignment, sizes: Mapping[AgentType, tuple[Size, str]]
+) -> dict[WorkerId, Place]:
+    usual = {agent: _place(agent, wanted) for agent, (wanted, _) in sizes.items()}
+    places = {worker_id: usual[agent] for worker_id, agent in assignment.agents.items()}
+    for member in inputs.members:
+        place = places.get(member.worker_id)
+        if place is not None and not _has(member, place):
+            places[member.worker_id] = _place(place.agent, _own(member, sizes[place.agent][0]))
+    return places
+
+
+def _has(member: Member, place: Place) -> bool:
+    memory, cores = member.memory_gb, member.cpu_cores
+    return (memory is None or memory >= place.memory_gb) and (cores is None or cores >= place.cpu_cores)
+
+
+def _own(member: Member, wanted: Size) -> Size:
+    memory = wanted.memory_gb if member.memory_gb is None else member.memory_gb
+    cores = wanted.cpu_cores if member.cpu_cores is None else member.cpu_cores
+    return within(wanted, memory_gb=memory, cpu_cores=cores)
+
+
+def _place(agent: AgentType, given: Size) -> Place:
+    return Place(
+        agent=agent,
+        memory_gb=given.memory_gb,
+        cpu_cores=given.cpu_cores,
+        compute_seconds=given.compute_seconds,
+    )
 
 
 def _aside(aside: SetAside) -> str:

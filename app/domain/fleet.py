@@ -1,5 +1,6 @@
 """Which workers to start and to end so that the pool is what it should be: plan, requested, observed."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -64,28 +65,31 @@ class RestingSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
-    """The pool as observed: its members, the size wanted, and slots that must not start yet."""
+    """The pool as observed: its members, the size wanted, and slots that must not start yet.
+
+    `bereaved` slots have lost their worker; `room` is how many more workers there may be in all, on any host.
+    """
 
     members: Sequence[PoolMember]
     size: int
     resting_slots: frozenset[int] = field(default_factory=frozenset)
+    bereaved_slots: frozenset[int] = field(default_factory=frozenset)
+    room: int | None = None
 
 
 def plan(snapshot: FleetSnapshot) -> FleetPlan:
-    """Start a worker for every free slot up to the size; drain those above it, the idle first.
+    """Start a worker for every one that is missing; drain those above the size, the idle first.
 
-    Draining workers keep their place in the count, so the pool never exceeds its size while one leaves.
+    Without a `room` draining workers keep their place, so the pool never exceeds its size while one leaves.
     """
-    taken = {member.slot for member in snapshot.members}
     staying = [member for member in snapshot.members if not member.leaving]
-    room = snapshot.size - len(snapshot.members)
-    free = [slot for slot in range(1, snapshot.size + len(taken) + 1) if slot not in taken]
-    start = [slot for slot in free[: max(0, room)] if slot not in snapshot.resting_slots]
     surplus = len(staying) - snapshot.size
     if surplus > 0:
-        leavers = sorted(staying, key=lambda member: (member.busy, -member.slot))[:surplus]
+        leavers = sorted(staying, key=leaves_first)[:surplus]
         return FleetPlan(drain=[m.worker_id for m in leavers], reason=f"{len(staying)} workers, {snapshot.size} wanted")
-    if start:
+    room = snapshot.size - len(snapshot.members) if snapshot.room is None else snapshot.room
+    slots = owed_slots(snapshot)[: max(0, room)]
+    if start := [slot for slot in slots if slot not in snapshot.resting_slots]:
         return FleetPlan(start=start, reason=f"{len(snapshot.members)} workers, {snapshot.size} wanted")
     return FleetPlan()
 
@@ -102,6 +106,25 @@ def resting(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> 
         for slot in slots
     ]
     return sorted((slot for slot in found if slot.until > now), key=lambda slot: (slot.until, slot.host, slot.slot))
+
+
+def leaves_first(member: PoolMember) -> tuple[bool, int]:
+    """The order in which workers leave: the idle before the busy, the last slot first."""
+    return member.busy, -member.slot
+
+
+def owed_slots(snapshot: FleetSnapshot) -> list[int]:
+    """The slots of the workers that are missing, also while they rest: first those that have lost theirs."""
+    staying = sum(not member.leaving for member in snapshot.members)
+    return free_slots(snapshot.members, snapshot.bereaved_slots, max(0, snapshot.size - staying))
+
+
+def free_slots(members: Sequence[PoolMember], bereaved: frozenset[int], count: int) -> list[int]:
+    """So many free slots, those that have lost their worker first, then the lowest."""
+    taken = {member.slot for member in members}
+    orphaned = sorted(bereaved - taken)[:count]
+    others = (slot for slot in itertools.count(1) if slot not in taken and slot not in bereaved)
+    return [*orphaned, *itertools.islice(others, count - len(orphaned))]
 
 
 def rest_seconds(recent_deaths: int, policy: CrashPolicy) -> float:

@@ -13,6 +13,9 @@ from enum import StrEnum
 from app.domain.spare import Spare, SparePolicy, surplus
 from app.domain.waiting import Waiting
 
+# What the specification allows a start to take; a local one takes about one.
+USUAL_START_SECONDS = 5.0
+
 
 class Mode(StrEnum):
     """Presets over the same rules."""
@@ -79,7 +82,8 @@ class ScalingSnapshot:
     """The pool and its queue. What could not be measured is None, which is not zero.
 
     `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch; `spare` has
-    the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of the starts that were measured.
+    the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of the starts that were measured;
+    `usual` is the size of a pool that does not scale.
     """
 
     idle: int
@@ -89,8 +93,9 @@ class ScalingSnapshot:
     waiting: Sequence[Waiting] | None
     spare: Sequence[Spare] = ()
     cpu: float | None
-    start_seconds: float = 5.0
+    start_seconds: float = USUAL_START_SECONDS
     caps: Sequence[Cap] = ()
+    usual: int | None = None
 
     @property
     def ready(self) -> int:
@@ -139,7 +144,7 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
         reason = f"{_count(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
     if policy.fixed:
-        return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
+        return _fixed(snapshot, policy, now)
     if snapshot.waiting is None:
         return _plan(snapshot, policy, now, workers, "it is not known how many tasks wait: nothing changes on a guess")
     if any(group.tasks for group in snapshot.waiting):
@@ -184,6 +189,16 @@ def permit_cap(limit: int, held_share: float) -> Cap | None:
     if held_share <= 0:
         return None
     return Cap(resource="LLM permits", workers=math.ceil(1.2 * limit / held_share))
+
+
+def _fixed(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
+    workers = snapshot.workers
+    usual = workers if snapshot.usual is None else snapshot.usual
+    target = max(policy.min_workers, min(usual, policy.max_workers))
+    if target == workers:
+        return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
+    reason = f"{_count(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
+    return _plan(snapshot, policy, now, target, reason)
 
 
 def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:

@@ -5,7 +5,7 @@ the work, so a crash rolls both back. An errand acts on the world of one host an
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,6 +14,7 @@ from app.domain.ageing import AgeingPolicy
 from app.domain.capacity import CapacityPolicy
 from app.domain.checkpoints import CheckpointPolicy
 from app.domain.leases import LeasePolicy
+from app.domain.scaling import Mode
 from app.domain.utilisation import UtilisationPolicy
 from app.domain.workers import HealthPolicy
 from app.operations import (
@@ -25,6 +26,7 @@ from app.operations import (
     housekeeping,
     performance,
     permits,
+    scaling,
     sweeping,
     utilisation,
     weights,
@@ -32,9 +34,11 @@ from app.operations import (
 )
 from app.provisioners.base import Provisioner
 from app.provisioners.machine import Machine
+from app.provisioners.room import Gauge
 from app.store import announcements
 from app.store.database import Database
 from app.store.duties import Turn
+from app.store.hosts import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Context:
     leases: LeasePolicy
     capacity: CapacityPolicy
     health: HealthPolicy
+    mode: Mode
     provisioner: Provisioner | None
     pool_size: int
     stop_grace_seconds: float
@@ -91,6 +96,14 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
     Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
+    # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.
+    Duty(
+        name="scaling",
+        seconds=scaling.LOOK_SECONDS,
+        run=lambda c, db, turn: scaling.tick(db, c.mode),
+        wakes_on=announcements.BURST,
+    ),
+    Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: scaling.prune(db, c.history_days)),
     Duty(
         name="sample the pool",
         seconds=UtilisationPolicy().every_seconds,
@@ -124,16 +137,22 @@ def host_errands(machine: Machine, name: str) -> Sequence[Errand]:
     return (sample,)
 
 
-def pool_duties(provisioner: Provisioner) -> Sequence[Duty]:
-    """The duty that keeps the pool of one host at its size."""
+def pool_duties(provisioner: Provisioner, gauge: Gauge) -> Sequence[Duty]:
+    """The duty that keeps the pool of one host at its size, and tells the scaling loop how the host is."""
     tick = Duty(
         name=f"fleet {provisioner.kind} {provisioner.host}",
         seconds=2,
-        run=lambda c, db, turn: fleet.tick(db, provisioner=provisioner.kind, host=provisioner.host, size=c.pool_size),
+        run=lambda c, db, turn: fleet.tick(db, c.mode, _report(c, provisioner, gauge)),
         wakes_on=announcements.FLEET,
         of_one_host=True,
     )
     return (tick,)
+
+
+def _report(context: Context, provisioner: Provisioner, gauge: Gauge) -> Report:
+    return Report(
+        provisioner=provisioner.kind, host=provisioner.host, usual_size=context.pool_size, **asdict(gauge.read())
+    )
 
 
 def pool_errands(provisioner: Provisioner) -> Sequence[Errand]:

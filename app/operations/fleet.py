@@ -8,13 +8,17 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fleet import CrashPolicy, FleetSnapshot, RestingSlot, plan, resting
+from app.domain.scaling import Mode
 from app.domain.workers import Directive, WorkerState
+from app.operations import config
 from app.operations import workers as worker_operations
 from app.operations.identifiers import time_ordered_uuid
 from app.provisioners.base import Provisioner
-from app.store import announcements, directing, fleet, workers
+from app.store import announcements, directing, fleet, hosts, workers
 from app.store.database import Database, now
 from app.store.directing import Crew
+from app.store.hosts import Report
+from app.store.members import count
 
 _CRASHES = CrashPolicy()
 
@@ -33,23 +37,43 @@ async def status(connection: AsyncConnection) -> Status:
     return Status(states=await fleet.states(connection), resting=resting(deaths, _CRASHES, await now(connection)))
 
 
-async def tick(connection: AsyncConnection, *, provisioner: str, host: str, size: int) -> dict[str, Any]:
-    """Compare the pool with its size and write down what is wanted."""
-    members = await fleet.members(connection, provisioner, host)
-    deaths = await fleet.young_deaths(connection, _CRASHES, provisioner=provisioner, host=host)
-    asleep = frozenset(slot.slot for slot in resting(deaths, _CRASHES, await now(connection)))
-    decided = plan(FleetSnapshot(members=members, size=size, resting_slots=asleep))
+async def tick(connection: AsyncConnection, initial: Mode, said: Report) -> dict[str, Any]:
+    """Say how this host is, and write down what it takes to have as many workers as it is to keep.
+
+    How many that is, the scaling loop decides; here only what was lost is replaced.
+    """
+    await hosts.lock_pool(connection)
+    most = (await config.current(connection, initial)).document.worker_pool.max_workers
+    members = await fleet.members(connection, said.provisioner, said.host)
+    staying = sum(not member.leaving for member in members)
+    snapshot = FleetSnapshot(
+        members=members,
+        size=await hosts.report(connection, said, staying),
+        resting_slots=await asleep(connection, said.provisioner, said.host),
+        bereaved_slots=await fleet.bereaved(connection, said.host),
+        room=most - await count(connection),
+    )
+    decided = plan(snapshot)
     for slot in decided.start:
-        worker_id = time_ordered_uuid()
-        name = f"{host}-{slot}"
-        await worker_operations.supersede(connection, name)
-        await workers.request(connection, worker_id, name=name, slot=slot, provisioner=provisioner, host=host)
-        await fleet.answer_replacement(connection, worker_id, slot=slot, name=name)
+        await _request(connection, said, slot)
     if decided.start:
         announcements.note(connection, announcements.LAUNCHES)
     if decided.drain:
         await directing.direct(connection, Crew(ids=decided.drain), Directive.DRAIN, decided.reason)
     return {"members": len(members), "started": len(decided.start), "drained": len(decided.drain)}
+
+
+async def _request(connection: AsyncConnection, said: Report, slot: int) -> None:
+    worker_id, name = time_ordered_uuid(), f"{said.host}-{slot}"
+    await worker_operations.supersede(connection, name)
+    await workers.request(connection, worker_id, name=name, slot=slot, provisioner=said.provisioner, host=said.host)
+    await fleet.answer_replacement(connection, worker_id, slot=slot, name=name)
+
+
+async def leave(database: Database, provisioner: Provisioner) -> None:
+    """This host starts no more workers until it says so again."""
+    async with database.transaction() as connection:
+        await hosts.leave(connection, provisioner.kind, provisioner.host)
 
 
 async def provision(database: Database, provisioner: Provisioner) -> int:
@@ -109,3 +133,9 @@ async def _adopt(database: Database, provisioner: Provisioner, worker: fleet.Man
     async with database.transaction() as connection:
         await fleet.started(connection, worker.worker_id, handle)
     return 1
+
+
+async def asleep(connection: AsyncConnection, provisioner: str, host: str) -> frozenset[int]:
+    """The slots of a host that must not start a worker yet, since their workers died young."""
+    deaths = await fleet.young_deaths(connection, _CRASHES, provisioner=provisioner, host=host)
+    return frozenset(slot.slot for slot in resting(deaths, _CRASHES, await now(connection)))

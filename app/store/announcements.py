@@ -25,6 +25,7 @@ LAUNCHES = "launches"
 KEYS = "keys"
 CONFIG = "config"
 WEIGHTS = "weights"
+BURST = "burst"
 WORK = "work"
 _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01

@@ -1,5 +1,6 @@
 """Decisions on the pool, kept with their inputs, and what the scaling loop remembers between them."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDecision:
-    """A decision to keep; inputs and output are JSON texts."""
+    """A decision to keep; inputs and output are JSON texts, the roster is kept apart."""
 
     decided_at: datetime
     decision_type: str
@@ -19,6 +20,7 @@ class NewDecision:
     target_workers: int
     inputs: str
     output: str
+    roster_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,33 +28,47 @@ class Kept(NewDecision):
     """A decision as it is kept."""
 
     id: int
+    roster: str
 
 
 _WRITE = text("""
-INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output)
-VALUES (:decided_at, :decision_type, :current_workers, :target_workers, CAST(:inputs AS json), CAST(:output AS json))
+INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output, roster_id)
+VALUES (:decided_at, :decision_type, :current_workers, :target_workers, CAST(:inputs AS json), CAST(:output AS json),
+        :roster_id)
 RETURNING id
 """)
 
-_COLUMNS = "id, decided_at, decision_type, current_workers, target_workers"
-# The text as it was written; a JSON value would have to be put into words again.
-_TEXTS = "CAST(inputs AS text) AS inputs, CAST(output AS text) AS output"
+_KNOWN_ROSTER = text("SELECT id FROM rosters WHERE digest = :digest")
 
-_READ = text(f"SELECT {_COLUMNS}, {_TEXTS} FROM decisions WHERE id = :id")
-
-_PAGE = text(f"""
-SELECT {_COLUMNS}, '' AS inputs, CAST(output AS text) AS output FROM decisions
-WHERE id < :before ORDER BY id DESC LIMIT :limit
+_WRITE_ROSTER = text("""
+INSERT INTO rosters (digest, content) VALUES (:digest, CAST(:content AS json))
+ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest RETURNING id
 """)
 
+_COLUMNS = "d.id, decided_at, decision_type, current_workers, target_workers, roster_id"
+# The text as it was written; a JSON value would have to be put into words again.
+_OUTPUT = "CAST(output AS text) AS output"
+_WHOLE = f"{_COLUMNS}, CAST(inputs AS text) AS inputs, {_OUTPUT}, CAST(r.content AS text) AS roster"
+_BRIEF = f"{_COLUMNS}, '' AS inputs, {_OUTPUT}, '' AS roster"
+
+_READ = text(f"SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id WHERE d.id = :id")
+
+_LATEST = text(f"SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id ORDER BY d.id DESC LIMIT 1")
+
+_ONWARD = text(f"""
+SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id WHERE d.id > :after ORDER BY d.id LIMIT :limit
+""")
+
+_PAGE = text(f"SELECT {_BRIEF} FROM decisions d WHERE d.id < :before ORDER BY d.id DESC LIMIT :limit")
+
 _CHANGES = text(f"""
-SELECT {_COLUMNS}, '' AS inputs, CAST(output AS text) AS output FROM decisions
-WHERE id < :before AND decision_type <> 'maintain' ORDER BY id DESC LIMIT :limit
+SELECT {_BRIEF} FROM decisions d
+WHERE d.id < :before AND decision_type <> 'maintain' ORDER BY d.id DESC LIMIT :limit
 """)
 
 _TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
 
-_STATE = text("SELECT decided_at, CAST(content AS text) AS content FROM scaling_state")
+_MEMORY = text("SELECT decided_at, CAST(content AS text) AS content FROM scaling_state")
 
 _REMEMBER = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
@@ -64,6 +80,17 @@ _PRUNE = text("""
 DELETE FROM decisions WHERE decided_at < now() - make_interval(days => :days)
     OR (decision_type = 'maintain' AND decided_at < now() - interval '1 day')
 """)
+
+_PRUNE_ROSTERS = text("DELETE FROM rosters r WHERE NOT EXISTS (SELECT FROM decisions d WHERE d.roster_id = r.id)")
+
+
+async def roster(connection: AsyncConnection, content: str) -> int:
+    """Keep a roster, unless it is kept already; returns its id."""
+    digest = hashlib.sha256(content.encode()).digest()
+    known = (await connection.execute(_KNOWN_ROSTER, {"digest": digest})).scalar()
+    if known is not None:
+        return int(known)
+    return int((await connection.execute(_WRITE_ROSTER, {"digest": digest, "content": content})).scalar_one())
 
 
 async def write(connection: AsyncConnection, decision: NewDecision) -> int:
@@ -78,6 +105,17 @@ async def read(connection: AsyncConnection, decision_id: int) -> Kept | None:
     return Kept(**row) if row else None
 
 
+async def latest(connection: AsyncConnection) -> Kept | None:
+    """The last decision with its inputs; None before the first."""
+    row = (await connection.execute(_LATEST)).mappings().first()
+    return Kept(**row) if row else None
+
+
+async def onward(connection: AsyncConnection, *, after: int, limit: int) -> list[Kept]:
+    """Decisions above `after` with their inputs, oldest first."""
+    return [Kept(**row) for row in (await connection.execute(_ONWARD, {"after": after, "limit": limit})).mappings()]
+
+
 async def page(connection: AsyncConnection, *, before: int, limit: int, changes: bool = False) -> list[Kept]:
     """Decisions below `before`, newest first and without their inputs; only those that changed something, if asked."""
     query = _CHANGES if changes else _PAGE
@@ -90,9 +128,9 @@ async def target(connection: AsyncConnection) -> int | None:
     return found
 
 
-async def state(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]] | None:
+async def memory(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]] | None:
     """When the last decision was made, and what the next one is to know of it; None before the first."""
-    row = (await connection.execute(_STATE)).mappings().first()
+    row = (await connection.execute(_MEMORY)).mappings().first()
     return (row["decided_at"], json.loads(row["content"])) if row else None
 
 
@@ -102,5 +140,10 @@ async def remember(connection: AsyncConnection, decided_at: datetime, content: s
 
 
 async def prune(connection: AsyncConnection, days: int) -> int:
-    """Forget old decisions; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    """Forget old decisions, and rosters that none refers to; returns how many decisions.
+
+    Holds the pool, so that no decision is made that refers to a roster which goes.
+    """
+    pruned = (await connection.execute(_PRUNE, {"days": days})).rowcount
+    await connection.execute(_PRUNE_ROSTERS)
+    return pruned

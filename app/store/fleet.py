@@ -84,6 +84,10 @@ WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :na
             ORDER BY id DESC LIMIT 1)
 """)
 
+_BEREAVED = text("""
+SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
+""")
+
 _MARK = {
     "started_at": text("UPDATE replacements SET started_at = coalesce(started_at, now()) WHERE worker_id = :id"),
     "registered_at": text(
@@ -158,6 +162,11 @@ async def open_replacement(connection: AsyncConnection, lost: UUID, *, slot: int
 async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, slot: int, name: str) -> None:
     """This new worker takes the place of the one of its name that was lost from the slot, if one was."""
     await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
+
+
+async def bereaved(connection: AsyncConnection, host: str) -> frozenset[int]:
+    """The slots of a host that have lost their worker and have no other yet."""
+    return frozenset((await connection.execute(_BEREAVED, {"host": host})).scalars())
 
 
 async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:

@@ -79,10 +79,15 @@ WHERE id = :id AND {_LIVE}
 RETURNING name, incarnation
 """)
 
+# Who takes another's place takes on what that was assigned.
 _REQUEST = text("""
-INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels)
-SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting',
-       :provisioner, :slot, :host, '{}', '{}'
+INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels,
+                     assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds)
+SELECT :id, :name, 1 + coalesce(last.incarnation, 0), 'starting', :provisioner, :slot, :host, '{}', '{}',
+       last.assigned_agent, last.assigned_memory_gb, last.assigned_cpu_cores, last.assigned_compute_seconds
+FROM (SELECT) one LEFT JOIN LATERAL (
+    SELECT * FROM workers WHERE name = :name ORDER BY incarnation DESC LIMIT 1
+) last ON true
 """)
 
 _BEAT = f"""

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from app.domain.access import Role
+from app.domain.scaling import Mode
 from app.domain.workers import WorkerState
 from app.operations import fleet, workers
 from app.store import fleet as store
 from app.store.database import Database
 from tests.api.problems import is_problem
 from tests.api.service import Service
+from tests.factories import report
 from tests.sql import execute
 
 DONE = {"drain": "drained", "stop": "stopped", "restart": "restarted"}
@@ -93,7 +95,7 @@ async def test_the_pool_as_a_whole(service: Service, database: Database) -> None
     await service.worker("eve", ready=False)
     for _ in range(3):
         async with database.transaction() as connection:
-            await fleet.tick(connection, provisioner="local", host="here", size=1)
+            await fleet.tick(connection, Mode.PRODUCTION, report(1))
             (member,) = await store.members(connection, "local", "here")
             await workers.lose(connection, member.worker_id, WorkerState.LOST, "killed")
     found = await service.get("/fleet")

@@ -6,12 +6,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.domain.access import Role
+from app.domain.scaling import Mode
 from app.domain.workers import WorkerState
 from app.operations import fleet
 from app.operations import workers as operations
 from app.store import workers as store
 from app.store.database import Database
 from tests.api.service import Service, Worker, registration
+from tests.factories import report
 from tests.sql import execute, fetch, value
 
 
@@ -210,7 +212,7 @@ async def test_a_replacement_shows_each_step(service: Service, database: Databas
 async def _launch(database: Database) -> None:
     """The pool of one is filled."""
     async with database.transaction() as connection:
-        await fleet.tick(connection, provisioner="local", host="here", size=1)
+        await fleet.tick(connection, Mode.PRODUCTION, report(1))
 
 
 async def _launched(service: Service, worker_id: UUID) -> Worker:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from app.domain.capacity import CapacityPolicy
 from app.domain.leases import LeasePolicy
+from app.domain.scaling import Mode
 from app.domain.workers import HealthPolicy
 from app.loops.runner import Runner
 from app.loops.schedule import Context, Duty, Errand
@@ -20,6 +21,7 @@ def context(database: Database) -> Context:
         leases=LeasePolicy(),
         capacity=CapacityPolicy(),
         health=HealthPolicy(),
+        mode=Mode.DEVELOPMENT,
         provisioner=None,
         pool_size=0,
         stop_grace_seconds=1,

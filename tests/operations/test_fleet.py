@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.errors import WorkerGone
 from app.domain.leases import LeasePolicy
+from app.domain.scaling import Mode
 from app.domain.workers import Directive, WorkerId, WorkerState
 from app.operations import directing, fleet, workers
 from app.operations.workers import Heartbeats
@@ -14,7 +15,7 @@ from app.provisioners.base import Handle
 from app.store import fleet as store
 from app.store import replacements as records
 from app.store.database import Database
-from tests.factories import beat, everything, holding, leased, order, ready_worker, registration, submitted
+from tests.factories import beat, everything, holding, leased, order, ready_worker, registration, report, submitted
 from tests.sql import execute, fetch, value
 
 
@@ -56,8 +57,10 @@ def host() -> _Host:
 
 
 async def _tick(database: Database, size: int, host: str = "here") -> dict[str, Any]:
+    """As if the scaling loop had set the size; one host's first report says it."""
+    await execute(database, "UPDATE hosts SET size = $1 WHERE host = $2", size, host)
     async with database.transaction() as connection:
-        return await fleet.tick(connection, provisioner="local", host=host, size=size)
+        return await fleet.tick(connection, Mode.PRODUCTION, report(size, host=host))
 
 
 async def _pool(database: Database, host: _Host, size: int) -> list[UUID]:

@@ -43,6 +43,9 @@ workers = Table(
     Column("memory_mb", Float),
     Column("recent_errors", JSONB),
     Column("assigned_agent", Text, comment="what it is to prefer"),
+    Column("assigned_memory_gb", Float),
+    Column("assigned_cpu_cores", Float),
+    Column("assigned_compute_seconds", Float),
     Column("ended_reason", Text),
     moment("requested_at", nullable=False, server_default=func.now()),
     moment("launched_at"),
@@ -86,6 +89,21 @@ replacements = Table(
     moment("first_lease_at"),
 )
 Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
+
+# Machines on which a provisioner starts workers; each says regularly how it is, and is told how many it is to keep.
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("provisioner", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("size", Integer, nullable=False, comment="workers that it is to keep running"),
+    Column("usual_size", Integer, nullable=False, comment="its setting: where it starts, or stays"),
+    Column("memory_gb", Float, nullable=False),
+    Column("memory_used_gb", Float, nullable=False),
+    Column("cpu_cores", Float, nullable=False),
+    Column("cpu_share", Float, comment="of all its cores, null until measured"),
+    moment("seen_at", nullable=False),
+)
 
 keys = Table(
     "keys",

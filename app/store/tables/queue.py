@@ -111,6 +111,18 @@ queue_minutes = Table(
     PrimaryKeyConstraint("minute", "agent_type", "priority", "kind", name="queue_minutes_pkey"),
 )
 
+# The same since ever, for whoever wants what has become of tasks between two looks.
+queue_totals = Table(
+    "queue_totals",
+    metadata,
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tasks", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False, comment="sum of the seconds that the events tell"),
+    PrimaryKeyConstraint("agent_type", "priority", "kind", name="queue_totals_pkey"),
+)
+
 # How far a duty has folded a table that is only added to: everything below is done.
 folds = Table(
     "folds",

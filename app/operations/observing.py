@@ -1,0 +1,196 @@
+"""What a decision on the pool sees: counters, live workers, hosts, and what was learned before."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import experience as learning
+from app.domain.agents import AgentType
+from app.domain.arrivals import by_age
+from app.domain.experience import Ended, Experience, Look
+from app.domain.hosts import Host
+from app.domain.lanes import Lane
+from app.domain.scaling import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapshot
+from app.domain.service_times import ServicePolicy
+from app.domain.tasks import Move, Priority
+from app.domain.waiting import Waiting, in_dispatch_order
+from app.domain.workers import WorkerState
+from app.operations import counting
+from app.store import counts, hosts, members, minutes, pauses, status
+from app.store.members import Worker
+
+SERVICE = ServicePolicy()
+_ENDS = (Move.COMPLETE, Move.FAIL)
+# So old that it changes no decision, and short enough to be a number.
+_VERY_OLD_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """The counters: tasks that may run by lane, tasks with workers by type, and what has become of tasks since ever.
+
+    `oldest` is an upper bound on the seconds that any task of a priority has been waiting.
+    """
+
+    pending: Mapping[Lane, int]
+    running: Mapping[AgentType, int]
+    leased: Mapping[Lane, int]
+    ended: Mapping[AgentType, Ended]
+    oldest: Mapping[Priority, float]
+    paused: Mapping[AgentType, str]
+
+    @property
+    def waits(self) -> Mapping[Lane, int]:
+        """Tasks that wait for a worker and for nothing else."""
+        return {lane: tasks for lane, tasks in self.pending.items() if lane.agent_type not in self.paused}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Everybody who is alive, and the hosts that start workers."""
+
+    workers: Sequence[Worker]
+    hosts: Sequence[Host]
+
+    @property
+    def staying(self) -> list[Worker]:
+        """Those that are not on their way out."""
+        return [worker for worker in self.workers if worker.state != WorkerState.DRAINING]
+
+    def of(self, host: Host) -> list[Worker]:
+        """Those that a host keeps running."""
+        return [w for w in self.workers if w.provisioner == host.provisioner and w.host == host.host]
+
+
+async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
+    """Look at the counters. Costs the same however many tasks there are."""
+    pending: dict[Lane, int] = {}
+    running: Counter[AgentType] = Counter()
+    for count in await counts.read(connection):
+        if count.phase == "pending":
+            pending[count.lane] = count.tasks
+        elif count.phase in ("assigned", "executing"):
+            running[count.lane.agent_type] += count.tasks
+    leased, ended = await _totals(connection)
+    paused = {pause.agent_type: pause.reason for pause in await pauses.read(connection)}
+    oldest = await _oldest(connection, moment)
+    return Queue(pending=pending, running=running, leased=leased, ended=ended, oldest=oldest, paused=paused)
+
+
+async def pool(connection: AsyncConnection) -> Pool:
+    """Look at every live worker and every host."""
+    found = Pool(workers=await members.read(connection), hosts=await hosts.live(connection))
+    return replace(found, hosts=[_with_workers(host, found.of(host)) for host in found.hosts])
+
+
+def look(seen: Queue, workers: Sequence[Worker], size: int, moment: datetime, since: datetime | None) -> Look:
+    """What there is to learn from this look, the last one having been at `since`."""
+    waits = any(seen.waits.values())
+    return Look(
+        at=moment,
+        pending=seen.pending,
+        leased=seen.leased,
+        ended=seen.ended,
+        starts=[w.took_seconds for w in workers if _has_just_started(w, since) and w.took_seconds is not None],
+        idle=0 if waits else sum(w.state == WorkerState.READY and not w.busy for w in workers),
+        workers=size,
+    )
+
+
+def waiting(
+    seen: Queue, known: Experience, weights: Mapping[AgentType, float], agents: Collection[AgentType]
+) -> list[Waiting]:
+    """What waits for a worker that can run these types, in the order in which it will be served."""
+    groups: list[Waiting] = []
+    for priority in sorted(Priority, reverse=True):
+        queues = {}
+        for agent in sorted(agents):
+            lane = Lane(agent_type=agent, priority=priority)
+            if tasks := seen.waits.get(lane, 0):
+                one = learning.estimate(known, agent, SERVICE)
+                queues[agent] = by_age(known.arrivals, lane, tasks, one, seen.oldest.get(priority, _VERY_OLD_SECONDS))
+        groups += in_dispatch_order(queues, weights)
+    return groups
+
+
+def snapshot(
+    seen: Pool, known: Experience, groups: Sequence[Waiting], policy: ScalingPolicy, owed: int
+) -> ScalingSnapshot:
+    """The pool as the rule takes it; workers that hosts owe are as good as starting. Caps come later."""
+    ready = [w for w in seen.workers if w.state == WorkerState.READY]
+    busy = sum(w.busy for w in ready)
+    takes = learning.start_seconds(known, USUAL_START_SECONDS)
+    starting = [max(0.0, takes - w.age_seconds) for w in seen.workers if w.state == WorkerState.STARTING]
+    return ScalingSnapshot(
+        idle=len(ready) - busy,
+        busy=busy,
+        starting=[*starting, *([takes] * owed)],
+        draining=sum(w.state == WorkerState.DRAINING for w in seen.workers),
+        waiting=groups,
+        spare=known.spare,
+        cpu=cpu(seen, ready),
+        start_seconds=takes,
+        usual=_usual(seen) if policy.fixed else None,
+    )
+
+
+def cpu(seen: Pool, ready: Sequence[Worker]) -> float | None:
+    """How busy processors are, as a share of 1: the hosts' or the workers' own, whichever is more; None: not known."""
+    hosts_share = [host.cpu_share for host in seen.hosts if host.cpu_share is not None]
+    shares = [min(1.0, w.cpu_percent / 100 / w.cpu_cores) for w in ready if w.cpu_percent is not None and w.cpu_cores]
+    means = [sum(known) / len(known) for known in (hosts_share, shares) if known]
+    return max(means, default=None)
+
+
+def owed(host: Host, workers: Sequence[Worker]) -> int:
+    """How many workers a host has still to start to be as many as it is to keep."""
+    return max(0, host.size - sum(w.state != WorkerState.DRAINING for w in workers))
+
+
+def _usual(seen: Pool) -> int | None:
+    """The size of a pool that does not scale: what the hosts are set to, and whoever was started elsewhere."""
+    if not seen.hosts:
+        return None
+    ours = {(host.provisioner, host.host) for host in seen.hosts}
+    elsewhere = sum((w.provisioner, w.host) not in ours for w in seen.staying)
+    return elsewhere + sum(host.usual_size for host in seen.hosts)
+
+
+def _with_workers(host: Host, workers: Sequence[Worker]) -> Host:
+    return replace(host, workers=len(workers), workers_gb=sum(w.memory_mb or 0.0 for w in workers) / 1024)
+
+
+def _has_just_started(worker: Worker, since: datetime | None) -> bool:
+    return since is not None and worker.first_beat_at is not None and worker.first_beat_at > since
+
+
+async def _totals(connection: AsyncConnection) -> tuple[dict[Lane, int], dict[AgentType, Ended]]:
+    leased: dict[Lane, int] = {}
+    ended: dict[AgentType, Ended] = defaultdict(Ended)
+    for total in await minutes.totals(connection, [Move.ASSIGN, *_ENDS]):
+        if total.kind == Move.ASSIGN:
+            leased[total.lane] = total.tasks
+        else:
+            agent = total.lane.agent_type
+            so_far = ended[agent]
+            ended[agent] = Ended(tasks=so_far.tasks + total.tasks, seconds=so_far.seconds + total.seconds)
+    return leased, ended
+
+
+async def _oldest(connection: AsyncConnection, moment: datetime) -> dict[Priority, float]:
+    """From the last look for the oldest: what waits came after it, unless it is what was found then.
+
+    A task brings its age along from a lower priority, so the bound of a priority holds for those above it too.
+    """
+    turn = (await status.turns(connection, [counting.FIND_OLDEST])).get(counting.FIND_OLDEST)
+    if turn is None:
+        return {}
+    looked_at = datetime.fromisoformat(turn.result["looked_at"])
+    found, bounds, since = counting.oldest(turn), {}, looked_at
+    for priority in sorted(Priority):
+        since = min(since, found.get(priority, looked_at))
+        bounds[priority] = max(0.0, (moment - since).total_seconds())
+    return bounds

@@ -1,0 +1,230 @@
+"""Making the pool think: look, decide, write the decision down, and let it happen, in one transaction."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import decision_records as records
+from app.domain import experience as learning
+from app.domain.agents import AgentType
+from app.domain.allocation import Load
+from app.domain.decisions import Decision, Inputs, Member, SetAside, resolve
+from app.domain.experience import Experience
+from app.domain.scaling import Mode, is_burst
+from app.domain.workers import WorkerId
+from app.operations import caps, config, observing, remembering, resizing, weights
+from app.operations.config import Effective
+from app.operations.identifiers import time_ordered_uuid
+from app.operations.observing import Pool, Queue
+from app.operations.remembering import Memory
+from app.operations.resizing import Owed
+from app.operations.weights import InForce
+from app.store import decisions, hosts
+from app.store.database import now
+from app.store.decisions import NewDecision
+from app.store.members import Worker
+
+# The duty looks this often whether a decision is due, which comes at least every tick of the policy.
+LOOK_SECONDS = 1.0
+# Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
+_MOVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """All that was looked at for a decision."""
+
+    at: datetime
+    config: Effective
+    weights: InForce
+    queue: Queue
+    pool: Pool
+    owed: Owed
+    before: Memory | None
+
+
+async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
+    """Decide, when it is time to. The caller holds the duty's turn, so there is one at a time."""
+    moment = await now(connection)
+    before = await remembering.recall(connection)
+    effective = config.effective(await config.current(connection, initial))
+    if before is not None and not await _is_due(connection, before, effective, moment):
+        return {}
+    await hosts.lock_pool(connection)
+    pool = await observing.pool(connection)
+    seen = Sight(
+        at=moment,
+        config=effective,
+        weights=await weights.in_force(connection, effective),
+        queue=await observing.queue(connection, moment),
+        pool=pool,
+        owed=resizing.owed(pool, effective.scaling.max_workers),
+        before=before,
+    )
+    return await _decide(connection, seen)
+
+
+async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
+    """Forget old decisions; alone, lest one is just being made that refers to a roster which nobody else needs."""
+    await hosts.lock_pool(connection)
+    return {"decisions": await decisions.prune(connection, days)}
+
+
+async def _is_due(connection: AsyncConnection, before: Memory, effective: Effective, moment: datetime) -> bool:
+    """At the time that the last decision set, never later than a tick after it, and sooner when a burst has come."""
+    since = (moment - before.experience.at).total_seconds()
+    policy = effective.scaling
+    if since >= policy.tick_seconds - LOOK_SECONDS or before.brief.get("config_version") != effective.version:
+        return True
+    if since < policy.hurry_seconds:
+        return False
+    if since >= before.again_after_seconds:
+        return True
+    waits = (await observing.queue(connection, moment)).waits
+    work = sum(tasks * _estimate(before.experience, lane.agent_type) for lane, tasks in waits.items())
+    return not policy.fixed and is_burst(work, before.experience.workers, since, policy)
+
+
+async def _decide(connection: AsyncConnection, seen: Sight) -> dict[str, Any]:
+    inputs, known = await _inputs(connection, seen)
+    decision = resolve(inputs)
+    kept = records.outcome(decision, inputs)
+    roster_id = await decisions.roster(connection, records.roster(inputs.members))
+    decision_id = await decisions.write(
+        connection,
+        NewDecision(
+            decided_at=inputs.at,
+            decision_type=decision.decision_type.value,
+            current_workers=decision.plan.current,
+            target_workers=decision.plan.target,
+            inputs=records.inputs_text(inputs),
+            output=records.canonical(kept),
+            roster_id=roster_id,
+        ),
+    )
+    done = await resizing.carry_out(connection, decision, seen.pool, seen.owed)
+    size = decision.plan.current + done.started - done.drained
+    await remembering.keep(connection, _memory(seen, inputs, decision, known, done.drained, size, decision_id))
+    return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **done.told()}
+
+
+async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Experience]:
+    policy, owed = seen.config.scaling, sum(seen.owed.values())
+    size = len(seen.pool.staying) + owed
+    last = seen.before.experience if seen.before else None
+    look = observing.look(seen.queue, seen.pool.workers, size, seen.at, last.at if last else None)
+    known = learning.learned(last, look, policy, observing.SERVICE)
+    able = _served(seen.pool.staying)
+    groups = observing.waiting(seen.queue, known, seen.weights.weights, able)
+    snapshot = observing.snapshot(seen.pool, known, groups, policy, owed)
+    found = await caps.gather(connection, seen.pool.hosts, len(seen.pool.workers))
+    return Inputs(
+        at=seen.at,
+        config_version=seen.config.version,
+        mode=seen.config.mode,
+        policy=policy,
+        snapshot=replace(snapshot, caps=found),
+        members=[_member(worker) for worker in seen.pool.staying],
+        loads=_loads(seen.queue, known, able),
+        weights=seen.weights.weights,
+        previous_weights=seen.before.weights if seen.before else seen.weights.weights,
+        weight_reasons=seen.weights.reasons,
+        limits=seen.config.document.resource_limits,
+        set_aside=_set_aside(seen.queue, able),
+        first_new=time_ordered_uuid(),
+        new_capabilities=sorted(_of_new(seen.pool.staying)),
+        may_move=_may_move(seen),
+        provisions=bool(seen.pool.hosts),
+        notes=await resizing.notes(connection, seen.owed),
+    ), known
+
+
+def _memory(
+    seen: Sight,
+    inputs: Inputs,
+    decision: Decision,
+    known: Experience,
+    drained: int,
+    size: int,
+    decision_id: int,
+) -> Memory:
+    plan = decision.plan
+    moved_at = seen.before.moved_at if seen.before else None
+    brief = {
+        "decision_id": decision_id,
+        "decision_type": decision.decision_type.value,
+        "current_workers": plan.current,
+        "target_workers": plan.target,
+        "config_version": inputs.config_version,
+        "waiting_tasks": sum(seen.queue.waits.values()),
+        "waiting_seconds": sum(load.work_seconds for load in inputs.loads.values()),
+        "bottleneck_agent": decision.bottleneck.value if decision.bottleneck else None,
+        "reason": decision.reasons[0],
+    }
+    return Memory(
+        experience=learning.after_removal(known, drained, size),
+        again_after_seconds=plan.decide_again_after_seconds,
+        weights=inputs.weights,
+        moved_at=seen.at if decision.moved and inputs.may_move else moved_at,
+        brief=brief,
+    )
+
+
+def _member(worker: Worker) -> Member:
+    able = worker.capabilities
+    return Member(
+        worker_id=WorkerId(worker.id),
+        capabilities=None if able is None else frozenset(map(AgentType, able)),
+        assigned=AgentType(worker.assigned_agent) if worker.assigned_agent else None,
+        busy=worker.busy,
+        memory_gb=worker.memory_gb,
+        cpu_cores=worker.cpu_cores,
+    )
+
+
+def _of_new(workers: Sequence[Worker]) -> frozenset[AgentType]:
+    """What a new worker will be able to run: what the last one that a host has started can."""
+    started = [w for w in workers if w.provisioner is not None and w.capabilities is not None]
+    return frozenset(map(AgentType, started[-1].capabilities or ())) if started else frozenset(AgentType)
+
+
+def _served(workers: Sequence[Worker]) -> frozenset[AgentType]:
+    """The types that somebody can run who is here, or will be able to."""
+    return _of_new(workers).union(*{frozenset(map(AgentType, w.capabilities)) for w in workers if w.capabilities})
+
+
+def _loads(queue: Queue, known: Experience, able: Collection[AgentType]) -> dict[AgentType, Load]:
+    """What each type has to do: the tasks that wait, and those that run, which are taken to be half done."""
+    loads = {}
+    for agent in sorted(able):
+        lanes = {lane: tasks for lane, tasks in queue.waits.items() if lane.agent_type is agent}
+        tasks = sum(lanes.values()) + queue.running.get(agent, 0) / 2
+        if tasks:
+            oldest = max((queue.oldest.get(lane.priority, 0.0) for lane in lanes), default=0.0)
+            loads[agent] = Load(work_seconds=tasks * _estimate(known, agent), oldest_age_seconds=oldest)
+    return loads
+
+
+def _set_aside(queue: Queue, able: Collection[AgentType]) -> list[SetAside]:
+    tasks: Counter[AgentType] = Counter()
+    for lane, count in queue.pending.items():
+        tasks[lane.agent_type] += count
+    why: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
+        agent: f"it is paused ({reason})" for agent, reason in queue.paused.items()
+    }
+    return [SetAside(agent_type=agent, tasks=tasks[agent], why=why[agent]) for agent in sorted(why) if tasks[agent]]
+
+
+def _may_move(seen: Sight) -> bool:
+    before = seen.before
+    if before is None or before.moved_at is None or before.weights != seen.weights.weights:
+        return True
+    return seen.at - before.moved_at >= timedelta(seconds=_MOVE_SECONDS)
+
+
+def _estimate(known: Experience, agent: AgentType) -> float:
+    return learning.estimate(known, agent, observing.SERVICE)
