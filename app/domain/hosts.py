@@ -33,8 +33,8 @@ class HostPolicy:
 
     # What the kernel and its caches want to themselves.
     memory_share: float = 0.9
-    # Workers mostly wait for a language model. An idle one takes about 0.3 % of a core; a pool that computes is held
-    # back by the CPU that it shares long before, and Example 1 doubles at 85 %.
+    # A guess at what never helps: workers mostly wait for a language model, so they share cores, and how busy these are
+    # is no limit by itself (the specification's example 1 doubles at 85 %).
     workers_per_core: int = 32
     worker_gb: float = 1.0
 

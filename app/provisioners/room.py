@@ -1,4 +1,4 @@
-"""How much memory and processor there is on this machine, or in the container around us, and how much of it is in use."""
+"""How much memory and processor this machine has, or the container around us, and how much of it is in use."""
 
 import os
 from dataclasses import dataclass
