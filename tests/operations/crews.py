@@ -1,12 +1,14 @@
 """A pool for tests of the scaling loop: a host, its workers with heartbeats, and decisions taken at once."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from app.domain.config import Action, balanced, preset
 from app.domain.scaling import Mode
+from app.domain.workers import WorkerId
 from app.operations import config, fleet, scaling, workers
 from app.operations.config import Order
 from app.store import hot
@@ -33,24 +35,24 @@ async def keep_up(database: Database, size: int = 1, host: str = "here", **chang
         return await fleet.tick(connection, Mode.PRODUCTION, report(size, host=host, **changes))
 
 
-async def arrive(database: Database, *, cpu_percent: float = 0.0, **changes: Any) -> list[UUID]:
+async def arrive(database: Database, *, cpu_percent: float = 0.0, **changes: Any) -> list[WorkerId]:
     """Everybody who was asked for registers and passes the first health report."""
     rows = await fetch(database, "SELECT id, name FROM workers WHERE state = 'starting' ORDER BY slot")
     for row in rows:
         async with database.transaction() as connection:
             await workers.register(connection, registration(row["name"], **changes), row["id"])
     await beats(database, [row["id"] for row in rows], cpu_percent=cpu_percent)
-    return [row["id"] for row in rows]
+    return [WorkerId(row["id"]) for row in rows]
 
 
-async def beats(database: Database, worker_ids: list[UUID], **changes: Any) -> None:
+async def beats(database: Database, worker_ids: Sequence[UUID], **changes: Any) -> None:
     """A heartbeat of each."""
     said = [beat(worker_id, **changes) for worker_id in worker_ids]
     if said:
         await hot.run(database, lambda c: worker_store.beat(c, said, 15.0))
 
 
-async def crew(database: Database, size: int, *, cpu_percent: float = 0.0, **changes: Any) -> list[UUID]:
+async def crew(database: Database, size: int, *, cpu_percent: float = 0.0, **changes: Any) -> list[WorkerId]:
     """A host with so many workers that are ready."""
     await keep_up(database, size, **changes)
     return await arrive(database, cpu_percent=cpu_percent)
