@@ -13,9 +13,10 @@ from uuid import UUID
 
 from app.domain.agents import AgentType
 from app.domain.allocation import Load
+from app.domain.caps import Cap
 from app.domain.config import ResourceLimits, key
 from app.domain.decisions import Decision, Inputs, Member, Place, SetAside, resolve
-from app.domain.scaling import Cap, Mode, ScalingPolicy, ScalingSnapshot
+from app.domain.scaling import Mode, ScalingPolicy, ScalingSnapshot
 from app.domain.spare import Spare, SparePolicy
 from app.domain.waiting import Waiting
 from app.domain.workers import WorkerId

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.domain.scaling import Cap
+from app.domain.caps import Cap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

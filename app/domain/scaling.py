@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
+from app.domain.caps import Cap
 from app.domain.spare import Spare, SparePolicy, surplus
 from app.domain.waiting import Waiting
 
@@ -67,14 +68,6 @@ def in_mode(policy: ScalingPolicy, mode: Mode) -> ScalingPolicy:
             return policy
         case Mode.TRUSTED_TESTER:
             return replace(policy, growth=1.25, spare=replace(policy.spare, settle_seconds=300.0))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
-    """How many workers a resource suffices for, by the resource's name in words."""
-
-    resource: str
-    workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,17 +171,6 @@ def is_burst(queued_work_seconds: float, workers: int, seconds_since_last: float
     """Whether an arrival calls for a decision at once instead of at the next tick."""
     overdue = queued_work_seconds > policy.budget_seconds / 2 * workers
     return overdue and seconds_since_last >= policy.hurry_seconds
-
-
-def permit_cap(limit: int, held_share: float) -> Cap | None:
-    """How many workers the language model's permits suffice for; None when tasks hold none.
-
-    `held_share` is the mean share of a task's time for which it holds a permit. A fifth more workers than that keeps
-    every permit in use: measured, waits are those without a cap, at less than half the cost in overload.
-    """
-    if held_share <= 0:
-        return None
-    return Cap(resource="LLM permits", workers=math.ceil(1.2 * limit / held_share))
 
 
 def _fixed(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import hosts as rules
+from app.domain.caps import Cap
 from app.domain.hosts import Host, HostPolicy
-from app.domain.scaling import Cap
 
 POLICY = HostPolicy()
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from app.domain.caps import Cap, permit_cap
 from app.domain.scaling import (
-    Cap,
     Clamp,
     DecisionType,
     Mode,
@@ -20,7 +20,6 @@ from app.domain.scaling import (
     in_mode,
     is_burst,
     need,
-    permit_cap,
 )
 from app.domain.spare import Spare
 from app.domain.waiting import Waiting

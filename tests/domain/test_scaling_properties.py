@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.scaling import Cap, DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, need
+from app.domain.caps import Cap
+from app.domain.scaling import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, need
 from app.domain.spare import Spare
 from app.domain.waiting import Waiting
 
