@@ -93,9 +93,13 @@ def _patience(settings: Settings) -> float:
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
-    """Ours without what is ours alone: a worker runs foreign code, which must not see the way to the database."""
+    """Ours without what is ours alone: a worker runs foreign code, which must not see the way to the database.
+
+    The way to the language model is the worker's own matter; its handlers do not see the key to that either.
+    """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
-    return {**plain, "CONVENER_KEY": settings.pool_key or ""}
+    language_model = {name: value for name, value in os.environ.items() if name.startswith("CONVENER_LLM_")}
+    return {**plain, **language_model, "CONVENER_KEY": settings.pool_key or ""}
 
 
 async def _until_stopped(work: "asyncio.Task[None]") -> None:

@@ -16,7 +16,8 @@ An agent is a function. A module that holds one, `my_agents.py`::
 is served by `convener-worker --url http://127.0.0.1:8765 --handlers my_agents`, with the pool key in CONVENER_KEY.
 """
 
-from worker_agent.task import Permanent, Task, Transient
+from worker_agent.failures import Permanent, Postponed, Transient
+from worker_agent.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["Permanent", "Task", "Transient", "__version__"]
+__all__ = ["Permanent", "Postponed", "Task", "Transient", "__version__"]

@@ -55,10 +55,11 @@ class ReportFail(_Call):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(_Call):
-    """Hand the task back; it costs no attempt."""
+    """Hand the task back; it costs no attempt, and is not leased again before the delay is over."""
 
     lease: Lease
     reason: str
+    delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

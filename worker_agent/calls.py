@@ -137,8 +137,8 @@ class Caller:
                 )
             case act.ReportFail(lease=lease, error=error, usage=usage):
                 self._registered.fail(lease.ref, error, usage=usage)
-            case act.Release(lease=lease, reason=reason):
-                self._registered.release(lease.ref, reason)
+            case act.Release(lease=lease, reason=reason, delay_seconds=delay):
+                self._registered.release(lease.ref, reason, delay_seconds=delay)
         return ev.Reported()
 
     def _flush_progress(self, ref: LeaseRef) -> str | None:

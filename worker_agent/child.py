@@ -2,7 +2,8 @@
 
 The daemon starts `python -m worker_agent.child ORDER` with the task as JSON on stdin. ORDER (JSON) names the limits,
 the message pipe's `fd`, and either `target` and `key` or `command`. On the message pipe every line is one JSON object:
-{"percent", "message", "checkpoint"}, {"quality"}, {"result"} or {"error"}. stdout and stderr belong to the handler.
+{"percent", "message", "checkpoint"}, {"quality"}, {"result"}, {"error"} or {"postponed": {"seconds", "reason"}}. stdout
+and stderr belong to the handler.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import os
 import sys
 from _thread import allocate_lock  # threading would cost each task two milliseconds
 
+from worker_agent.failures import Failure, Postponed
 from worker_agent.limits import confine, peak_memory_mb
 from worker_agent.loading import load
-from worker_agent.task import Failure, Task
+from worker_agent.task import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ def _run(target: str, key: str | None, channel: Channel) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         channel.write(_encode(_call(target, key, task)))
+    except Postponed as later:
+        channel.send({"postponed": {"seconds": later.seconds, "reason": later.reason}})
     except BaseException as error:
         channel.send({"error": _describe(error)})
 

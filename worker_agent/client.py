@@ -112,8 +112,10 @@ class Client:
         body = {"token": ref.token, "error": told | {"detail": storable(error.detail)}} | _usage(usage)
         self._post(f"/leases/{ref.task_id}/fail", body)
 
-    def release(self, ref: LeaseRef, reason: str) -> None:
-        body = {"token": ref.token, "reason": message(reason)}
+    def release(self, ref: LeaseRef, reason: str, *, delay_seconds: float = 0.0) -> None:
+        body: JsonObject = {"token": ref.token, "reason": message(reason)}
+        if delay_seconds:
+            body["delay_seconds"] = round(delay_seconds, 3)
         self._post(f"/leases/{ref.task_id}/release", body, FAREWELL_SECONDS)
 
     def _post(self, path: str, body: JsonObject, timeout: float = CALL_SECONDS) -> JsonObject | None:

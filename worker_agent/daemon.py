@@ -17,6 +17,8 @@ from worker_agent.calls import Caller
 from worker_agent.errors import LocalErrors
 from worker_agent.handlers import Handler
 from worker_agent.journal import tell_action, tell_event
+from worker_agent.llm.serving import Access, Gateway
+from worker_agent.llm.settings import GatewaySettings
 from worker_agent.protocol import Machine
 from worker_agent.running import Run
 from worker_agent.spawning import Limits, spawn
@@ -37,6 +39,7 @@ class Assignment:
     handlers: Mapping[str, Handler]
     limits: Limits
     grace_seconds: float
+    language_model: GatewaySettings | None = None
 
 
 class Daemon:
@@ -48,6 +51,8 @@ class Daemon:
         self._machine = Machine(new_id=lambda: str(uuid.uuid4()), grace_seconds=assignment.grace_seconds)
         self._alarm_at: float | None = None
         self._run: Run | None = None
+        self._gateway = self._make_gateway()
+        self._access: Access | None = None
         self._exit: act.Exit | None = None
         self._standing = Standing()
         errors = LocalErrors()
@@ -66,6 +71,8 @@ class Daemon:
         """Serve until drained, stopped, refused or superseded."""
         self._catch_signals()
         self._heart.start()
+        if self._gateway is not None:
+            self._gateway.start()
         self._events.put(ev.Begin())
         try:
             while self._exit is None:
@@ -74,6 +81,8 @@ class Daemon:
             self._kill()
             self._heart.stop()
             self._caller.close()
+            if self._gateway is not None:
+                self._gateway.stop()
         return self._exit
 
     def stop(self) -> None:
@@ -98,6 +107,7 @@ class Daemon:
         tell_event(event)
         if isinstance(event, ev.HandlerOver):
             self._run = None
+            self._close_access()
         actions = self._machine.handle(event, time.monotonic())
         self._publish()
         for action in actions:
@@ -145,10 +155,29 @@ class Daemon:
         try:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
-            child = spawn(lease, handler, self._assignment.limits)
+            child = spawn(lease, handler, self._assignment.limits, self._open_access(lease))
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
             return
         self._run = Run(child, lease.timeout_seconds, self._events.put)
         self._standing = replace(self._standing, handler_pid=self._run.pid)
+
+    def _make_gateway(self) -> Gateway | None:
+        settings = self._assignment.language_model
+        return None if settings is None else Gateway(settings, self._assignment.url, self._key)
+
+    def _key(self) -> str | None:
+        registration = self._standing.registration
+        return None if registration is None else registration.key
+
+    def _open_access(self, lease: Lease) -> Mapping[str, str]:
+        if self._gateway is None:
+            return {}
+        self._access = self._gateway.open(lease)
+        return self._access.environment
+
+    def _close_access(self) -> None:
+        if self._gateway is not None and self._access is not None:
+            self._gateway.close(self._access)
+            self._access = None

@@ -9,6 +9,7 @@ from worker_agent.wire import (
     JsonObject,
     Lease,
     LeaseRef,
+    Postponement,
     Progress,
     Registration,
     TaskError,
@@ -106,6 +107,14 @@ class HandlerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerPostponed:
+    """The handler hands its task back for later."""
+
+    postponement: Postponement
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class TimedOut:
     after_seconds: float
     usage: Usage
@@ -179,5 +188,5 @@ Answer: TypeAlias = (
     | CallAborted
     | CallerGone
 )
-HandlerOver: TypeAlias = HandlerFinished | HandlerFailed | TimedOut | HandlerKilled
+HandlerOver: TypeAlias = HandlerFinished | HandlerFailed | HandlerPostponed | TimedOut | HandlerKilled
 Event: TypeAlias = Answer | HandlerOver | Begin | BeatAnswered | Gone | LeaseLost | Progressed | StopSignal | GraceOver

@@ -15,7 +15,7 @@ from worker_agent.wire import AGENT_TYPES
 
 ENTRY_POINT_GROUP = "convener.handlers"
 _PROBE_SECONDS = 120
-_SECRETS = ("CONVENER_KEY", "CONVENER_LAUNCH_TOKEN")
+_SECRETS = ("CONVENER_KEY", "CONVENER_LAUNCH_TOKEN", "CONVENER_LLM_KEY")
 
 
 class UnusableHandler(ValueError):

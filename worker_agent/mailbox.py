@@ -1,10 +1,14 @@
 """Reads what a handler's process says on the message pipe."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from worker_agent.wire import JsonObject, Progress, TaskError
+from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
+
+# As much as the control plane takes for a wait.
+LONGEST_POSTPONEMENT_SECONDS = 3600.0
 
 
 class NotAnObject(ValueError):
@@ -41,6 +45,7 @@ class Mailbox:
         self.result: JsonObject | None = None
         self.error: TaskError | None = None
         self.quality: float | None = None
+        self.postponed: Postponement | None = None
         self.peak_memory_mb: float | None = None
         self.unreadable = 0
         self._progress: Progress | None = None
@@ -64,6 +69,8 @@ class Mailbox:
             self.result = dict(message["result"])
         elif "error" in message:
             self.error = _read_error(message["error"])
+        elif "postponed" in message:
+            self.postponed = _read_postponement(message["postponed"])
         elif "peak_memory_mb" in message:
             self.peak_memory_mb = float(message["peak_memory_mb"])
 
@@ -77,6 +84,15 @@ class Mailbox:
         if progress.checkpoint is None and self._progress is not None:
             progress = replace(progress, checkpoint=self._progress.checkpoint)
         self._progress = progress
+
+
+def _read_postponement(said: Any) -> Postponement:
+    seconds = float(said["seconds"])
+    if not 0 <= seconds < math.inf:
+        raise ValueError("no time to wait")
+    return Postponement(
+        seconds=min(seconds, LONGEST_POSTPONEMENT_SECONDS), reason=str(said.get("reason") or "postponed")
+    )
 
 
 def _read_error(error: Any) -> TaskError:

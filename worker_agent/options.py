@@ -12,6 +12,7 @@ from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.daemon import Assignment
 from worker_agent.handlers import Handler, UnusableHandler, gather, parse_handler
+from worker_agent.llm.settings import read_settings
 from worker_agent.spawning import Limits
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
@@ -19,6 +20,10 @@ _EPILOG = """\
 environment:
   CONVENER_URL           address of the control plane, when --url is not given
   CONVENER_KEY           the pool key (or --key-file); never an argument, because arguments can be read by everybody
+  CONVENER_LLM_URL       an OpenAI-compatible gateway, such as http://127.0.0.1:44497/v1; handlers reach it by
+                         `task.llm`, or by any OpenAI client, since OPENAI_BASE_URL and OPENAI_API_KEY are set for them
+  CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
+  CONVENER_LLM_KEY       the gateway's key; handlers never see it
   CONVENER_LAUNCH_TOKEN  set by whoever starts workers, so that it recognises this one
 
 exit codes:
@@ -87,6 +92,7 @@ def _assignment(options: argparse.Namespace, environment: Mapping[str, str]) -> 
         handlers=handlers,
         limits=limits,
         grace_seconds=max(0.0, options.grace),
+        language_model=read_settings(environment),
     )
 
 

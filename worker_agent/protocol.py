@@ -269,7 +269,7 @@ _Reaction: TypeAlias = Callable[[Machine, Any], list[Action]]
 
 _CALLING = (State.UNREGISTERED, State.LEASING, State.REPORTING, State.LEAVING)
 _HANDLING = (State.RUNNING, State.KILLING)
-_OVER = (ev.HandlerFinished, ev.HandlerFailed, ev.TimedOut, ev.HandlerKilled)
+_OVER = (ev.HandlerFinished, ev.HandlerFailed, ev.HandlerPostponed, ev.TimedOut, ev.HandlerKilled)
 
 REACTIONS: Mapping[tuple[State, type], _Reaction] = {
     (State.UNREGISTERED, ev.Begin): Machine._go_on,

@@ -16,6 +16,8 @@ def report_of(over: ev.HandlerOver, lease: Lease, *, next_request_id: str, reaso
             )
         case ev.HandlerFailed(error, usage):
             return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.HandlerPostponed(postponement):
+            return act.Release(lease=lease, reason=postponement.reason, delay_seconds=postponement.seconds)
         case ev.TimedOut(seconds, usage):
             error = TaskError(code="timeout", message=f"killed after {seconds:g} s", retryable=True)
             return act.ReportFail(lease=lease, error=error, usage=usage)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -31,8 +32,10 @@ class Child:
     output: IO[bytes] | None
 
 
-def spawn(lease: Lease, handler: Handler, limits: Limits) -> Child:
+def spawn(lease: Lease, handler: Handler, limits: Limits, access: Mapping[str, str]) -> Child:
     """To be called in a thread that outlives the task: the kernel kills the child when that thread ends.
+
+    `access` are more variables for its environment.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """
@@ -48,7 +51,7 @@ def spawn(lease: Lease, handler: Handler, limits: Limits) -> Child:
                 bufsize=0,
                 pass_fds=(theirs,),
                 process_group=0,
-                env=_environment(lease, limits),
+                env={**_environment(lease, limits), **access},
             )
     except (OSError, ValueError):
         messages.close()

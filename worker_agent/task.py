@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from worker_agent.language import LanguageModel
+
     Json = dict[str, Any]
     Report = Callable[[Json], None]
 
@@ -19,6 +21,7 @@ class Task:
     """One attempt at one task. Make one yourself to test a handler: `Task(agent_type="ranking", payload={...})`."""
 
     __slots__ = (
+        "_llm",
         "_report",
         "agent_type",
         "attempt",
@@ -46,6 +49,7 @@ class Task:
         checkpoint: Json | None = None,
         trace_context: str | None = None,
         report: Report | None = None,
+        llm: LanguageModel | None = None,
     ) -> None:
         self.agent_type = agent_type
         self.payload = payload
@@ -58,6 +62,16 @@ class Task:
         self.checkpoint = checkpoint
         self.trace_context = trace_context
         self._report = report
+        self._llm = llm
+
+    @property
+    def llm(self) -> LanguageModel:
+        """The language model that this worker may call: `task.llm.ask("Why?").text`."""
+        if self._llm is None:
+            from worker_agent.language import LanguageModel
+
+            self._llm = LanguageModel()
+        return self._llm
 
     def progress(self, percent: float, message: str | None = None, checkpoint: Json | None = None) -> None:
         """Tell how far the task is; a checkpoint is handed to the next attempt should this one fail.
@@ -79,24 +93,3 @@ class Task:
             raise ValueError(f"quality must be within 0..1, not {value}")
         if self._report is not None:
             self._report({"quality": float(value)})
-
-
-class Failure(Exception):
-    """A failure with a code that people and programs can act on."""
-
-    retryable = True
-
-    def __init__(self, code: str, message: str = "", **detail: object) -> None:
-        super().__init__(message or code)
-        self.code = code
-        self.detail = detail
-
-
-class Permanent(Failure):
-    """Trying again cannot help: wrong parameters, or work refused for safety."""
-
-    retryable = False
-
-
-class Transient(Failure):
-    """Trying again later may help."""

@@ -33,6 +33,8 @@ def verdict(evidence: Evidence) -> ev.HandlerOver:
         return ev.TimedOut(evidence.timed_out_after, evidence.usage)
     if evidence.is_too_large:
         return _failed(evidence, "result_too_large", "the handler wrote more than a result may have", True)
+    if evidence.mailbox.postponed is not None:
+        return ev.HandlerPostponed(evidence.mailbox.postponed, evidence.usage)
     if evidence.mailbox.error is not None:
         return ev.HandlerFailed(_with_output(evidence.mailbox.error, evidence.noise), evidence.usage)
     if evidence.output is not None and evidence.exit_code == 0:

@@ -82,6 +82,14 @@ class TaskError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Postponement:
+    """A handler could not do its work now, through nobody's fault; seconds until it is worth another try."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a task is, 0 to 100 percent."""
 

@@ -107,6 +107,7 @@ class ReleaseIn(Body):
 
     token: Token
     reason: Sentence = "released by its worker"
+    delay_seconds: float = Field(0, ge=0, le=3600, description="not to be leased again before")
 
 
 class HeldOut(BaseModel):

@@ -148,9 +148,11 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
     responses=_FENCED,
 )
 async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: ServicesDep) -> Response:
-    """Give the task back; this burns no attempt."""
+    """Give the task back; this burns no attempt. With a delay nobody gets it before."""
     async with services.database.transaction() as connection:
-        standing = await operations.release(connection, _fence(task_id, call.token, principal), call.reason)
+        standing = await operations.release(
+            connection, _fence(task_id, call.token, principal), call.reason, call.delay_seconds
+        )
     return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
 
 

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -129,18 +129,21 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> S
     return Standing(state=state, run_at=verdict.run_at)
 
 
-async def release(connection: AsyncConnection, fence: Fence, reason: str) -> Standing:
-    """Give a task back unharmed: no attempt is burnt. Safe to repeat."""
+async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_seconds: float = 0.0) -> Standing:
+    """Give a task back unharmed, to be leased again after the delay: no attempt is burnt. Safe to repeat."""
     attempt = await attempts.held(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated(connection, fence, "released")
-    await give_back(connection, attempt, reason)
-    return Standing(state=TaskState.PENDING)
+    run_at = await now(connection) + timedelta(seconds=delay_seconds) if delay_seconds else None
+    await give_back(connection, attempt, reason, run_at)
+    return Standing(state=TaskState.PENDING, run_at=run_at)
 
 
-async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str) -> None:
+async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, run_at: datetime | None = None) -> None:
     """Return a task to the queue as if it had not been leased."""
-    verdict = Verdict(move=Move.RELEASE, failures=attempt.failures, rescues=attempt.rescues, run_at=None, reason=reason)
+    verdict = Verdict(
+        move=Move.RELEASE, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
+    )
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))
 
 

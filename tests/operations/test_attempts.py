@@ -25,9 +25,9 @@ async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Fai
         return await operations.fail(connection, fence(worker, lease), failure)
 
 
-async def _release(database: Database, worker: WorkerId, lease: Lease) -> Standing:
+async def _release(database: Database, worker: WorkerId, lease: Lease, delay_seconds: float = 0.0) -> Standing:
     async with database.transaction() as connection:
-        return await operations.release(connection, fence(worker, lease), "not now")
+        return await operations.release(connection, fence(worker, lease), "not now", delay_seconds)
 
 
 def _sign(worker: WorkerId, lease: Lease, **changes: Any) -> Sign:
@@ -180,3 +180,16 @@ async def test_a_failure_told_again_after_others_took_over_is_answered_as_before
     await desk.complete(completion(successor, again))
     assert await _fail(database, worker, lease) == told
     assert (await everything(database, lease.task_id))["failures"] == 1
+
+
+async def test_a_task_that_was_handed_back_for_later_waits_and_burns_no_attempt(
+    database: Database, desk: LeaseDesk
+) -> None:
+    worker, lease = await holding(database)
+    standing = await _release(database, worker, lease, delay_seconds=600)
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["run_at"]) == ("pending", 0, standing.run_at)
+    assert await value(database, "SELECT run_at > now() + interval '9 minutes' FROM tasks")
+    with pytest.raises(AssertionError):
+        await leased(database, await ready_worker(database))
+    assert (await _release(database, worker, lease, delay_seconds=600)).run_at == standing.run_at

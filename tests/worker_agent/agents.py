@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker_agent import Permanent, Task, Transient
+from worker_agent import Permanent, Postponed, Task, Transient
 from worker_agent.wire import AGENT_TYPES
 
 Json = dict[str, Any]
@@ -74,6 +74,10 @@ def unstorable(_: Task) -> Json:
 
 def transient(_: Task) -> Json:
     raise Transient("gateway_busy", "later")
+
+
+def postponed(_: Task) -> Json:
+    raise Postponed(7.5, "the model has no room")
 
 
 def bug(_: Task) -> Json:
@@ -153,6 +157,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         permanent,
         unstorable,
         transient,
+        postponed,
         bug,
         gulp,
         spin,

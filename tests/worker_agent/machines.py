@@ -6,7 +6,7 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.protocol import Machine
 from worker_agent.states import State
-from worker_agent.wire import Directive, Lease, Registration, TaskError, Usage
+from worker_agent.wire import Directive, Lease, Postponement, Registration, TaskError, Usage
 
 GRACE = 25.0
 LEASE_SECONDS = 15.0
@@ -14,6 +14,7 @@ USAGE = Usage(wall_seconds=1.0, cpu_seconds=0.5, max_memory_mb=20.0)
 FINISHED = ev.HandlerFinished({"answer": 42}, USAGE)
 FAILED = ev.HandlerFailed(TaskError(code="bug", message="a bug", retryable=True), USAGE)
 KILLED = ev.HandlerKilled(USAGE)
+POSTPONED = ev.HandlerPostponed(Postponement(seconds=7.5, reason="the model has no room"), USAGE)
 
 
 def machine() -> Machine:

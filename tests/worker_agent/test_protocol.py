@@ -10,6 +10,7 @@ from tests.worker_agent.machines import (
     GRACE,
     KILLED,
     LEASE_SECONDS,
+    POSTPONED,
     USAGE,
     beat,
     brought_to,
@@ -133,7 +134,7 @@ def test_a_fenced_report_is_dropped() -> None:
 @pytest.mark.parametrize(
     "loss", [beat(cancel(lease())), ev.LeaseLost(lease().ref, "task_cancelled"), ev.Gone(1, "lost")]
 )
-@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, ev.TimedOut(1.0, USAGE)])
+@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, POSTPONED, ev.TimedOut(1.0, USAGE)])
 def test_a_lost_task_is_killed_and_never_reported(loss: ev.Event, end: ev.Event) -> None:
     subject = brought_to(State.RUNNING)
     assert feed(subject, loss) == [act.KillHandler()]
@@ -340,6 +341,12 @@ def test_an_unknown_directive_is_ignored() -> None:
 def test_every_state_is_in_the_table_of_moves_and_can_be_left_but_the_last() -> None:
     assert set(MOVES) == set(State)
     assert [state for state, after in MOVES.items() if not after] == [State.STOPPED]
+
+
+def test_a_task_that_was_postponed_is_handed_back_with_the_wait() -> None:
+    report = only(feed(brought_to(State.RUNNING), POSTPONED))
+    assert isinstance(report, act.Release)
+    assert (report.delay_seconds, report.reason) == (7.5, "the model has no room")
 
 
 def test_every_event_is_in_one_table() -> None:

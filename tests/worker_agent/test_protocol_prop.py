@@ -11,6 +11,7 @@ from tests.worker_agent.machines import (
     GRACE,
     KILLED,
     LEASE_SECONDS,
+    POSTPONED,
     USAGE,
     cancel,
     machine,
@@ -261,6 +262,10 @@ class World(Shell):
         if self.running is not None:
             self.end_handler_with(FAILED)
 
+    def postpone(self) -> None:
+        if self.running is not None:
+            self.end_handler_with(POSTPONED)
+
     def run_out(self) -> None:
         if self.running is not None:
             self.end_handler_with(ev.TimedOut(1.0, USAGE))
@@ -298,7 +303,7 @@ class World(Shell):
 
 _ANSWERS = ["grant"] * 8 + ["grant_no_lease", "be_away", "fence", "refuse"]
 _BEATS = ["beat"] * 4 + ["beat_late", "cancel", "cancel_another"]
-_ENDS = ["finish"] * 3 + ["fail", "run_out", "lose_lease", "progress"]
+_ENDS = ["finish"] * 3 + ["fail", "postpone", "run_out", "lose_lease", "progress"]
 _TURNS = ["dawdle", "dawdle", "pass_time"]
 # What ends the worker must be rare, or it never lives long enough to do anything wrong.
 _BLOWS = [

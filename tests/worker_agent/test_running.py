@@ -26,7 +26,7 @@ class Started:
     def __init__(self, lease: Lease, handler: Handler, limits: Limits) -> None:
         self._events: SimpleQueue[ev.Event] = SimpleQueue()
         self.progress: list[ev.Progressed] = []
-        self.run = Run(spawn(lease, handler, limits), lease.timeout_seconds, self._events.put)
+        self.run = Run(spawn(lease, handler, limits, {}), lease.timeout_seconds, self._events.put)
 
     def end(self) -> ev.Event:
         while isinstance(event := self._events.get(timeout=PATIENCE), ev.Progressed):
@@ -46,6 +46,12 @@ def start(
         task_id="t-1", token=1, agent_type="generation", payload=payload, timeout_seconds=timeout_seconds, **more
     )
     return Started(lease, handler, Limits(memory_gb=memory_gb, cpu_cores=1.0))
+
+
+def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
+    end = start({"do": "postponed"}).end()
+    assert isinstance(end, ev.HandlerPostponed)
+    assert (end.postponement.seconds, end.postponement.reason) == (7.5, "the model has no room")
 
 
 def finished(payload: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def test_processor_time_is_limited_too() -> None:
     lease = Lease(task_id="t-1", token=1, agent_type="generation", payload={"do": "spin"}, timeout_seconds=1.0)
     events: SimpleQueue[ev.Event] = SimpleQueue()
     # The wall limit of the run is far away, that of the processor comes from the lease's own.
-    Run(spawn(lease, PYTHON, Limits(memory_gb=1.0, cpu_cores=1.0)), PATIENCE, events.put)
+    Run(spawn(lease, PYTHON, Limits(memory_gb=1.0, cpu_cores=1.0), {}), PATIENCE, events.put)
     end = events.get(timeout=PATIENCE)
     assert isinstance(end, ev.HandlerFailed)
     assert end.error.code == "cpu_limit"

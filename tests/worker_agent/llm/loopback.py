@@ -1,0 +1,97 @@
+"""A small HTTP server on loopback whose every answer a test writes, down to the bytes."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request that has come in."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Json
+
+
+class Wire:
+    """The way back to the caller."""
+
+    def __init__(self, handler: BaseHTTPRequestHandler) -> None:
+        self._handler = handler
+
+    def answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+        """JSON, or bytes as they are."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._handler.send_response(status)
+        for name, value in {"content-type": "application/json", **(headers or {})}.items():
+            self._handler.send_header(name, value)
+        self._handler.send_header("content-length", str(len(content)))
+        self._handler.end_headers()
+        self._handler.wfile.write(content)
+
+    def begin(self, headers: dict[str, str]) -> None:
+        """A body whose end is the end of the connection."""
+        self._handler.close_connection = True
+        self._handler.send_response(200)
+        for name, value in headers.items():
+            self._handler.send_header(name, value)
+        self._handler.end_headers()
+
+    def write(self, text: str) -> None:
+        self._handler.wfile.write(text.encode())
+        self._handler.wfile.flush()
+
+
+Respond = Callable[[Asked, Wire], None]
+
+
+@dataclass(slots=True)
+class Loopback:
+    """A running server, and what it was asked."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+
+
+@contextmanager
+def serving(respond: Respond) -> Iterator[Loopback]:
+    """Serve until the block ends; `respond` is called in a thread of its own for each request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            content = self.rfile.read(length)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(method=self.command, path=self.path, headers=headers, body=json.loads(content or b"{}"))
+            server.asked.append(asked)
+            try:
+                respond(asked, Wire(self))
+            except OSError:  # the caller has hung up, as some tests want
+                self.close_connection = True
+
+        do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - names of the standard library
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Nothing."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server = Loopback(f"http://127.0.0.1:{http.server_address[1]}")
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join(5)

@@ -1,0 +1,324 @@
+"""From a handler to a provider and back, over real connections."""
+
+import http.client
+import json
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.worker_agent.llm.conftest import Bench, Start
+from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.provider import (
+    MESSAGES,
+    Act,
+    Permits,
+    Provider,
+    closes_mid_body,
+    completion,
+    cuts_the_stream,
+    hangs,
+    refuses,
+    says,
+    stalls,
+)
+from worker_agent.failures import Permanent, Postponed, Transient
+
+
+def _settled(bench: Bench, wanted: int) -> None:
+    """Wait until so many calls are settled, and nothing is held any longer."""
+    end = time.monotonic() + 10
+    while (len(bench.permits.settled) < wanted or bench.permits.live) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(bench.permits.settled) == wanted
+    assert not bench.permits.live
+
+
+def _raw(bench: Bench, body: dict[str, Any], secret: str | None = None) -> tuple[int, dict[str, str], bytes]:
+    parts = urlsplit(bench.gateway.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    key = bench.access().environment["OPENAI_API_KEY"] if secret is None else secret
+    headers = {"authorization": f"Bearer {key}"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, content
+
+
+def test_an_answer_comes_back_and_is_accounted(start: Start) -> None:
+    bench = start(Provider.of(says("Because of gravity.")))
+
+    answer = bench.model().ask("Why?", system="Be brief.", max_tokens=50, temperature=0)
+
+    assert (answer.text, answer.model, answer.degraded) == ("Because of gravity.", "gpt-4.1", None)
+    (sent,) = bench.upstream.asked
+    assert sent.headers["authorization"] == "Bearer the-gateway"
+    assert sent.body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert sent.body["max_tokens"] == 50
+    wish = bench.plane.asked[0].body
+    assert (wish["agent_type"], wish["goal_id"], wish["model"]) == ("generation", "kepler", "gpt-4.1")
+    (settled,) = bench.permits.settled
+    assert (settled["outcome"], settled["prompt_tokens"], settled["completion_tokens"]) == ("success", 7, 3)
+    assert settled["cache"]["key"] == wish["cache_key"]
+
+
+def test_the_trace_goes_on(start: Start) -> None:
+    bench = start(Provider.of())
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    _raw(bench, {"messages": MESSAGES}, bench.access(trace=trace).environment["OPENAI_API_KEY"])
+
+    assert bench.upstream.asked[0].headers["traceparent"] == trace
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        refuses(500),
+        refuses(503, body=b"<html>Service Unavailable</html>"),
+        refuses(502, body={"error": {"type": "invalid_request_error", "message": "connection refused"}}),
+        refuses(200, body=b"not JSON at all"),
+        refuses(200, body={"choices": []}),
+        refuses(200, body=completion("half", "gpt-4.1", finish_reason=None)),
+        closes_mid_body,
+        refuses(302, headers={"location": "http://127.0.0.1:1/"}),
+    ],
+    ids=["500", "html", "502", "garbage", "no choices", "unfinished", "closed", "redirect"],
+)
+def test_trouble_of_the_provider_is_mended_by_asking_again(start: Start, trouble: Act) -> None:
+    bench = start(Provider.of(trouble))
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    assert bench.permits.outcomes == ["server_error", "success"]
+
+
+def test_a_provider_that_hangs_is_given_up_in_time(start: Start) -> None:
+    bench = start(Provider.of(hangs(5.0), hangs(5.0)), total_seconds=0.2, attempts=1)
+
+    with pytest.raises(Transient, match="no answer in time"):
+        bench.model().ask("Why?")
+
+    assert bench.permits.outcomes == ["timeout", "timeout"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"retry-after": "0.2"}, {"x-ratelimit-reset-requests": "200ms", "x-ratelimit-reset-tokens": "-1"}],
+    ids=["retry-after", "reset"],
+)
+def test_a_429_is_waited_out_as_long_as_it_says(start: Start, headers: dict[str, str]) -> None:
+    bench = start(Provider.of(refuses(429, headers)))
+
+    began = time.monotonic()
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    assert time.monotonic() - began >= 0.2
+    assert bench.permits.outcomes == ["rate_limited", "success"]
+
+
+def test_resets_of_minus_one_are_no_wait(start: Start) -> None:
+    headers = {"x-ratelimit-reset-requests": "-1", "x-ratelimit-reset-tokens": "-1"}
+    bench = start(Provider.of(refuses(429, headers)))
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    assert "reset_requests_seconds" not in bench.permits.settled[0]
+
+
+def test_who_has_no_time_left_to_wait_is_told_when_to_come_back(start: Start) -> None:
+    bench = start(Provider.of(then=refuses(429, {"retry-after": "40"})))
+
+    with pytest.raises(Postponed) as postponed:
+        bench.model(seconds=5).ask("Why?")
+
+    assert 40 <= postponed.value.seconds <= 45
+    assert bench.permits.outcomes == ["rate_limited", "rate_limited"]
+
+
+def test_another_model_answers_when_the_first_cannot(start: Start) -> None:
+
+    def by_model(asked: Any, wire: Any) -> None:
+        (says("I am small.") if asked.body["model"] == "gpt-4.1-mini" else refuses(500))(asked, wire)
+
+    bench = start(Provider.of(then=by_model), attempts=2)
+
+    answer = bench.model().ask("Why?")
+
+    assert (answer.text, answer.model, answer.degraded) == ("I am small.", "gpt-4.1-mini", "fallback")
+    assert bench.permits.outcomes == ["server_error", "server_error", "success"]
+    assert "cache" not in bench.permits.settled[-1], "what another model said is no answer of the first"
+
+
+def test_an_open_breaker_leads_to_the_next_model_at_once(start: Start) -> None:
+    permits = Permits()
+    permits.refuse([{"reason": "breaker_open", "retry_after": 30.0}])
+    bench = start(Provider.of(), permits)
+
+    began = time.monotonic()
+    assert bench.model().ask("Why?").degraded == "fallback"
+
+    assert time.monotonic() - began < 10
+
+
+def test_an_earlier_answer_serves_in_hard_times_and_says_so(start: Start) -> None:
+    permits = Permits()
+    cached = {"answer": completion("As I said.", "gpt-4.1"), "stored_at": "2026-11-24T12:00:00Z"}
+    permits.refuse([{"reason": "breaker_open", "retry_after": 30.0, "cached": cached}])
+    bench = start(Provider.of(), permits)
+
+    answer = bench.model().ask("Why?")
+
+    assert (answer.text, answer.degraded) == ("As I said.", "cached")
+    assert not bench.upstream.asked
+
+
+def test_an_earlier_answer_is_looked_for_when_every_model_has_failed(start: Start) -> None:
+    bench = start(Provider.of(then=refuses(500)), attempts=1)
+    with pytest.raises(Transient):
+        bench.model().ask("Why?")
+    key = bench.plane.asked[0].body["cache_key"]
+    bench.permits.cache[key] = {"answer": completion("As I said.", "gpt-4.1"), "stored_at": "2026-11-24T12:00:00Z"}
+
+    status, headers, content = _raw(bench, {"messages": [{"role": "user", "content": "Why?"}], "model": "gpt-4.1"})
+
+    assert (status, headers["x-convener-degraded"]) == (200, "cached")
+    assert json.loads(content)["convener"]["stored_at"] == "2026-11-24T12:00:00Z"
+
+
+def test_permits_are_waited_for(start: Start) -> None:
+    permits = Permits()
+    permits.refuse([{"reason": "concurrency"}, {"reason": "tokens"}])
+    bench = start(Provider.of(), permits)
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    ids = [asked.body["request_id"] for asked in bench.plane.asked if asked.path == "/llm/permits"]
+    assert len(ids) == 3
+    assert len(set(ids)) == 1, "the same request keeps its place among those who wait"
+
+
+def test_a_request_that_can_never_be_served_is_shown_as_the_gateway_refused_it(start: Start) -> None:
+    bench = start(Provider.of(then=refuses(400, body={"error": {"message": "too long", "code": "context"}})))
+
+    with pytest.raises(Permanent, match="too long"):
+        bench.model().ask("Why?")
+
+    assert bench.permits.outcomes == ["client_error"]
+
+
+def test_a_model_that_wants_the_other_limit_gets_it(start: Start) -> None:
+    told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    bench = start(Provider.of(refuses(400, body={"error": {"message": told}})))
+    model = bench.model()
+
+    assert model.ask("Why?", max_tokens=9).text == "It is a law."
+    model.ask("Why else?", max_tokens=9)
+
+    limits = [("max_tokens" in asked.body, "max_completion_tokens" in asked.body) for asked in bench.upstream.asked]
+    assert limits == [(True, False), (False, True), (False, True)]
+
+
+def test_a_model_that_was_exchanged_in_silence_is_noticed(start: Start) -> None:
+    bench = start(Provider.of(refuses(200, body=completion("Hello", "gpt-4o-2024-08-06"))))
+
+    assert bench.model().ask("Why?").degraded == "substituted"
+
+
+def test_a_stream_is_passed_on_piece_by_piece(start: Start) -> None:
+    bench = start(Provider.of(says("It is a law.")))
+
+    status, headers, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+
+    lines = [line[6:] for line in content.decode().split("\n\n") if line.startswith("data: ")]
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    assert lines[-1] == "[DONE]"
+    pieces = [json.loads(line) for line in lines[:-1]]
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == "It is a law. "
+    _settled(bench, 1)
+    assert (bench.permits.settled[0]["outcome"], bench.permits.settled[0]["completion_tokens"]) == ("success", 3)
+
+
+def test_a_stream_that_fails_before_its_first_word_is_asked_for_again(start: Start) -> None:
+    bench = start(Provider.of(refuses(200, headers={"content-type": "text/event-stream"}, body=b"data: [DONE]\n\n")))
+
+    _, _, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+
+    assert content.endswith(b"data: [DONE]\n\n")
+    _settled(bench, 2)
+    assert bench.permits.outcomes == ["server_error", "success"]
+
+
+@pytest.mark.parametrize("act", [cuts_the_stream, stalls(5.0)], ids=["cut", "stalled"])
+def test_a_stream_that_breaks_off_does_not_look_whole(start: Start, act: Act) -> None:
+    bench = start(Provider.of(act), between_tokens_seconds=0.2)
+
+    _, _, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+
+    assert b"[DONE]" not in content
+    assert b"convener_stream_broken" in content
+    _settled(bench, 1)
+    assert bench.permits.outcomes[0] in ("server_error", "timeout")
+
+
+def test_a_long_call_keeps_its_permit(start: Start) -> None:
+    def slowly(asked: Asked, wire: Wire) -> None:
+        time.sleep(0.5)
+        says("Done.")(asked, wire)
+
+    bench = start(Provider.of(slowly), Permits(ttl_seconds=0.15))
+
+    assert bench.model().ask("Why?").text == "Done."
+
+    assert bench.permits.renewed >= 2
+
+
+def test_the_end_of_a_task_ends_its_calls(start: Start) -> None:
+    bench = start(Provider.of(hangs(3.0)))
+    access = bench.access()
+    outcome: list[object] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(_raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0])
+        except OSError as error:
+            outcome.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    end = time.monotonic() + 10
+    while not bench.upstream.asked and time.monotonic() < end:
+        time.sleep(0.01)
+    bench.gateway.close(access)
+    asking.join(10)
+
+    assert outcome
+    assert outcome[0] != 200
+    _settled(bench, 1)
+    assert bench.permits.outcomes == ["cancelled"]
+    assert _raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0] == 401
+
+
+@pytest.mark.parametrize("secret", ["", "the-worker", "the-gateway", "task-guess"])
+def test_only_running_tasks_may_ask(start: Start, secret: str) -> None:
+    bench = start(Provider.of())
+
+    assert _raw(bench, {"messages": MESSAGES}, secret)[0] == 401
+    assert not bench.plane.asked
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"messages": []}, {"messages": "hello"}, []], ids=["empty", "none", "text", "list"]
+)
+def test_a_request_without_messages_is_refused_before_anything_is_asked(start: Start, body: Any) -> None:
+    bench = start(Provider.of())
+
+    status, _, content = _raw(bench, body)
+
+    assert status == 400
+    assert "messages" in json.loads(content)["error"]["message"]
+    assert not bench.plane.asked

@@ -1,0 +1,119 @@
+"""What became of one call to the gateway, read from its answer."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import httpx
+
+from worker_agent.llm.hints import Hints
+from worker_agent.wire import JsonObject
+
+_TEXT_CHARACTERS = 300
+_LATER = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
+
+
+class Outcome(StrEnum):
+    """As the control plane has it: what a permit is settled with."""
+
+    SUCCESS = "success"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CLIENT_ERROR = "client_error"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What the model says that it took; None where it does not say."""
+
+    prompt: int | None = None
+    completion: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A call without a usable answer. `body` is what the caller is shown when nothing can be mended."""
+
+    outcome: Outcome
+    message: str
+    status: int | None = None
+    hints: Hints = field(default_factory=Hints)
+    body: JsonObject | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request can never succeed, with any model."""
+        return self.outcome is Outcome.CLIENT_ERROR and self.status != 404
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A complete answer: one choice at least, and each says why it ended."""
+
+    body: JsonObject
+    model: str
+    tokens: Tokens
+
+
+def read_answer(response: httpx.Response, hints: Hints) -> Answered | Failed:
+    """The answer to a plain call."""
+    if not response.is_success:
+        return read_refusal(response.status_code, response.content, hints)
+    body = _object(response.content)
+    if body is None:
+        return Failed(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=response.status_code)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not all(map(_is_whole, choices)):
+        return Failed(outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=response.status_code)
+    return Answered(body=body, model=str(body.get("model") or ""), tokens=read_tokens(body.get("usage")))
+
+
+def read_refusal(status: int, content: bytes, hints: Hints) -> Failed:
+    """A status other than success. A proxy in between may have put a page of its own into the answer."""
+    body = _object(content)
+    message = _message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
+    return Failed(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
+
+
+def read_error(error: Exception) -> Failed:
+    """A call that got no answer, or only a part of one."""
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return Failed(outcome=Outcome.TIMEOUT, message=f"no answer in time ({type(error).__name__})")
+    return Failed(outcome=Outcome.SERVER_ERROR, message=f"{type(error).__name__}: {error}")
+
+
+def read_tokens(usage: object) -> Tokens:
+    """From the member `usage` of an answer."""
+    if not isinstance(usage, dict):
+        return Tokens()
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    return Tokens(prompt=prompt, completion=completion)
+
+
+def _outcome(status: int) -> Outcome:
+    if status == 429:
+        return Outcome.RATE_LIMITED
+    if status in _LATER or status >= 500 or 300 <= status < 400:
+        return Outcome.TIMEOUT if status in (408, 504, 524) else Outcome.SERVER_ERROR
+    return Outcome.CLIENT_ERROR
+
+
+def _is_whole(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict) and bool(choice.get("finish_reason"))
+
+
+def _object(content: bytes) -> JsonObject | None:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _message(body: JsonObject | None) -> str:
+    error = (body or {}).get("error")
+    text = error.get("message") if isinstance(error, dict) else error
+    return str(text)[:_TEXT_CHARACTERS] if text else ""

@@ -1,0 +1,68 @@
+"""What a handler gets: an answer, perhaps not quite the one it asked for, or the reason why there is none."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker_agent.llm.outcomes import Failed
+from worker_agent.wire import JsonObject
+
+
+class Degraded(StrEnum):
+    """In what way an answer is less than what was asked for."""
+
+    CACHED = "cached"
+    FALLBACK = "fallback"
+    # The gateway has silently taken another model than the one it was told to.
+    SUBSTITUTED = "substituted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole answer in the protocol's shape, with a member `convener` of ours."""
+
+    body: JsonObject
+    model: str
+    degraded: Degraded | None = None
+
+
+class NotNow(Exception):
+    """The model's limits leave no room within the time that the task has; no fault of the task."""
+
+    def __init__(self, seconds: float, message: str) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Unavailable(Exception):
+    """No model of the chain gave an answer."""
+
+
+class Refused(Exception):
+    """The gateway refuses this very request, whatever model it is for."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+def degradation(asked: str, sent_to: str, answered_by: str) -> Degraded | None:
+    """How the answer of one model falls short of what was asked of another."""
+    if not is_same(sent_to, answered_by):
+        return Degraded.SUBSTITUTED
+    return None if sent_to == asked else Degraded.FALLBACK
+
+
+def is_same(model: str, other: str) -> bool:
+    """Whether two names mean the same model: gateways add a prefix, providers the date of a version."""
+    one, two = _plain(model), _plain(other)
+    return not two or one.startswith(two) or two.startswith(one)
+
+
+def marked(body: JsonObject, *, asked: str, degraded: Degraded | None, stored_at: object = None) -> JsonObject:
+    """The answer with what a caller may want to know of its origin."""
+    note: JsonObject = {"asked_model": asked, "degraded": degraded.value if degraded else None}
+    return {**body, "convener": note | ({"stored_at": stored_at} if stored_at else {})}
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower().rpartition(":")[2].rpartition("/")[2] if character.isalnum())

@@ -1,0 +1,55 @@
+"""What is sent to a model: the caller's request made fit for it, its digest, and how many tokens it may take."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+
+from worker_agent.wire import JsonObject
+
+# OpenAI's reasoning models refuse `max_tokens`. Gateways put a prefix before the name, or leave its hyphens out.
+_WANTS_COMPLETION_TOKENS = re.compile(r"(?:^|[:/])(?:gpt-?)?(?:o\d|5)")
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_ANSWER = 512
+# Do not change what is answered, so they are no part of the question.
+_INCIDENTAL = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
+
+
+def wants_completion_tokens(model: str) -> bool:
+    """Whether the model is known to refuse `max_tokens` and to want `max_completion_tokens`."""
+    return _WANTS_COMPLETION_TOKENS.search(model.lower()) is not None
+
+
+def addressed(body: Mapping[str, object], model: str, *, completion_tokens: bool) -> JsonObject:
+    """The request for this model; its limit of tokens under the name that the model knows."""
+    request: JsonObject = {**body, "model": model}
+    given = [request.pop(name, None) for name in ("max_completion_tokens", "max_tokens")]
+    limit = next((value for value in given if value is not None), None)
+    if limit is not None:
+        request["max_completion_tokens" if completion_tokens else "max_tokens"] = limit
+    if request.get("stream"):
+        # Without it a stream never says what it has cost.
+        options = request.get("stream_options")
+        request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    return request
+
+
+def digest(body: Mapping[str, object], model: str) -> str:
+    """SHA-256 in hexadecimal of model and request, without what does not change the answer; keys sorted, no blanks."""
+    plain = addressed(body, model, completion_tokens=False)
+    asked = {name: value for name, value in plain.items() if name not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_repeatable(body: Mapping[str, object]) -> bool:
+    """Whether the caller wants the same answer to the same question; several drafts of one are wanted different."""
+    return body.get("temperature") == 0
+
+
+def estimated_tokens(body: Mapping[str, object]) -> int:
+    """A guess, settled afterwards: four characters of the question to a token, and the longest answer allowed."""
+    asked = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _TOKENS_PER_ANSWER)
+    several = body.get("n")
+    return asked + answer * (several if type(several) is int and several > 0 else 1)

@@ -1,0 +1,171 @@
+"""What handlers speak to: the OpenAI-compatible protocol on loopback, for the tasks of this worker alone."""
+
+import asyncio
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from worker_agent.llm.calls import Calls, Question
+from worker_agent.llm.holding import Streaming
+from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, marked
+from worker_agent.llm.settings import GatewaySettings
+from worker_agent.llm.tickets import Ticket, Tickets
+from worker_agent.llm.upstream import Broken
+from worker_agent.wire import JsonObject
+
+log = logging.getLogger(__name__)
+MODEL_HEADER = "x-convener-model"
+DEGRADED_HEADER = "x-convener-degraded"
+# The OpenAI client knows it, and would otherwise try again by itself what has been tried enough.
+_DO_NOT_RETRY = {"x-should-retry": "false"}
+_MOST_BYTES = 10 << 20
+
+
+class Server:
+    """Serves the tasks that hold a ticket; `calls` is there once the loop runs."""
+
+    def __init__(self, settings: GatewaySettings, tickets: Tickets) -> None:
+        self.calls: Calls | None = None
+        self._settings = settings
+        self._tickets = tickets
+        self._running: dict[str, set[asyncio.Task[Any]]] = defaultdict(set)
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._complete, methods=["POST"]),
+                Route("/v1/models", self._models),
+            ]
+        )
+
+    def end(self, ticket: Ticket) -> None:
+        """The task is over: what it still waits for is given up."""
+        for task in list(self._running.pop(ticket.secret, ())):
+            task.cancel()
+
+    async def _models(self, request: Request) -> Response:
+        if self._ticket(request) is None:
+            return _unknown_task()
+        listed = [{"id": name, "object": "model", "owned_by": "convener"} for name in self._settings.models]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def _complete(self, request: Request) -> Response:
+        ticket = self._ticket(request)
+        if ticket is None:
+            return _unknown_task()
+        try:
+            body = await _read(request)
+        except ValueError as error:
+            return _error(400, str(error), "invalid_request_error")
+        except ClientDisconnect:
+            return Response(status_code=400)
+        model = str(body.get("model") or self._settings.models[0])
+        return await self._answer(Question(body=body, ticket=ticket, model=model))
+
+    async def _answer(self, question: Question) -> Response:
+        assert self.calls is not None, "nobody is served before the loop runs"
+        with self._noted(question.ticket):
+            return await self._outcome(self.calls, question)
+
+    async def _outcome(self, calls: Calls, question: Question) -> Response:
+        try:
+            if question.body.get("stream"):
+                return self._stream(question, await calls.stream(question))
+            return _whole(await calls.answer(question))
+        except NotNow as not_now:
+            retry_after = {"retry-after": str(math.ceil(not_now.seconds))}
+            return _error(429, str(not_now), "convener_not_now", headers=retry_after)
+        except Unavailable as unavailable:
+            return _error(503, str(unavailable), "convener_unavailable")
+        except Refused as refused:
+            status = refused.failed.status or 400
+            shown = refused.failed.body
+            return JSONResponse(shown, status) if shown else _error(status, str(refused), "invalid_request_error")
+
+    def _stream(self, question: Question, found: Streaming | Reply) -> Response:
+        if isinstance(found, Reply):
+            pieces, model = _in_one_piece(found), found.model
+        else:
+            pieces, model = self._pieces(question, found), found.model
+        return StreamingResponse(pieces, headers=_heads(model, found.degraded), media_type="text/event-stream")
+
+    async def _pieces(self, question: Question, streaming: Streaming) -> AsyncIterator[bytes]:
+        with self._noted(question.ticket):
+            try:
+                async for chunk in streaming.chunks():
+                    yield _event(marked(chunk, asked=question.model, degraded=streaming.degraded))
+                yield b"data: [DONE]\n\n"
+            except Broken as broken:
+                # Too late for another try: the handler has a part of it. Without [DONE] nobody takes it for whole.
+                yield _event({"error": {"message": str(broken), "type": "convener_stream_broken", "code": None}})
+
+    @contextmanager
+    def _noted(self, ticket: Ticket) -> Iterator[None]:
+        """So that this work can be given up when the task is over."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[ticket.secret].add(task)
+        try:
+            yield
+        finally:
+            ours = self._running[ticket.secret]
+            ours.discard(task)
+            if not ours:
+                del self._running[ticket.secret]
+
+    def _ticket(self, request: Request) -> Ticket | None:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        return self._tickets.find(secret.strip()) if scheme.lower() == "bearer" else None
+
+
+async def _read(request: Request) -> JsonObject:
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"the request has more than {_MOST_BYTES >> 20} MiB")
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("the request is not JSON") from None
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
+        raise ValueError("the request needs `messages`: a list with one at least")
+    return body
+
+
+def _whole(reply: Reply) -> Response:
+    return JSONResponse(reply.body, headers=_heads(reply.model, reply.degraded))
+
+
+async def _in_one_piece(reply: Reply) -> AsyncIterator[bytes]:
+    choices = [
+        {"index": choice.get("index", 0), "delta": choice.get("message"), "finish_reason": choice.get("finish_reason")}
+        for choice in reply.body.get("choices", ())
+    ]
+    yield _event({**reply.body, "object": "chat.completion.chunk", "choices": choices})
+    yield b"data: [DONE]\n\n"
+
+
+def _heads(model: str, degraded: Degraded | None) -> dict[str, str]:
+    heads = {MODEL_HEADER: model.encode("ascii", "replace").decode()}
+    return heads | ({DEGRADED_HEADER: degraded.value} if degraded else {})
+
+
+def _event(chunk: JsonObject) -> bytes:
+    return f"data: {json.dumps(chunk)}\n\n".encode()
+
+
+def _unknown_task() -> Response:
+    return _error(401, "no running task has this key; take it from OPENAI_API_KEY", "invalid_request_error")
+
+
+def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"error": {"message": message, "type": kind, "param": None, "code": kind}}
+    return JSONResponse(body, status, headers=_DO_NOT_RETRY | (headers or {}))

@@ -1,0 +1,139 @@
+"""The gateway in a thread of the worker daemon, from its start to its end."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Thread
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from worker_agent.llm.settings import GatewaySettings
+from worker_agent.llm.tickets import Ticket, Tickets
+from worker_agent.wire import Lease
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger(__name__)
+_BACKLOG = 128
+_STOP_SECONDS = 3.0
+_PLANE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What the handler of one task needs to ask a language model, as variables of its environment."""
+
+    ticket: Ticket
+    environment: Mapping[str, str]
+
+
+class Gateway:
+    """`plane_url` is the control plane's address; `key` gives this worker's credential of the moment.
+
+    `draw` spreads what is waited: numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        plane_url: str,
+        key: Callable[[], str | None],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._plane_url = plane_url
+        self._key = key
+        self._draw = draw
+        self._tickets = Tickets()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._end: Callable[[Ticket], None] | None = None
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+        self._thread = Thread(target=self._run, name="llm-gateway", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where handlers find it."""
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+
+    def start(self) -> None:
+        """Returns at once: who calls before all is loaded waits in the socket's queue."""
+        self._thread.start()
+
+    def open(self, lease: Lease) -> Access:
+        """Let a task that begins now ask."""
+        ticket = self._tickets.open(lease)
+        return Access(ticket=ticket, environment=_environment(self.url, ticket, self._settings.models[0]))
+
+    def close(self, access: Access) -> None:
+        """The task is over; what it still waits for is given up."""
+        self._tickets.close(access.ticket)
+        if self._loop is not None and self._end is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end, access.ticket)
+
+    def stop(self) -> None:
+        """End the thread, in order if it goes quickly."""
+        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(_STOP_SECONDS)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception:
+            log.exception("the way to the language model crashed")
+
+    async def _serve(self) -> None:
+        # Here and not above: a worker without a language model does without all of this.
+        import uvicorn
+
+        from worker_agent.llm.calls import Calls
+        from worker_agent.llm.permits import Plane
+        from worker_agent.llm.server import Server
+        from worker_agent.llm.upstream import Upstream
+
+        server = Server(self._settings, self._tickets)
+        async with _client(self._plane_url, _PLANE_SECONDS) as plane, _client(self._settings.base_url) as upstream:
+            server.calls = Calls(
+                settings=self._settings,
+                plane=Plane(plane, self._key),
+                upstream=Upstream(self._settings, upstream),
+                draw=self._draw,
+            )
+            config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
+            web = uvicorn.Server(config)
+            self._end, self._stop, self._loop = server.end, asyncio.Event(), asyncio.get_running_loop()
+            serving = asyncio.create_task(web.serve(sockets=[self._socket]))
+            await self._stop.wait()
+            web.should_exit = web.force_exit = True
+            await serving
+
+
+def _client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
+    import httpx
+
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=timeout,
+        # As in the worker's own calls: no certificates where none are needed, and no proxy to this very machine.
+        verify=urlsplit(url).scheme == "https",
+        mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+    )
+
+
+def _environment(url: str, ticket: Ticket, model: str) -> dict[str, str]:
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
+    return {
+        "OPENAI_BASE_URL": url,
+        "OPENAI_API_KEY": ticket.secret,
+        "CONVENER_LLM_MODEL": model,
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+    }

@@ -1,0 +1,60 @@
+"""Where the language model is and how patient calls are, from the environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+PREFIX = "CONVENER_LLM_"
+KEY_VARIABLE = f"{PREFIX}KEY"
+_MOST = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """`models` is the chain: the first is the default, the others take its place when it cannot be had; seconds."""
+
+    base_url: str
+    key: str = field(default="", repr=False)
+    models: tuple[str, ...]
+    connect_seconds: float = 5.0
+    # A reasoning model may think for minutes before it says a word.
+    first_token_seconds: float = 120.0
+    between_tokens_seconds: float = 30.0
+    total_seconds: float = 300.0
+    # On each model of the chain; what the model's limits make us wait for is no attempt.
+    attempts: int = 4
+
+
+def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
+    """None when no language model is named. Raises ValueError that names the variable."""
+    url = environment.get(f"{PREFIX}URL", "").strip().rstrip("/")
+    if not url:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{PREFIX}URL must be an http or https address such as http://127.0.0.1:44497/v1, not {url!r}")
+    if parts.username or parts.password:
+        raise ValueError(f"{PREFIX}URL must not hold a password; put the key into {KEY_VARIABLE}")
+    models = tuple(name for word in environment.get(f"{PREFIX}MODELS", "").split(",") if (name := word.strip()))
+    if not models:
+        raise ValueError(f"{PREFIX}MODELS is not set: name the models to ask, the first choice first")
+    plain = GatewaySettings(base_url=url, key=environment.get(KEY_VARIABLE, "").strip(), models=models)
+    return replace(
+        plain,
+        connect_seconds=_number(environment, "connect_seconds", plain.connect_seconds),
+        first_token_seconds=_number(environment, "first_token_seconds", plain.first_token_seconds),
+        between_tokens_seconds=_number(environment, "between_tokens_seconds", plain.between_tokens_seconds),
+        total_seconds=_number(environment, "total_seconds", plain.total_seconds),
+        attempts=max(1, round(_number(environment, "attempts", plain.attempts))),
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    variable = PREFIX + name.upper()
+    try:
+        value = float(environment.get(variable, default))
+    except ValueError:
+        raise ValueError(f"{variable} must be a number, not {environment[variable]!r}") from None
+    if not 0 < value <= _MOST:
+        raise ValueError(f"{variable} must be above 0 and at most {_MOST}")
+    return value

@@ -1,0 +1,59 @@
+"""Who is asking: a secret of the task's own, by which a call on loopback is known and accounted."""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+from worker_agent.wire import Lease
+
+# Left of a task's time for saying how it went.
+_MARGIN_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """A running task; `ends_at` is when it has no time left, on the monotonic clock."""
+
+    secret: str = field(repr=False)
+    task_id: str
+    agent_type: str
+    goal_id: str | None
+    priority: str
+    trace_context: str | None
+    ends_at: float
+
+
+class Tickets:
+    """The tasks that may ask now; safe to use from several threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._open: dict[str, Ticket] = {}
+
+    def open(self, lease: Lease) -> Ticket:
+        """For a task that begins now."""
+        ticket = Ticket(
+            secret=f"task-{secrets.token_urlsafe(24)}",
+            task_id=lease.task_id,
+            agent_type=lease.agent_type,
+            goal_id=lease.goal_id,
+            priority=lease.priority,
+            trace_context=lease.trace_context,
+            ends_at=self._clock() + max(0.0, lease.timeout_seconds - _MARGIN_SECONDS),
+        )
+        with self._lock:
+            self._open[ticket.secret] = ticket
+        return ticket
+
+    def close(self, ticket: Ticket) -> None:
+        """The task is over."""
+        with self._lock:
+            self._open.pop(ticket.secret, None)
+
+    def find(self, secret: str) -> Ticket | None:
+        """The task with this secret, while it runs."""
+        with self._lock:
+            return self._open.get(secret)
