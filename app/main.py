@@ -48,6 +48,7 @@ def services_for(settings: Settings, database: Database) -> Services:
     return Services(
         database=database,
         broker=broker,
+        degradation=broker.degradation,
         desk=LeaseDesk(database, leases, broker.fairness),
         heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
@@ -79,8 +80,8 @@ def create_app(settings: Settings) -> FastAPI:
         services = app.state.services = services_for(settings, database)
         database.announcer.start()
         services.broker.start()
-        await take_weights(database, services.config, services.broker.fairness)
-        following = follow_weights(database, services.config, services.broker.fairness)
+        await take_weights(database, services.config, services.broker.fairness, services.degradation)
+        following = follow_weights(database, services.config, services.broker.fairness, services.degradation)
         weights = asyncio.create_task(following, name="weights")
         sampling = asyncio.create_task(
             keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"

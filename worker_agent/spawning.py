@@ -99,6 +99,7 @@ def _task_file(lease: Lease) -> IO[bytes]:
         "timeout_seconds": lease.timeout_seconds,
         "checkpoint": lease.checkpoint,
         "trace_context": lease.trace_context,
+        "degradation": lease.degradation,
     }
     file.write(json.dumps(task).encode())
     file.seek(0)

@@ -26,6 +26,7 @@ class Task:
         "agent_type",
         "attempt",
         "checkpoint",
+        "degradation",
         "goal_id",
         "labels",
         "payload",
@@ -48,6 +49,7 @@ class Task:
         timeout_seconds: float = 600.0,
         checkpoint: Json | None = None,
         trace_context: str | None = None,
+        degradation: Json | None = None,
         report: Report | None = None,
         llm: LanguageModel | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class Task:
         self.timeout_seconds = timeout_seconds
         self.checkpoint = checkpoint
         self.trace_context = trace_context
+        self.degradation = degradation
         self._report = report
         self._llm = llm
 
@@ -72,6 +75,16 @@ class Task:
 
             self._llm = LanguageModel()
         return self._llm
+
+    @property
+    def max_depth(self) -> int | None:
+        """Levels to go down at most while resources are short; None: as usual."""
+        return self.degradation.get("max_depth") if self.degradation else None
+
+    @property
+    def batch_factor(self) -> float:
+        """Times the usual size of a batch; below 1 while resources are short."""
+        return float(self.degradation.get("batch_factor", 1.0)) if self.degradation else 1.0
 
     def progress(self, percent: float, message: str | None = None, checkpoint: Json | None = None) -> None:
         """Tell how far the task is; a checkpoint is handed to the next attempt should this one fail.

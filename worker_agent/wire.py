@@ -46,6 +46,7 @@ class Lease:
     timeout_seconds: float = 600.0
     checkpoint: JsonObject | None = None
     trace_context: str | None = None
+    degradation: JsonObject | None = None
 
     @property
     def ref(self) -> LeaseRef:
@@ -124,6 +125,7 @@ def read_lease(answer: Mapping[str, Any]) -> Lease:
         timeout_seconds=float(answer.get("timeout_seconds", 600.0)),
         checkpoint=answer.get("checkpoint"),
         trace_context=answer.get("trace_context"),
+        degradation=answer.get("degradation"),
     )
 
 

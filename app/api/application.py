@@ -14,6 +14,7 @@ from app.api import (
     config,
     context,
     dead_letters,
+    degradation,
     directing,
     events,
     fleet,
@@ -54,6 +55,7 @@ _PARTS = (
     llm_models,
     audit,
     alerts,
+    degradation,
     keys,
     health,
     health_report,
@@ -78,6 +80,7 @@ _TAGS = [
     {"name": "language models", "description": "Who may call one now, what its service bears, and what it costs"},
     {"name": "audit", "description": "Who did what, in a chain that shows whether it was changed"},
     {"name": "alerts", "description": "What is wrong, since when, and who knows of it"},
+    {"name": "degradation", "description": "What is given up while resources are short, and until when"},
     {"name": "keys", "description": "Who may do what"},
     {"name": "health", "description": "Whether all is well"},
 ]

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.advice import AdviceOut
 from app.api.fields import AgentName, Body, Labels, Moment, PriorityName, Sentence, Token, Usage, Word
 from app.api.json import JsonObject, OptionalJsonObject
 from app.domain.agents import AgentType
@@ -40,6 +41,7 @@ class LeaseOut(BaseModel):
     payload: dict[str, object]
     labels: Labels
     checkpoint: dict[str, object] | None
+    degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
 
 
 class StartIn(Body):

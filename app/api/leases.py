@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api import advice
 from app.api.access import Caller, requires, worker_of
 from app.api.fields import Usage, priority_name
 from app.api.json import answer, limit, raw
@@ -57,7 +58,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     found = (
         await until_gone(request, services.broker.lease(wanted, wait)) if wait else await services.broker.lease(wanted)
     )
-    return answer(_render(found)) if found else Response(status_code=204)
+    return answer(_render(found, services)) if found else Response(status_code=204)
 
 
 @router.post(
@@ -115,7 +116,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     await services.desk.complete(completion)
     following = await _next(services, principal, call.next) if call.next else None
     done = {"task_id": task_id, "state": TaskState.COMPLETED.value}
-    return answer(raw(done, {"lease": _render(following).decode() if following else None}))
+    return answer(raw(done, {"lease": _render(following, services).decode() if following else None}))
 
 
 @router.post(
@@ -189,7 +190,7 @@ def _fence(task_id: UUID, token: int, principal: Principal) -> Fence:
     return Fence(task_id=TaskId(task_id), token=token, worker_id=worker_of(principal))
 
 
-def _render(lease: Lease) -> bytes:
+def _render(lease: Lease, services: Services) -> bytes:
     plain = {
         "task_id": lease.task_id,
         "token": lease.token,
@@ -203,4 +204,5 @@ def _render(lease: Lease) -> bytes:
         "deadline_at": lease.deadline_at,
         "trace_context": lease.trace_context,
     }
-    return raw(plain, {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint})
+    texts = {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint}
+    return raw(plain, texts | {"degradation": advice.text(services)})

@@ -7,7 +7,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from app.api import advice
 from app.api.access import Caller, requires
+from app.api.advice import AdviceOut
 from app.api.connections import Reading, Writing
 from app.api.fields import AgentName, Body, Moment, PriorityName, Sentence, priority_name
 from app.api.services import ServicesDep
@@ -113,6 +115,7 @@ class QueueOut(BaseModel):
     waits: dict[PriorityName, WaitsOut]
     service_times: dict[AgentType, DurationsOut] = Field(description="from being leased to being completed")
     paused: list[PauseOut]
+    degradation: AdviceOut | None = Field(description="what is asked of whoever submits; null: as usual")
     dead_letters_last_hour: int
     counted_seconds_ago: float | None = Field(description="age of waits and throughput; null when never counted")
     warnings: list[str] = Field(description="what somebody should know, in plain words")
@@ -137,7 +140,7 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     Costs the same however many tasks there are. Depths are exact; waits and throughput are counted by the background
     loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
-    return _queue(await operations.look(connection), services.admission.policy)
+    return _queue(await operations.look(connection), services.admission.policy, advice.model(services))
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)
@@ -173,7 +176,7 @@ async def _resume(connection: Writing, agents: Collection[AgentType]) -> PausesO
     return PausesOut(paused=[_paused(found) for found in await operations.resume(connection, agents)])
 
 
-def _queue(queue: QueueSnapshot, policy: CapacityPolicy) -> QueueOut:
+def _queue(queue: QueueSnapshot, policy: CapacityPolicy, asked: AdviceOut | None) -> QueueOut:
     return QueueOut(
         at=queue.at,
         depth=DepthOut(
@@ -187,6 +190,7 @@ def _queue(queue: QueueSnapshot, policy: CapacityPolicy) -> QueueOut:
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
         service_times={agent: DurationsOut(**_durations(queue.service(agent))) for agent in AgentType},
         paused=[_paused(found) for found in queue.pauses],
+        degradation=asked,
         dead_letters_last_hour=queue.dead_letters,
         counted_seconds_ago=_seconds(queue.counted_ago),
         warnings=queues.warnings(queue, policy),

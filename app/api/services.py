@@ -11,6 +11,7 @@ from app.operations.access import Keyring
 from app.operations.admission import Admission
 from app.operations.broker import Broker
 from app.operations.config import CurrentConfig
+from app.operations.degradation import CurrentStep
 from app.operations.leases import LeaseDesk
 from app.operations.lookout import Lookout
 from app.operations.permits import PermitDesk
@@ -25,6 +26,7 @@ class Services:
 
     database: Database
     broker: Broker
+    degradation: CurrentStep
     desk: LeaseDesk
     heartbeats: Heartbeats
     keyring: Keyring

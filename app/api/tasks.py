@@ -1,11 +1,12 @@
 """What the Supervisor does with tasks."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
+from app.api import advice
 from app.api.access import requires
 from app.api.connections import InBatches, Reading, Writing
 from app.api.problems import documented
@@ -39,6 +40,8 @@ _REFUSED = documented(
     errors.QueueFull,
 )
 
+_SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTED}, **_REFUSED}
+
 
 class CancelledMany(BaseModel):
     """What a call of `POST /tasks/cancel` has done."""
@@ -57,7 +60,7 @@ class CancelledMany(BaseModel):
     dependencies=[requires(Scope.SUBMIT)],
     responses={
         200: {"model": TaskOut, "description": "this id exists already, with the same body"},
-        **_REFUSED,
+        **_SUBMITTED,
     },
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
@@ -66,6 +69,7 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
     if not submitted.created:
         response.status_code = 200
     response.headers["Location"] = f"/tasks/{submitted.id}"
+    advice.note(response, services)
     return whole(await operations.read(connection, submitted.id))
 
 
@@ -74,12 +78,13 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
     summary="Submit up to 1,000 tasks, all or none",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
-    responses=_REFUSED,
+    responses=_SUBMITTED,
 )
-async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing) -> BatchOut:
+async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing, response: Response) -> BatchOut:
     """One transaction for all; durable before the answer."""
     submissions = [task.submission(services.max_payload_bytes) for task in batch.tasks]
     submitted = await operations.submit(connection, submissions, services.intake)
+    advice.note(response, services)
     return BatchOut(tasks=[SubmittedOut(id=s.id, state=s.state, created=s.created) for s in submitted])
 
 

@@ -8,7 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from app.api import advice
 from app.api.access import Caller, must_be, requires
+from app.api.advice import AdviceOut
 from app.api.connections import Reading, Writing
 from app.api.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
 from app.api.json import answer, object_text, raw
@@ -105,6 +107,7 @@ class BeatOut(BaseModel):
     state: str
     directives: list[DirectiveOut]
     lease_expires_at: Moment | None
+    degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
 
 
 class WorkerOut(BaseModel):
@@ -208,7 +211,8 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
     )
     pulse = await services.heartbeats.report(beat)
     seen = {"worker_id": worker_id, "state": pulse.state.value, "lease_expires_at": pulse.lease_expires_at}
-    return answer(raw(seen, {"directives": json.dumps(_directives(pulse, beat))}))
+    texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
+    return answer(raw(seen, texts))
 
 
 @router.post(

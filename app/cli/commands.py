@@ -17,6 +17,7 @@ from app.cli import (
     context,
     db,
     dead_letters,
+    degradation,
     events,
     keys,
     llm,
@@ -74,6 +75,7 @@ def build() -> typer.Typer:
     app.add_typer(config.app, name="config", rich_help_panel=_STEER)
     app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
     app.add_typer(llm.app, name="llm", rich_help_panel=_STEER)
+    app.add_typer(degradation.app, name="degradation", rich_help_panel=_STEER)
     app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="keys", hidden=True)

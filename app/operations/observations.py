@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.capacity import CapacityPolicy
+from app.domain.degradation import Strain
 from app.domain.observations import Depth, Observations, with_depth
 from app.domain.queues import QueueSnapshot
 from app.domain.recovery import Recovery, RecoveryPolicy, assess
 from app.domain.symptoms import SymptomPolicy
+from app.domain.tasks import Priority
 from app.operations import queues
 from app.store import config
 from app.store import observations as store
@@ -29,6 +31,18 @@ async def look(
         resources=_resources(queue, capacity),
         recovery=await recovery(connection),
         database=await store.database(connection),
+    )
+
+
+async def strain(connection: AsyncConnection, capacity: CapacityPolicy) -> Strain:
+    """How short resources are, and for how long work has been waiting."""
+    queue = await queues.look(connection)
+    waits = [wait.total_seconds() for priority in Priority if (wait := queue.waiting(priority)) is not None]
+    database = await store.database(connection)
+    return Strain(
+        resources={**_resources(queue, capacity), "database_connections": database.connections},
+        capacity_lost=(await recovery(connection)).lost_share,
+        oldest_wait_seconds=max(waits, default=0.0),
     )
 
 

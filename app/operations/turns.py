@@ -4,10 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from app.domain.agents import AgentType
+from app.domain.degradation import held_back
 from app.domain.fairness import FairQueue
 from app.domain.lanes import Lane
 from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import Backlog
+from app.operations.degradation import CurrentStep
 from app.operations.preferences import Preferences
 from app.store.claims import Ask, Claim
 from app.store.lanes import Lanes
@@ -16,7 +18,10 @@ from app.store.lanes import Lanes
 class Turns:
     """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
 
-    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences) -> None:
+    def __init__(
+        self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences, degradation: CurrentStep
+    ) -> None:
+        self._degradation = degradation
         self._backlog = backlog
         self._fairness = fairness
         self._lanes = lanes
@@ -29,9 +34,23 @@ class Turns:
             for agent in can_run
             if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
         }
+        candidates = self._not_held_back(open_to, can_run)
+        if not candidates:
+            return None
         preferred = self._preferences.of(worker_id)
-        agent = self._fairness.next(open_to, self._backlog.most_urgent(open_to), preferred)
+        agent = self._fairness.next(open_to, self._backlog.most_urgent(candidates), preferred)
         return self._backlog.lane(agent) if agent is not None else None
+
+    def _not_held_back(self, open_to: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
+        """Those to choose from: what is held back waits while there is anything else that the worker can run.
+
+        It stays among those that the rule against starvation chooses from.
+        """
+        held = held_back(self._degradation.step)
+        if not held:
+            return open_to
+        others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}
+        return open_to & others if others else open_to
 
     def learn(self, asks: Sequence[Ask], found: Sequence[Claim]) -> None:
         """Where the lanes stand now, and which agent types have run dry."""

@@ -8,6 +8,7 @@ from app.domain.errors import DatabaseUnavailable
 from app.domain.fairness import FairQueue
 from app.operations import weights
 from app.operations.config import CurrentConfig
+from app.operations.degradation import CurrentStep
 from app.store import announcements
 from app.store.database import Database
 
@@ -17,8 +18,10 @@ _LOOK_SECONDS = 1.0
 _TOPICS = frozenset({announcements.WEIGHTS, announcements.CONFIG})
 
 
-async def follow_weights(database: Database, config: CurrentConfig, fairness: FairQueue) -> None:
-    """Until cancelled: the weights by which leases are shared are those in force, and never much older."""
+async def follow_weights(
+    database: Database, config: CurrentConfig, fairness: FairQueue, degradation: CurrentStep
+) -> None:
+    """Until cancelled: weights and step of degradation, by which leases are shared, are those in force."""
     news = asyncio.Event()
 
     def hear(topics: Collection[str]) -> None:
@@ -28,7 +31,7 @@ async def follow_weights(database: Database, config: CurrentConfig, fairness: Fa
     database.announcer.subscribe(hear)
     try:
         while True:
-            await take_weights(database, config, fairness)
+            await take_weights(database, config, fairness, degradation)
             try:
                 await asyncio.wait_for(news.wait(), _LOOK_SECONDS)
             except TimeoutError:
@@ -38,12 +41,15 @@ async def follow_weights(database: Database, config: CurrentConfig, fairness: Fa
         database.announcer.unsubscribe(hear)
 
 
-async def take_weights(database: Database, config: CurrentConfig, fairness: FairQueue) -> None:
+async def take_weights(
+    database: Database, config: CurrentConfig, fairness: FairQueue, degradation: CurrentStep
+) -> None:
     """Share by the weights in force, as far as the database tells them."""
     try:
         known = await config.read()
         async with database.transaction() as connection:
-            fairness.weights = (await weights.in_force(connection, known)).weights
+            found = await weights.in_force(connection, known)
+        fairness.weights, degradation.step = found.weights, found.step
     except DatabaseUnavailable:
         pass
     except Exception:

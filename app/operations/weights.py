@@ -10,8 +10,10 @@ from app.domain import course as rules
 from app.domain import performance
 from app.domain.agents import AgentType
 from app.domain.course import Cause, Leg, Sight
+from app.domain.degradation import Step, under_degradation
 from app.domain.weights import WeightPolicy, Weights
 from app.operations import config as configuration
+from app.operations import degradation
 from app.operations.config import Effective
 from app.store import announcements
 from app.store import config as config_store
@@ -30,15 +32,18 @@ class InForce:
     weights: Weights
     reasons: Mapping[AgentType, str]
     version: int
+    step: Step = Step.NONE
 
 
 async def in_force(connection: AsyncConnection, config: Effective) -> InForce:
-    """What leases are shared by, and workers assigned by."""
+    """What leases are shared by, and workers assigned by: while resources are short, under the step of degradation."""
+    step = await degradation.current_step(connection)
     last = await store.last(connection)
     if last is None:
-        return InForce(weights=config.weights, reasons={}, version=0)
+        return InForce(weights=under_degradation(config.weights, step), reasons={}, version=0, step=step)
     reasons = {agent: adjustment.reason for agent, adjustment in last.adjustments.items()}
-    return InForce(weights=last.course.current, reasons=reasons, version=last.version)
+    weights = under_degradation(last.course.current, step)
+    return InForce(weights=weights, reasons=reasons, version=last.version, step=step)
 
 
 async def tick(connection: AsyncConnection) -> dict[str, Any]:

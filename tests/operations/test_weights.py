@@ -16,6 +16,7 @@ from app.domain.scaling import Mode
 from app.domain.weights import Evidence, WeightPolicy, effectiveness, with_result
 from app.operations import config, performance, weights
 from app.operations.config import CurrentConfig
+from app.operations.degradation import CurrentStep
 from app.operations.weighing import follow_weights
 from app.operations.weights import InForce
 from app.store.database import Database
@@ -198,7 +199,7 @@ async def test_rows_are_only_added(database: Database) -> None:
 async def test_every_replica_shares_leases_by_the_weights_in_force(database: Database, replica: Database) -> None:
     queues = [FairQueue(), FairQueue()]
     following = [
-        asyncio.create_task(follow_weights(each, CurrentConfig(each, Mode.PRODUCTION), queue))
+        asyncio.create_task(follow_weights(each, CurrentConfig(each, Mode.PRODUCTION), queue, CurrentStep()))
         for each, queue in zip((database, replica), queues, strict=True)
     ]
     try:

@@ -27,6 +27,10 @@ def judge(task: Task) -> Json:
     return {"quality": task.payload.get("written")}
 
 
+def thrifty(task: Task) -> Json:
+    return {"depth": task.max_depth, "batch": round(10 * task.batch_factor), "degradation": task.degradation}
+
+
 def big(task: Task) -> Json:
     return {"text": "x" * task.payload["bytes"]}
 
@@ -146,6 +150,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
     each.__name__: each
     for each in (
         echo,
+        thrifty,
         judge,
         big,
         nan,

@@ -197,6 +197,12 @@ def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert found == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}
 
 
+def test_what_is_asked_for_while_resources_are_short_reaches_the_handler() -> None:
+    asked = {"step": 3, "max_depth": 2, "batch_factor": 0.5}
+    assert finished({"do": "thrifty"}, degradation=asked) == {"depth": 2, "batch": 5, "degradation": asked}
+    assert finished({"do": "thrifty"}) == {"depth": None, "batch": 10, "degradation": None}
+
+
 def test_usage_is_measured() -> None:
     end = start({"do": "big", "bytes": 8 * 2**20}).end()
     assert isinstance(end, ev.HandlerFinished)
