@@ -26,7 +26,6 @@ from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import Backlog
-from app.operations.degradation import CurrentStep
 from app.operations.leases import Fence, release
 from app.operations.preferences import Preferences
 from app.operations.stepping import keep_in_step
@@ -73,11 +72,11 @@ class Broker:
         self._policy = policy
         self.fairness = fairness or FairQueue()
         self.preferences = Preferences()
-        self.degradation = CurrentStep()
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
         self._strays = Strays(database)
-        self._turns = Turns(self._backlog, self.fairness, database.lanes, self.preferences, self.degradation)
+        self._turns = Turns(self._backlog, self.fairness, database.lanes, self.preferences)
+        self.degradation = self._turns.degradation
         self._wake = asyncio.Event()
         self._served: dict[WorkerId, float] = {}
         self._tasks: list[asyncio.Task[None]] = []

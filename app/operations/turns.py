@@ -18,10 +18,8 @@ from app.store.lanes import Lanes
 class Turns:
     """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
 
-    def __init__(
-        self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences, degradation: CurrentStep
-    ) -> None:
-        self._degradation = degradation
+    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences) -> None:
+        self.degradation = CurrentStep()
         self._backlog = backlog
         self._fairness = fairness
         self._lanes = lanes
@@ -46,7 +44,7 @@ class Turns:
 
         It stays among those that the rule against starvation chooses from.
         """
-        held = held_back(self._degradation.step)
+        held = held_back(self.degradation.step)
         if not held:
             return open_to
         others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}
