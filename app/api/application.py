@@ -8,6 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from app.api import (
+    agents,
     alerts,
     audit,
     checkpoints,
@@ -32,6 +33,7 @@ from app.api import (
     queues,
     runtime,
     tasks,
+    weights,
     workers,
 )
 from app.api.lean import FastLane, LeanRoute
@@ -50,6 +52,8 @@ _PARTS = (
     outputs,
     checkpoints,
     config,
+    weights,
+    agents,
     performance,
     permits,
     llm_models,

@@ -58,7 +58,8 @@ async def read(
 ) -> ConfigOut | Response:
     """What is in force. Its ETag is its version, for If-Match of the change that follows.
 
-    `effective_weights` are the shares in force: no agent has less than 0.02, and `notes` say where one was raised.
+    `effective_weights` are what the weights come to: no agent has less than 0.02, and `notes` say where one was raised.
+    They are where the weights in force begin; `GET /weights` shows what those have become.
     """
     found = await operations.current(connection, services.config.initial)
     await _noted(connection, services, caller, "config.read")

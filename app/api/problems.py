@@ -48,6 +48,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.AlertNotFound: 404,
     errors.AlertResolved: 409,
     errors.ConfigRefused: 422,
+    errors.WeightsRefused: 422,
     errors.VersionStale: 412,
     errors.PreconditionRequired: 428,
     errors.PermitRefused: 429,

@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from app.cli import (
+    agents,
     alerts,
     audit,
     checkpoints,
@@ -28,6 +29,7 @@ from app.cli import (
     simulate,
     status,
     tasks,
+    weights,
     workers,
 )
 from app.cli.failures import MEANINGS, Commands
@@ -76,6 +78,8 @@ def build() -> typer.Typer:
     app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
     app.add_typer(llm.app, name="llm", rich_help_panel=_STEER)
     app.add_typer(degradation.app, name="degradation", rich_help_panel=_STEER)
+    app.add_typer(weights.app, name="weights", rich_help_panel=_STEER)
+    app.add_typer(agents.app, name="agents", rich_help_panel=_STEER)
     app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="keys", hidden=True)

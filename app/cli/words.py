@@ -40,6 +40,14 @@ _AGO = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
+def seconds(value: str) -> float:
+    """How long `90s`, `30min`, `2h` or `3d` is. Raises BadParameter."""
+    found = _AGO.fullmatch(value)
+    if found is None:
+        raise typer.BadParameter(f"{value} is not a time like 90s, 30min, 2h or 3d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 def _moment(value: str | None) -> str | None:
     if value is None:
         return None

@@ -30,16 +30,17 @@ class Scope(StrEnum):
     LEASE = "leases:hold"
     OPERATE = "pool:operate"
     CONFIGURE = "config:write"
+    WEIGH = "weights:command"
     KEYS = "keys:manage"
     CALL = "llm:call"
 
 
 _READ = frozenset({Scope.PUBLIC, Scope.READ})
-_OPERATOR = _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.CALL}
+_OPERATOR = _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH, Scope.CALL}
 SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL}),
     Role.READER: _READ,
-    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.CALL},
+    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL},
     Role.OPERATOR: _OPERATOR,
     Role.ADMIN: _OPERATOR | {Scope.KEYS},
 }

@@ -103,6 +103,20 @@ def policy_in(mode: Mode) -> WeightPolicy:
     return replace(policy, largest_step=0.25, least_seconds=300.0) if mode is Mode.TRUSTED_TESTER else policy
 
 
+def completed(named: Weights, base: Weights) -> dict[AgentType, float]:
+    """Weights of all agents: those that are not named share what is left in the proportions of `base`.
+
+    Raises ValueError where nothing is left for them, or nothing is given at all.
+    """
+    total, others = sum(named.values()), {agent: weight for agent, weight in base.items() if agent not in named}
+    if total > 1 and others:
+        raise ValueError(f"add up to {total:g}, which leaves nothing for the agents that are not named")
+    if total <= 0 and not others:
+        raise ValueError("at least one weight must be above 0")
+    left = (1 - total) / sum(others.values()) if others else 0.0
+    return {**dict(named), **{agent: weight * left for agent, weight in others.items()}}
+
+
 def outset(configured: Weights) -> Course:
     """Where a new system begins."""
     return Course(current=configured, configured=configured, base=configured)

@@ -22,7 +22,8 @@ from app.store import weights as store
 from app.store.database import now
 from app.store.weights import NewVersion, Version
 
-NOBODY = "convener"
+# Who moves weights when nobody has asked for it.
+_NOBODY = "convener"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ async def in_force(connection: AsyncConnection, config: Effective) -> InForce:
     last = await store.last(connection)
     if last is None:
         return InForce(weights=under_degradation(config.weights, step), reasons={}, version=0, step=step)
-    reasons = {agent: adjustment.reason for agent, adjustment in last.adjustments.items()}
+    adjustments = last.adjustments or await store.adjustments(connection)
+    reasons = {agent: adjustment.reason for agent, adjustment in adjustments.items()}
     weights = under_degradation(last.course.current, step)
     return InForce(weights=weights, reasons=reasons, version=last.version, step=step)
 
@@ -60,7 +62,7 @@ async def tick(connection: AsyncConnection) -> dict[str, Any]:
     if last is not None and leg.course == before:
         return {"kept": leg.reason}
     cause = leg.cause if last or leg.adjustments else Cause.CONFIG
-    made = await _write(connection, last, leg, sight, policy, cause=cause, by=NOBODY, reason=leg.reason)
+    made = await write(connection, last, _version(leg, sight, policy, cause))
     return {"version": made.version, "cause": cause.value} if made else {"kept": "somebody else was faster"}
 
 
@@ -77,26 +79,20 @@ async def look(connection: AsyncConnection, config: Effective, policy: WeightPol
     )
 
 
-async def _write(
-    connection: AsyncConnection,
-    before: Version | None,
-    leg: Leg,
-    sight: Sight,
-    policy: WeightPolicy,
-    *,
-    cause: Cause,
-    by: str,
-    reason: str,
-) -> Version | None:
-    new = NewVersion(
-        course=leg.course,
-        target=rules.goal(leg.course, sight.standings, policy),
-        adjustments=leg.adjustments,
-        cause=cause,
-        changed_by=by,
-        reason=reason,
-    )
+async def write(connection: AsyncConnection, before: Version | None, new: NewVersion) -> Version | None:
+    """Put it in force, unless somebody else was faster."""
     made = await store.write(connection, before.version if before else 0, new)
     if made is not None:
         announcements.note(connection, announcements.WEIGHTS)
     return made
+
+
+def _version(leg: Leg, sight: Sight, policy: WeightPolicy, cause: Cause) -> NewVersion:
+    return NewVersion(
+        course=leg.course,
+        target=rules.goal(leg.course, sight.standings, policy),
+        adjustments=leg.adjustments,
+        cause=cause,
+        changed_by=_NOBODY,
+        reason=leg.reason,
+    )

@@ -4,7 +4,7 @@ A completion writes its event and nothing else, so agents that finish thousands 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -73,7 +73,7 @@ _BY_LENGTH = text("""
 SELECT date_bin(CAST(:step AS interval), minute, timestamptz '2000-01-01 00:00:00+00') AS start, agent_type,
        sum(results)::bigint AS results, sum(successes)::bigint AS successes, sum(judged)::bigint AS judged,
        sum(quality)::float8 AS quality, sum(seconds)::float8 AS seconds
-FROM agent_minutes WHERE minute > now() - CAST(:length AS interval)
+FROM agent_minutes WHERE minute > now() - CAST(:length AS interval) AND agent_type = ANY (:agents)
 GROUP BY 1, 2 ORDER BY 1
 """)
 
@@ -134,9 +134,12 @@ async def keep(connection: AsyncConnection, agent: AgentType, recent: Sequence[R
     await connection.execute(_KEEP, {"agent": agent.value, "news": news, "recent": content})
 
 
-async def spans(connection: AsyncConnection, length: timedelta, step: timedelta) -> list[Span]:
+async def spans(
+    connection: AsyncConnection, length: timedelta, step: timedelta, agents: Iterable[AgentType] = AgentType
+) -> list[Span]:
     """Sums over spans of `step` within `length` before now, oldest first; spans without a result are left out."""
-    rows = (await connection.execute(_BY_LENGTH, {"length": length, "step": step})).mappings()
+    values = {"length": length, "step": step, "agents": [agent.value for agent in agents]}
+    rows = (await connection.execute(_BY_LENGTH, values)).mappings()
     return [Span(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]
 
 

@@ -41,6 +41,11 @@ _COLUMNS = (
 
 _LAST = text(f"SELECT {_COLUMNS} FROM weights ORDER BY version DESC LIMIT 1")
 
+# Only orders lie between the end and the last step, so this looks at few rows.
+_ADJUSTMENTS = text("""
+SELECT adjustments FROM weights WHERE adjustments <> CAST('{}' AS jsonb) ORDER BY version DESC LIMIT 1
+""")
+
 _HISTORY = text(f"SELECT {_COLUMNS} FROM weights WHERE version < :before ORDER BY version DESC LIMIT :limit")
 
 # Of two rivals that both see the version they build on, the primary key lets one have the next.
@@ -71,6 +76,11 @@ async def write(connection: AsyncConnection, expected: int, new: NewVersion) -> 
     return _version(row) if row else None
 
 
+async def adjustments(connection: AsyncConnection) -> dict[AgentType, Adjustment]:
+    """What the last step has changed, and why; nothing where there was none."""
+    return _adjustments((await connection.execute(_ADJUSTMENTS)).scalar() or {})
+
+
 async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Version]:
     """Versions below `before`, newest first."""
     rows = (await connection.execute(_HISTORY, {"before": before, "limit": limit})).mappings()
@@ -98,13 +108,12 @@ def _values(new: NewVersion) -> dict[str, Any]:
 
 
 def _version(row: Any) -> Version:
-    adjustments = {AgentType(agent): Adjustment(**told) for agent, told in row["adjustments"].items()}
     plain = {name: row[name] for name in ("version", "at", "changed_by", "reason")}
     return Version(
         **plain,
         cause=Cause(row["cause"]),
         target=_weights(row["target"]),
-        adjustments=adjustments,
+        adjustments=_adjustments(row["adjustments"]),
         course=_course(row),
     )
 
@@ -123,6 +132,10 @@ def _course(row: Any) -> Course:
         stepped_at=row["stepped_at"],
         results=row["results"],
     )
+
+
+def _adjustments(told: Mapping[str, Any]) -> dict[AgentType, Adjustment]:
+    return {AgentType(agent): Adjustment(**adjustment) for agent, adjustment in told.items()}
 
 
 def _weights(told: Mapping[str, float]) -> dict[AgentType, float]:

@@ -1,0 +1,83 @@
+"""Agents as they are shown: what they achieve, how fast they are, and what share they have."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import performance as rules
+from app.domain.agents import AgentType
+from app.domain.config import key
+from app.domain.course import policy_in
+from app.domain.gains import quality_gain
+from app.domain.performance import Achievement
+from app.operations import weights
+from app.operations.config import Effective
+from app.store import decisions, performance
+from app.store import weights as weight_store
+from app.store.database import now
+from app.store.performance import Span
+
+# Long enough to have some results, short enough to be about now.
+_THROUGHPUT = timedelta(minutes=10)
+# An older decision says nothing of who is the bottleneck now.
+_DECISION = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """What is known of one agent; without results the achievement is None, without decisions the bottleneck."""
+
+    agent_type: AgentType
+    weight: float
+    configured_weight: float
+    target_weight: float
+    achievement: Achievement | None
+    quality_gain: float | None
+    tasks_per_second: float
+    is_bottleneck: bool | None
+
+
+async def portraits(connection: AsyncConnection, config: Effective) -> list[Agent]:
+    """All agents, in the order of the specification."""
+    shares, last = await weights.in_force(connection, config), await weight_store.last(connection)
+    targets = last.target if last else config.weights
+    recent = (await performance.memory(connection)).recent
+    achieved = rules.achievements(recent, await now(connection), policy_in(config.mode))
+    finished = _finished(await performance.spans(connection, _THROUGHPUT, _THROUGHPUT))
+    bottleneck = await _bottleneck(connection)
+    return [
+        Agent(
+            agent_type=agent,
+            weight=shares.weights[agent],
+            configured_weight=config.weights[agent],
+            target_weight=targets[agent],
+            achievement=achieved.get(agent),
+            quality_gain=quality_gain(recent.get(agent, ())),
+            tasks_per_second=finished.get(agent, 0) / _THROUGHPUT.total_seconds(),
+            is_bottleneck=None if bottleneck is None else key(agent) == bottleneck,
+        )
+        for agent in AgentType
+    ]
+
+
+async def trend(connection: AsyncConnection, agent: AgentType, step: timedelta, count: int) -> list[Span]:
+    """The last spans of one agent, oldest first; those without a result are left out."""
+    return await performance.spans(connection, step * count, step, [agent])
+
+
+def _finished(spans: Sequence[Span]) -> Mapping[AgentType, int]:
+    found = dict.fromkeys(AgentType, 0)
+    for span in spans:
+        found[span.agent_type] += span.results
+    return found
+
+
+async def _bottleneck(connection: AsyncConnection) -> str | None:
+    """The agent with the most outstanding work for each of its workers, by the last decision on the pool."""
+    found = await decisions.page(connection, before=2**63 - 1, limit=1)
+    if not found or found[0].decided_at < await now(connection) - _DECISION:
+        return None
+    return json.loads(found[0].output)["bottleneck_agent"] or ""
