@@ -32,6 +32,7 @@ from app.api import (
     problems,
     queues,
     runtime,
+    series,
     tasks,
     weights,
     workers,
@@ -64,6 +65,7 @@ _PARTS = (
     health,
     health_report,
     runtime,
+    series,
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """

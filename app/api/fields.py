@@ -1,6 +1,6 @@
 """Types that several bodies share."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -41,6 +41,8 @@ Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_stora
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]
 Moment = AwareDatetime
+# A bound of a time that somebody asks about: what comes before has no history, and arithmetic with it may fail.
+Bound = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Limit = Annotated[int, Field(ge=1, le=500)]
 

@@ -11,6 +11,7 @@ from app.domain import runtime, utilisation
 from app.domain.agents import AgentType
 from app.domain.health import Overall, Report
 from app.domain.runtime import Pool
+from app.domain.series import Kind
 from app.domain.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
 from app.domain.vitals import Snapshot
 
@@ -52,6 +53,12 @@ class PoolGauges:
         self._findings = self._gauge("health_findings", "What the health report finds", "code", "level")
         self._duties = self._gauge("duty_age_seconds", "Since the last turn of a background duty", "duty")
         self._dead = self._gauge("database_dead_rows", "Dead rows of a busy table", "table")
+        self._pushed = {
+            Kind.GAUGE: self._gauge("pushed_gauge", "Mean of the gauges that were pushed lately", "name", "agent"),
+            Kind.COUNTER: self._gauge(
+                "pushed_per_second", "How fast the counters that are pushed grew in the last minute", "name", "agent"
+            ),
+        }
 
     def forget(self) -> None:
         """What is over, or unknown, is not told."""
@@ -71,6 +78,8 @@ class PoolGauges:
         self._set("health_state", _STATES.index(report.overall))
         for reason in report.reasons:
             self._findings.labels(reason.code, reason.level.value).inc()
+        for found in seen.pushed:
+            self._pushed[found.kind].labels(found.name, found.agent.value if found.agent else "").set(found.value)
         for turn in seen.turns:
             self._duties.labels(turn.duty).set(turn.seconds_ago)
 

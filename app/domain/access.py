@@ -33,14 +33,16 @@ class Scope(StrEnum):
     WEIGH = "weights:command"
     KEYS = "keys:manage"
     CALL = "llm:call"
+    MEASURE = "metrics:push"
 
 
 _READ = frozenset({Scope.PUBLIC, Scope.READ})
-_OPERATOR = _READ | {Scope.SUBMIT, Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH, Scope.CALL}
+_STEERING = frozenset({Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
+_OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.REGISTER, Scope.CALL, Scope.MEASURE}
 SCOPES: Mapping[Role, frozenset[Scope]] = {
-    Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL}),
+    Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}),
     Role.READER: _READ,
-    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL},
+    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE},
     Role.OPERATOR: _OPERATOR,
     Role.ADMIN: _OPERATOR | {Scope.KEYS},
 }

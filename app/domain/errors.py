@@ -260,17 +260,39 @@ class AnswerNotCached(ConvenerError):
     code = "answer_not_cached"
 
 
+class _ValuesRefused(ConvenerError):
+    """Values of a body that cannot be."""
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
+        self.fields = fields
+
+
+class SamplesRefused(_ValuesRefused):
+    """A sample of this batch is not what its series, or the clock, allows; nothing was taken."""
+
+    code = "samples_refused"
+
+
+class TooManySeries(ConvenerError):
+    """There are as many series of metrics as this service keeps; nothing was taken."""
+
+    code = "too_many_series"
+
+
+class MetricNotFound(ConvenerError):
+    """Nobody has pushed a metric of this name lately."""
+
+    code = "metric_not_found"
+
+
 class ConfigVersionNotFound(ConvenerError):
     """There is no such version of the configuration."""
 
     code = "config_version_not_found"
 
 
-class ConfigRefused(ConvenerError):
+class ConfigRefused(_ValuesRefused):
     """The values of the configuration do not go together, or not with its mode."""
 
     code = "config_refused"
-
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
-        self.fields = fields

@@ -8,6 +8,7 @@ from app.domain.observations import DatabaseCondition
 from app.domain.queues import QueueSnapshot
 from app.domain.reasons import Level
 from app.domain.runtime import LanguageModel, Pool
+from app.domain.series import Current
 from app.domain.service_times import ServicePolicy
 from app.domain.symptoms import SymptomPolicy
 from app.domain.utilisation import Span, UtilisationPolicy
@@ -78,3 +79,4 @@ class Snapshot:
     database: DatabaseCondition
     turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
+    pushed: Sequence[Current] = ()

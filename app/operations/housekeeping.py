@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.series import SeriesPolicy
 from app.operations.context import KEEP
 from app.store import (
     alerts,
@@ -19,9 +20,12 @@ from app.store import (
     partitions,
     performance,
     replacements,
+    series,
     utilisation,
     workers,
 )
+
+_PUSHED = SeriesPolicy()
 
 
 async def run(connection: AsyncConnection, *, history_days: int, events_days: int) -> dict[str, Any]:
@@ -45,5 +49,6 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "judgements": await judgements.prune(connection, history_days),
         "calls": await llm_usage.prune(connection, history_days),
         "utilisation": await utilisation.prune(connection, history_days),
+        "pushed": await series.prune(connection, days=_PUSHED.keep_days, batch_days=_PUSHED.remember_batches_days),
         "context": await context.prune(connection, keep=KEEP, days=history_days),
     }

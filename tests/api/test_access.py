@@ -102,6 +102,9 @@ _EXPECTED = {
     "GET /problems": Scope.PUBLIC,
     "GET /metrics": Scope.PUBLIC,
     "GET /metrics/runtime": Scope.READ,
+    "POST /metrics/samples": Scope.MEASURE,
+    "GET /metrics/names": Scope.READ,
+    "GET /metrics/series": Scope.READ,
     "GET /health/report": Scope.PUBLIC,
 }
 
