@@ -1,0 +1,159 @@
+"""Real workers that ask a provider which misbehaves in every way: the work gets done, and nobody is asked too much."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.system.conftest import Up, until
+from tests.worker_agent.llm.loopback import Asked, Wire, serving
+from tests.worker_agent.llm.provider import Act, Provider, closes_mid_body, hangs, refuses, says
+
+pytestmark = pytest.mark.slow
+
+_LIMIT = 2
+_WORKERS = 4
+_TROUBLE: list[Act] = [
+    refuses(429, {"retry-after": "1"}),
+    refuses(500),
+    refuses(429, {"x-ratelimit-reset-requests": "-1", "x-ratelimit-reset-tokens": "-1"}),
+    closes_mid_body,
+    refuses(200, body=b"<html>garbage</html>"),
+    hangs(2.5),
+    refuses(429),
+    refuses(503, body=b"<html>busy</html>"),
+]
+
+
+@pytest.fixture
+async def asking(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """`convener up` whose workers ask the given provider."""
+    started: list[Up] = []
+
+    async def start(url: str) -> Up:
+        up = Up(
+            tmp_path / "state",
+            CONVENER_LLM_URL=f"{url}/v1",
+            CONVENER_LLM_MODELS="gpt-4.1",
+            CONVENER_LLM_KEY="the-gateway",
+            CONVENER_LLM_TOTAL_SECONDS="2",
+            CONVENER_POOL_SIZE=str(_WORKERS),
+            CONVENER_WORKER_HANDLERS="tests.system.asking",
+        )
+        started.append(up)
+        await up.start()
+        async with _client(up) as client:
+            limits = {"resource_limits": {"max_concurrent_llm_calls": _LIMIT}, "worker_pool": {"min_workers": _WORKERS}}
+            tag = (await client.get("/config")).headers["etag"]
+            headers = {"If-Match": tag, "content-type": "application/merge-patch+json"}
+            assert (await client.patch("/config", json=limits, headers=headers)).status_code == 200
+        return up
+
+    yield start
+    for up in started:
+        if up.child is not None and up.child.poll() is None:
+            up.stop()
+        for left in up.processes():
+            left.kill()
+
+
+def _client(up: Up, key: str = "operator") -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=up.url, headers=up.bearer(key), trust_env=False, timeout=20)
+
+
+async def _submit(up: Up, payloads: list[dict[str, Any]], **more: Any) -> list[str]:
+    tasks = [{"id": str(uuid4()), "agent_type": "generation", "payload": p, **more} for p in payloads]
+    async with _client(up, "supervisor") as client:
+        assert (await client.post("/tasks/batch", json={"tasks": tasks})).status_code == 201
+    return [str(task["id"]) for task in tasks]
+
+
+async def _finished(up: Up, ids: list[str], seconds: float = 120) -> list[dict[str, Any]]:
+    async with asyncio.timeout(seconds), _client(up) as client:
+        while True:
+            found = [(await client.get(f"/tasks/{task_id}")).json() for task_id in ids]
+            if all(task["state"] in ("completed", "failed", "cancelled") for task in found):
+                return found
+            await asyncio.sleep(0.3)
+
+
+async def _in_use(up: Up) -> int:
+    async with _client(up) as client:
+        return len((await client.get("/llm/permits")).json()["items"])
+
+
+async def _workers(up: Up) -> list[dict[str, Any]]:
+    async with _client(up) as client:
+        found: list[dict[str, Any]] = (await client.get("/workers")).json()["items"]
+    return [worker for worker in found if worker["pid"]]
+
+
+async def test_the_work_gets_done_whatever_the_provider_does(asking: Callable[..., Any]) -> None:
+    # Never three failures in a row: an open breaker would hold up everybody for half a minute each time.
+    provider = Provider.of(
+        *(act for trouble in _TROUBLE for act in (trouble, says("It is a law."), says("It is a law.")))
+    )
+    with serving(provider.respond) as upstream:
+        up = await asking(upstream.url)
+        ids = await _submit(up, [{"question": f"Why {number}?"} for number in range(24)], timeout_seconds=120)
+
+        tasks = await _finished(up, ids)
+
+    assert {task["state"] for task in tasks} == {"completed"}
+    assert {task["result"]["text"] for task in tasks} == {"It is a law."}
+    assert {task["failures"] for task in tasks} == {0}, "no trouble of the provider is an attempt of a task"
+    assert provider.most <= _LIMIT, "the provider has seen more calls at once than the configuration allows"
+    assert await _in_use(up) == 0
+
+
+async def test_a_dead_workers_permit_is_free_again(asking: Callable[..., Any]) -> None:
+    provider = Provider.of(hangs(30), hangs(30))
+    with serving(provider.respond) as upstream:
+        up = await asking(upstream.url)
+        ids = await _submit(up, [{"question": f"Why {number}?"} for number in range(4)], timeout_seconds=120)
+        await until(lambda: len(upstream.asked) == _LIMIT, what="both permits in use")
+        assert await _in_use(up) == _LIMIT
+        for worker in await _workers(up):
+            os.kill(worker["pid"], signal.SIGKILL)
+
+        tasks = await _finished(up, ids)
+
+    assert {task["state"] for task in tasks} == {"completed"}
+    assert {task["failures"] for task in tasks} == {0}
+    assert await _in_use(up) == 0
+
+
+async def test_a_rate_that_outlasts_a_tasks_time_burns_no_attempt(asking: Callable[..., Any]) -> None:
+    opens = time.monotonic() + 8
+
+    def limited(asked: Asked, wire: Wire) -> None:
+        wait = opens - time.monotonic()
+        (refuses(429, {"retry-after": str(max(1, round(wait)))}) if wait > 0 else says("At last."))(asked, wire)
+
+    with serving(Provider.of(then=limited).respond) as upstream:
+        up = await asking(upstream.url)
+        ids = await _submit(up, [{"question": "Why?"}, {"question": "Why else?"}], timeout_seconds=6)
+
+        tasks = await _finished(up, ids)
+
+    assert [task["state"] for task in tasks] == ["completed", "completed"]
+    assert {task["failures"] for task in tasks} == {0}
+
+
+async def test_an_earlier_answer_is_marked_when_the_provider_is_down(asking: Callable[..., Any]) -> None:
+    provider = Provider.of(says("As long as it works."), then=refuses(500))
+    with serving(provider.respond) as upstream:
+        up = await asking(upstream.url)
+        question = {"question": "Why?", "temperature": 0}
+        (first,) = await _finished(up, await _submit(up, [question]))
+        (second,) = await _finished(up, await _submit(up, [question]))
+
+    assert (first["result"]["degraded"], first["result"]["text"]) == (None, "As long as it works.")
+    assert (second["result"]["degraded"], second["result"]["text"]) == ("cached", "As long as it works.")
