@@ -16,6 +16,7 @@ from app.domain.allocation import Load
 from app.domain.caps import Cap
 from app.domain.config import ResourceLimits, key
 from app.domain.decisions import Decision, Inputs, Member, Place, SetAside, resolve
+from app.domain.degradation import Step
 from app.domain.scaling import Mode, ScalingPolicy, ScalingSnapshot
 from app.domain.spare import Spare, SparePolicy
 from app.domain.waiting import Waiting
@@ -75,6 +76,7 @@ def inputs_text(inputs: Inputs) -> str:
             "new_capabilities": sorted(inputs.new_capabilities),
             "may_move": inputs.may_move,
             "provisions": inputs.provisions,
+            "step": inputs.step,
             "notes": list(inputs.notes),
         }
     )
@@ -103,6 +105,7 @@ def inputs_of(roster_text: str, text: str) -> Inputs:
         new_capabilities=tuple(map(AgentType, kept["new_capabilities"])),
         may_move=kept["may_move"],
         provisions=kept["provisions"],
+        step=Step(kept.get("step", Step.NONE)),
         notes=kept["notes"],
     )
 

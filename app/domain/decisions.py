@@ -12,6 +12,7 @@ from uuid import UUID
 from app.domain.agents import AgentType
 from app.domain.allocation import Assignment, Load, Seat, allocate, bottleneck
 from app.domain.config import ResourceLimits
+from app.domain.degradation import Step, under_degradation
 from app.domain.scaling import DecisionType, Mode, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
 from app.domain.sizing import Size, SizingPolicy, SizingSnapshot, size, within
 from app.domain.workers import WorkerId
@@ -49,7 +50,8 @@ class Inputs:
 
     `first_new` is the id of the first new worker, the others count on from there; `new_capabilities` is what a new
     worker will be able to run. Without `may_move` only those are assigned who have no assignment yet. Where nobody
-    `provisions`, the target is a recommendation. `notes` are what the reasons should also tell.
+    `provisions`, the target is a recommendation. `step` is that of degradation. `notes` are what the reasons should
+    also tell.
     """
 
     at: datetime
@@ -68,6 +70,7 @@ class Inputs:
     new_capabilities: Sequence[AgentType] = tuple(AgentType)
     may_move: bool = True
     provisions: bool = True
+    step: Step = Step.NONE
     notes: Sequence[str] = ()
 
 
@@ -153,7 +156,7 @@ def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -
         for m in inputs.members
     ]
     coming = [Seat(worker_id=worker_id, capabilities=able, assigned=None) for worker_id in new]
-    return allocate([*known, *coming], inputs.loads, inputs.weights)
+    return allocate([*known, *coming], inputs.loads, under_degradation(inputs.weights, inputs.step))
 
 
 def _able(member: Member, new: frozenset[AgentType]) -> frozenset[AgentType]:
@@ -181,7 +184,8 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
     )
     waiting = load.work_seconds / workers if load else 0.0
     # Nobody measures yet how quality grows with compute, so everybody has the base.
-    seen = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=None)
+    is_short = inputs.step > Step.NONE
+    seen = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=None, degraded=is_short)
     return size(seen, SizingPolicy(base=BASE, limit=most))
 
 

@@ -40,11 +40,7 @@ def oldest_seconds(queue: QueueSnapshot) -> float | None:
 
 def resource(snapshot: Snapshot, measure: Measure, policy: ReportPolicy) -> float | None:
     """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
-    known = utilisation.latest(snapshot.spans, measure, snapshot.at, policy.utilisation)
-    hosts = [span.last for subject, span in known.items() if utilisation.is_host(subject)]
-    if hosts:
-        return max(hosts)
-    return known[utilisation.WORKERS].last if utilisation.WORKERS in known else None
+    return utilisation.fullest(snapshot.spans, measure, snapshot.at, policy.utilisation)
 
 
 def _loops(snapshot: Snapshot, policy: ReportPolicy) -> Iterator[Reason]:

@@ -87,6 +87,15 @@ def latest(spans: Iterable[Span], measure: Measure, now: datetime, policy: Utili
     return {span.subject: span for span in sorted(fresh, key=lambda span: span.last_at)}
 
 
+def fullest(spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy) -> float | None:
+    """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
+    known = latest(spans, measure, now, policy)
+    hosts = [span.last for subject, span in known.items() if is_host(subject)]
+    if hosts:
+        return max(hosts)
+    return known[WORKERS].last if WORKERS in known else None
+
+
 def mean_of(spans: Iterable[Span], subject: str, measure: Measure) -> float | None:
     """The mean of all samples of a subject, None without any."""
     known = [span for span in spans if span.subject == subject and span.measure is measure]

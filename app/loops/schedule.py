@@ -95,7 +95,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=announcements.CONFIG),
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
-    Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: degradation.watch(db, c.capacity)),
+    Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: degradation.watch(db)),
     Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.

@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.capacity import CapacityPolicy
 from app.domain.degradation import Hold, LadderPolicy, Step, advice, decide, held, in_force, released
 from app.operations import audit, observations
 from app.store import degradation as store
@@ -36,11 +35,9 @@ async def current_step(connection: AsyncConnection) -> Step:
     return in_force(standing.ladder, standing.at)
 
 
-async def watch(
-    connection: AsyncConnection, capacity: CapacityPolicy, policy: LadderPolicy = _POLICY
-) -> dict[str, Any]:
+async def watch(connection: AsyncConnection, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
     """Look at the resources and move the ladder by a step at most."""
-    strain = await observations.strain(connection, capacity)
+    strain = await observations.strain(connection)
     before = await store.lock(connection)
     decision = decide(before.ladder, strain, policy, before.at)
     seen = {

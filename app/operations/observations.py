@@ -1,18 +1,19 @@
 """One look at everything that alerts and degradation go by, at a cost that does not grow with the number of tasks."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.capacity import CapacityPolicy
 from app.domain.degradation import Strain
-from app.domain.observations import Depth, Observations, with_depth
-from app.domain.queues import QueueSnapshot
+from app.domain.observations import MINUTE, Depth, Observations, with_depth
 from app.domain.recovery import Recovery, RecoveryPolicy, assess
 from app.domain.symptoms import SymptomPolicy
 from app.domain.tasks import Priority
+from app.domain.utilisation import Measure, UtilisationPolicy, fullest
 from app.operations import queues
-from app.store import config
+from app.store import config, llm_usage, utilisation
 from app.store import observations as store
 
 
@@ -28,19 +29,20 @@ async def look(
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
         running=await store.running(connection, policy.overdue_grace_seconds),
         pool=await store.pool(connection, minimum),
-        resources=_resources(queue, capacity),
+        resources={"queue": sum(queue.depth.values()) / capacity.max_queue_size, **await _used(connection, queue.at)},
+        breakers=await store.breakers(connection),
         recovery=await recovery(connection),
         database=await store.database(connection),
     )
 
 
-async def strain(connection: AsyncConnection, capacity: CapacityPolicy) -> Strain:
+async def strain(connection: AsyncConnection) -> Strain:
     """How short resources are, and for how long work has been waiting."""
     queue = await queues.look(connection)
     waits = [wait.total_seconds() for priority in Priority if (wait := queue.waiting(priority)) is not None]
     database = await store.database(connection)
     return Strain(
-        resources={**_resources(queue, capacity), "database_connections": database.connections},
+        resources={**await _used(connection, queue.at), "database_connections": database.connections},
         capacity_lost=(await recovery(connection)).lost_share,
         oldest_wait_seconds=max(waits, default=0.0),
     )
@@ -52,6 +54,10 @@ async def recovery(connection: AsyncConnection) -> Recovery:
     return assess(await store.recovery(connection, policy), policy)
 
 
-def _resources(queue: QueueSnapshot, capacity: CapacityPolicy) -> Mapping[str, float | None]:
-    """Shares of 1 that are used up."""
-    return {"queue": sum(queue.depth.values()) / capacity.max_queue_size}
+async def _used(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:
+    """Shares of 1 that are used up; None where nobody has measured."""
+    spans, policy = await utilisation.recent(connection, MINUTE), UtilisationPolicy()
+    percents = {measure.value: fullest(spans, measure, moment, policy) for measure in (Measure.CPU, Measure.MEMORY)}
+    shares = {name: None if percent is None else percent / 100 for name, percent in percents.items()}
+    calls = await llm_usage.recent(connection, MINUTE)
+    return {**shares, "llm_permits": calls.in_use / calls.limit}

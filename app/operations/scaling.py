@@ -139,6 +139,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         new_capabilities=sorted(_of_new(seen.pool.staying)),
         may_move=_may_move(seen),
         provisions=bool(seen.pool.hosts),
+        step=seen.weights.step,
         notes=await resizing.notes(connection, seen.owed),
     ), known
 

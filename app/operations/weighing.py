@@ -49,7 +49,7 @@ async def take_weights(
         known = await config.read()
         async with database.transaction() as connection:
             found = await weights.in_force(connection, known)
-        fairness.weights, degradation.step = found.weights, found.step
+        fairness.weights, degradation.step = found.shares, found.step
     except DatabaseUnavailable:
         pass
     except Exception:

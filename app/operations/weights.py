@@ -28,24 +28,32 @@ _NOBODY = "convener"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """The weights, why each last changed, and their version; 0 while they are what the configuration says."""
+    """The weights, why each last changed, and their version; 0 while they are what the configuration says.
+
+    The shares are what they come to under the step of degradation: a suspension is no adjustment of a weight, which
+    may never change by more than half at once.
+    """
 
     weights: Weights
     reasons: Mapping[AgentType, str]
     version: int
     step: Step = Step.NONE
 
+    @property
+    def shares(self) -> Weights:
+        """What leases are shared by, and workers assigned by."""
+        return under_degradation(self.weights, self.step)
+
 
 async def in_force(connection: AsyncConnection, config: Effective) -> InForce:
-    """What leases are shared by, and workers assigned by: while resources are short, under the step of degradation."""
+    """The weights in force, and the step of degradation that they are under."""
     step = await degradation.current_step(connection)
     last = await store.last(connection)
     if last is None:
-        return InForce(weights=under_degradation(config.weights, step), reasons={}, version=0, step=step)
+        return InForce(weights=config.weights, reasons={}, version=0, step=step)
     adjustments = last.adjustments or await store.adjustments(connection)
     reasons = {agent: adjustment.reason for agent, adjustment in adjustments.items()}
-    weights = under_degradation(last.course.current, step)
-    return InForce(weights=weights, reasons=reasons, version=last.version, step=step)
+    return InForce(weights=last.course.current, reasons=reasons, version=last.version, step=step)
 
 
 async def tick(connection: AsyncConnection) -> dict[str, Any]:

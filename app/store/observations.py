@@ -84,6 +84,9 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
 """)
 
 
+_BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDER BY model")
+
+
 async def running(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
     """What workers execute; past its deadline by more than the grace counts as overdue."""
     rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
@@ -109,6 +112,11 @@ async def recovery(connection: AsyncConnection, policy: RecoveryPolicy) -> Recov
     slots = [SlotRecord(**row) for row in rows]
     overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
     return RecoverySnapshot(slots=slots, overdue=overdue.scalar_one())
+
+
+async def breakers(connection: AsyncConnection) -> dict[str, bool]:
+    """The language models whose circuit breaker is not closed; one that is about to be tried is not either."""
+    return dict.fromkeys((await connection.execute(_BREAKERS)).scalars(), True)
 
 
 async def database(connection: AsyncConnection) -> DatabaseCondition:

@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from app.domain.agents import AgentType
-from app.domain.capacity import CapacityPolicy
 from app.domain.degradation import LadderPolicy, Move, Step
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
@@ -29,7 +28,7 @@ EVERYTHING = frozenset(AgentType)
 
 async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
     async with database.transaction() as connection:
-        return await degradation.watch(connection, CapacityPolicy(), policy)
+        return await degradation.watch(connection, policy)
 
 
 async def held(database: Database, step: Step, minutes: float = 10) -> None:
@@ -98,18 +97,19 @@ async def test_old_moves_are_forgotten(database: Database) -> None:
     assert [move[2] for move in await moves(database)] == [3]
 
 
-async def test_the_weights_in_force_are_under_the_step_and_stay_what_they_are(database: Database) -> None:
+async def test_the_shares_are_under_the_step_and_the_weights_stay_what_they_are(database: Database) -> None:
     config = CurrentConfig(database, Mode.PRODUCTION)
     known = await config.read()
     await held(database, Step.ESSENTIALS)
     async with database.transaction() as connection:
         found = await weights.in_force(connection, known)
     assert found.step is Step.ESSENTIALS
-    assert found.weights[AgentType.RANKING] == 0.02
-    assert sum(found.weights.values()) == pytest.approx(1)
+    assert found.weights == known.weights
+    assert found.shares[AgentType.RANKING] == 0.02
+    assert sum(found.shares.values()) == pytest.approx(1)
     await held(database, Step.NONE)
     async with database.transaction() as connection:
-        assert (await weights.in_force(connection, known)).weights == known.weights
+        assert (await weights.in_force(connection, known)).shares == known.weights
 
 
 @pytest.fixture

@@ -128,3 +128,12 @@ async def test_dead_rows_and_connections_are_figures(database: Database) -> None
     condition = await seen(database, observations.database)
     assert set(condition.dead_rows) >= {"tasks", "leases", "workers"}
     assert 0 < condition.connections < 1
+
+
+async def test_breakers_that_are_not_closed(database: Database) -> None:
+    await execute(
+        database,
+        "INSERT INTO llm_models (model, concurrency, open_until) VALUES ('closed', 1, NULL),"
+        " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min')",
+    )
+    assert await seen(database, observations.breakers) == {"open": True, "about to be tried": True}
