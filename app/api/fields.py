@@ -1,9 +1,19 @@
 """Types that several bodies share."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
 
 from app.domain.agents import AgentType, agent_type
 from app.domain.tasks import Priority
@@ -40,9 +50,25 @@ def _storable(value: str) -> str:
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]
-Moment = AwareDatetime
+
+
+def _written_out(value: object) -> object:
+    """Pydantic would also take a number, as seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
+        return value
+    raise ValueError("must be a time like 2026-11-24T12:00:00Z")
+
+
+def _finite(value: datetime) -> datetime:
+    """The ends of the calendar are read back from the database as infinity."""
+    if not 1 < value.year < 9999:
+        raise ValueError("must lie in the years from 2 to 9998")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_finite)]
 # A bound of a time that somebody asks about: what comes before has no history, and arithmetic with it may fail.
-Bound = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+Bound = Annotated[Moment, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Limit = Annotated[int, Field(ge=1, le=500)]
 
@@ -58,10 +84,28 @@ def priority_of(name: PriorityName) -> Priority:
     return Priority[name.upper()]
 
 
+def _take_literally(schema: Any) -> None:
+    """Make numbers and truth values strict. Everything strict would be too much: ids and times come as text."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        for part in schema.values():
+            _take_literally(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _take_literally(part)
+
+
 class Body(BaseModel):
-    """A request body: unknown keys are refused, so that a misspelt one is noticed."""
+    """A request body. Unknown keys are refused, so that a misspelt one is noticed; "1" and true are no numbers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _take_literally(schema)
+        return schema
 
 
 class Usage(Body):
