@@ -16,6 +16,7 @@ from app.api import (
     context,
     dead_letters,
     degradation,
+    description,
     directing,
     events,
     fleet,
@@ -107,6 +108,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     for part in _PARTS:
         app.include_router(part.router)
     problems.install(app)
+    description.install(app)
     metrics.install(app)
     _surround(app, lean, max_body_bytes)
     return app

@@ -96,10 +96,14 @@ def _take_literally(schema: Any) -> None:
             _take_literally(part)
 
 
-class Body(BaseModel):
-    """A request body. Unknown keys are refused, so that a misspelt one is noticed; "1" and true are no numbers."""
+class Given(BaseModel):
+    """What a caller gives, in a query or a body: unknown keys are refused, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Body(Given):
+    """A request body, where "1" and true are no numbers; in a query all is text."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

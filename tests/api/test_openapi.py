@@ -19,6 +19,20 @@ def test_the_file_is_up_to_date() -> None:
     assert FILE.read_text() == schema_text(), "openapi/openapi.json is stale: run `make openapi`"
 
 
+def test_problems_are_described_as_they_are_answered() -> None:
+    schema = json.loads(schema_text())
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            failures = {
+                status: told for status, told in operation["responses"].items() if not status.startswith(("2", "3"))
+            }
+            assert "default" in failures, path
+            for told in failures.values():
+                assert list(told["content"]) == ["application/problem+json"], (path, told)
+                assert told["content"]["application/problem+json"]["schema"]["$ref"].endswith("/Problem")
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
 def test_the_export_is_the_same_in_every_process() -> None:
     command = [sys.executable, "-m", "app.cli", "openapi"]
     other = subprocess.run(
