@@ -77,6 +77,7 @@ def inputs_text(inputs: Inputs) -> str:
             "may_move": inputs.may_move,
             "provisions": inputs.provisions,
             "step": inputs.step,
+            "quality_gains": dict(inputs.quality_gains),
             "notes": list(inputs.notes),
         }
     )
@@ -106,6 +107,7 @@ def inputs_of(roster_text: str, text: str) -> Inputs:
         may_move=kept["may_move"],
         provisions=kept["provisions"],
         step=Step(kept.get("step", Step.NONE)),
+        quality_gains=_by_agent(kept.get("quality_gains", {})),
         notes=kept["notes"],
     )
 

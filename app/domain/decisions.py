@@ -50,8 +50,8 @@ class Inputs:
 
     `first_new` is the id of the first new worker, the others count on from there; `new_capabilities` is what a new
     worker will be able to run. Without `may_move` only those are assigned who have no assignment yet. Where nobody
-    `provisions`, the target is a recommendation. `step` is that of degradation. `notes` are what the reasons should
-    also tell.
+    `provisions`, the target is a recommendation. `step` is that of degradation. `quality_gains` are by each doubling of
+    a task's time, where known. `notes` are what the reasons should also tell.
     """
 
     at: datetime
@@ -71,6 +71,7 @@ class Inputs:
     may_move: bool = True
     provisions: bool = True
     step: Step = Step.NONE
+    quality_gains: Mapping[AgentType, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -183,9 +184,11 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
         cpu_cores=limits.max_cpu_per_worker,
     )
     waiting = load.work_seconds / workers if load else 0.0
-    # Nobody measures yet how quality grows with compute, so everybody has the base.
-    is_short = inputs.step > Step.NONE
-    seen = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=None, degraded=is_short)
+    seen = SizingSnapshot(
+        waiting_seconds_per_worker=waiting,
+        quality_gain=inputs.quality_gains.get(agent),
+        degraded=inputs.step > Step.NONE,
+    )
     return size(seen, SizingPolicy(base=BASE, limit=most))
 
 

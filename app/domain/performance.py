@@ -13,8 +13,9 @@ from app.domain.weights import Evidence, Standing, WeightPolicy, effectiveness, 
 
 # With a half-life of 50 results, what is older counts for less than a hundredth: 50 * log2(100) = 332.
 REMEMBERED = 332
-# What befalls an attempt from outside. A failure of any other kind is the agent's own.
-_FROM_OUTSIDE = frozenset({"rate_limited", "handler_unavailable", "lease_expired", "worker_lost"})
+# What befalls an attempt from outside: limits and outages of the language model, a worker without what it needs. A
+# failure of any other kind is the agent's own. Lost workers and tasks that are handed back are no failures at all.
+_FROM_OUTSIDE = frozenset({"rate_limited", "llm_unavailable", "llm_not_configured", "handler_unavailable"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

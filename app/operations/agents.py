@@ -1,6 +1,5 @@
 """Agents as they are shown: what they achieve, how fast they are, and what share they have."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,13 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import performance as rules
 from app.domain.agents import AgentType
-from app.domain.config import key
 from app.domain.course import policy_in
-from app.domain.gains import quality_gain
 from app.domain.performance import Achievement
-from app.operations import weights
+from app.operations import remembering, weights
 from app.operations.config import Effective
-from app.store import decisions, performance
+from app.store import performance
 from app.store import weights as weight_store
 from app.store.database import now
 from app.store.performance import Span
@@ -47,7 +44,7 @@ async def portraits(connection: AsyncConnection, config: Effective) -> list[Agen
     recent = (await performance.memory(connection)).recent
     achieved = rules.achievements(recent, await now(connection), policy_in(config.mode))
     finished = _finished(await performance.spans(connection, _THROUGHPUT, _THROUGHPUT))
-    bottleneck = await _bottleneck(connection)
+    bottleneck, gains = await _bottleneck(connection), await performance.gains(connection)
     return [
         Agent(
             agent_type=agent,
@@ -55,9 +52,9 @@ async def portraits(connection: AsyncConnection, config: Effective) -> list[Agen
             configured_weight=config.weights[agent],
             target_weight=targets[agent],
             achievement=achieved.get(agent),
-            quality_gain=quality_gain(recent.get(agent, ())),
+            quality_gain=gains.get(agent),
             tasks_per_second=finished.get(agent, 0) / _THROUGHPUT.total_seconds(),
-            is_bottleneck=None if bottleneck is None else key(agent) == bottleneck,
+            is_bottleneck=None if bottleneck is None else agent == bottleneck,
         )
         for agent in AgentType
     ]
@@ -77,7 +74,7 @@ def _finished(spans: Sequence[Span]) -> Mapping[AgentType, int]:
 
 async def _bottleneck(connection: AsyncConnection) -> str | None:
     """The agent with the most outstanding work for each of its workers, by the last decision on the pool."""
-    found = await decisions.page(connection, before=2**63 - 1, limit=1)
-    if not found or found[0].decided_at < await now(connection) - _DECISION:
+    last = await remembering.recall(connection)
+    if last is None or last.experience.at < await now(connection) - _DECISION:
         return None
-    return json.loads(found[0].output)["bottleneck_agent"] or ""
+    return last.brief.get("bottleneck_agent") or ""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import performance as rules
 from app.domain.agents import AgentType
 from app.domain.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
-from app.domain.performance import Result
+from app.domain.gains import quality_gain
+from app.domain.performance import Recent, Result
 from app.domain.tasks import TaskState
 from app.store import judgements, performance
 from app.store.judgements import Judgement, Known
@@ -34,21 +35,30 @@ class Said:
 async def fold(connection: AsyncConnection) -> dict[str, Any]:
     """Take in new results, in a few bites, and then what was said of them."""
     counted: Counter[AgentType] = Counter()
-    known = {agent: list(results) for agent, results in (await performance.memory(connection)).recent.items()}
+    fresh: dict[AgentType, list[Result]] = {}
     for _ in range(_BITES):
         news = await performance.fold(connection)
-        for agent, last in news.last.items():
-            known[agent] = rules.remembered(known.get(agent, []), last)
         counted.update(news.counted)
+        for agent, last in news.last.items():
+            fresh[agent] = rules.remembered(fresh.get(agent, []), last)
         if not news.more:
             break
-    results = counted.total()
-    for judgement in await judgements.fold(connection):
-        known[judgement.agent_type] = _judged(known.get(judgement.agent_type, []), judgement)
-        counted[judgement.agent_type] += 1
-    for agent, news_of in counted.items():
-        await performance.keep(connection, agent, known[agent], news_of)
-    return {"results": results, "judgements": counted.total() - results, "behind": news.more}
+    said, results = await judgements.fold(connection), counted.total()
+    counted.update(judgement.agent_type for judgement in said)
+    if counted:
+        await _remember(connection, counted, fresh, said)
+    return {"results": results, "judgements": len(said), "behind": news.more}
+
+
+async def _remember(
+    connection: AsyncConnection, counted: Mapping[AgentType, int], fresh: Recent, said: Sequence[Known]
+) -> None:
+    recent = (await performance.memory(connection)).recent
+    known = {agent: rules.remembered(recent.get(agent, []), fresh.get(agent, [])) for agent in counted}
+    for judgement in said:
+        known[judgement.agent_type] = _judged(known[judgement.agent_type], judgement)
+    for agent, results in known.items():
+        await performance.keep(connection, agent, results, counted[agent], quality_gain(results))
 
 
 async def judge(connection: AsyncConnection, request_id: UUID, by: str, said: Sequence[Said]) -> int:

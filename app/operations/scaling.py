@@ -23,7 +23,7 @@ from app.operations.observing import Pool, Queue
 from app.operations.remembering import Memory
 from app.operations.resizing import Owed
 from app.operations.weights import InForce
-from app.store import decisions, hosts
+from app.store import decisions, hosts, performance
 from app.store.database import now
 from app.store.decisions import NewDecision
 from app.store.members import Worker
@@ -140,6 +140,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         may_move=_may_move(seen),
         provisions=bool(seen.pool.hosts),
         step=seen.weights.step,
+        quality_gains=await performance.gains(connection),
         notes=await resizing.notes(connection, seen.owed),
     ), known
 

@@ -65,9 +65,13 @@ ORDER BY last.transaction, last.seq
 _RECENT = text("SELECT agent_type, counted, recent FROM agent_results")
 
 _KEEP = text("""
-INSERT INTO agent_results AS known (agent_type, counted, recent) VALUES (:agent, :news, CAST(:recent AS jsonb))
-ON CONFLICT (agent_type) DO UPDATE SET counted = known.counted + excluded.counted, recent = excluded.recent
+INSERT INTO agent_results AS known (agent_type, counted, recent, gain)
+VALUES (:agent, :news, CAST(:recent AS jsonb), CAST(:gain AS float8))
+ON CONFLICT (agent_type) DO UPDATE
+SET counted = known.counted + excluded.counted, recent = excluded.recent, gain = excluded.gain
 """)
+
+_GAINS = text("SELECT agent_type, gain FROM agent_results WHERE gain IS NOT NULL")
 
 _BY_LENGTH = text("""
 SELECT date_bin(CAST(:step AS interval), minute, timestamptz '2000-01-01 00:00:00+00') AS start, agent_type,
@@ -128,10 +132,18 @@ async def memory(connection: AsyncConnection) -> Memory:
     return Memory(recent=recent, counted=sum(row["counted"] for row in rows))
 
 
-async def keep(connection: AsyncConnection, agent: AgentType, recent: Sequence[Result], news: int) -> None:
+async def keep(
+    connection: AsyncConnection, agent: AgentType, recent: Sequence[Result], news: int, gain: float | None
+) -> None:
     """Remember these as the last results of an agent, after so many new ones. One at a time, as `fold`."""
     content = json.dumps([_written(result) for result in recent])
-    await connection.execute(_KEEP, {"agent": agent.value, "news": news, "recent": content})
+    await connection.execute(_KEEP, {"agent": agent.value, "news": news, "recent": content, "gain": gain})
+
+
+async def gains(connection: AsyncConnection) -> dict[AgentType, float]:
+    """How much quality each doubling of a task's time brings, for the agents of which that is known."""
+    rows = (await connection.execute(_GAINS)).mappings()
+    return {AgentType(row["agent_type"]): row["gain"] for row in rows}
 
 
 async def spans(

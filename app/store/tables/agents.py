@@ -43,6 +43,7 @@ agent_results = Table(
     Column("agent_type", Text, primary_key=True),
     Column("counted", BigInteger, nullable=False, comment="results and judgements ever, to tell how many are new"),
     Column("recent", JSONB, nullable=False, comment="newest last: task, time, seconds, succeeded, quality"),
+    Column("gain", Float, comment="of quality by each doubling of a task's time; null: not known"),
     one_of("agent_type", AgentType),
 )
 
