@@ -8,8 +8,8 @@ from app.domain.access import Role
 from app.main import begin_shutdown
 from app.store.database import Database
 from tests.api.service import Service, serving
+from tests.ports import free_port
 from tests.sql import execute
-from tests.system.conftest import free_port
 from tests.turns import counted
 
 

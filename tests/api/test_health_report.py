@@ -12,8 +12,8 @@ from app.operations.lookout import LookPolicy
 from app.store.database import Database
 from tests.api.problems import is_problem
 from tests.api.service import Service, serving
+from tests.ports import free_port
 from tests.sql import execute
-from tests.system.conftest import free_port
 from tests.turns import counted
 
 _SHAPE: dict[str, dict[str, type]] = {

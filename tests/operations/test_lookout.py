@@ -16,8 +16,8 @@ from app.domain.scaling import Mode
 from app.operations.lookout import Lookout, LookPolicy, Terms, gather
 from app.store.database import Database
 from tests.factories import leased, ready_worker, submitted
+from tests.ports import free_port
 from tests.sql import execute, until_blocked
-from tests.system.conftest import free_port
 
 _TERMS = Terms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
 _EAGER = LookPolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)

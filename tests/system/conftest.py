@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +18,7 @@ import pytest
 from app.domain.access import Role
 from app.operations.access import create_key
 from app.store.database import Database
+from tests.ports import free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +33,6 @@ class Api:
     def bearer(self, role: Role) -> dict[str, str]:
         """The header that a holder of this role sends."""
         return {"Authorization": f"Bearer {self.keys[role]}"}
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0, what: str = "condition") -> None:

@@ -1,8 +1,13 @@
 """A gateway in its thread, between a handler and a provider that misbehaves."""
 
+import http.client
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -45,6 +50,27 @@ class Bench:
 
 
 Start = Callable[..., Bench]
+
+
+def settled(bench: Bench, wanted: int) -> None:
+    """Wait until so many calls are settled, and nothing is held any longer."""
+    end = time.monotonic() + 10
+    while (len(bench.permits.settled) < wanted or bench.permits.live) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(bench.permits.settled) == wanted
+    assert not bench.permits.live
+
+
+def raw(bench: Bench, body: dict[str, Any], secret: str | None = None) -> tuple[int, dict[str, str], bytes]:
+    parts = urlsplit(bench.gateway.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    key = bench.access().environment["OPENAI_API_KEY"] if secret is None else secret
+    headers = {"authorization": f"Bearer {key}"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, content
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """From a handler to a provider and back, over real connections."""
 
-import http.client
 import json
 import threading
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.worker_agent.llm.conftest import Bench, Start
+from tests.worker_agent.llm.conftest import Start, raw, settled
 from tests.worker_agent.llm.loopback import Asked, Wire
 from tests.worker_agent.llm.provider import (
     MESSAGES,
@@ -25,27 +23,6 @@ from tests.worker_agent.llm.provider import (
     stalls,
 )
 from worker_agent.failures import Permanent, Postponed, Transient
-
-
-def _settled(bench: Bench, wanted: int) -> None:
-    """Wait until so many calls are settled, and nothing is held any longer."""
-    end = time.monotonic() + 10
-    while (len(bench.permits.settled) < wanted or bench.permits.live) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert len(bench.permits.settled) == wanted
-    assert not bench.permits.live
-
-
-def _raw(bench: Bench, body: dict[str, Any], secret: str | None = None) -> tuple[int, dict[str, str], bytes]:
-    parts = urlsplit(bench.gateway.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
-    key = bench.access().environment["OPENAI_API_KEY"] if secret is None else secret
-    headers = {"authorization": f"Bearer {key}"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    response = connection.getresponse()
-    content = response.read()
-    connection.close()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, content
 
 
 def test_an_answer_comes_back_and_is_accounted(start: Start) -> None:
@@ -69,7 +46,7 @@ def test_the_trace_goes_on(start: Start) -> None:
     bench = start(Provider.of())
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-    _raw(bench, {"messages": MESSAGES}, bench.access(trace=trace).environment["OPENAI_API_KEY"])
+    raw(bench, {"messages": MESSAGES}, bench.access(trace=trace).environment["OPENAI_API_KEY"])
 
     assert bench.upstream.asked[0].headers["traceparent"] == trace
 
@@ -183,7 +160,7 @@ def test_an_earlier_answer_is_looked_for_when_every_model_has_failed(start: Star
     key = bench.plane.asked[0].body["cache_key"]
     bench.permits.cache[key] = {"answer": completion("As I said.", "gpt-4.1"), "stored_at": "2026-11-24T12:00:00Z"}
 
-    status, headers, content = _raw(bench, {"messages": [{"role": "user", "content": "Why?"}], "model": "gpt-4.1"})
+    status, headers, content = raw(bench, {"messages": [{"role": "user", "content": "Why?"}], "model": "gpt-4.1"})
 
     assert (status, headers["x-convener-degraded"]) == (200, "cached")
     assert json.loads(content)["convener"]["stored_at"] == "2026-11-24T12:00:00Z"
@@ -231,7 +208,7 @@ def test_a_model_that_was_exchanged_in_silence_is_noticed(start: Start) -> None:
 def test_a_stream_is_passed_on_piece_by_piece(start: Start) -> None:
     bench = start(Provider.of(says("It is a law.")))
 
-    status, headers, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+    status, headers, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     lines = [line[6:] for line in content.decode().split("\n\n") if line.startswith("data: ")]
     assert status == 200
@@ -239,17 +216,17 @@ def test_a_stream_is_passed_on_piece_by_piece(start: Start) -> None:
     assert lines[-1] == "[DONE]"
     pieces = [json.loads(line) for line in lines[:-1]]
     assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == "It is a law. "
-    _settled(bench, 1)
+    settled(bench, 1)
     assert (bench.permits.settled[0]["outcome"], bench.permits.settled[0]["completion_tokens"]) == ("success", 3)
 
 
 def test_a_stream_that_fails_before_its_first_word_is_asked_for_again(start: Start) -> None:
     bench = start(Provider.of(refuses(200, headers={"content-type": "text/event-stream"}, body=b"data: [DONE]\n\n")))
 
-    _, _, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+    _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert content.endswith(b"data: [DONE]\n\n")
-    _settled(bench, 2)
+    settled(bench, 2)
     assert bench.permits.outcomes == ["server_error", "success"]
 
 
@@ -257,11 +234,11 @@ def test_a_stream_that_fails_before_its_first_word_is_asked_for_again(start: Sta
 def test_a_stream_that_breaks_off_does_not_look_whole(start: Start, act: Act) -> None:
     bench = start(Provider.of(act), between_tokens_seconds=0.2)
 
-    _, _, content = _raw(bench, {"messages": MESSAGES, "stream": True})
+    _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert b"[DONE]" not in content
     assert b"convener_stream_broken" in content
-    _settled(bench, 1)
+    settled(bench, 1)
     assert bench.permits.outcomes[0] in ("server_error", "timeout")
 
 
@@ -284,7 +261,7 @@ def test_the_end_of_a_task_ends_its_calls(start: Start) -> None:
 
     def ask() -> None:
         try:
-            outcome.append(_raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0])
+            outcome.append(raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0])
         except OSError as error:
             outcome.append(error)
 
@@ -298,16 +275,16 @@ def test_the_end_of_a_task_ends_its_calls(start: Start) -> None:
 
     assert outcome
     assert outcome[0] != 200
-    _settled(bench, 1)
+    settled(bench, 1)
     assert bench.permits.outcomes == ["cancelled"]
-    assert _raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0] == 401
+    assert raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0] == 401
 
 
 @pytest.mark.parametrize("secret", ["", "the-worker", "the-gateway", "task-guess"])
 def test_only_running_tasks_may_ask(start: Start, secret: str) -> None:
     bench = start(Provider.of())
 
-    assert _raw(bench, {"messages": MESSAGES}, secret)[0] == 401
+    assert raw(bench, {"messages": MESSAGES}, secret)[0] == 401
     assert not bench.plane.asked
 
 
@@ -317,7 +294,7 @@ def test_only_running_tasks_may_ask(start: Start, secret: str) -> None:
 def test_a_request_without_messages_is_refused_before_anything_is_asked(start: Start, body: Any) -> None:
     bench = start(Provider.of())
 
-    status, _, content = _raw(bench, body)
+    status, _, content = raw(bench, body)
 
     assert status == 400
     assert "messages" in json.loads(content)["error"]["message"]
