@@ -35,6 +35,7 @@ from app.api import (
     runtime,
     series,
     tasks,
+    utilisation,
     weights,
     workers,
 )
@@ -67,6 +68,7 @@ _PARTS = (
     health_report,
     runtime,
     series,
+    utilisation,
 )
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """

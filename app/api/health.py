@@ -14,8 +14,10 @@ from app.api.connections import Reading
 from app.api.services import ServicesDep
 from app.domain.access import Scope
 from app.domain.errors import DatabaseUnavailable, ShuttingDown
+from app.domain.health import Overall
 from app.domain.minutes import within
 from app.domain.queues import ENDS, MOVES, QueueSnapshot, warnings
+from app.domain.reasons import Level
 from app.operations import queues
 from app.store import schema, status
 
@@ -39,6 +41,8 @@ class StatusOut(BaseModel):
     tasks_per_second: float
     waiting_leases: int
     warnings: list[str] = Field(description="what somebody should know, in plain words")
+    overall_health: Overall
+    health_reasons: list[str] = Field(description="why it is not healthy; `GET /health/report` tells more")
 
 
 class Catalogue(BaseModel):
@@ -77,6 +81,7 @@ async def readyz(services: ServicesDep) -> Response:
 async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     queue = await queues.look(connection)
+    report, _ = await services.lookout.report()
     finished = {end: round(within(queue.recent, MOVES[end], queue.at, _MINUTE)) for end in ENDS}
     return StatusOut(
         tasks=_tasks(queue),
@@ -85,6 +90,8 @@ async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
         waiting_leases=services.broker.waiting,
         warnings=warnings(queue, services.admission.policy),
+        overall_health=report.overall,
+        health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],
     )
 
 

@@ -38,6 +38,7 @@ _HINTS = {
     "config_version_not_found": "`convener config history` lists the versions",
     "config_refused": "correct the values named above; `convener config get` shows the others",
     "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",
+    "metric_not_found": "`convener metrics series` lists the names",
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
     "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
@@ -109,6 +110,14 @@ class Client:
             given["wait_seconds"] = wait_seconds
         return self._json("GET", path, params=given, timeout=_TIMEOUT_SECONDS + wait_seconds)
 
+    def report(self, path: str) -> Json:
+        """Read how the service is, in one try: a report with 503 is an answer too, a problem is none."""
+        response = self._once("GET", path)
+        answer = _object(response)
+        if answer is None or not (response.is_success or (response.status_code == 503 and "code" not in answer)):
+            raise _refusal(response)
+        return answer
+
     def post(self, path: str, body: Json | bytes) -> Json:
         """Write; every call that this program makes may be repeated, so it is when the service is busy."""
         content = {"content": body, "headers": {"Content-Type": "application/json"}}
@@ -156,11 +165,8 @@ class Client:
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
         response = self._send(method, path, **request)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+        answer = _object(response)
+        if answer is None:
             raise _stranger(response)
         return answer
 
@@ -174,14 +180,17 @@ class Client:
     def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Wait and repeat as the service asks to, a few times."""
         for left in reversed(range(_TRIES)):
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.HTTPError as error:
-                raise Unreachable(self.url, error) from error
+            response = self._once(method, path, **request)
             if response.status_code not in (429, 503) or not left:
                 break
             time.sleep(_retry_after(response))
         return response
+
+    def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise Unreachable(self.url, error) from error
 
 
 def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
@@ -200,15 +209,16 @@ def _time_of(response: httpx.Response) -> datetime:
 
 
 def _refusal(response: httpx.Response) -> Failure:
+    problem = _object(response)
+    return Refusal(response.status_code, problem) if problem and "code" in problem else _stranger(response)
+
+
+def _object(response: httpx.Response) -> Json | None:
     try:
-        problem = response.json()
+        answer = response.json()
     except ValueError:
-        problem = None
-    return (
-        Refusal(response.status_code, problem)
-        if isinstance(problem, dict) and "code" in problem
-        else _stranger(response)
-    )
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
 def _stranger(response: httpx.Response) -> Failure:

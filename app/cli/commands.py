@@ -20,8 +20,10 @@ from app.cli import (
     dead_letters,
     degradation,
     events,
+    health,
     keys,
     llm,
+    metrics,
     openapi,
     outputs,
     queues,
@@ -66,6 +68,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("status", epilog=status.EPILOG, rich_help_panel=_STEER)(status.status)
+    app.command("health", epilog=health.EPILOG, rich_help_panel=_STEER)(health.health)
+    app.add_typer(metrics.app, name="metrics", rich_help_panel=_STEER)
     app.add_typer(tasks.app, name="tasks", rich_help_panel=_STEER)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_STEER)
     app.command("events", epilog=events.EPILOG, rich_help_panel=_STEER)(events.events)

@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     KEY = 4
     NOT_FOUND = 5
     TASK_FAILED = 6
+    DEGRADED = 7
+    CRITICAL = 8
 
 
 MEANINGS = {
@@ -31,6 +33,8 @@ MEANINGS = {
     ExitCode.KEY: "the key is missing or refused",
     ExitCode.NOT_FOUND: "there is no such task, worker or key",
     ExitCode.TASK_FAILED: "a task that was waited for failed or was cancelled",
+    ExitCode.DEGRADED: "of `health`: the system is degraded",
+    ExitCode.CRITICAL: "of `health`: the system is in a critical state",
 }
 
 

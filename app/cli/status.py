@@ -7,6 +7,7 @@ from rich.text import Text
 
 from app.cli import output, watching
 from app.cli.client import Json, Url
+from app.cli.health import verdict
 from app.cli.output import Format, Output
 from app.cli.watching import Every, Watch
 from app.domain.agents import AgentType
@@ -31,11 +32,17 @@ def board(status: Json) -> RenderableType:
     table.add_section()
     totals = (sum(counts.get(name, 0) for counts in tasks.values()) for name in _LIVE_STATES)
     table.add_row(Text("all", style="bold"), *map(count, totals))
-    lines = [
+    lines: list[tuple[str, RenderableType | None]] = [
+        ("Health", Text.assemble(verdict(status["overall_health"]), _why(status["health_reasons"]))),
         ("Workers", f"{_listed(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
         ("Last minute", f"{_listed(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second"),
     ]
     return Group(table, Text(""), output.details(lines), *cautions(status["warnings"]))
+
+
+def _why(reasons: Sequence[str]) -> str:
+    more = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
+    return f": {output.plain(reasons[0])}{more}" if reasons else ""
 
 
 def count(number: int) -> Text:

@@ -129,7 +129,8 @@ def points(samples: Iterable[Pushed], now: datetime) -> list[Point]:
 
 def _point(series: Series, minute: datetime, values: Sequence[tuple[datetime, float]]) -> Point:
     numbers = [value for _, value in values]
-    last_at, last = max(values, key=lambda pair: pair[0])
+    # Of two of the same time the one that came later.
+    last_at, last = sorted(values, key=lambda pair: pair[0])[-1]
     return Point(
         series=series,
         minute=minute,

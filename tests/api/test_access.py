@@ -104,6 +104,7 @@ _EXPECTED = {
     "GET /metrics/runtime": Scope.READ,
     "POST /metrics/samples": Scope.MEASURE,
     "GET /metrics/names": Scope.READ,
+    "GET /metrics/utilisation": Scope.READ,
     "GET /metrics/series": Scope.READ,
     "GET /health/report": Scope.PUBLIC,
 }

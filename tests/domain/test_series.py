@@ -50,6 +50,8 @@ def test_the_last_sample_is_that_of_the_latest_time() -> None:
     (point,) = points([_pushed(7, ago=5), _pushed(1, ago=20), _pushed(3, ago=10)], _NOON)
     assert (point.samples, point.total, point.low, point.high, point.last) == (3, 11, 1, 7, 7)
     assert point.minute == _NOON.replace(second=0)
+    (point,) = points([_pushed(5), _pushed(9), _pushed(4)], _NOON)
+    assert point.last == 4
 
 
 _SAMPLES = st.lists(

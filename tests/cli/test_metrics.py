@@ -1,0 +1,67 @@
+"""`convener metrics` against the real service."""
+
+from uuid import uuid4
+
+import httpx
+
+from app.domain.access import Role
+from app.domain.agents import AgentType
+from app.domain.utilisation import Measure, host, sample
+from app.store import utilisation
+from app.store.database import Database
+from tests.cli.conftest import CommandLine, Service
+
+
+async def _push(service: Service, name: str, *values: float, **labels: str) -> None:
+    samples = [{"name": name, "kind": "gauge", "value": value} | labels for value in values]
+    key = {"Authorization": f"Bearer {service.keys[Role.WORKER]}"}
+    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as http:
+        body = {"batch_id": str(uuid4()), "samples": samples}
+        assert (await http.post("/metrics/samples", json=body, headers=key)).status_code == 201
+
+
+async def test_what_is_measured_now(convener: CommandLine) -> None:
+    done = await convener("metrics", "runtime")
+    assert (done.code, done.err) == (0, "")
+    for agent in AgentType:
+        assert any(line.startswith(agent.value) for line in done.out.splitlines())
+    assert "no target yet" in done.out
+    assert "llm_call_latency_ms is 0" in done.out
+    found = (await convener("metrics", "runtime", "-o", "json")).json
+    assert set(found["worker_status"]) == {"active_workers", "idle_workers", "failed_workers"}
+
+
+async def test_what_was_pushed(convener: CommandLine, service: Service) -> None:
+    name = f"depth_{uuid4().hex[:8]}"
+    await _push(service, name, 1.0, 4.0, agent="ranking", worker="lab-1")
+    await _push(service, name, 7.0, goal="kepler")
+    done = await convener("metrics", "series")
+    (row,) = [line.split() for line in done.out.splitlines() if line.startswith(name)]
+    assert row[1:3] == ["gauge", "2"]
+    lines = (await convener("metrics", "series", name)).out.splitlines()
+    assert len(lines) == 3
+    (row,) = [line.split() for line in lines if line.startswith("ranking")]
+    assert row[1:7] == ["lab-1", "-", "4", "1", "2.5", "4"]
+    alone = await convener("metrics", "series", name, "--goal", "kepler", "-o", "json")
+    assert [point["last"] for point in alone.json["items"]] == [7.0]
+    assert "no sample came" in (await convener("metrics", "series", name, "--agent", "evolution")).out
+    missing = await convener("metrics", "series", "nobody_has_pushed_this")
+    assert missing.code == 5
+    assert "convener metrics series" in missing.err
+
+
+async def test_how_busy_all_were(convener: CommandLine, service: Service) -> None:
+    name = host(f"lab-{uuid4().hex[:6]}")
+    assert "nothing was measured" in (await convener("metrics", "utilisation", "--subject", name)).out
+    database = Database(service.database_url)
+    async with database.transaction() as connection:
+        await utilisation.add(connection, [sample(name, Measure.CPU, 50.0)], apart_seconds=0)
+    await database.close()
+    done = await convener("metrics", "utilisation", "--subject", name, "--since", "2h")
+    (row,) = [line for line in done.out.splitlines() if line.startswith(name)]
+    assert row.split()[1:5] == ["cpu", "50", "50", "50"]
+    assert row[-1] in "▄▅"
+    found = (await convener("metrics", "utilisation", "--subject", name, "-o", "json")).json
+    assert set(found["subjects"]) == {name}
+    assert found["step_seconds"] == 120
+    assert (await convener("metrics", "utilisation", "--since", "yesterday")).code == 2
