@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.api.access import requires
 from app.api.gauges import PoolGauges
 from app.api.services import Services, ServicesDep
+from app.api.trouble_gauges import TroubleGauges
 from app.domain import health
 from app.domain.access import Scope
 from app.domain.capacity import CapacityPolicy
@@ -52,6 +53,7 @@ class Gauges:
         self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
         self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
         self._pool = PoolGauges(registry)
+        self._trouble = TroubleGauges(registry)
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; without a database it still says so."""
@@ -66,6 +68,7 @@ class Gauges:
             terms = services.lookout.terms
             self._show(seen.queue, terms.capacity)
             self._pool.show(seen, health.report(seen, terms.report, terms.capacity), terms.report.utilisation)
+            self._trouble.show(seen)
             self._database.set(1)
         return generate_latest(self._registry)
 
@@ -74,6 +77,7 @@ class Gauges:
         for gauge in self._shown:
             gauge.clear()
         self._pool.forget()
+        self._trouble.forget()
         self._dead.set(nan)
         self._miscounted.set(nan)
 

@@ -7,7 +7,7 @@ stands, and opens none.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from app.domain.agents import AgentType
-from app.domain.observations import GROWTH_SPAN, MINUTE, DatabaseCondition, Observations, Running
+from app.domain.observations import GROWTH_SPAN, MINUTE, Crew, DatabaseCondition, Observations, Running
 from app.domain.queues import QueueSnapshot
 from app.domain.symptoms import Matter, Rule, Severity, Symptom, SymptomPolicy
 from app.domain.tasks import Priority
@@ -138,10 +138,8 @@ def worker_starvation(seen: Observations, policy: SymptomPolicy) -> Iterable[Sym
     """Workers idle although work waits that they can run."""
     if seen.pool is None:
         return None
-    paused = {pause.agent_type for pause in seen.queue.pauses}
-    waiting = {agent: seen.queue.count(agent=agent, phase="pending") for agent in seen.pool.idle_for - paused}
-    tasks, idle = sum(waiting.values()), seen.pool.idle
-    if not tasks or not idle or idle < policy.starving_share * seen.pool.alive:
+    tasks, idle = _within_reach(seen.queue, seen.pool), starving_workers(seen.queue, seen.pool, policy)
+    if not idle:
         return ()
     return [
         Symptom(
@@ -152,6 +150,18 @@ def worker_starvation(seen: Observations, policy: SymptomPolicy) -> Iterable[Sym
             facts={"idle_workers": idle, "waiting_tasks": tasks},
         )
     ]
+
+
+def starving_workers(queue: QueueSnapshot, pool: Crew, policy: SymptomPolicy) -> int:
+    """How many workers idle although work waits that they can run; 0 while they are as few as there always are."""
+    few = pool.idle < policy.starving_share * pool.alive
+    return 0 if few or not _within_reach(queue, pool) else pool.idle
+
+
+def _within_reach(queue: QueueSnapshot, pool: Crew) -> int:
+    """Tasks that may run now, that nobody has paused, and that some idle worker can run."""
+    paused = {pause.agent_type for pause in queue.pauses}
+    return sum(queue.count(agent=agent, phase="pending") for agent in pool.idle_for - paused)
 
 
 def breaker_open(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom] | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from app.domain import utilisation
 from app.domain.agents import AgentType
 from app.domain.capacity import CapacityPolicy, level
+from app.domain.degradation import MEANINGS
 from app.domain.queues import QueueSnapshot
 from app.domain.reasons import Level, Reason, critical, degraded, not_measured, note
 from app.domain.utilisation import Measure
@@ -24,6 +25,7 @@ def findings(snapshot: Snapshot, policy: ReportPolicy, capacity: CapacityPolicy)
         *_queue(snapshot, policy, capacity),
         *_resources(snapshot, policy),
         *_database(snapshot, policy),
+        *_trouble(snapshot),
         *_unknown(snapshot, policy),
     ]
     order = [Level.CRITICAL, Level.DEGRADED, Level.NOTE]
@@ -118,6 +120,14 @@ def _database(snapshot: Snapshot, policy: ReportPolicy) -> Iterator[Reason]:
     if (bad := policy.connections.level(100.0 * condition.connections)) is not None:
         message = f"{condition.connections:.0%} of the connections that the database allows are in use"
         yield Reason(code="connections_short", level=bad, message=message)
+
+
+def _trouble(snapshot: Snapshot) -> Iterator[Reason]:
+    recovery, step = snapshot.trouble.recovery, snapshot.trouble.step
+    if recovery.is_reduced:
+        yield degraded("reduced_capacity", f"the pool works at reduced capacity: {recovery.reason}")
+    if step:
+        yield degraded("resources_short", f"step {step.value} of degradation: {MEANINGS[step]}")
 
 
 def _unknown(snapshot: Snapshot, policy: ReportPolicy) -> Iterator[Reason]:

@@ -33,7 +33,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class Crew:
     """Live workers by what they do; `idle` have taken nothing for a while, `idle_for` is what they could run.
 
     `minimum` is the configured one; None when nobody has configured anything yet.
@@ -66,7 +66,7 @@ class Observations:
     queue: QueueSnapshot
     depths: Sequence[Depth] = ()
     running: Mapping[AgentType, Running] | None = None
-    pool: Pool | None = None
+    pool: Crew | None = None
     resources: Mapping[str, float | None] | None = None
     breakers: Mapping[str, bool] | None = None
     recovery: Recovery | None = None

@@ -1,12 +1,16 @@
 """What a judgement of the whole goes by: what is looked at, what is still well, and what a finding is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.domain.observations import DatabaseCondition
+from app.domain.agents import AgentType
+from app.domain.alerts import Standing
+from app.domain.degradation import Step
+from app.domain.observations import Crew, DatabaseCondition, Running
 from app.domain.queues import QueueSnapshot
 from app.domain.reasons import Level
+from app.domain.recovery import Recovery
 from app.domain.runtime import LanguageModel, Pool
 from app.domain.series import Current
 from app.domain.service_times import ServicePolicy
@@ -67,6 +71,18 @@ class DutyTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What may be going wrong: long and overdue tasks, idle workers, failing replacements, breakers, degradation."""
+
+    running: Mapping[AgentType, Running] = field(default_factory=dict)
+    crew: Crew = field(default_factory=lambda: Crew(alive=0))
+    recovery: Recovery = field(default_factory=Recovery)
+    breakers: Mapping[str, bool] = field(default_factory=dict)
+    step: Step = Step.NONE
+    alerts: Sequence[Standing] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All that a report depends on; `target_workers` is that of the last scaling decision, None before the first."""
 
@@ -80,3 +96,4 @@ class Snapshot:
     turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
     pushed: Sequence[Current] = ()
+    trouble: Trouble = field(default_factory=Trouble)

@@ -19,6 +19,7 @@ from app.domain.queues import RECENT
 from app.domain.runtime import LanguageModel
 from app.domain.scaling import Mode
 from app.domain.vitals import ReportPolicy, Snapshot
+from app.operations import observations as observed
 from app.operations import queues
 from app.store import config, decisions, llm_usage, observations, series, utilisation, vitals
 from app.store.database import Database
@@ -126,6 +127,7 @@ async def gather(connection: AsyncConnection, terms: Terms) -> Snapshot:
         database=await observations.database(connection),
         turns=await vitals.turns(connection),
         pushed=await series.current(connection),
+        trouble=await observed.trouble(connection),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )
 

@@ -6,14 +6,15 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.capacity import CapacityPolicy
-from app.domain.degradation import Strain
+from app.domain.degradation import Strain, in_force
 from app.domain.observations import MINUTE, Depth, Observations, with_depth
 from app.domain.recovery import Recovery, RecoveryPolicy, assess
 from app.domain.symptoms import SymptomPolicy
 from app.domain.tasks import Priority
 from app.domain.utilisation import Measure, UtilisationPolicy, fullest
+from app.domain.vitals import Trouble
 from app.operations import queues
-from app.store import config, llm_usage, utilisation
+from app.store import alerts, config, degradation, llm_usage, utilisation
 from app.store import observations as store
 
 
@@ -45,6 +46,19 @@ async def strain(connection: AsyncConnection) -> Strain:
         resources={**await _used(connection, queue.at), "database_connections": database.connections},
         capacity_lost=(await recovery(connection)).lost_share,
         oldest_wait_seconds=max(waits, default=0.0),
+    )
+
+
+async def trouble(connection: AsyncConnection) -> Trouble:
+    """What may be going wrong, for the health report and for Prometheus."""
+    standing = await degradation.read(connection)
+    return Trouble(
+        running=await store.running(connection, SymptomPolicy().overdue_grace_seconds),
+        crew=await store.pool(connection, None),
+        recovery=await recovery(connection),
+        breakers=await store.breakers(connection),
+        step=in_force(standing.ladder, standing.at),
+        alerts=await alerts.standing(connection),
     )
 
 

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
-from app.domain.observations import IDLE_AFTER, DatabaseCondition, Pool, Running
+from app.domain.observations import IDLE_AFTER, Crew, DatabaseCondition, Running
 from app.domain.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
 from app.store import holding
 
@@ -98,11 +98,11 @@ async def running(connection: AsyncConnection, grace_seconds: float) -> dict[Age
     }
 
 
-async def pool(connection: AsyncConnection, minimum: int | None) -> Pool:
+async def pool(connection: AsyncConnection, minimum: int | None) -> Crew:
     """The workers that are past their start."""
     row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
     able = frozenset(map(AgentType, row["idle_for"] or ()))
-    return Pool(alive=row["alive"], idle=row["idle"], idle_for=able, minimum=minimum)
+    return Crew(alive=row["alive"], idle=row["idle"], idle_for=able, minimum=minimum)
 
 
 async def recovery(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:

@@ -1,24 +1,18 @@
 """Prometheus scrapes what the API serves, at an address that it can reach."""
 
-import shutil
-import subprocess
 from typing import Any
 
-import pytest
 from ruamel.yaml import YAML
 
 from app.settings import Settings
 from tests.docker.composition import DIRECTORY, services
+from tests.docker.prometheus import promtool
 
 CONFIGURATION = DIRECTORY / "prometheus.yml"
 
 
 def test_promtool_accepts_the_configuration() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
-    verdict = subprocess.run([promtool, "check", "config", CONFIGURATION], capture_output=True, text=True)
-    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+    promtool("check", "config", CONFIGURATION)
 
 
 def test_the_only_job_scrapes_the_api() -> None:

@@ -11,7 +11,7 @@ from app.domain.diagnosis import examine
 from app.domain.histograms import Durations
 from app.domain.lanes import Lane
 from app.domain.minutes import Minute
-from app.domain.observations import DatabaseCondition, Depth, Observations, Pool, Running, with_depth
+from app.domain.observations import Crew, DatabaseCondition, Depth, Observations, Running, with_depth
 from app.domain.queues import Pause, QueueSnapshot
 from app.domain.recovery import Recovery
 from app.domain.symptoms import Rule, Severity, Symptom, SymptomPolicy
@@ -42,7 +42,7 @@ def test_all_is_well_without_a_reason_to_worry() -> None:
 def test_what_was_not_measured_is_unknown_and_not_well() -> None:
     _, unknown = examine(Observations(queue=queue()), SymptomPolicy())
     assert unknown == frozenset(Rule) - {Rule.OLDEST_TASK}
-    _, unknown = examine(Observations(queue=queue(), pool=Pool(alive=0)), SymptomPolicy())
+    _, unknown = examine(Observations(queue=queue(), pool=Crew(alive=0)), SymptomPolicy())
     assert Rule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
     assert Rule.WORKER_STARVATION not in unknown
 
@@ -74,9 +74,9 @@ def test_long_is_what_is_far_longer_than_usual() -> None:
 
 
 def test_a_pool_below_its_minimum() -> None:
-    assert told(pool=Pool(alive=10, minimum=10)) == []
-    assert one(pool=Pool(alive=9, minimum=10)).severity is Severity.WARNING
-    assert one(pool=Pool(alive=4, minimum=10)).severity is Severity.CRITICAL
+    assert told(pool=Crew(alive=10, minimum=10)) == []
+    assert one(pool=Crew(alive=9, minimum=10)).severity is Severity.WARNING
+    assert one(pool=Crew(alive=4, minimum=10)).severity is Severity.CRITICAL
 
 
 def test_resources_each_for_itself() -> None:
@@ -112,19 +112,19 @@ def test_depths_are_kept_for_a_minute_and_a_little() -> None:
 
 
 def test_starvation_is_of_workers_that_could_run_what_waits() -> None:
-    idle = Pool(alive=4, idle=1, idle_for=frozenset({AgentType.GENERATION}))
+    idle = Crew(alive=4, idle=1, idle_for=frozenset({AgentType.GENERATION}))
     assert told(queue({RANKING: 5}), pool=idle) == []
     symptom = one(queue({GENERATION: 5, RANKING: 9}), pool=idle)
     assert symptom.summary == "1 worker idles although tasks wait that could be run there: 5"
     paused = Pause(agent_type=AgentType.GENERATION, reason="", paused_by="x", paused_at=AT)
     assert told(queue({GENERATION: 5}, pauses=[paused]), pool=idle) == []
-    assert told(queue({GENERATION: 5}), pool=Pool(alive=4)) == []
+    assert told(queue({GENERATION: 5}), pool=Crew(alive=4)) == []
 
 
 def test_of_very_many_workers_some_are_always_between_two_tasks() -> None:
     able = frozenset({AgentType.GENERATION})
-    assert told(queue({GENERATION: 500}), pool=Pool(alive=1000, idle=49, idle_for=able)) == []
-    assert len(told(queue({GENERATION: 500}), pool=Pool(alive=1000, idle=50, idle_for=able))) == 1
+    assert told(queue({GENERATION: 500}), pool=Crew(alive=1000, idle=49, idle_for=able)) == []
+    assert len(told(queue({GENERATION: 500}), pool=Crew(alive=1000, idle=50, idle_for=able))) == 1
 
 
 def test_breakers_and_replacements() -> None:
@@ -158,7 +158,7 @@ def test_every_symptom_says_what_to_do() -> None:
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
         depths=depths(0, 0, 0, 500),
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
-        pool=Pool(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
+        pool=Crew(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
         resources={"cpu": 1.0},
         breakers={"large": True},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),

@@ -1,0 +1,93 @@
+"""The alert rules for Prometheus: well-formed, on metrics that there are, with the thresholds of the service."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from ruamel.yaml import YAML
+
+from app.api.metrics import Gauges
+from app.domain.alerts import AlertPolicy
+from app.domain.symptoms import Rule, SymptomPolicy
+from app.domain.vitals import ReportPolicy
+from tests.docker.composition import DIRECTORY, services
+from tests.docker.prometheus import promtool
+
+RULES = DIRECTORY / "alerts.yml"
+POLICY = SymptomPolicy()
+
+
+def rules() -> dict[str, dict[str, Any]]:
+    document: dict[str, Any] = YAML(typ="safe", pure=True).load(RULES)
+    return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
+
+
+def seconds(span: str) -> int:
+    return int(span[:-1]) * {"s": 1, "m": 60}[span[-1]]
+
+
+def test_promtool_accepts_the_rules() -> None:
+    promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+
+
+def test_the_rules_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", Path(__file__).with_name("alerts_test.yml"))
+
+
+def test_every_metric_is_one_that_the_api_serves() -> None:
+    registry = CollectorRegistry()
+    Gauges(registry)
+    served = {family.name for family in registry.collect()}
+    used = {name for rule in rules().values() for name in re.findall(r"convener_[a-z_]+", rule["expr"])}
+    assert used
+    assert used <= served
+
+
+@pytest.mark.parametrize(
+    ("alert", "threshold"),
+    [
+        ("ConvenerOldestTask", POLICY.oldest_seconds),
+        ("ConvenerOldestTaskCritical", POLICY.oldest_critical_seconds),
+        ("ConvenerQueueGrowth", POLICY.growth_per_minute),
+        ("ConvenerQueueFilling", POLICY.pressure),
+        ("ConvenerHostPressure", 100 * POLICY.pressure),
+        ("ConvenerPermitPressure", 100 * POLICY.pressure),
+        ("ConvenerConnections", 100 * POLICY.pressure),
+        ("ConvenerOldSnapshot", POLICY.snapshot_seconds),
+        ("ConvenerOldTransaction", POLICY.snapshot_transactions),
+        ("ConvenerDeadRows", POLICY.dead_rows),
+        ("ConvenerLoopsSilent", ReportPolicy().loops_silent_seconds),
+    ],
+)
+def test_thresholds_are_those_of_the_service(alert: str, threshold: float) -> None:
+    assert float(rules()[alert]["expr"].rpartition(">")[2]) == threshold
+
+
+@pytest.mark.parametrize(
+    ("alert", "rule"),
+    [
+        ("ConvenerHostPressure", Rule.RESOURCE_PRESSURE),
+        ("ConvenerPermitPressure", Rule.RESOURCE_PRESSURE),
+        ("ConvenerQueueFilling", Rule.RESOURCE_PRESSURE),
+        ("ConvenerQueueGrowth", Rule.QUEUE_GROWTH),
+        ("ConvenerPoolBelowMinimum", Rule.POOL_BELOW_MINIMUM),
+        ("ConvenerWorkerStarvation", Rule.WORKER_STARVATION),
+        ("ConvenerOldSnapshot", Rule.DATABASE_TROUBLE),
+    ],
+)
+def test_patience_is_that_of_the_service(alert: str, rule: Rule) -> None:
+    assert seconds(rules()[alert]["for"]) == AlertPolicy().patience[rule].opens_after
+
+
+def test_every_rule_says_what_is_wrong_and_what_to_do() -> None:
+    for name, rule in rules().items():
+        assert set(rule["annotations"]) == {"summary", "action"}, name
+        assert rule["labels"]["severity"] in ("warning", "critical"), name
+
+
+def test_they_are_mounted_beside_the_configuration_that_names_them() -> None:
+    document: dict[str, Any] = YAML(typ="safe", pure=True).load(DIRECTORY / "prometheus.yml")
+    assert document["rule_files"] == [RULES.name]
+    assert f"./{RULES.name}:/etc/prometheus/{RULES.name}:ro" in services()["prometheus"]["volumes"]
