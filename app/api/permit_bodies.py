@@ -13,8 +13,8 @@ from app.domain.calls import Outcome
 from app.domain.permits import Refused
 
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
-# More than any model reads at once.
-_MOST_TOKENS = 1_000_000_000
+# More than any model reads or writes at once.
+_MOST_TOKENS = 100_000_000
 DAY_SECONDS = 86_400.0
 
 Count = Annotated[int, Field(ge=0, le=_MOST_TOKENS)]

@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from app.domain.agents import AgentType
 from app.domain.permit_room import Room
@@ -26,26 +25,30 @@ class PermitPlan:
 def decide(snapshot: PermitSnapshot, asks: Sequence[Ask], policy: PermitPolicy, pressure: PressurePolicy) -> PermitPlan:
     """Whom to give a permit. An ask takes up its own claim, or else one that the same caller left for the same thing.
 
-    Only claims whose holders are due keep a permit free, and only for a moment: so no permit idles for one who does
-    not come back, and nobody who comes back in time is overtaken.
+    A permit is kept free for a moment for one whose turn it is and who is about to come back, and no longer: so nobody
+    who comes back in time is overtaken, and no permit idles for those who stay away.
     """
     present, absent = _matched(snapshot, asks)
     room, clock = Room(snapshot, policy, pressure), _Clock(snapshot, asks, policy)
+    here = {ask.id for ask in asks}
     answers: dict[AskId, Granted | Denied] = {}
-    here, soon = {ask.id for ask in asks}, snapshot.now + timedelta(seconds=policy.ahead)
+    waiting = []
     for claim in _in_order([*present, *absent], snapshot, policy, clock):
-        ask, refusal = claim.ask, room.refusal(claim.ask)
-        if ask.id in here:
-            if refusal is None:
-                answers[ask.id] = room.grant(ask)
-                clock.grant(ask)
-                continue
-            answers[ask.id] = Denied(ask=ask, reason=refusal[0], retry_after=refusal[1], since=claim.since)
-        elif refusal is None and claim.due <= soon:
-            room.take(ask)
-            clock.reserve(ask)
-            continue
-        room.queue(ask)
+        if room.refusal(claim.ask) is not None:
+            waiting.append(claim)
+        elif claim.ask.id in here:
+            answers[claim.ask.id] = room.grant(claim.ask)
+            clock.grant(claim.ask)
+        elif room.keeps_for(claim):
+            room.take(claim.ask)
+            clock.reserve(claim.ask)
+        else:
+            waiting.append(claim)
+    for claim in _in_order(waiting, snapshot, policy, clock):
+        refusal = room.queue(claim.ask)
+        if claim.ask.id in here and refusal is not None:
+            reason, retry_after = refusal
+            answers[claim.ask.id] = Denied(ask=claim.ask, reason=reason, retry_after=retry_after, since=claim.since)
     left = {claim.ask.id for claim in absent}
     return PermitPlan(
         answers=[answers[ask.id] for ask in asks],
@@ -68,7 +71,7 @@ def _matched(snapshot: PermitSnapshot, asks: Sequence[Ask]) -> tuple[list[Claim]
         if former is None and (others := by_caller[ask.caller]):
             former = left.pop(others.popleft().ask.id)
         since = snapshot.now if former is None else former.since
-        present.append(Claim(ask=ask, since=since, due=snapshot.now))
+        present.append(Claim(ask=ask, since=since, due=snapshot.now, lapses=snapshot.now))
     return present, list(left.values())
 
 
@@ -112,9 +115,12 @@ def _in_order(
 ) -> Iterator[Claim]:
     """Who is looked at next; that changes while agent types use up their shares."""
 
+    # Nobody gets above the most urgent of those who wait: where all are equal, long waits change nothing between types.
+    highest = max((claim.ask.priority for claim in claims), default=Priority.LOW)
+
     def urgency(claim: Claim) -> int:
-        aged = int((snapshot.now - claim.since).total_seconds() / policy.ageing)
-        return min(claim.ask.priority + max(0, aged), Priority.CRITICAL)
+        waited = (snapshot.now - claim.since).total_seconds()
+        return min(claim.ask.priority + max(0, int(waited / policy.ageing)), highest)
 
     lines: dict[AgentType, deque[Claim]] = defaultdict(deque)
     for claim in sorted(claims, key=lambda claim: (-urgency(claim), claim.since)):

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from app.domain.breakers import BreakerState
 from app.domain.llm_models import ceiling, meters
-from app.domain.permits import Ask, Granted, PermitPolicy, PermitSnapshot, Refused, Usage
+from app.domain.permits import QUEUED, Ask, Claim, Granted, PermitPolicy, PermitSnapshot, Refused, Usage
 from app.domain.pressure import PressurePolicy
 from app.domain.rates import Dimension, Meter, charged, wait
 
@@ -54,9 +54,20 @@ class Room:
         in_use = self._snapshot.usage.get(ask.model, Usage()).permits + self._granted[ask.model]
         return Granted(ask=ask, is_probe=is_probe, limit=self.limit(ask.model), in_use=in_use)
 
-    def queue(self, ask: Ask) -> None:
-        """Somebody waits for this model."""
-        self._ahead[ask.model] += 1
+    def keeps_for(self, claim: Claim) -> bool:
+        """Whether room is kept for somebody who is not here."""
+        latency = self._snapshot.models[claim.ask.model].pressure.latency(self._pressure)
+        ahead = min(self._policy.ahead, self._policy.ahead_share * latency)
+        return claim.due <= self._snapshot.now + timedelta(seconds=ahead)
+
+    def queue(self, ask: Ask) -> Refusal | None:
+        """Why somebody must wait, and for how long, with all those who were queued before; None: no need to."""
+        refusal = self.refusal(ask)
+        if refusal is not None and refusal[0] is Refused.CONCURRENCY:
+            self._ahead[ask.model] += 1
+        elif refusal is not None and refusal[0] in QUEUED:
+            self._meters[ask.model] = _charged(self._meters[ask.model], ask, self._snapshot.now)
+        return refusal
 
     def is_probe(self, model: str) -> bool:
         """Whether a call of this model now would be the one that tries it."""
@@ -77,7 +88,7 @@ class Room:
         if self._free > 0 and self._in_use[ask.model] < limit:
             return None
         latency = self._snapshot.models[ask.model].pressure.latency(self._pressure)
-        seconds = (self._ahead[ask.model] + 1) * latency / limit
+        seconds = self._policy.eager * (self._ahead[ask.model] + 1) * latency / limit
         return Refused.CONCURRENCY, timedelta(seconds=min(self._policy.latest, max(self._policy.soonest, seconds)))
 
     def _too_fast(self, ask: Ask) -> Refusal | None:

@@ -44,18 +44,25 @@ QUEUED = frozenset({Refused.CONCURRENCY, Refused.REQUESTS, Refused.TOKENS})
 class PermitPolicy:
     """Seconds, unless said otherwise.
 
-    A permit is kept free for a claim from `ahead` before its holder was told to come back until `grace` after, so
-    nobody who stays away costs more than their sum. A call that nobody has estimated counts as `usual_tokens`.
-    Waiting for `ageing`, the wait that the pool aims at, is worth a priority. A refusal for want of a free permit says
-    to come back when one is due, between `soonest` and `latest`; while somebody tries a model that failed, after
-    `probing`.
+    A permit is kept free for a claim from `ahead` before its holder was told to come back (but at most from a share
+    `ahead_share` of the time that a call takes) until it lapses: `grace` after, or `jitter` of the wait, whichever is
+    longer. So one who stays away costs little, and nothing is lost where calls are short. A call that nobody has
+    estimated counts as `usual_tokens`. Waiting for `ageing`, the wait that the pool aims at, is worth a priority.
+
+    A refusal for want of a free permit says to come back, between `soonest` and `latest`, after a share `eager` of the
+    time in which all before it have had one: twice as soon as on average, so as to be there when it happens. While
+    somebody tries a model that failed, it says after `probing`. The shares were found by simulation (`tests/domain`):
+    with them agent types get theirs, and permits are in use for nine tenths of the time or more.
     """
 
     ttl: float = 120.0
     ahead: float = 0.25
-    grace: float = 1.0
+    ahead_share: float = 0.1
+    grace: float = 0.1
+    jitter: float = 0.1
     ageing: float = 30.0
-    soonest: float = 0.05
+    eager: float = 0.5
+    soonest: float = 0.1
     latest: float = 5.0
     probing: float = 1.0
     usual_tokens: int = 1000
@@ -89,11 +96,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """An ask that was refused: it waits since `since`, and was told to come back at `due`."""
+    """An ask that was refused: it waits since `since`, was told to come back at `due`, and has given up at `lapses`."""
 
     ask: Ask
     since: datetime
     due: datetime
+    lapses: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +153,10 @@ class Denied:
     retry_after: timedelta
     since: datetime
 
-    def claim(self, now: datetime) -> Claim | None:
+    def claim(self, now: datetime, policy: PermitPolicy) -> Claim | None:
         """What it leaves behind, where it is about turns."""
-        return Claim(ask=self.ask, since=self.since, due=now + self.retry_after) if self.reason in QUEUED else None
+        if self.reason not in QUEUED:
+            return None
+        due = now + self.retry_after
+        patience = max(timedelta(seconds=policy.grace), policy.jitter * self.retry_after)
+        return Claim(ask=self.ask, since=self.since, due=due, lapses=due + patience)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+_LONGEST_SECONDS = 86_400.0
+
 
 class Dimension(StrEnum):
     """What is metered."""
@@ -26,9 +28,10 @@ class Meter:
     burst: int
     tat: datetime
 
-    def time(self, units: float) -> timedelta:
-        """How long so many units take."""
-        return timedelta(seconds=units * self.window_seconds / self.limit)
+    def time(self, units: int) -> timedelta:
+        """How long so many units take; nobody pays for longer than a day, whatever was estimated."""
+        seconds = units * self.window_seconds / self.limit
+        return timedelta(seconds=max(-_LONGEST_SECONDS, min(_LONGEST_SECONDS, seconds)))
 
 
 def wait(meter: Meter, cost: int, now: datetime) -> timedelta:

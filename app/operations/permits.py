@@ -119,7 +119,7 @@ async def acquire_all(
     await permits.expire(connection)
     measured = await permit_gate.measure(connection)
     known = await permits.known(connection, [request.ask.id for request in requests])
-    claims = await permit_gate.claims(connection, policy.grace)
+    claims = await permit_gate.claims(connection)
     models |= await _others(connection, {claim.ask.model for claim in claims} - models.keys())
     snapshot = PermitSnapshot(
         now=measured.at,
@@ -207,7 +207,7 @@ async def _write(
         await llm_models.charge(connection, name, plan.meters[name])
     if plan.turns != snapshot.turns:
         await permit_gate.turn(connection, plan.turns)
-    claims = [claim for answer in denied if (claim := answer.claim(snapshot.now)) is not None]
+    claims = [claim for answer in denied if (claim := answer.claim(snapshot.now, policy)) is not None]
     await permit_gate.replace_claims(connection, plan.taken_up, claims)
     return made
 

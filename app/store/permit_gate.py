@@ -41,8 +41,8 @@ SELECT clock_timestamp() AS at,
 """)
 
 _CLAIMS = text("""
-SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due FROM llm_claims
-WHERE due > clock_timestamp() - make_interval(secs => :grace)
+SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses FROM llm_claims
+WHERE lapses > clock_timestamp()
 """)
 
 _UNCLAIM = text("""
@@ -51,16 +51,16 @@ WHERE c.key_id = gone.key_id AND c.request_id = gone.request_id
 """)
 
 _CLAIM = text("""
-INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, task_id, tokens, since, due)
+INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses)
 SELECT * FROM jsonb_to_recordset(CAST(:claims AS jsonb)) AS new (
     key_id text, request_id uuid, model text, agent_type text, priority smallint, task_id uuid, tokens bigint,
-    since timestamptz, due timestamptz)
+    since timestamptz, due timestamptz, lapses timestamptz)
 ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_type = excluded.agent_type,
     priority = excluded.priority, task_id = excluded.task_id, tokens = excluded.tokens, since = excluded.since,
-    due = excluded.due
+    due = excluded.due, lapses = excluded.lapses
 """)
 
-_PRUNE = text("DELETE FROM llm_claims WHERE due < now() - interval '1 minute'")
+_PRUNE = text("DELETE FROM llm_claims WHERE lapses < now()")
 
 
 async def close(connection: AsyncConnection) -> Turns:
@@ -86,9 +86,9 @@ async def measure(connection: AsyncConnection) -> Measured:
     return Measured(at=row["at"], most=row["most"], usage=usage)
 
 
-async def claims(connection: AsyncConnection, grace_seconds: float) -> list[Claim]:
-    """Those who were refused and may come back. A claim lapses when its holder is late by more than the grace."""
-    return [_claim(row) for row in (await connection.execute(_CLAIMS, {"grace": grace_seconds})).mappings()]
+async def claims(connection: AsyncConnection) -> list[Claim]:
+    """Those who were refused and may come back."""
+    return [_claim(row) for row in (await connection.execute(_CLAIMS)).mappings()]
 
 
 async def replace_claims(connection: AsyncConnection, gone: Sequence[AskId], new: Sequence[Claim]) -> None:
@@ -103,6 +103,7 @@ async def replace_claims(connection: AsyncConnection, gone: Sequence[AskId], new
                 "tokens": claim.ask.tokens,
                 "since": claim.since.isoformat(),
                 "due": claim.due.isoformat(),
+                "lapses": claim.lapses.isoformat(),
             }
             for claim in new
         ]
@@ -123,4 +124,4 @@ def _claim(row: Any) -> Claim:
         tokens=row["tokens"],
         task_id=row["task_id"],
     )
-    return Claim(ask=ask, since=row["since"], due=row["due"])
+    return Claim(ask=ask, since=row["since"], due=row["due"], lapses=row["lapses"])

@@ -107,8 +107,9 @@ llm_claims = Table(
     Column("tokens", BigInteger, nullable=False),
     moment("since", nullable=False),
     moment("due", nullable=False),
+    moment("lapses", nullable=False, comment="its holder has given up"),
     PrimaryKeyConstraint("key_id", "request_id", name="llm_claims_pkey"),
-    Index("llm_claims_due", "due"),
+    Index("llm_claims_lapses", "lapses"),
     one_of("agent_type", AgentType),
     postgresql_with=_BUSY,
 )
