@@ -22,13 +22,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What the daemon is about, as a heartbeat tells it; `number` counts the registrations."""
+    """What the daemon is about, as a heartbeat tells it.
+
+    `number` counts the registrations; `posting` is the version of the limits that are applied.
+    """
 
     number: int = 0
     registration: Registration | None = None
     state: WorkerState = "ready"
     lease: LeaseRef | None = None
     handler_pid: int | None = None
+    posting: str | None = None
 
 
 class Heart:
@@ -101,12 +105,13 @@ class Heart:
         errors = self._errors.take()
         sent_at = time.monotonic()
         try:
-            directives = Client(self._transport, registration).heartbeat(
+            directives, posting = Client(self._transport, registration).heartbeat(
                 state=standing.state,
                 lease=standing.lease,
                 cpu_percent=cpu_percent,
                 memory_mb=memory_mb,
                 errors=errors,
+                posting=standing.posting,
                 timeout=max(1.0, min(registration.heartbeat_interval_seconds, _LONGEST_ANSWER_SECONDS)),
             )
         except Away:
@@ -119,7 +124,7 @@ class Heart:
             self._written_off = standing.number
             self._post(ev.Gone(standing.number, read_gone_reason(refused.reason)))
         else:
-            self._post(ev.BeatAnswered(standing.number, sent_at, directives))
+            self._post(ev.BeatAnswered(standing.number, sent_at, directives, posting))
 
 
 def _means_gone(refused: Problem) -> bool:

@@ -12,6 +12,7 @@ from worker_agent.wire import (
     JsonObject,
     Lease,
     LeaseRef,
+    Posting,
     Progress,
     Registration,
     TaskError,
@@ -19,6 +20,7 @@ from worker_agent.wire import (
     WorkerState,
     read_directives,
     read_lease,
+    read_posting,
     read_registration,
 )
 
@@ -51,21 +53,28 @@ class Client:
         cpu_percent: float,
         memory_mb: float,
         errors: Sequence[JsonObject],
+        posting: str | None,
         timeout: float,
-    ) -> tuple[Directive, ...]:
-        """Report health, renew the lease, and fetch what the control plane wants done."""
-        body = {
+    ) -> tuple[tuple[Directive, ...], Posting | None]:
+        """Report health, renew the lease, and fetch what the control plane wants done.
+
+        `posting` is the version that is worked by; another is answered with, until it is this one.
+        """
+        body: JsonObject = {
             "state": state,
             "lease": None if lease is None else asdict(lease),
             "cpu_percent": cpu_percent,
             "memory_mb": memory_mb,
             "errors": list(errors),
         }
+        # A control plane that has never told of one may be too old to take this.
+        if posting is not None:
+            body["assignment"] = posting
         answer = self._post(f"/workers/{self._registration.worker_id}/heartbeat", body, timeout)
         try:
-            return read_directives(answer or {})
+            return read_directives(answer or {}), read_posting(answer or {})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Away(f"unreadable directives: {error!r}") from error
+            raise Away(f"unreadable answer to a heartbeat: {error!r}") from error
 
     def goodbye(self, reason: str) -> None:
         self._post(f"/workers/{self._registration.worker_id}/goodbye", {"reason": message(reason)}, FAREWELL_SECONDS)

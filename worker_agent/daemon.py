@@ -125,6 +125,7 @@ class Daemon:
             state=machine.wire_state,
             lease=None if machine.lease is None else machine.lease.ref,
             handler_pid=None if self._run is None else self._run.pid,
+            posting=None if machine.posting is None else machine.posting.version,
         )
 
     def _perform(self, action: act.Order) -> None:
@@ -155,7 +156,8 @@ class Daemon:
         try:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
-            child = spawn(lease, handler, self._assignment.limits, self._open_access(lease))
+            limits = self._assignment.limits.within(self._machine.posting)
+            child = spawn(lease, handler, limits, self._open_access(lease))
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))

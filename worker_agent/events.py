@@ -9,6 +9,7 @@ from worker_agent.wire import (
     JsonObject,
     Lease,
     LeaseRef,
+    Posting,
     Postponement,
     Progress,
     Registration,
@@ -137,11 +138,12 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class BeatAnswered:
-    """A heartbeat, sent at `sent_at` for the registration with that number, was accepted."""
+    """A heartbeat, sent at `sent_at` for the registration with that number, was accepted; a posting is new."""
 
     registration: int
     sent_at: float
     directives: tuple[Directive, ...] = ()
+    posting: Posting | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """Tells the log what happens to the worker and what it does about it."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.wire import Lease, TaskError, Usage
+from worker_agent.wire import Directive, Lease, Posting, TaskError, Usage
 
 log = logging.getLogger("worker_agent")
 
@@ -13,9 +15,8 @@ def tell_event(event: ev.Event) -> None:
     match event:
         case ev.Registered(to):
             _tell("registered", {"worker": to.worker_id, "name": to.name, "incarnation": to.incarnation})
-        case ev.BeatAnswered(directives=directives):
-            for each in directives:
-                _tell("directive", {"kind": each.kind, "reason": each.reason, "task": each.task_id})
+        case ev.BeatAnswered(directives=directives, posting=posting):
+            _tell_orders(directives, posting)
         case ev.Gone(reason=reason) | ev.CallerGone(reason):
             _tell("written off by the control plane", {"reason": reason}, logging.WARNING)
         case ev.LeaseLost(code=code) | ev.Fenced(code):
@@ -26,6 +27,13 @@ def tell_event(event: ev.Event) -> None:
             _tell("grace is over", {}, logging.WARNING)
         case _:
             log.debug("%s", type(event).__name__)
+
+
+def _tell_orders(directives: Sequence[Directive], posting: Posting | None) -> None:
+    for each in directives:
+        _tell("directive", {"kind": each.kind, "reason": each.reason, "task": each.task_id})
+    if posting is not None:
+        _tell("assigned", asdict(posting))
 
 
 def tell_action(action: act.Action) -> None:

@@ -15,7 +15,7 @@ from worker_agent.actions import Action, ExitCode
 from worker_agent.ending import Ending
 from worker_agent.reports import report_of, report_of_refusal
 from worker_agent.states import MOVES, Intent, State
-from worker_agent.wire import Directive, Lease, Registration, WorkerState
+from worker_agent.wire import Directive, Lease, Posting, Registration, WorkerState
 
 _GOODBYE_ATTEMPTS = 3
 _QUICK_ANSWERS = 3
@@ -34,6 +34,7 @@ class Machine:
         self.registration: Registration | None = None
         self.registrations = 0
         self.lease: Lease | None = None
+        self.posting: Posting | None = None
         self._new_id = new_id
         self._now = 0.0
         self._renewed_at = 0.0
@@ -192,6 +193,8 @@ class Machine:
             return []
         self._unproven = 0
         self._renewed_at = max(self._renewed_at, event.sent_at)
+        # For the next task: the one that runs keeps what it was started with.
+        self.posting = event.posting or self.posting
         orders = [action for directive in event.directives for action in self._obey(directive)]
         if self.state is State.READY:
             orders += self._free()

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import IO
 
 from worker_agent.handlers import Handler, foreign_environment
-from worker_agent.wire import Lease
+from worker_agent.wire import Lease, Posting
+
+# OpenBLAS, MKL and numexpr go by the first where they have none of their own; Go and Rust's rayon have theirs.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GOMAXPROCS", "RAYON_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,14 @@ class Limits:
 
     memory_gb: float
     cpu_cores: float
+
+    def within(self, posting: Posting | None) -> "Limits":
+        """As the control plane has it, but never more than this machine was started with."""
+        if posting is None:
+            return self
+        return Limits(
+            memory_gb=min(self.memory_gb, posting.memory_gb), cpu_cores=min(self.cpu_cores, posting.cpu_cores)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +121,9 @@ def _environment(lease: Lease, limits: Limits) -> dict[str, str]:
     environment = foreign_environment()
     environment["CONVENER_TASK_ID"] = lease.task_id
     environment["CONVENER_TASK_ATTEMPT"] = str(lease.attempt)
-    # Numeric libraries would otherwise start a thread for each core of the machine.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, round(limits.cpu_cores))))
+    # Numeric libraries and runtimes would otherwise start a thread for each core of the machine.
+    for name in _THREADS:
+        environment.setdefault(name, str(max(1, math.floor(limits.cpu_cores))))
     if lease.trace_context is not None:
         environment["TRACEPARENT"] = lease.trace_context
     return environment

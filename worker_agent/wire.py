@@ -64,6 +64,20 @@ class Directive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Posting:
+    """What this worker is assigned to, and how much its next tasks may use; `version` names just these values.
+
+    The agent and the compute seconds are for people: the control plane chooses the tasks and gives each its time.
+    """
+
+    version: str
+    agent: str | None
+    memory_gb: float
+    cpu_cores: float
+    compute_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one run cost: seconds of wall and of processor time, and the peak of its memory in MiB."""
 
@@ -139,6 +153,26 @@ def read_directives(answer: Mapping[str, Any]) -> tuple[Directive, ...]:
             token=None if each.get("token") is None else int(each["token"]),
         )
         for each in answer.get("directives") or ()
+    )
+
+
+def read_posting(answer: Mapping[str, Any]) -> Posting | None:
+    """None where the answer to a heartbeat brings nothing new, or its control plane is too old to know of postings.
+
+    Raises KeyError, TypeError or ValueError when it is not one.
+    """
+    told = answer.get("assignment")
+    if told is None:
+        return None
+    memory_gb, cpu_cores, seconds = float(told["memory_gb"]), float(told["cpu_cores"]), told.get("compute_seconds")
+    if not (memory_gb > 0 and cpu_cores > 0):
+        raise ValueError("limits must be positive")
+    return Posting(
+        version=str(told["version"]),
+        agent=told.get("agent"),
+        memory_gb=memory_gb,
+        cpu_cores=cpu_cores,
+        compute_seconds=None if seconds is None else float(seconds),
     )
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -142,6 +143,12 @@ def environment(_: Task) -> Json:
     }
 
 
+def confined(_: Task) -> Json:
+    """What the process may use: bytes of memory, seconds of processor time, and threads of numeric libraries."""
+    limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in ("DATA", "CPU")}
+    return limits | {"threads": os.environ["OMP_NUM_THREADS"], "go": os.environ["GOMAXPROCS"]}
+
+
 async def asynchronous(task: Task) -> Json:
     return {"awaited": task.payload}
 
@@ -172,6 +179,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         linger,
         stray_thread,
         environment,
+        confined,
         asynchronous,
     )
 }

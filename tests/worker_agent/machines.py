@@ -6,7 +6,7 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.protocol import Machine
 from worker_agent.states import State
-from worker_agent.wire import Directive, Lease, Postponement, Registration, TaskError, Usage
+from worker_agent.wire import Directive, Lease, Posting, Postponement, Registration, TaskError, Usage
 
 GRACE = 25.0
 LEASE_SECONDS = 15.0
@@ -41,8 +41,12 @@ def cancel(held: Lease) -> Directive:
     return Directive(kind="cancel_task", task_id=held.task_id, token=held.token)
 
 
-def beat(*directives: Directive, number: int = 1, at: float = 0.0) -> ev.BeatAnswered:
-    return ev.BeatAnswered(number, at, directives)
+def posting(version: str = "one", *, memory_gb: float = 2.0, cpu_cores: float = 1.0) -> Posting:
+    return Posting(version=version, agent="ranking", memory_gb=memory_gb, cpu_cores=cpu_cores, compute_seconds=None)
+
+
+def beat(*directives: Directive, number: int = 1, at: float = 0.0, posting: Posting | None = None) -> ev.BeatAnswered:
+    return ev.BeatAnswered(number, at, directives, posting)
 
 
 def feed(subject: Machine, *events: ev.Event, at: float = 0.0) -> list[act.Action]:

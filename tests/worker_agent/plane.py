@@ -56,6 +56,7 @@ class Plane:
         self.tasks: deque[Json] = deque()
         self.directives: deque[Json] = deque()
         self.script: dict[str, deque[Answer]] = defaultdict(deque)
+        self.posting: Json | None = None
         self.away = False
         self.incarnations = 0
         self._granted: dict[str, Json] = {}
@@ -116,7 +117,10 @@ class Plane:
         directives = []
         while self.directives:
             directives.append(self.directives.popleft())
-        return Answer(body={"worker_id": "w", "state": "ready", "directives": directives, "lease_expires_at": None})
+        body: Json = {"worker_id": "w", "state": "ready", "directives": directives, "lease_expires_at": None}
+        if self.posting is not None and self.posting["version"] != call.body.get("assignment"):
+            body["assignment"] = self.posting
+        return Answer(body=body)
 
     def _lease(self, call: Call) -> Answer:
         request_id = call.body["request_id"]

@@ -3,6 +3,7 @@
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -341,3 +342,28 @@ def test_a_task_without_a_handler_goes_to_another_worker(plane: Plane, url: str,
     start_worker(url, "--capabilities", "generation")
     (failure,) = plane.wait_for("fail")
     assert (failure.body["error"]["code"], failure.body["error"]["retryable"]) == ("handler_unavailable", True)
+
+
+def _confinement(plane: Plane, count: int) -> Any:
+    plane.submit({"do": "confined"}, timeout_seconds=50)
+    return plane.wait_for("complete", count)[-1].body["result"]
+
+
+def test_new_limits_hold_for_the_next_task_and_never_pass_the_workers_own(
+    plane: Plane, url: str, start_worker: StartWorker
+) -> None:
+    plane.posting = {"version": "one", "agent": "ranking", "memory_gb": 1.5, "cpu_cores": 2, "compute_seconds": None}
+    start_worker(url, "--memory-gb", "3", "--cpu", "4")
+    assert _confinement(plane, 1) == {"DATA": 1.5 * 2**30, "CPU": 100, "threads": "2", "go": "2"}
+    plane.posting |= {"version": "two", "memory_gb": 64, "cpu_cores": 16}
+    until(lambda: plane.of("heartbeat")[-1].body.get("assignment") == "two")
+    assert _confinement(plane, 2) == {"DATA": 3 * 2**30, "CPU": 200, "threads": "4", "go": "4"}
+
+
+def test_limits_whose_answer_was_lost_are_told_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+    plane.posting = {"version": "one", "agent": None, "memory_gb": 1.5, "cpu_cores": 0.5, "compute_seconds": None}
+    plane.script["heartbeat"].extend([LOST, LOST])
+    start_worker(url)
+    until(lambda: plane.of("heartbeat") and plane.of("heartbeat")[-1].body.get("assignment") == "one")
+    assert not any("assignment" in beat.body for beat in plane.of("heartbeat")[:3])
+    assert _confinement(plane, 1)["DATA"] == 1.5 * 2**30

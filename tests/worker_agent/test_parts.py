@@ -5,12 +5,14 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import worker_agent
+from tests.worker_agent.machines import posting
 from tests.worker_agent.waiting import until
 from worker_agent import Permanent, Task, Transient
 from worker_agent.backoff import full_jitter
@@ -18,8 +20,10 @@ from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.errors import LocalErrors
 from worker_agent.logs import set_up_logging
 from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object
+from worker_agent.spawning import Limits
 from worker_agent.streams import Lines, Tail, Whole
 from worker_agent.usage import Sampler
+from worker_agent.wire import Posting, read_posting
 
 
 @given(st.integers(-3, 10_000), st.floats(0.0, 1.0))
@@ -143,3 +147,28 @@ def test_failures_say_whether_to_try_again() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert worker_agent.__version__ == version("convener")
+
+
+@pytest.mark.parametrize(
+    ("told", "memory_gb", "cpu_cores"), [(None, 4.0, 2.0), (posting(memory_gb=2, cpu_cores=0.5), 2.0, 0.5)]
+)
+def test_limits_are_as_the_control_plane_has_them(told: Posting | None, memory_gb: float, cpu_cores: float) -> None:
+    assert Limits(memory_gb=4, cpu_cores=2).within(told) == Limits(memory_gb=memory_gb, cpu_cores=cpu_cores)
+
+
+def test_limits_never_pass_what_the_worker_was_started_with() -> None:
+    own = Limits(memory_gb=1, cpu_cores=0.5)
+    assert own.within(posting(memory_gb=64, cpu_cores=16)) == own
+
+
+@pytest.mark.parametrize("wrong", [{"memory_gb": 0}, {"cpu_cores": -1}, {"memory_gb": "much"}, {"version": ...}])
+def test_a_posting_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:
+    sound = {"version": "one", "memory_gb": 1, "cpu_cores": 1}
+    assert read_posting({"assignment": sound}) is not None
+    broken = {key: value for key, value in (sound | wrong).items() if value is not ...}
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        read_posting({"assignment": broken})
+
+
+def test_an_answer_of_an_older_control_plane_brings_no_posting() -> None:
+    assert read_posting({"worker_id": "w", "state": "ready", "directives": []}) is None

@@ -18,6 +18,7 @@ from tests.worker_agent.machines import (
     feed,
     lease,
     machine,
+    posting,
     registration,
 )
 from worker_agent import actions as act
@@ -363,3 +364,21 @@ def test_what_cannot_happen_is_refused_and_nothing_happens_to_a_stopped_worker()
 @pytest.mark.parametrize("state", State)
 def test_the_ways_to_the_states_lead_there(state: State) -> None:
     assert brought_to(state).state is state
+
+
+def test_a_posting_holds_until_another_comes_and_survives_a_new_registration() -> None:
+    subject = brought_to(State.READY)
+    feed(subject, beat(posting=posting("one")))
+    assert subject.posting == posting("one")
+    feed(subject, beat())
+    assert subject.posting == posting("one")
+    feed(subject, ev.Leased(lease()), beat(posting=posting("two")))
+    assert subject.posting == posting("two")
+    feed(subject, ev.Gone(1, "lost"), KILLED, ev.Registered(registration(2)))
+    assert subject.posting == posting("two")
+
+
+def test_a_posting_for_an_earlier_registration_is_not_taken() -> None:
+    subject = brought_to(State.RUNNING)
+    feed(subject, ev.Gone(1, "lost"), KILLED, ev.Registered(registration(2)), beat(posting=posting("old"), number=1))
+    assert subject.posting is None
