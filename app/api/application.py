@@ -23,6 +23,7 @@ from app.api import (
     goals,
     health,
     health_report,
+    heartbeats,
     keys,
     leases,
     llm_models,
@@ -105,7 +106,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
         lifespan=lifespan,
         redoc_url=None,
     )
-    lean = [route for route in (*leases.router.routes, *workers.hot_router.routes) if isinstance(route, LeanRoute)]
+    lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)

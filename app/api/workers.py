@@ -1,33 +1,27 @@
 """What workers say of themselves, and what operators say to them."""
 
-import json
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
 
-from app.api import advice
 from app.api.access import Caller, must_be, requires
-from app.api.advice import AdviceOut
 from app.api.connections import Reading, Writing
 from app.api.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
-from app.api.json import answer, object_text, raw
-from app.api.lean import LeanRoute
+from app.api.json import object_text
 from app.api.problems import documented
 from app.api.services import ServicesDep
 from app.domain import errors
 from app.domain.access import Scope
 from app.domain.agents import AgentType
 from app.domain.errors import Forbidden
-from app.domain.workers import Directive, WorkerId
+from app.domain.workers import WorkerId
 from app.operations import workers as operations
 from app.store import workers as store
-from app.store.workers import Beat, Pulse, Registration
+from app.store.workers import Registration
 
 router = APIRouter(tags=["workers"])
-hot_router = APIRouter(tags=["workers"], route_class=LeanRoute)
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -67,49 +61,6 @@ class RegistrationOut(BaseModel):
     acknowledge_within_seconds: float
 
 
-class LeaseRef(Body):
-    """The lease that the worker believes it holds."""
-
-    task_id: UUID
-    token: int = Field(ge=1, le=2**63 - 1)
-
-
-class LocalError(Body):
-    """Something that went wrong on the worker."""
-
-    at: Moment
-    message: Sentence
-
-
-class BeatIn(Body):
-    """A sign of life."""
-
-    state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
-    lease: LeaseRef | None = None
-    cpu_percent: float | None = Field(None, ge=0, description="percent of one core since the last report")
-    memory_mb: float | None = Field(None, ge=0, description="MiB that are resident now")
-    errors: list[LocalError] = Field(default_factory=list, max_length=50)
-
-
-class DirectiveOut(BaseModel):
-    """What the worker is to do."""
-
-    kind: Directive
-    reason: str | None
-    task_id: UUID | None = None
-    token: int | None = None
-
-
-class BeatOut(BaseModel):
-    """How the service sees the worker."""
-
-    worker_id: UUID
-    state: str
-    directives: list[DirectiveOut]
-    lease_expires_at: Moment | None
-    degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
-
-
 class WorkerOut(BaseModel):
     """A worker; `state` is `busy` while it holds a task."""
 
@@ -124,10 +75,15 @@ class WorkerOut(BaseModel):
     version: str | None
     memory_gb: float | None
     cpu_cores: float | None
+    assigned_agent: AgentType | None = Field(description="what it is to prefer")
+    assigned_memory_gb: float | None = Field(description="that a task may use; null: not decided")
+    assigned_cpu_cores: float | None = Field(description="that a task may use; null: not decided")
+    assigned_compute_seconds: float | None = Field(description="for a usual task of that agent; null: not decided")
     task_id: UUID | None
     cpu_percent: float | None
     memory_mb: float | None
     directive: str | None
+    directive_reason: str | None
     requested_at: Moment
     registered_at: Moment | None
     last_seen_at: Moment | None
@@ -190,31 +146,6 @@ async def register(
     )
 
 
-@hot_router.post(
-    "/workers/{worker_id}/heartbeat",
-    summary="Report health",
-    dependencies=[requires(Scope.LEASE)],
-    response_model=BeatOut,
-    responses=documented(errors.WorkerGone, errors.WorkerNotFound),
-)
-async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: ServicesDep) -> Response:
-    """Renews the lease it names; the answer may carry directives."""
-    must_be(principal, WorkerId(worker_id))
-    beat = Beat(
-        worker_id=WorkerId(worker_id),
-        draining=call.state == "draining",
-        task_id=call.lease.task_id if call.lease else None,
-        token=call.lease.token if call.lease else None,
-        cpu_percent=call.cpu_percent,
-        memory_mb=call.memory_mb,
-        errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
-    )
-    pulse = await services.heartbeats.report(beat)
-    seen = {"worker_id": worker_id, "state": pulse.state.value, "lease_expires_at": pulse.lease_expires_at}
-    texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
-    return answer(raw(seen, texts))
-
-
 @router.post(
     "/workers/{worker_id}/goodbye",
     summary="Stop in order",
@@ -258,15 +189,3 @@ def shown(row: dict[str, Any]) -> WorkerOut:
     """A worker as the store knows it, on the wire."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
     return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})
-
-
-def _directives(pulse: Pulse, beat: Beat) -> list[dict[str, Any]]:
-    """What was left for the worker, and the news that the lease it named is not its own any more."""
-    directives: list[dict[str, Any]] = []
-    if pulse.directive is not None:
-        directives.append({"kind": pulse.directive, "reason": pulse.directive_reason, "task_id": None, "token": None})
-    if beat.task_id is not None and pulse.lease_state is None:
-        lost = {"task_id": str(beat.task_id), "token": beat.token}
-        reason = "the task was cancelled, or its lease has moved on"
-        directives.append({"kind": Directive.CANCEL_TASK.value, "reason": reason, **lost})
-    return directives

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+# What a task may take by default, and so what compute time is measured by: twice that gives every task of the agent
+# twice its own timeout, whatever that is.
+BASE_COMPUTE_SECONDS = 600.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:

@@ -14,6 +14,7 @@ import asyncpg
 from app.domain.agents import AgentType
 from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
+from app.domain.sizing import BASE_COMPUTE_SECONDS
 from app.domain.tasks import TaskId
 from app.domain.workers import WorkerId
 from app.store import holding, lanes
@@ -34,7 +35,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One task, given to one worker until `expires_at`. JSON values are kept as text: nobody here reads them."""
+    """One task, given to one worker until `expires_at`. JSON values are kept as text: nobody here reads them.
+
+    `timeout_seconds` is for this attempt: the task's own timeout, or more where its worker gives its agent more.
+    """
 
     task_id: TaskId
     token: int
@@ -65,7 +69,8 @@ class Claim:
 
 
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority, t.payload,
-    t.labels, t.timeout_seconds, t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
+    t.labels, extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
+    t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 
 # A worker whose attempt at a task has failed gets it again only when it asks alone and the task has waited a little;
@@ -73,7 +78,8 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
 _CLAIM = f"""
 WITH asked AS MATERIALIZED (
     SELECT a.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
-           w.assigned_agent, coalesce(last.n, 0) AS leases_before, held.id IS NOT NULL AS holds_another,
+           w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
+           held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = a.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[])
          WITH ORDINALITY AS a (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
@@ -105,7 +111,8 @@ WITH asked AS MATERIALIZED (
     SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
         token = t.token + 1, worker_id = e.worker_id, leased_at = now(),
         lease_expires_at = now() + make_interval(secs => CASE WHEN e.acknowledge THEN $7::float8 ELSE $8::float8 END),
-        deadline_at = now() + make_interval(secs => t.timeout_seconds)
+        deadline_at = now() + make_interval(secs => t.timeout_seconds * CASE WHEN e.assigned_agent = t.agent_type
+            THEN greatest(1, e.assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END)
     FROM picked p LEFT JOIN shifted s USING (agent_type, priority) JOIN eligible e
         ON e.agent_type = p.agent_type AND e.priority = p.priority
         AND e.place = CASE WHEN s.agent_type IS NULL THEN p.place ELSE p.place % p.places + 1 END

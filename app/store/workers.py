@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
+from app.domain.postings import Posting
 from app.domain.workers import Sighting, WorkerId, WorkerState, origins
 from app.store import holding
 from app.store.hot import columns
@@ -51,7 +52,9 @@ class Pulse:
     directive_reason: str | None
     lease_state: str | None
     lease_expires_at: Any
-    assigned_agent: AgentType | None
+    posting: Posting
+    memory_gb: float | None
+    cpu_cores: float | None
 
 
 _LIVE = "state IN ('starting', 'ready', 'draining')"
@@ -104,7 +107,8 @@ WITH beat AS MATERIALIZED (
                      WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
     FROM beat b JOIN ours ON ours.id = b.worker_id
     WHERE w.id = b.worker_id AND w.{_LIVE}
-    RETURNING w.id, w.state, w.directive, w.directive_reason, w.assigned_agent
+    RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores,
+              w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds
 ), held AS MATERIALIZED (
     SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
     JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
@@ -117,7 +121,7 @@ WITH beat AS MATERIALIZED (
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
 SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
-       assigned_agent
+       memory_gb, cpu_cores, assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds
 FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
@@ -178,7 +182,9 @@ async def beat(
             directive_reason=row["directive_reason"],
             lease_state=row["lease_state"],
             lease_expires_at=row["lease_expires_at"],
-            assigned_agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
+            posting=_posting(row),
+            memory_gb=row["memory_gb"],
+            cpu_cores=row["cpu_cores"],
         )
         for row in rows
         if row["state"]
@@ -242,6 +248,15 @@ async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:
 async def prune(connection: AsyncConnection, days: int) -> int:
     """Forget workers that ended long ago; returns how many. Their leases went back when they ended."""
     return (await connection.execute(_PRUNE, {"days": days})).rowcount
+
+
+def _posting(row: asyncpg.Record) -> Posting:
+    return Posting(
+        agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
+        memory_gb=row["assigned_memory_gb"],
+        cpu_cores=row["assigned_cpu_cores"],
+        compute_seconds=row["assigned_compute_seconds"],
+    )
 
 
 def _said(said: Registration) -> dict[str, Any]:

@@ -105,3 +105,23 @@ async def test_replacements_are_summed_up(convener: CommandLine, service: Servic
     shown = await convener("workers", "replacements", COLUMNS="120")
     assert shown.out.splitlines()[-2].split() == ["p50", "+0.25", "s", "-", "-", "+1.50", "s"]
     assert (await convener("workers", "replacements", "-o", "json")).json["times"]["first_lease"]["p99"] == 1.5
+
+
+async def test_get_shows_what_a_worker_is_assigned_to_and_may_use(convener: CommandLine, service: Service) -> None:
+    name = f"cli-{uuid4().hex[:6]}"
+    worker = await service.register(name, labels=["site:lab1"])
+    assigned = """UPDATE workers SET assigned_agent = 'ranking', assigned_memory_gb = 1.5, assigned_cpu_cores = 0.5,
+        assigned_compute_seconds = 1200 WHERE name = $1"""
+    database = Database(service.database_url)
+    await execute(database, assigned, name)
+    await database.close()
+    await convener("workers", "drain", name, "--reason", "reboot")
+    lines = (await convener("workers", "get", name)).out.splitlines()
+    shown = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in lines}
+    assert shown["Name"] == f"{name}, incarnation 1"
+    assert shown["Told to"] == "drain: reboot"
+    assert shown["Assigned"] == "ranking"
+    assert shown["A task gets"] == "1.5 GB, 0.5 cores, 1200 s where a task usually has 600 s"
+    assert (shown["It has"], shown["Labels"]) == ("1 GB, 1 cores", "site:lab1")
+    assert (await convener("workers", "get", worker["worker_id"], "-o", "json")).json["assigned_cpu_cores"] == 0.5
+    assert (await convener("workers", "get", "nobody")).code == 5
