@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo up test quick check format lint imports types openapi lock bench bench-claim clean
+.PHONY: demo up test quick check format lint imports types openapi lock bench bench-claim bench-heartbeats clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -52,6 +52,9 @@ bench: $(READY)
 
 bench-claim: $(READY)
 	@$(BIN)/python -m benchmarks.claim_cost
+
+bench-heartbeats: $(READY)
+	@$(BIN)/python -m benchmarks.heartbeats
 
 # The lock holds versions and hashes, no addresses.
 COMPILE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra embedded

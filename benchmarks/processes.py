@@ -16,15 +16,19 @@ class CpuSeconds:
 
     api: float
     postgres: float
+    loops: float = 0.0
 
     @classmethod
     def spent(cls, where: Surroundings) -> Self:
         """Since the processes were started."""
-        return cls(api=_own(where.api), postgres=_family(where.postmaster))
+        loops = _own(where.loops) if where.loops else 0.0
+        return cls(api=_own(where.api), postgres=_family(where.postmaster), loops=loops)
 
     def since(self, earlier: "CpuSeconds") -> "CpuSeconds":
         """What has been spent between two readings."""
-        return CpuSeconds(api=self.api - earlier.api, postgres=self.postgres - earlier.postgres)
+        return CpuSeconds(
+            api=self.api - earlier.api, postgres=self.postgres - earlier.postgres, loops=self.loops - earlier.loops
+        )
 
 
 def rss_mb(process: psutil.Process) -> float:

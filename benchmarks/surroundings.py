@@ -35,6 +35,7 @@ class Surroundings:
     port: int
     key: str
     api: psutil.Process
+    loops: psutil.Process | None
     postmaster: psutil.Process
 
 
@@ -50,14 +51,16 @@ async def surroundings(*, with_loops: bool = False) -> AsyncIterator[Surrounding
             async with AsyncExitStack() as running:
                 api = await running.enter_async_context(_process(_SERVE, server.url, port))
                 await _until_ready(api, port, key)
+                loops = None
                 if with_loops:
-                    await running.enter_async_context(_process(_LOOP, server.url, port))
+                    loops = await running.enter_async_context(_process(_LOOP, server.url, port))
                 yield Surroundings(
                     binaries=server.cluster.binaries,
                     database_url=server.url,
                     port=port,
                     key=key,
                     api=psutil.Process(api.pid),
+                    loops=psutil.Process(loops.pid) if loops else None,
                     postmaster=psutil.Process(server.pid),
                 )
 

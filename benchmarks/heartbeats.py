@@ -1,0 +1,147 @@
+"""`python -m benchmarks.heartbeats`: what it costs that a thousand workers are alive, as shares of a core.
+
+They register and send heartbeats as real ones do, over connections that they keep, to the API as it runs in
+production, with the loops and a PostgreSQL of its own beside it; the load generator is not counted.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import uvloop
+
+from benchmarks import report
+from benchmarks.figures import Figure
+from benchmarks.http_client import connect
+from benchmarks.machine import Machine
+from benchmarks.percentiles import percentile
+from benchmarks.processes import CpuSeconds
+from benchmarks.surroundings import Surroundings, surroundings
+from benchmarks.workers import Worker, hire, let_go
+
+_BEAT_SECONDS = 5.0
+# Half a core in all for 1,000 workers.
+_AIM_PER_WORKER = 0.5 / 1000
+
+
+@dataclass(slots=True)
+class _Member:
+    """A worker that beats at its own moments, and goes by the assignment that it was told last."""
+
+    worker: Worker
+    version: str | None = None
+    taken: list[float] = field(default_factory=list)
+
+    async def beat_for_ever(self, delay: float) -> None:
+        following = time.perf_counter() + delay
+        while True:
+            await asyncio.sleep(max(0.0, following - time.perf_counter()))
+            following += _BEAT_SECONDS
+            await self._beat()
+
+    async def _beat(self) -> None:
+        body: dict[str, object] = {"state": "ready", "lease": None, "cpu_percent": 3.5, "memory_mb": 42.5, "errors": []}
+        started = time.perf_counter()
+        answer = await self.worker.connection.post(
+            f"/workers/{self.worker.worker_id}/heartbeat", body | ({"assignment": self.version} if self.version else {})
+        )
+        self.taken.append(time.perf_counter() - started)
+        told = answer.json()["assignment"]
+        self.version = told["version"] if told else self.version
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    options = _options()
+    machine = Machine.now()
+    measured = uvloop.run(_measure(options))
+    print((report.as_json if options.output == "json" else report.table)(machine, measured))
+
+
+async def _measure(options: argparse.Namespace) -> list[Figure]:
+    async with surroundings(with_loops=True) as where:
+        _say(f"registering {options.workers:,} workers")
+        workers = await hire(where, options.workers)
+        async with _alive(workers) as members:
+            # Everybody has beaten twice by then, and knows its assignment.
+            await asyncio.sleep(2 * _BEAT_SECONDS)
+            _say(f"measuring for {options.seconds:g} s")
+            for member in members:
+                member.taken.clear()
+            before, started = CpuSeconds.spent(where), time.perf_counter()
+            await asyncio.sleep(options.seconds)
+            spent, seconds = CpuSeconds.spent(where).since(before), time.perf_counter() - started
+        living = await _living(where)
+        let_go(workers)
+    taken = [latency for member in members for latency in member.taken]
+    return _figures(spent, seconds, taken, workers=len(members), living=living)
+
+
+@asynccontextmanager
+async def _alive(workers: Sequence[Worker]) -> AsyncIterator[list[_Member]]:
+    members = [_Member(worker) for worker in workers]
+    beats = [
+        asyncio.create_task(member.beat_for_ever(_BEAT_SECONDS * place / len(members)))
+        for place, member in enumerate(members)
+    ]
+    try:
+        yield members
+        for beat in beats:
+            # A beat that was refused or lost ends its task, and the measurement.
+            if beat.done():
+                beat.result()
+    finally:
+        for beat in beats:
+            beat.cancel()
+        await asyncio.gather(*beats, return_exceptions=True)
+
+
+async def _living(where: Surroundings) -> int:
+    """How many workers the service holds to be alive."""
+    reader = await connect(where.port, where.key)
+    living: int = (await reader.get("/fleet")).json()["total"]
+    reader.close()
+    return living
+
+
+def _figures(spent: CpuSeconds, seconds: float, taken: Sequence[float], *, workers: int, living: int) -> list[Figure]:
+    parts = {"API": spent.api, "loops": spent.loops, "PostgreSQL": spent.postgres}
+    milliseconds = [latency * 1000 for latency in taken]
+    return [
+        Figure(name="workers", value=workers),
+        Figure(name="of them alive at the end", value=living, target=workers),
+        Figure(name="heartbeats", value=len(taken) / seconds, unit="/s"),
+        *(
+            Figure(name=f"answered, p{share}", value=percentile(milliseconds, share / 100), unit="ms")
+            for share in (50, 95, 99)
+        ),
+        *(Figure(name=f"CPU of {name}", value=cpu / seconds, unit="cores") for name, cpu in parts.items()),
+        Figure(
+            name="CPU in all",
+            value=sum(parts.values()) / seconds,
+            unit="cores",
+            target=workers * _AIM_PER_WORKER,
+            more_is_better=False,
+        ),
+        Figure(name="CPU of a heartbeat", value=1000 * sum(parts.values()) / max(1, len(taken)), unit="ms"),
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000, help="workers that send a heartbeat every 5 s")
+    parser.add_argument("--seconds", type=float, default=60, help="length of the measurement")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    return parser.parse_args()
+
+
+def _say(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
