@@ -5,76 +5,26 @@ from collections import Counter
 from datetime import datetime
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
-import httpx
 import psutil
 import pytest
 
 from tests.system.conftest import Up, until
+from tests.system.supervising import all_completed, ask, completions, submit
 
 pytestmark = pytest.mark.slow
 
 
-async def _submit(up: Up, count: int, seconds: float) -> list[str]:
-    tasks = [
-        {"id": str(uuid4()), "agent_type": "generation", "goal_id": "kills", "payload": {"sleep_seconds": seconds}}
-        for _ in range(count)
-    ]
-    async with httpx.AsyncClient(base_url=up.url, headers=up.bearer("supervisor"), trust_env=False) as client:
-        answer = await client.post("/tasks/batch", json={"tasks": tasks})
-    assert answer.status_code == 201, answer.text
-    return [str(task["id"]) for task in tasks]
-
-
-async def _get(up: Up, path: str, **query: str) -> Any:
-    """An answer, however long the API may be away."""
-    async with httpx.AsyncClient(base_url=up.url, headers=up.bearer("operator"), trust_env=False) as client:
-        for _ in range(600):
-            try:
-                answer = await client.get(path, params=query)
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
-                continue
-            if answer.status_code == 200:
-                return answer.json()
-            await asyncio.sleep(0.1)
-    raise AssertionError(f"{path} never answered")
-
-
-async def _all_completed(up: Up, ids: list[str]) -> None:
-    async with asyncio.timeout(180):
-        while True:
-            page = await _get(up, "/tasks", goal_id="kills", limit="500")
-            states = {task["id"]: task["state"] for task in page["items"]}
-            assert set(states) == set(ids), "a task is lost"
-            if set(states.values()) == {"completed"}:
-                return
-            await asyncio.sleep(0.3)
-
-
-async def _completions(up: Up) -> Counter[str]:
-    """How often each task was completed, by the events."""
-    completed: Counter[str] = Counter()
-    cursor: dict[str, str] = {}
-    while True:
-        page = await _get(up, "/events", limit="500", **cursor)
-        completed.update(event["task_id"] for event in page["items"] if event["kind"] == "task.completed")
-        if not page["items"]:
-            return completed
-        cursor = {"after": page["next"]}
-
-
 async def test_every_process_may_die_while_work_goes_on(up: Up) -> None:
     await up.start()
-    ids = await _submit(up, 60, 0.3)
+    ids = await submit(up, 60, 0.3)
     for victim in ("worker_agent", "app.main", "app.background", "postgres", "worker_agent"):
         await asyncio.sleep(1.5)
         process = up.running(victim)
         process.kill()
         await until(partial(_is_gone, process), what=f"the end of {victim}")
-    await _all_completed(up, ids)
-    assert await _completions(up) == Counter(dict.fromkeys(ids, 1))
+    await all_completed(up, ids)
+    assert await completions(up) == Counter(dict.fromkeys(ids, 1))
     await _check_replacements(up)
     assert up.stop() == 0
     await until(lambda: not up.processes(), what="the end of every process")
@@ -89,7 +39,7 @@ async def _check_replacements(up: Up) -> None:
 
     async with asyncio.timeout(60):
         while not records or not all(record["registered_at"] for record in records):
-            records = (await _get(up, "/replacements"))["items"]
+            records = (await ask(up, "/replacements"))["items"]
             await asyncio.sleep(0.1)
     assert len(records) >= 2
     for record in records:
@@ -99,13 +49,13 @@ async def _check_replacements(up: Up) -> None:
 
 async def test_up_goes_on_where_it_was_killed_and_leaves_no_orphan(up: Up) -> None:
     await up.start()
-    ids = await _submit(up, 20, 0.5)
+    ids = await submit(up, 20, 0.5)
     await asyncio.sleep(1)
     up.kill()
     await up.start()
-    await _all_completed(up, ids)
-    assert await _completions(up) == Counter(dict.fromkeys(ids, 1))
-    workers = (await _get(up, "/workers"))["items"]
+    await all_completed(up, ids)
+    assert await completions(up) == Counter(dict.fromkeys(ids, 1))
+    workers = (await ask(up, "/workers"))["items"]
     ours = [process for process in up.processes() if "worker_agent" in process.cmdline()]
     assert {process.pid for process in ours} == {worker["pid"] for worker in workers}
     assert len(ours) == 3
@@ -115,7 +65,7 @@ async def test_up_goes_on_where_it_was_killed_and_leaves_no_orphan(up: Up) -> No
 
 async def test_a_killed_up_leaves_nothing_even_if_it_never_comes_back(up: Up) -> None:
     await up.start()
-    await _submit(up, 6, 2)
+    await submit(up, 6, 2)
     await asyncio.sleep(1)
     assert up.processes()
     up.kill()
