@@ -9,7 +9,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from app.api import advice
 from app.api.access import Caller, must_be, requires
+from app.api.advice import AdviceOut
 from app.api.fields import Body, Moment, Sentence, Word
 from app.api.json import answer, raw
 from app.api.lean import LeanRoute
@@ -82,6 +84,7 @@ class BeatOut(BaseModel):
     state: str
     directives: list[DirectiveOut]
     lease_expires_at: Moment | None
+    degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
     assignment: AssignmentOut | None = Field(description="null when the heartbeat named the version in force")
 
 
@@ -112,7 +115,8 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         "lease_expires_at": pulse.lease_expires_at,
         "assignment": _assignment(pulse, limits, call.assignment),
     }
-    return answer(raw(seen, {"directives": json.dumps(_directives(pulse, beat))}))
+    texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
+    return answer(raw(seen, texts))
 
 
 def _assignment(pulse: Pulse, limits: ResourceLimits, known: str | None) -> dict[str, Any] | None:
