@@ -100,10 +100,11 @@ def _standstills(queue: QueueSnapshot) -> Iterator[Reason]:
 
 def _resources(snapshot: Snapshot, policy: ReportPolicy) -> Iterator[Reason]:
     subjects = sorted({span.subject for span in snapshot.spans if utilisation.is_host(span.subject)})
+    bounds = {Measure.CPU: policy.processors, Measure.MEMORY: policy.memory}
     for subject in subjects:
         for measure, name in _NAMES.items():
-            percent = utilisation.mean_of(snapshot.spans, subject, measure)
-            if percent is not None and (bad := policy.resource.level(percent)) is not None:
+            percent = utilisation.mean_of(snapshot.spans, subject, measure, least_samples=policy.least_samples)
+            if percent is not None and (bad := bounds[measure].level(percent)) is not None:
                 message = f"{name} of {subject} are" if measure is Measure.CPU else f"{name} of {subject} is"
                 message += f" {percent:.0f} % in use, on the mean of the last minutes"
                 yield Reason(code=f"{measure.value}_short", level=bad, message=message)

@@ -96,11 +96,11 @@ def fullest(spans: Iterable[Span], measure: Measure, now: datetime, policy: Util
     return known[WORKERS].last if WORKERS in known else None
 
 
-def mean_of(spans: Iterable[Span], subject: str, measure: Measure) -> float | None:
-    """The mean of all samples of a subject, None without any."""
+def mean_of(spans: Iterable[Span], subject: str, measure: Measure, *, least_samples: int = 1) -> float | None:
+    """The mean of all samples of a subject, None where there are too few."""
     known = [span for span in spans if span.subject == subject and span.measure is measure]
     samples = sum(span.samples for span in known)
-    return sum(span.total for span in known) / samples if samples else None
+    return sum(span.total for span in known) / samples if samples >= max(1, least_samples) else None
 
 
 def starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:

@@ -1,5 +1,6 @@
 """What a judgement of the whole goes by: what is looked at, what is still well, and what a finding is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,8 +39,12 @@ class Bounds:
 class ReportPolicy:
     """What is still well. Percentages, seconds, and numbers of rows."""
 
-    # 80 % is the specification's own threshold of resources; at 95 % the next burst finds nothing left.
-    resource: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
+    # 80 % is the specification's own threshold of resources. Busy processors make all slow and end nothing, but when
+    # memory is used up, processes are killed.
+    processors: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=math.inf))
+    memory: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
+    # A minute of samples: what comes and goes within one is ordinary.
+    least_samples: int = 12
     # What is worth an alert is worth a finding: queue and database are judged by the same figures.
     oldest_task: Bounds = field(
         default_factory=lambda: Bounds(degraded=_SYMPTOMS.oldest_seconds, critical=_SYMPTOMS.oldest_critical_seconds)

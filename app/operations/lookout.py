@@ -34,6 +34,8 @@ class LookPolicy:
     statement_seconds: float = 0.5
     # A report is promised within one second.
     patience_seconds: float = 0.8
+    # A server that is gone without a word leaves a connection that never answers: another is made then.
+    silence_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,11 @@ class Lookout:
 
     async def _look(self) -> Snapshot:
         try:
-            async with self._database.transaction() as connection:
+            async with asyncio.timeout(self.policy.silence_seconds), self._database.transaction() as connection:
                 await vitals.hurry(connection, self.policy.statement_seconds)
                 return await gather(connection, self.terms)
+        except TimeoutError:
+            raise DatabaseUnavailable(_slow(self.policy.silence_seconds), reason=DATABASE_SLOW) from None
         except DatabaseUnavailable as error:
             if vitals.was_slow(error):
                 raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error

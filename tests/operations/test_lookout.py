@@ -16,8 +16,9 @@ from app.domain.scaling import Mode
 from app.operations.lookout import Lookout, LookPolicy, Terms, gather
 from app.store.database import Database
 from tests.factories import leased, ready_worker, submitted
+from tests.lines import silent_line
 from tests.ports import free_port
-from tests.sql import execute, until_blocked
+from tests.sql import execute, until, until_blocked
 
 _TERMS = Terms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
 _EAGER = LookPolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)
@@ -110,6 +111,25 @@ async def test_without_a_database_it_still_reports() -> None:
     assert not answered
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
     await lookout.close()
+
+
+async def test_a_connection_that_has_gone_silent_is_replaced(database: Database) -> None:
+    """As after a failover: packets of the old connection get lost, and a new one would be answered."""
+    policy = LookPolicy(fresh_seconds=0, patience_seconds=0.1, silence_seconds=0.3)
+    async with silent_line(database.url) as line:
+        lookout = Lookout(Database(line.url, connections=1), _TERMS, policy)
+        lookout.policy = LookPolicy(fresh_seconds=0, patience_seconds=30)
+        await lookout.look()
+        lookout.policy = policy
+        line.hush()
+        with pytest.raises(DatabaseUnavailable):
+            await lookout.look()
+
+        async def answered() -> bool:
+            return (await lookout.report())[1]
+
+        await until(answered)
+        await lookout.close()
 
 
 async def test_all_connections_of_others_may_be_taken(database: Database, lookout: Lookout) -> None:
