@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from app.cli.stack import Stack, StackError, running
 from app.cli.up import stop_signal
+from app.cli.wishes import Wish
 from app.domain.access import Role
 from app.embedded.errors import EmbeddedError
 from app.settings import Settings, SettingsError
@@ -64,7 +66,10 @@ def demo(
 
 async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool) -> bool:
     stop, began = stop_signal(), datetime.now(UTC)
-    async with running(settings, lambda line: console.print(f"[dim]{line}[/]"), log_files=True) as stack:
+    # As many as were asked for, also where that is more or fewer than the mode is meant for.
+    wish = Wish(min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo")
+    say = partial(console.print, style="dim")
+    async with running(settings, say, log_files=True, wish=wish) as stack:
         console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
         research = asyncio.create_task(_research(stack, seed, rounds))
         stopping = asyncio.create_task(stop.wait())

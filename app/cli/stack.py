@@ -12,7 +12,9 @@ from pathlib import Path
 import httpx
 
 from app.cli.supervisor import Program, Supervisor, end_leftovers
-from app.domain.access import Role
+from app.cli.wishes import Wish, grant
+from app.domain.access import Role, read_key
+from app.domain.errors import ConfigRefused
 from app.domain.scaling import Mode
 from app.embedded.binaries import find_binaries
 from app.embedded.cluster import Cluster
@@ -21,6 +23,7 @@ from app.embedded.server import Server
 from app.operations.access import Keyring, create_key
 from app.settings import Settings
 from app.store import schema
+from app.store.config import Version
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ _KEYS: Mapping[Role, str] = {
     Role.SUPERVISOR: "supervisor.key",
 }
 Say = Callable[[str], None]
+_NO_WISH = Wish()
 
 
 class StackError(Exception):
@@ -47,6 +51,7 @@ class Stack:
     database_url: str
     keys: Mapping[Role, str]
     new_keys: frozenset[Role]
+    config: Version
     supervisor: Supervisor
 
     def restarts(self) -> dict[str, int]:
@@ -55,7 +60,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(settings: Settings, say: Say, *, log_files: bool) -> AsyncIterator[Stack]:
+async def running(settings: Settings, say: Say, *, log_files: bool, wish: Wish = _NO_WISH) -> AsyncIterator[Stack]:
     """Bring everything up, and down again in order. Raises StackError, EmbeddedError."""
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
@@ -66,7 +71,7 @@ async def running(settings: Settings, say: Say, *, log_files: bool) -> AsyncIter
         port = _free_port(settings)
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
-        keys, fresh = await _prepare(url, state, say)
+        keys, fresh, config = await _prepare(url, settings, wish, say)
         environment = _environment(settings, url, port, keys)
         programs = _programs(settings, environment, state / "logs" if log_files else None)
         supervisor = Supervisor(server, programs, state / "children.json")
@@ -75,7 +80,14 @@ async def running(settings: Settings, say: Say, *, log_files: bool) -> AsyncIter
         address = f"http://{settings.host}:{port}"
         await _until_ready(address, programs)
         _write(state / "url", address)
-        yield Stack(url=address, database_url=url, keys=keys, new_keys=frozenset(fresh), supervisor=supervisor)
+        yield Stack(
+            url=address,
+            database_url=url,
+            keys=keys,
+            new_keys=frozenset(fresh),
+            config=config,
+            supervisor=supervisor,
+        )
 
 
 async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -> Server:
@@ -91,16 +103,26 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
     return server
 
 
-async def _prepare(url: str, state: Path, say: Say) -> tuple[dict[Role, str], set[Role]]:
-    """Migrate, and make the keys that are missing; returns all keys and which are new."""
+async def _prepare(url: str, settings: Settings, wish: Wish, say: Say) -> tuple[dict[Role, str], set[Role], Version]:
+    """Migrate, make the keys that are missing, configure; returns all keys, which are new, and what is in force."""
     database = Database(url)
     try:
         before, after = await schema.migrate(database.engine)
         if before != after:
             say(f"migrated the database from {before or 'nothing'} to {after}")
-        return await _keys(database, state)
+        keys, fresh = await _keys(database, settings.state_directory)
+        return keys, fresh, await _configure(database, settings, wish, keys[Role.OPERATOR])
     finally:
         await database.close()
+
+
+async def _configure(database: Database, settings: Settings, wish: Wish, key: str) -> Version:
+    by = (read_key(key) or ("convener up", ""))[0]
+    try:
+        return await grant(database, settings.mode or Mode.DEVELOPMENT, wish, by)
+    except ConfigRefused as refused:
+        remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in refused.fields)
+        raise StackError(f"the pool cannot be so: {remarks}") from None
 
 
 async def _keys(database: Database, state: Path) -> tuple[dict[Role, str], set[Role]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ from rich.console import Console
 from rich.panel import Panel
 
 from app.cli.stack import Stack, StackError, running
+from app.cli.wishes import Wish
 from app.domain.access import Role
+from app.domain.config import conduct
+from app.domain.scaling import Mode
 from app.embedded.errors import EmbeddedError
 from app.settings import Settings, SettingsError
 
@@ -18,7 +22,13 @@ console = Console(stderr=True, highlight=False)
 
 
 def up(
-    workers: Annotated[int | None, typer.Option(help="workers that the pool keeps running", min=0, max=1000)] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="workers at the start; in development also later; 0: start none here", min=0, max=1000),
+    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="development keeps its size, the others scale")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="never fewer workers", min=1, max=100)] = None,
+    max_workers: Annotated[int | None, typer.Option(help="never more workers", min=1, max=1000)] = None,
     handlers: Annotated[
         str | None, typer.Option(help="module whose HANDLERS the workers run; echo agents when absent")
     ] = None,
@@ -27,27 +37,32 @@ def up(
 ) -> None:
     """Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.
 
-    A second start goes on where the first was. With CONVENER_DATABASE_URL your own PostgreSQL is used.
+    A second start goes on where the first was. With CONVENER_DATABASE_URL your own PostgreSQL is used. Mode and bounds
+    become a new version of the configuration, which `convener config` shows and changes.
 
     Examples:
 
       convener up
 
-      convener up --workers 8 --handlers my_agents
+      convener up --workers 8 --max-workers 8 --handlers my_agents
+
+      convener up --mode production --min-workers 2 --max-workers 12
     """
     chosen = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
+    wish = Wish(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
     try:
         settings = Settings.from_environment()
         settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, wish))
     except (StackError, EmbeddedError, SettingsError) as error:
         console.print(f"[bold red]convener up:[/] {error}")
         raise typer.Exit(1) from None
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, wish: Wish) -> None:
     stop = stop_signal()
-    async with running(settings, lambda line: console.print(f"[dim]{line}[/]"), log_files=False) as stack:
+    say = partial(console.print, style="dim")
+    async with running(settings, say, log_files=False, wish=wish) as stack:
         console.print(_welcome(stack, settings))
         await stop.wait()
         console.print(
@@ -69,7 +84,8 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     lines = [
         f"API       {stack.url}",
         f"Swagger   {stack.url}/docs",
-        f"Workers   {settings.pool_size}, running {agents}",
+        f"Workers   {_plan(stack, settings)}",
+        f"Agents    {agents}",
         f"State     {settings.state_directory}",
     ]
     if Role.OPERATOR in stack.new_keys:
@@ -79,3 +95,15 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "
     lines += ["", f"In another terminal: {where}convener status"]
     return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)
+
+
+def _plan(stack: Stack, settings: Settings) -> str:
+    """What the pool will do."""
+    pool, mode = stack.config.document.worker_pool, stack.config.mode
+    size = max(pool.min_workers, min(settings.pool_size, pool.max_workers))
+    if not settings.pool_size:
+        return "none are started here; `convener decisions ls` recommends how many there should be"
+    if conduct(mode).scales:
+        return f"{size} now, then {pool.min_workers} to {pool.max_workers} as the queue needs ({mode.value})"
+    asked = "" if size == settings.pool_size else f"; {settings.pool_size} were asked for"
+    return f"{size}, always ({mode.value} allows {pool.min_workers} to {pool.max_workers}{asked})"
