@@ -3,8 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.access import Caller, requires
@@ -17,6 +15,8 @@ from app.api.config_bodies import (
     RollbackIn,
     changed,
     history_item,
+    patched,
+    plain_document,
     shown,
 )
 from app.api.connections import Reading, Writing
@@ -24,10 +24,9 @@ from app.api.fields import Limit, Sentence
 from app.api.problems import documented
 from app.api.services import ServicesDep
 from app.api.versions import IfMatch, IfNoneMatch, etag, expected, is_known
-from app.domain import config as rules
 from app.domain import errors
 from app.domain.access import Principal, Scope
-from app.domain.config import Action, Document
+from app.domain.config import Action
 from app.operations import config as operations
 from app.operations.config import Order, Outcome
 from app.store import config as store
@@ -85,7 +84,7 @@ async def put(
     Safe to repeat: the same body sent again with the same If-Match is accepted again.
     """
     order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
-    outcome = await operations.change(connection, services.config.initial, order, Action.SET, _plain_document(document))
+    outcome = await operations.change(connection, services.config.initial, order, Action.SET, plain_document(document))
     return _answer(outcome, order, response)
 
 
@@ -106,7 +105,7 @@ async def patch(
     """
     order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
     base = await operations.base(connection, services.config.initial, order.expected)
-    document = _patched(base.document, merge)
+    document = patched(base.document, merge)
     outcome = await operations.change(connection, services.config.initial, order, Action.PATCH, document)
     return _answer(outcome, order, response)
 
@@ -170,22 +169,6 @@ async def switch(
     order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=dry_run)
     outcome = await operations.switch(connection, services.config.initial, order, wanted.mode)
     return _answer(outcome, order, response)
-
-
-def _patched(document: Document, merge: dict[str, Any]) -> Document:
-    """The document after the patch. Raises RequestValidationError."""
-    try:
-        checked = DocumentIn.model_validate(rules.merged(rules.plain(document), merge))
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
-    except RecursionError:
-        raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
-    weights = merge.get("agent_weights") or {}
-    return rules.balanced(_plain_document(checked), weights)
-
-
-def _plain_document(checked: BaseModel) -> Document:
-    return rules.document_of(checked.model_dump())
 
 
 def _answer(outcome: Outcome, order: Order, response: Response) -> ChangedOut:

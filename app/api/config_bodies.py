@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.fields import Body, Moment, Sentence
 from app.domain import config as rules
 from app.domain.agents import AgentType
-from app.domain.config import Action
+from app.domain.config import Action, Document
 from app.domain.scaling import Mode
 from app.domain.weights import WeightPolicy
 from app.operations.config import Outcome, content
@@ -184,3 +185,20 @@ def _fields(version: Version) -> dict[str, Any]:
 
 def _change(change: rules.Change) -> ChangeOut:
     return ChangeOut(path=change.path, before=change.before, after=change.after)
+
+
+def patched(document: Document, merge: dict[str, Any]) -> Document:
+    """The document after the patch. Raises RequestValidationError."""
+    try:
+        checked = DocumentIn.model_validate(rules.merged(rules.plain(document), merge))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    except RecursionError:
+        raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
+    weights = merge.get("agent_weights") or {}
+    return rules.balanced(plain_document(checked), weights)
+
+
+def plain_document(checked: BaseModel) -> Document:
+    """The document that this body is."""
+    return rules.document_of(checked.model_dump())

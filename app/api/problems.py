@@ -45,6 +45,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.ContextNotFound: 404,
     errors.CheckpointNotFound: 404,
     errors.ConfigVersionNotFound: 404,
+    errors.DecisionNotFound: 404,
     errors.AlertNotFound: 404,
     errors.AlertResolved: 409,
     errors.ConfigRefused: 422,

@@ -35,6 +35,7 @@ _HINTS = {
     "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",
     "alert_not_found": "`convener alerts ls` lists them; old ones are pruned",
     "alert_resolved": "there is nothing left to know; `convener alerts get ID` shows when it ended",
+    "decision_not_found": "`convener decisions ls` lists them; those that changed nothing are kept for a day",
     "config_version_not_found": "`convener config history` lists the versions",
     "config_refused": "correct the values named above; `convener config get` shows the others",
     "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",

@@ -18,6 +18,7 @@ from app.cli import (
     context,
     db,
     dead_letters,
+    decisions,
     degradation,
     events,
     health,
@@ -79,6 +80,7 @@ def build() -> typer.Typer:
     app.add_typer(context.app, name="context", rich_help_panel=_STEER)
     app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel=_STEER)
     app.add_typer(config.app, name="config", rich_help_panel=_STEER)
+    app.add_typer(decisions.app, name="decisions", rich_help_panel=_STEER)
     app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
     app.add_typer(llm.app, name="llm", rich_help_panel=_STEER)
     app.add_typer(degradation.app, name="degradation", rich_help_panel=_STEER)

@@ -46,7 +46,7 @@ class _Wish:
         return client.change(self.method, self.path, body, version=version, **query)
 
 
-def _patch(values: list[str]) -> Json:
+def patch_of(values: list[str]) -> Json:
     """The merge patch that `path=value` words mean together. Raises BadParameter."""
     patch: Json = {}
     for value in values:
@@ -100,7 +100,7 @@ def set_values(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Change some values. Shows what that changes, and asks; a weight gets just its share, the others the rest."""
-    _do(_Wish(method="PATCH", path="/config", body=_patch(values), reason=reason), yes, url, fmt)
+    _do(_Wish(method="PATCH", path="/config", body=patch_of(values), reason=reason), yes, url, fmt)
 
 
 @app.command(epilog=output.examples("convener config diff", "convener config diff 3", "convener config diff 3 -o json"))

@@ -149,7 +149,9 @@ def replayed(roster_text: str, text: str) -> str:
 def shown(kept: Mapping[str, Any], roster_text: str) -> dict[str, Any]:
     """A decision in the shape of the specification, and what else is known of it."""
     told = dict(kept)
-    told["resource_allocation"] = resource_allocation(told.pop("allocation"), roster_text, kept["new_workers"])
+    allocation = told.pop("allocation")
+    told["resource_allocation"] = resource_allocation(allocation, roster_text, kept["new_workers"])
+    told["sizes"] = allocation["sizes"]
     return told
 
 

@@ -292,6 +292,12 @@ class ConfigVersionNotFound(ConvenerError):
     code = "config_version_not_found"
 
 
+class DecisionNotFound(ConvenerError):
+    """There is no such decision, or none any more."""
+
+    code = "decision_not_found"
+
+
 class ConfigRefused(_ValuesRefused):
     """The values of the configuration do not go together, or not with its mode."""
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from statistics import fmean
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -141,7 +142,7 @@ def cpu(seen: Pool, ready: Sequence[Worker]) -> float | None:
     """How busy processors are, as a share of 1: the hosts' or the workers' own, whichever is more; None: not known."""
     hosts_share = [host.cpu_share for host in seen.hosts if host.cpu_share is not None]
     shares = [min(1.0, w.cpu_percent / 100 / w.cpu_cores) for w in ready if w.cpu_percent is not None and w.cpu_cores]
-    means = [sum(known) / len(known) for known in (hosts_share, shares) if known]
+    means = [fmean(known) for known in (hosts_share, shares) if known]
     return max(means, default=None)
 
 

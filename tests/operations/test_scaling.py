@@ -8,8 +8,8 @@ from app.domain.scaling import Mode
 from app.operations import scaling
 from app.store import decisions
 from app.store.database import Database
+from tests.crews import arrive, beats, bounds, crew, decided, keep_up, passed
 from tests.factories import leased, ready_worker, submitted
-from tests.operations.crews import arrive, beats, bounds, crew, decided, keep_up, passed
 from tests.sql import execute, fetch, value
 
 

@@ -1,0 +1,129 @@
+"""Decisions on the pool: what was decided and why, replayed, supposed, and in short for autoscalers."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from app.api.access import requires
+from app.api.config_bodies import patched
+from app.api.connections import Reading
+from app.api.fields import Limit
+from app.api.problems import documented
+from app.api.scaling_bodies import (
+    DecisionOut,
+    DecisionPage,
+    DifferenceOut,
+    RecommendationOut,
+    ReplayManyIn,
+    ReplayManyOut,
+    ReplayOut,
+    WhatIfIn,
+    WhatIfOut,
+    brief,
+    recommended,
+    replayed,
+    supposed,
+    whole,
+)
+from app.api.services import ServicesDep
+from app.domain import errors
+from app.domain.access import Scope
+from app.domain.config import changes
+from app.operations import decisions as operations
+from app.operations.decisions import Variation
+from app.store import decisions as store
+from app.store.database import Database
+from app.store.decisions import Kept
+
+router = APIRouter(prefix="/scaling", tags=["scaling"])
+_READ = [requires(Scope.READ)]
+_NEWEST = 2**63 - 1
+_FINDING = documented(errors.DecisionNotFound)
+DecisionId = Annotated[int, Path(ge=1, le=_NEWEST)]
+
+
+@router.get("/decisions", summary="List decisions", dependencies=_READ)
+async def page(
+    connection: Reading,
+    changes_only: Annotated[bool, Query(alias="changes", description="only those that changed something")] = False,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 50,
+) -> DecisionPage:
+    """What was decided, newest first; each without its workers and its inputs, which can be many.
+
+    Decisions that changed nothing are kept for a day, the others as long as the history of tasks.
+    """
+    found = await store.page(connection, before=after, limit=limit + 1, changes=changes_only)
+    following = found[limit - 1].id if len(found) > limit else None
+    return DecisionPage(items=[brief(kept) for kept in found[:limit]], next=following)
+
+
+@router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_READ, responses=_FINDING)
+async def read(
+    decision_id: DecisionId,
+    connection: Reading,
+    inputs: Annotated[bool, Query(description="also all that it depends on")] = False,
+) -> DecisionOut:
+    """A decision in the specification's shape, and in plain words: what drove it, each limit, what was rejected."""
+    kept = await operations.read(connection, decision_id)
+    return await asyncio.to_thread(whole, kept, inputs=inputs)
+
+
+@router.post("/decisions/{decision_id}/replay", summary="Replay a decision", dependencies=_READ, responses=_FINDING)
+async def replay(decision_id: DecisionId, services: ServicesDep) -> ReplayOut:
+    """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
+    kept = await _read(services.database, decision_id)
+    return replayed(await asyncio.to_thread(operations.replay, kept))
+
+
+@router.post("/decisions/replay", summary="Replay many decisions", dependencies=_READ)
+async def replay_many(asked: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
+    """The same for the next so many decisions above an id; returns those that come out differently."""
+    async with services.database.transaction() as connection:
+        found = await store.onward(connection, after=asked.after, limit=asked.limit)
+    # Away from the loop, since each takes milliseconds; and no connection is held meanwhile.
+    results = [await asyncio.to_thread(operations.replay, kept) for kept in found]
+    different = [replayed(result) for result in results if not result.identical]
+    following = found[-1].id if len(found) == asked.limit else None
+    return ReplayManyOut(replayed=len(found), different=different, next=following)
+
+
+@router.post(
+    "/what-if",
+    summary="Decide under another configuration",
+    dependencies=_READ,
+    responses=documented(errors.DecisionNotFound, errors.ConfigRefused),
+)
+async def what_if(asked: WhatIfIn, connection: Reading) -> WhatIfOut:
+    """What would have been decided then, had the configuration been another. Changes nothing."""
+    kept = await operations.read(connection, asked.decision_id)
+    document = None
+    if asked.config is not None or asked.mode is not None:
+        document = patched(await operations.base_document(connection, kept, asked.mode), asked.config or {})
+    variation = Variation(
+        document=document,
+        mode=asked.mode,
+        weights_changed="agent_weights" in (asked.config or {}),
+        wait_target_seconds=asked.wait_target_seconds,
+    )
+    told = await asyncio.to_thread(operations.what_if, kept, variation)
+    decided, other = brief(kept), supposed(told)
+    before = decided.model_dump(mode="json", exclude={"id"})
+    after = other.model_dump(mode="json", include=set(before))
+    differences = [DifferenceOut.model_validate(one, from_attributes=True) for one in changes(before, after)]
+    return WhatIfOut(decided=decided, supposed=other, differences=differences)
+
+
+@router.get("/recommendation", summary="Read how many workers there should be", dependencies=_READ)
+async def recommendation(connection: Reading, services: ServicesDep) -> RecommendationOut:
+    """In flat numbers, for autoscalers like KEDA's metrics-api scaler (`valueLocation: target_workers`).
+
+    Read from one row, so it may be asked as often as one likes.
+    """
+    return recommended(await operations.recommendation(connection, services.config.initial))
+
+
+async def _read(database: Database, decision_id: int) -> Kept:
+    async with database.transaction() as connection:
+        return await operations.read(connection, decision_id)
