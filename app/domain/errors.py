@@ -3,35 +3,8 @@
 The first line of a class's docstring is its title; `code` is stable and part of the contract.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-
-class ConvenerError(Exception):
-    """Something went wrong."""
-
-    code = "internal_error"
-    # (path, message) of each value that is not allowed.
-    fields: Sequence[tuple[str, str]] = ()
-
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        reason: str | None = None,
-        facts: Mapping[str, Any] | None = None,
-        retry_after_seconds: int | None = None,
-    ) -> None:
-        super().__init__(detail or self.title())
-        self.detail = detail or self.title()
-        self.reason = reason
-        self.facts = facts or {}
-        self.retry_after_seconds = retry_after_seconds
-
-    @classmethod
-    def title(cls) -> str:
-        """The sentence that names this problem, without its full stop."""
-        return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+from app.domain.refusal import ConvenerError as ConvenerError
+from app.domain.refusal import ValuesRefused
 
 
 class TaskNotFound(ConvenerError):
@@ -260,15 +233,7 @@ class AnswerNotCached(ConvenerError):
     code = "answer_not_cached"
 
 
-class _ValuesRefused(ConvenerError):
-    """Values of a body that cannot be."""
-
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
-        self.fields = fields
-
-
-class SamplesRefused(_ValuesRefused):
+class SamplesRefused(ValuesRefused):
     """A sample of this batch is not what its series, or the clock, allows; nothing was taken."""
 
     code = "samples_refused"
@@ -298,7 +263,7 @@ class DecisionNotFound(ConvenerError):
     code = "decision_not_found"
 
 
-class ConfigRefused(_ValuesRefused):
+class ConfigRefused(ValuesRefused):
     """The values of the configuration do not go together, or not with its mode."""
 
     code = "config_refused"

@@ -73,7 +73,7 @@ async def test_a_replay_ends_with_1_where_something_differs(
 async def test_what_if_shows_both(convener: CommandLine, decision: int) -> None:
     shown = await convener("decisions", "what-if", "worker_pool.max_workers=15", "--decision", str(decision))
     assert shown.code == 0, shown.err
-    line = next(line for line in shown.out.splitlines() if "target workers" in line)
+    line = next(line for line in shown.out.splitlines() if line.startswith("target"))
     assert line.split()[-2:] == ["20", "15"]
     told = (await convener("decisions", "what-if", "--mode", "trusted_tester", "-o", "json")).json
     assert told["supposed"]["target_workers"] == 12

@@ -1,12 +1,12 @@
 """What agents achieve reaches the decisions on the pool: weights with their reasons, and more for who gains by it."""
 
 import pytest
-from tests.operations.crews import bounds, crew, decided
 
 from app.domain import decision_records as records
 from app.domain.agents import AgentType
 from app.store import decisions
 from app.store.database import Database
+from tests.crews import bounds, crew, decided
 from tests.sql import value
 from tests.weighing import as_in_example_2, example_2, fold, minute_passes, tick, told
 
