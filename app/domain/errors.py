@@ -187,14 +187,10 @@ class DeadLetterNotFound(ConvenerError):
     code = "dead_letter_not_found"
 
 
-class WeightsRefused(ConvenerError):
+class WeightsRefused(ValuesRefused):
     """These weights cannot be."""
 
     code = "weights_refused"
-
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
-        self.fields = fields
 
 
 class AlertNotFound(ConvenerError):
