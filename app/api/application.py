@@ -81,7 +81,7 @@ operators watch the pool. Press **Authorize** and paste a key; every error is an
 _TAGS = [
     {"name": "tasks", "description": "What the Supervisor wants done"},
     {"name": "queues", "description": "How much waits, for how long, and what is paused"},
-    {"name": "goals", "description": "How research goals share the queue"},
+    {"name": "goals", "description": "Research goals: limits, iterations, and how they share the queue"},
     {"name": "dead letters", "description": "Tasks that failed for good"},
     {"name": "leases", "description": "One task, one worker, fenced by a token"},
     {"name": "workers", "description": "Who works, and how they are"},

@@ -20,6 +20,7 @@ from app.api.streaming import EventStream, Message, Turn
 from app.api.waiting import until_gone
 from app.domain.access import Scope
 from app.domain.errors import ConvenerError, DatabaseUnavailable
+from app.domain.goals import GoalMove
 from app.domain.tasks import Move
 from app.store import events
 from app.store.events import BEGINNING, Cursor, Event
@@ -30,13 +31,13 @@ _PAGE = 500
 
 
 class EventOut(BaseModel):
-    """One change of a task's state."""
+    """One change of a task's state; or of a goal's, which is about no task and no agent type."""
 
     cursor: str
     at: Moment
     kind: str
-    task_id: UUID
-    agent_type: str
+    task_id: UUID | None
+    agent_type: str | None
     goal_id: str | None
     worker_id: UUID | None
     token: int | None
@@ -54,7 +55,7 @@ After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
-Kinds = Annotated[list[Move] | None, Query(description="only of these kinds")]
+Kinds = Annotated[list[Move | GoalMove] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {

@@ -7,6 +7,7 @@ from math import inf
 from types import TracebackType
 
 from app.api.services import Services
+from app.domain.goals import GoalMove
 from app.domain.tasks import Move
 from app.store import announcements, events
 from app.store.events import Cursor, Event
@@ -21,7 +22,7 @@ class Wanted:
     """Which events are wanted; without a goal or kinds, all of them."""
 
     goal_id: str | None = None
-    kinds: Collection[Move] = ()
+    kinds: Collection[Move | GoalMove] = ()
 
     def among(self, found: Sequence[Event]) -> list[Event]:
         """Those of the events that are wanted."""

@@ -29,7 +29,7 @@ _DESCENDING = sorted(Priority, reverse=True)
 
 
 class DepthOut(BaseModel):
-    """Tasks that are queued: pending, delayed or blocked."""
+    """Tasks that are queued: pending, delayed, held or blocked."""
 
     total: int
     by_priority: dict[PriorityName, int]
@@ -41,6 +41,7 @@ class PhasesOut(BaseModel):
 
     pending: int = Field(description="may run now")
     delayed: int = Field(description="wait for their time, or for a retry")
+    held: int = Field(description="wait for their goal, which is paused or out of budget")
     blocked: int = Field(description="wait for other tasks")
     assigned: int
     executing: int

@@ -150,6 +150,7 @@ class TaskSummary(BaseModel):
     timeout_seconds: float
     deadline: Moment | None
     run_at: Moment | None
+    held: bool = Field(description="not leased, because its goal is paused or out of budget")
     token: int
     worker_id: UUID | None
     created_at: Moment

@@ -13,6 +13,7 @@ from app.cli.client import PAGE, Client, Json, Refusal, Unreachable, Url, connec
 from app.cli.failures import Failure
 from app.cli.output import Format, Output
 from app.cli.words import Goal
+from app.domain.goals import GoalMove
 from app.domain.tasks import Move
 
 EPILOG = output.examples(
@@ -28,8 +29,8 @@ _FEW = 50
 def _kind(values: list[str] | None) -> list[str]:
     kinds = [value if "." in value else f"task.{value}" for value in values or ()]
     for kind in kinds:
-        if kind not in set(Move):
-            known = ", ".join(move.removeprefix("task.") for move in Move)
+        if kind not in {*Move, *GoalMove}:
+            known = ", ".join([*(move.removeprefix("task.") for move in Move), *GoalMove])
             raise typer.BadParameter(f"{kind} is no kind of event; known are {known}")
     return kinds
 

@@ -121,12 +121,12 @@ def _priorities(queue: Json) -> Table:
 
 
 def _types(queue: Json) -> Table:
-    numbers = ("PENDING", "DELAYED", "BLOCKED", "RUNNING", "TOOK P50", "P95")
+    numbers = ("PENDING", "DELAYED", "HELD", "BLOCKED", "RUNNING", "TOOK P50", "P95")
     table = output.table("AGENT", *numbers, numbers=numbers)
     for agent, lanes in queue["queues"].items():
         phases = {phase: sum(lane[phase] for lane in lanes.values()) for phase in next(iter(lanes.values()))}
         running = phases["assigned"] + phases["executing"]
-        counts = (phases["pending"], phases["delayed"], phases["blocked"], running)
+        counts = (phases["pending"], phases["delayed"], phases["held"], phases["blocked"], running)
         took = queue["service_times"][agent]
         table.add_row(output.cell(agent), *map(count, counts), _seconds(took["p50"]), _seconds(took["p95"]))
     return table

@@ -11,10 +11,11 @@ from app.domain.lanes import Lane
 from app.domain.minutes import Minute, within
 from app.domain.tasks import Move, Priority
 
-# What a live task counts as: its state, or `delayed` for a pending one whose time has not come.
-PHASES = ("pending", "delayed", "blocked", "assigned", "executing")
+# What a live task counts as: its state, or for a pending one `delayed` when its time has not come, and `held` when its
+# goal is paused or out of budget.
+PHASES = ("pending", "delayed", "held", "blocked", "assigned", "executing")
 # Tasks in these phases make up the queue; the others are with a worker.
-QUEUED = frozenset({"pending", "delayed", "blocked"})
+QUEUED = frozenset({"pending", "delayed", "held", "blocked"})
 
 MOVES: Mapping[str, frozenset[str]] = {
     "submitted": frozenset({Move.SUBMIT.value}),

@@ -24,6 +24,7 @@ from app.operations import (
     counting,
     degradation,
     fleet,
+    holding,
     housekeeping,
     performance,
     permits,
@@ -111,6 +112,9 @@ DUTIES: Sequence[Duty] = (
         seconds=UtilisationPolicy().every_seconds,
         run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
     ),
+    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: holding.fold(db)),
+    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: holding.enforce(db)),
+    Duty(name=holding.LOOK_FOR_STRAYS, seconds=5, run=lambda _, db, turn: holding.look_for_strays(db)),
     Duty(
         name="housekeeping",
         seconds=600,
@@ -125,6 +129,7 @@ ERRANDS: Sequence[Errand] = (
         seconds=5,
         run=lambda c: checkpoints.take_when_due(c.database, CheckpointPolicy(), c.history_days),
     ),
+    Errand(name="hold tasks back", seconds=1, run=lambda c: holding.work_off(c.database), wakes_on=announcements.GOALS),
 )
 
 

@@ -1,10 +1,178 @@
-"""What happens to research goals: so far, they are weighed."""
+"""What happens to research goals: created, paused, resumed, extended, stopped, and weighed."""
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store import goals
+from app.domain import goals as rules
+from app.domain.budgets import Usage, notices
+from app.domain.config import Iterations
+from app.domain.errors import GoalConflict, GoalNotFound, GoalStopped
+from app.domain.goals import GoalMove, GoalPolicy, GoalState, Hold, Terms
+from app.store import compute, goals, holds
+from app.store.compute import GoalCompute
+from app.store.database import now
+from app.store.goals import Goal, NewGoal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A goal that somebody wants."""
+
+    id: str
+    objective: str
+    terms: Terms
+    weight: float | None
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A goal with what it has used by now, how it is judged, and what is nearly used up."""
+
+    goal: Goal
+    at: datetime
+    usage: Usage
+    compute: GoalCompute
+    policy: GoalPolicy
+    notices: list[str]
+
+
+async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]:
+    """Create a goal; the same order again gives the same goal, and False. Raises GoalConflict."""
+    request_hash = _hash(order)
+    new = NewGoal(
+        id=order.id,
+        objective=order.objective,
+        terms=order.terms,
+        weight=order.weight,
+        created_by=order.by,
+        request_hash=request_hash,
+    )
+    created = await goals.create(connection, new)
+    goal = await found(connection, order.id)
+    if goal.request_hash != request_hash:
+        raise GoalConflict(f"the research goal {order.id} exists already with another body")
+    if created:
+        await goals.tell(connection, GoalMove.CREATE, order.id, {"objective": order.objective})
+    return goal, created
+
+
+async def found(connection: AsyncConnection, goal_id: str) -> Goal:
+    """A goal that was created. Raises GoalNotFound."""
+    goal = await goals.read(connection, goal_id)
+    if goal is None:
+        raise GoalNotFound
+    return goal
+
+
+async def view(connection: AsyncConnection, goal_id: str, configured: Iterations) -> View:
+    """A goal as it stands now. Raises GoalNotFound."""
+    goal = await found(connection, goal_id)
+    spent = await compute.of_goal(connection, goal_id)
+    moment, policy = await now(connection), rules.policy_of(goal.terms, configured)
+    used = usage(goal, spent, moment)
+    return View(goal=goal, at=moment, usage=used, compute=spent, policy=policy, notices=notices(policy.limits, used))
+
+
+def usage(goal: Goal, spent: GoalCompute, moment: datetime, *, money: float | None = None) -> Usage:
+    """How much of its limits a goal has used at this moment; time stands still once it has ended."""
+    assert goal.state is not None
+    until = goal.ended_at or moment
+    known = (goal.last_decision or {}).get("money_spent", 0.0)
+    return Usage(
+        iterations=goal.iterations,
+        elapsed_seconds=max(0.0, (until - goal.started_at).total_seconds()),
+        compute=spent.total,
+        money=known if money is None else money,
+    )
+
+
+async def pause(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+    """From the commit on no task of the goal is leased; those that run go on. Raises GoalNotFound, GoalStopped."""
+
+    async def carry_out(goal: Goal) -> None:
+        await holds.close(connection, goal.id, Hold.PAUSED)
+
+    return await _move(connection, goal_id, GoalMove.PAUSE, reason, carry_out)
+
+
+async def resume(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+    """Its tasks are leased again, in their old order. Raises GoalNotFound, GoalStopped."""
+
+    async def carry_out(goal: Goal) -> None:
+        await holds.open_up(connection, goal.id, Hold.PAUSED)
+
+    return await _move(connection, goal_id, GoalMove.RESUME, reason, carry_out)
+
+
+async def stop(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+    """End a goal for good: nothing of it is leased any more, and a moment later all its tasks are cancelled.
+
+    Safe to repeat. Raises GoalNotFound.
+    """
+    goal = await locked(connection, goal_id)
+    if goal.state is not GoalState.STOPPED:
+        await end(connection, goal, reason)
+    return await found(connection, goal_id)
+
+
+async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
+    """Stop a goal that goes on and that we hold the lock of."""
+    await goals.move(connection, goal.id, rules.after(goal.state, GoalMove.STOP), reason)
+    await holds.close(connection, goal.id, Hold.STOPPED)
+    await goals.tell(connection, GoalMove.STOP, goal.id, {"reason": reason, "iterations": goal.iterations})
+
+
+async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> Goal:
+    """Give a goal other limits; what waited for a budget may go on. Raises GoalNotFound, GoalStopped."""
+    goal = await locked(connection, goal_id)
+    _check(goal, GoalMove.EXTEND)
+    given = {name: value for name, value in asdict(terms).items() if value is not None}
+    await goals.extend(connection, goal_id, terms)
+    await holds.open_up(connection, goal_id, Hold.BUDGET)
+    await goals.tell(connection, GoalMove.EXTEND, goal_id, {"limits": given})
+    return await found(connection, goal_id)
 
 
 async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:
     """Give a goal its share of the lanes; processes that submit for it learn of it within a second."""
     await goals.weigh(connection, goal_id, weight)
+
+
+async def locked(connection: AsyncConnection, goal_id: str) -> Goal:
+    """A goal that is ours until the transaction ends. Raises GoalNotFound."""
+    goal = await goals.lock(connection, goal_id)
+    if goal is None:
+        raise GoalNotFound
+    return goal
+
+
+async def _move(
+    connection: AsyncConnection, goal_id: str, move: GoalMove, reason: str, carry_out: Callable[[Goal], Awaitable[None]]
+) -> Goal:
+    """Change the state of a goal; a goal that is in it already stays as it is, with the reason that was given first."""
+    goal = await locked(connection, goal_id)
+    state = _check(goal, move)
+    if state is goal.state:
+        return goal
+    await goals.move(connection, goal_id, state, reason)
+    await carry_out(goal)
+    await goals.tell(connection, move, goal_id, {"reason": reason})
+    return await found(connection, goal_id)
+
+
+def _check(goal: Goal, move: GoalMove) -> GoalState:
+    try:
+        return rules.after(goal.state, move)
+    except GoalStopped:
+        raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason) from None
+
+
+def _hash(order: Order) -> bytes:
+    body = [order.id, order.objective, asdict(order.terms), order.weight]
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()

@@ -14,6 +14,7 @@ from app.domain.ageing import is_urgent
 from app.domain.agents import AgentType
 from app.domain.errors import (
     ConvenerError,
+    GoalStopped,
     IdempotencyMismatch,
     SubmitInFlight,
     TaskConflict,
@@ -25,7 +26,7 @@ from app.operations import dependencies, duplicates
 from app.operations.admission import Admission
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.lining_up import lining_up
-from app.store import attempts, events, tasks
+from app.store import attempts, events, holds, tasks
 from app.store.attempts import Ending
 from app.store.database import now
 from app.store.tasks import NewTask, Taken
@@ -79,23 +80,36 @@ async def submit(
 
     Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch;
     SubmitInFlight while another request with the same key is being worked on; DependencyMissing, DependencyCycle;
-    QueueFull, which never keeps a repeated call from its answer.
+    QueueFull and GoalStopped, which never keep a repeated call from its answer.
     """
     keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
+    goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
+    gate = await holds.gate(connection, goal_ids) if goal_ids else holds.Gate()
     asked = _distinct([_new_task(submission) for submission in submissions])
     same = await duplicates.find(connection, asked.values(), intake.duplicate_window_seconds)
     new = {task_id: task for task_id, task in asked.items() if task_id not in same}
     standing = await dependencies.standing(connection, new)
-    waiting = await _urgent(connection, [replace(task, blockers=standing.blockers(task)) for task in new.values()])
+    waiting = await _urgent(connection, [_placed(task, standing.blockers(task), gate) for task in new.values()])
     async with lining_up(connection, waiting) as tagged:
         created = await _take_in(connection, tagged, intake)
+        _refuse_stopped([task for task in waiting if task.id in created], gate)
         if await standing.settle(connection, [task for task in waiting if task.id in created]):
             created = await tasks.taken(connection, list(created))
         missing = [task_id for task_id in new if task_id not in created] + list(same.values())
         known = await tasks.taken(connection, missing) if missing else {}
         return [_outcome(task, created, known, same) for task in asked.values()]
+
+
+def _placed(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
+    return replace(task, blockers=blockers, is_held=task.goal_id in gate.held)
+
+
+def _refuse_stopped(created: Sequence[NewTask], gate: holds.Gate) -> None:
+    for task in created:
+        if task.goal_id in gate.stopped:
+            raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
 
 
 async def _take_in(connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake) -> dict[UUID, Taken]:

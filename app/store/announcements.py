@@ -26,6 +26,7 @@ KEYS = "keys"
 CONFIG = "config"
 WEIGHTS = "weights"
 BURST = "burst"
+GOALS = "goals"
 WORK = "work"
 _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01

@@ -94,7 +94,9 @@ VALUES (:task_id, :attempt, :token, :worker_id, :leased_at, :outcome, CAST(:erro
 """)
 
 _TRACE = text("""
-SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash, run_at FROM tasks WHERE id = :id
+SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash,
+       CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at
+FROM tasks WHERE id = :id
 UNION ALL
 SELECT 'finished', state, token, worker_id, result_hash, NULL FROM task_history WHERE id = :id
 """)

@@ -67,8 +67,8 @@ WITH RECURSIVE chosen AS MATERIALIZED (
     INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome, error)
     SELECT id, failures + 1, token, worker_id, leased_at, 'cancelled', why FROM ended WHERE worker_id IS NOT NULL
 ), told AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, detail)
-    SELECT '{kind}', id, agent_type, goal_id, worker_id, token, priority,
+    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, detail)
+    SELECT '{kind}', id, agent_type, goal_id, worker_id, token, priority, extract(epoch FROM now() - leased_at),
            CASE WHEN selected THEN CAST(:detail AS jsonb) ELSE why END
     FROM ended ORDER BY seq
 )

@@ -17,7 +17,7 @@ from app.domain.leases import LeasePolicy
 from app.domain.sizing import BASE_COMPUTE_SECONDS
 from app.domain.tasks import TaskId
 from app.domain.workers import WorkerId
-from app.store import holding, lanes
+from app.store import holding, holds, lanes
 
 BOTTOM = float("-inf")
 
@@ -99,6 +99,7 @@ WITH asked AS MATERIALIZED (
         SELECT id, tag, seq, avoid_worker_id FROM tasks
         WHERE tasks.agent_type = wanted.agent_type AND tasks.priority = wanted.priority
           AND state = 'pending' AND run_at IS NULL AND tag >= wanted.floor
+          AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
           AND (wanted.places > 1 OR avoid_worker_id IS DISTINCT FROM wanted.workers[1]
                OR waiting_since < now() - make_interval(secs => $9::float8))
         ORDER BY tag, seq LIMIT wanted.places FOR UPDATE SKIP LOCKED

@@ -21,7 +21,7 @@ _NAME = "counts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Live tasks of a lane in one phase: a task's state, or `delayed` for a pending one with a future run_at."""
+    """Live tasks of a lane in one phase: see `queues.PHASES`."""
 
     lane: Lane
     phase: str

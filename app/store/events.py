@@ -30,13 +30,13 @@ _LAST_SEQ = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change of state."""
+    """One change of state, of a task or of a research goal."""
 
     cursor: Cursor
     at: datetime
     kind: str
-    task_id: UUID
-    agent_type: str
+    task_id: UUID | None
+    agent_type: str | None
     goal_id: str | None
     worker_id: UUID | None
     token: int | None

@@ -1,7 +1,98 @@
-"""Research goals: the share that each has of the lanes where its tasks wait."""
+"""Research goals: what was asked for and where they stand, and the share that each has of the lanes."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.goals import LIVE, GoalMove, GoalState, Hold, Terms
+from app.domain.improvement import Unit
+from app.domain.stopping import Rule
+from app.store import announcements
+
+USUAL_WEIGHT = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGoal:
+    """A goal as it is created; `weight` None leaves it as it is."""
+
+    id: str
+    objective: str
+    terms: Terms
+    weight: float | None
+    created_by: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A goal as it is kept, the last decision on it as JSON, and why its tasks are held back where they are."""
+
+    id: str
+    state: GoalState
+    objective: str
+    terms: Terms
+    weight: float
+    created_by: str
+    request_hash: bytes
+    started_at: datetime
+    ended_at: datetime | None
+    reason: str | None
+    iterations: int
+    last_decision: dict[str, Any] | None
+    hold: Hold | None
+
+
+_TERMS = tuple(Terms.__dataclass_fields__)
+_OWN = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
+_COLUMNS = ", ".join(f"g.{name}" for name in (*_OWN, *_TERMS))
+_SELECT = f"""
+SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
+       CASE WHEN h.is_closed THEN h.reason END AS hold
+FROM goals g
+LEFT JOIN LATERAL (
+    SELECT number, decision FROM goal_iterations i WHERE i.goal_id = g.id ORDER BY number DESC LIMIT 1
+) last ON true
+LEFT JOIN holds h ON h.goal_id = g.id
+"""
+
+_CREATE = text(f"""
+INSERT INTO goals AS known (id, weight, state, objective, created_by, request_hash, started_at, {", ".join(_TERMS)})
+VALUES (:id, coalesce(CAST(:weight AS float8), 1), 'running', :objective, :created_by, :request_hash, now(),
+        {", ".join(f":{name}" for name in _TERMS)})
+ON CONFLICT (id) DO UPDATE SET
+    weight = coalesce(CAST(:weight AS float8), known.weight), state = excluded.state, objective = excluded.objective,
+    created_by = excluded.created_by, request_hash = excluded.request_hash, started_at = excluded.started_at,
+    {", ".join(f"{name} = excluded.{name}" for name in _TERMS)}
+WHERE known.state IS NULL
+RETURNING id
+""")
+
+_READ = text(f"{_SELECT} WHERE g.id = :id AND g.state IS NOT NULL")
+
+_LOCK = text("SELECT id FROM goals WHERE id = :id AND state IS NOT NULL FOR UPDATE")
+
+_PAGE = text(f"""
+{_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND g.id > :after ORDER BY g.id LIMIT :limit
+""")
+
+_MOVE = text("""
+UPDATE goals SET state = :state, reason = :reason, ended_at = CASE WHEN :state = 'stopped' THEN now() END
+WHERE id = :id
+""")
+
+_TELL = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, :goal_id, CAST(:detail AS jsonb))")
+
+_LIMITED = text(f"""
+{_SELECT} WHERE g.state = ANY (CAST(:states AS text[]))
+  AND (g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL)
+ORDER BY g.id
+""")
 
 _WEIGH = text("""
 INSERT INTO goals AS known (id, weight) VALUES (:id, :weight)
@@ -10,7 +101,62 @@ ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE known.weight <> ex
 
 _WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
 
-USUAL_WEIGHT = 1.0
+
+async def create(connection: AsyncConnection, new: NewGoal) -> bool:
+    """Write down a goal that nobody has created before; False when somebody has. Waits for a rival that is at it."""
+    values = {"id": new.id, "weight": new.weight, "objective": new.objective, "created_by": new.created_by}
+    values |= {name: getattr(new.terms, name) for name in _TERMS} | {"request_hash": new.request_hash}
+    return (await connection.execute(_CREATE, values)).first() is not None
+
+
+async def read(connection: AsyncConnection, goal_id: str) -> Goal | None:
+    """A goal that was created; None where there is none."""
+    row = (await connection.execute(_READ, {"id": goal_id})).mappings().first()
+    return _goal(row) if row else None
+
+
+async def lock(connection: AsyncConnection, goal_id: str) -> Goal | None:
+    """As `read`, and ours until the transaction ends."""
+    if (await connection.execute(_LOCK, {"id": goal_id})).first() is None:
+        return None
+    # A statement of its own: only then does it see what the former holder of the lock has done.
+    return await read(connection, goal_id)
+
+
+async def page(
+    connection: AsyncConnection, *, states: Collection[GoalState], after: str, limit: int
+) -> tuple[list[Goal], str | None]:
+    """Goals by id, from `after` on, and where to go on; None at the end."""
+    values = {"states": [state.value for state in states or GoalState], "after": after, "limit": limit + 1}
+    rows = (await connection.execute(_PAGE, values)).mappings().all()
+    found = [_goal(row) for row in rows[:limit]]
+    return found, found[-1].id if len(rows) > limit else None
+
+
+async def limited(connection: AsyncConnection) -> list[Goal]:
+    """All goals that go on and have a limit of time or compute."""
+    rows = (await connection.execute(_LIMITED, {"states": [state.value for state in LIVE]})).mappings()
+    return [_goal(row) for row in rows]
+
+
+async def move(connection: AsyncConnection, goal_id: str, state: GoalState, reason: str) -> None:
+    """Put a goal that we hold the lock of into a state."""
+    await connection.execute(_MOVE, {"id": goal_id, "state": state.value, "reason": reason})
+
+
+async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> None:
+    """Change those terms that are given, of a goal that we hold the lock of."""
+    given = {name: value for name in _TERMS if (value := getattr(terms, name)) is not None}
+    if given:
+        statement = text(f"UPDATE goals SET {', '.join(f'{name} = :{name}' for name in given)} WHERE id = :id")
+        await connection.execute(statement, {**given, "id": goal_id})
+
+
+async def tell(connection: AsyncConnection, kind: GoalMove, goal_id: str, detail: dict[str, Any]) -> None:
+    """Append an event that is about the goal itself."""
+    values = {"kind": kind.value, "goal_id": goal_id, "detail": json.dumps(detail)}
+    await connection.execute(_TELL, values)
+    announcements.note(connection, announcements.EVENTS)
 
 
 async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:
@@ -22,3 +168,12 @@ async def weight(connection: AsyncConnection, goal_id: str) -> float:
     """The weight of a goal; the usual one for a goal that nobody has weighed."""
     found = (await connection.execute(_WEIGHT, {"id": goal_id})).scalar()
     return USUAL_WEIGHT if found is None else float(found)
+
+
+def _goal(row: Any) -> Goal:
+    terms = {name: row[name] for name in _TERMS}
+    terms["improvement_unit"] = Unit(row["improvement_unit"]) if row["improvement_unit"] else None
+    terms["rule"] = Rule(row["rule"]) if row["rule"] else None
+    rest = {name: row[name] for name in Goal.__dataclass_fields__ if name not in ("terms", "state", "hold")}
+    hold = Hold(row["hold"]) if row["hold"] else None
+    return Goal(terms=Terms(**terms), state=GoalState(row["state"]), hold=hold, **rest)

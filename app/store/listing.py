@@ -21,8 +21,11 @@ _COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
     "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
 )
-_LIVE = "run_at, NULL::timestamptz AS finished_at, error"
-_PAST = "NULL::timestamptz AS run_at, finished_at, error"
+_LIVE = (
+    "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
+    "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
+)
+_PAST = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
 # Finished tasks are kept in partitions of a day: whole days bound what is looked at, and leave out no row of them.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",

@@ -36,6 +36,7 @@ class NewTask:
     depends_on: Sequence[UUID] = ()
     blockers: int = 0
     tag: float = 0.0
+    is_held: bool = False
 
     @property
     def state(self) -> TaskState:
@@ -55,21 +56,22 @@ class Taken:
 _INSERT = """
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
                    max_attempts, retry_delays, trace_context, request_hash, created_at,
-                   idempotency_key, depends_on, blockers, tag)
+                   idempotency_key, depends_on, blockers, tag, due_at)
 SELECT id, CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END,
        agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
-       CASE WHEN run_at > now() THEN run_at END, max_attempts, CAST(retry_delays AS float8[]), trace_context,
+       CASE WHEN is_held THEN 'infinity' WHEN run_at > now() THEN run_at END,
+       max_attempts, CAST(retry_delays AS float8[]), trace_context,
        request_hash, now(), idempotency_key,
-       CAST(depends_on AS uuid[]), blockers, tag
+       CAST(depends_on AS uuid[]), blockers, tag, CASE WHEN is_held AND run_at > now() THEN run_at END
 FROM unnest(
     CAST(:id AS uuid[]), CAST(:agent_type AS text[]), CAST(:goal_id AS text[]), CAST(:priority AS smallint[]),
     CAST(:payload AS jsonb[]), CAST(:labels AS jsonb[]), CAST(:timeout_seconds AS float8[]),
     CAST(:deadline AS timestamptz[]), CAST(:run_at AS timestamptz[]), CAST(:max_attempts AS integer[]),
     CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[]),
     CAST(:idempotency_key AS text[]), CAST(:depends_on AS text[]), CAST(:blockers AS integer[]),
-    CAST(:tag AS float8[])
+    CAST(:tag AS float8[]), CAST(:is_held AS boolean[])
 ) WITH ORDINALITY AS new (id, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, tag, place)
+    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, tag, is_held, place)
 ORDER BY place
 ON CONFLICT (id) DO NOTHING
 RETURNING id, seq, agent_type, goal_id, priority
@@ -107,8 +109,12 @@ _COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
     "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
 )
-_LIVE = "run_at, NULL::timestamptz AS finished_at, error"
-_PAST = "NULL::timestamptz AS run_at, finished_at, error"
+# A task that is held back runs when its goal goes on, and not before its own time.
+_LIVE = (
+    "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
+    "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
+)
+_PAST = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
 
 _READ = text(f"""
 SELECT {_COLUMNS}, {_LIVE}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
@@ -166,7 +172,7 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
         await connection.execute(_TELL, {"ids": list(inserted)})
     fresh = [task for task in tasks if task.id in inserted]
     announcements.note(connection, announcements.EVENTS)
-    ready = [task for task in fresh if not task.blockers]
+    ready = [task for task in fresh if not task.blockers and not task.is_held]
     announcements.note_work(connection, lanes.lowest(_stand(task) for task in ready))
     return [Taken(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
@@ -187,6 +193,7 @@ _ARRAYS = (
     "idempotency_key",
     "blockers",
     "tag",
+    "is_held",
 )
 
 

@@ -44,7 +44,7 @@ async def test_depths_by_phase(service: Service) -> None:
     await service.submitted(agent_type="evolution", depends_on=[first])
     queue = await service.get("/queues")
     lanes = queue["queues"]
-    empty = {"pending": 0, "delayed": 0, "blocked": 0, "assigned": 0, "executing": 0}
+    empty = {"pending": 0, "delayed": 0, "held": 0, "blocked": 0, "assigned": 0, "executing": 0}
     assert lanes["ranking"]["high"] == empty | {"pending": 1, "executing": 1}
     assert lanes["ranking"]["low"] == empty | {"delayed": 1}
     assert lanes["evolution"]["medium"] == empty | {"blocked": 1}

@@ -29,7 +29,7 @@ async def _read(database: Database, after: Cursor = BEGINNING, limit: int = 100)
         return list(await events.read(connection, after, limit))
 
 
-async def _everything(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[UUID]:
+async def _everything(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[UUID | None]:
     """What a reader sees that follows its cursor page by page."""
     seen = []
     while page := await _read(database, after, limit):

@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy knows them; migrations build them, and a test holds the two together."""
 
-from app.store.tables import agents, alerts, config, context, decisions, degradation, llm, metrics, pool, queue
+from app.store.tables import agents, alerts, config, context, decisions, degradation, goals, llm, metrics, pool, queue
 from app.store.tables.base import metadata
 from app.store.tables.tasks import KEPT_COLUMNS
 
@@ -12,6 +12,7 @@ __all__ = [
     "context",
     "decisions",
     "degradation",
+    "goals",
     "llm",
     "metadata",
     "metrics",

@@ -45,14 +45,6 @@ lanes = Table(
     one_of("agent_type", AgentType),
 )
 
-goals = Table(
-    "goals",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("weight", Float, nullable=False, server_default="1", comment="share of its tasks against other goals"),
-    moment("created_at", nullable=False, server_default=func.now()),
-)
-
 pauses = Table(
     "pauses",
     metadata,

@@ -72,7 +72,8 @@ tasks = Table(
     Column("state", Text, nullable=False),
     *_submitted(),
     *_progressed(),
-    moment("run_at", comment="null once the task may run"),
+    moment("run_at", comment="null once the task may run; infinity while its goal is held back"),
+    moment("due_at", comment="what run_at was before the goal was held back"),
     Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
     Column("has_dependents", Boolean, nullable=False, server_default=text("false")),
     Column("tag", Float, nullable=False, server_default="0", comment="virtual finish time within its lane"),
@@ -110,6 +111,15 @@ Index(
     func.coalesce(tasks.c.goal_id, text("''")),
     tasks.c.tag,
     postgresql_where=text("state IN ('blocked', 'pending') AND priority <= 4"),
+)
+Index(
+    "tasks_held",
+    tasks.c.goal_id,
+    tasks.c.agent_type,
+    tasks.c.priority,
+    tasks.c.tag,
+    tasks.c.seq,
+    postgresql_where=text("run_at = 'infinity'"),
 )
 Index("tasks_delayed", tasks.c.run_at, postgresql_where=text("run_at IS NOT NULL"))
 Index(
@@ -183,8 +193,8 @@ events = Table(
     Column("seq", BigInteger, Identity(always=True), nullable=False),
     moment("at", nullable=False, server_default=func.now()),
     Column("kind", Text, nullable=False),
-    Column("task_id", UUID, nullable=False),
-    Column("agent_type", Text, nullable=False),
+    Column("task_id", UUID, comment="null where a goal itself has changed"),
+    Column("agent_type", Text),
     Column("goal_id", Text),
     Column("worker_id", UUID),
     Column("token", BigInteger),

@@ -1,0 +1,108 @@
+"""Keeping goals within their limits between their reports, and their tasks out of the way while they are held."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import goals as rules
+from app.domain.config import Iterations
+from app.domain.goals import GoalMove, GoalState, Hold
+from app.operations import goals as operations
+from app.store import cancelling, compute, goals, holds, status
+from app.store.database import Database, now
+from app.store.holds import Held
+from app.store.selection import Selection
+
+LOOK_FOR_STRAYS = "look for strays of held goals"
+# So many rows are changed in some 50 ms: no transaction that readers of events would have to wait for.
+BATCH = 1000
+# Longer than a transaction usually takes between the time that it writes into a row and its commit.
+_OVERLAP = timedelta(seconds=20)
+_BITES = 5
+
+
+async def fold(connection: AsyncConnection) -> dict[str, Any]:
+    """Add what has ended to the compute of its goal."""
+    folded = 0
+    for _ in range(_BITES):
+        bite = await compute.fold(connection)
+        folded += bite.events
+        if not bite.more:
+            return {"events": folded}
+    return {"events": folded, "behind": True}
+
+
+async def enforce(connection: AsyncConnection) -> dict[str, Any]:
+    """Stop goals whose time or compute is used up, and lease no more of those whose budget is committed."""
+    limited, moment = await goals.limited(connection), await now(connection)
+    spent = await compute.of_goals(connection, [goal.id for goal in limited])
+    stopped, held = [], []
+    for goal in limited:
+        used = operations.usage(goal, spent[goal.id], moment)
+        # The bounds on iterations, which the configuration may set, are for reports.
+        due = rules.enforce(used, rules.policy_of(goal.terms, Iterations()).limits)
+        if due.action is Hold.STOPPED:
+            stopped += await _stop(connection, goal.id, due.reason)
+        elif due.action is Hold.BUDGET and goal.hold is None:
+            held += await _hold(connection, goal.id, due.reason)
+    return {"stopped": stopped, "held": held}
+
+
+async def _stop(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
+    goal = await goals.lock(connection, goal_id)
+    if goal is None or goal.state is GoalState.STOPPED:
+        return []
+    await operations.end(connection, goal, reason)
+    return [goal_id]
+
+
+async def _hold(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
+    goal = await goals.lock(connection, goal_id)
+    if goal is None or goal.state is not GoalState.RUNNING or goal.hold is not None:
+        return []
+    await holds.close(connection, goal_id, Hold.BUDGET)
+    await goals.tell(connection, GoalMove.HOLD, goal_id, {"reason": reason})
+    return [goal_id]
+
+
+async def work_off(database: Database) -> int:
+    """Do all the work on holds that there is, a batch a transaction; returns how many batches."""
+    batches = 0
+    while await step(database):
+        batches += 1
+    return batches
+
+
+async def step(database: Database) -> bool:
+    """Do one batch of the work on one hold; False when there is none."""
+    async with database.transaction() as connection:
+        held = await holds.next_to_do(connection)
+        if held is None:
+            return False
+        if not held.is_closed:
+            await holds.bring_back(connection, held, BATCH)
+        elif held.reason is Hold.STOPPED:
+            await _cancel(connection, held)
+        else:
+            await holds.sweep(connection, held, BATCH)
+        return True
+
+
+async def look_for_strays(connection: AsyncConnection) -> dict[str, Any]:
+    """Find tasks of held goals that are in the way of claims: they came back from a worker, or were on their way in."""
+    turn = (await status.turns(connection, [LOOK_FOR_STRAYS])).get(LOOK_FOR_STRAYS)
+    found = await holds.strays(connection, await now(connection) - (turn.ago if turn else timedelta(days=1)) - _OVERLAP)
+    for goal_id in {stray.goal_id for stray in found if stray.reason == Hold.STOPPED}:
+        await holds.again(connection, goal_id)
+    await holds.take_away(connection, [stray.id for stray in found if stray.reason != Hold.STOPPED])
+    return {"strays": len(found), "forgotten": await holds.forget(connection)}
+
+
+async def _cancel(connection: AsyncConnection, held: Held) -> None:
+    """Running tasks too: their workers hear of it with their next heartbeat or call."""
+    ids = await holds.live(connection, held, BATCH)
+    if ids:
+        goal = await goals.read(connection, held.goal_id)
+        reason = f"the research goal has stopped: {goal.reason}" if goal else "the research goal has stopped"
+        await cancelling.cancel(connection, ids, Selection(goal_id=held.goal_id), reason)

@@ -1,0 +1,116 @@
+"""What research goals have cost on workers: seconds of attempts that ended, folded from their events, and of those
+that run, looked up in the ledger of leases. Nobody's word is needed for either, and neither grows with history.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.agents import AgentType
+from app.domain.budgets import Compute
+from app.domain.tasks import Move
+from app.store import holding
+
+_NAME = "goals"
+_XMIN = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
+# The events that tell how long an attempt has run. A cancelled task that did not run has none.
+_ENDS = (Move.COMPLETE, Move.RETRY, Move.FAIL, Move.RELEASE, Move.EXPIRE, Move.CANCEL)
+_ENDED = f"kind IN ({', '.join(repr(move.value) for move in _ENDS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bite:
+    """How many events were looked at, and whether there are more already."""
+
+    events: int
+    more: bool
+
+
+# As in `minutes`: below the oldest running transaction no event can appear any more, and a bite ends between two
+# transactions.
+_FOLD = text(f"""
+WITH mark AS MATERIALIZED (
+    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {_XMIN} AS until
+), ahead AS MATERIALIZED (
+    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
+        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
+        ORDER BY transaction, seq LIMIT :bite + 1
+    ) e
+), bite AS MATERIALIZED (
+    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
+                WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
+                ELSE max(transaction) END AS until
+    FROM mark LEFT JOIN ahead ON true
+), folded AS (
+    INSERT INTO goal_compute AS known (goal_id, agent_type, attempts, seconds)
+    SELECT goal_id, agent_type, count(*), sum(seconds::float8) FROM events
+    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite) AND {_ENDED}
+    GROUP BY goal_id, agent_type
+    ON CONFLICT (goal_id, agent_type) DO UPDATE
+    SET attempts = known.attempts + excluded.attempts, seconds = known.seconds + excluded.seconds
+), marked AS (
+    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM bite WHERE EXISTS (SELECT FROM ahead)
+    ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
+)
+SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :bite AS more
+""")
+
+# One statement has one snapshot, so what is being folded meanwhile is counted once.
+_SPENT = text(f"""
+SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
+    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute WHERE goal_id = ANY (CAST(:goal_ids AS text[]))
+    UNION ALL
+    SELECT goal_id, agent_type, 1, seconds FROM events
+    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
+      AND goal_id = ANY (CAST(:goal_ids AS text[])) AND {_ENDED}
+) known GROUP BY goal_id, agent_type
+""")
+
+_RUNNING = text(f"""
+SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
+FROM workers w CROSS JOIN LATERAL {holding.last_lease("w.id")} last
+JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = w.id
+WHERE w.state IN ('starting', 'ready', 'draining') AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
+GROUP BY t.goal_id
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalCompute:
+    """All of a goal, and what each agent type has spent of it, in seconds."""
+
+    total: Compute
+    by_agent: dict[AgentType, float]
+
+
+async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
+    """Fold about so many of the oldest new events. One at a time: the caller holds a duty's turn."""
+    row = (await connection.execute(_FOLD, {"bite": bite})).mappings().one()
+    return Bite(events=row["events"], more=row["more"])
+
+
+async def of_goals(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
+    """What each of these goals has cost until now, exactly: also what has just ended, and what runs."""
+    values = {"goal_ids": list(goal_ids)}
+    spent = (await connection.execute(_SPENT, values)).mappings().all()
+    running = {row["goal_id"]: row for row in (await connection.execute(_RUNNING, values)).mappings()}
+    found = {}
+    for goal_id in goal_ids:
+        ours = [row for row in spent if row["goal_id"] == goal_id]
+        runs = running.get(goal_id)
+        total = Compute(
+            spent_seconds=sum(row["seconds"] for row in ours),
+            attempts=sum(row["attempts"] for row in ours),
+            running=runs["running"] if runs else 0,
+            running_seconds=runs["seconds"] if runs else 0.0,
+        )
+        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in ours}
+        found[goal_id] = GoalCompute(total=total, by_agent=by_agent)
+    return found
+
+
+async def of_goal(connection: AsyncConnection, goal_id: str) -> GoalCompute:
+    """What a goal has cost until now."""
+    return (await of_goals(connection, [goal_id]))[goal_id]

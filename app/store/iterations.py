@@ -1,0 +1,77 @@
+"""Iterations of research goals: what was reported, what was known then, and what was decided. Rows are only added."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewIteration:
+    """An iteration with its decision; `report`, `inputs` and `decision` are JSON text."""
+
+    goal_id: str
+    number: int
+    claimed_seconds: float | None
+    tasks: int | None
+    request_hash: bytes
+    report: str
+    inputs: str
+    decision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration(NewIteration):
+    """An iteration as it is kept."""
+
+    reported_at: datetime
+
+
+_NAMES = tuple(NewIteration.__dataclass_fields__)
+_JSON = ("report", "inputs", "decision")
+_COLUMNS = ", ".join(
+    [*(f"CAST({name} AS text) AS {name}" if name in _JSON else name for name in _NAMES), "reported_at"]
+)
+_VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON else f":{name}" for name in _NAMES)
+
+_ADD = text(f"INSERT INTO goal_iterations ({', '.join(_NAMES)}) VALUES ({_VALUES})")
+
+_UP_TO = text(f"""
+SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number <= :number ORDER BY number
+""")
+
+_READ = text(f"SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number = :number")
+
+_PAGE = text(f"""
+SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number > :after ORDER BY number LIMIT :limit
+""")
+
+
+async def add(connection: AsyncConnection, new: NewIteration) -> None:
+    """Write down an iteration; the caller holds the lock of its goal."""
+    await connection.execute(_ADD, {name: getattr(new, name) for name in _NAMES})
+
+
+async def read(connection: AsyncConnection, goal_id: str, number: int) -> Iteration | None:
+    """One iteration; None when it was never reported."""
+    row = (await connection.execute(_READ, {"goal_id": goal_id, "number": number})).mappings().first()
+    return _iteration(row) if row else None
+
+
+async def up_to(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
+    """The first so many iterations of a goal."""
+    rows = (await connection.execute(_UP_TO, {"goal_id": goal_id, "number": number})).mappings()
+    return [_iteration(row) for row in rows]
+
+
+async def page(connection: AsyncConnection, goal_id: str, *, after: int, limit: int) -> Sequence[Iteration]:
+    """Iterations that follow the number `after`, in order."""
+    rows = (await connection.execute(_PAGE, {"goal_id": goal_id, "after": after, "limit": limit})).mappings()
+    return [_iteration(row) for row in rows]
+
+
+def _iteration(row: Any) -> Iteration:
+    return Iteration(**row)

@@ -1,0 +1,352 @@
+"""Tasks of a goal that is paused, out of budget or stopped: never leased, out of the way, and back in their order."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from app.domain.agents import AgentType
+from app.domain.errors import GoalStopped
+from app.domain.goals import Terms
+from app.domain.leases import LeasePolicy
+from app.domain.tasks import TaskState
+from app.operations import goals, holding, leases, tasks
+from app.operations.broker import Broker, LeaseCall
+from app.operations.goals import Order
+from app.operations.leases import LeaseDesk
+from app.store import claims, counts, hot
+from app.store.claims import Ask, Lease
+from app.store.database import Database
+from tests.factories import GENERATION, completion, everything, fence, leased, ready_worker, submission, submitted
+from tests.sql import execute, fetch, until_blocked, value
+
+ALL = frozenset(AgentType)
+
+
+async def created(database: Database, goal_id: str = "goal", **terms: float) -> None:
+    async with database.transaction() as connection:
+        order = Order(id=goal_id, objective="to know", terms=Terms(**terms), weight=None, by="me")  # type: ignore[arg-type]
+        await goals.create(connection, order)
+
+
+async def pause(database: Database, goal_id: str = "goal") -> None:
+    async with database.transaction() as connection:
+        await goals.pause(connection, goal_id, "lunch")
+
+
+async def resume(database: Database, goal_id: str = "goal") -> None:
+    async with database.transaction() as connection:
+        await goals.resume(connection, goal_id, "after lunch")
+    await holding.work_off(database)
+
+
+async def stop(database: Database, goal_id: str = "goal") -> None:
+    async with database.transaction() as connection:
+        await goals.stop(connection, goal_id, "enough")
+
+
+async def asked(database: Database) -> Lease | None:
+    """What a new worker gets, straight from the store."""
+    ask = Ask(worker_id=await ready_worker(database), request_id=uuid4(), lane=GENERATION, acknowledge=True)
+    return (await hot.run(database, lambda c: claims.claim(c, [ask], LeasePolicy())))[0].lease
+
+
+async def ready(database: Database) -> list[UUID]:
+    """The tasks that may run, in the order of a lane."""
+    found = await fetch(database, "SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL ORDER BY tag, seq")
+    return [row["id"] for row in found]
+
+
+async def phases(database: Database) -> dict[str, int]:
+    async with database.transaction() as connection:
+        found, truth = await counts.read(connection), await counts.actual(connection)
+    assert sorted(map(str, found)) == sorted(map(str, truth))
+    return {count.phase: count.tasks for count in found}
+
+
+async def look_for_strays(database: Database) -> None:
+    async with database.transaction() as connection:
+        await holding.look_for_strays(connection)
+
+
+async def enforce(database: Database) -> dict[str, Sequence[str]]:
+    async with database.transaction() as connection:
+        await holding.fold(connection)
+        return await holding.enforce(connection)
+
+
+async def test_from_the_commit_on_nothing_is_leased_though_nothing_was_swept_yet(database: Database) -> None:
+    await created(database)
+    await submitted(database, 3)
+    (other,) = await submitted(database, goal_id="other")
+    await pause(database)
+    lease = await asked(database)
+    assert lease is not None
+    assert lease.task_id == other
+    assert await asked(database) is None
+
+
+async def test_what_is_held_is_out_of_the_way_and_comes_back_in_its_order(database: Database) -> None:
+    await created(database)
+    ids = await submitted(database, 5)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    (timed,) = await submitted(database, run_at=later)
+    await pause(database)
+    await holding.work_off(database)
+    assert await phases(database) == {"held": 6}
+    assert await ready(database) == []
+    task = await everything(database, ids[0])
+    assert (task["held"], task["run_at"], task["state"]) == (True, None, "pending")
+    await submitted(database, 2)
+    assert await phases(database) == {"held": 8}, "what is submitted meanwhile goes there at once"
+    await resume(database)
+    assert (await ready(database))[:5] == ids
+    assert await phases(database) == {"pending": 7, "delayed": 1}
+    assert (await everything(database, timed))["run_at"] == later
+    assert await value(database, "SELECT count(*) FROM holds") == 0
+
+
+async def test_a_goal_takes_its_turn_where_the_lane_is_when_it_comes_back(
+    database: Database, broker: Broker, desk: LeaseDesk
+) -> None:
+    """Ten tasks wait through a pause while the lane goes on: then they share it, and flood nobody."""
+    await created(database)
+    ours = await submitted(database, 20)
+    await pause(database)
+    await holding.work_off(database)
+    await submitted(database, 40, goal_id="other")
+    worker = await ready_worker(database)
+
+    async def next_lease() -> Lease:
+        call = LeaseCall(worker_id=worker, request_id=uuid4(), agent_types=ALL, acknowledge=True)
+        lease = await broker.lease(call, 15)
+        assert lease is not None
+        await desk.complete(completion(worker, lease))
+        return lease
+
+    assert {(await next_lease()).goal_id for _ in range(20)} == {"other"}
+    await asyncio.sleep(1.3)  # until the database knows how far the lane has gone
+    await resume(database)
+    served = [await next_lease() for _ in range(20)]
+    mine = [lease.task_id for lease in served if lease.goal_id == "goal"]
+    assert 8 <= len(mine) <= 12
+    assert mine == ours[: len(mine)]
+
+
+async def test_batches_keep_the_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "BATCH", 3)
+    await created(database)
+    ids = await submitted(database, 10)
+    await pause(database)
+    assert await holding.work_off(database) == 4
+    assert await phases(database) == {"held": 10}
+    await resume(database)
+    assert await ready(database) == ids
+
+
+async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "BATCH", 4)
+    await created(database)
+    ids = await submitted(database, 10)
+    await pause(database)
+    await holding.work_off(database)
+    async with database.transaction() as connection:
+        await goals.resume(connection, "goal", "")
+    assert await holding.step(database)
+    assert await phases(database) == {"held": 6, "pending": 4}
+    more = await submitted(database, 2)
+    assert await phases(database) == {"held": 8, "pending": 4}, "or it would overtake those that wait for longer"
+    await pause(database)
+    assert await asked(database) is None
+    await holding.work_off(database)
+    assert await phases(database) == {"held": 12}
+    await resume(database)
+    assert await ready(database) == [*ids, *more]
+
+
+async def test_what_comes_back_from_a_worker_is_found(database: Database) -> None:
+    await created(database)
+    (task_id,) = await submitted(database)
+    worker = await ready_worker(database)
+    lease = await leased(database, worker)
+    await pause(database)
+    await holding.work_off(database)
+    async with database.transaction() as connection:
+        await leases.release(connection, fence(worker, lease), "going home")
+    assert await ready(database) == [task_id]
+    assert await asked(database) is None, "not leased, although it was not taken out of the way yet"
+    await look_for_strays(database)
+    assert await phases(database) == {"held": 1}
+    await resume(database)
+    assert await ready(database) == [task_id]
+
+
+async def test_what_waits_for_another_task_is_held_too(database: Database) -> None:
+    await created(database)
+    (first,) = await submitted(database, goal_id="other")
+    (second,) = await submitted(database, depends_on=(first,))
+    await pause(database)
+    await holding.work_off(database)
+    worker = await ready_worker(database)
+    lease = await leased(database, worker)
+    desk = LeaseDesk(database, LeasePolicy(), Broker(database, LeasePolicy()).fairness)
+    await desk.complete(completion(worker, lease))
+    await desk.stop()
+    assert await phases(database) == {"held": 1}
+    assert await asked(database) is None
+    await resume(database)
+    assert await ready(database) == [second]
+
+
+async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database) -> None:
+    """Whoever locks the task first: either it is leased and the sweep leaves it alone, or nobody gets it."""
+    await created(database)
+    await submitted(database)
+    worker = await ready_worker(database)
+    async with (await database.pool()).acquire() as other:
+        transaction = other.transaction()
+        await transaction.start()
+        ask = Ask(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
+        assert (await claims.claim(other, [ask], LeasePolicy()))[0].lease is not None  # type: ignore[arg-type]
+        await pause(database)
+        sweeping = asyncio.create_task(holding.work_off(database))
+        await until_blocked(database)
+        await transaction.commit()
+    await sweeping
+    assert await phases(database) == {"executing": 1}
+
+
+async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Database) -> None:
+    """Nothing may be held for good because it was submitted while the last batch came back."""
+    await created(database)
+    await submitted(database, 2)
+    await pause(database)
+    await holding.work_off(database)
+    async with database.transaction() as connection:
+        await goals.resume(connection, "goal", "")
+    async with database.transaction() as connection:
+        await tasks.submit(connection, [submission()])
+        ending = asyncio.create_task(holding.work_off(database))
+        await until_blocked(database)
+    await ending
+    assert await phases(database) == {"pending": 3}
+
+
+async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -> None:
+    await created(database)
+    await submitted(database, 3)
+    worker = await ready_worker(database)
+    lease = await leased(database, worker)
+    async with database.transaction() as connection:
+        await tasks.submit(connection, [submission()])
+        await stop(database)
+        await holding.work_off(database)
+    assert await phases(database) == {"pending": 1}, "submitted before the stop, and seen only now"
+    assert await asked(database) is None
+    await look_for_strays(database)
+    await holding.work_off(database)
+    assert await phases(database) == {}
+    assert (await everything(database, lease.task_id))["state"] == TaskState.CANCELLED
+    assert await value(database, "SELECT outcome FROM task_attempts WHERE task_id = $1", lease.task_id) == "cancelled"
+    with pytest.raises(GoalStopped):
+        await submitted(database)
+
+
+async def test_the_hold_of_a_stopped_goal_is_forgotten_in_the_end(database: Database) -> None:
+    await created(database)
+    await stop(database)
+    await holding.work_off(database)
+    await look_for_strays(database)
+    assert await value(database, "SELECT count(*) FROM holds") == 1
+    await execute(database, "UPDATE holds SET since = now() - interval '1 h'")
+    await look_for_strays(database)
+    assert await value(database, "SELECT count(*) FROM holds") == 0
+
+
+async def test_time_that_is_up_stops_a_goal_without_its_client(database: Database) -> None:
+    await created(database, time_limit_seconds=60)
+    await created(database, "other", time_limit_seconds=6000)
+    await submitted(database)
+    assert await enforce(database) == {"stopped": [], "held": []}
+    await execute(database, "UPDATE goals SET started_at = now() - interval '61 s'")
+    assert await enforce(database) == {"stopped": ["goal"], "held": []}
+    assert await asked(database) is None
+    assert (await value(database, "SELECT reason FROM goals WHERE id = 'goal'")).startswith("the limit of 60 s of time")
+
+
+async def _run_for(database: Database, desk: LeaseDesk, seconds: float, count: int) -> None:
+    """So many tasks at once, each on a worker of its own, that take so long."""
+    workers = [await ready_worker(database) for _ in range(count)]
+    held = [(worker, await leased(database, worker)) for worker in workers]
+    await execute(database, f"UPDATE tasks SET leased_at = now() - interval '{seconds} s' WHERE worker_id IS NOT NULL")
+    await asyncio.gather(*(desk.complete(completion(worker, lease)) for worker, lease in held))
+
+
+async def test_two_completions_at_once_use_up_a_budget(database: Database, desk: LeaseDesk) -> None:
+    """15 s each of 30: each alone leaves room, both together do not."""
+    await created(database, compute_budget_seconds=30)
+    await submitted(database, 5)
+    await _run_for(database, desk, 15, 2)
+    assert await enforce(database) == {"stopped": ["goal"], "held": []}
+    assert await asked(database) is None
+    await holding.work_off(database)
+    assert await phases(database) == {}
+
+
+async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database, desk: LeaseDesk) -> None:
+    await created(database, compute_budget_seconds=40)
+    await submitted(database, 5)
+    await _run_for(database, desk, 15, 1)
+    assert await enforce(database) == {"stopped": [], "held": []}
+    await leased(database, await ready_worker(database))
+    assert await enforce(database) == {"stopped": [], "held": ["goal"]}
+    assert await asked(database) is None
+    await holding.work_off(database)
+    assert await phases(database) == {"executing": 1, "held": 3}
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400))
+    await holding.work_off(database)
+    assert await phases(database) == {"executing": 1, "pending": 3}
+    assert await enforce(database) == {"stopped": [], "held": []}
+
+
+async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) -> None:
+    await created(database, compute_budget_seconds=40)
+    await submitted(database)
+    await pause(database)
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400))
+    await holding.work_off(database)
+    assert await phases(database) == {"held": 1}
+
+
+async def test_failed_and_cancelled_attempts_cost_what_they_took(database: Database, desk: LeaseDesk) -> None:
+    await created(database, compute_budget_seconds=1000)
+    await submitted(database, 2)
+    workers = [await ready_worker(database) for _ in range(2)]
+    held = [await leased(database, worker) for worker in workers]
+    await execute(database, "UPDATE tasks SET leased_at = now() - interval '10 s'")
+    async with database.transaction() as connection:
+        await leases.fail(
+            connection, fence(workers[0], held[0]), leases.Failure(code="c", message="m", retryable=False)
+        )
+    await stop(database)
+    await holding.work_off(database)
+    await enforce(database)
+    row = (await fetch(database, "SELECT attempts, seconds FROM goal_compute"))[0]
+    assert row["attempts"] == 2
+    assert row["seconds"] == pytest.approx(20, abs=3)
+
+
+async def test_two_replicas_fold_and_enforce_once(database: Database, replica: Database, desk: LeaseDesk) -> None:
+    await created(database, compute_budget_seconds=20)
+    await submitted(database, 2)
+    await _run_for(database, desk, 15, 2)
+    async with database.transaction() as connection:
+        await holding.fold(connection)
+    found = await asyncio.gather(enforce(database), enforce(replica), return_exceptions=True)
+    stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome["stopped"]]
+    assert stopped == ["goal"]
+    assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") == pytest.approx(30, abs=3)
