@@ -27,7 +27,7 @@ from app.api.goal_bodies import (
 )
 from app.api.problems import documented
 from app.api.services import Services, ServicesDep
-from app.domain import errors
+from app.domain import goal_errors
 from app.domain.access import Scope
 from app.domain.config import Iterations
 from app.domain.goals import GoalState
@@ -40,8 +40,8 @@ from app.store import iterations as iteration_store
 router = APIRouter(prefix="/goals", tags=["goals"])
 GoalId = Annotated[Word, Path()]
 Number = Annotated[int, Path(ge=1, le=1000)]
-_FOUND = documented(errors.GoalNotFound)
-_LIVE = documented(errors.GoalNotFound, errors.GoalStopped)
+_FOUND = documented(goal_errors.GoalNotFound)
+_LIVE = documented(goal_errors.GoalNotFound, goal_errors.GoalStopped)
 
 
 class WeightIn(Body):
@@ -62,7 +62,7 @@ class WeightOut(BaseModel):
     summary="Create a research goal",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
-    responses={200: {"model": GoalOut, "description": "it exists already"}, **documented(errors.GoalConflict)},
+    responses={200: {"model": GoalOut, "description": "it exists already"}, **documented(goal_errors.GoalConflict)},
 )
 async def create(
     wanted: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
@@ -145,7 +145,7 @@ async def extend(goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, conne
     dependencies=[requires(Scope.SUBMIT)],
     responses={
         200: {"model": IterationOut, "description": "it was reported before"},
-        **documented(errors.GoalNotFound, errors.GoalStopped, errors.IterationConflict),
+        **documented(goal_errors.GoalNotFound, goal_errors.GoalStopped, goal_errors.IterationConflict),
     },
 )
 async def report(
@@ -183,7 +183,7 @@ async def iteration_page(
     "/{goal_id}/iterations/{number}/replay",
     summary="Decide again on an iteration",
     dependencies=[requires(Scope.READ)],
-    responses=documented(errors.GoalNotFound, errors.IterationNotFound),
+    responses=documented(goal_errors.GoalNotFound, goal_errors.IterationNotFound),
 )
 async def replay(goal_id: GoalId, number: Number, connection: Reading) -> ReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""

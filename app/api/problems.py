@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.domain import errors
+from app.domain import errors, goal_errors
 from app.domain.errors import ConvenerError
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.DecisionNotFound: 404,
     errors.AlertNotFound: 404,
     errors.AlertResolved: 409,
-    errors.GoalNotFound: 404,
-    errors.IterationNotFound: 404,
-    errors.GoalConflict: 409,
-    errors.GoalStopped: 409,
-    errors.IterationConflict: 409,
+    goal_errors.GoalNotFound: 404,
+    goal_errors.IterationNotFound: 404,
+    goal_errors.GoalConflict: 409,
+    goal_errors.GoalStopped: 409,
+    goal_errors.IterationConflict: 409,
     errors.ConfigRefused: 422,
     errors.WeightsRefused: 422,
     errors.SamplesRefused: 422,

@@ -247,36 +247,6 @@ class MetricNotFound(ConvenerError):
     code = "metric_not_found"
 
 
-class GoalNotFound(ConvenerError):
-    """There is no such research goal."""
-
-    code = "goal_not_found"
-
-
-class GoalConflict(ConvenerError):
-    """This research goal exists already and is another one."""
-
-    code = "goal_conflict"
-
-
-class GoalStopped(ConvenerError):
-    """The research goal has stopped, which is final."""
-
-    code = "goal_stopped"
-
-
-class IterationConflict(ConvenerError):
-    """This is not the next iteration of the goal, or it was reported with other numbers."""
-
-    code = "iteration_conflict"
-
-
-class IterationNotFound(ConvenerError):
-    """This iteration was never reported."""
-
-    code = "iteration_not_found"
-
-
 class ConfigVersionNotFound(ConvenerError):
     """There is no such version of the configuration."""
 

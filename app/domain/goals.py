@@ -7,8 +7,8 @@ from enum import StrEnum
 from app.domain import budgets, exploration, stopping
 from app.domain.budgets import Limits, Pace, Usage
 from app.domain.config import Iterations
-from app.domain.errors import GoalStopped
 from app.domain.exploration import Arm, ExplorationPolicy, Trial
+from app.domain.goal_errors import GoalStopped
 from app.domain.improvement import Quality, Unit
 from app.domain.stopping import Iteration, Rule, StoppingPolicy
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import goals as rules
 from app.domain.budgets import Usage, notices
 from app.domain.config import Iterations
-from app.domain.errors import GoalConflict, GoalNotFound, GoalStopped
+from app.domain.goal_errors import GoalConflict, GoalNotFound, GoalStopped
 from app.domain.goals import GoalMove, GoalPolicy, GoalState, Hold, Terms
 from app.store import compute, goals, holds
 from app.store.compute import GoalCompute

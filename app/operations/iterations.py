@@ -13,8 +13,8 @@ from app.domain import goals as rules
 from app.domain.agents import AgentType
 from app.domain.budgets import Compute, Limits, Usage
 from app.domain.config import Iterations
-from app.domain.errors import GoalStopped, IterationConflict, IterationNotFound
 from app.domain.exploration import Arm, ExplorationPolicy
+from app.domain.goal_errors import GoalStopped, IterationConflict, IterationNotFound
 from app.domain.goals import Action, GoalDecision, GoalMove, GoalPolicy, GoalSnapshot, GoalState, Report
 from app.domain.improvement import Quality, Unit
 from app.domain.stopping import Rule, StoppingPolicy

@@ -14,13 +14,13 @@ from app.domain.ageing import is_urgent
 from app.domain.agents import AgentType
 from app.domain.errors import (
     ConvenerError,
-    GoalStopped,
     IdempotencyMismatch,
     SubmitInFlight,
     TaskConflict,
     TaskFinished,
     TaskNotFound,
 )
+from app.domain.goal_errors import GoalStopped
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
 from app.operations import dependencies, duplicates
 from app.operations.admission import Admission

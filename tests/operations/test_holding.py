@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.domain.agents import AgentType
-from app.domain.errors import GoalStopped
+from app.domain.goal_errors import GoalStopped
 from app.domain.goals import Terms
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskState

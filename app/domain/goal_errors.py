@@ -1,0 +1,33 @@
+"""What can go wrong with research goals."""
+
+from app.domain.errors import ConvenerError
+
+
+class GoalNotFound(ConvenerError):
+    """There is no such research goal."""
+
+    code = "goal_not_found"
+
+
+class GoalConflict(ConvenerError):
+    """This research goal exists already and is another one."""
+
+    code = "goal_conflict"
+
+
+class GoalStopped(ConvenerError):
+    """The research goal has stopped, which is final."""
+
+    code = "goal_stopped"
+
+
+class IterationConflict(ConvenerError):
+    """This is not the next iteration of the goal, or it was reported with other numbers."""
+
+    code = "iteration_conflict"
+
+
+class IterationNotFound(ConvenerError):
+    """This iteration was never reported."""
+
+    code = "iteration_not_found"
