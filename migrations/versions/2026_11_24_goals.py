@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "2026_11_24_goals"
-down_revision = "2026_11_24_gains"
+down_revision = "2026_11_24_claims"
 branch_labels = None
 depends_on = None
 
