@@ -9,6 +9,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.responses import Response
 
 from app.api.access import requires
+from app.api.agent_gauges import AgentGauges
 from app.api.gauges import PoolGauges
 from app.api.services import Services, ServicesDep
 from app.api.trouble_gauges import TroubleGauges
@@ -18,6 +19,7 @@ from app.domain.capacity import CapacityPolicy
 from app.domain.errors import DatabaseUnavailable
 from app.domain.queues import MOVES, QueueSnapshot
 from app.domain.tasks import Priority
+from app.operations import agents as operations
 
 # Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
 _LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
@@ -54,12 +56,14 @@ class Gauges:
         self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
         self._pool = PoolGauges(registry)
         self._trouble = TroubleGauges(registry)
+        self._agents = AgentGauges(registry)
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; without a database it still says so."""
         self._waiting.set(services.broker.waiting)
         try:
             seen = await services.lookout.look()
+            agents = await operations.look(services.database, services.config)
         except DatabaseUnavailable:
             self._forget()
             self._database.set(0)
@@ -69,6 +73,7 @@ class Gauges:
             self._show(seen.queue, terms.capacity)
             self._pool.show(seen, health.report(seen, terms.report, terms.capacity), terms.report.utilisation)
             self._trouble.show(seen)
+            self._agents.show(agents)
             self._database.set(1)
         return generate_latest(self._registry)
 
@@ -78,6 +83,7 @@ class Gauges:
             gauge.clear()
         self._pool.forget()
         self._trouble.forget()
+        self._agents.forget()
         self._dead.set(nan)
         self._miscounted.set(nan)
 

@@ -36,6 +36,7 @@ class OutputOut(BaseModel):
     finished_at: Moment
     result: Any
     usage: Usage | None
+    quality: float | None = Field(description="0 to 1, where its worker has judged it")
 
 
 class OutputPage(BaseModel):

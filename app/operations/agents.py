@@ -11,10 +11,10 @@ from app.domain.agents import AgentType
 from app.domain.course import policy_in
 from app.domain.performance import Achievement
 from app.operations import remembering, weights
-from app.operations.config import Effective
+from app.operations.config import CurrentConfig, Effective
 from app.store import performance
 from app.store import weights as weight_store
-from app.store.database import now
+from app.store.database import Database, now
 from app.store.performance import Span
 
 # Long enough to have some results, short enough to be about now.
@@ -35,6 +35,13 @@ class Agent:
     quality_gain: float | None
     tasks_per_second: float
     is_bottleneck: bool | None
+
+
+async def look(database: Database, current: CurrentConfig) -> list[Agent]:
+    """All agents, in a transaction of their own. Raises DatabaseUnavailable."""
+    config = await current.read()
+    async with database.transaction() as connection:
+        return await portraits(connection, config)
 
 
 async def portraits(connection: AsyncConnection, config: Effective) -> list[Agent]:

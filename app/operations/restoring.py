@@ -18,6 +18,9 @@ _TABLES: Mapping[str, str] = {
     "goals": "goals",
     "lanes": "lanes",
     "pauses": "pauses",
+    "config_versions": "config_versions",
+    "agent_results": "agent_results",
+    "weights": "weights",
     "context": "context_entries",
     "tasks": "tasks",
     "dependencies": "task_dependencies",
@@ -73,13 +76,15 @@ async def _must_be_empty(database: Database) -> None:
 
 
 async def _load(connection: AsyncConnection, document: Mapping[str, Any]) -> Restored:
+    # Checkpoints of earlier versions have fewer parts.
+    given = {part: document.get(part, []) for part in _TABLES}
     for part, table in _TABLES.items():
-        strange = restoring.unknown_columns(table, document[part])
+        strange = restoring.unknown_columns(table, given[part])
         if strange:
             raise Refused(f"it was taken by another version, whose {table} have {', '.join(sorted(strange))}")
     virtual_times = {(lane["agent_type"], lane["priority"]): lane["virtual_time"] for lane in document["lanes"]}
     moment = (await now(connection)).isoformat()
-    rows = {**document, "tasks": [at_rest(task, virtual_times, moment) for task in document["tasks"]]}
+    rows = {**given, "tasks": [at_rest(task, virtual_times, moment) for task in document["tasks"]]}
     for part, table in _TABLES.items():
         if rows[part]:
             await restoring.load(connection, table, rows[part])

@@ -83,7 +83,16 @@ WHERE task_id = ANY (CAST(:ids AS uuid[]))
 """)
 _SMALL = {
     name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY {order} LIMIT :limit")
-    for name, order in (("goals", "id"), ("lanes", "agent_type, priority"), ("pauses", "agent_type"))
+    for name, order in (
+        ("goals", "id"),
+        ("lanes", "agent_type, priority"),
+        ("pauses", "agent_type"),
+        ("agent_results", "agent_type"),
+    )
+} | {
+    # Of what has versions, the one in force.
+    name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
+    for name in ("config_versions", "weights")
 }
 _ENTRIES = text("""
 WITH RECURSIVE names AS (

@@ -32,6 +32,7 @@ class Output:
     finished_at: datetime
     result: Any
     usage: dict[str, float] | None
+    quality: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Page:
     more: bool
 
 
-_HISTORY = "h.priority, h.labels, h.worker_id, h.created_at, h.finished_at, h.result, h.usage"
+_HISTORY = "h.priority, h.labels, h.worker_id, h.created_at, h.finished_at, h.result, h.usage, h.quality"
 
 # The event and the row in history are written together, so they bear the same time: that names the partition, and the
 # row is found by one probe.

@@ -22,6 +22,7 @@ WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND c.re
 _USED = text("""
 SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history) OR EXISTS (SELECT FROM events)
     OR EXISTS (SELECT FROM context_entries) OR EXISTS (SELECT FROM goals) OR EXISTS (SELECT FROM pauses)
+    OR EXISTS (SELECT FROM weights)
 """)
 
 _ALONE = text("LOCK TABLE tasks, context_entries IN SHARE ROW EXCLUSIVE MODE")
@@ -29,7 +30,8 @@ _ALONE = text("LOCK TABLE tasks, context_entries IN SHARE ROW EXCLUSIVE MODE")
 _HIGHEST = text("""
 SELECT greatest(convener_transaction_offset(),
                 (SELECT max(transaction) FROM events), (SELECT max(transaction) FROM queue_changes),
-                (SELECT max(transaction) FROM folds), (SELECT max(cursor_transaction) FROM checkpoints))
+                (SELECT max(transaction) FROM folds), (SELECT max(transaction) FROM judgements),
+                (SELECT max(cursor_transaction) FROM checkpoints))
 """)
 
 _RELEASE = text("""

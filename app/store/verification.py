@@ -107,12 +107,28 @@ CHECKS: Sequence[Check] = (
         ),
     ),
     Check(
+        name="weights",
+        says="weights sum to 1, none is under the floor, and none has changed by more than half at once",
+        query="""
+            WITH shares AS MATERIALIZED (
+                SELECT version, agent, CAST(weight AS float8) AS weight,
+                       lag(CAST(weight AS float8)) OVER (PARTITION BY agent ORDER BY version) AS before
+                FROM weights CROSS JOIN LATERAL jsonb_each_text(weights.weights) AS share (agent, weight)
+            )
+            SELECT format('version %s: %s went from %s to %s', version, agent, before, weight) FROM shares
+            WHERE abs(weight - before) > 0.5 * before + 1e-9 OR weight < 0.02 - 1e-9
+            UNION ALL
+            SELECT format('version %s: the weights sum to %s', version, sum(weight)) FROM shares
+            GROUP BY version HAVING abs(sum(weight) - 1) > 1e-6""",
+    ),
+    Check(
         name="transactions",
         says="every stored transaction number lies below the next one, so that readers miss nothing",
         query="""
             SELECT format('%s hold %s, and the next one is %s', kind, highest, following) FROM (
                 SELECT 'events' AS kind, max(transaction) AS highest FROM events
                 UNION ALL SELECT 'queue_changes', max(transaction) FROM queue_changes
+                UNION ALL SELECT 'judgements', max(transaction) FROM judgements
                 UNION ALL SELECT 'folds', max(transaction) - 1 FROM folds
             ) stored CROSS JOIN (
                 SELECT (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint + convener_transaction_offset()

@@ -23,6 +23,7 @@ async def _complete(worker: Worker, result: Any = None) -> str:
         "complete",
         result=result or {"of": lease["task_id"]},
         usage={"wall_seconds": 1, "cpu_seconds": 1, "max_memory_mb": 1},
+        quality=0.8,
     )
     assert done.status_code == 200, done.text
     return str(lease["task_id"])
@@ -49,7 +50,7 @@ async def test_a_result_is_read_with_what_it_cost(service: Service, worker: Work
     assert (output["task_id"], output["agent_type"], output["goal_id"]) == (task_id, "ranking", "g")
     assert (output["result"], output["priority"], output["labels"]) == ({"elo": 1200}, "high", {"a": "b"})
     assert output["usage"] == {"wall_seconds": 1, "cpu_seconds": 1, "max_memory_mb": 1}
-    assert output["worker_id"] == worker.id
+    assert (output["worker_id"], output["quality"]) == (worker.id, 0.8)
     assert output["finished_at"] == (await service.get(f"/tasks/{task_id}"))["finished_at"]
 
 

@@ -61,6 +61,12 @@ async def test_example_2_from_the_results_to_the_reasons(service: Service, datab
     assert reflection["evidence"]["results"] == reflection["evidence"]["judged"] == 332
     assert agents["ranking"]["effectiveness"] == pytest.approx(0.5, abs=1e-6)
     assert agents["ranking"]["is_bottleneck"] is None
+    lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
+    parts = [line.rpartition(" ") for line in lines if line.startswith("convener_agent_")]
+    told = {name: float(number) for name, _, number in parts}
+    assert told['convener_agent_weight{agent="reflection"}'] == pytest.approx(0.225)
+    assert told['convener_agent_target_weight{agent="reflection"}'] == pytest.approx(0.25)
+    assert told['convener_agent_effectiveness{agent="reflection"}'] == pytest.approx(0.95, abs=1e-6)
 
 
 async def test_commands_and_overrides_of_supervisors_and_operators(service: Service, database: Database) -> None:

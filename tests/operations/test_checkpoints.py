@@ -25,6 +25,7 @@ from app.store.leases import Completion
 from tests.conftest import named, run_on
 from tests.factories import completion, everything, holding, leased, ready_worker, submitted
 from tests.sql import execute, fetch, value
+from tests.weighing import as_in_example_2, example_2, in_force, tick
 
 _OFTEN = CheckpointPolicy(apart_seconds=0.0)
 
@@ -218,6 +219,10 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         await context.write(connection, Name(namespace="n", key="gone"), 0, Write(value="1", written_by="me"))
         await context.write(connection, Name(namespace="n", key="gone"), 1, Write(value=None, written_by="me"))
         cursor = await events.latest(connection)
+    await as_in_example_2(own_database)
+    await tick(own_database)
+    await example_2(own_database)
+    await tick(own_database)
     async with _empty(server_url, migrated=migrated) as database:
         done = await _restored(database, own_database)
         assert (done.tasks, done.released, done.dependencies, done.context) == (3, 1, 2, 2)
@@ -239,6 +244,8 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         assert kinds == {lease.task_id: "task.released", waiting: "task.submitted", blocked: "task.submitted"}
         assert all(event.detail and "checkpoint" in event.detail["reason"] for event in told)
         await _consistent(database)
+        assert await in_force(database) == await in_force(own_database)
+        assert (await tick(database))["kept"] == "0 new results; a step takes 10"
         # Work goes on: with a higher token, from the checkpoint, and what was blocked comes free in the end.
         again = await leased(database, await ready_worker(database))
         assert (again.task_id, again.token, again.attempt, again.checkpoint) == (lease.task_id, 8, 2, '{"n": 4}')

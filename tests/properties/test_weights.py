@@ -1,0 +1,94 @@
+"""Whatever is ordered, achieved and configured at once, by however many: no weight breaks the sum, the floor, the step
+or the pause, and every reader sees the same."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import pytest
+
+from app.domain.agents import AgentType
+from app.domain.errors import VersionStale
+from app.domain.scaling import Mode
+from app.domain.weights import WeightPolicy, raised
+from app.operations import weight_orders, weights
+from app.operations.weight_orders import Order
+from app.store import verification
+from app.store import weights as store
+from app.store.database import Database
+from tests.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
+
+_ROUNDS = 40
+
+
+async def _deed(database: Database, draw: random.Random) -> None:
+    named = {agent: draw.random() for agent in draw.sample(list(AgentType), 6)}
+    what = draw.choice(["tick", "tick", "command", "override", "release", "configure"])
+    order = Order(by="someone", expected=draw.choice([None, None, draw.randrange(20)]))
+    async with database.transaction() as connection:
+        match what:
+            case "tick":
+                await weights.tick(connection)
+            case "command":
+                await weight_orders.command(connection, Mode.PRODUCTION, order, named)
+            case "override":
+                await weight_orders.override(connection, Mode.PRODUCTION, order, named, 600.0)
+            case "release":
+                await weight_orders.release(connection, Mode.PRODUCTION, order)
+            case _:
+                pass
+    if what == "configure":
+        shares = raised(named, WeightPolicy())
+        await configure(database, {f"{agent}_agent": share for agent, share in shares.items()})
+
+
+async def _between(database: Database, draw: random.Random) -> None:
+    """Time passes, and agents achieve something."""
+    if draw.random() < 0.3:
+        await told(database, draw.choice(list(AgentType)), draw.random(), 12)
+        await fold(database)
+    if draw.random() < 0.2:
+        await override_ends(database)
+    if draw.random() < 0.6:
+        await minute_passes(database)
+
+
+@pytest.fixture
+async def replica(database: Database) -> AsyncIterator[Database]:
+    """The same database as another process of the service sees it."""
+    replica = Database(database.url)
+    yield replica
+    await replica.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_storm_of_orders_breaks_the_weights(database: Database, replica: Database, seed: int) -> None:
+    draw = random.Random(seed)
+    await as_in_example_2(database)
+    await tick(database)
+    for _ in range(_ROUNDS):
+        before = await in_force(database)
+        deeds = [_deed(draw.choice([database, replica]), draw) for _ in range(3)]
+        done = await asyncio.gather(*deeds, return_exceptions=True)
+        assert all(found is None or isinstance(found, VersionStale) for found in done), done
+        after = await in_force(replica)
+        assert after == await in_force(database)
+        for agent, weight in before.weights.items():
+            # However many were at it: a minute has not passed, so there was one step at most.
+            assert abs(after.weights[agent] - weight) <= 0.5 * weight + 1e-9
+        await _between(database, draw)
+    await _check_all(database)
+
+
+async def _check_all(database: Database) -> None:
+    async with database.transaction() as connection:
+        versions = (await store.history(connection, before=2**62, limit=1000))[::-1]
+        (check,) = [check for check in verification.CHECKS if check.name == "weights"]
+        assert (await verification.run(connection, check)).violations == 0
+    assert [version.version for version in versions] == list(range(1, len(versions) + 1))
+    assert sum(bool(version.adjustments) for version in versions) > _ROUNDS / 10
+    for one, other in pairwise(versions):
+        moved = one.course.current != other.course.current
+        assert moved == bool(other.adjustments)
+        assert sum(other.course.current.values()) == pytest.approx(1.0, abs=1e-9)
