@@ -1,11 +1,19 @@
-"""Everything that the surroundings decide, read once by the entrances and passed on as values."""
+"""Everything that the surroundings decide, read once by the entrances and passed on as values.
 
+They are in environment variables, and in a TOML file where `CONVENER_SETTINGS_FILE` names one. No file is looked for
+elsewhere: what a process does must not depend on the directory in which it happens to be started.
+"""
+
+import difflib
+import logging
 import os
 import socket
+import stat
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -13,16 +21,20 @@ from app.domain.capacity import CapacityPolicy
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
 
+log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
+SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
+# What nobody but the owner of a file should be able to read.
+_SECRETS = frozenset({"database_url", "pool_key"})
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class SettingsError(Exception):
-    """The environment holds a value that cannot be used."""
+    """The environment, or the file that it names, holds a value that cannot be used."""
 
 
 class Settings(BaseModel):
-    """Settings of the processes; each field is read from `CONVENER_<FIELD>`."""
+    """Settings of the processes; each field is read from `CONVENER_<FIELD>`, else from the file under its own name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,14 +97,19 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read `CONVENER_*`. Raises SettingsError that names the variable and says what is wrong."""
+        """Read `CONVENER_*`, and the file of `CONVENER_SETTINGS_FILE`, over which a variable wins.
+
+        Raises SettingsError that names the variable, or file and key, and says what is wrong.
+        """
         source = os.environ if environment is None else environment
-        given = {name: source[variable] for name in cls.model_fields if (variable := _PREFIX + name.upper()) in source}
+        path = Path(source[SETTINGS_FILE]) if source.get(SETTINGS_FILE) else None
+        filed = _read_file(path, cls.model_fields) if path is not None else {}
+        given = {name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source}
         try:
-            return cls.model_validate(given)
+            return cls.model_validate({**filed, **given})
         except ValidationError as error:
-            problems = [f"{_PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
-            raise SettingsError("; ".join(problems)) from None
+            problems = [_problem(e, given, path) for e in error.errors()]
+            raise SettingsError("; ".join(dict.fromkeys(problems))) from None
 
 
 def settings_of_service() -> Settings:
@@ -105,6 +122,38 @@ def settings_of_service() -> Settings:
         print(f"convener: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return settings
+
+
+def _read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """The settings in a file. Raises SettingsError when it cannot be read, or holds what is no setting."""
+    try:
+        with path.open("rb") as file:
+            filed = tomllib.load(file)
+            readable = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & (stat.S_IRGRP | stat.S_IROTH)
+    except OSError as error:
+        raise SettingsError(f"{SETTINGS_FILE}: cannot read {path} ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is no TOML: {error}") from None
+    if unknown := [name for name in filed if name not in known]:
+        raise SettingsError(f"{path}: " + "; ".join(_unknown(name, known) for name in unknown))
+    secrets = sorted(_SECRETS & filed.keys())
+    if secrets and readable:
+        log.warning("%s holds %s and others can read it: `chmod 600 %s`", path, " and ".join(secrets), path)
+    return filed
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), known, n=1)
+    return f"{name} is no setting" + (f", did you mean {near[0]}?" if near else "")
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _problem(error: Any, given: Collection[str], path: Path | None) -> str:
+    name = str(error["loc"][0])
+    return f"{_variable(name) if name in given or path is None else f'{path}: {name}'}: {error['msg']}"
 
 
 def _state_home() -> Path:

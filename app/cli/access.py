@@ -46,7 +46,9 @@ def settings() -> Settings:
     try:
         return Settings.from_environment()
     except SettingsError as error:
-        raise Failure(str(error), ExitCode.USAGE, hint="correct or unset the variable") from None
+        raise Failure(
+            str(error), ExitCode.USAGE, hint="correct it; a variable may be unset, and a line of the file left out"
+        ) from None
 
 
 def is_loopback(url: str) -> bool:

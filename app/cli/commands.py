@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,7 @@ from app.cli import (
     workers,
 )
 from app.cli.failures import MEANINGS, Commands
+from app.settings import SETTINGS_FILE
 
 # Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
 _HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
@@ -107,6 +109,12 @@ def _version(wanted: bool) -> None:
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
     url: Annotated[str | None, typer.Option(help="address of the service; each command takes it too")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML file with settings of the processes; CONVENER_ variables win over it")
+    ] = None,
 ) -> None:
     if url is not None:
         os.environ["CONVENER_URL"] = url
+    if settings is not None:
+        # The processes that a command starts read it too, wherever they are started.
+        os.environ[SETTINGS_FILE] = str(settings.absolute())

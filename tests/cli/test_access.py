@@ -6,6 +6,7 @@ import pytest
 
 from app.cli.access import ADMIN_KEY, OPERATOR_KEY, find_access
 from app.cli.failures import ExitCode, Failure
+from tests.cli.conftest import CommandLine
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +69,17 @@ def test_a_key_with_a_line_end_inside_is_not_sent(monkeypatch: pytest.MonkeyPatc
         find_access(None)
     assert failure.value.code is ExitCode.KEY
     assert "cvn_a" not in failure.value.message
+
+
+async def test_settings_may_stand_in_a_file(offline: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "convener.toml"
+    (tmp_path / "url").write_text("http://127.0.0.1:1\n")
+    (tmp_path / "operator.key").write_text("cvn_a_b\n")
+    file.write_text(f'state_directory = "{tmp_path}"\n')
+    plain = {"CONVENER_STATE_DIRECTORY": None, "CONVENER_SETTINGS_FILE": None}
+    done = await offline("--settings", str(file), "status", **plain)
+    assert (done.code, "http://127.0.0.1:1" in done.err) == (3, True)
+    file.write_text("prot = 1\n")
+    done = await offline("status", **{**plain, "CONVENER_SETTINGS_FILE": str(file)})
+    assert done.code == 2
+    assert "did you mean port?" in done.err

@@ -1,0 +1,115 @@
+"""Settings from variables and from a file: the variable wins, and what is wrong is named with where it stands."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from app.domain.scaling import Mode
+from app.settings import SETTINGS_FILE, Settings, SettingsError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "convener.toml"
+    path.touch(mode=0o600)
+    return path
+
+
+def _read(file: Path, text: str, **variables: str) -> Settings:
+    file.write_text(text)
+    return Settings.from_environment({SETTINGS_FILE: str(file), **variables})
+
+
+def test_every_kind_of_setting_may_stand_in_the_file(file: Path) -> None:
+    found = _read(
+        file,
+        """
+        database_url = "postgresql://user@host/convener"
+        mode = "trusted_tester"
+        state_directory = "/var/lib/convener"
+        port = 9000
+        lease_seconds = 20
+        queue_quotas = [0.2, 0.4, 0.6, 1.0]
+        log_json = true
+        """,
+    )
+    assert found.database_url == "postgresql://user@host/convener"
+    assert found.mode is Mode.TRUSTED_TESTER
+    assert found.state_directory == Path("/var/lib/convener")
+    assert (found.port, found.lease_seconds, found.log_json) == (9000, 20.0, True)
+    assert found.queue_quotas == (0.2, 0.4, 0.6, 1.0)
+
+
+def test_a_variable_wins_over_the_file(file: Path) -> None:
+    found = _read(file, 'port = 9000\nhost = "0.0.0.0"', CONVENER_PORT="9001")
+    assert (found.port, found.host) == (9001, "0.0.0.0")
+
+
+def test_a_variable_wins_also_over_what_is_wrong_in_the_file(file: Path) -> None:
+    assert _read(file, "port = -1", CONVENER_PORT="9001").port == 9001
+
+
+def test_without_a_file_nothing_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "convener.toml").write_text("port = 9000")
+    monkeypatch.chdir(tmp_path)
+    assert Settings.from_environment({}).port == Settings().port
+    assert Settings.from_environment({SETTINGS_FILE: ""}).port == Settings().port
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 9000", "prot is no setting, did you mean port?"),
+        ("CONVENER_PORT = 9000", "did you mean port?"),
+        ("[worker_pool]\nmin_workers = 3", "worker_pool is no setting"),
+        ("a = 1\nb = 2", "a is no setting; b is no setting"),
+        ("port = 99999", "port: "),
+        ('port = "many"', "port: "),
+        ('database_url = "mysql://host"', "database_url: "),
+        ("queue_quotas = [1.0]", "queue_quotas: "),
+        ("port = ", "is no TOML"),
+        ("port = 1\nport = 2", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(file: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=r"convener\.toml") as caught:
+        _read(file, text)
+    assert said in str(caught.value)
+
+
+def test_what_is_wrong_in_a_variable_is_named_as_one(file: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        _read(file, "port = 9000\nhistory_days = 0", CONVENER_EVENTS_DAYS="0")
+    assert "CONVENER_EVENTS_DAYS: " in str(caught.value)
+    assert "convener.toml: history_days: " in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    for path in (missing, tmp_path):
+        with pytest.raises(SettingsError, match=f"{SETTINGS_FILE}: cannot read {path}"):
+            Settings.from_environment({SETTINGS_FILE: str(path)})
+    missing.write_bytes(b"host = '\xff'")
+    with pytest.raises(SettingsError, match="is no TOML"):
+        Settings.from_environment({SETTINGS_FILE: str(missing)})
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "warned"),
+    [
+        (0o644, 'pool_key = "cvn_a_b"', True),
+        (0o640, 'database_url = "postgresql://host/db"', True),
+        (0o600, 'pool_key = "cvn_a_b"', False),
+        (0o644, "port = 9000", False),
+    ],
+)
+def test_a_secret_that_others_can_read_is_warned_of(
+    file: Path, caplog: pytest.LogCaptureFixture, mode: int, text: str, warned: bool
+) -> None:
+    file.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        _read(file, text)
+    assert bool(caplog.records) is warned
+    assert "cvn_a_b" not in caplog.text
+    assert not warned or f"chmod 600 {file}" in caplog.text
