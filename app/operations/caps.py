@@ -1,17 +1,24 @@
 """How many workers each resource suffices for: the one place where the limits of the pool come together."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import hosts as rules
-from app.domain.caps import Cap
+from app.domain.caps import Cap, permit_cap
 from app.domain.hosts import Host, HostPolicy
+from app.store import llm_usage
 
 POLICY = HostPolicy()
+# Long against a task, so that calls and the tasks that made them mostly fall into the same span.
+_SPAN = timedelta(minutes=15)
 
 
 async def gather(connection: AsyncConnection, hosts: Sequence[Host], workers: int) -> list[Cap]:
     """The caps on the size of the pool, which has so many `workers` now; a resource without a limit has none."""
     elsewhere = workers - sum(host.workers for host in hosts)
-    return rules.caps(hosts, elsewhere, POLICY)
+    found = rules.caps(hosts, elsewhere, POLICY)
+    burden = await llm_usage.burden(connection, _SPAN)
+    permits = None if burden.held_share is None else permit_cap(burden.limit, burden.held_share)
+    return [*found, permits] if permits is not None else found

@@ -15,7 +15,7 @@ from app.domain.errors import ConfigRefused, ConfigVersionNotFound, VersionStale
 from app.domain.scaling import Mode, ScalingPolicy
 from app.domain.weights import WeightPolicy
 from app.operations import audit
-from app.store import announcements
+from app.store import announcements, permit_gate
 from app.store import config as store
 from app.store.config import NewVersion, Version
 from app.store.database import Database
@@ -127,6 +127,8 @@ async def _carry_out(
 
 async def _write(connection: AsyncConnection, before: Version, new: NewVersion) -> Version:
     """Safe to repeat: the same change by the same caller is accepted again with the version that it has made."""
+    # Whoever is granting permits finishes first, and the next one goes by the new limit.
+    await permit_gate.close(connection)
     made = await store.write(connection, before.version, new)
     if made is not None:
         announcements.note(connection, announcements.CONFIG)

@@ -13,6 +13,7 @@ from app.domain.agents import AgentType
 from app.domain.calls import Outcome
 from app.domain.config import ResourceLimits
 from app.domain.histograms import BOUNDS, Durations
+from app.domain.tasks import Move
 
 By = Literal["model", "agent", "goal"]
 
@@ -55,6 +56,18 @@ class Recent(NamedTuple):
     limit: int
 
 
+class Burden(NamedTuple):
+    """Calls at once that the models in use bear, and the mean share of a task's time for which it holds a permit.
+
+    None: too few tasks have ended to tell.
+    """
+
+    limit: int
+    held_share: float | None
+
+
+# With fewer a single long task would decide.
+_FEWEST_TASKS = 10
 _KEYS = {"model": "model", "agent": "agent_type", "goal": "goal_id"}
 _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
@@ -121,6 +134,27 @@ SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms, coalesce(
 FROM llm_minutes WHERE minute > now() - CAST(:window AS interval)
 """)
 
+# A model bears what its service was seen to bear, within what people allow; all together what the configuration says.
+_BURDEN = text(f"""
+WITH most AS MATERIALIZED (
+    SELECT coalesce((SELECT (document #>> '{{resource_limits,max_concurrent_llm_calls}}')::int FROM config_versions
+                     ORDER BY version DESC LIMIT 1), :usual) AS calls
+), held AS MATERIALIZED (
+    SELECT model, sum(task_seconds) AS seconds FROM llm_minutes
+    WHERE minute > now() - CAST(:window AS interval) GROUP BY model
+), ran AS MATERIALIZED (
+    SELECT sum(tasks) AS tasks, sum(seconds) AS seconds FROM queue_minutes
+    WHERE minute > now() - CAST(:window AS interval) AND kind IN ('{Move.COMPLETE.value}', '{Move.FAIL.value}')
+), borne AS MATERIALIZED (
+    SELECT sum(greatest(1, least(calls, coalesce(max_concurrency, calls), floor(concurrency)))) AS calls
+    FROM held JOIN llm_models USING (model) CROSS JOIN most WHERE held.seconds > 0
+)
+SELECT least(most.calls, coalesce(borne.calls, most.calls))::int AS "limit",
+       CASE WHEN ran.tasks >= :fewest AND ran.seconds > 0
+            THEN (SELECT sum(seconds) FROM held) / ran.seconds END AS held_share
+FROM most CROSS JOIN borne CROSS JOIN ran
+""")
+
 _PRUNE = text("DELETE FROM llm_minutes WHERE minute < now() - make_interval(days => :days)")
 
 
@@ -154,6 +188,12 @@ async def recent(connection: AsyncConnection, window: timedelta) -> Recent:
     """What there was in the minutes that began within the window, and what is in use now."""
     values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls}
     return Recent(**(await connection.execute(_RECENT, values)).mappings().one())
+
+
+async def burden(connection: AsyncConnection, window: timedelta) -> Burden:
+    """What tasks have asked of language models in the minutes that began within the window."""
+    values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls, "fewest": _FEWEST_TASKS}
+    return Burden(**(await connection.execute(_BURDEN, values)).mappings().one())
 
 
 async def prune(connection: AsyncConnection, days: int) -> int:
