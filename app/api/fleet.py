@@ -108,7 +108,7 @@ async def status(connection: Reading, services: ServicesDep) -> FleetOut:
 
 @router.get("/replacements", summary="List replacements of lost workers", dependencies=_READ)
 async def replacements(
-    connection: Reading, after: Annotated[int | None, Query(ge=0)] = None, limit: Limit = 50
+    connection: Reading, after: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None, limit: Limit = 50
 ) -> ReplacementPage:
     """How long each step took, newest first."""
     rows = await fleet.replacements(connection, before=after, limit=limit + 1)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.domain import errors, goal_errors
 from app.domain.errors import ConvenerError
@@ -77,6 +78,7 @@ PLAIN: Mapping[int, tuple[str, str]] = {
     500: ("internal_error", "Something went wrong here; it has been logged"),
 }
 _RETRY_AFTER_SECONDS = 1
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
@@ -162,9 +164,12 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, (RequestValidationError, ValidationError))
         return from_validation(error.errors())
 
-    async def http_error(_: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return from_status(error.status_code, error.detail, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(request))
+        return from_status(error.status_code, error.detail, headers)
 
     async def any_error(_: Request, error: Exception) -> Response:
         return unexpected(error)
@@ -173,6 +178,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, any_error)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of this address; the framework knows only those of the first route that it tried."""
+    routes = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 def documented(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:

@@ -120,7 +120,8 @@ async def acquire_all(
     measured = await permit_gate.measure(connection)
     known = await permits.known(connection, [request.ask.id for request in requests])
     claims = await permit_gate.claims(connection)
-    models |= await _others(connection, {claim.ask.model for claim in claims} - models.keys())
+    named = {claim.ask.model for claim in claims} | {permit.ask.model for permit in known.values()}
+    models |= await _others(connection, named - models.keys())
     snapshot = PermitSnapshot(
         now=measured.at,
         most=measured.most,
@@ -188,7 +189,7 @@ async def sweep(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def _others(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
-    """Models that nobody asks for just now, but that others wait for."""
+    """Models that nobody asks for just now, but that others wait for, or asked for before."""
     return await llm_models.read(connection, names) if names else {}
 
 

@@ -39,6 +39,12 @@ async def test_a_repeated_request_gets_the_same_permit(service: Service) -> None
     is_problem(await service.ask("POST", "/llm/permits", body, key=Role.WORKER), 409, "permit_over")
 
 
+async def test_a_repeated_request_gets_the_same_permit_whatever_model_it_names_now(service: Service) -> None:
+    body = wanted()
+    first, second = [await service.post("/llm/permits", body | {"model": name}, key=Role.WORKER) for name in ("a", "b")]
+    assert (second["permit_id"], second["model"]) == (first["permit_id"], "a")
+
+
 async def test_more_than_the_service_bears_is_refused(service: Service) -> None:
     permits = [await acquired(service) for _ in range(4)]
     assert [permit["in_use"] for permit in permits] == [1, 2, 3, 4]

@@ -99,6 +99,19 @@ async def test_there_is_nothing_here(service: Service, method: str, path: str, s
         assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("OPTIONS", "/config", "GET, PATCH, PUT"),
+        ("DELETE", "/checkpoints", "GET, POST"),
+        ("GET", "/lease", "POST"),
+        ("TRACE", "/context/a/b", "DELETE, GET, PUT"),
+    ],
+)
+async def test_a_refused_method_is_told_which_there_are(service: Service, method: str, path: str, allowed: str) -> None:
+    assert (await service.ask(method, path)).headers["allow"] == allowed
+
+
 @pytest.mark.usefixtures("unchanged")
 async def test_the_catalogue_lists_every_code_once_with_its_status(service: Service) -> None:
     problems = (await service.get("/problems"))["problems"]
