@@ -95,6 +95,10 @@ def history(
     output.show(table)
 
 
+def _change(found: Json) -> float:
+    return abs(float(found["new_weight"]) / float(found["previous_weight"]) - 1)
+
+
 def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
         found = client.put(path, body)
@@ -152,8 +156,10 @@ def _shares(weights: Mapping[str, float]) -> str:
 
 
 def _changes(item: Json) -> str | None:
+    """What changed most comes first."""
+    changes = sorted(item["agent_weight_adjustments"].items(), key=lambda named: -_change(named[1]))
     parts = [
         f"{name.removesuffix('_agent')} {found['previous_weight']:.3g} to {found['new_weight']:.3g}"
-        for name, found in item["agent_weight_adjustments"].items()
+        for name, found in changes
     ]
     return ", ".join(parts) or None

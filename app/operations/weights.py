@@ -1,7 +1,7 @@
 """The weights in force: moved by what agents achieve and by orders, in small steps, and known to every process."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -69,9 +69,10 @@ async def tick(connection: AsyncConnection) -> dict[str, Any]:
     leg = rules.advance(before, sight, policy)
     if last is not None and leg.course == before:
         return {"kept": leg.reason}
-    cause = leg.cause if last or leg.adjustments else Cause.CONFIG
-    made = await write(connection, last, _version(leg, sight, policy, cause))
-    return {"version": made.version, "cause": cause.value} if made else {"kept": "somebody else was faster"}
+    if last is None and not leg.adjustments:
+        leg = replace(leg, cause=Cause.CONFIG, reason="as configured")
+    made = await write(connection, last, _version(leg, sight, policy))
+    return {"version": made.version, "cause": leg.cause.value} if made else {"kept": "somebody else was faster"}
 
 
 async def look(connection: AsyncConnection, config: Effective, policy: WeightPolicy) -> Sight:
@@ -95,12 +96,12 @@ async def write(connection: AsyncConnection, before: Version | None, new: NewVer
     return made
 
 
-def _version(leg: Leg, sight: Sight, policy: WeightPolicy, cause: Cause) -> NewVersion:
+def _version(leg: Leg, sight: Sight, policy: WeightPolicy) -> NewVersion:
     return NewVersion(
         course=leg.course,
         target=rules.goal(leg.course, sight.standings, policy),
         adjustments=leg.adjustments,
-        cause=cause,
+        cause=leg.cause,
         changed_by=_NOBODY,
         reason=leg.reason,
     )

@@ -52,6 +52,7 @@ async def test_before_the_first_tick_the_weights_are_the_configured_ones(databas
 
 async def test_the_first_tick_begins_with_the_configured_weights(database: Database) -> None:
     assert await tick(database) == {"version": 1, "cause": "config"}
+    assert await value(database, "SELECT reason FROM weights") == "as configured"
     assert (await in_force(database)).weights[REFLECTION] == pytest.approx(0.15)
     assert "0 new results" in (await tick(database))["kept"]
 
