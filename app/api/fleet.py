@@ -39,11 +39,20 @@ class RestingOut(BaseModel):
     until: Moment
 
 
+class HostOut(BaseModel):
+    """A machine that starts workers."""
+
+    provisioner: str
+    host: str
+    size: int = Field(description="workers that it is to keep running")
+
+
 class FleetOut(BaseModel):
     """The pool as a whole."""
 
     min_workers: int
     max_workers: int
+    hosts: list[HostOut] = Field(description="those that have reported lately")
     workers: ByState
     total: int
     reduced_capacity: bool = Field(description="places rest because starting workers there keeps failing")
@@ -93,12 +102,13 @@ class ReplacementTimesOut(BaseModel):
 
 @router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
-    """Its bounds by the configuration, its workers by state, and the places that rest because of crash loops."""
+    """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
     pool = (await services.config.read()).document.worker_pool
     found = await operations.status(connection)
     return FleetOut(
         min_workers=pool.min_workers,
         max_workers=pool.max_workers,
+        hosts=[HostOut.model_validate(host, from_attributes=True) for host in found.hosts],
         workers=ByState(**found.states),
         total=sum(found.states.values()),
         reduced_capacity=bool(found.resting),

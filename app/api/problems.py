@@ -32,6 +32,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.TaskNotCompleted: 409,
     errors.WorkerBusy: 409,
     errors.WorkerGone: 409,
+    errors.StartRefused: 409,
     errors.LeaseExpired: 409,
     errors.LeaseSuperseded: 409,
     errors.TaskCancelled: 409,

@@ -43,6 +43,7 @@ _HINTS = {
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
     "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
+    "start_refused": "`convener workers fleet` shows the pool; `convener config set` changes its maximum",
     "worker_gone": "the worker is over already; `convener workers ls` lists the living ones",
     "payload_too_large": "send less, or raise CONVENER_MAX_PAYLOAD_BYTES of the service",
     "body_too_large": "send less at once, or raise CONVENER_MAX_BODY_BYTES of the service",

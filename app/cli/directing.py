@@ -1,7 +1,7 @@
-"""Telling workers to drain, stop or restart: by their names, or all that a filter selects, counted first."""
+"""Starting workers, and telling them to drain, stop or restart: by name, or all of a filter, counted first."""
 
 from typing import Annotated
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 from rich.text import Text
@@ -22,6 +22,7 @@ _WHY = "asked by an operator"
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `convener workers`."""
+    app.command(epilog=output.examples("convener workers start", "convener workers start 4 --reason 'long run'"))(start)
     for command in (drain, stop, restart):
         name = command.__name__
         lines = (
@@ -30,6 +31,25 @@ def add_to(app: typer.Typer) -> None:
             f"convener workers {name} --label site:lab1 --yes",
         )
         app.command(epilog=output.examples(*lines))(command)
+
+
+def start(
+    count: Annotated[int, typer.Argument(help="how many workers more", min=1, max=1000)] = 1,
+    reason: Reason = _WHY,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Start workers on the hosts that have them started, within the maximum of the configuration: all, or none.
+
+    They stay until they idle for long, or where the size of the pool is fixed until the loops of their host end.
+    """
+    with connect(url) as client:
+        done = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
+    if fmt is Format.JSON:
+        output.write_json(done)
+    else:
+        workers = ", ".join(worker["name"] for worker in done["workers"])
+        output.show(Text(output.plain(f"started {done['started']:,}: {workers}")))
 
 
 def drain(

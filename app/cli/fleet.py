@@ -31,6 +31,7 @@ def board(fleet: Json, now: datetime) -> RenderableType:
     lines = [
         ("Workers", f"{fleet['total']:,}: {states}" if fleet["total"] else states),
         ("Bounds", f"{fleet['min_workers']:,} to {fleet['max_workers']:,}"),
+        ("Hosts", ", ".join(f"{host['host']} is to keep {host['size']:,}" for host in fleet["hosts"]) or "none"),
     ]
     if not fleet["reduced_capacity"]:
         return output.details(lines)

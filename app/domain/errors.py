@@ -85,6 +85,12 @@ class WorkerBusy(ConvenerError):
     code = "worker_busy"
 
 
+class StartRefused(ConvenerError):
+    """No more workers can be started."""
+
+    code = "start_refused"
+
+
 class WorkerGone(ConvenerError):
     """This incarnation of the worker is over."""
 

@@ -10,12 +10,16 @@ from app.domain.workers import WorkerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMember:
-    """One live worker of the managed pool: its slot (1, 2, ...) and whether it is on its way out."""
+    """One live worker of the managed pool: its slot (1, 2, ...) and whether it is on its way out.
+
+    One that restarts leaves too, and another takes its slot when it is gone.
+    """
 
     worker_id: WorkerId
     slot: int
     leaving: bool
     busy: bool
+    restarting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,8 @@ class RestingSlot:
 class FleetSnapshot:
     """The pool as observed: its members, the size wanted, and slots that must not start yet.
 
-    `bereaved` slots have lost their worker; `room` is how many more workers there may be in all, on any host.
+    `bereaved` slots have lost their worker, or it restarts; `room` is how many more workers there may be in all, on any
+    host.
     """
 
     members: Sequence[PoolMember]
@@ -115,8 +120,8 @@ def leaves_first(member: PoolMember) -> tuple[bool, int]:
 
 def owed_slots(snapshot: FleetSnapshot) -> list[int]:
     """The slots of the workers that are missing, also while they rest: first those that have lost theirs."""
-    staying = sum(not member.leaving for member in snapshot.members)
-    return free_slots(snapshot.members, snapshot.bereaved_slots, max(0, snapshot.size - staying))
+    kept = sum(not member.leaving or member.restarting for member in snapshot.members)
+    return free_slots(snapshot.members, snapshot.bereaved_slots, max(0, snapshot.size - kept))
 
 
 def free_slots(members: Sequence[PoolMember], bereaved: frozenset[int], count: int) -> list[int]:

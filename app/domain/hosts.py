@@ -11,7 +11,8 @@ from app.domain.caps import Cap
 class Host:
     """A machine with a provisioner.
 
-    `size` is how many workers it keeps running, `usual_size` its setting. Memory in GB, the processor in cores and as
+    `size` is how many workers it keeps running, `usual_size` its setting, and `extra` what people have started beyond
+    that. Memory in GB, the processor in cores and as
     the share of all cores that is in use; None: not measured. `workers` live there, and use `workers_gb` of the memory.
     """
 
@@ -19,6 +20,7 @@ class Host:
     host: str
     size: int
     usual_size: int
+    extra: int = 0
     memory_gb: float
     memory_used_gb: float
     cpu_cores: float
@@ -65,6 +67,11 @@ def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[Cap]
         Cap(resource=f"memory of {where}", workers=elsewhere + memory),
         Cap(resource=f"CPU of {where}", workers=elsewhere + cores),
     ]
+
+
+def room_for(hosts: Sequence[Host], policy: HostPolicy) -> int:
+    """How many workers more the machines together have room for."""
+    return sum(_suffices_for(host, policy) - host.workers for host in hosts)
 
 
 def spread(hosts: Sequence[Host], new: int, policy: HostPolicy) -> Mapping[Host, int]:

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fleet import CrashPolicy, FleetSnapshot, RestingSlot, plan, resting
+from app.domain.hosts import Host
 from app.domain.scaling import Mode
 from app.domain.workers import Directive, WorkerState
 from app.operations import config
@@ -25,16 +26,21 @@ _CRASHES = CrashPolicy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The live workers by state, and the places that get none for now because their workers keep dying."""
+    """The live workers by state, the hosts that start some, and the places that rest because workers keep dying."""
 
     states: Mapping[str, int]
+    hosts: Sequence[Host]
     resting: Sequence[RestingSlot]
 
 
 async def status(connection: AsyncConnection) -> Status:
     """All workers, and the managed pools of all hosts."""
     deaths = await fleet.young_deaths(connection, _CRASHES)
-    return Status(states=await fleet.states(connection), resting=resting(deaths, _CRASHES, await now(connection)))
+    return Status(
+        states=await fleet.states(connection),
+        hosts=await hosts.live(connection),
+        resting=resting(deaths, _CRASHES, await now(connection)),
+    )
 
 
 async def tick(connection: AsyncConnection, initial: Mode, said: Report) -> dict[str, Any]:

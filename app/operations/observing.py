@@ -152,12 +152,12 @@ def owed(host: Host, workers: Sequence[Worker]) -> int:
 
 
 def _usual(seen: Pool) -> int | None:
-    """The size of a pool that does not scale: what the hosts are set to, and whoever was started elsewhere."""
+    """The size of a pool that does not scale: what hosts are set to, and whoever was started beside, or elsewhere."""
     if not seen.hosts:
         return None
     ours = {(host.provisioner, host.host) for host in seen.hosts}
     elsewhere = sum((w.provisioner, w.host) not in ours for w in seen.staying)
-    return elsewhere + sum(host.usual_size for host in seen.hosts)
+    return elsewhere + sum(host.usual_size + host.extra for host in seen.hosts)
 
 
 def _with_workers(host: Host, workers: Sequence[Worker]) -> Host:

@@ -99,29 +99,35 @@ async def _request(
     ids = iter(decision.new)
     requested = []
     for host, count in started.items():
-        for slot in await _slots(connection, pool, host, owed[host], count) if count else ():
+        for slot in await new_slots(connection, pool, host, owed[host], count) if count else ():
             worker_id = next(ids)
-            requested.append(_requested(worker_id, host, slot, decision.places[worker_id]))
+            requested.append(requested_on(worker_id, host, slot, decision.places[worker_id]))
+    await request(connection, requested)
+
+
+async def request(connection: AsyncConnection, requested: Sequence[Requested]) -> None:
+    """Write down that these workers are wanted; whoever bears one of their names is over."""
     for name in await members.named(connection, [one.name for one in requested]):
         await worker_operations.supersede(connection, name)
     await members.request(connection, requested)
 
 
-def _requested(worker_id: UUID, host: Host, slot: int, place: Place) -> Requested:
+def requested_on(worker_id: UUID, host: Host, slot: int, place: Place | None = None) -> Requested:
+    """A worker for this slot of a host; without a place the next decision gives it one."""
     return Requested(
         id=worker_id,
         name=f"{host.host}-{slot}",
         provisioner=host.provisioner,
         slot=slot,
         host=host.host,
-        agent=place.agent.value,
-        memory_gb=place.memory_gb,
-        cpu_cores=place.cpu_cores,
-        compute_seconds=place.compute_seconds,
+        agent=place.agent.value if place else None,
+        memory_gb=place.memory_gb if place else None,
+        cpu_cores=place.cpu_cores if place else None,
+        compute_seconds=place.compute_seconds if place else None,
     )
 
 
-async def _slots(connection: AsyncConnection, pool: Pool, host: Host, owed: int, count: int) -> list[int]:
+async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, owed: int, count: int) -> list[int]:
     """Slots for new workers, beyond those that the host owes a worker, and none that rests."""
     resting = await fleet_operations.asleep(connection, host.provisioner, host.host)
     bereaved = await fleet.bereaved(connection, host.host)

@@ -40,7 +40,7 @@ _LIVE = "w.state IN ('starting', 'ready', 'draining')"
 
 _MEMBERS = text(f"""
 SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
-       held.id IS NOT NULL AS busy
+       held.id IS NOT NULL AS busy, coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w {holding.joined("w.id")}
 WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
@@ -86,6 +86,11 @@ WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :na
 
 _BEREAVED = text("""
 SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
+UNION
+SELECT w.slot FROM workers w
+WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.directive = 'restart'
+  AND w.ended_at > now() - interval '1 min'
+  AND NOT EXISTS (SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation)
 """)
 
 _MARK = {
@@ -114,7 +119,13 @@ async def members(connection: AsyncConnection, provisioner: str, host: str) -> l
     """The live workers of one provisioner on one host."""
     rows = (await connection.execute(_MEMBERS, {"provisioner": provisioner, "host": host})).mappings()
     return [
-        PoolMember(worker_id=WorkerId(row["id"]), slot=row["slot"], leaving=row["leaving"], busy=row["busy"])
+        PoolMember(
+            worker_id=WorkerId(row["id"]),
+            slot=row["slot"],
+            leaving=row["leaving"],
+            busy=row["busy"],
+            restarting=row["restarting"],
+        )
         for row in rows
     ]
 
@@ -165,7 +176,7 @@ async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, sl
 
 
 async def bereaved(connection: AsyncConnection, host: str) -> frozenset[int]:
-    """The slots of a host that have lost their worker and have no other yet."""
+    """The slots of a host that have lost their worker, or whose worker restarts, and that have no other yet."""
     return frozenset((await connection.execute(_BEREAVED, {"host": host})).scalars())
 
 

@@ -37,17 +37,22 @@ VALUES (:provisioner, :host, greatest(CAST(:usual_size AS integer), CAST(:living
         :cpu_share, now())
 ON CONFLICT (provisioner, host) DO UPDATE SET
     size = CASE WHEN known.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN excluded.size ELSE known.size END,
+    extra = CASE WHEN known.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN 0 ELSE known.extra END,
     usual_size = excluded.usual_size, memory_gb = excluded.memory_gb, memory_used_gb = excluded.memory_used_gb,
     cpu_cores = excluded.cpu_cores, cpu_share = excluded.cpu_share, seen_at = now()
 RETURNING size
 """)
 
 _LIVE = text(f"""
-SELECT provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share FROM hosts
+SELECT provisioner, host, size, usual_size, extra, memory_gb, memory_used_gb, cpu_cores, cpu_share FROM hosts
 WHERE seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, host
 """)
 
 _RESIZE = text("UPDATE hosts SET size = :size WHERE provisioner = :provisioner AND host = :host")
+
+_ENLARGE = text("""
+UPDATE hosts SET size = size + :more, extra = extra + :more WHERE provisioner = :provisioner AND host = :host
+""")
 
 _LEAVE = text("DELETE FROM hosts WHERE provisioner = :provisioner AND host = :host")
 
@@ -74,6 +79,11 @@ async def live(connection: AsyncConnection) -> list[Host]:
 async def resize(connection: AsyncConnection, host: Host, size: int) -> None:
     """Let a host keep so many workers from now on."""
     await connection.execute(_RESIZE, {"provisioner": host.provisioner, "host": host.host, "size": size})
+
+
+async def enlarge(connection: AsyncConnection, host: Host, more: int) -> None:
+    """Let a host keep so many workers more, also where the size of the pool is fixed, until it leaves."""
+    await connection.execute(_ENLARGE, {"provisioner": host.provisioner, "host": host.host, "more": more})
 
 
 async def leave(connection: AsyncConnection, provisioner: str, host: str) -> None:

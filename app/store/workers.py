@@ -140,6 +140,8 @@ _IS_STOPPING = text(f"""
 SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {_LIVE} FOR UPDATE
 """)
 
+_NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
+
 _PRUNE = text("DELETE FROM workers WHERE ended_at < now() - make_interval(days => :days)")
 
 
@@ -243,6 +245,12 @@ async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, 
 async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:
     """Whether a live worker, which is locked, has been told to stop or restart."""
     return bool((await connection.execute(_IS_STOPPING, {"id": worker_id})).scalar())
+
+
+async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The names of those of these workers that are remembered, in the order of the slots."""
+    rows = await connection.execute(_NAMES, {"ids": list(ids)})
+    return {row.id: row.name for row in rows}
 
 
 async def prune(connection: AsyncConnection, days: int) -> int:

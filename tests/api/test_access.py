@@ -42,6 +42,7 @@ _EXPECTED = {
     "POST /workers/{worker_id}/drain": Scope.OPERATE,
     "POST /workers/{worker_id}/stop": Scope.OPERATE,
     "POST /workers/{worker_id}/restart": Scope.OPERATE,
+    "POST /workers/start": Scope.OPERATE,
     "POST /workers/drain": Scope.OPERATE,
     "POST /workers/stop": Scope.OPERATE,
     "POST /workers/restart": Scope.OPERATE,

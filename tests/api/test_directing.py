@@ -1,6 +1,7 @@
 """What people tell workers, over HTTP: one by its id or many by a filter, recorded, and safe to repeat."""
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -102,3 +103,28 @@ async def test_the_pool_as_a_whole(service: Service, database: Database) -> None
     assert found["workers"] == {"starting": 1, "ready": 0, "busy": 1, "draining": 1}
     (place,) = found["resting"]
     assert (found["reduced_capacity"], place["host"], place["slot"], place["deaths"]) == (True, "here", 1, 3)
+
+
+async def test_workers_are_started_by_hand_once_for_each_request(service: Service, database: Database) -> None:
+    refused = await service.ask("POST", "/workers/start", {"count": 2}, key=Role.OPERATOR)
+    assert is_problem(refused, 409, "start_refused")["reason"] == "no_host"
+    async with database.transaction() as connection:
+        await fleet.tick(connection, Mode.PRODUCTION, report(2))
+    wanted = {"count": 2, "reason": "a long run", "request_id": str(uuid4())}
+    answers = [await service.ask("POST", "/workers/start", wanted, key=Role.OPERATOR) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json() == answers[1].json()
+    started = answers[0].json()["workers"]
+    assert [worker["name"] for worker in started] == ["here-3", "here-4"]
+    assert (await service.get(f"/workers/{started[0]['worker_id']}"))["state"] == "starting"
+    found = await service.get("/fleet")
+    assert (found["total"], found["hosts"]) == (4, [{"provisioner": "local", "host": "here", "size": 4}])
+    (entry,) = [item for item in (await service.get("/audit"))["items"] if item["action"] == "workers.start"]
+    assert (entry["reason"], entry["after"]["started"]) == ("a long run", ["here-3", "here-4"])
+
+
+@pytest.mark.parametrize("body", [{"count": 0}, {"count": 1001}, {"count": 1.5}, {"count": True}, {"request_id": "x"}])
+async def test_nonsense_starts_nobody(service: Service, body: Any) -> None:
+    is_problem(await service.ask("POST", "/workers/start", body), 422, "invalid_request")
+    for key in (Role.SUPERVISOR, Role.READER, Role.WORKER):
+        is_problem(await service.ask("POST", "/workers/start", {}, key=key), 403, "forbidden")

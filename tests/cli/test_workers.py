@@ -6,8 +6,11 @@ from uuid import uuid4
 from rich.console import Console
 
 from app.cli.fleet import board
+from app.domain.scaling import Mode
+from app.operations import fleet
 from app.store.database import Database
 from tests.cli.conftest import CommandLine, Json, Service
+from tests.factories import report
 from tests.sql import execute
 
 
@@ -81,7 +84,13 @@ async def test_the_fleet_is_shown(convener: CommandLine, service: Service) -> No
 
 def test_places_that_rest_are_shown_with_the_time_of_their_next_start() -> None:
     places = [{"host": "lab-1", "slot": 3, "deaths": 5, "until": "2030-01-01T12:00:08Z"}]
-    found: Json = {"min_workers": 2, "max_workers": 12, "total": 3, "workers": {"ready": 2, "busy": 1, "starting": 0}}
+    found: Json = {
+        "min_workers": 2,
+        "max_workers": 12,
+        "total": 3,
+        "hosts": [],
+        "workers": {"ready": 2, "busy": 1, "starting": 0},
+    }
     console = Console(width=80)
     with console.capture() as captured:
         console.print(
@@ -125,3 +134,23 @@ async def test_get_shows_what_a_worker_is_assigned_to_and_may_use(convener: Comm
     assert (shown["It has"], shown["Labels"]) == ("1 GB, 1 cores", "site:lab1")
     assert (await convener("workers", "get", worker["worker_id"], "-o", "json")).json["assigned_cpu_cores"] == 0.5
     assert (await convener("workers", "get", "nobody")).code == 5
+
+
+async def test_a_start_that_is_refused_says_why_and_what_to_do(convener: CommandLine) -> None:
+    refused = await convener("workers", "start", "2")
+    assert refused.code != 0
+    assert "no host starts workers" in refused.err
+    assert (await convener("workers", "start", "0")).code == 2
+
+
+async def test_started_workers_are_named(convener: CommandLine, service: Service) -> None:
+    database = Database(service.database_url)
+    host = f"host{uuid4().hex[:6]}"
+    async with database.transaction() as connection:
+        await fleet.tick(connection, Mode.PRODUCTION, report(1, host=host))
+    shown = await convener("workers", "start", "2", "--reason", "long run")
+    assert shown.out.strip() == f"started 2: {host}-2, {host}-3"
+    assert f"{host} is to keep 3" in (await convener("workers", "fleet")).out
+    await execute(database, "DELETE FROM hosts WHERE host = $1", host)
+    await execute(database, "DELETE FROM workers WHERE host = $1", host)
+    await database.close()

@@ -272,6 +272,23 @@ async def test_a_worker_that_was_to_end_and_was_killed_after_its_grace_is_neithe
         await fleet.report_exit(database, row["id"], "the process was killed by SIGKILL")
 
 
+async def test_a_restarted_worker_is_followed_by_another_in_its_slot_and_not_before_it_is_gone(
+    database: Database, host: _Host
+) -> None:
+    first, second, _ = await _pool(database, host, 3)
+    for worker, directive in ((second, Directive.RESTART), (first, Directive.DRAIN)):
+        async with database.transaction() as connection:
+            await directing.direct(connection, worker, order(directive))
+    assert (await _tick(database, 3))["started"] == 1, "one drains, and there is room for another meanwhile"
+    assert (await _tick(database, 3))["started"] == 0
+    async with database.transaction() as connection:
+        await workers.say_goodbye(connection, first, "drained")
+        await workers.say_goodbye(connection, second, "restart")
+    assert (await _tick(database, 3))["started"] == 1
+    rows = await fetch(database, "SELECT slot FROM workers WHERE state = 'starting' ORDER BY slot")
+    assert [row["slot"] for row in rows] == [2, 4]
+
+
 async def test_a_worker_that_died_while_it_was_to_drain_is_lost(database: Database, host: _Host) -> None:
     (worker,) = await _pool(database, host, 1)
     async with database.transaction() as connection:

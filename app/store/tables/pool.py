@@ -98,6 +98,7 @@ hosts = Table(
     Column("host", Text, primary_key=True),
     Column("size", Integer, nullable=False, comment="workers that it is to keep running"),
     Column("usual_size", Integer, nullable=False, comment="its setting: where it starts, or stays"),
+    Column("extra", Integer, nullable=False, server_default="0", comment="workers that people started beyond that"),
     Column("memory_gb", Float, nullable=False),
     Column("memory_used_gb", Float, nullable=False),
     Column("cpu_cores", Float, nullable=False),

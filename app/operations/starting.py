@@ -1,0 +1,100 @@
+"""Starting workers because a person wants them: within every limit of the pool, recorded, and safe to repeat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.errors import StartRefused
+from app.domain.hosts import room_for, spread
+from app.domain.scaling import Mode
+from app.operations import audit, caps, config, observing, resizing
+from app.operations.observing import Pool
+from app.operations.resizing import Owed
+from app.store import announcements, hosts, workers
+from app.store.members import Requested
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOrder:
+    """So many workers more. The ids of the workers come from `request_id`: the same order again starts nobody else."""
+
+    request_id: UUID
+    count: int
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starting:
+    """A worker that is asked for; a provisioner starts it within moments."""
+
+    worker_id: UUID
+    name: str
+
+
+async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -> list[Starting]:
+    """Ask the hosts for more workers, the next where most room is left. Raises StartRefused.
+
+    They stay until the scaling loop finds that they idle, or where the size of the pool is fixed until their host
+    leaves; whoever is lost is replaced.
+    """
+    ids = [uuid5(order.request_id, str(place)) for place in range(order.count)]
+    if former := await workers.names(connection, ids):
+        return [Starting(worker_id=worker_id, name=name) for worker_id, name in former.items()]
+    await hosts.lock_pool(connection)
+    most = (await config.current(connection, initial)).document.worker_pool.max_workers
+    pool = await observing.pool(connection)
+    owed = resizing.owed(pool, most)
+    await _check(connection, pool, owed, most, order.count)
+    requested = await _requested(connection, pool, owed, ids)
+    await resizing.request(connection, requested)
+    announcements.note(connection, announcements.FLEET, announcements.LAUNCHES)
+    started = [Starting(worker_id=one.id, name=one.name) for one in requested]
+    await _note(connection, order, len(pool.staying), started)
+    return started
+
+
+async def _check(connection: AsyncConnection, pool: Pool, owed: Owed, most: int, count: int) -> None:
+    if not pool.hosts:
+        raise StartRefused(
+            "no host starts workers: run `convener up`, or `convener loops` with CONVENER_POOL_SIZE above 0",
+            reason="no_host",
+        )
+    there = len(pool.workers) + sum(owed.values())
+    if there + count > most:
+        raise StartRefused(
+            f"the configuration allows {most:,} workers (worker_pool.max_workers), and {there:,} are there or on "
+            f"their way: start at most {max(0, most - there):,}, or raise the maximum",
+            reason="max_workers",
+        )
+    for cap in await caps.gather(connection, pool.hosts, len(pool.workers)):
+        if there + count > cap.workers:
+            raise StartRefused(
+                f"{cap.resource} suffice for {cap.workers:,} workers, and {there:,} are there or on their way",
+                reason="resources",
+            )
+    if count > room_for(pool.hosts, caps.POLICY):
+        raise StartRefused("the hosts have no room for so many workers more", reason="resources")
+
+
+async def _requested(connection: AsyncConnection, pool: Pool, owed: Owed, ids: Sequence[UUID]) -> list[Requested]:
+    remaining = iter(ids)
+    requested = []
+    for host, count in spread(pool.hosts, len(ids), caps.POLICY).items():
+        slots = await resizing.new_slots(connection, pool, host, owed[host], count) if count else []
+        requested += [resizing.requested_on(next(remaining), host, slot) for slot in slots]
+        await hosts.enlarge(connection, host, count)
+    return requested
+
+
+async def _note(connection: AsyncConnection, order: StartOrder, before: int, started: Sequence[Starting]) -> None:
+    await audit.record(
+        connection,
+        "workers.start",
+        by=order.by,
+        before={"workers": before},
+        after={"workers": before + len(started), "started": [worker.name for worker in started]},
+        reason=order.reason,
+    )
