@@ -4,6 +4,7 @@ It has a connection of its own, so that it sees what is wrong also when all othe
 """
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ from app.operations import observations as observed
 from app.operations import queues
 from app.store import config, decisions, llm_usage, observations, series, utilisation, vitals
 from app.store.database import Database
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +100,12 @@ class Lookout:
             if vitals.was_slow(error):
                 raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error
             raise DatabaseUnavailable("the database cannot be reached", reason=DATABASE_AWAY) from error
+        except Exception as error:
+            # A database that refuses us, or is not as it should be, is no reason to say nothing.
+            log.exception("could not look at the system")
+            raise DatabaseUnavailable(
+                "the database cannot be read; the log of the API says why", reason=DATABASE_AWAY
+            ) from error
 
     def _blind(self, error: DatabaseUnavailable) -> Report:
         code = error.reason or DATABASE_AWAY

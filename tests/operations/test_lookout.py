@@ -15,6 +15,7 @@ from app.domain.health import DATABASE_AWAY, DATABASE_SLOW, Overall
 from app.domain.scaling import Mode
 from app.operations.lookout import Lookout, LookPolicy, Terms, gather
 from app.store.database import Database
+from tests.conftest import run_on
 from tests.factories import leased, ready_worker, submitted
 from tests.lines import silent_line
 from tests.ports import free_port
@@ -110,6 +111,40 @@ async def test_without_a_database_it_still_reports() -> None:
     report, answered = await lookout.report()
     assert not answered
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
+    await lookout.close()
+
+
+async def test_a_database_that_goes_and_comes_back(own_database: Database, server_url: str) -> None:
+    lookout = Lookout(Database(own_database.url, connections=1), _TERMS, _EAGER)
+    await ready_worker(own_database)
+    assert (await lookout.report())[1]
+    name = own_database.url.rpartition("/")[2]
+    await run_on(server_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await run_on(server_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+    async def gone() -> bool:
+        return not (await lookout.report())[1]
+
+    await until(gone)
+    report, _ = await lookout.report()
+    assert [reason.code for reason in report.reasons] == [DATABASE_AWAY, "out_of_date"]
+    assert report.total_workers == 1
+    await run_on(server_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+    async def back() -> bool:
+        return (await lookout.report())[1]
+
+    await until(back)
+    await lookout.close()
+
+
+async def test_a_database_that_is_not_as_it_should_be_is_told_of(own_database: Database) -> None:
+    await execute(own_database, "DROP TABLE utilisation")
+    lookout = Lookout(Database(own_database.url, connections=1), _TERMS, _EAGER)
+    report, answered = await lookout.report()
+    assert not answered
+    assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
+    assert "the log of the API says why" in report.reasons[0].message
     await lookout.close()
 
 
