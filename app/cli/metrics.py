@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from rich.console import Group, RenderableType
@@ -92,6 +93,35 @@ def series(
         output.show(Text("nothing was pushed" if name is None else "no sample came in this time"))
     else:
         output.show(_names(found["items"], now) if name is None else _lines(found["items"]))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener metrics push gpu_memory_percent 61.5 --worker lab-1",
+        "convener metrics push hypotheses_written 3 --counter --agent generation --goal kepler",
+    )
+)
+def push(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="lower case, digits and underscores")],
+    value: Annotated[
+        float, typer.Argument(metavar="VALUE", help="now; of a counter, what has come since the last one")
+    ],
+    counter: Annotated[bool, typer.Option("--counter", help="it adds up; without, it is a gauge")] = False,
+    agent: AgentOption = None,
+    worker: Annotated[str | None, typer.Option(help="measured of this worker")] = None,
+    goal: Goal = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Push one sample, as workers and agents do in batches with POST /metrics/samples."""
+    labels = {"agent": agent, "worker": worker, "goal": goal}
+    sample = {"name": name, "kind": "counter" if counter else "gauge", "value": value, **labels}
+    with connect(url) as client:
+        done = client.post("/metrics/samples", {"batch_id": str(uuid4()), "samples": [sample]})
+    if fmt is Format.JSON:
+        output.write_json(done)
+    else:
+        output.show(Text("taken"))
 
 
 def board(seen: Json) -> RenderableType:

@@ -65,3 +65,16 @@ async def test_how_busy_all_were(convener: CommandLine, service: Service) -> Non
     assert set(found["subjects"]) == {name}
     assert found["step_seconds"] == 120
     assert (await convener("metrics", "utilisation", "--since", "yesterday")).code == 2
+
+
+async def test_a_sample_is_pushed(convener: CommandLine) -> None:
+    name = f"writes_{uuid4().hex[:8]}"
+    done = await convener("metrics", "push", name, "3", "--counter", "--agent", "ranking")
+    assert (done.code, done.out, done.err) == (0, "taken\n", "")
+    found = (await convener("metrics", "series", name, "-o", "json")).json["items"]
+    assert [(point["agent"], point["sum"]) for point in found] == [("ranking", 3.0)]
+    refused = await convener("metrics", "push", name, "3")
+    assert refused.code == 1
+    assert f"{name} is a counter" in refused.err
+    assert (await convener("metrics", "push", "No", "3")).code == 1
+    assert (await convener("metrics", "push", name, "--", "-3")).code == 1
