@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,13 @@ from app.settings import Settings, settings_of_service
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
+
+
+def settle_down() -> None:
+    """What exists by now stays: looking through it again would take longer than a decision on the pool."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 async def run(settings: Settings) -> None:
@@ -117,6 +125,7 @@ def main() -> None:
     """What `python -m app.background` does."""
     settings = settings_of_service()
     set_up_logging(settings.log_level, as_json=settings.log_json)
+    settle_down()
     asyncio.run(run(settings))
 
 

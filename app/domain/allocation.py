@@ -8,6 +8,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 from app.domain.agents import AgentType
 from app.domain.workers import WorkerId
@@ -73,10 +74,15 @@ def apportion(workers: int, shares: Mapping[AgentType, float]) -> dict[AgentType
     Everybody's first seat comes before anybody's second: the only way to have one each as soon as there are enough, and
     still to take none away when a worker is added.
     """
-    seats = dict.fromkeys(sorted(shares), 0)
-    for _ in range(workers if shares else 0):
-        chosen = max(seats, key=lambda agent: (seats[agent] == 0, shares[agent] / (2 * seats[agent] + 1)))
-        seats[chosen] += 1
+    ordered = sorted(shares)
+    seats = dict.fromkeys(ordered, 0)
+    # The smallest comes first: without a seat, then the largest quotient, then the first name.
+    queue = [(False, -shares[agent], place) for place, agent in enumerate(ordered)]
+    heapify(queue)
+    for _ in range(workers if queue else 0):
+        agent = ordered[place := queue[0][2]]
+        seats[agent] += 1
+        heapreplace(queue, (True, -shares[agent] / (2 * seats[agent] + 1), place))
     return seats
 
 
@@ -119,7 +125,11 @@ class _Filling:
 
     def seat(self, worker: Seat) -> bool:
         """Find a free seat that the worker can take, moving others on if need be: a shortest augmenting path."""
-        came_from: dict[AgentType, AgentType | None] = dict.fromkeys(sorted(worker.capabilities))
+        able = sorted(worker.capabilities)
+        for agent in able:
+            if self._has_room(agent):
+                return self._sit(worker, agent)
+        came_from: dict[AgentType, AgentType | None] = dict.fromkeys(able)
         pending = deque(came_from)
         while pending:
             agent = pending.popleft()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,6 +48,15 @@ class Sight:
     before: Memory | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """A decision, all that it was made from, and what was learned on the way."""
+
+    inputs: Inputs
+    decision: Decision
+    known: Experience
+
+
 async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
     """Decide, when it is time to. The caller holds the duty's turn, so there is one at a time."""
     moment = await now(connection)
@@ -54,18 +64,9 @@ async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
     effective = config.effective(await config.current(connection, initial))
     if before is not None and not await _is_due(connection, before, effective, moment):
         return {}
-    await hosts.lock_pool(connection)
-    pool = await observing.pool(connection)
-    seen = Sight(
-        at=moment,
-        config=effective,
-        weights=await weights.in_force(connection, effective),
-        queue=await observing.queue(connection, moment),
-        pool=pool,
-        owed=resizing.owed(pool, effective.scaling.max_workers),
-        before=before,
-    )
-    return await _decide(connection, seen)
+    seen = await see(connection, before, effective, moment)
+    conclusion = await conclude(connection, seen)
+    return await write_down(connection, seen, conclusion)
 
 
 async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
@@ -89,10 +90,30 @@ async def _is_due(connection: AsyncConnection, before: Memory, effective: Effect
     return not policy.fixed and is_burst(work, before.experience.workers, since, policy)
 
 
-async def _decide(connection: AsyncConnection, seen: Sight) -> dict[str, Any]:
+async def see(connection: AsyncConnection, before: Memory | None, effective: Effective, moment: datetime) -> Sight:
+    """Look at everything, and hold the pool until the transaction ends."""
+    await hosts.lock_pool(connection)
+    pool = await observing.pool(connection)
+    return Sight(
+        at=moment,
+        config=effective,
+        weights=await weights.in_force(connection, effective),
+        queue=await observing.queue(connection, moment),
+        pool=pool,
+        owed=resizing.owed(pool, effective.scaling.max_workers),
+        before=before,
+    )
+
+
+async def conclude(connection: AsyncConnection, seen: Sight) -> Conclusion:
+    """Decide from what was seen."""
     inputs, known = await _inputs(connection, seen)
-    decision = resolve(inputs)
-    kept = records.outcome(decision, inputs)
+    return Conclusion(inputs=inputs, decision=resolve(inputs), known=known)
+
+
+async def write_down(connection: AsyncConnection, seen: Sight, conclusion: Conclusion) -> dict[str, Any]:
+    """Keep the decision, let it happen, and remember what the next one is to know."""
+    inputs, decision = conclusion.inputs, conclusion.decision
     roster_id = await decisions.roster(connection, records.roster(inputs.members))
     decision_id = await decisions.write(
         connection,
@@ -102,13 +123,13 @@ async def _decide(connection: AsyncConnection, seen: Sight) -> dict[str, Any]:
             current_workers=decision.plan.current,
             target_workers=decision.plan.target,
             inputs=records.inputs_text(inputs),
-            output=records.canonical(kept),
+            output=records.canonical(records.outcome(decision, inputs)),
             roster_id=roster_id,
         ),
     )
     done = await resizing.carry_out(connection, decision, seen.pool, seen.owed)
     size = decision.plan.current + done.started - done.drained
-    await remembering.keep(connection, _memory(seen, inputs, decision, known, done.drained, size, decision_id))
+    await remembering.keep(connection, _memory(seen, conclusion, done.drained, size, decision_id))
     return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **done.told()}
 
 
@@ -145,15 +166,8 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
     ), known
 
 
-def _memory(
-    seen: Sight,
-    inputs: Inputs,
-    decision: Decision,
-    known: Experience,
-    drained: int,
-    size: int,
-    decision_id: int,
-) -> Memory:
+def _memory(seen: Sight, conclusion: Conclusion, drained: int, size: int, decision_id: int) -> Memory:
+    inputs, decision = conclusion.inputs, conclusion.decision
     plan = decision.plan
     moved_at = seen.before.moved_at if seen.before else None
     brief = {
@@ -168,7 +182,7 @@ def _memory(
         "reason": decision.reasons[0],
     }
     return Memory(
-        experience=learning.after_removal(known, drained, size),
+        experience=learning.after_removal(conclusion.known, drained, size),
         again_after_seconds=plan.decide_again_after_seconds,
         weights=inputs.weights,
         moved_at=seen.at if decision.moved and inputs.may_move else moved_at,
@@ -177,10 +191,9 @@ def _memory(
 
 
 def _member(worker: Worker) -> Member:
-    able = worker.capabilities
     return Member(
         worker_id=WorkerId(worker.id),
-        capabilities=None if able is None else frozenset(map(AgentType, able)),
+        capabilities=None if worker.capabilities is None else _types(tuple(worker.capabilities)),
         assigned=AgentType(worker.assigned_agent) if worker.assigned_agent else None,
         busy=worker.busy,
         memory_gb=worker.memory_gb,
@@ -188,15 +201,21 @@ def _member(worker: Worker) -> Member:
     )
 
 
+@lru_cache(maxsize=256)
+def _types(names: tuple[str, ...]) -> frozenset[AgentType]:
+    """Many workers can run the same."""
+    return frozenset(map(AgentType, names))
+
+
 def _of_new(workers: Sequence[Worker]) -> frozenset[AgentType]:
     """What a new worker will be able to run: what the last one that a host has started can."""
-    started = [w for w in workers if w.provisioner is not None and w.capabilities is not None]
-    return frozenset(map(AgentType, started[-1].capabilities or ())) if started else frozenset(AgentType)
+    started = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
+    return _types(tuple(started[-1])) if started else frozenset(AgentType)
 
 
 def _served(workers: Sequence[Worker]) -> frozenset[AgentType]:
     """The types that somebody can run who is here, or will be able to."""
-    return _of_new(workers).union(*{frozenset(map(AgentType, w.capabilities)) for w in workers if w.capabilities})
+    return _of_new(workers).union(*map(_types, {tuple(w.capabilities) for w in workers if w.capabilities}))
 
 
 def _loads(queue: Queue, known: Experience, able: Collection[AgentType]) -> dict[AgentType, Load]:

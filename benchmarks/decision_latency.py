@@ -1,0 +1,195 @@
+"""`python -m benchmarks.decision_latency`: how long a decision takes with many workers and a long queue."""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import asyncpg
+import uvloop
+
+from app.background import settle_down
+from app.domain.scaling import Mode
+from app.operations import scaling
+from app.store.database import Database
+from benchmarks import deep_queue
+from benchmarks.machine import Machine
+from benchmarks.percentiles import percentile
+from benchmarks.surroundings import surroundings
+
+_WARM_UP = 20
+_PARTS = {"read": "see", "decide": "conclude", "write": "write_down"}
+
+# Nine of ten workers hold a task, as in a pool that is worked hard; all have sent a heartbeat just now.
+_WORKERS = """
+INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, pid, capabilities, labels, version,
+                     memory_gb, cpu_cores, cpu_percent, memory_mb, started_at, registered_at, first_beat_at,
+                     last_seen_at)
+SELECT gen_random_uuid(), 'bench-' || n, 1, 'ready', 'local', n, 'bench', n,
+       ARRAY['evolution', 'generation', 'meta_review', 'proximity', 'ranking', 'reflection'], '{}', '0',
+       4, 2, 85, 100, now(), now(), now(), now()
+FROM generate_series(1, $1::int) AS n
+"""
+_HOST = """
+INSERT INTO hosts (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share, seen_at)
+VALUES ('local', 'bench', $1, $1, 4000, 10, 500, 0.85, now())
+"""
+# What happens in five seconds: heartbeats of all, some tasks end, their workers lease others, some tasks come.
+_LEASE = """
+WITH free AS (
+    SELECT w.id, row_number() OVER () AS n,
+           1 + coalesce((SELECT max(l.n) FROM leases l WHERE l.worker_id = w.id), 0) AS lease
+    FROM workers w WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.worker_id = w.id) ORDER BY w.slot LIMIT $1
+), taken AS (
+    SELECT t.id, row_number() OVER () AS n FROM (
+        SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL AND agent_type = 'generation' AND priority = 2
+        ORDER BY tag, seq LIMIT $1
+    ) t
+), given AS (
+    INSERT INTO leases (worker_id, n, task_id, token, request_id)
+    SELECT free.id, free.lease, taken.id, 1, gen_random_uuid() FROM free JOIN taken USING (n)
+    RETURNING worker_id, task_id
+)
+UPDATE tasks t SET state = 'executing', token = 1, worker_id = given.worker_id, leased_at = now(),
+    lease_expires_at = now() + interval '1 h', deadline_at = now() + interval '1 h'
+FROM given WHERE t.id = given.task_id
+"""
+_END = "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE worker_id IS NOT NULL LIMIT $1)"
+_BEATS = "UPDATE workers SET last_seen_at = now(), cpu_percent = 80 + random() * 10"
+_TIME = """
+UPDATE scaling_state SET decided_at = decided_at - interval '5 s', content = content || jsonb_build_object(
+    'moved_at', to_jsonb(CAST(content ->> 'moved_at' AS timestamptz) - interval '5 s'))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds: of the whole tick with its commit, or of a part of it; and processor time of this process."""
+
+    name: str
+    p50: float
+    p99: float
+    worst: float
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    options = _options()
+    machine = Machine.now()
+    # As the loops do in a process of their own.
+    settle_down()
+    measured = uvloop.run(_measure(options))
+    if options.output == "json":
+        latencies = [asdict(one) for one in measured]
+        document = {"machine": asdict(machine), "options": vars(options), "latencies": latencies}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        head = f"{options.workers:,} workers, {options.pending:,} tasks wait, {options.ticks:,} decisions"
+        sys.stdout.write("\n".join([str(machine), "", head, *map(_line, measured), ""]))
+
+
+def _line(one: Latency) -> str:
+    return f"{one.name:<22} p50 {one.p50:7.2f} ms   p99 {one.p99:7.2f} ms   worst {one.worst:7.2f} ms"
+
+
+async def _measure(options: argparse.Namespace) -> list[Latency]:
+    async with surroundings() as where:
+        _say(f"filling {options.pending:,} tasks")
+        await deep_queue.fill(where, options.pending)
+        database, beside = Database(where.database_url), await asyncpg.connect(where.database_url)
+        try:
+            await _populate(beside, options.workers)
+            async with _timed() as times:
+                _say(f"{options.ticks:,} decisions")
+                for number in range(_WARM_UP + options.ticks):
+                    if number == _WARM_UP:
+                        times.clear()
+                    await _churn(beside, options.workers)
+                    await _decide(database, times)
+        finally:
+            await beside.close()
+            await database.close()
+    return [_latency(name, seconds) for name, seconds in times.items()]
+
+
+async def _populate(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
+    await beside.execute(_WORKERS, workers)
+    await beside.execute(_HOST, workers)
+    await beside.execute(_LEASE, workers * 9 // 10)
+    await beside.execute("VACUUM ANALYZE")
+
+
+async def _churn(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
+    """As much as happens in five seconds with tasks of about 50 s; the counters are folded as the loops would."""
+    await beside.execute(_END, workers // 10)
+    await beside.execute(_LEASE, workers // 10)
+    await beside.execute(_BEATS)
+    await beside.execute("UPDATE hosts SET seen_at = now()")
+    await beside.execute(_TIME)
+
+
+async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
+    began, cpu = time.perf_counter(), time.process_time()
+    async with database.transaction() as connection:
+        result = await scaling.tick(connection, Mode.PRODUCTION)
+    times["whole tick"].append(time.perf_counter() - began)
+    times["CPU of this process"].append(time.process_time() - cpu)
+    assert result, "no decision was due"
+
+
+@asynccontextmanager
+async def _timed() -> AsyncIterator[dict[str, list[float]]]:
+    """Lets the steps of the operation note how long they take."""
+    times: dict[str, list[float]] = defaultdict(list)
+    original = {name: getattr(scaling, name) for name in _PARTS.values()}
+    for part, name in _PARTS.items():
+        setattr(scaling, name, _noting(original[name], times, part))
+    try:
+        yield times
+    finally:
+        for name, step in original.items():
+            setattr(scaling, name, step)
+
+
+def _noting(
+    step: Callable[..., Awaitable[Any]], times: Mapping[str, list[float]], part: str
+) -> Callable[..., Awaitable[Any]]:
+    async def timed(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return await step(*arguments)
+        finally:
+            times[part].append(time.perf_counter() - began)
+
+    return timed
+
+
+def _latency(name: str, seconds: Sequence[float]) -> Latency:
+    return Latency(
+        name=name,
+        p50=percentile(seconds, 0.5) * 1000,
+        p99=percentile(seconds, 0.99) * 1000,
+        worst=max(seconds) * 1000,
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1_000)
+    parser.add_argument("--pending", type=int, default=1_000_000)
+    parser.add_argument("--ticks", type=int, default=200)
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    return parser.parse_args()
+
+
+def _say(what: str) -> None:
+    sys.stderr.write(f"{what}\n")
+
+
+if __name__ == "__main__":
+    main()
