@@ -47,7 +47,9 @@ class AgentOut(BaseModel):
     """One agent."""
 
     agent_type: AgentType
-    effectiveness: float | None = Field(description="lower bound of success times quality; null: too few results")
+    effectiveness: float | None = Field(
+        description="lower bound of success times quality, as sure as of the least known agent; null: too few results"
+    )
     evidence: EvidenceOut | None
     weight: float = Field(description="in force")
     configured_weight: float

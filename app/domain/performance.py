@@ -9,7 +9,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.domain.agents import AgentType
-from app.domain.weights import Evidence, Standing, WeightPolicy, effectiveness, with_result
+from app.domain.weights import Evidence, Standing, WeightPolicy, effectiveness, faded, with_result
 
 # With a half-life of 50 results, what is older counts for less than a hundredth: 50 * log2(100) = 332.
 REMEMBERED = 332
@@ -70,24 +70,29 @@ def judged(known: Sequence[Result], task_id: UUID, quality: float) -> list[Resul
 
 
 def achievements(recent: Recent, now: datetime, policy: WeightPolicy) -> dict[AgentType, Achievement]:
-    """What each agent's last results come to."""
+    """What each agent's last results come to, so that they can be compared."""
     common = _common_quality(recent.values())
-    return {agent: _achievement(results, common, now, policy) for agent, results in recent.items() if results}
+    found = {agent: _evidence(results, common, policy) for agent, results in recent.items() if results}
+    idle = {agent: max(0.0, (now - recent[agent][-1].at).total_seconds()) for agent in found}
+    numbers = [faded(evidence, idle[agent], policy) for agent, evidence in found.items()]
+    least = min((number for number in numbers if number is not None), default=0.0)
+    return {
+        agent: _achievement(recent[agent], evidence, effectiveness(evidence, idle[agent], policy, least))
+        for agent, evidence in found.items()
+    }
 
 
 def _common_quality(all_results: Iterable[Sequence[Result]]) -> float | None:
     """The mean quality of all that was judged, whoever did it."""
-    found = [r.quality for results in all_results for r in results if r.succeeded and r.quality is not None]
+    found = [quality for results in all_results for quality in _qualities(results)]
     return sum(found) / len(found) if found else None
 
 
-def _achievement(results: Sequence[Result], common: float | None, now: datetime, policy: WeightPolicy) -> Achievement:
-    qualities = [r.quality for r in results if r.succeeded and r.quality is not None]
+def _achievement(results: Sequence[Result], evidence: Evidence, effective: float | None) -> Achievement:
+    qualities = _qualities(results)
     times = [r.seconds for r in results if r.succeeded and r.seconds is not None]
-    evidence = _evidence(results, _presumed(qualities, common, policy), policy)
-    idle = max(0.0, (now - results[-1].at).total_seconds())
     return Achievement(
-        effectiveness=effectiveness(evidence, idle, policy),
+        effectiveness=effective,
         evidence=evidence,
         results=len(results),
         succeeded=sum(r.succeeded for r in results),
@@ -95,6 +100,10 @@ def _achievement(results: Sequence[Result], common: float | None, now: datetime,
         quality=sum(qualities) / len(qualities) if qualities else None,
         seconds=sum(times) / len(times) if times else None,
     )
+
+
+def _qualities(results: Sequence[Result]) -> list[float]:
+    return [r.quality for r in results if r.succeeded and r.quality is not None]
 
 
 def _presumed(qualities: Sequence[float], common: float | None, policy: WeightPolicy) -> float:
@@ -109,7 +118,8 @@ def _presumed(qualities: Sequence[float], common: float | None, policy: WeightPo
     return (sum(qualities) + policy.least_results * common) / (len(qualities) + policy.least_results)
 
 
-def _evidence(results: Sequence[Result], presumed: float, policy: WeightPolicy) -> Evidence:
+def _evidence(results: Sequence[Result], common: float | None, policy: WeightPolicy) -> Evidence:
+    presumed = _presumed(_qualities(results), common, policy)
     evidence, last = Evidence(), results[0].at
     for result in results:
         worth = (presumed if result.quality is None else result.quality) if result.succeeded else 0.0

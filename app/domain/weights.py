@@ -86,15 +86,26 @@ def with_result(before: Evidence, quality: float, seconds_since_last: float, pol
     return Evidence(results=before.results * kept + 1, quality=before.quality * kept + min(1.0, max(0.0, quality)))
 
 
-def effectiveness(evidence: Evidence, seconds_since_last: float, policy: WeightPolicy) -> float | None:
+def faded(evidence: Evidence, seconds_since_last: float, policy: WeightPolicy) -> float | None:
+    """How many results the evidence still counts for by now; None when these are too few to say anything."""
+    n = evidence.results * math.pow(policy.daily_decay, seconds_since_last / 86_400)
+    # Ten results in a row have faded a little by the tenth.
+    return n if n >= 0.9 * policy.least_results else None
+
+
+def effectiveness(
+    evidence: Evidence, seconds_since_last: float, policy: WeightPolicy, at_most: float = math.inf
+) -> float | None:
     """The lower end of Wilson's interval for the mean quality; None with too few results.
 
     A mean of values between 0 and 1 varies at most as much as a share of successes does, so the bound holds for it too.
+    Where agents are compared, each counts with `at_most` the results of the least known one: who is faster has more
+    results, and must not look better for that.
     """
-    n = evidence.results * math.pow(policy.daily_decay, seconds_since_last / 86_400)
-    # Ten results in a row have faded a little by the tenth.
-    if n < 0.9 * policy.least_results:
+    n = faded(evidence, seconds_since_last, policy)
+    if n is None:
         return None
+    n = min(n, at_most)
     mean, z = min(1.0, evidence.quality / evidence.results), policy.confidence
     spread = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     return max(0.0, (mean + z * z / (2 * n) - spread) / (1 + z * z / n))

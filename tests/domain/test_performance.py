@@ -105,6 +105,21 @@ def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
     assert fast[RANKING].standing.tasks_per_second == pytest.approx(0.1)
 
 
+def test_more_results_of_the_same_quality_make_nobody_better() -> None:
+    """Who is three times faster has three times the results."""
+    found = achieved(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
+    assert effect(found, RANKING) == pytest.approx(effect(found, EVOLUTION))
+    assert effect(found, RANKING) == pytest.approx(effect(found, AgentType.GENERATION))
+    alone = achieved(ranking=results(60, 0.6))
+    assert effect(found, RANKING) < effect(alone, RANKING)
+
+
+def test_an_agent_that_is_hardly_known_makes_nobody_less_sure() -> None:
+    found = achieved(ranking=results(60, 0.6), evolution=results(5, 0.6))
+    assert found[EVOLUTION].effectiveness is None
+    assert effect(found, RANKING) == pytest.approx(effect(achieved(ranking=results(60, 0.6)), RANKING))
+
+
 def test_agents_without_results_are_not_known() -> None:
     assert achieved(ranking=[]) == {}
     assert achieved(ranking=results(9, 1.0))[RANKING].effectiveness is None

@@ -82,7 +82,8 @@ async def test_example_2_live_and_to_the_number(database: Database) -> None:
 async def test_three_times_faster_alone_moves_nothing(database: Database) -> None:
     await tick(database)
     for agent in AgentType:
-        await told(database, agent, 0.6, 50, 1.0 if agent is REFLECTION else 3.0)
+        count, seconds = (90, 1.0) if agent is REFLECTION else (30, 3.0)
+        await told(database, agent, 0.6, count, seconds)
     await fold(database)
     assert await tick(database) == {"kept": "the weights are what the agents have earned"}
 
