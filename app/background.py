@@ -9,13 +9,25 @@ import signal
 from collections.abc import Sequence
 from uuid import UUID
 
+from app.couriers.base import Courier
+from app.couriers.webhook import WebhookCourier
 from app.domain.errors import DatabaseUnavailable
 from app.domain.leases import LeasePolicy
 from app.domain.scaling import Mode
 from app.domain.workers import HealthPolicy
 from app.logs import set_up_logging
 from app.loops.runner import Runner
-from app.loops.schedule import DUTIES, ERRANDS, Context, Duty, Errand, host_errands, pool_duties, pool_errands
+from app.loops.schedule import (
+    DUTIES,
+    ERRANDS,
+    Context,
+    Duty,
+    Errand,
+    courier_errands,
+    host_errands,
+    pool_duties,
+    pool_errands,
+)
 from app.operations import fleet
 from app.provisioners.local import LocalProvisioner
 from app.provisioners.machine import Machine
@@ -42,7 +54,10 @@ async def run(settings: Settings) -> None:
     schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_errands(provisioner)]
-    runner = Runner(_context(settings, database, provisioner), schedule)
+    courier = WebhookCourier(settings.webhook) if settings.webhook else None
+    if courier is not None:
+        schedule = [*schedule, *courier_errands(courier)]
+    runner = Runner(_context(settings, database, provisioner, courier), schedule)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
@@ -56,7 +71,9 @@ async def run(settings: Settings) -> None:
     await database.close()
 
 
-def _context(settings: Settings, database: Database, provisioner: LocalProvisioner | None) -> Context:
+def _context(
+    settings: Settings, database: Database, provisioner: LocalProvisioner | None, courier: Courier | None
+) -> Context:
     return Context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
@@ -64,6 +81,7 @@ def _context(settings: Settings, database: Database, provisioner: LocalProvision
         health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
         mode=settings.mode or Mode.PRODUCTION,
         provisioner=provisioner,
+        courier=courier,
         pool_size=settings.pool_size,
         stop_grace_seconds=_patience(settings),
         history_days=settings.history_days,

@@ -15,17 +15,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.domain.capacity import CapacityPolicy
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
+from app.domain.webhooks import Endpoint, endpoint
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
 # What nobody but the owner of a file should be able to read.
-_SECRETS = frozenset({"database_url", "pool_key"})
+_SECRETS = frozenset({"database_url", "pool_key", "webhook_secret", "webhook_url"})
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -69,12 +70,15 @@ class Settings(BaseModel):
     )
     queue_displaces: bool = Field(False, description="when full, move the least urgent to the dead letters instead")
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
+    webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
+    webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
+    webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
     history_days: int = Field(30, ge=1)
     events_days: int = Field(7, ge=1)
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
 
-    @field_validator("queue_quotas", mode="before")
+    @field_validator("queue_quotas", "webhook_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -94,6 +98,18 @@ class Settings(BaseModel):
             quotas=dict(zip(sorted(Priority), self.queue_quotas, strict=True)),
             displaces=self.queue_displaces,
         )
+
+    @field_validator("webhook_url", mode="after")
+    @classmethod
+    def _is_safe(cls, url: str | None, known: ValidationInfo) -> str | None:
+        if url:
+            endpoint(url, known.data.get("webhook_hosts", ()), known.data.get("webhook_secret", ""))
+        return url
+
+    @property
+    def webhook(self) -> Endpoint | None:
+        """Where alerts are told."""
+        return endpoint(self.webhook_url, self.webhook_hosts, self.webhook_secret) if self.webhook_url else None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":

@@ -1,6 +1,7 @@
 """What is wrong and somebody should know of, what was, and who knows."""
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
@@ -13,8 +14,10 @@ from app.domain import errors
 from app.domain.access import Scope
 from app.domain.alerts import STANDING, AlertState
 from app.domain.symptoms import Rule, Severity
+from app.domain.webhooks import Kind
 from app.operations import alerts as operations
 from app.store import alerts as store
+from app.store import webhooks
 from app.store.alerts import Alert, Wanted
 
 router = APIRouter(prefix="/alerts", tags=["alerts"])
@@ -39,6 +42,25 @@ class AlertOut(BaseModel):
     note: str | None
     resolved_at: Moment | None
     resolution: str | None = Field(description="why it is over")
+
+
+class DeliveryOut(BaseModel):
+    """One message of the webhook, which goes out at least once; the receiver tells repetitions by its id."""
+
+    id: UUID
+    kind: Kind
+    created_at: Moment
+    attempts: int
+    due_at: Moment | None = Field(description="when it is tried next; null: it was delivered or given up")
+    delivered_at: Moment | None
+    given_up_at: Moment | None
+    last_error: str | None
+
+
+class OneAlertOut(AlertOut):
+    """An alert, and whom it was told to."""
+
+    deliveries: list[DeliveryOut] = Field(description="messages of the webhook, where one is set up")
 
 
 class AlertPage(BaseModel):
@@ -86,9 +108,12 @@ async def page(
     dependencies=[requires(Scope.READ)],
     responses=documented(errors.AlertNotFound),
 )
-async def read(alert_id: AlertId, connection: Reading) -> AlertOut:
-    """With what to do about it, and who knows of it."""
-    return _shown(await operations.read(connection, alert_id))
+async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
+    """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
+    alert = _shown(await operations.read(connection, alert_id))
+    found = await webhooks.of_alert(connection, alert_id)
+    deliveries = [DeliveryOut(**{name: getattr(each, name) for name in DeliveryOut.model_fields}) for each in found]
+    return OneAlertOut(**alert.model_dump(), deliveries=deliveries)
 
 
 @router.post(

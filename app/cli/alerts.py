@@ -88,7 +88,15 @@ def _tell(alert: Json, fmt: Format) -> None:
         ("because", alert["resolution"]),
         ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
     ]
-    output.show(output.details(rows))
+    told = [f"{each['kind']} {_fate(each)}" for each in alert.get("deliveries") or ()]
+    output.show(output.details([*rows, ("webhook", "; ".join(told) or None)]))
+
+
+def _fate(delivery: Json) -> str:
+    tries = f"after {delivery['attempts']} attempts"
+    if delivery["delivered_at"]:
+        return f"delivered {tries}" if delivery["attempts"] > 1 else "delivered"
+    return f"{'given up' if delivery['given_up_at'] else 'not delivered'} {tries}: {delivery['last_error'] or '-'}"
 
 
 def _severity(alert: Json) -> Text:

@@ -45,6 +45,7 @@ _PATIENCE: Mapping[Rule, Patience] = {
     Rule.BREAKER_OPEN: Patience(opens_after=0),
     Rule.REPLACEMENT_FAILING: Patience(opens_after=0),
     Rule.DATABASE_TROUBLE: Patience(opens_after=60, resolves_after=120),
+    Rule.DEGRADED: Patience(opens_after=0, resolves_after=15),
 }
 
 

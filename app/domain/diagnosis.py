@@ -7,6 +7,7 @@ stands, and opens none.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from app.domain.agents import AgentType
+from app.domain.degradation import MEANINGS, TOP, Step
 from app.domain.observations import GROWTH_SPAN, MINUTE, Crew, DatabaseCondition, Observations, Running
 from app.domain.queues import QueueSnapshot
 from app.domain.symptoms import Matter, Rule, Severity, Symptom, SymptomPolicy
@@ -240,6 +241,23 @@ def _troubles(found: DatabaseCondition, policy: SymptomPolicy) -> Iterator[Sympt
         )
 
 
+def degraded(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom] | None:
+    """Something is given up because resources are short, or because an operator wants it so."""
+    if seen.step is None:
+        return None
+    if seen.step is Step.NONE:
+        return ()
+    return [
+        Symptom(
+            matter=Matter(rule=Rule.DEGRADED),
+            severity=Severity.CRITICAL if seen.step is TOP else Severity.WARNING,
+            summary=f"step {seen.step.value} of degradation: {MEANINGS[seen.step]}",
+            advice="`convener degradation get` says why; add what is short, or submit less",
+            facts={"step": seen.step.value},
+        )
+    ]
+
+
 CHECKS: Mapping[Rule, Check] = {
     Rule.OLDEST_TASK: oldest_task,
     Rule.STUCK_EXECUTING: stuck_executing,
@@ -250,6 +268,7 @@ CHECKS: Mapping[Rule, Check] = {
     Rule.BREAKER_OPEN: breaker_open,
     Rule.REPLACEMENT_FAILING: replacement_failing,
     Rule.DATABASE_TROUBLE: database_trouble,
+    Rule.DEGRADED: degraded,
 }
 
 

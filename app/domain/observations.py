@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.domain.agents import AgentType
+from app.domain.degradation import Step
 from app.domain.queues import QueueSnapshot
 from app.domain.recovery import Recovery
 
@@ -71,6 +72,7 @@ class Observations:
     breakers: Mapping[str, bool] | None = None
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
+    step: Step | None = None
 
 
 def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:

@@ -17,6 +17,7 @@ class Rule(StrEnum):
     BREAKER_OPEN = "breaker_open"
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
+    DEGRADED = "degraded"
 
 
 class Severity(IntEnum):

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.couriers.base import Courier
 from app.domain.ageing import AgeingPolicy
 from app.domain.capacity import CapacityPolicy
 from app.domain.checkpoints import CheckpointPolicy
@@ -31,6 +32,7 @@ from app.operations import (
     scaling,
     sweeping,
     utilisation,
+    webhooks,
     weights,
     workers,
 )
@@ -53,6 +55,7 @@ class Context:
     health: HealthPolicy
     mode: Mode
     provisioner: Provisioner | None
+    courier: Courier | None
     pool_size: int
     stop_grace_seconds: float
     history_days: int
@@ -97,7 +100,9 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
     Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: degradation.watch(db)),
-    Duty(name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity)),
+    Duty(
+        name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity, tells=c.courier is not None)
+    ),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.
     Duty(
@@ -131,6 +136,18 @@ ERRANDS: Sequence[Errand] = (
     ),
     Errand(name="hold tasks back", seconds=1, run=lambda c: holding.work_off(c.database), wakes_on=announcements.GOALS),
 )
+
+
+def courier_errands(courier: Courier) -> Sequence[Errand]:
+    """What tells other services of alerts."""
+    return (
+        Errand(
+            name="deliver webhooks",
+            seconds=5,
+            run=lambda c: webhooks.deliver(c.database, courier),
+            wakes_on=announcements.WEBHOOKS,
+        ),
+    )
 
 
 def host_errands(machine: Machine, name: str) -> Sequence[Errand]:

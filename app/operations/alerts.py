@@ -12,7 +12,8 @@ from app.domain.diagnosis import examine
 from app.domain.errors import AlertNotFound, AlertResolved
 from app.domain.observations import Depth
 from app.domain.symptoms import SymptomPolicy
-from app.operations import audit, observations
+from app.domain.webhooks import Kind
+from app.operations import audit, observations, webhooks
 from app.store import alerts, status
 from app.store.alerts import Alert
 
@@ -21,8 +22,13 @@ WATCH = "watch for alerts"
 _POLICY = AlertPolicy()
 
 
-async def watch(connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY) -> dict[str, Any]:
-    """Look, and open, bring up to date and resolve alerts. The result of the turn is what the next one remembers."""
+async def watch(
+    connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY, *, tells: bool = False
+) -> dict[str, Any]:
+    """Look, and open, bring up to date and resolve alerts. The result of the turn is what the next one remembers.
+
+    With `tells`, what others are to hear of it is written down in the same transaction.
+    """
     symptom_policy = SymptomPolicy()
     memory = await _memory(connection)
     seen = await observations.look(connection, capacity, symptom_policy, _depths(memory))
@@ -37,7 +43,7 @@ async def watch(connection: AsyncConnection, capacity: CapacityPolicy, policy: A
     )
     decided = plan(snapshot, policy, seen.queue.at)
     return {
-        **await _carry_out(connection, decided),
+        **await _carry_out(connection, decided, tells=tells),
         "looked_at": seen.queue.at.isoformat(),
         "spells": plain(decided.spells),
         "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in seen.depths],
@@ -71,14 +77,16 @@ async def _acknowledged_before(connection: AsyncConnection, alert_id: int) -> Al
     return alert
 
 
-async def _carry_out(connection: AsyncConnection, decided: AlertPlan) -> dict[str, int]:
+async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: bool) -> dict[str, int]:
     opened = [await alerts.open_alert(connection, symptom) for symptom in decided.opened]
     updated = [await alerts.update(connection, change) for change in decided.updated]
+    worse = [alert for alert, change in zip(updated, decided.updated, strict=True) if change.is_worse]
     resolved = [await alerts.resolve(connection, resolution) for resolution in decided.resolved]
-    for what, changed in (("opened", opened), ("resolved", resolved)):
-        for alert in changed:
-            if alert is not None:
-                log.warning("alert %s %s: %s", alert.id, what, alert.summary)
+    for kind, changed in ((Kind.OPENED, opened), (Kind.WORSENED, worse), (Kind.RESOLVED, resolved)):
+        for alert in (each for each in changed if each is not None):
+            log.warning("%s %s: %s", kind, alert.id, alert.summary)
+            if tells:
+                await webhooks.tell(connection, kind, alert)
     done = {"opened": opened, "updated": updated, "resolved": resolved}
     return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
 

@@ -22,6 +22,7 @@ from app.store import (
     replacements,
     series,
     utilisation,
+    webhooks,
     workers,
 )
 
@@ -41,6 +42,7 @@ async def run(connection: AsyncConnection, *, history_days: int, events_days: in
         "replacements": await replacements.prune(connection, history_days),
         "attempts": await attempts.prune(connection, history_days),
         "alerts": await alerts.prune(connection, history_days),
+        "webhooks": await webhooks.prune(connection, history_days),
         "degradation": await degradation.prune(connection, history_days),
         "leases": await holding.forget(connection),
         "fingerprints": await fingerprints.prune(connection),

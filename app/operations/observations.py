@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.capacity import CapacityPolicy
-from app.domain.degradation import Strain, in_force
+from app.domain.degradation import Step, Strain, in_force
 from app.domain.observations import MINUTE, Depth, Observations, with_depth
 from app.domain.recovery import Recovery, RecoveryPolicy, assess
 from app.domain.symptoms import SymptomPolicy
@@ -34,6 +34,7 @@ async def look(
         breakers=await store.breakers(connection),
         recovery=await recovery(connection),
         database=await store.database(connection),
+        step=await _step(connection),
     )
 
 
@@ -51,13 +52,12 @@ async def strain(connection: AsyncConnection) -> Strain:
 
 async def trouble(connection: AsyncConnection) -> Trouble:
     """What may be going wrong, for the health report and for Prometheus."""
-    standing = await degradation.read(connection)
     return Trouble(
         running=await store.running(connection, SymptomPolicy().overdue_grace_seconds),
         crew=await store.pool(connection, None),
         recovery=await recovery(connection),
         breakers=await store.breakers(connection),
-        step=in_force(standing.ladder, standing.at),
+        step=await _step(connection),
         alerts=await alerts.standing(connection),
     )
 
@@ -66,6 +66,12 @@ async def recovery(connection: AsyncConnection) -> Recovery:
     """Whether lost workers are replaced with success; where not, the pool works at reduced capacity."""
     policy = RecoveryPolicy()
     return assess(await store.recovery(connection, policy), policy)
+
+
+async def _step(connection: AsyncConnection) -> Step:
+    """The step of degradation in force."""
+    standing = await degradation.read(connection)
+    return in_force(standing.ladder, standing.at)
 
 
 async def _used(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:

@@ -27,6 +27,7 @@ CONFIG = "config"
 WEIGHTS = "weights"
 BURST = "burst"
 GOALS = "goals"
+WEBHOOKS = "webhooks"
 WORK = "work"
 _NOTED = "convener_announcements"
 _COALESCE_SECONDS = 0.01

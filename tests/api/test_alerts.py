@@ -1,12 +1,14 @@
 """Reading and acknowledging alerts."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from app.domain.access import Role
 from app.domain.symptoms import Matter, Rule, Severity, Symptom
-from app.store import alerts
+from app.domain.webhooks import Kind, WebhookPolicy
+from app.store import alerts, webhooks
 from app.store.database import Database
 from tests.api.problems import is_problem
 from tests.api.service import Service
@@ -55,7 +57,7 @@ async def test_from_opening_to_the_end(service: Service, database: Database) -> 
     assert (await service.get("/alerts", rule="oldest_task"))["items"] == []
     (alert,) = (await service.get("/alerts", state="resolved"))["items"]
     assert (alert["state"], alert["resolution"]) == ("resolved", "not seen for 0 s")
-    assert await service.get(f"/alerts/{alert['id']}") == alert
+    assert await service.get(f"/alerts/{alert['id']}") == alert | {"deliveries": []}
 
 
 async def test_filters_and_pages(service: Service, database: Database) -> None:
@@ -122,3 +124,16 @@ async def test_an_acknowledgement_that_cannot_be_read_changes_nothing(service: S
     for body, field in (({"note": 3}, "note"), ({"note": "x" * 2001}, "note"), ({"remark": "x"}, "remark")):
         is_problem(await service.ask("POST", f"/alerts/{number}/acknowledge", body), 422, "invalid_request", field)
     assert (await service.get(f"/alerts/{number}"))["state"] == "open"
+
+
+async def test_what_has_become_of_the_webhook_is_shown(service: Service, database: Database) -> None:
+    number = await opened(database, Rule.QUEUE_GROWTH, Severity.WARNING)
+    assert (await service.get(f"/alerts/{number}"))["deliveries"] == []
+    async with database.transaction() as connection:
+        await webhooks.add(connection, UUID(int=1), alert_id=number, kind=Kind.OPENED, body="{}")
+        (claimed,) = await webhooks.claim(connection, WebhookPolicy())
+        await webhooks.postpone(connection, claimed, None, "hooks.example.org answered 500")
+    (delivery,) = (await service.get(f"/alerts/{number}"))["deliveries"]
+    assert (delivery["kind"], delivery["attempts"], delivery["due_at"]) == ("alert.opened", 1, None)
+    assert delivery["given_up_at"]
+    assert delivery["last_error"] == "hooks.example.org answered 500"

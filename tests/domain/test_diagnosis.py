@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.agents import AgentType
+from app.domain.degradation import Step
 from app.domain.diagnosis import examine
 from app.domain.histograms import Durations
 from app.domain.lanes import Lane
@@ -153,6 +154,12 @@ def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, boo
     assert [(symptom.matter.subject, symptom.is_fading) for symptom in found] == expected
 
 
+def test_degradation_is_told_and_its_last_step_is_critical() -> None:
+    assert told(step=Step.NONE) == []
+    assert (one(step=Step.DEPTH).matter.rule, one(step=Step.DEPTH).severity) == (Rule.DEGRADED, Severity.WARNING)
+    assert one(step=Step.ESSENTIALS).severity is Severity.CRITICAL
+
+
 def test_every_symptom_says_what_to_do() -> None:
     found = told(
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
@@ -163,6 +170,7 @@ def test_every_symptom_says_what_to_do() -> None:
         breakers={"large": True},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
+        step=Step.DEPTH,
     )
     assert {symptom.matter.rule for symptom in found} == set(Rule)
     assert all(symptom.advice and symptom.summary for symptom in found)

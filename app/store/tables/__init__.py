@@ -1,6 +1,19 @@
 """The tables, as SQLAlchemy knows them; migrations build them, and a test holds the two together."""
 
-from app.store.tables import agents, alerts, config, context, decisions, degradation, goals, llm, metrics, pool, queue
+from app.store.tables import (
+    agents,
+    alerts,
+    config,
+    context,
+    decisions,
+    degradation,
+    goals,
+    llm,
+    metrics,
+    pool,
+    queue,
+    webhooks,
+)
 from app.store.tables.base import metadata
 from app.store.tables.tasks import KEPT_COLUMNS
 
@@ -18,4 +31,5 @@ __all__ = [
     "metrics",
     "pool",
     "queue",
+    "webhooks",
 ]

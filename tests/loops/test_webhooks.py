@@ -1,0 +1,30 @@
+"""The webhook in the schedule: a change is on its way as soon as it has been committed."""
+
+from app.couriers.base import Message
+from app.loops.schedule import courier_errands
+from app.store.database import Database
+from tests.loops.running import running
+from tests.operations.test_webhooks import opened
+from tests.sql import until, value
+
+
+class Recorder:
+    """A courier that remembers."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def deliver(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+async def test_what_is_written_down_is_delivered(database: Database) -> None:
+    recorder = Recorder()
+    async with running(database, *courier_errands(recorder)):
+        await opened(database)
+
+        async def delivered() -> bool:
+            return bool(await value(database, "SELECT count(*) FROM webhook_deliveries WHERE delivered_at IS NOT NULL"))
+
+        await until(delivered)
+    assert len(recorder.messages) == 1
