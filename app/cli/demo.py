@@ -87,11 +87,11 @@ async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool)
 
 
 async def _research(stack: Stack, seed: int, rounds: int | None) -> "Report":
-    from examples.kepler.stopping import Limits
+    from examples.kepler.limits import Limits
     from examples.kepler.supervisor import run
 
     goal = f"kepler-{seed}-{time.strftime('%Y%m%dT%H%M%S')}"
-    limits = Limits(max_rounds=rounds) if rounds else Limits()
+    limits = Limits(max_iterations=rounds) if rounds else Limits()
     board = _Board(goal)
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
         return await asyncio.to_thread(

@@ -133,7 +133,8 @@ class Use:
     def words(self) -> str:
         """With the numbers."""
         limit, used = _amount(self.limit, self.unit), _amount(self.used, self.unit)
-        return f"the limit of {limit} {'of ' if self.unit else ''}{self.name} ({used} so far)"
+        name = f"of {self.name}" if self.unit else self.name.removesuffix("s" if self.limit == 1 else "")
+        return f"the limit of {limit} {name} ({used} so far)"
 
 
 def uses(limits: Limits, usage: Usage, pace: Pace | None = None) -> Iterator[Use]:

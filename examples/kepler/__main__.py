@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from examples.kepler.client import Refused, Unreachable
+from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import text
-from examples.kepler.stopping import Limits
 from examples.kepler.supervisor import DEFAULT_SEED, run
 
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             key=options.key,
             goal_id=options.goal or f"kepler-{options.seed}",
             seed=options.seed,
-            limits=Limits(max_rounds=options.rounds, time_limit_seconds=options.time_limit),
+            limits=Limits(max_iterations=options.rounds, time_limit_seconds=options.time_limit),
             observer=_show,
         )
     except (Refused, Unreachable) as error:
@@ -39,7 +39,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--key", default=os.environ.get("CONVENER_KEY", ""), help="a key; default: $CONVENER_KEY")
     parser.add_argument("--goal", help="the goal's id; the same one again resumes (default: kepler-SEED)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--rounds", type=int, default=limits.max_rounds, help="at most this many")
+    parser.add_argument("--rounds", type=int, default=limits.max_iterations, help="at most this many")
     parser.add_argument("--time-limit", type=float, default=limits.time_limit_seconds, help="seconds")
     return parser.parse_args(arguments)
 

@@ -6,6 +6,7 @@ from itertools import count
 from random import Random
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
+from urllib.parse import quote
 
 import httpx
 
@@ -24,6 +25,10 @@ class Unreachable(Exception):
 
 class Refused(Exception):
     """The service understood the request and said no."""
+
+
+class Stopped(Exception):
+    """The service has stopped the research goal; the message is its reason."""
 
 
 class Page(NamedTuple):
@@ -59,16 +64,21 @@ class Convener:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
+    def create_goal(self, goal: Json) -> None:
+        """The same goal again is the same goal."""
+        self._call("POST", "/goals", json=goal)
+
+    def report(self, goal_id: str, iteration: Json) -> Json:
+        """Tell what an iteration has reached; the decision whether to go on. Raises Stopped."""
+        return self._call("POST", f"/goals/{quote(goal_id, safe='')}/iterations", json=iteration)
+
     def submit(self, tasks: Sequence[Json]) -> dict[str, str]:
-        """Submit all or none; the state of each task by its id."""
+        """Submit all or none; the state of each task by its id. Raises Stopped."""
         answer = self._call("POST", "/tasks/batch", json={"tasks": list(tasks)})
         return {task["id"]: task["state"] for task in answer["tasks"]}
 
     def task(self, task_id: str) -> Json:
         return self._call("GET", f"/tasks/{task_id}")
-
-    def cancel(self, task_id: str, reason: str) -> None:
-        self._call("POST", f"/tasks/{task_id}/cancel", json={"reason": reason})
 
     def events(self, goal_id: str, after: str | None, wait_seconds: float) -> Page:
         """What happened to the tasks of a goal after the cursor, waiting for news if there is none yet."""
@@ -107,7 +117,18 @@ def _content(response: httpx.Response) -> Json:
     if response.is_success:
         content: Json = response.json()
         return content
+    problem = _problem(response)
+    if problem.get("code") == "goal_stopped":
+        raise Stopped(problem.get("reason") or problem["detail"])
     raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}")
+
+
+def _problem(response: httpx.Response) -> Json:
+    try:
+        problem = response.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -1,21 +1,15 @@
 """Numbered tasks out, results back: each exactly once, whatever order they end in."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, uuid5
 
-from examples.kepler.client import Convener, Refused
+from examples.kepler.client import Convener
 from examples.kepler.task import Json
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 LONGEST_WAIT_SECONDS = 10.0
-
-
-class TimeIsUp(Exception):
-    """The deadline passed while tasks were still out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +34,8 @@ class Outcome:
 class Dispatch:
     """Submits the orders of one goal and follows its events from a stored cursor."""
 
-    def __init__(self, service: Convener, *, goal_id: str, deadline: float) -> None:
-        """`deadline` is a time of `time.monotonic()`."""
-        self._service, self._goal_id, self._deadline = service, goal_id, deadline
+    def __init__(self, service: Convener, *, goal_id: str) -> None:
+        self._service, self._goal_id = service, goal_id
         self._out: dict[str, Order] = {}
         self._ended: list[str] = []
         self._cursor: str | None = None
@@ -68,17 +61,8 @@ class Dispatch:
             if self._out:
                 self._listen()
 
-    def cancel_all(self, reason: str) -> None:
-        """Leave nothing behind. A task that has just ended cannot be cancelled, and need not be."""
-        while self._out:
-            with suppress(Refused):
-                self._service.cancel(self._out.popitem()[0], reason)
-
     def _listen(self) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0.0:
-            raise TimeIsUp(f"{len(self._out)} tasks are still out")
-        page = self._service.events(self._goal_id, self._cursor, min(left, LONGEST_WAIT_SECONDS))
+        page = self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
         self._cursor = page.next
         ends = {f"task.{state}" for state in FINISHED}
         self._ended += [event["task_id"] for event in page.items if event["kind"] in ends]

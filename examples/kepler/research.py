@@ -5,14 +5,14 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from examples.kepler.client import Convener
+from examples.kepler.client import Convener, Stopped
 from examples.kepler.data import sample
-from examples.kepler.dispatch import Dispatch, Order, Outcome, TimeIsUp
+from examples.kepler.dispatch import Dispatch, Order, Outcome
 from examples.kepler.law import judge
+from examples.kepler.limits import Limits
 from examples.kepler.notation import formula
 from examples.kepler.progress import Observer, Progress
 from examples.kepler.report import Point, Report
-from examples.kepler.stopping import Limits, stagnation, time_is_short
 from examples.kepler.task import Json
 from examples.kepler.tournament import Hypothesis, Tournament
 
@@ -24,6 +24,9 @@ FORMULAS_PER_TASK = 5
 FITTING_EVALUATIONS = 8
 PARENTS = 16
 REVIEWED = 8
+# An error below this is none; one over it is still a number that the service takes for a quality.
+LEAST_ERROR = 1e-9
+OBJECTIVE = "How does the period of a planet depend on its distance from its star?"
 
 
 class Research:
@@ -35,7 +38,8 @@ class Research:
 
     def __init__(self, service: Convener, *, goal_id: str, seed: int, limits: Limits, observer: Observer) -> None:
         self._started = time.monotonic()
-        self._dispatch = Dispatch(service, goal_id=goal_id, deadline=self._started + limits.time_limit_seconds)
+        self._service, self._goal_id = service, goal_id
+        self._dispatch = Dispatch(service, goal_id=goal_id)
         self._seed, self._limits, self._observer = seed, limits, observer
         self._numbers = count()
         self._tournament = Tournament()
@@ -45,21 +49,40 @@ class Research:
         self._round, self._phase = 0, "starting"
         self._spent_seconds: list[float] = []
         self._reviewed = self._discarded = self._failed = 0
+        self._origins: dict[str, str] = {}
+        self._champion: str | None = None
+        self._reported_tasks, self._reported_seconds = 0, 0.0
 
     def pursue(self) -> str:
-        """Rounds until a limit or stagnation; the reason for stopping."""
-        for number in range(1, self._limits.max_rounds + 1):
-            self._round = number
-            try:
+        """Rounds until the service stops the goal; its reason. A stop cancels what is still out."""
+        goal = {"id": self._goal_id, "objective": OBJECTIVE, "constraints": self._limits.constraints()}
+        self._service.create_goal(goal)
+        try:
+            for number in count(1):
+                self._round = number
                 self._think()
-            except TimeIsUp:
-                self._dispatch.cancel_all("the time limit of the research goal has passed")
-                return "time limit"
-            if reason := stagnation([point.best_error for point in self._points], self._limits):
-                return reason
-            if time_is_short(time.monotonic() - self._started, number, self._limits):
-                return "time limit: one more round would overrun it"
-        return f"limit of {self._limits.max_rounds} rounds"
+                decision = self._service.report(self._goal_id, self._iteration())
+                if decision["decision"] == "stop":
+                    return str(decision["reason"])
+        except Stopped as stopped:
+            return str(stopped)
+        raise AssertionError("count() does not end")
+
+    def _iteration(self) -> Json:
+        """What this round has reached, as the service takes it. A new leader is owed to whoever proposed it."""
+        leader, spent, done = self._tournament.leader, self._compute_seconds, sum(self._dispatch.done.values())
+        known = leader is not None and leader.held_out_error is not None
+        new_best = self._origins.get(leader.id.partition(".")[0]) if leader and leader.id != self._champion else None
+        self._champion = leader.id if leader else None
+        since = self._reported_tasks, self._reported_seconds
+        self._reported_tasks, self._reported_seconds = done, spent
+        return {
+            "iteration": self._round,
+            "quality": 1.0 / max(LEAST_ERROR, _fraction(leader.held_out_error)) if leader and known else None,
+            "new_best": new_best,
+            "tasks": done - since[0],
+            "compute_seconds": max(0.0, spent - since[1]),
+        }
 
     def _think(self) -> None:
         self._tournament.admit(self._propose())
@@ -75,6 +98,7 @@ class Research:
         self._phase = "proposing"
         proposals = self._proposals()
         reflections = {order.number: next(self._numbers) for order in proposals}
+        self._origins |= {str(reflections[order.number]): _ARMS[order.agent_type] for order in proposals}
         self._dispatch.submit(proposals)
         reviewed: list[Outcome] = []
         for outcome in self._dispatch.outcomes():
@@ -202,6 +226,9 @@ class Research:
             compute_seconds=self._compute_seconds,
             wall_seconds=time.monotonic() - self._started,
         )
+
+
+_ARMS = {"generation": "exploration", "evolution": "exploitation"}
 
 
 def _reflection(number: int, proposed: Json) -> Order:

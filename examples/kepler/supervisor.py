@@ -6,10 +6,10 @@ from collections.abc import Callable
 import httpx
 
 from examples.kepler.client import Convener
+from examples.kepler.limits import Limits
 from examples.kepler.progress import Observer
 from examples.kepler.report import Report
 from examples.kepler.research import Research
-from examples.kepler.stopping import Limits
 
 # The year in which Kepler published his third law.
 DEFAULT_SEED = 1619
@@ -26,7 +26,7 @@ def run(
     transport: httpx.BaseTransport | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Report:
-    """Blocks until the goal is reached or thinking no longer pays. Unless time runs out, only the seed decides.
+    """Blocks until the service stops the goal: thinking no longer pays. Unless time runs out, only the seed decides.
 
     Started again with the same goal it takes up where it was: its tasks have the same ids, and so the same answers.
     Raises Unreachable when the service stays away, Refused when the service does not accept a request.

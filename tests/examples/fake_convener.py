@@ -6,6 +6,10 @@ from typing import Any
 
 import httpx
 
+from app.domain.budgets import Limits, Usage
+from app.domain.goals import Action, GoalPolicy, GoalSnapshot, Report, decide
+from app.domain.improvement import Quality, Unit
+from app.domain.stopping import StoppingPolicy
 from examples.kepler.handlers import HANDLERS
 
 Json = dict[str, Any]
@@ -30,6 +34,9 @@ class FakeConvener:
         self.events: list[Json] = []
         self.order_of_completion: list[int] = []
         self.lost_answers = self.refusals = 0
+        self.goals: dict[str, Json] = {}
+        self.reports: dict[int, tuple[Json, Json]] = {}
+        self.stopped: str | None = None
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -52,18 +59,65 @@ class FakeConvener:
         assert request.headers["Authorization"].startswith("Bearer ")
         match request.method, request.url.path.strip("/").split("/"):
             case "POST", ["tasks", "batch"]:
-                return httpx.Response(
-                    201, json={"tasks": [self.accept(t) for t in json.loads(request.content)["tasks"]]}
-                )
+                return self.submitted(json.loads(request.content)["tasks"])
+            case "POST", ["goals"]:
+                return self.create(json.loads(request.content))
+            case "POST", ["goals", _, "iterations"]:
+                return self.report(json.loads(request.content))
             case "GET", ["tasks", task_id]:
                 return httpx.Response(200, json=self.tasks[task_id])
-            case "POST", ["tasks", task_id, "cancel"]:
-                return httpx.Response(200, json=self.cancel(task_id))
             case "GET", ["events"]:
                 return self.news(request.url.params)
             case _:
                 pass
         return httpx.Response(404, json={"code": "not_found"})
+
+    def create(self, goal: Json) -> httpx.Response:
+        known = self.goals.setdefault(goal["id"], goal)
+        return httpx.Response(201, json=known) if known == goal else self.conflict("goal_conflict", "another goal")
+
+    def report(self, said: Json) -> httpx.Response:
+        """As the service decides, by its own rule."""
+        number = said["iteration"]
+        if number in self.reports:
+            assert self.reports[number][0] == said, "one iteration, two different reports"
+            return httpx.Response(200, json=self.reports[number][1])
+        if self.stopped is not None:
+            return self.conflict("goal_stopped", self.stopped)
+        assert number == len(self.reports) + 1
+        (goal,) = self.goals.values()
+        bounds = goal["constraints"]
+        policy = GoalPolicy(
+            stopping=StoppingPolicy(
+                unit=Unit(bounds["improvement_unit"]),
+                threshold=bounds["improvement_threshold"],
+                min_iterations=bounds["min_iterations"],
+                patience=bounds["patience"],
+            ),
+            limits=Limits(max_iterations=bounds["max_iterations"]),
+        )
+        told = [*(known for known, _ in self.reports.values()), said]
+        reports = [Report(number=one["iteration"], quality=Quality(best=one["quality"])) for one in told]
+        found = decide(GoalSnapshot(goal_id=goal["id"], reports=reports, usage=Usage(iterations=number)), policy)
+        self.reports[number] = said, {"decision": found.action.value, "reason": found.reason}
+        if found.action is Action.STOP:
+            self.stop(found.reason)
+        return httpx.Response(201, json=self.reports[number][1])
+
+    def stop(self, reason: str) -> None:
+        self.stopped = reason
+        for task in self.tasks.values():
+            if task["state"] == "pending":
+                task["state"] = "cancelled"
+                self.note("task.cancelled", task)
+
+    def conflict(self, code: str, reason: str) -> httpx.Response:
+        return httpx.Response(409, json={"code": code, "detail": reason, "reason": reason})
+
+    def submitted(self, tasks: list[Json]) -> httpx.Response:
+        if self.stopped is not None and any(task["id"] not in self.tasks for task in tasks):
+            return self.conflict("goal_stopped", self.stopped)
+        return httpx.Response(201, json={"tasks": [self.accept(task) for task in tasks]})
 
     def accept(self, task: Json) -> Json:
         known = self.tasks.get(task["id"])
@@ -72,11 +126,6 @@ class FakeConvener:
         else:
             self.tasks[task["id"]] = task | {"submitted": task, "state": "pending", "result": None, "usage": None}
         return {"id": task["id"], "state": self.tasks[task["id"]]["state"], "created": not known}
-
-    def cancel(self, task_id: str) -> Json:
-        self.tasks[task_id]["state"] = "cancelled"
-        self.note("task.cancelled", self.tasks[task_id])
-        return self.tasks[task_id]
 
     def news(self, params: httpx.QueryParams) -> httpx.Response:
         after = int(params.get("after", "0"))

@@ -10,9 +10,9 @@ import pytest
 from examples.kepler import __main__ as command
 from examples.kepler.client import Convener, Refused, Unreachable
 from examples.kepler.dispatch import Dispatch, Order, task_id
+from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import Report
-from examples.kepler.stopping import Limits
 from examples.kepler.supervisor import run
 from tests.examples.fake_convener import FakeConvener
 
@@ -56,8 +56,15 @@ def test_another_seed_takes_another_way() -> None:
 
 def test_a_supervisor_that_starts_again_takes_up_where_it_was() -> None:
     service = FakeConvener()
-    pursue(service, limits=dataclasses.replace(LIMITS, max_rounds=4))
+
+    def give_up(progress: Progress) -> None:
+        if progress.round == 5 and progress.phase == "ranking":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pursue(service, observer=give_up)
     before = len(service.tasks)
+    assert len(service.reports) == 4
     resumed = pursue(service)
     assert outcome(resumed) == outcome(pursue(FakeConvener()))
     assert len(service.order_of_completion) == len(service.tasks) > before
@@ -86,13 +93,32 @@ def test_the_observer_hears_of_an_absent_service() -> None:
     assert any("no connection (ConnectError)" in text for text in news)
 
 
+class Impatient(FakeConvener):
+    """Stops the goal in the middle of the third round, as when its time is up."""
+
+    def complete(self, task: dict[str, Any], result: dict[str, Any]) -> None:
+        super().complete(task, result)
+        if len(self.reports) == 2 and task["agent_type"] == "evolution":
+            self.stop("the limit of 60 s of time is used up")
+
+
 def test_time_runs_out_and_nothing_is_left_behind() -> None:
-    service = FakeConvener()
-    report = pursue(service, limits=dataclasses.replace(LIMITS, time_limit_seconds=0.0))
-    assert report.stopped_because == "time limit"
+    service = Impatient()
+    report = pursue(service)
+    assert report.stopped_because == "the limit of 60 s of time is used up"
     assert not report.law_found
-    assert report.rounds == 0
-    assert {task["state"] for task in service.tasks.values()} == {"cancelled"}
+    assert {task["state"] for task in service.tasks.values()} == {"completed", "cancelled"}
+    again = pursue(service)
+    assert again.stopped_because == report.stopped_because
+
+
+def test_the_service_says_when_to_stop() -> None:
+    service = FakeConvener()
+    report = pursue(service)
+    assert report.stopped_because == service.stopped
+    assert report.stopped_because.startswith("no improvement of 1 % in the last 8 iterations")
+    assert {said["new_best"] for said, _ in service.reports.values()} == {None, "exploration", "exploitation"}
+    assert outcome(pursue(service)) == outcome(report), "asked again, it has the same to say"
 
 
 class Failing(FakeConvener):
@@ -106,10 +132,10 @@ class Failing(FakeConvener):
 
 
 def test_tasks_that_fail_for_good_are_counted_and_survived() -> None:
-    report = pursue(Failing(), limits=dataclasses.replace(LIMITS, max_rounds=2))
+    report = pursue(Failing(), limits=dataclasses.replace(LIMITS, max_iterations=2))
     assert report.failed_tasks == report.tasks["reflection"] == 14
     assert not report.law_found
-    assert report.stopped_because == "limit of 2 rounds"
+    assert report.stopped_because == "the limit of 2 iterations (2 so far) is used up"
 
 
 @pytest.mark.slow
@@ -137,7 +163,7 @@ def test_the_command_is_honest_when_it_was_not(
     assert plain(FakeConvener(), monkeypatch, "--rounds", "1") == 1
     assert "Law not found (" in (output := capsys.readouterr().out)
     assert "the best was: T = " in output
-    assert "limit of 1 rounds" in output
+    assert "the limit of 1 iteration (1 so far) is used up" in output
 
 
 def refusing(status: int, headers: dict[str, str] | None = None) -> httpx.MockTransport:
@@ -171,7 +197,7 @@ def test_the_client_does_not_repeat_what_was_refused() -> None:
 def test_each_result_is_taken_once_though_it_is_announced_twice() -> None:
     fake = FakeConvener()
     with Convener("http://fake", "k", transport=fake.transport) as service:
-        dispatch = Dispatch(service, goal_id="goal", deadline=float("inf"))
+        dispatch = Dispatch(service, goal_id="goal")
         payload = {"seed": "1", "count": 1, "guidance": {}}
         dispatch.submit([Order(number=n, agent_type="generation", payload=payload) for n in range(3)])
         fake.work()

@@ -1,15 +1,10 @@
-"""When to stop, what counts as the law, and how the result is shown."""
-
-import math
+"""What counts as the law, and how the result is shown."""
 
 import pytest
 
 from examples.kepler.expressions import Tree
 from examples.kepler.law import judge
 from examples.kepler.report import Point, curve
-from examples.kepler.stopping import Limits, stagnation, time_is_short
-
-LIMITS = Limits(min_rounds=3, patience=4, threshold=0.01)
 
 
 @pytest.mark.parametrize(
@@ -36,30 +31,6 @@ def test_what_is_not_the_law_is_told_why(tree: Tree, scale: float, reason: str) 
     verdict = judge(tree, scale)
     assert not verdict.found
     assert reason in verdict.reason
-
-
-def test_steady_progress_is_never_stopped() -> None:
-    assert stagnation([0.98**i for i in range(50)], LIMITS) is None
-
-
-def test_small_steps_add_up_to_progress() -> None:
-    assert stagnation([0.996**i for i in range(50)], LIMITS) is None
-
-
-def test_a_flat_curve_stops_when_patience_ends() -> None:
-    assert stagnation([1.0, 0.5, 0.5, 0.5, 0.5], LIMITS) is None
-    assert stagnation([1.0, 0.5, 0.5, 0.5, 0.5, 0.5], LIMITS) == "no improvement of 1 % in 4 rounds"
-
-
-def test_rounds_without_any_prediction_are_fruitless() -> None:
-    assert stagnation([math.inf] * 3, LIMITS) is None
-    assert stagnation([math.inf] * 9, LIMITS) is not None
-
-
-def test_a_round_that_would_overrun_is_not_begun() -> None:
-    limits = Limits(time_limit_seconds=60.0)
-    assert not time_is_short(40.0, 4, limits)
-    assert time_is_short(55.0, 4, limits)
 
 
 def test_the_curve_rises_to_the_right() -> None:

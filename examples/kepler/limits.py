@@ -1,0 +1,21 @@
+"""What bounds the research goal; the service holds it to them, and judges whether going on pays."""
+
+from dataclasses import asdict, dataclass
+
+from examples.kepler.task import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The constraints of the goal, by the names of the service. Quality is one over the error: 1 % more counts."""
+
+    min_iterations: int = 3
+    max_iterations: int = 25
+    time_limit_seconds: float = 300.0
+    patience: int = 8
+    improvement_threshold: float = 0.01
+    improvement_unit: str = "relative"
+
+    def constraints(self) -> Json:
+        """As the service takes them."""
+        return asdict(self)
