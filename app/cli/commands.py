@@ -22,6 +22,7 @@ from app.cli import (
     decisions,
     degradation,
     events,
+    goals,
     health,
     keys,
     llm,
@@ -77,6 +78,7 @@ def build() -> typer.Typer:
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_STEER)
     app.command("events", epilog=events.EPILOG, rich_help_panel=_STEER)(events.events)
     app.add_typer(queues.app, name="queues", rich_help_panel=_STEER)
+    app.add_typer(goals.app, name="goals", rich_help_panel=_STEER)
     app.add_typer(workers.app, name="workers", rich_help_panel=_STEER)
     app.command("outputs", epilog=outputs.EPILOG, rich_help_panel=_STEER)(outputs.outputs)
     app.add_typer(context.app, name="context", rich_help_panel=_STEER)
