@@ -94,7 +94,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="age tasks", seconds=1, run=lambda _, db, turn: ageing.tick(db, AgeingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counting.fold_counts(db)),
     Duty(name=counting.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counting.fold_events(db)),
-    Duty(name="fold performance", seconds=2, run=lambda _, db, turn: performance.fold(db)),
+    Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),
     # Often enough that a pause between two steps is not much longer than it must be.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=announcements.CONFIG),
     Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.agents import AgentType
 from app.domain.fairness import FairQueue
 from app.domain.scaling import Mode
-from app.operations import weights
+from app.operations import config, weights
 from app.operations.config import CurrentConfig
 from app.operations.degradation import CurrentStep
 from app.operations.weighing import follow_weights
@@ -77,6 +77,19 @@ async def test_example_2_live_and_to_the_number(database: Database) -> None:
     await minute_passes(database)
     await example_2(database)
     assert await tick(database) == {"kept": "the weights are what the agents have earned"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "step"), [(Mode.DEVELOPMENT, 0.225), (Mode.PRODUCTION, 0.225), (Mode.TRUSTED_TESTER, 0.1875)]
+)
+async def test_weights_follow_in_every_mode(database: Database, mode: Mode, step: float) -> None:
+    async with database.transaction() as connection:
+        order = config.Order(expected=2, by="test", reason="another mode")
+        await config.switch(connection, Mode.PRODUCTION, order, mode)
+    await tick(database)
+    await example_2(database)
+    await tick(database)
+    assert (await in_force(database)).weights[REFLECTION] == pytest.approx(step)
 
 
 async def test_three_times_faster_alone_moves_nothing(database: Database) -> None:
