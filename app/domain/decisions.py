@@ -14,10 +14,10 @@ from app.domain.allocation import Assignment, Load, Seat, allocate, bottleneck
 from app.domain.config import ResourceLimits
 from app.domain.degradation import Step, under_degradation
 from app.domain.scaling import DecisionType, Mode, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
-from app.domain.sizing import BASE_COMPUTE_SECONDS, Size, SizingPolicy, SizingSnapshot, size, within
+from app.domain.sizing import BASE_COMPUTE_SECONDS, Size, SizingPolicy, SizingSnapshot, base, size, within
 from app.domain.workers import WorkerId
 
-# The least that the configuration may allow a worker, and so what everybody gets who is not known to need more.
+# The least that the configuration may allow a worker, and so the least that anybody gets.
 BASE = Size(compute_seconds=BASE_COMPUTE_SECONDS, memory_gb=1.0, cpu_cores=0.5)
 _MOST_COMPUTE_SECONDS = 3600.0
 _EPSILON = 1e-9
@@ -189,7 +189,7 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
         quality_gain=inputs.quality_gains.get(agent),
         degraded=inputs.step > Step.NONE,
     )
-    return size(seen, SizingPolicy(base=BASE, limit=most))
+    return size(seen, SizingPolicy(base=base(BASE, most), limit=most))
 
 
 def _places(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 # What a task may take by default, and so what compute time is measured by: twice that gives every task of the agent
 # twice its own timeout, whatever that is.
 BASE_COMPUTE_SECONDS = 600.0
+# Two doublings: quality grows with the logarithm of compute, so a third would buy little more.
+_MOST_TIMES = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +25,7 @@ class SizingPolicy:
     base: Size
     limit: Size
     wait_target_seconds: float = 30.0
-    # Two doublings: quality grows with the logarithm of compute, so a third would buy little more.
-    most: float = 4.0
+    most: float = _MOST_TIMES
     # A gain of 0.05 in win probability (35 Elo) an iteration is the specification's own example of a clear one.
     clear_gain: float = 0.05
 
@@ -52,6 +53,18 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[Size, str]:
     return _scaled(
         factor, policy
     ), f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
+
+
+def base(least: Size, limit: Size) -> Size:
+    """What everybody gets: all that the limits allow could be given as the most, so whoever raises them gives more.
+
+    Never below `least`. The time that a task gets is its own affair, whatever the limit.
+    """
+    return Size(
+        compute_seconds=least.compute_seconds,
+        memory_gb=max(least.memory_gb, limit.memory_gb / _MOST_TIMES),
+        cpu_cores=max(least.cpu_cores, limit.cpu_cores / _MOST_TIMES),
+    )
 
 
 def within(wanted: Size, *, memory_gb: float, cpu_cores: float) -> Size:
