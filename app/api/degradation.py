@@ -89,7 +89,7 @@ async def read(connection: Reading) -> DegradationOut:
     """The step in force with its reason and time box. Cheap enough to be asked every second.
 
     Lease and heartbeat answers and `GET /queues` carry the advice too, and answers to submits the header
-    `Convener-Degradation`, as long as there is any.
+    `Convener-Degradation`, as long as there is any. Every move is an event `degradation.moved`.
     """
     return await _shown(connection, await store.read(connection))
 

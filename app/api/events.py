@@ -19,6 +19,7 @@ from app.api.services import Services, ServicesDep
 from app.api.streaming import EventStream, Message, Turn
 from app.api.waiting import until_gone
 from app.domain.access import Scope
+from app.domain.degradation import SystemMove
 from app.domain.errors import ConvenerError, DatabaseUnavailable
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
@@ -31,7 +32,7 @@ _PAGE = 500
 
 
 class EventOut(BaseModel):
-    """One change of a task's state; or of a goal's, which is about no task and no agent type."""
+    """One change of a task's state; or of a goal's or the whole system's, which is about no task and no agent type."""
 
     cursor: str
     at: Moment
@@ -55,7 +56,7 @@ After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
-Kinds = Annotated[list[Move | GoalMove] | None, Query(description="only of these kinds")]
+Kinds = Annotated[list[Move | GoalMove | SystemMove] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {

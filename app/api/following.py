@@ -7,6 +7,7 @@ from math import inf
 from types import TracebackType
 
 from app.api.services import Services
+from app.domain.degradation import SystemMove
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
 from app.store import announcements, events
@@ -22,7 +23,7 @@ class Wanted:
     """Which events are wanted; without a goal or kinds, all of them."""
 
     goal_id: str | None = None
-    kinds: Collection[Move | GoalMove] = ()
+    kinds: Collection[Move | GoalMove | SystemMove] = ()
 
     def among(self, found: Sequence[Event]) -> list[Event]:
         """Those of the events that are wanted."""

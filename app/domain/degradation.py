@@ -26,6 +26,12 @@ class Step(IntEnum):
     ESSENTIALS = 4
 
 
+class SystemMove(StrEnum):
+    """What happens to the system as a whole; the value is the kind of event that tells of it."""
+
+    DEGRADATION = "degradation.moved"
+
+
 class Move(StrEnum):
     """What has changed the step."""
 
@@ -65,9 +71,9 @@ class Advice:
 class LadderPolicy:
     """Shares of 1 and seconds; ours, to be quick to help and slow to trust.
 
-    Up at once more than the alert's 80 % for five minutes would be for nothing: the ladder helps while people come. A
-    resource must be `tight` for a minute to cost a step and `easy` for two to give one back, and between two steps
-    there is time to see what the last one has done. `lasts` is the time box of a step without strain.
+    People are told at 80 % for five minutes; the ladder helps sooner, and where there is less left. A resource must be
+    `tight` for a minute to cost a step and `easy` for two to give one back, so between two steps there is time to see
+    what the last one has done. `lasts` is the time box of a step without strain.
     """
 
     tight: float = 0.90
@@ -78,8 +84,10 @@ class LadderPolicy:
     up_after: float = 60.0
     down_after: float = 120.0
     lasts: float = 300.0
-    # The wait target of the scaling rule, twice: what is used fully while nothing waits is just well used.
-    late_seconds: float = 60.0
+    # When people are told that a task is waiting: what is used fully while nothing waits for long is just well used.
+    late_seconds: float = 600.0
+    # A busy processor costs depth and batch sizes, never an agent: a large batch of work is no emergency.
+    bearable_top: Step = Step.BATCHES
     # Three turns of the duty: what nobody looked at for so long has not lasted.
     blind_after: float = 15.0
 
@@ -135,7 +143,7 @@ def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) 
     if ladder.hold is not None:
         return Decision(ladder=ladder) if now < ladder.hold.until else released(ladder, "the hold is over", now, policy)
     looked = _looked(ladder, strain, policy, now)
-    if _lasted(looked.tight_since, looked.since, policy.up_after, now) and looked.step < TOP:
+    if _lasted(looked.tight_since, looked.since, policy.up_after, now) and looked.step < _reach(strain, policy):
         return _moved(looked, Move.UP, why_tight(strain, policy), policy, now)
     if looked.step > Step.NONE and looked.expires_at is not None and now >= looked.expires_at:
         return _moved(looked, Move.EXPIRED, f"nothing was short for {policy.lasts:.0f} s", policy, now)
@@ -205,15 +213,32 @@ def under_degradation(weights: Weights, step: Step, policy: WeightPolicy = Weigh
 
 def why_tight(strain: Strain, policy: LadderPolicy) -> str:
     """What is short, in words; empty when nothing is."""
+    words = [f"{strain.resources[name]:.0%} of {name.replace('_', ' ')} is used" for name in _short(strain, policy)]
+    if _is_crippled(strain, policy):
+        words.append(f"{strain.capacity_lost:.0%} of the pool cannot be replaced")
+    return "; ".join(words)
+
+
+def _short(strain: Strain, policy: LadderPolicy) -> list[str]:
+    """The resources that are short; the bearable ones only while work waits for long."""
     is_late = strain.oldest_wait_seconds >= policy.late_seconds
-    short = [
-        f"{share:.0%} of {name.replace('_', ' ')} is used"
+    return [
+        name
         for name, share in strain.resources.items()
         if share is not None and share >= policy.tight and (is_late or name not in strain.bearable)
     ]
-    if strain.capacity_lost >= policy.tight_loss and is_late:
-        short.append(f"{strain.capacity_lost:.0%} of the pool cannot be replaced")
-    return "; ".join(short)
+
+
+def _is_crippled(strain: Strain, policy: LadderPolicy) -> bool:
+    """Whether so much of the pool is lost that work waits for long."""
+    return strain.capacity_lost >= policy.tight_loss and strain.oldest_wait_seconds >= policy.late_seconds
+
+
+def _reach(strain: Strain, policy: LadderPolicy) -> Step:
+    """How far up what is short may lead."""
+    if _is_crippled(strain, policy) or set(_short(strain, policy)) - strain.bearable:
+        return TOP
+    return policy.bearable_top
 
 
 def _is_easy(strain: Strain, policy: LadderPolicy) -> bool:
@@ -230,11 +255,12 @@ def _looked(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime)
     before = ladder.looked_at
     seen_lately = before is not None and now - before <= timedelta(seconds=policy.blind_after)
     tight, easy = bool(why_tight(strain, policy)), _is_easy(strain, policy)
+    renews = tight and ladder.step <= _reach(strain, policy)
     return replace(
         ladder,
         tight_since=((ladder.tight_since if seen_lately else None) or now) if tight else None,
         easy_since=((ladder.easy_since if seen_lately else None) or now) if easy else None,
-        expires_at=_renewed(ladder, policy, now) if tight else ladder.expires_at,
+        expires_at=_renewed(ladder, policy, now) if renews else ladder.expires_at,
         looked_at=now,
     )
 

@@ -76,6 +76,8 @@ async def test_the_rule_takes_over_again(service: Service, worker: Worker) -> No
     first = await service.get("/degradation/history", limit=1)
     second = await service.get("/degradation/history", limit=1, after=first["next"])
     assert (first["items"] + second["items"], second["next"]) == (items, None)
+    events = (await service.get("/events", kind="degradation.moved"))["items"]
+    assert [(event["task_id"], event["detail"]["move"]) for event in events] == [(None, "held"), (None, "released")]
     audited = (await service.get("/audit"))["items"]
     assert [entry["action"] for entry in audited[:2]] == ["degradation.release", "degradation.hold"]
 

@@ -133,12 +133,12 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
     ("strain", "climbs"),
     [
         (Strain(resources={"cpu": 1.0}), False),
-        (Strain(resources={"cpu": 1.0}, oldest_wait_seconds=61), True),
+        (Strain(resources={"cpu": 1.0}, oldest_wait_seconds=601), True),
         (Strain(resources={"llm_permits": 1.0}), False),
         (Strain(resources={"database_connections": 0.95}), True),
         (Strain(resources={"cpu": None, "memory": 0.89}, oldest_wait_seconds=999), False),
         (Strain(capacity_lost=0.3), False),
-        (Strain(capacity_lost=0.3, oldest_wait_seconds=61), True),
+        (Strain(capacity_lost=0.3, oldest_wait_seconds=601), True),
     ],
 )
 def test_what_counts_as_strain(strain: Strain, climbs: bool) -> None:
@@ -148,11 +148,22 @@ def test_what_counts_as_strain(strain: Strain, climbs: bool) -> None:
     assert (player.step() > Step.NONE) is climbs
 
 
+def test_a_busy_processor_costs_depth_and_batches_and_never_an_agent() -> None:
+    busy = Strain(resources={"cpu": 1.0, "llm_permits": 1.0}, oldest_wait_seconds=9999)
+    player = Player()
+    player.looks(3600, busy)
+    assert player.step() is Step.BATCHES
+    player.looks(600, replace(busy, resources={"cpu": 1.0, "memory": 0.95}))
+    assert player.step() is Step.ESSENTIALS
+    player.looks(600, busy)
+    assert player.step() is Step.BATCHES
+
+
 def test_a_pool_that_recovers_gives_its_step_back() -> None:
     player = Player()
-    player.looks(65, Strain(resources={"cpu": 0.2}, capacity_lost=0.5, oldest_wait_seconds=90))
+    player.looks(65, Strain(resources={"cpu": 0.2}, capacity_lost=0.5, oldest_wait_seconds=900))
     assert player.step() is Step.LOW_RANKED_EVOLUTION
-    player.looks(125, Strain(resources={"cpu": 0.2}, oldest_wait_seconds=90))
+    player.looks(125, Strain(resources={"cpu": 0.2}, oldest_wait_seconds=900))
     assert player.step() is Step.NONE
 
 

@@ -12,7 +12,7 @@ from app.domain.agents import AgentType
 from app.domain.degradation import LadderPolicy, Move, Step
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
-from app.operations import degradation, weights
+from app.operations import counting, degradation, weights
 from app.operations.broker import Broker, LeaseCall
 from app.operations.config import CurrentConfig
 from app.operations.weighing import take_weights
@@ -184,3 +184,14 @@ async def test_suspended_agents_keep_their_share_of_one_in_fifty(database: Datab
         given = Counter(await leases(database, broker, 60))
     assert given["generation"] >= 54
     assert given["ranking"] >= 3
+
+
+async def test_every_move_is_an_event_and_the_counters_stand_it(database: Database) -> None:
+    await held(database, Step.DEPTH)
+    async with database.transaction() as connection:
+        await degradation.release(connection, by="bob", reason="done")
+        await counting.fold_events(connection)
+    query = (
+        "SELECT array_agg(kind || ' ' || (detail ->> 'move') || ' ' || (detail ->> 'after') ORDER BY seq) FROM events"
+    )
+    assert await value(database, query) == ["degradation.moved held 2", "degradation.moved released 2"]
