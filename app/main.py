@@ -20,6 +20,7 @@ from app.logs import set_up_logging
 from app.operations.access import Keyring
 from app.operations.admission import Admission
 from app.operations.broker import Broker
+from app.operations.bursts import Bursts
 from app.operations.config import CurrentConfig
 from app.operations.leases import LeaseDesk
 from app.operations.lookout import Lookout, Terms
@@ -53,6 +54,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
         admission=Admission(settings.capacity),
+        bursts=Bursts(database, config),
         config=config,
         permits=PermitDesk(database, config),
         # Connections of its own: a lookout that waits behind those it watches sees nothing.
@@ -94,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
             await begin_shutdown(services)
             await services.desk.stop()
             await services.heartbeats.stop()
+            await services.bursts.stop()
             await services.permits.stop()
             await services.lookout.close()
             await database.close()

@@ -10,6 +10,7 @@ from app.domain.workers import HealthPolicy
 from app.operations.access import Keyring
 from app.operations.admission import Admission
 from app.operations.broker import Broker
+from app.operations.bursts import Bursts
 from app.operations.config import CurrentConfig
 from app.operations.degradation import CurrentStep
 from app.operations.leases import LeaseDesk
@@ -31,6 +32,7 @@ class Services:
     heartbeats: Heartbeats
     keyring: Keyring
     admission: Admission
+    bursts: Bursts
     config: CurrentConfig
     lookout: Lookout
     permits: PermitDesk
@@ -44,7 +46,9 @@ class Services:
     @property
     def intake(self) -> Intake:
         """On what terms tasks are taken in."""
-        return Intake(admission=self.admission, duplicate_window_seconds=self.duplicate_window_seconds)
+        return Intake(
+            admission=self.admission, duplicate_window_seconds=self.duplicate_window_seconds, bursts=self.bursts
+        )
 
 
 def _services(request: Request) -> Services:

@@ -24,6 +24,7 @@ from app.domain.goal_errors import GoalStopped
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
 from app.operations import dependencies, duplicates
 from app.operations.admission import Admission
+from app.operations.bursts import Bursts
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.lining_up import lining_up
 from app.store import attempts, events, holds, tasks
@@ -64,10 +65,14 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """On what terms tasks are taken in: without an admission there is always room, without a window no duplicate."""
+    """On what terms tasks are taken in: without an admission there is always room, without a window no duplicate.
+
+    `bursts` hears of what has come, so that the pool may grow at once.
+    """
 
     admission: Admission | None = None
     duplicate_window_seconds: float = 0.0
+    bursts: Bursts | None = None
 
 
 _EVERYTHING = Intake()
@@ -97,9 +102,16 @@ async def submit(
         _refuse_stopped([task for task in waiting if task.id in created], gate)
         if await standing.settle(connection, [task for task in waiting if task.id in created]):
             created = await tasks.taken(connection, list(created))
+        if intake.bursts is not None:
+            intake.bursts.took_in(connection, _ready([task for task in waiting if task.id in created]))
         missing = [task_id for task_id in new if task_id not in created] + list(same.values())
         known = await tasks.taken(connection, missing) if missing else {}
         return [_outcome(task, created, known, same) for task in asked.values()]
+
+
+def _ready(created: Sequence[NewTask]) -> list[AgentType]:
+    """The types of the tasks that may run at once."""
+    return [AgentType(task.agent_type) for task in created if not (task.blockers or task.is_held or task.run_at)]
 
 
 def _placed(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
