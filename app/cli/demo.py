@@ -1,7 +1,9 @@
 """`convener demo`: a research goal from submission to report, on leased workers."""
 
 import asyncio
+import os
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.language import logged, settings_of_model, until_it_answers, usage
 from app.cli.stack import Stack, StackError, running
 from app.cli.up import stop_signal
 from app.cli.wishes import Wish
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 _AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
 _NEWS = 4
+# So many are a few minutes with the small model.
+_LLM_ROUNDS = 6
 
 
 def demo(
@@ -38,6 +43,7 @@ def demo(
     rounds: Annotated[int | None, typer.Option(help="think for at most this many rounds", min=1, max=1000)] = None,
     port: Annotated[int, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = 0,
     state: Annotated[Path | None, typer.Option(help="directory for the database, keys and logs")] = None,
+    llm: Annotated[bool, typer.Option("--llm", help="let a language model write the proposals")] = False,
 ) -> None:
     """Rediscover Kepler's third law from published planetary data.
 
@@ -46,32 +52,54 @@ def demo(
 
     Kill whatever you like meanwhile: the run goes on.
 
+    With --llm a language model writes the proposals, and the data judge them: the one that CONVENER_LLM_URL and
+    CONVENER_LLM_MODELS name, else a small one on this machine, without an account or a network (`make local-llm`
+    installs it). So small a model may miss the law: then exit code 0 says that the goal was pursued to its end.
+
     Examples:
 
       convener demo
 
       convener demo --seed 7 --workers 2 --keep
+
+      convener demo --llm --rounds 6
     """
     try:
         settings = Settings.from_environment()
         home = state or settings.state_directory / "demo"
         chosen = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
-        settings = settings.model_copy(update={**chosen, "worker_handlers": "examples.kepler.handlers"})
-        found = asyncio.run(_run(settings, seed=seed, rounds=rounds, keep=keep))
+        handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"
+        settings = settings.model_copy(update={**chosen, "worker_handlers": handlers})
+        plan = _Plan(seed=seed, rounds=rounds or (_LLM_ROUNDS if llm else None), keep=keep, llm=llm)
+        done = asyncio.run(_run(settings, plan))
     except (StackError, EmbeddedError, SettingsError) as error:
         Console(stderr=True).print(f"[bold red]convener demo:[/] {error}")
         raise typer.Exit(1) from None
-    raise typer.Exit(0 if found else 1)
+    raise typer.Exit(0 if done else 1)
 
 
-async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is to be done."""
+
+    seed: int
+    rounds: int | None
+    keep: bool
+    llm: bool
+
+
+async def _run(settings: Settings, plan: _Plan) -> bool:
     stop, began = stop_signal(), datetime.now(UTC)
     # As many as were asked for, also where that is more or fewer than the mode is meant for.
     wish = Wish(min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo")
+    variables, model = settings_of_model() if plan.llm else ({}, None)
+    os.environ.update(variables)
+    beside = [logged(model, settings.state_directory / "logs")] if model else []
     say = partial(console.print, style="dim")
-    async with running(settings, say, log_files=True, wish=wish) as stack:
+    async with running(settings, say, log_files=True, wish=wish, beside=beside) as stack:
+        await until_it_answers(variables)
         console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
-        research = asyncio.create_task(_research(stack, seed, rounds))
+        research = asyncio.create_task(_research(stack, plan.seed, plan.rounds))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not research.done():
@@ -79,11 +107,13 @@ async def _run(settings: Settings, *, seed: int, rounds: int | None, keep: bool)
             return False
         report = research.result()
         console.print(await _closing(stack, report, began))
-        if keep:
+        if plan.llm:
+            console.print(Panel("\n".join(await usage(stack, began)), title="The language model", expand=False))
+        if plan.keep:
             console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it. In another terminal:[/]")
             console.print(f"[dim]CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls[/]")
             await stop.wait()
-        return report.law_found
+        return plan.llm or report.law_found
 
 
 async def _research(stack: Stack, seed: int, rounds: int | None) -> "Report":

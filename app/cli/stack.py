@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,10 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(settings: Settings, say: Say, *, log_files: bool, wish: Wish = _NO_WISH) -> AsyncIterator[Stack]:
-    """Bring everything up, and down again in order. Raises StackError, EmbeddedError."""
+async def running(
+    settings: Settings, say: Say, *, log_files: bool, wish: Wish = _NO_WISH, beside: Sequence[Program] = ()
+) -> AsyncIterator[Stack]:
+    """Bring everything up, and programs `beside` it, and down again in order. Raises StackError, EmbeddedError."""
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ async def running(settings: Settings, say: Say, *, log_files: bool, wish: Wish =
         url = server.url if server else str(settings.database_url)
         keys, fresh, config = await _prepare(url, settings, wish, say)
         environment = _environment(settings, url, port, keys)
-        programs = _programs(settings, environment, state / "logs" if log_files else None)
+        programs = [*beside, *_programs(settings, environment, state / "logs" if log_files else None)]
         supervisor = Supervisor(server, programs, state / "children.json")
         cleanup.push_async_callback(supervisor.stop)
         await supervisor.start_programs()
