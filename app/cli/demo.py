@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ _AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "met
 _NEWS = 4
 # So many are a few minutes with the small model.
 _LLM_ROUNDS = 6
+_LLM_SECONDS = 900.0
 
 
 def demo(
@@ -99,7 +100,7 @@ async def _run(settings: Settings, plan: _Plan) -> bool:
     async with running(settings, say, log_files=True, wish=wish, beside=beside) as stack:
         await until_it_answers(variables)
         console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
-        research = asyncio.create_task(_research(stack, plan.seed, plan.rounds))
+        research = asyncio.create_task(_research(stack, plan))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not research.done():
@@ -116,12 +117,14 @@ async def _run(settings: Settings, plan: _Plan) -> bool:
         return plan.llm or report.law_found
 
 
-async def _research(stack: Stack, seed: int, rounds: int | None) -> "Report":
+async def _research(stack: Stack, plan: _Plan) -> "Report":
     from examples.kepler.limits import Limits
     from examples.kepler.supervisor import run
 
-    goal = f"kepler-{seed}-{time.strftime('%Y%m%dT%H%M%S')}"
-    limits = Limits(max_iterations=rounds) if rounds else Limits()
+    goal = f"kepler-{plan.seed}-{time.strftime('%Y%m%dT%H%M%S')}"
+    limits = Limits(max_iterations=plan.rounds) if plan.rounds else Limits()
+    if plan.llm:
+        limits = replace(limits, time_limit_seconds=_LLM_SECONDS)
     board = _Board(goal)
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
         return await asyncio.to_thread(
@@ -129,7 +132,7 @@ async def _research(stack: Stack, seed: int, rounds: int | None) -> "Report":
             base_url=stack.url,
             key=stack.keys[Role.SUPERVISOR],
             goal_id=goal,
-            seed=seed,
+            seed=plan.seed,
             limits=limits,
             observer=board.update,
         )
