@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.api import application
 from app.api.services import Services
 from app.domain.leases import LeasePolicy
+from app.domain.permits import PermitPolicy
 from app.domain.scaling import Mode
 from app.domain.utilisation import UtilisationPolicy
 from app.domain.workers import HealthPolicy
@@ -56,7 +57,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         admission=Admission(settings.capacity),
         bursts=Bursts(database, config),
         config=config,
-        permits=PermitDesk(database, config),
+        permits=PermitDesk(database, config, PermitPolicy(ttl=settings.permit_seconds)),
         # Connections of its own: a lookout that waits behind those it watches sees nothing.
         lookout=Lookout(Database(database.url, hot_connections=1, connections=1), terms),
         duplicate_window_seconds=settings.duplicate_window_seconds,

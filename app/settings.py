@@ -69,6 +69,9 @@ class Settings(BaseModel):
         0, ge=0, le=86_400, description="a task with the agent type and payload of one so recent is that one; 0: never"
     )
     queue_displaces: bool = Field(False, description="when full, move the least urgent to the dead letters instead")
+    permit_seconds: float = Field(
+        120, ge=1, le=3600, description="a permit for a language-model call that nobody renews is free after this long"
+    )
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
     webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
     webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
