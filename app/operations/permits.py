@@ -116,19 +116,19 @@ async def acquire_all(
     """An answer to each request, in their order. A request that was made before gets the permit that it got then."""
     turns = await permit_gate.close(connection)
     models = await llm_models.lock(connection, {request.ask.model for request in requests})
-    await permits.expire(connection)
-    measured = await permit_gate.measure(connection)
-    known = await permits.known(connection, [request.ask.id for request in requests])
-    claims = await permit_gate.claims(connection)
-    named = {claim.ask.model for claim in claims} | {permit.ask.model for permit in known.values()}
+    asked = [request.ask.id for request in requests]
+    survey = await permit_gate.survey(connection, asked)
+    known = await permits.known(connection, asked) if survey.is_repeated else {}
+    named = {claim.ask.model for claim in survey.claims} | {permit.ask.model for permit in known.values()}
     models |= await _others(connection, named - models.keys())
+    measured = survey.measured
     snapshot = PermitSnapshot(
         now=measured.at,
         most=measured.most,
         in_use=sum(usage.permits for usage in measured.usage.values()),
         models=models,
         usage=measured.usage,
-        claims=[claim for claim in claims if claim.ask.model in models],
+        claims=[claim for claim in survey.claims if claim.ask.model in models],
         turns=turns,
         weights=weights,
     )
@@ -205,7 +205,8 @@ async def _write(
     ]
     made = await permits.insert(connection, new, snapshot.now, policy.ttl) if new else {}
     for name in sorted({answer.ask.model for answer in granted}):
-        await llm_models.charge(connection, name, plan.meters[name])
+        if plan.meters[name]:
+            await llm_models.charge(connection, name, plan.meters[name])
     if plan.turns != snapshot.turns:
         await permit_gate.turn(connection, plan.turns)
     claims = [claim for answer in denied if (claim := answer.claim(snapshot.now, policy)) is not None]

@@ -115,9 +115,8 @@ class _Round:
             return
         await permits.end(connection, self._at, self._endings)
         for name, kinds in sorted(self._meters.items()):
-            await llm_models.charge(connection, name, kinds)
-        for name in sorted({call.model for call in self._calls}):
-            await llm_models.learn(connection, self._models[name])
+            tats = {dimension: meter.tat for dimension, meter in kinds.items()}
+            await llm_models.learn(connection, replace(self._models[name], tats=tats))
         await llm_usage.add(connection, self._calls, self._at)
         for _, (model, answer) in sorted(self._answers.items(), key=itemgetter(0)):
             await llm_cache.write(connection, model, answer)

@@ -50,7 +50,8 @@ WHERE model = :model
 _LEARN = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
-    open_until = :open_until, used_at = now()
+    open_until = :open_until, used_at = now(), requests_tat = coalesce(:requests, requests_tat),
+    tokens_tat = coalesce(:tokens, tokens_tat)
 WHERE model = :model
 """)
 
@@ -109,18 +110,19 @@ async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[P
 
 async def charge(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
     """Write down how the meters of a locked model stand; those of other dimensions stay as they are."""
-    tats = {dimension.value: meter.tat for dimension, meter in meters.items()}
-    await connection.execute(_CHARGE, {"model": name, "requests": None, "tokens": None, **tats})
+    tats = {dimension.value: meters[dimension].tat if dimension in meters else None for dimension in Dimension}
+    await connection.execute(_CHARGE, {"model": name, **tats})
 
 
 async def learn(connection: AsyncConnection, model: Model) -> None:
-    """Write down what a locked model's service has shown."""
+    """Write down what a locked model's service has shown, and how its meters stand where it has any."""
     pressure, breaker = model.pressure, model.breaker
     values = {
         "concurrency": pressure.limit,
         **{name: getattr(pressure, name) for name in ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")},
         "failures": breaker.failures,
         "open_until": breaker.open_until,
+        **{dimension.value: model.tats.get(dimension) for dimension in Dimension},
     }
     await connection.execute(_LEARN, {"model": model.name, **values})
 

@@ -1,10 +1,11 @@
 """The gate before the permits: what is in use and who waits, read and written while nobody else grants any."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,6 +14,7 @@ from app.domain.agents import AgentType
 from app.domain.config import ResourceLimits
 from app.domain.permits import Ask, AskId, Claim, Turns, Usage
 from app.domain.tasks import Priority
+from app.store import permits
 from app.store.permits import ids_of, plain_ask
 
 
@@ -25,24 +27,48 @@ class Measured:
     usage: Mapping[str, Usage]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """That, and those who were refused and may come back; whether somebody asks who has asked before."""
+
+    measured: Measured
+    claims: Sequence[Claim]
+    is_repeated: bool
+
+
+_USUAL = {"usual": ResourceLimits().max_concurrent_llm_calls}
+
 _CLOSE = text("SELECT turns FROM llm_gate FOR UPDATE")
 
 _BUILD = text("INSERT INTO llm_gate (turns) VALUES ('{}') ON CONFLICT DO NOTHING")
 
 _TURN = text("UPDATE llm_gate SET turns = CAST(:turns AS jsonb)")
 
-_MEASURE = text("""
-SELECT clock_timestamp() AS at,
-    coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
-              ORDER BY version DESC LIMIT 1), :usual) AS most,
-    (SELECT jsonb_agg(live) FROM (
-        SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits
-        WHERE ended_at IS NULL GROUP BY model) live) AS usage
+_MOST = """
+coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
+          ORDER BY version DESC LIMIT 1), :usual)
+"""
+
+_LIVE = "SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits"
+
+_MEASURE = text(f"""
+SELECT clock_timestamp() AS at, {_MOST} AS most,
+    (SELECT jsonb_agg(live) FROM ({_LIVE} WHERE ended_at IS NULL GROUP BY model) live) AS usage
 """)
 
-_CLAIMS = text("""
-SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses FROM llm_claims
-WHERE lapses > clock_timestamp()
+# One round trip, as all others wait for it. What expires here is live in the statement's own view, so it is taken off;
+# a permit whose renewal is under way is waited for, not ended, and so counted.
+_SURVEY = text(f"""
+WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id)
+SELECT clock_timestamp() AS at, {_MOST} AS most,
+    (SELECT jsonb_agg(live) FROM (
+        {_LIVE} WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model) live) AS usage,
+    (SELECT jsonb_agg(claim) FROM (
+        SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses FROM llm_claims
+        WHERE lapses > clock_timestamp()) claim) AS claims,
+    EXISTS (SELECT FROM llm_permits
+        JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, request_id)
+        USING (key_id, request_id)) AS is_repeated
 """)
 
 _UNCLAIM = text("""
@@ -81,14 +107,14 @@ async def turn(connection: AsyncConnection, turns: Turns) -> None:
 
 async def measure(connection: AsyncConnection) -> Measured:
     """What is in use and what may be. Somebody who does not hold the gate may get a permit in the next moment."""
-    row = (await connection.execute(_MEASURE, {"usual": ResourceLimits().max_concurrent_llm_calls})).mappings().one()
-    usage = {one["model"]: Usage(permits=one["permits"], probes=one["probes"]) for one in row["usage"] or ()}
-    return Measured(at=row["at"], most=row["most"], usage=usage)
+    return _measured((await connection.execute(_MEASURE, _USUAL)).mappings().one())
 
 
-async def claims(connection: AsyncConnection) -> list[Claim]:
-    """Those who were refused and may come back."""
-    return [_claim(row) for row in (await connection.execute(_CLAIMS)).mappings()]
+async def survey(connection: AsyncConnection, asked: Collection[AskId]) -> Survey:
+    """End what has expired, and look at all that a decision needs, with the gate locked."""
+    row = (await connection.execute(_SURVEY, {**_USUAL, **ids_of(asked)})).mappings().one()
+    claims = [_claim(claim) for claim in row["claims"] or ()]
+    return Survey(measured=_measured(row), claims=claims, is_repeated=row["is_repeated"])
 
 
 async def replace_claims(connection: AsyncConnection, gone: Sequence[AskId], new: Sequence[Claim]) -> None:
@@ -115,13 +141,19 @@ async def prune(connection: AsyncConnection) -> int:
     return (await connection.execute(_PRUNE)).rowcount
 
 
-def _claim(row: Any) -> Claim:
+def _measured(row: Any) -> Measured:
+    usage = {one["model"]: Usage(permits=one["permits"], probes=one["probes"]) for one in row["usage"] or ()}
+    return Measured(at=row["at"], most=row["most"], usage=usage)
+
+
+def _claim(row: dict[str, Any]) -> Claim:
+    since, due, lapses = (datetime.fromisoformat(row[name]) for name in ("since", "due", "lapses"))
     ask = Ask(
-        id=AskId(row["key_id"], row["request_id"]),
+        id=AskId(row["key_id"], UUID(row["request_id"])),
         model=row["model"],
         agent_type=AgentType(row["agent_type"]),
         priority=Priority(row["priority"]),
         tokens=row["tokens"],
-        task_id=row["task_id"],
+        task_id=None if row["task_id"] is None else UUID(row["task_id"]),
     )
-    return Claim(ask=ask, since=row["since"], due=row["due"], lapses=row["lapses"])
+    return Claim(ask=ask, since=since, due=due, lapses=lapses)

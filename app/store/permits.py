@@ -49,12 +49,13 @@ class NewPermit:
 _ASK = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
 _PERMIT = f"id, token, {_ASK}, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
-_EXPIRE = text(f"""
+# Locked in their order, once: so two who end the same permits do not wait for each other.
+EXPIRE = f"""
 WITH over AS MATERIALIZED (
     SELECT id FROM llm_permits WHERE ended_at IS NULL AND expires_at <= clock_timestamp() ORDER BY id FOR UPDATE
 )
 UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.EXPIRED}' FROM over WHERE p.id = over.id
-""")
+"""
 
 _KNOWN = text(f"""
 SELECT {_PERMIT} FROM llm_permits
@@ -114,7 +115,7 @@ async def known(connection: AsyncConnection, asked: Collection[AskId]) -> dict[A
 
 async def expire(connection: AsyncConnection) -> int:
     """End the permits whose time is over; returns how many."""
-    return (await connection.execute(_EXPIRE)).rowcount
+    return (await connection.execute(text(EXPIRE))).rowcount
 
 
 async def insert(
