@@ -76,6 +76,11 @@ async def set_most(database: Database, calls: int, *, service_bears: float = 100
         " ON CONFLICT (model) DO UPDATE SET concurrency = $1",
         service_bears,
     )
+    await configure(database, calls)
+
+
+async def configure(database: Database, calls: int) -> None:
+    """Let the configuration allow so many calls."""
     async with database.transaction() as connection:
         now = await config.current(connection, Mode.PRODUCTION)
         limits = replace(now.document.resource_limits, max_concurrent_llm_calls=calls)
@@ -275,7 +280,7 @@ async def test_a_change_of_the_configuration_waits_for_permits_that_are_being_gr
     await set_most(database, 4)
     async with database.transaction() as connection:
         await acquire_on(connection, request(), request(), request())
-        changing = asyncio.create_task(set_most(database, 1))
+        changing = asyncio.create_task(configure(database, 1))
         await until_blocked(database)
         assert not changing.done()
     await changing
