@@ -154,6 +154,7 @@ class TaskSummary(BaseModel):
     token: int
     worker_id: UUID | None
     created_at: Moment
+    waiting_since: Moment | None = Field(description="when it last became ready to run; it waits, or waited, from then")
     leased_at: Moment | None
     finished_at: Moment | None
     progress: ProgressOut | None

@@ -146,6 +146,11 @@ class Client:
         """Read what need not be understood here."""
         return self._send("GET", path).content
 
+    def page(self, path: str, after: str | None, **parameters: Any) -> tuple[list[Json], str | None]:
+        """As many items as one page holds, from a cursor on, and the cursor of what follows."""
+        answer = self.get(path, limit=PAGE, after=after, **parameters)
+        return answer["items"], answer["next"]
+
     def pages(
         self, path: str, most: int | None, seen: Callable[[int], object] = lambda _: None, **parameters: Any
     ) -> tuple[list[Json], str | None]:

@@ -22,7 +22,7 @@ from app.simulation.workloads import Workload, faster, repeated
 EPILOG = output.examples(
     "convener simulate azure-code --baseline dask --baseline hpa",
     "convener simulate mixed --baseline all --svg pool.svg",
-    "convener simulate my-history.csv --min 2 --max 40 -o json",
+    "convener tasks export-trace week.csv.gz && convener simulate week.csv.gz --min 2 --max 40 -o json",
     "convener simulate azure-conv --repeat 25 --faster 12",
 )
 # The bounds that each mode is meant for.
@@ -61,8 +61,9 @@ def simulate(
 ) -> None:
     """Run the scaling rule on a trace, on a virtual clock; needs no service and no database.
 
-    A file is CSV or JSON lines with arrival, service_seconds and agent_type; what `convener tasks ls -o json` prints;
-    or CSV with TIMESTAMP, ContextTokens and GeneratedTokens. It may be gzipped.
+    A file is CSV or JSON lines with arrival, service_seconds and agent_type, as `convener tasks export-trace` writes
+    it; what `convener tasks ls -o json` prints; or CSV with TIMESTAMP, ContextTokens and GeneratedTokens. It may be
+    gzipped.
     """
     if down >= up:
         raise typer.BadParameter("--scale-down-threshold must be less than --scale-up-threshold")

@@ -6,7 +6,7 @@ from uuid import UUID
 import typer
 from rich.text import Text
 
-from app.cli import bulk, output, submit
+from app.cli import bulk, output, submit, traces
 from app.cli.bulk import Deed, DryRun, Everything, Most, Terms, Yes
 from app.cli.client import Client, Url, connect
 from app.cli.failures import Failure
@@ -18,6 +18,7 @@ from app.domain.tasks import TaskState
 
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
+app.command("export-trace", epilog=traces.EPILOG)(traces.export_trace)
 TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
 _CANCEL = Deed(path="/tasks/cancel", verb="cancel", done="cancelled", thing="task")

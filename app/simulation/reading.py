@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.agents import AgentType, agent_type
-from app.simulation import synthetic
+from app.simulation import history, synthetic
 from app.simulation.workloads import Job, Workload, workload
 
 AZURE_ASSUMPTION = "service seconds = 3 + 0.05 x GeneratedTokens + ContextTokens / 2000, which the trace does not tell"
@@ -84,8 +84,7 @@ def _history(row: Mapping[str, Any]) -> Job:
     agent = agent_type(row["agent_type"])
     if "service_seconds" not in row and row.get("leased_at") and row.get("finished_at"):
         # A task as our API shows it.
-        ran = _seconds(row["finished_at"]) - _seconds(row["leased_at"])
-        return Job(_seconds(row["created_at"]), max(0.001, ran), agent)
+        row = history.row(row)._asdict()
     return Job(_seconds(row["arrival"]), float(row["service_seconds"]), agent)
 
 

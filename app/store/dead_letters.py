@@ -38,7 +38,7 @@ JOIN task_history h ON h.id = given.id AND h.finished_at = given.finished_at
 WHERE h.state = 'failed' ORDER BY h.id FOR UPDATE OF h
 """
 
-_ANEW = ("seq", "failures", "rescues", "worker_id", "leased_at")
+_ANEW = ("seq", "failures", "rescues", "worker_id", "leased_at", "waiting_since")
 _BACK = ", ".join(column for column in KEPT_COLUMNS if column not in _ANEW)
 
 # The token stays: no call of an earlier lease may ever fit the next one. The tags of a goal's tasks are one step

@@ -19,7 +19,7 @@ LOOK = 50_000
 
 _COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
-    "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
+    "rescues, token, worker_id, created_at, waiting_since, leased_at, progress, depends_on, idempotency_key"
 )
 _LIVE = (
     "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "

@@ -107,7 +107,7 @@ UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 
 _COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
-    "rescues, token, worker_id, created_at, leased_at, progress, depends_on, idempotency_key"
+    "rescues, token, worker_id, created_at, waiting_since, leased_at, progress, depends_on, idempotency_key"
 )
 # A task that is held back runs when its goal goes on, and not before its own time.
 _LIVE = (

@@ -140,6 +140,7 @@ task_history = Table(
     *_submitted(),
     *_progressed(),
     moment("finished_at", nullable=False),
+    moment("waiting_since", comment="when it last became ready to run"),
     Column("result", JSONB),
     Column("result_hash", LargeBinary),
     Column("error", JSONB),
