@@ -72,6 +72,10 @@ class Convener:
         """Tell what an iteration has reached; the decision whether to go on. Raises Stopped."""
         return self._call("POST", f"/goals/{quote(goal_id, safe='')}/iterations", json=iteration)
 
+    def judge(self, judgements: Json) -> None:
+        """Tell what results turned out to be worth. The same request again is counted once."""
+        self._call("POST", "/metrics/performance", json=judgements)
+
     def submit(self, tasks: Sequence[Json]) -> dict[str, str]:
         """Submit all or none; the state of each task by its id. Raises Stopped."""
         answer = self._call("POST", "/tasks/batch", json={"tasks": list(tasks)})

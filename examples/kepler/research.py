@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from examples.kepler.client import Convener, Stopped
+from examples.kepler.client import Convener, Refused, Stopped
 from examples.kepler.data import sample
 from examples.kepler.dispatch import Dispatch, Order, Outcome
+from examples.kepler.judging import judgements
 from examples.kepler.law import judge
 from examples.kepler.limits import Limits
 from examples.kepler.notation import formula
@@ -50,6 +51,7 @@ class Research:
         self._spent_seconds: list[float] = []
         self._reviewed = self._discarded = self._failed = 0
         self._origins: dict[str, str] = {}
+        self._proposers: dict[str, int] = {}
         self._champion: str | None = None
         self._reported_tasks, self._reported_seconds = 0, 0.0
 
@@ -98,6 +100,7 @@ class Research:
         self._phase = "proposing"
         proposals = self._proposals()
         reflections = {order.number: next(self._numbers) for order in proposals}
+        self._proposers |= {str(reflections[order.number]): order.number for order in proposals}
         self._origins |= {str(reflections[order.number]): _ARMS[order.agent_type] for order in proposals}
         self._dispatch.submit(proposals)
         reviewed: list[Outcome] = []
@@ -145,7 +148,17 @@ class Research:
         for result in self._results("ranking", "ranking", payloads):
             self._tournament.record(result["outcomes"])
             self._tournament.note_errors(result["held_out_errors"])
+        self._judge()
         self._tournament.close_round()
+
+    def _judge(self) -> None:
+        """Nothing here depends on it, so the research goes on where the service does not want to know."""
+        found = judgements(self._goal_id, self._round, self._tournament.ranked(), self._proposers)
+        if found is not None:
+            try:
+                self._service.judge(found)
+            except Refused as refused:
+                self.tell(f"the judgements were refused: {refused}")
 
     def _matches(self, pairs: Sequence[tuple[str, str]]) -> Json:
         players = {key: self._tournament[key] for pair in pairs for key in pair}

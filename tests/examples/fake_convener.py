@@ -31,6 +31,8 @@ class FakeConvener:
     def __init__(self, *, chaos_seed: int = 0, faults: float = 0.0) -> None:
         self.rng, self.faults = Random(chaos_seed), faults
         self.tasks: dict[str, Json] = {}
+        self.judgements: dict[str, Json] = {}
+        self.qualities: dict[str, float] = {}
         self.events: list[Json] = []
         self.order_of_completion: list[int] = []
         self.lost_answers = self.refusals = 0
@@ -64,6 +66,8 @@ class FakeConvener:
                 return self.create(json.loads(request.content))
             case "POST", ["goals", _, "iterations"]:
                 return self.report(json.loads(request.content))
+            case "POST", ["metrics", "performance"]:
+                return self.judged(json.loads(request.content))
             case "GET", ["tasks", task_id]:
                 return httpx.Response(200, json=self.tasks[task_id])
             case "GET", ["events"]:
@@ -103,6 +107,14 @@ class FakeConvener:
         if found.action is Action.STOP:
             self.stop(found.reason)
         return httpx.Response(201, json=self.reports[number][1])
+
+    def judged(self, said: Json) -> httpx.Response:
+        known = self.judgements.setdefault(said["request_id"], said)
+        assert known == said, "one request, two different judgements"
+        for item in said["items"]:
+            assert self.tasks[item["task_id"]]["state"] == "completed"
+            self.qualities[item["task_id"]] = item["quality"]
+        return httpx.Response(202, json={"accepted": len(said["items"])})
 
     def stop(self, reason: str) -> None:
         self.stopped = reason

@@ -50,6 +50,25 @@ def test_the_outcome_does_not_depend_on_order_or_faults() -> None:
     assert wild.lost_answers > 50
 
 
+def test_proposals_are_judged_by_how_their_formulas_play() -> None:
+    service = FakeConvener()
+    report = pursue(service)
+    judged = {key: (service.tasks[key]["agent_type"], quality) for key, quality in service.qualities.items()}
+    assert {agent for agent, _ in judged.values()} == {"generation", "evolution"}
+    assert 1 <= len(service.judgements) <= report.rounds
+    best = max(quality for _, quality in judged.values())
+    assert best == pytest.approx(1 / (1 + 10 ** ((1200 - report.best_elo) / 400)), abs=1e-9)
+    assert min(quality for _, quality in judged.values()) < 0.5 < best
+
+
+def test_research_goes_on_where_nobody_wants_judgements() -> None:
+    class Deaf(FakeConvener):
+        def judged(self, said: Any) -> httpx.Response:
+            return httpx.Response(403, json={"code": "forbidden"})
+
+    assert outcome(pursue(Deaf())) == outcome(pursue(FakeConvener()))
+
+
 def test_another_seed_takes_another_way() -> None:
     assert outcome(pursue(FakeConvener(), seed=1)) != outcome(pursue(FakeConvener(), seed=2))
 
