@@ -38,6 +38,15 @@ async def until(condition: Callable[[], Awaitable[object]], *, within: float = P
         await asyncio.sleep(0.01)
 
 
+async def early_in_a_minute(database: Database) -> None:
+    """Return when the minute goes on for a while by the database's clock, so that what follows falls into one."""
+
+    async def early() -> bool:
+        return bool(await value(database, "SELECT extract(second FROM now()) < 55"))
+
+    await until(early)
+
+
 async def until_blocked(database: Database, sessions: int = 1) -> None:
     """Return once so many sessions of this database wait for a lock, by PostgreSQL's own account."""
     query = """

@@ -31,6 +31,15 @@ _EXAMPLE: dict[str, Any] = {
         "tasks_per_second": 1.9,
         "llm_call_latency_ms": 830.0,
     },
+    "at": "2026-01-31T12:00:00+00:00",
+    "starting_workers": 1,
+    "target_workers": 11,
+    "arrivals_per_second": {agent.value: 0.3 for agent in AgentType},
+    "service_times": {
+        agent.value: {"tasks": 100, "mean_ms": 4210.5, "p50_ms": 3900.0, "p95_ms": 8800.0} for agent in AgentType
+    },
+    "utilisation": {"host:lab-1": {"cpu_percentage": 62.5, "memory_percentage": 41.0, "busy_percentage": None}},
+    "reasons": [],
 }
 
 

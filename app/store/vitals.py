@@ -14,12 +14,13 @@ from app.store import holding
 _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
 _CANCELED = "57014"
 
+# One that is starting has not been seen yet, so it is not silent.
 _POOL = text(f"""
 SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
        count(*) FILTER (WHERE state = 'ready' AND held IS NULL) AS idle,
        count(*) FILTER (WHERE state = 'ready' AND held IS NOT NULL) AS busy,
        count(*) FILTER (WHERE state = 'draining') AS draining,
-       count(*) FILTER (WHERE state <> 'starting' AND last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
+       count(*) FILTER (WHERE last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
           AND ended_at > now() - CAST(:lately AS interval)) AS failed
 FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {holding.joined("w.id")}
