@@ -51,14 +51,14 @@ coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::in
 
 _LIVE = "SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits"
 
-_MEASURE = text(f"""
+MEASURE = text(f"""
 SELECT clock_timestamp() AS at, {_MOST} AS most,
     (SELECT jsonb_agg(live) FROM ({_LIVE} WHERE ended_at IS NULL GROUP BY model) live) AS usage
 """)
 
 # One round trip, as all others wait for it. What expires here is live in the statement's own view, so it is taken off;
 # a permit whose renewal is under way is waited for, not ended, and so counted.
-_SURVEY = text(f"""
+SURVEY = text(f"""
 WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id)
 SELECT clock_timestamp() AS at, {_MOST} AS most,
     (SELECT jsonb_agg(live) FROM (
@@ -107,12 +107,12 @@ async def turn(connection: AsyncConnection, turns: Turns) -> None:
 
 async def measure(connection: AsyncConnection) -> Measured:
     """What is in use and what may be. Somebody who does not hold the gate may get a permit in the next moment."""
-    return _measured((await connection.execute(_MEASURE, _USUAL)).mappings().one())
+    return _measured((await connection.execute(MEASURE, _USUAL)).mappings().one())
 
 
 async def survey(connection: AsyncConnection, asked: Collection[AskId]) -> Survey:
     """End what has expired, and look at all that a decision needs, with the gate locked."""
-    row = (await connection.execute(_SURVEY, {**_USUAL, **ids_of(asked)})).mappings().one()
+    row = (await connection.execute(SURVEY, {**_USUAL, **ids_of(asked)})).mappings().one()
     claims = [_claim(claim) for claim in row["claims"] or ()]
     return Survey(measured=_measured(row), claims=claims, is_repeated=row["is_repeated"])
 

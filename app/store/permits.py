@@ -88,7 +88,7 @@ FROM unnest(CAST(:ids AS uuid[]), CAST(:endings AS text[]), CAST(:digests AS byt
 WHERE p.id = ended.id
 """)
 
-_LOSE = text(f"""
+LOSE = text(f"""
 WITH over AS MATERIALIZED (
     SELECT id FROM llm_permits WHERE worker_id = :worker_id AND ended_at IS NULL ORDER BY id FOR UPDATE
 )
@@ -171,7 +171,7 @@ async def end(connection: AsyncConnection, at: datetime, endings: Sequence[tuple
 
 async def lose(connection: AsyncConnection, worker_id: UUID) -> int:
     """End what a worker held that is over; returns how many."""
-    return (await connection.execute(_LOSE, {"worker_id": worker_id})).rowcount
+    return (await connection.execute(LOSE, {"worker_id": worker_id})).rowcount
 
 
 async def page(connection: AsyncConnection, *, after: UUID, limit: int) -> list[Permit]:

@@ -335,3 +335,21 @@ async def test_the_cache_keeps_the_newest_within_its_bounds(connection: AsyncCon
     assert await llm_cache.prune(connection, answers=3) == 3
     assert await llm_cache.prune(connection, size=16) == 1
     assert await llm_cache.prune(connection, size=16) == 0
+
+
+async def test_the_place_of_one_who_was_refused_is_kept_until_the_claim_lapses(
+    database: Database, desk: PermitDesk
+) -> None:
+    await set_most(database, 1)
+    held, earlier = (await desk.acquire(request())).permit, request()
+    with pytest.raises(PermitRefused):
+        await desk.acquire(earlier)
+    await desk.settle(settlement(held))
+    await execute(database, "UPDATE llm_claims SET due = now()")
+    with pytest.raises(PermitRefused) as overtaking:
+        await desk.acquire(request(id=AskId("another", uuid4())))
+    assert overtaking.value.reason == "concurrency"
+    held = (await desk.acquire(earlier)).permit
+    await desk.settle(settlement(held))
+    await execute(database, "UPDATE llm_claims SET due = now(), lapses = now()")
+    await desk.acquire(request())
