@@ -12,7 +12,7 @@ from app.api.fields import Body, Sentence
 from app.api.problems import documented
 from app.api.task_bodies import TaskOut, TaskPage, summary, whole
 from app.api.task_filters import LetterQuery, PurgeIn, RequeueManyIn
-from app.domain import errors
+from app.domain import errors, goal_errors
 from app.domain.access import Scope
 from app.operations import dead_letters as operations
 from app.operations import tasks
@@ -59,11 +59,13 @@ async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> T
 async def requeue_many(wanted: RequeueManyIn, database: InBatches) -> Requeued:
     """As for a single one; those that were submitted first go first, and goals share the queue as ever.
 
+    Those of research goals that have stopped are left out.
+
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     selection = wanted.filter.selection()
     if wanted.dry_run:
-        outcome = await operations.count(database, selection)
+        outcome = await operations.count(database, selection, may_run=True)
     else:
         outcome = await operations.requeue_many(database, selection, limit=wanted.limit, reason=wanted.reason)
     return Requeued(matched=outcome.matched, requeued=outcome.done, remaining=outcome.remaining, dry_run=wanted.dry_run)
@@ -98,7 +100,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     "/{task_id}/requeue",
     summary="Requeue a dead letter",
     dependencies=[requires(Scope.SUBMIT)],
-    responses=documented(errors.DeadLetterNotFound, errors.TaskFinished),
+    responses=documented(errors.DeadLetterNotFound, errors.TaskFinished, goal_errors.GoalStopped),
 )
 async def requeue(task_id: UUID, wanted: RequeueIn, connection: Writing) -> TaskOut:
     """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.

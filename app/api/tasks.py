@@ -23,7 +23,7 @@ from app.api.task_bodies import (
     whole,
 )
 from app.api.task_filters import CancelManyIn, TaskQuery
-from app.domain import errors
+from app.domain import errors, goal_errors
 from app.domain.access import Scope
 from app.operations import cancelling
 from app.operations import tasks as operations
@@ -38,6 +38,7 @@ _REFUSED = documented(
     errors.DependencyMissing,
     errors.DependencyCycle,
     errors.QueueFull,
+    goal_errors.GoalStopped,
 )
 
 _SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTED}, **_REFUSED}

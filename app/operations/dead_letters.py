@@ -12,8 +12,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import DeadLetterNotFound, TaskFinished
+from app.domain.goal_errors import GoalStopped
 from app.domain.tasks import FINISHED, TaskState
-from app.store import dead_letters, tasks
+from app.store import dead_letters, holds, tasks
 from app.store.database import Database
 from app.store.dead_letters import Letter
 from app.store.selection import Selection
@@ -47,7 +48,8 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
 async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> None:
     """Give a failed task another chance; one that lives already, for somebody was faster, stays as it is.
 
-    Raises DeadLetterNotFound when there is no such task, and TaskFinished for one that completed or was cancelled.
+    Raises DeadLetterNotFound when there is no such task, TaskFinished for one that completed or was cancelled, and
+    GoalStopped when nothing may be done for its goal any more.
     """
     letter = await dead_letters.find_one(connection, task_id)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
@@ -57,12 +59,18 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
         raise DeadLetterNotFound
     if task["state"] in FINISHED - {TaskState.FAILED}:
         raise TaskFinished(f"the task is {task['state']}; only failed tasks can be requeued")
+    if task["state"] == TaskState.FAILED and (await holds.gate(connection, [task["goal_id"] or ""])).stopped:
+        raise GoalStopped(f"the research goal {task['goal_id']} has stopped, so the task stays a dead letter")
 
 
 async def requeue_many(database: Database, selection: Selection, *, limit: int, reason: str) -> Outcome:
-    """Give up to `limit` of the selected another chance, those that were submitted first."""
+    """Give up to `limit` of the selected another chance, those that were submitted first; not of stopped goals."""
     return await _each(
-        database, selection, limit, lambda connection, some: dead_letters.requeue(connection, some, reason)
+        database,
+        selection,
+        limit,
+        lambda connection, some: dead_letters.requeue(connection, some, reason),
+        may_run=True,
     )
 
 
@@ -73,10 +81,10 @@ async def purge(database: Database, selection: Selection, *, limit: int, reason:
     )
 
 
-async def count(database: Database, selection: Selection) -> Outcome:
-    """What one of the others would find; nothing is done."""
+async def count(database: Database, selection: Selection, *, may_run: bool = False) -> Outcome:
+    """What one of the others would find, requeueing with `may_run`; nothing is done."""
     async with database.transaction() as connection:
-        return Outcome(matched=await dead_letters.count(connection, selection), done=0)
+        return Outcome(matched=await dead_letters.count(connection, selection, may_run=may_run), done=0)
 
 
 async def _each(
@@ -84,10 +92,12 @@ async def _each(
     selection: Selection,
     limit: int,
     act: Callable[[AsyncConnection, Sequence[Letter]], Awaitable[int]],
+    *,
+    may_run: bool = False,
 ) -> Outcome:
     async with database.transaction() as connection:
-        matched = await dead_letters.count(connection, selection)
-        letters = await dead_letters.find(connection, selection, limit)
+        matched = await dead_letters.count(connection, selection, may_run=may_run)
+        letters = await dead_letters.find(connection, selection, limit, may_run=may_run)
     done = 0
     for start in range(0, len(letters), BATCH):
         async with database.transaction() as connection:

@@ -85,7 +85,8 @@ async def replay(connection: AsyncConnection, goal_id: str, number: int) -> Repl
         goal_id=goal_id, reports=[_report(json.loads(row.report)) for row in history], usage=_usage(inputs["usage"])
     )
     decision = rules.decide(snapshot, _policy(inputs["policy"]))
-    return Replay(recorded=history[-1].decision, replayed=_text(_decided(decision, inputs)))
+    # A checkpoint keeps the numbers, and not the blanks between them.
+    return Replay(recorded=_text(json.loads(history[-1].decision)), replayed=_text(_decided(decision, inputs)))
 
 
 def _refuse(goal: Goal, account: Account, policy: GoalPolicy) -> None:

@@ -16,6 +16,9 @@ from app.store.database import Database, now
 # Rows go in in this order; the names are those of the parts, and of their tables where these differ.
 _TABLES: Mapping[str, str] = {
     "goals": "goals",
+    "goal_iterations": "goal_iterations",
+    "goal_compute": "goal_compute",
+    "holds": "holds",
     "lanes": "lanes",
     "pauses": "pauses",
     "config_versions": "config_versions",

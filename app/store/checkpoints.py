@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.checkpoints import CheckpointPolicy, Since
-from app.store import counts, events, holding
+from app.store import compute, counts, events, holding
 from app.store.database import now
 from app.store.events import HORIZON, Cursor
 
@@ -81,19 +81,32 @@ _EDGES = text("""
 SELECT CAST(task_id AS text) AS task_id, CAST(depends_on AS text) AS depends_on FROM task_dependencies
 WHERE task_id = ANY (CAST(:ids AS uuid[]))
 """)
-_SMALL = {
-    name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY {order} LIMIT :limit")
-    for name, order in (
-        ("goals", "id"),
-        ("lanes", "agent_type, priority"),
-        ("pauses", "agent_type"),
-        ("agent_results", "agent_type"),
-    )
-} | {
-    # Of what has versions, the one in force.
-    name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
-    for name in ("config_versions", "weights")
-}
+_SMALL = (
+    {
+        name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY {order} LIMIT :limit")
+        for name, order in (
+            ("goals", "id"),
+            ("lanes", "agent_type, priority"),
+            ("pauses", "agent_type"),
+            ("agent_results", "agent_type"),
+            ("holds", "goal_id"),
+        )
+    }
+    | {
+        # With what is not folded yet, as its events are left behind.
+        "goal_compute": text(f"SELECT CAST(to_jsonb(t) AS text) FROM ({compute.EVERYTHING}) t LIMIT :limit"),
+        # Of goals that go on: they are judged by all of their iterations.
+        "goal_iterations": text("""
+SELECT CAST(to_jsonb(i) AS text) FROM goals g JOIN goal_iterations i ON i.goal_id = g.id
+WHERE g.state IN ('running', 'paused') ORDER BY i.goal_id, i.number LIMIT :limit
+"""),
+    }
+    | {
+        # Of what has versions, the one in force.
+        name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
+        for name in ("config_versions", "weights")
+    }
+)
 _ENTRIES = text("""
 WITH RECURSIVE names AS (
     (SELECT namespace, key FROM context_entries ORDER BY namespace, key LIMIT 1)

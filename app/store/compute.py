@@ -68,6 +68,16 @@ SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::flo
 ) known GROUP BY goal_id, agent_type
 """)
 
+# All goals, for whoever takes them elsewhere.
+EVERYTHING = f"""
+SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
+    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute
+    UNION ALL
+    SELECT goal_id, agent_type, 1, seconds FROM events
+    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AND {_ENDED}
+) known GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
+"""
+
 _RUNNING = text(f"""
 SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {holding.last_lease("w.id")} last

@@ -25,6 +25,9 @@ class Letter:
 
 
 _FAILED = "state = 'failed'"
+# A goal that has stopped gets no more work done.
+_GOES_ON = "NOT EXISTS (SELECT FROM goals g WHERE g.id = {letter}.goal_id AND g.state = 'stopped')"
+_MAY_RUN = _GOES_ON.format(letter="task_history")
 
 _ONE = text(f"SELECT id, finished_at, 1 AS place FROM task_history WHERE id = :id AND {_FAILED}")
 
@@ -35,7 +38,7 @@ SELECT h.id, h.finished_at, given.place
 FROM unnest(CAST(:ids AS uuid[]), CAST(:moments AS timestamptz[]), CAST(:places AS bigint[]))
     AS given (id, finished_at, place)
 JOIN task_history h ON h.id = given.id AND h.finished_at = given.finished_at
-WHERE h.state = 'failed' ORDER BY h.id FOR UPDATE OF h
+WHERE h.state = 'failed' AND {more} ORDER BY h.id FOR UPDATE OF h
 """
 
 _ANEW = ("seq", "failures", "rescues", "worker_id", "leased_at", "waiting_since")
@@ -44,7 +47,7 @@ _BACK = ", ".join(column for column in KEPT_COLUMNS if column not in _ANEW)
 # The token stays: no call of an earlier lease may ever fit the next one. The tags of a goal's tasks are one step
 # apart from where the lane is now, so a thousand of one goal share it with the tasks of others.
 _REQUEUE = text(f"""
-WITH chosen AS ({_CHOSEN}), gone AS (
+WITH chosen AS ({_CHOSEN.format(more=_GOES_ON.format(letter="h"))}), gone AS (
     DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
     RETURNING h.*, chosen.place
 ), placed AS (
@@ -64,7 +67,7 @@ SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM back GROUP 
 """)
 
 _PURGE = text(f"""
-WITH chosen AS ({_CHOSEN}), gone AS (
+WITH chosen AS ({_CHOSEN.format(more="true")}), gone AS (
     DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
     RETURNING h.id, h.seq, h.agent_type, h.goal_id, h.priority, h.token, h.error
 ), forgotten AS (
@@ -79,18 +82,19 @@ SELECT count(*) FROM gone
 """)
 
 
-async def count(connection: AsyncConnection, selection: Selection) -> int:
-    """How many dead letters are selected."""
-    query = text(f"SELECT count(*) FROM task_history WHERE {selection.where(_FAILED)}")
+async def count(connection: AsyncConnection, selection: Selection, *, may_run: bool = False) -> int:
+    """How many dead letters are selected; with `may_run` only those that may be put back into the queue."""
+    query = text(f"SELECT count(*) FROM task_history WHERE {_selected(selection, may_run)}")
     number: int = (await connection.execute(query, selection.values())).scalar_one()
     return number
 
 
-async def find(connection: AsyncConnection, selection: Selection, limit: int) -> list[Letter]:
-    """Up to `limit` of the selected dead letters, the oldest first."""
+async def find(connection: AsyncConnection, selection: Selection, limit: int, *, may_run: bool = False) -> list[Letter]:
+    """Up to `limit` of the selected dead letters, the oldest first; `may_run` as for `count`."""
     query = text(f"""
         SELECT id, finished_at, row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place
-        FROM (SELECT * FROM task_history WHERE {selection.where(_FAILED)} ORDER BY seq LIMIT :limit) found ORDER BY seq
+        FROM (SELECT * FROM task_history WHERE {_selected(selection, may_run)} ORDER BY seq LIMIT :limit) found
+        ORDER BY seq
     """)
     rows = (await connection.execute(query, {**selection.values(), "limit": limit})).mappings()
     return [Letter(**row) for row in rows]
@@ -103,7 +107,7 @@ async def find_one(connection: AsyncConnection, task_id: UUID) -> Letter | None:
 
 
 async def requeue(connection: AsyncConnection, letters: Sequence[Letter], reason: str) -> int:
-    """Put these back into the queue, as far as they are dead letters still; returns how many were.
+    """Put these back into the queue, as far as they are dead letters still and of goals that go on; returns how many.
 
     A task keeps its id, token, checkpoint, progress and attempts; its failures and rescues are counted anew. No
     capacity is asked for: it was accepted once.
@@ -124,6 +128,10 @@ async def purge(connection: AsyncConnection, letters: Sequence[Letter], reason: 
     if gone:
         announcements.note(connection, announcements.EVENTS)
     return gone
+
+
+def _selected(selection: Selection, may_run: bool) -> str:
+    return selection.where(_FAILED, *([_MAY_RUN] if may_run else []))
 
 
 def _arguments(letters: Sequence[Letter], detail: dict[str, str]) -> dict[str, object]:

@@ -75,6 +75,13 @@ CHECKS: Sequence[Check] = (
             WHERE t.id IS NULL OR o.id IS NULL OR NOT o.has_dependents""",
     ),
     Check(
+        name="holds",
+        says="every task that is held back is of a goal that is",
+        query="""
+            SELECT format('task %s of the goal %s is held back, and the goal is not', t.id, t.goal_id) FROM tasks t
+            WHERE t.run_at = 'infinity' AND NOT EXISTS (SELECT FROM holds h WHERE h.goal_id = t.goal_id)""",
+    ),
+    Check(
         name="one life",
         says="no task is live and finished at once, or finished twice",
         query="""

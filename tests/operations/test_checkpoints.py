@@ -12,10 +12,16 @@ import pytest
 
 from app.domain.agents import AgentType
 from app.domain.checkpoints import CheckpointPolicy
+from app.domain.config import Iterations as Configured
 from app.domain.errors import CheckpointNotFound
+from app.domain.goals import Terms
+from app.domain.improvement import Quality
 from app.domain.transfers import Refused
-from app.operations import checkpoints, restoring
+from app.operations import checkpoints, goals, iterations, restoring
 from app.operations import context as context_operations
+from app.operations import holding as keeping
+from app.operations.goals import Order
+from app.operations.iterations import Account
 from app.store import checkpoints as store
 from app.store import context, events, hot, leases, schema, verification
 from app.store.context import Name, Write
@@ -293,3 +299,31 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
             await restoring.restore(database, newer, hashlib.sha256(newer).digest())
         assert await value(database, "SELECT count(*) FROM tasks") == 0
         assert await value(database, "SELECT convener_transaction_offset()") == 0
+
+
+async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
+    """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
+    async with own_database.transaction() as connection:
+        terms = Terms(compute_budget_seconds=100.0, max_iterations=7)
+        await goals.create(connection, Order(id="goal", objective="to know", terms=terms, weight=2.0, by="me"))
+    await _complete(own_database)
+    (waiting,) = await submitted(own_database)
+    async with own_database.transaction() as connection:
+        account = Account(number=1, quality=Quality(best=1234.5), money=1e-05)
+        await iterations.report(connection, "goal", account, Configured())
+        await goals.pause(connection, "goal", "moving house")
+    await keeping.work_off(own_database)
+    async with own_database.transaction() as connection:
+        before = await goals.view(connection, "goal", Configured())
+    async with _empty(server_url) as database:
+        await _restored(database, own_database)
+        async with database.transaction() as connection:
+            found = await goals.view(connection, "goal", Configured())
+            assert found.goal == before.goal
+            assert found.compute == before.compute
+            assert found.compute.total.attempts == 1
+            replay = await iterations.replay(connection, "goal", 1)
+            assert replay.recorded == replay.replayed
+            await goals.resume(connection, "goal", "we are there")
+        await keeping.work_off(database)
+        assert (await leased(database, await ready_worker(database))).task_id == waiting

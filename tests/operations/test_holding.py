@@ -12,13 +12,14 @@ from app.domain.goal_errors import GoalStopped
 from app.domain.goals import Terms
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskState
-from app.operations import goals, holding, leases, tasks
+from app.operations import dead_letters, goals, holding, leases, tasks
 from app.operations.broker import Broker, LeaseCall
 from app.operations.goals import Order
 from app.operations.leases import LeaseDesk
 from app.store import claims, counts, hot
 from app.store.claims import Ask, Lease
 from app.store.database import Database
+from app.store.selection import Selection
 from tests.factories import GENERATION, completion, everything, fence, leased, ready_worker, submission, submitted
 from tests.sql import execute, fetch, until_blocked, value
 
@@ -350,3 +351,23 @@ async def test_two_replicas_fold_and_enforce_once(database: Database, replica: D
     stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome["stopped"]]
     assert stopped == ["goal"]
     assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") == pytest.approx(30, abs=3)
+
+
+async def test_dead_letters_of_a_stopped_goal_stay_where_they_are(database: Database) -> None:
+    await created(database)
+    letters = {}
+    for goal_id in ("goal", "other"):
+        (letters[goal_id],) = await submitted(database, goal_id=goal_id)
+        worker = await ready_worker(database)
+        lease = await leased(database, worker)
+        async with database.transaction() as connection:
+            failure = leases.Failure(code="c", message="m", retryable=False)
+            await leases.fail(connection, fence(worker, lease), failure)
+    await stop(database)
+    with pytest.raises(GoalStopped):
+        async with database.transaction() as connection:
+            await dead_letters.requeue(connection, letters["goal"], "again")
+    outcome = await dead_letters.requeue_many(database, Selection(), limit=10, reason="again")
+    assert (outcome.matched, outcome.done) == (1, 1)
+    assert await ready(database) == [letters["other"]]
+    assert (await dead_letters.purge(database, Selection(), limit=10, reason="gone")).done == 1
