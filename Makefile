@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-decisions bench-heartbeats clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -67,6 +67,9 @@ bench: $(READY)
 
 bench-claim: $(READY)
 	@$(BIN)/python -m benchmarks.claim_cost
+
+bench-stopping: $(READY)
+	@$(BIN)/python -m benchmarks.stopping
 
 bench-decisions: $(READY)
 	@$(BIN)/python -m benchmarks.decision_latency

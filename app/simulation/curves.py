@@ -33,7 +33,6 @@ MADE_UP: Mapping[str, Callable[[float], float]] = {
     "late bloom": lambda t: 1300 + 250 / (1 + math.exp(-14 * (t - 0.55))),
     "straight": lambda t: 1300 + 250 * t,
     "three steps": lambda t: 1300 + 250 * math.floor(3 * t + 1e-9) / 3,
-    "straight under a glitch": lambda t: 1300 + 250 * t + (300 if 0.13 < t < 0.15 else 0),
 }
 
 
@@ -46,6 +45,11 @@ def noisy(curve: Curve, noise: float, seed: int) -> Curve:
     """What would be read of the curve under normal noise of this standard deviation."""
     chance = random.Random(seed)
     return [value + chance.gauss(0, noise) for value in curve]
+
+
+def glitched(readings: Curve) -> Curve:
+    """The same with one reading, the fifth, that is far too high."""
+    return [*readings[:4], readings[4] + 300.0, *readings[5:]]
 
 
 def stopped_at(readings: Curve, policy: StoppingPolicy) -> int:
