@@ -78,7 +78,10 @@ def _context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
         capacity=settings.capacity,
-        health=HealthPolicy(lost_after_seconds=settings.lost_after_seconds),
+        health=HealthPolicy(
+            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+            lost_after_seconds=settings.lost_after_seconds,
+        ),
         mode=settings.mode or Mode.PRODUCTION,
         provisioner=provisioner,
         courier=courier,

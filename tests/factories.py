@@ -152,8 +152,11 @@ def fence(worker_id: WorkerId, lease: Lease) -> Fence:
 
 
 def turn(duty: str = "test", *, seconds_since_last: float = 1.0, held_back: bool = False) -> Turn:
-    """A turn of a background duty."""
-    return Turn(duty=duty, seconds_since_last=seconds_since_last, held_back=held_back)
+    """A turn of a background duty; what held back did so for long."""
+    held_back_seconds = 600.0 if held_back else None
+    return Turn(
+        duty=duty, seconds_since_last=seconds_since_last, held_back=held_back, held_back_seconds=held_back_seconds
+    )
 
 
 async def everything(database: Database, task_id: UUID) -> dict[str, Any]:

@@ -91,8 +91,21 @@ def overdue(sighting: Sighting, policy: HealthPolicy, now: datetime) -> tuple[Wo
     return None
 
 
-def hold_back(overdue_count: int, live_count: int, *, seconds_since_last_sweep: float, held_back_before: bool) -> bool:
-    """Whether to wait one more interval: over half silent at once, or we were away, is likelier our own fault."""
-    if held_back_before or overdue_count == 0:
+def hold_back(
+    overdue_count: int,
+    live_count: int,
+    policy: HealthPolicy,
+    *,
+    seconds_since_last_sweep: float,
+    held_back_seconds: float | None,
+) -> bool:
+    """Whether to wait: over half silent at once, or we were away, is likelier our own fault than the workers'.
+
+    Once for an interval between heartbeats, in which everybody who lives is heard of; `held_back_seconds` is for how
+    long it has been already, None when it has not.
+    """
+    if overdue_count == 0:
         return False
+    if held_back_seconds is not None:
+        return held_back_seconds <= policy.heartbeat_interval_seconds
     return seconds_since_last_sweep > 10 or (overdue_count >= 2 and overdue_count * 2 > live_count)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -158,10 +159,12 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
     moment = await now(connection)
     seen = await workers.sightings(connection)
     late = [(sighting, verdict) for sighting in seen if (verdict := overdue(sighting, policy, moment)) is not None]
+    held = turn.held_back_seconds
     if hold_back(
-        len(late), len(seen), seconds_since_last_sweep=turn.seconds_since_last, held_back_before=turn.held_back
+        len(late), len(seen), policy, seconds_since_last_sweep=turn.seconds_since_last, held_back_seconds=held
     ):
-        return {"held_back": True, "overdue": len(late), "live": len(seen)}
+        since = moment - timedelta(seconds=held or 0.0)
+        return {"held_back": True, "held_back_since": since.isoformat(), "overdue": len(late), "live": len(seen)}
     for sighting, (state, reason) in late:
         await lose(connection, sighting.worker_id, state, reason)
     return {"lost": len(late)}

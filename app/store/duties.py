@@ -10,17 +10,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A duty's turn that is ours until the transaction ends."""
+    """A duty's turn that is ours until the transaction ends.
+
+    `held_back_seconds` is since when the last turns held back, where their results say that (`held_back_since`).
+    """
 
     duty: str
     seconds_since_last: float
     held_back: bool
+    held_back_seconds: float | None = None
 
 
 _ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTHING")
 
 _CLAIM = text("""
-SELECT duty, coalesce(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back FROM loop_ticks
+SELECT duty, coalesce(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back,
+       CASE WHEN held_back THEN extract(epoch FROM now() - (result ->> 'held_back_since')::timestamptz) END AS held_for
+FROM loop_ticks
 WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval))
 FOR UPDATE SKIP LOCKED
 """)
@@ -43,7 +49,12 @@ async def claim(connection: AsyncConnection, duty: str, interval_seconds: float)
     row = (await connection.execute(_CLAIM, {"duty": duty, "interval": interval_seconds})).mappings().first()
     if row is None:
         return None
-    return Turn(duty=duty, seconds_since_last=float(row["seconds_since_last"]), held_back=row["held_back"])
+    return Turn(
+        duty=duty,
+        seconds_since_last=float(row["seconds_since_last"]),
+        held_back=row["held_back"],
+        held_back_seconds=None if row["held_for"] is None else float(row["held_for"]),
+    )
 
 
 async def done(

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,10 +54,24 @@ def test_those_that_are_over_are_never_overdue() -> None:
     assert all(overdue(_seen(state, ago=999), HealthPolicy(), NOW) is None for state in OVER)
 
 
-def test_over_half_at_once_or_a_pause_of_ours_waits_one_sweep() -> None:
-    assert hold_back(2, 3, seconds_since_last_sweep=2, held_back_before=False)
-    assert hold_back(1, 9, seconds_since_last_sweep=60, held_back_before=False)
-    assert not hold_back(2, 3, seconds_since_last_sweep=2, held_back_before=True)
-    assert not hold_back(1, 1, seconds_since_last_sweep=2, held_back_before=False)
-    assert not hold_back(0, 9, seconds_since_last_sweep=60, held_back_before=False)
-    assert not hold_back(2, 4, seconds_since_last_sweep=2, held_back_before=False)
+@pytest.mark.parametrize(
+    ("late", "live", "pause", "held", "holds"),
+    [
+        (2, 3, 2, None, True),
+        (1, 9, 60, None, True),
+        (1, 1, 2, None, False),
+        (0, 9, 60, None, False),
+        (2, 4, 2, None, False),
+        # Whoever beats every 5 s may not have been heard of before that.
+        (2, 3, 2, 2, True),
+        (2, 3, 2, 5, True),
+        (2, 3, 2, 6, False),
+        (1, 9, 2, 4, True),
+        (0, 3, 2, 2, False),
+    ],
+)
+def test_over_half_at_once_or_a_pause_of_ours_waits_for_one_heartbeat_of_everybody(
+    late: int, live: int, pause: float, held: float | None, holds: bool
+) -> None:
+    found = hold_back(late, live, HealthPolicy(), seconds_since_last_sweep=pause, held_back_seconds=held)
+    assert found is holds

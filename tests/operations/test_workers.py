@@ -11,6 +11,7 @@ from app.domain.tasks import RetryPolicy
 from app.domain.workers import MOVES, Directive, HealthPolicy, WorkerId, WorkerState
 from app.operations import directing, workers
 from app.operations.workers import Heartbeats
+from app.store import duties
 from app.store import workers as worker_store
 from app.store.database import Database
 from tests.factories import beat, everything, holding, leased, order, ready_worker, registration, submitted, turn
@@ -234,3 +235,52 @@ async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Datab
         await worker_store.beat(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
         assert await _sweep(database) == {"lost": 0}
     assert {await _state(database, each) for each in (worker, other)} == {"ready"}
+
+
+async def _take_turn(database: Database) -> dict[str, Any]:
+    """A turn of the duty, as the loops take it."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "sweep workers")
+        turn = await duties.claim(connection, "sweep workers", 0)
+        assert turn is not None
+        result = await workers.sweep(connection, HealthPolicy(), turn)
+        await duties.done(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
+    return result
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by, the loops and nobody else being at work."""
+    await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - make_interval(secs => $1)", seconds)
+    await execute(
+        database,
+        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
+               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
+        seconds,
+    )
+
+
+async def test_most_silent_at_once_have_until_their_next_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(3)]
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    await _pass(database, 3)
+    assert (await _take_turn(database))["held_back"], "two seconds are too few for those that beat every five"
+    await heartbeats.report(beat(pool[0]))
+    await _pass(database, 3)
+    assert await _take_turn(database) == {"lost": 2}
+    assert [await _state(database, worker) for worker in pool] == ["ready", "lost", "lost"]
+    await _pass(database, 16)
+    assert await _take_turn(database) == {"lost": 1}, "one alone is not held back"
+
+
+async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(2)]
+    await _take_turn(database)
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    for worker in pool:
+        await heartbeats.report(beat(worker))
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"], "the next time is a time of its own"

@@ -129,8 +129,15 @@ class SweepWorkers:
     def judge(self, model: Model, observed: object) -> None:
         live = [worker for worker in model.workers.values() if worker.is_live]
         late = [worker for worker in live if _is_late(worker, model.now)]
-        if hold_back(len(late), len(live), seconds_since_last_sweep=1.0, held_back_before=self.held_back_before):
-            assert observed == {"held_back": True, "overdue": len(late), "live": len(live)}
+        held = 600.0 if self.held_back_before else None
+        if hold_back(len(late), len(live), policies.HEALTH, seconds_since_last_sweep=1.0, held_back_seconds=held):
+            assert isinstance(observed, dict)
+            assert {**observed, "held_back_since": None} == {
+                "held_back": True,
+                "held_back_since": None,
+                "overdue": len(late),
+                "live": len(live),
+            }
             return
         assert observed == {"lost": len(late)}, f"{len(late)} are late, and {observed}"
         for worker in late:
