@@ -84,6 +84,7 @@ class RuleOut(BaseModel):
 class WeightsOut(VersionOut):
     """The weights in force."""
 
+    shares: dict[str, float] = Field(description="of the leases: the weights, under the step of degradation")
     configured: dict[str, float] = Field(description="what the configuration says")
     base: dict[str, float] = Field(description="that, or what was commanded since; results move the weights around it")
     agent_weight_adjustments: dict[str, AdjustmentOut] = Field(description="what the last step has changed, and why")
@@ -98,12 +99,13 @@ class HistoryPage(BaseModel):
     next: int | None
 
 
-def shown(version: Version | None, config: Effective, policy: WeightPolicy) -> WeightsOut:
-    """The weights in force; None: nothing has moved them yet."""
+def shown(version: Version | None, shares: Weights, config: Effective, policy: WeightPolicy) -> WeightsOut:
+    """The weights in force, and what they come to; None: nothing has moved them yet."""
     known = fields(version) if version else _configured(config)
     base = version.course.base if version else config.weights
     return WeightsOut(
         **known,
+        shares=named(shares),
         configured=named(config.weights),
         base=named(base),
         stepped_at=version.course.stepped_at if version else None,

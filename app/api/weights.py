@@ -16,7 +16,7 @@ from app.api.weight_bodies import CommandIn, HistoryPage, OverrideIn, VersionOut
 from app.domain import errors
 from app.domain.access import Scope
 from app.domain.course import policy_in
-from app.operations import config
+from app.operations import config, weights
 from app.operations import weight_orders as operations
 from app.operations.weight_orders import Order
 from app.store import weights as store
@@ -114,7 +114,8 @@ async def _answer(
     if found is not None and not found.adjustments:
         found = replace(found, adjustments=await store.adjustments(connection))
     known = config.effective(await config.current(connection, services.config.initial))
-    return shown(found, known, policy_in(known.mode))
+    shares = (await weights.in_force(connection, known)).shares
+    return shown(found, shares, known, policy_in(known.mode))
 
 
 def _order(by: str, reason: str, if_match: str | None) -> Order:

@@ -147,6 +147,7 @@ def _facts(found: Json, now: datetime) -> list[tuple[str, RenderableType | None]
         ("Cause", f"{found['cause']}: {found['reason']}"),
         ("Heading", found["heading"]),
         ("Override", until),
+        ("Shares", _shares(found["shares"]) if found["shares"] != found["weights"] else None),
         ("Steps", steps),
     ]
 

@@ -147,6 +147,15 @@ async def test_an_agent_and_its_trend(service: Service, worker: Worker, database
     assert (await service.ask("GET", "/agents/painter")).status_code == 422
 
 
+async def test_while_agents_are_suspended_the_shares_differ(service: Service) -> None:
+    assert (found := await service.get("/weights"))["shares"] == found["weights"]
+    held = await service.ask("PUT", "/degradation", {"step": 4, "minutes": 5, "reason": "test"}, key=Role.OPERATOR)
+    assert held.status_code == 200, held.text
+    found = await service.get("/weights")
+    assert found["weights"]["ranking_agent"] == pytest.approx(0.17)
+    assert found["shares"]["ranking_agent"] == pytest.approx(0.02)
+
+
 async def test_the_configuration_moves_the_weights_in_steps(service: Service, database: Database) -> None:
     await tick(database)
     await configure(database, dict.fromkeys(_NAMES, 0.1) | {"ranking_agent": 0.5})
