@@ -57,7 +57,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         admission=Admission(settings.capacity),
         bursts=Bursts(database, config),
         config=config,
-        permits=PermitDesk(database, config, PermitPolicy(ttl=settings.permit_seconds)),
+        permits=PermitDesk(database, broker.fairness, PermitPolicy(ttl=settings.permit_seconds)),
         # Connections of its own: a lookout that waits behind those it watches sees nothing.
         lookout=Lookout(Database(database.url, hot_connections=1, connections=1), terms),
         duplicate_window_seconds=settings.duplicate_window_seconds,

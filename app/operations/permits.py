@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
 from app.domain.errors import PermitNotFound, PermitOver, PermitRefused
+from app.domain.fairness import FairQueue
 from app.domain.llm_models import Model, ceiling, usable
 from app.domain.permit_queue import PermitPlan, decide
 from app.domain.permits import Ask, AskId, Denied, Ending, Granted, PermitPolicy, PermitSnapshot, Refused, Usage
 from app.domain.pressure import PressurePolicy
 from app.operations.coalescing import Coalescer
-from app.operations.config import CurrentConfig
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.settling import Settled, Settlement, over, returned, settle_all
 from app.store import llm_cache, llm_models, permit_gate, permits
@@ -62,14 +62,14 @@ class PermitDesk:
     def __init__(
         self,
         database: Database,
-        config: CurrentConfig,
+        fairness: FairQueue,
         policy: PermitPolicy | None = None,
         pressure: PressurePolicy | None = None,
     ) -> None:
         self.policy = policy or PermitPolicy()
         self._pressure = pressure or PressurePolicy()
         self._database = database
-        self._config = config
+        self._fairness = fairness
         self._acquiring: Coalescer[Request, Acquired | PermitRefused | PermitOver] = Coalescer(
             self._acquire, lambda request: request.ask.id
         )
@@ -97,7 +97,8 @@ class PermitDesk:
         await self._settling.close()
 
     async def _acquire(self, requests: Sequence[Request]) -> list[Acquired | PermitRefused | PermitOver]:
-        weights = (await self._config.read()).weights
+        # The weights by which leases are shared.
+        weights = self._fairness.weights
         async with self._database.transaction() as connection:
             return await acquire_all(connection, requests, weights, self.policy, self._pressure)
 

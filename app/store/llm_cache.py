@@ -45,15 +45,21 @@ ON CONFLICT (key) DO UPDATE SET model = excluded.model, answer = excluded.answer
     stored_at = excluded.stored_at, expires_at = excluded.expires_at
 """)
 
-_EXPIRED = text("DELETE FROM llm_cache WHERE expires_at <= now()")
+# What is being written anew just now is left for the next time.
+_EXPIRED = text("""
+DELETE FROM llm_cache WHERE key IN (SELECT key FROM llm_cache WHERE expires_at <= now() FOR UPDATE SKIP LOCKED)
+""")
 
 _SURPLUS = text("""
-DELETE FROM llm_cache WHERE key IN (
+WITH surplus AS MATERIALIZED (
     SELECT key FROM (
         SELECT key, row_number() OVER newest AS place, sum(size_bytes) OVER newest AS bytes FROM llm_cache
         WINDOW newest AS (ORDER BY stored_at DESC, key)
     ) kept
     WHERE place > :answers OR bytes > :bytes
+)
+DELETE FROM llm_cache WHERE key IN (
+    SELECT key FROM llm_cache WHERE key IN (SELECT key FROM surplus) FOR UPDATE SKIP LOCKED
 )
 """)
 

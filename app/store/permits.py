@@ -1,7 +1,8 @@
 """Permits of language-model calls: rows that live until they are settled, released, lost or expired.
 
-Lock order: the gate, models by name, permits by id, the minutes, the audit log; whoever needs several takes them in
-this order, and nobody who holds one of them takes a lock of another noun. Live permits are counted with the gate
+Lock order: the gate, models by name, permits by id, the minutes, cached answers by key, the audit log; whoever needs
+several takes them in this order, and nobody who holds one of them waits for another noun. Whoever holds others, like
+one who finds workers lost or makes room, takes only what is free. Live permits are counted with the gate
 locked, so no two count at once. A permit that has expired is ended by an update before the count, not left out of it:
 the update waits for a renewal that is under way, so a permit is either renewed and counted, or ended.
 """
@@ -88,9 +89,10 @@ FROM unnest(CAST(:ids AS uuid[]), CAST(:endings AS text[]), CAST(:digests AS byt
 WHERE p.id = ended.id
 """)
 
+# Never waits: a permit that is being settled ends anyway, and one that is being renewed, when nobody does so again.
 LOSE = text(f"""
 WITH over AS MATERIALIZED (
-    SELECT id FROM llm_permits WHERE worker_id = :worker_id AND ended_at IS NULL ORDER BY id FOR UPDATE
+    SELECT id FROM llm_permits WHERE worker_id = :worker_id AND ended_at IS NULL FOR UPDATE SKIP LOCKED
 )
 UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.LOST}' FROM over WHERE p.id = over.id
 """)

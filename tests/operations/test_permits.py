@@ -14,14 +14,14 @@ from app.domain.agents import AgentType
 from app.domain.calls import Outcome, Report
 from app.domain.config import Action
 from app.domain.errors import PermitOver, PermitRefused
-from app.domain.fairness import EQUAL_WEIGHTS
+from app.domain.fairness import EQUAL_WEIGHTS, FairQueue
 from app.domain.permits import Ask, AskId, Ending, PermitPolicy
 from app.domain.pressure import PressurePolicy
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
 from app.domain.workers import WorkerState
 from app.operations import config, permits, workers
-from app.operations.config import CurrentConfig, Order
+from app.operations.config import Order
 from app.operations.permits import Acquired, PermitDesk, Request, acquire_all
 from app.operations.settling import Settled, Settlement
 from app.store import llm_cache, llm_models, permit_gate
@@ -45,7 +45,7 @@ async def desk(database: Database) -> AsyncIterator[PermitDesk]:
 @asynccontextmanager
 async def opened(database: Database) -> AsyncIterator[PermitDesk]:
     """A desk as a process of the service has it."""
-    desk = PermitDesk(database, CurrentConfig(database, Mode.PRODUCTION))
+    desk = PermitDesk(database, FairQueue())
     yield desk
     await desk.stop()
 
@@ -353,3 +353,17 @@ async def test_the_place_of_one_who_was_refused_is_kept_until_the_claim_lapses(
     await desk.settle(settlement(held))
     await execute(database, "UPDATE llm_claims SET due = now(), lapses = now()")
     await desk.acquire(request())
+
+
+async def test_a_lost_worker_does_not_wait_for_a_permit_that_is_being_settled(
+    database: Database, desk: PermitDesk
+) -> None:
+    """It holds locks of its own, for which others wait: who waits for permits must hold nothing else."""
+    worker_id = await ready_worker(database)
+    busy, idle = [(await desk.acquire(request(worker_id=worker_id))).permit for _ in range(2)]
+    async with database.transaction() as settling:
+        await store.lock(settling, [busy.id])
+        async with database.transaction() as connection:
+            await workers.lose(connection, worker_id, WorkerState.LOST, "killed")
+        assert await value(database, "SELECT ending FROM llm_permits WHERE id = $1", idle.id) == "lost"
+    assert not (await desk.settle(settlement(busy))).late
