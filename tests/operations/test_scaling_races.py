@@ -1,0 +1,260 @@
+"""The pool between its bounds whatever happens: decisions and hosts at once, crashes between two steps, deaths."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.domain import decision_records as records
+from app.domain.agents import AgentType
+from app.domain.scaling import Mode
+from app.domain.workers import Directive
+from app.operations import fleet, scaling
+from app.store import decisions, directing, duties
+from app.store.database import Database
+from app.store.directing import Crew
+from tests.crews import arrive, bounds, crew, decided, keep_up, passed
+from tests.factories import leased, report, submitted
+from tests.sql import execute, fetch, until_blocked, value
+
+_LIVE = "SELECT count(*) FROM workers WHERE state IN ('starting', 'ready', 'draining')"
+
+
+async def _live(database: Database) -> int:
+    return int(await value(database, _LIVE))
+
+
+async def test_a_decision_and_a_host_never_fill_the_same_room(database: Database) -> None:
+    """The host is about to replace two workers while a decision, not yet committed, has filled the pool up."""
+    await bounds(database, 2, 8)
+    workers = await crew(database, 6, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 500)
+    for lost in workers[:2]:
+        await fleet.report_exit(database, lost, "killed")
+    await passed(database, 5.0)
+    async with database.transaction() as connection:
+        assert await scaling.tick(connection, Mode.PRODUCTION)
+        host = asyncio.create_task(keep_up(database))
+        await until_blocked(database)
+    assert (await host)["started"] == 2
+    assert await _live(database) == 8
+    slots = [row["slot"] for row in await fetch(database, "SELECT slot FROM workers WHERE state <> 'lost'")]
+    assert sorted(slots) == list(range(1, 9))
+
+
+async def test_a_decision_waits_for_a_host_that_replaces(database: Database) -> None:
+    await bounds(database, 2, 8)
+    workers = await crew(database, 6, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 500)
+    for lost in workers[:2]:
+        await fleet.report_exit(database, lost, "killed")
+    await passed(database, 5.0)
+    async with database.transaction() as connection:
+        done = await fleet.tick(connection, Mode.PRODUCTION, report(6))
+        decision = asyncio.create_task(decided(database, seconds=0.0))
+        await until_blocked(database)
+    assert (done["started"], (await decision)["target_workers"]) == (2, 8)
+    assert await _live(database) == 8
+
+
+async def test_who_was_told_to_go_is_replaced_only_where_there_is_room(database: Database) -> None:
+    await bounds(database, 2, 6)
+    workers = await crew(database, 6)
+    await decided(database)
+    await _drain(database, workers[:3])
+    assert (await keep_up(database))["started"] == 0
+    await execute(database, "UPDATE workers SET state = 'stopped', ended_at = now() WHERE id = $1", workers[0])
+    assert (await keep_up(database))["started"] == 1
+    assert await _live(database) == 6
+
+
+async def _drain(database: Database, worker_ids: Sequence[UUID]) -> None:
+    async with database.transaction() as connection:
+        await directing.direct(connection, Crew(ids=worker_ids), Directive.DRAIN, "by hand")
+
+
+async def test_two_replicas_make_one_decision(database: Database, replica: Database) -> None:
+    await bounds(database, 2, 100)
+    await keep_up(database, 2)
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "scaling")
+    async with database.transaction() as one, replica.transaction() as other:
+        assert await duties.claim(one, "scaling", 0) is not None
+        assert await scaling.tick(one, Mode.PRODUCTION)
+        assert await duties.claim(other, "scaling", 0) is None
+    async with replica.transaction() as other:
+        assert await duties.claim(other, "scaling", 0) is not None
+        assert await scaling.tick(other, Mode.PRODUCTION) == {}
+    assert await value(database, "SELECT count(*) FROM decisions") == 1
+
+
+@pytest.mark.parametrize("step", ["decisions.roster", "decisions.write", "resizing.carry_out", "remembering.keep"])
+async def test_a_crash_at_any_step_leaves_nothing_behind(
+    database: Database, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 4, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 500)
+    await passed(database, 5.0)
+    before = await _everything(database)
+
+    async def after(original: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        await original(*arguments)
+        raise KeyboardInterrupt("killed right after this step")
+
+    module, name = step.split(".")
+    original = getattr(getattr(scaling, module), name)
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(scaling, module), name, lambda *arguments: after(original, *arguments))
+        with pytest.raises(KeyboardInterrupt):
+            await _tick(database)
+    assert await _everything(database) == before
+    assert (await decided(database, seconds=0.0))["target_workers"] == 8
+
+
+async def _tick(database: Database) -> None:
+    async with database.transaction() as connection:
+        await scaling.tick(connection, Mode.PRODUCTION)
+
+
+async def _everything(database: Database) -> list[Any]:
+    queries = (
+        "SELECT id, state, slot, assigned_agent, directive FROM workers ORDER BY id",
+        "SELECT id FROM decisions ORDER BY id",
+        "SELECT id FROM rosters ORDER BY id",
+        "SELECT size FROM hosts",
+        "SELECT decided_at FROM scaling_state",
+    )
+    return [[tuple(row) for row in await fetch(database, query)] for query in queries]
+
+
+async def test_a_mass_death_does_not_make_the_pool_larger(database: Database) -> None:
+    await bounds(database, 2, 100)
+    workers = await crew(database, 10)
+    await decided(database)
+    for lost in workers[:8]:
+        await fleet.report_exit(database, lost, "killed")
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["target_workers"], decision["start"]) == (10, 10, 0)
+    assert (await keep_up(database))["started"] == 8
+    assert (await decided(database))["target_workers"] == 10
+    assert await _live(database) == 10
+
+
+async def test_slots_that_rest_are_owed_and_told_of(database: Database) -> None:
+    """Their workers die young again and again: nobody else is started in their stead."""
+    await bounds(database, 2, 100)
+    await crew(database, 5)
+    for _ in range(4):
+        for row in await fetch(database, "SELECT id FROM workers WHERE state <> 'lost' AND slot > 2"):
+            await fleet.report_exit(database, row["id"], "crashed")
+        await keep_up(database)
+        await arrive(database)
+    for row in await fetch(database, "SELECT id FROM workers WHERE state <> 'lost' AND slot > 2"):
+        await fleet.report_exit(database, row["id"], "crashed")
+    assert (await keep_up(database))["started"] == 0
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["start"]) == (5, 0)
+    assert any("here owes 3 workers; 3 slots there rest" in reason for reason in decision["reasons"])
+    assert await _live(database) == 2
+
+
+async def test_the_pool_of_a_host_that_went_away_is_refilled_elsewhere(database: Database) -> None:
+    await bounds(database, 4, 100)
+    await crew(database, 4)
+    await keep_up(database, 1, host="there", memory_gb=100.0)
+    await decided(database)
+    await execute(database, "UPDATE hosts SET seen_at = now() - interval '1 min' WHERE host = 'here'")
+    await execute(database, "UPDATE workers SET state = 'lost', ended_at = now() WHERE host = 'here'")
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["target_workers"]) == (1, 4)
+    assert await value(database, "SELECT count(*) FROM workers WHERE host = 'there' AND state = 'starting'") == 4
+
+
+async def test_new_workers_are_spread_over_the_hosts_by_room(database: Database) -> None:
+    await bounds(database, 9, 100)
+    await keep_up(database, 1, host="large", memory_gb=30.0, memory_used_gb=0.0)
+    await keep_up(database, 1, host="small", memory_gb=5.0, memory_used_gb=0.0)
+    await decided(database)
+    rows = await fetch(database, "SELECT host, count(*) AS n FROM workers GROUP BY host")
+    assert {row["host"]: row["n"] for row in rows} == {"large": 8, "small": 1}
+    sizes = await fetch(database, "SELECT host, size FROM hosts")
+    assert {row["host"]: row["size"] for row in sizes} == {"large": 8, "small": 1}
+
+
+class _Life:
+    """Random life of a small pool; after every step the bounds are looked at."""
+
+    least, most = 2, 7
+
+    def __init__(self, database: Database, seed: int) -> None:
+        self.database = database
+        self.random = random.Random(seed)
+        self.deaths = 0
+
+    async def step(self) -> None:
+        steps = [self.submit, self.work, self.work, self.kill, self.come, self.drain, self.keep, self.decide]
+        await self.random.choice(steps)()
+        assert await _live(self.database) <= self.most
+
+    async def submit(self) -> None:
+        await submitted(self.database, self.random.choice([1, 5, 40]), agent_type=self.random.choice(list(AgentType)))
+
+    async def work(self) -> None:
+        """Somebody idle leases a task, and maybe completes it."""
+        rows = await fetch(self.database, "SELECT id FROM workers w WHERE state = 'ready' ORDER BY slot LIMIT 3")
+        pending = await fetch(self.database, "SELECT agent_type, priority FROM tasks WHERE state = 'pending' LIMIT 1")
+        busy = {row["worker_id"] for row in await fetch(self.database, "SELECT worker_id FROM tasks")}
+        for row in rows:
+            if row["id"] not in busy and pending:
+                await leased(self.database, row["id"], agent_type=AgentType(pending[0]["agent_type"]))
+                return
+        await execute(self.database, "DELETE FROM tasks WHERE worker_id IS NOT NULL")
+
+    async def kill(self) -> None:
+        rows = await fetch(self.database, "SELECT id FROM workers WHERE state IN ('starting', 'ready') ORDER BY id")
+        if rows and self.random.random() < 0.5:
+            await fleet.report_exit(self.database, self.random.choice(rows)["id"], "killed")
+
+    async def come(self) -> None:
+        await arrive(self.database, cpu_percent=90.0)
+        await execute(self.database, "UPDATE workers SET state = 'stopped', ended_at = now() WHERE state = 'draining'")
+
+    async def drain(self) -> None:
+        """Somebody tells a worker to go, which the pool did not want."""
+        rows = await fetch(self.database, "SELECT id FROM workers WHERE state = 'ready' ORDER BY slot LIMIT 1")
+        await _drain(self.database, [row["id"] for row in rows])
+
+    async def keep(self) -> None:
+        await keep_up(self.database)
+
+    async def decide(self) -> None:
+        decision = await decided(self.database, seconds=self.random.choice([5.0, 30.0, 300.0]))
+        assert self.least <= decision["target_workers"] <= self.most
+        staying = await value(
+            self.database,
+            "SELECT count(*) FROM workers WHERE state IN ('starting', 'ready') AND directive IS NULL",
+        )
+        owed = await value(self.database, "SELECT sum(size) FROM hosts") - staying
+        assert owed >= 0
+        # Those who are on their way out hold their places.
+        assert staying + owed >= self.least or await _live(self.database) + owed == self.most
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_the_pool_stays_between_its_bounds(database: Database, seed: int) -> None:
+    life = _Life(database, seed)
+    await bounds(database, life.least, life.most)
+    await keep_up(database, 3)
+    for _ in range(60):
+        await life.step()
+    async with database.transaction() as connection:
+        stored = await decisions.onward(connection, after=0, limit=100)
+    assert len(stored) > 3
+    assert all(records.replayed(one.roster, one.inputs) == one.output for one in stored)
