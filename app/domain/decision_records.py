@@ -100,7 +100,7 @@ def inputs_of(roster_text: str, text: str) -> Inputs:
         weights=_by_agent(kept["weights"]),
         previous_weights=_by_agent(kept["previous_weights"]),
         weight_reasons=_by_agent(kept["weight_reasons"]),
-        limits=ResourceLimits(**kept["limits"]),
+        limits=ResourceLimits(**_known(ResourceLimits, kept["limits"])),
         set_aside=[SetAside(agent_type=AgentType(a), tasks=tasks, why=why) for a, tasks, why in kept["set_aside"]],
         first_new=UUID(kept["first_new"]),
         new_capabilities=tuple(map(AgentType, kept["new_capabilities"])),
@@ -238,9 +238,13 @@ def _snapshot_of(kept: Mapping[str, Any]) -> ScalingSnapshot:
 
 
 def _policy_of(kept: Mapping[str, Any]) -> ScalingPolicy:
-    known = {field.name for field in fields(ScalingPolicy)}
-    given = {name: value for name, value in kept.items() if name in known}
-    return ScalingPolicy(**{**given, "spare": SparePolicy(**kept["spare"])})
+    spare = SparePolicy(**_known(SparePolicy, kept["spare"]))
+    return ScalingPolicy(**{**_known(ScalingPolicy, kept), "spare": spare})
+
+
+def _known(kind: type, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class still knows of what was kept."""
+    return {field.name: kept[field.name] for field in fields(kind) if field.name in kept}
 
 
 def _members_of(kept: Mapping[str, Any], assigned: str, busy: str) -> list[Member]:
