@@ -70,9 +70,10 @@ async def test_an_operator_and_the_duty_at_once(database: Database, replica: Dat
     """Whoever is second sees what the first has done: the duty does not move what is held."""
     await watch(database)
     async with database.transaction() as first:
-        await degradation.hold(first, Step.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
+        await store.lock(first)
         second = asyncio.create_task(watch(replica))
         await until_blocked(database)
+        await degradation.hold(first, Step.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
     await second
     assert (await standing(database)).ladder.step is Step.NONE
     assert await moves(database) == [(Move.UP, 0, 1, None), (Move.HELD, 1, 0, "ann")]

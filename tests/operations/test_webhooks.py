@@ -161,6 +161,17 @@ async def test_a_kill_after_the_claim_has_it_sent_again_when_the_claim_is_over(d
     assert (delivery.attempts, delivery.given_up_at) == (2, None)
 
 
+async def test_of_two_that_have_claimed_it_the_later_one_says_what_became_of_it(database: Database) -> None:
+    await opened(database)
+    async with database.transaction() as connection:
+        (first,) = await store.claim(connection, WebhookPolicy(claim_seconds=0))
+    async with database.transaction() as connection:
+        (second,) = await store.claim(connection, WebhookPolicy())
+        assert not await store.postpone(connection, first, None, "late")
+        assert not await store.confirm(connection, first)
+        assert await store.confirm(connection, second)
+
+
 async def test_two_replicas_at_once_send_each_once(database: Database, replica: Database) -> None:
     async with database.transaction() as connection:
         for n in range(12):
