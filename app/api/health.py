@@ -1,6 +1,6 @@
 """Whether the service lives, is ready, and what it is doing."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from app.domain.minutes import within
 from app.domain.queues import ENDS, MOVES, QueueSnapshot, warnings
 from app.domain.reasons import Level
 from app.operations import queues
-from app.store import schema, status
+from app.store import alerts, schema, status
 
 router = APIRouter(tags=["health"])
 _MINUTE = timedelta(minutes=1)
@@ -40,6 +40,7 @@ class StatusOut(BaseModel):
     finished_last_minute: dict[str, int] = Field(description="about; counted by the background loops")
     tasks_per_second: float
     waiting_leases: int
+    alerts: dict[str, int] = Field(description="those that are not resolved, by severity; `GET /alerts` tells more")
     warnings: list[str] = Field(description="what somebody should know, in plain words")
     overall_health: Overall
     health_reasons: list[str] = Field(description="why it is not healthy; `GET /health/report` tells more")
@@ -89,6 +90,7 @@ async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
         finished_last_minute={end: count for end, count in finished.items() if count},
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
         waiting_leases=services.broker.waiting,
+        alerts=Counter(alert.severity.name.lower() for alert in await alerts.standing(connection)),
         warnings=warnings(queue, services.admission.policy),
         overall_health=report.overall,
         health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],

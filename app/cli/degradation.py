@@ -80,7 +80,7 @@ def _tell(found: Json) -> None:
     rows = [
         ("step", Text(output.plain(f"{found['step']}: {found['meaning']}"), style="yellow" if found["step"] else "")),
         ("why", found["reason"]),
-        ("until", found["expires_at"]),
+        ("until", None if hold else found["expires_at"]),
         ("held", f"until {hold['until']} by {hold['by']}" if hold else None),
         ("at the least share", ", ".join(found["suspended_agents"]) or None),
         ("capacity", reduced["reason"] if reduced["is_reduced"] else None),

@@ -35,9 +35,17 @@ def board(status: Json) -> RenderableType:
     lines: list[tuple[str, RenderableType | None]] = [
         ("Health", Text.assemble(verdict(status["overall_health"]), _why(status["health_reasons"]))),
         ("Workers", f"{_listed(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
+        ("Alerts", _alerts(status["alerts"])),
         ("Last minute", f"{_listed(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second"),
     ]
     return Group(table, Text(""), output.details(lines), *cautions(status["warnings"]))
+
+
+def _alerts(counts: Mapping[str, int]) -> Text | None:
+    if not counts:
+        return None
+    style = "red" if "critical" in counts else "yellow"
+    return Text.assemble((_listed(counts), style), ": `convener alerts ls`")
 
 
 def _why(reasons: Sequence[str]) -> str:

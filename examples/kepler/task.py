@@ -11,4 +11,13 @@ class Task(Protocol):
     @property
     def payload(self) -> Json: ...
 
+    @property
+    def batch_factor(self) -> float: ...
+
     def progress(self, percent: float, message: str) -> None: ...
+
+
+def batch(task: Task) -> int:
+    """How many formulas to propose: `count`, fewer while resources are short, one at least."""
+    wanted: int = task.payload["count"]
+    return max(1, round(wanted * task.batch_factor))

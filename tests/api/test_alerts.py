@@ -137,3 +137,11 @@ async def test_what_has_become_of_the_webhook_is_shown(service: Service, databas
     assert (delivery["kind"], delivery["attempts"], delivery["due_at"]) == ("alert.opened", 1, None)
     assert delivery["given_up_at"]
     assert delivery["last_error"] == "hooks.example.org answered 500"
+
+
+async def test_the_status_counts_those_that_are_not_resolved(service: Service, database: Database) -> None:
+    assert (await service.get("/status"))["alerts"] == {}
+    await opened(database, Rule.RESOURCE_PRESSURE, Severity.WARNING, "cpu")
+    await opened(database, Rule.RESOURCE_PRESSURE, Severity.WARNING, "memory")
+    await opened(database, Rule.BREAKER_OPEN, Severity.CRITICAL, "large")
+    assert (await service.get("/status"))["alerts"] == {"warning": 2, "critical": 1}

@@ -60,3 +60,8 @@ async def test_plain_errors(convener: CommandLine, service: Service, alert: int)
     assert (await convener("alerts", "get", "none")).code == 2
     assert (await convener("alerts", "ls", "--severity", "sad")).code == 1
     assert (await convener("alerts", "ack", str(alert), CONVENER_KEY=service.keys[Role.READER])).code == 4
+
+
+async def test_the_status_tells_of_them(convener: CommandLine, alert: int) -> None:
+    line = next(line for line in (await convener("status")).out.splitlines() if line.startswith("Alerts"))
+    assert "1 critical: `convener alerts ls`" in line

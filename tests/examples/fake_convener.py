@@ -18,8 +18,9 @@ Json = dict[str, Any]
 class InstantTask:
     """What a worker would hand to an agent."""
 
-    def __init__(self, payload: Json) -> None:
+    def __init__(self, payload: Json, batch_factor: float = 1.0) -> None:
         self.payload = payload
+        self.batch_factor = batch_factor
 
     def progress(self, percent: float, message: str) -> None:
         pass

@@ -37,6 +37,13 @@ def test_generation_proposes_what_the_seed_says() -> None:
     assert all(variables(entry["tree"]) and size(entry["tree"]) <= 15 for entry in first["formulas"])
 
 
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 20), (0.5, 10), (0.01, 1)])
+def test_batches_are_smaller_while_resources_are_short(factor: float, expected: int) -> None:
+    payload = {"seed": "1/0", "count": 20, "guidance": NO_GUIDANCE, "parents": [{"id": "1", "tree": LAW}]}
+    for agent in ("generation", "evolution"):
+        assert len(HANDLERS[agent](InstantTask(payload, factor))["formulas"]) == expected
+
+
 def test_generation_follows_guidance() -> None:
     guidance = {"operators": {"exp": 50.0}, "variables": {"m": 50.0}, "exponent": None}
     plain, guided = (do("generation", seed="1/0", count=40, guidance=g) for g in (NO_GUIDANCE, guidance))

@@ -19,17 +19,17 @@ from examples.kepler.expressions import (
 )
 from examples.kepler.sampling import grow, leaf, weighted
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json, Task
+from examples.kepler.task import Json, Task, batch
 
 Variation = Callable[[Random, "list[Json]", Json], Tree]
 
 
 def evolve(task: Task) -> Json:
     """`count` children of `parents`, which come best first; each child says how it came about."""
-    rng = Random(task.payload["seed"])
+    rng, count = Random(task.payload["seed"]), batch(task)
     parents, guidance = task.payload["parents"], task.payload["guidance"]
     formulas: list[Json] = []
-    while len(formulas) < task.payload["count"]:
+    while len(formulas) < count:
         name = weighted(rng, tuple(VARIATIONS), ODDS)
         tree, _ = without_coefficient(VARIATIONS[name](rng, parents, guidance))
         if variables(tree) and size(tree) <= MAX_SIZE:

@@ -5,7 +5,7 @@ from random import Random
 from examples.kepler.expressions import size, variables
 from examples.kepler.sampling import grow
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json, Task
+from examples.kepler.task import Json, Task, batch
 
 MAX_SIZE = 15
 DEEPEST = 4
@@ -13,9 +13,9 @@ DEEPEST = 4
 
 def generate(task: Task) -> Json:
     """`count` formulas from `seed`; `guidance` of meta-review shifts the odds of operators, variables and exponents."""
-    rng = Random(task.payload["seed"])
+    rng, count = Random(task.payload["seed"]), batch(task)
     formulas: list[Json] = []
-    while len(formulas) < task.payload["count"]:
+    while len(formulas) < count:
         grown = grow(rng, rng.randint(2, DEEPEST), task.payload["guidance"])
         tree, _ = without_coefficient(grown)
         if variables(tree) and size(tree) <= MAX_SIZE:
