@@ -2,8 +2,8 @@
 
 The daemon starts `python -m worker_agent.child ORDER` with the task as JSON on stdin. ORDER (JSON) names the limits,
 the message pipe's `fd`, and either `target` and `key` or `command`. On the message pipe every line is one JSON object:
-{"percent", "message", "checkpoint"}, {"quality"}, {"result"}, {"error"} or {"postponed": {"seconds", "reason"}}. stdout
-and stderr belong to the handler.
+{"percent", "message", "checkpoint"}, {"quality"}, {"measured", "value", "counter", "by_goal"}, {"result"}, {"error"} or
+{"postponed": {"seconds", "reason"}}. stdout and stderr belong to the handler.
 """
 
 from __future__ import annotations

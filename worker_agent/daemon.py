@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
 from typing import assert_never
@@ -19,6 +20,7 @@ from worker_agent.handlers import Handler
 from worker_agent.journal import tell_action, tell_event
 from worker_agent.llm.serving import Access, Gateway
 from worker_agent.llm.settings import GatewaySettings
+from worker_agent.measuring import Measurements
 from worker_agent.protocol import Machine
 from worker_agent.running import Run
 from worker_agent.spawning import Limits, spawn
@@ -66,6 +68,7 @@ class Daemon:
         self._heart = Heart(
             Transport(assignment.url), standing=lambda: self._standing, post=self._events.put, errors=errors
         )
+        self._measurements = Measurements(partial(Transport, assignment.url), key=self._key, errors=errors)
 
     def run(self) -> act.Exit:
         """Serve until drained, stopped, refused or superseded."""
@@ -80,6 +83,7 @@ class Daemon:
         finally:
             self._kill()
             self._heart.stop()
+            self._measurements.stop()
             self._caller.close()
             if self._gateway is not None:
                 self._gateway.stop()
@@ -108,6 +112,7 @@ class Daemon:
         if isinstance(event, ev.HandlerOver):
             self._run = None
             self._close_access()
+            self._measurements.push_now()
         actions = self._machine.handle(event, time.monotonic())
         self._publish()
         for action in actions:
@@ -162,8 +167,14 @@ class Daemon:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
             return
-        self._run = Run(child, lease.timeout_seconds, self._events.put)
+        self._run = Run(child, lease.timeout_seconds, self._events.put, partial(self._measure, lease))
         self._standing = replace(self._standing, handler_pid=self._run.pid)
+
+    def _measure(self, lease: Lease, said: JsonObject) -> None:
+        sample = {name: said[name] for name in ("name", "kind", "value")} | {"agent": lease.agent_type}
+        if said["by_goal"] and lease.goal_id is not None:
+            sample["goal"] = lease.goal_id
+        self._measurements.add(sample)
 
     def _make_gateway(self) -> Gateway | None:
         settings = self._assignment.language_model

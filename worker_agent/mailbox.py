@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from worker_agent.task import MOST, is_metric_name
 from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
 # As much as the control plane takes for a wait.
@@ -39,9 +41,13 @@ def _refuse(constant: str) -> NoReturn:
 
 
 class Mailbox:
-    """Keeps the newest progress, and what was said about the end. A line that makes no sense is counted and ignored."""
+    """Keeps the newest progress, and what was said about the end; what was measured is passed on at once.
 
-    def __init__(self) -> None:
+    A line that makes no sense is counted and ignored.
+    """
+
+    def __init__(self, measured: Callable[[JsonObject], None] = lambda _: None) -> None:
+        self._measured = measured
         self.result: JsonObject | None = None
         self.error: TaskError | None = None
         self.quality: float | None = None
@@ -65,6 +71,8 @@ class Mailbox:
             self._advance(message)
         elif "quality" in message:
             self.quality = read_quality(message)
+        elif "measured" in message:
+            self._measured(_read_measurement(message))
         elif "result" in message:
             self.result = dict(message["result"])
         elif "error" in message:
@@ -84,6 +92,16 @@ class Mailbox:
         if progress.checkpoint is None and self._progress is not None:
             progress = replace(progress, checkpoint=self._progress.checkpoint)
         self._progress = progress
+
+
+def _read_measurement(message: JsonObject) -> JsonObject:
+    name, value, counter = message["measured"], float(message["value"]), bool(message.get("counter"))
+    if not isinstance(name, str) or not is_metric_name(name):
+        raise ValueError("no name of a metric")
+    if not -MOST <= value <= MOST or (counter and value < 0):
+        raise ValueError("no value of a metric")
+    kind = "counter" if counter else "gauge"
+    return {"name": name, "kind": kind, "value": value, "by_goal": bool(message.get("by_goal"))}
 
 
 def _read_postponement(said: Any) -> Postponement:

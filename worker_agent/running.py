@@ -20,6 +20,7 @@ from worker_agent.spawning import Child
 from worker_agent.streams import Lines, Tail, Whole
 from worker_agent.usage import bill
 from worker_agent.verdicts import Evidence, verdict
+from worker_agent.wire import JsonObject
 
 TERM_TO_KILL_SECONDS = 2.0
 _NOISE_BYTES = 4096
@@ -36,7 +37,13 @@ class Sink(Protocol):
 class Run:
     """One started handler; posts its progress, and then exactly one end, when its whole process group is dead."""
 
-    def __init__(self, child: Child, timeout_seconds: float, post: Callable[[ev.Event], None]) -> None:
+    def __init__(
+        self,
+        child: Child,
+        timeout_seconds: float,
+        post: Callable[[ev.Event], None],
+        measured: Callable[[JsonObject], None] = lambda _: None,
+    ) -> None:
         self.pid = child.process.pid
         self._child = child
         self._post = post
@@ -47,7 +54,7 @@ class Run:
         self._killed = False
         self._reaped = False
         self._lock = Lock()
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(measured)
         self._messages = Lines(_LINE_BYTES, self._mailbox.receive)
         self._noise = Tail(_NOISE_BYTES)
         self._output = Whole(MAX_RESULT_BYTES)

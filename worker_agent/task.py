@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
     Report = Callable[[Json], None]
 
+# What the control plane takes as a value.
+MOST = 1e12
+
+
+def is_metric_name(name: str) -> bool:
+    """Lower case, digits and underscores, a letter first; a pattern would cost each task an import."""
+    plain = name.replace("_", "a")
+    return plain.isascii() and plain.isalnum() and name.islower() and name[0].isalpha() and len(name) <= 100
+
 
 class Task:
     """One attempt at one task. Make one yourself to test a handler: `Task(agent_type="ranking", payload={...})`."""
@@ -106,3 +115,16 @@ class Task:
             raise ValueError(f"quality must be within 0..1, not {value}")
         if self._report is not None:
             self._report({"quality": float(value)})
+
+    def measure(self, name: str, value: float, *, counter: bool = False, by_goal: bool = False) -> None:
+        """Tell a metric: a gauge, or of a counter how much has come since the last time.
+
+        It is kept by the minute and by agent type, and by research goal where asked to; there is no room for many.
+        Raises ValueError for a name that is not like `gpu_memory_percent`, and for a value that is none.
+        """
+        if not is_metric_name(name):
+            raise ValueError(f"a metric is named by lower case, digits and underscores, not {name!r}")
+        if not -MOST <= value <= MOST or (counter and value < 0):
+            raise ValueError(f"{name}: {value} is no value for it")
+        if self._report is not None:
+            self._report({"measured": name, "value": float(value), "counter": counter, "by_goal": by_goal})

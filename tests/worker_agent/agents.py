@@ -28,6 +28,13 @@ def judge(task: Task) -> Json:
     return {"quality": task.payload.get("written")}
 
 
+def measure(task: Task) -> Json:
+    for n in range(task.payload["times"]):
+        task.measure("depth", n)
+    task.measure("hypotheses_written", 3, counter=True, by_goal=True)
+    return {}
+
+
 def thrifty(task: Task) -> Json:
     return {"depth": task.max_depth, "batch": round(10 * task.batch_factor), "degradation": task.degradation}
 
@@ -159,6 +166,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
         echo,
         thrifty,
         judge,
+        measure,
         big,
         nan,
         not_an_object,

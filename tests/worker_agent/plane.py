@@ -156,6 +156,9 @@ class Plane:
     def _release(self, call: Call) -> Answer:
         return Answer(body={"state": "pending"})
 
+    def _samples(self, call: Call) -> Answer:
+        return Answer(status=201, body={"accepted": len(call.body["samples"]), "repeated": False})
+
     def _goodbye(self, call: Call) -> Answer:
         return Answer(body={"state": "stopped"})
 

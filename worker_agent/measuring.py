@@ -1,0 +1,111 @@
+"""Metrics that handlers measure: gathered while they run, and pushed in batches beside everything else."""
+
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from worker_agent.errors import LocalErrors
+from worker_agent.transport import Away, Problem, Transport
+from worker_agent.wire import JsonObject
+
+# As many as the control plane takes at once, and five times as many while it is away; then the oldest go.
+_BATCH = 1000
+_KEPT = 5 * _BATCH
+_EVERY_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
+_LAST_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+
+class Measurements:
+    """Safe to use from several threads; its own begins with the first measurement, as most agents make none.
+
+    A batch whose answer was lost is sent again under its id, so nothing counts twice.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Transport],
+        *,
+        key: Callable[[], str | None],
+        errors: LocalErrors,
+        every_seconds: float = _EVERY_SECONDS,
+    ) -> None:
+        self._connect = connect
+        self._transport: Transport | None = None
+        self._key = key
+        self._errors = errors
+        self._every_seconds = every_seconds
+        self._lock = Lock()
+        self._samples: deque[JsonObject] = deque()
+        self._lost = 0
+        self._batch: JsonObject | None = None
+        self._wake = Event()
+        self._stopped = False
+        self._thread: Thread | None = None
+
+    def add(self, sample: JsonObject) -> None:
+        with self._lock:
+            if len(self._samples) >= _KEPT:
+                self._samples.popleft()
+                self._lost += 1
+            self._samples.append(sample)
+            if self._thread is None and not self._stopped:
+                self._thread = Thread(target=self._run, name="metrics", daemon=True)
+                self._thread.start()
+
+    def push_now(self) -> None:
+        """A task is over: what it measured need not wait."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Push what is left, if that is a matter of a moment."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_SECONDS)
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport.close()
+
+    def _run(self) -> None:
+        self._transport = self._connect()
+        over = False
+        while not over:
+            self._wake.wait(self._every_seconds)
+            self._wake.clear()
+            # Read before the push, so that what is there when the end comes is pushed as well.
+            over = self._stopped
+            while self._push(self._transport):
+                continue
+
+    def _push(self, transport: Transport) -> bool:
+        """Push a batch; whether there may be another to push at once."""
+        key, batch = self._key(), self._next_batch()
+        if key is None or batch is None:
+            return False
+        try:
+            transport.post("/metrics/samples", batch, key=key, timeout=_ANSWER_SECONDS)
+        except Away as away:
+            log.info("metrics wait", extra={"fields": {"why": str(away)}})
+            return False
+        except Problem as refused:
+            self._errors.add(f"metrics refused: {refused}")
+        except Exception as crashed:  # whatever it is, the batch would meet it again
+            log.exception("metrics could not be pushed")
+            self._errors.add(f"metrics: {crashed}")
+        self._batch = None
+        return True
+
+    def _next_batch(self) -> JsonObject | None:
+        with self._lock:
+            if self._batch is None and self._samples:
+                count = min(_BATCH, len(self._samples))
+                samples = [self._samples.popleft() for _ in range(count)]
+                self._batch = {"batch_id": str(uuid.uuid4()), "samples": samples}
+            lost, self._lost = self._lost, 0
+        if lost:
+            self._errors.add(f"{lost} measurements were dropped while the control plane was away")
+        return self._batch
