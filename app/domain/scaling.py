@@ -37,20 +37,23 @@ class DecisionType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingPolicy:
-    """Bounds and dials. Thresholds are shares of 1, durations seconds."""
+    """Bounds and dials. Thresholds are shares of 1, durations seconds. Late: over 30 s, in a simulation."""
 
+    # The production mode of the specification.
     min_workers: int = 10
     max_workers: int = 1000
+    # At 0.9 mixed lengths are late (0.03 %; with starts of 10 s 0.7 %); at 0.7 bursts cost 4 to 7 % more.
     scale_up_threshold: float = 0.8
+    # From 0.15 to 0.7 the cost stays within 4 %; at 0 every pool counts as busy, and bursts cost 8 % more.
     scale_down_threshold: float = 0.3
-    wait_target_seconds: float = 30.0
+    wait_target_seconds: float = 30.0  # as the contract has it
     # A pool that only holds its size: it is refilled to its minimum and cut to its maximum, nothing else.
     fixed: bool = False
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
     growth: float = 2.0
     spare: SparePolicy = field(default_factory=SparePolicy)
-    tick_seconds: float = 5.0
-    # A pool that may only double catches up with a burst by doubling again soon.
+    tick_seconds: float = 5.0  # the most that the contract allows; at 10 mixed lengths are late (0.06 %)
+    # A pool that may only double catches up by doubling again soon: at 5 s a third of a large batch is late.
     hurry_seconds: float = 2.0
 
     @property

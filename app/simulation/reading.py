@@ -21,6 +21,9 @@ MADE_UP: Mapping[str, Callable[[], Workload]] = {
     "heavy-tailed": synthetic.heavy_tailed,
     "diurnal": synthetic.diurnal,
     "mixed": synthetic.mixed,
+    "two-lengths": synthetic.two_lengths,
+    "flash-crowd": synthetic.flash_crowd,
+    "batches": synthetic.batches,
 }
 
 

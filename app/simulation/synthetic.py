@@ -68,6 +68,43 @@ def mixed(*, rate: float = 6.0, span: float = 3600.0, seed: int = 5) -> Workload
     return workload("mixed", jobs + tournaments)
 
 
+def two_lengths(*, span: float = 7200.0, seed: int = 6) -> Workload:
+    """Eight tasks a second of about 1 s, and one every 20 s of about 300 s: no mean fits both."""
+    random = Random(seed)
+    short = [
+        Job(at, _positive(random.gammavariate(4.0, 0.25)), AgentType.PROXIMITY) for at in _arrivals(random, 8.0, span)
+    ]
+    long = [Job(at, random.gammavariate(4.0, 75.0), AgentType.META_REVIEW) for at in _arrivals(random, 0.05, span)]
+    return workload("two-lengths", short + long)
+
+
+def flash_crowd(*, seed: int = 7) -> Workload:
+    """One task a second, then sixty at once, fewer by a factor e every two minutes; at the end thirty for a minute."""
+    random, most = Random(seed), 62.0
+
+    def rate(at: float) -> float:
+        crowd = 60.0 * math.exp((1800.0 - at) / 120.0) if at >= 1800.0 else 0.0
+        return 1.0 + crowd + (30.0 if 5400.0 <= at < 5460.0 else 0.0)
+
+    jobs = (
+        Job(at, _positive(random.gammavariate(2.0, 4.0)), _ONE)
+        for at in _arrivals(random, most, 7200.0)
+        if random.random() < rate(at) / most
+    )
+    return workload("flash-crowd", jobs)
+
+
+def batches(*, every: float = 600.0, tasks: int = 150, times: int = 24, seed: int = 8) -> Workload:
+    """So many tasks of about 9 s every ten minutes, and nothing in between."""
+    random = Random(seed)
+    jobs = (
+        Job(every * time + random.uniform(0.0, 2.0), _positive(random.gammavariate(3.0, 3.0)), AgentType.RANKING)
+        for time in range(times)
+        for _ in range(tasks)
+    )
+    return workload("batches", jobs)
+
+
 _MEANS = {
     AgentType.GENERATION: 25.0,
     AgentType.REFLECTION: 12.0,

@@ -1,4 +1,4 @@
-"""What the rule must achieve on the two real traces, beside the others in the same run."""
+"""What the rule must achieve on the two real traces and on made-up ones, beside the others in the same run."""
 
 from functools import cache
 
@@ -29,6 +29,16 @@ def test_targets(trace: str, least: int) -> None:
     assert ours.breaches == 0
     better = [one for one in figures.values() if one.late_share < ours.late_share and one.cost < ours.cost]
     assert not better
+
+
+@pytest.mark.parametrize("trace", ["heavy-tailed", "mixed", "on-off", "two-lengths", "flash-crowd", "batches"])
+def test_on_loads_of_other_kinds_nothing_is_late_and_nobody_is_better_in_both(trace: str) -> None:
+    figures = _figures(trace, 2)
+    ours = figures["convener"]
+    assert ours.late_share <= 0.001
+    assert ours.turns <= figures["dask"].turns
+    assert ours.breaches == 0
+    assert not [one for one in figures.values() if one.late_share < ours.late_share and one.cost < ours.cost]
 
 
 @pytest.mark.parametrize(("trace", "deaths", "late"), [("azure-code", 0.02, 0.002), ("azure-conv", 0.02, 0.002)])
