@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from examples.kepler.client import Refused, Unreachable
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import text
 from examples.kepler.supervisor import DEFAULT_SEED, run
+from examples.supervising.client import Refused, Unreachable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from examples.kepler.agents.meta_review import review
 from examples.kepler.agents.proximity import cluster
 from examples.kepler.agents.ranking import rank
 from examples.kepler.agents.reflection import reflect
-from examples.kepler.task import Json, Task
+from examples.supervising.task import Json, Task
 
 HANDLERS: dict[str, Callable[[Task], Json]] = {
     "generation": generate,

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from uuid import NAMESPACE_URL, uuid5
 
-from examples.kepler.dispatch import task_id
-from examples.kepler.elo import START, expected
-from examples.kepler.task import Json
 from examples.kepler.tournament import RATED_AFTER_MATCHES, Hypothesis
+from examples.supervising.dispatch import task_id
+from examples.supervising.elo import START, expected
+from examples.supervising.task import Json
 
 
 def judgements(goal_id: str, number: int, entries: Iterable[Hypothesis], proposers: Mapping[str, int]) -> Json | None:

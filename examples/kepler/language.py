@@ -19,8 +19,8 @@ from examples.kepler.agents.reflection import reflect
 from examples.kepler.expressions import Tree, size, variables
 from examples.kepler.notation import text
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json
-from examples.kepler.task import Task as PlainTask
+from examples.supervising.task import Json
+from examples.supervising.task import Task as PlainTask
 
 _POWERS = {"1/3": 1 / 3, "1/2": 0.5, "2/3": 2 / 3, "1": 1.0, "4/3": 4 / 3, "5/3": 5 / 3, "2": 2.0, "5/2": 2.5, "3": 3.0}
 # Kepler's own exponent is not among the powers: the model may only come near it, and the fit goes on from there.

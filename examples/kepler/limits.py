@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from examples.kepler.task import Json
+from examples.supervising.task import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

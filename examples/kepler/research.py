@@ -5,17 +5,17 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from examples.kepler.client import Convener, Refused, Stopped
 from examples.kepler.data import sample
-from examples.kepler.dispatch import Dispatch, Order, Outcome
 from examples.kepler.judging import judgements
 from examples.kepler.law import judge
 from examples.kepler.limits import Limits
 from examples.kepler.notation import formula
 from examples.kepler.progress import Observer, Progress
 from examples.kepler.report import Point, Report
-from examples.kepler.task import Json
 from examples.kepler.tournament import Hypothesis, Tournament
+from examples.supervising.client import Convener, Refused, Stopped
+from examples.supervising.dispatch import Dispatch, Order, Outcome
+from examples.supervising.task import Json
 
 GENERATION_TASKS = 3
 EVOLUTION_TASKS = 4

@@ -5,7 +5,7 @@ from random import Random
 
 from examples.kepler.data import VARIABLES
 from examples.kepler.expressions import BINARY, UNARY, Tree
-from examples.kepler.task import Json
+from examples.supervising.task import Json
 
 OPERATORS = (*BINARY, *UNARY)
 

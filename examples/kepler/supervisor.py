@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import httpx
 
-from examples.kepler.client import Convener
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Observer
 from examples.kepler.report import Report
 from examples.kepler.research import Research
+from examples.supervising.client import Convener
 
 # The year in which Kepler published his third law.
 DEFAULT_SEED = 1619

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from examples.kepler.elo import START, after
 from examples.kepler.expressions import Tree
-from examples.kepler.task import Json
+from examples.supervising.elo import START, after
+from examples.supervising.task import Json
 
 RATED_AFTER_MATCHES = 3
 

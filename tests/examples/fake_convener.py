@@ -1,6 +1,7 @@
 """The task service in one process: enough of its HTTP contract for a supervisor, with the faults of a real network."""
 
 import json
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -29,7 +30,15 @@ class InstantTask:
 class FakeConvener:
     """Runs tasks in an order of its own choice; with `faults`, answers get lost, come twice, or are refused for now."""
 
-    def __init__(self, *, chaos_seed: int = 0, faults: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        chaos_seed: int = 0,
+        faults: float = 0.0,
+        handlers: Mapping[str, Callable[[Any], Json]] = HANDLERS,
+        make_task: Callable[[Json], Any] = InstantTask,
+    ) -> None:
+        self.handlers, self.make_task = handlers, make_task
         self.rng, self.faults = Random(chaos_seed), faults
         self.tasks: dict[str, Json] = {}
         self.judgements: dict[str, Json] = {}
@@ -104,7 +113,10 @@ class FakeConvener:
         told = [*(known for known, _ in self.reports.values()), said]
         reports = [Report(number=one["iteration"], quality=Quality(best=one["quality"])) for one in told]
         found = decide(GoalSnapshot(goal_id=goal["id"], reports=reports, usage=Usage(iterations=number)), policy)
-        self.reports[number] = said, {"decision": found.action.value, "reason": found.reason}
+        self.reports[number] = (
+            said,
+            {"decision": found.action.value, "reason": found.reason, "exploration_share": found.exploration_share},
+        )
         if found.action is Action.STOP:
             self.stop(found.reason)
         return httpx.Response(201, json=self.reports[number][1])
@@ -151,7 +163,7 @@ class FakeConvener:
         """Up to three waiting tasks, any three; with faults, a worker may die after its work and before its answer."""
         waiting = [task for task in self.tasks.values() if task["state"] == "pending"]
         for task in self.rng.sample(waiting, min(3, len(waiting))):
-            result = HANDLERS[task["agent_type"]](InstantTask(json.loads(json.dumps(task["payload"]))))
+            result = self.handlers[task["agent_type"]](self.make_task(json.loads(json.dumps(task["payload"]))))
             if self.rng.random() < self.faults:
                 self.note("task.expired", task)
             else:

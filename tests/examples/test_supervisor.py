@@ -8,12 +8,12 @@ import httpx
 import pytest
 
 from examples.kepler import __main__ as command
-from examples.kepler.client import Convener, Refused, Unreachable
-from examples.kepler.dispatch import Dispatch, Order, task_id
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import Report
 from examples.kepler.supervisor import run
+from examples.supervising.client import Convener, Refused, Unreachable
+from examples.supervising.dispatch import Dispatch, Order, task_id
 from tests.examples.fake_convener import FakeConvener
 
 LIMITS = Limits(time_limit_seconds=3600.0)

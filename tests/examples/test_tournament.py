@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.kepler.elo import START, after, expected
 from examples.kepler.tournament import Tournament
+from examples.supervising.elo import START, after, expected
 
 ratings = st.floats(0.0, 3000.0)
 

@@ -19,7 +19,7 @@ from examples.kepler.expressions import (
 )
 from examples.kepler.sampling import grow, leaf, weighted
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json, Task, batch
+from examples.supervising.task import Json, Task, batch
 
 Variation = Callable[[Random, "list[Json]", Json], Tree]
 

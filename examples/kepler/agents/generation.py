@@ -5,7 +5,7 @@ from random import Random
 from examples.kepler.expressions import size, variables
 from examples.kepler.sampling import grow
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json, Task, batch
+from examples.supervising.task import Json, Task, batch
 
 MAX_SIZE = 15
 DEEPEST = 4

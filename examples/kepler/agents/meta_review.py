@@ -7,7 +7,7 @@ from examples.kepler.data import VARIABLES, sample
 from examples.kepler.expressions import Tree, operator
 from examples.kepler.notation import formula
 from examples.kepler.sampling import OPERATORS
-from examples.kepler.task import Json, Task
+from examples.supervising.task import Json, Task
 
 # Nothing is ruled out: an operator or a variable that no good formula uses keeps this weight.
 FLOOR = 0.3

@@ -3,7 +3,7 @@
 import math
 
 from examples.kepler.behaviour import log_predictions
-from examples.kepler.task import Json, Task
+from examples.supervising.task import Json, Task
 
 # Largest difference in ln T, anywhere on the grid, between two formulas that count as one.
 SAME = 0.005

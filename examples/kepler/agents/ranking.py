@@ -4,7 +4,7 @@ import math
 
 from examples.kepler.data import sample
 from examples.kepler.fitting import log_errors, root_mean_square
-from examples.kepler.task import Json, Task
+from examples.supervising.task import Json, Task
 
 # Published periods scatter by less than this around any law; a smaller lead on a body proves nothing.
 CLOSE = 0.002

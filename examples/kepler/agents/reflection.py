@@ -7,7 +7,7 @@ from examples.kepler.expressions import Tree, operator, size, variables
 from examples.kepler.fitting import Fit, fit, log_errors
 from examples.kepler.notation import formula, text
 from examples.kepler.simplify import without_coefficient
-from examples.kepler.task import Json, Task
+from examples.supervising.task import Json, Task
 
 TOO_COMPLEX = 9
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, uuid5
 
-from examples.kepler.client import Convener
-from examples.kepler.task import Json
+from examples.supervising.client import Convener
+from examples.supervising.task import Json
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 LONGEST_WAIT_SECONDS = 10.0
+# A language model may be slow, and its limits may make a task wait.
+LONGEST_TASK_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +83,8 @@ class Dispatch:
             "goal_id": self._goal_id,
             "priority": order.priority,
             "payload": order.payload,
-            "labels": {"example": "kepler", "number": str(order.number)},
-            "timeout_seconds": 60,
+            "labels": {"number": str(order.number)},
+            "timeout_seconds": LONGEST_TASK_SECONDS,
             "retry": {"max_attempts": 5, "delays_seconds": [0.5, 1, 2]},
         }
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from examples.kepler.task import Json
+from examples.supervising.task import Json
 
 Query: TypeAlias = dict[str, str | float]
 

@@ -1,0 +1,1 @@
+"""What supervisors have in common: calls that outlive restarts of the service, tasks out and results back, ratings."""
