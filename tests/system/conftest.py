@@ -133,11 +133,11 @@ class Up:
         """The header for one of the keys in the state directory."""
         return {"Authorization": f"Bearer {(self.state / f'{name}.key').read_text().strip()}"}
 
-    async def start(self) -> None:
+    async def start(self, *arguments: str) -> None:
         """Start it and wait until the API is ready."""
         with (self.state.parent / "up.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", "app.cli", "up", *arguments], env=self._environment, stdout=log, stderr=log
             )
         for _ in range(1200):
             if await is_ready(self.url):
