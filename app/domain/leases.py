@@ -18,12 +18,15 @@ class LeasePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepSnapshot:
-    """What a sweep sees: leases past their expiry, all live leases, and how long ago the last sweep was."""
+    """What a sweep sees: leases past their expiry, all live leases, and how long ago the last sweep was.
+
+    `held_back_seconds` is for how long sweeps have taken nothing back already, None when the last one did.
+    """
 
     expired: int
     live: int
     seconds_since_last_sweep: float
-    held_back_before: bool
+    held_back_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +36,18 @@ class SweepPolicy:
     mass_share: float = 0.5
     mass_at_least: int = 4
     paused_after_seconds: float = 7.5
+    # Workers beat every 5 s: in that time everybody who lives has renewed.
+    patience_seconds: float = 5.0
 
 
 def hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
-    """Why this sweep takes nothing back, or None. One sweep is held back at most: then the leases are truly dead."""
-    if snapshot.held_back_before or snapshot.expired == 0:
+    """Why this sweep takes nothing back, or None. Not for longer than a heartbeat: then the leases are truly dead."""
+    if snapshot.expired == 0:
         return None
+    if snapshot.held_back_seconds is not None:
+        if snapshot.held_back_seconds > policy.patience_seconds:
+            return None
+        return f"workers have until their next heartbeat to renew {snapshot.expired} of {snapshot.live} leases"
     if snapshot.seconds_since_last_sweep > policy.paused_after_seconds:
         return f"no sweep ran for {snapshot.seconds_since_last_sweep:.0f} s: workers could not renew while we were away"
     if snapshot.expired >= policy.mass_at_least and snapshot.expired > policy.mass_share * snapshot.live:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,11 +27,12 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
         expired=expired,
         live=live,
         seconds_since_last_sweep=turn.seconds_since_last,
-        held_back_before=turn.held_back,
+        held_back_seconds=turn.held_back_seconds,
     )
     reason = hold_back(snapshot, SweepPolicy())
     if reason is not None:
-        return {"held_back": True, "reason": reason}
+        began = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
+        return {"held_back": True, "held_back_since": began.isoformat(), "reason": reason}
     taken = await attempts.overdue(connection, policy.deadline_grace_seconds, since) if expired else []
     for attempt in taken:
         await _take_back(connection, attempt)

@@ -10,7 +10,7 @@ from app.domain.tasks import RetryPolicy
 from app.operations import sweeping
 from app.operations.broker import Broker, LeaseCall
 from app.operations.workers import Heartbeats
-from app.store import attempts
+from app.store import attempts, duties
 from app.store import tasks as task_store
 from app.store.claims import Lease
 from app.store.database import Database
@@ -107,6 +107,41 @@ async def test_a_mass_expiry_is_held_back_once(database: Database) -> None:
     assert held["held_back"] is True
     assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'executing'") == 5
     assert (await _sweep(database, held_back=True))["taken_back"] == 5
+
+
+async def test_who_beats_while_most_are_held_back_keeps_its_lease(database: Database, heartbeats: Heartbeats) -> None:
+    """The sweep comes every second, a heartbeat every five."""
+    pool = [await holding(database) for _ in range(5)]
+    await _expire(database)
+    assert (await _take_turn(database))["held_back"] is True
+    await _pass(database, 2)
+    assert (await _take_turn(database))["held_back"] is True
+    worker, lease = pool[0]
+    await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
+    await _pass(database, 4)
+    assert (await _take_turn(database))["taken_back"] == 4
+    assert await value(database, "SELECT worker_id FROM tasks WHERE state = 'executing'") == worker
+
+
+async def _take_turn(database: Database) -> dict[str, Any]:
+    """A turn of the duty, as the loops take it."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "sweep leases")
+        mine = await duties.claim(connection, "sweep leases", 0)
+        assert mine is not None
+        result = await sweeping.sweep(connection, _POLICY, mine)
+        await duties.done(connection, "sweep leases", result, held_back=bool(result.get("held_back")))
+    return result
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by for the loops."""
+    await execute(
+        database,
+        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
+               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
+        seconds,
+    )
 
 
 async def test_what_expired_while_the_service_was_away_is_held_back(database: Database) -> None:

@@ -59,12 +59,13 @@ class SweepLeases:
     def judge(self, model: Model, observed: object) -> None:
         overdue = list(model.overdue())
         live = sum(task.state in LEASED for task in model.tasks.values())
-        snapshot = SweepSnapshot(
-            expired=len(overdue), live=live, seconds_since_last_sweep=1.0, held_back_before=self.held_back_before
-        )
+        held = 600.0 if self.held_back_before else None
+        snapshot = SweepSnapshot(expired=len(overdue), live=live, seconds_since_last_sweep=1.0, held_back_seconds=held)
         reason = hold_back(snapshot, SweepPolicy())
         if reason is not None:
-            assert observed == {"held_back": True, "reason": reason}, f"should be held back, not {observed}"
+            assert isinstance(observed, dict)
+            told = {name: part for name, part in observed.items() if name != "held_back_since"}
+            assert told == {"held_back": True, "reason": reason}, f"should be held back, not {observed}"
             return
         assert observed == {"live": live, "taken_back": len(overdue)}, f"{len(overdue)} are overdue, and {observed}"
         for task in overdue:
