@@ -1,5 +1,6 @@
 """Research goals: what may become of them, and whether one goes on after an iteration."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -14,6 +15,8 @@ from app.domain.stopping import Iteration, Rule, StoppingPolicy
 
 # What an iteration that brought something gets more than the one before it; one that did not gets no more.
 _GROWTH = 1.25
+# Tasks that take less than a hundredth of the time between two looks are too quick to matter to a budget.
+_MOST_A_LOOK = 100
 
 
 class GoalState(StrEnum):
@@ -184,28 +187,58 @@ def decide(goal: GoalSnapshot, policy: GoalPolicy) -> GoalDecision:
     )
 
 
+class Measure(StrEnum):
+    """What has to happen to a goal between its reports, so that it stays within its limits."""
+
+    LEAVE = "leave"
+    METER = "meter"
+    HOLD = "hold"
+    STOP = "stop"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """What has to happen to a goal between its reports: it stops, or its tasks wait; None where neither."""
+    """A measure and why; `room` is for how many more tasks where they are metered."""
 
-    action: Hold | None
+    measure: Measure
     reason: str = ""
+    room: int = 0
 
 
-def enforce(usage: Usage, limits: Limits) -> Enforcement:
-    """Hold the hard limits without the client's help: what is used up stops, and what is committed leases no more."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rush:
+    """How fast a goal could use up its budget until somebody looks again."""
+
+    workers: int
+    seconds: float = 1.0
+
+    def leases(self, mean_seconds: float) -> int:
+        """As many as all workers could take: one each, and another whenever one of mean length ends."""
+        return self.workers * (1 + math.ceil(self.seconds / max(mean_seconds, self.seconds / _MOST_A_LOOK)))
+
+
+def enforce(usage: Usage, limits: Limits, rush: Rush, *, is_metered: bool = False) -> Enforcement:
+    """Hold the hard limits without the client's help.
+
+    What is used up stops. What is committed leases no more. Where all workers at once could overrun the budget until
+    the next look, only so many tasks are let through as there is room for; from twice as much room on, all again.
+    """
     really = replace(usage, iterations=0, compute=replace(usage.compute, running=0))
     reason = budgets.exhausted(replace(limits, money=None), really)
     if reason:
-        return Enforcement(action=Hold.STOPPED, reason=reason)
+        return Enforcement(measure=Measure.STOP, reason=reason)
     left = budgets.room(limits, usage.compute)
-    if left is None or left >= 1:
-        return Enforcement(action=None)
+    enough = rush.leases(usage.compute.mean_seconds) * (2 if is_metered else 1)
+    if left is None or left >= max(1, enough):
+        return Enforcement(measure=Measure.LEAVE)
+    if left >= 1:
+        words = f"the compute budget of {limits.compute_seconds:g} s has room for {left} more tasks"
+        return Enforcement(measure=Measure.METER, reason=words, room=left)
     words = (
         f"the compute budget of {limits.compute_seconds:g} s has no room for one more task of "
         f"{usage.compute.mean_seconds:.3g} s: {usage.compute.committed_seconds:.4g} s are spent or committed"
     )
-    return Enforcement(action=Hold.BUDGET if usage.compute.running else Hold.STOPPED, reason=words)
+    return Enforcement(measure=Measure.HOLD if usage.compute.running else Measure.STOP, reason=words)
 
 
 def pace_of(reports: Sequence[Report]) -> Pace:

@@ -6,12 +6,14 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import goals as rules
+from app.domain.budgets import Compute
 from app.domain.config import Iterations
-from app.domain.goals import GoalMove, GoalState, Hold
+from app.domain.goals import GoalMove, GoalState, Hold, Measure, Rush
 from app.operations import goals as operations
 from app.store import cancelling, compute, goals, holds, status
 from app.store.database import Database, now
-from app.store.holds import Held
+from app.store.goals import Goal
+from app.store.holds import Held, Meter
 from app.store.selection import Selection
 
 LOOK_FOR_STRAYS = "look for strays of held goals"
@@ -36,17 +38,46 @@ async def fold(connection: AsyncConnection) -> dict[str, Any]:
 async def enforce(connection: AsyncConnection) -> dict[str, Any]:
     """Stop goals whose time or compute is used up, and lease no more of those whose budget is committed."""
     limited, moment = await goals.limited(connection), await now(connection)
-    spent = await compute.of_goals(connection, [goal.id for goal in limited])
-    stopped, held = [], []
+    if not limited:
+        return {"stopped": [], "held": [], "let_through": 0}
+    ids, rush = [goal.id for goal in limited], Rush(workers=await _workers(connection))
+    spent, meters = await compute.of_goals(connection, ids), await holds.metered(connection, ids)
+    stopped, held, let = [], [], 0
     for goal in limited:
-        used = operations.usage(goal, spent[goal.id], moment)
+        used, meter = operations.usage(goal, spent[goal.id], moment), meters.get(goal.id)
         # The bounds on iterations, which the configuration may set, are for reports.
-        due = rules.enforce(used, rules.policy_of(goal.terms, Iterations()).limits)
-        if due.action is Hold.STOPPED:
+        limits = rules.policy_of(goal.terms, Iterations()).limits
+        due = rules.enforce(used, limits, rush, is_metered=meter is not None)
+        if due.measure is Measure.STOP:
             stopped += await _stop(connection, goal.id, due.reason)
-        elif due.action is Hold.BUDGET and goal.hold is None:
+        elif due.measure is Measure.HOLD and goal.hold is None:
             held += await _hold(connection, goal.id, due.reason)
-    return {"stopped": stopped, "held": held}
+        elif due.measure is Measure.METER:
+            let += await _meter(connection, goal, meter, due.room, used.compute)
+        elif due.measure is Measure.LEAVE and (meter is not None or goal.hold is Hold.BUDGET):
+            await _leave(connection, goal.id)
+    return {"stopped": stopped, "held": held, "let_through": let}
+
+
+async def _workers(connection: AsyncConnection) -> int:
+    return sum((await status.workers_by_state(connection)).values())
+
+
+async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, used: Compute) -> int:
+    """Let through what there is room for and was not let through before; what has just begun counts by then."""
+    if goal.state is not GoalState.RUNNING or await goals.lock(connection, goal.id) is None:
+        return 0
+    attempts = used.attempts + used.running
+    if meter is None:
+        await holds.meter(connection, goal.id, attempts)
+        return 0
+    count = room - max(0, meter.allowed - attempts)
+    return await holds.let_through(connection, goal.id, count) if meter.is_ready and count > 0 else 0
+
+
+async def _leave(connection: AsyncConnection, goal_id: str) -> None:
+    if await goals.lock(connection, goal_id) is not None:
+        await holds.open_up(connection, goal_id, Hold.BUDGET)
 
 
 async def _stop(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:

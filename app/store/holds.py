@@ -3,7 +3,8 @@
 From the commit of a hold on no claim leases a task of its goal: each claim passes over the tasks of closed goals.
 Passing over many would cost every claim, so the tasks are then taken out of the index that claims read, in batches,
 by `run_at` infinity; and brought back in batches, in their old order and at their old distances, when the goal goes on.
-Submits to a held goal put their tasks there at once.
+Submits to a held goal put their tasks there at once. Near the end of its budget a goal is metered: its tasks are held,
+and let through as there is room for them.
 
 Lock order: goals, holds, tasks by id.
 """
@@ -41,17 +42,42 @@ class Gate:
     stopped: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """How many attempts a metered goal was allowed in all; ready once its tasks are out of the way."""
+
+    is_ready: bool
+    allowed: int
+
+
 # For the claim: the goals whose tasks it has to pass over. Computed once a statement.
 CLOSED = "SELECT h.goal_id FROM holds h WHERE h.is_closed"
 
 _CLOSE = text("""
 INSERT INTO holds AS known (goal_id, reason) VALUES (:goal_id, :reason)
 ON CONFLICT (goal_id) DO UPDATE
-SET reason = excluded.reason, is_closed = true, is_swept = false, swept_seq = 0, shifts = NULL, since = now()
+SET reason = excluded.reason, is_closed = true, is_metered = false, is_swept = false, swept_seq = 0, shifts = NULL,
+    since = now()
 WHERE NOT known.is_closed OR known.reason <> excluded.reason
 """)
 
-_OPEN = text("UPDATE holds SET is_closed = false WHERE goal_id = :goal_id AND reason = :reason")
+_OPEN = text("""
+UPDATE holds SET is_closed = false, is_metered = false, shifts = NULL WHERE goal_id = :goal_id AND reason = :reason
+""")
+
+# Until its tasks are out of the way it is closed; then they pass as they are let.
+_METER = text("""
+INSERT INTO holds AS known (goal_id, reason, is_metered, base) VALUES (:goal_id, 'budget', true, :base)
+ON CONFLICT (goal_id) DO UPDATE
+SET is_metered = true, is_closed = NOT known.is_swept, released = 0, base = excluded.base
+WHERE known.reason = 'budget'
+""")
+
+_METERED = text("""
+SELECT goal_id, is_closed, released, base FROM holds WHERE is_metered AND goal_id = ANY (CAST(:goal_ids AS text[]))
+""")
+
+_LET = text("UPDATE holds SET released = released + :count WHERE goal_id = :goal_id")
 
 _GATE = text("""
 WITH held AS MATERIALIZED (
@@ -65,8 +91,9 @@ FROM unnest(CAST(:goal_ids AS text[])) AS asked (id) LEFT JOIN goals g ON g.id =
 # to which somebody submits all the time.
 _NEXT = text("""
 SELECT goal_id, reason, is_closed, is_swept, swept_seq, shifts IS NOT NULL AS has_shifts FROM holds
-WHERE goal_id = (SELECT goal_id FROM holds WHERE NOT is_closed OR NOT is_swept ORDER BY since LIMIT 1)
-  AND (NOT is_closed OR NOT is_swept)
+WHERE goal_id = (
+    SELECT goal_id FROM holds WHERE NOT (is_closed OR is_metered) OR NOT is_swept ORDER BY since LIMIT 1
+) AND (NOT (is_closed OR is_metered) OR NOT is_swept)
 FOR UPDATE
 """)
 
@@ -81,7 +108,10 @@ WITH ours AS (
 UPDATE tasks t SET due_at = t.run_at, run_at = 'infinity' FROM ours WHERE t.id = ours.id
 """)
 
-_SWEPT = text("UPDATE holds SET swept_seq = :seq, is_swept = :done WHERE goal_id = :goal_id")
+_SWEPT = text("""
+UPDATE holds SET swept_seq = :seq, is_swept = :done, is_closed = is_closed AND NOT (is_metered AND :done)
+WHERE goal_id = :goal_id
+""")
 
 _STRAYS = text("""
 SELECT t.id, t.goal_id, h.reason
@@ -196,12 +226,39 @@ async def bring_back(connection: AsyncConnection, held: Held, limit: int) -> int
     """Let the next tasks of a goal run that is open again; the hold ends with the last. Returns how many."""
     if not held.has_shifts:
         await connection.execute(_SHIFT, {"goal_id": held.goal_id})
-    rows = (await connection.execute(_BACK, {"goal_id": held.goal_id, "limit": limit})).mappings().all()
-    announcements.note_work(connection, lanes.lowest(row for row in rows if row["agent_type"]))
-    found = int(rows[0]["found"])
+    found = await _back(connection, held.goal_id, limit)
     if found < limit:
         await connection.execute(_END, {"goal_id": held.goal_id})
     return found
+
+
+async def meter(connection: AsyncConnection, goal_id: str, attempts: int) -> None:
+    """Let the tasks of the goal through only as they are allowed to, from now on, after so many attempts.
+
+    The caller holds the lock of the goal. A pause or stop stays what it is.
+    """
+    await connection.execute(_METER, {"goal_id": goal_id, "base": attempts})
+    announcements.note(connection, announcements.GOALS)
+
+
+async def metered(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, Meter]:
+    """Those of the goals that are metered."""
+    rows = (await connection.execute(_METERED, {"goal_ids": list(goal_ids)})).mappings()
+    return {row["goal_id"]: Meter(is_ready=not row["is_closed"], allowed=row["released"] + row["base"]) for row in rows}
+
+
+async def let_through(connection: AsyncConnection, goal_id: str, count: int) -> int:
+    """Let up to so many of the tasks of a metered goal run, those whose turn it is; returns how many there were."""
+    await connection.execute(_SHIFT, {"goal_id": goal_id})
+    found = await _back(connection, goal_id, count)
+    await connection.execute(_LET, {"goal_id": goal_id, "count": found})
+    return found
+
+
+async def _back(connection: AsyncConnection, goal_id: str, limit: int) -> int:
+    rows = (await connection.execute(_BACK, {"goal_id": goal_id, "limit": limit})).mappings().all()
+    announcements.note_work(connection, lanes.lowest(row for row in rows if row["agent_type"]))
+    return int(rows[0]["found"])
 
 
 async def live(connection: AsyncConnection, held: Held, limit: int) -> list[UUID]:

@@ -1,8 +1,8 @@
 """Tasks of a goal that is paused, out of budget or stopped: never leased, out of the way, and back in their order."""
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -72,10 +72,13 @@ async def look_for_strays(database: Database) -> None:
         await holding.look_for_strays(connection)
 
 
-async def enforce(database: Database) -> dict[str, Sequence[str]]:
+async def enforce(database: Database) -> dict[str, Any]:
+    """What has happened to goals, by now and with nothing left to do."""
     async with database.transaction() as connection:
         await holding.fold(connection)
-        return await holding.enforce(connection)
+        done = await holding.enforce(connection)
+    await holding.work_off(database)
+    return {what: goals for what, goals in done.items() if goals}
 
 
 async def test_from_the_commit_on_nothing_is_leased_though_nothing_was_swept_yet(database: Database) -> None:
@@ -270,9 +273,9 @@ async def test_time_that_is_up_stops_a_goal_without_its_client(database: Databas
     await created(database, time_limit_seconds=60)
     await created(database, "other", time_limit_seconds=6000)
     await submitted(database)
-    assert await enforce(database) == {"stopped": [], "held": []}
+    assert await enforce(database) == {}
     await execute(database, "UPDATE goals SET started_at = now() - interval '61 s'")
-    assert await enforce(database) == {"stopped": ["goal"], "held": []}
+    assert await enforce(database) == {"stopped": ["goal"]}
     assert await asked(database) is None
     assert (await value(database, "SELECT reason FROM goals WHERE id = 'goal'")).startswith("the limit of 60 s of time")
 
@@ -290,27 +293,64 @@ async def test_two_completions_at_once_use_up_a_budget(database: Database, desk:
     await created(database, compute_budget_seconds=30)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 2)
-    assert await enforce(database) == {"stopped": ["goal"], "held": []}
+    assert await enforce(database) == {"stopped": ["goal"]}
     assert await asked(database) is None
     await holding.work_off(database)
     assert await phases(database) == {}
 
 
 async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database, desk: LeaseDesk) -> None:
+    """Two of 15 s fit into 40; then there is no room for a third."""
     await created(database, compute_budget_seconds=40)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 1)
-    assert await enforce(database) == {"stopped": [], "held": []}
+    assert await enforce(database) == {}
+    assert await enforce(database) == {"let_through": 1}
     await leased(database, await ready_worker(database))
-    assert await enforce(database) == {"stopped": [], "held": ["goal"]}
+    assert await enforce(database) == {"held": ["goal"]}
     assert await asked(database) is None
-    await holding.work_off(database)
     assert await phases(database) == {"executing": 1, "held": 3}
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Terms(compute_budget_seconds=400))
     await holding.work_off(database)
     assert await phases(database) == {"executing": 1, "pending": 3}
-    assert await enforce(database) == {"stopped": [], "held": []}
+    assert await enforce(database) == {}
+
+
+async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseDesk) -> None:
+    """20 workers wait, and what is left is enough for four of the tasks: four are leased, whoever hurries."""
+    await created(database, compute_budget_seconds=80)
+    ids = await submitted(database, 30)
+    await _run_for(database, desk, 15, 1)
+    crowd = [await ready_worker(database) for _ in range(20)]
+    await enforce(database)
+    assert await phases(database) == {"held": 29}
+    assert await enforce(database) == {"let_through": 4}
+    assert await enforce(database) == {}, "the same room is not given twice"
+    assert await ready(database) == ids[1:5]
+    asks = [Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
+    found = [claim.lease for claim in await hot.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
+    assert sum(lease is not None for lease in found) == 4
+    assert await enforce(database) == {"held": ["goal"]}
+    await execute(database, "UPDATE tasks SET leased_at = now() - interval '10 s' WHERE worker_id IS NOT NULL")
+    done = [completion(worker, lease) for worker, lease in zip(crowd, found, strict=True) if lease is not None]
+    await asyncio.gather(*(desk.complete(call) for call in done))
+    assert await enforce(database) == {}, "they took less than was expected, so it is metered again"
+    assert await enforce(database) == {"let_through": 2}
+    assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") < 80
+
+
+async def test_plenty_of_room_ends_the_metering(database: Database, desk: LeaseDesk) -> None:
+    await created(database, compute_budget_seconds=80)
+    await submitted(database, 5)
+    await _run_for(database, desk, 15, 3)
+    await enforce(database)
+    assert await phases(database) == {"held": 2}
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=800))
+    assert await enforce(database) == {}
+    assert await phases(database) == {"pending": 2}
+    assert await value(database, "SELECT count(*) FROM holds") == 0
 
 
 async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) -> None:
@@ -348,7 +388,7 @@ async def test_two_replicas_fold_and_enforce_once(database: Database, replica: D
     async with database.transaction() as connection:
         await holding.fold(connection)
     found = await asyncio.gather(enforce(database), enforce(replica), return_exceptions=True)
-    stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome["stopped"]]
+    stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome.get("stopped", [])]
     assert stopped == ["goal"]
     assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") == pytest.approx(30, abs=3)
 

@@ -94,6 +94,15 @@ holds = Table(
     Column("is_swept", Boolean, nullable=False, server_default=text("false"), comment="its tasks are out of the way"),
     Column("swept_seq", BigInteger, nullable=False, server_default="0", comment="its tasks up to here are"),
     Column("shifts", JSONB, comment="lane -> by how much its tags move when its tasks come back"),
+    Column(
+        "is_metered",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="only so many of its tasks are let through as its budget has room for",
+    ),
+    Column("released", BigInteger, nullable=False, server_default="0", comment="tasks let through since it is metered"),
+    Column("base", BigInteger, nullable=False, server_default="0", comment="attempts that there were before"),
     moment("since", nullable=False, server_default=func.now()),
     one_of("reason", Hold),
 )
