@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-permits clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -76,6 +76,9 @@ bench-decisions: $(READY)
 
 bench-heartbeats: $(READY)
 	@$(BIN)/python -m benchmarks.heartbeats
+
+bench-permits: $(READY)
+	@$(BIN)/python -m benchmarks.permits
 
 # The lock holds versions and hashes, no addresses.
 COMPILE_ALONE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

@@ -3,6 +3,8 @@
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from app.domain.agents import AgentType
 from app.domain.permit_room import Room
@@ -30,23 +32,24 @@ def decide(snapshot: PermitSnapshot, asks: Sequence[Ask], policy: PermitPolicy, 
     """
     present, absent = _matched(snapshot, asks)
     room, clock = Room(snapshot, policy, pressure), _Clock(snapshot, asks, policy)
-    here = {ask.id for ask in asks}
     answers: dict[AskId, Granted | Denied] = {}
+    unanswered = {ask.id for ask in asks}
     waiting = []
-    for claim in _in_order([*present, *absent], snapshot, policy, clock):
-        if room.refusal(claim.ask) is not None:
+    for claim in _in_order([*present, *absent], unanswered, snapshot, policy, clock):
+        is_here = claim.ask.id in unanswered
+        if room.refusal(claim.ask) is not None or not (is_here or room.keeps_for(claim)):
             waiting.append(claim)
-        elif claim.ask.id in here:
+        elif is_here:
             answers[claim.ask.id] = room.grant(claim.ask)
             clock.grant(claim.ask)
-        elif room.keeps_for(claim):
+        else:
             room.take(claim.ask)
             clock.reserve(claim.ask)
-        else:
-            waiting.append(claim)
-    for claim in _in_order(waiting, snapshot, policy, clock):
+    unanswered -= answers.keys()
+    for claim in _in_order(waiting, unanswered, snapshot, policy, clock):
         refusal = room.queue(claim.ask)
-        if claim.ask.id in here and refusal is not None:
+        clock.reserve(claim.ask)
+        if claim.ask.id in unanswered and refusal is not None:
             reason, retry_after = refusal
             answers[claim.ask.id] = Denied(ask=claim.ask, reason=reason, retry_after=retry_after, since=claim.since)
     left = {claim.ask.id for claim in absent}
@@ -110,23 +113,35 @@ class _Clock:
         return (ask.tokens or self._usual) / self._usual / max(self._weights[ask.agent_type], 1e-9)
 
 
-def _in_order(
-    claims: Collection[Claim], snapshot: PermitSnapshot, policy: PermitPolicy, clock: _Clock
-) -> Iterator[Claim]:
-    """Who is looked at next; that changes while agent types use up their shares."""
+class _Place(NamedTuple):
+    """Within an agent type the least goes first."""
 
+    urgency: int
+    since: datetime
+    number: int
+    claim: Claim
+
+
+def _in_order(
+    claims: Sequence[Claim], sought: Collection[AskId], snapshot: PermitSnapshot, policy: PermitPolicy, clock: _Clock
+) -> Iterator[Claim]:
+    """Who is looked at next, up to the last of those sought; it changes while agent types use up their shares."""
     # Nobody gets above the most urgent of those who wait: where all are equal, long waits change nothing between types.
     highest = max((claim.ask.priority for claim in claims), default=Priority.LOW)
-
-    def urgency(claim: Claim) -> int:
-        waited = (snapshot.now - claim.since).total_seconds()
-        return min(claim.ask.priority + max(0, int(waited / policy.ageing)), highest)
-
-    lines: dict[AgentType, deque[Claim]] = defaultdict(deque)
-    for claim in sorted(claims, key=lambda claim: (-urgency(claim), claim.since)):
-        lines[claim.ask.agent_type].append(claim)
-    while lines:
-        agent = min(lines, key=lambda agent: (-urgency(lines[agent][0]), clock.finish(agent), lines[agent][0].since))
-        yield lines[agent].popleft()
+    ageing, left = timedelta(seconds=policy.ageing), len(sought)
+    places = (
+        _Place(
+            -min(claim.ask.priority + max(0, (snapshot.now - claim.since) // ageing), highest), claim.since, n, claim
+        )
+        for n, claim in enumerate(claims)
+    )
+    lines: dict[AgentType, deque[_Place]] = defaultdict(deque)
+    for place in sorted(places):
+        lines[place.claim.ask.agent_type].append(place)
+    while lines and left:
+        agent = min(lines, key=lambda agent: (lines[agent][0].urgency, clock.finish(agent), lines[agent][0].since))
+        claim = lines[agent].popleft().claim
         if not lines[agent]:
             del lines[agent]
+        left -= claim.ask.id in sought
+        yield claim

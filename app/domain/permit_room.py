@@ -23,15 +23,13 @@ class Room:
         self._in_use = Counter({name: usage.permits for name, usage in snapshot.usage.items()})
         self._probes = Counter({name: usage.probes for name, usage in snapshot.usage.items()})
         self._ahead: Counter[str] = Counter()
-        self._meters = {name: meters(model, snapshot.now) for name, model in snapshot.models.items()}
+        models = snapshot.models.items()
+        self._limits = {name: model.pressure.allowed(ceiling(model, snapshot.most)) for name, model in models}
+        self._states = {name: model.breaker.state(snapshot.now) for name, model in models}
+        self._meters = {name: meters(model, snapshot.now) for name, model in models}
         # What is written down: charged for permits only.
         self.paid = {name: dict(kinds) for name, kinds in self._meters.items()}
         self._granted: Counter[str] = Counter()
-
-    def limit(self, model: str) -> int:
-        """Calls at once that a model may have now."""
-        known = self._snapshot.models[model]
-        return known.pressure.allowed(ceiling(known, self._snapshot.most))
 
     def refusal(self, ask: Ask) -> Refusal | None:
         """Why there is no room for this; None: there is."""
@@ -52,7 +50,7 @@ class Room:
         self._granted[ask.model] += 1
         self.paid[ask.model] = _charged(self.paid[ask.model], ask, self._snapshot.now)
         in_use = self._snapshot.usage.get(ask.model, Usage()).permits + self._granted[ask.model]
-        return Granted(ask=ask, is_probe=is_probe, limit=self.limit(ask.model), in_use=in_use)
+        return Granted(ask=ask, is_probe=is_probe, limit=self._limits[ask.model], in_use=in_use)
 
     def keeps_for(self, claim: Claim) -> bool:
         """Whether room is kept for somebody who is not here."""
@@ -71,11 +69,11 @@ class Room:
 
     def is_probe(self, model: str) -> bool:
         """Whether a call of this model now would be the one that tries it."""
-        return self._snapshot.models[model].breaker.state(self._snapshot.now) is BreakerState.HALF_OPEN
+        return self._states[model] is BreakerState.HALF_OPEN
 
     def _closed(self, ask: Ask) -> Refusal | None:
         model, now = self._snapshot.models[ask.model], self._snapshot.now
-        if model.breaker.state(now) is BreakerState.OPEN:
+        if self._states[ask.model] is BreakerState.OPEN:
             return Refused.BREAKER_OPEN, timedelta(seconds=model.breaker.open_for(now))
         if seconds := model.pressure.cooldown_seconds(now):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
@@ -84,7 +82,7 @@ class Room:
         return None
 
     def _crowded(self, ask: Ask) -> Refusal | None:
-        limit = self.limit(ask.model)
+        limit = self._limits[ask.model]
         if self._free > 0 and self._in_use[ask.model] < limit:
             return None
         latency = self._snapshot.models[ask.model].pressure.latency(self._pressure)

@@ -211,7 +211,7 @@ def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
         ceiling = min(6, most, limits.max_concurrency or most)
         assert not new or in_use.get(one.name, 0) + new <= ceiling
         if open_for is not None:
-            assert new <= (open_for <= 0)
+            assert new <= (timedelta(seconds=open_for) <= timedelta())
     assert all(answer.retry_after > timedelta() for answer in denied(plan))
     again = decided(replace(seen, claims=[]), *asks)
     if not others or late > 1:
