@@ -68,6 +68,7 @@ class AlertPage(BaseModel):
 
     items: list[AlertOut]
     next: int | None
+    looked_at: Moment | None = Field(description="when the loops last looked; null: never, so no alert means nothing")
 
 
 class AcknowledgeIn(Body):
@@ -94,12 +95,13 @@ async def page(
     """What is wrong now, newest first; with `state=resolved` what was. Cheap enough to be asked every second.
 
     An alert opens when its symptom has lasted, and is resolved by itself when it has been away for a while; of each
-    rule and subject one stands at most.
+    rule and subject one stands at most. Opening, getting worse and the end are events too (`alert.opened`, ...).
     """
     wanted = Wanted(states=state or STANDING, rule=rule, severity=Severity[severity.upper()] if severity else None)
     found = await store.page(connection, wanted, before=after, limit=limit + 1)
     following = found[limit - 1].id if len(found) > limit else None
-    return AlertPage(items=[_shown(alert) for alert in found[:limit]], next=following)
+    items, looked_at = [_shown(alert) for alert in found[:limit]], await operations.looked_at(connection)
+    return AlertPage(items=items, next=following, looked_at=looked_at)
 
 
 @router.get(

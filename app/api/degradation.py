@@ -50,6 +50,7 @@ class DegradationOut(BaseModel):
     hold: HoldOut | None = Field(description="null: it moves by itself")
     advice: AdviceOut | None
     suspended_agents: list[AgentType] = Field(description="those that have the least share")
+    looked_at: Moment | None = Field(description="when the loops last looked at the resources; null: never")
     strain: dict[str, Any] = Field(description="what was seen at the last look; null: not measured")
     reduced_capacity: ReducedOut
 
@@ -132,6 +133,7 @@ async def _shown(connection: AsyncConnection, standing: Standing) -> Degradation
         hold=HoldOut(until=ladder.hold.until, by=ladder.hold.by) if ladder.hold else None,
         advice=AdviceOut(**told) if told else None,
         suspended_agents=sorted(rules.suspended(step)),
+        looked_at=ladder.looked_at,
         strain=dict(standing.strain),
         reduced_capacity=ReducedOut(
             is_reduced=recovery.is_reduced, reason=recovery.reason or None, lost_share=recovery.lost_share

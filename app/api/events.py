@@ -23,6 +23,7 @@ from app.domain.degradation import SystemMove
 from app.domain.errors import ConvenerError, DatabaseUnavailable
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
+from app.domain.webhooks import Kind as AlertKind
 from app.store import events
 from app.store.events import BEGINNING, Cursor, Event
 
@@ -56,7 +57,7 @@ After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
-Kinds = Annotated[list[Move | GoalMove | SystemMove] | None, Query(description="only of these kinds")]
+Kinds = Annotated[list[Move | GoalMove | SystemMove | AlertKind] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {

@@ -10,6 +10,7 @@ from app.api.services import Services
 from app.domain.degradation import SystemMove
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
+from app.domain.webhooks import Kind as AlertKind
 from app.store import announcements, events
 from app.store.events import Cursor, Event
 
@@ -23,7 +24,7 @@ class Wanted:
     """Which events are wanted; without a goal or kinds, all of them."""
 
     goal_id: str | None = None
-    kinds: Collection[Move | GoalMove | SystemMove] = ()
+    kinds: Collection[Move | GoalMove | SystemMove | AlertKind] = ()
 
     def among(self, found: Sequence[Event]) -> list[Event]:
         """Those of the events that are wanted."""

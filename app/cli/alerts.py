@@ -1,5 +1,6 @@
 """`convener alerts`: what is wrong, since when, what to do, and who knows of it."""
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from app.domain.alerts import AlertState
 from app.domain.symptoms import Rule
 
 app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
+# The duty looks every 5 s.
+_LATE_SECONDS = 30.0
 _SEVERITIES = {"critical": "red", "warning": "yellow"}
 AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
 
@@ -39,15 +42,16 @@ def ls(
     with connect(url) as client:
         most, of_rule = None if everything else limit, rule.value if rule else None
         items, following = client.pages("/alerts", most, state=states, rule=of_rule, severity=severity)
-        now = client.now
+        looked_at, now = client.get("/alerts", limit=1)["looked_at"], client.now
     if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
+        output.write_json({"items": items, "next": following, "looked_at": looked_at})
         return
     table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
     for item in items:
         opened = output.cell(output.age(item["opened_at"], now))
         table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _what(item))
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
+    _doubt(looked_at, now)
     if following:
         output.errors().print("[dim]there are more: --all, or --limit[/]")
 
@@ -69,6 +73,14 @@ def ack(
     """Say that you know. The alert stays until its symptom is gone."""
     with connect(url) as client:
         _tell(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
+
+
+def _doubt(looked_at: str | None, now: datetime) -> None:
+    """Say so when nobody looks, because then no alert means nothing."""
+    ago = None if looked_at is None else (now - datetime.fromisoformat(looked_at)).total_seconds()
+    if ago is None or ago > _LATE_SECONDS:
+        when = "never looked" if ago is None else f"not looked for {output.duration(ago)}"
+        output.errors().print(f"[yellow]the background loops have {when}: `convener loops` runs them[/]")
 
 
 def _tell(alert: Json, fmt: Format) -> None:

@@ -13,8 +13,13 @@ from app.cli.client import PAGE, Client, Json, Refusal, Unreachable, Url, connec
 from app.cli.failures import Failure
 from app.cli.output import Format, Output
 from app.cli.words import Goal
+from app.domain.degradation import SystemMove
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
+from app.domain.webhooks import Kind
+
+# Of goals, of the system as a whole, and of alerts.
+_OTHERS = (*GoalMove, *SystemMove, *Kind)
 
 EPILOG = output.examples(
     "convener events --goal kepler --kind completed --kind failed",
@@ -29,8 +34,8 @@ _FEW = 50
 def _kind(values: list[str] | None) -> list[str]:
     kinds = [value if "." in value else f"task.{value}" for value in values or ()]
     for kind in kinds:
-        if kind not in {*Move, *GoalMove}:
-            known = ", ".join([*(move.removeprefix("task.") for move in Move), *GoalMove])
+        if kind not in {*Move, *_OTHERS}:
+            known = ", ".join([*(move.removeprefix("task.") for move in Move), *_OTHERS])
             raise typer.BadParameter(f"{kind} is no kind of event; known are {known}")
     return kinds
 

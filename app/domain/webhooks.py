@@ -21,7 +21,7 @@ _LEAST_SECRET = 16
 
 
 class Kind(StrEnum):
-    """What is told of an alert."""
+    """What is told of an alert; the value is also the kind of event that tells of it."""
 
     OPENED = "alert.opened"
     WORSENED = "alert.worsened"

@@ -14,7 +14,7 @@ from app.domain.observations import Depth
 from app.domain.symptoms import SymptomPolicy
 from app.domain.webhooks import Kind
 from app.operations import audit, observations, webhooks
-from app.store import alerts, status
+from app.store import alerts, events, status
 from app.store.alerts import Alert
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ async def watch(
     memory = await _memory(connection)
     seen = await observations.look(connection, capacity, symptom_policy, _depths(memory))
     symptoms, unknown = examine(seen, symptom_policy)
-    looked_at = memory.get("looked_at")
+    before = memory.get("looked_at")
     snapshot = AlertSnapshot(
         symptoms=symptoms,
         unknown=unknown,
         spells=spells_of(memory.get("spells", ())),
         standing=await alerts.standing(connection),
-        looked_at=datetime.fromisoformat(looked_at) if looked_at else None,
+        looked_at=datetime.fromisoformat(before) if before else None,
     )
     decided = plan(snapshot, policy, seen.queue.at)
     return {
@@ -85,10 +85,22 @@ async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: 
     for kind, changed in ((Kind.OPENED, opened), (Kind.WORSENED, worse), (Kind.RESOLVED, resolved)):
         for alert in (each for each in changed if each is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
+            await events.announce(connection, kind.value, _told(alert))
             if tells:
                 await webhooks.tell(connection, kind, alert)
     done = {"opened": opened, "updated": updated, "resolved": resolved}
     return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
+
+
+def _told(alert: Alert) -> dict[str, Any]:
+    matter = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
+    return {**matter, "severity": alert.severity.name.lower(), "summary": alert.summary}
+
+
+async def looked_at(connection: AsyncConnection) -> datetime | None:
+    """When somebody last looked whether anything is wrong; None when nobody ever has."""
+    moment = (await _memory(connection)).get("looked_at")
+    return datetime.fromisoformat(moment) if moment else None
 
 
 async def _memory(connection: AsyncConnection) -> dict[str, Any]:

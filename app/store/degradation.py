@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.degradation import Decision, Hold, Ladder, Move, Step, SystemMove
-from app.store import announcements
+from app.store import announcements, events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,6 @@ INSERT INTO degradation_moves (at, move, before, after, reason, by, until)
 VALUES (now(), :move, :before, :after, :reason, :by, :until)
 """)
 
-_ANNOUNCE = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
-
 _PAGE = text("""
 SELECT id, at, move, before, after, reason, by, until FROM degradation_moves
 WHERE id < :before ORDER BY id DESC LIMIT :limit
@@ -96,14 +94,13 @@ async def write(
     values |= {"step": ladder.step.value, "strain": None if strain is None else json.dumps(strain)}
     await connection.execute(_WRITE, values)
     if decision.move is not None:
-        announcements.note(connection, announcements.WEIGHTS, announcements.EVENTS)
+        announcements.note(connection, announcements.WEIGHTS)
         steps = {"before": before.step.value, "after": ladder.step.value}
         told = {"reason": ladder.reason, "by": by, "until": ladder.expires_at}
         await connection.execute(_TELL, {"move": decision.move.value, **steps, **told})
         until = ladder.expires_at.isoformat() if ladder.expires_at else None
         detail = {"move": decision.move.value, **steps, "reason": ladder.reason, "until": until}
-        values = {"kind": SystemMove.DEGRADATION.value, "detail": json.dumps(detail)}
-        await connection.execute(_ANNOUNCE, values)
+        await events.announce(connection, SystemMove.DEGRADATION.value, detail)
 
 
 async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Moved]:

@@ -1,6 +1,7 @@
 """Every change of a task's state, in an order in which no reader ever misses one."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,8 @@ VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail
         extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
 """)
 
+_ANNOUNCE = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
+
 # Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
 HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
@@ -83,6 +86,12 @@ async def tell(
     values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
     values |= {"priority": priority, "leased_at": leased_at, "quality": quality}
     await connection.execute(_TELL, {"kind": move.value, "token": token, "detail": detail, **values})
+    announcements.note(connection, announcements.EVENTS)
+
+
+async def announce(connection: AsyncConnection, kind: str, detail: Mapping[str, Any]) -> None:
+    """Append an event of the system as a whole, in the transaction that makes it true."""
+    await connection.execute(_ANNOUNCE, {"kind": kind, "detail": json.dumps(detail)})
     announcements.note(connection, announcements.EVENTS)
 
 

@@ -19,8 +19,10 @@ WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND c.re
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 """)
 
+# The loops of a new system may have told of it as a whole, for one that it has no workers yet.
 _USED = text("""
-SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history) OR EXISTS (SELECT FROM events)
+SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history)
+    OR EXISTS (SELECT FROM events WHERE task_id IS NOT NULL OR goal_id IS NOT NULL)
     OR EXISTS (SELECT FROM context_entries) OR EXISTS (SELECT FROM goals) OR EXISTS (SELECT FROM pauses)
     OR EXISTS (SELECT FROM weights)
 """)

@@ -31,10 +31,12 @@ async def opened(database: Database, rule: Rule, severity: Severity, subject: st
 
 
 async def test_from_opening_to_the_end(service: Service, database: Database) -> None:
-    assert await service.get("/alerts") == {"items": [], "next": None}
+    assert await service.get("/alerts") == {"items": [], "next": None, "looked_at": None}
     await neglected(database, 12)
     await look(database)
-    (alert,) = (await service.get("/alerts", rule="oldest_task"))["items"]
+    page = await service.get("/alerts", rule="oldest_task")
+    assert page["looked_at"]
+    (alert,) = page["items"]
     assert (alert["rule"], alert["subject"], alert["state"], alert["severity"]) == (
         "oldest_task",
         "",
@@ -57,6 +59,9 @@ async def test_from_opening_to_the_end(service: Service, database: Database) -> 
     assert (await service.get("/alerts", rule="oldest_task"))["items"] == []
     (alert,) = (await service.get("/alerts", state="resolved"))["items"]
     assert (alert["state"], alert["resolution"]) == ("resolved", "not seen for 0 s")
+    events = (await service.get("/events", kind=["alert.opened", "alert.resolved"]))["items"]
+    of_this = [event["kind"] for event in events if event["detail"]["alert"] == alert["id"]]
+    assert of_this == ["alert.opened", "alert.resolved"]
     assert await service.get(f"/alerts/{alert['id']}") == alert | {"deliveries": []}
 
 

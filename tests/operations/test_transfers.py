@@ -18,6 +18,7 @@ from app.embedded.binaries import find_binaries
 from app.embedded.dumps import DumpFailed, Dumps
 from app.operations import transfers
 from app.store import events, hot, leases, outputs, schema, verification
+from app.store import transfers as store
 from app.store.database import Database
 from app.store.events import BEGINNING, Cursor
 from tests.conftest import named, run_on
@@ -290,3 +291,12 @@ async def test_a_newer_schema_is_refused(own_database: Database, server_url: str
     async with empty(server_url) as database:
         with pytest.raises(Refused, match="next_year"):
             await transfers.restore(database, dumps, tmp_path / "b", lambda _: None)
+
+
+async def test_a_system_whose_loops_have_told_of_it_is_still_empty(database: Database) -> None:
+    async with database.transaction() as connection:
+        await events.announce(connection, "alert.opened", {"rule": "pool_below_minimum"})
+        assert await store.is_empty(connection)
+    await submitted(database)
+    async with database.transaction() as connection:
+        assert not await store.is_empty(connection)
