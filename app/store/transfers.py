@@ -67,7 +67,7 @@ async def is_empty(connection: AsyncConnection) -> bool:
 
 
 async def is_unused(connection: AsyncConnection) -> bool:
-    """Whether the tables are there, and hold no task, event, goal, pause or entry."""
+    """Whether the tables are there, and hold no task, goal, pause or entry, nor an event of any."""
     return not (await connection.execute(_USED)).scalar_one()
 
 
