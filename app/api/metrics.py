@@ -8,9 +8,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Pro
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.responses import Response
 
+from app.api import model_gauges
 from app.api.access import requires
 from app.api.agent_gauges import AgentGauges
 from app.api.gauges import PoolGauges
+from app.api.model_gauges import ModelGauges
 from app.api.services import Services, ServicesDep
 from app.api.trouble_gauges import TroubleGauges
 from app.domain import health
@@ -56,6 +58,7 @@ class Gauges:
         self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
         self._pool = PoolGauges(registry)
         self._trouble = TroubleGauges(registry)
+        self._models = ModelGauges(registry)
         self._agents = AgentGauges(registry)
 
     async def render(self, services: Services) -> bytes:
@@ -64,6 +67,8 @@ class Gauges:
         try:
             seen = await services.lookout.look()
             agents = await operations.look(services.database, services.config)
+            async with services.database.transaction() as connection:
+                models, most = await model_gauges.look(connection)
         except DatabaseUnavailable:
             self._forget()
             self._database.set(0)
@@ -74,6 +79,7 @@ class Gauges:
             self._pool.show(seen, health.report(seen, terms.report, terms.capacity), terms.report.utilisation)
             self._trouble.show(seen)
             self._agents.show(agents)
+            self._models.show(models, most)
             self._database.set(1)
         return generate_latest(self._registry)
 
@@ -84,6 +90,7 @@ class Gauges:
         self._pool.forget()
         self._trouble.forget()
         self._agents.forget()
+        self._models.forget()
         self._dead.set(nan)
         self._miscounted.set(nan)
 

@@ -141,3 +141,15 @@ async def test_usage_is_summed_by_model_agent_and_goal(service: Service) -> None
         item["name"]: item["completion_tokens"] for item in (await service.get("/llm/usage", by="agent"))["items"]
     }
     assert by_agent == {"ranking": 1000, "evolution": 500}
+
+
+async def test_prometheus_is_told_how_models_stand(service: Service) -> None:
+    await limited(service, max_concurrency=3)
+    permit = await acquired(service)
+    await acquired(service, model="small")
+    await settled(service, permit, "rate_limited", retry_after_seconds=60)
+    lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
+    assert 'convener_llm_in_use{model="small"} 1.0' in lines
+    assert f'convener_llm_limit{{model="{_MODEL}"}} 3.0' in lines
+    (cooling,) = [line for line in lines if line.startswith(f'convener_llm_cooldown_seconds{{model="{_MODEL}"}}')]
+    assert 50 < float(cooling.split()[-1]) <= 60
