@@ -176,20 +176,28 @@ def _sizes(inputs: Inputs, assignment: Assignment) -> dict[AgentType, tuple[Size
     return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(assignment.agents.values()).items())}
 
 
-def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
-    limits, load = inputs.limits, inputs.loads.get(agent)
-    most = Size(
+def usual_size(limits: ResourceLimits) -> Size:
+    """What everybody gets who is not known to need more."""
+    return base(BASE, _most(limits))
+
+
+def _most(limits: ResourceLimits) -> Size:
+    return Size(
         compute_seconds=_MOST_COMPUTE_SECONDS,
         memory_gb=limits.max_memory_per_worker_gb,
         cpu_cores=limits.max_cpu_per_worker,
     )
+
+
+def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
+    load = inputs.loads.get(agent)
     waiting = load.work_seconds / workers if load else 0.0
     seen = SizingSnapshot(
         waiting_seconds_per_worker=waiting,
         quality_gain=inputs.quality_gains.get(agent),
         degraded=inputs.step > Step.NONE,
     )
-    return size(seen, SizingPolicy(base=base(BASE, most), limit=most))
+    return size(seen, SizingPolicy(base=usual_size(inputs.limits), limit=_most(inputs.limits)))
 
 
 def _places(

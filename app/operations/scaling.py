@@ -142,7 +142,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
     able = _served(seen.pool.staying)
     groups = observing.waiting(seen.queue, known, seen.weights.weights, able)
     snapshot = observing.snapshot(seen.pool, known, groups, policy, owed)
-    found = await caps.gather(connection, seen.pool.hosts, len(seen.pool.workers))
+    found = await caps.gather(connection, seen.pool.hosts, len(seen.pool.workers), seen.config.document.resource_limits)
     return Inputs(
         at=seen.at,
         config_version=seen.config.version,

@@ -6,6 +6,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.config import Document
 from app.domain.errors import StartRefused
 from app.domain.hosts import room_for, spread
 from app.domain.scaling import Mode
@@ -44,10 +45,11 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     if former := await workers.names(connection, ids):
         return [Starting(worker_id=worker_id, name=name) for worker_id, name in former.items()]
     await hosts.lock_pool(connection)
-    most = (await config.current(connection, initial)).document.worker_pool.max_workers
+    document = (await config.current(connection, initial)).document
+    most = document.worker_pool.max_workers
     pool = await observing.pool(connection)
     owed = resizing.owed(pool, most)
-    await _check(connection, pool, owed, most, order.count)
+    await _check(connection, pool, owed, document, order.count)
     requested = await _requested(connection, pool, owed, ids)
     await resizing.request(connection, requested)
     announcements.note(connection, announcements.FLEET, announcements.LAUNCHES)
@@ -56,26 +58,26 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     return started
 
 
-async def _check(connection: AsyncConnection, pool: Pool, owed: Owed, most: int, count: int) -> None:
+async def _check(connection: AsyncConnection, pool: Pool, owed: Owed, document: Document, count: int) -> None:
     if not pool.hosts:
         raise StartRefused(
             "no host starts workers: run `convener up`, or `convener loops` with CONVENER_POOL_SIZE above 0",
             reason="no_host",
         )
-    there = len(pool.workers) + sum(owed.values())
+    there, most = len(pool.workers) + sum(owed.values()), document.worker_pool.max_workers
     if there + count > most:
         raise StartRefused(
             f"the configuration allows {most:,} workers (worker_pool.max_workers), and {there:,} are there or on "
             f"their way: start at most {max(0, most - there):,}, or raise the maximum",
             reason="max_workers",
         )
-    for cap in await caps.gather(connection, pool.hosts, len(pool.workers)):
+    for cap in await caps.gather(connection, pool.hosts, len(pool.workers), document.resource_limits):
         if there + count > cap.workers:
             raise StartRefused(
                 f"{cap.resource} suffice for {cap.workers:,} workers, and {there:,} are there or on their way",
                 reason="resources",
             )
-    if count > room_for(pool.hosts, caps.POLICY):
+    if count > room_for(pool.hosts, caps.promising(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
 
 

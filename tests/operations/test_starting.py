@@ -1,13 +1,14 @@
 """Workers that a person wants: started within every limit, all or none, once, and kept."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from app.domain import config as rules
-from app.domain.config import Action
+from app.domain.config import Action, ResourceLimits
 from app.domain.errors import StartRefused
 from app.domain.scaling import Mode
 from app.operations import config, fleet, scaling, starting
@@ -92,6 +93,26 @@ async def test_no_limit_is_passed_and_the_refusal_says_which(
         await _start(database, count)
     assert refused.value.reason == reason
     assert len(await _names(database)) == size
+
+
+async def test_a_host_must_have_the_memory_that_the_configuration_promises(database: Database) -> None:
+    """A quarter of the limit each: 16 GB are enough for six of 2 GB, the kernel having its share, and 3 of 4 GB."""
+    for limit, fits in ((8, 4), (16, 1)):
+        await _allow(database, limit)
+        await _report(database, 2, memory_gb=16.0, memory_used_gb=1.0)
+        with pytest.raises(StartRefused, match="memory of the host"):
+            await _start(database, fits + 1)
+        assert len(await _start(database, fits)) == fits
+        await execute(database, "DELETE FROM workers")
+        await execute(database, "DELETE FROM hosts")
+
+
+async def _allow(database: Database, memory_gb: float) -> None:
+    async with database.transaction() as connection:
+        now = await config.current(connection, Mode.PRODUCTION)
+        document = replace(now.document, resource_limits=ResourceLimits(max_memory_per_worker_gb=memory_gb))
+        order = Order(expected=now.version, by="test")
+        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
 
 
 async def test_workers_of_others_count_too(database: Database) -> None:
