@@ -104,25 +104,31 @@ async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> G
 @router.post(
     "/{goal_id}/pause", summary="Pause a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
 )
-async def pause(goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing) -> GoalOut:
+async def pause(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
-    await operations.pause(connection, goal_id, wanted.reason)
+    await operations.pause(connection, goal_id, wanted.reason, caller.key_id)
     return whole(await operations.view(connection, goal_id, await _configured(services)))
 
 
 @router.post(
     "/{goal_id}/resume", summary="Resume a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
 )
-async def resume(goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing) -> GoalOut:
+async def resume(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
-    await operations.resume(connection, goal_id, wanted.reason)
+    await operations.resume(connection, goal_id, wanted.reason, caller.key_id)
     return whole(await operations.view(connection, goal_id, await _configured(services)))
 
 
 @router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
-async def stop(goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing) -> GoalOut:
+async def stop(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
-    await operations.stop(connection, goal_id, wanted.reason)
+    await operations.stop(connection, goal_id, wanted.reason, caller.key_id)
     return whole(await operations.view(connection, goal_id, await _configured(services)))
 
 
@@ -132,9 +138,11 @@ async def stop(goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connect
     dependencies=[requires(Scope.SUBMIT)],
     responses=_LIVE,
 )
-async def extend(goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, connection: Writing) -> GoalOut:
+async def extend(
+    goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
-    await operations.extend(connection, goal_id, wanted.constraints.terms())
+    await operations.extend(connection, goal_id, wanted.constraints.terms(), caller.key_id)
     return whole(await operations.view(connection, goal_id, await _configured(services)))
 
 

@@ -27,6 +27,7 @@ def portrait(task: Json, now: datetime) -> RenderableType:
             ("Worker", task["worker_id"]),
             ("Created", output.age(task["created_at"], now)),
             ("Runs", output.age(task["run_at"], now)),
+            ("Held", "its goal is paused or out of budget" if task["held"] else None),
             ("Leased", output.age(task["leased_at"], now)),
             ("Finished", output.age(task["finished_at"], now)),
             ("Deadline", output.age(task["deadline"], now)),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,6 +14,7 @@ from app.domain.budgets import Usage, notices
 from app.domain.config import Iterations
 from app.domain.goal_errors import GoalConflict, GoalNotFound, GoalStopped
 from app.domain.goals import GoalMove, GoalPolicy, GoalState, Hold, Terms
+from app.operations import audit
 from app.store import compute, goals, holds
 from app.store.compute import GoalCompute
 from app.store.database import now
@@ -59,6 +61,7 @@ async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]
         raise GoalConflict(f"the research goal {order.id} exists already with another body")
     if created:
         await goals.tell(connection, GoalMove.CREATE, order.id, {"objective": order.objective})
+        await _audit(connection, GoalMove.CREATE, order.by, None, goal, order.objective)
     return goal, created
 
 
@@ -92,33 +95,36 @@ def usage(goal: Goal, spent: GoalCompute, moment: datetime, *, money: float | No
     )
 
 
-async def pause(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
     """From the commit on no task of the goal is leased; those that run go on. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
         await holds.close(connection, goal.id, Hold.PAUSED)
 
-    return await _move(connection, goal_id, GoalMove.PAUSE, reason, carry_out)
+    return await _move(connection, goal_id, GoalMove.PAUSE, reason, by, carry_out)
 
 
-async def resume(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
     """Its tasks are leased again, in their old order. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
         await holds.open_up(connection, goal.id, Hold.PAUSED)
 
-    return await _move(connection, goal_id, GoalMove.RESUME, reason, carry_out)
+    return await _move(connection, goal_id, GoalMove.RESUME, reason, by, carry_out)
 
 
-async def stop(connection: AsyncConnection, goal_id: str, reason: str) -> Goal:
+async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
     """End a goal for good: nothing of it is leased any more, and a moment later all its tasks are cancelled.
 
     Safe to repeat. Raises GoalNotFound.
     """
     goal = await locked(connection, goal_id)
-    if goal.state is not GoalState.STOPPED:
-        await end(connection, goal, reason)
-    return await found(connection, goal_id)
+    if goal.state is GoalState.STOPPED:
+        return goal
+    await end(connection, goal, reason)
+    stopped = await found(connection, goal_id)
+    await _audit(connection, GoalMove.STOP, by, goal, stopped, reason)
+    return stopped
 
 
 async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
@@ -128,7 +134,7 @@ async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     await goals.tell(connection, GoalMove.STOP, goal.id, {"reason": reason, "iterations": goal.iterations})
 
 
-async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> Goal:
+async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: str) -> Goal:
     """Give a goal other limits; what waited for a budget may go on. Raises GoalNotFound, GoalStopped."""
     goal = await locked(connection, goal_id)
     _check(goal, GoalMove.EXTEND)
@@ -136,7 +142,9 @@ async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> Goa
     await goals.extend(connection, goal_id, terms)
     await holds.open_up(connection, goal_id, Hold.BUDGET)
     await goals.tell(connection, GoalMove.EXTEND, goal_id, {"limits": given})
-    return await found(connection, goal_id)
+    extended = await found(connection, goal_id)
+    await _audit(connection, GoalMove.EXTEND, by, goal, extended, "")
+    return extended
 
 
 async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:
@@ -153,7 +161,12 @@ async def locked(connection: AsyncConnection, goal_id: str) -> Goal:
 
 
 async def _move(
-    connection: AsyncConnection, goal_id: str, move: GoalMove, reason: str, carry_out: Callable[[Goal], Awaitable[None]]
+    connection: AsyncConnection,
+    goal_id: str,
+    move: GoalMove,
+    reason: str,
+    by: str,
+    carry_out: Callable[[Goal], Awaitable[None]],
 ) -> Goal:
     """Change the state of a goal; a goal that is in it already stays as it is, with the reason that was given first."""
     goal = await locked(connection, goal_id)
@@ -163,7 +176,22 @@ async def _move(
     await goals.move(connection, goal_id, state, reason)
     await carry_out(goal)
     await goals.tell(connection, move, goal_id, {"reason": reason})
-    return await found(connection, goal_id)
+    moved = await found(connection, goal_id)
+    await _audit(connection, move, by, goal, moved, reason)
+    return moved
+
+
+async def _audit(
+    connection: AsyncConnection, move: GoalMove, by: str, before: Goal | None, after: Goal, reason: str
+) -> None:
+    """What somebody has done to a goal; what the rule does by itself is in its events."""
+    known = None if before is None else _audited(before)
+    await audit.record(connection, move.value, by=by, before=known, after=_audited(after), reason=reason)
+
+
+def _audited(goal: Goal) -> dict[str, Any]:
+    terms = {name: value for name, value in asdict(goal.terms).items() if value is not None}
+    return {"goal_id": goal.id, "state": goal.state.value, "constraints": terms}
 
 
 def _check(goal: Goal, move: GoalMove) -> GoalState:

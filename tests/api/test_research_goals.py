@@ -259,3 +259,21 @@ async def test_the_last_iteration_of_a_goal_that_was_stopped_meanwhile_is_taken(
     assert (late["decision"], late["reason"]) == ("stop", "time for lunch")
     assert (await service.get("/goals/kepler/iterations/2/replay"))["identical"]
     is_problem(await report(service, 3, 1400), 409, "goal_stopped")
+
+
+async def test_what_people_do_to_goals_is_audited(service: Service) -> None:
+    await created(service, max_iterations=20)
+    for what in ("pause", "pause", "resume", "stop", "stop"):
+        await service.post(f"/goals/kepler/{what}", {"reason": f"because of {what}"})
+    entries = (await service.get("/audit"))["items"]
+    told = [entry for entry in entries if entry["action"].startswith("goal.")]
+    assert [entry["action"] for entry in sorted(told, key=lambda entry: entry["seq"])] == [
+        "goal.created",
+        "goal.paused",
+        "goal.resumed",
+        "goal.stopped",
+    ]
+    stopped = next(entry for entry in told if entry["action"] == "goal.stopped")
+    assert stopped["before"]["state"] == "running"
+    assert stopped["after"] == {"goal_id": "kepler", "state": "stopped", "constraints": {"max_iterations": 20}}
+    assert stopped["reason"] == "because of stop"

@@ -311,7 +311,7 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
     async with own_database.transaction() as connection:
         account = Account(number=1, quality=Quality(best=1234.5), money=1e-05)
         await iterations.report(connection, "goal", account, Configured())
-        await goals.pause(connection, "goal", "moving house")
+        await goals.pause(connection, "goal", "moving house", "me")
     await keeping.work_off(own_database)
     async with own_database.transaction() as connection:
         before = await goals.view(connection, "goal", Configured())
@@ -324,6 +324,6 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             assert found.compute.total.attempts == 1
             replay = await iterations.replay(connection, "goal", 1)
             assert replay.recorded == replay.replayed
-            await goals.resume(connection, "goal", "we are there")
+            await goals.resume(connection, "goal", "we are there", "me")
         await keeping.work_off(database)
         assert (await leased(database, await ready_worker(database))).task_id == waiting

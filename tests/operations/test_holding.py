@@ -34,18 +34,18 @@ async def created(database: Database, goal_id: str = "goal", **terms: float) -> 
 
 async def pause(database: Database, goal_id: str = "goal") -> None:
     async with database.transaction() as connection:
-        await goals.pause(connection, goal_id, "lunch")
+        await goals.pause(connection, goal_id, "lunch", "me")
 
 
 async def resume(database: Database, goal_id: str = "goal") -> None:
     async with database.transaction() as connection:
-        await goals.resume(connection, goal_id, "after lunch")
+        await goals.resume(connection, goal_id, "after lunch", "me")
     await holding.work_off(database)
 
 
 async def stop(database: Database, goal_id: str = "goal") -> None:
     async with database.transaction() as connection:
-        await goals.stop(connection, goal_id, "enough")
+        await goals.stop(connection, goal_id, "enough", "me")
 
 
 async def asked(database: Database) -> Lease | None:
@@ -157,7 +157,7 @@ async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypa
     await pause(database)
     await holding.work_off(database)
     async with database.transaction() as connection:
-        await goals.resume(connection, "goal", "")
+        await goals.resume(connection, "goal", "", "me")
     assert await holding.step(database)
     assert await phases(database) == {"held": 6, "pending": 4}
     more = await submitted(database, 2)
@@ -229,7 +229,7 @@ async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Data
     await pause(database)
     await holding.work_off(database)
     async with database.transaction() as connection:
-        await goals.resume(connection, "goal", "")
+        await goals.resume(connection, "goal", "", "me")
     async with database.transaction() as connection:
         await tasks.submit(connection, [submission()])
         ending = asyncio.create_task(holding.work_off(database))
@@ -311,7 +311,7 @@ async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database
     assert await asked(database) is None
     assert await phases(database) == {"executing": 1, "held": 3}
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400))
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400), "me")
     await holding.work_off(database)
     assert await phases(database) == {"executing": 1, "pending": 3}
     assert await enforce(database) == {}
@@ -347,7 +347,7 @@ async def test_plenty_of_room_ends_the_metering(database: Database, desk: LeaseD
     await enforce(database)
     assert await phases(database) == {"held": 2}
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=800))
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=800), "me")
     assert await enforce(database) == {}
     assert await phases(database) == {"pending": 2}
     assert await value(database, "SELECT count(*) FROM holds") == 0
@@ -358,7 +358,7 @@ async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) ->
     await submitted(database)
     await pause(database)
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400))
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400), "me")
     await holding.work_off(database)
     assert await phases(database) == {"held": 1}
 

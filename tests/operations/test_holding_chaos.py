@@ -56,13 +56,13 @@ async def _pause_and_resume(database: Database, goal_id: str, chance: random.Ran
     for _ in range(6):
         await asyncio.sleep(chance.uniform(0, 0.15))
         async with database.transaction() as connection:
-            await goals.pause(connection, goal_id, "chaos")
+            await goals.pause(connection, goal_id, "chaos", "me")
         since = await value(database, _CLOCK)
         await submitted(database, chance.randrange(6), goal_id=goal_id, agent_type=chance.choice(_AGENTS))
         await asyncio.sleep(chance.uniform(0, 0.15))
         closed.append((goal_id, since, await value(database, _CLOCK)))
         async with database.transaction() as connection:
-            await goals.resume(connection, goal_id, "chaos")
+            await goals.resume(connection, goal_id, "chaos", "me")
 
 
 async def _keep(databases: Sequence[Database], over: asyncio.Event) -> None:

@@ -1,0 +1,54 @@
+"""Goals under the real schedule: limits hold, and pauses pass, without anybody calling."""
+
+from app.domain.goals import Terms
+from app.loops.schedule import DUTIES, ERRANDS
+from app.operations import goals
+from app.operations.goals import Order
+from app.store.database import Database
+from tests.factories import leased, ready_worker, submitted
+from tests.loops.running import running
+from tests.sql import until, value
+
+
+async def _created(database: Database, **terms: float) -> None:
+    async with database.transaction() as connection:
+        order = Order(id="goal", objective="to know", terms=Terms(**terms), weight=None, by="me")  # type: ignore[arg-type]
+        await goals.create(connection, order)
+
+
+async def _count(database: Database, phase: str) -> int:
+    return int(await value(database, "SELECT count(*) FROM tasks WHERE convener_phase(state, run_at) = $1", phase))
+
+
+async def test_a_goal_whose_time_is_up_ends_with_all_its_tasks(database: Database) -> None:
+    await _created(database, time_limit_seconds=0.5)
+    await submitted(database, 5)
+    await leased(database, await ready_worker(database))
+
+    async def over() -> bool:
+        return not await value(database, "SELECT count(*) FROM tasks")
+
+    async with running(database, *DUTIES, *ERRANDS):
+        await until(over)
+    assert await value(database, "SELECT state FROM goals") == "stopped"
+    assert await value(database, "SELECT count(*) FROM task_history WHERE state = 'cancelled'") == 5
+    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'goal.stopped'") == 1
+
+
+async def test_a_pause_comes_and_goes(database: Database) -> None:
+    await _created(database)
+    await submitted(database, 5)
+
+    async def held() -> bool:
+        return await _count(database, "held") == 5
+
+    async def back() -> bool:
+        return await _count(database, "pending") == 5
+
+    async with running(database, *DUTIES, *ERRANDS):
+        async with database.transaction() as connection:
+            await goals.pause(connection, "goal", "lunch", "me")
+        await until(held)
+        async with database.transaction() as connection:
+            await goals.resume(connection, "goal", "after lunch", "me")
+        await until(back)
