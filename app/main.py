@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api import application
+from app.api.heads import BoundedHeads
 from app.api.services import Services
 from app.domain.leases import LeasePolicy
 from app.domain.permits import PermitPolicy
@@ -128,6 +129,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish."""
     config = uvicorn.Config(
         create_app(settings),
+        http=BoundedHeads,
         host=settings.host,
         port=settings.port,
         access_log=False,

@@ -57,6 +57,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Behin
         with (home / "log").open("wb") as log:
             child = subprocess.Popen(
                 [str(Path(sys.executable).with_name("argo-proxy")), "serve", str(config)],
+                cwd=home,
                 env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
