@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, PlainValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +28,7 @@ from app.store import events
 from app.store.events import BEGINNING, Cursor, Event
 
 router = APIRouter(prefix="/events", tags=["events"])
+AnyKind = Move | GoalMove | SystemMove | AlertKind
 _STREAM = "text/event-stream"
 _PAGE = 500
 
@@ -57,7 +58,18 @@ After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
-Kinds = Annotated[list[Move | GoalMove | SystemMove | AlertKind] | None, Query(description="only of these kinds")]
+_EVERY_KIND: dict[str, AnyKind] = {kind.value: kind for kind in (*Move, *GoalMove, *SystemMove, *AlertKind)}
+
+
+def _kind(value: object) -> AnyKind:
+    """One complaint, where a union would have one for each of its parts."""
+    if isinstance(value, str) and value in _EVERY_KIND:
+        return _EVERY_KIND[value]
+    raise ValueError(f"must be one of {', '.join(_EVERY_KIND)}")
+
+
+Kind = Annotated[AnyKind, PlainValidator(_kind), WithJsonSchema({"type": "string", "enum": list(_EVERY_KIND)})]
+Kinds = Annotated[list[Kind] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
