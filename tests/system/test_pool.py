@@ -38,8 +38,8 @@ async def _pool(up: Up) -> list[Any]:
             await asyncio.sleep(0.1)
 
 
-async def _up_with_six(tmp_path: Path) -> Up:
-    machine = Up(tmp_path / "state", CONVENER_POOL_SIZE=str(SIZE), CONVENER_STOP_GRACE_SECONDS="10")
+async def _up_with_six(tmp_path: Path, grace: float = 10) -> Up:
+    machine = Up(tmp_path / "state", CONVENER_POOL_SIZE=str(SIZE), CONVENER_STOP_GRACE_SECONDS=str(grace))
     await machine.start()
     # More than the pool of this mode may have otherwise.
     async with httpx.AsyncClient(base_url=machine.url, headers=machine.bearer("operator"), trust_env=False) as client:
@@ -107,6 +107,24 @@ async def test_all_are_told_to_go_under_load_and_nothing_is_lost(tmp_path: Path)
         assert await _attempts(up) == {1}, "an attempt was burnt"
         assert (await ask(up, "/replacements"))["items"] == [], "whoever was told to go is not lost"
         assert (await ask(up, "/fleet"))["reduced_capacity"] is False
+    finally:
+        await _end(up)
+
+
+async def test_what_is_not_finished_within_the_grace_of_a_stop_goes_back_unharmed(tmp_path: Path) -> None:
+    up = await _up_with_six(tmp_path, grace=1)
+    try:
+        await _pool(up)
+        ids = await submit(up, SIZE, 6)
+        async with asyncio.timeout(30):
+            while [worker["state"] for worker in (await ask(up, "/workers"))["items"]].count("busy") < SIZE:
+                await asyncio.sleep(0.1)
+        await _order(up, "/workers/stop", {"filter": {"all": True}})
+        await all_completed(up, ids)
+        tasks = [await ask(up, f"/tasks/{task_id}") for task_id in ids]
+        assert {(task["attempt"], task["rescues"]) for task in tasks} == {(1, 0)}
+        assert {outcome["outcome"] for task in tasks for outcome in task["attempts"]} == {"released"}
+        assert (await ask(up, "/replacements"))["items"] == [], "whoever was told to stop is not lost"
     finally:
         await _end(up)
 
