@@ -33,7 +33,7 @@ from app.domain.calls import Report
 from app.domain.errors import AnswerNotCached, ShuttingDown
 from app.domain.permits import Ask, AskId
 from app.operations import permits as operations
-from app.operations.permits import Request
+from app.operations.granting import Request
 from app.operations.settling import Settlement
 from app.store import llm_cache
 from app.store import permits as store

@@ -60,11 +60,14 @@ async def settle_all(
 
 def over(permit: Permit, token: str) -> PermitOver | None:
     """Why nothing can be done with this permit any more; None: it lives."""
-    if permit.token != token:
-        return PermitOver("the permit has another token", reason="superseded")
-    if permit.ending is None:
-        return None
+    if (error := wrong_token(permit, token)) is not None or permit.ending is None:
+        return error
     return PermitOver(f"the permit is over: {permit.ending.value}", reason=permit.ending.value)
+
+
+def wrong_token(permit: Permit, token: str) -> PermitOver | None:
+    """Whoever has another token has nothing to do with this permit."""
+    return None if permit.token == token else PermitOver("the permit has another token", reason="superseded")
 
 
 def returned(model: Model, tokens: int, at: datetime) -> dict[Dimension, Meter]:
@@ -91,15 +94,15 @@ class _Round:
         """Take one settlement in."""
         if permit is None:
             return PermitNotFound()
+        if (error := wrong_token(permit, settlement.token)) is not None:
+            return error
         late = permit.ending in (Ending.EXPIRED, Ending.LOST)
-        if permit.token == settlement.token and permit.digest is not None:
-            if permit.digest == settlement.digest:
-                return self._answer(permit, late=late)
+        if permit.digest == settlement.digest:
+            return self._answer(permit, late=late)
+        if permit.digest is not None:
             return PermitOver("the permit was settled with another body", reason=Ending.SETTLED.value)
         if not late and (error := over(permit, settlement.token)) is not None:
             return error
-        if permit.token != settlement.token:
-            return PermitOver("the permit has another token", reason="superseded")
         self._learn(permit, settlement.report, late=late)
         self._count(permit, settlement.report)
         ending = permit.ending if late and permit.ending else Ending.SETTLED

@@ -6,9 +6,9 @@ import pytest
 
 from app.domain.access import Role
 from app.store.database import Database
+from tests.api.calling import acquired, settled, wanted
 from tests.api.problems import is_problem
 from tests.api.service import Service
-from tests.api.test_permits import acquired, settled, wanted
 from tests.sql import execute
 
 _MODEL = "gpt-4.1"

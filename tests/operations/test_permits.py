@@ -10,26 +10,22 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.agents import AgentType
 from app.domain.calls import Outcome, Report
-from app.domain.config import Action
 from app.domain.errors import PermitOver, PermitRefused
 from app.domain.fairness import EQUAL_WEIGHTS, FairQueue
-from app.domain.permits import Ask, AskId, Ending, PermitPolicy
+from app.domain.permits import AskId, Ending, PermitPolicy
 from app.domain.pressure import PressurePolicy
-from app.domain.scaling import Mode
-from app.domain.tasks import Priority
 from app.domain.workers import WorkerState
-from app.operations import config, permits, workers
-from app.operations.config import Order
-from app.operations.permits import Acquired, PermitDesk, Request, acquire_all
+from app.operations import permits, workers
+from app.operations.granting import Acquired, Request, grant_all
+from app.operations.permits import PermitDesk
 from app.operations.settling import Settled, Settlement
 from app.store import llm_cache, llm_models, permit_gate
 from app.store import permits as store
 from app.store.database import Database
 from app.store.llm_cache import NewAnswer
-from app.store.permits import Permit
 from tests.factories import ready_worker
+from tests.operations.calling import configure, request, set_most, settlement
 from tests.sql import execute, until, until_blocked, value
 
 POLICY, PRESSURE = PermitPolicy(), PressurePolicy()
@@ -50,43 +46,12 @@ async def opened(database: Database) -> AsyncIterator[PermitDesk]:
     await desk.stop()
 
 
-def request(model: str = "m", **changes: Any) -> Request:
-    ask = Ask(id=AskId("key", uuid4()), model=model, agent_type=AgentType.RANKING, priority=Priority.MEDIUM, tokens=100)
-    return Request(ask=replace(ask, **changes))
-
-
-def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **told: Any) -> Settlement:
-    report = Report(outcome=outcome, **told)
-    return Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
-
-
 async def acquire_on(connection: AsyncConnection, *requests: Request) -> list[Any]:
-    return await acquire_all(connection, requests, EQUAL_WEIGHTS, POLICY, PRESSURE)
+    return await grant_all(connection, requests, EQUAL_WEIGHTS, POLICY, PRESSURE)
 
 
 async def in_use(database: Database) -> int:
     return int(await value(database, "SELECT count(*) FROM llm_permits WHERE ended_at IS NULL"))
-
-
-async def set_most(database: Database, calls: int, *, service_bears: float = 100) -> None:
-    """Let the configuration allow so many calls, and let the service of model m bear so many."""
-    await execute(
-        database,
-        "INSERT INTO llm_models (model, concurrency) VALUES ('m', $1)"
-        " ON CONFLICT (model) DO UPDATE SET concurrency = $1",
-        service_bears,
-    )
-    await configure(database, calls)
-
-
-async def configure(database: Database, calls: int) -> None:
-    """Let the configuration allow so many calls."""
-    async with database.transaction() as connection:
-        now = await config.current(connection, Mode.PRODUCTION)
-        limits = replace(now.document.resource_limits, max_concurrent_llm_calls=calls)
-        order = Order(expected=now.version, by="test")
-        document = replace(now.document, resource_limits=limits)
-        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
 
 
 async def test_two_replicas_never_give_out_more_than_there_are(database: Database, replica: Database) -> None:
