@@ -33,7 +33,7 @@ class Order:
 _Change = Callable[[Course, datetime, WeightPolicy], Course]
 
 
-async def command(connection: AsyncConnection, initial: Mode, order: Order, named: Weights) -> Version:
+async def command(connection: AsyncConnection, initial: Mode, order: Order, named: Weights) -> Version | None:
     """Head for these weights; agents that are not named share the rest. Raises WeightsRefused, VersionStale."""
 
     def change(course: Course, _: datetime, policy: WeightPolicy) -> Course:
@@ -42,7 +42,9 @@ async def command(connection: AsyncConnection, initial: Mode, order: Order, name
     return await _carry_out(connection, initial, order, Cause.COMMAND, change)
 
 
-async def override(connection: AsyncConnection, initial: Mode, order: Order, named: Weights, seconds: float) -> Version:
+async def override(
+    connection: AsyncConnection, initial: Mode, order: Order, named: Weights, seconds: float
+) -> Version | None:
     """Head for these weights, whatever the agents achieve, for so long. Raises WeightsRefused, VersionStale."""
 
     def change(course: Course, now: datetime, policy: WeightPolicy) -> Course:
@@ -53,15 +55,18 @@ async def override(connection: AsyncConnection, initial: Mode, order: Order, nam
     return await _carry_out(connection, initial, order, Cause.OVERRIDE, change)
 
 
-async def release(connection: AsyncConnection, initial: Mode, order: Order) -> Version:
+async def release(connection: AsyncConnection, initial: Mode, order: Order) -> Version | None:
     """End the override, if there is one; the automatic weights go on. Raises VersionStale."""
     return await _carry_out(connection, initial, order, Cause.RELEASE, lambda course, *_: rules.released(course))
 
 
 async def _carry_out(
     connection: AsyncConnection, initial: Mode, order: Order, cause: Cause, change: _Change
-) -> Version:
-    """Change the course and make the step that is due. An order that changes nothing leaves no trace."""
+) -> Version | None:
+    """Change the course and make the step that is due; the version that this makes.
+
+    An order that changes nothing leaves no trace, and the version is the last one; None while there is none.
+    """
     effective = config.effective(await config.current(connection, initial))
     _check_reason(effective.mode, order)
     policy = rules.policy_in(effective.mode)
@@ -71,9 +76,9 @@ async def _carry_out(
         before = last.course if last else rules.outset(effective.weights)
         sight = await weights.look(connection, effective, policy)
         wanted = change(before, sight.now, policy)
-        leg = rules.advance(wanted, sight, policy, cause)
-        if last is not None and leg.course == before:
+        if wanted == before:
             return last
+        leg = rules.advance(wanted, sight, policy, cause)
         new = NewVersion(
             course=leg.course,
             target=rules.goal(leg.course, sight.standings, policy),

@@ -28,17 +28,22 @@ async def _configured(database: Database) -> None:
 
 async def command(database: Database, named: Weights = HALF, order: Order = ORDER) -> Version:
     async with database.transaction() as connection:
-        return await weight_orders.command(connection, Mode.PRODUCTION, order, named)
+        return _made(await weight_orders.command(connection, Mode.PRODUCTION, order, named))
 
 
 async def override(database: Database, named: Weights = HALF, seconds: float = 3600.0) -> Version:
     async with database.transaction() as connection:
-        return await weight_orders.override(connection, Mode.PRODUCTION, ORDER, named, seconds)
+        return _made(await weight_orders.override(connection, Mode.PRODUCTION, ORDER, named, seconds))
 
 
 async def release(database: Database) -> Version:
     async with database.transaction() as connection:
-        return await weight_orders.release(connection, Mode.PRODUCTION, ORDER)
+        return _made(await weight_orders.release(connection, Mode.PRODUCTION, ORDER))
+
+
+def _made(version: Version | None) -> Version:
+    assert version is not None
+    return version
 
 
 async def reflection(database: Database) -> float:
@@ -110,6 +115,15 @@ async def test_an_override_can_be_ended_and_replaced(database: Database) -> None
     assert (ended.course.override, ended.course.heading) == (None, Heading.RETURNING)
     assert await walked(database, 1) == [0.15]
     assert (await release(database)).version == await value(database, "SELECT max(version) FROM weights")
+
+
+async def test_ending_no_override_does_nothing_not_even_a_step_that_is_due(database: Database) -> None:
+    async with database.transaction() as connection:
+        assert await weight_orders.release(connection, Mode.PRODUCTION, ORDER) is None
+    await tick(database)
+    await example_2(database)
+    assert (await release(database)).version == 1
+    assert await reflection(database) == 0.15
 
 
 async def test_the_reason_of_a_step_is_told_also_after_an_order_that_only_turned_the_course(database: Database) -> None:
