@@ -8,6 +8,7 @@ from app.cli import sparks
 from app.domain.agents import AgentType
 from app.store.database import Database
 from tests.cli.conftest import CommandLine, Service
+from tests.sql import execute
 from tests.weighing import fold, minute_passes, tick, told
 
 
@@ -64,6 +65,10 @@ async def test_what_the_service_refuses_is_told(convener: CommandLine) -> None:
 
 
 async def test_agents_for_people_and_programs(convener: CommandLine, database: Database) -> None:
+    # What other tests have done in this database does not count.
+    await fold(database)
+    for table in ("agent_results", "agent_minutes"):
+        await execute(database, f"DELETE FROM {table}")
     await told(database, AgentType.PROXIMITY, 0.75, 30, seconds=2.0)
     await fold(database)
     listed = await convener("agents", "ls", COLUMNS="120")

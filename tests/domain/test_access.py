@@ -31,9 +31,9 @@ def test_the_comparison_takes_the_same_time_for_every_guess(monkeypatch: pytest.
 
 
 def test_each_role_may_do_what_it_is_for_and_no_more() -> None:
-    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL}
+    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}
     assert SCOPES[Role.READER] == {Scope.PUBLIC, Scope.READ}
-    assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL}
+    assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE}
     assert SCOPES[Role.OPERATOR] == SCOPES[Role.SUPERVISOR] | {Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE}
     assert SCOPES[Role.ADMIN] == SCOPES[Role.OPERATOR] | {Scope.KEYS}
     assert [role for role in Role if Principal(key_id="k", role=role).may(Scope.LEASE)] == [Role.WORKER]
