@@ -1,6 +1,6 @@
 """`convener metrics`: what is measured now, how busy all were, and what workers and agents have pushed."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -185,29 +185,38 @@ def _names(items: list[Json], now: datetime) -> Table:
 
 
 def _lines(items: list[Json]) -> Table:
-    """A line for each series; minutes without a sample are blank."""
+    """A line for each series; of a counter what came in a minute. Minutes without a sample are blank."""
     numbers = ("LAST", "MIN", "MEAN", "MAX")
     table = output.table("AGENT", "WORKER", "GOAL", *numbers, "TIME", numbers=numbers, flexible="TIME")
     grouped: dict[tuple[Any, ...], list[Json]] = {}
     for item in items:
         grouped.setdefault((item["agent"], item["worker"], item["goal"]), []).append(item)
     for labels, points in grouped.items():
-        means = [point["mean"] for point in points]
+        counts = points[0]["per_second"] is not None
+        low, mean, high, last = ("sum",) * 4 if counts else ("min", "mean", "max", "last")
         figures = (
-            points[-1]["last"],
-            min(p["min"] for p in points),
-            sum(means) / len(means),
-            max(p["max"] for p in points),
+            points[-1][last],
+            min(point[low] for point in points),
+            sum(point[mean] for point in points) / len(points),
+            max(point[high] for point in points),
         )
-        table.add_row(*map(output.cell, labels), *(f"{figure:.6g}" for figure in figures), sparks.line(_thinned(means)))
+        line = sparks.line(_thinned(_by_minute(points, mean)))
+        table.add_row(*map(output.cell, labels), *(f"{figure:.6g}" for figure in figures), line)
     return table
 
 
-def _thinned(values: list[float]) -> list[float]:
-    """As many as fit on a line, each the mean of its part."""
+def _by_minute(points: list[Json], field: str) -> list[float | None]:
+    """From the first minute to the last; None where no sample came."""
+    known = {datetime.fromisoformat(point["minute"]): point[field] for point in points}
+    first, last = min(known), max(known)
+    return [known.get(first + timedelta(minutes=n)) for n in range((last - first) // timedelta(minutes=1) + 1)]
+
+
+def _thinned(values: list[float | None]) -> list[float | None]:
+    """As many as fit on a line, each the mean of what is known of its part."""
     size = -(-len(values) // _BLOCKS)
-    parts = [values[start : start + size] for start in range(0, len(values), size)]
-    return [sum(part) / len(part) for part in parts]
+    parts = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]
+    return [sum(part) / len(part) if part else None for part in parts]
 
 
 def _ms(milliseconds: float | None) -> Text:

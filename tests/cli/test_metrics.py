@@ -1,9 +1,11 @@
 """`convener metrics` against the real service."""
 
+from typing import Any
 from uuid import uuid4
 
 import httpx
 
+from app.cli.metrics import _by_minute, _lines, _thinned
 from app.domain.access import Role
 from app.domain.agents import AgentType
 from app.domain.utilisation import Measure, host, sample
@@ -48,6 +50,23 @@ async def test_what_was_pushed(convener: CommandLine, service: Service) -> None:
     missing = await convener("metrics", "series", "nobody_has_pushed_this")
     assert missing.code == 5
     assert "convener metrics series" in missing.err
+
+
+def _point(minute: int, value: float, per_second: float | None = None) -> Any:
+    labels = dict.fromkeys(("agent", "worker", "goal"))
+    figures = dict.fromkeys(("sum", "min", "mean", "max", "last"), value)
+    return {"minute": f"2026-01-01T12:{minute:02}:00+00:00", "per_second": per_second, **labels, **figures}
+
+
+def test_minutes_without_a_sample_are_blank() -> None:
+    assert _by_minute([_point(1, 5.0), _point(2, 6.0), _point(4, 7.0)], "mean") == [5.0, 6.0, None, 7.0]
+    assert _thinned([1.0, 3.0, None, None] + [None] * 55 + [8.0]) == [2.0] + [None] * 28 + [8.0]
+
+
+def test_a_counter_is_shown_by_what_came_in_a_minute() -> None:
+    points = [_point(1, 6.0, 0.1) | {"samples": 3, "mean": 2.0, "last": 1.0}, _point(2, 12.0, 0.2) | {"mean": 3.0}]
+    (row,) = zip(*(column.cells for column in _lines(points).columns), strict=True)
+    assert list(map(str, row))[3:] == ["12", "6", "9", "12", "▅█"]
 
 
 async def test_how_busy_all_were(convener: CommandLine, service: Service) -> None:
