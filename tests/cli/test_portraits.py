@@ -24,6 +24,7 @@ _TASK: Json = {
     "depends_on": [],
     "created_at": "2026-01-01T00:00:00+00:00",
     "labels": {},
+    "held": False,
     "payload": {},
     "attempts": [],
 }
