@@ -56,7 +56,8 @@ class Room:
         """Whether room is kept for somebody who is not here."""
         latency = self._snapshot.models[claim.ask.model].pressure.latency(self._pressure)
         ahead = min(self._policy.ahead, self._policy.ahead_share * latency)
-        return claim.due <= self._snapshot.now + timedelta(seconds=ahead)
+        early = (claim.due - self._snapshot.now).total_seconds()
+        return -self._policy.grace <= early <= ahead
 
     def queue(self, ask: Ask) -> Refusal | None:
         """Why somebody must wait, and for how long, with all those who were queued before; None: no need to."""

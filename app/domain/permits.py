@@ -45,9 +45,10 @@ class PermitPolicy:
     """Seconds, unless said otherwise.
 
     A permit is kept free for a claim from `ahead` before its holder was told to come back (but at most from a share
-    `ahead_share` of the time that a call takes) until it lapses: `grace` after, or `jitter` of the wait, whichever is
-    longer. So one who stays away costs little, and nothing is lost where calls are short. A call that nobody has
-    estimated counts as `usual_tokens`. Waiting for `ageing`, the wait that the pool aims at, is worth a priority.
+    `ahead_share` of the time that a call takes) until `grace` after. So one who stays away costs little, and nothing is
+    lost where calls are short. The claim itself, and with it the place in the queue, lapses `patience` after, or a
+    share `jitter` of the wait where that is longer: a busy system answers late. A call that nobody has estimated
+    counts as `usual_tokens`. Waiting for `ageing`, the wait that the pool aims at, is worth a priority.
 
     A refusal for want of a free permit says to come back, between `soonest` and `latest`, after a share `eager` of the
     time in which all before it have had one: twice as soon as on average, so as to be there when it happens. While
@@ -58,8 +59,9 @@ class PermitPolicy:
     ttl: float = 120.0
     ahead: float = 0.25
     ahead_share: float = 0.1
-    grace: float = 0.1
-    jitter: float = 0.1
+    grace: float = 0.15
+    patience: float = 2.0
+    jitter: float = 0.2
     ageing: float = 30.0
     eager: float = 0.5
     soonest: float = 0.1
@@ -158,5 +160,5 @@ class Denied:
         if self.reason not in QUEUED:
             return None
         due = now + self.retry_after
-        patience = max(timedelta(seconds=policy.grace), policy.jitter * self.retry_after)
+        patience = max(timedelta(seconds=policy.patience), policy.jitter * self.retry_after)
         return Claim(ask=self.ask, since=self.since, due=due, lapses=due + patience)

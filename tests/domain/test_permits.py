@@ -33,7 +33,7 @@ def denied(plan: PermitPlan) -> list[Denied]:
 
 
 def waits(wanted: Ask, *, since: float = -10.0, due: float = 0.0) -> Claim:
-    moment = [START + timedelta(seconds=seconds) for seconds in (since, due, due + POLICY.grace)]
+    moment = [START + timedelta(seconds=seconds) for seconds in (since, due, due + POLICY.patience)]
     return Claim(ask=wanted, since=moment[0], due=moment[1], lapses=moment[2])
 
 
