@@ -67,7 +67,7 @@ class CachedOut(BaseModel):
 
 
 class RefusalOut(Problem):
-    """Come back after `retry_after` seconds with the same `request_id`, or soon after: that keeps the place in the queue."""
+    """Come back with the same `request_id` after `retry_after` seconds, or soon after: that keeps one's place."""
 
     retry_after: float
     reason: Refused

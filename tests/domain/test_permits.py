@@ -123,9 +123,10 @@ def test_priority_goes_before_shares_and_grows_while_one_waits() -> None:
 def test_shares_of_agent_types_hold_whoever_has_more_callers(calm: int, limit: int) -> None:
     crowd = [Caller(name=f"a{n}", agent=A) for n in range(20)]
     world = World(callers=[*crowd, *(Caller(name=f"b{n}", agent=B) for n in range(calm))], limit=limit)
-    world.run(60)
+    seconds = 240 / limit
+    world.run(seconds)
     assert world.share(B) == pytest.approx(0.5, abs=0.05)
-    assert world.busy_seconds > 0.85 * limit * 60
+    assert world.busy_seconds > 0.85 * limit * seconds
 
 
 def test_shares_follow_the_weights() -> None:
