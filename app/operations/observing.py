@@ -33,10 +33,12 @@ _VERY_OLD_SECONDS = 86_400.0
 class Queue:
     """The counters: tasks that may run by lane, tasks with workers by type, and what has become of tasks since ever.
 
-    `oldest` is an upper bound on the seconds that any task of a priority has been waiting.
+    `held` are tasks whose goal is on hold; `oldest` is an upper bound on the seconds that any task of a priority has
+    been waiting.
     """
 
     pending: Mapping[Lane, int]
+    held: Mapping[AgentType, int]
     running: Mapping[AgentType, int]
     leased: Mapping[Lane, int]
     ended: Mapping[AgentType, Ended]
@@ -70,15 +72,18 @@ async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
     """Look at the counters. Costs the same however many tasks there are."""
     pending: dict[Lane, int] = {}
     running: Counter[AgentType] = Counter()
+    held: Counter[AgentType] = Counter()
     for count in await counts.read(connection):
         if count.phase == "pending":
             pending[count.lane] = count.tasks
+        elif count.phase == "held":
+            held[count.lane.agent_type] += count.tasks
         elif count.phase in ("assigned", "executing"):
             running[count.lane.agent_type] += count.tasks
     leased, ended = await _totals(connection)
     paused = {pause.agent_type: pause.reason for pause in await pauses.read(connection)}
     oldest = await _oldest(connection, moment)
-    return Queue(pending=pending, running=running, leased=leased, ended=ended, oldest=oldest, paused=paused)
+    return Queue(pending=pending, held=held, running=running, leased=leased, ended=ended, oldest=oldest, paused=paused)
 
 
 async def pool(connection: AsyncConnection) -> Pool:

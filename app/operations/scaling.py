@@ -237,7 +237,12 @@ def _set_aside(queue: Queue, able: Collection[AgentType]) -> list[SetAside]:
     why: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
         agent: f"it is paused ({reason})" for agent, reason in queue.paused.items()
     }
-    return [SetAside(agent_type=agent, tasks=tasks[agent], why=why[agent]) for agent in sorted(why) if tasks[agent]]
+    on_hold = [
+        SetAside(agent_type=agent, tasks=count, why="their research goals are on hold")
+        for agent, count in sorted(queue.held.items())
+    ]
+    waiting = [SetAside(agent_type=agent, tasks=tasks[agent], why=why[agent]) for agent in sorted(why) if tasks[agent]]
+    return [*waiting, *on_hold]
 
 
 def _may_move(seen: Sight) -> bool:

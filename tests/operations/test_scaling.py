@@ -5,7 +5,8 @@ import pytest
 from app.domain import decision_records as records
 from app.domain.agents import AgentType
 from app.domain.scaling import Mode
-from app.operations import scaling
+from app.operations import goals, scaling
+from app.operations.goals import Order
 from app.store import decisions
 from app.store.database import Database
 from tests.crews import arrive, beats, bounds, crew, decided, keep_up, passed
@@ -160,6 +161,18 @@ async def test_paused_tasks_and_those_that_nobody_can_run_do_not_count(database:
     assert "300 tasks of generation do not count: it is paused (so)" in told
 
 
+async def test_tasks_of_a_goal_that_is_on_hold_do_not_count(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    async with database.transaction() as connection:
+        await goals.create(connection, Order(id="goal", objective="to know", by="me"))
+        await goals.pause(connection, "goal", "moving house")
+    await submitted(database, 300, goal_id="goal")
+    decision = await decided(database)
+    assert decision["target_workers"] == 2
+    assert "300 tasks of generation do not count: their research goals are on hold" in decision["reasons"]
+
+
 async def test_a_cpu_that_nobody_measures_is_not_a_cpu_that_idles(database: Database) -> None:
     await bounds(database, 2, 100)
     await crew(database, 2)
@@ -224,3 +237,20 @@ async def test_every_decision_replays_to_the_byte(database: Database, tasks: int
     for one in stored:
         assert records.replayed(one.roster, one.inputs) == one.output
     assert len({one.roster_id for one in stored}) < 4
+
+
+async def test_old_decisions_are_forgotten_and_rosters_that_nobody_needs(database: Database) -> None:
+    """What changed nothing is kept for a day, what changed something for as many days as are given."""
+    await bounds(database, 2, 100)
+    await decided(database)
+    await crew(database, 3)
+    await decided(database)
+    await decided(database)
+    kinds = await fetch(database, "SELECT decision_type, roster_id FROM decisions ORDER BY id")
+    assert [row["decision_type"] for row in kinds] == ["scale_up", "rebalance", "maintain"]
+    await execute(database, "UPDATE decisions SET decided_at = decided_at - interval '2 d'")
+    async with database.transaction() as connection:
+        assert await scaling.prune(connection, 30) == {"decisions": 1}
+        assert await scaling.prune(connection, 1) == {"decisions": 2}
+    assert await value(database, "SELECT count(*) FROM rosters") == 0
+    await decided(database)
