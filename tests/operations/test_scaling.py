@@ -4,6 +4,7 @@ import pytest
 
 from app.domain import decision_records as records
 from app.domain.agents import AgentType
+from app.domain.goals import Terms
 from app.domain.scaling import Mode
 from app.operations import goals, scaling
 from app.operations.goals import Order
@@ -165,8 +166,8 @@ async def test_tasks_of_a_goal_that_is_on_hold_do_not_count(database: Database) 
     await bounds(database, 2, 100)
     await crew(database, 2, cpu_percent=90.0)
     async with database.transaction() as connection:
-        await goals.create(connection, Order(id="goal", objective="to know", by="me"))
-        await goals.pause(connection, "goal", "moving house")
+        await goals.create(connection, Order(id="goal", objective="to know", terms=Terms(), weight=1.0, by="me"))
+        await goals.pause(connection, "goal", "moving house", "me")
     await submitted(database, 300, goal_id="goal")
     decision = await decided(database)
     assert decision["target_workers"] == 2
