@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.store import attempts, claims, lanes, leases, workers
+from app.store import attempts, claims, holds, lanes, leases, workers
 from app.store.database import Database
 from tests.conftest import PROCESS, named, run_on
 from tests.factories import ready_worker, submitted
@@ -137,3 +137,18 @@ async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database)
     assert "using tasks_waiting on tasks" in plan
     assert plan.count("waiting_since >=") == 2
     assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) -> None:
+    """Taking them away goes on from where it was, and bringing them back begins at the first."""
+    ahead = await _plans(full, _plain(holds._AHEAD.text, "goal_id", "after", "limit"), "goal", 0, 1000)
+    assert ahead.count("using tasks_goal on tasks") == 2
+    back = await _plans(full, _plain(holds._BACK.text, "goal_id", "limit"), "goal", 1000)
+    assert back.count("using tasks_held on tasks") >= 2
+    strays = await _plans(full, _plain(holds._STRAYS.text, "since", "limit"), datetime.now(UTC), 1000)
+    assert strays.count("using tasks_waiting on tasks") == 2
+    shift = await _plans(full, _plain(holds._SHIFT.text, "goal_id"), "goal")
+    assert shift.count("using tasks_held on tasks") == 2
+    for plan in (ahead, back, strays, shift):
+        assert not _walks(plan, "tasks")
