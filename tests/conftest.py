@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from math import ceil
 from pathlib import Path
 from uuid import uuid4
 
@@ -44,6 +45,19 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     if isinstance(val, str) and (len(val) > _LONG or _UUID.search(val)):
         return _UUID.sub("some-uuid", val[:_LONG])
     return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each process has its share of the slow tests, and has them first: none of them may be what all wait for."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes == 1:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    share = ceil(len(quick) / processes)
+    parts = (slow[place::processes] + quick[place * share : (place + 1) * share] for place in range(processes))
+    items[:] = [item for part in parts for item in part]
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,17 @@ async def _history(convener: CommandLine, service: Service, goal: str) -> list[s
     second = str(uuid4())
     batch = json.dumps([{"id": second, "agent_type": "evolution", "goal_id": goal, "depends_on": [first]}])
     assert (await convener("tasks", "submit", "--file", "-", stdin=batch)).code == 0
-    await service.work("ranking")
-    await service.work("evolution")
-    await convener("tasks", "submit", "--agent", "ranking", "--goal", goal)
+    await _completed(convener, service, "ranking", first)
+    await _completed(convener, service, "evolution", second)
+    await convener("tasks", "submit", "--agent", "ranking", "--goal", goal, "--priority", "critical")
     await service.work("ranking", error="broken")
     return [first, second]
+
+
+async def _completed(convener: CommandLine, service: Service, agent: str, task_id: str) -> None:
+    """Work until this task is done: others may have left some of theirs behind."""
+    while (await convener("tasks", "get", task_id, "-o", "json")).json["state"] != "completed":
+        await service.work(agent)
 
 
 async def test_a_history_is_exported_and_simulated(
