@@ -11,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.agents import AgentType
 from app.domain.budgets import Compute
 from app.domain.tasks import Move
-from app.store import holding
+from app.store import folding, holding
 
 _NAME = "goals"
-_XMIN = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
 _ENDS = (Move.COMPLETE, Move.RETRY, Move.FAIL, Move.RELEASE, Move.EXPIRE, Move.CANCEL)
 _ENDED = f"kind IN ({', '.join(repr(move.value) for move in _ENDS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
@@ -28,32 +27,15 @@ class Bite:
     more: bool
 
 
-# As in `minutes`: below the oldest running transaction no event can appear any more, and a bite ends between two
-# transactions.
 _FOLD = text(f"""
-WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {_XMIN} AS until
-), ahead AS MATERIALIZED (
-    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
-        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
-        ORDER BY transaction, seq LIMIT :bite + 1
-    ) e
-), bite AS MATERIALIZED (
-    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
-                WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
-                ELSE max(transaction) END AS until
-    FROM mark LEFT JOIN ahead ON true
-), folded AS (
+WITH {folding.bite(_NAME)}, folded AS (
     INSERT INTO goal_compute AS known (goal_id, agent_type, attempts, seconds)
     SELECT goal_id, agent_type, count(*), sum(seconds::float8) FROM events
     WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite) AND {_ENDED}
     GROUP BY goal_id, agent_type
     ON CONFLICT (goal_id, agent_type) DO UPDATE
     SET attempts = known.attempts + excluded.attempts, seconds = known.seconds + excluded.seconds
-), marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM bite WHERE EXISTS (SELECT FROM ahead)
-    ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
-)
+), {folding.marked(_NAME, "EXISTS (SELECT FROM ahead)")}
 SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :bite AS more
 """)
 

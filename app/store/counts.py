@@ -15,6 +15,7 @@ from app.domain.agents import AgentType
 from app.domain.lanes import Lane
 from app.domain.queues import QUEUED
 from app.domain.tasks import Priority
+from app.store.events import HORIZON
 
 _NAME = "counts"
 
@@ -27,8 +28,6 @@ class Count:
     phase: str
     tasks: int
 
-
-_XMIN = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
 _KNOWN = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_counts
@@ -45,7 +44,7 @@ GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 # Below the oldest running transaction no line can appear any more, so none is left behind and none is folded twice.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {_XMIN} AS until
+    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
 ), taken AS (
     DELETE FROM queue_changes c USING mark WHERE c.transaction >= mark.since AND c.transaction < mark.until
     RETURNING c.agent_type, c.priority, c.phase, c.tasks

@@ -16,27 +16,13 @@ from app.domain.histograms import BOUNDS, Durations
 from app.domain.lanes import Lane
 from app.domain.minutes import Minute
 from app.domain.tasks import Move, Priority
+from app.store import folding
 
 _NAME = "minutes"
-_XMIN = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
 
-# Below the oldest running transaction no event can appear any more, so none is left behind and none is counted twice.
-# A bite ends between two transactions, as the mark does; one that is larger than a bite is taken whole.
 _FOLD = text(f"""
-WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {_XMIN} AS until
-), ahead AS MATERIALIZED (
-    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
-        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
-        ORDER BY transaction, seq LIMIT :bite + 1
-    ) e
-), bite AS MATERIALIZED (
-    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
-                WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
-                ELSE max(transaction) END AS until
-    FROM mark LEFT JOIN ahead ON true
-), taken AS MATERIALIZED (
+WITH {folding.bite(_NAME)}, taken AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, agent_type, priority, kind, seconds::float8 AS seconds,
            width_bucket(seconds::float8, CAST(:bounds AS float8[])) AS bucket
     FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
@@ -62,10 +48,7 @@ WITH mark AS MATERIALIZED (
     SELECT agent_type, priority, kind, sum(n), sum(seconds) FROM bucketed GROUP BY agent_type, priority, kind
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
     SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds
-), marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM bite WHERE EXISTS (SELECT FROM taken)
-    ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
-)
+), {folding.marked(_NAME, "EXISTS (SELECT FROM taken)")}
 SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :bite AS more
 """)
 

@@ -15,26 +15,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
 from app.domain.performance import REMEMBERED, Recent, Result
-from app.store.events import HORIZON
+from app.store import folding
 
 _NAME = "performance"
 
-# Bites end between two transactions, as in `minutes`: below the horizon no event can appear any more. Only the last
-# results of each agent are handed out; the rest is in the sums. The mark moves on where judgements wait for it.
+# Judgements wait for the mark as well.
+_HAS_NEWS = (
+    "EXISTS (SELECT FROM ahead) OR EXISTS (SELECT FROM judgements WHERE transaction >= (SELECT since FROM mark))"
+)
+
+# Only the last results of each agent are handed out; the rest is in the sums.
 _FOLD = text(f"""
-WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
-), ahead AS MATERIALIZED (
-    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
-        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
-        ORDER BY transaction, seq LIMIT :bite + 1
-    ) e
-), bite AS MATERIALIZED (
-    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
-                WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
-                ELSE max(transaction) END AS until, count(*) > :bite AS more
-    FROM mark LEFT JOIN ahead ON true
-), taken AS MATERIALIZED (
+WITH {folding.bite(_NAME)}, taken AS MATERIALIZED (
     SELECT transaction, seq, at, agent_type, task_id, kind = 'task.completed' AS succeeded,
            seconds::float8 AS seconds, quality
     FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
@@ -49,11 +41,7 @@ WITH mark AS MATERIALIZED (
     SET results = known.results + excluded.results, successes = known.successes + excluded.successes,
         judged = known.judged + excluded.judged, quality = known.quality + excluded.quality,
         seconds = known.seconds + excluded.seconds
-), marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM bite
-    WHERE EXISTS (SELECT FROM ahead) OR EXISTS (SELECT FROM judgements WHERE transaction >= (SELECT since FROM mark))
-    ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
-)
+), {folding.marked(_NAME, _HAS_NEWS)}
 SELECT bite.more, last.* FROM bite LEFT JOIN (
     SELECT *, count(*) OVER (PARTITION BY agent_type) AS counted,
            row_number() OVER (PARTITION BY agent_type ORDER BY transaction DESC, seq DESC) AS place
