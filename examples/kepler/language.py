@@ -19,7 +19,7 @@ from examples.kepler.agents.reflection import reflect
 from examples.kepler.expressions import Tree, size, variables
 from examples.kepler.notation import text
 from examples.kepler.simplify import without_coefficient
-from examples.supervising.task import Json
+from examples.supervising.task import Json, batch
 from examples.supervising.task import Task as PlainTask
 
 _POWERS = {"1/3": 1 / 3, "1/2": 0.5, "2/3": 2 / 3, "1": 1.0, "4/3": 4 / 3, "5/3": 5 / 3, "2": 2.0, "5/2": 2.5, "3": 3.0}
@@ -63,7 +63,7 @@ class Task(PlainTask, Protocol):
 
 def generate(task: Task) -> Json:
     """`count` laws that the model writes."""
-    count = task.payload["count"]
+    count = batch(task)
     question = (
         "The period T of a planet depends on its distance a from the Sun, perhaps on eccentricity e and mass m. "
         f"Write {count} different laws for T."
@@ -74,7 +74,7 @@ def generate(task: Task) -> Json:
 
 def evolve(task: Task) -> Json:
     """`count` children of `parents`: the model chooses the change and the parent, and the change is carried out."""
-    rng, count = Random(task.payload["seed"]), task.payload["count"]
+    rng, count = Random(task.payload["seed"]), batch(task)
     parents: list[Json] = task.payload["parents"][:_SHOWN]
     listed = "; ".join(f"{place}. {text(parent['tree'])}" for place, parent in enumerate(parents, 1))
     changes = {f"{name} {place}": (name, place - 1) for name in VARIATIONS for place in range(1, len(parents) + 1)}
