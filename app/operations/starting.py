@@ -42,9 +42,10 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     leaves; whoever is lost is replaced.
     """
     ids = [uuid5(order.request_id, str(place)) for place in range(order.count)]
+    # First the pool: the same order may be on its way a second time at this very moment.
+    await hosts.lock_pool(connection)
     if former := await workers.names(connection, ids):
         return [Starting(worker_id=worker_id, name=name) for worker_id, name in former.items()]
-    await hosts.lock_pool(connection)
     document = (await config.current(connection, initial)).document
     most = document.worker_pool.max_workers
     pool = await observing.pool(connection)

@@ -65,6 +65,18 @@ async def test_the_same_order_again_starts_nobody_else(database: Database) -> No
     assert await value(database, "SELECT count(*) FROM audit WHERE action = 'workers.start'") == 1
 
 
+async def test_the_same_order_twice_at_once_has_one_answer(database: Database) -> None:
+    await _report(database)
+    request_id = uuid4()
+    async with database.transaction() as connection:
+        await hosts.lock_pool(connection)
+        both = [asyncio.create_task(_start(database, 2, request_id=request_id)) for _ in range(2)]
+        await until_blocked(database, 2)
+    first, second = await asyncio.gather(*both)
+    assert first == second
+    assert await _names(database) == ["here-1", "here-2", "here-3", "here-4"]
+
+
 async def test_two_orders_at_once_do_not_fill_the_same_room(database: Database) -> None:
     await _at_most(database, 4)
     await _report(database)
