@@ -60,11 +60,13 @@ async def notes(connection: AsyncConnection, owed: Owed) -> list[str]:
 
 async def carry_out(connection: AsyncConnection, decision: Decision, pool: Pool, owed: Owed) -> Done:
     """Write down what the decision wants of hosts and workers; the caller holds the pool."""
-    changed = list(_changed(decision, pool.staying))
+    changed, leaving = list(_changed(decision, pool.staying)), _leavers(decision, pool)
+    # Those that change and those that leave together, or a batch of heartbeats could wait for us while we wait for it.
+    await members.lock(connection, {*leaving, *(given.id for given in changed)})
     await members.assign(connection, changed)
     started = spread(pool.hosts, len(decision.new), caps.POLICY)
     await _request(connection, decision, pool, started, owed)
-    drained = await _drain(connection, _leavers(decision, pool), decision.reasons[0])
+    drained = await _drain(connection, leaving, decision.reasons[0])
     await _resize(connection, pool, owed, started, drained)
     if decision.new or drained:
         announcements.note(connection, announcements.FLEET, announcements.LAUNCHES)

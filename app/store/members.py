@@ -3,7 +3,7 @@
 Read and written through the driver: a thousand rows are read every few seconds, in the loop's own transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -67,6 +67,8 @@ FROM given g JOIN ours ON ours.id = g.id
 WHERE w.id = g.id AND w.state IN ('starting', 'ready', 'draining')
 """
 
+_LOCK = "SELECT FROM workers WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
+
 _REQUEST = """
 INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels,
                      assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds)
@@ -110,6 +112,12 @@ class Requested(NamedTuple):
 async def read(connection: AsyncConnection) -> list[Worker]:
     """All live workers by id: a look at each, and at the one task that it holds."""
     return [Worker(*row) for row in await (await _driver(connection)).fetch(_READ)]
+
+
+async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> None:
+    """Be the only one to change these workers: all at once, in the order in which heartbeats lock them."""
+    if worker_ids:
+        await (await _driver(connection)).execute(_LOCK, list(worker_ids))
 
 
 async def assign(connection: AsyncConnection, given: Sequence[Given]) -> None:

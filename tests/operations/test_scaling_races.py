@@ -13,7 +13,7 @@ from app.domain.agents import AgentType
 from app.domain.scaling import Mode
 from app.domain.workers import Directive
 from app.operations import fleet, scaling
-from app.store import decisions, directing, duties
+from app.store import decisions, directing, duties, members
 from app.store.database import Database
 from app.store.directing import Crew
 from tests.crews import arrive, bounds, crew, decided, keep_up, passed
@@ -60,6 +60,25 @@ async def test_a_decision_waits_for_a_host_that_replaces(database: Database) -> 
         await until_blocked(database)
     assert (done["started"], (await decision)["target_workers"]) == (2, 8)
     assert await _live(database) == 8
+
+
+async def test_a_decision_and_heartbeats_never_wait_for_each_other_in_a_circle(database: Database) -> None:
+    """A worker that leaves and one that stays and is assigned anew: heartbeats come in the order of their ids."""
+    await bounds(database, 1, 2)
+    low, high = sorted(await crew(database, 2))
+    await decided(database)
+    await bounds(database, 1, 1)
+    # The one in the last slot leaves first.
+    await execute(database, "UPDATE workers SET slot = 9 WHERE id = $1", low)
+    await execute(database, "UPDATE workers SET assigned_agent = NULL WHERE id = $1", high)
+    async with database.transaction() as connection:
+        await members.count(connection)
+        await members.lock(connection, [low])
+        decision = asyncio.create_task(decided(database, seconds=0.0))
+        await until_blocked(database)
+        await members.lock(connection, [high])
+    assert (await decision)["target_workers"] == 1
+    assert await value(database, "SELECT directive FROM workers WHERE id = $1", low) == "drain"
 
 
 async def test_who_was_told_to_go_is_replaced_only_where_there_is_room(database: Database) -> None:
