@@ -16,8 +16,8 @@ from benchmarks.surroundings import Surroundings, surroundings
 
 _AGENTS = itertools.cycle(AgentType)
 _REFUSED = 429
-# Calls until the limit of the model has grown to that of the configuration.
-_WARM_UP_CALLS = 6
+# Until the limit of the model has grown to that of the configuration.
+_WARM_UP_SECONDS = 6.0
 
 
 @dataclass(slots=True)
@@ -38,15 +38,14 @@ class Times:
 class Caller:
     """Asks, calls, settles, and again."""
 
-    def __init__(self, connection: Connection, times: Times, model: str) -> None:
+    def __init__(self, connection: Connection, times: Times) -> None:
         self._connection = connection
-        self._model = model
         self._agent = next(_AGENTS).value
         self.times = times
 
     async def call(self, seconds: float) -> None:
         """One call that takes so long; a refusal is followed as it says."""
-        wanted = {"request_id": str(uuid4()), "model": self._model, "agent_type": self._agent, "estimated_tokens": 1000}
+        wanted = {"request_id": str(uuid4()), "model": "m", "agent_type": self._agent, "estimated_tokens": 1000}
         while True:
             answer = await self._timed("/llm/permits", wanted, self.times.acquired)
             self.times.answers[answer.status] += 1
@@ -67,7 +66,7 @@ class Caller:
 
 async def alone(where: Surroundings, calls: int) -> Times:
     """One caller, nobody else."""
-    caller = Caller(await connect(where.port, where.key), Times(), "alone")
+    caller = Caller(await connect(where.port, where.key), Times())
     for _ in range(calls):
         await caller.call(0.0)
     return caller.times
@@ -75,16 +74,15 @@ async def alone(where: Surroundings, calls: int) -> Times:
 
 async def crowded(where: Surroundings, callers: int, call_seconds: float, seconds: float) -> tuple[Times, float]:
     """So many callers; also the processor time of the API for each call, in milliseconds."""
-    crowd = [Caller(await connect(where.port, where.key), Times(), "crowded") for _ in range(callers)]
-    warm_up = _WARM_UP_CALLS * call_seconds
-    end = time.monotonic() + warm_up + seconds
+    crowd = [Caller(await connect(where.port, where.key), Times()) for _ in range(callers)]
+    end = time.monotonic() + _WARM_UP_SECONDS + seconds
 
     async def work(caller: Caller) -> None:
         while time.monotonic() < end:
             await caller.call(call_seconds)
 
     working = [asyncio.create_task(work(caller)) for caller in crowd]
-    await asyncio.sleep(warm_up)
+    await asyncio.sleep(_WARM_UP_SECONDS)
     times = Times()
     for caller in crowd:
         caller.times = times

@@ -26,6 +26,8 @@ from app.domain.workers import Directive, WorkerId
 from app.store.workers import Beat, Pulse
 
 router = APIRouter(tags=["workers"], route_class=LeanRoute)
+# Cores, or GB: the most that a worker may register with. Sums of what all workers use stay numbers then.
+_MOST = 65536
 
 
 class LeaseRef(Body):
@@ -47,8 +49,10 @@ class BeatIn(Body):
 
     state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
     lease: LeaseRef | None = None
-    cpu_percent: float | None = Field(None, ge=0, description="percent of one core since the last report")
-    memory_mb: float | None = Field(None, ge=0, description="MiB that are resident now")
+    cpu_percent: float | None = Field(
+        None, ge=0, le=100 * _MOST, description="percent of one core since the last report"
+    )
+    memory_mb: float | None = Field(None, ge=0, le=1024 * _MOST, description="MiB that are resident now")
     errors: list[LocalError] = Field(default_factory=list, max_length=50)
     assignment: Word | None = Field(None, description="version of the assignment that the worker goes by")
 

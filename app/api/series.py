@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.api.access import Caller, requires
 from app.api.connections import Reading, Writing
@@ -26,6 +26,7 @@ _POLICY = SeriesPolicy()
 _HOUR = timedelta(hours=1)
 # Far beyond what anybody measures, and still exact to a thousandth in a double.
 _MOST = 1e12
+_LEAST = 1e-300
 _EXAMPLE: dict[str, Any] = {
     "batch_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c",
     "samples": [
@@ -35,7 +36,14 @@ _EXAMPLE: dict[str, Any] = {
 }
 _PUSHING = documented(errors.SamplesRefused, errors.TooManySeries, errors.IdempotencyMismatch)
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")]
-Value = Annotated[float, Field(strict=True, ge=-_MOST, le=_MOST)]
+
+
+def _measurable(value: float) -> float:
+    """What is nearer to nothing than any measurement is nothing: a rate made of it would be no number."""
+    return value if abs(value) >= _LEAST else 0.0
+
+
+Value = Annotated[float, Field(strict=True, ge=-_MOST, le=_MOST), AfterValidator(_measurable)]
 
 
 class SampleIn(Body):

@@ -25,7 +25,7 @@ class PermitPlan:
 
 
 def decide(snapshot: PermitSnapshot, asks: Sequence[Ask], policy: PermitPolicy, pressure: PressurePolicy) -> PermitPlan:
-    """Whom to give a permit. An ask takes up its own claim, or else one that is due of the same caller for the same.
+    """Whom to give a permit. An ask takes up its own claim, or else one that the same caller left for the same thing.
 
     A permit is kept free for a moment for one whose turn it is and who is about to come back, and no longer: so nobody
     who comes back in time is overtaken, and no permit idles for those who stay away.
@@ -67,9 +67,7 @@ def _matched(snapshot: PermitSnapshot, asks: Sequence[Ask]) -> tuple[list[Claim]
     own = {ask.id: left.pop(ask.id) for ask in asks if ask.id in left}
     by_caller: dict[tuple[object, ...], deque[Claim]] = defaultdict(deque)
     for claim in sorted(left.values(), key=lambda claim: claim.since):
-        # Before it is due its holder is not expected; taking it would rob another request of the same caller.
-        if claim.due <= snapshot.now:
-            by_caller[claim.ask.caller].append(claim)
+        by_caller[claim.ask.caller].append(claim)
     present = []
     for ask in asks:
         former = own.get(ask.id)

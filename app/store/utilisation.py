@@ -24,16 +24,23 @@ SET samples = known.samples + 1, total = known.total + excluded.total, low = lea
 WHERE known.last_at <= now() - make_interval(secs => :apart)
 """)
 
-# What each worker last said, as a share of what it has; those that have not said are no zeros, they are left out.
+# What each worker last said, as a share of what it has; those that have not said are no zeros, they are left out. What
+# is next to nothing counts as that: dividing it by what is not, or the other way around, would fail for all.
 _WORKERS = text("""
 SELECT count(cpu) AS cpus, min(cpu) AS cpu_low, avg(cpu) AS cpu_mean, max(cpu) AS cpu_high, sum(cores) AS cores,
        count(memory) AS memories, min(memory) AS memory_low, avg(memory) AS memory_mean, max(memory) AS memory_high,
        sum(gigabytes) AS gigabytes
 FROM (
-    SELECT cpu_percent / nullif(cpu_cores, 0) AS cpu, cpu_percent / 100 AS cores,
-           100 * memory_mb / 1024 / nullif(memory_gb, 0) AS memory, memory_mb / 1024 AS gigabytes
-    FROM workers WHERE state IN ('starting', 'ready', 'draining')
-      AND last_seen_at > now() - make_interval(secs => :fresh)
+    SELECT percent / cpu_cores AS cpu, percent / 100 AS cores, 100 * mib / 1024 / memory_gb AS memory,
+           mib / 1024 AS gigabytes
+    FROM (
+        SELECT CASE WHEN cpu_percent < 0.001 THEN 0 ELSE cpu_percent END AS percent,
+               CASE WHEN memory_mb < 0.001 THEN 0 ELSE memory_mb END AS mib,
+               CASE WHEN cpu_cores >= 0.001 THEN cpu_cores END AS cpu_cores,
+               CASE WHEN memory_gb >= 0.001 THEN memory_gb END AS memory_gb
+        FROM workers WHERE state IN ('starting', 'ready', 'draining')
+          AND last_seen_at > now() - make_interval(secs => :fresh)
+    ) said
 ) live
 """)
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from app.domain.access import Role
+from app.store import series
 from app.store.database import Database
 from tests.api.problems import is_problem
 from tests.api.service import Service
@@ -132,6 +133,16 @@ async def test_bounds_of_time_are_sane(service: Service) -> None:
 async def test_readers_do_not_push_and_workers_do_not_read(service: Service) -> None:
     assert (await service.ask("POST", "/metrics/samples", _batch(_DEPTH), key=Role.READER)).status_code == 403
     assert (await service.ask("GET", "/metrics/names", key=Role.WORKER)).status_code == 403
+
+
+async def test_what_is_next_to_nothing_spoils_no_rate(service: Service, database: Database) -> None:
+    """The database refuses to divide the least of all numbers by the seconds of a minute, and nobody would see more."""
+    moment = (datetime.now(UTC) - timedelta(minutes=1)).replace(second=30).isoformat()
+    least = {"name": "writes", "kind": "counter", "value": 5e-324, "at": moment}
+    await service.post("/metrics/samples", _batch(least))
+    async with database.transaction() as connection:
+        assert [(found.name, found.value) for found in await series.current(connection)] == [("writes", 0.0)]
+    assert await value(database, "SELECT total FROM metric_minutes") == 0.0
 
 
 async def test_prometheus_reads_what_was_pushed_without_its_labels(service: Service) -> None:

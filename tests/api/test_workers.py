@@ -55,6 +55,13 @@ async def test_a_heartbeat_renews_and_is_shown(service: Service, database: Datab
     assert shown["recent_errors"][0]["message"] == "disk is slow"
 
 
+@pytest.mark.parametrize("measured", [{"cpu_percent": 1e308}, {"memory_mb": 1e308}, {"memory_mb": -1}])
+async def test_what_no_machine_has_is_refused(service: Service, measured: dict[str, float]) -> None:
+    worker = await service.worker()
+    answer = await worker.ask(f"/workers/{worker.id}/heartbeat", {"state": "ready"} | measured)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
 async def test_one_lease_at_a_time(service: Service) -> None:
     for _ in range(2):
         await service.submitted()

@@ -27,10 +27,9 @@ async def test_what_is_measured_now(convener: CommandLine) -> None:
     assert (done.code, done.err) == (0, "")
     for agent in AgentType:
         assert any(line.startswith(agent.value) for line in done.out.splitlines())
+    assert "no target yet" in done.out or "wanted" in done.out
+    assert "llm_call_latency_ms is 0" in done.out
     found = (await convener("metrics", "runtime", "-o", "json")).json
-    # Other tests share the service: some may have decided on a size, or called a language model.
-    assert ("no target yet" in done.out) == (found["target_workers"] is None)
-    assert ("llm_call_latency_ms is 0" in done.out) == (found["performance_metrics"]["llm_call_latency_ms"] == 0)
     assert set(found["worker_status"]) == {"active_workers", "idle_workers", "failed_workers"}
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from app.domain.utilisation import POOL, WORKERS, Measure, Sample, host, sample
 from app.store import hot, utilisation, workers
 from app.store.database import Database
@@ -69,6 +71,21 @@ async def test_workers_are_measured_by_what_they_have(database: Database) -> Non
     assert (cpu.low, cpu.mean, cpu.high) == (25.0, 50.0, 75.0)
     assert (memory.low, memory.mean, memory.high) == (25.0, 37.5, 50.0)
     assert (found[Measure.CORES].mean, found[Measure.GIGABYTES].mean) == (2.0, 0.75)
+
+
+@pytest.mark.parametrize("least", [5e-324, 1e-310])
+async def test_what_is_next_to_nothing_spoils_no_sample(database: Database, least: float) -> None:
+    one, other = [await ready_worker(database) for _ in range(2)]
+    said = [beat(one, cpu_percent=least, memory_mb=least), beat(other, cpu_percent=50.0, memory_mb=512.0)]
+    await hot.run(database, lambda c: workers.beat(c, said, 15.0))
+    await execute(database, "UPDATE workers SET cpu_cores = 1, memory_gb = 1")
+    async with database.transaction() as connection:
+        found = {s.measure: s for s in await utilisation.of_workers(connection, fresh_seconds=15)}
+    assert {measure: found[measure].mean for measure in (Measure.CPU, Measure.MEMORY)} == {"cpu": 25.0, "memory": 25.0}
+    await execute(database, "UPDATE workers SET cpu_cores = $1, memory_gb = $1 WHERE id = $2", least, other)
+    async with database.transaction() as connection:
+        found = {s.measure: s for s in await utilisation.of_workers(connection, fresh_seconds=15)}
+    assert found[Measure.CORES].mean == 0.5, "cores and gigabytes in use are known, whatever there is of them"
 
 
 async def test_nobody_has_said_anything(database: Database) -> None:
