@@ -1,6 +1,7 @@
 """From a question to an answer: permits, the chain of models, waiting, trying again, and earlier answers at need."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -9,9 +10,9 @@ from typing import TypeVar
 from uuid import uuid4
 
 from worker_agent.llm.hints import pause
-from worker_agent.llm.holding import Held, Streaming, failure
+from worker_agent.llm.holding import Held, Streaming, failure, in_the_background
 from worker_agent.llm.outcomes import Answered, Failed, Outcome
-from worker_agent.llm.permits import OVER, Permit, PermitRefused, Plane, PlaneAway, Settlement, Wish
+from worker_agent.llm.permits import OVER, Permit, PermitRefused, Plane, PlaneAway, Settlement, Unfit, Wish
 from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, degradation, marked
 from worker_agent.llm.requests import addressed, digest, estimated_tokens, is_repeatable, wants_completion_tokens
 from worker_agent.llm.settings import GatewaySettings
@@ -164,15 +165,36 @@ class Calls:
         )
         while True:
             try:
-                answer = await self.plane.acquire(wish)
+                answer = await self._acquired(wish)
             except PlaneAway as away:
                 await self._wait(search, _AWAY_SECONDS * (1 + self.draw()), f"no permit: {away}")
                 continue
-            if isinstance(answer, Permit):
-                return Held(answer, self.plane, began=self.clock())
+            except Unfit as unfit:
+                raise Refused(Failed(outcome=Outcome.CLIENT_ERROR, message=str(unfit), status=400)) from unfit
+            if isinstance(answer, Held):
+                return answer
             if answer.reason == OVER:
                 wish = replace(wish, request_id=uuid4())
             await self._denied(answer, search)
+
+    async def _acquired(self, wish: Wish) -> Held | PermitRefused:
+        """Raises as `Plane.acquire` does. A permit that comes when nobody waits for it any more is given back."""
+        asking = asyncio.ensure_future(self._hold(wish))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            in_the_background(self._give_back(asking))
+            raise
+
+    async def _hold(self, wish: Wish) -> Held | PermitRefused:
+        answer = await self.plane.acquire(wish)
+        return Held(answer, self.plane, began=self.clock()) if isinstance(answer, Permit) else answer
+
+    async def _give_back(self, asking: Awaitable[Held | PermitRefused]) -> None:
+        with contextlib.suppress(PlaneAway, Unfit):
+            answer = await asking
+            if isinstance(answer, Held):
+                await self._abandon(answer)
 
     async def _denied(self, refusal: PermitRefused, search: _Search) -> None:
         """Wait as told, unless there is something better to do."""

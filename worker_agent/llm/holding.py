@@ -1,7 +1,6 @@
 """A permit for as long as its call lasts, and an answer in pieces, which holds one until its end."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -82,9 +81,13 @@ def failure(failed: Failed, seconds: float) -> Settlement:
 
 
 async def to_the_end(work: Awaitable[None]) -> None:
-    """Do it whole, even if whoever waits for it is cancelled meanwhile."""
+    """Do it whole, even if whoever waits for it is cancelled meanwhile; who is cancelled goes no further."""
+    await asyncio.shield(in_the_background(work))
+
+
+def in_the_background(work: Awaitable[None]) -> "asyncio.Future[None]":
+    """Do it although nobody waits for it."""
     doing = asyncio.ensure_future(work)
     _ending.add(doing)
     doing.add_done_callback(_ending.discard)
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.shield(doing)
+    return doing

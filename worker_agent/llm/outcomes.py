@@ -1,6 +1,7 @@
 """What became of one call to the gateway, read from its answer."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -10,6 +11,7 @@ from worker_agent.llm.hints import Hints
 from worker_agent.wire import JsonObject
 
 _TEXT_CHARACTERS = 300
+_MOST_TOKENS = 100_000_000
 _LATER = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
@@ -61,7 +63,7 @@ def read_answer(response: httpx.Response, hints: Hints) -> Answered | Failed:
     """The answer to a plain call."""
     if not response.is_success:
         return read_refusal(response.status_code, response.content, hints)
-    body = _object(response.content)
+    body = read_object(response.content)
     if body is None:
         return Failed(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=response.status_code)
     choices = body.get("choices")
@@ -72,7 +74,7 @@ def read_answer(response: httpx.Response, hints: Hints) -> Answered | Failed:
 
 def read_refusal(status: int, content: bytes, hints: Hints) -> Failed:
     """A status other than success. A proxy in between may have put a page of its own into the answer."""
-    body = _object(content)
+    body = read_object(content)
     message = _message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
     return Failed(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
 
@@ -89,7 +91,7 @@ def read_tokens(usage: object) -> Tokens:
     if not isinstance(usage, dict):
         return Tokens()
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    prompt, completion = (count if type(count) is int and 0 <= count <= _MOST_TOKENS else None for count in counts)
     return Tokens(prompt=prompt, completion=completion)
 
 
@@ -105,12 +107,18 @@ def _is_whole(choice: object) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict) and bool(choice.get("finish_reason"))
 
 
-def _object(content: bytes) -> JsonObject | None:
+def read_object(content: bytes | str) -> JsonObject | None:
+    """A JSON object; None when it is none. What is no number in JSON (NaN, 1e999) becomes null."""
     try:
-        body = json.loads(content)
+        body = json.loads(content, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _message(body: JsonObject | None) -> str:

@@ -22,10 +22,16 @@ _RENEWALS_PER_TTL = 3
 _MOST_KEPT_BYTES = 200 << 10
 # The request id stands for a permit that is over: the next try needs a new one.
 OVER = "over"
+# The control plane will say the same to the same body, however often it is sent.
+_UNFIT = frozenset({400, 413, 422})
 
 
 class PlaneAway(Exception):
     """The control plane gave no usable answer; without a permit there is no call."""
+
+
+class Unfit(Exception):
+    """The control plane cannot take the wish as it is, now or later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,10 @@ class Plane:
         self._key = key
 
     async def acquire(self, wish: Wish) -> Permit | PermitRefused:
-        """At once one or the other. Raises PlaneAway. Repeat with the same request id when the answer was lost."""
+        """At once one or the other. Repeat with the same request id when the answer was lost.
+
+        Raises PlaneAway, and Unfit for a wish that can never be granted.
+        """
         ticket = wish.ticket
         body = {
             "request_id": str(wish.request_id),
@@ -97,7 +106,8 @@ class Plane:
         if status == 409:
             return PermitRefused(reason=OVER, retry_after=0.0)
         if status != 201:
-            raise PlaneAway(f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}")
+            why = f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}"
+            raise Unfit(why) if status in _UNFIT else PlaneAway(why)
         return Permit(
             permit_id=str(answer["permit_id"]), token=str(answer["token"]), ttl_seconds=float(answer["ttl_seconds"])
         )
@@ -123,6 +133,10 @@ class Plane:
                 log.warning("a permit could not be settled yet", extra={"fields": {"why": str(away)}})
                 await asyncio.sleep(0.2 * 2**attempt)
                 continue
+            if status in _UNFIT and len(body) > 2:
+                # What a model says is not always what the control plane can keep; the permit is let go all the same.
+                body = {name: body[name] for name in ("token", "outcome")}
+                continue
             if status >= 400:
                 fields = {"status": status, "why": str(answer.get("detail") or "")}
                 log.warning("the settlement of a permit was refused", extra={"fields": fields})
@@ -140,9 +154,11 @@ class Plane:
         key = self._key()
         if key is None:
             raise PlaneAway("this worker is not registered at the moment")
-        headers = {"authorization": f"Bearer {key}"}
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        # ASCII, as models leave halves of characters, which UTF-8 has no way to write.
+        content = None if body is None else json.dumps(body)
         try:
-            response = await self._http.request(method, path, json=body, headers=headers)
+            response = await self._http.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise PlaneAway(f"{type(error).__name__}: {error}") from error
         if response.status_code >= 500 or response.status_code in (401, 408):

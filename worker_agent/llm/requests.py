@@ -11,6 +11,8 @@ from worker_agent.wire import JsonObject
 _WANTS_COMPLETION_TOKENS = re.compile(r"(?:^|[:/])(?:gpt-?)?(?:o\d|5)")
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_PER_ANSWER = 512
+# No model reads or writes more; who asks for more is told so by the model.
+_MOST_TOKENS = 100_000_000
 # Do not change what is answered, so they are no part of the question.
 _INCIDENTAL = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
 
@@ -52,4 +54,4 @@ def estimated_tokens(body: Mapping[str, object]) -> int:
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
     answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _TOKENS_PER_ANSWER)
     several = body.get("n")
-    return asked + answer * (several if type(several) is int and several > 0 else 1)
+    return min(_MOST_TOKENS, asked + answer * (several if type(several) is int and several > 0 else 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from worker_agent.llm.calls import Calls, Question
@@ -54,7 +54,7 @@ class Server:
         if self._ticket(request) is None:
             return _unknown_task()
         listed = [{"id": name, "object": "model", "owned_by": "convener"} for name in self._settings.models]
-        return JSONResponse({"object": "list", "data": listed})
+        return _json({"object": "list", "data": listed})
 
     async def _complete(self, request: Request) -> Response:
         ticket = self._ticket(request)
@@ -87,7 +87,7 @@ class Server:
         except Refused as refused:
             status = refused.failed.status or 400
             shown = refused.failed.body
-            return JSONResponse(shown, status) if shown else _error(status, str(refused), "invalid_request_error")
+            return _json(shown, status) if shown else _error(status, str(refused), "invalid_request_error")
 
     def _stream(self, question: Question, found: Streaming | Reply) -> Response:
         if isinstance(found, Reply):
@@ -132,7 +132,7 @@ async def _read(request: Request) -> JsonObject:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"the request has more than {_MOST_BYTES >> 20} MiB")
     try:
-        body = json.loads(content)
+        body = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise ValueError("the request is not JSON") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
@@ -140,21 +140,37 @@ async def _read(request: Request) -> JsonObject:
     return body
 
 
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _json(body: JsonObject, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """ASCII, as models leave halves of characters, which UTF-8 has no way to write."""
+    return Response(json.dumps(body), status, headers, "application/json")
+
+
 def _whole(reply: Reply) -> Response:
-    return JSONResponse(reply.body, headers=_heads(reply.model, reply.degraded))
+    return _json(reply.body, headers=_heads(reply.model, reply.degraded))
 
 
 async def _in_one_piece(reply: Reply) -> AsyncIterator[bytes]:
     choices = [
-        {"index": choice.get("index", 0), "delta": choice.get("message"), "finish_reason": choice.get("finish_reason")}
+        {"index": choice.get("index", 0), "delta": _delta(choice), "finish_reason": choice.get("finish_reason")}
         for choice in reply.body.get("choices", ())
     ]
     yield _event({**reply.body, "object": "chat.completion.chunk", "choices": choices})
     yield b"data: [DONE]\n\n"
 
 
+def _delta(choice: JsonObject) -> JsonObject:
+    """In a piece, unlike in a whole answer, every call of a tool says which one it is."""
+    message: JsonObject = choice.get("message") or {}
+    calls = [{"index": number, **call} for number, call in enumerate(message.get("tool_calls") or ())]
+    return message | ({"tool_calls": calls} if calls else {})
+
+
 def _heads(model: str, degraded: Degraded | None) -> dict[str, str]:
-    heads = {MODEL_HEADER: model.encode("ascii", "replace").decode()}
+    heads = {MODEL_HEADER: "".join(letter if " " <= letter <= "~" else "?" for letter in model).strip()}
     return heads | ({DEGRADED_HEADER: degraded.value} if degraded else {})
 
 
@@ -168,4 +184,4 @@ def _unknown_task() -> Response:
 
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
     body = {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-    return JSONResponse(body, status, headers=_DO_NOT_RETRY | (headers or {}))
+    return _json(body, status, _DO_NOT_RETRY | (headers or {}))

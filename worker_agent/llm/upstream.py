@@ -16,6 +16,7 @@ from worker_agent.llm.outcomes import (
     Tokens,
     read_answer,
     read_error,
+    read_object,
     read_refusal,
     read_tokens,
 )
@@ -43,7 +44,7 @@ class Stream:
     response: httpx.Response = field(repr=False)
     model: str = ""
     tokens: Tokens = field(default_factory=Tokens)
-    _unfinished: set[int] = field(default_factory=set)
+    _unfinished: set[str] = field(default_factory=set)
 
     async def chunks(self) -> AsyncIterator[JsonObject]:
         """All pieces in order. Raises Broken when they end before every choice has said why it ends."""
@@ -65,7 +66,7 @@ class Stream:
         if chunk.get("usage"):
             self.tokens = read_tokens(chunk["usage"])
         for choice in chunk.get("choices") or ():
-            index = int(choice.get("index") or 0)
+            index = str(choice.get("index") or 0)
             if choice.get("finish_reason"):
                 self._unfinished.discard(index)
             else:
@@ -108,10 +109,13 @@ class Upstream:
         return Stream(first=first, rest=rest, response=response)
 
     def _request(self, request: JsonObject, trace_context: str | None) -> httpx.Request:
-        headers = {"authorization": f"Bearer {self._settings.key}"} if self._settings.key else {}
+        headers = {"content-type": "application/json"}
+        headers |= {"authorization": f"Bearer {self._settings.key}"} if self._settings.key else {}
         headers |= {"traceparent": trace_context} if trace_context else {}
         timeout = httpx.Timeout(self._settings.total_seconds, connect=self._settings.connect_seconds)
-        return self._http.build_request("POST", _PATH, json=request, headers=headers, timeout=timeout)
+        # ASCII, as handlers cut texts in the middle of a character, and UTF-8 has no way to write the half.
+        content = json.dumps(request)
+        return self._http.build_request("POST", _PATH, content=content, headers=headers, timeout=timeout)
 
     async def _refusal(self, response: httpx.Response) -> Failed:
         content = b""
@@ -157,12 +161,12 @@ async def _until_it_speaks(pieces: AsyncIterator[JsonObject]) -> AsyncIterator[J
 
 
 def _chunk(text: str) -> JsonObject:
-    try:
-        chunk = json.loads(text)
-    except ValueError:
-        chunk = None
-    if not isinstance(chunk, dict):
+    chunk = read_object(text)
+    if chunk is None:
         raise Broken(Failed(outcome=Outcome.SERVER_ERROR, message="a piece of the stream is not JSON"))
+    choices = chunk.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise Broken(Failed(outcome=Outcome.SERVER_ERROR, message="a piece of the stream has choices that are none"))
     error = chunk.get("error")
     if error:
         message = error.get("message") if isinstance(error, Mapping) else error

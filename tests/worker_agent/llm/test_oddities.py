@@ -1,0 +1,159 @@
+"""Odd requests, odd answers, and tasks that end in an odd moment: nothing stumbles, and no permit is left behind."""
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from tests.worker_agent.llm.conftest import Bench, Start, raw, settled
+from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.provider import MESSAGES, Permits, Provider, completion, piece, refuses
+from worker_agent.failures import Permanent
+from worker_agent.llm.serving import Access
+
+
+@pytest.mark.parametrize("slow", ["/llm/permits", "/settle"], ids=["acquiring", "settling"])
+def test_a_task_that_ends_leaves_no_permit_and_asks_no_more(start: Start, slow: str) -> None:
+    waiting, go_on = threading.Event(), threading.Event()
+
+    class Slow(Permits):
+        def respond(self, asked: Asked, wire: Wire) -> None:
+            if asked.path.endswith(slow) and not waiting.is_set():
+                waiting.set()
+                go_on.wait(10)
+            Permits.respond(self, asked, wire)
+
+    bench = start(Provider.of(then=refuses(500)), Slow(), attempts=9)
+    access = bench.access()
+    asking = threading.Thread(target=_ask_in_vain, args=(bench, access))
+    asking.start()
+    assert waiting.wait(10)
+    bench.gateway.close(access)
+    asking.join(10)
+    asked = len(bench.upstream.asked)
+    go_on.set()
+
+    settled(bench, 1)
+    time.sleep(0.2)
+    assert len(bench.upstream.asked) == asked
+    assert len(bench.permits.settled) == 1
+
+
+def _ask_in_vain(bench: Bench, access: Access) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion("half of a letter \ud83d", "gpt-4.1"),
+        completion("nothing \x00 at all", "gpt-4.1"),
+        completion("no number", "gpt-4.1") | {"usage": {"prompt_tokens": float("nan"), "completion_tokens": 10**12}},
+        completion("a name of two lines", "gpt-4.1\r\nx-evil: 1"),
+    ],
+    ids=["surrogate", "nul", "nan", "header"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_odd_answers_arrive(start: Start, answer: Any, stream: bool) -> None:
+    message = answer["choices"][0]["message"]
+    event = answer | {"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]}
+
+    def act(asked: Asked, wire: Wire) -> None:
+        if not stream:
+            wire.answer(200, answer)
+            return
+        wire.begin({"content-type": "text/event-stream"})
+        wire.write(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+
+    bench = start(Provider.of(then=act))
+
+    status, headers, content = raw(bench, {"messages": MESSAGES, "stream": stream})
+
+    assert status == 200
+    assert "x-evil" not in headers
+    assert json.dumps(message["content"]).encode() in content
+    assert b"NaN" not in content
+    settled(bench, 1)
+    assert bench.permits.outcomes == ["success"]
+    assert bench.permits.settled[0].get("completion_tokens", 3) == 3
+
+
+def test_a_settlement_that_the_control_plane_cannot_take_is_made_without_its_details(start: Start) -> None:
+    class Strict(Permits):
+        def respond(self, asked: Asked, wire: Wire) -> None:
+            if "cache" in asked.body:
+                wire.answer(422, {"code": "invalid_request"})
+            else:
+                Permits.respond(self, asked, wire)
+
+    bench = start(Provider.of(), Strict())
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    settled(bench, 1)
+    assert bench.permits.settled == [{"token": "t", "outcome": "success"}]
+
+
+def test_a_wish_that_can_never_be_granted_is_refused_at_once(start: Start) -> None:
+    class Strict(Permits):
+        def respond(self, asked: Asked, wire: Wire) -> None:
+            wire.answer(422, {"code": "invalid_request", "detail": "model: too long"})
+
+    bench = start(Provider.of(), Strict())
+
+    with pytest.raises(Permanent, match="model: too long"):
+        bench.model(seconds=3).ask("Why?")
+
+    assert len(bench.plane.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("odd", "status"),
+    [
+        ({"messages": [{"role": "user", "content": "half \ud83d"}]}, 200),
+        ({"messages": MESSAGES, "max_tokens": 10**30}, 200),
+        ({"messages": MESSAGES, "temperature": float("nan")}, 400),
+    ],
+    ids=["surrogate", "huge", "nan"],
+)
+def test_odd_requests_are_passed_on_or_refused(start: Start, odd: Any, status: int) -> None:
+    bench = start(Provider.of())
+
+    assert raw(bench, odd)[0] == status
+
+    settled(bench, 1 if status == 200 else 0)
+    assert all(asked.body.get("estimated_tokens", 0) <= 100_000_000 for asked in bench.plane.asked)
+
+
+@pytest.mark.parametrize("text", ['{"choices":[5]}', '{"choices":{"a":1}}', "[" * 50_000], ids=["5", "a", "deep"])
+def test_a_stream_with_an_odd_piece_breaks_off_in_order(start: Start, text: str) -> None:
+    def act(asked: Asked, wire: Wire) -> None:
+        wire.begin({"content-type": "text/event-stream"})
+        wire.write(piece("It ", asked.body["model"]) + f"data: {text}\n\n")
+
+    bench = start(Provider.of(act))
+
+    _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
+
+    assert b"convener_stream_broken" in content
+    settled(bench, 1)
+
+
+def test_an_earlier_answer_with_calls_of_tools_numbers_them_in_a_stream(start: Start) -> None:
+    call = {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    answer = completion("", "gpt-4.1", "tool_calls")
+    answer["choices"][0]["message"]["tool_calls"] = [call]
+    permits = Permits()
+    permits.refuse([{"reason": "breaker_open", "cached": {"answer": answer, "stored_at": "2026-11-24T12:00:00Z"}}])
+    bench = start(Provider.of(), permits)
+
+    _, headers, content = raw(bench, {"messages": MESSAGES, "stream": True})
+
+    event = json.loads(content.split(b"\n\n")[0].removeprefix(b"data: "))
+    assert headers["x-convener-degraded"] == "cached"
+    assert event["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]
