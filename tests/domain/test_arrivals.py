@@ -57,4 +57,5 @@ def test_the_history_reaches_back_far_enough_and_hardly_further(
     total = sum(look.seconds for look in kept)
     assert kept[-1].seconds == latest
     assert total >= lasts or len(kept) == len(history) + 1
-    assert total - kept[0].seconds < lasts
+    # A sum that is taken apart again may be off in its last digit.
+    assert total - kept[0].seconds < lasts + 1e-9

@@ -1,5 +1,6 @@
 """Handlers in real processes: what they may do, and how each of their ends is reported."""
 
+import os
 import subprocess
 import sys
 import time
@@ -190,7 +191,10 @@ def test_a_stray_thread_does_not_hold_the_worker() -> None:
 
 
 def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CONVENER_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("CONVENER_KEY", "cvn_secret")
+    monkeypatch.setenv("CONVENER_LLM_KEY", "the-gateway")
     monkeypatch.setenv("CONVENER_LAUNCH_TOKEN", "token")
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     found = finished({"do": "environment"}, trace_context=trace)["environment"]
