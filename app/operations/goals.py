@@ -105,10 +105,16 @@ async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str)
 
 
 async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
-    """Its tasks are leased again, in their old order. Raises GoalNotFound, GoalStopped."""
+    """Its tasks are leased again, in their old order. Raises GoalNotFound, GoalStopped.
+
+    Where there is a compute budget, whoever keeps goals within their limits looks first how much of it is left.
+    """
 
     async def carry_out(goal: Goal) -> None:
-        await holds.open_up(connection, goal.id, Hold.PAUSED)
+        if goal.terms.compute_budget_seconds is None:
+            await holds.open_up(connection, goal.id, Hold.PAUSED)
+        else:
+            await holds.hand_over(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
 
     return await _move(connection, goal_id, GoalMove.RESUME, reason, by, carry_out)
 
@@ -135,12 +141,14 @@ async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
 
 
 async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: str) -> Goal:
-    """Give a goal other limits; what waited for a budget may go on. Raises GoalNotFound, GoalStopped."""
+    """Give a goal other limits; what waits for a budget goes on at the next look if there is room for it now.
+
+    Raises GoalNotFound, GoalStopped.
+    """
     goal = await locked(connection, goal_id)
     _check(goal, GoalMove.EXTEND)
     given = {name: value for name, value in asdict(terms).items() if value is not None}
     await goals.extend(connection, goal_id, terms)
-    await holds.open_up(connection, goal_id, Hold.BUDGET)
     await goals.tell(connection, GoalMove.EXTEND, goal_id, {"limits": given})
     extended = await found(connection, goal_id)
     await _audit(connection, GoalMove.EXTEND, by, goal, extended, "")

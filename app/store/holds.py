@@ -65,6 +65,11 @@ _OPEN = text("""
 UPDATE holds SET is_closed = false, is_metered = false, shifts = NULL WHERE goal_id = :goal_id AND reason = :reason
 """)
 
+# What is out of the way already stays there.
+_HAND_OVER = text("""
+UPDATE holds SET reason = :to, since = now() WHERE goal_id = :goal_id AND reason = :reason AND is_closed
+""")
+
 # Until its tasks are out of the way it is closed; then they pass as they are let.
 _METER = text("""
 INSERT INTO holds AS known (goal_id, reason, is_metered, base) VALUES (:goal_id, 'budget', true, :base)
@@ -179,6 +184,11 @@ async def open_up(connection: AsyncConnection, goal_id: str, reason: Hold) -> bo
     found = (await connection.execute(_OPEN, {"goal_id": goal_id, "reason": reason.value})).rowcount
     announcements.note(connection, announcements.GOALS)
     return found > 0
+
+
+async def hand_over(connection: AsyncConnection, goal_id: str, reason: Hold, to: Hold) -> None:
+    """Hold the tasks for another reason than before, without a gap. The caller holds the lock of the goal."""
+    await connection.execute(_HAND_OVER, {"goal_id": goal_id, "reason": reason.value, "to": to.value})
 
 
 async def gate(connection: AsyncConnection, goal_ids: Collection[str]) -> Gate:

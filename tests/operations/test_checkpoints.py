@@ -325,5 +325,7 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             replay = await iterations.replay(connection, "goal", 1)
             assert replay.recorded == replay.replayed
             await goals.resume(connection, "goal", "we are there", "me")
+        async with database.transaction() as connection:
+            await keeping.enforce(connection)
         await keeping.work_off(database)
         assert (await leased(database, await ready_worker(database))).task_id == waiting

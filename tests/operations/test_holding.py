@@ -312,9 +312,8 @@ async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database
     assert await phases(database) == {"executing": 1, "held": 3}
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Terms(compute_budget_seconds=400), "me")
-    await holding.work_off(database)
-    assert await phases(database) == {"executing": 1, "pending": 3}
     assert await enforce(database) == {}
+    assert await phases(database) == {"executing": 1, "pending": 3}
 
 
 async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseDesk) -> None:
@@ -411,3 +410,52 @@ async def test_dead_letters_of_a_stopped_goal_stay_where_they_are(database: Data
     assert (outcome.matched, outcome.done) == (1, 1)
     assert await ready(database) == [letters["other"]]
     assert (await dead_letters.purge(database, Selection(), limit=10, reason="gone")).done == 1
+
+
+async def _committed(database: Database, desk: LeaseDesk) -> None:
+    """Two of 15 s fit into 40: one is done and one runs, so there is no room for a third."""
+    await created(database, compute_budget_seconds=40)
+    await submitted(database, 5)
+    await _run_for(database, desk, 15, 1)
+    for _ in range(2):
+        await enforce(database)
+    await leased(database, await ready_worker(database))
+    assert await enforce(database) == {"held": ["goal"]}
+
+
+async def test_an_extension_of_something_else_opens_no_budget(database: Database, desk: LeaseDesk) -> None:
+    await _committed(database, desk)
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Terms(patience=5), "me")
+    await holding.work_off(database)
+    assert await asked(database) is None
+
+
+async def test_an_extension_that_is_not_enough_opens_no_budget(database: Database, desk: LeaseDesk) -> None:
+    await _committed(database, desk)
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Terms(compute_budget_seconds=41), "me")
+    await holding.work_off(database)
+    assert await asked(database) is None
+
+
+async def test_a_pause_on_the_way_opens_no_budget(database: Database, desk: LeaseDesk) -> None:
+    await _committed(database, desk)
+    await pause(database)
+    assert await enforce(database) == {}
+    await resume(database)
+    assert await asked(database) is None
+    assert await enforce(database) == {}
+    assert await asked(database) is None
+    assert await phases(database) == {"executing": 1, "held": 3}
+
+
+async def test_a_resumed_goal_with_room_goes_on_after_a_look(database: Database) -> None:
+    await created(database, compute_budget_seconds=400)
+    await submitted(database, 3)
+    await pause(database)
+    await holding.work_off(database)
+    await resume(database)
+    assert await enforce(database) == {}
+    assert await phases(database) == {"pending": 3}
+    assert await value(database, "SELECT count(*) FROM holds") == 0
