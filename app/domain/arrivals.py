@@ -27,9 +27,9 @@ def arrived(before: Mapping[Lane, int], now: Mapping[Lane, int], leased: Mapping
 def remembered(history: Sequence[Arrivals], latest: Arrivals, lasts_seconds: float) -> tuple[Arrivals, ...]:
     """The history with one more look, which has the latest last, as far back as `lasts_seconds` or a little further."""
     kept = [*history, latest]
-    seconds = sum(look.seconds for look in kept)
-    while seconds - kept[0].seconds >= lasts_seconds:
-        seconds -= kept.pop(0).seconds
+    # Summed anew each time: what is left of a sum after subtractions is not the sum of what is left.
+    while len(kept) > 1 and sum(look.seconds for look in kept[1:]) >= lasts_seconds:
+        kept.pop(0)
     return tuple(kept)
 
 
