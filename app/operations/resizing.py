@@ -40,11 +40,16 @@ class Done:
 
 
 def owed(pool: Pool, most: int) -> dict[Host, int]:
-    """The workers that hosts are about to start anyway, for those that were lost; within what there may be at all."""
+    """The workers that hosts are about to start anyway, for those that were lost; within what there may be at all.
+
+    Whoever restarts keeps its place for the next, also where there is no room for anybody else.
+    """
     room, found = max(0, most - len(pool.workers)), {}
     for host in pool.hosts:
-        found[host] = min(room, owed_by(host, pool.of(host)))
-        room -= found[host]
+        ours = pool.of(host)
+        returning = sum(worker.restarting for worker in ours)
+        found[host] = min(room + returning, owed_by(host, ours))
+        room -= max(0, found[host] - returning)
     return found
 
 

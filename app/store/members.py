@@ -20,6 +20,7 @@ class Worker(NamedTuple):
 
     `provisioner`, `host` and `slot` say who keeps it running; no provisioner: somebody else. `age_seconds` is the time
     since it was asked for or launched, `took_seconds` that from the request to its first heartbeat, None before that.
+    One that is `restarting` leaves, and another comes in its place.
     """
 
     id: UUID
@@ -40,6 +41,7 @@ class Worker(NamedTuple):
     age_seconds: float
     took_seconds: float | None
     first_beat_at: datetime | None
+    restarting: bool
 
 
 _READ = f"""
@@ -48,7 +50,8 @@ SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END 
     w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds,
     held.id IS NOT NULL AS busy, w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
     extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 AS age_seconds,
-    extract(epoch FROM w.first_beat_at - w.requested_at)::float8 AS took_seconds, w.first_beat_at
+    extract(epoch FROM w.first_beat_at - w.requested_at)::float8 AS took_seconds, w.first_beat_at,
+    coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w {holding.joined("w.id")}
 WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
 """

@@ -92,6 +92,21 @@ async def test_who_was_told_to_go_is_replaced_only_where_there_is_room(database:
     assert await _live(database) == 6
 
 
+async def test_a_pool_at_its_maximum_is_as_large_after_a_restart_of_its_workers(database: Database) -> None:
+    await bounds(database, 2, 6)
+    workers = await crew(database, 6)
+    await decided(database)
+    async with database.transaction() as connection:
+        await directing.direct(connection, Crew(ids=workers[:4]), Directive.RESTART, "a new version")
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["target_workers"], decision["start"]) == (6, 6, 0)
+    assert (await keep_up(database))["started"] == 0, "those that restart still count"
+    for gone in workers[:4]:
+        await fleet.report_exit(database, gone, "restarts")
+    assert (await keep_up(database))["started"] == 4
+    assert await _live(database) == 6
+
+
 async def _drain(database: Database, worker_ids: Sequence[UUID]) -> None:
     async with database.transaction() as connection:
         await directing.direct(connection, Crew(ids=worker_ids), Directive.DRAIN, "by hand")
