@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-permits clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -76,6 +76,9 @@ bench-decisions: $(READY)
 
 bench-heartbeats: $(READY)
 	@$(BIN)/python -m benchmarks.heartbeats
+
+bench-language-model: $(READY)
+	@$(BIN)/python -m benchmarks.language_model
 
 bench-permits: $(READY)
 	@$(BIN)/python -m benchmarks.permits
