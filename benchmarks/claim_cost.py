@@ -21,10 +21,11 @@ from benchmarks.sizes import Size
 from benchmarks.surroundings import Surroundings, surroundings
 
 _STATUS_SAMPLES = 100
-_WARM_UP = 1000
+# After a checkpoint PostgreSQL writes each page whole when it first changes; in a long queue most have yet to.
+_WARM_UP = 5000
 # Brokers look through all that became ready in the last 15 s for what nobody announced. So many tasks a second as the
 # filling writes come in no other way, and the aim is what a long queue costs, not what it costs to make one.
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,6 @@ async def _situation(
     options: argparse.Namespace,
 ) -> Situation:
     _say(f"measuring: {name}")
-    # What was just written in bulk is not in memory where it is needed, and checkpoints follow it.
     await workers.lease_latencies(_WARM_UP)
     leases = await workers.lease_latencies(options.samples)
     status = await workers.status_latencies(_STATUS_SAMPLES)
