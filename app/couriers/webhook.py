@@ -69,7 +69,7 @@ class WebhookCourier:
             found = await asyncio.wait_for(self._resolve(host, self._endpoint.port), _RESOLVE_SECONDS)
         except TimeoutError:
             raise NotDelivered(f"{host} could not be resolved within {_RESOLVE_SECONDS:g} s") from None
-        except OSError:
+        except (OSError, UnicodeError):  # the second for a name whose labels are empty or too long
             raise NotDelivered(f"{host} could not be resolved") from None
         why = self._refuse(found)
         if why is not None:

@@ -212,6 +212,14 @@ async def test_a_name_server_that_does_not_answer(receiver: Receiver, authority:
     assert "could not be resolved within" in await refused(courier(receiver, authority, resolve=waits))
 
 
+@pytest.mark.parametrize("name", ["a..b", "x" * 70])
+async def test_a_name_that_is_none_is_not_resolved(receiver: Receiver, authority: Authority, name: str) -> None:
+    async def unusable(host: str, port: int) -> Sequence[str]:
+        return await webhook.resolved(name, port)
+
+    assert "could not be resolved" in await refused(courier(receiver, authority, resolve=unusable))
+
+
 async def test_the_system_resolves_without_a_test() -> None:
     """What the system says of `localhost` is loopback, and so refused."""
     assert set(await webhook.resolved("localhost", 443)) <= {"127.0.0.1", "::1"}
