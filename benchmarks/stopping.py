@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from app.domain.improvement import Unit
-from app.domain.stopping import Rule, StoppingPolicy
+from app.domain.stopping import StoppingPolicy, StoppingRule
 from app.simulation.curves import MADE_UP, Curve, flat, glitched, kept, made_up, noisy, published, stopped_at
 
 _PLAIN = StoppingPolicy(noise_share=0.0, climb_errors=None)
@@ -26,8 +26,8 @@ RULES: Mapping[str, StoppingPolicy] = {
     "relative 0.001, patience 3": replace(_SHARE, patience=3),
     "relative 0.001, patience 5": replace(_SHARE, patience=5),
     "relative 0.001, patience 8": replace(_SHARE, patience=8),
-    "relative 0.001, slope over 10": replace(_SHARE, rule=Rule.SLOPE),
-    "0.001, slope over 10": StoppingPolicy(threshold=0.001, rule=Rule.SLOPE),
+    "relative 0.001, slope over 10": replace(_SHARE, rule=StoppingRule.SLOPE),
+    "0.001, slope over 10": StoppingPolicy(threshold=0.001, rule=StoppingRule.SLOPE),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from app.domain.config import Action, balanced, preset
+from app.domain.config import ConfigAction, balanced, preset
 from app.domain.scaling import Mode
 from app.domain.workers import WorkerId
 from app.operations import config, fleet, scaling, workers
@@ -26,7 +26,7 @@ async def bounds(database: Database, least: int, most: int, mode: Mode = Mode.PR
     document = balanced(replace(preset(mode), worker_pool=pool))
     async with database.transaction() as connection:
         order = Order(expected=before.version, by="test", reason="test")
-        await config.change(connection, mode, order, Action.SET, document)
+        await config.change(connection, mode, order, ConfigAction.SET, document)
 
 
 async def keep_up(database: Database, size: int = 1, host: str = "here", **changes: Any) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from typing import Any
 
 from app.domain.alerts import AlertPolicy, Patience
 from app.domain.capacity import CapacityPolicy
-from app.domain.symptoms import Rule
+from app.domain.symptoms import AlertRule
 from app.operations import alerts, counting
 from app.store import duties
 from app.store.database import Database
 from tests.factories import submitted
 from tests.sql import execute, value
 
-AT_ONCE = AlertPolicy(patience={rule: Patience(opens_after=0, resolves_after=0) for rule in Rule}, refresh=0)
+AT_ONCE = AlertPolicy(patience={rule: Patience(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
 
 
 async def look(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.domain import performance as rules
 from app.domain.agents import AgentType
-from app.domain.config import Action, document_of, plain
+from app.domain.config import ConfigAction, document_of, plain
 from app.domain.scaling import Mode
 from app.domain.weights import Evidence, WeightPolicy, effectiveness, with_result
 from app.operations import config, performance, weights
@@ -34,7 +34,7 @@ async def configure(database: Database, shares: Mapping[str, float]) -> None:
         version = await config.current(connection, Mode.PRODUCTION)
         document = document_of({**plain(version.document), "agent_weights": dict(shares)})
         order = config.Order(expected=version.version, by="test")
-        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
 async def told(database: Database, agent: AgentType, quality: float | None, count: int, seconds: float = 1.0) -> None:

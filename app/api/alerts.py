@@ -13,8 +13,8 @@ from app.api.problems import documented
 from app.domain import errors
 from app.domain.access import Scope
 from app.domain.alerts import STANDING, AlertState
-from app.domain.symptoms import Rule, Severity
-from app.domain.webhooks import Kind
+from app.domain.symptoms import AlertRule, Severity
+from app.domain.webhooks import AlertKind
 from app.operations import alerts as operations
 from app.store import alerts as store
 from app.store import webhooks
@@ -28,7 +28,7 @@ class AlertOut(BaseModel):
     """Something that is wrong, or was."""
 
     id: int
-    rule: Rule
+    rule: AlertRule
     subject: str = Field(description="which of the things that the rule watches; empty when there is only one")
     severity: str = Field(description="`warning`, or `critical` from the moment when it was; it never gets better")
     state: AlertState
@@ -48,7 +48,7 @@ class DeliveryOut(BaseModel):
     """One message of the webhook, which goes out at least once; the receiver tells repetitions by its id."""
 
     id: UUID
-    kind: Kind
+    kind: AlertKind
     created_at: Moment
     attempts: int
     due_at: Moment | None = Field(description="when it is tried next; null: it was delivered or given up")
@@ -87,7 +87,7 @@ AlertId = Annotated[int, Path(ge=1, le=_NEWEST)]
 async def page(
     connection: Reading,
     state: Annotated[list[AlertState] | None, Query(description="those that are not resolved, by default")] = None,
-    rule: Annotated[Rule | None, Query(description="of this rule only")] = None,
+    rule: Annotated[AlertRule | None, Query(description="of this rule only")] = None,
     severity: SeverityName = None,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 100,

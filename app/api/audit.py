@@ -20,7 +20,7 @@ router = APIRouter(prefix="/audit", tags=["audit"])
 _NEWEST = 2**63 - 1
 
 
-class EntryOut(BaseModel):
+class AuditEntryOut(BaseModel):
     """What somebody did. `digest` is the SHA-256 of the digest before (32 zero bytes for the first) and of the members
     `seq` to `reason` as JSON with sorted keys, no blanks and non-ASCII characters escaped."""
 
@@ -34,10 +34,10 @@ class EntryOut(BaseModel):
     digest: str = Field(description="hexadecimal")
 
 
-class EntryPage(BaseModel):
+class AuditPage(BaseModel):
     """Newest first; pass `next` as `after` for what follows."""
 
-    items: list[EntryOut]
+    items: list[AuditEntryOut]
     next: int | None
 
 
@@ -78,12 +78,12 @@ async def page(
     action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 100,
-) -> EntryPage:
+) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
     found = await store.page(connection, before=after, action=action, limit=limit + 1)
     await config.note_read(connection, services.config.initial, caller.key_id, "audit.read")
     following = found[limit - 1].seq if len(found) > limit else None
-    return EntryPage(items=[_shown(entry) for entry in found[:limit]], next=following)
+    return AuditPage(items=[_shown(entry) for entry in found[:limit]], next=following)
 
 
 @router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])
@@ -96,7 +96,7 @@ async def verify(asked: VerifyIn, connection: Reading, services: ServicesDep, ca
     return VerdictOut(ok=found.violation is None, entries=found.entries, end=end, violation=found.violation)
 
 
-def _shown(entry: Entry) -> EntryOut:
+def _shown(entry: Entry) -> AuditEntryOut:
     deed = {name: getattr(entry.deed, name) for name in ("by", "action", "before", "after", "reason")}
     at = entry.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return EntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **deed)
+    return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **deed)

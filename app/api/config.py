@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api.access import Caller, requires
 from app.api.config_bodies import (
     ChangedOut,
+    ConfigHistoryPage,
     ConfigOut,
     DocumentIn,
-    HistoryPage,
     ModeIn,
     RollbackIn,
     changed,
@@ -26,7 +26,7 @@ from app.api.services import ServicesDep
 from app.api.versions import IfMatch, IfNoneMatch, etag, expected, is_known
 from app.domain import errors
 from app.domain.access import Principal, Scope
-from app.domain.config import Action
+from app.domain.config import ConfigAction
 from app.operations import config as operations
 from app.operations.config import Order, Outcome
 from app.store import config as store
@@ -84,7 +84,9 @@ async def put(
     Safe to repeat: the same body sent again with the same If-Match is accepted again.
     """
     order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
-    outcome = await operations.change(connection, services.config.initial, order, Action.SET, plain_document(document))
+    outcome = await operations.change(
+        connection, services.config.initial, order, ConfigAction.SET, plain_document(document)
+    )
     return _answer(outcome, order, response)
 
 
@@ -106,7 +108,7 @@ async def patch(
     order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
     base = await operations.base(connection, services.config.initial, order.expected)
     document = patched(base.document, merge)
-    outcome = await operations.change(connection, services.config.initial, order, Action.PATCH, document)
+    outcome = await operations.change(connection, services.config.initial, order, ConfigAction.PATCH, document)
     return _answer(outcome, order, response)
 
 
@@ -117,14 +119,14 @@ async def history(
     caller: Caller,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 50,
-) -> HistoryPage:
+) -> ConfigHistoryPage:
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
     await operations.current(connection, services.config.initial)
     found = await store.history(connection, before=after, limit=limit + 1)
     await _noted(connection, services, caller, "config.history")
     pairs = zip(found[:limit], [*found[1:], None], strict=False)
     following = found[limit - 1].version if len(found) > limit else None
-    return HistoryPage(items=[history_item(version, before) for version, before in pairs], next=following)
+    return ConfigHistoryPage(items=[history_item(version, before) for version, before in pairs], next=following)
 
 
 @router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.api.fields import Body, Moment, Sentence
 from app.domain import config as rules
 from app.domain.agents import AgentType
-from app.domain.config import Action, Document
+from app.domain.config import ConfigAction, Document
 from app.domain.scaling import Mode
 from app.domain.weights import WeightPolicy
 from app.operations.config import Outcome, content
@@ -102,7 +102,7 @@ class ConfigOut(BaseModel):
     changed_at: Moment
     changed_by: str = Field(description="id of the key that was shown; `convener` for the preset of a new system")
     reason: str
-    action: Action
+    action: ConfigAction
 
 
 class ChangeOut(BaseModel):
@@ -120,22 +120,22 @@ class ChangedOut(ConfigOut):
     dry_run: bool
 
 
-class HistoryItem(BaseModel):
+class ConfigHistoryItem(BaseModel):
     """A version, and what it changed."""
 
     version: int
     mode: Mode
-    action: Action
+    action: ConfigAction
     changed_at: Moment
     changed_by: str
     reason: str
     changes: list[ChangeOut] = Field(description="from the version before; none for the first")
 
 
-class HistoryPage(BaseModel):
+class ConfigHistoryPage(BaseModel):
     """Newest first; pass `next` as `after` for what follows."""
 
-    items: list[HistoryItem]
+    items: list[ConfigHistoryItem]
     next: int | None
 
 
@@ -164,11 +164,11 @@ def changed(outcome: Outcome, *, dry_run: bool) -> ChangedOut:
     return ChangedOut.model_validate({**_fields(outcome.version), "changes": changes, "dry_run": dry_run})
 
 
-def history_item(version: Version, before: Version | None) -> HistoryItem:
+def history_item(version: Version, before: Version | None) -> ConfigHistoryItem:
     """A version beside the one before it."""
     changes = rules.changes(content(before), content(version)) if before else []
-    known = {name: getattr(version, name) for name in HistoryItem.model_fields if name != "changes"}
-    return HistoryItem(**known, changes=[_change(change) for change in changes])
+    known = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
+    return ConfigHistoryItem(**known, changes=[_change(change) for change in changes])
 
 
 def _fields(version: Version) -> dict[str, Any]:

@@ -43,7 +43,7 @@ RequestKey = Annotated[
 ]
 
 
-class EntryOut(BaseModel):
+class ContextEntryOut(BaseModel):
     """An entry at one version."""
 
     namespace: str
@@ -55,7 +55,7 @@ class EntryOut(BaseModel):
     value: Any = None
 
 
-class KeyOut(BaseModel):
+class ContextKeyOut(BaseModel):
     """An entry without its value."""
 
     key: str
@@ -64,23 +64,23 @@ class KeyOut(BaseModel):
     written_at: Moment
 
 
-class KeyWithValue(KeyOut):
+class ContextKeyWithValue(ContextKeyOut):
     """An entry with its value."""
 
     value: Any
 
 
-class KeyPage(BaseModel):
+class ContextKeyPage(BaseModel):
     """By key. A page may be short and not the last: go on until `next` is null."""
 
-    items: list[KeyWithValue | KeyOut]
+    items: list[ContextKeyWithValue | ContextKeyOut]
     next: str | None
 
 
-class HistoryPage(BaseModel):
+class ContextHistoryPage(BaseModel):
     """Newest first; pass `next` as `after` for what follows."""
 
-    items: list[EntryOut]
+    items: list[ContextEntryOut]
     next: int | None
 
 
@@ -101,11 +101,11 @@ async def page(
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
     values: Annotated[bool, Query(description="with their values, in as many pages as it takes")] = False,
-) -> KeyPage:
+) -> ContextKeyPage:
     """Keys and versions; values only when they are asked for."""
     found, following = await store.page(connection, namespace, after=after, limit=limit, values=values)
-    kind = KeyWithValue if values else KeyOut
-    return KeyPage(items=[kind.model_validate(_plain(namespace, version)) for version in found], next=following)
+    kind = ContextKeyWithValue if values else ContextKeyOut
+    return ContextKeyPage(items=[kind.model_validate(_plain(namespace, version)) for version in found], next=following)
 
 
 @router.get(
@@ -113,7 +113,7 @@ async def page(
     summary="Read an entry",
     dependencies=[requires(Scope.READ)],
     responses={304: {"description": "it is still at the version of If-None-Match"}, **_FOUND},
-    response_model=EntryOut,
+    response_model=ContextEntryOut,
 )
 async def read(
     namespace: Part,
@@ -122,14 +122,14 @@ async def read(
     response: Response,
     version: Annotated[int | None, Query(ge=1, le=_NEWEST, description="a former one, which may be a deletion")] = None,
     if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
-) -> EntryOut | Response:
+) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
     found = await operations.read(connection, _name(namespace, key), version)
     tag = etag(found.version)
     if is_known(found.version, if_none_match):
         return Response(status_code=304, headers={"ETag": tag})
     response.headers["ETag"] = tag
-    return EntryOut.model_validate(_plain(namespace, found))
+    return ContextEntryOut.model_validate(_plain(namespace, found))
 
 
 @router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=[requires(Scope.READ)])
@@ -139,12 +139,14 @@ async def history(
     connection: Reading,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 50,
-) -> HistoryPage:
+) -> ContextHistoryPage:
     """Who wrote what and when, deletions too; old versions are pruned."""
     found, following = await store.history(connection, _name(namespace, key), before=after, limit=limit)
     if not found and after == _NEWEST:
         raise errors.ContextNotFound
-    return HistoryPage(items=[EntryOut.model_validate(_plain(namespace, version)) for version in found], next=following)
+    return ContextHistoryPage(
+        items=[ContextEntryOut.model_validate(_plain(namespace, version)) for version in found], next=following
+    )
 
 
 @router.put(

@@ -14,7 +14,7 @@ from app.api.fields import Body, Limit, Moment, Sentence
 from app.domain import degradation as rules
 from app.domain.access import Scope
 from app.domain.agents import AgentType
-from app.domain.degradation import MEANINGS, TOP, Move, Step
+from app.domain.degradation import MEANINGS, TOP, LadderMove, Step
 from app.operations import degradation as operations
 from app.operations import observations
 from app.store import degradation as store
@@ -60,7 +60,7 @@ class MoveOut(BaseModel):
 
     id: int
     at: Moment
-    move: Move
+    move: LadderMove
     before: int
     after: int
     reason: str

@@ -1,14 +1,19 @@
 """What the description of the API says of problems: what is answered, where the framework would describe its own."""
 
+import json
+import re
 from typing import Any
 
 from fastapi import FastAPI
 
-from app.api.problems import MEDIA_TYPE, PLAIN
+from app.api.problems import MEDIA_TYPE, PLAIN, Problem
 
-_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_OTHERS = {"description": "Any other problem; `GET /problems` lists them all", "content": _CONTENT}
-_OF_THE_FRAMEWORK = ("HTTPValidationError", "ValidationError")
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+_OTHERS = {
+    "description": "Any other problem; `GET /problems` lists them all",
+    "content": {MEDIA_TYPE: {"schema": _PROBLEM}},
+}
+_OF_THE_FRAMEWORK = {"$ref": "#/components/schemas/HTTPValidationError"}
 
 
 def install(app: FastAPI) -> None:
@@ -24,20 +29,36 @@ def install(app: FastAPI) -> None:
 
 
 def _tell_of_problems(schema: dict[str, Any]) -> None:
+    types = schema["components"]["schemas"]
     for operations in schema["paths"].values():
         for operation in operations.values():
-            _correct(operation["responses"])
-    for name in _OF_THE_FRAMEWORK:
-        schema["components"]["schemas"].pop(name, None)
+            _correct(operation["responses"], types)
+    _forget_what_nobody_uses(schema)
 
 
-def _correct(responses: dict[str, Any]) -> None:
+def _correct(responses: dict[str, Any], types: dict[str, Any]) -> None:
     for status, response in responses.items():
         if status.isdigit() and int(status) >= 400:
-            response["content"] = _CONTENT
+            told = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
+            told = _PROBLEM if told == _OF_THE_FRAMEWORK else told
+            if _is_problem(types[told["$ref"].rpartition("/")[2]]):
+                response["content"] = {MEDIA_TYPE: {"schema": told}}
     if "422" in responses:
         responses["422"]["description"] = _with_invalid(responses["422"]["description"])
     responses["default"] = _OTHERS
+
+
+def _is_problem(kind: dict[str, Any]) -> bool:
+    """A health report comes with 503 too, and stays what it is; some problems tell more than others."""
+    return set(Problem.model_fields) <= set(kind["properties"])
+
+
+def _forget_what_nobody_uses(schema: dict[str, Any]) -> None:
+    """Types that stand behind a description of ours, and those of the framework's own problems."""
+    types = schema["components"]["schemas"]
+    while unused := types.keys() - set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
+        for name in unused:
+            del types[name]
 
 
 def _with_invalid(description: str) -> str:

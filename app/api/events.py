@@ -23,12 +23,14 @@ from app.domain.degradation import SystemMove
 from app.domain.errors import ConvenerError, DatabaseUnavailable
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
-from app.domain.webhooks import Kind as AlertKind
+from app.domain.webhooks import AlertKind
 from app.store import events
 from app.store.events import BEGINNING, Cursor, Event
 
 router = APIRouter(prefix="/events", tags=["events"])
 AnyKind = Move | GoalMove | SystemMove | AlertKind
+_EVERY_KIND: dict[str, AnyKind] = {kind.value: kind for kind in (*Move, *GoalMove, *SystemMove, *AlertKind)}
+_KINDS = WithJsonSchema({"type": "string", "enum": list(_EVERY_KIND)})
 _STREAM = "text/event-stream"
 _PAGE = 500
 
@@ -38,7 +40,7 @@ class EventOut(BaseModel):
 
     cursor: str
     at: Moment
-    kind: str
+    kind: Annotated[str, _KINDS]
     task_id: UUID | None
     agent_type: str | None
     goal_id: str | None
@@ -58,7 +60,6 @@ After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
-_EVERY_KIND: dict[str, AnyKind] = {kind.value: kind for kind in (*Move, *GoalMove, *SystemMove, *AlertKind)}
 
 
 def _kind(value: object) -> AnyKind:
@@ -68,7 +69,7 @@ def _kind(value: object) -> AnyKind:
     raise ValueError(f"must be one of {', '.join(_EVERY_KIND)}")
 
 
-Kind = Annotated[AnyKind, PlainValidator(_kind), WithJsonSchema({"type": "string", "enum": list(_EVERY_KIND)})]
+Kind = Annotated[AnyKind, PlainValidator(_kind), _KINDS]
 Kinds = Annotated[list[Kind] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {

@@ -81,7 +81,7 @@ class ReplacementPage(BaseModel):
     next: str | None
 
 
-class StepOut(BaseModel):
+class ReplacementStepOut(BaseModel):
     """Seconds since the loss was detected."""
 
     p50: float
@@ -94,10 +94,10 @@ class ReplacementTimesOut(BaseModel):
     replacements: int
     working: int = Field(description="those of them whose worker has received its first lease")
     since: Moment | None = Field(description="when the first of them was detected")
-    requested: StepOut | None
-    started: StepOut | None
-    registered: StepOut | None
-    first_lease: StepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
+    requested: ReplacementStepOut | None
+    started: ReplacementStepOut | None
+    registered: ReplacementStepOut | None
+    first_lease: ReplacementStepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
 
 
 @router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
@@ -138,5 +138,5 @@ async def times(connection: Reading) -> ReplacementTimesOut:
     )
 
 
-def _step(percentiles: Sequence[float] | None) -> StepOut | None:
-    return None if percentiles is None else StepOut(p50=percentiles[0], p99=percentiles[1])
+def _step(percentiles: Sequence[float] | None) -> ReplacementStepOut | None:
+    return None if percentiles is None else ReplacementStepOut(p50=percentiles[0], p99=percentiles[1])

@@ -10,7 +10,7 @@ from app.api.services import Services
 from app.domain.degradation import SystemMove
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
-from app.domain.webhooks import Kind as AlertKind
+from app.domain.webhooks import AlertKind
 from app.store import announcements, events
 from app.store.events import Cursor, Event
 

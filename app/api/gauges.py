@@ -11,7 +11,7 @@ from app.domain import runtime, utilisation
 from app.domain.agents import AgentType
 from app.domain.health import Overall, Report
 from app.domain.runtime import Pool
-from app.domain.series import Kind
+from app.domain.series import MetricKind
 from app.domain.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
 from app.domain.vitals import Snapshot
 
@@ -54,8 +54,10 @@ class PoolGauges:
         self._duties = self._gauge("duty_age_seconds", "Since the last turn of a background duty", "duty")
         self._dead = self._gauge("database_dead_rows", "Dead rows of a busy table", "table")
         self._pushed = {
-            Kind.GAUGE: self._gauge("pushed_gauge", "Mean of the gauges that were pushed lately", "name", "agent"),
-            Kind.COUNTER: self._gauge(
+            MetricKind.GAUGE: self._gauge(
+                "pushed_gauge", "Mean of the gauges that were pushed lately", "name", "agent"
+            ),
+            MetricKind.COUNTER: self._gauge(
                 "pushed_per_second", "How fast the counters that are pushed grew in the last minute", "name", "agent"
             ),
         }

@@ -10,9 +10,9 @@ from app.api.fields import Body, Moment, Sentence, Word
 from app.domain.agents import AgentType
 from app.domain.budgets import uses
 from app.domain.exploration import Arm
-from app.domain.goals import Action, GoalState, Hold, Terms
+from app.domain.goals import GoalAction, GoalState, Hold, Terms
 from app.domain.improvement import Quality, Unit
-from app.domain.stopping import Rule
+from app.domain.stopping import StoppingRule
 from app.operations.goals import View
 from app.operations.iterations import Account
 from app.store.goals import Goal
@@ -49,7 +49,7 @@ class ConstraintsIn(Body):
     improvement_unit: Unit | None = Field(
         None, description="`win_probability` for Elo (0.05 are 35 Elo), `relative` for other scores"
     )
-    rule: Rule | None = Field(None, description="how a plateau is recognised; `anchored_best` by default")
+    rule: StoppingRule | None = Field(None, description="how a plateau is recognised; `anchored_best` by default")
     patience: Count | None = Field(None, description="iterations without improvement until it stops; 10 by default")
 
     @model_validator(mode="after")
@@ -112,10 +112,10 @@ class IterationIn(Body):
         )
 
 
-class DecisionOut(BaseModel):
+class GoalDecisionOut(BaseModel):
     """Go on or stop, and why."""
 
-    decision: Action
+    decision: GoalAction
     reason: str
     exploration_share: float = Field(description="of the next iteration, for generation; the rest is for evolution")
     exploration_reason: str
@@ -130,7 +130,7 @@ class DecisionOut(BaseModel):
     draws: list[tuple[float, float]] = Field(description="rates drawn for (exploration, exploitation)")
 
 
-class IterationOut(DecisionOut):
+class IterationOut(GoalDecisionOut):
     """An iteration with the decision on it."""
 
     goal_id: str
@@ -151,7 +151,7 @@ class IterationPage(BaseModel):
     next: int | None
 
 
-class ReplayOut(BaseModel):
+class GoalReplayOut(BaseModel):
     """A decision as it was recorded, and as the rule makes it from the recorded inputs."""
 
     identical: bool
@@ -204,7 +204,7 @@ class GoalOut(GoalSummary):
     usage: list[UseOut]
     notices: list[str]
     judged_by: dict[str, Any] = Field(description="the stopping rule with its numbers, as it is in force")
-    last_decision: DecisionOut | None
+    last_decision: GoalDecisionOut | None
 
 
 class GoalPage(BaseModel):

@@ -15,11 +15,11 @@ from app.api.goal_bodies import (
     GoalIn,
     GoalOut,
     GoalPage,
+    GoalReplayOut,
     IterationIn,
     IterationOut,
     IterationPage,
     ReasonIn,
-    ReplayOut,
     Weight,
     reported,
     summary,
@@ -44,13 +44,13 @@ _FOUND = documented(goal_errors.GoalNotFound)
 _LIVE = documented(goal_errors.GoalNotFound, goal_errors.GoalStopped)
 
 
-class WeightIn(Body):
+class GoalWeightIn(Body):
     """A goal's share of each lane in which its tasks wait, against other goals; 1 where nobody has said otherwise."""
 
     weight: Weight
 
 
-class WeightOut(BaseModel):
+class GoalWeightOut(BaseModel):
     """A goal and its weight."""
 
     goal_id: str
@@ -193,10 +193,10 @@ async def iteration_page(
     dependencies=[requires(Scope.READ)],
     responses=documented(goal_errors.GoalNotFound, goal_errors.IterationNotFound),
 )
-async def replay(goal_id: GoalId, number: Number, connection: Reading) -> ReplayOut:
+async def replay(goal_id: GoalId, number: Number, connection: Reading) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""
     found = await iterations.replay(connection, goal_id, number)
-    return ReplayOut(
+    return GoalReplayOut(
         identical=found.recorded == found.replayed,
         recorded=json.loads(found.recorded),
         replayed=json.loads(found.replayed),
@@ -204,16 +204,16 @@ async def replay(goal_id: GoalId, number: Number, connection: Reading) -> Replay
 
 
 @router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
-async def weigh(goal_id: GoalId, weight: WeightIn, connection: Writing) -> WeightOut:
+async def weigh(goal_id: GoalId, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
     await operations.weigh(connection, goal_id, weight.weight)
-    return WeightOut(goal_id=goal_id, weight=weight.weight)
+    return GoalWeightOut(goal_id=goal_id, weight=weight.weight)
 
 
 @router.get("/{goal_id}/weight", summary="Read the weight of a goal", dependencies=[requires(Scope.READ)])
-async def read_weight(goal_id: GoalId, connection: Reading) -> WeightOut:
+async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
     """1 for a goal that nobody has weighed."""
-    return WeightOut(goal_id=goal_id, weight=await store.weight(connection, goal_id))
+    return GoalWeightOut(goal_id=goal_id, weight=await store.weight(connection, goal_id))
 
 
 async def _configured(services: Services) -> Iterations:

@@ -18,14 +18,14 @@ router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[])
 _ADMIN = [requires(Scope.KEYS)]
 
 
-class KeyIn(Body):
+class ApiKeyIn(Body):
     """What the key is for."""
 
     role: Role
     label: Word
 
 
-class KeyCreated(BaseModel):
+class ApiKeyCreated(BaseModel):
     """The only time that the key is shown."""
 
     id: str
@@ -34,7 +34,7 @@ class KeyCreated(BaseModel):
     key: str
 
 
-class KeyOut(BaseModel):
+class ApiKeyOut(BaseModel):
     """A key without its secret, which nobody keeps."""
 
     id: str
@@ -44,26 +44,26 @@ class KeyOut(BaseModel):
     revoked_at: Moment | None
 
 
-class KeyPage(BaseModel):
+class ApiKeyPage(BaseModel):
     """By id."""
 
-    items: list[KeyOut]
+    items: list[ApiKeyOut]
     next: str | None
 
 
 @router.post("", summary="Create a key", status_code=201, dependencies=_ADMIN)
-async def create(key: KeyIn, connection: Writing) -> KeyCreated:
+async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
     """The answer holds the key; only its SHA-256 is kept."""
     key_id, text = await operations.create_key(connection, key.role, key.label)
-    return KeyCreated(id=key_id, role=key.role, label=key.label, key=text)
+    return ApiKeyCreated(id=key_id, role=key.role, label=key.label, key=text)
 
 
 @router.get("", summary="List keys", dependencies=_ADMIN)
-async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> KeyPage:
+async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> ApiKeyPage:
     """Those of workers are left out; they come and go with them."""
     rows = await store.page(connection, after=after, limit=limit + 1, everybody=False)
     following = rows[limit - 1]["id"] if len(rows) > limit else None
-    return KeyPage(items=[KeyOut.model_validate(row) for row in rows[:limit]], next=following)
+    return ApiKeyPage(items=[ApiKeyOut.model_validate(row) for row in rows[:limit]], next=following)
 
 
 @router.delete(

@@ -44,7 +44,7 @@ class LeaseOut(BaseModel):
     degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
 
 
-class StartIn(Body):
+class LeaseStartIn(Body):
     """The task has been received and begins."""
 
     token: Token

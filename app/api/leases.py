@@ -20,10 +20,10 @@ from app.api.lease_bodies import (
     HeldOut,
     LeaseIn,
     LeaseOut,
+    LeaseStartIn,
     NextIn,
     ProgressIn,
     ReleaseIn,
-    StartIn,
 )
 from app.api.problems import documented
 from app.api.services import Services, ServicesDep
@@ -68,7 +68,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     response_model=HeldOut,
     responses=_FENCED,
 )
-async def start(task_id: UUID, call: StartIn, principal: Caller, services: ServicesDep) -> Response:
+async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: ServicesDep) -> Response:
     """Acknowledge a lease: the task begins."""
     return await _sign(services, Sign(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
 

@@ -11,13 +11,13 @@ from app.api.connections import Reading
 from app.api.fields import Limit
 from app.api.problems import documented
 from app.api.scaling_bodies import (
-    DecisionOut,
-    DecisionPage,
     DifferenceOut,
     RecommendationOut,
     ReplayManyIn,
     ReplayManyOut,
-    ReplayOut,
+    ScalingDecisionOut,
+    ScalingDecisionPage,
+    ScalingReplayOut,
     WhatIfIn,
     WhatIfOut,
     brief,
@@ -49,14 +49,14 @@ async def page(
     changes_only: Annotated[bool, Query(alias="changes", description="only those that changed something")] = False,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 50,
-) -> DecisionPage:
+) -> ScalingDecisionPage:
     """What was decided, newest first; each without its workers and its inputs, which can be many.
 
     Decisions that changed nothing are kept for a day, the others as long as the history of tasks.
     """
     found = await store.page(connection, before=after, limit=limit + 1, changes=changes_only)
     following = found[limit - 1].id if len(found) > limit else None
-    return DecisionPage(items=[brief(kept) for kept in found[:limit]], next=following)
+    return ScalingDecisionPage(items=[brief(kept) for kept in found[:limit]], next=following)
 
 
 @router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_READ, responses=_FINDING)
@@ -64,14 +64,14 @@ async def read(
     decision_id: DecisionId,
     connection: Reading,
     inputs: Annotated[bool, Query(description="also all that it depends on")] = False,
-) -> DecisionOut:
+) -> ScalingDecisionOut:
     """A decision in the specification's shape, and in plain words: what drove it, each limit, what was rejected."""
     kept = await operations.read(connection, decision_id)
     return await asyncio.to_thread(whole, kept, inputs=inputs)
 
 
 @router.post("/decisions/{decision_id}/replay", summary="Replay a decision", dependencies=_READ, responses=_FINDING)
-async def replay(decision_id: DecisionId, services: ServicesDep) -> ReplayOut:
+async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingReplayOut:
     """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
     kept = await _read(services.database, decision_id)
     return replayed(await asyncio.to_thread(operations.replay, kept))

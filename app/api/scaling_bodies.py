@@ -39,7 +39,7 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class AdjustmentOut(BaseModel):
+class ScalingAdjustmentOut(BaseModel):
     """A weight that differs from that of the decision before."""
 
     previous_weight: float
@@ -63,7 +63,7 @@ class ClampOut(BaseModel):
     after: int
 
 
-class BriefOut(BaseModel):
+class ScalingBriefOut(BaseModel):
     """A decision without its workers."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -72,7 +72,7 @@ class BriefOut(BaseModel):
     decision_type: DecisionType
     current_workers: int = Field(description="starting ones included, those on their way out not")
     target_workers: int
-    agent_weight_adjustments: dict[str, AdjustmentOut]
+    agent_weight_adjustments: dict[str, ScalingAdjustmentOut]
     id: int | None = Field(description="null where nothing was decided but supposed")
     reasons: list[str]
     clamps: list[ClampOut] = Field(description="tightest last")
@@ -113,7 +113,7 @@ class SizeOut(BaseModel):
     reason: str
 
 
-class DecisionOut(BriefOut):
+class ScalingDecisionOut(ScalingBriefOut):
     """A decision."""
 
     model_config = ConfigDict(
@@ -145,10 +145,10 @@ class DecisionOut(BriefOut):
     inputs: dict[str, Any] | None = Field(description="all that it depends on, where asked for")
 
 
-class DecisionPage(BaseModel):
+class ScalingDecisionPage(BaseModel):
     """Newest first; pass `next` as `after` for what follows."""
 
-    items: list[BriefOut]
+    items: list[ScalingBriefOut]
     next: int | None
 
 
@@ -160,7 +160,7 @@ class DifferenceOut(BaseModel):
     after: Any
 
 
-class ReplayOut(BaseModel):
+class ScalingReplayOut(BaseModel):
     """Whether the same inputs have the same outcome, to the byte."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": 42, "identical": True, "differences": []}]})
@@ -183,7 +183,7 @@ class ReplayManyOut(BaseModel):
     """What came of it; pass `next` as `after` for what follows."""
 
     replayed: int
-    different: list[ReplayOut]
+    different: list[ScalingReplayOut]
     next: int | None
 
 
@@ -210,8 +210,8 @@ class WhatIfIn(Body):
 class WhatIfOut(BaseModel):
     """Both decisions, from the same view of the world."""
 
-    decided: BriefOut
-    supposed: DecisionOut
+    decided: ScalingBriefOut
+    supposed: ScalingDecisionOut
     differences: list[DifferenceOut]
 
 
@@ -247,12 +247,12 @@ class RecommendationOut(BaseModel):
     reason: str
 
 
-def brief(kept: Kept) -> BriefOut:
+def brief(kept: Kept) -> ScalingBriefOut:
     """A decision of a list."""
-    return BriefOut.model_validate(json.loads(kept.output) | {"id": kept.id})
+    return ScalingBriefOut.model_validate(json.loads(kept.output) | {"id": kept.id})
 
 
-def whole(kept: Kept, *, inputs: bool) -> DecisionOut:
+def whole(kept: Kept, *, inputs: bool) -> ScalingDecisionOut:
     """A decision with its workers, its explanation, and its inputs where asked for."""
     seen = json.loads(kept.inputs) | {"roster": json.loads(kept.roster)} if inputs else None
     told = operations.explanation(kept)
@@ -260,15 +260,15 @@ def whole(kept: Kept, *, inputs: bool) -> DecisionOut:
     return _decision(records.shown(json.loads(kept.output), kept.roster), kept.id, words, seen)
 
 
-def supposed(told: Mapping[str, Any]) -> DecisionOut:
+def supposed(told: Mapping[str, Any]) -> ScalingDecisionOut:
     """A decision that nobody has made."""
     return _decision(told, None, None, None)
 
 
-def replayed(found: Replay) -> ReplayOut:
+def replayed(found: Replay) -> ScalingReplayOut:
     """What came of a replay."""
     differences = [DifferenceOut.model_validate(one, from_attributes=True) for one in found.differences]
-    return ReplayOut(id=found.decision_id, identical=found.identical, differences=differences)
+    return ScalingReplayOut(id=found.decision_id, identical=found.identical, differences=differences)
 
 
 def recommended(found: Recommendation) -> RecommendationOut:
@@ -278,5 +278,5 @@ def recommended(found: Recommendation) -> RecommendationOut:
 
 def _decision(
     told: Mapping[str, Any], decision_id: int | None, words: ExplanationOut | None, seen: dict[str, Any] | None
-) -> DecisionOut:
-    return DecisionOut.model_validate({**told, "id": decision_id, "explanation": words, "inputs": seen})
+) -> ScalingDecisionOut:
+    return ScalingDecisionOut.model_validate({**told, "id": decision_id, "explanation": words, "inputs": seen})

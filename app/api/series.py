@@ -14,7 +14,7 @@ from app.api.fields import AgentName, Body, Bound, Moment, Word
 from app.api.problems import documented
 from app.domain import errors
 from app.domain.access import Scope
-from app.domain.series import Kind, Pushed, Series, SeriesPolicy
+from app.domain.series import MetricKind, Pushed, Series, SeriesPolicy
 from app.operations import series as operations
 from app.operations.series import Batch
 from app.store import series as store
@@ -50,7 +50,7 @@ class SampleIn(Body):
     """One measurement."""
 
     name: Name
-    kind: Kind = Field(description="gauge: a value of the moment; counter: what has come since the last sample")
+    kind: MetricKind = Field(description="gauge: a value of the moment; counter: what has come since the last sample")
     value: Value
     at: Moment | None = Field(None, description="when it was; by default when it arrives. Up to an hour ago")
     agent: AgentName | None = None
@@ -100,7 +100,7 @@ class SeriesPage(BaseModel):
     """Series by series, each from its oldest minute on; pass `next` as `after` for what follows."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     since: Moment
     until: Moment
     items: list[PointOut]
@@ -111,7 +111,7 @@ class NameOut(BaseModel):
     """A name, how many series bear it, and about when the last sample came."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     series: int
     last_at: Moment
 
@@ -186,7 +186,7 @@ async def series(
     return SeriesPage(name=name, kind=known.kind, since=wanted.since, until=wanted.until, items=items, next=following)
 
 
-def _point(kept: Kept, kind: Kind) -> PointOut:
+def _point(kept: Kept, kind: MetricKind) -> PointOut:
     return PointOut(
         minute=kept.minute,
         agent=kept.series.agent or None,
@@ -198,7 +198,7 @@ def _point(kept: Kept, kind: Kind) -> PointOut:
         mean=kept.total / kept.samples,
         max=kept.high,
         last=kept.last,
-        per_second=kept.total / 60 if kind is Kind.COUNTER else None,
+        per_second=kept.total / 60 if kind is MetricKind.COUNTER else None,
     )
 
 

@@ -24,7 +24,7 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class StartIn(Body):
+class WorkersStartIn(Body):
     """How many workers more, and why."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -55,7 +55,7 @@ class StartedOut(BaseModel):
     dependencies=[requires(Scope.OPERATE)],
     responses=documented(errors.StartRefused),
 )
-async def start(wanted: StartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
+async def start(wanted: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
     """On the hosts that start workers, the next where most room is left; within the maximum of the configuration and
     what the hosts suffice for, all or none.
 

@@ -29,7 +29,7 @@ class SpreadOut(BaseModel):
     max: float
 
 
-class StepOut(BaseModel):
+class UtilisationStepOut(BaseModel):
     """What was measured within a step; null where nothing was, which is not zero."""
 
     at: Moment
@@ -46,7 +46,9 @@ class UtilisationOut(BaseModel):
     since: Moment
     until: Moment
     step_seconds: int
-    subjects: dict[str, list[StepOut]] = Field(description="`pool`, `workers`, and `host:<name>` of each host")
+    subjects: dict[str, list[UtilisationStepOut]] = Field(
+        description="`pool`, `workers`, and `host:<name>` of each host"
+    )
 
 
 @router.get("/utilisation", summary="Read how busy all were", dependencies=[requires(Scope.READ)])
@@ -88,14 +90,14 @@ def _floor(moment: datetime) -> datetime:
     return moment.replace(second=0, microsecond=0)
 
 
-def _step(known: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime) -> StepOut:
+def _step(known: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime) -> UtilisationStepOut:
     def spread(measure: Measure) -> SpreadOut | None:
         span = known.get((subject, measure, start))
         if span is None:
             return None
         return SpreadOut(min=round(span.low, _DIGITS), mean=round(span.mean, _DIGITS), max=round(span.high, _DIGITS))
 
-    return StepOut(
+    return UtilisationStepOut(
         at=start,
         cpu_percentage=spread(Measure.CPU),
         memory_percentage=spread(Measure.MEMORY),

@@ -40,7 +40,7 @@ class OverrideIn(CommandIn):
     expires_in_seconds: float = Field(ge=1, le=_WEEK, description="from when it is accepted")
 
 
-class AdjustmentOut(BaseModel):
+class WeightAdjustmentOut(BaseModel):
     """How one weight changed, and where it is headed."""
 
     previous_weight: float
@@ -57,7 +57,7 @@ class OverrideOut(BaseModel):
     reason: str
 
 
-class VersionOut(BaseModel):
+class WeightVersionOut(BaseModel):
     """One change of the weights, or of where they are headed."""
 
     version: int
@@ -69,10 +69,10 @@ class VersionOut(BaseModel):
     target: dict[str, float] = Field(description="where they are headed")
     heading: Heading = Field(description="earning: results move them; ordered and returning: on the way, without any")
     override: OverrideOut | None
-    agent_weight_adjustments: dict[str, AdjustmentOut] = Field(description="empty where only the heading changed")
+    agent_weight_adjustments: dict[str, WeightAdjustmentOut] = Field(description="empty where only the heading changed")
 
 
-class RuleOut(BaseModel):
+class WeightRuleOut(BaseModel):
     """What holds for every step, in the mode that is on."""
 
     floor: float
@@ -81,21 +81,23 @@ class RuleOut(BaseModel):
     least_seconds: float = Field(description="between two steps")
 
 
-class WeightsOut(VersionOut):
+class WeightsOut(WeightVersionOut):
     """The weights in force."""
 
     shares: dict[str, float] = Field(description="of the leases: the weights, under the step of degradation")
     configured: dict[str, float] = Field(description="what the configuration says")
     base: dict[str, float] = Field(description="that, or what was commanded since; results move the weights around it")
-    agent_weight_adjustments: dict[str, AdjustmentOut] = Field(description="what the last step has changed, and why")
+    agent_weight_adjustments: dict[str, WeightAdjustmentOut] = Field(
+        description="what the last step has changed, and why"
+    )
     stepped_at: Moment | None = Field(description="when that was")
-    rule: RuleOut
+    rule: WeightRuleOut
 
 
-class HistoryPage(BaseModel):
+class WeightHistoryPage(BaseModel):
     """Newest first; pass `next` as `after` for what follows."""
 
-    items: list[VersionOut]
+    items: list[WeightVersionOut]
     next: int | None
 
 
@@ -109,7 +111,7 @@ def shown(version: Version | None, shares: Weights, config: Effective, policy: W
         configured=named(config.weights),
         base=named(base),
         stepped_at=version.course.stepped_at if version else None,
-        rule=RuleOut(**{name: getattr(policy, name) for name in RuleOut.model_fields}),
+        rule=WeightRuleOut(**{name: getattr(policy, name) for name in WeightRuleOut.model_fields}),
     )
 
 
@@ -124,7 +126,7 @@ def fields(version: Version) -> dict[str, Any]:
         "override": override
         and OverrideOut(weights=named(override.weights), expires_at=override.expires_at, reason=override.reason),
         "agent_weight_adjustments": {
-            key(agent): AdjustmentOut(**{name: getattr(found, name) for name in AdjustmentOut.model_fields})
+            key(agent): WeightAdjustmentOut(**{name: getattr(found, name) for name in WeightAdjustmentOut.model_fields})
             for agent, found in version.adjustments.items()
         },
     }

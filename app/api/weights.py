@@ -12,7 +12,7 @@ from app.api.fields import Limit, Sentence
 from app.api.problems import documented
 from app.api.services import ServicesDep
 from app.api.versions import IfMatch, etag, expected
-from app.api.weight_bodies import CommandIn, HistoryPage, OverrideIn, VersionOut, WeightsOut, fields, shown
+from app.api.weight_bodies import CommandIn, OverrideIn, WeightHistoryPage, WeightsOut, WeightVersionOut, fields, shown
 from app.domain import errors
 from app.domain.access import Scope
 from app.domain.course import policy_in
@@ -99,12 +99,12 @@ async def history(
     caller: Caller,
     after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
     limit: Limit = 50,
-) -> HistoryPage:
+) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""
     found = await store.history(connection, before=after, limit=limit + 1)
     await config.note_read(connection, services.config.initial, caller.key_id, "weights.history")
     following = found[limit - 1].version if len(found) > limit else None
-    return HistoryPage(items=[VersionOut(**fields(version)) for version in found[:limit]], next=following)
+    return WeightHistoryPage(items=[WeightVersionOut(**fields(version)) for version in found[:limit]], next=following)
 
 
 async def _answer(

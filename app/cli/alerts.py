@@ -10,7 +10,7 @@ from app.cli import output
 from app.cli.client import Json, Url, connect
 from app.cli.output import Format, Output
 from app.domain.alerts import AlertState
-from app.domain.symptoms import Rule
+from app.domain.symptoms import AlertRule
 
 app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
 # The duty looks every 5 s.
@@ -30,7 +30,7 @@ def ls(
     state: Annotated[
         list[AlertState] | None, typer.Option(help="open and acknowledged by default; may be given twice")
     ] = None,
-    rule: Annotated[Rule | None, typer.Option(help="of this rule only")] = None,
+    rule: Annotated[AlertRule | None, typer.Option(help="of this rule only")] = None,
     severity: Annotated[str | None, typer.Option(metavar="warning|critical", help="of this severity only")] = None,
     limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
     everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,

@@ -16,10 +16,10 @@ from app.cli.words import Goal
 from app.domain.degradation import SystemMove
 from app.domain.goals import GoalMove
 from app.domain.tasks import Move
-from app.domain.webhooks import Kind
+from app.domain.webhooks import AlertKind
 
 # Of goals, of the system as a whole, and of alerts.
-_OTHERS = (*GoalMove, *SystemMove, *Kind)
+_OTHERS = (*GoalMove, *SystemMove, *AlertKind)
 
 EPILOG = output.examples(
     "convener events --goal kepler --kind completed --kind failed",

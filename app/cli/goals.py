@@ -14,7 +14,7 @@ from app.cli.words import Reason, seconds
 from app.domain.exploration import Arm
 from app.domain.goals import GoalState
 from app.domain.improvement import Unit
-from app.domain.stopping import Rule
+from app.domain.stopping import StoppingRule
 
 app = typer.Typer(
     short_help="See research goals, create, pause and stop them.",
@@ -39,7 +39,7 @@ MinIterations = Annotated[int | None, typer.Option(help="before a plateau may st
 MaxIterations = Annotated[int | None, typer.Option(help="at most")]
 Threshold = Annotated[float | None, typer.Option(help="the least improvement that counts, 0.001 to 0.1")]
 UnitOption = Annotated[Unit | None, typer.Option(help="of improvements: win_probability is for Elo")]
-RuleOption = Annotated[Rule | None, typer.Option(help="how a plateau is recognised")]
+RuleOption = Annotated[StoppingRule | None, typer.Option(help="how a plateau is recognised")]
 Patience = Annotated[int | None, typer.Option(help="iterations without improvement until it stops")]
 
 

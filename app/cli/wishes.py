@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from app.domain.config import Action, Document
+from app.domain.config import ConfigAction, Document
 from app.domain.scaling import Mode
 from app.operations import config
 from app.operations.config import Order
@@ -30,7 +30,7 @@ async def grant(database: Database, initial: Mode, wish: Wish, by: str) -> Versi
         if document == found.document:
             return found
         order = _order(found, wish, by)
-        return (await config.change(connection, initial, order, Action.PATCH, document)).version
+        return (await config.change(connection, initial, order, ConfigAction.PATCH, document)).version
 
 
 def _order(found: Version, wish: Wish, by: str) -> Order:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
 
 
 class AlertState(StrEnum):
@@ -35,17 +35,17 @@ class Patience:
 
 # Five minutes for resources and half a minute for starvation are the contract's; a lost worker may be missing for the
 # half minute that its replacement may take; growth by the minute must outlast one batch of submits.
-_PATIENCE: Mapping[Rule, Patience] = {
-    Rule.OLDEST_TASK: Patience(opens_after=0),
-    Rule.STUCK_EXECUTING: Patience(opens_after=0),
-    Rule.POOL_BELOW_MINIMUM: Patience(opens_after=30),
-    Rule.RESOURCE_PRESSURE: Patience(opens_after=300, resolves_after=120),
-    Rule.QUEUE_GROWTH: Patience(opens_after=120),
-    Rule.WORKER_STARVATION: Patience(opens_after=15),
-    Rule.BREAKER_OPEN: Patience(opens_after=0),
-    Rule.REPLACEMENT_FAILING: Patience(opens_after=0),
-    Rule.DATABASE_TROUBLE: Patience(opens_after=60, resolves_after=120),
-    Rule.DEGRADED: Patience(opens_after=0, resolves_after=15),
+_PATIENCE: Mapping[AlertRule, Patience] = {
+    AlertRule.OLDEST_TASK: Patience(opens_after=0),
+    AlertRule.STUCK_EXECUTING: Patience(opens_after=0),
+    AlertRule.POOL_BELOW_MINIMUM: Patience(opens_after=30),
+    AlertRule.RESOURCE_PRESSURE: Patience(opens_after=300, resolves_after=120),
+    AlertRule.QUEUE_GROWTH: Patience(opens_after=120),
+    AlertRule.WORKER_STARVATION: Patience(opens_after=15),
+    AlertRule.BREAKER_OPEN: Patience(opens_after=0),
+    AlertRule.REPLACEMENT_FAILING: Patience(opens_after=0),
+    AlertRule.DATABASE_TROUBLE: Patience(opens_after=60, resolves_after=120),
+    AlertRule.DEGRADED: Patience(opens_after=0, resolves_after=15),
 }
 
 
@@ -56,7 +56,7 @@ class AlertPolicy:
     An alert that stands is written anew at most every `refresh` seconds, or when it gets worse.
     """
 
-    patience: Mapping[Rule, Patience] = field(default_factory=lambda: _PATIENCE)
+    patience: Mapping[AlertRule, Patience] = field(default_factory=lambda: _PATIENCE)
     blind_after: float = 15.0
     refresh: float = 60.0
 
@@ -106,7 +106,7 @@ class AlertSnapshot:
     """
 
     symptoms: Sequence[Symptom]
-    unknown: Collection[Rule] = ()
+    unknown: Collection[AlertRule] = ()
     spells: Mapping[Matter, Spell] = field(default_factory=dict)
     standing: Sequence[Standing] = ()
     looked_at: datetime | None = None
@@ -219,9 +219,9 @@ def plain(spells: Mapping[Matter, Spell]) -> list[dict[str, Any]]:
 
 def spells_of(items: Iterable[Mapping[str, Any]]) -> dict[Matter, Spell]:
     """Spells that `plain` has written; those of rules that there are no more are left out."""
-    known = {rule.value for rule in Rule}
+    known = {rule.value for rule in AlertRule}
     return {
-        Matter(rule=Rule(item["rule"]), subject=item["subject"]): Spell(
+        Matter(rule=AlertRule(item["rule"]), subject=item["subject"]): Spell(
             since=datetime.fromisoformat(item["since"]),
             seen=datetime.fromisoformat(item["seen"]),
             away_since=datetime.fromisoformat(item["away_since"]) if item["away_since"] else None,

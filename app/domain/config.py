@@ -17,7 +17,7 @@ from app.domain.weights import WeightPolicy, raised
 _EPSILON = 1e-9
 
 
-class Action(StrEnum):
+class ConfigAction(StrEnum):
     """What made a version of the configuration; the first is the preset of a mode."""
 
     INITIAL = "initial"

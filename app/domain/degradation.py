@@ -32,7 +32,7 @@ class SystemMove(StrEnum):
     DEGRADATION = "degradation.moved"
 
 
-class Move(StrEnum):
+class LadderMove(StrEnum):
     """What has changed the step."""
 
     UP = "up"
@@ -135,7 +135,7 @@ class Decision:
     """The ladder after a look, and what has moved it; None: it stays."""
 
     ladder: Ladder
-    move: Move | None = None
+    move: LadderMove | None = None
 
 
 def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Decision:
@@ -144,12 +144,12 @@ def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) 
         return Decision(ladder=ladder) if now < ladder.hold.until else released(ladder, "the hold is over", now, policy)
     looked = _looked(ladder, strain, policy, now)
     if _lasted(looked.tight_since, looked.since, policy.up_after, now) and looked.step < _reach(strain, policy):
-        return _moved(looked, Move.UP, why_tight(strain, policy), policy, now)
+        return _moved(looked, LadderMove.UP, why_tight(strain, policy), policy, now)
     if looked.step > Step.NONE and looked.expires_at is not None and now >= looked.expires_at:
-        return _moved(looked, Move.EXPIRED, f"nothing was short for {policy.lasts:.0f} s", policy, now)
+        return _moved(looked, LadderMove.EXPIRED, f"nothing was short for {policy.lasts:.0f} s", policy, now)
     if looked.step > Step.NONE and _lasted(looked.easy_since, looked.since, policy.down_after, now):
         why = f"resources have been easy for {policy.down_after:.0f} s"
-        return _moved(looked, Move.DOWN, why, policy, now)
+        return _moved(looked, LadderMove.DOWN, why, policy, now)
     return Decision(ladder=looked)
 
 
@@ -163,7 +163,7 @@ def held(ladder: Ladder, step: Step, hold: Hold, reason: str, now: datetime, pol
         hold=hold,
         looked_at=ladder.looked_at,
     )
-    return Decision(ladder=new, move=Move.HELD)
+    return Decision(ladder=new, move=LadderMove.HELD)
 
 
 def released(ladder: Ladder, reason: str, now: datetime, policy: LadderPolicy) -> Decision:
@@ -171,7 +171,7 @@ def released(ladder: Ladder, reason: str, now: datetime, policy: LadderPolicy) -
     if ladder.hold is None:
         return Decision(ladder=ladder)
     expires_at = now + timedelta(seconds=policy.lasts) if ladder.step > Step.NONE else None
-    return Decision(ladder=replace(ladder, hold=None, reason=reason, expires_at=expires_at), move=Move.RELEASED)
+    return Decision(ladder=replace(ladder, hold=None, reason=reason, expires_at=expires_at), move=LadderMove.RELEASED)
 
 
 def in_force(ladder: Ladder, now: datetime) -> Step:
@@ -273,7 +273,7 @@ def _lasted(start: datetime | None, changed_at: datetime, seconds: float, now: d
     return start is not None and now - max(start, changed_at) >= timedelta(seconds=seconds)
 
 
-def _moved(ladder: Ladder, move: Move, reason: str, policy: LadderPolicy, now: datetime) -> Decision:
-    step = Step(ladder.step + (1 if move is Move.UP else -1))
+def _moved(ladder: Ladder, move: LadderMove, reason: str, policy: LadderPolicy, now: datetime) -> Decision:
+    step = Step(ladder.step + (1 if move is LadderMove.UP else -1))
     expires_at = now + timedelta(seconds=policy.lasts) if step > Step.NONE else None
     return Decision(ladder=replace(ladder, step=step, since=now, expires_at=expires_at, reason=reason), move=move)

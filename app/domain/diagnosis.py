@@ -10,13 +10,13 @@ from app.domain.agents import AgentType
 from app.domain.degradation import MEANINGS, TOP, Step
 from app.domain.observations import GROWTH_SPAN, MINUTE, Crew, DatabaseCondition, Observations, Running
 from app.domain.queues import QueueSnapshot
-from app.domain.symptoms import Matter, Rule, Severity, Symptom, SymptomPolicy
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom, SymptomPolicy
 from app.domain.tasks import Priority
 
 Check = Callable[[Observations, SymptomPolicy], Iterable[Symptom] | None]
 
 
-def examine(seen: Observations, policy: SymptomPolicy) -> tuple[list[Symptom], frozenset[Rule]]:
+def examine(seen: Observations, policy: SymptomPolicy) -> tuple[list[Symptom], frozenset[AlertRule]]:
     """Every symptom, and the rules that could not be judged."""
     found = {rule: check(seen, policy) for rule, check in CHECKS.items()}
     unknown = frozenset(rule for rule, symptoms in found.items() if symptoms is None)
@@ -33,7 +33,7 @@ def oldest_task(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom]:
     if seconds <= policy.oldest_seconds * policy.fading:
         return
     yield Symptom(
-        matter=Matter(rule=Rule.OLDEST_TASK),
+        matter=Matter(rule=AlertRule.OLDEST_TASK),
         severity=Severity.CRITICAL if seconds > policy.oldest_critical_seconds else Severity.WARNING,
         summary=f"a task of priority {priority.name.lower()} has been waiting for {_minutes(seconds)}",
         advice="`convener queues status` shows what is paused or served by nobody; add workers, or lower the load",
@@ -58,7 +58,7 @@ def _stuck(agent: AgentType, running: Running, queue: QueueSnapshot, policy: Sym
     else:
         return None
     return Symptom(
-        matter=Matter(rule=Rule.STUCK_EXECUTING, subject=agent.value),
+        matter=Matter(rule=AlertRule.STUCK_EXECUTING, subject=agent.value),
         severity=Severity.CRITICAL if running.overdue else Severity.WARNING,
         summary=summary,
         advice="`convener workers ls` shows who has it; look at the worker's log, cancel the task or stop the worker",
@@ -76,7 +76,7 @@ def pool_below_minimum(seen: Observations, policy: SymptomPolicy) -> Iterable[Sy
         return ()
     return [
         Symptom(
-            matter=Matter(rule=Rule.POOL_BELOW_MINIMUM),
+            matter=Matter(rule=AlertRule.POOL_BELOW_MINIMUM),
             severity=Severity.CRITICAL if alive * 2 < minimum else Severity.WARNING,
             summary=f"{alive:,} of at least {minimum:,} workers live",
             advice="look at `convener workers ls --all` and the logs of the loops; do the loops of each host run?",
@@ -95,7 +95,7 @@ def resource_pressure(seen: Observations, policy: SymptomPolicy) -> Iterable[Sym
 
 def _pressed(name: str, share: float, policy: SymptomPolicy) -> Symptom:
     return Symptom(
-        matter=Matter(rule=Rule.RESOURCE_PRESSURE, subject=name),
+        matter=Matter(rule=AlertRule.RESOURCE_PRESSURE, subject=name),
         severity=Severity.CRITICAL if share > policy.pressure_critical else Severity.WARNING,
         summary=f"{share:.0%} of {name.replace('_', ' ')} is used",
         advice=_RELIEF.get(name, "add more of it, or submit less"),
@@ -125,7 +125,7 @@ def queue_growth(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom]
         return ()
     return [
         Symptom(
-            matter=Matter(rule=Rule.QUEUE_GROWTH),
+            matter=Matter(rule=AlertRule.QUEUE_GROWTH),
             severity=Severity.WARNING,
             summary=f"the queue grows by {growth:,.0f} tasks a minute; {now.tasks:,} wait",
             advice="add workers or raise worker_pool.max_workers, or have the Supervisor submit less",
@@ -144,7 +144,7 @@ def worker_starvation(seen: Observations, policy: SymptomPolicy) -> Iterable[Sym
         return ()
     return [
         Symptom(
-            matter=Matter(rule=Rule.WORKER_STARVATION),
+            matter=Matter(rule=AlertRule.WORKER_STARVATION),
             severity=Severity.WARNING,
             summary=f"{_idle(idle)} although tasks wait that could be run there: {tasks:,}",
             advice="`convener workers ls` shows who is idle: a worker that does not ask for work hangs, so restart it",
@@ -171,7 +171,7 @@ def breaker_open(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom]
         return None
     return [
         Symptom(
-            matter=Matter(rule=Rule.BREAKER_OPEN, subject=model),
+            matter=Matter(rule=AlertRule.BREAKER_OPEN, subject=model),
             severity=Severity.WARNING,
             summary=f"calls of the language model {model} keep failing, so its circuit breaker is open",
             advice="look at the provider or gateway; other models of the chain and cached answers stand in meanwhile",
@@ -189,7 +189,7 @@ def replacement_failing(seen: Observations, policy: SymptomPolicy) -> Iterable[S
         return ()
     return [
         Symptom(
-            matter=Matter(rule=Rule.REPLACEMENT_FAILING),
+            matter=Matter(rule=AlertRule.REPLACEMENT_FAILING),
             severity=Severity.CRITICAL if seen.recovery.lost_share > 0.5 else Severity.WARNING,
             summary=seen.recovery.reason,
             advice="look at the logs of the workers: do the handlers load, is there memory, is the API reached?",
@@ -212,7 +212,7 @@ def _troubles(found: DatabaseCondition, policy: SymptomPolicy) -> Iterator[Sympt
     age = max(seconds / policy.snapshot_seconds, transactions / policy.snapshot_transactions)
     if age > policy.fading:
         yield Symptom(
-            matter=Matter(rule=Rule.DATABASE_TROUBLE, subject="old_snapshot"),
+            matter=Matter(rule=AlertRule.DATABASE_TROUBLE, subject="old_snapshot"),
             severity=Severity.CRITICAL if seconds > policy.snapshot_critical_seconds else Severity.WARNING,
             summary=f"a snapshot is {_minutes(seconds)} and {transactions:,} transactions old, so dead rows pile up",
             advice="find it in pg_stat_activity (backend_xmin), pg_prepared_xacts or pg_replication_slots, and end it",
@@ -223,7 +223,7 @@ def _troubles(found: DatabaseCondition, policy: SymptomPolicy) -> Iterator[Sympt
     rows = found.dead_rows.get(table, 0)
     if rows > policy.dead_rows * policy.fading:
         yield Symptom(
-            matter=Matter(rule=Rule.DATABASE_TROUBLE, subject="dead_rows"),
+            matter=Matter(rule=AlertRule.DATABASE_TROUBLE, subject="dead_rows"),
             severity=Severity.WARNING,
             summary=f"the table {table} holds {rows:,} dead rows that nobody has cleaned up",
             advice="does autovacuum run (pg_stat_user_tables)? an old snapshot keeps it from cleaning; `VACUUM` helps",
@@ -232,7 +232,7 @@ def _troubles(found: DatabaseCondition, policy: SymptomPolicy) -> Iterator[Sympt
         )
     if found.connections > policy.pressure * policy.fading:
         yield Symptom(
-            matter=Matter(rule=Rule.DATABASE_TROUBLE, subject="connections"),
+            matter=Matter(rule=AlertRule.DATABASE_TROUBLE, subject="connections"),
             severity=Severity.CRITICAL if found.connections > policy.pressure_critical else Severity.WARNING,
             summary=f"{found.connections:.0%} of the connections that PostgreSQL allows are in use",
             advice="raise max_connections, run fewer replicas, or look for clients that do not close theirs",
@@ -249,7 +249,7 @@ def degraded(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom] | N
         return ()
     return [
         Symptom(
-            matter=Matter(rule=Rule.DEGRADED),
+            matter=Matter(rule=AlertRule.DEGRADED),
             severity=Severity.CRITICAL if seen.step is TOP else Severity.WARNING,
             summary=f"step {seen.step.value} of degradation: {MEANINGS[seen.step]}",
             advice="`convener degradation get` says why; add what is short, or submit less",
@@ -258,17 +258,17 @@ def degraded(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom] | N
     ]
 
 
-CHECKS: Mapping[Rule, Check] = {
-    Rule.OLDEST_TASK: oldest_task,
-    Rule.STUCK_EXECUTING: stuck_executing,
-    Rule.POOL_BELOW_MINIMUM: pool_below_minimum,
-    Rule.RESOURCE_PRESSURE: resource_pressure,
-    Rule.QUEUE_GROWTH: queue_growth,
-    Rule.WORKER_STARVATION: worker_starvation,
-    Rule.BREAKER_OPEN: breaker_open,
-    Rule.REPLACEMENT_FAILING: replacement_failing,
-    Rule.DATABASE_TROUBLE: database_trouble,
-    Rule.DEGRADED: degraded,
+CHECKS: Mapping[AlertRule, Check] = {
+    AlertRule.OLDEST_TASK: oldest_task,
+    AlertRule.STUCK_EXECUTING: stuck_executing,
+    AlertRule.POOL_BELOW_MINIMUM: pool_below_minimum,
+    AlertRule.RESOURCE_PRESSURE: resource_pressure,
+    AlertRule.QUEUE_GROWTH: queue_growth,
+    AlertRule.WORKER_STARVATION: worker_starvation,
+    AlertRule.BREAKER_OPEN: breaker_open,
+    AlertRule.REPLACEMENT_FAILING: replacement_failing,
+    AlertRule.DATABASE_TROUBLE: database_trouble,
+    AlertRule.DEGRADED: degraded,
 }
 
 

@@ -11,7 +11,7 @@ from app.domain.config import Iterations
 from app.domain.exploration import Arm, ExplorationPolicy, Trial
 from app.domain.goal_errors import GoalStopped
 from app.domain.improvement import Quality, Unit
-from app.domain.stopping import Iteration, Rule, StoppingPolicy
+from app.domain.stopping import Iteration, StoppingPolicy, StoppingRule
 
 # What an iteration that brought something gets more than the one before it; one that did not gets no more.
 _GROWTH = 1.25
@@ -68,7 +68,7 @@ class Hold(StrEnum):
     STOPPED = "stopped"
 
 
-class Action(StrEnum):
+class GoalAction(StrEnum):
     """What a goal is to do after an iteration."""
 
     CONTINUE = "continue"
@@ -86,7 +86,7 @@ class Terms:
     max_iterations: int | None = None
     improvement_threshold: float | None = None
     improvement_unit: Unit | None = None
-    rule: Rule | None = None
+    rule: StoppingRule | None = None
     patience: int | None = None
 
 
@@ -152,7 +152,7 @@ class GoalSnapshot:
 class GoalDecision:
     """Go on or stop, and why; shares, seconds and gains are explained where they are made."""
 
-    action: Action
+    action: GoalAction
     reason: str
     exploration_share: float
     exploration_reason: str
@@ -174,7 +174,7 @@ def decide(goal: GoalSnapshot, policy: GoalPolicy) -> GoalDecision:
         [_trial(report) for report in goal.reports], policy.exploration, goal_id=goal.goal_id, iteration=last.number
     )
     return GoalDecision(
-        action=Action.STOP if limit or judgement.stop else Action.CONTINUE,
+        action=GoalAction.STOP if limit or judgement.stop else GoalAction.CONTINUE,
         reason=limit or judgement.reason,
         exploration_share=shares.share,
         exploration_reason=shares.reason,

@@ -13,7 +13,7 @@ from enum import StrEnum
 from app.domain.agents import AgentType
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """A gauge is a value of the moment; a counter's sample is how much has come since the sample before."""
 
     GAUGE = "gauge"
@@ -35,7 +35,7 @@ class Pushed:
     """A sample as it came; without a time it is of the moment at which it arrives."""
 
     series: Series
-    kind: Kind
+    kind: MetricKind
     value: float
     at: datetime | None = None
 
@@ -59,7 +59,7 @@ class Current:
     """What was pushed lately under a name, by agent type: the mean of gauges, or what came a second."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     agent: AgentType | None
     value: float
 
@@ -79,16 +79,16 @@ class SeriesPolicy:
 
 
 def refusals(
-    samples: Sequence[Pushed], kinds: Mapping[str, Kind], now: datetime, policy: SeriesPolicy
+    samples: Sequence[Pushed], kinds: Mapping[str, MetricKind], now: datetime, policy: SeriesPolicy
 ) -> list[tuple[str, str]]:
     """What is wrong with which value of which sample; `kinds` are those of the names that are known."""
-    found: dict[str, Kind] = dict(kinds)
+    found: dict[str, MetricKind] = dict(kinds)
     wrong = []
     for place, pushed in enumerate(samples):
         kind = found.setdefault(pushed.series.name, pushed.kind)
         if kind is not pushed.kind:
             wrong.append((f"samples.{place}.kind", f"{pushed.series.name} is a {kind}"))
-        if pushed.kind is Kind.COUNTER and pushed.value < 0:
+        if pushed.kind is MetricKind.COUNTER and pushed.value < 0:
             wrong.append((f"samples.{place}.value", "a counter only grows; send what has come since the last sample"))
         if (skew := _skew(pushed.at, now, policy)) is not None:
             wrong.append((f"samples.{place}.at", skew))

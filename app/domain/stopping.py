@@ -23,7 +23,7 @@ _FEWEST_POINTS = 5
 Point = tuple[int, float]
 
 
-class Rule(StrEnum):
+class StoppingRule(StrEnum):
     """How a plateau is recognised."""
 
     ANCHORED_BEST = "anchored_best"
@@ -40,7 +40,7 @@ class StoppingPolicy:
     one-sided 95 %.
     """
 
-    rule: Rule = Rule.ANCHORED_BEST
+    rule: StoppingRule = StoppingRule.ANCHORED_BEST
     unit: Unit = Unit.WIN_PROBABILITY
     threshold: float = 0.01
     min_iterations: int = 3
@@ -107,7 +107,7 @@ def judge(iterations: Sequence[Iteration], policy: StoppingPolicy) -> Judgement:
     gain = gains[-1] if gains else 0.0
     if not policy.judges:
         return Judgement(stop=False, reason="quality is not judged", gain=gain, fruitless=fruitless)
-    if policy.rule is Rule.SLOPE:
+    if policy.rule is StoppingRule.SLOPE:
         stop, reason = _by_slope(history, courses, policy)
     else:
         stop, reason = _by_patience(gains, fruitless, policy)

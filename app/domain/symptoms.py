@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 
-class Rule(StrEnum):
+class AlertRule(StrEnum):
     """What can be wrong."""
 
     OLDEST_TASK = "oldest_task"
@@ -31,7 +31,7 @@ class Severity(IntEnum):
 class Matter:
     """What an alert is about: a rule, and of several things it watches, which; empty when there is only one."""
 
-    rule: Rule
+    rule: AlertRule
     subject: str = ""
 
 

@@ -20,7 +20,7 @@ _TUNNELS = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32")
 _LEAST_SECRET = 16
 
 
-class Kind(StrEnum):
+class AlertKind(StrEnum):
     """What is told of an alert; the value is also the kind of event that tells of it."""
 
     OPENED = "alert.opened"

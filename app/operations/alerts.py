@@ -12,7 +12,7 @@ from app.domain.diagnosis import examine
 from app.domain.errors import AlertNotFound, AlertResolved
 from app.domain.observations import Depth
 from app.domain.symptoms import SymptomPolicy
-from app.domain.webhooks import Kind
+from app.domain.webhooks import AlertKind
 from app.operations import audit, observations, webhooks
 from app.store import alerts, events, status
 from app.store.alerts import Alert
@@ -82,7 +82,7 @@ async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: 
     updated = [await alerts.update(connection, change) for change in decided.updated]
     worse = [alert for alert, change in zip(updated, decided.updated, strict=True) if change.is_worse]
     resolved = [await alerts.resolve(connection, resolution) for resolution in decided.resolved]
-    for kind, changed in ((Kind.OPENED, opened), (Kind.WORSENED, worse), (Kind.RESOLVED, resolved)):
+    for kind, changed in ((AlertKind.OPENED, opened), (AlertKind.WORSENED, worse), (AlertKind.RESOLVED, resolved)):
         for alert in (each for each in changed if each is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
             await events.announce(connection, kind.value, _told(alert))

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import config as rules
 from app.domain.agents import AgentType
-from app.domain.config import Action, Change, Conduct, Document
+from app.domain.config import Change, Conduct, ConfigAction, Document
 from app.domain.errors import ConfigRefused, ConfigVersionNotFound, VersionStale
 from app.domain.scaling import Mode, ScalingPolicy
 from app.domain.weights import WeightPolicy
@@ -52,7 +52,7 @@ async def current(connection: AsyncConnection, initial: Mode) -> Version:
     if found is not None:
         return found
     document = rules.balanced(rules.preset(initial))
-    new = NewVersion(mode=initial, document=document, changed_by=_NOBODY, reason="preset", action=Action.INITIAL)
+    new = NewVersion(mode=initial, document=document, changed_by=_NOBODY, reason="preset", action=ConfigAction.INITIAL)
     made = await store.write(connection, 0, new)
     if made is not None:
         await _record(connection, None, made)
@@ -80,7 +80,7 @@ async def base(connection: AsyncConnection, initial: Mode, expected: int) -> Ver
 
 
 async def change(
-    connection: AsyncConnection, initial: Mode, order: Order, action: Action, document: Document
+    connection: AsyncConnection, initial: Mode, order: Order, action: ConfigAction, document: Document
 ) -> Outcome:
     """Put this document in force. Raises ConfigRefused, VersionStale."""
     before = await base(connection, initial, order.expected)
@@ -91,14 +91,14 @@ async def roll_back(connection: AsyncConnection, initial: Mode, order: Order, nu
     """Put mode and document of a former version in force. Raises ConfigVersionNotFound, ConfigRefused, VersionStale."""
     before = await base(connection, initial, order.expected)
     former = await version(connection, number)
-    return await _carry_out(connection, order, Action.ROLLBACK, before, former.mode, former.document)
+    return await _carry_out(connection, order, ConfigAction.ROLLBACK, before, former.mode, former.document)
 
 
 async def switch(connection: AsyncConnection, initial: Mode, order: Order, mode: Mode) -> Outcome:
     """Change to a mode and its pool; to the mode that is on already, nothing. Raises ConfigRefused, VersionStale."""
     before = await base(connection, initial, order.expected)
     document = before.document if mode is before.mode else rules.switched(before.document, mode)
-    return await _carry_out(connection, order, Action.MODE, before, mode, document)
+    return await _carry_out(connection, order, ConfigAction.MODE, before, mode, document)
 
 
 async def note_read(connection: AsyncConnection, initial: Mode, by: str, what: str) -> None:
@@ -109,7 +109,7 @@ async def note_read(connection: AsyncConnection, initial: Mode, by: str, what: s
 
 
 async def _carry_out(
-    connection: AsyncConnection, order: Order, action: Action, before: Version, mode: Mode, document: Document
+    connection: AsyncConnection, order: Order, action: ConfigAction, before: Version, mode: Mode, document: Document
 ) -> Outcome:
     _check(before.mode, order, mode, document)
     document = rules.balanced(document)

@@ -15,9 +15,9 @@ from app.domain.budgets import Compute, Limits, Usage
 from app.domain.config import Iterations
 from app.domain.exploration import Arm, ExplorationPolicy
 from app.domain.goal_errors import GoalStopped, IterationConflict, IterationNotFound
-from app.domain.goals import Action, GoalDecision, GoalMove, GoalPolicy, GoalSnapshot, GoalState, Report
+from app.domain.goals import GoalAction, GoalDecision, GoalMove, GoalPolicy, GoalSnapshot, GoalState, Report
 from app.domain.improvement import Quality, Unit
-from app.domain.stopping import Rule, StoppingPolicy
+from app.domain.stopping import StoppingPolicy, StoppingRule
 from app.operations import goals as operations
 from app.store import compute, goals, iterations
 from app.store.compute import GoalCompute
@@ -101,7 +101,7 @@ def _refuse(goal: Goal, account: Account, policy: GoalPolicy) -> None:
 
 
 def _was_told_to_stop(goal: Goal) -> bool:
-    return (goal.last_decision or {}).get("decision") == Action.STOP
+    return (goal.last_decision or {}).get("decision") == GoalAction.STOP
 
 
 async def _add(connection: AsyncConnection, goal: Goal, account: Account, policy: GoalPolicy) -> None:
@@ -130,7 +130,7 @@ async def _add(connection: AsyncConnection, goal: Goal, account: Account, policy
     )
     await iterations.add(connection, new)
     await goals.tell(connection, GoalMove.ITERATE, goal.id, {"iteration": account.number, "reason": decided["reason"]})
-    if decision.action is Action.STOP and goal.state is not GoalState.STOPPED:
+    if decision.action is GoalAction.STOP and goal.state is not GoalState.STOPPED:
         await operations.end(connection, replace(goal, iterations=account.number), decision.reason)
 
 
@@ -160,7 +160,7 @@ def _decided(decision: GoalDecision, inputs: Mapping[str, Any]) -> dict[str, Any
     stopped = inputs["stopped"]
     used: Mapping[str, Any] = inputs["usage"]
     return {
-        "decision": Action.STOP.value if stopped else decision.action.value,
+        "decision": GoalAction.STOP.value if stopped else decision.action.value,
         "reason": stopped or decision.reason,
         "exploration_share": decision.exploration_share,
         "exploration_reason": decision.exploration_reason,
@@ -188,7 +188,7 @@ def _usage(used: Mapping[str, Any]) -> Usage:
 def _policy(policy: Mapping[str, Any]) -> GoalPolicy:
     stopping = {
         **policy["stopping"],
-        "rule": Rule(policy["stopping"]["rule"]),
+        "rule": StoppingRule(policy["stopping"]["rule"]),
         "unit": Unit(policy["stopping"]["unit"]),
     }
     return GoalPolicy(

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import IdempotencyMismatch, MetricNotFound, SamplesRefused, TooManySeries
-from app.domain.series import Kind, Pushed, Series, SeriesPolicy, overflow, points, refusals
+from app.domain.series import MetricKind, Pushed, Series, SeriesPolicy, overflow, points, refusals
 from app.store import series
 from app.store.database import now
 from app.store.series import Name
@@ -76,6 +76,6 @@ async def _create(
     why = overflow(new, known, [found.name for found in names], policy)
     if why is not None:
         raise TooManySeries(why)
-    kinds: dict[str, Kind] = {pushed.series.name: pushed.kind for pushed in samples}
+    kinds: dict[str, MetricKind] = {pushed.series.name: pushed.kind for pushed in samples}
     await series.create(connection, new, kinds)
     return await series.find(connection, asked)

@@ -8,7 +8,7 @@ import random
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.couriers.base import Courier, Message, NotDelivered
-from app.domain.webhooks import Kind, WebhookPolicy, after_failure
+from app.domain.webhooks import AlertKind, WebhookPolicy, after_failure
 from app.operations.identifiers import time_ordered_uuid
 from app.store import webhooks as store
 from app.store.alerts import Alert
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _POLICY = WebhookPolicy()
 
 
-async def tell(connection: AsyncConnection, kind: Kind, alert: Alert) -> None:
+async def tell(connection: AsyncConnection, kind: AlertKind, alert: Alert) -> None:
     """Write down that others are to hear of it."""
     delivery_id = time_ordered_uuid()
     body = {

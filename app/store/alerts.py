@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.alerts import STANDING, AlertState, Resolution, Standing, Update
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Alert:
     """All that is known of one alert."""
 
     id: int
-    rule: Rule
+    rule: AlertRule
     subject: str
     state: AlertState
     severity: Severity
@@ -39,7 +39,7 @@ class Wanted:
     """Which alerts are looked for; None: any."""
 
     states: Collection[AlertState] = STANDING
-    rule: Rule | None = None
+    rule: AlertRule | None = None
     severity: Severity | None = None
 
 
@@ -86,7 +86,7 @@ async def standing(connection: AsyncConnection) -> list[Standing]:
     return [
         Standing(
             alert_id=row["id"],
-            matter=Matter(rule=Rule(row["rule"]), subject=row["subject"]),
+            matter=Matter(rule=AlertRule(row["rule"]), subject=row["subject"]),
             severity=Severity[row["severity"].upper()],
             updated_at=row["updated_at"],
         )
@@ -161,5 +161,5 @@ def _first(rows: Any) -> Alert | None:
 
 def _alert(row: Any) -> Alert:
     known = dict(row)
-    words = {"rule": Rule(row["rule"]), "state": AlertState(row["state"])}
+    words = {"rule": AlertRule(row["rule"]), "state": AlertState(row["state"])}
     return Alert(**{**known, **words, "severity": Severity[row["severity"].upper()]})

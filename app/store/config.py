@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.config import Action, Document, document_of, plain
+from app.domain.config import ConfigAction, Document, document_of, plain
 from app.domain.scaling import Mode
 
 
@@ -20,7 +20,7 @@ class NewVersion:
     document: Document
     changed_by: str
     reason: str
-    action: Action
+    action: ConfigAction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,5 +81,5 @@ def _first(rows: Any) -> Version | None:
 
 
 def _version(row: Any) -> Version:
-    known = {"mode": Mode(row["mode"]), "action": Action(row["action"]), "document": document_of(row["document"])}
+    known = {"mode": Mode(row["mode"]), "action": ConfigAction(row["action"]), "document": document_of(row["document"])}
     return Version(**{**row, **known})

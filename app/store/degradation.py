@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.degradation import Decision, Hold, Ladder, Move, Step, SystemMove
+from app.domain.degradation import Decision, Hold, Ladder, LadderMove, Step, SystemMove
 from app.store import announcements, events
 
 
@@ -28,7 +28,7 @@ class Moved:
 
     id: int
     at: datetime
-    move: Move
+    move: LadderMove
     before: Step
     after: Step
     reason: str
@@ -106,7 +106,7 @@ async def write(
 async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Moved]:
     """The moves below `before`, newest first."""
     rows = (await connection.execute(_PAGE, {"before": before, "limit": limit})).mappings()
-    words = [{**row, "move": Move(row["move"])} for row in rows]
+    words = [{**row, "move": LadderMove(row["move"])} for row in rows]
     return [Moved(**{**row, "before": Step(row["before"]), "after": Step(row["after"])}) for row in words]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.goals import LIVE, GoalMove, GoalState, Hold, Terms
 from app.domain.improvement import Unit
-from app.domain.stopping import Rule
+from app.domain.stopping import StoppingRule
 from app.store import announcements
 
 USUAL_WEIGHT = 1.0
@@ -173,7 +173,7 @@ async def weight(connection: AsyncConnection, goal_id: str) -> float:
 def _goal(row: Any) -> Goal:
     terms = {name: row[name] for name in _TERMS}
     terms["improvement_unit"] = Unit(row["improvement_unit"]) if row["improvement_unit"] else None
-    terms["rule"] = Rule(row["rule"]) if row["rule"] else None
+    terms["rule"] = StoppingRule(row["rule"]) if row["rule"] else None
     rest = {name: row[name] for name in Goal.__dataclass_fields__ if name not in ("terms", "state", "hold")}
     hold = Hold(row["hold"]) if row["hold"] else None
     return Goal(terms=Terms(**terms), state=GoalState(row["state"]), hold=hold, **rest)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
-from app.domain.series import Current, Kind, Point, Series
+from app.domain.series import Current, MetricKind, Point, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Name:
     """A name under which something was pushed, and how many series bear it."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     series: int
     last_at: datetime
 
@@ -151,10 +151,10 @@ async def queue_up(connection: AsyncConnection) -> None:
 async def names(connection: AsyncConnection) -> list[Name]:
     """All names that are known."""
     rows = (await connection.execute(_NAMES)).mappings()
-    return [Name(**{**row, "kind": Kind(row["kind"])}) for row in rows]
+    return [Name(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
 
 
-async def create(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, Kind]) -> None:
+async def create(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
     """Add series; those that are there already stay."""
     named = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
     await connection.execute(_CREATE, {**_columns(new), **named})
@@ -191,7 +191,7 @@ async def current(connection: AsyncConnection) -> list[Current]:
     return [
         Current(
             name=row["name"],
-            kind=Kind(row["kind"]),
+            kind=MetricKind(row["kind"]),
             agent=AgentType(row["agent"]) if row["agent"] else None,
             value=row["value"],
         )

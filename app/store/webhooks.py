@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.webhooks import Kind, WebhookPolicy
+from app.domain.webhooks import AlertKind, WebhookPolicy
 from app.store import announcements
 
 
@@ -27,7 +27,7 @@ class Delivery:
     """How a delivery stands; with `due_at` it is tried again."""
 
     id: UUID
-    kind: Kind
+    kind: AlertKind
     created_at: datetime
     attempts: int
     due_at: datetime | None
@@ -75,7 +75,7 @@ WHERE alert_id = :alert_id ORDER BY seq LIMIT 100
 _PRUNE = text("DELETE FROM webhook_deliveries WHERE created_at < now() - make_interval(days => :days)")
 
 
-async def add(connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: Kind, body: str) -> None:
+async def add(connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str) -> None:
     """Write down what is to be told, in the transaction that makes it true."""
     values = {"id": delivery_id, "alert_id": alert_id, "kind": kind.value, "body": body}
     await connection.execute(_ADD, values)
@@ -103,7 +103,7 @@ async def postpone(connection: AsyncConnection, claimed: Claimed, due_at: dateti
 async def of_alert(connection: AsyncConnection, alert_id: int) -> list[Delivery]:
     """The deliveries of an alert, oldest first."""
     rows = (await connection.execute(_OF_ALERT, {"alert_id": alert_id})).mappings()
-    return [Delivery(**{**row, "kind": Kind(row["kind"])}) for row in rows]
+    return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]
 
 
 async def prune(connection: AsyncConnection, days: int) -> int:

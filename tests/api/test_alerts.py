@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 
 from app.domain.access import Role
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
-from app.domain.webhooks import Kind, WebhookPolicy
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
+from app.domain.webhooks import AlertKind, WebhookPolicy
 from app.store import alerts, webhooks
 from app.store.database import Database
 from tests.api.problems import is_problem
@@ -16,7 +16,7 @@ from tests.sql import execute
 from tests.watching import look, neglected, served
 
 
-async def opened(database: Database, rule: Rule, severity: Severity, subject: str = "") -> int:
+async def opened(database: Database, rule: AlertRule, severity: Severity, subject: str = "") -> int:
     symptom = Symptom(
         matter=Matter(rule=rule, subject=subject),
         severity=severity,
@@ -67,9 +67,9 @@ async def test_from_opening_to_the_end(service: Service, database: Database) -> 
 
 async def test_filters_and_pages(service: Service, database: Database) -> None:
     ids = [
-        await opened(database, Rule.RESOURCE_PRESSURE, Severity.WARNING, "cpu"),
-        await opened(database, Rule.RESOURCE_PRESSURE, Severity.CRITICAL, "memory"),
-        await opened(database, Rule.BREAKER_OPEN, Severity.WARNING, "large"),
+        await opened(database, AlertRule.RESOURCE_PRESSURE, Severity.WARNING, "cpu"),
+        await opened(database, AlertRule.RESOURCE_PRESSURE, Severity.CRITICAL, "memory"),
+        await opened(database, AlertRule.BREAKER_OPEN, Severity.WARNING, "large"),
     ]
     await service.post(f"/alerts/{ids[0]}/acknowledge")
 
@@ -94,7 +94,7 @@ async def test_polling_is_cheap_with_a_long_history(service: Service, database: 
         " resolved_at) SELECT 'breaker_open', n::text, 'resolved', 'warning', '', '', '{}', now(), now(), now()"
         " FROM generate_series(1, 5000) AS n",
     )
-    number = await opened(database, Rule.QUEUE_GROWTH, Severity.WARNING)
+    number = await opened(database, AlertRule.QUEUE_GROWTH, Severity.WARNING)
     assert [alert["id"] for alert in (await service.get("/alerts"))["items"]] == [number]
     plan = await database.connect()
     try:
@@ -119,23 +119,23 @@ async def test_what_is_not_there_or_over(service: Service, database: Database) -
     is_problem(await service.ask("GET", "/alerts/7"), 404, "alert_not_found")
     is_problem(await service.ask("POST", "/alerts/7/acknowledge", {}), 404, "alert_not_found")
     is_problem(await service.ask("GET", f"/alerts/{2**63}"), 422, "invalid_request", "alert_id")
-    number = await opened(database, Rule.QUEUE_GROWTH, Severity.WARNING)
+    number = await opened(database, AlertRule.QUEUE_GROWTH, Severity.WARNING)
     await execute(database, "UPDATE alerts SET state = 'resolved', resolved_at = now()")
     is_problem(await service.ask("POST", f"/alerts/{number}/acknowledge", {}), 409, "alert_resolved")
 
 
 async def test_an_acknowledgement_that_cannot_be_read_changes_nothing(service: Service, database: Database) -> None:
-    number = await opened(database, Rule.QUEUE_GROWTH, Severity.WARNING)
+    number = await opened(database, AlertRule.QUEUE_GROWTH, Severity.WARNING)
     for body, field in (({"note": 3}, "note"), ({"note": "x" * 2001}, "note"), ({"remark": "x"}, "remark")):
         is_problem(await service.ask("POST", f"/alerts/{number}/acknowledge", body), 422, "invalid_request", field)
     assert (await service.get(f"/alerts/{number}"))["state"] == "open"
 
 
 async def test_what_has_become_of_the_webhook_is_shown(service: Service, database: Database) -> None:
-    number = await opened(database, Rule.QUEUE_GROWTH, Severity.WARNING)
+    number = await opened(database, AlertRule.QUEUE_GROWTH, Severity.WARNING)
     assert (await service.get(f"/alerts/{number}"))["deliveries"] == []
     async with database.transaction() as connection:
-        await webhooks.add(connection, UUID(int=1), alert_id=number, kind=Kind.OPENED, body="{}")
+        await webhooks.add(connection, UUID(int=1), alert_id=number, kind=AlertKind.OPENED, body="{}")
         (claimed,) = await webhooks.claim(connection, WebhookPolicy())
         await webhooks.postpone(connection, claimed, None, "hooks.example.org answered 500")
     (delivery,) = (await service.get(f"/alerts/{number}"))["deliveries"]
@@ -146,7 +146,7 @@ async def test_what_has_become_of_the_webhook_is_shown(service: Service, databas
 
 async def test_the_status_counts_those_that_are_not_resolved(service: Service, database: Database) -> None:
     assert (await service.get("/status"))["alerts"] == {}
-    await opened(database, Rule.RESOURCE_PRESSURE, Severity.WARNING, "cpu")
-    await opened(database, Rule.RESOURCE_PRESSURE, Severity.WARNING, "memory")
-    await opened(database, Rule.BREAKER_OPEN, Severity.CRITICAL, "large")
+    await opened(database, AlertRule.RESOURCE_PRESSURE, Severity.WARNING, "cpu")
+    await opened(database, AlertRule.RESOURCE_PRESSURE, Severity.WARNING, "memory")
+    await opened(database, AlertRule.BREAKER_OPEN, Severity.CRITICAL, "large")
     assert (await service.get("/status"))["alerts"] == {"warning": 2, "critical": 1}

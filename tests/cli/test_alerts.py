@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from app.domain.access import Role
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
 from app.store import alerts
 from app.store.database import Database
 from tests.cli.conftest import CommandLine, Service
@@ -18,7 +18,7 @@ async def alert(service: Service) -> AsyncIterator[int]:
     """The number of an alert that stands."""
     database = Database(service.database_url)
     symptom = Symptom(
-        matter=Matter(rule=Rule.BREAKER_OPEN, subject=uuid4().hex),
+        matter=Matter(rule=AlertRule.BREAKER_OPEN, subject=uuid4().hex),
         severity=Severity.CRITICAL,
         summary="[bold]it fails\x1b[2J",
         advice="ask the provider",

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from app.api.metrics import Gauges
 from app.domain.alerts import AlertPolicy
-from app.domain.symptoms import Rule, SymptomPolicy
+from app.domain.symptoms import AlertRule, SymptomPolicy
 from app.domain.vitals import ReportPolicy
 from tests.docker.composition import DIRECTORY, services
 from tests.docker.prometheus import promtool
@@ -68,16 +68,16 @@ def test_thresholds_are_those_of_the_service(alert: str, threshold: float) -> No
 @pytest.mark.parametrize(
     ("alert", "rule"),
     [
-        ("ConvenerHostPressure", Rule.RESOURCE_PRESSURE),
-        ("ConvenerPermitPressure", Rule.RESOURCE_PRESSURE),
-        ("ConvenerQueueFilling", Rule.RESOURCE_PRESSURE),
-        ("ConvenerQueueGrowth", Rule.QUEUE_GROWTH),
-        ("ConvenerPoolBelowMinimum", Rule.POOL_BELOW_MINIMUM),
-        ("ConvenerWorkerStarvation", Rule.WORKER_STARVATION),
-        ("ConvenerOldSnapshot", Rule.DATABASE_TROUBLE),
+        ("ConvenerHostPressure", AlertRule.RESOURCE_PRESSURE),
+        ("ConvenerPermitPressure", AlertRule.RESOURCE_PRESSURE),
+        ("ConvenerQueueFilling", AlertRule.RESOURCE_PRESSURE),
+        ("ConvenerQueueGrowth", AlertRule.QUEUE_GROWTH),
+        ("ConvenerPoolBelowMinimum", AlertRule.POOL_BELOW_MINIMUM),
+        ("ConvenerWorkerStarvation", AlertRule.WORKER_STARVATION),
+        ("ConvenerOldSnapshot", AlertRule.DATABASE_TROUBLE),
     ],
 )
-def test_patience_is_that_of_the_service(alert: str, rule: Rule) -> None:
+def test_patience_is_that_of_the_service(alert: str, rule: AlertRule) -> None:
     assert seconds(rules()[alert]["for"]) == AlertPolicy().patience[rule].opens_after
 
 

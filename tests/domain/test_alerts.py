@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.alerts import AlertPlan, AlertPolicy, AlertSnapshot, Patience, Spell, Standing, plain, plan, spells_of
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
 
-MATTER = Matter(rule=Rule.QUEUE_GROWTH)
-POLICY = AlertPolicy(patience={rule: Patience(opens_after=20, resolves_after=30) for rule in Rule})
+MATTER = Matter(rule=AlertRule.QUEUE_GROWTH)
+POLICY = AlertPolicy(patience={rule: Patience(opens_after=20, resolves_after=30) for rule in AlertRule})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = timedelta(seconds=5)
 
@@ -34,7 +34,7 @@ class Watch:
     opened: list[datetime] = field(default_factory=list)
     resolved: list[datetime] = field(default_factory=list)
 
-    def look(self, *symptoms: Symptom, unknown: Iterable[Rule] = (), after: timedelta = TICK) -> AlertPlan:
+    def look(self, *symptoms: Symptom, unknown: Iterable[AlertRule] = (), after: timedelta = TICK) -> AlertPlan:
         self.now += after
         snapshot = AlertSnapshot(
             symptoms=symptoms,
@@ -61,7 +61,7 @@ class Watch:
         self.spells, self.looked_at = dict(decided.spells), self.now
         return decided
 
-    def looks(self, count: int, *symptoms: Symptom, unknown: Iterable[Rule] = ()) -> None:
+    def looks(self, count: int, *symptoms: Symptom, unknown: Iterable[AlertRule] = ()) -> None:
         for _ in range(count):
             self.look(*symptoms, unknown=unknown)
 
@@ -154,7 +154,7 @@ def test_an_alert_that_nothing_is_remembered_of_is_given_its_time() -> None:
 
 
 def test_subjects_of_a_rule_are_apart() -> None:
-    cpu, memory = (symptom(matter=Matter(rule=Rule.RESOURCE_PRESSURE, subject=name)) for name in ("cpu", "memory"))
+    cpu, memory = (symptom(matter=Matter(rule=AlertRule.RESOURCE_PRESSURE, subject=name)) for name in ("cpu", "memory"))
     watch = Watch()
     watch.looks(5, cpu)
     watch.looks(5, cpu, memory)

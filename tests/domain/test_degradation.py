@@ -13,8 +13,8 @@ from app.domain.degradation import (
     TOP,
     Hold,
     Ladder,
+    LadderMove,
     LadderPolicy,
-    Move,
     Step,
     Strain,
     advice,
@@ -44,7 +44,7 @@ class Player:
     def __init__(self, step: Step = Step.NONE) -> None:
         expires_at = START + timedelta(seconds=POLICY.lasts) if step else None
         self.now = START
-        self.moves: list[tuple[datetime, Move | None, Step]] = [(START, None, step)]
+        self.moves: list[tuple[datetime, LadderMove | None, Step]] = [(START, None, step)]
         self.ladder = Ladder(step=step, since=START, expires_at=expires_at)
 
     def step(self) -> Step:
@@ -55,7 +55,7 @@ class Player:
         before, decision = self.ladder.step, decide(self.ladder, strain, POLICY, self.now)
         self.ladder = decision.ladder
         assert abs(self.ladder.step - before) <= 1
-        assert (self.ladder.step != before) == (decision.move in (Move.UP, Move.DOWN, Move.EXPIRED))
+        assert (self.ladder.step != before) == (decision.move in (LadderMove.UP, LadderMove.DOWN, LadderMove.EXPIRED))
         if decision.move is not None:
             self.moves.append((self.now, decision.move, self.ladder.step))
 
@@ -93,7 +93,7 @@ def test_two_easy_minutes_give_a_step_back() -> None:
     assert player.step() is Step.DEPTH
     player.looks(600, EASY)
     assert player.step() is Step.NONE
-    assert [move[1] for move in player.moves[1:]] == [Move.DOWN] * 3
+    assert [move[1] for move in player.moves[1:]] == [LadderMove.DOWN] * 3
 
 
 @pytest.mark.parametrize("strain", [BETWEEN, UNKNOWN, Strain()])
@@ -105,7 +105,7 @@ def test_a_step_that_nothing_renews_ends_by_itself(strain: Strain) -> None:
     assert player.step() is Step.LOW_RANKED_EVOLUTION
     player.looks(300, strain)
     assert player.step() is Step.NONE
-    assert [move[1] for move in player.moves[1:]] == [Move.EXPIRED] * 2
+    assert [move[1] for move in player.moves[1:]] == [LadderMove.EXPIRED] * 2
 
 
 def test_strain_renews_the_top_step_for_as_long_as_it_lasts() -> None:
@@ -192,7 +192,11 @@ def hold(minutes: float = 10) -> Hold:
 def test_an_operator_may_skip_steps_and_nothing_moves_while_the_hold_lasts() -> None:
     player = Player()
     decision = held(player.ladder, Step.ESSENTIALS, hold(), "upgrade", START, POLICY)
-    assert (decision.move, decision.ladder.step, decision.ladder.reason) == (Move.HELD, Step.ESSENTIALS, "upgrade")
+    assert (decision.move, decision.ladder.step, decision.ladder.reason) == (
+        LadderMove.HELD,
+        Step.ESSENTIALS,
+        "upgrade",
+    )
     player.ladder = decision.ladder
     player.looks(595, EASY)
     assert player.step() is Step.ESSENTIALS
@@ -200,7 +204,7 @@ def test_an_operator_may_skip_steps_and_nothing_moves_while_the_hold_lasts() -> 
     assert (player.ladder.hold, player.step()) == (None, Step.ESSENTIALS)
     player.looks(1000, EASY)
     assert player.step() is Step.NONE
-    assert [move[1] for move in player.moves[1:]] == [Move.RELEASED] + [Move.DOWN] * 4
+    assert [move[1] for move in player.moves[1:]] == [LadderMove.RELEASED] + [LadderMove.DOWN] * 4
 
 
 def test_a_held_step_0_keeps_everything_as_usual_and_then_the_rule_takes_over() -> None:
@@ -216,7 +220,7 @@ def test_letting_go_of_what_nobody_holds_changes_nothing() -> None:
     ladder = Ladder(step=Step.DEPTH, since=START, expires_at=START)
     assert released(ladder, "", START, POLICY).move is None
     let_go = released(replace(ladder, hold=hold()), "done", START, POLICY)
-    assert (let_go.move, let_go.ladder.hold, let_go.ladder.step) == (Move.RELEASED, None, Step.DEPTH)
+    assert (let_go.move, let_go.ladder.hold, let_go.ladder.step) == (LadderMove.RELEASED, None, Step.DEPTH)
 
 
 def test_each_step_includes_those_below_it() -> None:

@@ -15,7 +15,7 @@ from app.domain.minutes import Minute
 from app.domain.observations import Crew, DatabaseCondition, Depth, Observations, Running, with_depth
 from app.domain.queues import Pause, QueueSnapshot
 from app.domain.recovery import Recovery
-from app.domain.symptoms import Rule, Severity, Symptom, SymptomPolicy
+from app.domain.symptoms import AlertRule, Severity, Symptom, SymptomPolicy
 from app.domain.tasks import Move, Priority
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -42,10 +42,10 @@ def test_all_is_well_without_a_reason_to_worry() -> None:
 
 def test_what_was_not_measured_is_unknown_and_not_well() -> None:
     _, unknown = examine(Observations(queue=queue()), SymptomPolicy())
-    assert unknown == frozenset(Rule) - {Rule.OLDEST_TASK}
+    assert unknown == frozenset(AlertRule) - {AlertRule.OLDEST_TASK}
     _, unknown = examine(Observations(queue=queue(), pool=Crew(alive=0)), SymptomPolicy())
-    assert Rule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
-    assert Rule.WORKER_STARVATION not in unknown
+    assert AlertRule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
+    assert AlertRule.WORKER_STARVATION not in unknown
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_oldest_task(minutes: float, expected: tuple[Severity, bool] | None)
 
 def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
     symptom = one(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
-    assert (symptom.matter.rule, symptom.matter.subject) == (Rule.STUCK_EXECUTING, "ranking")
+    assert (symptom.matter.rule, symptom.matter.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
     assert symptom.severity is Severity.CRITICAL
 
 
@@ -97,7 +97,7 @@ def depths(*tasks: int, seconds: float = 20) -> list[Depth]:
 def test_growth_is_told_over_a_minute_at_least() -> None:
     assert told(depths=depths(0, 5_000, 10_000)) == []
     symptom = one(depths=depths(0, 50, 100, 150))
-    assert (symptom.matter.rule, symptom.facts["tasks_per_minute"]) == (Rule.QUEUE_GROWTH, 150)
+    assert (symptom.matter.rule, symptom.facts["tasks_per_minute"]) == (AlertRule.QUEUE_GROWTH, 150)
     assert told(depths=depths(5_000, 5_000, 5_000, 5_080)) == []
     assert one(depths=depths(0, 0, 0, 95)).is_fading
 
@@ -156,7 +156,7 @@ def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, boo
 
 def test_degradation_is_told_and_its_last_step_is_critical() -> None:
     assert told(step=Step.NONE) == []
-    assert (one(step=Step.DEPTH).matter.rule, one(step=Step.DEPTH).severity) == (Rule.DEGRADED, Severity.WARNING)
+    assert (one(step=Step.DEPTH).matter.rule, one(step=Step.DEPTH).severity) == (AlertRule.DEGRADED, Severity.WARNING)
     assert one(step=Step.ESSENTIALS).severity is Severity.CRITICAL
 
 
@@ -172,5 +172,5 @@ def test_every_symptom_says_what_to_do() -> None:
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=Step.DEPTH,
     )
-    assert {symptom.matter.rule for symptom in found} == set(Rule)
+    assert {symptom.matter.rule for symptom in found} == set(AlertRule)
     assert all(symptom.advice and symptom.summary for symptom in found)

@@ -9,7 +9,7 @@ from app.domain.config import Iterations
 from app.domain.exploration import Arm
 from app.domain.goal_errors import GoalStopped
 from app.domain.goals import (
-    Action,
+    GoalAction,
     GoalMove,
     GoalPolicy,
     GoalSnapshot,
@@ -94,7 +94,7 @@ def test_a_decision_says_what_it_is_made_of() -> None:
     policy = GoalPolicy(stopping=StoppingPolicy(), limits=Limits(max_iterations=10, compute_seconds=100.0))
     usage = Usage(iterations=3, compute=Compute(spent_seconds=81.0, attempts=9))
     found = decide(GoalSnapshot(goal_id="g", reports=reports(1200, 1235, 1270), usage=usage), policy)
-    assert found.action is Action.CONTINUE
+    assert found.action is GoalAction.CONTINUE
     assert found.gain == pytest.approx(0.05, abs=0.001)
     assert found.gain_per_compute_second == pytest.approx(found.gain / 10)
     assert found.next_compute_seconds == 12.5, "a little more while it pays"
@@ -107,5 +107,5 @@ def test_limits_come_before_quality() -> None:
     policy = GoalPolicy(stopping=StoppingPolicy(), limits=Limits(max_iterations=30, compute_seconds=100.0))
     usage = Usage(iterations=3, compute=Compute(spent_seconds=95.0, attempts=9))
     found = decide(GoalSnapshot(goal_id="g", reports=reports(1200, 1400, 1600), usage=usage), policy)
-    assert found.action is Action.STOP
+    assert found.action is GoalAction.STOP
     assert found.reason.startswith("one more iteration would overrun the limit of 100 s of compute")

@@ -7,21 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.series import Kind, Pushed, Series, SeriesPolicy, overflow, points, refusals
+from app.domain.series import MetricKind, Pushed, Series, SeriesPolicy, overflow, points, refusals
 
 _NOON = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
 _POLICY = SeriesPolicy(most_series=3, most_names=2, ahead_seconds=60, behind_seconds=3600)
 _A = Series(name="a")
 
 
-def _pushed(value: float = 1.0, *, name: str = "a", kind: Kind = Kind.GAUGE, ago: float | None = None) -> Pushed:
+def _pushed(
+    value: float = 1.0, *, name: str = "a", kind: MetricKind = MetricKind.GAUGE, ago: float | None = None
+) -> Pushed:
     at = None if ago is None else _NOON - timedelta(seconds=ago)
     return Pushed(series=Series(name=name), kind=kind, value=value, at=at)
 
 
 def test_what_is_in_order_is_taken() -> None:
-    samples = [_pushed(-5, ago=3599), _pushed(0, name="b", kind=Kind.COUNTER), _pushed(ago=-59)]
-    assert refusals(samples, {"a": Kind.GAUGE}, _NOON, _POLICY) == []
+    samples = [_pushed(-5, ago=3599), _pushed(0, name="b", kind=MetricKind.COUNTER), _pushed(ago=-59)]
+    assert refusals(samples, {"a": MetricKind.GAUGE}, _NOON, _POLICY) == []
 
 
 @pytest.mark.parametrize(
@@ -29,8 +31,8 @@ def test_what_is_in_order_is_taken() -> None:
     [
         (_pushed(ago=3601), "at", "3,601 s ago"),
         (_pushed(ago=-61), "at", "in the future"),
-        (_pushed(-0.1, name="b", kind=Kind.COUNTER), "value", "only grows"),
-        (_pushed(kind=Kind.COUNTER), "kind", "a is a gauge"),
+        (_pushed(-0.1, name="b", kind=MetricKind.COUNTER), "value", "only grows"),
+        (_pushed(kind=MetricKind.COUNTER), "kind", "a is a gauge"),
     ],
 )
 def test_what_is_not_in_order_is_named(sample: Pushed, path: str, said: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.domain.improvement import Quality, Unit, improvement, judged
-from app.domain.stopping import Iteration, Rule, StoppingPolicy, judge
+from app.domain.stopping import Iteration, StoppingPolicy, StoppingRule, judge
 
 
 def course(values: Sequence[float | None]) -> list[Iteration]:
@@ -23,7 +23,7 @@ def stops_at(values: Sequence[float | None], policy: StoppingPolicy) -> int | No
 
 
 USUAL = StoppingPolicy()
-RULES = [StoppingPolicy(rule=rule, unit=unit) for rule in Rule for unit in Unit]
+RULES = [StoppingPolicy(rule=rule, unit=unit) for rule in StoppingRule for unit in Unit]
 RANGE_ENDS = (0.001, 0.1)
 
 
@@ -48,7 +48,7 @@ def test_a_flat_curve_stops_when_patience_is_at_its_end(level: float, unit: Unit
     flat = [level] * 40
     assert stops_at(flat, StoppingPolicy(unit=unit, threshold=threshold)) == 11
     assert stops_at(flat, StoppingPolicy(unit=unit, threshold=threshold, patience=3)) == 4
-    assert stops_at(flat, StoppingPolicy(unit=unit, threshold=threshold, rule=Rule.SLOPE)) == 10
+    assert stops_at(flat, StoppingPolicy(unit=unit, threshold=threshold, rule=StoppingRule.SLOPE)) == 10
 
 
 @pytest.mark.parametrize("policy", RULES)
@@ -117,7 +117,7 @@ scores = st.none() | st.floats() | st.floats(-2000, 3000) | st.sampled_from([0.0
 curves = st.lists(scores, min_size=1, max_size=60)
 policies = st.builds(
     StoppingPolicy,
-    rule=st.sampled_from(Rule),
+    rule=st.sampled_from(StoppingRule),
     unit=st.sampled_from(Unit),
     threshold=st.floats(0.001, 0.1),
     min_iterations=st.integers(1, 10),
@@ -157,14 +157,16 @@ elo = st.lists(st.integers(1000, 1600).map(float), min_size=1, max_size=40)
 
 @given(elo, policies)
 def test_without_its_refinements_it_is_the_rule_on_paper(values: list[float], policy: StoppingPolicy) -> None:
-    plain = replace(policy, rule=Rule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY, noise_share=0.0, climb_errors=None)
+    plain = replace(
+        policy, rule=StoppingRule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY, noise_share=0.0, climb_errors=None
+    )
     assert judge(course(values), plain).stop == plainly_stops(values, plain)
 
 
 @given(elo, policies)
 def test_nothing_goes_on_without_measurable_improvement(values: list[float], policy: StoppingPolicy) -> None:
     """Past its patience a goal goes on for an improvement by the threshold or for a line that rises by as much."""
-    policy = replace(policy, rule=Rule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY)
+    policy = replace(policy, rule=StoppingRule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY)
     found = judge(course(values), policy)
     if found.stop or len(values) <= max(policy.patience, policy.min_iterations):
         return
@@ -181,7 +183,7 @@ def test_nothing_goes_on_without_measurable_improvement(values: list[float], pol
 
 @given(st.floats(-1e6, 1e6), st.integers(1, 40), policies)
 def test_no_constant_curve_outlasts_its_patience(level: float, length: int, policy: StoppingPolicy) -> None:
-    patience = policy.window if policy.rule is Rule.SLOPE else policy.patience + 1
+    patience = policy.window if policy.rule is StoppingRule.SLOPE else policy.patience + 1
     assert judge(course([level] * length), policy).stop == (length >= max(patience, policy.min_iterations))
 
 

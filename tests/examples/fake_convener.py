@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from app.domain.budgets import Limits, Usage
-from app.domain.goals import Action, GoalPolicy, GoalSnapshot, Report, decide
+from app.domain.goals import GoalAction, GoalPolicy, GoalSnapshot, Report, decide
 from app.domain.improvement import Quality, Unit
 from app.domain.stopping import StoppingPolicy
 from examples.kepler.handlers import HANDLERS
@@ -117,7 +117,7 @@ class FakeConvener:
             said,
             {"decision": found.action.value, "reason": found.reason, "exploration_share": found.exploration_share},
         )
-        if found.action is Action.STOP:
+        if found.action is GoalAction.STOP:
             self.stop(found.reason)
         return httpx.Response(201, json=self.reports[number][1])
 

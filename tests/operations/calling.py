@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from app.domain.agents import AgentType
 from app.domain.calls import Outcome, Report
-from app.domain.config import Action
+from app.domain.config import ConfigAction
 from app.domain.permits import Ask, AskId
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
@@ -47,4 +47,4 @@ async def configure(database: Database, calls: int) -> None:
         limits = replace(now.document.resource_limits, max_concurrent_llm_calls=calls)
         order = Order(expected=now.version, by="test")
         document = replace(now.document, resource_limits=limits)
-        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.alerts import AlertPolicy, AlertState, Resolution
 from app.domain.errors import AlertNotFound, AlertResolved
-from app.domain.symptoms import Matter, Rule, Severity, Symptom
+from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
 from app.operations import alerts
 from app.store import alerts as store
 from app.store.alerts import Alert, Wanted
@@ -16,7 +16,7 @@ from tests.sql import execute, until_blocked, value
 from tests.watching import look, neglected, served
 
 SYMPTOM = Symptom(
-    matter=Matter(rule=Rule.OLDEST_TASK), severity=Severity.WARNING, summary="it waits", advice="look", facts={}
+    matter=Matter(rule=AlertRule.OLDEST_TASK), severity=Severity.WARNING, summary="it waits", advice="look", facts={}
 )
 
 
@@ -44,7 +44,7 @@ async def test_a_neglected_task_is_told_of_once_until_it_is_served(database: Dat
     assert (await look(database))["opened"] == 1
     assert (await look(database))["opened"] == 0
     (alert,) = await known(database)
-    assert (alert.rule, alert.state, alert.severity) == (Rule.OLDEST_TASK, AlertState.OPEN, Severity.WARNING)
+    assert (alert.rule, alert.state, alert.severity) == (AlertRule.OLDEST_TASK, AlertState.OPEN, Severity.WARNING)
     assert alert.summary == "a task of priority medium has been waiting for 11 min"
     await served(database)
     await look(database)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from app.domain.agents import AgentType
-from app.domain.config import Action, plain
+from app.domain.config import ConfigAction, plain
 from app.domain.scaling import Mode
 from app.operations import config as operations
 from app.operations.config import CurrentConfig, Order
@@ -20,7 +20,7 @@ async def _widen(database: Database, version: int, most: int) -> None:
         base = await operations.base(connection, Mode.PRODUCTION, version)
         wide = replace(base.document, worker_pool=replace(base.document.worker_pool, max_workers=most))
         order = Order(expected=version, by="me", reason="test")
-        await operations.change(connection, Mode.PRODUCTION, order, Action.SET, wide)
+        await operations.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, wide)
 
 
 async def test_it_is_read_once_for_all_who_ask(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from app.domain.agents import AgentType
-from app.domain.degradation import LadderPolicy, Move, Step
+from app.domain.degradation import LadderMove, LadderPolicy, Step
 from app.domain.scaling import Mode
 from app.domain.tasks import Priority
 from app.operations import counting, degradation, weights
@@ -41,7 +41,7 @@ async def standing(database: Database) -> store.Standing:
         return await store.read(connection)
 
 
-async def moves(database: Database) -> list[tuple[Move, int, int, str | None]]:
+async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | None]]:
     async with database.transaction() as connection:
         found = await store.history(connection, before=2**62, limit=100)
     return [(move.move, move.before, move.after, move.by) for move in reversed(found)]
@@ -59,11 +59,11 @@ async def test_the_duty_climbs_a_step_at_a_time_and_tells_each(database: Databas
     assert found.ladder.expires_at is not None
     assert found.ladder.expires_at > found.at
     assert "database_connections" in found.strain["resources"]
-    assert await moves(database) == [(Move.UP, n, n + 1, None) for n in range(4)]
+    assert await moves(database) == [(LadderMove.UP, n, n + 1, None) for n in range(4)]
     await execute(database, "UPDATE degradation SET expires_at = now()")
     await watch(database, LadderPolicy(tight=2.0, easy=-1.0))
     assert (await standing(database)).ladder.step is Step.BATCHES
-    assert (await moves(database))[-1] == (Move.EXPIRED, 4, 3, None)
+    assert (await moves(database))[-1] == (LadderMove.EXPIRED, 4, 3, None)
 
 
 async def test_an_operator_and_the_duty_at_once(database: Database, replica: Database) -> None:
@@ -76,7 +76,7 @@ async def test_an_operator_and_the_duty_at_once(database: Database, replica: Dat
         await degradation.hold(first, Step.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
     await second
     assert (await standing(database)).ladder.step is Step.NONE
-    assert await moves(database) == [(Move.UP, 0, 1, None), (Move.HELD, 1, 0, "ann")]
+    assert await moves(database) == [(LadderMove.UP, 0, 1, None), (LadderMove.HELD, 1, 0, "ann")]
 
 
 async def test_holding_and_letting_go_are_audited(database: Database) -> None:
@@ -86,7 +86,7 @@ async def test_holding_and_letting_go_are_audited(database: Database) -> None:
         await degradation.release(connection, by="bob", reason="again")
     query = "SELECT array_agg(action || ' ' || by || ' ' || reason ORDER BY seq) FROM audit"
     assert await value(database, query) == ["degradation.hold ann test", "degradation.release bob done"]
-    assert [move[0] for move in await moves(database)] == [Move.HELD, Move.RELEASED]
+    assert [move[0] for move in await moves(database)] == [LadderMove.HELD, LadderMove.RELEASED]
 
 
 async def test_old_moves_are_forgotten(database: Database) -> None:

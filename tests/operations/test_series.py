@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import IdempotencyMismatch, SamplesRefused, TooManySeries
-from app.domain.series import Kind, Pushed, Series, SeriesPolicy
+from app.domain.series import MetricKind, Pushed, Series, SeriesPolicy
 from app.operations import series as operations
 from app.operations.series import Batch
 from app.store import series
@@ -20,7 +20,7 @@ _POLICY = SeriesPolicy()
 _TIGHT = SeriesPolicy(most_series=3)
 
 
-def _pushed(name: str = "depth", number: float = 1.0, kind: Kind = Kind.GAUGE, **labels: str) -> Pushed:
+def _pushed(name: str = "depth", number: float = 1.0, kind: MetricKind = MetricKind.GAUGE, **labels: str) -> Pushed:
     return Pushed(series=Series(name=name, **labels), kind=kind, value=number)
 
 
@@ -41,10 +41,12 @@ async def test_samples_end_up_in_their_minute(database: Database) -> None:
     async with database.transaction() as connection:
         moment = await now(connection)
     early = [
-        Pushed(series=Series(name="depth"), kind=Kind.GAUGE, value=n, at=moment - timedelta(minutes=10, seconds=n))
+        Pushed(
+            series=Series(name="depth"), kind=MetricKind.GAUGE, value=n, at=moment - timedelta(minutes=10, seconds=n)
+        )
         for n in (2.0, 1.0, 3.0)
     ]
-    await _push(database, *early, _pushed("writes", 5, Kind.COUNTER, agent="ranking"))
+    await _push(database, *early, _pushed("writes", 5, MetricKind.COUNTER, agent="ranking"))
     await _push(database, early[0])
     rows = await fetch(
         database, "SELECT * FROM metric_minutes JOIN metric_series ON id = series_id WHERE name = 'depth'"
@@ -92,7 +94,7 @@ async def test_what_was_rolled_back_may_come_again(database: Database) -> None:
 async def test_a_refused_batch_leaves_nothing_behind(database: Database) -> None:
     await _push(database, _pushed())
     with pytest.raises(SamplesRefused) as caught:
-        await _push(database, _pushed("other"), _pushed(kind=Kind.COUNTER))
+        await _push(database, _pushed("other"), _pushed(kind=MetricKind.COUNTER))
     assert caught.value.fields == [("samples.1.kind", "depth is a gauge")]
     with pytest.raises(TooManySeries):
         await _push(database, *(_pushed(goal=f"g{n}") for n in range(3)), policy=_TIGHT)
@@ -116,7 +118,7 @@ async def test_rivals_cannot_exceed_the_bound_together(database: Database) -> No
 async def test_rivals_do_not_make_a_name_two_kinds(database: Database) -> None:
     async with database.transaction() as connection:
         await operations.push(connection, _batch(_pushed(agent="ranking")), _POLICY)
-        rival = asyncio.create_task(_push(database, _pushed(kind=Kind.COUNTER, agent="evolution")))
+        rival = asyncio.create_task(_push(database, _pushed(kind=MetricKind.COUNTER, agent="evolution")))
         await until_blocked(database)
     with pytest.raises(SamplesRefused):
         await rival
@@ -169,8 +171,8 @@ async def test_a_series_that_is_written_to_is_not_forgotten_just_then(database: 
 async def test_the_present_is_the_last_minute(database: Database) -> None:
     await early_in_a_minute(database)
     await _push(database, _pushed(number=10, worker="a"), _pushed(number=20, worker="b"))
-    await _push(database, _pushed("writes", 30, Kind.COUNTER, agent="ranking", goal="x"))
-    await _push(database, _pushed("writes", 90, Kind.COUNTER, agent="ranking", goal="y"))
+    await _push(database, _pushed("writes", 30, MetricKind.COUNTER, agent="ranking", goal="x"))
+    await _push(database, _pushed("writes", 90, MetricKind.COUNTER, agent="ranking", goal="y"))
     await _push(database, _pushed("gone", 1))
     await execute(
         database,

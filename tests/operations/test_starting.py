@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.domain import config as rules
-from app.domain.config import Action, ResourceLimits
+from app.domain.config import ConfigAction, ResourceLimits
 from app.domain.errors import StartRefused
 from app.domain.scaling import Mode
 from app.operations import config, fleet, scaling, starting
@@ -39,7 +39,7 @@ async def _at_most(database: Database, workers: int) -> None:
         pool = {**config.content(now)["worker_pool"], "min_workers": 1, "max_workers": workers}
         document = rules.document_of({**config.content(now), "worker_pool": pool})
         order = Order(expected=now.version, by="test")
-        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
 async def _names(database: Database) -> list[str]:
@@ -124,7 +124,7 @@ async def _allow(database: Database, memory_gb: float) -> None:
         now = await config.current(connection, Mode.PRODUCTION)
         document = replace(now.document, resource_limits=ResourceLimits(max_memory_per_worker_gb=memory_gb))
         order = Order(expected=now.version, by="test")
-        await config.change(connection, Mode.PRODUCTION, order, Action.SET, document)
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
 async def test_workers_of_others_count_too(database: Database) -> None:

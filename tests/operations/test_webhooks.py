@@ -9,7 +9,7 @@ import pytest
 
 from app.couriers.base import Message, NotDelivered
 from app.domain.alerts import Resolution
-from app.domain.webhooks import Kind, WebhookPolicy
+from app.domain.webhooks import AlertKind, WebhookPolicy
 from app.operations import alerts, webhooks
 from app.store import alerts as alert_store
 from app.store import webhooks as store
@@ -54,7 +54,7 @@ async def opened(database: Database) -> Alert:
     async with database.transaction() as connection:
         alert = await alert_store.open_alert(connection, SYMPTOM)
         assert alert is not None
-        await webhooks.tell(connection, Kind.OPENED, alert)
+        await webhooks.tell(connection, AlertKind.OPENED, alert)
     return alert
 
 
@@ -62,7 +62,7 @@ async def resolved(database: Database, alert: Alert) -> None:
     async with database.transaction() as connection:
         over = await alert_store.resolve(connection, Resolution(alert_id=alert.id, reason="gone"))
         assert over is not None
-        await webhooks.tell(connection, Kind.RESOLVED, over)
+        await webhooks.tell(connection, AlertKind.RESOLVED, over)
 
 
 async def deliveries(database: Database, alert: Alert) -> list[store.Delivery]:
@@ -176,7 +176,7 @@ async def test_two_replicas_at_once_send_each_once(database: Database, replica: 
     async with database.transaction() as connection:
         for n in range(12):
             body = json.dumps({"kind": str(n)})
-            await store.add(connection, UUID(int=n), alert_id=n, kind=Kind.OPENED, body=body)
+            await store.add(connection, UUID(int=n), alert_id=n, kind=AlertKind.OPENED, body=body)
     couriers = [Recorder(), Recorder()]
     counts = await asyncio.gather(
         *(webhooks.deliver(db, courier) for db, courier in zip((database, replica), couriers, strict=True))
@@ -191,7 +191,7 @@ async def test_of_an_alert_the_end_waits_for_the_beginning(database: Database) -
     await resolved(database, alert)
     other, courier = UUID(int=7), Recorder(failures=1)
     async with database.transaction() as connection:
-        await store.add(connection, other, alert_id=alert.id + 1, kind=Kind.OPENED, body='{"kind": "other"}')
+        await store.add(connection, other, alert_id=alert.id + 1, kind=AlertKind.OPENED, body='{"kind": "other"}')
     await webhooks.deliver(database, courier, WebhookPolicy(base=3600, cap=3600, at_once=1))
     assert courier.kinds == ["alert.opened", "other"], "others do not wait"
     await execute(database, "UPDATE webhook_deliveries SET due_at = now() WHERE due_at IS NOT NULL")

@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, Column, Identity, Index, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.domain.alerts import AlertState
-from app.domain.symptoms import Rule, Severity
+from app.domain.symptoms import AlertRule, Severity
 from app.store.tables.base import metadata, moment, one_of
 
 # Of each matter one alert stands at most; the index sees to that, whoever evaluates.
@@ -28,7 +28,7 @@ alerts = Table(
     Column("note", Text),
     moment("resolved_at"),
     Column("resolution", Text),
-    one_of("rule", Rule),
+    one_of("rule", AlertRule),
     one_of("state", AlertState),
     one_of("severity", [severity.name.lower() for severity in Severity]),
 )

@@ -3,7 +3,7 @@
 from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, Table, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.domain.config import Action
+from app.domain.config import ConfigAction
 from app.domain.scaling import Mode
 from app.store.tables.base import metadata, moment, one_of
 
@@ -19,7 +19,7 @@ config_versions = Table(
     Column("reason", Text, nullable=False),
     Column("action", Text, nullable=False),
     one_of("mode", Mode),
-    one_of("action", Action),
+    one_of("action", ConfigAction),
 )
 
 audit = Table(

@@ -3,7 +3,7 @@
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Identity, Index, SmallInteger, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.domain.degradation import Move
+from app.domain.degradation import LadderMove
 from app.store.tables.base import metadata, moment, one_of
 
 # One row, whose lock whoever moves the ladder holds: the duty, or an operator.
@@ -37,6 +37,6 @@ degradation_moves = Table(
     Column("reason", Text, nullable=False),
     Column("by", Text, comment="id of the key that was shown; null for the rule"),
     moment("until", comment="when the step is over unless it is renewed"),
-    one_of("move", Move),
+    one_of("move", LadderMove),
     Index("degradation_moves_at", "at"),
 )

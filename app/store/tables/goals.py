@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from app.domain.agents import AgentType
 from app.domain.goals import GoalState, Hold
 from app.domain.improvement import Unit
-from app.domain.stopping import Rule
+from app.domain.stopping import StoppingRule
 from app.store.tables.base import metadata, moment, one_of
 
 # A goal that nobody has created, but somebody weighed, has no state. Where a limit or rule is null, the configuration
@@ -49,7 +49,7 @@ goals = Table(
     Column("reason", Text, comment="why it is in this state"),
     one_of("state", GoalState),
     one_of("improvement_unit", Unit),
-    one_of("rule", Rule),
+    one_of("rule", StoppingRule),
 )
 Index("goals_by_state", goals.c.state, goals.c.id, postgresql_where=text("state IS NOT NULL"))
 

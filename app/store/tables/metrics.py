@@ -3,7 +3,7 @@
 from sqlalchemy import BigInteger, Column, Float, Identity, Index, LargeBinary, PrimaryKeyConstraint, Table, Text, func
 from sqlalchemy.dialects.postgresql import UUID
 
-from app.domain.series import Kind
+from app.domain.series import MetricKind
 from app.domain.utilisation import Measure
 from app.store.tables.base import metadata, moment, one_of
 
@@ -36,7 +36,7 @@ metric_series = Table(
     Column("worker", Text, nullable=False),
     Column("goal", Text, nullable=False),
     moment("last_at", nullable=False, server_default=func.now(), comment="of the last sample, within an hour"),
-    one_of("kind", Kind),
+    one_of("kind", MetricKind),
     Index("metric_series_labels", "name", "agent", "worker", "goal", unique=True),
     Index("metric_series_of_name", "name", "id"),
 )

@@ -3,7 +3,7 @@
 from sqlalchemy import BigInteger, Column, Identity, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import UUID
 
-from app.domain.webhooks import Kind
+from app.domain.webhooks import AlertKind
 from app.store.tables.base import metadata, moment, one_of
 
 webhook_deliveries = Table(
@@ -20,7 +20,7 @@ webhook_deliveries = Table(
     moment("delivered_at"),
     moment("given_up_at"),
     Column("last_error", Text),
-    one_of("kind", Kind),
+    one_of("kind", AlertKind),
     Index("webhook_deliveries_alert", "alert_id", "seq"),
 )
 Index(
