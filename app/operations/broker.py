@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
 from app.domain.agents import AgentType
 from app.domain.errors import (
     ConvenerError,
@@ -32,7 +34,7 @@ from app.operations.stepping import keep_in_step
 from app.operations.strays import Strays
 from app.operations.turns import Turns
 from app.store import claims, fleet, hot
-from app.store.announcements import News
+from app.store.announcements import News, work
 from app.store.claims import Ask, Claim, Lease
 from app.store.database import Database
 
@@ -223,7 +225,7 @@ class Broker:
         asks = [self._ask(waiter) for waiter in batch]
         self._backlog.about_to_look()
         try:
-            found = await hot.run(self._database, lambda c: claims.claim(c, asks, self._policy))
+            found = await hot.run(self._database, lambda c: self._claim_once(c, asks))
             self._turns.learn(asks, found)
             await self._note_first_leases([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
             for waiter, claim in zip(batch, found, strict=True):
@@ -232,6 +234,14 @@ class Broker:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
+
+    async def _claim_once(self, connection: "asyncpg.Connection[asyncpg.Record]", asks: list[Ask]) -> list[Claim]:
+        """What a claim that fails had locked is free again; meanwhile others may have passed over it."""
+        try:
+            return await claims.claim(connection, asks, self._policy)
+        except asyncpg.PostgresError:
+            self._database.announcer.announce({work(ask.lane): ask.floor for ask in asks if ask.lane is not None})
+            raise
 
     def _ask(self, waiter: _Waiter) -> Ask:
         call, lane = waiter.call, waiter.asked

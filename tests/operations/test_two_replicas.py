@@ -12,6 +12,7 @@ import pytest
 from app.domain.agents import AgentType
 from app.domain.errors import ConvenerError, WorkerBusy
 from app.domain.fairness import FairQueue
+from app.domain.lanes import Lane
 from app.domain.leases import LeasePolicy
 from app.domain.workers import WorkerId
 from app.operations.broker import Broker, LeaseCall
@@ -23,6 +24,7 @@ from tests.factories import GENERATION, completion, leased, ready_worker, submit
 from tests.sql import fetch, until_blocked, value
 
 _TASKS, _WORKERS = 200, 16
+GENERATING = frozenset({AgentType.GENERATION})
 
 
 @pytest.fixture
@@ -33,10 +35,10 @@ async def brokers(broker: Broker, replica: Database) -> AsyncIterator[list[Broke
     await other.stop()
 
 
-def _call(worker_id: WorkerId, request_id: UUID | None = None) -> LeaseCall:
-    return LeaseCall(
-        worker_id=worker_id, request_id=request_id or uuid4(), agent_types=frozenset(AgentType), acknowledge=True
-    )
+def _call(
+    worker_id: WorkerId, request_id: UUID | None = None, agents: frozenset[AgentType] = frozenset(AgentType)
+) -> LeaseCall:
+    return LeaseCall(worker_id=worker_id, request_id=request_id or uuid4(), agent_types=agents, acknowledge=True)
 
 
 class _Work:
@@ -152,3 +154,38 @@ async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_
     lease = await waiting
     assert lease is not None
     assert lease.task_id == task_id
+
+
+async def test_what_a_claim_that_fails_had_locked_is_found_by_whoever_passed_over_it(
+    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_now(*_: object) -> None:
+        """Nothing looks through the lanes."""
+
+    monkeypatch.setattr("app.operations.broker.keep_in_step", not_now)
+    served, passing, later = [await ready_worker(database) for _ in range(3)]
+    lower, _ = await submitted(database, 2)
+    await submitted(database, agent_type=AgentType.RANKING)
+    one, other = Broker(database, LeasePolicy()), Broker(replica, LeasePolicy())
+    one.start()
+    other.start()
+    connection = await database.connect()
+    transaction = connection.transaction()
+    await transaction.start()
+    ranking = Lane(agent_type=AgentType.RANKING, priority=GENERATION.priority)
+    asks = [Ask(worker_id=served, request_id=uuid4(), lane=ranking, acknowledge=False)]
+    assert (await claims.claim(connection, asks, LeasePolicy()))[0].lease is not None
+    failing = asyncio.create_task(one.lease(_call(served, agents=GENERATING)))
+    await until_blocked(database)
+    assert (await other.lease(_call(passing, agents=GENERATING))) is not None
+
+    await transaction.commit()
+
+    with pytest.raises(WorkerBusy):
+        await failing
+    found = await other.lease(_call(later, agents=GENERATING), 20)
+    assert found is not None
+    assert found.task_id == lower
+    await one.stop()
+    await other.stop()
+    await connection.close()
