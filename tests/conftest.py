@@ -29,7 +29,8 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _STRANGERS = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 _EMPTY = "; ".join(
     [
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_STRANGERS}",
+        # Waits until they are gone: one that is just committing would leave a row behind for the next test.
+        f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {_STRANGERS}",
         "SET session_replication_role = replica",  # so that the triggers which count tasks keep still
         *(f"DELETE FROM {table.name}" for table in metadata.sorted_tables),
     ]
