@@ -11,8 +11,6 @@ from collections import Counter
 from dataclasses import dataclass
 from uuid import UUID
 
-import asyncpg
-
 from app.domain.agents import AgentType
 from app.domain.errors import (
     ConvenerError,
@@ -225,7 +223,11 @@ class Broker:
         asks = [self._ask(waiter) for waiter in batch]
         self._backlog.about_to_look()
         try:
-            found = await hot.run(self._database, lambda c: self._claim_once(c, asks))
+            found = await hot.run(
+                self._database,
+                lambda c: claims.claim(c, asks, self._policy),
+                undone=lambda: self._let_go(asks),
+            )
             self._turns.learn(asks, found)
             await self._note_first_leases([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
             for waiter, claim in zip(batch, found, strict=True):
@@ -235,13 +237,9 @@ class Broker:
             for waiter in batch:
                 waiter.in_flight = False
 
-    async def _claim_once(self, connection: "asyncpg.Connection[asyncpg.Record]", asks: list[Ask]) -> list[Claim]:
+    def _let_go(self, asks: list[Ask]) -> None:
         """What a claim that fails had locked is free again; meanwhile others may have passed over it."""
-        try:
-            return await claims.claim(connection, asks, self._policy)
-        except asyncpg.PostgresError:
-            self._database.announcer.announce({work(ask.lane): ask.floor for ask in asks if ask.lane is not None})
-            raise
+        self._database.announcer.announce({work(ask.lane): ask.floor for ask in asks if ask.lane is not None})
 
     def _ask(self, waiter: _Waiter) -> Ask:
         call, lane = waiter.call, waiter.asked

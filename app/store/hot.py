@@ -13,16 +13,28 @@ T = TypeVar("T")
 _AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
 
 
+def _nothing() -> None:
+    """Where nobody needs to know that a try was undone."""
+
+
 async def run(
-    database: Database, statement: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]], *, tries: int = 4
+    database: Database,
+    statement: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]],
+    *,
+    tries: int = 4,
+    undone: Callable[[], None] = _nothing,
 ) -> T:
-    """The answer of `statement`, which is one implicit transaction. Raises DatabaseUnavailable."""
+    """The answer of `statement`, which is one implicit transaction; `undone` hears of every try that lost to another.
+
+    Raises DatabaseUnavailable.
+    """
     for remaining in reversed(range(tries)):
         try:
             pool = await database.pool()
             async with pool.acquire(timeout=5) as connection:
                 return await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
         except _AGAIN:
+            undone()
             if not remaining:
                 raise
         except Exception as error:
