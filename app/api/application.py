@@ -42,6 +42,7 @@ from app.api import (
     weights,
     workers,
 )
+from app.api.addresses import WrittenOut
 from app.api.lean import FastLane, LeanRoute
 from app.api.limits import BodyLimit
 
@@ -115,6 +116,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)
+    app.add_middleware(WrittenOut, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
     problems.install(app)
     description.install(app)
     metrics.install(app)

@@ -1,0 +1,36 @@
+"""Every address answers to its own methods, and tells of them where another one is tried."""
+
+import re
+from collections import defaultdict
+from uuid import uuid4
+
+import pytest
+from fastapi.routing import APIRoute
+
+from app.api import application
+from tests.api.problems import is_problem
+from tests.api.routes import routes
+from tests.api.service import Service
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+
+
+def _by_address(found: list[APIRoute]) -> dict[str, set[str]]:
+    methods: dict[str, set[str]] = defaultdict(set)
+    for route in found:
+        methods[route.path] |= route.methods or set()
+    return methods
+
+
+_ADDRESSES = _by_address(routes(application.build()))
+
+
+@pytest.mark.parametrize("path", _ADDRESSES)
+async def test_other_methods_are_refused_and_those_that_there_are_are_told(service: Service, path: str) -> None:
+    address = re.sub("{[a-z_]+}", str(uuid4()), path)
+    for method in set(_METHODS) - _ADDRESSES[path]:
+        answer = await service.ask(method, address)
+        if method != "HEAD":
+            is_problem(answer, 405, "method_not_allowed")
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == ", ".join(sorted(_ADDRESSES[path])), method
