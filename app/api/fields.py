@@ -48,6 +48,16 @@ def _storable(value: str) -> str:
 
 
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+
+
+def _addressable(value: str) -> str:
+    if "/" in value or value in (".", ".."):
+        raise ValueError("must have no / in it and be neither . nor .., because the address of a goal is /goals/{id}")
+    return value
+
+
+# For what names a goal first. What only refers to one takes any word: tasks of former versions may belong to others.
+NewGoalId = Annotated[Word, AfterValidator(_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.fields import Body, Moment, Sentence, Word
+from app.api.fields import Body, Moment, NewGoalId, Sentence
 from app.domain.agents import AgentType
 from app.domain.budgets import uses
 from app.domain.exploration import Arm
@@ -66,7 +66,7 @@ class ConstraintsIn(Body):
 class GoalIn(Body):
     """A research goal. The same body again is the same goal, where you choose the `id`."""
 
-    id: Word | None = Field(None, description="made up when absent; the `goal_id` of its tasks")
+    id: NewGoalId | None = Field(None, description="made up when absent; the `goal_id` of its tasks; no `/` in it")
     objective: Annotated[Sentence, Field(min_length=1)]
     constraints: ConstraintsIn = Field(default_factory=ConstraintsIn)
     weight: Weight | None = None

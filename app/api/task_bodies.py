@@ -10,6 +10,7 @@ from app.api.fields import (
     Body,
     Labels,
     Moment,
+    NewGoalId,
     PriorityIn,
     PriorityName,
     Sentence,
@@ -52,7 +53,7 @@ class TaskIn(Body):
 
     id: UUID | None = Field(None, description="choose it to make the call safe to repeat")
     agent_type: AgentName
-    goal_id: Word | None = None
+    goal_id: NewGoalId | None = Field(None, description="the research goal that it serves, which need not exist yet")
     priority: PriorityIn = "medium"
     payload: JsonObject = Field(default="{}", description="what the agent needs, at most 1 MiB by default")
     labels: Labels = Field(default_factory=dict)

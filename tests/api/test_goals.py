@@ -2,6 +2,7 @@
 
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
@@ -9,6 +10,7 @@ from app.domain.access import Role
 from app.store.database import Database
 from tests.api.problems import is_problem
 from tests.api.service import Service, make_keys, serving
+from tests.sql import execute
 
 
 async def _weigh(service: Service, goal: str, weight: object, key: Role = Role.SUPERVISOR) -> Any:
@@ -52,3 +54,34 @@ async def test_a_heavier_goal_gets_more(database: Database) -> None:
             served.append(lease["goal_id"])
             await worker.on_lease(lease, "complete", result={})
         assert served.count("heavy") == 6
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
+async def test_a_name_that_no_address_can_have_is_refused_where_it_would_begin(service: Service, name: str) -> None:
+    task = {"agent_type": "ranking", "goal_id": name}
+    problem = is_problem(await service.ask("POST", "/tasks", task), 422, "invalid_request", "goal_id")
+    assert "no /" in problem["detail"]
+    batch = {"tasks": [{"agent_type": "ranking"}, task]}
+    is_problem(await service.ask("POST", "/tasks/batch", batch), 422, "invalid_request", "tasks.1.goal_id")
+    is_problem(await service.ask("POST", "/goals", {"id": name, "objective": "o"}), 422, "invalid_request", "id")
+
+
+async def test_work_of_a_goal_with_such_a_name_from_a_former_version_goes_on(
+    service: Service, database: Database
+) -> None:
+    task_id = await service.submitted(goal_id="former")
+    await execute(database, "UPDATE tasks SET goal_id = 'former/goal'")
+    assert [task["id"] for task in (await service.get("/tasks", goal_id="former/goal"))["items"]] == [task_id]
+    worker = await service.worker()
+    lease = await worker.lease()
+    assert lease["goal_id"] == "former/goal"
+    wanted = {"request_id": str(uuid4()), "model": "small", "agent_type": "generation", "estimated_tokens": 10}
+    permit = await worker.ask("/llm/permits", {**wanted, "goal_id": lease["goal_id"]})
+    assert permit.status_code == 201, permit.text
+    sample = {"name": "ideas", "kind": "counter", "value": 1, "goal": lease["goal_id"]}
+    pushed = await worker.ask("/metrics/samples", {"batch_id": str(uuid4()), "samples": [sample]})
+    assert pushed.status_code == 201, pushed.text
+    assert (await worker.on_lease(lease, "complete", result={})).status_code == 200
+    assert [output["task_id"] for output in (await service.get("/outputs", goal_id="former/goal"))["items"]] == [
+        task_id
+    ]
