@@ -87,15 +87,18 @@ async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: s
 def _changed(decision: Decision, workers: Sequence[Worker]) -> Iterator[Given]:
     for worker in workers:
         place = decision.places.get(WorkerId(worker.id))
-        if place is not None:
-            given = _given(worker.id, place)
-            has = (worker.assigned_memory_gb, worker.assigned_cpu_cores, worker.assigned_compute_seconds)
-            if given[1:] != (worker.assigned_agent, *has):
-                yield given
+        if place is not None and not _has(worker, place):
+            yield Given(worker.id, place.agent.value, place.memory_gb, place.cpu_cores, place.compute_seconds)
 
 
-def _given(worker_id: UUID, place: Place) -> Given:
-    return Given(worker_id, place.agent.value, place.memory_gb, place.cpu_cores, place.compute_seconds)
+def _has(worker: Worker, place: Place) -> bool:
+    """Nearly all have what they are to get, so nothing is made to find that out."""
+    return (
+        worker.assigned_agent == place.agent
+        and worker.assigned_memory_gb == place.memory_gb
+        and worker.assigned_cpu_cores == place.cpu_cores
+        and worker.assigned_compute_seconds == place.compute_seconds
+    )
 
 
 async def _request(

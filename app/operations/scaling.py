@@ -33,6 +33,8 @@ from app.store.members import Worker
 LOOK_SECONDS = 1.0
 # Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
 _MOVE_SECONDS = 30.0
+# By name: looked up for every worker at every decision, where a call of the enumeration takes forty times as long.
+_AGENTS: Mapping[str, AgentType] = {agent.value: agent for agent in AgentType}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +196,7 @@ def _member(worker: Worker) -> Member:
     return Member(
         worker_id=WorkerId(worker.id),
         capabilities=None if worker.capabilities is None else _types(tuple(worker.capabilities)),
-        assigned=AgentType(worker.assigned_agent) if worker.assigned_agent else None,
+        assigned=_AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
         busy=worker.busy,
         memory_gb=worker.memory_gb,
         cpu_cores=worker.cpu_cores,
