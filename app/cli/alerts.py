@@ -9,6 +9,7 @@ from rich.text import Text
 from app.cli import output
 from app.cli.client import Json, Url, connect
 from app.cli.output import Format, Output
+from app.cli.words import Limit, Whole
 from app.domain.alerts import AlertState
 from app.domain.symptoms import AlertRule
 
@@ -32,8 +33,8 @@ def ls(
     ] = None,
     rule: Annotated[AlertRule | None, typer.Option(help="of this rule only")] = None,
     severity: Annotated[str | None, typer.Option(metavar="warning|critical", help="of this severity only")] = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
+    limit: Limit = 50,
+    everything: Whole = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -53,7 +54,7 @@ def ls(
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
     _doubt(looked_at, now)
     if following:
-        output.errors().print("[dim]there are more: --all, or --limit[/]")
+        output.tell_more("--all", "--limit")
 
 
 @app.command(epilog=output.examples("convener alerts get 7", "convener alerts get 7 -o json | jq .facts"))

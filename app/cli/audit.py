@@ -10,6 +10,7 @@ from app.cli import output
 from app.cli.client import Json, Url, connect
 from app.cli.failures import ExitCode
 from app.cli.output import Format, Output
+from app.cli.words import Limit, Whole
 from app.domain.config import changes
 
 app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
@@ -29,8 +30,8 @@ def _end(value: str | None) -> str | None:
 )
 def ls(
     action: Annotated[str | None, typer.Option(help="of this kind only, like config.patch")] = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
+    limit: Limit = 50,
+    everything: Whole = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -47,7 +48,7 @@ def ls(
         table.add_row(output.cell(item["seq"]), *map(output.cell, told))
     output.show(table)
     if following:
-        output.errors().print("[dim]there are more: --all, or --limit[/]")
+        output.tell_more("--all", "--limit")
 
 
 @app.command(

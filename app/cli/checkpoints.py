@@ -18,7 +18,7 @@ from app.cli.client import Json, Url, connect
 from app.cli.databases import on_database, tried
 from app.cli.failures import ExitCode, Failure
 from app.cli.output import Format, Output
-from app.cli.words import Reason
+from app.cli.words import Limit, Reason
 
 app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)
 CheckpointId = Annotated[int, typer.Argument(metavar="ID", help="as `convener checkpoints ls` shows it", min=1)]
@@ -27,7 +27,7 @@ _FORMAT = "convener_checkpoint"
 
 @app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))
 def ls(
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
+    limit: Limit = 50,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:

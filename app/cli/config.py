@@ -13,7 +13,7 @@ from app.cli import output
 from app.cli.bulk import Yes
 from app.cli.client import Client, Json, Refusal, Url, connect
 from app.cli.output import Format, Output
-from app.cli.words import Reason
+from app.cli.words import Limit, Reason
 from app.domain.config import Change, changes, merged
 from app.domain.scaling import Mode
 
@@ -126,7 +126,7 @@ def diff(
 
 @app.command(epilog=output.examples("convener config history", "convener config history --limit 5 -o json"))
 def history(
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 20,
+    limit: Limit = 20,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:

@@ -16,6 +16,7 @@ from app.cli.batches import read_value
 from app.cli.client import Client, Json, Refusal, Url, connect
 from app.cli.failures import ExitCode
 from app.cli.output import Format, Output
+from app.cli.words import After, Limit, Whole
 
 app = typer.Typer(help="Read and write the Context Memory: versioned entries of a namespace.", no_args_is_help=True)
 
@@ -89,9 +90,9 @@ def put(
 def ls(
     namespace: Namespace,
     values: Annotated[bool, typer.Option("--values", help="with their values")] = False,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 100,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
-    after: Annotated[str | None, typer.Option(help="`next` of an earlier answer: go on from there")] = None,
+    limit: Limit = 100,
+    everything: Whole = False,
+    after: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -106,7 +107,7 @@ def ls(
         return
     output.show(_listing(items, now, values=values))
     if following:
-        output.errors().print(f"[dim]there are more: --all, --limit, or --after {following}[/]")
+        output.tell_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(
@@ -117,7 +118,7 @@ def ls(
 def history(
     namespace: Namespace,
     key: Key,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 20,
+    limit: Limit = 20,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:

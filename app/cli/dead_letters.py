@@ -11,7 +11,7 @@ from app.cli.bulk import Deed, DryRun, Everything, Most, Terms, Yes
 from app.cli.client import Url, connect
 from app.cli.output import Format, Output
 from app.cli.portraits import letters, portrait
-from app.cli.words import AgentOption, Code, Goal, Labels, Reason, moment_option
+from app.cli.words import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
 
 app = typer.Typer(help="See tasks that failed for good, requeue them, or forget them.", no_args_is_help=True)
 FailedAfter = Annotated[str | None, moment_option("--failed-after", "failed since then")]
@@ -33,9 +33,9 @@ def ls(
     label: Labels = None,
     failed_after: FailedAfter = None,
     failed_before: FailedBefore = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
-    after: Annotated[str | None, typer.Option(help="`next` of an earlier answer: go on from there")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -48,7 +48,7 @@ def ls(
         return
     output.show(letters(items, client.now))
     if following:
-        output.errors().print(f"[dim]there are more: --all, --limit, or --after {following}[/]")
+        output.tell_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(

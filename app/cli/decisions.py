@@ -12,6 +12,7 @@ from app.cli.client import Client, Json, Url, connect
 from app.cli.config import patch_of
 from app.cli.failures import ExitCode
 from app.cli.output import Format, Output
+from app.cli.words import Limit, Whole
 from app.domain.scaling import Mode
 
 app = typer.Typer(help="See why the pool has the size that it has.", no_args_is_help=True)
@@ -24,8 +25,8 @@ Id = Annotated[int | None, typer.Argument(metavar="ID", help="the last one by de
 )
 def ls(
     changes: Annotated[bool, typer.Option("--changes", help="only those that changed something")] = False,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 20,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
+    limit: Limit = 20,
+    everything: Whole = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -43,7 +44,7 @@ def ls(
         table.add_row(*map(output.cell, (item["id"], *told, item["target_workers"], item["need"], item["reasons"][0])))
     output.show(table)
     if following:
-        output.errors().print("[dim]there are more: --all, or --limit[/]")
+        output.tell_more("--all", "--limit")
 
 
 @app.command(epilog=output.examples("convener decisions explain", "convener decisions explain 42 -o json"))

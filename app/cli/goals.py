@@ -10,7 +10,7 @@ from app.cli import curves, goal_portraits, output
 from app.cli.client import Json, Url, connect
 from app.cli.failures import ExitCode, Failure
 from app.cli.output import Format, Output
-from app.cli.words import Reason, seconds
+from app.cli.words import After, Limit, Reason, Whole, seconds
 from app.domain.exploration import Arm
 from app.domain.goals import GoalState
 from app.domain.improvement import Unit
@@ -48,9 +48,9 @@ Patience = Annotated[int | None, typer.Option(help="iterations without improveme
 )
 def ls(
     state: Annotated[list[GoalState] | None, typer.Option(help="in this state; of several, in any")] = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
-    after: Annotated[str | None, typer.Option(help="`next` of an earlier answer: go on from there")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -72,7 +72,7 @@ def ls(
         )
     output.show(table)
     if following:
-        output.errors().print(f"[dim]there are more: --all, --limit, or --after {following}[/]")
+        output.tell_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(

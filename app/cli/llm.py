@@ -11,7 +11,7 @@ from rich.text import Text
 from app.cli import output
 from app.cli.client import Client, Json, Refusal, Url, connect
 from app.cli.output import Format, Output
-from app.cli.words import moment_option
+from app.cli.words import Limit, moment_option
 
 app = typer.Typer(
     short_help="See and limit calls of language models.",
@@ -36,7 +36,6 @@ _LIMITS = (
     "output_price_per_million_tokens",
 )
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="as callers name it, like gpt-4.1")]
-Limit = Annotated[int, typer.Option(help="how many at most", min=1)]
 
 
 @models.command(

@@ -54,6 +54,11 @@ def show(thing: RenderableType) -> None:
     typer.echo("\n".join(line.rstrip(" ") for line in captured.get().splitlines()))
 
 
+def tell_more(*ways: str) -> None:
+    """Say that a list goes on, and by which options to see the rest."""
+    errors().print(f"[dim]there are more: {', '.join(ways[:-1])}, or {ways[-1]}[/]")
+
+
 def write_json(value: Any, *, one_line: bool = False) -> None:
     """Print a result for programs."""
     typer.echo(json.dumps(value, indent=None if one_line else 2, ensure_ascii=False))

@@ -10,7 +10,7 @@ from rich.table import Table
 from app.cli import output
 from app.cli.client import PAGE, Client, Json, Url, connect
 from app.cli.output import Format, Output
-from app.cli.words import AgentOption
+from app.cli.words import AgentOption, Limit, Whole
 
 EPILOG = output.examples(
     "convener outputs --agent ranking --goal kepler",
@@ -24,8 +24,8 @@ def outputs(
     after: Annotated[
         str | None, typer.Option(help="`next` of an earlier answer; `now`: what comes from now on")
     ] = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 100,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
+    limit: Limit = 100,
+    everything: Whole = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:

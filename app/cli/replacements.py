@@ -1,21 +1,20 @@
 """`convener workers replacements`: who was lost, and how fast others took their places."""
 
 from datetime import datetime
-from typing import Annotated
 
-import typer
 from rich.table import Table
 
 from app.cli import output
 from app.cli.client import Json, Url, connect
 from app.cli.output import Format, Output
+from app.cli.words import Limit
 
 EPILOG = output.examples("convener workers replacements", "convener workers replacements --limit 5 -o json")
 _STEPS = ("requested", "started", "registered", "first_lease")
 
 
 def replacements(
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 20,
+    limit: Limit = 20,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:

@@ -13,7 +13,7 @@ from app.cli.failures import Failure
 from app.cli.output import Format, Output
 from app.cli.portraits import listing, portrait
 from app.cli.submit import PriorityName
-from app.cli.words import AgentOption, Code, Goal, Labels, Reason, moment_option
+from app.cli.words import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
 from app.domain.tasks import TaskState
 
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
@@ -44,9 +44,9 @@ def ls(
     created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
     finished_after: Annotated[str | None, moment_option("--finished-after", "finished since then")] = None,
     finished_before: Annotated[str | None, moment_option("--finished-before", "finished before")] = None,
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="all of them, however many")] = False,
-    after: Annotated[str | None, typer.Option(help="`next` of an earlier answer: go on from there")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -74,7 +74,7 @@ def ls(
         return
     output.show(listing(items, client.now))
     if following:
-        output.errors().print(f"[dim]there are more: --all, --limit, or --after {following}[/]")
+        output.tell_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(

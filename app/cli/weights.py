@@ -12,7 +12,7 @@ from rich.text import Text
 from app.cli import output, words
 from app.cli.client import Json, Url, connect
 from app.cli.output import Format, Output
-from app.cli.words import Reason
+from app.cli.words import Limit, Reason
 from app.domain.agents import agent_type
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Outpu
 
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
 def history(
-    limit: Annotated[int, typer.Option(help="how many at most", min=1)] = 20,
+    limit: Limit = 20,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
