@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.domain.errors import DatabaseUnavailable, Unstorable
@@ -82,7 +83,7 @@ class Database:
                     for ended in endings:
                         ended()
                 self.announcer.announce(take_notes(connection))
-        except (OperationalError, InterfaceError, DBAPIError, OSError, TimeoutError) as error:
+        except (OperationalError, InterfaceError, DBAPIError, NoneFree, OSError, TimeoutError) as error:
             raise in_domain_words(error) from error
 
     async def close(self) -> None:
@@ -136,6 +137,8 @@ def is_outage(error: BaseException) -> bool:
 
 def in_domain_words(error: Exception) -> Exception:
     """The error as callers know it: an outage, a value that cannot be stored, or what it was."""
+    if isinstance(error, NoneFree):
+        return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
     if is_outage(error):
         return DatabaseUnavailable()
     cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from uuid import uuid4
 
 import asyncpg
@@ -183,6 +184,23 @@ async def test_many_transactions_at_once_share_the_connections(database: Databas
             return await now(connection)
 
     assert len(await asyncio.gather(*(brief() for _ in range(60)))) == 60
+
+
+async def test_no_connection_in_time_is_no_fault_of_the_caller(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to come again, as where PostgreSQL itself has none left."""
+    monkeypatch.setattr(database.engine.sync_engine.pool, "_timeout", 0.01)
+
+    async def take_all(taken: AsyncExitStack) -> None:
+        while True:
+            await taken.enter_async_context(database.transaction())
+
+    async with AsyncExitStack() as taken:
+        with pytest.raises(DatabaseUnavailable, match="in use"):
+            await take_all(taken)
+    async with database.transaction() as connection:
+        await now(connection)
 
 
 @pytest.mark.parametrize("url", ["postgresql://a@b/c", "postgres://a@b/c", "postgresql+asyncpg://a@b/c"])
