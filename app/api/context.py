@@ -29,6 +29,9 @@ _NEWEST = 2**63 - 1
 
 def _json_text(value: Any) -> str:
     """The text of any JSON value, which an object holds while it is checked."""
+    if isinstance(value, bytes):
+        # The framework reads no body that does not call itself JSON.
+        raise ValueError("must be JSON, sent with Content-Type: application/json")
     text = object_text({"value": value}) or ""
     return text.removeprefix('{"value":').removesuffix("}")
 

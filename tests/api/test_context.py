@@ -52,6 +52,15 @@ async def test_any_json_value_is_kept_as_it_is(service: Service, body: Any) -> N
     assert (found["value"], found["deleted"]) == (body, False)
 
 
+@pytest.mark.parametrize("content", ["NaN", '{"elo": 1200}', "\xff", ""])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+async def test_what_does_not_call_itself_json_is_refused(service: Service, kind: str, content: str) -> None:
+    headers = {"If-None-Match": "*", "Content-Type": kind}
+    answer = await service.ask("PUT", _ENTRY, content=content.encode("latin-1"), headers=headers)
+    is_problem(answer, 422, "invalid_request")
+    is_problem(await service.ask("GET", _ENTRY), 404, "context_not_found")
+
+
 async def test_a_write_must_say_what_it_builds_on(service: Service) -> None:
     is_problem(await service.ask("PUT", _ENTRY, {}), 428, "precondition_required")
     is_problem(await service.ask("DELETE", _ENTRY), 428, "precondition_required")
