@@ -26,8 +26,9 @@ class Edge:
     depends_on: UUID
 
 
+# Whoever completes or cancels a task locks it first and then those that wait for it, so the free ones come first.
 _MARK = text("""
-WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY id FOR UPDATE)
+WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY state = 'blocked', id FOR UPDATE)
 UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id
 RETURNING tasks.id, agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)
@@ -97,9 +98,13 @@ async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID,
     rows = (await connection.execute(_MARK, {"ids": list(ids)})).mappings().all()
     announcements.note_work(connection, lanes.lowest(row for row in rows if row["is_ready"]))
     live = {row["id"] for row in rows}
-    rest = [task_id for task_id in ids if task_id not in live]
-    finished = (await connection.execute(_FINISHED, {"ids": rest})).all() if rest else []
-    return dict.fromkeys(live, "live") | {row.id: row.state for row in finished}
+    return dict.fromkeys(live, "live") | await ended(connection, [task_id for task_id in ids if task_id not in live])
+
+
+async def ended(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Those of the tasks that have ended, and how."""
+    finished = (await connection.execute(_FINISHED, {"ids": list(ids)})).all() if ids else []
+    return {row.id: row.state for row in finished}
 
 
 async def connect(connection: AsyncConnection, edges: Sequence[Edge]) -> None:

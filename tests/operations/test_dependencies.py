@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from app.domain.errors import DependencyCycle, DependencyMissing, IdempotencyMismatch, SubmitInFlight
 from app.domain.fairness import FairQueue
@@ -137,6 +138,20 @@ async def test_a_submit_and_the_completion_of_what_it_waits_for_never_miss_each_
         assert not completing.done()
     await completing
     assert sorted((await _states(database)).values()) == ["completed", "pending"]
+
+
+async def test_a_submit_locks_what_runs_before_what_waits_for_it(database: Database) -> None:
+    """A completion does so too; by id alone the two would deadlock."""
+    waiting, running = sorted((uuid4(), uuid4()))
+    await _submit(database, {"id": running}, {"id": waiting, "depends_on": [running]})
+    async with database.engine.connect() as completing:
+        await completing.begin()
+        await completing.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": running})
+        submitting = asyncio.create_task(_submit(database, {"depends_on": [waiting, running]}))
+        await sql.until(lambda: sql.value(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        # The lock of what waits is free still: the completion gets it without having to wait for the submit.
+        await completing.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT"), {"id": waiting})
+    assert (await submitting)[0].state is TaskState.BLOCKED
 
 
 async def test_two_completions_at_once_let_go_of_the_task_that_waits_for_both(database: Database) -> None:
