@@ -24,8 +24,11 @@ class Standing:
         """How many dependencies of the task are not met."""
         return len(self._unmet(task))
 
-    async def settle(self, connection: AsyncConnection, created: Sequence[NewTask]) -> bool:
-        """Write down who waits for whom. Tasks whose dependency has failed already are cancelled; whether any was."""
+    async def settle(self, connection: AsyncConnection, created: Sequence[NewTask], *, look_again: bool) -> bool:
+        """Write down who waits for whom. Tasks whose dependency has failed already are cancelled; whether any was.
+
+        `look_again` where making room for the tasks may have displaced what they wait for.
+        """
         edges = [Edge(task_id=task.id, depends_on=on) for task in created for on in self._unmet(task)]
         if not edges:
             return False
@@ -33,9 +36,10 @@ class Standing:
         waited_for = {edge.depends_on for edge in edges}
         ours = [task.id for task in created if task.id in waited_for]
         await dependencies.mark(connection, ours)
-        hopeless = [on for on in sorted(waited_for) if self.states.get(on) in (TaskState.FAILED, TaskState.CANCELLED)]
+        states = {**self.states, **(await dependencies.ended(connection, waited_for) if look_again else {})}
+        hopeless = [on for on in sorted(waited_for) if states.get(on) in (TaskState.FAILED, TaskState.CANCELLED)]
         for on in hopeless:
-            await dependencies.cancel_dependents(connection, on, _ended(self.states[on]))
+            await dependencies.cancel_dependents(connection, on, _ended(states[on]))
         return bool(hopeless)
 
     def _unmet(self, task: NewTask) -> list[UUID]:

@@ -74,6 +74,11 @@ class Intake:
     duplicate_window_seconds: float = 0.0
     bursts: Bursts | None = None
 
+    @property
+    def displaces(self) -> bool:
+        """Whether what waits may have to make room."""
+        return self.admission is not None and self.admission.policy.displaces
+
 
 _EVERYTHING = Intake()
 
@@ -100,7 +105,8 @@ async def submit(
     async with lining_up(connection, waiting) as tagged:
         created = await _take_in(connection, tagged, intake)
         _refuse_stopped([task for task in waiting if task.id in created], gate)
-        if await standing.settle(connection, [task for task in waiting if task.id in created]):
+        fresh = [task for task in waiting if task.id in created]
+        if await standing.settle(connection, fresh, look_again=intake.displaces):
             created = await tasks.taken(connection, list(created))
         if intake.bursts is not None:
             intake.bursts.took_in(connection, _ready([task for task in waiting if task.id in created]))

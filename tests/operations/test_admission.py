@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.capacity import CapacityPolicy
 from app.domain.errors import QueueFull
-from app.domain.tasks import Priority
+from app.domain.tasks import Priority, TaskState
 from app.operations import tasks
 from app.operations.admission import Admission
 from app.operations.tasks import Intake, Submitted
@@ -103,6 +103,22 @@ async def test_displaced_work_is_found_among_the_dead_letters(database: Database
     assert kinds == ["task.submitted", "task.displaced"]
     with pytest.raises(QueueFull):
         await _submit(database, intake, 20, priority=Priority.HIGH)
+
+
+async def test_nothing_waits_for_what_had_to_make_room_for_it(database: Database) -> None:
+    intake = _intake(3, displaces=True)
+    (low,) = await _submit(database, intake, priority=Priority.LOW)
+    (between,) = await submitted(database, depends_on=(low.id,), priority=Priority.LOW)
+    await _submit(database, intake, priority=Priority.HIGH)
+    (late,) = await _submit(database, intake, priority=Priority.HIGH, depends_on=(between,))
+    rows = await fetch(database, "SELECT id, state FROM task_history")
+    assert {row["id"]: row["state"] for row in rows} == {
+        low.id: "failed",
+        between: "cancelled",
+        late.id: late.state,
+    }
+    assert late.state is TaskState.CANCELLED
+    assert await value(database, "SELECT count(*) FROM task_dependencies") == 0
 
 
 async def test_work_of_the_same_priority_is_not_displaced(database: Database) -> None:
