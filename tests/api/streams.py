@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from app.api.heads import BoundedHeads
 from app.domain.access import Role
 from app.main import Server, create_app
 from app.settings import Settings
@@ -43,7 +44,9 @@ async def on_a_port(database: Database) -> AsyncIterator[Port]:
     """Serve until the end of the block, or until it is told to stop."""
     keys = await make_keys(database)
     app = create_app(Settings(database_url=database.url))
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=4)
+    config = uvicorn.Config(
+        app, port=0, http=BoundedHeads, log_config=None, access_log=False, timeout_graceful_shutdown=4
+    )
     server = _Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
