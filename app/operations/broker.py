@@ -28,17 +28,17 @@ from app.domain.workers import WorkerId, WorkerState
 from app.operations.backlog import Backlog
 from app.operations.leases import Fence, release
 from app.operations.preferences import Preferences
+from app.operations.served import Served
 from app.operations.stepping import keep_in_step
 from app.operations.strays import Strays
 from app.operations.turns import Turns
-from app.store import claims, fleet, hot
+from app.store import claims, hot
 from app.store.announcements import News, work
 from app.store.claims import Ask, Claim, Lease
 from app.store.database import Database
 
 log = logging.getLogger(__name__)
 _BATCH = 64
-_REMEMBERED_WORKERS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Broker:
         self._turns = Turns(self._backlog, self.fairness, database.lanes, self.preferences)
         self.degradation = self._turns.degradation
         self._wake = asyncio.Event()
-        self._served: dict[WorkerId, float] = {}
+        self._served = Served(database)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._was_asked = False
@@ -137,7 +137,7 @@ class Broker:
             call=call,
             answer=asyncio.get_running_loop().create_future(),
             patient=wait_seconds > 0,
-            idle_since=self._served.get(call.worker_id, 0.0),
+            idle_since=self._served.at(call.worker_id),
         )
         self._waiters[call.worker_id] = waiter
         self._was_asked = True
@@ -229,7 +229,7 @@ class Broker:
                 undone=lambda: self._let_go(asks),
             )
             self._turns.learn(asks, found)
-            await self._note_first_leases([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
+            await self._served.note([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
             for waiter, claim in zip(batch, found, strict=True):
                 await self._answer(waiter, claim)
         finally:
@@ -283,16 +283,6 @@ class Broker:
             if lease is not None:
                 return lease
         raise WorkerBusy
-
-    async def _note_first_leases(self, worker_ids: list[WorkerId]) -> None:
-        """Replacement records want to know when a new worker received its first lease."""
-        fresh = [worker_id for worker_id in worker_ids if worker_id not in self._served]
-        now = asyncio.get_running_loop().time()
-        self._served.update(dict.fromkeys(worker_ids, now))
-        while len(self._served) > _REMEMBERED_WORKERS:
-            del self._served[next(iter(self._served))]
-        if fresh:
-            await hot.run(self._database, lambda c: fleet.first_leases(c, fresh))
 
     def _give_up_impatient(self, error: Exception | None) -> None:
         for waiter in list(self._waiters.values()):
