@@ -23,7 +23,7 @@ from app.domain.errors import (
 from app.domain.goal_errors import GoalStopped
 from app.domain.tasks import Move, Priority, RetryPolicy, TaskState, after
 from app.operations import dependencies, duplicates
-from app.operations.admission import Admission
+from app.operations.admission import Admission, Ticket
 from app.operations.bursts import Bursts
 from app.operations.identifiers import time_ordered_uuid
 from app.operations.lining_up import lining_up
@@ -100,10 +100,13 @@ async def submit(
     asked = _distinct([_new_task(submission) for submission in submissions])
     same = await duplicates.find(connection, asked.values(), intake.duplicate_window_seconds)
     new = {task_id: task for task_id, task in asked.items() if task_id not in same}
+    wanted = await _urgent(connection, list(new.values()))
+    # Before any task is locked: who has the gate alone may have to wait for tasks.
+    ticket = await _enter(connection, wanted, intake)
     standing = await dependencies.standing(connection, new)
-    waiting = await _urgent(connection, [_placed(task, standing.blockers(task), gate) for task in new.values()])
+    waiting = [_placed(task, standing.blockers(task), gate) for task in wanted]
     async with lining_up(connection, waiting) as tagged:
-        created = await _take_in(connection, tagged, intake)
+        created = await _take_in(connection, tagged, intake, ticket)
         _refuse_stopped([task for task in waiting if task.id in created], gate)
         fresh = [task for task in waiting if task.id in created]
         if await standing.settle(connection, fresh, look_again=intake.displaces):
@@ -130,16 +133,21 @@ def _refuse_stopped(created: Sequence[NewTask], gate: holds.Gate) -> None:
             raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
 
 
-async def _take_in(connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake) -> dict[UUID, Taken]:
-    """Insert those whose id is new, where there is room. Of chosen ids only the insert tells which are."""
+async def _enter(connection: AsyncConnection, wanted: Sequence[NewTask], intake: Intake) -> Ticket | None:
     if intake.admission is None:
-        return {task.id: task for task in await tasks.insert(connection, waiting)}
-    wanted = [Priority(task.priority) for task in waiting]
-    all_new = not any(task.id_is_chosen for task in waiting)
-    ticket = await intake.admission.enter(connection, wanted, all_new=all_new)
+        return None
+    priorities = [Priority(task.priority) for task in wanted]
+    return await intake.admission.enter(connection, priorities, all_new=not any(task.id_is_chosen for task in wanted))
+
+
+async def _take_in(
+    connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake, ticket: Ticket | None
+) -> dict[UUID, Taken]:
+    """Insert those whose id is new, where there is room. Of chosen ids only the insert tells which are."""
     created = {task.id: task for task in await tasks.insert(connection, waiting)}
-    entered = [Priority(task.priority) for task in waiting if task.id in created]
-    await intake.admission.settle(connection, ticket, entered)
+    if intake.admission is not None and ticket is not None:
+        entered = [Priority(task.priority) for task in waiting if task.id in created]
+        await intake.admission.settle(connection, ticket, entered)
     return created
 
 

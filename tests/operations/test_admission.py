@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from app.domain.capacity import CapacityPolicy
 from app.domain.errors import QueueFull
@@ -12,9 +13,10 @@ from app.domain.tasks import Priority, TaskState
 from app.operations import tasks
 from app.operations.admission import Admission
 from app.operations.tasks import Intake, Submitted
+from app.store import counts
 from app.store.database import Database
 from tests.factories import leased, ready_worker, submission, submitted
-from tests.sql import fetch, value
+from tests.sql import fetch, until_blocked, value
 
 _ALL = dict.fromkeys(Priority, 1.0)
 
@@ -119,6 +121,17 @@ async def test_nothing_waits_for_what_had_to_make_room_for_it(database: Database
     }
     assert late.state is TaskState.CANCELLED
     assert await value(database, "SELECT count(*) FROM task_dependencies") == 0
+
+
+async def test_who_waits_at_the_gate_has_locked_no_task(database: Database) -> None:
+    """Who has it alone may displace what others depend on, and so wait for it: the two would deadlock."""
+    (first,) = await submitted(database)
+    async with database.transaction() as alone:
+        await counts.enter_alone(alone)
+        submitting = asyncio.create_task(_submit(database, _intake(10), depends_on=(first,)))
+        await until_blocked(database)
+        await alone.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT"), {"id": first})
+    assert (await submitting)[0].state is TaskState.BLOCKED
 
 
 async def test_work_of_the_same_priority_is_not_displaced(database: Database) -> None:
