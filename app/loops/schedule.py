@@ -120,11 +120,6 @@ DUTIES: Sequence[Duty] = (
     Duty(name="fold goals", seconds=1, run=lambda _, db, turn: holding.fold(db)),
     Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: holding.enforce(db)),
     Duty(name=holding.LOOK_FOR_STRAYS, seconds=5, run=lambda _, db, turn: holding.look_for_strays(db)),
-    Duty(
-        name="housekeeping",
-        seconds=600,
-        run=lambda c, db, turn: housekeeping.run(db, history_days=c.history_days, events_days=c.events_days),
-    ),
 )
 
 # What takes longer than a transaction should be open.
@@ -133,6 +128,11 @@ ERRANDS: Sequence[Errand] = (
         name="checkpoint",
         seconds=5,
         run=lambda c: checkpoints.take_when_due(c.database, CheckpointPolicy(), c.history_days),
+    ),
+    Errand(
+        name=housekeeping.DUTY,
+        seconds=housekeeping.EVERY_SECONDS,
+        run=lambda c: housekeeping.run_when_due(c.database, history_days=c.history_days, events_days=c.events_days),
     ),
     Errand(name="hold tasks back", seconds=1, run=lambda c: holding.work_off(c.database), wakes_on=announcements.GOALS),
 )

@@ -1,9 +1,18 @@
-"""Making room: partitions ahead, old history dropped, and small tables pruned."""
+"""Making room: partitions ahead, old history dropped, and small tables pruned.
 
+Each step is for itself, in transactions that are over in milliseconds: as long as one that has written anything is
+open, nobody can read the events that follow, and nobody should wait for a row or a table that is only being tidied.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.errors import DatabaseUnavailable
 from app.domain.series import SeriesPolicy
 from app.operations.context import KEEP
 from app.store import (
@@ -11,6 +20,7 @@ from app.store import (
     attempts,
     context,
     degradation,
+    duties,
     fingerprints,
     holding,
     judgements,
@@ -25,32 +35,127 @@ from app.store import (
     webhooks,
     workers,
 )
+from app.store.bites import BITE
+from app.store.database import Database
 
-_PUSHED = SeriesPolicy()
+DUTY = "housekeeping"
+EVERY_SECONDS = 600.0
+# Of one table in one round: two million rows, and what is left has to wait, so that every table gets its turn.
+MOST_BITES = 1000
+# Between two bites, so that others get at the disk.
+_BREATH_SECONDS = 0.01
+
+log = logging.getLogger(__name__)
+
+Bite = Callable[[AsyncConnection], Awaitable[int]]
+Step = Callable[[Database], Awaitable[object]]
 
 
-async def run(connection: AsyncConnection, *, history_days: int, events_days: int) -> dict[str, Any]:
-    """One round; retention in days."""
+async def run_when_due(database: Database, *, history_days: int, events_days: int) -> dict[str, Any] | None:
+    """One round, unless somebody has begun one lately; what came of it. The turn is claimed before the work.
+
+    A round in which a step failed counts as none: when that goes on, the health report tells that this duty is late.
+    Should two rounds meet, because one takes long, neither waits for the other.
+    """
+    async with database.transaction() as connection:
+        await duties.ensure(connection, DUTY)
+        turn = await duties.claim(connection, DUTY, 0.85 * EVERY_SECONDS)
+        if turn is None:
+            return None
+        await duties.done(connection, DUTY, {"begun": True}, held_back=False, every_seconds=EVERY_SECONDS)
+    result = await run(database, history_days=history_days, events_days=events_days)
+    async with database.transaction() as connection:
+        await duties.conclude(connection, turn, result, counts=not result["failed"])
+    return result
+
+
+async def run(database: Database, *, history_days: int, events_days: int) -> dict[str, Any]:
+    """All steps, whatever becomes of the others; what each has come to, and the names of those that failed."""
+    done: dict[str, Any] = {}
+    failed = []
+    for name, step in _steps(history_days, events_days).items():
+        try:
+            done[name] = await step(database)
+        except DatabaseUnavailable as error:
+            log.warning("housekeeping: %s did not come about, the next round tries again: %s", name, error)
+            failed.append(name)
+        except Exception:
+            log.exception("housekeeping: %s failed, the next round tries again", name)
+            failed.append(name)
+    return {**done, "failed": failed}
+
+
+def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
+    days: Mapping[str, int] = {"task_history": history_days, "events": events_days}
+    steps: dict[str, Step] = {}
+    for table in partitions.PARTITIONED:
+        steps[f"{table} made"] = partial(_make, table=table)
+        steps[f"{table} dropped"] = partial(_drop, table=table, days=days[table])
+        rest = partial(partitions.prune_default, table=table, keep_days=days[table])
+        steps[f"{table} default"] = partial(_in_bites, bite=rest)
+    return steps | {name: partial(_in_bites, bite=bite) for name, bite in _bites(history_days).items()}
+
+
+def _bites(days: int) -> Mapping[str, Bite]:
+    """Each deletes at most BITE rows, and fewer only when there are no more."""
+    pushed = SeriesPolicy()
     return {
-        "partitions_made": await partitions.create_ahead(connection),
-        "dropped": [
-            *await partitions.drop_older(connection, "task_history", history_days),
-            *await partitions.drop_older(connection, "events", events_days),
-        ],
-        "keys": await keys.prune(connection),
-        "workers": await workers.prune(connection, history_days),
-        "replacements": await replacements.prune(connection, history_days),
-        "attempts": await attempts.prune(connection, history_days),
-        "alerts": await alerts.prune(connection, history_days),
-        "webhooks": await webhooks.prune(connection, history_days),
-        "degradation": await degradation.prune(connection, history_days),
-        "leases": await holding.forget(connection),
-        "fingerprints": await fingerprints.prune(connection),
-        "minutes": await minutes.prune(connection, history_days),
-        "performance": await performance.prune(connection, history_days),
-        "judgements": await judgements.prune(connection, history_days),
-        "calls": await llm_usage.prune(connection, history_days),
-        "utilisation": await utilisation.prune(connection, history_days),
-        "pushed": await series.prune(connection, days=_PUSHED.keep_days, batch_days=_PUSHED.remember_batches_days),
-        "context": await context.prune(connection, keep=KEEP, days=history_days),
+        "keys": keys.prune,
+        "workers": partial(workers.prune, days=days),
+        "replacements": partial(replacements.prune, days=days),
+        "attempts": partial(attempts.prune, days=days),
+        "alerts": partial(alerts.prune, days=days),
+        "webhooks": partial(webhooks.prune, days=days),
+        "degradation": partial(degradation.prune, days=days),
+        "leases": holding.forget,
+        "fingerprints": fingerprints.prune,
+        "minutes": partial(minutes.prune, days=days),
+        "performance": partial(performance.prune, days=days),
+        "judgements": partial(judgements.prune, days=days),
+        "calls": partial(llm_usage.prune, days=days),
+        "utilisation": partial(utilisation.prune, days=days),
+        "pushed": partial(series.prune_points, days=pushed.keep_days),
+        "series": partial(series.prune_names, days=pushed.keep_days),
+        "batches": partial(series.prune_batches, days=pushed.remember_batches_days),
+        "context": partial(context.prune, keep=KEEP, days=days),
     }
+
+
+async def _in_bites(database: Database, bite: Bite) -> int:
+    gone = 0
+    for _ in range(MOST_BITES):
+        async with database.transaction() as connection:
+            last = await bite(connection)
+        gone += last
+        if last < BITE:
+            break
+        await asyncio.sleep(_BREATH_SECONDS)
+    return gone
+
+
+async def _make(database: Database, table: str) -> list[str]:
+    """The days for which a partition was made; the first that cannot be made ends this round, as some are ahead."""
+    async with database.transaction() as connection:
+        days = await partitions.missing(connection, table)
+    made = []
+    for day in days:
+        async with database.transaction() as connection:
+            if not await partitions.make(connection, table, day):
+                log.info("%s is in use: its partition of %s is made in another round", table, day)
+                break
+        made.append(str(day))
+    return made
+
+
+async def _drop(database: Database, table: str, days: int) -> list[str]:
+    """The partitions that were dropped. One that is in use ends this round: each try keeps writers waiting a little."""
+    async with database.transaction() as connection:
+        old = await partitions.older(connection, table, days)
+    dropped = []
+    for name in old:
+        async with database.transaction() as connection:
+            if not await partitions.drop(connection, name):
+                log.info("%s, or its table, is in use: it is dropped in another round", name)
+                break
+        dropped.append(name)
+    return dropped

@@ -72,9 +72,15 @@ async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
 
 
 async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
-    """Forget old decisions; alone, lest one is just being made that refers to a roster which nobody else needs."""
-    await hosts.lock_pool(connection)
-    return {"decisions": await decisions.prune(connection, days)}
+    """Forget some of the old decisions, more than are made between two turns, and rosters that only they needed.
+
+    Rosters alone, lest a decision is just being made that refers to one of them.
+    """
+    gone, rosters = await decisions.prune(connection, days)
+    if rosters:
+        await hosts.lock_pool(connection)
+        await decisions.prune_rosters(connection, rosters)
+    return {"decisions": gone}
 
 
 async def _is_due(connection: AsyncConnection, before: Memory, effective: Effective, moment: datetime) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.alerts import STANDING, AlertState, Resolution, Standing, Update
 from app.domain.symptoms import AlertRule, Matter, Severity, Symptom
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ WHERE id = :id AND {_STANDS} RETURNING {_COLUMNS}
 
 _READ = text(f"SELECT {_COLUMNS} FROM alerts WHERE id = :id")
 
-_PRUNE = text("DELETE FROM alerts WHERE resolved_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("alerts", "resolved_at < now() - make_interval(days => :days)", "resolved_at")
 
 
 async def standing(connection: AsyncConnection) -> list[Standing]:
@@ -141,9 +142,9 @@ async def page(connection: AsyncConnection, wanted: Wanted, *, before: int | Non
     return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget alerts that were resolved long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _told(symptom: Symptom) -> dict[str, str]:

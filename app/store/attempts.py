@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.tasks import Move, TaskState, Verdict
 from app.store import announcements, events, holding, lanes, tasks
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +194,9 @@ async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, A
     return [Attempt(**{**row, "state": TaskState(row["state"])}) for row in rows]
 
 
-_PRUNE = text("DELETE FROM task_attempts WHERE ended_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("task_attempts", "ended_at < now() - make_interval(days => :days)", "ended_at")
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget attempts that ended long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store.bites import BITE, deletion
+
 # Stored sizes count, which are known without reading the values; one value goes out however large it is.
 PAGE_BYTES = 4 << 20
 
@@ -97,12 +99,14 @@ SELECT {_SIZED.format(order="version DESC")} FROM (
 ) page ORDER BY version DESC
 """)
 
-_PRUNE = text("""
-DELETE FROM context_entries old
-WHERE written_at < now() - make_interval(days => :days)
-  AND version <= (SELECT version FROM context_entries e WHERE e.namespace = old.namespace AND e.key = old.key
-                  ORDER BY e.version DESC LIMIT 1) - :keep
-""")
+_PRUNE = deletion(
+    "context_entries",
+    """written_at < now() - make_interval(days => :days)
+      AND version <= (SELECT e.version FROM context_entries e
+                      WHERE e.namespace = context_entries.namespace AND e.key = context_entries.key
+                      ORDER BY e.version DESC LIMIT 1) - :keep""",
+    "written_at",
+)
 
 
 async def read(connection: AsyncConnection, name: Name) -> Version | None:
@@ -160,12 +164,12 @@ async def history(
     return versions, following
 
 
-async def prune(connection: AsyncConnection, *, keep: int, days: int) -> int:
+async def prune(connection: AsyncConnection, *, keep: int, days: int, bite: int = BITE) -> int:
     """Forget versions that are older than `days` and not among the newest `keep` of their entry; returns how many.
 
     The last version stays for ever, deletions too: version numbers never start anew.
     """
-    return (await connection.execute(_PRUNE, {"keep": keep, "days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "bite": bite})).rowcount
 
 
 def _place(name: Name) -> dict[str, Any]:

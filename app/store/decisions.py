@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.bites import BITE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +80,18 @@ ON CONFLICT (is_only) DO UPDATE SET decided_at = excluded.decided_at, content = 
 
 # That nothing had to change is of no interest after a day.
 _PRUNE = text("""
-DELETE FROM decisions WHERE decided_at < now() - make_interval(days => :days)
-    OR (decision_type = 'maintain' AND decided_at < now() - interval '1 day')
+DELETE FROM decisions WHERE id = ANY (ARRAY(
+    SELECT id FROM decisions WHERE decided_at < now() - interval '1 day'
+      AND (decision_type = 'maintain' OR decided_at < now() - make_interval(days => :days))
+    ORDER BY decided_at LIMIT :bite
+))
+RETURNING roster_id
 """)
 
-_PRUNE_ROSTERS = text("DELETE FROM rosters r WHERE NOT EXISTS (SELECT FROM decisions d WHERE d.roster_id = r.id)")
+_PRUNE_ROSTERS = text("""
+DELETE FROM rosters r WHERE id = ANY (CAST(:ids AS bigint[]))
+  AND NOT EXISTS (SELECT FROM decisions d WHERE d.roster_id = r.id)
+""")
 
 
 async def roster(connection: AsyncConnection, content: str) -> int:
@@ -139,11 +149,15 @@ async def remember(connection: AsyncConnection, decided_at: datetime, content: s
     await connection.execute(_REMEMBER, {"decided_at": decided_at, "content": content})
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
-    """Forget old decisions, and rosters that none refers to; returns how many decisions.
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> tuple[int, set[int]]:
+    """Forget old decisions; returns how many, and the rosters that they referred to."""
+    gone = (await connection.execute(_PRUNE, {"days": days, "bite": bite})).scalars().all()
+    return len(gone), {roster_id for roster_id in gone if roster_id is not None}
 
-    Holds the pool, so that no decision is made that refers to a roster which goes.
+
+async def prune_rosters(connection: AsyncConnection, ids: Collection[int]) -> None:
+    """Forget those of these rosters that no decision refers to.
+
+    The caller holds the pool, so that no decision is made meanwhile that refers to one which goes.
     """
-    pruned = (await connection.execute(_PRUNE, {"days": days})).rowcount
-    await connection.execute(_PRUNE_ROSTERS)
-    return pruned
+    await connection.execute(_PRUNE_ROSTERS, {"ids": sorted(ids)})

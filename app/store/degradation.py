@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.degradation import Decision, Hold, Ladder, LadderMove, Step, SystemMove
 from app.store import announcements, events
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ SELECT id, at, move, before, after, reason, by, until FROM degradation_moves
 WHERE id < :before ORDER BY id DESC LIMIT :limit
 """)
 
-_PRUNE = text("DELETE FROM degradation_moves WHERE at < now() - make_interval(days => :days)")
+_PRUNE = deletion("degradation_moves", "at < now() - make_interval(days => :days)", "at")
 
 
 async def read(connection: AsyncConnection) -> Standing:
@@ -110,9 +111,9 @@ async def history(connection: AsyncConnection, *, before: int, limit: int) -> li
     return [Moved(**{**row, "before": Step(row["before"]), "after": Step(row["after"])}) for row in words]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget old moves; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _standing(row: Any) -> Standing:

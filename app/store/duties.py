@@ -36,6 +36,12 @@ UPDATE loop_ticks SET last_run_at = now(), runs = runs + 1, held_back = :held_ba
     result = CAST(:result AS jsonb), every_seconds = :every WHERE duty = :duty
 """)
 
+_CONCLUDE = text("UPDATE loop_ticks SET result = CAST(:result AS jsonb) WHERE duty = :duty")
+
+_TAKE_BACK = text("""
+UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => :since) WHERE duty = :duty
+""")
+
 _ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
 
 
@@ -71,6 +77,16 @@ async def done(
     """
     values = {"duty": duty, "result": json.dumps(result, default=str), "held_back": held_back, "every": every_seconds}
     await connection.execute(_DONE, values)
+
+
+async def conclude(connection: AsyncConnection, turn: Turn, result: dict[str, Any], *, counts: bool) -> None:
+    """Say what came of a turn whose work was done after the transaction that has recorded it.
+
+    One that does not count leaves the duty as due as it was before, so that others can tell when it goes on like that.
+    """
+    await connection.execute(_CONCLUDE, {"duty": turn.duty, "result": json.dumps(result, default=str)})
+    if not counts:
+        await connection.execute(_TAKE_BACK, {"duty": turn.duty, "since": turn.seconds_since_last})
 
 
 async def page(connection: AsyncConnection) -> list[dict[str, Any]]:

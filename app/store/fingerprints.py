@@ -6,6 +6,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store.bites import BITE, deletion
+
 # Locks what is known already: of two submits of the same work the second waits here for the first.
 _LOCK = text("""
 INSERT INTO fingerprints AS known (digest, task_id)
@@ -26,7 +28,7 @@ WHERE known.digest = new.digest AND (
 RETURNING known.digest
 """)
 
-_PRUNE = text("DELETE FROM fingerprints WHERE seen_at < now() - interval '1 day'")
+_PRUNE = deletion("fingerprints", "seen_at < now() - interval '1 day'", "seen_at")
 
 
 async def duplicates(
@@ -42,6 +44,6 @@ async def duplicates(
     return {digest: task_id for digest, task_id in others.items() if digest not in taken_over}
 
 
-async def prune(connection: AsyncConnection) -> int:
+async def prune(connection: AsyncConnection, bite: int = BITE) -> int:
     """Forget what no window reaches back to; returns how many."""
-    return (await connection.execute(_PRUNE)).rowcount
+    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount

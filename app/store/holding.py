@@ -7,6 +7,8 @@ also while somebody's old snapshot keeps dead rows from being cleaned up.
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store.bites import BITE, deletion
+
 
 def last_lease(worker: str) -> str:
     """A subquery: the last line of the ledger for the worker that the SQL expression names."""
@@ -28,7 +30,9 @@ DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} l
 WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
 """)
 
-_FORGET = text("DELETE FROM leases l WHERE NOT EXISTS (SELECT FROM workers w WHERE w.id = l.worker_id)")
+_FORGET = deletion(
+    "leases", "NOT EXISTS (SELECT FROM workers w WHERE w.id = leases.worker_id)", "leases.worker_id, leases.n"
+)
 
 
 async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000) -> int:
@@ -40,6 +44,6 @@ async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000
     return (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).rowcount
 
 
-async def forget(connection: AsyncConnection) -> int:
+async def forget(connection: AsyncConnection, bite: int = BITE) -> int:
     """Drop the lines of workers that nobody remembers; returns how many."""
-    return (await connection.execute(_FORGET)).rowcount
+    return (await connection.execute(_FORGET, {"bite": bite})).rowcount

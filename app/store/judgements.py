@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
+from app.store.bites import BITE, deletion
 
 _NAME = "judgements"
 
@@ -67,7 +68,7 @@ WITH mark AS MATERIALIZED (
 SELECT agent_type, task_id, quality, judged_at FROM taken ORDER BY id
 """)
 
-_PRUNE = text("DELETE FROM judgements WHERE judged_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("judgements", "judged_at < now() - make_interval(days => :days)", "judged_at")
 
 
 async def add(
@@ -103,9 +104,9 @@ async def fold(connection: AsyncConnection) -> list[Known]:
     return [_known(row) for row in (await connection.execute(_FOLD)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget what was said long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _known(row: Any) -> Known:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.access import Role
 from app.store import announcements
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,11 @@ FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text
 """
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
 _REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
-_PRUNE = text("""
-DELETE FROM keys USING workers w
-WHERE w.id = keys.worker_id AND w.ended_at < now() - interval '1 hour'
-""")
+_PRUNE = deletion(
+    "keys",
+    "EXISTS (SELECT FROM workers w WHERE w.id = keys.worker_id AND w.ended_at < now() - interval '1 hour')",
+    "id",
+)
 _PAGE = text("""
 SELECT id, role, label, worker_id, created_at, revoked_at FROM keys
 WHERE id > :after AND (:everybody OR worker_id IS NULL) ORDER BY id LIMIT :limit
@@ -77,6 +79,6 @@ async def page(connection: AsyncConnection, *, after: str, limit: int, everybody
     return [dict(row) for row in rows.mappings()]
 
 
-async def prune(connection: AsyncConnection) -> int:
-    """Forget the credentials of workers that ended more than an hour ago."""
-    return (await connection.execute(_PRUNE)).rowcount
+async def prune(connection: AsyncConnection, bite: int = BITE) -> int:
+    """Forget the credentials of workers that ended more than an hour ago; returns how many."""
+    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount

@@ -14,6 +14,7 @@ from app.domain.calls import Outcome
 from app.domain.config import ResourceLimits
 from app.domain.histograms import BOUNDS, Durations
 from app.domain.tasks import Move
+from app.store.bites import BITE, deletion
 
 By = Literal["model", "agent", "goal"]
 
@@ -155,7 +156,7 @@ SELECT least(most.calls, coalesce(borne.calls, most.calls))::int AS "limit",
 FROM most CROSS JOIN borne CROSS JOIN ran
 """)
 
-_PRUNE = text("DELETE FROM llm_minutes WHERE minute < now() - make_interval(days => :days)")
+_PRUNE = deletion("llm_minutes", "minute < now() - make_interval(days => :days)", "minute")
 
 
 async def add(connection: AsyncConnection, calls: Collection[Call], at: datetime) -> None:
@@ -196,9 +197,9 @@ async def burden(connection: AsyncConnection, window: timedelta) -> Burden:
     return Burden(**(await connection.execute(_BURDEN, values)).mappings().one())
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _sum(row: Any) -> Sum:

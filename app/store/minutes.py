@@ -17,6 +17,7 @@ from app.domain.lanes import Lane
 from app.domain.minutes import Minute
 from app.domain.tasks import Move, Priority
 from app.store import folding
+from app.store.bites import BITE, deletion
 
 _NAME = "minutes"
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
@@ -72,7 +73,7 @@ _TOTALS = text("""
 SELECT agent_type, priority, kind, tasks, seconds FROM queue_totals WHERE kind = ANY (CAST(:kinds AS text[]))
 """)
 
-_PRUNE = text("DELETE FROM queue_minutes WHERE minute < now() - make_interval(days => :days)")
+_PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days)", "minute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,6 @@ async def finished_per_second(connection: AsyncConnection) -> float:
     return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

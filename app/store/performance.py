@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.agents import AgentType
 from app.domain.performance import REMEMBERED, Recent, Result
 from app.store import folding
+from app.store.bites import BITE, deletion
 
 _NAME = "performance"
 
@@ -69,7 +70,7 @@ FROM agent_minutes WHERE minute > now() - CAST(:length AS interval) AND agent_ty
 GROUP BY 1, 2 ORDER BY 1
 """)
 
-_PRUNE = text("DELETE FROM agent_minutes WHERE minute < now() - make_interval(days => :days)")
+_PRUNE = deletion("agent_minutes", "minute < now() - make_interval(days => :days)", "minute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +144,9 @@ async def spans(
     return [Span(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _told(row: Any) -> Result:

@@ -7,6 +7,8 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store.bites import BITE, deletion
+
 STEPS = ("requested", "started", "registered", "first_lease")
 
 _PERCENTILES = ",\n       ".join(
@@ -22,7 +24,7 @@ SELECT count(*) AS replacements, count(first_lease_at) AS working, min(detected_
 FROM (SELECT * FROM replacements ORDER BY id DESC LIMIT :newest) latest
 """)
 
-_PRUNE = text("DELETE FROM replacements WHERE detected_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("replacements", "detected_at < now() - make_interval(days => :days)", "id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,6 @@ async def times(connection: AsyncConnection, shares: Sequence[float], *, newest:
     )
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget replacements of long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

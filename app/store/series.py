@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.agents import AgentType
 from app.domain.series import Current, MetricKind, Point, Series
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +120,9 @@ JOIN metric_series s ON s.id = m.series_id
 GROUP BY s.name, s.kind, s.agent ORDER BY 1, 3
 """)
 
-_PRUNE_MINUTES = text("DELETE FROM metric_minutes WHERE minute < now() - make_interval(days => :days)")
-_PRUNE_SERIES = text("DELETE FROM metric_series WHERE last_at < now() - make_interval(days => :days, hours => 1)")
-_PRUNE_BATCHES = text("DELETE FROM metric_batches WHERE received_at < now() - make_interval(days => :days)")
+_PRUNE_MINUTES = deletion("metric_minutes", "minute < now() - make_interval(days => :days)", "minute")
+_PRUNE_SERIES = deletion("metric_series", "last_at < now() - make_interval(days => :days, hours => 1)", "id")
+_PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval(days => :days)", "received_at")
 
 
 async def take(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
@@ -200,12 +201,19 @@ async def current(connection: AsyncConnection) -> list[Current]:
     ]
 
 
-async def prune(connection: AsyncConnection, *, days: int, batch_days: int) -> int:
-    """Forget old points, series without any, and batches that will not come again; returns how many points."""
-    forgotten = (await connection.execute(_PRUNE_MINUTES, {"days": days})).rowcount
-    await connection.execute(_PRUNE_SERIES, {"days": days})
-    await connection.execute(_PRUNE_BATCHES, {"days": batch_days})
-    return forgotten
+async def prune_points(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget old points; returns how many."""
+    return (await connection.execute(_PRUNE_MINUTES, {"days": days, "bite": bite})).rowcount
+
+
+async def prune_names(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget series that have no points any more; returns how many. One that is being written to just now stays."""
+    return (await connection.execute(_PRUNE_SERIES, {"days": days, "bite": bite})).rowcount
+
+
+async def prune_batches(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget batches that will not come again; returns how many."""
+    return (await connection.execute(_PRUNE_BATCHES, {"days": days, "bite": bite})).rowcount
 
 
 def _columns(asked: Iterable[Series]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.utilisation import POOL, WORKERS, Measure, Sample, Span
 from app.store import holding
+from app.store.bites import BITE, deletion
 
 # Two processes of one host both measure it; one sample in so many seconds is enough. The rows come in the order of the
 # key, so that two of them never wait for each other in a circle.
@@ -64,7 +65,7 @@ WHERE minute >= :since AND minute < :until AND (CAST(:subject AS text) IS NULL O
 GROUP BY 1, 2, 3 ORDER BY 2, 3, 1
 """)
 
-_PRUNE = text("DELETE FROM utilisation WHERE minute < now() - make_interval(days => :days)")
+_PRUNE = deletion("utilisation", "minute < now() - make_interval(days => :days)", "minute")
 
 
 async def add(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
@@ -115,9 +116,9 @@ async def steps(
     return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _spread(row: Any, measure: Measure) -> Sample:

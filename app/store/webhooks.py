@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.webhooks import AlertKind, WebhookPolicy
 from app.store import announcements
+from app.store.bites import BITE, deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ SELECT id, kind, created_at, attempts, due_at, delivered_at, given_up_at, last_e
 WHERE alert_id = :alert_id ORDER BY seq LIMIT 100
 """)
 
-_PRUNE = text("DELETE FROM webhook_deliveries WHERE created_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("webhook_deliveries", "created_at < now() - make_interval(days => :days)", "created_at")
 
 
 async def add(connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str) -> None:
@@ -106,6 +107,6 @@ async def of_alert(connection: AsyncConnection, alert_id: int) -> list[Delivery]
     return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget old deliveries; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

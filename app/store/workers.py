@@ -13,6 +13,7 @@ from app.domain.agents import AgentType
 from app.domain.postings import Posting
 from app.domain.workers import Sighting, WorkerId, WorkerState, origins
 from app.store import holding
+from app.store.bites import BITE, deletion
 from app.store.hot import columns
 
 
@@ -142,7 +143,7 @@ SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {_LIVE} 
 
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
 
-_PRUNE = text("DELETE FROM workers WHERE ended_at < now() - make_interval(days => :days)")
+_PRUNE = deletion("workers", "ended_at < now() - make_interval(days => :days)", "ended_at")
 
 
 async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
@@ -253,9 +254,9 @@ async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, 
     return {row.id: row.name for row in rows}
 
 
-async def prune(connection: AsyncConnection, days: int) -> int:
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
     """Forget workers that ended long ago; returns how many. Their leases went back when they ended."""
-    return (await connection.execute(_PRUNE, {"days": days})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _posting(row: asyncpg.Record) -> Posting:

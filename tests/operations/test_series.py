@@ -147,7 +147,9 @@ async def test_what_is_old_is_forgotten_and_may_come_back(database: Database) ->
     await execute(database, "UPDATE metric_series SET last_at = now() - interval '8 days' WHERE name = 'old'")
     await execute(database, "UPDATE metric_batches SET received_at = now() - interval '2 days'")
     async with database.transaction() as connection:
-        assert await series.prune(connection, days=7, batch_days=1) == 1
+        assert await series.prune_points(connection, 7) == 1
+        assert await series.prune_names(connection, 7) == 1
+        assert await series.prune_batches(connection, 1) == 2
         assert [known.name for known in await series.names(connection)] == ["new"]
     assert await _push(database, _pushed("old"), batch_id=batch_id)
 
@@ -157,14 +159,10 @@ async def test_a_series_that_is_written_to_is_not_forgotten_just_then(database: 
     await execute(database, "UPDATE metric_series SET last_at = now() - interval '9 days'")
     async with database.transaction() as connection:
         await operations.push(connection, _batch(_pushed()), _POLICY)
-
-        async def prune() -> None:
-            async with database.transaction() as other:
-                await series.prune(other, days=7, batch_days=1)
-
-        pruning = asyncio.create_task(prune())
-        await until_blocked(database)
-    await pruning
+        async with database.transaction() as other:
+            assert await series.prune_names(other, 7) == 0
+    async with database.transaction() as connection:
+        assert await series.prune_names(connection, 7) == 0
     assert await _count(database, "metric_series") == 1
 
 

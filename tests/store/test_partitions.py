@@ -6,10 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from app.operations import housekeeping
 from app.store import partitions
 from app.store.database import Database
-from tests.sql import execute, fetch, value
+from tests.sql import execute, value
 
 _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
@@ -24,7 +23,9 @@ async def _create_ahead(database: Database, days: int = 3) -> list[str]:
 
 async def _drop_older(database: Database, days: int) -> list[str]:
     async with database.transaction() as connection:
-        return await partitions.drop_older(connection, "events", days)
+        old = await partitions.older(connection, "events", days)
+        assert all([await partitions.drop(connection, name) for name in old])
+    return old
 
 
 async def _today(database: Database) -> date:
@@ -96,25 +97,6 @@ async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -
     assert dropped == [f"events_{day:%Y%m%d}" for day in old[:2]]
     assert await value(own_database, "SELECT count(*) FROM events") == 2
     assert await value(own_database, "SELECT to_regclass('events_default') IS NOT NULL")
-
-
-async def test_housekeeping_prunes_what_ended_long_ago(own_database: Database) -> None:
-    await execute(
-        own_database,
-        """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
-        SELECT gen_random_uuid(), 'old', n, 'stopped', '{}', '{}', now() - make_interval(days => n * 20)
-        FROM generate_series(1, 2) AS n""",
-    )
-    await execute(
-        own_database,
-        """INSERT INTO keys (id, role, label, secret_hash, worker_id)
-        SELECT incarnation::text, 'worker', '', ''::bytea, id FROM workers
-        UNION ALL VALUES ('kept', 'admin', '', ''::bytea, NULL::uuid)""",
-    )
-    async with own_database.transaction() as connection:
-        done = await housekeeping.run(connection, history_days=30, events_days=7)
-    assert (done["workers"], done["keys"]) == (1, 2)
-    assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys")] == ["kept"]
 
 
 @pytest.mark.parametrize(
