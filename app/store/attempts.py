@@ -66,7 +66,7 @@ FOR UPDATE OF t
 _LEASED = f"""
 SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
 FROM workers w CROSS JOIN LATERAL {holding.last_lease("w.id")} last
-JOIN tasks h ON h.id = last.task_id AND h.token = last.token AND h.worker_id = w.id
+CROSS JOIN LATERAL {holding.held("w.id")} h
 WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
 """
 

@@ -63,7 +63,7 @@ SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::flo
 _RUNNING = text(f"""
 SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {holding.last_lease("w.id")} last
-JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = w.id
+CROSS JOIN LATERAL {holding.held("w.id")} t
 WHERE w.state IN ('starting', 'ready', 'draining') AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
 GROUP BY t.goal_id
 """)

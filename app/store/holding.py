@@ -18,11 +18,22 @@ def last_lease(worker: str) -> str:
     )
 
 
+def held(worker: str) -> str:
+    """A subquery, lateral to `last`: the live task that the worker holds by the last line of the ledger, or nothing.
+
+    OFFSET 0 keeps it one look by the task's id. Otherwise the planner may join all live tasks, and walk over all that
+    is dead among them, as soon as it takes them for few or the workers for many.
+    """
+    return (
+        "(SELECT * FROM tasks held WHERE held.id = last.task_id AND held.token = last.token "
+        f"AND held.worker_id IS NOT DISTINCT FROM {worker} OFFSET 0)"
+    )
+
+
 def joined(worker: str) -> str:
     """Joins `last`, the last line of the ledger, and `held`, the live task that the worker holds; both may be null."""
     return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
-    LEFT JOIN tasks held ON held.id = last.task_id AND held.token = last.token
-        AND held.worker_id IS NOT DISTINCT FROM {worker}"""
+    LEFT JOIN LATERAL {held(worker)} held ON true"""
 
 
 _TRIM = text(f"""

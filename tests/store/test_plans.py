@@ -126,7 +126,7 @@ async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
 async def test_the_sweep_goes_by_worker(full: Database) -> None:
     plan = await _plans(full, _plain(attempts._COUNT.text, "grace", "since"), 10.0, 3600.0)
     assert "using leases_pkey on leases l" in plan
-    assert "using tasks_pkey on tasks h" in plan
+    assert "using tasks_pkey on tasks held" in plan
     assert not _walks(plan, "tasks")
 
 
