@@ -47,13 +47,19 @@ class PermitIn(Body):
 
 
 class PermitOut(BaseModel):
-    """One call may be made until `expires_at`. Renew it for a longer one; settle it afterwards."""
+    """One call may be made until `expires_at`. Renew it for a longer one; settle it afterwards.
+
+    A call that still runs when its permit is over must be ended, as others may call instead.
+    """
 
     permit_id: UUID
     token: str
     model: str
     expires_at: Moment
-    ttl_seconds: float
+    ttl_seconds: float = Field(
+        description="until then, by the clock of the service: a caller counts it from when it sent the request. Less"
+        " where the permit was granted before, and that answer was lost"
+    )
     limit: int = Field(description="calls of this model that may be under way at once")
     in_use: int = Field(description="those that are, with this one")
 
@@ -85,6 +91,7 @@ class RenewedOut(BaseModel):
     """The permit lives on."""
 
     expires_at: Moment
+    ttl_seconds: float = Field(description="until then; a caller counts it from when it sent the request")
 
 
 class CacheIn(Body):

@@ -69,7 +69,7 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
         token=acquired.permit.token,
         model=acquired.permit.ask.model,
         expires_at=acquired.permit.expires_at,
-        ttl_seconds=services.permits.policy.ttl,
+        ttl_seconds=acquired.ttl_seconds,
         limit=acquired.limit,
         in_use=acquired.in_use,
     )
@@ -78,7 +78,9 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
 @router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
 async def renew(permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep) -> RenewedOut:
     """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`."""
-    return RenewedOut(expires_at=await operations.renew(connection, permit_id, call.token, services.permits.policy))
+    policy = services.permits.policy
+    expires_at = await operations.renew(connection, permit_id, call.token, policy)
+    return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl)
 
 
 @router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_FENCED)

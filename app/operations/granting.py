@@ -40,9 +40,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
-    """A permit, and how many calls of its model there may be and are."""
+    """A permit, for how long it is good from now on, and how many calls of its model there may be and are."""
 
     permit: Permit
+    ttl_seconds: float
     limit: int
     in_use: int
 
@@ -94,7 +95,12 @@ def _repeated(permit: Permit, snapshot: PermitSnapshot) -> Acquired | PermitOver
         return error
     model = snapshot.models[permit.ask.model]
     in_use = snapshot.usage.get(model.name, Usage()).permits
-    return Acquired(permit=permit, limit=model.pressure.allowed(ceiling(model, snapshot.most)), in_use=in_use)
+    return Acquired(
+        permit=permit,
+        ttl_seconds=(permit.expires_at - snapshot.now).total_seconds(),
+        limit=model.pressure.allowed(ceiling(model, snapshot.most)),
+        in_use=in_use,
+    )
 
 
 async def _write(
@@ -116,7 +122,7 @@ async def _write(
     claims = [claim for answer in denied if (claim := answer.claim(snapshot.now, policy)) is not None]
     await permit_gate.replace_claims(connection, plan.taken_up, claims)
     return {
-        ask_id: Acquired(permit=made[ask_id], limit=answer.limit, in_use=answer.in_use)
+        ask_id: Acquired(permit=made[ask_id], ttl_seconds=policy.ttl, limit=answer.limit, in_use=answer.in_use)
         for ask_id, answer in granted.items()
     }
 

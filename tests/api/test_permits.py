@@ -20,6 +20,7 @@ async def test_a_repeated_request_gets_the_same_permit(service: Service) -> None
     body = wanted()
     first, second = [await service.post("/llm/permits", body, key=Role.WORKER) for _ in range(2)]
     assert (first["permit_id"], first["token"]) == (second["permit_id"], second["token"])
+    assert second["ttl_seconds"] < first["ttl_seconds"], "its time has run on since it was granted"
     await settled(service, first)
     is_problem(await service.ask("POST", "/llm/permits", body, key=Role.WORKER), 409, "permit_over")
 
@@ -46,6 +47,7 @@ async def test_a_permit_is_renewed_while_it_lives(service: Service) -> None:
     path = f"/llm/permits/{permit['permit_id']}"
     renewed = await service.post(f"{path}/renew", {"token": permit["token"]}, key=Role.WORKER)
     assert renewed["expires_at"] > permit["expires_at"]
+    assert renewed["ttl_seconds"] == permit["ttl_seconds"]
     is_problem(await service.ask("POST", f"{path}/renew", {"token": "x"}), 409, "permit_over")
     await settled(service, permit)
     answer = await service.ask("POST", f"{path}/renew", {"token": permit["token"]})

@@ -207,13 +207,29 @@ async def test_a_worker_that_ends_gives_its_permits_back_at_once(
         if goodbye:
             await workers.say_goodbye(connection, worker_id, "done")
         else:
-            await workers.lose(connection, worker_id, WorkerState.LOST, "killed")
+            await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
     await desk.acquire(request())
     assert (await desk.settle(settlement(held))).late
     async with database.transaction() as connection:
         with pytest.raises(PermitOver) as over:
             await permits.renew(connection, held.id, held.token, POLICY)
     assert over.value.reason == Ending.LOST
+
+
+async def test_a_silent_worker_may_still_be_calling_and_keeps_its_permits_for_their_time(
+    database: Database, desk: PermitDesk
+) -> None:
+    await set_most(database, 1)
+    worker_id = await ready_worker(database)
+    held = (await desk.acquire(request(worker_id=worker_id))).permit
+    async with database.transaction() as connection:
+        assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
+    with pytest.raises(PermitRefused):
+        await desk.acquire(request())
+    async with database.transaction() as connection:
+        await permits.renew(connection, held.id, held.token, POLICY)
+    assert not (await desk.settle(settlement(held))).late
+    assert await in_use(database) == 0
 
 
 async def test_a_probe_whose_owner_crashed_makes_room_for_another(database: Database, desk: PermitDesk) -> None:
@@ -332,6 +348,6 @@ async def test_a_lost_worker_does_not_wait_for_a_permit_that_is_being_settled(
     async with database.transaction() as settling:
         await store.lock(settling, [busy.id])
         async with database.transaction() as connection:
-            await workers.lose(connection, worker_id, WorkerState.LOST, "killed")
+            await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
         assert await value(database, "SELECT ending FROM llm_permits WHERE id = $1", idle.id) == "lost"
     assert not (await desk.settle(settlement(busy))).late

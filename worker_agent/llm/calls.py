@@ -10,7 +10,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from worker_agent.llm.hints import pause
-from worker_agent.llm.holding import Held, Streaming, failure, in_the_background
+from worker_agent.llm.holding import Held, Lost, Streaming, failure, in_the_background
 from worker_agent.llm.outcomes import Answered, Failed, Outcome
 from worker_agent.llm.permits import OVER, Permit, PermitRefused, Plane, PlaneAway, Settlement, Unfit, Wish
 from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, degradation, marked
@@ -144,7 +144,13 @@ class Calls:
         while True:
             held = await self._permit(search)
             try:
-                found = await send(self._request(search), search.question.ticket)
+                async with held.during():
+                    found = await send(self._request(search), search.question.ticket)
+            except Lost:
+                # There may be nobody to take it back, which is no reason to wait.
+                in_the_background(self._abandon(held))
+                await self._wait(search, self._a_moment(), f"the permit for {search.model} was lost")
+                continue
             except BaseException:
                 await self._abandon(held)
                 raise
@@ -167,7 +173,7 @@ class Calls:
             try:
                 answer = await self._acquired(wish)
             except PlaneAway as away:
-                await self._wait(search, _AWAY_SECONDS * (1 + self.draw()), f"no permit: {away}")
+                await self._wait(search, self._a_moment(), f"no permit: {away}")
                 continue
             except Unfit as unfit:
                 raise Refused(Failed(outcome=Outcome.CLIENT_ERROR, message=str(unfit), status=400)) from unfit
@@ -232,6 +238,9 @@ class Calls:
             return False
         self._learned.add(search.model)
         return True
+
+    def _a_moment(self) -> float:
+        return _AWAY_SECONDS * (1 + self.draw())
 
     async def _wait(self, search: _Search, seconds: float, why: str, cached: JsonObject | None = None) -> None:
         """For the model's limits. Raises _NextModel when that takes too long."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +18,10 @@ from worker_agent.wire import JsonObject
 log = logging.getLogger(__name__)
 _SETTLE_ATTEMPTS = 4
 _RENEWALS_PER_TTL = 3
+# A service that starts anew must not cost a call, so a renewal that failed is tried again sooner.
+_TRIES_PER_TTL = 12
+# Of a time to live, what is left for hanging up, and for clocks that do not run alike.
+_MARGIN = 0.02
 # What the control plane keeps of one answer; a longer one is not worth losing the settlement for.
 _MOST_KEPT_BYTES = 200 << 10
 # The request id stands for a permit that is over: the next try needs a new one.
@@ -36,11 +40,20 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """One call may be made, until it is settled or the time to live is over."""
+    """One call may be made, until it is settled or the time to live is over.
+
+    That was so many seconds when it was granted or renewed, which was asked for at `since`, on the loop's clock.
+    """
 
     permit_id: str
     token: str
     ttl_seconds: float
+    since: float
+
+    @property
+    def ends_at(self) -> float:
+        """When the call must be over, as others may have the permit soon after."""
+        return self.since + self.ttl_seconds * (1 - _MARGIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +113,7 @@ class Plane:
             "estimated_tokens": wish.estimated_tokens,
             "cache_key": wish.cache_key,
         }
+        since = _clock()
         status, answer = await self._call("POST", "/llm/permits", body)
         if status == 429 and answer.get("code") == "permit_refused":
             return _read_refusal(answer)
@@ -109,19 +123,38 @@ class Plane:
             why = f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}"
             raise Unfit(why) if status in _UNFIT else PlaneAway(why)
         return Permit(
-            permit_id=str(answer["permit_id"]), token=str(answer["token"]), ttl_seconds=float(answer["ttl_seconds"])
+            permit_id=str(answer["permit_id"]),
+            token=str(answer["token"]),
+            ttl_seconds=float(answer["ttl_seconds"]),
+            since=since,
         )
 
     async def keep(self, permit: Permit) -> None:
-        """Renew it until cancelled; one that is lost meanwhile is let go, as the call cannot be taken back."""
+        """Renew it until cancelled. Returns when it is lost: its time is nearly over, or the control plane says so."""
+        tries = _RENEWALS_PER_TTL
         while True:
-            await asyncio.sleep(permit.ttl_seconds / _RENEWALS_PER_TTL)
             try:
-                status, _ = await self._call("POST", f"/llm/permits/{permit.permit_id}/renew", {"token": permit.token})
-            except PlaneAway:
-                continue
-            if status in (404, 409):
+                async with asyncio.timeout_at(permit.ends_at):
+                    await asyncio.sleep(permit.ttl_seconds / tries)
+                    renewed = await self._renew(permit)
+            except TimeoutError:
                 return
+            except PlaneAway:
+                tries = _TRIES_PER_TTL
+                continue
+            if renewed is None:
+                return
+            permit, tries = renewed, _RENEWALS_PER_TTL
+
+    async def _renew(self, permit: Permit) -> Permit | None:
+        """As it lives on; None when it is over. Raises PlaneAway."""
+        since = _clock()
+        status, answer = await self._call("POST", f"/llm/permits/{permit.permit_id}/renew", {"token": permit.token})
+        if status in (404, 409):
+            return None
+        if status >= 400:
+            raise PlaneAway(f"the renewal of a permit was answered {status}")
+        return replace(permit, since=since, ttl_seconds=float(answer.get("ttl_seconds") or permit.ttl_seconds))
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Say how the call went; tried a few times, then left to the time to live."""
@@ -164,6 +197,10 @@ class Plane:
         if response.status_code >= 500 or response.status_code in (401, 408):
             raise PlaneAway(f"the control plane answered {response.status_code}")
         return response.status_code, _object(response)
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _read_refusal(answer: JsonObject) -> PermitRefused:

@@ -5,17 +5,18 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from worker_agent.llm.calls import Calls, Question
-from worker_agent.llm.holding import Streaming
+from worker_agent.llm.holding import Lost, Streaming
 from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, marked
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.tickets import Ticket, Tickets
@@ -28,6 +29,7 @@ DEGRADED_HEADER = "x-convener-degraded"
 # The OpenAI client knows it, and would otherwise try again by itself what has been tried enough.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
 _MOST_BYTES = 10 << 20
+Noted = Callable[[Ticket, asyncio.Task[Any]], AbstractContextManager[None]]
 
 
 class Server:
@@ -66,13 +68,17 @@ class Server:
             return _error(400, str(error), "invalid_request_error")
         except ClientDisconnect:
             return Response(status_code=400)
+        # The task may have ended while it was being read.
+        if self._ticket(request) is None:
+            return _unknown_task()
         model = str(body.get("model") or self._settings.models[0])
-        return await self._answer(Question(body=body, ticket=ticket, model=model))
+        answering = asyncio.create_task(self._answer(Question(body=body, ticket=ticket, model=model)))
+        with self._noted(ticket, answering):
+            return await _while_wanted(request, answering)
 
     async def _answer(self, question: Question) -> Response:
         assert self.calls is not None, "nobody is served before the loop runs"
-        with self._noted(question.ticket):
-            return await self._outcome(self.calls, question)
+        return await self._outcome(self.calls, question)
 
     async def _outcome(self, calls: Calls, question: Question) -> Response:
         try:
@@ -91,27 +97,16 @@ class Server:
 
     def _stream(self, question: Question, found: Streaming | Reply) -> Response:
         if isinstance(found, Reply):
-            pieces, model = _in_one_piece(found), found.model
-        else:
-            pieces, model = self._pieces(question, found), found.model
-        return StreamingResponse(pieces, headers=_heads(model, found.degraded), media_type="text/event-stream")
-
-    async def _pieces(self, question: Question, streaming: Streaming) -> AsyncIterator[bytes]:
-        with self._noted(question.ticket):
-            try:
-                async for chunk in streaming.chunks():
-                    yield _event(marked(chunk, asked=question.model, degraded=streaming.degraded))
-                yield b"data: [DONE]\n\n"
-            except Broken as broken:
-                # Too late for another try: the handler has a part of it. Without [DONE] nobody takes it for whole.
-                yield _event({"error": {"message": str(broken), "type": "convener_stream_broken", "code": None}})
+            heads = _heads(found.model, found.degraded)
+            return StreamingResponse(_in_one_piece(found), headers=heads, media_type="text/event-stream")
+        return _Streamed(found, question, self._noted)
 
     @contextmanager
-    def _noted(self, ticket: Ticket) -> Iterator[None]:
-        """So that this work can be given up when the task is over."""
-        task = asyncio.current_task()
-        assert task is not None
+    def _noted(self, ticket: Ticket, task: asyncio.Task[Any]) -> Iterator[None]:
+        """So that this work can be given up when the task is over; at once if it is."""
         self._running[ticket.secret].add(task)
+        if self._tickets.find(ticket.secret) is None:
+            task.cancel()
         try:
             yield
         finally:
@@ -123,6 +118,56 @@ class Server:
     def _ticket(self, request: Request) -> Ticket | None:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         return self._tickets.find(secret.strip()) if scheme.lower() == "bearer" else None
+
+
+class _Streamed(StreamingResponse):
+    """An answer that is passed on piece by piece; however that ends, even before it begins, its permit is let go."""
+
+    def __init__(self, streaming: Streaming, question: Question, noted: Noted) -> None:
+        heads = _heads(streaming.model, streaming.degraded)
+        super().__init__(_pieces(streaming, question), headers=heads, media_type="text/event-stream")
+        self._streaming = streaming
+        self._ticket = question.ticket
+        self._noted = noted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with self._noted(self._ticket, task):
+                await super().__call__(scope, receive, send)
+        finally:
+            await self._streaming.close()
+
+
+async def _pieces(streaming: Streaming, question: Question) -> AsyncIterator[bytes]:
+    """Once a handler has a part of it, it is too late for another try. Without [DONE] nobody takes it for whole."""
+    try:
+        async for chunk in streaming.chunks():
+            yield _event(marked(chunk, asked=question.model, degraded=streaming.degraded))
+        yield b"data: [DONE]\n\n"
+    except Broken as broken:
+        yield _event(_shown(str(broken), "convener_stream_broken"))
+    except Lost:
+        yield _event(_shown("the permit was lost, so the call was ended", "convener_not_now"))
+
+
+async def _while_wanted(request: Request, answering: asyncio.Task[Response]) -> Response:
+    """The answer, unless its client has left before it is there, or its task is over."""
+    leaving = asyncio.create_task(_leaves(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        answering.cancel()
+    await asyncio.wait({answering, leaving})
+    return _unknown_task() if answering.cancelled() else answering.result()
+
+
+async def _leaves(request: Request) -> None:
+    """Returns when the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read(request: Request) -> JsonObject:
@@ -183,5 +228,8 @@ def _unknown_task() -> Response:
 
 
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
-    body = {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-    return _json(body, status, _DO_NOT_RETRY | (headers or {}))
+    return _json(_shown(message, kind), status, _DO_NOT_RETRY | (headers or {}))
+
+
+def _shown(message: str, kind: str) -> JsonObject:
+    return {"error": {"message": message, "type": kind, "param": None, "code": kind}}

@@ -49,6 +49,17 @@ class Wire:
         self._handler.wfile.write(text.encode())
         self._handler.wfile.flush()
 
+    def sees_hang_up(self, seconds: float) -> bool:
+        """Wait until the caller closes the connection; false when it does not within that time."""
+        self._handler.close_connection = True
+        self._handler.connection.settimeout(seconds)
+        try:
+            return not self._handler.connection.recv(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+
 
 Respond = Callable[[Asked, Wire], None]
 

@@ -112,6 +112,11 @@ class Provider:
                 self._now -= 1
 
 
+def renews(asked: Asked, wire: Wire) -> None:
+    """The control plane lets a permit live on."""
+    wire.answer(200, {"expires_at": "2026-11-24T12:00:00Z"})
+
+
 @dataclass(slots=True)
 class Permits:
     """The control plane as far as permits go: grants, unless its script refuses first."""
@@ -122,6 +127,8 @@ class Permits:
     cache: dict[str, Json] = field(default_factory=dict)
     renewed: int = 0
     ttl_seconds: float = 60.0
+    # What becomes of a renewal.
+    on_renewal: Act | None = None
 
     def refuse(self, reasons: Iterable[Json]) -> None:
         self.refusals.extend(reasons)
@@ -136,7 +143,7 @@ class Permits:
             self._acquire(wire)
         elif asked.path.endswith("/renew"):
             self.renewed += 1
-            wire.answer(200, {"expires_at": "2026-11-24T12:00:00Z"})
+            (self.on_renewal or renews)(asked, wire)
         else:
             self.live.discard(asked.path.split("/")[3])
             self.settled.append(asked.body)

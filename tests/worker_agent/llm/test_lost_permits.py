@@ -1,0 +1,193 @@
+"""A call goes on only while its permit is ours: else more calls would be under way than are allowed."""
+
+import asyncio
+import http.client
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.worker_agent.llm.conftest import Bench, Start, settled
+from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, hangs, piece, refuses, renews
+from worker_agent.failures import Postponed
+from worker_agent.llm.permits import Permit, Plane, Wish
+from worker_agent.llm.tickets import Ticket
+
+_LONG = 30.0
+_TTL = 4.0
+_LOSSES = {"refused": refuses(409), "away": refuses(503), "silent": hangs(_LONG)}
+losses = pytest.mark.parametrize("loss", _LOSSES.values(), ids=_LOSSES)
+
+
+@dataclass(slots=True)
+class Endless:
+    """A call that lasts until the caller hangs up; a stream begins, and may go on for ever."""
+
+    goes_on: bool = False
+    began: threading.Event = field(default_factory=threading.Event)
+    hung_up: threading.Event = field(default_factory=threading.Event)
+
+    def act(self, asked: Asked, wire: Wire) -> None:
+        """As the provider."""
+        if asked.body.get("stream"):
+            wire.begin({"content-type": "text/event-stream"})
+            wire.write(piece("It ", asked.body["model"]))
+        self.began.set()
+        if self.goes_on:
+            self._write(asked, wire)
+        elif wire.sees_hang_up(_LONG):
+            self.hung_up.set()
+
+    def _write(self, asked: Asked, wire: Wire) -> None:
+        try:
+            while True:
+                wire.write(piece("is " * 1000, asked.body["model"]))
+        except OSError:
+            self.hung_up.set()
+
+
+@losses
+def test_a_call_whose_permit_is_lost_is_ended_and_made_anew(start: Start, loss: Act) -> None:
+    endless = Endless()
+    renewals: list[str] = []
+
+    def loses_the_first(asked: Asked, wire: Wire) -> None:
+        renewals.append(asked.path)
+        (loss if asked.path == renewals[0] else renews)(asked, wire)
+
+    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=loses_the_first))
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    assert endless.hung_up.wait(_LONG)
+    ids = [asked.body["request_id"] for asked in bench.plane.asked if asked.path == "/llm/permits"]
+    assert len(set(ids)) == 2
+    settled(bench, 2)
+    assert sorted(bench.permits.outcomes) == ["cancelled", "success"]
+
+
+@losses
+def test_a_stream_whose_permit_is_lost_is_ended_and_says_so(start: Start, loss: Act) -> None:
+    endless, is_read = Endless(), threading.Event()
+
+    def loses_what_is_read(asked: Asked, wire: Wire) -> None:
+        is_read.wait(_LONG)
+        loss(asked, wire)
+
+    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=loses_what_is_read))
+    connection = _asking(bench, stream=True)
+    response = connection.getresponse()
+    assert b"It " in response.readline()
+    is_read.set()
+    content = response.read()
+    connection.close()
+
+    assert b"convener_not_now" in content
+    assert b"[DONE]" not in content
+    assert endless.hung_up.wait(_LONG)
+    settled(bench, 1)
+    assert bench.permits.outcomes == ["cancelled"]
+
+
+def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
+    endless = Endless(goes_on=True)
+    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=refuses(409)))
+    connection = _asking(bench, stream=True)
+
+    assert endless.hung_up.wait(_LONG)
+
+    connection.close()
+    settled(bench, 1)
+
+
+def test_a_task_without_time_for_another_permit_comes_back_later(start: Start) -> None:
+    permits = Permits(ttl_seconds=_TTL, on_renewal=refuses(409))
+
+    def last(asked: Asked, wire: Wire) -> None:
+        permits.refuse([{"retry_after": 3600.0}])
+        Endless().act(asked, wire)
+
+    bench = start(Provider.of(last), permits, models=("gpt-4.1",))
+
+    with pytest.raises(Postponed):
+        bench.model().ask("Why?")
+
+    settled(bench, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_leaves_ends_its_call(start: Start, stream: bool) -> None:
+    endless = Endless()
+    bench = start(Provider.of(endless.act))
+    connection = _asking(bench, stream=stream)
+    assert endless.began.wait(_LONG)
+
+    connection.close()
+
+    assert endless.hung_up.wait(_LONG)
+    settled(bench, 1)
+    assert bench.permits.outcomes == ["cancelled"]
+
+
+def _asking(bench: Bench, *, stream: bool) -> http.client.HTTPConnection:
+    """A request whose answer is not waited for."""
+    parts = urlsplit(bench.gateway.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_LONG)
+    headers = {"authorization": f"Bearer {bench.access().environment['OPENAI_API_KEY']}"}
+    connection.request("POST", "/v1/chat/completions", json.dumps({"messages": MESSAGES, "stream": stream}), headers)
+    return connection
+
+
+async def test_the_time_of_a_permit_runs_from_before_it_was_asked_for() -> None:
+    """The answer may take long, and the control plane counts from within."""
+    seen: list[float] = []
+
+    async def plane(_: httpx.Request) -> httpx.Response:
+        seen.append(asyncio.get_running_loop().time())
+        return httpx.Response(201, json={"permit_id": "p", "token": "t", "ttl_seconds": 0.2})
+
+    async with _plane(plane) as http:
+        permit = await Plane(http, lambda: "key").acquire(_wish())
+        assert isinstance(permit, Permit)
+        assert permit.since <= seen[0]
+        assert permit.ends_at < permit.since + 0.2
+
+
+async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_to_a_renewal_is_awaited() -> None:
+    asked = asyncio.Event()
+
+    async def plane(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody answers")
+
+    loop = asyncio.get_running_loop()
+    async with _plane(plane) as http:
+        permit = Permit(permit_id="p", token="t", ttl_seconds=3.0, since=loop.time())
+        async with asyncio.timeout(_LONG):
+            await Plane(http, lambda: "key").keep(permit)
+    assert asked.is_set()
+    assert loop.time() >= permit.ends_at
+
+
+def _plane(respond: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url="http://plane", transport=httpx.MockTransport(respond))
+
+
+def _wish() -> Wish:
+    ticket = Ticket(
+        secret="s",
+        task_id="t",
+        agent_type="ranking",
+        goal_id=None,
+        priority="medium",
+        trace_context=None,
+        ends_at=0.0,
+    )
+    return Wish(request_id=uuid4(), model="m", ticket=ticket, estimated_tokens=1, cache_key="0" * 64)
