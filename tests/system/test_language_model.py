@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
 from tests.system.conftest import Up, until
@@ -37,13 +38,13 @@ async def asking(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """`convener up` whose workers ask the given provider."""
     started: list[Up] = []
 
-    async def start(url: str) -> Up:
+    async def start(url: str, total_seconds: int = 2) -> Up:
         up = Up(
             tmp_path / "state",
             CONVENER_LLM_URL=f"{url}/v1",
             CONVENER_LLM_MODELS="gpt-4.1",
             CONVENER_LLM_KEY="the-gateway",
-            CONVENER_LLM_TOTAL_SECONDS="2",
+            CONVENER_LLM_TOTAL_SECONDS=str(total_seconds),
             CONVENER_POOL_SIZE=str(_WORKERS),
             CONVENER_WORKER_HANDLERS="tests.system.asking",
         )
@@ -95,6 +96,10 @@ async def _workers(up: Up) -> list[dict[str, Any]]:
     return [worker for worker in found if worker["pid"]]
 
 
+async def _processes(up: Up) -> list[psutil.Process]:
+    return [psutil.Process(worker["pid"]) for worker in await _workers(up) if psutil.pid_exists(worker["pid"])]
+
+
 async def test_the_work_gets_done_whatever_the_provider_does(asking: Callable[..., Any]) -> None:
     # Never three failures in a row: an open breaker would hold up everybody for half a minute each time.
     provider = Provider.of(
@@ -128,6 +133,43 @@ async def test_a_dead_workers_permit_is_free_again(asking: Callable[..., Any]) -
     assert {task["state"] for task in tasks} == {"completed"}
     assert {task["failures"] for task in tasks} == {0}
     assert await _in_use(up) == 0
+
+
+async def test_a_task_that_ends_in_any_way_hangs_up_and_lets_its_permit_go(asking: Callable[..., Any]) -> None:
+    hung_up: list[bool] = []
+
+    def endless(asked: Asked, wire: Wire) -> None:
+        hung_up.append(wire.sees_hang_up(60))
+
+    async def cancel(task: str, worker: psutil.Process, handler: psutil.Process) -> None:
+        async with _client(up) as client:
+            (await client.post(f"/tasks/{task}/cancel", json={})).raise_for_status()
+
+    async def kill_handler(task: str, worker: psutil.Process, handler: psutil.Process) -> None:
+        os.killpg(handler.pid, signal.SIGKILL)
+
+    async def stop_at_once(task: str, worker: psutil.Process, handler: psutil.Process) -> None:
+        worker.terminate()
+        await asyncio.sleep(0.1)  # two signals in the same moment are one
+        worker.terminate()
+
+    ways = [cancel, kill_handler, stop_at_once]
+    with serving(Provider.of(*[endless] * len(ways)).respond) as upstream:
+        up = await asking(upstream.url, total_seconds=300)
+        for number, end in enumerate(ways, 1):
+            (task,) = await _submit(up, [{"question": "Why?"}], retry={"max_attempts": 1})
+            await until(lambda number=number: len(upstream.asked) == number, what="the call")  # type: ignore[misc]
+            assert await _in_use(up) == 1
+            (pair,) = [(w, h) for w in await _processes(up) for h in w.children()]
+
+            await end(task, *pair)
+
+            await until(lambda number=number: len(hung_up) == number, what="the end of the call")  # type: ignore[misc]
+            async with asyncio.timeout(60):
+                while await _in_use(up):
+                    await asyncio.sleep(0.1)
+            await _finished(up, [task])
+    assert hung_up == [True] * len(ways)
 
 
 async def test_a_rate_that_outlasts_a_tasks_time_burns_no_attempt(asking: Callable[..., Any]) -> None:
