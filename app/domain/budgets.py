@@ -24,17 +24,28 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """What the tasks of a goal have cost on workers, in seconds: attempts that ended, and those that run now."""
+    """What the tasks of a goal have cost on workers, in seconds: attempts that ended, and those that run now.
+
+    `prior_seconds` is what an attempt is taken to last before any has ended; 0 where nobody knows.
+    """
 
     spent_seconds: float = 0.0
     attempts: int = 0
     running: int = 0
     running_seconds: float = 0.0
+    prior_seconds: float = 0.0
 
     @property
     def mean_seconds(self) -> float:
         """Of an attempt that ended; 0 where none has."""
         return self.spent_seconds / self.attempts if self.attempts else 0.0
+
+    @property
+    def expected_seconds(self) -> float:
+        """Of one more attempt: the mean; before there is one the prior, or what those that run have taken so far."""
+        if self.attempts:
+            return self.mean_seconds
+        return max(self.prior_seconds, self.running_seconds / self.running if self.running else 0.0)
 
     @property
     def used_seconds(self) -> float:
@@ -43,8 +54,8 @@ class Compute:
 
     @property
     def committed_seconds(self) -> float:
-        """What is spent, and what runs, each attempt at the mean or at what it has taken so far in all."""
-        return self.spent_seconds + max(self.running * self.mean_seconds, self.running_seconds)
+        """What is spent, and what runs, each attempt as long as expected or as it has taken so far in all."""
+        return self.spent_seconds + max(self.running * self.expected_seconds, self.running_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +103,19 @@ def overrun(limits: Limits, usage: Usage, pace: Pace) -> str | None:
 
 
 def room(limits: Limits, compute: Compute) -> int | None:
-    """How many more attempts of mean length the compute budget has room for; None where there is no bound.
+    """How many more attempts of the length expected the compute budget has room for; None where there is no bound.
 
-    Less than 1 means: lease no more.
+    Less than 1 means: lease no more. Before anything has run it is 1 at least: only an attempt tells for sure.
     """
     if limits.compute_seconds is None:
         return None
     left = limits.compute_seconds - compute.committed_seconds
     if left <= 0:
         return 0
-    return int(left / compute.mean_seconds + _EPSILON) if compute.mean_seconds > _SHORTEST else None
+    if compute.expected_seconds <= _SHORTEST:
+        return None
+    has_run = compute.attempts or compute.running
+    return max(0 if has_run else 1, int(left / compute.expected_seconds + _EPSILON))
 
 
 def notices(limits: Limits, usage: Usage) -> list[str]:

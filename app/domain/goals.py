@@ -228,7 +228,7 @@ def enforce(usage: Usage, limits: Limits, rush: Rush, *, is_metered: bool = Fals
     if reason:
         return Enforcement(measure=Measure.STOP, reason=reason)
     left = budgets.room(limits, usage.compute)
-    enough = rush.leases(usage.compute.mean_seconds) * (2 if is_metered else 1)
+    enough = rush.leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
     if left is None or left >= max(1, enough):
         return Enforcement(measure=Measure.LEAVE)
     if left >= 1:
@@ -236,7 +236,7 @@ def enforce(usage: Usage, limits: Limits, rush: Rush, *, is_metered: bool = Fals
         return Enforcement(measure=Measure.METER, reason=words, room=left)
     words = (
         f"the compute budget of {limits.compute_seconds:g} s has no room for one more task of "
-        f"{usage.compute.mean_seconds:.3g} s: {usage.compute.committed_seconds:.4g} s are spent or committed"
+        f"{usage.compute.expected_seconds:.3g} s: {usage.compute.committed_seconds:.4g} s are spent or committed"
     )
     return Enforcement(measure=Measure.HOLD if usage.compute.running else Measure.STOP, reason=words)
 

@@ -14,7 +14,7 @@ from app.domain.budgets import Usage, notices
 from app.domain.config import Iterations
 from app.domain.goal_errors import GoalConflict, GoalNotFound, GoalStopped
 from app.domain.goals import GoalMove, GoalPolicy, GoalState, Hold, Terms
-from app.operations import audit
+from app.operations import audit, beginnings
 from app.store import compute, goals, holds
 from app.store.compute import GoalCompute
 from app.store.database import now
@@ -62,6 +62,7 @@ async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]
     if created:
         await goals.tell(connection, GoalMove.CREATE, order.id, {"objective": order.objective})
         await _audit(connection, GoalMove.CREATE, order.by, None, goal, order.objective)
+        await beginnings.meter(connection, goal)
     return goal, created
 
 

@@ -1,5 +1,6 @@
 """Keeping goals within their limits between their reports, and their tasks out of the way while they are held."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import goals as rules
 from app.domain.budgets import Compute
 from app.domain.config import Iterations
-from app.domain.goals import GoalMove, GoalState, Hold, Measure, Rush
+from app.domain.goals import GoalMove, GoalState, Hold, Measure
+from app.operations import beginnings
 from app.operations import goals as operations
 from app.store import cancelling, compute, goals, holds, status
 from app.store.database import Database, now
@@ -40,11 +42,14 @@ async def enforce(connection: AsyncConnection) -> dict[str, Any]:
     limited, moment = await goals.limited(connection), await now(connection)
     if not limited:
         return {"stopped": [], "held": [], "let_through": 0}
-    ids, rush = [goal.id for goal in limited], Rush(workers=await _workers(connection))
+    ids, rush = [goal.id for goal in limited], await beginnings.rush(connection)
     spent, meters = await compute.of_goals(connection, ids), await holds.metered(connection, ids)
+    new = [goal.id for goal in limited if goal.terms.compute_budget_seconds and not spent[goal.id].total.attempts]
+    priors = await beginnings.priors(connection, new)
     stopped, held, let = [], [], 0
     for goal in limited:
         used, meter = operations.usage(goal, spent[goal.id], moment), meters.get(goal.id)
+        used = replace(used, compute=replace(used.compute, prior_seconds=priors.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are for reports.
         limits = rules.policy_of(goal.terms, Iterations()).limits
         due = rules.enforce(used, limits, rush, is_metered=meter is not None)
@@ -57,10 +62,6 @@ async def enforce(connection: AsyncConnection) -> dict[str, Any]:
         elif due.measure is Measure.LEAVE and (meter is not None or goal.hold is Hold.BUDGET):
             await _leave(connection, goal.id)
     return {"stopped": stopped, "held": held, "let_through": let}
-
-
-async def _workers(connection: AsyncConnection) -> int:
-    return sum((await status.workers_by_state(connection)).values())
 
 
 async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, used: Compute) -> int:

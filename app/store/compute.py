@@ -68,6 +68,16 @@ WHERE w.state IN ('starting', 'ready', 'draining') AND t.goal_id = ANY (CAST(:go
 GROUP BY t.goal_id
 """)
 
+# The first task from the goal on in the order of one index, so that no other comes into question: by `seq` alone the
+# planner may look for the first task of a goal that has none among all others.
+_FIRST = text("""
+SELECT first.goal_id, first.agent_type FROM unnest(CAST(:goal_ids AS text[])) AS asked (id)
+CROSS JOIN LATERAL (
+    SELECT goal_id, agent_type FROM tasks t WHERE t.goal_id >= asked.id ORDER BY t.goal_id, t.seq LIMIT 1
+) first
+WHERE first.goal_id = asked.id
+""")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalCompute:
@@ -101,6 +111,12 @@ async def of_goals(connection: AsyncConnection, goal_ids: Collection[str]) -> di
         by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in ours}
         found[goal_id] = GoalCompute(total=total, by_agent=by_agent)
     return found
+
+
+async def first_types(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, AgentType]:
+    """Of which type the first live task of each goal is; goals without tasks are left out."""
+    rows = await connection.execute(_FIRST, {"goal_ids": list(goal_ids)})
+    return {row.goal_id: AgentType(row.agent_type) for row in rows}
 
 
 async def of_goal(connection: AsyncConnection, goal_id: str) -> GoalCompute:

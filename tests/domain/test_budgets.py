@@ -52,6 +52,18 @@ def test_room_for_more_attempts() -> None:
     assert room(LIMITS, Compute(spent_seconds=195.0, attempts=19)) == 0
 
 
+def test_before_an_attempt_has_ended_it_is_expected_to_last_as_others_do() -> None:
+    """Ten fit into 200 s if each takes 20."""
+    assert room(LIMITS, Compute(prior_seconds=20.0)) == 10
+    assert room(LIMITS, Compute(prior_seconds=20.0, running=4, running_seconds=1.0)) == 6
+    assert room(LIMITS, Compute(prior_seconds=20.0, running=10, running_seconds=1.0)) == 0
+    assert room(LIMITS, Compute(running=4, running_seconds=100.0)) == 4, "they take 25 s at least"
+    assert room(LIMITS, Compute(prior_seconds=1000.0)) == 1, "one at least, to see whether it is true"
+    assert room(LIMITS, Compute(prior_seconds=1000.0, running=1)) == 0
+    measured = Compute(prior_seconds=1000.0, spent_seconds=2.0, attempts=2)
+    assert (measured.expected_seconds, room(LIMITS, measured)) == (1.0, 198)
+
+
 def test_notices_name_the_highest_level_that_is_reached() -> None:
     assert notices(LIMITS, used(elapsed=79.9)) == []
     assert notices(LIMITS, used(elapsed=80)) == ["at least 80 % are used: the limit of 100 s of time (80 s so far)"]

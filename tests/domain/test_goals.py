@@ -59,6 +59,17 @@ def test_from_plenty_to_nothing() -> None:
     assert enforce(used(60, 12, 1, 41), BUDGET, RUSH).measure is Measure.STOP, "used up by what runs"
 
 
+def test_the_first_tasks_keep_within_a_budget_too() -> None:
+    """By what tasks of other goals took; and no goal stops for that alone."""
+    few = Usage(compute=Compute(prior_seconds=30.0))
+    assert (enforce(few, BUDGET, RUSH).measure, enforce(few, BUDGET, RUSH).room) == (Measure.METER, 3)
+    assert enforce(Usage(compute=Compute(prior_seconds=3.0)), BUDGET, RUSH).measure is Measure.LEAVE
+    slow = Usage(compute=Compute(prior_seconds=3000.0))
+    assert (enforce(slow, BUDGET, RUSH).measure, enforce(slow, BUDGET, RUSH).room) == (Measure.METER, 1)
+    runs = Usage(compute=Compute(prior_seconds=3000.0, running=1, running_seconds=1.0))
+    assert enforce(runs, BUDGET, RUSH).measure is Measure.HOLD
+
+
 def test_iterations_and_money_are_for_reports() -> None:
     limits = Limits(max_iterations=1, money=1.0)
     assert enforce(Usage(iterations=5, money=7.0), limits, RUSH).measure is Measure.LEAVE

@@ -8,14 +8,16 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.domain.agents import AgentType
+from app.domain.experience import Experience, Service
 from app.domain.goal_errors import GoalStopped
 from app.domain.goals import Terms
 from app.domain.leases import LeasePolicy
 from app.domain.tasks import TaskState
-from app.operations import dead_letters, goals, holding, leases, tasks
+from app.operations import dead_letters, goals, holding, leases, remembering, tasks
 from app.operations.broker import Broker, LeaseCall
 from app.operations.goals import Order
 from app.operations.leases import LeaseDesk
+from app.operations.remembering import Memory
 from app.store import claims, counts, hot
 from app.store.claims import Ask, Lease
 from app.store.database import Database
@@ -337,6 +339,48 @@ async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseDe
     assert await enforce(database) == {}, "they took less than was expected, so it is metered again"
     assert await enforce(database) == {"let_through": 2}
     assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") < 80
+
+
+async def _measured(database: Database, seconds: float) -> None:
+    """Tasks of other goals have taken so long."""
+    at = await value(database, "SELECT now()")
+    service = {AgentType.GENERATION: Service(mean_seconds=seconds, tasks=50)}
+    known = Memory(experience=Experience(at=at, service=service), again_after_seconds=5.0, weights={})
+    async with database.transaction() as connection:
+        await remembering.keep(connection, known)
+
+
+async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Database) -> None:
+    """20 workers wait, none of whom has run a task of this goal; there is enough for five of the usual length."""
+    await _measured(database, 15.0)
+    crowd = [await ready_worker(database) for _ in range(20)]
+    await created(database, compute_budget_seconds=80)
+    ids = await submitted(database, 30)
+    assert await phases(database) == {"held": 30}, "not even before somebody has looked"
+    await holding.work_off(database)
+    assert await enforce(database) == {"let_through": 5}
+    assert await enforce(database) == {}, "the same room is not given twice"
+    assert await ready(database) == ids[:5]
+    asks = [Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
+    found = [claim.lease for claim in await hot.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
+    assert sum(lease is not None for lease in found) == 5
+    assert await enforce(database) == {"held": ["goal"]}
+
+
+async def test_a_new_goal_of_which_too_much_is_expected_is_tried_with_one_task(
+    database: Database, desk: LeaseDesk
+) -> None:
+    await _measured(database, 1000.0)
+    worker = await ready_worker(database)
+    await created(database, compute_budget_seconds=80)
+    await submitted(database, 30)
+    await holding.work_off(database)
+    assert await enforce(database) == {"let_through": 1}
+    lease = await leased(database, worker)
+    assert await enforce(database) == {"held": ["goal"]}
+    await desk.complete(completion(worker, lease))
+    assert await enforce(database) == {}, "it was short, so there is plenty of room"
+    assert await phases(database) == {"pending": 29}
 
 
 async def test_plenty_of_room_ends_the_metering(database: Database, desk: LeaseDesk) -> None:

@@ -1,0 +1,43 @@
+"""What is expected of a goal before any of its attempts has ended, so that its first tasks keep to its budget too."""
+
+from collections.abc import Collection
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import goals as rules
+from app.domain.budgets import Compute, Usage
+from app.domain.config import Iterations
+from app.domain.goals import Measure, Rush
+from app.operations import remembering
+from app.store import compute, holds, status
+from app.store.goals import Goal
+
+
+async def rush(connection: AsyncConnection) -> Rush:
+    """All workers that there are."""
+    return Rush(workers=sum((await status.workers_by_state(connection)).values()))
+
+
+async def priors(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, float]:
+    """Seconds that an attempt of each of these goals is expected to take; none where nothing was ever measured.
+
+    As long as tasks of the type that is first in line take, whatever goal they are of; as those of the slowest type
+    where that is not known.
+    """
+    memory = await remembering.recall(connection) if goal_ids else None
+    known = {agent: one.mean_seconds for agent, one in memory.experience.service.items()} if memory else {}
+    if not known:
+        return {}
+    types, slowest = await compute.first_types(connection, goal_ids), max(known.values())
+    return {goal_id: known.get(types[goal_id], slowest) if goal_id in types else slowest for goal_id in goal_ids}
+
+
+async def meter(connection: AsyncConnection, goal: Goal) -> None:
+    """A new goal whose budget all workers could overrun before anybody looks is metered from its first task on."""
+    limits = rules.policy_of(goal.terms, Iterations()).limits
+    if limits.compute_seconds is None:
+        return
+    prior = (await priors(connection, [goal.id])).get(goal.id, 0.0)
+    due = rules.enforce(Usage(compute=Compute(prior_seconds=prior)), limits, await rush(connection))
+    if due.measure is Measure.METER:
+        await holds.meter(connection, goal.id, attempts=0)
