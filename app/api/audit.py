@@ -87,11 +87,12 @@ async def page(
 
 
 @router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])
-async def verify(asked: VerifyIn, connection: Reading, services: ServicesDep, caller: Caller) -> VerdictOut:
+async def verify(asked: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
     known = Link(seq=asked.known.seq, digest=bytes.fromhex(asked.known.digest)) if asked.known else None
-    found = await operations.verify(connection, known)
-    await config.note_read(connection, services.config.initial, caller.key_id, "audit.verify")
+    found = await operations.verify(services.database, known)
+    async with services.database.transaction() as connection:
+        await config.note_read(connection, services.config.initial, caller.key_id, "audit.verify")
     end = EndOut(seq=found.end.seq, digest=found.end.digest.hex())
     return VerdictOut(ok=found.violation is None, entries=found.entries, end=end, violation=found.violation)
 

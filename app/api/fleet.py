@@ -12,6 +12,7 @@ from app.api.connections import Reading
 from app.api.fields import Limit, Moment
 from app.api.services import ServicesDep
 from app.domain.access import Scope
+from app.operations import config
 from app.operations import fleet as operations
 from app.store import fleet
 from app.store import replacements as records
@@ -103,7 +104,7 @@ class ReplacementTimesOut(BaseModel):
 @router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
-    pool = (await services.config.read()).document.worker_pool
+    pool = (await config.current(connection, services.config.initial)).document.worker_pool
     found = await operations.status(connection)
     return FleetOut(
         min_workers=pool.min_workers,

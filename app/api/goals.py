@@ -1,11 +1,13 @@
 """Research goals: created, followed, paused and stopped; their iterations decided on; and how they share the queue."""
 
+import asyncio
 import json
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.access import Caller, requires
 from app.api.connections import Reading, Writing
@@ -31,8 +33,8 @@ from app.domain import goal_errors
 from app.domain.access import Scope
 from app.domain.config import Iterations
 from app.domain.goals import GoalState
+from app.operations import config, iterations
 from app.operations import goals as operations
-from app.operations import iterations
 from app.operations.goals import Order
 from app.store import goals as store
 from app.store import iterations as iteration_store
@@ -80,7 +82,7 @@ async def create(
     )
     goal, created = await operations.create(connection, order)
     response.status_code = 201 if created else 200
-    return whole(await operations.view(connection, goal.id, await _configured(services)))
+    return whole(await operations.view(connection, goal.id, await _configured(connection, services)))
 
 
 @router.get("", summary="List research goals", dependencies=[requires(Scope.READ)])
@@ -98,7 +100,7 @@ async def page(
 @router.get("/{goal_id}", summary="Read a research goal", dependencies=[requires(Scope.READ)], responses=_FOUND)
 async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
-    return whole(await operations.view(connection, goal_id, await _configured(services)))
+    return whole(await operations.view(connection, goal_id, await _configured(connection, services)))
 
 
 @router.post(
@@ -109,7 +111,7 @@ async def pause(
 ) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
     await operations.pause(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await operations.view(connection, goal_id, await _configured(services)))
+    return whole(await operations.view(connection, goal_id, await _configured(connection, services)))
 
 
 @router.post(
@@ -120,7 +122,7 @@ async def resume(
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
     await operations.resume(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await operations.view(connection, goal_id, await _configured(services)))
+    return whole(await operations.view(connection, goal_id, await _configured(connection, services)))
 
 
 @router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
@@ -129,7 +131,7 @@ async def stop(
 ) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
     await operations.stop(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await operations.view(connection, goal_id, await _configured(services)))
+    return whole(await operations.view(connection, goal_id, await _configured(connection, services)))
 
 
 @router.post(
@@ -143,7 +145,7 @@ async def extend(
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
     await operations.extend(connection, goal_id, wanted.constraints.terms(), caller.key_id)
-    return whole(await operations.view(connection, goal_id, await _configured(services)))
+    return whole(await operations.view(connection, goal_id, await _configured(connection, services)))
 
 
 @router.post(
@@ -163,7 +165,7 @@ async def report(
 
     Safe to repeat: the same numbers get the same answer, others are refused.
     """
-    answer = await iterations.report(connection, goal_id, done.account(), await _configured(services))
+    answer = await iterations.report(connection, goal_id, done.account(), await _configured(connection, services))
     response.status_code = 201 if answer.created else 200
     return reported(answer.iteration)
 
@@ -193,9 +195,12 @@ async def iteration_page(
     dependencies=[requires(Scope.READ)],
     responses=documented(goal_errors.GoalNotFound, goal_errors.IterationNotFound),
 )
-async def replay(goal_id: GoalId, number: Number, connection: Reading) -> GoalReplayOut:
+async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""
-    found = await iterations.replay(connection, goal_id, number)
+    async with services.database.transaction() as connection:
+        history = await iterations.history(connection, goal_id, number)
+    # Away from the loop, since after a thousand iterations it takes a while; and no connection is held meanwhile.
+    found = await asyncio.to_thread(iterations.replay, goal_id, history)
     return GoalReplayOut(
         identical=found.recorded == found.replayed,
         recorded=json.loads(found.recorded),
@@ -216,5 +221,6 @@ async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
     return GoalWeightOut(goal_id=goal_id, weight=await store.weight(connection, goal_id))
 
 
-async def _configured(services: Services) -> Iterations:
-    return (await services.config.read()).document.test_time_compute
+async def _configured(connection: AsyncConnection, services: Services) -> Iterations:
+    # Not through another connection: where all are in use by callers who wait for one more, nobody goes on.
+    return (await config.current(connection, services.config.initial)).document.test_time_compute

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import problems
 from app.api.access import requires
-from app.api.connections import Reading
 from app.api.services import ServicesDep
 from app.domain.access import Scope
 from app.domain.errors import DatabaseUnavailable, ShuttingDown
@@ -79,18 +78,21 @@ async def readyz(services: ServicesDep) -> Response:
 
 
 @router.get("/status", summary="What is going on?", dependencies=[requires(Scope.READ)])
-async def overview(services: ServicesDep, connection: Reading) -> StatusOut:
+async def overview(services: ServicesDep) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
-    queue = await queues.look(connection)
+    # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
     report, _ = await services.lookout.report()
+    async with services.database.transaction() as connection:
+        queue, workers = await queues.look(connection), await status.workers_by_state(connection)
+        standing = await alerts.standing(connection)
     finished = {end: round(within(queue.recent, MOVES[end], queue.at, _MINUTE)) for end in ENDS}
     return StatusOut(
         tasks=_tasks(queue),
-        workers=await status.workers_by_state(connection),
+        workers=workers,
         finished_last_minute={end: count for end, count in finished.items() if count},
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
         waiting_leases=services.broker.waiting,
-        alerts=Counter(alert.severity.name.lower() for alert in await alerts.standing(connection)),
+        alerts=Counter(alert.severity.name.lower() for alert in standing),
         warnings=warnings(queue, services.admission.policy),
         overall_health=report.overall,
         health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],

@@ -62,11 +62,11 @@ async def page(
 @router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_READ, responses=_FINDING)
 async def read(
     decision_id: DecisionId,
-    connection: Reading,
+    services: ServicesDep,
     inputs: Annotated[bool, Query(description="also all that it depends on")] = False,
 ) -> ScalingDecisionOut:
     """A decision in the specification's shape, and in plain words: what drove it, each limit, what was rejected."""
-    kept = await operations.read(connection, decision_id)
+    kept = await _read(services.database, decision_id)
     return await asyncio.to_thread(whole, kept, inputs=inputs)
 
 
@@ -95,12 +95,16 @@ async def replay_many(asked: ReplayManyIn, services: ServicesDep) -> ReplayManyO
     dependencies=_READ,
     responses=documented(errors.DecisionNotFound, errors.ConfigRefused),
 )
-async def what_if(asked: WhatIfIn, connection: Reading) -> WhatIfOut:
+async def what_if(asked: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     """What would have been decided then, had the configuration been another. Changes nothing."""
-    kept = await operations.read(connection, asked.decision_id)
+    # Whatever takes milliseconds is away from the loop, and no connection is held meanwhile.
+    kept = await _read(services.database, asked.decision_id)
     document = None
     if asked.config is not None or asked.mode is not None:
-        document = patched(await operations.base_document(connection, kept, asked.mode), asked.config or {})
+        inputs = await asyncio.to_thread(operations.inputs_of, kept)
+        async with services.database.transaction() as connection:
+            base = await operations.base_document(connection, inputs, asked.mode)
+        document = patched(base, asked.config or {})
     variation = Variation(
         document=document,
         mode=asked.mode,
@@ -124,6 +128,6 @@ async def recommendation(connection: Reading, services: ServicesDep) -> Recommen
     return recommended(await operations.recommendation(connection, services.config.initial))
 
 
-async def _read(database: Database, decision_id: int) -> Kept:
+async def _read(database: Database, decision_id: int | None) -> Kept:
     async with database.transaction() as connection:
         return await operations.read(connection, decision_id)

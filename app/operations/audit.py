@@ -1,5 +1,7 @@
 """The audit log: recorded in the transaction of what it tells of, and checked from its first entry on."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.audit import Deed, Entry, Link, chained, flaw
 from app.store import audit
+from app.store.database import Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +35,35 @@ async def record(
     return entry
 
 
-async def verify(connection: AsyncConnection, known: Link | None = None) -> Verdict:
+async def verify(database: Database, known: Link | None = None) -> Verdict:
     """Compute every digest anew, up to the first entry that is not as it was.
+
+    Away from the loop, and with no connection held meanwhile: entries are only added, so a look for each batch of them
+    sees the same as one for all. What is added in the meantime is checked as well.
 
     Entries that were cut off at the end leave a sound chain behind, so whoever noted an earlier end passes it as
     `known`: it must still be there.
     """
     link, violation = Link(), None
-    async for entry in audit.onward(connection):
-        violation = flaw(link, entry) or _differs(known, entry)
-        if violation is not None:
+    while violation is None:
+        async with database.transaction() as connection:
+            entries = await audit.onward(connection, after=link.seq)
+        if not entries:
             break
-        link = Link(seq=entry.seq, digest=entry.digest)
+        link, violation = await asyncio.to_thread(_checked, link, entries, known)
     if violation is None and known is not None and known.seq > link.seq:
         violation = f"entry {known.seq} is missing; the log ends with {link.seq}"
     return Verdict(entries=link.seq, end=link, violation=violation)
+
+
+def _checked(link: Link, entries: Sequence[Entry], known: Link | None) -> tuple[Link, str | None]:
+    """The last entry that is sound, the chain being so up to `link`, and what is wrong with the next one."""
+    for entry in entries:
+        violation = flaw(link, entry) or _differs(known, entry)
+        if violation is not None:
+            return link, violation
+        link = Link(seq=entry.seq, digest=entry.digest)
+    return link, None
 
 
 def _differs(known: Link | None, entry: Entry) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -74,12 +74,17 @@ async def report(connection: AsyncConnection, goal_id: str, account: Account, co
     return Answer(iteration=made, created=True)
 
 
-async def replay(connection: AsyncConnection, goal_id: str, number: int) -> Replay:
-    """Decide again on a recorded iteration. Raises GoalNotFound, IterationNotFound."""
+async def history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
+    """A recorded iteration, after those before it. Raises GoalNotFound, IterationNotFound."""
     await operations.found(connection, goal_id)
-    history = await iterations.up_to(connection, goal_id, number)
-    if not history or history[-1].number != number:
+    found = await iterations.up_to(connection, goal_id, number)
+    if not found or found[-1].number != number:
         raise IterationNotFound
+    return found
+
+
+def replay(goal_id: str, history: Sequence[Iteration]) -> Replay:
+    """Decide again on the last of these iterations. Takes tens of milliseconds where they are many."""
     inputs = json.loads(history[-1].inputs)
     snapshot = GoalSnapshot(
         goal_id=goal_id, reports=[_report(json.loads(row.report)) for row in history], usage=_usage(inputs["usage"])

@@ -1,7 +1,6 @@
 """The audit log: entries are added at the tail, by one transaction at a time."""
 
 import json
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -59,13 +58,9 @@ async def page(connection: AsyncConnection, *, before: int, action: str | None, 
     return [_entry(row) for row in rows.mappings()]
 
 
-async def onward(connection: AsyncConnection) -> AsyncIterator[Entry]:
-    """All entries from the first, read in batches."""
-    after = 0
-    while rows := (await connection.execute(_ONWARD, {"after": after, "limit": _BATCH})).mappings().all():
-        for row in rows:
-            yield _entry(row)
-        after = rows[-1]["seq"]
+async def onward(connection: AsyncConnection, *, after: int) -> list[Entry]:
+    """The next entries above `after`; none at the end."""
+    return [_entry(row) for row in (await connection.execute(_ONWARD, {"after": after, "limit": _BATCH})).mappings()]
 
 
 def _entry(row: Any) -> Entry:

@@ -4,7 +4,6 @@ import asyncio
 
 import asyncpg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.audit import Entry, Link
 from app.operations import audit
@@ -20,8 +19,7 @@ async def _recorded(database: Database, action: str) -> Entry:
 
 
 async def _verdict(database: Database, known: Link | None = None) -> Verdict:
-    async with database.transaction() as connection:
-        return await audit.verify(connection, known)
+    return await audit.verify(database, known)
 
 
 async def _forged(database: Database, statement: str) -> None:
@@ -30,16 +28,17 @@ async def _forged(database: Database, statement: str) -> None:
         await connection.execute(f"SET session_replication_role = replica; {statement}; RESET session_replication_role")
 
 
-async def test_an_empty_log_is_sound(connection: AsyncConnection) -> None:
-    assert await audit.verify(connection) == Verdict(entries=0, end=Link(), violation=None)
+async def test_an_empty_log_is_sound(database: Database) -> None:
+    assert await audit.verify(database) == Verdict(entries=0, end=Link(), violation=None)
 
 
-async def test_several_entries_of_one_transaction(connection: AsyncConnection) -> None:
-    entries = [await audit.record(connection, f"test.{number}", by="me") for number in range(3)]
-    assert [entry.seq for entry in entries] == [1, 2, 3]
-    assert await store.page(connection, before=4, action=None, limit=9) == entries[::-1]
-    assert await store.page(connection, before=4, action="test.1", limit=9) == [entries[1]]
-    verdict = await audit.verify(connection)
+async def test_several_entries_of_one_transaction(database: Database) -> None:
+    async with database.transaction() as connection:
+        entries = [await audit.record(connection, f"test.{number}", by="me") for number in range(3)]
+        assert [entry.seq for entry in entries] == [1, 2, 3]
+        assert await store.page(connection, before=4, action=None, limit=9) == entries[::-1]
+        assert await store.page(connection, before=4, action="test.1", limit=9) == [entries[1]]
+    verdict = await audit.verify(database)
     assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[2].digest, None)
 
 

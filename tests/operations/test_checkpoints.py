@@ -322,7 +322,7 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             assert found.goal == before.goal
             assert found.compute == before.compute
             assert found.compute.total.attempts == 1
-            replay = await iterations.replay(connection, "goal", 1)
+            replay = iterations.replay("goal", await iterations.history(connection, "goal", 1))
             assert replay.recorded == replay.replayed
             await goals.resume(connection, "goal", "we are there", "me")
         async with database.transaction() as connection:

@@ -219,5 +219,4 @@ async def test_every_order_is_in_the_audit_log(database: Database) -> None:
     rows = await fetch(database, "SELECT action, by, reason FROM audit ORDER BY seq")
     orders = [tuple(row) for row in rows if row["action"].startswith("weights.")]
     assert orders == [(f"weights.{what}", "someone", ORDER.reason) for what in ("command", "override", "release")]
-    async with database.transaction() as connection:
-        assert (await audit.verify(connection)).violation is None
+    assert (await audit.verify(database)).violation is None
