@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.tasks import Move
-from app.store import announcements
+from app.store import announcements, dependencies
 from app.store.selection import Selection
 from app.store.tables import KEPT_COLUMNS
 
@@ -25,16 +25,6 @@ class Cancelled:
 # Whoever completes a task locks it first and then, in the order of their ids, those that wait for it. So the free
 # tasks come first here too, and those that wait come after.
 _LOCK_FREE = "SELECT id FROM tasks WHERE {where} ORDER BY id FOR UPDATE"
-
-_LOCK_WAITING = text("""
-WITH RECURSIVE waiting AS (
-    SELECT id FROM unnest(CAST(:ids AS uuid[])) AS given (id)
-    UNION
-    SELECT d.task_id FROM task_dependencies d JOIN waiting w ON d.depends_on = w.id
-)
-SELECT t.id FROM tasks t
-WHERE t.id IN (SELECT id FROM waiting) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
-""")
 
 _KEPT = ", ".join(KEPT_COLUMNS)
 
@@ -96,7 +86,7 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     """
     values = {**selection.values(), "ids": list(ids)}
     await connection.execute(text(_LOCK_FREE.format(where=_ours(selection, "state <> 'blocked'"))), values)
-    await connection.execute(_LOCK_WAITING, {"ids": list(ids)})
+    await dependencies.lock_waiting(connection, ids)
     error, detail = json.dumps({"code": "cancelled", "message": reason}), json.dumps({"reason": reason})
     where = {"where": _ours(selection), "selected": selection.where()}
     statement = text(_CANCEL.format(**where, kept=_KEPT, kind=Move.CANCEL))

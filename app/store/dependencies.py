@@ -64,6 +64,17 @@ SELECT agent_type, priority, min(tag) AS tag FROM unblocked
 WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority
 """
 
+# All at once, in one order: level by level two of those who end tasks, or one and a submit, could wait for each other.
+_LOCK_WAITING = text("""
+WITH RECURSIVE waiting AS (
+    SELECT id FROM unnest(CAST(:ids AS uuid[])) AS given (id)
+    UNION
+    SELECT d.task_id FROM task_dependencies d JOIN waiting w ON d.depends_on = w.id
+)
+SELECT t.id FROM tasks t
+WHERE t.id IN (SELECT id FROM waiting) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
+""")
+
 _KEPT = ", ".join(KEPT_COLUMNS)
 
 # One level at a time: only a statement that begins after the locks of its level sees every edge of the next.
@@ -121,6 +132,11 @@ async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed: S
     return lanes.lowest(await connection.fetch(_UNBLOCK, completed))
 
 
+async def lock_waiting(connection: AsyncConnection, ids: Collection[UUID]) -> bool:
+    """Lock all that wait for these tasks, however indirectly, and of these those that wait; whether there are any."""
+    return (await connection.execute(_LOCK_WAITING, {"ids": list(ids)})).first() is not None
+
+
 async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> int:
     """Cancel all that wait for a task which failed or was cancelled, however indirectly; returns how many.
 
@@ -130,7 +146,7 @@ async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome:
     error = json.dumps({"code": "dependency_failed", "message": message, "dependency": str(task_id)})
     await connection.execute(_CUT, {"id": task_id})
     cancelled = 0
-    level = [task_id]
+    level = [task_id] if await lock_waiting(connection, [task_id]) else []
     while level:
         level = list((await connection.execute(_CANCEL_LEVEL, {"ids": level, "error": error})).scalars())
         cancelled += len(level)

@@ -148,10 +148,30 @@ async def test_a_submit_locks_what_runs_before_what_waits_for_it(database: Datab
         await completing.begin()
         await completing.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": running})
         submitting = asyncio.create_task(_submit(database, {"depends_on": [waiting, running]}))
-        await sql.until(lambda: sql.value(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        await sql.until_blocked(database)
         # The lock of what waits is free still: the completion gets it without having to wait for the submit.
         await completing.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT"), {"id": waiting})
     assert (await submitting)[0].state is TaskState.BLOCKED
+
+
+async def test_who_ends_a_task_locks_all_that_wait_for_it_in_one_order(database: Database) -> None:
+    """By their ids, as a cancellation of many does; level by level the two would deadlock."""
+    (last, middle), first = sorted((uuid4(), uuid4())), uuid4()
+    await _submit(database, {"id": first}, {"id": middle, "depends_on": [first]}, {"id": last, "depends_on": [middle]})
+    lock = text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT")
+
+    async def cancel() -> None:
+        async with database.transaction() as connection:
+            await tasks.cancel(connection, first, "not needed")
+
+    async with database.engine.connect() as other:
+        await other.begin()
+        await other.execute(lock, {"id": last})
+        cancelling = asyncio.create_task(cancel())
+        await sql.until_blocked(database)
+        await other.execute(lock, {"id": middle})
+    await cancelling
+    assert set((await _states(database)).values()) == {"cancelled"}
 
 
 async def test_two_completions_at_once_let_go_of_the_task_that_waits_for_both(database: Database) -> None:
