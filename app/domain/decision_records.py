@@ -217,6 +217,7 @@ def _snapshot(seen: ScalingSnapshot) -> dict[str, Any]:
         "start_seconds": seen.start_seconds,
         "caps": [[cap.resource, cap.workers] for cap in seen.caps],
         "usual": seen.usual,
+        "running_mean_seconds": seen.running_mean_seconds,
     }
 
 
@@ -234,6 +235,7 @@ def _snapshot_of(kept: Mapping[str, Any]) -> ScalingSnapshot:
         start_seconds=kept["start_seconds"],
         caps=[Cap(resource=resource, workers=workers) for resource, workers in kept["caps"]],
         usual=kept["usual"],
+        running_mean_seconds=kept.get("running_mean_seconds"),
     )
 
 

@@ -46,6 +46,8 @@ def _seen(inputs: Inputs) -> Iterator[str]:
     yield _queue(snapshot)
     yield "the CPU is not measured" if snapshot.cpu is None else f"the CPU is {snapshot.cpu:.0%} busy"
     yield f"a new worker is taken to be ready after {snapshot.start_seconds:.1f} s"
+    if snapshot.running_mean_seconds is not None:
+        yield f"the tasks at work are taken to last {snapshot.running_mean_seconds:,.1f} s on average"
     for cap in snapshot.caps:
         yield f"{cap.resource}: enough for {cap.workers:,} workers"
     policy = inputs.policy

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from app.domain.caps import Cap
+from app.domain.freeing import started
 from app.domain.spare import Spare, SparePolicy, surplus
 from app.domain.waiting import Waiting
 
@@ -51,6 +52,9 @@ class ScalingPolicy:
     fixed: bool = False
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
     growth: float = 2.0
+    # How surely workers at work are free in time. At 0 tasks of 120 s are late (0.1 %), at 1 still 0.03 %; at 3.3, the
+    # normal quantile of the 0.05 % that may be late, small pools turn round more often than dask's.
+    deviations: float = 2.0
     spare: SparePolicy = field(default_factory=SparePolicy)
     tick_seconds: float = 5.0  # the most that the contract allows; at 10 mixed lengths are late (0.06 %)
     # A pool that may only double catches up by doubling again soon: at 5 s a third of a large batch is late.
@@ -79,7 +83,8 @@ class ScalingSnapshot:
 
     `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch; `spare` has
     the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of the starts that were measured;
-    `usual` is the size of a pool that does not scale.
+    `running_mean_seconds` is what a task at work is estimated to take in all, on average; `usual` is the size of a pool
+    that does not scale.
     """
 
     idle: int
@@ -92,6 +97,7 @@ class ScalingSnapshot:
     start_seconds: float = USUAL_START_SECONDS
     caps: Sequence[Cap] = ()
     usual: int | None = None
+    running_mean_seconds: float | None = None
 
     @property
     def ready(self) -> int:
@@ -151,11 +157,11 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
 def need(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
     """The smallest pool with which every waiting task starts inside its budget; never more than there are tasks.
 
-    For every group in turn: the work up to it must be started in what is left of its budget. Each present worker starts
-    `left` seconds of work by then, each new one what is left after its start; the last task of each need only begin.
+    For every group in turn: the work up to it must be started in what is left of its budget. Those who are at work
+    start what they surely will, each new one what is left after its start; the last task of each need only begin.
     """
     tasks, work, one, extra = 0, 0.0, math.inf, 0.0
-    coming, until_ready = len(snapshot.starting), sum(snapshot.starting)
+    coming, until_ready, mean = len(snapshot.starting), sum(snapshot.starting), snapshot.running_mean_seconds
     for group in snapshot.waiting or ():
         if group.tasks <= 0 or group.work_seconds <= 0:
             continue
@@ -164,7 +170,11 @@ def need(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
         # The shortest, not the mean of all so far: a mean would let a long task that joins lower the need.
         one = min(one, group.work_seconds / group.tasks)
         left = max(0.0, policy.budget_seconds - group.oldest_age_seconds)
-        have = snapshot.ready * left + max(0.0, coming * (left + one) - until_ready)
+        if mean is None:  # it was not kept once, and a decision of then is to be made again as it was
+            have = snapshot.ready * left
+        else:
+            have = snapshot.idle * left + started(snapshot.busy, mean, left, one, policy.deviations)
+        have += max(0.0, coming * (left + one) - until_ready)
         if work > have:
             extra = max(extra, (work - have) / (max(0.0, left - snapshot.start_seconds) + one))
     return min(snapshot.workers + math.ceil(extra), tasks + snapshot.busy)

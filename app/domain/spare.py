@@ -21,12 +21,13 @@ class Spare:
 class SparePolicy:
     """Seconds, and prices in seconds that a worker idles.
 
-    The prices were found on the two Azure traces of 2023 and on synthetic loads, then tried on others. A busy pool is
-    cut more slowly: its next burst is nearer.
+    The price is that of starting ten workers (5 s each), twice that in a busy pool: its next burst is nearer. Measured
+    on 51 loads, most with three seeds: four times as much costs 6 % more on average, and up to 20 % more in small pools
+    and with bursts of mixed lengths; 20 for both saves 2 %, and steady pools turn round half as often again.
     """
 
-    price: float = 200.0
-    busy_price: float = 400.0
+    price: float = 50.0
+    busy_price: float = 100.0
     # Two ticks: one idle sample may be the gap between two tasks.
     settle_seconds: float = 10.0
     # Whatever the price, nobody idles longer than the usual scale-down window of autoscalers.

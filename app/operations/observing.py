@@ -122,10 +122,17 @@ def waiting(
     return groups
 
 
+def running_mean_seconds(seen: Queue, known: Experience) -> float | None:
+    """What a task that a worker has is estimated to take in all, on average; None when nobody has any."""
+    tasks = sum(seen.running.values())
+    seconds = sum(count * learning.estimate(known, agent, SERVICE) for agent, count in seen.running.items())
+    return seconds / tasks if tasks else None
+
+
 def snapshot(
     seen: Pool, known: Experience, groups: Sequence[Waiting], policy: ScalingPolicy, owed: int
 ) -> ScalingSnapshot:
-    """The pool as the rule takes it; workers that hosts owe are as good as starting. Caps come later."""
+    """The pool as the rule takes it; workers that hosts owe are as good as starting. Caps and the mean come later."""
     ready = [w for w in seen.workers if w.state == WorkerState.READY]
     busy = sum(w.busy for w in ready)
     takes = learning.start_seconds(known, USUAL_START_SECONDS)

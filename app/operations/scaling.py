@@ -156,7 +156,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         config_version=seen.config.version,
         mode=seen.config.mode,
         policy=policy,
-        snapshot=replace(snapshot, caps=found),
+        snapshot=replace(snapshot, caps=found, running_mean_seconds=observing.running_mean_seconds(seen.queue, known)),
         members=[_member(worker) for worker in seen.pool.staying],
         loads=_loads(seen.queue, known, able),
         weights=seen.weights.weights,

@@ -37,6 +37,12 @@ class Observation:
         """Those that are here or on their way in."""
         return self.ready + len(self.starting)
 
+    @property
+    def running_mean_seconds(self) -> float | None:
+        """What a task at work is estimated to take in all; None when nobody works."""
+        running = self.busy + self.draining
+        return self.running_seconds / running if running else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -105,4 +111,5 @@ class Rule:
             spare=self._spare,
             cpu=seen.busy / max(1, seen.ready),
             start_seconds=self._start_seconds,
+            running_mean_seconds=seen.running_mean_seconds,
         )

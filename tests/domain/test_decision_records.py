@@ -16,7 +16,7 @@ from app.domain.caps import Cap
 from app.domain.decisions import Inputs, Member, SetAside, resolve
 from app.domain.explanations import explain
 from app.domain.scaling import Mode, ScalingPolicy, ScalingSnapshot, in_mode
-from app.domain.spare import Spare
+from app.domain.spare import Spare, SparePolicy
 from app.domain.waiting import Waiting
 from app.domain.workers import WorkerId
 
@@ -56,6 +56,7 @@ _snapshots = st.builds(
     start_seconds=st.floats(0.1, 60),
     caps=st.lists(st.builds(Cap, resource=st.text(max_size=5), workers=st.integers(0, 20)), max_size=2),
     usual=st.none() | st.integers(0, 9),
+    running_mean_seconds=st.none() | st.floats(1, 1e3),
 )
 _shares = st.fixed_dictionaries({agent: st.floats(0.02, 1) for agent in AgentType})
 _inputs = st.builds(
@@ -153,6 +154,26 @@ def test_what_was_not_known_yet_has_its_default(field: str) -> None:
     kept = json.loads(records.inputs_text(inputs))
     del kept[field]
     assert records.replayed(records.roster([]), json.dumps(kept)) == _text(inputs)
+
+
+def test_a_decision_from_before_the_mean_of_tasks_at_work_was_kept_is_made_again_as_it_was() -> None:
+    """By the rule of then 10 workers start 240 s of the 600 s of work within 24 s, and each new one 29 s."""
+    waits = [Waiting(tasks=60, work_seconds=600.0, oldest_age_seconds=0.0)]
+    seen = ScalingSnapshot(idle=0, busy=10, waiting=waits, cpu=0.9)
+    inputs = _plain(policy=ScalingPolicy(min_workers=2, max_workers=99), snapshot=seen)
+    kept = json.loads(records.inputs_text(inputs))
+    del kept["snapshot"]["running_mean_seconds"], kept["policy"]["deviations"]
+    again = records.replayed(records.roster([]), json.dumps(kept))
+    assert again == _text(inputs)
+    assert json.loads(again)["need"] == 10 + 13
+
+
+@pytest.mark.parametrize(("price", "target"), [(50.0, 2), (200.0, 10)])
+def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int) -> None:
+    policy = ScalingPolicy(min_workers=2, max_workers=99, spare=SparePolicy(price=price))
+    seen = ScalingSnapshot(idle=8, busy=2, waiting=[], spare=[Spare(seconds=5.0, idle=8)] * 2, cpu=0.5)
+    text = records.inputs_text(_plain(policy=policy, snapshot=seen))
+    assert json.loads(records.replayed(records.roster([]), text))["target_workers"] == target
 
 
 def test_what_is_not_known_any_more_is_passed_over() -> None:

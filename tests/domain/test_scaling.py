@@ -21,7 +21,7 @@ from app.domain.scaling import (
     is_burst,
     need,
 )
-from app.domain.spare import Spare
+from app.domain.spare import Spare, SparePolicy
 from app.domain.waiting import Waiting
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -70,6 +70,31 @@ def test_need_to_the_number() -> None:
     assert need(snapshot(waiting(60, seconds=10.0), starting=[4.0, 4.0]), POLICY) == 12 + 11
     # With 14 s gone, 100 s are started by those who are there, and a new one starts 10 - 5 + 10.
     assert need(snapshot(waiting(60, seconds=10.0, age=14.0)), POLICY) == 10 + 34
+
+
+def test_tasks_at_work_that_take_long_free_few_workers_in_time() -> None:
+    """Of 100 workers with tasks of 180 s, 12.5 are free within 24 s, and at two deviations fewer (3.3 each) 5.9."""
+    short = waiting(300, seconds=1.0)
+    blocked = snapshot(short, busy=100, running_mean_seconds=180.0)
+    # Each of the 5.9 has 24 / 0.125 - 180 = 12.2 s left and starts 13.2 s of work, 77 s in all; a new one 20 s.
+    assert need(blocked, POLICY) == 100 + 12
+    assert need(snapshot(short, busy=100, running_mean_seconds=1.0), POLICY) == 100
+    assert need(snapshot(short, busy=100), POLICY) == 100
+
+
+def test_tasks_at_work_that_are_soon_over_free_all_workers_for_long_ones() -> None:
+    long = waiting(10, seconds=180.0)
+    assert need(snapshot(long, busy=10, running_mean_seconds=1.0), POLICY) == 10
+    # By the mean of what waits each would start no more than 24 s of it.
+    assert need(snapshot(long, busy=10), POLICY) == 10 + 8
+
+
+def test_without_allowance_tasks_alike_are_started_at_the_rate_at_which_others_end() -> None:
+    level = replace(POLICY, deviations=0.0)
+    for seconds in (1.0, 10.0, 300.0):
+        groups = [waiting(60, seconds=seconds), waiting(900, seconds=seconds)]
+        known = snapshot(*groups, busy=40, running_mean_seconds=seconds)
+        assert need(known, level) == need(replace(known, running_mean_seconds=None), level)
 
 
 def test_never_more_workers_than_tasks() -> None:
@@ -145,13 +170,13 @@ def idle(*samples: tuple[float, int]) -> list[Spare]:
     ("samples", "busy", "target", "why"),
     [
         ([(5.0, 8)], 2, 10, "ten seconds have not passed"),
-        ([(5.0, 8)] * 4, 8, 16, "8 x 20 s are less than 400 s in a busy pool"),
-        ([(5.0, 8)] * 10, 8, 8, "8 x 50 s are the price in a busy pool"),
-        ([(5.0, 8)] * 5, 2, 2, "8 x 25 s are the price in a calm one"),
-        ([(5.0, 8)] * 4, 2, 10, "8 x 20 s are not"),
-        ([(5.0, 1), (5.0, 1), *[(5.0, 8)] * 3], 2, 10, "15 s at 8 are not enough, then it is only one"),
-        ([(5.0, 1)] * 60, 30, 37, "nobody idles longer than 300 s"),
-        ([(5.0, 8), (5.0, 0), (5.0, 8), (5.0, 8)], 2, 10, "tasks waited meanwhile"),
+        ([(5.0, 8)] * 2, 8, 16, "8 x 10 s are less than 100 s in a busy pool"),
+        ([(5.0, 8)] * 3, 8, 8, "8 x 15 s are more than the price in a busy pool"),
+        ([(5.0, 8)] * 2, 2, 2, "8 x 10 s are more than the price in a calm one"),
+        ([(5.0, 1), (5.0, 1), (5.0, 8)], 2, 10, "5 s at 8 are not enough, then it is only one"),
+        ([(5.0, 1)] * 19, 30, 38, "1 x 95 s are less than 100 s in a busy pool"),
+        ([(5.0, 1)] * 20, 30, 37, "1 x 100 s are the price in a busy pool"),
+        ([(5.0, 8), (5.0, 0), (5.0, 8), (5.0, 8)], 8, 16, "tasks waited meanwhile"),
     ],
 )
 def test_idle_workers_go_once_they_have_cost_the_price(
@@ -162,6 +187,12 @@ def test_idle_workers_go_once_they_have_cost_the_price(
     assert decided.target == target, why
     assert decided.remove_idle == 8 + busy - target
     assert decided.drain_busy == 0
+
+
+def test_nobody_idles_for_more_than_five_minutes_whatever_the_price() -> None:
+    dear = ScalingPolicy(min_workers=1, max_workers=100, spare=SparePolicy(busy_price=400.0))
+    assert plan(idle=8, busy=30, spare=idle(*[(5.0, 1)] * 59), policy=dear).target == 38
+    assert plan(idle=8, busy=30, spare=idle(*[(5.0, 1)] * 60), policy=dear).target == 37
 
 
 def test_shrinking_stops_at_the_minimum() -> None:

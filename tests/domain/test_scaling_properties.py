@@ -42,6 +42,7 @@ def _snapshot(random: Random) -> ScalingSnapshot:
         cpu=_some(random, None, 0.0, 0.5, 0.95),
         start_seconds=start,
         caps=[Cap(resource="memory", workers=_some(random, 0, 5, 40, 5000)) for _ in range(random.randrange(3))],
+        running_mean_seconds=_some(random, None, 1.0, 4.0, 30.0, 900.0),
     )
 
 
@@ -55,6 +56,7 @@ def _policy(random: Random) -> ScalingPolicy:
         wait_target_seconds=_some(random, 1.0, 30.0, 300.0),
         growth=_some(random, 1.25, 2.0),
         fixed=random.random() < 0.1,
+        deviations=_some(random, 0.0, 2.0, 5.0),
     )
 
 
