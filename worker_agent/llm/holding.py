@@ -14,6 +14,7 @@ from worker_agent.llm.upstream import Broken, Stream
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 3.0
 # What must come to its end although nobody waits for it any longer.
 _ending: set["asyncio.Future[None]"] = set()
 
@@ -55,12 +56,18 @@ class Held:
             end_call()
 
     async def settle(self, settlement: Settlement) -> None:
-        """Say how the call went and let the permit go, also when whoever waits for that is cancelled."""
+        """Say how the call went and let the permit go, also when whoever waits for that is cancelled.
+
+        While the control plane is away it goes on by itself: whoever wants the answer does not wait for long.
+        """
         if self._settled:
             return
         self._settled = True
         self._keeper.cancel()
-        await to_the_end(self._plane.settle(self._permit, settlement))
+        settling = in_the_background(self._plane.settle(self._permit, settlement))
+        await asyncio.wait({settling}, timeout=_PATIENCE_SECONDS)
+        if settling.done():
+            settling.result()
 
     async def _keep(self) -> None:
         await self._plane.keep(self._permit)

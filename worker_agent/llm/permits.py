@@ -16,7 +16,7 @@ from worker_agent.llm.tickets import Ticket
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
-_SETTLE_ATTEMPTS = 4
+_LONGEST_PAUSE_SECONDS = 2.0
 _RENEWALS_PER_TTL = 3
 # A service that starts anew must not cost a call, so a renewal that failed is tried again sooner.
 _TRIES_PER_TTL = 12
@@ -157,14 +157,18 @@ class Plane:
         return replace(permit, since=since, ttl_seconds=float(answer.get("ttl_seconds") or permit.ttl_seconds))
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
-        """Say how the call went; tried a few times, then left to the time to live."""
+        """Say how the call went; tried until the permit's time is over, as it is free by then."""
         body = _settled(permit, settlement)
-        for attempt in range(_SETTLE_ATTEMPTS):
+        pause, enough = 0.2, _clock() + permit.ttl_seconds
+        while True:
             try:
                 status, answer = await self._call("POST", f"/llm/permits/{permit.permit_id}/settle", body)
             except PlaneAway as away:
                 log.warning("a permit could not be settled yet", extra={"fields": {"why": str(away)}})
-                await asyncio.sleep(0.2 * 2**attempt)
+                if _clock() + pause > enough:
+                    return
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 continue
             if status in _UNFIT and len(body) > 2:
                 # What a model says is not always what the control plane can keep; the permit is let go all the same.

@@ -135,6 +135,28 @@ def test_a_client_that_leaves_ends_its_call(start: Start, stream: bool) -> None:
     assert bench.permits.outcomes == ["cancelled"]
 
 
+def test_a_permit_is_let_go_as_soon_as_the_control_plane_is_back(start: Start) -> None:
+    """Its answer is given out meanwhile."""
+    is_back, tried = threading.Event(), threading.Semaphore(0)
+
+    class Away(Permits):
+        def respond(self, asked: Asked, wire: Wire) -> None:
+            if asked.path.endswith("/settle") and not is_back.is_set():
+                tried.release()
+                wire.answer(503, {"code": "shutting_down"})
+            else:
+                Permits.respond(self, asked, wire)
+
+    bench = start(Provider.of(), Away())
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    for _ in range(5):
+        assert tried.acquire(timeout=_LONG)
+    is_back.set()
+    settled(bench, 1)
+
+
 def _asking(bench: Bench, *, stream: bool) -> http.client.HTTPConnection:
     """A request whose answer is not waited for."""
     parts = urlsplit(bench.gateway.url)
