@@ -54,7 +54,7 @@ class Follower:
 
     async def look(self, limit: int) -> Sequence[Event]:
         """The events that follow, up to `limit`; the cursor passes over them. Raises DatabaseUnavailable."""
-        async with self._services.database.transaction() as connection:
+        async with self._services.following, self._services.database.transaction() as connection:
             found = await events.read(connection, self.cursor, limit)
         if found:
             self.cursor = found[-1].cursor

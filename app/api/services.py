@@ -1,6 +1,7 @@
 """What routes work with; put together once by the entrance."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,6 +20,9 @@ from app.operations.permits import PermitDesk
 from app.operations.tasks import Intake
 from app.operations.workers import Heartbeats
 from app.store.database import Database
+
+# So many look for events at once. Those who begin far back read page after page, and may not take all connections.
+_FOLLOWING = 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class Services:
     max_payload_bytes: int
     expected_revision: str | None
     stopping: bool = False
+    following: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_FOLLOWING))
 
     @property
     def intake(self) -> Intake:

@@ -10,7 +10,7 @@ import pytest
 from app.store.database import Database
 from tests.api.service import Service
 from tests.crews import decided
-from tests.sql import until
+from tests.sql import until, until_blocked
 
 # Six, and four more when it gets busy.
 _CONNECTIONS = 10
@@ -26,6 +26,16 @@ async def test_a_request_needs_one_connection(service: Service, path: str) -> No
             await others.enter_async_context(services.database.transaction())
         services.config._known = None
         await service.get(path)
+
+
+async def test_whoever_follows_events_leaves_connections_to_others(service: Service, database: Database) -> None:
+    """However many begin at once, and however long each of their looks takes."""
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        following = [asyncio.create_task(service.get("/events")) for _ in range(2 * _CONNECTIONS)]
+        await until_blocked(database)
+        assert (await service.get("/weights"))["weights"]
+    assert len(await asyncio.gather(*following)) == 2 * _CONNECTIONS
 
 
 async def test_nothing_is_held_while_the_service_computes(
