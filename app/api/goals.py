@@ -92,7 +92,10 @@ async def page(
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
 ) -> GoalPage:
-    """Those that were created. Goals that are merely named by tasks, or weighed, are not listed."""
+    """Those that were created. Goals that are merely named by tasks, or weighed, are not listed.
+
+    One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
+    """
     found, following = await store.page(connection, states=state or (), after=after, limit=limit)
     return GoalPage(items=[summary(goal) for goal in found], next=following)
 

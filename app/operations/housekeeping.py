@@ -18,11 +18,14 @@ from app.operations.context import KEEP
 from app.store import (
     alerts,
     attempts,
+    compute,
     context,
     degradation,
     duties,
     fingerprints,
+    goals,
     holding,
+    hosts,
     judgements,
     keys,
     llm_usage,
@@ -42,6 +45,8 @@ DUTY = "housekeeping"
 EVERY_SECONDS = 600.0
 # Of one table in one round: two million rows, and what is left has to wait, so that every table gets its turn.
 MOST_BITES = 1000
+# In one round, each with up to a thousand iterations: still thousands a day.
+_GOALS = 50
 # Between two bites, so that others get at the disk.
 _BREATH_SECONDS = 0.01
 
@@ -97,7 +102,7 @@ def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
 
 
 def _bites(days: int) -> Mapping[str, Bite]:
-    """Each deletes at most BITE rows, and fewer only when there are no more."""
+    """Each deletes at most BITE rows, and fewer when there are no more; of goals a few, whose iterations are many."""
     pushed = SeriesPolicy()
     return {
         "keys": keys.prune,
@@ -117,6 +122,10 @@ def _bites(days: int) -> Mapping[str, Bite]:
         "pushed": partial(series.prune_points, days=pushed.keep_days),
         "series": partial(series.prune_names, days=pushed.keep_days),
         "batches": partial(series.prune_batches, days=pushed.remember_batches_days),
+        "hosts": partial(hosts.prune, days=days),
+        "duties": partial(duties.prune, days=days),
+        "goals": partial(goals.prune, days=days, bite=_GOALS),
+        "goal_compute": compute.prune,
         "context": partial(context.prune, keep=KEEP, days=days),
     }
 

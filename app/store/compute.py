@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.agents import AgentType
 from app.domain.budgets import Compute
 from app.domain.tasks import Move
-from app.store import folding, holding
+from app.store import folding, goals, holding
+from app.store.bites import BITE, deletion
 
 _NAME = "goals"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
@@ -79,6 +80,21 @@ WHERE first.goal_id = asked.id
 """)
 
 
+# Looks at some goals at a time, whichever they are, so that this costs no more however many have tasks.
+_PRUNE = deletion(
+    "goal_compute",
+    f"""goal_id = ANY (ARRAY(
+        SELECT named.id FROM (
+            SELECT id FROM (SELECT DISTINCT goal_id AS id FROM goal_compute) every ORDER BY random() LIMIT 2000
+        ) named
+        WHERE NOT EXISTS (SELECT FROM goals g WHERE g.id = named.id)
+          AND {goals.NO_TASKS.format(goal="named.id")}
+        LIMIT :bite
+    ))""",
+    "goal_id",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalCompute:
     """All of a goal, and what each agent type has spent of it, in seconds."""
@@ -122,3 +138,11 @@ async def first_types(connection: AsyncConnection, goal_ids: Collection[str]) ->
 async def of_goal(connection: AsyncConnection, goal_id: str) -> GoalCompute:
     """What a goal has cost until now."""
     return (await of_goals(connection, [goal_id]))[goal_id]
+
+
+async def prune(connection: AsyncConnection, bite: int = BITE) -> int:
+    """Forget what goals have cost that are merely named by tasks, once nothing is left of these; returns how many rows.
+
+    Whoever makes up an id for each run leaves rows for ever otherwise, and every checkpoint holds all of them.
+    """
+    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.store.bites import BITE, deletion
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
@@ -41,6 +43,8 @@ _CONCLUDE = text("UPDATE loop_ticks SET result = CAST(:result AS jsonb) WHERE du
 _TAKE_BACK = text("""
 UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => :since) WHERE duty = :duty
 """)
+
+_PRUNE = deletion("loop_ticks", "every_seconds IS NULL AND last_run_at < now() - make_interval(days => :days)", "duty")
 
 _ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
 
@@ -87,6 +91,15 @@ async def conclude(connection: AsyncConnection, turn: Turn, result: dict[str, An
     await connection.execute(_CONCLUDE, {"duty": turn.duty, "result": json.dumps(result, default=str)})
     if not counts:
         await connection.execute(_TAKE_BACK, {"duty": turn.duty, "since": turn.seconds_since_last})
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget duties that nobody misses and that last ran long ago; returns how many.
+
+    Every host has one of its own, by its name, and hosts come and go. A duty that others may tell to be late stays,
+    however long ago it ran; one that was forgotten and is due again gets a new row.
+    """
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 async def page(connection: AsyncConnection) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from app.domain.goals import LIVE, GoalMove, GoalState, Hold, Terms
 from app.domain.improvement import Unit
 from app.domain.stopping import StoppingRule
 from app.store import announcements
+from app.store.bites import BITE
 
 USUAL_WEIGHT = 1.0
 
@@ -99,6 +100,29 @@ INSERT INTO goals AS known (id, weight) VALUES (:id, :weight)
 ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE known.weight <> excluded.weight
 """)
 
+# Each by a look into one index, in its order so that no other comes into question: by the id alone the planner may look
+# for the first task of a goal that has none among all others.
+_NO_TASK = """NOT EXISTS (
+          SELECT FROM (
+              SELECT FROM {table} t WHERE t.goal_id >= {goal} AND t.goal_id <= {goal} ORDER BY t.goal_id LIMIT 1
+          ) first
+      )"""
+NO_TASKS = " AND ".join(_NO_TASK.format(table=table, goal="{goal}") for table in ("tasks", "task_history"))
+
+_PRUNE = text(f"""
+WITH old AS MATERIALIZED (
+    SELECT id FROM goals WHERE state = 'stopped' AND ended_at < now() - make_interval(days => :days)
+      AND {NO_TASKS.format(goal="goals.id")}
+      AND NOT EXISTS (SELECT FROM holds h WHERE h.goal_id = goals.id)
+    ORDER BY id LIMIT :bite FOR UPDATE SKIP LOCKED
+), iterations AS (
+    DELETE FROM goal_iterations WHERE goal_id IN (SELECT id FROM old)
+), computed AS (
+    DELETE FROM goal_compute WHERE goal_id IN (SELECT id FROM old)
+)
+DELETE FROM goals WHERE id IN (SELECT id FROM old)
+""")
+
 _WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
 
 
@@ -168,6 +192,16 @@ async def weight(connection: AsyncConnection, goal_id: str) -> float:
     """The weight of a goal; the usual one for a goal that nobody has weighed."""
     found = (await connection.execute(_WEIGHT, {"id": goal_id})).scalar()
     return USUAL_WEIGHT if found is None else float(found)
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget goals that stopped long ago, with their iterations and what they have cost; returns how many.
+
+    Every checkpoint holds all goals, so they may not grow without end. A goal stays as long as anything is left of its
+    tasks, which must not be taken for those of a goal that goes on, and whole: as long as it is there each of its
+    decisions can be made again. Who only weighed a goal has made a setting, and that stays.
+    """
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _goal(row: Any) -> Goal:

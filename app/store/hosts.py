@@ -6,6 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.hosts import Host
+from app.store.bites import BITE, deletion
 
 # A host that was silent for this long does not count: its provisioner, which reports every 2 s, is away.
 FRESH_SECONDS = 15.0
@@ -54,6 +55,8 @@ _ENLARGE = text("""
 UPDATE hosts SET size = size + :more, extra = extra + :more WHERE provisioner = :provisioner AND host = :host
 """)
 
+_PRUNE = deletion("hosts", "seen_at < now() - make_interval(days => :days)", "provisioner, host")
+
 _LEAVE = text("DELETE FROM hosts WHERE provisioner = :provisioner AND host = :host")
 
 
@@ -89,3 +92,12 @@ async def enlarge(connection: AsyncConnection, host: Host, more: int) -> None:
 async def leave(connection: AsyncConnection, provisioner: str, host: str) -> None:
     """A host stops starting workers."""
     await connection.execute(_LEAVE, {"provisioner": provisioner, "host": host})
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> int:
+    """Forget hosts that were last heard of long ago; returns how many.
+
+    A host that was killed did not leave, and where machines get new names it never comes back. One that does counts as
+    new after a minute already, so nothing is lost with its row.
+    """
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
