@@ -40,13 +40,17 @@ INSERT INTO task_dependencies (task_id, depends_on)
 SELECT * FROM unnest(CAST(:task_ids AS uuid[]), CAST(:depends_on AS uuid[])) ON CONFLICT DO NOTHING
 """)
 
+# Tasks before their edges, as whoever cancels them does: the count has all of them locked before an edge is touched.
 _UNBLOCK = """
-WITH met AS (
-    DELETE FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]) RETURNING task_id
+WITH ours AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]))
+    ORDER BY t.id FOR UPDATE OF t
+), met AS (
+    DELETE FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]) AND (SELECT count(*) FROM ours) >= 0
+    RETURNING task_id
 ), counted AS (
     SELECT task_id, count(*) AS met FROM met GROUP BY task_id
-), ours AS (
-    SELECT t.id FROM tasks t JOIN counted ON counted.task_id = t.id ORDER BY t.id FOR UPDATE OF t
 ), unblocked AS (
     UPDATE tasks t
     SET blockers = t.blockers - counted.met,

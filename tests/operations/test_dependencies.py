@@ -174,6 +174,21 @@ async def test_who_ends_a_task_locks_all_that_wait_for_it_in_one_order(database:
     assert set((await _states(database)).values()) == {"cancelled"}
 
 
+async def test_a_completion_locks_what_waits_for_it_before_the_edges(database: Database) -> None:
+    """Whoever cancels what waits does so too; the other way round the two would deadlock."""
+    first, waiting = uuid4(), uuid4()
+    await _submit(database, {"id": first}, {"id": waiting, "depends_on": [first]})
+    async with database.engine.connect() as cancelling:
+        await cancelling.begin()
+        await cancelling.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": waiting})
+        completing = asyncio.create_task(_complete_next(database))
+        await sql.until_blocked(database)
+        edge = text("SELECT FROM task_dependencies WHERE task_id = :id FOR UPDATE NOWAIT")
+        await cancelling.execute(edge, {"id": waiting})
+    assert await completing == first
+    assert (await _states(database))[waiting] == "pending"
+
+
 async def test_two_completions_at_once_let_go_of_the_task_that_waits_for_both(database: Database) -> None:
     for _ in range(10):
         left, right = uuid4(), uuid4()
