@@ -104,8 +104,18 @@ class Announcer:
         while True:
             try:
                 await self._exchange()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.warning("announcements: connection lost (%s), trying again", type(error).__name__)
+            # A server that hangs up makes itself known as any of these, by how much of its farewell has been read.
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+            ) as e:
+                log.warning("announcements: connection lost (%s), trying again", type(e).__name__)
+            except Exception:
+                # Nobody would start it again: this process would be deaf until its end.
+                log.exception("announcements stumbled, trying again")
             await asyncio.sleep(0.5)
 
     async def _exchange(self) -> None:

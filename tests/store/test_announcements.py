@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 
+import asyncpg
 import pytest
 
 from app.domain.agents import AgentType
@@ -103,6 +104,47 @@ async def test_a_lost_connection_is_made_again(database: Database, other: Databa
     await _until_heard(database, ear, "before")
     assert int((await execute(database, _HANG_UP)).split()[-1]) >= 2
     await _until_heard(database, ear, "after")
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.InternalClientError("half a farewell"), OSError(), RuntimeError("a bug")], ids=repr
+)
+async def test_whatever_goes_wrong_is_tried_again(database: Database, error: Exception) -> None:
+    troubles = [error]
+
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        if troubles:
+            raise troubles.pop()
+        return await database.connect()
+
+    announcer, heard = announcements.Announcer(connect), set[str]()
+    announcer.subscribe(heard.update)
+    announcer.start()
+
+    async def hears() -> bool:
+        database.announcer.announce(["news"])
+        await asyncio.sleep(0.02)
+        return "news" in heard
+
+    await until(hears)
+    await announcer.stop()
+
+
+async def test_a_server_that_hangs_up_on_who_is_speaking_is_found_again(database: Database, other: Database) -> None:
+    """Again and again, so that it is in the middle of a word, between two, and while its farewell is being read."""
+    ear = _Ear(other)
+    for number in range(5):
+        await _until_heard(database, ear, f"before {number}")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_chatter(database))
+            group.create_task(execute(database, _HANG_UP))
+        await _until_heard(database, ear, f"after {number}")
+
+
+async def _chatter(database: Database) -> None:
+    for number in range(20):
+        database.announcer.announce([f"word {number}"])
+        await asyncio.sleep(0.005)
 
 
 async def test_a_strangers_message_is_ignored(database: Database, other: Database) -> None:
