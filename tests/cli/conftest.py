@@ -111,9 +111,12 @@ class Service:
         return worker
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def service(server_url: str, template: str) -> AsyncIterator[Service]:
-    """One for all tests of this directory; they keep apart by using goals and names of their own."""
+    """One for the tests of a file, whichever of them run here and in whatever order.
+
+    They keep apart by using goals and names of their own.
+    """
     name = f"convener_cli_{PROCESS}"
     await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
