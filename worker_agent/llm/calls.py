@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from uuid import uuid4
 
+from worker_agent.llm.endings import in_the_background
 from worker_agent.llm.hints import pause
-from worker_agent.llm.holding import Held, Lost, Streaming, failure, in_the_background
+from worker_agent.llm.holding import Held, Lost, Streaming, failure
 from worker_agent.llm.outcomes import Answered, Failed, Outcome
 from worker_agent.llm.permits import OVER, Permit, PermitRefused, Plane, PlaneAway, Settlement, Unfit, Wish
 from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, degradation, marked

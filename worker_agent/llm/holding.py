@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from worker_agent.llm.endings import in_the_background, to_the_end
 from worker_agent.llm.hints import Hints
 from worker_agent.llm.outcomes import Failed, Outcome, read_error
 from worker_agent.llm.permits import Permit, Plane, Settlement
@@ -15,8 +16,6 @@ from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 3.0
-# What must come to its end although nobody waits for it any longer.
-_ending: set["asyncio.Future[None]"] = set()
 
 
 class Lost(Exception):
@@ -127,16 +126,3 @@ def failure(failed: Failed, seconds: float) -> Settlement:
     """The settlement of a call without an answer. Only a refusal's headers speak of the model's limits."""
     hints = failed.hints if failed.outcome is Outcome.RATE_LIMITED else Hints()
     return Settlement(outcome=failed.outcome, status=failed.status, hints=hints, latency_seconds=seconds)
-
-
-async def to_the_end(work: Awaitable[None]) -> None:
-    """Do it whole, even if whoever waits for it is cancelled meanwhile; who is cancelled goes no further."""
-    await asyncio.shield(in_the_background(work))
-
-
-def in_the_background(work: Awaitable[None]) -> "asyncio.Future[None]":
-    """Do it although nobody waits for it."""
-    doing = asyncio.ensure_future(work)
-    _ending.add(doing)
-    doing.add_done_callback(_ending.discard)
-    return doing

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import httpx
 
+from worker_agent.llm.endings import cancelled_once, to_the_end
 from worker_agent.llm.hints import read_hints
 from worker_agent.llm.outcomes import (
     Answered,
@@ -84,7 +85,7 @@ class Upstream:
         """The whole answer."""
         try:
             async with asyncio.timeout(self._settings.total_seconds):
-                response = await self._http.send(self._request(request, trace_context))
+                response = await cancelled_once(self._http.send(self._request(request, trace_context)))
         except (httpx.HTTPError, TimeoutError) as error:
             return read_error(error)
         return read_answer(response, read_hints(response.headers, datetime.now(UTC)))
@@ -94,17 +95,20 @@ class Upstream:
         response: httpx.Response | None = None
         try:
             async with asyncio.timeout(self._settings.first_token_seconds):
-                response = await self._http.send(self._request(request, trace_context), stream=True)
+                sending = self._http.send(self._request(request, trace_context), stream=True)
+                response = await cancelled_once(sending, undo=httpx.Response.aclose)
                 if not response.is_success:
                     return await self._refusal(response)
                 rest = self._pieces(response)
                 first = [chunk async for chunk in _until_it_speaks(rest)]
-        except (httpx.HTTPError, TimeoutError, Broken) as error:
+        except (httpx.HTTPError, TimeoutError, Broken, asyncio.CancelledError) as error:
             if response is not None:
-                await response.aclose()
+                await to_the_end(response.aclose())
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return error.failed if isinstance(error, Broken) else read_error(error)
         if not first or not first[-1].get("choices"):
-            await response.aclose()
+            await to_the_end(response.aclose())
             return Failed(outcome=Outcome.SERVER_ERROR, message="the stream ended before it began")
         return Stream(first=first, rest=rest, response=response)
 
@@ -118,12 +122,8 @@ class Upstream:
         return self._http.build_request("POST", _PATH, content=content, headers=headers, timeout=timeout)
 
     async def _refusal(self, response: httpx.Response) -> Failed:
-        content = b""
-        async for piece in response.aiter_bytes():
-            content += piece
-            if len(content) > _LONGEST_REFUSAL:
-                break
-        await response.aclose()
+        content = await cancelled_once(_beginning(response))
+        await to_the_end(response.aclose())
         return read_refusal(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
 
     async def _pieces(self, response: httpx.Response) -> AsyncIterator[JsonObject]:
@@ -134,7 +134,7 @@ class Upstream:
         while True:
             try:
                 async with asyncio.timeout(patience):
-                    line = await anext(lines)
+                    line = await cancelled_once(anext(lines))
             except StopAsyncIteration:
                 return
             except (httpx.HTTPError, TimeoutError) as error:
@@ -146,6 +146,15 @@ class Upstream:
                 return
             yield _chunk(text)
             patience = self._settings.between_tokens_seconds
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    content = b""
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > _LONGEST_REFUSAL:
+            break
+    return content
 
 
 async def _until_it_speaks(pieces: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:

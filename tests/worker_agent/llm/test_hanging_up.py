@@ -1,0 +1,81 @@
+"""Whoever no longer wants an answer hangs up, in whatever moment that comes and however often it is said."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+
+from tests.worker_agent.llm.loopback import Asked, Wire, serving
+from worker_agent.llm.endings import cancelled_once
+from worker_agent.llm.settings import GatewaySettings
+from worker_agent.llm.upstream import Upstream
+
+_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def _asking(url: str) -> AsyncIterator[Upstream]:
+    settings = GatewaySettings(base_url=f"{url}/v1", models=("gpt-4.1",))
+    async with httpx.AsyncClient(base_url=settings.base_url, trust_env=False) as http:
+        yield Upstream(settings, http)
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("begins", [False, True], ids=["silent", "begun"])
+@pytest.mark.parametrize("way", [Upstream.ask, Upstream.open], ids=["whole", "stream"])
+async def test_two_cancellations_that_follow_each_other(
+    way: Callable[..., Coroutine[object, object, object]], begins: bool, turns: int
+) -> None:
+    reached, hung_up = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def endless(asked: Asked, wire: Wire) -> None:
+        if begins:
+            wire.begin({"content-type": "text/event-stream"})
+        loop.call_soon_threadsafe(reached.set)
+        if wire.sees_hang_up(_SECONDS):
+            loop.call_soon_threadsafe(hung_up.set)
+
+    with serving(endless) as server:
+        async with _asking(server.url) as upstream, asyncio.timeout(_SECONDS):
+            asking = asyncio.create_task(way(upstream, {"model": "gpt-4.1"}, None))
+            await reached.wait()
+            await asyncio.sleep(0.02)
+            asking.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait({asking})
+            assert asking.cancelled()
+            await hung_up.wait()
+
+
+async def test_a_result_that_nobody_wants_is_undone() -> None:
+    undone: list[str] = []
+
+    async def stubborn() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(_SECONDS)
+        return "opened"
+
+    async def undo(result: str) -> None:
+        await asyncio.sleep(0)
+        undone.append(result)
+
+    doing = asyncio.create_task(cancelled_once(stubborn(), undo))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    doing.cancel()
+    await asyncio.wait({doing})
+    assert doing.cancelled()
+    assert undone == ["opened"]
+
+
+async def test_a_failure_is_passed_on() -> None:
+    async def failing() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await cancelled_once(failing())
