@@ -39,16 +39,20 @@ _HOST = """
 INSERT INTO hosts (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share, seen_at)
 VALUES ('local', 'bench', $1, $1, 4000, 10, 500, 0.85, now())
 """
+_HELD = """
+workers w LEFT JOIN LATERAL (
+    SELECT n, task_id FROM leases l WHERE l.worker_id = w.id ORDER BY l.n DESC LIMIT 1
+) last ON true LEFT JOIN tasks t ON t.id = last.task_id
+"""
 # What happens in five seconds: heartbeats of all, some tasks end, their workers lease others, some tasks come.
-_LEASE = """
+_LEASE = f"""
 WITH free AS (
-    SELECT w.id, row_number() OVER () AS n,
-           1 + coalesce((SELECT max(l.n) FROM leases l WHERE l.worker_id = w.id), 0) AS lease
-    FROM workers w WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.worker_id = w.id) ORDER BY w.slot LIMIT $1
+    SELECT w.id, row_number() OVER (ORDER BY w.slot) AS n, 1 + coalesce(last.n, 0) AS lease
+    FROM {_HELD} WHERE t.id IS NULL ORDER BY w.slot LIMIT $1
 ), taken AS (
     SELECT t.id, row_number() OVER () AS n FROM (
-        SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL AND agent_type = 'generation' AND priority = 2
-        ORDER BY tag, seq LIMIT $1
+        SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL AND agent_type = 'generation'
+        ORDER BY priority, tag, seq LIMIT $1
     ) t
 ), given AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id)
@@ -59,7 +63,9 @@ UPDATE tasks t SET state = 'executing', token = 1, worker_id = given.worker_id, 
     lease_expires_at = now() + interval '1 h', deadline_at = now() + interval '1 h'
 FROM given WHERE t.id = given.task_id
 """
-_END = "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE worker_id IS NOT NULL LIMIT $1)"
+_END = f"""
+DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT t.id FROM {_HELD} WHERE t.id IS NOT NULL ORDER BY random() LIMIT $1))
+"""
 _BEATS = "UPDATE workers SET last_seen_at = now(), cpu_percent = 80 + random() * 10"
 _TIME = """
 UPDATE scaling_state SET decided_at = decided_at - interval '5 s', content = content || jsonb_build_object(
@@ -127,7 +133,8 @@ async def _populate(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) 
 async def _churn(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
     """As much as happens in five seconds with tasks of about 50 s; the counters are folded as the loops would."""
     await beside.execute(_END, workers // 10)
-    await beside.execute(_LEASE, workers // 10)
+    leased = await beside.execute(_LEASE, workers // 10)
+    assert leased == f"UPDATE {workers // 10}", f"{leased}: all that end are to be followed by others"
     await beside.execute(_BEATS)
     await beside.execute("UPDATE hosts SET seen_at = now()")
     await beside.execute(_TIME)
