@@ -9,6 +9,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
+from operator import attrgetter
+from typing import NamedTuple
 
 from app.domain.agents import AgentType
 from app.domain.workers import WorkerId
@@ -22,9 +24,8 @@ class Load:
     oldest_age_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """A worker, what it can run, and what it is assigned today."""
+class Seat(NamedTuple):
+    """A worker, what it can run, and what it is assigned today. A tuple, since there may be many."""
 
     worker_id: WorkerId
     capabilities: frozenset[AgentType]
@@ -100,10 +101,11 @@ def bottleneck(loads: Mapping[AgentType, Load], workers: Mapping[AgentType, int]
 
 def _filled(workers: Sequence[Seat], seats: Mapping[AgentType, int]) -> dict[WorkerId, AgentType]:
     """Everybody keeps a seat that is still there; the others take what is free, those with the least choice first."""
-    filling = _Filling(seats)
+    ordered = sorted(workers, key=attrgetter("worker_id"))
     # Who works stays sooner than who idles: a move in the middle of a task comes late anyway.
-    ordered = sorted(workers, key=lambda worker: (not worker.busy, worker.worker_id))
-    movers = [worker for worker in ordered if not filling.keep(worker)]
+    ordered = [worker for worker in ordered if worker.busy] + [worker for worker in ordered if not worker.busy]
+    filling = _Filling(seats)
+    movers = filling.keep(ordered)
     movers.sort(key=lambda worker: len(worker.capabilities))
     left = [worker for worker in movers if not filling.seat(worker)]
     for worker in left:
@@ -118,10 +120,18 @@ class _Filling:
         self.seated: dict[AgentType, list[Seat]] = {agent: [] for agent in AgentType}
         self._seats = seats
 
-    def keep(self, worker: Seat) -> bool:
-        """Leave the worker where it is, if there is a seat for it."""
-        agent = worker.assigned
-        return agent is not None and agent in worker.capabilities and self._has_room(agent) and self._sit(worker, agent)
+    def keep(self, workers: Iterable[Seat]) -> list[Seat]:
+        """Leave these where they are, as long as there are seats for them; returns those that have to move."""
+        movers = []
+        room = dict(self._seats)
+        for worker in workers:
+            agent = worker.assigned
+            if agent is not None and agent in worker.capabilities and room.get(agent, 0) > 0:
+                room[agent] -= 1
+                self.seated[agent].append(worker)
+            else:
+                movers.append(worker)
+        return movers
 
     def seat(self, worker: Seat) -> bool:
         """Find a free seat that the worker can take, moving others on if need be: a shortest augmenting path."""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -42,15 +43,21 @@ def canonical(value: Any) -> str:
 
 def roster(members: Sequence[Member]) -> str:
     """Who the workers are: what seldom changes of them."""
-    sets = sorted({tuple(sorted(m.capabilities)) for m in members if m.capabilities is not None})
+    return _roster(tuple([(m.worker_id, m.capabilities, m.memory_gb, m.cpu_cores) for m in members]))
+
+
+# The last one is that of most decisions.
+@lru_cache(maxsize=1)
+def _roster(members: Sequence[tuple[WorkerId, frozenset[AgentType] | None, float | None, float | None]]) -> str:
+    sets = sorted({tuple(sorted(able)) for able in {able for _, able, _, _ in members} if able is not None})
     place = {frozenset(able): number for number, able in enumerate(sets)}
     return canonical(
         {
-            "ids": [str(m.worker_id) for m in members],
+            "ids": [str(worker_id) for worker_id, _, _, _ in members],
             "sets": sets,
-            "able": [None if m.capabilities is None else place[m.capabilities] for m in members],
-            "memory_gb": [m.memory_gb for m in members],
-            "cpu_cores": [m.cpu_cores for m in members],
+            "able": [None if able is None else place[able] for _, able, _, _ in members],
+            "memory_gb": [memory_gb for _, _, memory_gb, _ in members],
+            "cpu_cores": [cpu_cores for _, _, _, cpu_cores in members],
         }
     )
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from app.domain.agents import AgentType
@@ -23,14 +24,16 @@ _MOST_COMPUTE_SECONDS = 3600.0
 _EPSILON = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A worker that stays: what it can run (None: what a new one can), what it has, and its agent today."""
+class Member(NamedTuple):
+    """A worker that stays: its agent today, what it can run (None: what a new one can), and what it has.
+
+    A tuple, since there may be many.
+    """
 
     worker_id: WorkerId
-    capabilities: frozenset[AgentType] | None = None
     assigned: AgentType | None
     busy: bool
+    capabilities: frozenset[AgentType] | None = None
     memory_gb: float | None = None
     cpu_cores: float | None = None
 
@@ -138,7 +141,11 @@ def _reasons(inputs: Inputs, plan: ScalingPlan, assignment: Assignment) -> list[
 def _assigned(inputs: Inputs, new: Sequence[WorkerId]) -> Assignment:
     """Everybody's agent. Moves cost attention and warm caches, so they are made at intervals, not at every tick."""
     able = frozenset(inputs.new_capabilities)
-    today = {m.worker_id: m.assigned for m in inputs.members if m.assigned is not None and m.assigned in _able(m, able)}
+    today = {
+        m.worker_id: m.assigned
+        for m in inputs.members
+        if m.assigned is not None and m.assigned in (able if m.capabilities is None else m.capabilities)
+    }
     if not inputs.may_move and not new and len(today) == len(inputs.members):
         narrow = bottleneck(inputs.loads, Counter(today.values()))
         return Assignment(agents=today, moved=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent")
@@ -153,15 +160,11 @@ def _assigned(inputs: Inputs, new: Sequence[WorkerId]) -> Assignment:
 
 def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -> Assignment:
     known = [
-        Seat(worker_id=m.worker_id, capabilities=_able(m, able), assigned=m.assigned, busy=m.busy)
+        Seat(m.worker_id, able if m.capabilities is None else m.capabilities, m.assigned, m.busy)
         for m in inputs.members
     ]
-    coming = [Seat(worker_id=worker_id, capabilities=able, assigned=None) for worker_id in new]
+    coming = [Seat(worker_id, able, None) for worker_id in new]
     return allocate([*known, *coming], inputs.loads, under_degradation(inputs.weights, inputs.step))
-
-
-def _able(member: Member, new: frozenset[AgentType]) -> frozenset[AgentType]:
-    return new if member.capabilities is None else member.capabilities
 
 
 def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:

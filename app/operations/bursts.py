@@ -21,7 +21,7 @@ from app.operations import remembering
 from app.operations.config import CurrentConfig
 from app.operations.observing import SERVICE
 from app.store import announcements
-from app.store.database import Database, now
+from app.store.database import Database
 
 log = logging.getLogger(__name__)
 _TRUST_SECONDS = 1.0
@@ -84,7 +84,7 @@ class Bursts:
     async def _read_outlook(self) -> Outlook | None:
         policy = (await self._config.read()).scaling
         async with self._database.transaction() as connection:
-            memory, moment = await remembering.recall(connection), await now(connection)
+            memory, moment = await remembering.recall_and_now(connection)
         if memory is None:
             return None
         known = memory.experience

@@ -1,9 +1,10 @@
 """What a decision on the pool sees: counters, live workers, hosts, and what was learned before."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from statistics import fmean
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,10 +21,15 @@ from app.domain.tasks import Move, Priority
 from app.domain.waiting import Waiting, in_dispatch_order
 from app.domain.workers import WorkerState
 from app.operations import counting
-from app.store import counts, hosts, members, minutes, pauses, status
+from app.store import hosts, members, overviews, status
 from app.store.members import Worker
+from app.store.overviews import Total
 
 SERVICE = ServicePolicy()
+# As the text that rows have: looked at for every worker at every decision.
+_STARTING, _READY, _DRAINING = (
+    state.value for state in (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING)
+)
 _ENDS = (Move.COMPLETE, Move.FAIL)
 # So old that it changes no decision, and short enough to be a number.
 _VERY_OLD_SECONDS = 86_400.0
@@ -51,57 +57,71 @@ class Queue:
         return {lane: tasks for lane, tasks in self.pending.items() if lane.agent_type not in self.paused}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool:
     """Everybody who is alive, and the hosts that start workers."""
 
     workers: Sequence[Worker]
     hosts: Sequence[Host]
 
-    @property
-    def staying(self) -> list[Worker]:
+    @cached_property
+    def staying(self) -> Sequence[Worker]:
         """Those that are not on their way out."""
-        return [worker for worker in self.workers if worker.state != WorkerState.DRAINING]
+        return [worker for worker in self.workers if worker.state != _DRAINING]
 
-    def of(self, host: Host) -> list[Worker]:
+    def of(self, host: Host) -> Sequence[Worker]:
         """Those that a host keeps running."""
-        return [w for w in self.workers if w.provisioner == host.provisioner and w.host == host.host]
+        return self._by_host.get((host.provisioner, host.host), ())
+
+    @cached_property
+    def _by_host(self) -> Mapping[tuple[str | None, str | None], Sequence[Worker]]:
+        found: dict[tuple[str | None, str | None], list[Worker]] = defaultdict(list)
+        for worker in self.workers:
+            found[worker.provisioner, worker.host].append(worker)
+        return found
 
 
 async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
     """Look at the counters. Costs the same however many tasks there are."""
+    seen = await overviews.read(connection, [Move.ASSIGN, *_ENDS])
     pending: dict[Lane, int] = {}
     running: Counter[AgentType] = Counter()
     held: Counter[AgentType] = Counter()
-    for count in await counts.read(connection):
+    for count in seen.counts:
         if count.phase == "pending":
             pending[count.lane] = count.tasks
         elif count.phase == "held":
             held[count.lane.agent_type] += count.tasks
         elif count.phase in ("assigned", "executing"):
             running[count.lane.agent_type] += count.tasks
-    leased, ended = await _totals(connection)
-    paused = {pause.agent_type: pause.reason for pause in await pauses.read(connection)}
-    oldest = await _oldest(connection, moment)
-    return Queue(pending=pending, held=held, running=running, leased=leased, ended=ended, oldest=oldest, paused=paused)
+    leased, ended = _totals(seen.totals)
+    return Queue(
+        pending=pending,
+        held=held,
+        running=running,
+        leased=leased,
+        ended=ended,
+        oldest=await _oldest(connection, moment),
+        paused=seen.paused,
+    )
 
 
-async def pool(connection: AsyncConnection) -> Pool:
-    """Look at every live worker and every host."""
-    found = Pool(workers=await members.read(connection), hosts=await hosts.live(connection))
+async def pool(connection: AsyncConnection, since: datetime | None = None) -> Pool:
+    """Look at every live worker and every host; `since` was the last look."""
+    found = Pool(workers=await members.read(connection, since), hosts=await hosts.live(connection))
     return replace(found, hosts=[_with_workers(host, found.of(host)) for host in found.hosts])
 
 
-def look(seen: Queue, workers: Sequence[Worker], size: int, moment: datetime, since: datetime | None) -> Look:
-    """What there is to learn from this look, the last one having been at `since`."""
+def look(seen: Queue, workers: Sequence[Worker], size: int, moment: datetime) -> Look:
+    """What there is to learn from this look."""
     waits = any(seen.waits.values())
     return Look(
         at=moment,
         pending=seen.pending,
         leased=seen.leased,
         ended=seen.ended,
-        starts=[w.took_seconds for w in workers if _has_just_started(w, since) and w.took_seconds is not None],
-        idle=0 if waits else sum(w.state == WorkerState.READY and not w.busy for w in workers),
+        starts=[w.took_seconds for w in workers if w.took_seconds is not None],
+        idle=0 if waits else sum(w.state == _READY and not w.busy for w in workers),
         workers=size,
     )
 
@@ -133,15 +153,15 @@ def snapshot(
     seen: Pool, known: Experience, groups: Sequence[Waiting], policy: ScalingPolicy, owed: int
 ) -> ScalingSnapshot:
     """The pool as the rule takes it; workers that hosts owe are as good as starting. Caps and the mean come later."""
-    ready = [w for w in seen.workers if w.state == WorkerState.READY]
+    ready = [w for w in seen.workers if w.state == _READY]
     busy = sum(w.busy for w in ready)
     takes = learning.start_seconds(known, USUAL_START_SECONDS)
-    starting = [max(0.0, takes - w.age_seconds) for w in seen.workers if w.state == WorkerState.STARTING]
+    starting = [max(0.0, takes - (w.age_seconds or 0.0)) for w in seen.workers if w.state == _STARTING]
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,
         starting=[*starting, *([takes] * owed)],
-        draining=sum(w.state == WorkerState.DRAINING for w in seen.workers),
+        draining=sum(w.state == _DRAINING for w in seen.workers),
         waiting=groups,
         spare=known.spare,
         cpu=cpu(seen, ready),
@@ -160,7 +180,7 @@ def cpu(seen: Pool, ready: Sequence[Worker]) -> float | None:
 
 def owed(host: Host, workers: Sequence[Worker]) -> int:
     """How many workers a host has still to start to be as many as it is to keep."""
-    return max(0, host.size - sum(w.state != WorkerState.DRAINING for w in workers))
+    return max(0, host.size - sum(w.state != _DRAINING for w in workers))
 
 
 def _usual(seen: Pool) -> int | None:
@@ -176,14 +196,10 @@ def _with_workers(host: Host, workers: Sequence[Worker]) -> Host:
     return replace(host, workers=len(workers), workers_gb=sum(w.memory_mb or 0.0 for w in workers) / 1024)
 
 
-def _has_just_started(worker: Worker, since: datetime | None) -> bool:
-    return since is not None and worker.first_beat_at is not None and worker.first_beat_at > since
-
-
-async def _totals(connection: AsyncConnection) -> tuple[dict[Lane, int], dict[AgentType, Ended]]:
+def _totals(totals: Iterable[Total]) -> tuple[dict[Lane, int], dict[AgentType, Ended]]:
     leased: dict[Lane, int] = {}
     ended: dict[AgentType, Ended] = defaultdict(Ended)
-    for total in await minutes.totals(connection, [Move.ASSIGN, *_ENDS]):
+    for total in totals:
         if total.kind == Move.ASSIGN:
             leased[total.lane] = total.tasks
         else:

@@ -33,8 +33,13 @@ class Memory:
 
 async def recall(connection: AsyncConnection) -> Memory | None:
     """What was kept after the last decision; None before the first."""
-    kept = await decisions.memory(connection)
-    return _memory(kept[0], kept[1]) if kept else None
+    return (await recall_and_now(connection))[0]
+
+
+async def recall_and_now(connection: AsyncConnection) -> tuple[Memory | None, datetime]:
+    """What was kept after the last decision, and the time of this transaction by the database's clock."""
+    moment, kept = await decisions.memory(connection)
+    return _memory(kept) if kept else None, moment
 
 
 async def keep(connection: AsyncConnection, memory: Memory) -> None:
@@ -60,9 +65,9 @@ def _plain(memory: Memory) -> dict[str, Any]:
     }
 
 
-def _memory(at: datetime, kept: Mapping[str, Any]) -> Memory:
+def _memory(kept: Mapping[str, Any]) -> Memory:
     experience = Experience(
-        at=at,
+        at=kept["decided_at"],
         pending=_lanes_of(kept["pending"]),
         leased=_lanes_of(kept["leased"]),
         ended={AgentType(agent): Ended(tasks=n, seconds=seconds) for agent, (n, seconds) in kept["ended"].items()},

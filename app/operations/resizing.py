@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.decisions import Decision, Place
 from app.domain.fleet import PoolMember, free_slots
 from app.domain.hosts import Host, spread
-from app.domain.workers import Directive, WorkerId, WorkerState
+from app.domain.workers import Directive, WorkerState
 from app.operations import caps
 from app.operations import fleet as fleet_operations
 from app.operations import workers as worker_operations
@@ -86,7 +86,7 @@ async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: s
 
 def _changed(decision: Decision, workers: Sequence[Worker]) -> Iterator[Given]:
     for worker in workers:
-        place = decision.places.get(WorkerId(worker.id))
+        place = decision.places.get(worker.id)
         if place is not None and not _has(worker, place):
             yield Given(worker.id, place.agent.value, place.memory_gb, place.cpu_cores, place.compute_seconds)
 
@@ -142,9 +142,7 @@ async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, owed: i
     resting = await fleet_operations.asleep(connection, host.provisioner, host.host)
     bereaved = await fleet.bereaved(connection, host.host)
     there = [
-        PoolMember(worker_id=WorkerId(w.id), slot=w.slot, leaving=False, busy=w.busy)
-        for w in pool.of(host)
-        if w.slot is not None
+        PoolMember(worker_id=w.id, slot=w.slot, leaving=False, busy=w.busy) for w in pool.of(host) if w.slot is not None
     ]
     free = free_slots(there, bereaved, owed + count + len(resting))
     return [slot for slot in free[owed:] if slot not in resting][:count]
@@ -152,6 +150,8 @@ async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, owed: i
 
 def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
     """Who goes: the idle, then the busy where the pool is too large; nobody that somebody else has started."""
+    if not decision.plan.remove_idle and not decision.plan.drain_busy:
+        return []
     ready = [w for w in pool.workers if w.state == WorkerState.READY and w.provisioner is not None]
     ready.sort(key=lambda worker: -(worker.slot or 0))
     idle = [worker.id for worker in ready if not worker.busy]

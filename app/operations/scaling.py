@@ -16,7 +16,6 @@ from app.domain.allocation import Load
 from app.domain.decisions import Decision, Inputs, Member, SetAside, resolve
 from app.domain.experience import Experience
 from app.domain.scaling import Mode, is_burst
-from app.domain.workers import WorkerId
 from app.operations import caps, config, observing, remembering, resizing, weights
 from app.operations.config import Effective
 from app.operations.identifiers import time_ordered_uuid
@@ -25,7 +24,6 @@ from app.operations.remembering import Memory
 from app.operations.resizing import Owed
 from app.operations.weights import InForce
 from app.store import decisions, hosts, performance
-from app.store.database import now
 from app.store.decisions import NewDecision
 from app.store.members import Worker
 
@@ -61,8 +59,7 @@ class Conclusion:
 
 async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
     """Decide, when it is time to. The caller holds the duty's turn, so there is one at a time."""
-    moment = await now(connection)
-    before = await remembering.recall(connection)
+    before, moment = await remembering.recall_and_now(connection)
     effective = config.effective(await config.current(connection, initial))
     if before is not None and not await _is_due(connection, before, effective, moment):
         return {}
@@ -101,7 +98,7 @@ async def _is_due(connection: AsyncConnection, before: Memory, effective: Effect
 async def see(connection: AsyncConnection, before: Memory | None, effective: Effective, moment: datetime) -> Sight:
     """Look at everything, and hold the pool until the transaction ends."""
     await hosts.lock_pool(connection)
-    pool = await observing.pool(connection)
+    pool = await observing.pool(connection, before.experience.at if before else None)
     return Sight(
         at=moment,
         config=effective,
@@ -145,9 +142,11 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
     policy, owed = seen.config.scaling, sum(seen.owed.values())
     size = len(seen.pool.staying) + owed
     last = seen.before.experience if seen.before else None
-    look = observing.look(seen.queue, seen.pool.workers, size, seen.at, last.at if last else None)
+    look = observing.look(seen.queue, seen.pool.workers, size, seen.at)
     known = learning.learned(last, look, policy, observing.SERVICE)
-    able = _served(seen.pool.staying)
+    members = [_member(worker) for worker in seen.pool.staying]
+    of_new = _of_new(seen.pool.staying)
+    able = of_new.union(*{member.capabilities for member in members if member.capabilities is not None})
     groups = observing.waiting(seen.queue, known, seen.weights.weights, able)
     snapshot = observing.snapshot(seen.pool, known, groups, policy, owed)
     found = await caps.gather(connection, seen.pool.hosts, len(seen.pool.workers), seen.config.document.resource_limits)
@@ -157,7 +156,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         mode=seen.config.mode,
         policy=policy,
         snapshot=replace(snapshot, caps=found, running_mean_seconds=observing.running_mean_seconds(seen.queue, known)),
-        members=[_member(worker) for worker in seen.pool.staying],
+        members=members,
         loads=_loads(seen.queue, known, able),
         weights=seen.weights.weights,
         previous_weights=seen.before.weights if seen.before else seen.weights.weights,
@@ -165,7 +164,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         limits=seen.config.document.resource_limits,
         set_aside=_set_aside(seen.queue, able),
         first_new=time_ordered_uuid(),
-        new_capabilities=sorted(_of_new(seen.pool.staying)),
+        new_capabilities=sorted(of_new),
         may_move=_may_move(seen),
         provisions=bool(seen.pool.hosts),
         step=seen.weights.step,
@@ -199,13 +198,14 @@ def _memory(seen: Sight, conclusion: Conclusion, drained: int, size: int, decisi
 
 
 def _member(worker: Worker) -> Member:
+    # In the order of the fields: naming them takes longer than all the rest.
     return Member(
-        worker_id=WorkerId(worker.id),
-        capabilities=None if worker.capabilities is None else _types(tuple(worker.capabilities)),
-        assigned=_AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
-        busy=worker.busy,
-        memory_gb=worker.memory_gb,
-        cpu_cores=worker.cpu_cores,
+        worker.id,
+        _AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
+        worker.busy,
+        None if worker.capabilities is None else _types(tuple(worker.capabilities)),
+        worker.memory_gb,
+        worker.cpu_cores,
     )
 
 
@@ -219,11 +219,6 @@ def _of_new(workers: Sequence[Worker]) -> frozenset[AgentType]:
     """What a new worker will be able to run: what the last one that a host has started can."""
     started = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
     return _types(tuple(started[-1])) if started else frozenset(AgentType)
-
-
-def _served(workers: Sequence[Worker]) -> frozenset[AgentType]:
-    """The types that somebody can run who is here, or will be able to."""
-    return _of_new(workers).union(*map(_types, {tuple(w.capabilities) for w in workers if w.capabilities}))
 
 
 def _loads(queue: Queue, known: Experience, able: Collection[AgentType]) -> dict[AgentType, Load]:

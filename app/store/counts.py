@@ -29,7 +29,8 @@ class Count:
     tasks: int
 
 
-_KNOWN = f"""
+# The counts as of one statement: what was folded, and the lines since.
+KNOWN = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_counts
     UNION ALL
     SELECT agent_type, priority, phase, tasks FROM queue_changes
@@ -37,7 +38,7 @@ _KNOWN = f"""
 """
 
 _READ = text(f"""
-SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_KNOWN}) known
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({KNOWN}) known
 GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 
@@ -70,7 +71,7 @@ _DIFFERENCES = text(f"""
 SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
     SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
     UNION ALL
-    SELECT agent_type, priority, phase, -tasks FROM ({_KNOWN}) known
+    SELECT agent_type, priority, phase, -tasks FROM ({KNOWN}) known
 ) compared GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 

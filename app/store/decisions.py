@@ -71,7 +71,9 @@ WHERE d.id < :before AND decision_type <> 'maintain' ORDER BY d.id DESC LIMIT :l
 
 _TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
 
-_MEMORY = text("SELECT decided_at, CAST(content AS text) AS content FROM scaling_state")
+_MEMORY = text("""
+SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1) one LEFT JOIN scaling_state ON true
+""")
 
 _REMEMBER = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
@@ -138,10 +140,15 @@ async def target(connection: AsyncConnection) -> int | None:
     return found
 
 
-async def memory(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]] | None:
-    """When the last decision was made, and what the next one is to know of it; None before the first."""
-    row = (await connection.execute(_MEMORY)).mappings().first()
-    return (row["decided_at"], json.loads(row["content"])) if row else None
+async def memory(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]]:
+    """The time of this transaction by the database's clock, and what the next decision is to know of the last one.
+
+    With `decided_at`, when the last one was made; empty before the first.
+    """
+    row = (await connection.execute(_MEMORY)).mappings().one()
+    if row["decided_at"] is None:
+        return row["now"], {}
+    return row["now"], {**json.loads(row["content"]), "decided_at": row["decided_at"]}
 
 
 async def remember(connection: AsyncConnection, decided_at: datetime, content: str) -> None:

@@ -12,6 +12,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.workers import WorkerId
 from app.store import holding
 
 
@@ -19,11 +20,12 @@ class Worker(NamedTuple):
     """A live worker; `state` is starting, ready or draining. A tuple, since there may be many.
 
     `provisioner`, `host` and `slot` say who keeps it running; no provisioner: somebody else. `age_seconds` is the time
-    since it was asked for or launched, `took_seconds` that from the request to its first heartbeat, None before that.
-    One that is `restarting` leaves, and another comes in its place.
+    since one that is starting was asked for or launched, `took_seconds` that from the request to its first heartbeat of
+    one that has sent it since the last look; None for the others. One that is `restarting` leaves, and another comes in
+    its place.
     """
 
-    id: UUID
+    id: WorkerId
     state: str
     provisioner: str | None
     host: str | None
@@ -38,9 +40,8 @@ class Worker(NamedTuple):
     cpu_cores: float | None
     cpu_percent: float | None
     memory_mb: float | None
-    age_seconds: float
+    age_seconds: float | None
     took_seconds: float | None
-    first_beat_at: datetime | None
     restarting: bool
 
 
@@ -49,8 +50,10 @@ SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END 
     CASE WHEN w.registered_at IS NOT NULL THEN w.capabilities END AS capabilities,
     w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds,
     held.id IS NOT NULL AS busy, w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
-    extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 AS age_seconds,
-    extract(epoch FROM w.first_beat_at - w.requested_at)::float8 AS took_seconds, w.first_beat_at,
+    CASE WHEN w.state = 'starting' THEN extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 END
+        AS age_seconds,
+    CASE WHEN w.first_beat_at > $1 THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END
+        AS took_seconds,
     coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w {holding.joined("w.id")}
 WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
@@ -112,9 +115,9 @@ class Requested(NamedTuple):
     compute_seconds: float | None
 
 
-async def read(connection: AsyncConnection) -> list[Worker]:
-    """All live workers by id: a look at each, and at the one task that it holds."""
-    return [Worker(*row) for row in await (await _driver(connection)).fetch(_READ)]
+async def read(connection: AsyncConnection, since: datetime | None = None) -> list[Worker]:
+    """All live workers by id: a look at each, and at the one task that it holds; `since` was the last look."""
+    return list(map(Worker._make, await (await _driver(connection)).fetch(_READ, since)))
 
 
 async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> None:

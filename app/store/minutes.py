@@ -69,10 +69,6 @@ SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)
 WHERE minute >= (SELECT opens FROM span) AND kind IN ('{Move.COMPLETE.value}', '{Move.FAIL.value}')
 """)
 
-_TOTALS = text("""
-SELECT agent_type, priority, kind, tasks, seconds FROM queue_totals WHERE kind = ANY (CAST(:kinds AS text[]))
-""")
-
 _PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days)", "minute")
 
 
@@ -82,16 +78,6 @@ class Bite:
 
     events: int
     more: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """How many moves of one kind the tasks of a lane have ever made, and the sum of the seconds that these tell."""
-
-    lane: Lane
-    kind: str
-    tasks: int
-    seconds: float
 
 
 async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
@@ -125,20 +111,6 @@ async def recent(connection: AsyncConnection, length: timedelta) -> list[Minute]
 async def total(connection: AsyncConnection, kinds: Collection[str], length: timedelta) -> int:
     """How many events of these kinds there were in the minutes that began within `length`."""
     return int((await connection.execute(_TOTAL, {"kinds": list(kinds), "length": length})).scalar_one())
-
-
-async def totals(connection: AsyncConnection, kinds: Collection[str]) -> list[Total]:
-    """What has been folded of these kinds since ever; the difference of two looks is what happened between them."""
-    rows = (await connection.execute(_TOTALS, {"kinds": list(kinds)})).mappings()
-    return [
-        Total(
-            lane=Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"])),
-            kind=row["kind"],
-            tasks=row["tasks"],
-            seconds=row["seconds"],
-        )
-        for row in rows
-    ]
 
 
 async def finished_per_second(connection: AsyncConnection) -> float:
