@@ -143,7 +143,7 @@ async def _churn(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> 
 async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     async with database.transaction() as connection:
-        result = await scaling.tick(connection, Mode.PRODUCTION)
+        result = await scaling.tick(connection, database, Mode.PRODUCTION)
     times["whole tick"].append(time.perf_counter() - began)
     times["CPU of this process"].append(time.process_time() - cpu)
     assert result, "no decision was due"

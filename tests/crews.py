@@ -62,7 +62,7 @@ async def decided(database: Database, *, seconds: float = 5.0) -> dict[str, Any]
     """Let so many seconds pass since the last decision, decide, and return what was kept of it."""
     await passed(database, seconds)
     async with database.transaction() as connection:
-        result = await scaling.tick(connection, Mode.PRODUCTION)
+        result = await scaling.tick(connection, database, Mode.PRODUCTION)
     assert result, "no decision was due"
     return await kept(database, result["decision"])
 

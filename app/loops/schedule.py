@@ -108,7 +108,7 @@ DUTIES: Sequence[Duty] = (
     Duty(
         name="scaling",
         seconds=scaling.LOOK_SECONDS,
-        run=lambda c, db, turn: scaling.tick(db, c.mode),
+        run=lambda c, db, turn: scaling.tick(db, c.database, c.mode),
         wakes_on=announcements.BURST,
     ),
     Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: scaling.prune(db, c.history_days)),

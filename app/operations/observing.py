@@ -1,7 +1,7 @@
 """What a decision on the pool sees: counters, live workers, hosts, and what was learned before."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +19,7 @@ from app.domain.scaling import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapsh
 from app.domain.service_times import ServicePolicy
 from app.domain.tasks import Move, Priority
 from app.domain.waiting import Waiting, in_dispatch_order
-from app.domain.workers import WorkerState
+from app.domain.workers import WorkerId, WorkerState
 from app.operations import counting
 from app.store import hosts, members, overviews, status
 from app.store.members import Worker
@@ -106,9 +106,12 @@ async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
     )
 
 
-async def pool(connection: AsyncConnection, since: datetime | None = None) -> Pool:
-    """Look at every live worker and every host; `since` was the last look."""
-    found = Pool(workers=await members.read(connection, since), hosts=await hosts.live(connection))
+async def pool(
+    connection: AsyncConnection, since: datetime | None = None, busy: Awaitable[Collection[WorkerId]] | None = None
+) -> Pool:
+    """Look at every live worker and every host; see `members.read`."""
+    live = await hosts.live(connection)
+    found = Pool(workers=await members.read(connection, since, busy), hosts=live)
     return replace(found, hosts=[_with_workers(host, found.of(host)) for host in found.hosts])
 
 

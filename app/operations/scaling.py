@@ -1,5 +1,6 @@
 """Making the pool think: look, decide, write the decision down, and let it happen, in one transaction."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from app.operations.observing import Pool, Queue
 from app.operations.remembering import Memory
 from app.operations.resizing import Owed
 from app.operations.weights import InForce
-from app.store import decisions, hosts, performance
+from app.store import decisions, hosts, hot, members, performance
+from app.store.database import Database
 from app.store.decisions import NewDecision
 from app.store.members import Worker
 
@@ -57,13 +59,13 @@ class Conclusion:
     known: Experience
 
 
-async def tick(connection: AsyncConnection, initial: Mode) -> dict[str, Any]:
+async def tick(connection: AsyncConnection, database: Database, initial: Mode) -> dict[str, Any]:
     """Decide, when it is time to. The caller holds the duty's turn, so there is one at a time."""
     before, moment = await remembering.recall_and_now(connection)
     effective = config.effective(await config.current(connection, initial))
     if before is not None and not await _is_due(connection, before, effective, moment):
         return {}
-    seen = await see(connection, before, effective, moment)
+    seen = await see(connection, database, before, effective, moment)
     conclusion = await conclude(connection, seen)
     return await write_down(connection, seen, conclusion)
 
@@ -95,15 +97,25 @@ async def _is_due(connection: AsyncConnection, before: Memory, effective: Effect
     return not policy.fixed and is_burst(work, before.experience.workers, since, policy)
 
 
-async def see(connection: AsyncConnection, before: Memory | None, effective: Effective, moment: datetime) -> Sight:
+async def see(
+    connection: AsyncConnection, database: Database, before: Memory | None, effective: Effective, moment: datetime
+) -> Sight:
     """Look at everything, and hold the pool until the transaction ends."""
     await hosts.lock_pool(connection)
-    pool = await observing.pool(connection, before.experience.at if before else None)
+    # To find out who is busy takes the server as long as all the rest, which is looked at meanwhile. What this
+    # transaction has written so far is not about workers, so another connection sees the same.
+    busy = asyncio.ensure_future(hot.run(database, members.holders_of_tasks))
+    try:
+        in_force = await weights.in_force(connection, effective)
+        queue = await observing.queue(connection, moment)
+        pool = await observing.pool(connection, before.experience.at if before else None, busy)
+    finally:
+        busy.cancel()
     return Sight(
         at=moment,
         config=effective,
-        weights=await weights.in_force(connection, effective),
-        queue=await observing.queue(connection, moment),
+        weights=in_force,
+        queue=queue,
         pool=pool,
         owed=resizing.owed(pool, effective.scaling.max_workers),
         before=before,
@@ -144,9 +156,9 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
     last = seen.before.experience if seen.before else None
     look = observing.look(seen.queue, seen.pool.workers, size, seen.at)
     known = learning.learned(last, look, policy, observing.SERVICE)
-    members = [_member(worker) for worker in seen.pool.staying]
+    staying = [_member(worker) for worker in seen.pool.staying]
     of_new = _of_new(seen.pool.staying)
-    able = of_new.union(*{member.capabilities for member in members if member.capabilities is not None})
+    able = of_new.union(*{member.capabilities for member in staying if member.capabilities is not None})
     groups = observing.waiting(seen.queue, known, seen.weights.weights, able)
     snapshot = observing.snapshot(seen.pool, known, groups, policy, owed)
     found = await caps.gather(connection, seen.pool.hosts, len(seen.pool.workers), seen.config.document.resource_limits)
@@ -156,7 +168,7 @@ async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Exp
         mode=seen.config.mode,
         policy=policy,
         snapshot=replace(snapshot, caps=found, running_mean_seconds=observing.running_mean_seconds(seen.queue, known)),
-        members=members,
+        members=staying,
         loads=_loads(seen.queue, known, able),
         weights=seen.weights.weights,
         previous_weights=seen.before.weights if seen.before else seen.weights.weights,

@@ -3,7 +3,7 @@
 Read and written through the driver: a thousand rows are read every few seconds, in the loop's own transaction.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -35,7 +35,6 @@ class Worker(NamedTuple):
     assigned_memory_gb: float | None
     assigned_cpu_cores: float | None
     assigned_compute_seconds: float | None
-    busy: bool
     memory_gb: float | None
     cpu_cores: float | None
     cpu_percent: float | None
@@ -43,20 +42,25 @@ class Worker(NamedTuple):
     age_seconds: float | None
     took_seconds: float | None
     restarting: bool
+    busy: bool
 
 
-_READ = f"""
+_READ = """
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN w.capabilities END AS capabilities,
     w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds,
-    held.id IS NOT NULL AS busy, w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
+    w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
     CASE WHEN w.state = 'starting' THEN extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 END
         AS age_seconds,
     CASE WHEN w.first_beat_at > $1 THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END
         AS took_seconds,
     coalesce(w.directive = 'restart', false) AS restarting
-FROM workers w {holding.joined("w.id")}
-WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
+FROM workers w WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
+"""
+
+_BUSY = f"""
+SELECT w.id FROM workers w {holding.joined("w.id")}
+WHERE w.state IN ('starting', 'ready', 'draining') AND held.id IS NOT NULL
 """
 
 # In the order of the ids, as heartbeats lock them too.
@@ -115,9 +119,19 @@ class Requested(NamedTuple):
     compute_seconds: float | None
 
 
-async def read(connection: AsyncConnection, since: datetime | None = None) -> list[Worker]:
-    """All live workers by id: a look at each, and at the one task that it holds; `since` was the last look."""
-    return list(map(Worker._make, await (await _driver(connection)).fetch(_READ, since)))
+async def read(
+    connection: AsyncConnection, since: datetime | None = None, busy: Awaitable[Collection[WorkerId]] | None = None
+) -> list[Worker]:
+    """All live workers by id; `since` was the last look, and who is busy may be looked up elsewhere meanwhile."""
+    driver = await _driver(connection)
+    rows = await driver.fetch(_READ, since)
+    holders = await (busy or holders_of_tasks(driver))
+    return [Worker._make((*row, row[0] in holders)) for row in rows]
+
+
+async def holders_of_tasks(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
+    """The live workers that hold a task: a look at each, and at the one task of its last lease."""
+    return {row[0] for row in await driver.fetch(_BUSY)}
 
 
 async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> None:

@@ -56,10 +56,10 @@ async def test_nothing_is_decided_before_it_is_due(database: Database) -> None:
     await bounds(database, 2, 10)
     await decided(database)
     async with database.transaction() as connection:
-        assert await scaling.tick(connection, Mode.PRODUCTION) == {}
+        assert await scaling.tick(connection, database, Mode.PRODUCTION) == {}
     await passed(database, 3.0)
     async with database.transaction() as connection:
-        assert await scaling.tick(connection, Mode.PRODUCTION) == {}
+        assert await scaling.tick(connection, database, Mode.PRODUCTION) == {}
 
 
 async def test_a_burst_is_answered_before_the_tick(database: Database) -> None:

@@ -37,7 +37,7 @@ async def test_a_decision_and_a_host_never_fill_the_same_room(database: Database
         await fleet.report_exit(database, lost, "killed")
     await passed(database, 5.0)
     async with database.transaction() as connection:
-        assert await scaling.tick(connection, Mode.PRODUCTION)
+        assert await scaling.tick(connection, database, Mode.PRODUCTION)
         host = asyncio.create_task(keep_up(database))
         await until_blocked(database)
     assert (await host)["started"] == 2
@@ -119,11 +119,11 @@ async def test_two_replicas_make_one_decision(database: Database, replica: Datab
         await duties.ensure(connection, "scaling")
     async with database.transaction() as one, replica.transaction() as other:
         assert await duties.claim(one, "scaling", 0) is not None
-        assert await scaling.tick(one, Mode.PRODUCTION)
+        assert await scaling.tick(one, database, Mode.PRODUCTION)
         assert await duties.claim(other, "scaling", 0) is None
     async with replica.transaction() as other:
         assert await duties.claim(other, "scaling", 0) is not None
-        assert await scaling.tick(other, Mode.PRODUCTION) == {}
+        assert await scaling.tick(other, replica, Mode.PRODUCTION) == {}
     assert await value(database, "SELECT count(*) FROM decisions") == 1
 
 
@@ -154,7 +154,7 @@ async def test_a_crash_at_any_step_leaves_nothing_behind(
 
 async def _tick(database: Database) -> None:
     async with database.transaction() as connection:
-        await scaling.tick(connection, Mode.PRODUCTION)
+        await scaling.tick(connection, database, Mode.PRODUCTION)
 
 
 async def _everything(database: Database) -> list[Any]:

@@ -148,7 +148,7 @@ async def test_where_the_size_is_fixed_they_stay_until_their_host_leaves(databas
     await _report(database, 2, Mode.DEVELOPMENT)
     await _start(database, 1, Mode.DEVELOPMENT)
     async with database.transaction() as connection:
-        await scaling.tick(connection, Mode.DEVELOPMENT)
+        await scaling.tick(connection, database, Mode.DEVELOPMENT)
     await _report(database, 2, Mode.DEVELOPMENT)
     assert await value(database, "SELECT count(*) FROM workers WHERE directive IS NULL") == 3
     async with database.transaction() as connection:
