@@ -42,9 +42,9 @@ async def recall_and_now(connection: AsyncConnection) -> tuple[Memory | None, da
     return _memory(kept) if kept else None, moment
 
 
-async def keep(connection: AsyncConnection, memory: Memory) -> None:
-    """Keep it for the next decision."""
-    await decisions.remember(connection, memory.experience.at, json.dumps(_plain(memory)))
+async def keep(connection: AsyncConnection, memory: Memory, *, may_be_lost: bool = False) -> None:
+    """Keep it for the next decision; see `decisions.remember`."""
+    await decisions.remember(connection, memory.experience.at, json.dumps(_plain(memory)), may_be_lost=may_be_lost)
 
 
 def _plain(memory: Memory) -> dict[str, Any]:

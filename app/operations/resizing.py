@@ -28,11 +28,12 @@ Owed = Mapping[Host, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What was written down: workers asked for, told to go, and given another agent or other limits."""
+    """What was written down: workers asked for, told to go, and given another agent or other limits; hosts resized."""
 
     started: int = 0
     drained: int = 0
     assigned: int = 0
+    resized: int = 0
 
     def told(self) -> dict[str, Any]:
         """What did not stay 0."""
@@ -72,10 +73,10 @@ async def carry_out(connection: AsyncConnection, decision: Decision, pool: Pool,
     started = spread(pool.hosts, len(decision.new), caps.POLICY)
     await _request(connection, decision, pool, started, owed)
     drained = await _drain(connection, leaving, decision.reasons[0])
-    await _resize(connection, pool, owed, started, drained)
+    resized = await _resize(connection, pool, owed, started, drained)
     if decision.new or drained:
         announcements.note(connection, announcements.FLEET, announcements.LAUNCHES)
-    return Done(started=len(decision.new), drained=len(drained), assigned=len(changed))
+    return Done(started=len(decision.new), drained=len(drained), assigned=len(changed), resized=resized)
 
 
 async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: str) -> set[UUID]:
@@ -161,12 +162,15 @@ def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
 
 async def _resize(
     connection: AsyncConnection, pool: Pool, owed: Owed, started: Mapping[Host, int], drained: set[UUID]
-) -> None:
+) -> int:
+    resized = 0
     for host in pool.hosts:
         staying = sum(w.state != WorkerState.DRAINING and w.id not in drained for w in pool.of(host))
         size = staying + owed[host] + started.get(host, 0)
         if size != host.size:
             await hosts.resize(connection, host, size)
+            resized += 1
+    return resized
 
 
 def _count(number: int, noun: str) -> str:

@@ -146,8 +146,11 @@ async def write_down(connection: AsyncConnection, seen: Sight, conclusion: Concl
     )
     done = await resizing.carry_out(connection, decision, seen.pool, seen.owed)
     size = decision.plan.current + done.started - done.drained
-    await remembering.keep(connection, _memory(seen, conclusion, done.drained, size, decision_id))
-    return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **done.told()}
+    told = done.told()
+    memory = _memory(seen, conclusion, done.drained, size, decision_id)
+    # Were a decision that changes nothing lost in a crash, it would be made again, and that would be all.
+    await remembering.keep(connection, memory, may_be_lost=not told and seen.before is not None)
+    return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **told}
 
 
 async def _inputs(connection: AsyncConnection, seen: Sight) -> tuple[Inputs, Experience]:

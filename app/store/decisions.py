@@ -78,6 +78,7 @@ SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1
 _REMEMBER = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
 ON CONFLICT (is_only) DO UPDATE SET decided_at = excluded.decided_at, content = excluded.content
+RETURNING CASE WHEN CAST(:may_be_lost AS boolean) THEN set_config('synchronous_commit', 'off', true) END
 """)
 
 # That nothing had to change is of no interest after a day.
@@ -151,9 +152,16 @@ async def memory(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]]
     return row["now"], {**json.loads(row["content"]), "decided_at": row["decided_at"]}
 
 
-async def remember(connection: AsyncConnection, decided_at: datetime, content: str) -> None:
-    """Keep for the next decision what it is to know. One at a time: the caller holds a duty's turn."""
-    await connection.execute(_REMEMBER, {"decided_at": decided_at, "content": content})
+async def remember(
+    connection: AsyncConnection, decided_at: datetime, content: str, *, may_be_lost: bool = False
+) -> None:
+    """Keep for the next decision what it is to know. One at a time: the caller holds a duty's turn.
+
+    A transaction that `may_be_lost`, whole, if the database crashes within a moment of its end, does not wait for the
+    disk, and so nobody waits for the pool that it holds.
+    """
+    values = {"decided_at": decided_at, "content": content, "may_be_lost": may_be_lost}
+    await connection.execute(_REMEMBER, values)
 
 
 async def prune(connection: AsyncConnection, days: int, bite: int = BITE) -> tuple[int, set[int]]:

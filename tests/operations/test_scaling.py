@@ -1,6 +1,7 @@
 """The pool thinks: each decision of the live loop, from counters and heartbeats to rows of workers."""
 
 import pytest
+from sqlalchemy import text
 
 from app.domain import decision_records as records
 from app.domain.agents import AgentType
@@ -60,6 +61,23 @@ async def test_nothing_is_decided_before_it_is_due(database: Database) -> None:
     await passed(database, 3.0)
     async with database.transaction() as connection:
         assert await scaling.tick(connection, database, Mode.PRODUCTION) == {}
+
+
+async def test_only_a_decision_that_changes_something_waits_for_the_disk(database: Database) -> None:
+    async def durability(seconds: float) -> tuple[str, str]:
+        await passed(database, seconds)
+        async with database.transaction() as connection:
+            result = await scaling.tick(connection, database, Mode.PRODUCTION)
+            return result["type"], (await connection.execute(text("SHOW synchronous_commit"))).scalar_one()
+
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    assert await durability(0.0) == ("rebalance", "on")
+    assert await durability(5.0) == ("maintain", "off")
+    await submitted(database, 100)
+    assert await durability(5.0) == ("scale_up", "on")
+    async with database.transaction() as connection:
+        assert (await connection.execute(text("SHOW synchronous_commit"))).scalar_one() == "on"
 
 
 async def test_a_burst_is_answered_before_the_tick(database: Database) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -138,14 +139,14 @@ async def test_a_crash_at_any_step_leaves_nothing_behind(
     await passed(database, 5.0)
     before = await _everything(database)
 
-    async def after(original: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        await original(*arguments)
+    async def after(original: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        await original(*arguments, **options)
         raise KeyboardInterrupt("killed right after this step")
 
     module, name = step.split(".")
     original = getattr(getattr(scaling, module), name)
     with monkeypatch.context() as patched:
-        patched.setattr(getattr(scaling, module), name, lambda *arguments: after(original, *arguments))
+        patched.setattr(getattr(scaling, module), name, partial(after, original))
         with pytest.raises(KeyboardInterrupt):
             await _tick(database)
     assert await _everything(database) == before
