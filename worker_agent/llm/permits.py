@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx
 
+from worker_agent.llm.endings import cancelled_once
 from worker_agent.llm.hints import Hints
 from worker_agent.llm.outcomes import Outcome, Tokens
 from worker_agent.llm.tickets import Ticket
@@ -195,7 +196,7 @@ class Plane:
         # ASCII, as models leave halves of characters, which UTF-8 has no way to write.
         content = None if body is None else json.dumps(body)
         try:
-            response = await self._http.request(method, path, content=content, headers=headers)
+            response = await cancelled_once(self._http.request(method, path, content=content, headers=headers))
         except httpx.HTTPError as error:
             raise PlaneAway(f"{type(error).__name__}: {error}") from error
         if response.status_code >= 500 or response.status_code in (401, 408):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.worker_agent.llm.loopback import Asked, Wire, serving
 from worker_agent.llm.endings import cancelled_once
+from worker_agent.llm.permits import Plane
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.upstream import Upstream
 
@@ -41,6 +42,31 @@ async def test_two_cancellations_that_follow_each_other(
     with serving(endless) as server:
         async with _asking(server.url) as upstream, asyncio.timeout(_SECONDS):
             asking = asyncio.create_task(way(upstream, {"model": "gpt-4.1"}, None))
+            await reached.wait()
+            await asyncio.sleep(0.02)
+            asking.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait({asking})
+            assert asking.cancelled()
+            await hung_up.wait()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_two_cancellations_of_a_question_to_the_control_plane(turns: int) -> None:
+    """A killed handler may just be asking for an earlier answer."""
+    reached, hung_up = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def silent(asked: Asked, wire: Wire) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        if wire.sees_hang_up(_SECONDS):
+            loop.call_soon_threadsafe(hung_up.set)
+
+    with serving(silent) as server:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http, asyncio.timeout(_SECONDS):
+            asking = asyncio.create_task(Plane(http, lambda: "key").cached("a digest"))
             await reached.wait()
             await asyncio.sleep(0.02)
             asking.cancel()
