@@ -121,12 +121,10 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
     return ended is not None
 
 
-async def lose(
-    connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str, *, exited: bool = False
-) -> bool:
+async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
     """A worker is gone without a word: its task goes back to the queue, its slot wants a replacement.
 
-    Unless its process is known to have exited it may still be calling a language model, whom it reaches where it does
+    As long as nobody has seen its process exit it may still be calling a language model, whom it reaches where it does
     not reach us: its permits are left to their time. False when the worker was over already, so that any number of
     witnesses may report the same death.
     """
@@ -142,8 +140,6 @@ async def lose(
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if ended.slot is not None:
         await fleet.open_replacement(connection, worker_id, slot=ended.slot, name=ended.name, cause=reason)
-    if exited:
-        await permits.lose(connection, worker_id)
     announcements.note(connection, announcements.FLEET)
     return True
 
@@ -156,7 +152,10 @@ async def see_exit(connection: AsyncConnection, worker_id: UUID, state: WorkerSt
     """
     if await workers.is_stopping(connection, worker_id):
         return await say_goodbye(connection, worker_id, reason)
-    return await lose(connection, worker_id, state, reason, exited=True)
+    lost = await lose(connection, worker_id, state, reason)
+    # Also of one that was silent and given up before: only now is it certain that it calls nobody any more.
+    await permits.lose(connection, worker_id)
+    return lost
 
 
 async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -> dict[str, Any]:

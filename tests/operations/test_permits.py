@@ -232,6 +232,19 @@ async def test_a_silent_worker_may_still_be_calling_and_keeps_its_permits_for_th
     assert await in_use(database) == 0
 
 
+async def test_a_silent_worker_whose_process_is_then_seen_to_end_calls_nobody_any_more(
+    database: Database, desk: PermitDesk
+) -> None:
+    await set_most(database, 1)
+    worker_id = await ready_worker(database)
+    await desk.acquire(request(worker_id=worker_id))
+    async with database.transaction() as connection:
+        assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
+    async with database.transaction() as connection:
+        assert not await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
+    await desk.acquire(request())
+
+
 async def test_a_probe_whose_owner_crashed_makes_room_for_another(database: Database, desk: PermitDesk) -> None:
     await set_most(database, 10)
     await execute(database, "UPDATE llm_models SET failures = 3, open_until = now()")
