@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Response
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.access import Caller, requires
@@ -20,7 +21,7 @@ from app.api.config_bodies import (
     shown,
 )
 from app.api.connections import Reading, Writing
-from app.api.fields import Limit, Sentence
+from app.api.fields import Given, Limit, Sentence
 from app.api.problems import documented
 from app.api.services import ServicesDep
 from app.api.versions import IfMatch, IfNoneMatch, etag, expected, is_known
@@ -37,8 +38,18 @@ _READ = [requires(Scope.READ)]
 _WRITE = [requires(Scope.CONFIGURE)]
 _WRITING = documented(errors.PreconditionRequired, errors.VersionStale, errors.ConfigRefused)
 _FINDING = documented(errors.ConfigVersionNotFound)
-Reason = Annotated[Sentence, Query(description="why; it is kept with the change")]
-DryRun = Annotated[bool, Query(description="change nothing, only show what would change")]
+
+
+class Trial(Given):
+    """Whether the change is only tried. Unknown names are refused: a misspelt `dry_run` must not change anything."""
+
+    dry_run: bool = Field(False, description="change nothing, only show what would change")
+
+
+class Reasoned(Trial):
+    """Why, for changes whose body is the document itself."""
+
+    reason: Sentence = Field("", description="why; it is kept with the change")
 
 
 @router.get(
@@ -75,15 +86,14 @@ async def put(
     services: ServicesDep,
     caller: Caller,
     response: Response,
+    asked: Annotated[Reasoned, Query()],
     if_match: IfMatch = None,
-    reason: Reason = "",
-    dry_run: DryRun = False,
 ) -> ChangedOut:
     """All four sections, with every value. Weights are scaled to sum 1; a weight of 0 is raised to 0.02 in effect.
 
     Safe to repeat: the same body sent again with the same If-Match is accepted again.
     """
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
     outcome = await operations.change(
         connection, services.config.initial, order, ConfigAction.SET, plain_document(document)
     )
@@ -97,15 +107,14 @@ async def patch(
     services: ServicesDep,
     caller: Caller,
     response: Response,
+    asked: Annotated[Reasoned, Query()],
     if_match: IfMatch = None,
-    reason: Reason = "",
-    dry_run: DryRun = False,
 ) -> ChangedOut:
     """A JSON merge patch (RFC 7396), like `{"worker_pool": {"max_workers": 20}}`.
 
     A weight that is named gets just that share, and the others make up the rest in their proportions. Safe to repeat.
     """
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=reason, dry_run=dry_run)
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
     base = await operations.base(connection, services.config.initial, order.expected)
     document = patched(base.document, merge)
     outcome = await operations.change(connection, services.config.initial, order, ConfigAction.PATCH, document)
@@ -147,11 +156,11 @@ async def roll_back(
     services: ServicesDep,
     caller: Caller,
     response: Response,
+    asked: Annotated[Trial, Query()],
     if_match: IfMatch = None,
-    dry_run: DryRun = False,
 ) -> ChangedOut:
     """A new version with the mode and all values of that one. Safe to repeat."""
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=dry_run)
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
     outcome = await operations.roll_back(connection, services.config.initial, order, wanted.version)
     return _answer(outcome, order, response)
 
@@ -163,12 +172,12 @@ async def switch(
     services: ServicesDep,
     caller: Caller,
     response: Response,
+    asked: Annotated[Trial, Query()],
     if_match: IfMatch = None,
-    dry_run: DryRun = False,
 ) -> ChangedOut:
     """The pool becomes the mode's: 2 to 5 workers in development, 10 to 1000 in production, 5 to 50 for trusted
     testers; all else stays as it is. Asking for the mode that is on changes nothing. Safe to repeat."""
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=dry_run)
+    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
     outcome = await operations.switch(connection, services.config.initial, order, wanted.mode)
     return _answer(outcome, order, response)
 

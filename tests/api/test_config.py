@@ -177,6 +177,15 @@ async def test_a_dry_run_only_shows(service: Service, database: Database) -> Non
     is_problem(await change(service, "PATCH", _PATCH, 1, dry_run=True), 412, "version_stale")
 
 
+async def test_a_misspelt_dry_run_changes_nothing(service: Service) -> None:
+    calls = [("PUT", await document(service), "/config"), ("PATCH", _PATCH, "/config")]
+    calls += [("POST", {"version": 1}, "/config/rollback"), ("POST", {"mode": "development"}, "/config/mode")]
+    for method, body, path in calls:
+        answer = await change(service, method, body, 1, path, **{"dry-run": "true"})
+        is_problem(answer, 422, "invalid_request", "dry-run")
+    assert (await service.get("/config"))["version"] == 1
+
+
 async def test_only_operators_and_admins_change_it(service: Service) -> None:
     version = 1
     for role in Role:
