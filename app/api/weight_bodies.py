@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from app.api.fields import AgentName, Body, Moment, Sentence
 from app.domain.agents import AgentType
@@ -13,7 +13,17 @@ from app.operations.config import Effective
 from app.store.weights import Version
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Shares = Annotated[dict[AgentName, Share], Field(min_length=1)]
+
+
+def _once(given: Any, check: ValidatorFunctionWrapHandler) -> dict[AgentType, float]:
+    """An agent has several names, and which of two shares were meant would be left to their order."""
+    shares: dict[AgentType, float] = check(given)
+    if len(shares) < len(given):
+        raise ValueError("must name each agent once")
+    return shares
+
+
+Shares = Annotated[dict[AgentName, Share], Field(min_length=1), WrapValidator(_once)]
 _WEEK = 7 * 86_400
 
 

@@ -107,6 +107,7 @@ async def test_a_command_may_name_the_version_that_it_builds_on(service: Service
         ("/weights", {"weights": {"painter": 0.5}}, "weights"),
         ("/weights", {"weights": {"ranking": 1.5}}, "weights"),
         ("/weights", {"weights": {"ranking": 0.6, "proximity": 0.6}}, "weights"),
+        ("/weights", {"weights": {"ranking": 0.3, "ranking_agent": 0.1}}, "weights"),
         ("/weights", {}, "weights"),
         ("/weights/override", {"weights": {"ranking": 0.5}}, "expires_in_seconds"),
         ("/weights/override", {"weights": {"ranking": 0.5}, "expires_in_seconds": 0}, "expires_in_seconds"),
