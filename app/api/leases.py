@@ -109,7 +109,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
         token=call.token,
         worker_id=worker_of(principal),
         result=call.result,
-        result_hash=hashlib.sha256(call.result.encode()).digest(),
+        result_hash=_outcome_hash(call),
         usage=_usage(call.usage),
         quality=call.quality,
     )
@@ -180,6 +180,12 @@ def _wanted(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
         agent_types=can_run if call.agent_types is None else can_run.intersection(call.agent_types),
         acknowledge=call.acknowledge,
     )
+
+
+def _outcome_hash(call: CompleteIn) -> bytes:
+    """By this a repeated call is known. What the attempt cost may have been measured anew; what came of it may not."""
+    told = call.result if call.quality is None else f"{call.result}{call.quality!r}"
+    return hashlib.sha256(told.encode()).digest()
 
 
 def _usage(usage: Usage | None) -> str | None:

@@ -103,13 +103,17 @@ async def test_every_call_on_a_lease_may_be_repeated(service: Service) -> None:
             await service.post(f"/tasks/{lease['task_id']}/cancel")
 
 
-async def test_another_result_for_a_finished_task_is_refused(service: Service) -> None:
+async def test_another_outcome_for_a_finished_task_is_refused(service: Service) -> None:
     task_id = await service.submitted()
     worker = await service.worker()
     lease = await worker.lease()
-    assert (await worker.on_lease(lease, "complete", result={"a": 1})).status_code == 200
-    other = await worker.on_lease(lease, "complete", result={"a": 2})
-    assert (other.status_code, other.json()["code"]) == (409, "lease_superseded")
+    told: dict[str, Any] = {"result": {"a": 1}, "quality": 0.5}
+    assert (await worker.on_lease(lease, "complete", **told)).status_code == 200
+    for change in ({"result": {"a": 2}}, {"quality": 0.9}, {"quality": None}):
+        other = await worker.on_lease(lease, "complete", **told | change)
+        assert (other.status_code, other.json()["code"]) == (409, "lease_superseded"), change
+    measured_anew = {"usage": {"wall_seconds": 1, "cpu_seconds": 1, "max_memory_mb": 1}}
+    assert (await worker.on_lease(lease, "complete", **told | measured_anew)).status_code == 200
     assert (await service.get(f"/tasks/{task_id}"))["result"] == {"a": 1}
 
 
