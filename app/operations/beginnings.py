@@ -1,11 +1,12 @@
 """What is expected of a goal before any of its attempts has ended, so that its first tasks keep to its budget too."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import goals as rules
-from app.domain.budgets import Compute, Usage
+from app.domain.budgets import Usage
 from app.domain.config import Iterations
 from app.domain.goals import Measure, Rush
 from app.operations import remembering
@@ -33,11 +34,15 @@ async def priors(connection: AsyncConnection, goal_ids: Collection[str]) -> dict
 
 
 async def meter(connection: AsyncConnection, goal: Goal) -> None:
-    """A new goal whose budget all workers could overrun before anybody looks is metered from its first task on."""
+    """A new goal whose budget all workers could overrun before anybody looks is metered from its first task on.
+
+    Tasks may have named it, and have run, before it was created; these count.
+    """
     limits = rules.policy_of(goal.terms, Iterations()).limits
     if limits.compute_seconds is None:
         return
-    prior = (await priors(connection, [goal.id])).get(goal.id, 0.0)
-    due = rules.enforce(Usage(compute=Compute(prior_seconds=prior)), limits, await rush(connection))
-    if due.measure is Measure.METER:
-        await holds.meter(connection, goal.id, attempts=0)
+    spent, known = (await compute.of_goal(connection, goal.id)).total, await priors(connection, [goal.id])
+    used = Usage(compute=replace(spent, prior_seconds=known.get(goal.id, 0.0)))
+    due = rules.enforce(used, limits, await rush(connection))
+    if due.measure is not Measure.LEAVE:
+        await holds.meter(connection, goal.id, spent.attempts + spent.running)

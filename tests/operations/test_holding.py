@@ -367,6 +367,35 @@ async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Databas
     assert await enforce(database) == {"held": ["goal"]}
 
 
+async def _have_run(database: Database, attempts: int, seconds: float) -> None:
+    """Tasks of a goal that nobody has created yet."""
+    query = "INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds) VALUES ('goal', 'generation', $1, $2)"
+    await execute(database, query, attempts, seconds)
+
+
+async def test_a_new_goal_whose_tasks_have_run_before_it_was_created(database: Database) -> None:
+    """What they took counts; there is enough left for five more, and as all workers are busy none of these begins."""
+    await _measured(database, 15.0)
+    for _ in range(20):
+        await ready_worker(database)
+    await _have_run(database, 10, 150)
+    await created(database, compute_budget_seconds=230)
+    ids = await submitted(database, 30)
+    await holding.work_off(database)
+    assert await enforce(database) == {"let_through": 5}
+    assert await enforce(database) == {}, "the same room is not given twice"
+    assert await ready(database) == ids[:5]
+
+
+async def test_a_new_goal_whose_budget_was_used_up_before_it_was_created(database: Database) -> None:
+    await ready_worker(database)
+    await _have_run(database, 10, 150)
+    await created(database, compute_budget_seconds=100)
+    await submitted(database, 3)
+    assert await phases(database) == {"held": 3}, "not even before somebody has looked"
+    assert await enforce(database) == {"stopped": ["goal"]}
+
+
 async def test_a_new_goal_of_which_too_much_is_expected_is_tried_with_one_task(
     database: Database, desk: LeaseDesk
 ) -> None:
