@@ -1,6 +1,7 @@
 """All live workers of the pool at once, as the scaling loop sees and assigns them.
 
-Read and written through the driver: a thousand rows are read every few seconds, in the loop's own transaction.
+Read and written through the driver: a thousand rows are read every few seconds, all but who is busy in the loop's own
+transaction.
 """
 
 from collections.abc import Awaitable, Collection, Sequence
@@ -45,6 +46,7 @@ class Worker(NamedTuple):
     busy: bool
 
 
+# A look is of the moment in which its transaction began: whose first heartbeat came later is the next look's to learn.
 _READ = """
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN w.capabilities END AS capabilities,
@@ -52,8 +54,8 @@ SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END 
     w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
     CASE WHEN w.state = 'starting' THEN extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 END
         AS age_seconds,
-    CASE WHEN w.first_beat_at > $1 THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END
-        AS took_seconds,
+    CASE WHEN w.first_beat_at > $1 AND w.first_beat_at <= now()
+        THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END AS took_seconds,
     coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
 """

@@ -14,7 +14,7 @@ from app.domain.agents import AgentType
 from app.domain.scaling import Mode
 from app.domain.workers import Directive
 from app.operations import fleet, scaling
-from app.store import decisions, directing, duties, members
+from app.store import decisions, directing, duties, hosts, members
 from app.store.database import Database
 from app.store.directing import Crew
 from tests.crews import arrive, bounds, crew, decided, keep_up, passed
@@ -61,6 +61,22 @@ async def test_a_decision_waits_for_a_host_that_replaces(database: Database) -> 
         await until_blocked(database)
     assert (done["started"], (await decision)["target_workers"]) == (2, 8)
     assert await _live(database) == 8
+
+
+async def test_a_start_that_ends_while_a_decision_waits_for_the_pool_is_learned_once(database: Database) -> None:
+    await bounds(database, 2, 8)
+    await keep_up(database, 2)
+    await decided(database)
+    await bounds(database, 2, 9)
+    async with database.transaction() as connection:
+        await hosts.lock_pool(connection)
+        decision = asyncio.create_task(decided(database, seconds=0.0))
+        await until_blocked(database)
+        await arrive(database)
+    await decision
+    await bounds(database, 2, 10)
+    await decided(database, seconds=0.0)
+    assert await value(database, "SELECT jsonb_array_length(content -> 'starts') FROM scaling_state") == 2
 
 
 async def test_a_decision_and_heartbeats_never_wait_for_each_other_in_a_circle(database: Database) -> None:
