@@ -17,5 +17,5 @@ class Limits:
     improvement_unit: str = "relative"
 
     def constraints(self) -> Json:
-        """As the service takes them."""
-        return asdict(self)
+        """As the service takes them; whoever wants few iterations wants no more before it may stop."""
+        return {**asdict(self), "min_iterations": min(self.min_iterations, self.max_iterations)}

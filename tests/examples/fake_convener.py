@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from app.api.goal_bodies import GoalIn
 from app.domain.budgets import Limits, Usage
 from app.domain.goals import GoalAction, GoalPolicy, GoalSnapshot, Report, decide
 from app.domain.improvement import Quality, Unit
@@ -87,6 +88,7 @@ class FakeConvener:
         return httpx.Response(404, json={"code": "not_found"})
 
     def create(self, goal: Json) -> httpx.Response:
+        GoalIn.model_validate(goal)
         known = self.goals.setdefault(goal["id"], goal)
         return httpx.Response(201, json=known) if known == goal else self.conflict("goal_conflict", "another goal")
 

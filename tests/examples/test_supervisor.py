@@ -41,6 +41,10 @@ def test_the_default_seed_finds_the_law() -> None:
     assert set(report.tasks) == {"generation", "reflection", "ranking", "evolution", "proximity", "meta_review"}
 
 
+def test_it_ends_after_as_few_rounds_as_one_likes() -> None:
+    assert pursue(FakeConvener(), limits=Limits(max_iterations=1, time_limit_seconds=3600.0)).rounds == 1
+
+
 def test_the_outcome_does_not_depend_on_order_or_faults() -> None:
     calm, wild = FakeConvener(chaos_seed=1), FakeConvener(chaos_seed=2, faults=0.15)
     assert outcome(pursue(calm)) == outcome(pursue(wild))
