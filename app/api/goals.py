@@ -141,7 +141,7 @@ async def stop(
     "/{goal_id}/extend",
     summary="Change the limits of a research goal",
     dependencies=[requires(Scope.SUBMIT)],
-    responses=_LIVE,
+    responses=documented(goal_errors.GoalNotFound, goal_errors.GoalStopped, goal_errors.LimitsRefused),
 )
 async def extend(
     goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller

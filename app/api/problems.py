@@ -55,6 +55,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     goal_errors.GoalConflict: 409,
     goal_errors.GoalStopped: 409,
     goal_errors.IterationConflict: 409,
+    goal_errors.LimitsRefused: 422,
     errors.ConfigRefused: 422,
     errors.WeightsRefused: 422,
     errors.SamplesRefused: 422,

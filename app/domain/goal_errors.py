@@ -1,6 +1,7 @@
 """What can go wrong with research goals."""
 
 from app.domain.errors import ConvenerError
+from app.domain.refusal import ValuesRefused
 
 
 class GoalNotFound(ConvenerError):
@@ -19,6 +20,12 @@ class GoalStopped(ConvenerError):
     """The research goal has stopped, which is final."""
 
     code = "goal_stopped"
+
+
+class LimitsRefused(ValuesRefused):
+    """The limits of the research goal do not go together; nothing was changed."""
+
+    code = "limits_refused"
 
 
 class IterationConflict(ConvenerError):

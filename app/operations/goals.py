@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import goals as rules
 from app.domain.budgets import Usage, notices
 from app.domain.config import Iterations
-from app.domain.goal_errors import GoalConflict, GoalNotFound, GoalStopped
+from app.domain.goal_errors import GoalConflict, GoalNotFound, GoalStopped, LimitsRefused
 from app.domain.goals import GoalMove, GoalPolicy, GoalState, Hold, Terms
 from app.operations import audit, beginnings
 from app.store import compute, goals, holds
@@ -144,16 +144,28 @@ async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
 async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: str) -> Goal:
     """Give a goal other limits; what waits for a budget goes on at the next look if there is room for it now.
 
-    Raises GoalNotFound, GoalStopped.
+    Raises GoalNotFound, GoalStopped, LimitsRefused.
     """
     goal = await locked(connection, goal_id)
     _check(goal, GoalMove.EXTEND)
     given = {name: value for name, value in asdict(terms).items() if value is not None}
+    _check_order(replace(goal.terms, **given), given)
     await goals.extend(connection, goal_id, terms)
     await goals.tell(connection, GoalMove.EXTEND, goal_id, {"limits": given})
     extended = await found(connection, goal_id)
     await _audit(connection, GoalMove.EXTEND, by, goal, extended, "")
     return extended
+
+
+def _check_order(terms: Terms, given: Collection[str]) -> None:
+    """What one body may not say, two may not either. Limits that stand already are no fault of other ones."""
+    least, most = terms.min_iterations, terms.max_iterations
+    if least is None or most is None or least <= most:
+        return
+    if "min_iterations" in given:
+        raise LimitsRefused([("constraints.min_iterations", f"must not be above max_iterations, which is {most}")])
+    if "max_iterations" in given:
+        raise LimitsRefused([("constraints.max_iterations", f"must not be below min_iterations, which is {least}")])
 
 
 async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:

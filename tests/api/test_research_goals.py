@@ -216,6 +216,19 @@ async def test_moves_may_be_repeated_until_the_goal_has_stopped(service: Service
         is_problem(await service.ask("POST", f"/goals/tycho/{what}", {}), 404, "goal_not_found")
 
 
+async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_one(
+    service: Service, database: Database
+) -> None:
+    await created(service, min_iterations=5, max_iterations=20)
+    before = await value(database, "SELECT (SELECT count(*) FROM events) || goals::text FROM goals")
+    for name, limit in (("min_iterations", 21), ("max_iterations", 4)):
+        answer = await service.ask("POST", "/goals/kepler/extend", {"constraints": {name: limit}})
+        is_problem(answer, 422, "limits_refused", f"constraints.{name}")
+    assert await value(database, "SELECT (SELECT count(*) FROM events) || goals::text FROM goals") == before
+    for limits in ({"max_iterations": 5}, {"min_iterations": 30, "max_iterations": 40}, {"patience": 7}):
+        await service.post("/goals/kepler/extend", {"constraints": limits})
+
+
 async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     service: Service, database: Database
 ) -> None:
