@@ -34,3 +34,12 @@ async def test_other_methods_are_refused_and_those_that_there_are_are_told(servi
             is_problem(answer, 405, "method_not_allowed")
         assert answer.status_code == 405
         assert answer.headers["allow"] == ", ".join(sorted(_ADDRESSES[path])), method
+
+
+async def test_an_address_that_is_not_utf_8_is_refused(service: Service) -> None:
+    for method, path in (("PUT", "/goals/%ff/weight"), ("GET", "/goals/%ff/weight"), ("PUT", "/goals/a%C3/weight")):
+        is_problem(await service.ask(method, path, {"weight": 5}), 400, "malformed_request")
+    # The character that stands for what cannot be read is one like others where somebody writes it.
+    for goal in ("%EF%BF%BD", "%C3%A4"):
+        assert (await service.get(f"/goals/{goal}/weight"))["weight"] == 1
+        assert (await service.ask("PUT", f"/goals/{goal}/weight", {"weight": 5})).status_code == 200
