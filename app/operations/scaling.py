@@ -218,22 +218,22 @@ def _member(worker: Worker) -> Member:
         worker.id,
         _AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
         worker.busy,
-        None if worker.capabilities is None else _types(tuple(worker.capabilities)),
+        None if worker.capabilities is None else _types(worker.capabilities),
         worker.memory_gb,
         worker.cpu_cores,
     )
 
 
 @lru_cache(maxsize=256)
-def _types(names: tuple[str, ...]) -> frozenset[AgentType]:
+def _types(names: str) -> frozenset[AgentType]:
     """Many workers can run the same."""
-    return frozenset(map(AgentType, names))
+    return frozenset(map(AgentType, names.split(",") if names else ()))
 
 
 def _of_new(workers: Sequence[Worker]) -> frozenset[AgentType]:
     """What a new worker will be able to run: what the last one that a host has started can."""
     started = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
-    return _types(tuple(started[-1])) if started else frozenset(AgentType)
+    return _types(started[-1]) if started else frozenset(AgentType)
 
 
 def _loads(queue: Queue, known: Experience, able: Collection[AgentType]) -> dict[AgentType, Load]:

@@ -20,7 +20,8 @@ from app.store import holding
 class Worker(NamedTuple):
     """A live worker; `state` is starting, ready or draining. A tuple, since there may be many.
 
-    `provisioner`, `host` and `slot` say who keeps it running; no provisioner: somebody else. `age_seconds` is the time
+    `provisioner`, `host` and `slot` say who keeps it running; no provisioner: somebody else. `capabilities` are what it
+    can run, with commas between, as most can run the same; None before it has said so. `age_seconds` is the time
     since one that is starting was asked for or launched, `took_seconds` that from the request to its first heartbeat of
     one that has sent it since the last look; None for the others. One that is `restarting` leaves, and another comes in
     its place.
@@ -31,7 +32,7 @@ class Worker(NamedTuple):
     provisioner: str | None
     host: str | None
     slot: int | None
-    capabilities: Sequence[str] | None
+    capabilities: str | None
     assigned_agent: str | None
     assigned_memory_gb: float | None
     assigned_cpu_cores: float | None
@@ -49,7 +50,7 @@ class Worker(NamedTuple):
 # A look is of the moment in which its transaction began: whose first heartbeat came later is the next look's to learn.
 _READ = """
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
-    CASE WHEN w.registered_at IS NOT NULL THEN w.capabilities END AS capabilities,
+    CASE WHEN w.registered_at IS NOT NULL THEN array_to_string(w.capabilities, ',') END AS capabilities,
     w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds,
     w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
     CASE WHEN w.state = 'starting' THEN extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 END
@@ -61,7 +62,7 @@ FROM workers w WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
 """
 
 _BUSY = f"""
-SELECT w.id FROM workers w {holding.joined("w.id")}
+SELECT array_agg(w.id) FROM workers w {holding.joined("w.id")}
 WHERE w.state IN ('starting', 'ready', 'draining') AND held.id IS NOT NULL
 """
 
@@ -133,7 +134,7 @@ async def read(
 
 async def holders_of_tasks(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
     """The live workers that hold a task: a look at each, and at the one task of its last lease."""
-    return {row[0] for row in await driver.fetch(_BUSY)}
+    return set(await driver.fetchval(_BUSY) or ())
 
 
 async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> None:
