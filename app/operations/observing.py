@@ -63,6 +63,7 @@ class Pool:
 
     workers: Sequence[Worker]
     hosts: Sequence[Host]
+    by_host: Mapping[tuple[str | None, str | None], Sequence[Worker]]
 
     @cached_property
     def staying(self) -> Sequence[Worker]:
@@ -71,14 +72,7 @@ class Pool:
 
     def of(self, host: Host) -> Sequence[Worker]:
         """Those that a host keeps running."""
-        return self._by_host.get((host.provisioner, host.host), ())
-
-    @cached_property
-    def _by_host(self) -> Mapping[tuple[str | None, str | None], Sequence[Worker]]:
-        found: dict[tuple[str | None, str | None], list[Worker]] = defaultdict(list)
-        for worker in self.workers:
-            found[worker.provisioner, worker.host].append(worker)
-        return found
+        return self.by_host.get((host.provisioner, host.host), ())
 
 
 async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
@@ -111,8 +105,12 @@ async def pool(
 ) -> Pool:
     """Look at every live worker and every host; see `members.read`."""
     live = await hosts.live(connection)
-    found = Pool(workers=await members.read(connection, since, busy), hosts=live)
-    return replace(found, hosts=[_with_workers(host, found.of(host)) for host in found.hosts])
+    workers = await members.read(connection, since, busy)
+    by_host: dict[tuple[str | None, str | None], list[Worker]] = defaultdict(list)
+    for worker in workers:
+        by_host[worker.provisioner, worker.host].append(worker)
+    known = [_with_workers(host, by_host.get((host.provisioner, host.host), ())) for host in live]
+    return Pool(workers=workers, hosts=known, by_host=by_host)
 
 
 def look(seen: Queue, workers: Sequence[Worker], size: int, moment: datetime) -> Look:
@@ -157,14 +155,15 @@ def snapshot(
 ) -> ScalingSnapshot:
     """The pool as the rule takes it; workers that hosts owe are as good as starting. Caps and the mean come later."""
     ready = [w for w in seen.workers if w.state == _READY]
-    busy = sum(w.busy for w in ready)
+    others = [w for w in seen.workers if w.state != _READY]
+    busy = sum([w.busy for w in ready])
     takes = learning.start_seconds(known, USUAL_START_SECONDS)
-    starting = [max(0.0, takes - (w.age_seconds or 0.0)) for w in seen.workers if w.state == _STARTING]
+    starting = [max(0.0, takes - (w.age_seconds or 0.0)) for w in others if w.state == _STARTING]
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,
         starting=[*starting, *([takes] * owed)],
-        draining=sum(w.state == _DRAINING for w in seen.workers),
+        draining=sum(w.state == _DRAINING for w in others),
         waiting=groups,
         spare=known.spare,
         cpu=cpu(seen, ready),

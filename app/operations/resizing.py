@@ -86,20 +86,16 @@ async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: s
 
 
 def _changed(decision: Decision, workers: Sequence[Worker]) -> Iterator[Given]:
+    """Nearly all have what they are to get, so nothing is made, nor called, to find that out."""
     for worker in workers:
         place = decision.places.get(worker.id)
-        if place is not None and not _has(worker, place):
+        if place is not None and (
+            worker.assigned_agent != place.agent
+            or worker.assigned_memory_gb != place.memory_gb
+            or worker.assigned_cpu_cores != place.cpu_cores
+            or worker.assigned_compute_seconds != place.compute_seconds
+        ):
             yield Given(worker.id, place.agent.value, place.memory_gb, place.cpu_cores, place.compute_seconds)
-
-
-def _has(worker: Worker, place: Place) -> bool:
-    """Nearly all have what they are to get, so nothing is made to find that out."""
-    return (
-        worker.assigned_agent == place.agent
-        and worker.assigned_memory_gb == place.memory_gb
-        and worker.assigned_cpu_cores == place.cpu_cores
-        and worker.assigned_compute_seconds == place.compute_seconds
-    )
 
 
 async def _request(
