@@ -131,7 +131,6 @@ async def conclude(connection: AsyncConnection, seen: Sight) -> Conclusion:
 async def write_down(connection: AsyncConnection, seen: Sight, conclusion: Conclusion) -> dict[str, Any]:
     """Keep the decision, let it happen, and remember what the next one is to know."""
     inputs, decision = conclusion.inputs, conclusion.decision
-    roster_id = await decisions.roster(connection, records.roster(inputs.members))
     decision_id = await decisions.write(
         connection,
         NewDecision(
@@ -141,7 +140,7 @@ async def write_down(connection: AsyncConnection, seen: Sight, conclusion: Concl
             target_workers=decision.plan.target,
             inputs=records.inputs_text(inputs),
             output=records.canonical(records.outcome(decision, inputs)),
-            roster_id=roster_id,
+            roster=records.roster(inputs.members),
         ),
     )
     done = await resizing.carry_out(connection, decision, seen.pool, seen.owed)

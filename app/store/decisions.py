@@ -15,7 +15,7 @@ from app.store.bites import BITE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDecision:
-    """A decision to keep; inputs and output are JSON texts, the roster is kept apart."""
+    """A decision to keep; inputs, output and roster are JSON texts, the last of which is kept apart."""
 
     decided_at: datetime
     decision_type: str
@@ -23,7 +23,7 @@ class NewDecision:
     target_workers: int
     inputs: str
     output: str
-    roster_id: int
+    roster: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,21 +31,20 @@ class Kept(NewDecision):
     """A decision as it is kept."""
 
     id: int
-    roster: str
+    roster_id: int
 
 
+# Nothing is written while the roster is not kept, which mostly it is.
 _WRITE = text("""
 INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output, roster_id)
-VALUES (:decided_at, :decision_type, :current_workers, :target_workers, CAST(:inputs AS json), CAST(:output AS json),
-        :roster_id)
+SELECT CAST(:decided_at AS timestamptz), :decision_type, CAST(:current_workers AS integer),
+       CAST(:target_workers AS integer), CAST(:inputs AS json), CAST(:output AS json), id
+FROM rosters WHERE digest = :digest
 RETURNING id
 """)
 
-_KNOWN_ROSTER = text("SELECT id FROM rosters WHERE digest = :digest")
-
 _WRITE_ROSTER = text("""
-INSERT INTO rosters (digest, content) VALUES (:digest, CAST(:content AS json))
-ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest RETURNING id
+INSERT INTO rosters (digest, content) VALUES (:digest, CAST(:roster AS json)) ON CONFLICT (digest) DO NOTHING
 """)
 
 _COLUMNS = "d.id, decided_at, decision_type, current_workers, target_workers, roster_id"
@@ -97,19 +96,18 @@ DELETE FROM rosters r WHERE id = ANY (CAST(:ids AS bigint[]))
 """)
 
 
-async def roster(connection: AsyncConnection, content: str) -> int:
-    """Keep a roster, unless it is kept already; returns its id."""
-    digest = hashlib.sha256(content.encode()).digest()
-    known = (await connection.execute(_KNOWN_ROSTER, {"digest": digest})).scalar()
-    if known is not None:
-        return int(known)
-    return int((await connection.execute(_WRITE_ROSTER, {"digest": digest, "content": content})).scalar_one())
-
-
 async def write(connection: AsyncConnection, decision: NewDecision) -> int:
-    """Keep a decision; returns its id."""
+    """Keep a decision, and its roster unless it is kept already; returns the decision's id.
+
+    The caller holds the pool, so that no roster goes meanwhile.
+    """
     values = {name: getattr(decision, name) for name in NewDecision.__dataclass_fields__}
-    return int((await connection.execute(_WRITE, values)).scalar_one())
+    values["digest"] = hashlib.sha256(decision.roster.encode()).digest()
+    written = (await connection.execute(_WRITE, values)).scalar()
+    if written is None:
+        await connection.execute(_WRITE_ROSTER, values)
+        written = (await connection.execute(_WRITE, values)).scalar_one()
+    return int(written)
 
 
 async def read(connection: AsyncConnection, decision_id: int) -> Kept | None:

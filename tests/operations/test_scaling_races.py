@@ -144,7 +144,7 @@ async def test_two_replicas_make_one_decision(database: Database, replica: Datab
     assert await value(database, "SELECT count(*) FROM decisions") == 1
 
 
-@pytest.mark.parametrize("step", ["decisions.roster", "decisions.write", "resizing.carry_out", "remembering.keep"])
+@pytest.mark.parametrize("step", ["decisions.write", "resizing.carry_out", "remembering.keep"])
 async def test_a_crash_at_any_step_leaves_nothing_behind(
     database: Database, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
