@@ -8,12 +8,13 @@ from uuid import UUID
 
 from app.domain.config import ConfigAction, balanced, preset
 from app.domain.scaling import Mode
-from app.domain.workers import WorkerId
+from app.domain.workers import Directive, WorkerId
 from app.operations import config, fleet, scaling, workers
 from app.operations.config import Order
-from app.store import hot
+from app.store import directing, hot
 from app.store import workers as worker_store
 from app.store.database import Database
+from app.store.directing import Crew
 from tests.factories import beat, registration, report
 from tests.sql import execute, fetch, value
 
@@ -83,3 +84,14 @@ async def passed(database: Database, seconds: float) -> None:
 async def kept(database: Database, decision_id: int) -> dict[str, Any]:
     """A decision as it is kept."""
     return dict(json.loads(await value(database, "SELECT output::text FROM decisions WHERE id = $1", decision_id)))
+
+
+async def living(database: Database) -> int:
+    """How many workers there are, starting and draining ones included."""
+    return int(await value(database, "SELECT count(*) FROM workers WHERE state IN ('starting', 'ready', 'draining')"))
+
+
+async def drain(database: Database, worker_ids: Sequence[UUID]) -> None:
+    """Somebody tells these workers to go, which the pool did not want."""
+    async with database.transaction() as connection:
+        await directing.direct(connection, Crew(ids=worker_ids), Directive.DRAIN, "by hand")

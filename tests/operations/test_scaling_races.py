@@ -1,31 +1,21 @@
 """The pool between its bounds whatever happens: decisions and hosts at once, crashes between two steps, deaths."""
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from app.domain import decision_records as records
-from app.domain.agents import AgentType
 from app.domain.scaling import Mode
 from app.domain.workers import Directive
 from app.operations import fleet, scaling
-from app.store import decisions, directing, duties, hosts, members
+from app.store import directing, duties, hosts, members
 from app.store.database import Database
 from app.store.directing import Crew
-from tests.crews import arrive, bounds, crew, decided, keep_up, passed
-from tests.factories import leased, report, submitted
+from tests.crews import arrive, bounds, crew, decided, drain, keep_up, living, passed
+from tests.factories import report, submitted
 from tests.sql import execute, fetch, until_blocked, value
-
-_LIVE = "SELECT count(*) FROM workers WHERE state IN ('starting', 'ready', 'draining')"
-
-
-async def _live(database: Database) -> int:
-    return int(await value(database, _LIVE))
 
 
 async def test_a_decision_and_a_host_never_fill_the_same_room(database: Database) -> None:
@@ -42,7 +32,7 @@ async def test_a_decision_and_a_host_never_fill_the_same_room(database: Database
         host = asyncio.create_task(keep_up(database))
         await until_blocked(database)
     assert (await host)["started"] == 2
-    assert await _live(database) == 8
+    assert await living(database) == 8
     slots = [row["slot"] for row in await fetch(database, "SELECT slot FROM workers WHERE state <> 'lost'")]
     assert sorted(slots) == list(range(1, 9))
 
@@ -60,7 +50,7 @@ async def test_a_decision_waits_for_a_host_that_replaces(database: Database) -> 
         decision = asyncio.create_task(decided(database, seconds=0.0))
         await until_blocked(database)
     assert (done["started"], (await decision)["target_workers"]) == (2, 8)
-    assert await _live(database) == 8
+    assert await living(database) == 8
 
 
 async def test_a_start_that_ends_while_a_decision_waits_for_the_pool_is_learned_once(database: Database) -> None:
@@ -102,11 +92,11 @@ async def test_who_was_told_to_go_is_replaced_only_where_there_is_room(database:
     await bounds(database, 2, 6)
     workers = await crew(database, 6)
     await decided(database)
-    await _drain(database, workers[:3])
+    await drain(database, workers[:3])
     assert (await keep_up(database))["started"] == 0
     await execute(database, "UPDATE workers SET state = 'stopped', ended_at = now() WHERE id = $1", workers[0])
     assert (await keep_up(database))["started"] == 1
-    assert await _live(database) == 6
+    assert await living(database) == 6
 
 
 async def test_a_pool_at_its_maximum_is_as_large_after_a_restart_of_its_workers(database: Database) -> None:
@@ -121,12 +111,7 @@ async def test_a_pool_at_its_maximum_is_as_large_after_a_restart_of_its_workers(
     for gone in workers[:4]:
         await fleet.report_exit(database, gone, "restarts")
     assert (await keep_up(database))["started"] == 4
-    assert await _live(database) == 6
-
-
-async def _drain(database: Database, worker_ids: Sequence[UUID]) -> None:
-    async with database.transaction() as connection:
-        await directing.direct(connection, Crew(ids=worker_ids), Directive.DRAIN, "by hand")
+    assert await living(database) == 6
 
 
 async def test_two_replicas_make_one_decision(database: Database, replica: Database) -> None:
@@ -195,7 +180,7 @@ async def test_a_mass_death_does_not_make_the_pool_larger(database: Database) ->
     assert (decision["current_workers"], decision["target_workers"], decision["start"]) == (10, 10, 0)
     assert (await keep_up(database))["started"] == 8
     assert (await decided(database))["target_workers"] == 10
-    assert await _live(database) == 10
+    assert await living(database) == 10
 
 
 async def test_slots_that_rest_are_owed_and_told_of(database: Database) -> None:
@@ -213,7 +198,7 @@ async def test_slots_that_rest_are_owed_and_told_of(database: Database) -> None:
     decision = await decided(database)
     assert (decision["current_workers"], decision["start"]) == (5, 0)
     assert any("here owes 3 workers; 3 slots there rest" in reason for reason in decision["reasons"])
-    assert await _live(database) == 2
+    assert await living(database) == 2
 
 
 async def test_the_pool_of_a_host_that_went_away_is_refilled_elsewhere(database: Database) -> None:
@@ -237,75 +222,3 @@ async def test_new_workers_are_spread_over_the_hosts_by_room(database: Database)
     assert {row["host"]: row["n"] for row in rows} == {"large": 8, "small": 1}
     sizes = await fetch(database, "SELECT host, size FROM hosts")
     assert {row["host"]: row["size"] for row in sizes} == {"large": 8, "small": 1}
-
-
-class _Life:
-    """Random life of a small pool; after every step the bounds are looked at."""
-
-    least, most = 2, 7
-
-    def __init__(self, database: Database, seed: int) -> None:
-        self.database = database
-        self.random = random.Random(seed)
-        self.deaths = 0
-
-    async def step(self) -> None:
-        steps = [self.submit, self.work, self.work, self.kill, self.come, self.drain, self.keep, self.decide]
-        await self.random.choice(steps)()
-        assert await _live(self.database) <= self.most
-
-    async def submit(self) -> None:
-        await submitted(self.database, self.random.choice([1, 5, 40]), agent_type=self.random.choice(list(AgentType)))
-
-    async def work(self) -> None:
-        """Somebody idle leases a task, and maybe completes it."""
-        rows = await fetch(self.database, "SELECT id FROM workers w WHERE state = 'ready' ORDER BY slot LIMIT 3")
-        pending = await fetch(self.database, "SELECT agent_type, priority FROM tasks WHERE state = 'pending' LIMIT 1")
-        busy = {row["worker_id"] for row in await fetch(self.database, "SELECT worker_id FROM tasks")}
-        for row in rows:
-            if row["id"] not in busy and pending:
-                await leased(self.database, row["id"], agent_type=AgentType(pending[0]["agent_type"]))
-                return
-        await execute(self.database, "DELETE FROM tasks WHERE worker_id IS NOT NULL")
-
-    async def kill(self) -> None:
-        rows = await fetch(self.database, "SELECT id FROM workers WHERE state IN ('starting', 'ready') ORDER BY id")
-        if rows and self.random.random() < 0.5:
-            await fleet.report_exit(self.database, self.random.choice(rows)["id"], "killed")
-
-    async def come(self) -> None:
-        await arrive(self.database, cpu_percent=90.0)
-        await execute(self.database, "UPDATE workers SET state = 'stopped', ended_at = now() WHERE state = 'draining'")
-
-    async def drain(self) -> None:
-        """Somebody tells a worker to go, which the pool did not want."""
-        rows = await fetch(self.database, "SELECT id FROM workers WHERE state = 'ready' ORDER BY slot LIMIT 1")
-        await _drain(self.database, [row["id"] for row in rows])
-
-    async def keep(self) -> None:
-        await keep_up(self.database)
-
-    async def decide(self) -> None:
-        decision = await decided(self.database, seconds=self.random.choice([5.0, 30.0, 300.0]))
-        assert self.least <= decision["target_workers"] <= self.most
-        staying = await value(
-            self.database,
-            "SELECT count(*) FROM workers WHERE state IN ('starting', 'ready') AND directive IS NULL",
-        )
-        owed = await value(self.database, "SELECT sum(size) FROM hosts") - staying
-        assert owed >= 0
-        # Those who are on their way out hold their places.
-        assert staying + owed >= self.least or await _live(self.database) + owed == self.most
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_whatever_happens_the_pool_stays_between_its_bounds(database: Database, seed: int) -> None:
-    life = _Life(database, seed)
-    await bounds(database, life.least, life.most)
-    await keep_up(database, 3)
-    for _ in range(60):
-        await life.step()
-    async with database.transaction() as connection:
-        stored = await decisions.onward(connection, after=0, limit=100)
-    assert len(stored) > 3
-    assert all(records.replayed(one.roster, one.inputs) == one.output for one in stored)
