@@ -9,12 +9,10 @@ import signal
 from collections.abc import Sequence
 from uuid import UUID
 
-from app.couriers.base import Courier
-from app.couriers.webhook import WebhookCourier
-from app.domain.errors import DatabaseUnavailable
-from app.domain.leases import LeasePolicy
-from app.domain.scaling import Mode
-from app.domain.workers import HealthPolicy
+from app.db.database import Database
+from app.health.service.delivery import Courier, WebhookCourier
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.modes import Mode
 from app.logs import set_up_logging
 from app.loops.runner import Runner
 from app.loops.schedule import (
@@ -28,12 +26,12 @@ from app.loops.schedule import (
     pool_duties,
     pool_errands,
 )
-from app.operations import fleet
-from app.provisioners.local import LocalProvisioner
-from app.provisioners.machine import Machine
-from app.provisioners.room import Gauge
+from app.queue.rules.tasks import LeasePolicy
 from app.settings import Settings, settings_of_service
-from app.store.database import Database
+from app.workers.provisioners.host import Gauge, Machine
+from app.workers.provisioners.local import LocalProvisioner
+from app.workers.rules.workers import HealthPolicy
+from app.workers.service import pool
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ async def run(settings: Settings) -> None:
     await asyncio.gather(work, return_exceptions=True)
     if provisioner is not None:
         with contextlib.suppress(DatabaseUnavailable):
-            await fleet.leave(database, provisioner)
+            await pool.leave(database, provisioner)
         await provisioner.stop_all(_patience(settings))
     await database.close()
 
@@ -96,7 +94,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     async def on_exit(worker_id: UUID, reason: str) -> None:
         for _ in range(60):
             try:
-                await fleet.report_exit(database, worker_id, reason)
+                await pool.report_exit(database, worker_id, reason)
             except Exception:
                 log.warning("could not report the exit of worker %s yet (%s)", worker_id, reason)
                 await asyncio.sleep(0.5)

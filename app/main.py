@@ -10,30 +10,30 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import application
-from app.api.heads import BoundedHeads
-from app.api.services import Services
-from app.domain.leases import LeasePolicy
-from app.domain.permits import PermitPolicy
-from app.domain.scaling import Mode
-from app.domain.utilisation import UtilisationPolicy
-from app.domain.workers import HealthPolicy
+from app import application
+from app.admin.service.access import Keyring
+from app.admin.service.config import CurrentConfig
+from app.agents.service.weights import follow_weights, take_weights
+from app.db import schema
+from app.db.database import Database
+from app.health.rules.utilisation import UtilisationPolicy
+from app.health.service.snapshot_cache import SnapshotCache, Terms
+from app.health.service.utilisation import keep_sampling
+from app.http.bounds import BoundedHeads
+from app.http.services import Services
+from app.kernel.modes import Mode
+from app.llm.rules.permits import PermitPolicy
+from app.llm.service.permits import PermitService
 from app.logs import set_up_logging
-from app.operations.access import Keyring
-from app.operations.admission import Admission
-from app.operations.broker import Broker
-from app.operations.bursts import Bursts
-from app.operations.config import CurrentConfig
-from app.operations.leases import LeaseDesk
-from app.operations.lookout import Lookout, Terms
-from app.operations.permits import PermitDesk
-from app.operations.utilisation import keep_sampling
-from app.operations.weighing import follow_weights, take_weights
-from app.operations.workers import Heartbeats
-from app.provisioners.machine import Machine
+from app.queue.broker.broker import Broker
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.admission import Admission
+from app.queue.service.leases import LeaseService
+from app.scaling.service.bursts import Bursts
 from app.settings import Settings, settings_of_service
-from app.store import schema
-from app.store.database import Database
+from app.workers.provisioners.host import Machine
+from app.workers.rules.workers import HealthPolicy
+from app.workers.service.workers import Heartbeats
 
 log = logging.getLogger(__name__)
 _GRACE_SECONDS = 4
@@ -52,15 +52,15 @@ def services_for(settings: Settings, database: Database) -> Services:
         database=database,
         broker=broker,
         degradation=broker.degradation,
-        desk=LeaseDesk(database, leases, broker.fairness),
+        desk=LeaseService(database, leases, broker.fairness),
         heartbeats=Heartbeats(database, leases, broker.preferences),
         keyring=Keyring(database),
         admission=Admission(settings.capacity),
         bursts=Bursts(database, config),
         config=config,
-        permits=PermitDesk(database, broker.fairness, PermitPolicy(ttl=settings.permit_seconds)),
+        permits=PermitService(database, broker.fairness, PermitPolicy(ttl=settings.permit_seconds)),
         # Connections of its own: a lookout that waits behind those it watches sees nothing.
-        lookout=Lookout(Database(database.url, hot_connections=1, connections=1), terms),
+        lookout=SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
         duplicate_window_seconds=settings.duplicate_window_seconds,
         leases=leases,
         health=HealthPolicy(

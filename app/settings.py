@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from app.domain.capacity import CapacityPolicy
-from app.domain.scaling import Mode
-from app.domain.tasks import Priority
-from app.domain.webhooks import Endpoint, endpoint
+from app.health.rules.webhooks import Endpoint, endpoint
+from app.kernel.lanes import Priority
+from app.kernel.modes import Mode
+from app.queue.rules.admission import CapacityPolicy
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"

@@ -14,9 +14,9 @@ import asyncpg
 import uvloop
 
 from app.background import settle_down
-from app.domain.scaling import Mode
-from app.operations import scaling
-from app.store.database import Database
+from app.db.database import Database
+from app.kernel.modes import Mode
+from app.scaling.service import tick
 from benchmarks import deep_queue
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
@@ -146,7 +146,7 @@ async def _churn(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> 
 async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     async with database.transaction() as connection:
-        result = await scaling.tick(connection, database, Mode.PRODUCTION)
+        result = await tick.tick(connection, database, Mode.PRODUCTION)
     times["whole tick"].append(time.perf_counter() - began)
     times["CPU of this process"].append(time.process_time() - cpu)
     assert result, "no decision was due"
@@ -156,14 +156,14 @@ async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
 async def _timed() -> AsyncIterator[dict[str, list[float]]]:
     """Lets the steps of the operation note how long they take."""
     times: dict[str, list[float]] = defaultdict(list)
-    original = {name: getattr(scaling, name) for name in _PARTS.values()}
+    original = {name: getattr(tick, name) for name in _PARTS.values()}
     for part, name in _PARTS.items():
-        setattr(scaling, name, _noting(original[name], times, part))
+        setattr(tick, name, _noting(original[name], times, part))
     try:
         yield times
     finally:
         for name, step in original.items():
-            setattr(scaling, name, step)
+            setattr(tick, name, step)
 
 
 def _noting(

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from app.domain.agents import AgentType
+from app.kernel.agents import AgentType
 from benchmarks.http_client import Answer, Connection, connect
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from app.store.tables import KEPT_COLUMNS
+from app.queue.store.tables import KEPT_COLUMNS
 from benchmarks.processes import CpuSeconds
 from benchmarks.surroundings import Surroundings
 from benchmarks.workers import RESULT

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from app.domain.improvement import Unit
-from app.domain.stopping import StoppingPolicy, StoppingRule
-from app.simulation.curves import MADE_UP, Curve, flat, glitched, kept, made_up, noisy, published, stopped_at
+from app.goals.rules.curves import MADE_UP, Curve, flat, glitched, kept, made_up, noisy, published, stopped_at
+from app.goals.rules.stopping import StoppingPolicy, StoppingRule, Unit
 
 _PLAIN = StoppingPolicy(noise_share=0.0, climb_errors=None)
 _SHARE = StoppingPolicy(unit=Unit.RELATIVE, threshold=0.001)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from app.domain.agents import AgentType
+from app.kernel.agents import AgentType
 from benchmarks.http_client import Connection, connect
 from benchmarks.surroundings import Surroundings
 

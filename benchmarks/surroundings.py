@@ -10,15 +10,15 @@ from pathlib import Path
 
 import psutil
 
-from app.domain.access import Role
-from app.embedded.accounts import SAME
-from app.embedded.binaries import Binaries, find_binaries
-from app.embedded.cluster import Cluster
-from app.embedded.configuration import choose_port
-from app.embedded.server import Server
-from app.operations.access import create_key
-from app.store import schema
-from app.store.database import Database
+from app.admin.rules.access import Role
+from app.admin.service.access import create_key
+from app.db import schema
+from app.db.database import Database
+from app.postgres.accounts import SAME
+from app.postgres.binaries import Binaries, find_binaries
+from app.postgres.cluster import Cluster
+from app.postgres.configuration import choose_port
+from app.postgres.server import Server
 from benchmarks.http_client import Connection, connect
 
 _SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings.from_environment())"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from app.domain.agents import AgentType
+from app.kernel.agents import AgentType
 from benchmarks.http_client import Connection, connect
 from benchmarks.surroundings import Surroundings
 

@@ -1,10 +1,10 @@
-"""How Alembic reaches the database: through the connection that `app.store.schema` hands in."""
+"""How Alembic reaches the database: through the connection that `app.db.schema` hands in."""
 
 from alembic import context
 from sqlalchemy import text
 
-from app.store.schema import is_ours
-from app.store.tables import metadata
+from app.db.schema import is_ours
+from app.metadata import metadata
 
 
 def run() -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from math import ceil
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -15,10 +16,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store import schema
-from app.store.database import Database
-from app.store.tables import metadata
-from tests.postgres import running_server
+from app.db import schema
+from app.db.database import Database
+from app.metadata import metadata
+from app.postgres.binaries import Binaries, find_binaries
+from app.queue.broker.broker import Broker
+from app.queue.rules.fair_queueing import FairQueue
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import LeaseService
+from app.workers.service.workers import Heartbeats
+from tests.support.postgres import running_server
+from tests.support.problems import everything
+from tests.support.service import Service, Worker, make_keys, serving
+
+pytest_plugins = ["tests.support.command_line"]
 
 # Where tests run in parallel on a server that was given, every process has databases of its own.
 PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "alone")
@@ -59,6 +70,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     share = ceil(len(quick) / processes)
     parts = (slow[place::processes] + quick[place * share : (place + 1) * share] for place in range(processes))
     items[:] = [item for part in parts for item in part]
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Binaries:
+    return find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
 
 
 @pytest.fixture(scope="session")
@@ -160,3 +176,60 @@ async def connection(shared: Database) -> AsyncIterator[AsyncConnection]:
         transaction = await connection.begin()
         yield connection
         await transaction.rollback()
+
+
+@pytest.fixture
+async def service(database: Database) -> AsyncIterator[Service]:
+    """The application, and a key for every role."""
+    async with serving(database.url, await make_keys(database)) as service:
+        yield service
+
+
+@pytest.fixture
+async def worker(service: Service) -> Worker:
+    return await service.worker()
+
+
+@pytest.fixture
+async def lease(service: Service, worker: Worker) -> Any:
+    await service.submitted()
+    return await worker.lease()
+
+
+@pytest.fixture
+async def unchanged(lease: Any, database: Database) -> AsyncIterator[None]:
+    """The whole database is the same after the test as before."""
+    before = await everything(database)
+    yield
+    assert await everything(database) == before
+
+
+@pytest.fixture
+async def broker(database: Database) -> AsyncIterator[Broker]:
+    broker = Broker(database, LeasePolicy())
+    broker.start()
+    yield broker
+    await broker.stop()
+
+
+@pytest.fixture
+async def desk(database: Database) -> AsyncIterator[LeaseService]:
+    desk = LeaseService(database, LeasePolicy(), FairQueue())
+    yield desk
+    await desk.stop()
+
+
+@pytest.fixture
+async def heartbeats(database: Database) -> AsyncIterator[Heartbeats]:
+    heartbeats = Heartbeats(database, LeasePolicy())
+    yield heartbeats
+    await heartbeats.stop()
+
+
+@pytest.fixture
+async def replica(database: Database) -> AsyncIterator[Database]:
+    """The same database as another process of the service sees it."""
+    replica = Database(database.url)
+    replica.announcer.start()
+    yield replica
+    await replica.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.scaling import Mode
+from app.kernel.modes import Mode
 from app.settings import SETTINGS_FILE, Settings, SettingsError
 
 

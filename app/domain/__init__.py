@@ -1,1 +1,0 @@
-"""Pure rules: no IO, no clock, no async, standard library only."""

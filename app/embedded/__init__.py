@@ -1,1 +1,0 @@
-"""Runs a bundled PostgreSQL as a child of this service, and brings it back after a crash."""

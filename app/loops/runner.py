@@ -5,9 +5,9 @@ import logging
 import random
 from collections.abc import Collection, Sequence
 
-from app.domain.errors import DatabaseUnavailable
+from app.db import duties
+from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Context, Duty, Errand
-from app.store import duties
 
 log = logging.getLogger(__name__)
 

@@ -10,39 +10,29 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.couriers.base import Courier
-from app.domain.ageing import AgeingPolicy
-from app.domain.capacity import CapacityPolicy
-from app.domain.checkpoints import CheckpointPolicy
-from app.domain.leases import LeasePolicy
-from app.domain.scaling import Mode
-from app.domain.utilisation import UtilisationPolicy
-from app.domain.workers import HealthPolicy
-from app.operations import (
-    ageing,
-    alerts,
-    checkpoints,
-    counting,
-    degradation,
-    fleet,
-    holding,
-    housekeeping,
-    performance,
-    permits,
-    scaling,
-    sweeping,
-    utilisation,
-    webhooks,
-    weights,
-    workers,
-)
-from app.provisioners.base import Provisioner
-from app.provisioners.machine import Machine
-from app.provisioners.room import Gauge
-from app.store import announcements
-from app.store.database import Database
-from app.store.duties import Turn
-from app.store.hosts import Report
+from app.agents.service import performance, weights
+from app.db import notify
+from app.db.database import Database
+from app.db.duties import Turn
+from app.goals.service import budget_enforcement
+from app.health.rules.utilisation import UtilisationPolicy
+from app.health.service import alerts, utilisation, webhooks
+from app.health.service.delivery import Courier
+from app.kernel.modes import Mode
+from app.llm.service import permits
+from app.loops import housekeeping
+from app.memory.rules.checkpoints import CheckpointPolicy
+from app.memory.service import checkpoints
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.aging import AgeingPolicy
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service import aging, counters, degradation, expiry
+from app.scaling.service import tick
+from app.workers.provisioners.base import Provisioner
+from app.workers.provisioners.host import Gauge, Machine
+from app.workers.rules.workers import HealthPolicy
+from app.workers.service import pool, workers
+from app.workers.store.hosts import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +77,18 @@ class Errand:
 
 
 DUTIES: Sequence[Duty] = (
-    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: sweeping.sweep(db, c.leases, turn)),
+    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn)),
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
-    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: sweeping.promote(db)),
-    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: sweeping.trim(db)),
-    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: ageing.tick(db, AgeingPolicy())),
-    Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counting.fold_counts(db)),
-    Duty(name=counting.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counting.fold_events(db)),
+    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote(db)),
+    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim(db)),
+    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.tick(db, AgeingPolicy())),
+    Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
+    Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
     Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),
     # Often enough that a pause between two steps is not much longer than it must be.
-    Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=announcements.CONFIG),
-    Duty(name=counting.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counting.find_oldest(db)),
-    Duty(name=counting.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counting.check_counters(db)),
+    Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
+    Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
+    Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: degradation.watch(db)),
     Duty(
         name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity, tells=c.courier is not None)
@@ -107,19 +97,23 @@ DUTIES: Sequence[Duty] = (
     # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.
     Duty(
         name="scaling",
-        seconds=scaling.LOOK_SECONDS,
-        run=lambda c, db, turn: scaling.tick(db, c.database, c.mode),
-        wakes_on=announcements.BURST,
+        seconds=tick.LOOK_SECONDS,
+        run=lambda c, db, turn: tick.tick(db, c.database, c.mode),
+        wakes_on=notify.BURST,
     ),
-    Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: scaling.prune(db, c.history_days)),
+    Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: tick.prune(db, c.history_days)),
     Duty(
         name="sample the pool",
         seconds=UtilisationPolicy().every_seconds,
         run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
     ),
-    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: holding.fold(db)),
-    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: holding.enforce(db)),
-    Duty(name=holding.LOOK_FOR_STRAYS, seconds=5, run=lambda _, db, turn: holding.look_for_strays(db)),
+    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: budget_enforcement.fold(db)),
+    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: budget_enforcement.enforce(db)),
+    Duty(
+        name=budget_enforcement.LOOK_FOR_STRAYS,
+        seconds=5,
+        run=lambda _, db, turn: budget_enforcement.look_for_strays(db),
+    ),
 )
 
 # What takes longer than a transaction should be open.
@@ -134,7 +128,9 @@ ERRANDS: Sequence[Errand] = (
         seconds=housekeeping.EVERY_SECONDS,
         run=lambda c: housekeeping.run_when_due(c.database, history_days=c.history_days, events_days=c.events_days),
     ),
-    Errand(name="hold tasks back", seconds=1, run=lambda c: holding.work_off(c.database), wakes_on=announcements.GOALS),
+    Errand(
+        name="hold tasks back", seconds=1, run=lambda c: budget_enforcement.work_off(c.database), wakes_on=notify.GOALS
+    ),
 )
 
 
@@ -145,7 +141,7 @@ def courier_errands(courier: Courier) -> Sequence[Errand]:
             name="deliver webhooks",
             seconds=5,
             run=lambda c: webhooks.deliver(c.database, courier),
-            wakes_on=announcements.WEBHOOKS,
+            wakes_on=notify.WEBHOOKS,
         ),
     )
 
@@ -166,8 +162,8 @@ def pool_duties(provisioner: Provisioner, gauge: Gauge) -> Sequence[Duty]:
     tick = Duty(
         name=f"fleet {provisioner.kind} {provisioner.host}",
         seconds=2,
-        run=lambda c, db, turn: fleet.tick(db, c.mode, _report(c, provisioner, gauge)),
-        wakes_on=announcements.FLEET,
+        run=lambda c, db, turn: pool.tick(db, c.mode, _report(c, provisioner, gauge)),
+        wakes_on=notify.FLEET,
         of_one_host=True,
     )
     return (tick,)
@@ -185,13 +181,13 @@ def pool_errands(provisioner: Provisioner) -> Sequence[Errand]:
         Errand(
             name="provision",
             seconds=2,
-            run=lambda c: fleet.provision(c.database, provisioner),
-            wakes_on=announcements.LAUNCHES,
+            run=lambda c: pool.provision(c.database, provisioner),
+            wakes_on=notify.LAUNCHES,
         ),
         Errand(
             name="reconcile",
             seconds=5,
-            run=lambda c: fleet.reconcile(c.database, provisioner, c.stop_grace_seconds),
-            wakes_on=announcements.FLEET,
+            run=lambda c: pool.reconcile(c.database, provisioner, c.stop_grace_seconds),
+            wakes_on=notify.FLEET,
         ),
     )

@@ -1,1 +1,0 @@
-"""How worker processes come to be: one file a way."""

@@ -1,1 +1,0 @@
-"""How facts are kept: every SQL statement of the project, one function each. Nothing here commits but database.py."""

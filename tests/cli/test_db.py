@@ -2,9 +2,9 @@
 
 from uuid import uuid4
 
-from app.store import schema
-from tests.cli.conftest import CommandLine
+from app.db import schema
 from tests.conftest import named, run_on
+from tests.support.command_line import CommandLine
 
 
 async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from app.cli.failures import ExitCode
-from tests.cli.conftest import COMMAND, CommandLine
+from app.terminal.failures import ExitCode
+from tests.support.command_line import COMMAND, CommandLine
 
 
 def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

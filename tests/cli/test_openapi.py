@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.cli.conftest import CommandLine
+from tests.support.command_line import CommandLine
 
 
 def test_a_stale_file_is_noticed(offline: CommandLine, tmp_path: Path) -> None:

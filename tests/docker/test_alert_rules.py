@@ -8,10 +8,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from ruamel.yaml import YAML
 
-from app.api.metrics import Gauges
-from app.domain.alerts import AlertPolicy
-from app.domain.symptoms import AlertRule, SymptomPolicy
-from app.domain.vitals import ReportPolicy
+from app.health.api.prometheus import Gauges
+from app.health.rules.alerts import AlertPolicy
+from app.health.rules.snapshot import ReportPolicy
+from app.health.rules.symptoms import AlertRule, SymptomPolicy
 from tests.docker.composition import DIRECTORY, services
 from tests.docker.prometheus import promtool
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from app.api import health
 from app.cli.commands import build
+from app.health.api import probes
 from app.settings import Settings
 from tests.docker.images import DOCKERFILE, REPOSITORY, copied, effective, environment, exec_form, stages
 
@@ -122,7 +122,7 @@ def test_the_health_check_asks_the_port_that_is_served_for_a_path_that_exists() 
     port = str(Settings().port)
     assert effective("api", "EXPOSE") == port
     assert f"'127.0.0.1', {port}," in effective("api", "HEALTHCHECK")
-    assert "/livez" in {getattr(route, "path", None) for route in health.router.routes}
+    assert "/livez" in {getattr(route, "path", None) for route in probes.router.routes}
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (404, False), (503, False)])

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.operations.access import Keyring
-from app.store import schema
-from app.store.database import Database
-from app.store.tables import pool as tables
+from app.admin.service.access import Keyring
+from app.db import schema
+from app.db.database import Database
+from app.workers.store import tables
 from tests.docker.composition import services
 from worker_agent.options import read_options
 

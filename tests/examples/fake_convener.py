@@ -7,11 +7,10 @@ from typing import Any
 
 import httpx
 
-from app.api.goal_bodies import GoalIn
-from app.domain.budgets import Limits, Usage
-from app.domain.goals import GoalAction, GoalPolicy, GoalSnapshot, Report, decide
-from app.domain.improvement import Quality, Unit
-from app.domain.stopping import StoppingPolicy
+from app.goals.api.schemas import GoalIn
+from app.goals.rules.budgets import Limits, Usage
+from app.goals.rules.goals import GoalAction, GoalPolicy, GoalSnapshot, Report, decide
+from app.goals.rules.stopping import Quality, StoppingPolicy, Unit
 from examples.kepler.handlers import HANDLERS
 
 Json = dict[str, Any]

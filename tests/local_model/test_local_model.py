@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from examples.local_model.parts import MODEL, PORT_VARIABLE
-from tests.ports import free_port
+from tests.support.ports import free_port
 from worker_agent.language import LanguageModel
 from worker_agent.llm.serving import Gateway
 from worker_agent.llm.settings import GatewaySettings

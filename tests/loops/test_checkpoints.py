@@ -1,10 +1,10 @@
 """Checkpoints are taken by the loops, without being asked."""
 
+from app.db.database import Database
 from app.loops.schedule import ERRANDS
-from app.store.database import Database
-from tests.factories import submitted
-from tests.loops.running import running
-from tests.sql import until, value
+from tests.support.factories import submitted
+from tests.support.runner import running
+from tests.support.sql import until, value
 
 
 async def test_the_first_checkpoint_is_taken_at_once(database: Database) -> None:

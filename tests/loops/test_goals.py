@@ -1,13 +1,13 @@
 """Goals under the real schedule: limits hold, and pauses pass, without anybody calling."""
 
-from app.domain.goals import Terms
+from app.db.database import Database
+from app.goals.rules.goals import Terms
+from app.goals.service import goals
+from app.goals.service.goals import Order
 from app.loops.schedule import DUTIES, ERRANDS
-from app.operations import goals
-from app.operations.goals import Order
-from app.store.database import Database
-from tests.factories import leased, ready_worker, submitted
-from tests.loops.running import running
-from tests.sql import until, value
+from tests.support.factories import leased, ready_worker, submitted
+from tests.support.runner import running
+from tests.support.sql import until, value
 
 
 async def _created(database: Database, **terms: float) -> None:

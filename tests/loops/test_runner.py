@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.errors import DatabaseUnavailable
+from app.db import notify
+from app.db.database import Database
+from app.db.duties import Turn
+from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Context, Duty, Errand
-from app.operations import tasks
-from app.store import announcements
-from app.store.database import Database
-from app.store.duties import Turn
-from tests.factories import submission, submitted
-from tests.loops.running import running
-from tests.sql import execute, fetch, until, until_blocked, value
+from app.queue.service import tasks
+from tests.support.factories import submission, submitted
+from tests.support.runner import running
+from tests.support.sql import execute, fetch, until, until_blocked, value
 
 Done = dict[str, Any]
 
@@ -155,19 +155,19 @@ async def test_an_announcement_wakes_what_waits_for_it(database: Database, repli
     duty, errand, deaf = _Counter(), _Counter(), _Counter()
     async with running(
         database,
-        _duty(duty.duty, seconds=600, wakes_on=announcements.FLEET),
-        Errand(name="errand", seconds=600, run=errand.errand, wakes_on=announcements.LAUNCHES),
+        _duty(duty.duty, seconds=600, wakes_on=notify.FLEET),
+        Errand(name="errand", seconds=600, run=errand.errand, wakes_on=notify.LAUNCHES),
         _duty(deaf.duty, name="deaf", seconds=600),
     ):
         for counter in (duty, errand, deaf):
             await counter.reaches(1)
-        database.announcer.announce([announcements.FLEET])
+        database.announcer.announce([notify.FLEET])
         await duty.reaches(2)
         assert errand.turns == 1
         # From another process it comes by way of the database, which may still be connecting: so it is sent again.
 
         async def heard() -> bool:
-            replica.announcer.announce([announcements.LAUNCHES])
+            replica.announcer.announce([notify.LAUNCHES])
             return errand.turns >= 2
 
         await until(heard)
@@ -185,9 +185,9 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
         await finish.wait()
         return {}
 
-    async with running(database, _duty(slow, seconds=600, wakes_on=announcements.FLEET)):
+    async with running(database, _duty(slow, seconds=600, wakes_on=notify.FLEET)):
         await begun.wait()
-        database.announcer.announce([announcements.FLEET])
+        database.announcer.announce([notify.FLEET])
         finish.set()
 
         async def again() -> bool:

@@ -1,10 +1,10 @@
 """The schedule of the service, all duties together."""
 
+from app.db.database import Database
 from app.loops.schedule import DUTIES
-from app.store.database import Database
-from tests.factories import ready_worker, submitted
-from tests.loops.running import running
-from tests.sql import execute, until, value
+from tests.support.factories import ready_worker, submitted
+from tests.support.runner import running
+from tests.support.sql import execute, until, value
 
 
 async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: Database) -> None:

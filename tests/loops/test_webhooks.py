@@ -1,11 +1,11 @@
 """The webhook in the schedule: a change is on its way as soon as it has been committed."""
 
-from app.couriers.base import Message
+from app.db.database import Database
+from app.health.service.delivery import Message
 from app.loops.schedule import courier_errands
-from app.store.database import Database
-from tests.loops.running import running
-from tests.operations.test_webhooks import opened
-from tests.sql import until, value
+from tests.health.service.test_webhooks import opened
+from tests.support.runner import running
+from tests.support.sql import until, value
 
 
 class Recorder:

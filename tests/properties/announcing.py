@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from uuid import UUID
 
-from app.domain.lanes import Lane
-from app.store import announcements
-from app.store.announcements import News
+from app.db import notify
+from app.db.notify import News
+from app.kernel.lanes import Lane
 from tests.properties.model import Model
 
 # A task, how many moves it has made, and the lane in which it waits.
@@ -25,7 +25,7 @@ def unannounced(new: set[Wait], told: News, tags: Mapping[str, float]) -> str:
     """What is wrong about the announcements of what may be leased since a moment ago; empty when nothing is."""
     lines = []
     for task_id, _, lane in sorted(new):
-        lowest = told.get(announcements.work(lane))
+        lowest = told.get(notify.work(lane))
         if lowest is None or lowest > tags[str(task_id)]:
             lines.append(f"the task {task_id} may be leased at {tags[str(task_id)]}, and {lowest} was announced")
     return "\n".join(lines)

@@ -4,11 +4,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from app.domain.tasks import TaskState
-from app.operations import leases
-from app.operations.leases import Failure, Fence, Standing
-from app.store.leases import Completion
-from app.store.leases import Sign as Signal
+from app.kernel.states import TaskState
+from app.queue.service import leases
+from app.queue.service.leases import Failure, Fence, Standing
+from app.queue.store.completions import Completion
+from app.queue.store.completions import Renewal as Signal
 from tests.properties.model import Model
 from tests.properties.service import Service
 

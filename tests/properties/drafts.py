@@ -8,11 +8,12 @@ from uuid import UUID, uuid4
 
 from hypothesis import strategies as st
 
-from app.domain.agents import AgentType
-from app.domain.tasks import Priority, RetryPolicy
-from tests.factories import submission
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.queue.rules.tasks import RetryPolicy
 from tests.properties import policies
 from tests.properties.submitting import Order
+from tests.support.factories import submission
 
 AGENTS = (AgentType.GENERATION, AgentType.REFLECTION, AgentType.RANKING)
 GOALS = (None, "a", "b")

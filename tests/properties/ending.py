@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.domain.agents import AgentType
-from app.domain.errors import TaskFinished
-from app.domain.tasks import TaskState
-from app.operations import cancelling, dead_letters, tasks
-from app.store.selection import Selection
+from app.kernel.agents import AgentType
+from app.kernel.states import TaskState
+from app.queue.errors import TaskFinished
+from app.queue.service import cancel, dead_letters, tasks
+from app.queue.store.listing import Selection
 from tests.properties.model import Model, Task
 from tests.properties.service import Service
 
@@ -47,7 +47,7 @@ class CancelMany:
     async def run(self, service: Service) -> object:
         selection = Selection(goal_id=self.goal_id, agent_type=self.agent)
         database = service.replicas[self.replica].database
-        return await cancelling.cancel(database, selection, limit=_LIMIT, reason="changed my mind")
+        return await cancel.cancel(database, selection, limit=_LIMIT, reason="changed my mind")
 
     def judge(self, model: Model, observed: object) -> None:
         live = model.live()
@@ -56,7 +56,7 @@ class CancelMany:
             if task.is_live:
                 model.cancel(task)
         dependents = sum(not task.is_live for task in live) - len(selected)
-        expected = cancelling.Outcome(matched=len(selected), cancelled=len(selected), dependents=dependents)
+        expected = cancel.Outcome(matched=len(selected), cancelled=len(selected), dependents=dependents)
         assert observed == expected, f"{observed} instead of {expected}"
 
 

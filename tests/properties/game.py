@@ -9,9 +9,10 @@ from uuid import UUID
 from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine
 
-from app.domain.errors import DatabaseUnavailable, SubmitInFlight
-from app.domain.workers import WorkerId
-from app.operations.leases import Fence
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.ids import WorkerId
+from app.queue.errors import SubmitInFlight
+from app.queue.service.leases import Fence
 from tests.properties import announcing, views
 from tests.properties.drafts import AGENTS, NAMES, Draft, orders_of, plain_order
 from tests.properties.leasing import Ask

@@ -5,9 +5,9 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from app.domain.agents import AgentType
-from app.domain.workers import WorkerId
-from app.operations.leases import Fence
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.queue.service.leases import Fence
 from tests.properties.attempts import Complete, Fail, Release, Sign
 from tests.properties.drafts import AGENTS, Draft, drafts, picks, rarely, replicas, waiting_for, weighted
 from tests.properties.ending import Cancel

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.domain.agents import AgentType
-from app.domain.errors import WorkerBusy, WorkerGone, WorkerNotReady
-from app.domain.workers import WorkerId, WorkerState
-from app.operations.broker import LeaseCall
-from app.store.claims import Lease
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.kernel.states import WorkerState
+from app.queue.broker.broker import LeaseCall
+from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotReady
+from app.queue.store.claims import Lease
 from tests.properties.model import Model, Task
 from tests.properties.service import Service, answer
 

@@ -4,12 +4,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from app.domain.agents import AgentType
-from app.domain.errors import ConvenerError, LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
-from app.domain.tasks import FINISHED, LEASED, MOVES, Move, Priority, TaskId, TaskState
-from app.domain.workers import LIVE, WorkerId, WorkerState
-from app.operations.leases import Fence
-from app.operations.tasks import Submission
+from app.kernel.agents import AgentType
+from app.kernel.errors import ConvenerError
+from app.kernel.ids import TaskId, WorkerId
+from app.kernel.lanes import Priority
+from app.kernel.states import FINISHED, TaskState, WorkerState
+from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
+from app.queue.rules.events import Move
+from app.queue.rules.tasks import LEASED, MOVES
+from app.queue.service.leases import Fence
+from app.queue.service.tasks import Submission
+from app.workers.rules.workers import LIVE
 from tests.properties import policies
 
 MAX_RESCUES = 5

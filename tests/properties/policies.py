@@ -3,10 +3,10 @@ an example takes never decides anything."""
 
 from datetime import timedelta
 
-from app.domain.ageing import AgeingPolicy, Step
-from app.domain.leases import LeasePolicy
-from app.domain.tasks import Priority
-from app.domain.workers import HealthPolicy
+from app.kernel.lanes import Priority
+from app.queue.rules.aging import AgeingPolicy, Step
+from app.queue.rules.tasks import LeasePolicy
+from app.workers.rules.workers import HealthPolicy
 
 LEASES = LeasePolicy(
     lease_seconds=950.0, acknowledge_within_seconds=350.0, deadline_grace_seconds=600.0, avoid_seconds=250.0

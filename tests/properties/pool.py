@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-from app.domain.errors import WorkerGone
-from app.domain.tasks import TaskState
-from app.domain.workers import Directive, WorkerId, WorkerState, hold_back
-from app.operations import directing, workers
-from app.operations.leases import Fence
-from tests.factories import beat, order, registration, turn
+from app.kernel.ids import WorkerId
+from app.kernel.states import TaskState, WorkerState
+from app.queue.errors import WorkerGone
+from app.queue.service.leases import Fence
+from app.workers.rules.workers import Directive, hold_back
+from app.workers.service import directives, workers
 from tests.properties import policies
 from tests.properties.model import Model, Worker
 from tests.properties.service import Service
+from tests.support.factories import beat, order, registration, turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class Direct:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[0].database.transaction() as connection:
-            await directing.direct(connection, self.worker_id, order(Directive.DRAIN, "enough"))
+            await directives.direct(connection, self.worker_id, order(Directive.DRAIN, "enough"))
         return None
 
     def judge(self, model: Model, observed: object) -> None:

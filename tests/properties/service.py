@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import event
 
-from app.domain.errors import ConvenerError
-from app.operations.backlog import LANES
-from app.operations.broker import Broker
-from app.operations.leases import LeaseDesk
-from app.operations.workers import Heartbeats
-from app.store import announcements, claims, hot, lanes
-from app.store.announcements import Announcer, News
-from app.store.database import Database
-from app.store.tables import metadata
+from app.db import hot_path, notify
+from app.db.database import Database
+from app.db.notify import Announcer, News
+from app.kernel.errors import ConvenerError
+from app.metadata import metadata
+from app.queue.broker.broker import Broker
+from app.queue.broker.lane_view import LANES
+from app.queue.service.leases import LeaseService
+from app.queue.store import claims, lanes
+from app.workers.service.workers import Heartbeats
 from tests.properties import policies
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class Replica:
         self.connect_with(other)
         self.database.announcer, self.database.lanes = self.wire, lanes.Lanes()
         self.broker = Broker(self.database, policies.LEASES)
-        self.desk = LeaseDesk(self.database, policies.LEASES, self.broker.fairness)
+        self.desk = LeaseService(self.database, policies.LEASES, self.broker.fairness)
         self.heartbeats = Heartbeats(self.database, policies.LEASES)
         self.broker.start()
 
@@ -79,12 +80,12 @@ class Replica:
     async def exchange(self) -> None:
         """Tell the other replica where the lanes stand, and hear it from it."""
         news = self.database.lanes.news()
-        self.database.lanes.shared(await hot.run(self.database, lambda c: lanes.exchange(c, news)))
+        self.database.lanes.shared(await hot_path.run(self.database, lambda c: lanes.exchange(c, news)))
 
     async def look_through(self) -> None:
         """Find the work that nobody announced."""
-        found = await hot.run(self.database, lambda c: claims.look(c, LANES))
-        Announcer.announce(self.wire, {announcements.work(lane): tag for lane, tag in found.items()})
+        found = await hot_path.run(self.database, lambda c: claims.look(c, LANES))
+        Announcer.announce(self.wire, {notify.work(lane): tag for lane, tag in found.items()})
 
 
 class Service:

@@ -2,10 +2,11 @@
 
 from uuid import uuid4
 
-from app.domain.agents import AgentType
-from app.domain.workers import WorkerId
-from app.store import events, verification
-from app.store.events import BEGINNING, Event
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.memory.store import invariants
+from app.queue.store import events
+from app.queue.store.events import BEGINNING, Event
 from tests.properties.attempts import Complete
 from tests.properties.game import Game
 from tests.properties.leasing import Ask, AskTogether
@@ -18,7 +19,7 @@ _CREW = 6
 _LONG = 20_000.0
 _RESULT = '{"answer":0}'
 # Partitions are made by a duty that does not run here.
-_CHECKS = [check for check in verification.CHECKS if check.name != "partitions"]
+_CHECKS = [check for check in invariants.CHECKS if check.name != "partitions"]
 
 
 def settle(game: Game) -> None:
@@ -62,9 +63,9 @@ def _round(game: Game, crew: list[WorkerId]) -> None:
 async def _check(service: Service) -> None:
     """What people who doubt may ask a service to look at, and what followers of events were told."""
     async with service.replicas[0].database.transaction() as connection:
-        await verification.begin(connection)
+        await invariants.begin(connection)
         for check in _CHECKS:
-            verdict = await verification.run(connection, check)
+            verdict = await invariants.run(connection, check)
             assert not verdict.violations, f"{check.says}: {verdict.examples}"
     told = [(event.task_id, event.kind) for event in await _followed(service)]
     rows = await service.fetch("SELECT task_id, kind FROM events ORDER BY transaction, seq")

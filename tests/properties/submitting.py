@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from uuid import UUID
 
-from app.domain.errors import ConvenerError, DependencyCycle, DependencyMissing, IdempotencyMismatch, TaskConflict
-from app.domain.tasks import Priority, TaskState
-from app.operations import tasks
-from app.operations.tasks import Submission, Submitted
+from app.kernel.errors import ConvenerError
+from app.kernel.lanes import Priority
+from app.kernel.states import TaskState
+from app.queue.errors import DependencyCycle, DependencyMissing, IdempotencyMismatch, TaskConflict
+from app.queue.service import tasks
+from app.queue.service.tasks import Submission, Submitted
 from tests.properties import policies
 from tests.properties.model import Model, Task
 from tests.properties.service import Service

@@ -5,8 +5,8 @@ from uuid import UUID, uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from app.domain.agents import AgentType
-from app.domain.tasks import TaskState
+from app.kernel.agents import AgentType
+from app.kernel.states import TaskState
 from tests.properties.drafts import AGENTS, GOALS, Draft, changed, drafts, picks, replicas, waiting_for, weighted
 from tests.properties.ending import Cancel, CancelMany, Requeue, RequeueMany
 from tests.properties.game import Game, picked

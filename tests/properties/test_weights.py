@@ -8,16 +8,16 @@ from itertools import pairwise
 
 import pytest
 
-from app.domain.agents import AgentType
-from app.domain.errors import VersionStale
-from app.domain.scaling import Mode
-from app.domain.weights import WeightPolicy, raised
-from app.operations import weight_orders, weights
-from app.operations.weight_orders import Order
-from app.store import verification
-from app.store import weights as store
-from app.store.database import Database
-from tests.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
+from app.agents.rules.weights import WeightPolicy, raised
+from app.agents.service import orders, weights
+from app.agents.service.orders import Order
+from app.agents.store import weights as store
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import VersionStale
+from app.kernel.modes import Mode
+from app.memory.store import invariants
+from tests.support.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
 
 _ROUNDS = 40
 
@@ -31,11 +31,11 @@ async def _deed(database: Database, draw: random.Random) -> None:
             case "tick":
                 await weights.tick(connection)
             case "command":
-                await weight_orders.command(connection, Mode.PRODUCTION, order, named)
+                await orders.command(connection, Mode.PRODUCTION, order, named)
             case "override":
-                await weight_orders.override(connection, Mode.PRODUCTION, order, named, 600.0)
+                await orders.override(connection, Mode.PRODUCTION, order, named, 600.0)
             case "release":
-                await weight_orders.release(connection, Mode.PRODUCTION, order)
+                await orders.release(connection, Mode.PRODUCTION, order)
             case _:
                 pass
     if what == "configure":
@@ -84,8 +84,8 @@ async def test_no_storm_of_orders_breaks_the_weights(database: Database, replica
 async def _check_all(database: Database) -> None:
     async with database.transaction() as connection:
         versions = (await store.history(connection, before=2**62, limit=1000))[::-1]
-        (check,) = [check for check in verification.CHECKS if check.name == "weights"]
-        assert (await verification.run(connection, check)).violations == 0
+        (check,) = [check for check in invariants.CHECKS if check.name == "weights"]
+        assert (await invariants.run(connection, check)).violations == 0
     assert [version.version for version in versions] == list(range(1, len(versions) + 1))
     assert sum(bool(version.adjustments) for version in versions) > _ROUNDS / 10
     for one, other in pairwise(versions):

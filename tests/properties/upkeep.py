@@ -3,15 +3,17 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from app.domain.agents import AgentType
-from app.domain.leases import SweepPolicy, SweepSnapshot, hold_back
-from app.domain.tasks import LEASED, Priority, TaskState
-from app.operations import ageing, queues, sweeping
-from app.store import counts, duties
-from tests.factories import turn
+from app.db import duties
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.kernel.states import TaskState
+from app.queue.rules.tasks import LEASED, SweepPolicy, SweepSnapshot, hold_back
+from app.queue.service import aging, expiry, status
+from app.queue.store import counters
 from tests.properties import policies
 from tests.properties.model import Model, Task
 from tests.properties.service import Service
+from tests.support.factories import turn
 
 _WAITING = (TaskState.BLOCKED, TaskState.PENDING)
 _BACK = "{0} = {0} - make_interval(secs => $1)"
@@ -54,7 +56,7 @@ class SweepLeases:
     async def run(self, service: Service) -> object:
         turn_now = turn(held_back=self.held_back_before)
         async with service.replicas[self.replica].database.transaction() as connection:
-            return await sweeping.sweep(connection, policies.LEASES, turn_now)
+            return await expiry.sweep(connection, policies.LEASES, turn_now)
 
     def judge(self, model: Model, observed: object) -> None:
         overdue = list(model.overdue())
@@ -80,7 +82,7 @@ class Promote:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
-            return (await sweeping.promote(connection))["promoted"]
+            return (await expiry.promote(connection))["promoted"]
 
     def judge(self, model: Model, observed: object) -> None:
         due = [task for task in model.live() if task.run_at is not None and task.run_at <= model.now]
@@ -97,9 +99,9 @@ class Age:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
-            await duties.ensure(connection, ageing.AGE_TASKS)
-            result = await ageing.tick(connection, policies.AGEING)
-            await duties.done(connection, ageing.AGE_TASKS, result, held_back=False)
+            await duties.ensure(connection, aging.AGE_TASKS)
+            result = await aging.tick(connection, policies.AGEING)
+            await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
             return result["aged"], result["urgent"]
 
     def judge(self, model: Model, observed: object) -> None:
@@ -130,7 +132,7 @@ class Fold:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
-            return await counts.fold(connection)
+            return await counters.fold(connection)
 
     def judge(self, model: Model, observed: object) -> None:
         """The counters stay what they are; the look at the database after every step sees to that."""
@@ -144,7 +146,7 @@ class Pause:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[0].database.transaction() as connection:
-            return {pause.agent_type for pause in await queues.pause(connection, self.agents, "a look", "somebody")}
+            return {pause.agent_type for pause in await status.pause(connection, self.agents, "a look", "somebody")}
 
     def judge(self, model: Model, observed: object) -> None:
         model.paused |= set(self.agents)
@@ -159,7 +161,7 @@ class Resume:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[0].database.transaction() as connection:
-            return {pause.agent_type for pause in await queues.resume(connection, self.agents)}
+            return {pause.agent_type for pause in await status.resume(connection, self.agents)}
 
     def judge(self, model: Model, observed: object) -> None:
         model.paused -= set(self.agents)

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from app.domain.agents import AgentType
+from app.kernel.agents import AgentType
 from tests.properties import policies
 from tests.properties.drafts import AGENTS, replicas, weighted
 from tests.properties.game import Game

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.tasks import LEASED, TaskState
-from app.store import counts
+from app.kernel.states import TaskState
+from app.queue.rules.tasks import LEASED
+from app.queue.store import counters
 from tests.properties.model import Model, Task
 from tests.properties.policies import STEP
 from tests.properties.service import Service
@@ -98,7 +99,7 @@ def _phase(task: Task) -> str:
 
 
 async def _counted(service: Service) -> dict[tuple[str, int, str], int]:
-    found = await counts.read(service.reading)
+    found = await counters.read(service.reading)
     return {(c.lane.agent_type.value, c.lane.priority.value, c.phase): c.tasks for c in found}
 
 

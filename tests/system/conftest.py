@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from app.domain.access import Role
-from app.operations.access import create_key
-from app.store.database import Database
-from tests.ports import free_port
+from app.admin.rules.access import Role
+from app.admin.service.access import create_key
+from app.db.database import Database
+from tests.support.ports import free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.domain.access import Role
-from app.domain.agents import AgentType
+from app.admin.rules.access import Role
+from app.kernel.agents import AgentType
 from benchmarks.http_client import Connection, connect
 from tests.system.conftest import Api
 

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from app.domain.agents import AgentType
-from app.domain.scaling import Mode
+from app.kernel.agents import AgentType
+from app.kernel.modes import Mode
 from tests.system.conftest import Up
 
 pytestmark = pytest.mark.slow

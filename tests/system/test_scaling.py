@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.domain.agents import AgentType
+from app.kernel.agents import AgentType
 from tests.system.conftest import Up
 
 pytestmark = pytest.mark.slow

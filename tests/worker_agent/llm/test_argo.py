@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 from tests.worker_agent.llm.conftest import Bench, Start, raw, settled
 from tests.worker_agent.llm.loopback import Asked, Loopback, Wire, serving
 from tests.worker_agent.llm.provider import MESSAGES, Act, Provider, cuts_the_stream, hangs, refuses, says

@@ -1,0 +1,1 @@
+"""Keys, access, the audit chain, and the deployment configuration."""

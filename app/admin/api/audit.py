@@ -1,0 +1,103 @@
+"""The audit log: who did what when, and whether that has stayed as it was."""
+
+from datetime import UTC
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.admin.rules.audit import Entry, Link
+from app.admin.service import audit as service
+from app.admin.service import config
+from app.admin.store import audit as store
+from app.http.fields import Body, Limit, Word
+from app.http.services import ServicesDep
+from app.http.transactions import Reading
+
+router = APIRouter(prefix="/audit", tags=["audit"])
+_NEWEST = 2**63 - 1
+
+
+class AuditEntryOut(BaseModel):
+    """What somebody did. `digest` is the SHA-256 of the digest before (32 zero bytes for the first) and of the members
+    `seq` to `reason` as JSON with sorted keys, no blanks and non-ASCII characters escaped."""
+
+    seq: int = Field(description="place in the log, without gaps")
+    at: str = Field(description="UTC, to the microsecond", json_schema_extra={"format": "date-time"})
+    by: str = Field(description="id of the key that was shown")
+    action: str
+    before: Any
+    after: Any
+    reason: str
+    digest: str = Field(description="hexadecimal")
+
+
+class AuditPage(BaseModel):
+    """Newest first; pass `next` as `after` for what follows."""
+
+    items: list[AuditEntryOut]
+    next: int | None
+
+
+class EndOut(BaseModel):
+    """The end of the log. Keep it elsewhere: entries cut off later are missed then."""
+
+    seq: int
+    digest: str
+
+
+class KnownIn(Body):
+    """An end of the log that was noted earlier."""
+
+    seq: int = Field(ge=1, le=_NEWEST, strict=True)
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class VerifyIn(Body):
+    """What must be there."""
+
+    known: KnownIn | None = None
+
+
+class VerdictOut(BaseModel):
+    """Whether the log is as it was written."""
+
+    ok: bool
+    entries: int = Field(description="so many are sound")
+    end: EndOut
+    violation: str | None
+
+
+@router.get("", summary="Read the audit log", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    services: ServicesDep,
+    caller: Caller,
+    action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 100,
+) -> AuditPage:
+    """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
+    found = await store.page(connection, before=after, action=action, limit=limit + 1)
+    await config.note_read(connection, services.config.initial, caller.key_id, "audit.read")
+    following = found[limit - 1].seq if len(found) > limit else None
+    return AuditPage(items=[_shown(entry) for entry in found[:limit]], next=following)
+
+
+@router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])
+async def verify(asked: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
+    """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
+    known = Link(seq=asked.known.seq, digest=bytes.fromhex(asked.known.digest)) if asked.known else None
+    found = await service.verify(services.database, known)
+    async with services.database.transaction() as connection:
+        await config.note_read(connection, services.config.initial, caller.key_id, "audit.verify")
+    end = EndOut(seq=found.end.seq, digest=found.end.digest.hex())
+    return VerdictOut(ok=found.violation is None, entries=found.entries, end=end, violation=found.violation)
+
+
+def _shown(entry: Entry) -> AuditEntryOut:
+    deed = {name: getattr(entry.deed, name) for name in ("by", "action", "before", "after", "reason")}
+    at = entry.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **deed)

@@ -1,0 +1,206 @@
+"""Bodies of the deployment configuration, with the ranges of the specification."""
+
+from typing import Annotated, Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.admin.rules import config as rules
+from app.admin.rules.config import ConfigAction, Document
+from app.admin.service.config import Outcome, content
+from app.admin.store.config import Version
+from app.agents.rules.weights import WeightPolicy
+from app.http.fields import Body, Moment, Sentence
+from app.kernel import changes as change_kernel
+from app.kernel.agents import AgentType
+from app.kernel.changes import Change
+from app.kernel.modes import Mode
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    """No number in quotation marks, no 3.0 or true for an integer, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WorkerPool(_Strict):
+    """Sizes, shares of 1, seconds."""
+
+    min_workers: int = Field(ge=1, le=100)
+    max_workers: int = Field(ge=1, le=1000)
+    scale_up_threshold: Share
+    scale_down_threshold: Share = Field(description="below scale_up_threshold")
+    worker_timeout_seconds: int = Field(ge=60, le=3600)
+
+
+class ResourceLimits(_Strict):
+    """Of one worker; language model calls of all together."""
+
+    max_memory_per_worker_gb: float = Field(ge=1, le=64)
+    max_cpu_per_worker: float = Field(ge=0.5, le=16)
+    max_concurrent_llm_calls: int = Field(ge=1, le=100)
+
+
+class AgentWeights(_Strict):
+    """Shares; they are scaled to sum 1."""
+
+    generation_agent: Share
+    reflection_agent: Share
+    ranking_agent: Share
+    evolution_agent: Share
+    proximity_agent: Share
+    meta_review_agent: Share
+
+
+class Iterations(_Strict):
+    """How long a research goal goes on."""
+
+    enabled: bool
+    min_iterations: int = Field(ge=1, le=10)
+    max_iterations: int = Field(ge=10, le=1000)
+    improvement_threshold: float = Field(ge=0.001, le=0.1)
+
+
+class DocumentIn(_Strict):
+    """The whole configuration; every value must be there."""
+
+    worker_pool: WorkerPool
+    resource_limits: ResourceLimits
+    agent_weights: AgentWeights
+    test_time_compute: Iterations
+
+
+class NoteOut(BaseModel):
+    """Something that one should know of a value."""
+
+    path: str
+    message: str
+
+
+class ConductOut(BaseModel):
+    """How the mode behaves."""
+
+    scales: bool = Field(description="false: the pool is only kept between its bounds")
+    growth: float = Field(description="the most that one decision multiplies the pool by")
+    scale_down_window_seconds: float
+    audits_reads: bool
+    wants_reasons: bool
+
+
+class ConfigOut(BaseModel):
+    """The configuration of the specification, and what is known of it."""
+
+    worker_pool: WorkerPool
+    resource_limits: ResourceLimits
+    agent_weights: AgentWeights
+    test_time_compute: Iterations
+    mode: Mode
+    version: int
+    effective_weights: dict[str, float] = Field(description="what the weights come to: none is under 0.02")
+    notes: list[NoteOut]
+    conduct: ConductOut
+    changed_at: Moment
+    changed_by: str = Field(description="id of the key that was shown; `convener` for the preset of a new system")
+    reason: str
+    action: ConfigAction
+
+
+class ChangeOut(BaseModel):
+    """One value that differs."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+class ChangedOut(ConfigOut):
+    """The configuration after the change; after a dry run, as it would be, with the version that it is at still."""
+
+    changes: list[ChangeOut] = Field(description="from the version of If-Match to this one")
+    dry_run: bool
+
+
+class ConfigHistoryItem(BaseModel):
+    """A version, and what it changed."""
+
+    version: int
+    mode: Mode
+    action: ConfigAction
+    changed_at: Moment
+    changed_by: str
+    reason: str
+    changes: list[ChangeOut] = Field(description="from the version before; none for the first")
+
+
+class ConfigHistoryPage(BaseModel):
+    """Newest first; pass `next` as `after` for what follows."""
+
+    items: list[ConfigHistoryItem]
+    next: int | None
+
+
+class RollbackIn(Body):
+    """Where to, and why."""
+
+    version: int = Field(ge=1, le=2**63 - 1, strict=True)
+    reason: Sentence = ""
+
+
+class ModeIn(Body):
+    """Which, and why."""
+
+    mode: Mode
+    reason: Sentence = ""
+
+
+def shown(version: Version) -> ConfigOut:
+    """A version as it is shown."""
+    return ConfigOut.model_validate(_fields(version))
+
+
+def changed(outcome: Outcome, *, dry_run: bool) -> ChangedOut:
+    """What a change has made."""
+    changes = [_change(change) for change in outcome.changes]
+    return ChangedOut.model_validate({**_fields(outcome.version), "changes": changes, "dry_run": dry_run})
+
+
+def history_item(version: Version, before: Version | None) -> ConfigHistoryItem:
+    """A version beside the one before it."""
+    changes = change_kernel.changes(content(before), content(version)) if before else []
+    known = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
+    return ConfigHistoryItem(**known, changes=[_change(change) for change in changes])
+
+
+def _fields(version: Version) -> dict[str, Any]:
+    weights, remarks = rules.effective_weights(version.document, WeightPolicy())
+    conduct = rules.conduct(version.mode)
+    return {
+        **{name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"},
+        **rules.plain(version.document),
+        "effective_weights": {rules.key(agent): weights[agent] for agent in AgentType},
+        "notes": [NoteOut(path=remark.path, message=remark.message) for remark in remarks],
+        "conduct": {name: getattr(conduct, name) for name in ConductOut.model_fields},
+    }
+
+
+def _change(change: Change) -> ChangeOut:
+    return ChangeOut(path=change.path, before=change.before, after=change.after)
+
+
+def patched(document: Document, merge: dict[str, Any]) -> Document:
+    """The document after the patch. Raises RequestValidationError."""
+    try:
+        checked = DocumentIn.model_validate(rules.merged(rules.plain(document), merge))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    except RecursionError:
+        raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
+    weights = merge.get("agent_weights") or {}
+    return rules.balanced(plain_document(checked), weights)
+
+
+def plain_document(checked: BaseModel) -> Document:
+    """The document that this body is."""
+    return rules.document_of(checked.model_dump())

@@ -1,0 +1,82 @@
+"""Who is calling, and whether this route is for them. Every route declares what it needs."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.params import Depends as Dependency
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.admin.errors import Forbidden, Unauthenticated
+from app.admin.rules.access import Principal, Scope
+from app.http.services import Services, ServicesDep
+from app.kernel.errors import ShuttingDown
+from app.kernel.ids import WorkerId
+from app.queue.errors import LeaseNotFound
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A Convener key: `cvn_<id>_<secret>`. `convener key create` makes one.",
+)
+_SCOPE = "convener_scope"
+
+
+def requires(scope: Scope) -> Any:
+    """The dependency that lets in only holders of a key with this scope."""
+    check: Callable[..., Awaitable[None]]
+    if scope is Scope.PUBLIC:
+
+        async def check() -> None:
+            return None
+    else:
+
+        async def check(
+            request: Request,
+            services: ServicesDep,
+            _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        ) -> None:
+            request.state.principal = await admit(services, request.headers.get("authorization"), scope)
+
+    setattr(check, _SCOPE, scope)
+    return Depends(check)
+
+
+def declared_scope(dependencies: list[Dependency]) -> Scope | None:
+    """The scope that a route declares among its dependencies."""
+    scopes = [getattr(dependency.dependency, _SCOPE, None) for dependency in dependencies]
+    return next((scope for scope in scopes if scope is not None), None)
+
+
+async def admit(services: Services, authorization: str | None, scope: Scope) -> Principal:
+    """The holder of the key. Raises Unauthenticated, Forbidden, and ShuttingDown when it is too late for anybody."""
+    if services.stopping:
+        raise ShuttingDown
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise Unauthenticated("send the header `Authorization: Bearer cvn_<id>_<secret>`")
+    principal = await services.keyring.recognise(key.strip())
+    if not principal.may(scope):
+        raise Forbidden(f"a key with the role {principal.role} does not include {scope}")
+    return principal
+
+
+def worker_of(principal: Principal) -> WorkerId:
+    """The worker whose own credential this is."""
+    if principal.worker_id is None:
+        raise Forbidden("use the key that the worker received when it registered")
+    return principal.worker_id
+
+
+def must_be(principal: Principal, worker_id: WorkerId) -> None:
+    """A worker acts for itself only; anybody else's affairs look like nothing to it."""
+    if principal.worker_id != worker_id:
+        raise LeaseNotFound("there is no such worker, or it is not you")
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
+Caller = Annotated[Principal, Depends(_principal)]

@@ -1,0 +1,74 @@
+"""Keys of people, supervisors and pools."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Role, Scope
+from app.admin.service import access as service
+from app.admin.store import keys as store
+from app.http.fields import Body, Limit, Moment, Word
+from app.http.problems import documented
+from app.http.transactions import Reading, Writing
+from app.kernel import errors
+
+router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[])
+_ADMIN = [requires(Scope.KEYS)]
+
+
+class ApiKeyIn(Body):
+    """What the key is for."""
+
+    role: Role
+    label: Word
+
+
+class ApiKeyCreated(BaseModel):
+    """The only time that the key is shown."""
+
+    id: str
+    role: Role
+    label: str
+    key: str
+
+
+class ApiKeyOut(BaseModel):
+    """A key without its secret, which nobody keeps."""
+
+    id: str
+    role: Role
+    label: str
+    created_at: Moment
+    revoked_at: Moment | None
+
+
+class ApiKeyPage(BaseModel):
+    """By id."""
+
+    items: list[ApiKeyOut]
+    next: str | None
+
+
+@router.post("", summary="Create a key", status_code=201, dependencies=_ADMIN)
+async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
+    """The answer holds the key; only its SHA-256 is kept."""
+    key_id, text = await service.create_key(connection, key.role, key.label)
+    return ApiKeyCreated(id=key_id, role=key.role, label=key.label, key=text)
+
+
+@router.get("", summary="List keys", dependencies=_ADMIN)
+async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> ApiKeyPage:
+    """Those of workers are left out; they come and go with them."""
+    rows = await store.page(connection, after=after, limit=limit + 1, everybody=False)
+    following = rows[limit - 1]["id"] if len(rows) > limit else None
+    return ApiKeyPage(items=[ApiKeyOut.model_validate(row) for row in rows[:limit]], next=following)
+
+
+@router.delete(
+    "/{key_id}", summary="Revoke a key", status_code=204, dependencies=_ADMIN, responses=documented(errors.KeyNotFound)
+)
+async def revoke(key_id: str, connection: Writing) -> None:
+    """It stops working within 5 s everywhere."""
+    await service.revoke_key(connection, key_id)

@@ -1,0 +1,93 @@
+"""`convener audit`: who did what, when and why, and whether that record is as it was written."""
+
+import re
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from app.kernel.changes import changes
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.failures import ExitCode
+from app.terminal.options import Limit, Whole
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
+
+
+def _end(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[1-9]\d{0,17}:[0-9a-f]{64}", value):
+        raise typer.BadParameter(f"{value} is not SEQ:DIGEST, as `convener audit verify` shows the end of the log")
+    return value
+
+
+@app.command(
+    epilog=output.examples(
+        "convener audit ls",
+        "convener audit ls --action config.patch --all -o json | jq '.items[] | {at, by, reason}'",
+    )
+)
+def ls(
+    action: Annotated[str | None, typer.Option(help="of this kind only, like config.patch")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List who did what, newest first."""
+    with connect(url) as client:
+        items, following = client.pages("/audit", None if everything else limit, action=action)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
+    for item in items:
+        told = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["seq"]), *map(output.cell, told))
+    output.show(table)
+    if following:
+        output.tell_more("--all", "--limit")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener audit verify",
+        "convener audit verify -o json | jq -r '\"\\(.end.seq):\\(.end.digest)\"' > end-of-the-log",
+        "convener audit verify --end $(cat end-of-the-log)",
+    )
+)
+def verify(
+    end: Annotated[
+        str | None,
+        typer.Option(metavar="SEQ:DIGEST", callback=_end, help="an end that was noted earlier; it must still be there"),
+    ] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Compute every digest of the log anew. Ends with 1 where an entry was changed or is missing.
+
+    Only who has noted an end of the log elsewhere can tell that its last entries were cut off: see --end.
+    """
+    seq, _, digest = (end or "").partition(":")
+    with connect(url) as client:
+        found = client.post("/audit/verify", {"known": {"seq": int(seq), "digest": digest}} if end else {})
+    if fmt is Format.JSON:
+        output.write_json(found)
+    elif found["ok"]:
+        output.show(
+            Text(f"ok: {found['entries']:,} entries, ending with {found['end']['seq']}:{found['end']['digest']}")
+        )
+    else:
+        output.show(Text(output.plain(found["violation"]), "red"))
+    if not found["ok"]:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def _changes(item: Json) -> str | None:
+    """How many values differ, the number of the version aside."""
+    if not isinstance(item["before"], dict) or not isinstance(item["after"], dict):
+        return None
+    count = sum(change.path != "version" for change in changes(item["before"], item["after"]))
+    return str(count) if count else None

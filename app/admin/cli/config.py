@@ -1,0 +1,267 @@
+"""`convener config`: what is decided about pool, limits, weights and iterations, and its history."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.admin.rules.config import merged
+from app.kernel.changes import Change, changes
+from app.kernel.modes import Mode
+from app.terminal import output
+from app.terminal.bulk import Yes
+from app.terminal.client import Client, Json, Refusal, Url, connect
+from app.terminal.options import Limit, Reason
+from app.terminal.output import Format, Output
+
+app = typer.Typer(
+    short_help="Read and change the configuration; three modes.",
+    help="Read, change and roll back the configuration: pool, limits, weights, iterations, and the mode.",
+    no_args_is_help=True,
+)
+_SECTIONS = ("worker_pool", "resource_limits", "agent_weights", "test_time_compute")
+_STALE = 412
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="as `convener config history` shows it", min=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A change as the service takes it."""
+
+    method: str
+    path: str
+    body: Json
+    reason: str
+
+    def send(self, client: Client, version: int, *, dry_run: bool) -> Json:
+        """Have it done, or shown. In PATCH the reason cannot be part of the body, which is all about values."""
+        body, query = self.body, {"dry_run": "true"} if dry_run else {}
+        if self.method == "PATCH":
+            query["reason"] = self.reason
+        else:
+            body = {**body, "reason": self.reason}
+        return client.change(self.method, self.path, body, version=version, **query)
+
+
+def patch_of(values: list[str]) -> Json:
+    """The merge patch that `path=value` words mean together. Raises BadParameter."""
+    patch: Json = {}
+    for value in values:
+        path, separator, text = value.partition("=")
+        if not separator or not all(path.split(".")):
+            raise typer.BadParameter(f"{value} is not PATH=VALUE, like worker_pool.max_workers=20")
+        try:
+            part: Any = json.loads(text)
+        except ValueError:
+            raise typer.BadParameter(f"the value of {path} must be a number, true or false, not {text}") from None
+        for name in reversed(path.split(".")):
+            part = {name: part}
+        patch = merged(patch, part)
+    return patch
+
+
+@app.command(
+    epilog=output.examples(
+        "convener config get",
+        "convener config get --version 3",
+        "convener config get -o json | jq .effective_weights",
+    )
+)
+def get(
+    version: Annotated[int | None, typer.Option(help="a former version", min=1)] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show the configuration in force, its version and mode, and what the weights come to."""
+    with connect(url) as client:
+        found = client.get("/config" if version is None else f"/config/versions/{version}")
+        when = output.age(found["changed_at"], client.now)
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(_portrait(found, f"{when} by {found['changed_by']}: {found['reason'] or 'no reason given'}"))
+
+
+@app.command(
+    name="set",
+    epilog=output.examples(
+        "convener config set worker_pool.max_workers=20 --reason 'a smaller grant'",
+        "convener config set agent_weights.generation_agent=0.4 test_time_compute.enabled=true --yes",
+    ),
+)
+def set_values(
+    values: Annotated[list[str], typer.Argument(metavar="PATH=VALUE...", help="as `convener config get` shows paths")],
+    reason: Reason = "asked by an operator",
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Change some values. Shows what that changes, and asks; a weight gets just its share, the others the rest."""
+    _do(_Wish(method="PATCH", path="/config", body=patch_of(values), reason=reason), yes, url, fmt)
+
+
+@app.command(epilog=output.examples("convener config diff", "convener config diff 3", "convener config diff 3 -o json"))
+def diff(
+    version: Annotated[
+        int | None,
+        typer.Argument(metavar="VERSION", help="a former version; the one before the last by default", min=1),
+    ] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show what has changed since a version."""
+    with connect(url) as client:
+        now = client.get("/config")
+        former = client.get(f"/config/versions/{version or max(1, now['version'] - 1)}")
+    found = changes(_decided(former), _decided(now))
+    if fmt is Format.JSON:
+        listed = [{"path": one.path, "before": one.before, "after": one.after} for one in found]
+        output.write_json({"from": former["version"], "to": now["version"], "changes": listed})
+    else:
+        output.show(_differences(found))
+
+
+@app.command(epilog=output.examples("convener config history", "convener config history --limit 5 -o json"))
+def history(
+    limit: Limit = 20,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show who changed what, when and why, newest first."""
+    with connect(url) as client:
+        items, following = client.pages("/config/history", limit)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table(
+        "VERSION", "CHANGED", "BY", "ACTION", "CHANGES", "REASON", numbers=["VERSION"], flexible="REASON"
+    )
+    for item in items:
+        what = [change["path"].rpartition(".")[2] for change in item["changes"]]
+        short = what[0] + (f" and {len(what) - 1} more" if len(what) > 1 else "") if what else None
+        told = (output.age(item["changed_at"], now), item["changed_by"], item["action"], short, item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, told))
+    output.show(table)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener config rollback 3 --reason 'too few workers'", "convener config rollback 3 --yes -o json"
+    )
+)
+def rollback(
+    version: VersionArgument,
+    reason: Reason = "asked by an operator",
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Put a former version in force again, with its mode. Shows what that changes, and asks."""
+    _do(_Wish(method="POST", path="/config/rollback", body={"version": version}, reason=reason), yes, url, fmt)
+
+
+@app.command(
+    epilog=output.examples("convener config mode", "convener config mode trusted_tester --reason 'guests until Friday'")
+)
+def mode(
+    wanted: Annotated[Mode | None, typer.Argument(metavar="MODE", help=", ".join(Mode))] = None,
+    reason: Reason = "asked by an operator",
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show the mode, or change it: the pool gets the bounds of the new mode, all else stays."""
+    if wanted is not None:
+        _do(_Wish(method="POST", path="/config/mode", body={"mode": wanted.value}, reason=reason), yes, url, fmt)
+        return
+    with connect(url) as client:
+        found = client.get("/config")
+    if fmt is Format.JSON:
+        output.write_json({"mode": found["mode"], "conduct": found["conduct"]})
+    else:
+        output.show(output.details([("Mode", found["mode"]), *_conduct(found["conduct"])]))
+
+
+def _do(wish: _Wish, yes: bool, url: str | None, fmt: Format) -> None:
+    """Show, ask, do. When somebody else was faster, once more from the start."""
+    with connect(url) as client:
+        try:
+            done = _attempt(client, wish, yes)
+        except Refusal as refusal:
+            if refusal.status != _STALE:
+                raise
+            output.errors().print("[dim]somebody has changed the configuration meanwhile; trying again[/]")
+            done = _attempt(client, wish, yes)
+    if fmt is Format.JSON:
+        output.write_json(done)
+    elif not done["changes"]:
+        output.show(Text(f"nothing to change; the configuration is at version {done['version']}"))
+    else:
+        shown = _differences([Change(**change) for change in done["changes"]])
+        output.show(Group(shown, *_notes(done), Text(f"the configuration is at version {done['version']} now")))
+
+
+def _attempt(client: Client, wish: _Wish, yes: bool) -> Json:
+    version = client.get("/config")["version"]
+    if not yes:
+        planned = wish.send(client, version, dry_run=True)
+        if not planned["changes"]:
+            return planned
+        # To stderr: what is on stdout must be the result alone.
+        output.errors().print(_differences([Change(**change) for change in planned["changes"]]))
+        typer.confirm(f"change {_counted(len(planned['changes']))}?", abort=True, err=True)
+    return wish.send(client, version, dry_run=False)
+
+
+def _portrait(found: Json, changed: str) -> RenderableType:
+    table = output.table("PATH", "VALUE", "IN EFFECT", numbers=["VALUE", "IN EFFECT"])
+    for section in _SECTIONS:
+        for name, value in found[section].items():
+            effect = _number(found["effective_weights"][name]) if section == "agent_weights" else None
+            table.add_row(output.cell(f"{section}.{name}"), _value(value), output.cell(effect))
+    facts = [("Version", str(found["version"])), ("Mode", found["mode"]), *_conduct(found["conduct"])]
+    head = output.details([*facts, ("Changed", changed)])
+    return Group(head, Text(""), table, *_notes(found))
+
+
+def _conduct(conduct: Json) -> list[tuple[str, str]]:
+    if not conduct["scales"]:
+        return [("Scaling", "none: the pool is only kept between its bounds")]
+    window = output.duration(conduct["scale_down_window_seconds"])
+    reads = "; reads are audited" if conduct["audits_reads"] else ""
+    return [("Scaling", f"at most times {conduct['growth']:g} in a decision, down after {window}{reads}")]
+
+
+def _notes(found: Json) -> list[Text]:
+    return [Text(output.plain(f"{note['path']}: {note['message']}"), style="yellow") for note in found["notes"]]
+
+
+def _differences(found: Sequence[Change]) -> RenderableType:
+    if not found:
+        return Text("no differences")
+    table = output.table("PATH", "BEFORE", "AFTER", numbers=["BEFORE", "AFTER"])
+    for change in found:
+        table.add_row(output.cell(change.path), _value(change.before), _value(change.after))
+    return table
+
+
+def _value(value: Any) -> Text:
+    return output.cell(_number(value) if isinstance(value, float) else str(value).lower())
+
+
+def _counted(count: int) -> str:
+    return f"{count} value{'' if count == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    """Short for people; -o json has all digits."""
+    return f"{value:.4g}"
+
+
+def _decided(found: Json) -> Json:
+    return {name: found[name] for name in ("mode", *_SECTIONS)}

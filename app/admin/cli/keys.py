@@ -1,0 +1,152 @@
+"""`convener key`: who may do what. Through the service with an admin's key, or, for the first key, on the database."""
+
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from app.admin.rules.access import Role
+from app.terminal import output
+from app.terminal.client import Client, Json, Url, connect
+from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
+from app.terminal.databases import on_database
+from app.terminal.output import Format, Output
+
+if TYPE_CHECKING:
+    from app.db.database import Database
+
+
+app = typer.Typer(
+    short_help="Make, list and revoke keys.",
+    help="Make, list and revoke keys. Needs an admin's key; with --database, or with CONVENER_DATABASE_URL and no "
+    "CONVENER_KEY, it works on the database itself: that is how the first key is made.",
+    no_args_is_help=True,
+)
+Direct = Annotated[bool, typer.Option("--database", help="on the database, without the service")]
+_PAGE = 500
+
+
+@app.command(
+    epilog=output.examples(
+        "convener key create worker --label 'pool of lab 1' > pool.key",
+        "CONVENER_DATABASE_URL=postgresql://... convener key create admin --label me",
+    )
+)
+def create(
+    role: Annotated[Role, typer.Argument(help="what the key is for")],
+    label: Annotated[str, typer.Option(help="whose it is, so that you know it again")],
+    database: Direct = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
+    if _is_direct(database):
+        made = on_database(_create(role, label))
+    else:
+        with _connect(url) as client:
+            made = client.post("/keys", {"role": role.value, "label": label})
+    if fmt is Format.JSON:
+        output.write_json(made)
+        return
+    typer.echo(made["key"])
+    output.errors().print(f"[dim]{role} key {made['id']}; shown this once. Give it on as CONVENER_KEY.[/]")
+
+
+@app.command(epilog=output.examples("convener key ls", "convener key ls --database -o json"))
+def ls(database: Direct = False, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """List keys, without their secrets. Workers' own keys come and go with them, and are left out."""
+    if _is_direct(database):
+        items, now = on_database(_read), datetime.now(UTC)
+    else:
+        with _connect(url) as client:
+            items, now = client.pages("/keys", None)[0], client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": None})
+    else:
+        output.show(_listing(items, now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener key revoke 4f0c9d2a71be",
+        "convener key revoke 4f0c9d2a71be --database",
+        "convener key revoke 4f0c9d2a71be -o json",
+    )
+)
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")],
+    database: Direct = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """End a key: it stops working within 5 s everywhere."""
+    if _is_direct(database):
+        on_database(_revoke(key_id))
+    else:
+        with _connect(url) as client:
+            client.delete(f"/keys/{key_id}")
+    if fmt is Format.JSON:
+        output.write_json({"id": key_id, "revoked": True})
+    else:
+        output.show(Text(output.plain(f"revoked {key_id}")))
+
+
+def _is_direct(asked: bool) -> bool:
+    return asked or bool(os.environ.get("CONVENER_DATABASE_URL") and not os.environ.get("CONVENER_KEY"))
+
+
+def _connect(url: str | None) -> Client:
+    return connect(url, (ADMIN_KEY, OPERATOR_KEY))
+
+
+def _create(role: Role, label: str) -> "Callable[[Database], Awaitable[Json]]":
+    async def create(database: "Database") -> Json:
+        from app.admin.service.access import create_key
+
+        async with database.transaction() as connection:
+            key_id, key = await create_key(connection, role, label)
+        return {"id": key_id, "role": role.value, "label": label, "key": key}
+
+    return create
+
+
+def _revoke(key_id: str) -> "Callable[[Database], Awaitable[None]]":
+    async def revoke(database: "Database") -> None:
+        from app.admin.service.access import revoke_key
+
+        async with database.transaction() as connection:
+            await revoke_key(connection, key_id)
+
+    return revoke
+
+
+async def _read(database: "Database") -> list[Json]:
+    from app.admin.store import keys
+
+    items: list[Json] = []
+    async with database.transaction() as connection:
+        while page := await keys.page(connection, after=items[-1]["id"] if items else "", limit=_PAGE, everybody=False):
+            items += [_plain(row) for row in page]
+    return items
+
+
+def _plain(row: dict[str, Any]) -> Json:
+    moments = {name: row[name].isoformat() if row[name] else None for name in ("created_at", "revoked_at")}
+    return {"id": row["id"], "role": row["role"], "label": row["label"], **moments}
+
+
+def _listing(items: list[Json], now: datetime) -> Table:
+    table = output.table("ID", "ROLE", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
+    for key in items:
+        table.add_row(
+            output.cell(key["id"]),
+            output.cell(key["role"]),
+            output.cell(output.age(key["created_at"], now)),
+            output.cell(output.age(key["revoked_at"], now)),
+            output.cell(key["label"]),
+        )
+    return table

@@ -1,0 +1,27 @@
+"""Errors of keys, access and configuration; the first line of a docstring is the title of the problem."""
+
+from app.kernel.errors import ConvenerError, ValuesRefused
+
+
+class Unauthenticated(ConvenerError):
+    """The request carries no valid key."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ConvenerError):
+    """The key does not permit this."""
+
+    code = "forbidden"
+
+
+class ConfigVersionNotFound(ConvenerError):
+    """There is no such version of the configuration."""
+
+    code = "config_version_not_found"
+
+
+class ConfigRefused(ValuesRefused):
+    """The values of the configuration do not go together, or not with its mode."""
+
+    code = "config_refused"

@@ -1,0 +1,68 @@
+"""The audit log: a chain of entries in which each digest covers the one before, so that no change stays hidden."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+# What the first entry follows.
+GENESIS = bytes(32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """Who did what, and why; `before` and `after` are JSON values."""
+
+    by: str
+    action: str
+    before: Any = None
+    after: Any = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A deed at its place in the chain; places are counted from 1 without gaps."""
+
+    seq: int
+    at: datetime
+    deed: AuditEntry
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The end of a chain: its last place and digest."""
+
+    seq: int = 0
+    digest: bytes = GENESIS
+
+
+def chained(link: Link, at: datetime, deed: AuditEntry) -> Entry:
+    """The entry that follows."""
+    return Entry(seq=link.seq + 1, at=at, deed=deed, digest=digest(link.digest, link.seq + 1, at, deed))
+
+
+def digest(previous: bytes, seq: int, at: datetime, deed: AuditEntry) -> bytes:
+    """SHA-256 of the digest before and of the content as JSON: keys sorted, no blanks, non-ASCII characters escaped."""
+    content = {
+        "seq": seq,
+        "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "by": deed.by,
+        "action": deed.action,
+        "before": deed.before,
+        "after": deed.after,
+        "reason": deed.reason,
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(previous + text.encode()).digest()
+
+
+def flaw(link: Link, entry: Entry) -> str | None:
+    """Why the entry cannot be what followed; None when it can."""
+    if entry.seq != link.seq + 1:
+        return f"entry {link.seq + 1} is missing"
+    if entry.digest != digest(link.digest, entry.seq, entry.at, entry.deed):
+        return f"entry {entry.seq} is not what was written, or does not follow the one before"
+    return None

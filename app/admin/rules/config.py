@@ -1,0 +1,238 @@
+"""The deployment configuration: what people decide about pool, limits, weights and iterations, and its three modes.
+
+The shape is that of the specification; ranges of single values are checked where values come in. Here is what holds
+between them, what a mode presets, and what becomes of weights.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from app.agents.rules.weights import WeightPolicy, raised
+from app.kernel.agents import AgentType
+from app.kernel.modes import Mode
+from app.scaling.rules.target import ScalingPolicy, in_mode
+
+# Weights that sum to 1 within this are left alone, so that nobody sees the noise of a division.
+_EPSILON = 1e-9
+
+
+class ConfigAction(StrEnum):
+    """What made a version of the configuration; the first is the preset of a mode."""
+
+    INITIAL = "initial"
+    SET = "set"
+    PATCH = "patch"
+    ROLLBACK = "rollback"
+    MODE = "mode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPool:
+    """Workers; shares of 1; seconds."""
+
+    min_workers: int
+    max_workers: int
+    scale_up_threshold: float = 0.8
+    scale_down_threshold: float = 0.3
+    worker_timeout_seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimits:
+    """Gigabytes and cores of one worker; calls of all workers."""
+
+    max_memory_per_worker_gb: float = 4.0
+    max_cpu_per_worker: float = 2.0
+    max_concurrent_llm_calls: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentWeights:
+    """Shares; the reflection agent's is that of the specification's example 2."""
+
+    generation_agent: float = 0.25
+    reflection_agent: float = 0.15
+    ranking_agent: float = 0.2
+    evolution_agent: float = 0.2
+    proximity_agent: float = 0.1
+    meta_review_agent: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iterations:
+    """Test-time compute of a research goal; the threshold is a gain in win probability."""
+
+    enabled: bool = True
+    min_iterations: int = 3
+    max_iterations: int = 100
+    improvement_threshold: float = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """The whole configuration."""
+
+    worker_pool: WorkerPool
+    resource_limits: ResourceLimits
+    agent_weights: AgentWeights
+    test_time_compute: Iterations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """Something about the value at a path like `worker_pool.min_workers`."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How a mode behaves: `growth` is the most that a decision multiplies the pool by, the window is in seconds."""
+
+    scales: bool
+    growth: float
+    scale_down_window_seconds: float
+    audits_reads: bool
+    wants_reasons: bool
+    # The sizes that a pool may be given; None: any.
+    bounds: tuple[int, int] | None = None
+
+
+_POOLS: Mapping[Mode, WorkerPool] = {
+    # The shortest timeout that there is: whoever tries things out wants to see them recover.
+    Mode.DEVELOPMENT: WorkerPool(min_workers=2, max_workers=5, worker_timeout_seconds=60),
+    Mode.PRODUCTION: WorkerPool(min_workers=10, max_workers=1000),
+    Mode.TRUSTED_TESTER: WorkerPool(min_workers=5, max_workers=50),
+}
+
+
+def preset(mode: Mode) -> Document:
+    """What a fresh system in this mode starts with."""
+    return Document(
+        worker_pool=_POOLS[mode],
+        resource_limits=ResourceLimits(),
+        agent_weights=AgentWeights(),
+        test_time_compute=Iterations(),
+    )
+
+
+def switched(document: Document, mode: Mode) -> Document:
+    """The document after a change to this mode: the pool is the mode's, all else stays."""
+    return replace(document, worker_pool=_POOLS[mode])
+
+
+def conduct(mode: Mode) -> Conduct:
+    """How a mode behaves. Only the trusted testers' has stricter rules for people."""
+    policy, strict = in_mode(ScalingPolicy(), mode), mode is Mode.TRUSTED_TESTER
+    return Conduct(
+        scales=not policy.fixed,
+        growth=policy.growth,
+        scale_down_window_seconds=policy.spare.settle_seconds,
+        audits_reads=strict,
+        wants_reasons=strict,
+        bounds=(_POOLS[mode].min_workers, _POOLS[mode].max_workers) if strict else None,
+    )
+
+
+def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
+    """The configuration as the scaling rule takes it."""
+    pool = document.worker_pool
+    policy = ScalingPolicy(
+        min_workers=pool.min_workers,
+        max_workers=pool.max_workers,
+        scale_up_threshold=pool.scale_up_threshold,
+        scale_down_threshold=pool.scale_down_threshold,
+    )
+    return in_mode(policy, mode)
+
+
+def problems(document: Document, mode: Mode) -> list[Remark]:
+    """What cannot be, although each value for itself could."""
+    pool, found = document.worker_pool, []
+    if pool.min_workers > pool.max_workers:
+        message = f"must not be above max_workers, which is {pool.max_workers}"
+        found.append(Remark(path="worker_pool.min_workers", message=message))
+    if pool.scale_down_threshold >= pool.scale_up_threshold:
+        message = f"must be below scale_up_threshold, which is {pool.scale_up_threshold:g}"
+        found.append(Remark(path="worker_pool.scale_down_threshold", message=message))
+    if not any(asdict(document.agent_weights).values()):
+        found.append(Remark(path="agent_weights", message="at least one weight must be above 0"))
+    return found + _outside(pool, mode)
+
+
+def _outside(pool: WorkerPool, mode: Mode) -> list[Remark]:
+    bounds = conduct(mode).bounds
+    if bounds is None:
+        return []
+    sizes = {"min_workers": pool.min_workers, "max_workers": pool.max_workers}
+    message = f"must be between {bounds[0]} and {bounds[1]} in the mode {mode.value}"
+    wrong = [name for name, size in sizes.items() if not bounds[0] <= size <= bounds[1]]
+    return [Remark(path=f"worker_pool.{name}", message=message) for name in wrong]
+
+
+def plain(document: Document) -> dict[str, Any]:
+    """The document as JSON has it."""
+    return asdict(document)
+
+
+def document_of(fields: Mapping[str, Any]) -> Document:
+    """The document that these fields, which have been checked, make up."""
+    return Document(
+        worker_pool=WorkerPool(**fields["worker_pool"]),
+        resource_limits=ResourceLimits(**fields["resource_limits"]),
+        agent_weights=AgentWeights(**fields["agent_weights"]),
+        test_time_compute=Iterations(**fields["test_time_compute"]),
+    )
+
+
+def balanced(document: Document, kept: Collection[str] = ()) -> Document:
+    """The document with weights that sum to 1.
+
+    Weights named in `kept` stay what they are as long as the others can make up the rest in their proportions; whoever
+    sets one weight to a half means a half.
+    """
+    weights: dict[str, float] = asdict(document.agent_weights)
+    fixed = sum(weight for name, weight in weights.items() if name in kept)
+    others = sum(weight for name, weight in weights.items() if name not in kept)
+    if others <= 0 or fixed > 1:
+        fixed, others, kept = 0.0, sum(weights.values()), ()
+    room = 1 - fixed
+    if others <= 0 or abs(room - others) <= _EPSILON:
+        return document
+    new = {name: weight if name in kept else weight / others * room for name, weight in weights.items()}
+    return replace(document, agent_weights=AgentWeights(**new))
+
+
+def key(agent: AgentType) -> str:
+    """The agent's name in the document."""
+    return f"{agent.value}_agent"
+
+
+def effective_weights(document: Document, policy: WeightPolicy) -> tuple[dict[AgentType, float], list[Remark]]:
+    """The shares in force, which sum to 1 with none under the floor, and a remark on each that had to be raised."""
+    given = {agent: getattr(document.agent_weights, key(agent)) for agent in AgentType}
+    total = sum(given.values())
+    low = [agent for agent, weight in given.items() if weight < policy.floor * total]
+    if not low and abs(total - 1) <= _EPSILON:
+        return given, []
+    why = "no agent may be disabled, so it has"
+    return raised(given, policy), [
+        Remark(path=f"agent_weights.{key(agent)}", message=f"{why} {policy.floor:g} instead of {given[agent]:g}")
+        for agent in low
+    ]
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """The JSON value `target` after the merge patch. Source: RFC 7396, section 2."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result

@@ -1,0 +1,83 @@
+"""Keys: made, checked and revoked."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.errors import Unauthenticated
+from app.admin.rules.access import Principal, Role, digest, matches, read_key, write_key
+from app.admin.store import keys
+from app.admin.store.keys import StoredKey
+from app.db import hot_path, notify
+from app.db.batching import Coalescer
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import KeyNotFound
+from app.kernel.ids import WorkerId
+
+_TRUST_SECONDS = 5.0
+_REMEMBERED = 20_000
+
+
+async def create_key(
+    connection: AsyncConnection, role: Role, label: str, worker_id: UUID | None = None
+) -> tuple[str, str]:
+    """Make a key; returns its id and the text that only its holder will ever have."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    await keys.insert(connection, key_id, role, label, digest(secret), worker_id)
+    return key_id, write_key(key_id, secret)
+
+
+async def revoke_key(connection: AsyncConnection, key_id: str) -> None:
+    """End a key: at once in processes that hear of it, within 5 s in all. Raises KeyNotFound."""
+    if not await keys.revoke(connection, key_id):
+        raise KeyNotFound
+
+
+class Keyring:
+    """Recognises keys, remembering each for a few seconds so that hot routes need no query."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
+        database.announcer.subscribe(self._hear)
+
+    async def recognise(self, text: str) -> Principal:
+        """Whoever holds this key. Raises Unauthenticated."""
+        fingerprint = hashlib.sha256(text.encode()).digest()
+        known = self._known.get(fingerprint)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        principal = await self._look_up(text)
+        self._remember(fingerprint, principal)
+        return principal
+
+    async def _look_up(self, text: str) -> Principal:
+        parts = read_key(text)
+        if parts is None:
+            raise Unauthenticated("a key looks like cvn_<id>_<secret>")
+        stored = await self._lookups(parts[0])
+        if stored is None or not matches(parts[1], stored.secret_hash) or stored.revoked_at is not None:
+            raise Unauthenticated("the key is unknown or revoked")
+        worker_id = WorkerId(stored.worker_id) if stored.worker_id else None
+        capabilities = frozenset(map(AgentType, stored.capabilities or ()))
+        return Principal(key_id=stored.id, role=stored.role, worker_id=worker_id, capabilities=capabilities)
+
+    async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
+        """Hundreds of workers beat every few seconds, so their keys are looked up together."""
+        found = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
+        return [found.get(key_id) for key_id in key_ids]
+
+    def _remember(self, fingerprint: bytes, principal: Principal) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
+
+    def _hear(self, topics: Collection[str]) -> None:
+        if notify.KEYS in topics:
+            self._known.clear()

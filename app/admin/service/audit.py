@@ -1,0 +1,72 @@
+"""The audit log: recorded in the transaction of what it tells of, and checked from its first entry on."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.audit import AuditEntry, Entry, Link, chained, flaw
+from app.admin.store import audit
+from app.db.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How many entries are sound, the last of them, and what is wrong with the one after; None when nothing is."""
+
+    entries: int
+    end: Link
+    violation: str | None
+
+
+async def record(
+    connection: AsyncConnection, action: str, *, by: str, before: Any = None, after: Any = None, reason: str = ""
+) -> Entry:
+    """Add to the log, in the transaction of the change itself: both are kept, or neither.
+
+    Call it last: from here to the end of the transaction all others who want to record something wait. Nobody who
+    holds this lock takes another, so it cannot be part of a deadlock.
+    """
+    link, at = await audit.lock_tail(connection)
+    entry = chained(link, at, AuditEntry(by=by, action=action, before=before, after=after, reason=reason))
+    await audit.append(connection, entry)
+    return entry
+
+
+async def verify(database: Database, known: Link | None = None) -> Verdict:
+    """Compute every digest anew, up to the first entry that is not as it was.
+
+    Away from the loop, and with no connection held meanwhile: entries are only added, so a look for each batch of them
+    sees the same as one for all. What is added in the meantime is checked as well.
+
+    Entries that were cut off at the end leave a sound chain behind, so whoever noted an earlier end passes it as
+    `known`: it must still be there.
+    """
+    link, violation = Link(), None
+    while violation is None:
+        async with database.transaction() as connection:
+            entries = await audit.onward(connection, after=link.seq)
+        if not entries:
+            break
+        link, violation = await asyncio.to_thread(_checked, link, entries, known)
+    if violation is None and known is not None and known.seq > link.seq:
+        violation = f"entry {known.seq} is missing; the log ends with {link.seq}"
+    return Verdict(entries=link.seq, end=link, violation=violation)
+
+
+def _checked(link: Link, entries: Sequence[Entry], known: Link | None) -> tuple[Link, str | None]:
+    """The last entry that is sound, the chain being so up to `link`, and what is wrong with the next one."""
+    for entry in entries:
+        violation = flaw(link, entry) or _differs(known, entry)
+        if violation is not None:
+            return link, violation
+        link = Link(seq=entry.seq, digest=entry.digest)
+    return link, None
+
+
+def _differs(known: Link | None, entry: Entry) -> str | None:
+    if known is None or entry.seq != known.seq or entry.digest == known.digest:
+        return None
+    return f"entry {entry.seq} has another digest than the one that was noted"

@@ -1,0 +1,68 @@
+"""The audit log: entries are added at the tail, by one transaction at a time."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.audit import AuditEntry, Entry, Link
+
+_BATCH = 1000
+
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener audit', 0))")
+
+# The clock of the moment: transactions may begin in another order than they come to the tail.
+_TAIL = text("""
+SELECT tail.seq, tail.digest, clock_timestamp() AS at
+FROM (SELECT 1) one LEFT JOIN (SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1) tail ON true
+""")
+
+_APPEND = text("""
+INSERT INTO audit (seq, at, by, action, before, after, reason, digest)
+VALUES (:seq, :at, :by, :action, CAST(:before AS json), CAST(:after AS json), :reason, :digest)
+""")
+
+_COLUMNS = "seq, at, by, action, before, after, reason, digest"
+_PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC LIMIT :limit"
+_ANY, _ONE_ACTION = text(_PAGE.format(only="")), text(_PAGE.format(only="AND action = :action"))
+
+_ONWARD = text(f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit")
+
+
+async def lock_tail(connection: AsyncConnection) -> tuple[Link, datetime]:
+    """The end of the chain, which nobody else can add to until this transaction ends, and the time."""
+    # Two statements: the second must see what was committed while the first one waited.
+    await connection.execute(_LOCK)
+    row = (await connection.execute(_TAIL)).mappings().one()
+    link = Link() if row["seq"] is None else Link(seq=row["seq"], digest=row["digest"])
+    return link, row["at"]
+
+
+async def append(connection: AsyncConnection, entry: Entry) -> None:
+    """Add the entry that follows the tail, which must be locked."""
+    deed = entry.deed
+    values = {"seq": entry.seq, "at": entry.at, "by": deed.by, "action": deed.action, "reason": deed.reason}
+    texts = {"before": json.dumps(deed.before), "after": json.dumps(deed.after)}
+    await connection.execute(_APPEND, {**values, **texts, "digest": entry.digest})
+
+
+async def page(connection: AsyncConnection, *, before: int, action: str | None, limit: int) -> list[Entry]:
+    """Entries below `before`, of one kind of action or of all, newest first."""
+    given = {"before": before, "limit": limit}
+    if action is None:
+        rows = await connection.execute(_ANY, given)
+    else:
+        rows = await connection.execute(_ONE_ACTION, {**given, "action": action})
+    return [_entry(row) for row in rows.mappings()]
+
+
+async def onward(connection: AsyncConnection, *, after: int) -> list[Entry]:
+    """The next entries above `after`; none at the end."""
+    return [_entry(row) for row in (await connection.execute(_ONWARD, {"after": after, "limit": _BATCH})).mappings()]
+
+
+def _entry(row: Any) -> Entry:
+    deed = AuditEntry(**{name: row[name] for name in AuditEntry.__dataclass_fields__})
+    return Entry(seq=row["seq"], at=row["at"], deed=deed, digest=row["digest"])

@@ -1,0 +1,85 @@
+"""Versions of the deployment configuration: the last one is in force."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.config import ConfigAction, Document, document_of, plain
+from app.kernel.modes import Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """What is to become the next version."""
+
+    mode: Mode
+    document: Document
+    changed_by: str
+    reason: str
+    action: ConfigAction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version(NewVersion):
+    """A version as it is kept."""
+
+    version: int
+    changed_at: datetime
+
+
+_COLUMNS = "version, mode, document, changed_at, changed_by, reason, action"
+
+_LAST = text(f"SELECT {_COLUMNS} FROM config_versions ORDER BY version DESC LIMIT 1")
+
+_READ = text(f"SELECT {_COLUMNS} FROM config_versions WHERE version = :version")
+
+# Of two rivals that both see the version they build on, the primary key lets one have the next.
+_WRITE = text(f"""
+INSERT INTO config_versions (version, mode, document, changed_by, reason, action)
+SELECT CAST(:expected AS bigint) + 1, :mode, CAST(:document AS jsonb), :changed_by, :reason, :action
+WHERE coalesce((SELECT version FROM config_versions ORDER BY version DESC LIMIT 1), 0) = :expected
+ON CONFLICT DO NOTHING
+RETURNING {_COLUMNS}
+""")
+
+_HISTORY = text(f"SELECT {_COLUMNS} FROM config_versions WHERE version < :before ORDER BY version DESC LIMIT :limit")
+
+
+async def last(connection: AsyncConnection) -> Version | None:
+    """The version in force; None while there is none."""
+    return _first(await connection.execute(_LAST))
+
+
+async def read(connection: AsyncConnection, version: int) -> Version | None:
+    """A certain version; None when it never was."""
+    return _first(await connection.execute(_READ, {"version": version}))
+
+
+async def write(connection: AsyncConnection, expected: int, new: NewVersion) -> Version | None:
+    """Add the version after `expected` (0: there is none yet); None when that is not the last one any more.
+
+    Waits for a rival that is just doing the same, and then knows whether it has.
+    """
+    values = {"mode": new.mode, "changed_by": new.changed_by, "reason": new.reason, "action": new.action}
+    document = json.dumps(plain(new.document), allow_nan=False)
+    return _first(await connection.execute(_WRITE, {**values, "expected": expected, "document": document}))
+
+
+async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Version]:
+    """Versions below `before`, newest first."""
+    rows = (await connection.execute(_HISTORY, {"before": before, "limit": limit})).mappings()
+    return [_version(row) for row in rows]
+
+
+def _first(rows: Any) -> Version | None:
+    row = rows.mappings().first()
+    return _version(row) if row else None
+
+
+def _version(row: Any) -> Version:
+    known = {"mode": Mode(row["mode"]), "action": ConfigAction(row["action"]), "document": document_of(row["document"])}
+    return Version(**{**row, **known})

@@ -1,0 +1,84 @@
+"""Keys, of which only the SHA-256 is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.access import Role
+from app.db import notify
+from app.db.retention import BATCH, deletion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    """A key as it is kept."""
+
+    id: str
+    role: Role
+    secret_hash: bytes
+    worker_id: UUID | None
+    capabilities: Sequence[str] | None
+    revoked_at: datetime | None
+
+
+_INSERT = text("""
+INSERT INTO keys (id, role, label, secret_hash, worker_id) VALUES (:id, :role, :label, :secret_hash, :worker_id)
+""")
+_READ = """
+SELECT k.id, k.role, k.secret_hash, k.worker_id, w.capabilities, k.revoked_at
+FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text[])
+"""
+_REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
+_REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
+_PRUNE = deletion(
+    "keys",
+    "EXISTS (SELECT FROM workers w WHERE w.id = keys.worker_id AND w.ended_at < now() - interval '1 hour')",
+    "id",
+)
+_PAGE = text("""
+SELECT id, role, label, worker_id, created_at, revoked_at FROM keys
+WHERE id > :after AND (:everybody OR worker_id IS NULL) ORDER BY id LIMIT :limit
+""")
+
+
+async def insert(
+    connection: AsyncConnection, key_id: str, role: Role, label: str, secret_hash: bytes, worker_id: UUID | None
+) -> None:
+    """Keep a new key."""
+    values = {"id": key_id, "role": role.value, "label": label, "secret_hash": secret_hash, "worker_id": worker_id}
+    await connection.execute(_INSERT, values)
+
+
+async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequence[str]) -> dict[str, StoredKey]:
+    """The keys of these ids that exist, revoked or not."""
+    rows = await connection.fetch(_READ, key_ids)
+    return {row["id"]: StoredKey(**{**row, "role": Role(row["role"])}) for row in rows}
+
+
+async def revoke(connection: AsyncConnection, key_id: str) -> bool:
+    """End a key; False when there is none of this id."""
+    notify.note(connection, notify.KEYS)
+    return (await connection.execute(_REVOKE, {"id": key_id})).first() is not None
+
+
+async def revoke_labelled(connection: AsyncConnection, label: str) -> int:
+    """End every key of this label; returns how many."""
+    notify.note(connection, notify.KEYS)
+    return (await connection.execute(_REVOKE_LABEL, {"label": label})).rowcount
+
+
+async def page(connection: AsyncConnection, *, after: str, limit: int, everybody: bool) -> list[dict[str, Any]]:
+    """Keys without secrets, by id; those of workers only when asked for."""
+    rows = await connection.execute(_PAGE, {"after": after, "limit": limit, "everybody": everybody})
+    return [dict(row) for row in rows.mappings()]
+
+
+async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:
+    """Forget the credentials of workers that ended more than an hour ago; returns how many."""
+    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount

@@ -1,0 +1,38 @@
+"""The deployment configuration with its history, and the audit log. Rows are only added; a trigger sees to that."""
+
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, Table, Text, func
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.admin.rules.config import ConfigAction
+from app.db.columns import metadata, moment, one_of
+from app.kernel.modes import Mode
+
+# The highest version is the configuration, and the primary key lets one of two rivals have the next.
+config_versions = Table(
+    "config_versions",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("mode", Text, nullable=False),
+    Column("document", JSONB, nullable=False),
+    moment("changed_at", nullable=False, server_default=func.now()),
+    Column("changed_by", Text, nullable=False, comment="id of the key that was shown"),
+    Column("reason", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    one_of("mode", Mode),
+    one_of("action", ConfigAction),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False, comment="without gaps"),
+    moment("at", nullable=False),
+    Column("by", Text, nullable=False, comment="id of the key that was shown"),
+    Column("action", Text, nullable=False),
+    # Not JSONB: the digest is of the very text of the numbers.
+    Column("before", JSON, nullable=False),
+    Column("after", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the digest before and of this content"),
+    Index("audit_by_action", "action", "seq"),
+)

@@ -1,0 +1,1 @@
+"""Agent types: what they achieve, and the share of the leases that follows from it."""

@@ -1,0 +1,134 @@
+"""Agents: what they achieve, how fast they are, and how that has changed."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.admin.service import config
+from app.agents.service import agents as service
+from app.agents.service.agents import Agent
+from app.agents.store.performance import Span
+from app.http.fields import AgentName, Moment
+from app.http.services import ServicesDep
+from app.http.transactions import Reading
+from app.kernel.agents import AgentType
+
+router = APIRouter(prefix="/agents", tags=["agents"])
+_READ = [requires(Scope.READ)]
+
+
+class Per(StrEnum):
+    """How long each span of a trend is."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+
+_STEPS = {Per.MINUTE: timedelta(minutes=1), Per.HOUR: timedelta(hours=1), Per.DAY: timedelta(days=1)}
+
+
+class EvidenceOut(BaseModel):
+    """What the effectiveness rests on: the last results of the agent."""
+
+    results: int = Field(description="remembered; older ones count for less than a hundredth")
+    succeeded: int
+    judged: int = Field(description="of those that succeeded")
+    quality: float | None = Field(description="mean of those that were judged")
+    decayed_results: float = Field(description="how many they count for, the older the less")
+
+
+class AgentOut(BaseModel):
+    """One agent."""
+
+    agent_type: AgentType
+    effectiveness: float | None = Field(
+        description="lower bound of success times quality, as sure as of the least known agent; null: too few results"
+    )
+    evidence: EvidenceOut | None
+    weight: float = Field(description="in force")
+    configured_weight: float
+    target_weight: float = Field(description="where it is headed")
+    service_seconds: float | None = Field(description="mean of the last results that succeeded")
+    tasks_per_second: float = Field(description="of all its workers, in the last ten minutes")
+    quality_gain: float | None = Field(description="by each doubling of a task's time; null: not known")
+    is_bottleneck: bool | None = Field(description="null: nobody has decided on the pool lately")
+
+
+class SpanOut(BaseModel):
+    """What came of an agent's tasks in one span of time."""
+
+    start: Moment
+    results: int
+    successes: int
+    judged: int = Field(description="qualities told in this span, also of earlier results")
+    quality: float | None = Field(description="mean of these")
+    mean_seconds: float | None
+
+
+class TrendOut(AgentOut):
+    """One agent, and how it has changed."""
+
+    per: Per
+    trend: list[SpanOut] = Field(description="oldest first; spans without a result are left out")
+
+
+class AgentsOut(BaseModel):
+    """All six."""
+
+    items: list[AgentOut]
+
+
+@router.get("", summary="List agents", dependencies=_READ)
+async def listing(connection: Reading, services: ServicesDep) -> AgentsOut:
+    """What each achieves, and what share of the leases follows from it. The cost does not grow with the history."""
+    known = config.effective(await config.current(connection, services.config.initial))
+    return AgentsOut(items=[AgentOut(**_fields(agent)) for agent in await service.portraits(connection, known)])
+
+
+@router.get("/{agent_type}", summary="Read an agent and its trend", dependencies=_READ)
+async def read(
+    agent_type: Annotated[AgentName, Path()],
+    connection: Reading,
+    services: ServicesDep,
+    per: Per = Per.MINUTE,
+    spans: Annotated[int, Query(ge=1, le=1440, description="how many at most")] = 60,
+) -> TrendOut:
+    """One agent, and its results by minute, hour or day."""
+    known = config.effective(await config.current(connection, services.config.initial))
+    (agent,) = [a for a in await service.portraits(connection, known) if a.agent_type is agent_type]
+    found = await service.trend(connection, agent_type, _STEPS[per], spans)
+    return TrendOut(**_fields(agent), per=per, trend=[_span(span) for span in found])
+
+
+def _fields(agent: Agent) -> dict[str, Any]:
+    achieved = agent.achievement
+    evidence = achieved and EvidenceOut(
+        results=achieved.results,
+        succeeded=achieved.succeeded,
+        judged=achieved.judged,
+        quality=achieved.quality,
+        decayed_results=achieved.evidence.results,
+    )
+    own = {name: getattr(agent, name) for name in AgentOut.model_fields if hasattr(agent, name)}
+    measured = {
+        "effectiveness": achieved.effectiveness if achieved else None,
+        "service_seconds": achieved.seconds if achieved else None,
+    }
+    return {**own, **measured, "evidence": evidence}
+
+
+def _span(span: Span) -> SpanOut:
+    return SpanOut(
+        start=span.start,
+        results=span.results,
+        successes=span.successes,
+        judged=span.judged,
+        quality=span.quality / span.judged if span.judged else None,
+        mean_seconds=span.seconds / span.results if span.results else None,
+    )

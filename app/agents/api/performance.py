@@ -1,0 +1,75 @@
+"""What the Supervisor says of results once it has compared them."""
+
+from typing import Annotated, Self
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.agents.service import performance as service
+from app.agents.service.performance import Said
+from app.http.fields import AgentName, Body, Word
+from app.http.problems import documented
+from app.http.transactions import Writing
+from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
+
+router = APIRouter(prefix="/metrics", tags=["agents"])
+_REFUSALS = documented(TaskNotFound, TaskNotCompleted, IdempotencyMismatch)
+_ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
+_EXAMPLE: JsonDict = {
+    "request_id": _ID,
+    "items": [
+        {"task_id": "c9f0f895-fb98-4b91-99f5-1fb0e2d1a2b3", "quality": 0.81, "basis": "elo"},
+        {"agent_type": "ranking_agent", "quality": 0.6},
+    ],
+}
+
+
+class JudgementIn(Body):
+    """How good the result of one task is, or the work of an agent as such."""
+
+    task_id: UUID | None = Field(None, description="a completed task; a later judgement of it replaces this one")
+    agent_type: AgentName | None = Field(None, description="instead of a task: one more result of this agent")
+    quality: float = Field(ge=0, le=1, description="for example the probability to win a match")
+    basis: Word | None = Field(None, description="how it was judged")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.task_id is None) == (self.agent_type is None):
+            raise ValueError("name either a task_id or an agent_type")
+        return self
+
+    @property
+    def said(self) -> Said:
+        """As the operation takes it."""
+        return Said(task_id=self.task_id, agent_type=self.agent_type, quality=self.quality, basis=self.basis)
+
+
+class JudgementsIn(Body):
+    """A batch; all of it is taken, or nothing."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    request_id: UUID = Field(description="repeat it when the answer was lost: nothing is counted twice")
+    items: Annotated[list[JudgementIn], Field(min_length=1, max_length=500)]
+
+
+class JudgedOut(BaseModel):
+    """How many were taken."""
+
+    accepted: int
+
+
+@router.post(
+    "/performance", summary="Judge results", dependencies=[requires(Scope.SUBMIT)], responses=_REFUSALS, status_code=202
+)
+async def judge(batch: JudgementsIn, connection: Writing, caller: Caller) -> JudgedOut:
+    """What became known of results after they were handed in, as Elo ratings do after ranking.
+
+    It counts with the agents within a few seconds, and moves their weights like a quality told with the result.
+    """
+    said = [item.said for item in batch.items]
+    return JudgedOut(accepted=await service.judge(connection, batch.request_id, caller.key_id, said))

@@ -1,0 +1,124 @@
+"""The weights in force: read, commanded, and overridden for a while."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.admin.service import config
+from app.agents.api.schemas import CommandIn, OverrideIn, WeightHistoryPage, WeightsOut, WeightVersionOut, fields, shown
+from app.agents.errors import WeightsRefused
+from app.agents.rules.steering import policy_in
+from app.agents.service import orders as service
+from app.agents.service import weights
+from app.agents.service.orders import Order
+from app.agents.store import weights as store
+from app.agents.store.weights import Version
+from app.http.etags import IfMatch, etag, expected
+from app.http.fields import Limit, Sentence
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import Reading, Writing
+from app.kernel import errors
+
+router = APIRouter(prefix="/weights", tags=["agents"])
+_NEWEST = 2**63 - 1
+_READ = [requires(Scope.READ)]
+_COMMAND = [requires(Scope.WEIGH)]
+_REFUSALS = documented(errors.VersionStale, WeightsRefused)
+Reason = Annotated[Sentence, Query(description="why; it is kept")]
+
+
+@router.get("", summary="Read the weights in force", dependencies=_READ)
+async def read(connection: Reading, services: ServicesDep, caller: Caller, response: Response) -> WeightsOut:
+    """What leases are shared by, since when and why, and where it is headed. The ETag is the version."""
+    found = await store.last(connection)
+    answer = await _answer(connection, services, found, response)
+    await config.note_read(connection, services.config.initial, caller.key_id, "weights.read")
+    return answer
+
+
+@router.put("", summary="Command weights", dependencies=_COMMAND, responses=_REFUSALS)
+async def command(
+    wanted: CommandIn,
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+) -> WeightsOut:
+    """The weights go there in steps of at most half of each, a minute apart; the first at once, if the last step was a
+    minute ago. From there on, what agents achieve moves them, until the configured weights change.
+
+    If-Match is optional here: steps change the version. Safe to repeat.
+    """
+    order = _order(caller.key_id, wanted.reason, if_match)
+    done = await service.command(connection, services.config.initial, order, wanted.weights)
+    return await _answer(connection, services, done, response)
+
+
+@router.put("/override", summary="Override the weights for a while", dependencies=_COMMAND, responses=_REFUSALS)
+async def override(
+    wanted: OverrideIn,
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+) -> WeightsOut:
+    """As a command, and whatever the agents achieve meanwhile; when it expires, the automatic weights go on.
+
+    It takes the place of an override before. Even here no weight changes by more than half at once.
+    """
+    order = _order(caller.key_id, wanted.reason, if_match)
+    seconds = wanted.expires_in_seconds
+    done = await service.override(connection, services.config.initial, order, wanted.weights, seconds)
+    return await _answer(connection, services, done, response)
+
+
+@router.delete("/override", summary="End the override", dependencies=_COMMAND, responses=_REFUSALS)
+async def release(
+    connection: Writing,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    reason: Reason = "",
+) -> WeightsOut:
+    """The weights go back to what the agents have earned, in the same steps. Without an override, nothing happens."""
+    order = _order(caller.key_id, reason, if_match)
+    done = await service.release(connection, services.config.initial, order)
+    return await _answer(connection, services, done, response)
+
+
+@router.get("/history", summary="Read how the weights changed", dependencies=_READ)
+async def history(
+    connection: Reading,
+    services: ServicesDep,
+    caller: Caller,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 50,
+) -> WeightHistoryPage:
+    """Every step and every order, newest first, each with who, why, and what it changed."""
+    found = await store.history(connection, before=after, limit=limit + 1)
+    await config.note_read(connection, services.config.initial, caller.key_id, "weights.history")
+    following = found[limit - 1].version if len(found) > limit else None
+    return WeightHistoryPage(items=[WeightVersionOut(**fields(version)) for version in found[:limit]], next=following)
+
+
+async def _answer(
+    connection: AsyncConnection, services: ServicesDep, found: Version | None, response: Response
+) -> WeightsOut:
+    response.headers["ETag"] = etag(found.version if found else 0)
+    if found is not None and not found.adjustments:
+        found = replace(found, adjustments=await store.adjustments(connection))
+    known = config.effective(await config.current(connection, services.config.initial))
+    shares = (await weights.in_force(connection, known)).shares
+    return shown(found, shares, known, policy_in(known.mode))
+
+
+def _order(by: str, reason: str, if_match: str | None) -> Order:
+    return Order(by=by, reason=reason, expected=None if if_match is None else expected(if_match))

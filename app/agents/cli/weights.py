@@ -1,0 +1,166 @@
+"""`convener weights`: what share each agent has, why, where it is headed, and orders about it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import urlencode
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.kernel.agents import agent_type
+from app.terminal import options, output
+from app.terminal.client import Json, Url, connect
+from app.terminal.options import Limit, Reason
+from app.terminal.output import Format, Output
+
+app = typer.Typer(
+    short_help="See and steer the weights of agents.",
+    help="See what share of the leases each agent has and why; command weights, or override them for a while.",
+    no_args_is_help=True,
+)
+Shares = Annotated[
+    list[str], typer.Argument(metavar="AGENT=WEIGHT...", help="shares of 1; agents that are not named share the rest")
+]
+
+
+@app.command(epilog=output.examples("convener weights get", "convener weights get -o json | jq .weights"))
+def get(url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show the weights in force, why each last changed, and where it is headed."""
+    with connect(url) as client:
+        found = client.get("/weights")
+        now = client.now
+    _tell(found, now, fmt)
+
+
+@app.command(
+    name="set",
+    epilog=output.examples(
+        "convener weights set reflection=0.25 --reason 'reviews lag behind'",
+        "convener weights set generation=0.3 ranking=0.3 -o json",
+    ),
+)
+def command(
+    shares: Shares, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
+) -> None:
+    """Send the weights there, a minute apart by at most half of each; from there on results move them."""
+    _order("/weights", {"weights": _named(shares), "reason": reason}, url, fmt)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener weights override ranking=0.5 --for 30min --reason 'a deadline'",
+        "convener weights override generation=0.4 --for 2h -o json",
+    )
+)
+def override(
+    shares: Shares,
+    span: Annotated[str, typer.Option("--for", metavar="TIME", help="until it expires: 90s, 30min, 2h, at most 7d")],
+    reason: Reason = "asked by an operator",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Send the weights there whatever the agents achieve, for a while; then the automatic ones go on."""
+    body = {"weights": _named(shares), "reason": reason, "expires_in_seconds": options.seconds(span)}
+    _order("/weights/override", body, url, fmt)
+
+
+@app.command(epilog=output.examples("convener weights release --reason 'the deadline is over'"))
+def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """End the override before it expires."""
+    with connect(url) as client:
+        found = client.remove(f"/weights/override?{urlencode({'reason': reason})}", {})
+        now = client.now
+    _tell(found, now, fmt)
+
+
+@app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
+def history(
+    limit: Limit = 20,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show every step and every order, newest first."""
+    with connect(url) as client:
+        items, following = client.pages("/weights/history", limit)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table("VERSION", "AT", "BY", "CAUSE", "CHANGES", "REASON", numbers=["VERSION"], flexible="CHANGES")
+    for item in items:
+        told = (output.age(item["at"], now), item["changed_by"], item["cause"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, told))
+    output.show(table)
+
+
+def _change(found: Json) -> float:
+    return abs(float(found["new_weight"]) / float(found["previous_weight"]) - 1)
+
+
+def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
+    with connect(url) as client:
+        found = client.put(path, body)
+        now = client.now
+    _tell(found, now, fmt)
+
+
+def _tell(found: Json, now: datetime, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(_portrait(found, now))
+
+
+def _named(shares: list[str]) -> dict[str, float]:
+    """The weights that `agent=share` words mean. Raises BadParameter."""
+    named = {}
+    for share in shares:
+        name, _, value = share.partition("=")
+        try:
+            named[agent_type(name).value] = float(value)
+        except ValueError as error:
+            why = str(error) if value.replace(".", "", 1).isdigit() else "write AGENT=WEIGHT, like ranking=0.3"
+            raise typer.BadParameter(f"{share}: {why}") from None
+    return named
+
+
+def _portrait(found: Json, now: datetime) -> RenderableType:
+    numbers = ["WEIGHT", "HEADED FOR", "CONFIGURED"]
+    table = output.table("AGENT", *numbers, "WHY", numbers=numbers, flexible="WHY")
+    adjustments = found["agent_weight_adjustments"]
+    for name, weight in found["weights"].items():
+        why = adjustments[name]["reason"] if name in adjustments else None
+        shares = (f"{share:.4f}" for share in (weight, found["target"][name], found["configured"][name]))
+        table.add_row(*map(output.cell, (name.removesuffix("_agent"), *shares, why)))
+    return Group(table, Text(""), output.details(_facts(found, now)))
+
+
+def _facts(found: Json, now: datetime) -> list[tuple[str, RenderableType | None]]:
+    override, rule = found["override"], found["rule"]
+    until = f"{_shares(override['weights'])}, ends {output.age(override['expires_at'], now)}" if override else None
+    about = output.age(found["at"], now)
+    steps = f"at most {rule['largest_step']:.0%} of each, {rule['least_seconds']:.0f} s apart"
+    return [
+        ("Version", f"{found['version']}, {about} by {found['changed_by']}" if about else "none yet: as configured"),
+        ("Cause", f"{found['cause']}: {found['reason']}"),
+        ("Heading", found["heading"]),
+        ("Override", until),
+        ("Shares", _shares(found["shares"]) if found["shares"] != found["weights"] else None),
+        ("Steps", steps),
+    ]
+
+
+def _shares(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.removesuffix('_agent')} {weight:.3g}" for name, weight in weights.items())
+
+
+def _changes(item: Json) -> str | None:
+    """What changed most comes first."""
+    changes = sorted(item["agent_weight_adjustments"].items(), key=lambda named: -_change(named[1]))
+    parts = [
+        f"{name.removesuffix('_agent')} {found['previous_weight']:.3g} to {found['new_weight']:.3g}"
+        for name, found in changes
+    ]
+    return ", ".join(parts) or None

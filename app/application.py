@@ -1,0 +1,107 @@
+"""Puts routes, problems and metrics together into one application."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
+
+from app.admin.api import audit, config, keys
+from app.agents.api import agents, performance, weights
+from app.goals.api import goals
+from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
+from app.http import openapi, problems
+from app.http.bounds import BodyLimit, WrittenOut
+from app.http.fast_routes import FastLane, LeanRoute
+from app.llm.api import models, permits
+from app.memory.api import checkpoints, context
+from app.queue.api import dead_letters, events, leases, outputs, queues, tasks
+from app.scaling.api import decisions
+from app.workers.api import directives, heartbeats, pool, workers
+
+_PARTS = (
+    tasks,
+    queues,
+    goals,
+    dead_letters,
+    directives,
+    workers,
+    pool,
+    events,
+    context,
+    outputs,
+    checkpoints,
+    config,
+    weights,
+    agents,
+    decisions,
+    performance,
+    permits,
+    models,
+    audit,
+    alerts,
+    degradation,
+    keys,
+    probes,
+    report,
+    runtime,
+    series,
+    utilisation,
+)
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+_DESCRIPTION = """
+The deployment control plane of an AI co-scientist. A Supervisor submits tasks, workers lease them one at a time,
+operators watch the pool. Press **Authorize** and paste a key; every error is an RFC 9457 problem with a stable code.
+"""
+_TAGS = [
+    {"name": "tasks", "description": "What the Supervisor wants done"},
+    {"name": "queues", "description": "How much waits, for how long, and what is paused"},
+    {"name": "goals", "description": "Research goals: limits, iterations, and how they share the queue"},
+    {"name": "dead letters", "description": "Tasks that failed for good"},
+    {"name": "leases", "description": "One task, one worker, fenced by a token"},
+    {"name": "workers", "description": "Who works, and how they are"},
+    {"name": "events", "description": "Every change of state, each exactly once"},
+    {"name": "context", "description": "What outlives a task: entries, outputs and checkpoints"},
+    {"name": "config", "description": "What people decide about pool, limits, weights and iterations"},
+    {"name": "agents", "description": "What agents achieve, and what share of the leases follows from it"},
+    {"name": "language models", "description": "Who may call one now, what its service bears, and what it costs"},
+    {"name": "scaling", "description": "How many workers there should be, on what, and why"},
+    {"name": "audit", "description": "Who did what, in a chain that shows whether it was changed"},
+    {"name": "alerts", "description": "What is wrong, since when, and who knows of it"},
+    {"name": "degradation", "description": "What is given up while resources are short, and until when"},
+    {"name": "keys", "description": "Who may do what"},
+    {"name": "health", "description": "Whether all is well"},
+]
+
+
+def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -> FastAPI:
+    """The application; its lifespan must set `app.state.services`."""
+    app = FastAPIOffline(
+        title="Convener",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
+    app.router.routes.extend(lean)
+    for part in _PARTS:
+        app.include_router(part.router)
+    app.add_middleware(WrittenOut, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
+    problems.install(app)
+    openapi.install(app)
+    prometheus.install(app)
+    _surround(app, lean, max_body_bytes)
+    return app
+
+
+def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> None:
+    """Put the limit on bodies and the fast lane around everything, also around the middleware of the framework."""
+    inner = app.build_middleware_stack
+
+    def stack() -> ASGIApp:
+        return BodyLimit(FastLane(inner(), lean), most=max_body_bytes)
+
+    app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

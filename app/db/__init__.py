@@ -1,0 +1,1 @@
+"""Connections, batching, notifications, leased duties, retention and migrations."""

@@ -1,0 +1,157 @@
+"""The two ways to speak to PostgreSQL: SQLAlchemy for what is not hot, asyncpg's own connections for what is."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoneFree
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from app.db.notify import Announcer, take_notes
+from app.kernel.errors import DatabaseUnavailable, Unstorable
+from app.queue.store import lanes
+
+_ENDED = "convener_ended"
+_SESSION = {
+    "application_name": "convener",
+    "statement_timeout": "30000",
+    "idle_in_transaction_session_timeout": "30000",
+    "jit": "off",
+    # Every statement has an index made for it. While a table is new and small the planner would read it whole, and a
+    # prepared statement would go on doing so when it has grown.
+    "enable_seqscan": "off",
+}
+
+
+class Database:
+    """Connections to one database. Opening is lazy, so a service can start before its database does."""
+
+    def __init__(self, url: str, *, hot_connections: int = 6, connections: int = 6) -> None:
+        self.url = plain_url(url)
+        self._hot_connections = hot_connections
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._opening = asyncio.Lock()
+        self.announcer = Announcer(self.connect)
+        self.lanes = lanes.Lanes()
+        self.engine: AsyncEngine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self.connect,
+            pool_size=connections,
+            max_overflow=4,
+            pool_timeout=5,
+        )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self.engine.sync_engine, "connect", lambda _, record: lanes.remember(record.info, self.lanes))
+
+    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection of the caller's own."""
+        return await asyncpg.connect(self.url, timeout=5, server_settings=_SESSION)
+
+    async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The connections of the hot path."""
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self.url,
+                    min_size=0,
+                    max_size=self._hot_connections,
+                    timeout=5,
+                    server_settings=_SESSION,
+                    # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
+                    reset=_leave_as_is,
+                )
+        return self._pool
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """The one place that commits. Raises DatabaseUnavailable when PostgreSQL cannot be reached."""
+        try:
+            async with self.engine.connect() as connection:
+                take_notes(connection)
+                # Kept apart: a connection that broke off knows nothing any more, and asking it would hide the reason.
+                endings: list[Callable[[], None]] = []
+                connection.info[_ENDED] = endings
+                try:
+                    async with connection.begin():
+                        yield connection
+                finally:
+                    for ended in endings:
+                        ended()
+                self.announcer.announce(take_notes(connection))
+        except (OperationalError, InterfaceError, DBAPIError, NoneFree, OSError, TimeoutError) as error:
+            raise in_domain_words(error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.announcer.stop()
+        if self._pool is not None:
+            self._pool.terminate()
+        await self.engine.dispose()
+
+
+def when_ended(connection: AsyncConnection, callback: Callable[[], None]) -> None:
+    """Call this when the connection's transaction is over, however it ends."""
+    connection.info.setdefault(_ENDED, []).append(callback)
+
+
+def _refuse_closed(connection: Any, *_: object) -> None:
+    """The driver knows when the server has hung up, so no round trip is needed to find out: the pool reconnects."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+async def _leave_as_is(_connection: object) -> None:
+    return None
+
+
+async def now(connection: AsyncConnection) -> datetime:
+    """The time of this transaction by the database's clock, the only one that decides."""
+    moment: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
+    return moment
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error means that the database is away, so that the same call may succeed later."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        return error.orig is not None and error.orig.__cause__ is not None and is_outage(error.orig.__cause__)
+    return isinstance(
+        error,
+        (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            asyncpg.exceptions.OperatorInterventionError,
+            asyncpg.exceptions.InsufficientResourcesError,
+        ),
+    )
+
+
+def in_domain_words(error: Exception) -> Exception:
+    """The error as callers know it: an outage, a value that cannot be stored, or what it was."""
+    if isinstance(error, NoneFree):
+        return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
+    if is_outage(error):
+        return DatabaseUnavailable()
+    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(cause, asyncpg.exceptions.TransactionRollbackError):
+        return DatabaseUnavailable("another request was in the way; send this one again in a moment")
+    if isinstance(cause, asyncpg.DataError):
+        return Unstorable(str(cause).splitlines()[0])
+    return error
+
+
+def plain_url(url: str) -> str:
+    """The URL as asyncpg wants it, whichever driver it names."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
+        raise ValueError("the database URL must begin with postgresql://")
+    return f"postgresql://{rest}"

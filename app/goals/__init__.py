@@ -1,0 +1,1 @@
+"""Research goals: limits, iterations, budgets, and the rule that stops them."""

@@ -1,0 +1,231 @@
+"""Research goals: created, followed, paused and stopped; their iterations decided on; and how they share the queue."""
+
+import asyncio
+import json
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.admin.rules.config import Iterations
+from app.admin.service import config
+from app.goals.api.schemas import (
+    ExtendIn,
+    GoalIn,
+    GoalOut,
+    GoalPage,
+    GoalReplayOut,
+    IterationIn,
+    IterationOut,
+    IterationPage,
+    ReasonIn,
+    Weight,
+    reported,
+    summary,
+    whole,
+)
+from app.goals.rules import errors
+from app.goals.rules.goals import GoalState
+from app.goals.service import goals as service
+from app.goals.service import iterations
+from app.goals.service.goals import Order
+from app.goals.store import goals as store
+from app.goals.store import iterations as iteration_store
+from app.http.fields import Body, Limit, Word
+from app.http.problems import documented
+from app.http.services import Services, ServicesDep
+from app.http.transactions import Reading, Writing
+from app.queue.errors import GoalStopped
+
+router = APIRouter(prefix="/goals", tags=["goals"])
+GoalId = Annotated[Word, Path()]
+Number = Annotated[int, Path(ge=1, le=1000)]
+_FOUND = documented(errors.GoalNotFound)
+_LIVE = documented(errors.GoalNotFound, GoalStopped)
+
+
+class GoalWeightIn(Body):
+    """A goal's share of each lane in which its tasks wait, against other goals; 1 where nobody has said otherwise."""
+
+    weight: Weight
+
+
+class GoalWeightOut(BaseModel):
+    """A goal and its weight."""
+
+    goal_id: str
+    weight: float
+
+
+@router.post(
+    "",
+    summary="Create a research goal",
+    status_code=201,
+    dependencies=[requires(Scope.SUBMIT)],
+    responses={200: {"model": GoalOut, "description": "it exists already"}, **documented(errors.GoalConflict)},
+)
+async def create(
+    wanted: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
+) -> GoalOut:
+    """Then submit its tasks with its `goal_id`, and report each iteration. Limits hold whether you report or not.
+
+    Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused.
+    """
+    order = Order(
+        id=wanted.id or str(uuid4()),
+        objective=wanted.objective,
+        terms=wanted.constraints.terms(),
+        weight=wanted.weight,
+        by=caller.key_id,
+    )
+    goal, created = await service.create(connection, order)
+    response.status_code = 201 if created else 200
+    return whole(await service.view(connection, goal.id, await _configured(connection, services)))
+
+
+@router.get("", summary="List research goals", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    state: Annotated[list[GoalState] | None, Query(description="only in these states")] = None,
+    after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
+    limit: Limit = 100,
+) -> GoalPage:
+    """Those that were created. Goals that are merely named by tasks, or weighed, are not listed.
+
+    One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
+    """
+    found, following = await store.page(connection, states=state or (), after=after, limit=limit)
+    return GoalPage(items=[summary(goal) for goal in found], next=following)
+
+
+@router.get("/{goal_id}", summary="Read a research goal", dependencies=[requires(Scope.READ)], responses=_FOUND)
+async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> GoalOut:
+    """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
+    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+
+
+@router.post(
+    "/{goal_id}/pause", summary="Pause a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
+)
+async def pause(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
+    """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
+    await service.pause(connection, goal_id, wanted.reason, caller.key_id)
+    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+
+
+@router.post(
+    "/{goal_id}/resume", summary="Resume a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
+)
+async def resume(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
+    """Its tasks are leased again, in the order in which they waited."""
+    await service.resume(connection, goal_id, wanted.reason, caller.key_id)
+    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+
+
+@router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
+async def stop(
+    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
+    """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
+    await service.stop(connection, goal_id, wanted.reason, caller.key_id)
+    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+
+
+@router.post(
+    "/{goal_id}/extend",
+    summary="Change the limits of a research goal",
+    dependencies=[requires(Scope.SUBMIT)],
+    responses=documented(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
+)
+async def extend(
+    goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
+    """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
+    await service.extend(connection, goal_id, wanted.constraints.terms(), caller.key_id)
+    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+
+
+@router.post(
+    "/{goal_id}/iterations",
+    summary="Report an iteration",
+    status_code=201,
+    dependencies=[requires(Scope.SUBMIT)],
+    responses={
+        200: {"model": IterationOut, "description": "it was reported before"},
+        **documented(errors.GoalNotFound, GoalStopped, errors.IterationConflict),
+    },
+)
+async def report(
+    goal_id: GoalId, done: IterationIn, services: ServicesDep, connection: Writing, response: Response
+) -> IterationOut:
+    """The answer says whether to go on, and with what. When it says stop, the goal has stopped.
+
+    Safe to repeat: the same numbers get the same answer, others are refused.
+    """
+    answer = await iterations.report(connection, goal_id, done.account(), await _configured(connection, services))
+    response.status_code = 201 if answer.created else 200
+    return reported(answer.iteration)
+
+
+@router.get(
+    "/{goal_id}/iterations",
+    summary="List the iterations of a research goal",
+    dependencies=[requires(Scope.READ)],
+    responses=_FOUND,
+)
+async def iteration_page(
+    goal_id: GoalId,
+    connection: Reading,
+    after: Annotated[int, Query(ge=0, le=1000, description="`next` of the page before")] = 0,
+    limit: Limit = 100,
+) -> IterationPage:
+    """What each has reached, what it cost, and what was decided."""
+    await service.found(connection, goal_id)
+    found = await iteration_store.page(connection, goal_id, after=after, limit=limit + 1)
+    following = found[limit - 1].number if len(found) > limit else None
+    return IterationPage(items=[reported(row) for row in found[:limit]], next=following)
+
+
+@router.get(
+    "/{goal_id}/iterations/{number}/replay",
+    summary="Decide again on an iteration",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(errors.GoalNotFound, errors.IterationNotFound),
+)
+async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> GoalReplayOut:
+    """From the inputs that were recorded with it; the answer must be the same to the byte."""
+    async with services.database.transaction() as connection:
+        history = await iterations.history(connection, goal_id, number)
+    # Away from the loop, since after a thousand iterations it takes a while; and no connection is held meanwhile.
+    found = await asyncio.to_thread(iterations.replay, goal_id, history)
+    return GoalReplayOut(
+        identical=found.recorded == found.replayed,
+        recorded=json.loads(found.recorded),
+        replayed=json.loads(found.replayed),
+    )
+
+
+@router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
+async def weigh(goal_id: GoalId, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
+    """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
+    await service.weigh(connection, goal_id, weight.weight)
+    return GoalWeightOut(goal_id=goal_id, weight=weight.weight)
+
+
+@router.get("/{goal_id}/weight", summary="Read the weight of a goal", dependencies=[requires(Scope.READ)])
+async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
+    """1 for a goal that nobody has weighed."""
+    return GoalWeightOut(goal_id=goal_id, weight=await store.weight(connection, goal_id))
+
+
+async def _configured(connection: AsyncConnection, services: Services) -> Iterations:
+    # Not through another connection: where all are in use by callers who wait for one more, nobody goes on.
+    return (await config.current(connection, services.config.initial)).document.test_time_compute

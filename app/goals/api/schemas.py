@@ -1,0 +1,257 @@
+"""Bodies of the routes of research goals."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.goals.rules.budgets import uses
+from app.goals.rules.exploration import Arm
+from app.goals.rules.goals import GoalAction, GoalState, Terms
+from app.goals.rules.stopping import Quality, StoppingRule, Unit
+from app.goals.service.goals import View
+from app.goals.service.iterations import IterationReport
+from app.goals.store.goals import Goal
+from app.goals.store.iterations import Iteration
+from app.http.fields import Body, Moment, NewGoalId, Sentence
+from app.kernel.agents import AgentType
+from app.queue.rules.holds import Hold
+
+_LONGEST = 10 * 366 * 86400.0
+# Elo and any score that people use lie well within; what does not is most likely a mistake.
+_LARGEST = 1e12
+# No number in quotation marks, no 3.0 or true for an integer.
+Number = Annotated[float, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Weight = Annotated[Number, Field(ge=0.01, le=100, description="2 gets twice the share of 1 wherever both wait")]
+Seconds = Annotated[Number, Field(gt=0, le=_LONGEST)]
+Score = Annotated[Number, Field(ge=-_LARGEST, le=_LARGEST)]
+Count = Annotated[Whole, Field(ge=1, le=1000)]
+
+
+_EXAMPLE: dict[str, Any] = {
+    "id": "kepler",
+    "objective": "how does the period of a planet depend on its distance?",
+    "constraints": {"time_limit_seconds": 600, "compute_budget_seconds": 1200, "max_iterations": 30},
+}
+
+
+class ConstraintsIn(Body):
+    """What bounds a goal. Absent: as the configuration in force has it, or no such limit."""
+
+    time_limit_seconds: Seconds | None = Field(None, description="since it was created, pauses included")
+    compute_budget_seconds: Seconds | None = Field(None, description="on workers, as the service measures it")
+    money_budget: Number | None = Field(None, gt=0, le=1e9, description="against what the reports say was spent")
+    min_iterations: Count | None = None
+    max_iterations: Count | None = None
+    improvement_threshold: Number | None = Field(None, ge=0.001, le=0.1)
+    improvement_unit: Unit | None = Field(
+        None, description="`win_probability` for Elo (0.05 are 35 Elo), `relative` for other scores"
+    )
+    rule: StoppingRule | None = Field(None, description="how a plateau is recognised; `anchored_best` by default")
+    patience: Count | None = Field(None, description="iterations without improvement until it stops; 10 by default")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_iterations and self.max_iterations and self.min_iterations > self.max_iterations:
+            raise ValueError("min_iterations must not be above max_iterations")
+        return self
+
+    def terms(self) -> Terms:
+        """What the operation takes."""
+        return Terms(**{name: getattr(self, name) for name in Terms.__dataclass_fields__})
+
+
+class GoalIn(Body):
+    """A research goal. The same body again is the same goal, where you choose the `id`."""
+
+    id: NewGoalId | None = Field(None, description="made up when absent; the `goal_id` of its tasks; no `/` in it")
+    objective: Annotated[Sentence, Field(min_length=1)]
+    constraints: ConstraintsIn = Field(default_factory=ConstraintsIn)
+    weight: Weight | None = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+
+class ExtendIn(Body):
+    """Those limits that are to change, with their new values."""
+
+    constraints: ConstraintsIn
+
+
+class ReasonIn(Body):
+    """Why."""
+
+    reason: Sentence = "asked by an operator"
+
+
+class IterationIn(Body):
+    """An iteration that is done. Report each once, in order; a repetition is answered like the first time."""
+
+    iteration: Whole = Field(ge=1, le=1000, description="from 1 on, without gaps")
+    quality: Score | None = Field(None, description="of the best hypothesis: Elo, or a score; null: not measured")
+    top_quality: Score | None = Field(None, description="mean of the top k; judged instead of `quality` where tested")
+    top_matches: Whole | None = Field(None, ge=0, le=2**31 - 1, description="fewest matches among the top k")
+    new_best: Arm | None = Field(None, description="where a new best came from: new ideas, or better old ones")
+    tasks: Whole | None = Field(None, ge=0, le=2**31 - 1)
+    compute_seconds: Number | None = Field(None, ge=0, le=1e12, description="your own count, shown beside the measured")
+    money: Number = Field(0.0, ge=0, le=1e9, description="spent on this iteration")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"iteration": 1, "quality": 1231.5, "tasks": 14}]})
+
+    def account(self) -> IterationReport:
+        """What the operation takes."""
+        return IterationReport(
+            number=self.iteration,
+            quality=Quality(best=self.quality, top=self.top_quality, matches=self.top_matches),
+            new_best=self.new_best,
+            tasks=self.tasks,
+            compute_seconds=self.compute_seconds,
+            money=self.money,
+        )
+
+
+class GoalDecisionOut(BaseModel):
+    """Go on or stop, and why."""
+
+    decision: GoalAction
+    reason: str
+    exploration_share: float = Field(description="of the next iteration, for generation; the rest is for evolution")
+    exploration_reason: str
+    next_compute_seconds: float | None = Field(description="for the next iteration; null while nothing is known")
+    improvement: float = Field(description="over the anchor, in the unit of the goal; 0: too little to count")
+    improvement_per_compute_second: float | None
+    iterations_without_improvement: int
+    notices: list[str] = Field(description="limits of which at least 80, 90 or 95 % are used")
+    compute_seconds: float = Field(description="of the goal until then, as the service has measured it")
+    elapsed_seconds: float
+    money_spent: float
+    draws: list[tuple[float, float]] = Field(description="rates drawn for (exploration, exploitation)")
+
+
+class IterationOut(GoalDecisionOut):
+    """An iteration with the decision on it."""
+
+    goal_id: str
+    iteration: int
+    reported_at: Moment
+    quality: float | None
+    top_quality: float | None
+    top_matches: int | None
+    tasks: int | None
+    iteration_compute_seconds: float = Field(description="of this iteration, as the service has measured it")
+    claimed_compute_seconds: float | None = Field(description="the same by the word of the client")
+
+
+class IterationPage(BaseModel):
+    """In order; pass `next` as `after` for what follows, until it is null."""
+
+    items: list[IterationOut]
+    next: int | None
+
+
+class GoalReplayOut(BaseModel):
+    """A decision as it was recorded, and as the rule makes it from the recorded inputs."""
+
+    identical: bool
+    recorded: dict[str, Any]
+    replayed: dict[str, Any]
+
+
+class ComputeOut(BaseModel):
+    """Seconds on workers, measured by leases."""
+
+    spent_seconds: float = Field(description="attempts that have ended, also those that failed")
+    running: int = Field(description="attempts that run now")
+    running_seconds: float
+    committed_seconds: float = Field(description="spent, and what runs at its mean; counts against the budget")
+    mean_task_seconds: float
+    by_agent: dict[AgentType, float]
+
+
+class UseOut(BaseModel):
+    """How much of a limit is used."""
+
+    limit: Literal["iterations", "time", "compute", "money"]
+    used: float
+    allowed: float
+    share: float
+
+
+class GoalSummary(BaseModel):
+    """A goal as it is listed."""
+
+    id: str
+    state: GoalState
+    hold: Hold | None = Field(description="why its tasks are not leased; null when they are")
+    objective: str
+    reason: str | None = Field(description="why it is in this state")
+    weight: float
+    iterations: int
+    constraints: dict[str, Any]
+    created_at: Moment
+    created_by: str = Field(description="id of the key that was shown")
+    ended_at: Moment | None
+
+
+class GoalOut(GoalSummary):
+    """Everything about a goal: its limits in force, what is used of them, and the last decision."""
+
+    at: Moment
+    elapsed_seconds: float
+    compute: ComputeOut
+    usage: list[UseOut]
+    notices: list[str]
+    judged_by: dict[str, Any] = Field(description="the stopping rule with its numbers, as it is in force")
+    last_decision: GoalDecisionOut | None
+
+
+class GoalPage(BaseModel):
+    """By id; pass `next` as `after` for what follows, until it is null."""
+
+    items: list[GoalSummary]
+    next: str | None
+
+
+def summary(goal: Goal) -> GoalSummary:
+    """A goal as it is listed."""
+    return GoalSummary.model_validate(_plain(goal))
+
+
+def whole(view: View) -> GoalOut:
+    """Everything about a goal."""
+    total = view.compute.total
+    compute = ComputeOut(
+        spent_seconds=total.spent_seconds,
+        running=total.running,
+        running_seconds=total.running_seconds,
+        committed_seconds=total.committed_seconds,
+        mean_task_seconds=total.mean_seconds,
+        by_agent=view.compute.by_agent,
+    )
+    used = [{"limit": u.name, "used": u.used, "allowed": u.limit, "share": u.share} for u in _uses(view)]
+    rule = {name: getattr(view.policy.stopping, name) for name in view.policy.stopping.__dataclass_fields__}
+    now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": used}
+    rest = {"notices": view.notices, "judged_by": rule, "last_decision": view.goal.last_decision}
+    return GoalOut.model_validate({**_plain(view.goal), **now, **rest})
+
+
+def reported(iteration: Iteration) -> IterationOut:
+    """An iteration with its decision."""
+    report, decision = json.loads(iteration.report), json.loads(iteration.decision)
+    quality = report["quality"]
+    known = {"goal_id": iteration.goal_id, "iteration": iteration.number, "reported_at": iteration.reported_at}
+    known |= {"quality": quality["best"], "top_quality": quality["top"], "top_matches": quality["matches"]}
+    known |= {"tasks": iteration.tasks, "claimed_compute_seconds": iteration.claimed_seconds}
+    return IterationOut.model_validate({**decision, **known, "iteration_compute_seconds": report["compute_seconds"]})
+
+
+def _uses(view: View) -> Sequence[Any]:
+    return list(uses(view.policy.limits, view.usage))
+
+
+def _plain(goal: Goal) -> dict[str, Any]:
+    names = ("id", "state", "hold", "objective", "reason", "weight", "iterations", "created_by", "ended_at")
+    terms = {name: value for name in Terms.__dataclass_fields__ if (value := getattr(goal.terms, name)) is not None}
+    return {**{name: getattr(goal, name) for name in names}, "constraints": terms, "created_at": goal.started_at}

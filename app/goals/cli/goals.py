@@ -1,0 +1,237 @@
+"""`convener goals`: research goals, what they have reached, and whether they go on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from app.goals.cli import chart, views
+from app.goals.rules.exploration import Arm
+from app.goals.rules.goals import GoalState
+from app.goals.rules.stopping import StoppingRule, Unit
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.failures import ExitCode, Failure
+from app.terminal.options import After, Limit, Reason, Whole, seconds
+from app.terminal.output import Format, Output
+
+app = typer.Typer(
+    short_help="See research goals, create, pause and stop them.",
+    help="See research goals and what they have reached; create, pause, extend and stop them; report iterations.",
+    no_args_is_help=True,
+)
+GoalId = Annotated[str, typer.Argument(metavar="GOAL", help="the id of the goal")]
+
+
+def _seconds(value: str | None) -> float | None:
+    return None if value is None else seconds(value)
+
+
+def _length(name: str, meaning: str) -> Any:
+    return typer.Option(name, metavar="TIME", help=f"{meaning}; 90s, 30min, 2h or 3d")
+
+
+TimeLimit = Annotated[str | None, _length("--time-limit", "since it was created")]
+ComputeBudget = Annotated[str | None, _length("--compute-budget", "on workers, of all its tasks together")]
+MoneyBudget = Annotated[float | None, typer.Option(help="against what the reports say was spent")]
+MinIterations = Annotated[int | None, typer.Option(help="before a plateau may stop it")]
+MaxIterations = Annotated[int | None, typer.Option(help="at most")]
+Threshold = Annotated[float | None, typer.Option(help="the least improvement that counts, 0.001 to 0.1")]
+UnitOption = Annotated[Unit | None, typer.Option(help="of improvements: win_probability is for Elo")]
+RuleOption = Annotated[StoppingRule | None, typer.Option(help="how a plateau is recognised")]
+Patience = Annotated[int | None, typer.Option(help="iterations without improvement until it stops")]
+
+
+@app.command(
+    epilog=output.examples("convener goals ls", "convener goals ls --state running -o json | jq '.items[].id'")
+)
+def ls(
+    state: Annotated[list[GoalState] | None, typer.Option(help="in this state; of several, in any")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List research goals by id."""
+    wanted = [one.value for one in state] if state else None
+    with connect(url) as client:
+        items, following = client.pages("/goals", None if everything else limit, after=after, state=wanted)
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table(
+        "ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE", numbers=("ITERATIONS",), flexible="OBJECTIVE"
+    )
+    for goal in items:
+        created = output.cell(output.age(goal["created_at"], client.now))
+        iterations = output.cell(goal["iterations"])
+        table.add_row(output.cell(goal["id"]), views.state(goal), iterations, created, output.cell(goal["objective"]))
+    output.show(table)
+    if following:
+        output.tell_more("--all", "--limit", f"--after {following}")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener goals get kepler", "convener goals get kepler --svg kepler.svg", "convener goals get kepler -o json"
+    )
+)
+def get(
+    goal_id: GoalId,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw quality against compute seconds")] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show a goal: its limits and what is used of them, its iterations, and why it goes on or has stopped."""
+    with connect(url) as client:
+        goal = client.get(_path(goal_id))
+        iterations, _ = client.pages(_path(goal_id, "/iterations"), None)
+        now = client.now
+    if svg is not None:
+        _draw(svg, goal, iterations)
+    if fmt is Format.JSON:
+        output.write_json({**goal, "history": iterations})
+        return
+    output.show(views.portrait(goal, iterations, now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener goals create --id kepler --objective 'what moves the planets?' --compute-budget 20min",
+        "convener goals create --objective 'a better catalyst' --time-limit 2h --max-iterations 40",
+    )
+)
+def create(
+    objective: Annotated[str, typer.Option(help="the question")],
+    goal_id: Annotated[str | None, typer.Option("--id", help="made up when absent; the goal_id of its tasks")] = None,
+    weight: Annotated[float | None, typer.Option(help="its share against other goals, 1 by default")] = None,
+    time_limit: TimeLimit = None,
+    compute_budget: ComputeBudget = None,
+    money_budget: MoneyBudget = None,
+    min_iterations: MinIterations = None,
+    max_iterations: MaxIterations = None,
+    threshold: Threshold = None,
+    unit: UnitOption = None,
+    rule: RuleOption = None,
+    patience: Patience = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Create a research goal. With an id it is safe to repeat."""
+    constraints = _constraints(
+        time_limit_seconds=_seconds(time_limit),
+        compute_budget_seconds=_seconds(compute_budget),
+        money_budget=money_budget,
+        min_iterations=min_iterations,
+        max_iterations=max_iterations,
+        improvement_threshold=threshold,
+        improvement_unit=unit,
+        rule=rule,
+        patience=patience,
+    )
+    body: Json = {"id": goal_id, "objective": objective, "constraints": constraints, "weight": weight}
+    with connect(url) as client:
+        goal = client.post("/goals", body)
+    _answer(goal, fmt, goal["id"])
+
+
+@app.command(epilog=output.examples("convener goals pause kepler --reason 'the cluster is needed'"))
+def pause(
+    goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
+) -> None:
+    """Lease no more of its tasks. Those that run go on, its time as well; pausing twice is fine."""
+    _order("pause", goal_id, reason, url, fmt)
+
+
+@app.command(epilog=output.examples("convener goals resume kepler"))
+def resume(
+    goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
+) -> None:
+    """Lease its tasks again, in the order in which they waited."""
+    _order("resume", goal_id, reason, url, fmt)
+
+
+@app.command(epilog=output.examples("convener goals stop kepler --reason 'answered'"))
+def stop(goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """End a goal for good and cancel its tasks, also those that run."""
+    _order("stop", goal_id, reason, url, fmt)
+
+
+@app.command(epilog=output.examples("convener goals extend kepler --compute-budget 1h --max-iterations 60"))
+def extend(
+    goal_id: GoalId,
+    time_limit: TimeLimit = None,
+    compute_budget: ComputeBudget = None,
+    money_budget: MoneyBudget = None,
+    max_iterations: MaxIterations = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Set other limits; tasks that waited for a budget are leased again."""
+    constraints = _constraints(
+        time_limit_seconds=_seconds(time_limit),
+        compute_budget_seconds=_seconds(compute_budget),
+        money_budget=money_budget,
+        max_iterations=max_iterations,
+    )
+    if not constraints:
+        raise typer.BadParameter("name at least one limit")
+    with connect(url) as client:
+        goal = client.post(_path(goal_id, "/extend"), {"constraints": constraints})
+    _answer(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener goals report kepler --iteration 3 --quality 1312.5",
+        "convener goals report kepler --iteration 4 --quality 1340 --top-quality 1290 --top-matches 5",
+    )
+)
+def report(
+    goal_id: GoalId,
+    iteration: Annotated[int, typer.Option(help="its number, from 1 on, without gaps", min=1)],
+    quality: Annotated[float | None, typer.Option(help="of the best: Elo or a score")] = None,
+    top_quality: Annotated[float | None, typer.Option(help="mean of the top k")] = None,
+    top_matches: Annotated[int | None, typer.Option(help="fewest matches among the top k")] = None,
+    new_best: Annotated[Arm | None, typer.Option(help="where a new best came from")] = None,
+    compute_seconds: Annotated[float | None, typer.Option(help="your own count of it")] = None,
+    money: Annotated[float, typer.Option(help="spent on it")] = 0.0,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Report an iteration and hear whether to go on. Exits with 0 either way; `-o json` has the decision."""
+    body: Json = {"iteration": iteration, "quality": quality, "top_quality": top_quality, "top_matches": top_matches}
+    body |= {"new_best": new_best, "compute_seconds": compute_seconds, "money": money}
+    with connect(url) as client:
+        decided = client.post(_path(goal_id, "/iterations"), body)
+    _answer(decided, fmt, f"{decided['decision']}: {output.plain(decided['reason'])}")
+
+
+def _order(what: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
+    with connect(url) as client:
+        goal = client.post(_path(goal_id, f"/{what}"), {"reason": reason})
+    _answer(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+
+
+def _answer(found: Json, fmt: Format, said: str) -> None:
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        typer.echo(said)
+
+
+def _constraints(**given: Any) -> Json:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _path(goal_id: str, rest: str = "") -> str:
+    return f"/goals/{quote(goal_id, safe='')}{rest}"
+
+
+def _draw(file: Path, goal: Json, iterations: list[Json]) -> None:
+    try:
+        file.write_text(chart.svg(goal, iterations), encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{file} cannot be written: {error.strerror or error}", ExitCode.USAGE) from None

@@ -1,0 +1,94 @@
+"""A research goal for people: its limits, its iterations, and its curve."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.goals.cli import chart as chart_cli
+from app.terminal import output
+from app.terminal.client import Json
+
+_LAST = 10
+
+
+def state(goal: Json) -> Text:
+    """Its state; what it waits for where it waits."""
+    if goal["hold"] == "budget":
+        return Text("out of budget", style="yellow")
+    return output.state(goal["state"])
+
+
+def portrait(goal: Json, iterations: Sequence[Json], now: datetime) -> RenderableType:
+    """A goal as `GET /goals/{id}` tells of it, with its last iterations and all of them as a chart."""
+    compute, last = goal["compute"], goal["last_decision"]
+    facts = output.details(
+        [
+            ("Goal", goal["id"]),
+            ("Objective", goal["objective"]),
+            ("State", state(goal)),
+            ("Because", goal["reason"]),
+            ("Created", output.age(goal["created_at"], now)),
+            ("Ended", output.age(goal["ended_at"], now)),
+            ("Weight", f"{goal['weight']:g}"),
+            ("Compute", _compute(compute)),
+            *((f"Limit of {use['limit']}", _use(use)) for use in goal["usage"]),
+            ("Judged by", _rule(goal["judged_by"])),
+            ("Decided", f"{last['decision']}: {last['reason']}" if last else None),
+            ("Explore", f"{100 * last['exploration_share']:.0f} % ({last['exploration_reason']})" if last else None),
+            ("Gain", _gain(iterations)),
+            *(("Notice", notice) for notice in goal["notices"]),
+        ]
+    )
+    if not iterations:
+        return facts
+    chart = chart_cli.text(chart_cli.curves(iterations))
+    return Group(facts, Text(""), _table(iterations[-_LAST:]), *([Text(""), Text(chart)] if chart else []))
+
+
+def _table(iterations: Sequence[Json]) -> Table:
+    """COMPUTE is what the service has measured, CLAIMED what the client says."""
+    numbers = ("ITERATION", "QUALITY", "TOP", "COMPUTE", "CLAIMED", "GAIN", "PER S")
+    table = output.table(*numbers, "DECISION", "REASON", numbers=numbers, flexible="REASON", tight=True)
+    for row in iterations:
+        seconds = (row["iteration_compute_seconds"], row["claimed_compute_seconds"])
+        gains = (row["improvement"] or None, row["improvement_per_compute_second"] or None)
+        values = (row["quality"], row["top_quality"], *seconds, *gains)
+        table.add_row(
+            output.cell(row["iteration"]),
+            *(output.cell(None if value is None else f"{value:.4g}") for value in values),
+            output.cell(row["decision"]),
+            output.cell(row["reason"]),
+        )
+    return table
+
+
+def _compute(compute: Json) -> str:
+    running = f", {compute['running']} running for {compute['running_seconds']:.1f} s" if compute["running"] else ""
+    return f"{compute['spent_seconds']:.1f} s on workers{running}"
+
+
+def _use(use: Json) -> str:
+    return f"{use['used']:,.4g} of {use['allowed']:,.4g} ({100 * use['share']:.0f} %)"
+
+
+def _rule(rule: Json) -> str:
+    if not rule["judges"]:
+        return "hard limits only"
+    return f"{rule['rule']}, improvements of {rule['threshold']:g} ({rule['unit']}), patience {rule['patience']}"
+
+
+def _gain(iterations: Sequence[Json]) -> str | None:
+    """How effective thinking was: all gains over all seconds, and the same of the later half."""
+    if len(iterations) < 2:
+        return None
+    half = iterations[len(iterations) // 2 :]
+    return f"{_per_second(iterations)}; lately {_per_second(half)}"
+
+
+def _per_second(iterations: Sequence[Json]) -> str:
+    gain = sum(row["improvement"] for row in iterations)
+    spent = sum(row["iteration_compute_seconds"] for row in iterations)
+    return f"{gain:.3g} in {spent:.1f} s of compute" + (f", {gain / spent:.2g} a second" if spent > 0 else "")

@@ -1,0 +1,33 @@
+"""What can go wrong with research goals."""
+
+from app.kernel.errors import ConvenerError, ValuesRefused
+
+
+class GoalNotFound(ConvenerError):
+    """There is no such research goal."""
+
+    code = "goal_not_found"
+
+
+class GoalConflict(ConvenerError):
+    """This research goal exists already and is another one."""
+
+    code = "goal_conflict"
+
+
+class LimitsRefused(ValuesRefused):
+    """The limits of the research goal do not go together; nothing was changed."""
+
+    code = "limits_refused"
+
+
+class IterationConflict(ConvenerError):
+    """This is not the next iteration of the goal, or it was reported with other numbers."""
+
+    code = "iteration_conflict"
+
+
+class IterationNotFound(ConvenerError):
+    """This iteration was never reported."""
+
+    code = "iteration_not_found"

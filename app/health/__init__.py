@@ -1,0 +1,1 @@
+"""Health reports, alerts, metrics and their delivery."""

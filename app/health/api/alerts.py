@@ -1,0 +1,138 @@
+"""What is wrong and somebody should know of, what was, and who knows."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.health.errors import AlertNotFound, AlertResolved
+from app.health.rules.alerts import STANDING, AlertState
+from app.health.rules.symptoms import AlertRule, Severity
+from app.health.service import alerts as service
+from app.health.store import alerts as store
+from app.health.store import webhooks
+from app.health.store.alerts import Alert, Wanted
+from app.http.fields import Body, Limit, Moment, Sentence, Word
+from app.http.problems import documented
+from app.http.transactions import Reading, Writing
+from app.queue.rules.events import AlertKind
+
+router = APIRouter(prefix="/alerts", tags=["alerts"])
+_NEWEST = 2**63 - 1
+
+
+class AlertOut(BaseModel):
+    """Something that is wrong, or was."""
+
+    id: int
+    rule: AlertRule
+    subject: str = Field(description="which of the things that the rule watches; empty when there is only one")
+    severity: str = Field(description="`warning`, or `critical` from the moment when it was; it never gets better")
+    state: AlertState
+    summary: str = Field(description="what is wrong, with figures")
+    advice: str = Field(description="what to do")
+    facts: dict[str, float] = Field(description="the figures; seconds, shares of 1, or counts")
+    opened_at: Moment
+    updated_at: Moment
+    acknowledged_at: Moment | None
+    acknowledged_by: str | None = Field(description="id of the key that was shown")
+    note: str | None
+    resolved_at: Moment | None
+    resolution: str | None = Field(description="why it is over")
+
+
+class DeliveryOut(BaseModel):
+    """One message of the webhook, which goes out at least once; the receiver tells repetitions by its id."""
+
+    id: UUID
+    kind: AlertKind
+    created_at: Moment
+    attempts: int
+    due_at: Moment | None = Field(description="when it is tried next; null: it was delivered or given up")
+    delivered_at: Moment | None
+    given_up_at: Moment | None
+    last_error: str | None
+
+
+class OneAlertOut(AlertOut):
+    """An alert, and whom it was told to."""
+
+    deliveries: list[DeliveryOut] = Field(description="messages of the webhook, where one is set up")
+
+
+class AlertPage(BaseModel):
+    """Those that opened last first; pass `next` as `after` for what follows."""
+
+    items: list[AlertOut]
+    next: int | None
+    looked_at: Moment | None = Field(description="when the loops last looked; null: never, so no alert means nothing")
+
+
+class AcknowledgeIn(Body):
+    """What whoever looks next should know."""
+
+    note: Sentence = Field("", examples=["the provider has been told; back at noon"])
+
+
+SeverityName = Annotated[
+    Word | None, Query(pattern="^(warning|critical)$", description="of this severity only", examples=["critical"])
+]
+AlertId = Annotated[int, Path(ge=1, le=_NEWEST)]
+
+
+@router.get("", summary="List alerts", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    state: Annotated[list[AlertState] | None, Query(description="those that are not resolved, by default")] = None,
+    rule: Annotated[AlertRule | None, Query(description="of this rule only")] = None,
+    severity: SeverityName = None,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 100,
+) -> AlertPage:
+    """What is wrong now, newest first; with `state=resolved` what was. Cheap enough to be asked every second.
+
+    An alert opens when its symptom has lasted, and is resolved by itself when it has been away for a while; of each
+    rule and subject one stands at most. Opening, getting worse and the end are events too (`alert.opened`, ...).
+    """
+    wanted = Wanted(states=state or STANDING, rule=rule, severity=Severity[severity.upper()] if severity else None)
+    found = await store.page(connection, wanted, before=after, limit=limit + 1)
+    following = found[limit - 1].id if len(found) > limit else None
+    items, looked_at = [_shown(alert) for alert in found[:limit]], await service.looked_at(connection)
+    return AlertPage(items=items, next=following, looked_at=looked_at)
+
+
+@router.get(
+    "/{alert_id}",
+    summary="Read an alert",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(AlertNotFound),
+)
+async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
+    """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
+    alert = _shown(await service.read(connection, alert_id))
+    found = await webhooks.of_alert(connection, alert_id)
+    deliveries = [DeliveryOut(**{name: getattr(each, name) for name in DeliveryOut.model_fields}) for each in found]
+    return OneAlertOut(**alert.model_dump(), deliveries=deliveries)
+
+
+@router.post(
+    "/{alert_id}/acknowledge",
+    summary="Acknowledge an alert",
+    dependencies=[requires(Scope.OPERATE)],
+    responses=documented(AlertNotFound, AlertResolved),
+)
+async def acknowledge(alert_id: AlertId, wanted: AcknowledgeIn, connection: Writing, caller: Caller) -> AlertOut:
+    """Somebody knows. It stays until its symptom is gone, and is open again should it get worse.
+
+    Safe to repeat: who is first is kept. There is no way to resolve an alert by hand, because its symptom would open it
+    again.
+    """
+    return _shown(await service.acknowledge(connection, alert_id, by=caller.key_id, note=wanted.note))
+
+
+def _shown(alert: Alert) -> AlertOut:
+    known = {name: getattr(alert, name) for name in AlertOut.model_fields if name != "severity"}
+    return AlertOut(severity=alert.severity.name.lower(), **known)

@@ -1,0 +1,141 @@
+"""What is given up while resources are short, why, and until when; and operators who know better."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.transactions import Reading, Writing
+from app.kernel.agents import AgentType
+from app.queue.api.advice import AdviceOut
+from app.queue.rules import degradation as rules
+from app.queue.rules.degradation import MEANINGS, TOP, LadderMove, Step
+from app.queue.service import degradation as service
+from app.queue.store import degradation as store
+from app.queue.store.degradation import Standing
+from app.workers.service import recovery as recovery_service
+
+router = APIRouter(prefix="/degradation", tags=["degradation"])
+_NEWEST = 2**63 - 1
+
+
+class HoldOut(BaseModel):
+    """An operator keeps the step."""
+
+    until: Moment
+    by: str = Field(description="id of the key that was shown")
+
+
+class ReducedOut(BaseModel):
+    """Whether lost workers cannot be replaced, and what that costs."""
+
+    is_reduced: bool
+    reason: str | None
+    lost_share: float = Field(description="of the pool, from 0 to 1")
+
+
+class DegradationOut(BaseModel):
+    """Where the ladder stands, and what that means for whoever works or submits."""
+
+    step: int = Field(description="0: everything runs as usual; each step includes those below it")
+    meaning: str
+    since: Moment
+    expires_at: Moment | None = Field(description="when the step is over unless it is renewed")
+    reason: str | None
+    hold: HoldOut | None = Field(description="null: it moves by itself")
+    advice: AdviceOut | None
+    suspended_agents: list[AgentType] = Field(description="those that have the least share")
+    looked_at: Moment | None = Field(description="when the loops last looked at the resources; null: never")
+    strain: dict[str, Any] = Field(description="what was seen at the last look; null: not measured")
+    reduced_capacity: ReducedOut
+
+
+class MoveOut(BaseModel):
+    """The ladder moved, or an operator held it or let it go."""
+
+    id: int
+    at: Moment
+    move: LadderMove
+    before: int
+    after: int
+    reason: str
+    by: str | None = Field(description="id of the key that was shown; null: the rule")
+    until: Moment | None = Field(description="when the step is over unless it is renewed")
+
+
+class MovePage(BaseModel):
+    """Newest first; pass `next` as `after` for what follows."""
+
+    items: list[MoveOut]
+    next: int | None
+
+
+class HoldIn(Body):
+    """A step to keep for some minutes, or null for the rule."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2, "minutes": 30, "reason": "host upgrade"}]})
+
+    step: int | None = Field(ge=0, le=TOP, strict=True, description="0: as usual, whatever happens; null: by the rule")
+    minutes: float = Field(30, gt=0, le=1440, description="how long; then the rule takes over, step by step")
+    reason: Sentence = ""
+
+
+@router.get("", summary="Is anything given up?", dependencies=[requires(Scope.READ)])
+async def read(connection: Reading) -> DegradationOut:
+    """The step in force with its reason and time box. Cheap enough to be asked every second.
+
+    Lease and heartbeat answers and `GET /queues` carry the advice too, and answers to submits the header
+    `Convener-Degradation`, as long as there is any. Every move is an event `degradation.moved`.
+    """
+    return await _shown(connection, await store.read(connection))
+
+
+@router.put("", summary="Hold a step, or let the rule decide", dependencies=[requires(Scope.OPERATE)])
+async def put(wanted: HoldIn, connection: Writing, caller: Caller) -> DegradationOut:
+    """Audited. An operator may skip steps, which the rule never does; sending it again holds it from now on."""
+    if wanted.step is None:
+        standing = await service.release(connection, by=caller.key_id, reason=wanted.reason)
+    else:
+        length = timedelta(minutes=wanted.minutes)
+        step, by = Step(wanted.step), caller.key_id
+        standing = await service.hold(connection, step, length, by=by, reason=wanted.reason)
+    return await _shown(connection, standing)
+
+
+@router.get("/history", summary="How the ladder moved", dependencies=[requires(Scope.READ)])
+async def history(
+    connection: Reading,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 100,
+) -> MovePage:
+    """Every move with its reason, newest first."""
+    found = await store.history(connection, before=after, limit=limit + 1)
+    following = found[limit - 1].id if len(found) > limit else None
+    items = [MoveOut(**{name: getattr(move, name) for name in MoveOut.model_fields}) for move in found[:limit]]
+    return MovePage(items=items, next=following)
+
+
+async def _shown(connection: AsyncConnection, standing: Standing) -> DegradationOut:
+    ladder, step = standing.ladder, rules.in_force(standing.ladder, standing.at)
+    told = service.CurrentStep(step=step).told
+    recovery = await recovery_service.recovery(connection)
+    return DegradationOut(
+        step=step.value,
+        meaning=MEANINGS[step],
+        since=ladder.since,
+        expires_at=ladder.expires_at if step else None,
+        reason=ladder.reason or None,
+        hold=HoldOut(until=ladder.hold.until, by=ladder.hold.by) if ladder.hold else None,
+        advice=AdviceOut(**told) if told else None,
+        suspended_agents=sorted(rules.suspended(step)),
+        looked_at=ladder.looked_at,
+        strain=dict(standing.strain),
+        reduced_capacity=ReducedOut(
+            is_reduced=recovery.is_reduced, reason=recovery.reason or None, lost_share=recovery.lost_share
+        ),
+    )

@@ -1,0 +1,274 @@
+"""Gauges of pool, health, hosts and database for Prometheus, set from one look at everything.
+
+No label stands for a task, a goal or a worker: there are too many, and they come and go.
+"""
+
+from collections.abc import Sequence
+from math import nan
+
+from prometheus_client import CollectorRegistry, Gauge
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.agents.service.agents import Agent
+from app.health.rules import runtime, utilisation
+from app.health.rules.alert_checks import starving_workers
+from app.health.rules.report import Overall, Report
+from app.health.rules.runtime import Pool
+from app.health.rules.series import MetricKind
+from app.health.rules.snapshot import Snapshot
+from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
+from app.kernel.agents import AgentType
+from app.llm.rules.models import ceiling
+from app.llm.store import gate, models
+from app.llm.store.models import Portrait
+
+_STATES = (Overall.HEALTHY, Overall.DEGRADED, Overall.CRITICAL)
+# What can be told without labels: name -> meaning.
+_PLAIN = {
+    "queue_depth_total": "Tasks that are queued: pending, delayed or blocked",
+    "oldest_task_age_seconds": "For how long the longest-waiting task that may run has waited; 0 when none waits",
+    "workers_live": "Workers that are starting, ready, busy or draining",
+    "workers_healthy": "Live workers that have passed a health report and are not silent",
+    "workers_silent": "Live workers that have missed heartbeats for so long that they are about to be lost",
+    "workers_failed": "Workers that were lost, or never came up, within the last five minutes",
+    "workers_minimum": "The fewest workers that the configuration allows",
+    "workers_target": "How many workers the last scaling decision wants; NaN before the first",
+    "workers_cores": "Processor cores that all workers use; NaN while none has said",
+    "workers_gigabytes": "Memory that all workers use, in GB; NaN while none has said",
+    "task_completion_seconds": "Mean time from lease to completion over the last five minutes; NaN without any",
+    "llm_latency_seconds": "Mean latency of language-model calls lately; NaN without any",
+    "llm_usage_percent": "Percent of the language-model permits in use; NaN when not measured",
+    "health_state": "0 healthy, 1 degraded, 2 critical",
+    "database_oldest_snapshot_seconds": "Age of the oldest open transaction that keeps dead rows; 0 without one",
+    "database_connections_percent": "Percent of the connections that the server allows which are in use",
+}
+
+
+# Callers name models, and what they make up must not fill the memory of whoever scrapes.
+_MOST_MODELS = 50
+_MEANINGS = {
+    "in_use": "Calls of a language model that are under way",
+    "limit": "Calls of a language model that may be under way: what its service was seen to bear",
+    "cooldown_seconds": "For so long the service of a language model wants to be left alone",
+}
+
+
+_CONDITIONS = {
+    "workers_starving": "Workers that idle although tasks wait that they can run",
+    "pool_capacity_lost": "Share of the pool that cannot be replaced, from 0 to 1",
+    "pool_slots_failing": "Places of the pool whose workers keep dying young",
+    "degradation_step": "0: as usual; 1 to 4: what is given up while resources are short",
+    "database_oldest_snapshot_transactions": "How many transactions ago the oldest snapshot was taken",
+}
+
+
+class PoolGauges:
+    """What the look tells; NaN, or no line, where it tells nothing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._plain = {name: Gauge(f"convener_{name}", meaning, registry=registry) for name, meaning in _PLAIN.items()}
+        self._labelled: list[Gauge] = []
+        self._registry = registry
+        self._depth = self._gauge("queue_depth", "Tasks that are queued: pending, delayed or blocked", "agent")
+        self._arrivals = self._gauge("arrivals_per_second", "Tasks submitted, over the last five minutes", "agent")
+        self._service = self._gauge("service_seconds", "Mean time from lease to completion lately", "agent")
+        self._workers = self._gauge("workers", "Live workers", "state")
+        self._assigned = self._gauge("workers_assigned", "Live workers that are to prefer an agent type", "agent")
+        self._used = self._gauge("utilisation_percent", "Last sample of cpu, memory or busy", "subject", "measure")
+        self._findings = self._gauge("health_findings", "What the health report finds", "code", "level")
+        self._duties = self._gauge("duty_age_seconds", "Since the last turn of a background duty", "duty")
+        self._dead = self._gauge("database_dead_rows", "Dead rows of a busy table", "table")
+        self._pushed = {
+            MetricKind.GAUGE: self._gauge(
+                "pushed_gauge", "Mean of the gauges that were pushed lately", "name", "agent"
+            ),
+            MetricKind.COUNTER: self._gauge(
+                "pushed_per_second", "How fast the counters that are pushed grew in the last minute", "name", "agent"
+            ),
+        }
+
+    def forget(self) -> None:
+        """What is over, or unknown, is not told."""
+        for gauge in self._labelled:
+            gauge.clear()
+        for gauge in self._plain.values():
+            gauge.set(nan)
+
+    def show(self, seen: Snapshot, report: Report, policy: UtilisationPolicy) -> None:
+        """Everything of a look, and of the report on it."""
+        self._show_queue(seen, report)
+        self._show_pool(seen.pool)
+        self._show_used(seen, policy)
+        self._show_database(seen)
+        self._set("workers_minimum", seen.min_workers)
+        self._set("workers_target", seen.target_workers)
+        self._set("health_state", _STATES.index(report.overall))
+        for reason in report.reasons:
+            self._findings.labels(reason.code, reason.level.value).inc()
+        for found in seen.pushed:
+            self._pushed[found.kind].labels(found.name, found.agent.value if found.agent else "").set(found.value)
+        for turn in seen.turns:
+            self._duties.labels(turn.duty).set(turn.seconds_ago)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        self._labelled.append(Gauge(f"convener_{name}", meaning, labels, registry=self._registry))
+        return self._labelled[-1]
+
+    def _set(self, name: str, value: float | None) -> None:
+        self._plain[name].set(nan if value is None else value)
+
+    def _show_queue(self, seen: Snapshot, report: Report) -> None:
+        self._set("queue_depth_total", report.pending_tasks)
+        self._set("oldest_task_age_seconds", report.oldest_task_age_seconds)
+        self._set("task_completion_seconds", runtime.completion_seconds(seen.queue))
+        latency = seen.language_model.latency_ms
+        self._set("llm_latency_seconds", None if latency is None else latency / 1000)
+        self._set("llm_usage_percent", _percent(seen.language_model.usage))
+        for agent in AgentType:
+            self._depth.labels(agent.value).set(seen.queue.count(agent=agent))
+            self._arrivals.labels(agent.value).set(runtime.arrivals_per_second(seen.queue, agent))
+            if (mean := seen.queue.service(agent).mean) is not None:
+                self._service.labels(agent.value).set(mean)
+
+    def _show_pool(self, pool: Pool) -> None:
+        for state, count in (("starting", pool.starting), ("ready", pool.idle), ("busy", pool.busy)):
+            self._workers.labels(state).set(count)
+        self._workers.labels("draining").set(pool.draining)
+        for agent in AgentType:
+            self._assigned.labels(agent.value).set(pool.assigned.get(agent, 0))
+        self._set("workers_live", pool.total)
+        self._set("workers_healthy", pool.healthy)
+        self._set("workers_silent", pool.silent)
+        self._set("workers_failed", pool.failed)
+
+    def _show_used(self, seen: Snapshot, policy: UtilisationPolicy) -> None:
+        for measure in SHARES:
+            for subject, span in utilisation.latest(seen.spans, measure, seen.at, policy).items():
+                self._used.labels(subject, measure.value).set(span.last)
+        for name, measure in (("workers_cores", Measure.CORES), ("workers_gigabytes", Measure.GIGABYTES)):
+            found = utilisation.latest(seen.spans, measure, seen.at, policy).get(WORKERS)
+            self._set(name, found.last if found else None)
+
+    def _show_database(self, seen: Snapshot) -> None:
+        condition = seen.database
+        self._set("database_oldest_snapshot_seconds", condition.snapshot_seconds)
+        self._set("database_connections_percent", 100.0 * condition.connections)
+        for table, dead in condition.dead_rows.items():
+            self._dead.labels(table).set(dead)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share
+
+
+class AgentGauges:
+    """A line for each agent; none for what is not known of it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(f"convener_agent_{name}", meaning, ["agent"], registry=registry)
+
+        self._weight = gauge("weight", "Share of the leases in force")
+        self._target = gauge("target_weight", "Where the share is headed")
+        self._effectiveness = gauge("effectiveness", "Lower bound of success times quality of the last results")
+        self._quality = gauge("quality", "Mean quality of the last results that were judged")
+        self._gain = gauge("quality_gain", "Quality by each doubling of a task's time")
+
+    def forget(self) -> None:
+        """Tell nothing."""
+        for gauge in (self._weight, self._target, self._effectiveness, self._quality, self._gain):
+            gauge.clear()
+
+    def show(self, agents: Sequence[Agent]) -> None:
+        """All agents, as they were looked at."""
+        for agent in agents:
+            achieved = agent.achievement
+            self._weight.labels(agent.agent_type.value).set(agent.weight)
+            self._target.labels(agent.agent_type.value).set(agent.target_weight)
+            known = (
+                (self._effectiveness, achieved.effectiveness if achieved else None),
+                (self._quality, achieved.quality if achieved else None),
+                (self._gain, agent.quality_gain),
+            )
+            for gauge, value in known:
+                if value is not None:
+                    gauge.labels(agent.agent_type.value).set(value)
+
+
+class ModelGauges:
+    """What is known of the models that were called within a day, or have limits of their own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gauges = {
+            name: Gauge(f"convener_llm_{name}", meaning, ["model"], registry=registry)
+            for name, meaning in _MEANINGS.items()
+        }
+
+    def forget(self) -> None:
+        """What is over, or unknown, is not told."""
+        for gauge in self._gauges.values():
+            gauge.clear()
+
+    def show(self, found: Sequence[Portrait], most: int) -> None:
+        """A line a model."""
+        for one in found:
+            pressure = one.model.pressure
+            self._gauges["in_use"].labels(one.model.name).set(one.permits)
+            self._gauges["limit"].labels(one.model.name).set(pressure.allowed(ceiling(one.model, most)))
+            self._gauges["cooldown_seconds"].labels(one.model.name).set(pressure.cooldown_seconds(one.at))
+
+
+async def look(connection: AsyncConnection) -> tuple[list[Portrait], int]:
+    """What the gauges show, and how many calls of all models there may be."""
+    found = await models.page(connection, after="", limit=_MOST_MODELS)
+    return found, (await gate.measure(connection)).most
+
+
+class TroubleGauges:
+    """What the look tells; NaN, or no line, where it tells nothing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._plain = {
+            name: Gauge(f"convener_{name}", meaning, registry=registry) for name, meaning in _CONDITIONS.items()
+        }
+        self._overdue = Gauge(
+            "convener_tasks_overdue", "Tasks past their deadline that nobody has ended", ["agent"], registry=registry
+        )
+        self._longest = Gauge(
+            "convener_task_longest_seconds",
+            "How long the longest task has been executing",
+            ["agent"],
+            registry=registry,
+        )
+        self._breakers = Gauge(
+            "convener_llm_breaker_open", "1 for a model that is not called for now", ["model"], registry=registry
+        )
+        self._alerts = Gauge(
+            "convener_alerts", "Alerts that are not resolved", ["rule", "subject", "severity"], registry=registry
+        )
+
+    def forget(self) -> None:
+        """What is over, or unknown, is not told."""
+        for labelled in (self._overdue, self._longest, self._breakers, self._alerts):
+            labelled.clear()
+        for gauge in self._plain.values():
+            gauge.set(nan)
+
+    def show(self, seen: Snapshot) -> None:
+        """Everything of a look that may be trouble."""
+        trouble = seen.trouble
+        self._plain["workers_starving"].set(starving_workers(seen.queue, trouble.crew, SymptomPolicy()))
+        self._plain["pool_capacity_lost"].set(trouble.recovery.lost_share)
+        self._plain["pool_slots_failing"].set(len(trouble.recovery.failing))
+        self._plain["degradation_step"].set(trouble.step)
+        self._plain["database_oldest_snapshot_transactions"].set(seen.database.snapshot_transactions)
+        for agent in AgentType:
+            running = trouble.running.get(agent)
+            self._overdue.labels(agent.value).set(running.overdue if running else 0)
+            self._longest.labels(agent.value).set(running.longest_seconds if running else 0)
+        for model, is_open in trouble.breakers.items():
+            self._breakers.labels(model).set(is_open)
+        for alert in trouble.alerts:
+            labels = (alert.matter.rule.value, alert.matter.subject, alert.severity.name.lower())
+            self._alerts.labels(*labels).set(1)

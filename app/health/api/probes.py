@@ -1,0 +1,116 @@
+"""Whether the service lives, is ready, and what it is doing."""
+
+from collections import Counter, defaultdict
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.db import schema
+from app.health.rules.finding import Level
+from app.health.rules.report import Overall
+from app.health.store import alerts
+from app.http import problems
+from app.http.services import ServicesDep
+from app.kernel.errors import DatabaseUnavailable, ShuttingDown
+from app.queue.rules.status import ENDS, MOVES, QueueSnapshot, warnings, within
+from app.queue.service import status as status_service
+from app.queue.store import status
+from app.workers.store import workers as worker_store
+
+router = APIRouter(tags=["health"])
+_MINUTE = timedelta(minutes=1)
+_PUBLIC = [requires(Scope.PUBLIC)]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str
+
+
+class StatusOut(BaseModel):
+    """What is going on. `GET /queues` tells more of the queue."""
+
+    tasks: dict[str, dict[str, int]]
+    workers: dict[str, int]
+    finished_last_minute: dict[str, int] = Field(description="about; counted by the background loops")
+    tasks_per_second: float
+    waiting_leases: int
+    alerts: dict[str, int] = Field(description="those that are not resolved, by severity; `GET /alerts` tells more")
+    warnings: list[str] = Field(description="what somebody should know, in plain words")
+    overall_health: Overall
+    health_reasons: list[str] = Field(description="why it is not healthy; `GET /health/report` tells more")
+
+
+class Catalogue(BaseModel):
+    """Every problem this service answers with."""
+
+    problems: list[dict[str, Any]]
+
+
+@router.get("/livez", summary="Is the process alive?", dependencies=_PUBLIC)
+async def livez() -> Alive:
+    """Needs no database: restarting this process would not bring a database back."""
+    return Alive(status="alive")
+
+
+@router.get(
+    "/readyz",
+    summary="Can it serve?",
+    dependencies=_PUBLIC,
+    response_model=Alive,
+    responses=problems.documented(DatabaseUnavailable),
+)
+async def readyz(services: ServicesDep) -> Response:
+    """Ready means: the database answers, its schema is the expected one, and no shutdown has begun."""
+    if services.stopping:
+        raise ShuttingDown
+    async with services.database.transaction() as connection:
+        await status.ping(connection)
+    found = await schema.revision(services.database.engine)
+    if found != services.expected_revision:
+        expected = services.expected_revision
+        raise DatabaseUnavailable(f"the schema is at {found}, this version needs {expected}: run `convener db migrate`")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/status", summary="What is going on?", dependencies=[requires(Scope.READ)])
+async def overview(services: ServicesDep) -> StatusOut:
+    """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
+    # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
+    report, _ = await services.lookout.report()
+    async with services.database.transaction() as connection:
+        queue, workers = await status_service.look(connection), await worker_store.workers_by_state(connection)
+        standing = await alerts.standing(connection)
+    finished = {end: round(within(queue.recent, MOVES[end], queue.at, _MINUTE)) for end in ENDS}
+    return StatusOut(
+        tasks=_tasks(queue),
+        workers=workers,
+        finished_last_minute={end: count for end, count in finished.items() if count},
+        tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
+        waiting_leases=services.broker.waiting,
+        alerts=Counter(alert.severity.name.lower() for alert in standing),
+        warnings=warnings(queue, services.admission.policy),
+        overall_health=report.overall,
+        health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],
+    )
+
+
+@router.get("/problems", summary="The problems that this service answers with", dependencies=_PUBLIC)
+async def catalogue() -> Catalogue:
+    """Code, status and meaning of each; `type` of a problem points here."""
+    return Catalogue(problems=problems.catalogue())
+
+
+def _tasks(queue: QueueSnapshot) -> dict[str, dict[str, int]]:
+    """Live tasks: agent type -> state -> how many. A task that waits for its time is a pending one."""
+    tasks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for lane, phases in queue.tasks.items():
+        for phase, count in phases.items():
+            tasks[lane.agent_type]["pending" if phase == "delayed" else phase] += count
+    return tasks

@@ -1,0 +1,136 @@
+"""What Prometheus scrapes: the requests, and gauges of our own."""
+
+from datetime import timedelta
+from math import nan
+
+from fastapi import APIRouter, FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.responses import Response
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.agents.service import agents as service
+from app.health.api import gauges
+from app.health.api.gauges import AgentGauges, ModelGauges, PoolGauges, TroubleGauges
+from app.health.rules import report
+from app.http.services import Services, ServicesDep
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.lanes import Priority
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.status import MOVES, QueueSnapshot
+
+# Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
+_LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
+_MINUTE = timedelta(minutes=1)
+_SHARES = (0.5, 0.95, 0.99, 1.0)
+
+
+class Gauges:
+    """Numbers that are read when somebody asks for them.
+
+    Every replica tells the same of the queue, so take the maximum over them, not the sum. Waits are quantiles over
+    the last five minutes: true histograms would have to count from a beginning that no replica remembers.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._shown: list[Gauge] = []
+        self._tasks = self._gauge("convener_tasks", "Live tasks", "agent", "priority", "phase")
+        self._limit = self._gauge("convener_queue_limit", "How many tasks may wait", "priority")
+        self._waits = self._gauge(
+            "convener_lease_wait_seconds",
+            "Quantiles of how long tasks leased in the last five minutes had waited",
+            "priority",
+            "quantile",
+        )
+        self._oldest = self._gauge("convener_oldest_wait_seconds", "Age of the oldest task that may run", "priority")
+        self._rates = self._gauge("convener_tasks_per_second", "Over the last minute", "what")
+        self._paused = self._gauge("convener_paused", "Agent types whose tasks are not leased", "agent")
+        self._dead = Gauge("convener_dead_letters_last_hour", "Tasks given up in the last hour", registry=registry)
+        self._miscounted = Gauge(
+            "convener_miscounted_tasks", "By how many the counters were off when last checked", registry=registry
+        )
+        self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
+        self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
+        self._pool = PoolGauges(registry)
+        self._trouble = TroubleGauges(registry)
+        self._models = ModelGauges(registry)
+        self._agents = AgentGauges(registry)
+
+    async def render(self, services: Services) -> bytes:
+        """The text that Prometheus reads; without a database it still says so."""
+        self._waiting.set(services.broker.waiting)
+        try:
+            seen = await services.lookout.look()
+            agents = await service.look(services.database, services.config)
+            async with services.database.transaction() as connection:
+                models, most = await gauges.look(connection)
+        except DatabaseUnavailable:
+            self._forget()
+            self._database.set(0)
+        else:
+            self._forget()
+            terms = services.lookout.terms
+            self._show(seen.queue, terms.capacity)
+            self._pool.show(seen, report.report(seen, terms.report, terms.capacity), terms.report.utilisation)
+            self._trouble.show(seen)
+            self._agents.show(agents)
+            self._models.show(models, most)
+            self._database.set(1)
+        return generate_latest(self._registry)
+
+    def _forget(self) -> None:
+        """What is over, or unknown, is not told."""
+        for gauge in self._shown:
+            gauge.clear()
+        self._pool.forget()
+        self._trouble.forget()
+        self._agents.forget()
+        self._models.forget()
+        self._dead.set(nan)
+        self._miscounted.set(nan)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        self._shown.append(Gauge(name, meaning, labels, registry=self._registry))
+        return self._shown[-1]
+
+    def _show(self, queue: QueueSnapshot, policy: CapacityPolicy) -> None:
+        for lane, phases in queue.tasks.items():
+            for phase, count in phases.items():
+                self._tasks.labels(lane.agent_type.value, lane.priority.name.lower(), phase).set(count)
+        for what in MOVES:
+            self._rates.labels(what).set(queue.per_second(what, _MINUTE))
+        for pause in queue.pauses:
+            self._paused.labels(pause.agent_type.value).set(1)
+        self._dead.set(queue.dead_letters)
+        self._miscounted.set(queue.miscounted)
+        self._limit.labels("all").set(policy.max_queue_size)
+        for priority in Priority:
+            self._show_priority(queue, policy, priority)
+
+    def _show_priority(self, queue: QueueSnapshot, policy: CapacityPolicy, priority: Priority) -> None:
+        name, waits, oldest = priority.name.lower(), queue.waits(priority), queue.waiting(priority)
+        self._limit.labels(name).set(policy.quota(priority))
+        for share in _SHARES:
+            seconds = waits.percentile(share)
+            if seconds is not None:
+                self._waits.labels(name, f"{share:g}").set(seconds)
+        if oldest is not None:
+            self._oldest.labels(name).set(oldest.total_seconds())
+
+
+def install(app: FastAPI) -> None:
+    """Instrument the requests and serve `/metrics`."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    gauges = Gauges(registry)
+    Instrumentator(excluded_handlers=_LEFT_OUT, registry=registry).instrument(app)
+    router = APIRouter(tags=["health"])
+
+    @router.get("/metrics", summary="For Prometheus", dependencies=[requires(Scope.PUBLIC)], response_class=Response)
+    async def metrics(services: ServicesDep) -> Response:
+        """Requests by route and status, and gauges of the queue, the workers and the lease calls that wait."""
+        return Response(await gauges.render(services), media_type=CONTENT_TYPE_LATEST)
+
+    app.include_router(router)

@@ -1,0 +1,132 @@
+"""The specification's system health report."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.admin.rules.config import key
+from app.health.rules.finding import Reason
+from app.health.rules.report import Overall, Report
+from app.http.fields import Moment
+from app.http.json import answer
+from app.http.services import ServicesDep
+
+router = APIRouter(tags=["health"])
+_DIGITS = 2
+_RETRY_AFTER = {"Retry-After": "1"}
+_EXAMPLE: dict[str, Any] = {
+    "timestamp": "2026-01-31T12:00:00+00:00",
+    "overall_health": "degraded",
+    "worker_pool_health": {"total_workers": 12, "healthy_workers": 11, "utilization_percentage": 83.3},
+    "queue_health": {
+        "total_pending_tasks": 240,
+        "oldest_task_age_seconds": 31,
+        "bottleneck_agent": "generation_agent",
+    },
+    "resource_utilization": {"cpu_percentage": 86.2, "memory_percentage": 41.0, "llm_api_usage_percentage": 25.0},
+    "reasons": [
+        {
+            "code": "cpu_short",
+            "level": "degraded",
+            "message": "the processors of host:lab-1 are 86 % in use, on the mean of the last minutes",
+        }
+    ],
+}
+
+
+class ReasonOut(BaseModel):
+    """A finding. A `note` leaves the report as it is: it tells, for one, which figure nobody has measured."""
+
+    code: str = Field(description="stable")
+    level: Literal["note", "degraded", "critical"]
+    message: str
+
+
+class PoolHealthOut(BaseModel):
+    """Live workers; `healthy` ones have passed their first health report and have not fallen silent."""
+
+    total_workers: int
+    healthy_workers: int
+    utilization_percentage: float = Field(description="of the workers that may be leased to, how many hold a task")
+
+
+class QueueHealthOut(BaseModel):
+    """What waits: pending, delayed and blocked tasks. The oldest is that of those that may run."""
+
+    total_pending_tasks: int
+    oldest_task_age_seconds: int
+    bottleneck_agent: str | None = Field(description="most outstanding work per worker; null while nothing waits")
+
+
+class ResourcesOut(BaseModel):
+    """Of the host that has the least left, among those where the API or the loops run; language-model permits."""
+
+    cpu_percentage: float
+    memory_percentage: float
+    llm_api_usage_percentage: float
+
+
+class HealthReportOut(BaseModel):
+    """The system as a whole."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    timestamp: Moment
+    overall_health: Overall
+    worker_pool_health: PoolHealthOut
+    queue_health: QueueHealthOut
+    resource_utilization: ResourcesOut
+    reasons: list[ReasonOut]
+
+
+@router.get(
+    "/health/report",
+    summary="Is the system well?",
+    dependencies=[requires(Scope.PUBLIC)],
+    response_model=HealthReportOut,
+    responses={503: {"model": HealthReportOut, "description": "the database is away or too slow; figures are old"}},
+)
+async def health_report(services: ServicesDep) -> Response:
+    """Healthy, degraded or critical, with the figures of the specification and every reason.
+
+    Answers within a second, also when the database does not: then with 503, `critical`, and the figures that were
+    known last. At any other time with 200, whatever the verdict. It needs no key, because keys cannot be checked
+    without the database. Costs the same however many tasks there are, and is made at most once a second.
+    """
+    report, answered = await services.lookout.report()
+    response = answer(shown(report).model_dump_json().encode(), 200 if answered else 503)
+    response.headers.update({} if answered else _RETRY_AFTER)
+    return response
+
+
+def shown(report: Report) -> HealthReportOut:
+    """The report as it goes out."""
+    return HealthReportOut(
+        timestamp=report.at,
+        overall_health=report.overall,
+        worker_pool_health=PoolHealthOut(
+            total_workers=report.total_workers,
+            healthy_workers=report.healthy_workers,
+            utilization_percentage=round(report.utilization_percentage, _DIGITS),
+        ),
+        queue_health=QueueHealthOut(
+            total_pending_tasks=report.pending_tasks,
+            oldest_task_age_seconds=report.oldest_task_age_seconds,
+            bottleneck_agent=key(report.bottleneck) if report.bottleneck else None,
+        ),
+        resource_utilization=ResourcesOut(
+            cpu_percentage=round(report.cpu_percentage, _DIGITS),
+            memory_percentage=round(report.memory_percentage, _DIGITS),
+            llm_api_usage_percentage=round(report.llm_api_usage_percentage, _DIGITS),
+        ),
+        reasons=[reason_out(reason) for reason in report.reasons],
+    )
+
+
+def reason_out(reason: Reason) -> ReasonOut:
+    """A finding as it goes out."""
+    return ReasonOut(code=reason.code, level=reason.level.value, message=reason.message)

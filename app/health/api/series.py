@@ -1,0 +1,215 @@
+"""Metrics that workers and agents push, and what has become of them minute by minute."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.db.database import now
+from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
+from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy
+from app.health.service import series as service
+from app.health.service.series import Batch
+from app.health.store import series as store
+from app.health.store.series import Kept, Wanted
+from app.http.fields import AgentName, Body, Bound, Moment, Word
+from app.http.problems import documented
+from app.http.transactions import Reading, Writing
+from app.queue.errors import IdempotencyMismatch
+
+router = APIRouter(prefix="/metrics", tags=["health"])
+_POLICY = SeriesPolicy()
+_HOUR = timedelta(hours=1)
+# Far beyond what anybody measures, and still exact to a thousandth in a double.
+_MOST = 1e12
+_LEAST = 1e-300
+_EXAMPLE: dict[str, Any] = {
+    "batch_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c",
+    "samples": [
+        {"name": "hypotheses_written", "kind": "counter", "value": 3, "agent": "generation", "goal": "kepler"},
+        {"name": "gpu_memory_percent", "kind": "gauge", "value": 61.5, "worker": "lab-1"},
+    ],
+}
+_PUSHING = documented(SamplesRefused, TooManySeries, IdempotencyMismatch)
+Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")]
+
+
+def _measurable(value: float) -> float:
+    """What is nearer to nothing than any measurement is nothing: a rate made of it would be no number."""
+    return value if abs(value) >= _LEAST else 0.0
+
+
+Value = Annotated[float, Field(strict=True, ge=-_MOST, le=_MOST), AfterValidator(_measurable)]
+
+
+class SampleIn(Body):
+    """One measurement."""
+
+    name: Name
+    kind: MetricKind = Field(description="gauge: a value of the moment; counter: what has come since the last sample")
+    value: Value
+    at: Moment | None = Field(None, description="when it was; by default when it arrives. Up to an hour ago")
+    agent: AgentName | None = None
+    worker: Word | None = None
+    goal: Word | None = None
+
+    @property
+    def pushed(self) -> Pushed:
+        """As the operation takes it."""
+        labels = {"agent": self.agent or "", "worker": self.worker or "", "goal": self.goal or ""}
+        return Pushed(series=Series(name=self.name, **labels), kind=self.kind, value=self.value, at=self.at)
+
+
+class SamplesIn(Body):
+    """A batch; all of it is taken, or nothing."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    batch_id: UUID = Field(description="repeat it when the answer was lost: nothing is counted twice")
+    samples: Annotated[list[SampleIn], Field(min_length=1, max_length=1000)]
+
+
+class PushedOut(BaseModel):
+    """How many samples were taken; `repeated` when that was before."""
+
+    accepted: int
+    repeated: bool
+
+
+class PointOut(BaseModel):
+    """The samples of a series within a minute: of a counter, `sum` is what came, and `per_second` how fast."""
+
+    minute: Moment
+    agent: str | None
+    worker: str | None
+    goal: str | None
+    samples: int
+    sum: float
+    min: float
+    mean: float
+    max: float
+    last: float
+    per_second: float | None = Field(description="of a counter; null for a gauge")
+
+
+class SeriesPage(BaseModel):
+    """Series by series, each from its oldest minute on; pass `next` as `after` for what follows."""
+
+    name: str
+    kind: MetricKind
+    since: Moment
+    until: Moment
+    items: list[PointOut]
+    next: str | None
+
+
+class NameOut(BaseModel):
+    """A name, how many series bear it, and about when the last sample came."""
+
+    name: str
+    kind: MetricKind
+    series: int
+    last_at: Moment
+
+
+class NamesOut(BaseModel):
+    """Everything that was pushed within the last week."""
+
+    items: list[NameOut]
+
+
+@router.post(
+    "/samples",
+    summary="Push metrics",
+    status_code=201,
+    dependencies=[requires(Scope.MEASURE)],
+    responses={200: {"model": PushedOut, "description": "the batch was taken before"}, **_PUSHING},
+)
+async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: Response) -> PushedOut:
+    """Gauges and counters of workers and agents. What is answered is on disk; the same `batch_id` counts once.
+
+    There may be 2,000 series, a series being a name with its labels, and 100 names. They are kept by the minute for a
+    week, and Prometheus reads them by name and agent.
+    """
+    taken = await service.push(
+        connection,
+        Batch(
+            batch_id=batch.batch_id,
+            sent_by=caller.key_id,
+            digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),
+            samples=[sample.pushed for sample in batch.samples],
+        ),
+        _POLICY,
+    )
+    response.status_code = 201 if taken else 200
+    return PushedOut(accepted=len(batch.samples), repeated=not taken)
+
+
+@router.get("/names", summary="List the metrics that were pushed", dependencies=[requires(Scope.READ)])
+async def names(connection: Reading) -> NamesOut:
+    """Each name with its kind and the number of its series."""
+    return NamesOut(
+        items=[NameOut(**{f: getattr(n, f) for f in NameOut.model_fields}) for n in await store.names(connection)]
+    )
+
+
+@router.get(
+    "/series",
+    summary="Read a metric that was pushed",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(MetricNotFound),
+)
+async def series(
+    connection: Reading,
+    name: Annotated[Name, Query()],
+    since: Annotated[Bound | None, Query(description="by default an hour before `until`")] = None,
+    until: Annotated[Bound | None, Query(description="by default now")] = None,
+    agent: Annotated[AgentName | None, Query()] = None,
+    worker: Annotated[Word | None, Query()] = None,
+    goal: Annotated[Word | None, Query()] = None,
+    after: Annotated[
+        str | None, Query(pattern="^[0-9]{1,18}/[0-9]{1,9}$", description="`next` of the page before")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1500)] = 500,
+) -> SeriesPage:
+    """A point for each series and minute in which a sample came; a minute without any has no point."""
+    known = await service.name(connection, name)
+    end = until or await now(connection)
+    wanted = Wanted(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
+    found = await store.page(connection, wanted, after=_place(after), limit=limit + 1)
+    following = _cursor(found[limit - 1]) if len(found) > limit else None
+    items = [_point(kept, known.kind) for kept in found[:limit]]
+    return SeriesPage(name=name, kind=known.kind, since=wanted.since, until=wanted.until, items=items, next=following)
+
+
+def _point(kept: Kept, kind: MetricKind) -> PointOut:
+    return PointOut(
+        minute=kept.minute,
+        agent=kept.series.agent or None,
+        worker=kept.series.worker or None,
+        goal=kept.series.goal or None,
+        samples=kept.samples,
+        sum=kept.total,
+        min=kept.low,
+        mean=kept.total / kept.samples,
+        max=kept.high,
+        last=kept.last,
+        per_second=kept.total / 60 if kind is MetricKind.COUNTER else None,
+    )
+
+
+def _cursor(kept: Kept) -> str:
+    return f"{kept.series_id}/{int(kept.minute.timestamp()) // 60}"
+
+
+def _place(after: str | None) -> tuple[int, datetime] | None:
+    """What a cursor says: the series, and the minute by its number since 1970."""
+    if after is None:
+        return None
+    series_id, minute = map(int, after.split("/"))
+    return series_id, datetime.fromtimestamp(60 * minute, UTC)

@@ -1,0 +1,107 @@
+"""How busy hosts, workers and the pool were."""
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.db.database import now
+from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, starts
+from app.health.store import utilisation as store
+from app.http.fields import Bound, Moment, Word
+from app.http.transactions import Reading
+
+router = APIRouter(prefix="/metrics", tags=["health"])
+_MOST_POINTS = UtilisationPolicy().most_points
+_MINUTE = 60
+_DIGITS = 2
+
+
+class SpreadOut(BaseModel):
+    """Of all samples within a step; `workers` have the lowest and highest of any worker."""
+
+    min: float
+    mean: float
+    max: float
+
+
+class UtilisationStepOut(BaseModel):
+    """What was measured within a step; null where nothing was, which is not zero."""
+
+    at: Moment
+    cpu_percentage: SpreadOut | None
+    memory_percentage: SpreadOut | None
+    busy_percentage: SpreadOut | None = Field(description="of `pool`: workers that hold a task")
+    cores: SpreadOut | None = Field(description="of `workers`: processor cores that all of them use")
+    memory_gb: SpreadOut | None = Field(description="of `workers`: memory that all of them use")
+
+
+class UtilisationOut(BaseModel):
+    """The steps of each subject, all of the same length and without gaps."""
+
+    since: Moment
+    until: Moment
+    step_seconds: int
+    subjects: dict[str, list[UtilisationStepOut]] = Field(
+        description="`pool`, `workers`, and `host:<name>` of each host"
+    )
+
+
+@router.get("/utilisation", summary="Read how busy all were", dependencies=[requires(Scope.READ)])
+async def utilisation(
+    connection: Reading,
+    since: Annotated[Bound | None, Query(description="by default an hour before `until`")] = None,
+    until: Annotated[Bound | None, Query(description="by default now")] = None,
+    step: Annotated[int, Query(ge=_MINUTE, le=86_400, multiple_of=_MINUTE, description="seconds")] = _MINUTE,
+    subject: Annotated[Word | None, Query(description="only this one")] = None,
+) -> UtilisationOut:
+    """Hosts, workers and the pool over time, sampled every 5 s and kept by the minute as long as history is.
+
+    Up to 1,500 steps at once. Steps are counted from 1970, so the same step is the same whenever it is asked for.
+    """
+    end = until or await now(connection)
+    begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
+    _check(begin, end, step)
+    spans = await store.steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
+    known = {(span.subject, span.measure, span.start): span for span in spans}
+    subjects = sorted({span.subject for span in spans})
+    steps = starts(begin, end, length)
+    return UtilisationOut(
+        since=begin,
+        until=end,
+        step_seconds=step,
+        subjects={name: [_step(known, name, start) for start in steps] for name in subjects},
+    )
+
+
+def _check(since: datetime, until: datetime, step: int) -> None:
+    seconds = (until - since).total_seconds()
+    if seconds / step > _MOST_POINTS:
+        least = -(-int(seconds) // (_MOST_POINTS * _MINUTE)) * _MINUTE
+        message = f"there would be {seconds / step:,.0f} steps; take a step of {least:,} s, or a shorter time"
+        raise RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
+
+
+def _floor(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0)
+
+
+def _step(known: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime) -> UtilisationStepOut:
+    def spread(measure: Measure) -> SpreadOut | None:
+        span = known.get((subject, measure, start))
+        if span is None:
+            return None
+        return SpreadOut(min=round(span.low, _DIGITS), mean=round(span.mean, _DIGITS), max=round(span.high, _DIGITS))
+
+    return UtilisationStepOut(
+        at=start,
+        cpu_percentage=spread(Measure.CPU),
+        memory_percentage=spread(Measure.MEMORY),
+        busy_percentage=spread(Measure.BUSY),
+        cores=spread(Measure.CORES),
+        memory_gb=spread(Measure.GIGABYTES),
+    )

@@ -1,0 +1,120 @@
+"""`convener alerts`: what is wrong, since when, what to do, and who knows of it."""
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from app.health.rules.alerts import AlertState
+from app.health.rules.symptoms import AlertRule
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.options import Limit, Whole
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
+# The duty looks every 5 s.
+_LATE_SECONDS = 30.0
+_SEVERITIES = {"critical": "red", "warning": "yellow"}
+AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
+
+
+@app.command(
+    epilog=output.examples(
+        "convener alerts ls",
+        "convener alerts ls --state resolved --rule queue_growth --limit 5",
+        "convener alerts ls --severity critical -o json | jq -r '.items[].summary'",
+    )
+)
+def ls(
+    state: Annotated[
+        list[AlertState] | None, typer.Option(help="open and acknowledged by default; may be given twice")
+    ] = None,
+    rule: Annotated[AlertRule | None, typer.Option(help="of this rule only")] = None,
+    severity: Annotated[str | None, typer.Option(metavar="warning|critical", help="of this severity only")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List alerts, those that opened last first."""
+    states = [item.value for item in state or ()] or None
+    with connect(url) as client:
+        most, of_rule = None if everything else limit, rule.value if rule else None
+        items, following = client.pages("/alerts", most, state=states, rule=of_rule, severity=severity)
+        looked_at, now = client.get("/alerts", limit=1)["looked_at"], client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following, "looked_at": looked_at})
+        return
+    table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
+    for item in items:
+        opened = output.cell(output.age(item["opened_at"], now))
+        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _what(item))
+    output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
+    _doubt(looked_at, now)
+    if following:
+        output.tell_more("--all", "--limit")
+
+
+@app.command(epilog=output.examples("convener alerts get 7", "convener alerts get 7 -o json | jq .facts"))
+def get(alert_id: AlertId, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show an alert: what is wrong, what to do, and who knows of it."""
+    with connect(url) as client:
+        _tell(client.get(f"/alerts/{alert_id}"), fmt)
+
+
+@app.command(epilog=output.examples("convener alerts ack 7 --note 'the provider has been told'"))
+def ack(
+    alert_id: AlertId,
+    note: Annotated[str, typer.Option(help="what whoever looks next should know")] = "",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Say that you know. The alert stays until its symptom is gone."""
+    with connect(url) as client:
+        _tell(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
+
+
+def _doubt(looked_at: str | None, now: datetime) -> None:
+    """Say so when nobody looks, because then no alert means nothing."""
+    ago = None if looked_at is None else (now - datetime.fromisoformat(looked_at)).total_seconds()
+    if ago is None or ago > _LATE_SECONDS:
+        when = "never looked" if ago is None else f"not looked for {output.duration(ago)}"
+        output.errors().print(f"[yellow]the background loops have {when}: `convener loops` runs them[/]")
+
+
+def _tell(alert: Json, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(alert)
+        return
+    known = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
+    rows = [
+        ("what", _what(alert)),
+        ("do", alert["advice"]),
+        ("severity", _severity(alert)),
+        ("state", alert["state"]),
+        ("opened", alert["opened_at"]),
+        ("acknowledged", known),
+        ("note", alert["note"] or None),
+        ("resolved", alert["resolved_at"]),
+        ("because", alert["resolution"]),
+        ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
+    ]
+    told = [f"{each['kind']} {_fate(each)}" for each in alert.get("deliveries") or ()]
+    output.show(output.details([*rows, ("webhook", "; ".join(told) or None)]))
+
+
+def _fate(delivery: Json) -> str:
+    tries = f"after {delivery['attempts']} attempts"
+    if delivery["delivered_at"]:
+        return f"delivered {tries}" if delivery["attempts"] > 1 else "delivered"
+    return f"{'given up' if delivery['given_up_at'] else 'not delivered'} {tries}: {delivery['last_error'] or '-'}"
+
+
+def _severity(alert: Json) -> Text:
+    return Text(output.plain(alert["severity"]), style=_SEVERITIES.get(alert["severity"], ""))
+
+
+def _what(alert: Json) -> Text:
+    return output.cell(alert["summary"])

@@ -1,0 +1,74 @@
+"""`convener health`: the health report, and an exit code that scripts can go by."""
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.health.rules.finding import Level
+from app.health.rules.report import Overall
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.failures import ExitCode
+from app.terminal.output import Format, Output
+
+EPILOG = output.examples(
+    "convener health",
+    "convener health -o json | jq -r '.reasons[].message'",
+    "convener health > /dev/null || echo 'not healthy'",
+)
+EXITS = {
+    Overall.HEALTHY.value: ExitCode.OK,
+    Overall.DEGRADED.value: ExitCode.DEGRADED,
+    Overall.CRITICAL.value: ExitCode.CRITICAL,
+}
+_STYLES = {
+    Overall.HEALTHY.value: "bold green",
+    Overall.DEGRADED.value: "bold yellow",
+    Overall.CRITICAL.value: "bold red",
+    Level.NOTE.value: "dim",
+}
+
+
+def health(url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show whether the system is well, and why not. Ends with 0 when healthy, 7 when degraded, 8 when critical."""
+    with connect(url) as client:
+        report = client.report("/health/report")
+    if fmt is Format.JSON:
+        output.write_json(report)
+    else:
+        output.show(board(report))
+    raise typer.Exit(EXITS.get(report["overall_health"], ExitCode.CRITICAL))
+
+
+def board(report: Json) -> RenderableType:
+    """The report, for people."""
+    pool, queue, used = report["worker_pool_health"], report["queue_health"], report["resource_utilization"]
+    workers = f"{pool['healthy_workers']:,} of {pool['total_workers']:,} healthy"
+    bottleneck = queue["bottleneck_agent"]
+    waiting = f"{queue['total_pending_tasks']:,} tasks"
+    waiting += f", the oldest for {output.duration(queue['oldest_task_age_seconds'])}" if bottleneck else ""
+    lines: list[tuple[str, RenderableType | None]] = [
+        ("Health", verdict(report["overall_health"])),
+        ("Workers", f"{workers}, {pool['utilization_percentage']:.0f} % at work"),
+        ("Waiting", waiting),
+        ("Bottleneck", bottleneck),
+        ("In use", f"processors {used['cpu_percentage']:.0f} %, memory {used['memory_percentage']:.0f} %"),
+        ("Models", f"{used['llm_api_usage_percentage']:.0f} % of the permits"),
+    ]
+    return Group(output.details(lines), *_reasons(report["reasons"]))
+
+
+def verdict(overall: str) -> Text:
+    """The one word, in its colour."""
+    return Text(output.plain(overall), style=_STYLES.get(overall, ""))
+
+
+def _reasons(reasons: list[Json]) -> list[Text]:
+    width = max((len(reason["level"]) for reason in reasons), default=0)
+    lines = [
+        Text.assemble(
+            (f"{reason['level']:<{width}}  ", _STYLES.get(reason["level"], "")), output.plain(reason["message"])
+        )
+        for reason in reasons
+    ]
+    return [Text(""), *lines] if lines else []

@@ -1,0 +1,57 @@
+"""`convener status`: what is going on."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.health.cli.health import verdict
+from app.kernel.agents import AgentType
+from app.kernel.states import FINISHED, TaskState
+from app.terminal import options, output
+from app.terminal.client import Json, Url
+from app.terminal.options import Every, Watch
+from app.terminal.output import Format, Output, cautions, count
+
+EPILOG = output.examples("convener status", "convener status --watch --every 1", "convener status -o json")
+_LIVE_STATES = [state.value for state in TaskState if state not in FINISHED]
+
+
+def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
+    """Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
+    options.look("/status", board, url, fmt, every=every if watch else None)
+
+
+def board(status: Json) -> RenderableType:
+    """The answer of `/status`, for people."""
+    tasks: Mapping[str, Mapping[str, int]] = status["tasks"]
+    table = output.table("TASKS", *(name.upper() for name in _LIVE_STATES), numbers=[n.upper() for n in _LIVE_STATES])
+    agents = [*AgentType, *sorted(set(tasks) - set(AgentType))]
+    for agent in agents:
+        table.add_row(output.cell(agent), *(count(tasks.get(agent, {}).get(name, 0)) for name in _LIVE_STATES))
+    table.add_section()
+    totals = (sum(counts.get(name, 0) for counts in tasks.values()) for name in _LIVE_STATES)
+    table.add_row(Text("all", style="bold"), *map(count, totals))
+    lines: list[tuple[str, RenderableType | None]] = [
+        ("Health", Text.assemble(verdict(status["overall_health"]), _why(status["health_reasons"]))),
+        ("Workers", f"{_listed(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
+        ("Alerts", _alerts(status["alerts"])),
+        ("Last minute", f"{_listed(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second"),
+    ]
+    return Group(table, Text(""), output.details(lines), *cautions(status["warnings"]))
+
+
+def _alerts(counts: Mapping[str, int]) -> Text | None:
+    if not counts:
+        return None
+    style = "red" if "critical" in counts else "yellow"
+    return Text.assemble((_listed(counts), style), ": `convener alerts ls`")
+
+
+def _why(reasons: Sequence[str]) -> str:
+    more = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
+    return f": {output.plain(reasons[0])}{more}" if reasons else ""
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items())) or "none"

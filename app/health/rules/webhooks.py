@@ -1,0 +1,126 @@
+"""Telling another service of alerts: where that may be, how it knows that it is us, and how often we try.
+
+The address is the operator's, but what answers there may not be: so only https, only to hosts on a list, and never to
+an address that is not public, which is how a service behind the firewall would be reached through us.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+# Mapped and translated addresses stand for the IPv4 address within them (RFC 4291, RFC 6052); tunnels (6to4, Teredo)
+# end where their address says, which is nowhere that we would look.
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_TUNNELS = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32"))
+_LEAST_SECRET = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where to; the target (path and query) may hold a token, so it is kept out of every repr, as the secret is."""
+
+    host: str
+    port: int
+    target: str = field(repr=False)
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookPolicy:
+    """Seconds; attempts with full jitter `U(0, min(cap, base 2^k))`: twelve of them take about an hour on the mean.
+
+    A claim must outlast an attempt, or somebody else begins the same.
+    """
+
+    attempts: int = 12
+    base: float = 5.0
+    cap: float = 900.0
+    claim_seconds: float = 60.0
+    at_once: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """After an attempt that failed: when to try again, None when it is given up."""
+
+    due_at: datetime | None
+
+
+def endpoint(url: str, hosts: Collection[str], secret: str) -> Endpoint:
+    """The endpoint that the settings name. Raises ValueError that says what is wrong, and does not repeat the URL."""
+    parts = urlsplit(url)
+    host, port = (parts.hostname or "").lower(), parts.port
+    if parts.scheme != "https":
+        raise ValueError("the URL must begin with https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("the URL must not hold a user or password")
+    if parts.fragment:
+        raise ValueError("the URL must not have a fragment")
+    if port == 0:
+        raise ValueError("the URL must not name the port 0")
+    if not host or _is_address(host):
+        raise ValueError("the URL must name a host, not an address")
+    if host not in {name.strip().lower() for name in hosts}:
+        raise ValueError(f"the host {host} is not among those that are allowed")
+    if len(secret) < _LEAST_SECRET:
+        raise ValueError(f"the secret must have {_LEAST_SECRET} characters or more")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Endpoint(host=host, port=443 if port is None else port, target=target, secret=secret)
+
+
+def is_public(address: str) -> bool:
+    """Whether the address is one of the public Internet, by the registries of IANA."""
+    try:
+        found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.scope_id is not None or any(found in tunnel for tunnel in _TUNNELS):
+            return False
+        inner = found.ipv4_mapped
+        if found in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+        found = inner or found
+    return found.is_global and not found.is_multicast and not found.is_reserved
+
+
+def refusal(addresses: Iterable[str]) -> str | None:
+    """Why a host must not be called that resolves to these addresses; None when it may.
+
+    One that is not public spoils all: who answers with both hopes that the other is taken.
+    """
+    known = list(addresses)
+    if not known:
+        return "the host has no address"
+    wrong = [address for address in known if not is_public(address)]
+    return f"the host resolves to {wrong[0]}, which is not a public address" if wrong else None
+
+
+def signature(secret: str, at: datetime, body: bytes) -> str:
+    """What the header `Convener-Signature` says: the time in seconds, and the HMAC-SHA256 of `<time>.<body>`.
+
+    Whoever checks it compares in constant time, and refuses what is older than a few minutes.
+    """
+    seconds = int(at.timestamp())
+    code = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={seconds},v1={code}"
+
+
+def after_failure(attempts: int, chance: float, now: datetime, policy: WebhookPolicy) -> Plan:
+    """What becomes of a delivery after so many attempts; `chance` is drawn evenly from 0 to 1."""
+    if attempts >= policy.attempts:
+        return Plan(due_at=None)
+    wait = chance * min(policy.cap, policy.base * 2 ** (attempts - 1))
+    return Plan(due_at=now + timedelta(seconds=wait))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

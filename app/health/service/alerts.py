@@ -1,0 +1,115 @@
+"""Alerts: opened and resolved by a duty that looks every few seconds, acknowledged by people."""
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.service import audit
+from app.db import duties
+from app.health.errors import AlertNotFound, AlertResolved
+from app.health.rules.alert_checks import examine
+from app.health.rules.alerts import AlertPlan, AlertPolicy, AlertSnapshot, AlertState, plain, plan, spells_of
+from app.health.rules.observations import Depth
+from app.health.rules.symptoms import SymptomPolicy
+from app.health.service import observations, webhooks
+from app.health.store import alerts
+from app.health.store.alerts import Alert
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.events import AlertKind
+from app.queue.store import events
+
+log = logging.getLogger(__name__)
+WATCH = "watch for alerts"
+_POLICY = AlertPolicy()
+
+
+async def watch(
+    connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY, *, tells: bool = False
+) -> dict[str, Any]:
+    """Look, and open, bring up to date and resolve alerts. The result of the turn is what the next one remembers.
+
+    With `tells`, what others are to hear of it is written down in the same transaction.
+    """
+    symptom_policy = SymptomPolicy()
+    memory = await _memory(connection)
+    seen = await observations.look(connection, capacity, symptom_policy, _depths(memory))
+    symptoms, unknown = examine(seen, symptom_policy)
+    before = memory.get("looked_at")
+    snapshot = AlertSnapshot(
+        symptoms=symptoms,
+        unknown=unknown,
+        spells=spells_of(memory.get("spells", ())),
+        standing=await alerts.standing(connection),
+        looked_at=datetime.fromisoformat(before) if before else None,
+    )
+    decided = plan(snapshot, policy, seen.queue.at)
+    return {
+        **await _carry_out(connection, decided, tells=tells),
+        "looked_at": seen.queue.at.isoformat(),
+        "spells": plain(decided.spells),
+        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in seen.depths],
+        "unknown": sorted(unknown),
+    }
+
+
+async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert:
+    """Somebody knows of it. Who is first is kept; again changes nothing. Raises AlertNotFound, AlertResolved."""
+    alert = await alerts.acknowledge(connection, alert_id, by=by, note=note)
+    if alert is None:
+        return await _acknowledged_before(connection, alert_id)
+    before, after = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
+    matter = {"rule": alert.rule.value, "subject": alert.subject}
+    await audit.record(connection, "alert.acknowledge", by=by, before=before, after={**after, **matter}, reason=note)
+    return alert
+
+
+async def read(connection: AsyncConnection, alert_id: int) -> Alert:
+    """One alert. Raises AlertNotFound."""
+    alert = await alerts.read(connection, alert_id)
+    if alert is None:
+        raise AlertNotFound
+    return alert
+
+
+async def _acknowledged_before(connection: AsyncConnection, alert_id: int) -> Alert:
+    alert = await read(connection, alert_id)
+    if alert.acknowledged_by is None:
+        raise AlertResolved
+    return alert
+
+
+async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: bool) -> dict[str, int]:
+    opened = [await alerts.open_alert(connection, symptom) for symptom in decided.opened]
+    updated = [await alerts.update(connection, change) for change in decided.updated]
+    worse = [alert for alert, change in zip(updated, decided.updated, strict=True) if change.is_worse]
+    resolved = [await alerts.resolve(connection, resolution) for resolution in decided.resolved]
+    for kind, changed in ((AlertKind.OPENED, opened), (AlertKind.WORSENED, worse), (AlertKind.RESOLVED, resolved)):
+        for alert in (each for each in changed if each is not None):
+            log.warning("%s %s: %s", kind, alert.id, alert.summary)
+            await events.announce(connection, kind.value, _told(alert))
+            if tells:
+                await webhooks.tell(connection, kind, alert)
+    done = {"opened": opened, "updated": updated, "resolved": resolved}
+    return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
+
+
+def _told(alert: Alert) -> dict[str, Any]:
+    matter = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
+    return {**matter, "severity": alert.severity.name.lower(), "summary": alert.summary}
+
+
+async def looked_at(connection: AsyncConnection) -> datetime | None:
+    """When somebody last looked whether anything is wrong; None when nobody ever has."""
+    moment = (await _memory(connection)).get("looked_at")
+    return datetime.fromisoformat(moment) if moment else None
+
+
+async def _memory(connection: AsyncConnection) -> dict[str, Any]:
+    turn = (await duties.turns(connection, [WATCH])).get(WATCH)
+    return turn.result if turn else {}
+
+
+def _depths(memory: dict[str, Any]) -> list[Depth]:
+    return [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]

@@ -1,0 +1,141 @@
+"""Delivers messages by HTTPS: to the address that was checked, under the name that was asked for, and no further.
+
+The host is resolved once for each attempt, every address is checked, and the connection goes to one of those: whoever
+changes the name in between changes nothing. The certificate is that of the name. No redirect and no proxy is followed.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import httpx
+
+from app.health.rules.webhooks import Endpoint, refusal, signature
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+# Seconds: to connect, to read, and for everything, lest somebody answers a byte at a time.
+_TIMEOUT = httpx.Timeout(5.0)
+_WHOLE_SECONDS = 15.0
+_RESOLVE_SECONDS = 5.0
+# An answer is a status; what else it says is read no further than this.
+_MOST_BYTES = 64 * 1024
+
+
+async def resolved(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host, as the system knows them."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is told; a message that is sent again keeps its id. `at` is when it is sent, by the database's clock."""
+
+    id: str
+    at: datetime
+    body: bytes
+
+
+class WebhookCourier:
+    """Delivers to one endpoint. Whoever hands in other ways to resolve and to refuse is a test."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        resolve: Resolve = resolved,
+        refuse: Callable[[Sequence[str]], str | None] = refusal,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._resolve = resolve
+        self._refuse = refuse
+        self._trust = trust or ssl.create_default_context()
+
+    async def deliver(self, message: Message) -> None:
+        """Return once the other side has answered with 2xx. Raises NotDelivered, in time."""
+        try:
+            async with asyncio.timeout(_WHOLE_SECONDS):
+                status = await self._send(message, await self._address())
+        except TimeoutError:
+            raise NotDelivered(f"{self._endpoint.host} has not answered within {_WHOLE_SECONDS:g} s") from None
+        except httpx.HTTPError as error:
+            # The text of the error may hold the URL, its kind does not.
+            raise NotDelivered(f"{self._endpoint.host}: {_kind(error)}") from None
+        except httpx.InvalidURL:
+            raise NotDelivered(f"{self._endpoint.host}: the URL in the settings cannot be used") from None
+        if 300 <= status < 400:
+            raise NotDelivered(f"{self._endpoint.host} answered {status}, and redirects are not followed")
+        if not 200 <= status < 300:
+            raise NotDelivered(f"{self._endpoint.host} answered {status}")
+
+    async def _address(self) -> str:
+        host = self._endpoint.host
+        try:
+            found = await asyncio.wait_for(self._resolve(host, self._endpoint.port), _RESOLVE_SECONDS)
+        except TimeoutError:
+            raise NotDelivered(f"{host} could not be resolved within {_RESOLVE_SECONDS:g} s") from None
+        except (OSError, UnicodeError):  # the second for a name whose labels are empty or too long
+            raise NotDelivered(f"{host} could not be resolved") from None
+        why = self._refuse(found)
+        if why is not None:
+            raise NotDelivered(f"{host}: {why}")
+        return found[0]
+
+    async def _send(self, message: Message, address: str) -> int:
+        endpoint = self._endpoint
+        literal = f"[{address}]" if ":" in address else address
+        authority = endpoint.host if endpoint.port == 443 else f"{endpoint.host}:{endpoint.port}"
+        headers = {
+            "Host": authority,
+            "Content-Type": "application/json",
+            "User-Agent": "Convener",
+            "Convener-Delivery": message.id,
+            "Convener-Signature": signature(endpoint.secret, message.at, message.body),
+        }
+        url = f"https://{literal}:{endpoint.port}{endpoint.target}"
+        # A client for each, because connections would outlive the address that was checked.
+        async with (
+            httpx.AsyncClient(verify=self._trust, timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,
+            client.stream(
+                "POST", url, content=message.body, headers=headers, extensions={"sni_hostname": endpoint.host}
+            ) as response,
+        ):
+            await _read_some(response)
+            return response.status_code
+
+
+async def _read_some(response: httpx.Response) -> None:
+    """To the end of a short answer; a long one is cut off with its connection."""
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > _MOST_BYTES:
+            return
+
+
+def _kind(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
+        return "its certificate is not valid for this name, or nobody vouches for it"
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, httpx.ConnectError):
+        return "no connection"
+    return "the answer could not be read"
+
+
+class NotDelivered(Exception):
+    """The other side has not confirmed it; the message says why, and holds nothing that is secret."""
+
+
+class Courier(Protocol):
+    """Delivers messages."""
+
+    async def deliver(self, message: Message) -> None:
+        """Return once the other side has confirmed it. Raises NotDelivered."""
+        ...

@@ -1,0 +1,67 @@
+"""One look at everything that alerts and degradation go by, at a cost that does not grow with the number of tasks."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.store import config
+from app.health.rules.observations import MINUTE, Depth, Observations, with_depth
+from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest
+from app.health.store import observations as store
+from app.health.store import utilisation
+from app.kernel.lanes import Priority
+from app.llm.store import usage
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.degradation import Step, Strain, in_force
+from app.queue.service import status
+from app.queue.store import degradation
+from app.workers.service.recovery import recovery
+
+
+async def look(
+    connection: AsyncConnection, capacity: CapacityPolicy, policy: SymptomPolicy, depths: Sequence[Depth] = ()
+) -> Observations:
+    """How everything stands; `depths` are those of the looks before."""
+    queue = await status.look(connection)
+    version = await config.last(connection)
+    minimum = version.document.worker_pool.min_workers if version else None
+    return Observations(
+        queue=queue,
+        depths=with_depth(depths, queue.at, sum(queue.depth.values())),
+        running=await store.running(connection, policy.overdue_grace_seconds),
+        pool=await store.pool(connection, minimum),
+        resources={"queue": sum(queue.depth.values()) / capacity.max_queue_size, **await _used(connection, queue.at)},
+        breakers=await store.breakers(connection),
+        recovery=await recovery(connection),
+        database=await store.database(connection),
+        step=await step_in_force(connection),
+    )
+
+
+async def strain(connection: AsyncConnection) -> Strain:
+    """How short resources are, and for how long work has been waiting."""
+    queue = await status.look(connection)
+    waits = [wait.total_seconds() for priority in Priority if (wait := queue.waiting(priority)) is not None]
+    database = await store.database(connection)
+    return Strain(
+        resources={**await _used(connection, queue.at), "database_connections": database.connections},
+        capacity_lost=(await recovery(connection)).lost_share,
+        oldest_wait_seconds=max(waits, default=0.0),
+    )
+
+
+async def step_in_force(connection: AsyncConnection) -> Step:
+    """The step of degradation in force."""
+    standing = await degradation.read(connection)
+    return in_force(standing.ladder, standing.at)
+
+
+async def _used(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:
+    """Shares of 1 that are used up; None where nobody has measured."""
+    spans, policy = await utilisation.recent(connection, MINUTE), UtilisationPolicy()
+    percents = {measure.value: fullest(spans, measure, moment, policy) for measure in (Measure.CPU, Measure.MEMORY)}
+    shares = {name: None if percent is None else percent / 100 for name, percent in percents.items()}
+    calls = await usage.recent(connection, MINUTE)
+    return {**shares, "llm_permits": calls.in_use / calls.limit}

@@ -1,0 +1,98 @@
+"""What is looked at for alerts beside the counters of the queue: workers and their tasks, slots, and the database.
+
+Every statement looks at each worker or connection, and at no other tasks than those that workers hold.
+"""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.health.rules.observations import IDLE_AFTER, DatabaseCondition, Running, WorkerCounts
+from app.kernel.agents import AgentType
+from app.queue.store import lease_ledger
+from app.workers.store.pool import LIVE
+
+_RUNNING = text(f"""
+SELECT held.agent_type, count(*) AS tasks, extract(epoch FROM now() - min(held.leased_at)) AS longest,
+       count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
+FROM workers w {lease_ledger.joined("w.id")}
+WHERE {LIVE} AND held.state = 'executing' GROUP BY held.agent_type
+""")
+
+# A worker that took its last task a moment ago does many short ones, and idles only for the look.
+_POOL = text(f"""
+WITH seen AS (
+    SELECT w.state, w.capabilities, w.state = 'ready' AND held.id IS NULL
+        AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
+    FROM workers w {lease_ledger.joined("w.id")}
+    LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
+    WHERE w.state IN ('ready', 'draining')
+)
+SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
+       (SELECT array_agg(DISTINCT agent) FROM seen CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
+FROM seen
+""")
+
+
+# Snapshots of other databases do not matter to ours; those of standbys do, and these have no database.
+_SNAPSHOT = text("""
+SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS transactions FROM (
+    SELECT extract(epoch FROM now() - xact_start) AS seconds, age(backend_xmin) AS transactions FROM pg_stat_activity
+    WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'
+      AND coalesce(datname, current_database()) = current_database()
+    UNION ALL
+    SELECT extract(epoch FROM now() - prepared), age(transaction) FROM pg_prepared_xacts
+    WHERE database = current_database()
+    UNION ALL
+    SELECT NULL, greatest(age(xmin), age(catalog_xmin)) FROM pg_replication_slots
+) held
+""")
+
+# The tables that every task goes through, or every beat.
+_BUSY = ("tasks", "leases", "queue_changes", "workers", "lanes", "queue_counts", "loop_ticks")
+_DEAD_ROWS = text("""
+SELECT name, pg_stat_get_dead_tuples(to_regclass(name)) AS dead FROM unnest(CAST(:names AS text[])) AS name
+WHERE to_regclass(name) IS NOT NULL
+""")
+
+_CONNECTIONS = text("""
+SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
+       / greatest(1, current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int)
+""")
+
+
+_BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDER BY model")
+
+
+async def running(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
+    """What workers execute; past its deadline by more than the grace counts as overdue."""
+    rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
+    return {
+        AgentType(row["agent_type"]): Running(
+            tasks=row["tasks"], longest_seconds=float(row["longest"]), overdue=row["overdue"]
+        )
+        for row in rows
+    }
+
+
+async def pool(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
+    """The workers that are past their start."""
+    row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
+    able = frozenset(map(AgentType, row["idle_for"] or ()))
+    return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=able, minimum=minimum)
+
+
+async def breakers(connection: AsyncConnection) -> dict[str, bool]:
+    """The language models whose circuit breaker is not closed; one that is about to be tried is not either."""
+    return dict.fromkeys((await connection.execute(_BREAKERS)).scalars(), True)
+
+
+async def database(connection: AsyncConnection) -> DatabaseCondition:
+    """How the database is, as far as this role may see it: `pg_read_all_stats` lets it see the snapshots of others."""
+    held = (await connection.execute(_SNAPSHOT)).mappings().one()
+    dead = (await connection.execute(_DEAD_ROWS, {"names": list(_BUSY)})).mappings()
+    return DatabaseCondition(
+        snapshot_seconds=float(held["seconds"]),
+        snapshot_transactions=held["transactions"],
+        dead_rows={row["name"]: row["dead"] for row in dead},
+        connections=float((await connection.execute(_CONNECTIONS)).scalar_one()),
+    )

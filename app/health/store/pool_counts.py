@@ -1,0 +1,66 @@
+"""How the pool and the background duties stand: each by one look that costs nothing per task."""
+
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.health.rules.runtime import Pool
+from app.health.rules.snapshot import DutyTurn
+from app.kernel.agents import AgentType
+from app.queue.store import lease_ledger
+
+_HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
+_CANCELED = "57014"
+
+# One that is starting has not been seen yet, so it is not silent.
+_POOL = text(f"""
+SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
+       count(*) FILTER (WHERE state = 'ready' AND held IS NULL) AS idle,
+       count(*) FILTER (WHERE state = 'ready' AND held IS NOT NULL) AS busy,
+       count(*) FILTER (WHERE state = 'draining') AS draining,
+       count(*) FILTER (WHERE last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
+       (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
+          AND ended_at > now() - CAST(:lately AS interval)) AS failed
+FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledger.joined("w.id")}
+      WHERE w.state IN ('starting', 'ready', 'draining')) live
+""")
+
+_BY_AGENT = text("""
+SELECT agent_type, count(*) AS able, count(*) FILTER (WHERE agent_type = w.assigned_agent) AS assigned
+FROM workers w CROSS JOIN LATERAL unnest(w.capabilities) AS capability (agent_type)
+WHERE w.state IN ('starting', 'ready') GROUP BY 1
+""")
+
+_TURNS = text("""
+SELECT duty, extract(epoch FROM now() - last_run_at)::float8 AS seconds_ago, every_seconds FROM loop_ticks
+WHERE last_run_at IS NOT NULL
+""")
+
+
+async def hurry(connection: AsyncConnection, seconds: float) -> None:
+    """No statement of this transaction may take longer than this, waiting for locks included."""
+    await connection.execute(_HURRY, {"limit": f"{max(1, round(seconds * 1000))}ms"})
+
+
+def was_slow(error: BaseException) -> bool:
+    """Whether a statement was ended because it took too long, rather than that the database is away."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _CANCELED
+
+
+async def pool(connection: AsyncConnection, *, silent_seconds: float, lately: timedelta) -> Pool:
+    """The live workers by what they do, a look at each; and how many were lost lately."""
+    row = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
+    agents = [dict(found) for found in (await connection.execute(_BY_AGENT)).mappings()]
+    return Pool(
+        **row,
+        assigned={AgentType(found["agent_type"]): found["assigned"] for found in agents},
+        able={AgentType(found["agent_type"]): found["able"] for found in agents},
+    )
+
+
+async def turns(connection: AsyncConnection) -> list[DutyTurn]:
+    """When each background duty last had its turn."""
+    return [DutyTurn(**row) for row in (await connection.execute(_TURNS)).mappings()]

@@ -1,0 +1,230 @@
+"""Series that were pushed, with a point a minute each."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.retention import BATCH, deletion
+from app.health.rules.series import Current, MetricKind, Point, Series
+from app.kernel.agents import AgentType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Name:
+    """A name under which something was pushed, and how many series bear it."""
+
+    name: str
+    kind: MetricKind
+    series: int
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Points of these labels (None: any), from `since` on and before `until`."""
+
+    name: str
+    since: datetime
+    until: datetime
+    agent: str | None = None
+    worker: str | None = None
+    goal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept(Point):
+    """A point as it is kept."""
+
+    series_id: int
+
+
+_TAKE = text("""
+INSERT INTO metric_batches (sent_by, batch_id, digest) VALUES (:sent_by, :batch_id, :digest)
+ON CONFLICT DO NOTHING RETURNING digest
+""")
+
+_TAKEN = text("SELECT digest FROM metric_batches WHERE sent_by = :sent_by AND batch_id = :batch_id")
+
+# Whoever adds series queues up, so that each counts those of the one before.
+_QUEUE_UP = text("SELECT pg_advisory_xact_lock(7241, 9)")
+
+_LABELS = """unnest(CAST(:names AS text[]), CAST(:agents AS text[]), CAST(:workers AS text[]), CAST(:goals AS text[]))
+     AS asked (name, agent, worker, goal)"""
+
+_FIND = text(f"""
+SELECT s.id, s.name, s.agent, s.worker, s.goal FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
+""")
+
+# One that was just about to be forgotten is locked by this, and stays; one that was forgotten is not found after it.
+_TOUCH = text(f"""
+UPDATE metric_series SET last_at = now() WHERE id IN (
+    SELECT s.id FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
+    WHERE s.last_at < now() - interval '1 hour' ORDER BY s.id FOR NO KEY UPDATE OF s
+)
+""")
+
+_CREATE = text(f"""
+INSERT INTO metric_series (name, kind, agent, worker, goal)
+SELECT asked.name, kinds.kind, agent, worker, goal FROM {_LABELS}
+JOIN unnest(CAST(:kind_names AS text[]), CAST(:kinds AS text[])) AS kinds (name, kind) ON kinds.name = asked.name
+ON CONFLICT DO NOTHING
+""")
+
+_NAMES = text("""
+SELECT name, min(kind) AS kind, count(*) AS series, max(last_at) AS last_at FROM metric_series GROUP BY name ORDER BY 1
+""")
+
+# In the order of the key, so that two senders never wait for each other in a circle.
+_ADD = text("""
+INSERT INTO metric_minutes AS known (series_id, minute, samples, total, low, high, last, last_at)
+SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:minutes AS timestamptz[]), CAST(:samples AS bigint[]),
+    CAST(:totals AS float8[]), CAST(:lows AS float8[]), CAST(:highs AS float8[]), CAST(:lasts AS float8[]),
+    CAST(:last_ats AS timestamptz[])) AS new (series_id, minute, samples, total, low, high, last, last_at)
+ORDER BY series_id, minute
+ON CONFLICT (series_id, minute) DO UPDATE
+SET samples = known.samples + excluded.samples, total = known.total + excluded.total,
+    low = least(known.low, excluded.low), high = greatest(known.high, excluded.high),
+    last = CASE WHEN excluded.last_at >= known.last_at THEN excluded.last ELSE known.last END,
+    last_at = greatest(known.last_at, excluded.last_at)
+""")
+
+# From series to series, and in each from its first minute on: the cost of a page is that of its points.
+_PAGE = text("""
+SELECT s.id AS series_id, s.name, s.agent, s.worker, s.goal,
+       m.minute, m.samples, m.total, m.low, m.high, m.last, m.last_at
+FROM metric_series s CROSS JOIN LATERAL (
+    SELECT * FROM metric_minutes m
+    WHERE m.series_id = s.id AND m.minute >= :since AND m.minute < :until
+      AND m.minute > CASE WHEN s.id = :after_series THEN CAST(:after_minute AS timestamptz) ELSE '-infinity' END
+    ORDER BY m.minute LIMIT :limit
+) m
+WHERE s.name = :name AND s.id >= :after_series
+  AND (CAST(:agent AS text) IS NULL OR s.agent = :agent) AND (CAST(:worker AS text) IS NULL OR s.worker = :worker)
+  AND (CAST(:goal AS text) IS NULL OR s.goal = :goal)
+ORDER BY s.id, m.minute LIMIT :limit
+""")
+
+# Rates are those of the last whole minute; a gauge is what it was last, at most two minutes ago.
+_CURRENT = text("""
+WITH span AS MATERIALIZED (SELECT date_trunc('minute', now()) AS closes)
+SELECT s.name, s.kind, s.agent,
+       CASE WHEN s.kind = 'gauge' THEN avg(m.last)
+            ELSE sum(m.total) FILTER (WHERE m.minute < span.closes) / 60 END AS value
+FROM span JOIN metric_minutes m ON m.minute >= span.closes - interval '1 minute'
+JOIN metric_series s ON s.id = m.series_id
+GROUP BY s.name, s.kind, s.agent ORDER BY 1, 3
+""")
+
+_PRUNE_MINUTES = deletion("metric_minutes", "minute < now() - make_interval(days => :days)", "minute")
+_PRUNE_SERIES = deletion("metric_series", "last_at < now() - make_interval(days => :days, hours => 1)", "id")
+_PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval(days => :days)", "received_at")
+
+
+async def take(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
+    """Take the batch; the digest of the one that was taken before under this id, None when there was none.
+
+    Waits for a rival that is just taking it, and then knows whether it has.
+    """
+    values = {"sent_by": sent_by, "batch_id": batch_id, "digest": digest}
+    if (await connection.execute(_TAKE, values)).first() is not None:
+        return None
+    before: bytes = (await connection.execute(_TAKEN, values)).scalar_one()
+    return before
+
+
+async def find(connection: AsyncConnection, asked: Collection[Series]) -> dict[Series, int]:
+    """The ids of the series that are known, which are not forgotten as long as this transaction lasts."""
+    labels = _columns(asked)
+    await connection.execute(_TOUCH, labels)
+    return {_series(row): row["id"] for row in (await connection.execute(_FIND, labels)).mappings()}
+
+
+async def queue_up(connection: AsyncConnection) -> None:
+    """Wait until nobody else adds series; until the transaction ends, nobody does."""
+    await connection.execute(_QUEUE_UP)
+
+
+async def names(connection: AsyncConnection) -> list[Name]:
+    """All names that are known."""
+    rows = (await connection.execute(_NAMES)).mappings()
+    return [Name(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
+
+
+async def create(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
+    """Add series; those that are there already stay."""
+    named = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
+    await connection.execute(_CREATE, {**_columns(new), **named})
+
+
+async def add(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:
+    """Add points to their minutes."""
+    values = {
+        "ids": [ids[point.series] for point in points],
+        "minutes": [point.minute for point in points],
+        "samples": [point.samples for point in points],
+        "totals": [point.total for point in points],
+        "lows": [point.low for point in points],
+        "highs": [point.high for point in points],
+        "lasts": [point.last for point in points],
+        "last_ats": [point.last_at for point in points],
+    }
+    await connection.execute(_ADD, values)
+
+
+async def page(
+    connection: AsyncConnection, wanted: Wanted, *, after: tuple[int, datetime] | None, limit: int
+) -> list[Kept]:
+    """Points that follow `after` (a series and a minute), series by series and from the oldest on."""
+    series_id, minute = after or (0, wanted.since)
+    values = {name: getattr(wanted, name) for name in Wanted.__dataclass_fields__}
+    values |= {"after_series": series_id, "after_minute": minute, "limit": limit}
+    return [_kept(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+
+
+async def current(connection: AsyncConnection) -> list[Current]:
+    """What was pushed within the last minute or two, by name and agent type."""
+    rows = (await connection.execute(_CURRENT)).mappings()
+    return [
+        Current(
+            name=row["name"],
+            kind=MetricKind(row["kind"]),
+            agent=AgentType(row["agent"]) if row["agent"] else None,
+            value=row["value"],
+        )
+        for row in rows
+        if row["value"] is not None
+    ]
+
+
+async def prune_points(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget old points; returns how many."""
+    return (await connection.execute(_PRUNE_MINUTES, {"days": days, "bite": bite})).rowcount
+
+
+async def prune_names(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget series that have no points any more; returns how many. One that is being written to just now stays."""
+    return (await connection.execute(_PRUNE_SERIES, {"days": days, "bite": bite})).rowcount
+
+
+async def prune_batches(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget batches that will not come again; returns how many."""
+    return (await connection.execute(_PRUNE_BATCHES, {"days": days, "bite": bite})).rowcount
+
+
+def _columns(asked: Iterable[Series]) -> dict[str, list[str]]:
+    known = sorted(asked)
+    return {f"{name}s": [getattr(series, name) for series in known] for name in Series.__dataclass_fields__}
+
+
+def _series(row: Any) -> Series:
+    return Series(**{name: row[name] for name in Series.__dataclass_fields__})
+
+
+def _kept(row: Any) -> Kept:
+    plain = {name: row[name] for name in Kept.__dataclass_fields__ if name != "series"}
+    return Kept(series=_series(row), **plain)

@@ -1,0 +1,143 @@
+"""What is measured, by the minute."""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+from app.db.columns import metadata, moment, one_of
+from app.health.rules.alerts import AlertState
+from app.health.rules.series import MetricKind
+from app.health.rules.symptoms import AlertRule, Severity
+from app.health.rules.utilisation import Measure
+from app.queue.rules.events import AlertKind
+
+# How busy hosts and workers were. A sample is added to its minute at once, so there is nothing to roll up later and
+# nothing to lose in between; `last` tells the present.
+utilisation = Table(
+    "utilisation",
+    metadata,
+    moment("minute", nullable=False),
+    Column("subject", Text, nullable=False, comment="host:<name>, workers or pool"),
+    Column("measure", Text, nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("total", Float, nullable=False, comment="sum of the samples"),
+    Column("low", Float, nullable=False),
+    Column("high", Float, nullable=False),
+    Column("last", Float, nullable=False, comment="the last sample"),
+    moment("last_at", nullable=False),
+    PrimaryKeyConstraint("minute", "subject", "measure", name="utilisation_pkey"),
+    one_of("measure", Measure),
+)
+
+# What workers and agents push: a series is a name with its labels, of which empty ones are none.
+metric_series = Table(
+    "metric_series",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("goal", Text, nullable=False),
+    moment("last_at", nullable=False, server_default=func.now(), comment="of the last sample, within an hour"),
+    one_of("kind", MetricKind),
+    Index("metric_series_labels", "name", "agent", "worker", "goal", unique=True),
+    Index("metric_series_of_name", "name", "id"),
+)
+
+metric_minutes = Table(
+    "metric_minutes",
+    metadata,
+    Column("series_id", BigInteger, nullable=False),
+    moment("minute", nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("total", Float, nullable=False),
+    Column("low", Float, nullable=False),
+    Column("high", Float, nullable=False),
+    Column("last", Float, nullable=False),
+    moment("last_at", nullable=False),
+    PrimaryKeyConstraint("series_id", "minute", name="metric_minutes_pkey"),
+    Index("metric_minutes_minute", "minute"),
+)
+
+# By which a batch is recognised that comes again because its answer was lost.
+metric_batches = Table(
+    "metric_batches",
+    metadata,
+    Column("sent_by", Text, nullable=False, comment="id of the key that was shown"),
+    Column("batch_id", UUID, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    moment("received_at", nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("sent_by", "batch_id", name="metric_batches_pkey"),
+    Index("metric_batches_received", "received_at"),
+)
+
+
+# Of each matter one alert stands at most; the index sees to that, whoever evaluates.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("rule", Text, nullable=False),
+    Column(
+        "subject", Text, nullable=False, comment="which of the things that the rule watches; empty for the only one"
+    ),
+    Column("state", Text, nullable=False),
+    Column("severity", Text, nullable=False, comment="the worst since it opened"),
+    Column("summary", Text, nullable=False),
+    Column("advice", Text, nullable=False),
+    Column("facts", JSONB, nullable=False),
+    moment("opened_at", nullable=False),
+    moment("updated_at", nullable=False),
+    moment("acknowledged_at"),
+    Column("acknowledged_by", Text, comment="id of the key that was shown"),
+    Column("note", Text),
+    moment("resolved_at"),
+    Column("resolution", Text),
+    one_of("rule", AlertRule),
+    one_of("state", AlertState),
+    one_of("severity", [severity.name.lower() for severity in Severity]),
+)
+_STANDS = text("state IN ('open', 'acknowledged')")
+
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", UUID, primary_key=True, comment="the receiver tells repetitions by it"),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("alert_id", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False, comment="just as it is sent, whenever it is sent again"),
+    moment("created_at", nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("due_at", comment="null: it was delivered or given up"),
+    moment("delivered_at"),
+    moment("given_up_at"),
+    Column("last_error", Text),
+    one_of("kind", AlertKind),
+    Index("webhook_deliveries_alert", "alert_id", "seq"),
+)
+
+
+Index("alerts_standing", alerts.c.rule, alerts.c.subject, unique=True, postgresql_where=_STANDS)
+Index("alerts_resolved", alerts.c.resolved_at, postgresql_where=text("resolved_at IS NOT NULL"))
+
+
+Index(
+    "webhook_deliveries_due",
+    webhook_deliveries.c.due_at,
+    postgresql_where=text("due_at IS NOT NULL"),
+)

@@ -1,0 +1,134 @@
+"""Utilisation by the minute: each sample is added to its minute at once."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.retention import BATCH, deletion
+from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span
+from app.queue.store import lease_ledger
+
+# Two processes of one host both measure it; one sample in so many seconds is enough. The rows come in the order of the
+# key, so that two of them never wait for each other in a circle.
+_ADD = text("""
+INSERT INTO utilisation AS known (minute, subject, measure, samples, total, low, high, last, last_at)
+SELECT date_trunc('minute', now()), subject, measure, 1, mean, low, high, mean, now()
+FROM unnest(CAST(:subjects AS text[]), CAST(:measures AS text[]), CAST(:lows AS float8[]), CAST(:means AS float8[]),
+            CAST(:highs AS float8[])) AS new (subject, measure, low, mean, high)
+ORDER BY subject, measure
+ON CONFLICT (minute, subject, measure) DO UPDATE
+SET samples = known.samples + 1, total = known.total + excluded.total, low = least(known.low, excluded.low),
+    high = greatest(known.high, excluded.high), last = excluded.last, last_at = excluded.last_at
+WHERE known.last_at <= now() - make_interval(secs => :apart)
+""")
+
+# What each worker last said, as a share of what it has; those that have not said are no zeros, they are left out. What
+# is next to nothing counts as that: dividing it by what is not, or the other way around, would fail for all.
+_WORKERS = text("""
+SELECT count(cpu) AS cpus, min(cpu) AS cpu_low, avg(cpu) AS cpu_mean, max(cpu) AS cpu_high, sum(cores) AS cores,
+       count(memory) AS memories, min(memory) AS memory_low, avg(memory) AS memory_mean, max(memory) AS memory_high,
+       sum(gigabytes) AS gigabytes
+FROM (
+    SELECT percent / cpu_cores AS cpu, percent / 100 AS cores, 100 * mib / 1024 / memory_gb AS memory,
+           mib / 1024 AS gigabytes
+    FROM (
+        SELECT CASE WHEN cpu_percent < 0.001 THEN 0 ELSE cpu_percent END AS percent,
+               CASE WHEN memory_mb < 0.001 THEN 0 ELSE memory_mb END AS mib,
+               CASE WHEN cpu_cores >= 0.001 THEN cpu_cores END AS cpu_cores,
+               CASE WHEN memory_gb >= 0.001 THEN memory_gb END AS memory_gb
+        FROM workers WHERE state IN ('starting', 'ready', 'draining')
+          AND last_seen_at > now() - make_interval(secs => :fresh)
+    ) said
+) live
+""")
+
+_BUSY = text(f"""
+SELECT count(*) AS workers, count(held.id) AS busy FROM workers w {lease_ledger.joined("w.id")} WHERE w.state = 'ready'
+""")
+
+_COLUMNS = "subject, measure, samples, total, low, high, last, last_at"
+_RECENT = text(f"""
+SELECT minute AS start, {_COLUMNS} FROM utilisation
+WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
+""")
+
+# The newest sample of a step is that of its newest minute.
+_STEPS = text("""
+SELECT date_bin(CAST(:step AS interval), minute, timestamptz 'epoch') AS start, subject, measure,
+       sum(samples)::bigint AS samples, sum(total) AS total, min(low) AS low, max(high) AS high,
+       (array_agg(last ORDER BY last_at DESC))[1] AS last, max(last_at) AS last_at
+FROM utilisation
+WHERE minute >= :since AND minute < :until AND (CAST(:subject AS text) IS NULL OR subject = :subject)
+GROUP BY 1, 2, 3 ORDER BY 2, 3, 1
+""")
+
+_PRUNE = deletion("utilisation", "minute < now() - make_interval(days => :days)", "minute")
+
+
+async def add(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
+    """Add samples to this minute; returns how many. One that comes too soon after the last is left out."""
+    values = {
+        "subjects": [sample.subject for sample in samples],
+        "measures": [sample.measure.value for sample in samples],
+        "lows": [sample.low for sample in samples],
+        "means": [sample.mean for sample in samples],
+        "highs": [sample.high for sample in samples],
+        "apart": apart_seconds,
+    }
+    return (await connection.execute(_ADD, values)).rowcount
+
+
+async def of_workers(connection: AsyncConnection, *, fresh_seconds: float) -> list[Sample]:
+    """What the workers that were seen lately use, all together; nothing of what none of them has said."""
+    row = (await connection.execute(_WORKERS, {"fresh": fresh_seconds})).mappings().one()
+    samples = []
+    if row["cpus"]:
+        samples.append(_spread(row, Measure.CPU))
+        samples.append(_amount(Measure.CORES, row["cores"]))
+    if row["memories"]:
+        samples.append(_spread(row, Measure.MEMORY))
+        samples.append(_amount(Measure.GIGABYTES, row["gigabytes"]))
+    return samples
+
+
+async def of_pool(connection: AsyncConnection) -> Sample | None:
+    """Percent of the workers that may be leased to which hold a task; None without any."""
+    row = (await connection.execute(_BUSY)).mappings().one()
+    if not row["workers"]:
+        return None
+    percent = 100.0 * row["busy"] / row["workers"]
+    return Sample(subject=POOL, measure=Measure.BUSY, low=percent, mean=percent, high=percent)
+
+
+async def recent(connection: AsyncConnection, length: timedelta) -> list[Span]:
+    """All minutes that reach into the time since `length` ago."""
+    return [_span(row) for row in (await connection.execute(_RECENT, {"length": length})).mappings()]
+
+
+async def steps(
+    connection: AsyncConnection, *, since: datetime, until: datetime, step: timedelta, subject: str | None = None
+) -> list[Span]:
+    """The minutes from `since` on and before `until`, put together by steps that are counted from 1970."""
+    values = {"since": since, "until": until, "step": step, "subject": subject}
+    return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget what was long ago; returns how many rows."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+
+
+def _spread(row: Any, measure: Measure) -> Sample:
+    low, mean, high = (float(row[f"{measure.value}_{part}"]) for part in ("low", "mean", "high"))
+    return Sample(subject=WORKERS, measure=measure, low=low, mean=mean, high=high)
+
+
+def _amount(measure: Measure, value: float) -> Sample:
+    return Sample(subject=WORKERS, measure=measure, low=value, mean=value, high=value)
+
+
+def _span(row: Any) -> Span:
+    return Span(**{**row, "measure": Measure(row["measure"])})

@@ -1,0 +1,113 @@
+"""The outbox of webhooks: a delivery is written with what it tells of, claimed by one process, and confirmed or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import notify
+from app.db.retention import BATCH, deletion
+from app.health.rules.webhooks import WebhookPolicy
+from app.queue.rules.events import AlertKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A delivery that is ours to attempt until `claim_seconds` are over; `attempts` counts this one."""
+
+    id: UUID
+    body: str
+    attempts: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How a delivery stands; with `due_at` it is tried again."""
+
+    id: UUID
+    kind: AlertKind
+    created_at: datetime
+    attempts: int
+    due_at: datetime | None
+    delivered_at: datetime | None
+    given_up_at: datetime | None
+    last_error: str | None
+
+
+_ADD = text("""
+INSERT INTO webhook_deliveries (id, alert_id, kind, body, created_at, due_at)
+VALUES (:id, :alert_id, :kind, :body, now(), now())
+""")
+
+# Of an alert one after the other, so that nobody hears of an end before the beginning. A crash after the claim costs
+# one attempt: the delivery is due again when the claim is over.
+_CLAIM = text("""
+UPDATE webhook_deliveries SET attempts = attempts + 1, due_at = now() + make_interval(secs => :claim)
+WHERE id IN (
+    SELECT d.id FROM webhook_deliveries d
+    WHERE d.due_at <= now() AND NOT EXISTS (
+        SELECT FROM webhook_deliveries e WHERE e.alert_id = d.alert_id AND e.seq < d.seq AND e.due_at IS NOT NULL
+    )
+    ORDER BY d.due_at LIMIT :most FOR UPDATE SKIP LOCKED
+)
+RETURNING id, body, attempts, now() AS at
+""")
+
+# Whoever has claimed it since has another number of attempts.
+_CONFIRM = text("""
+UPDATE webhook_deliveries SET delivered_at = now(), due_at = NULL, last_error = NULL
+WHERE id = :id AND attempts = :attempts AND due_at IS NOT NULL RETURNING id
+""")
+
+_POSTPONE = text("""
+UPDATE webhook_deliveries SET due_at = :due_at, last_error = :error,
+    given_up_at = CASE WHEN CAST(:due_at AS timestamptz) IS NULL THEN now() END
+WHERE id = :id AND attempts = :attempts AND due_at IS NOT NULL RETURNING id
+""")
+
+_OF_ALERT = text("""
+SELECT id, kind, created_at, attempts, due_at, delivered_at, given_up_at, last_error FROM webhook_deliveries
+WHERE alert_id = :alert_id ORDER BY seq LIMIT 100
+""")
+
+_PRUNE = deletion("webhook_deliveries", "created_at < now() - make_interval(days => :days)", "created_at")
+
+
+async def add(connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str) -> None:
+    """Write down what is to be told, in the transaction that makes it true."""
+    values = {"id": delivery_id, "alert_id": alert_id, "kind": kind.value, "body": body}
+    await connection.execute(_ADD, values)
+    notify.note(connection, notify.WEBHOOKS)
+
+
+async def claim(connection: AsyncConnection, policy: WebhookPolicy) -> Sequence[Claimed]:
+    """Take some that are due; nobody else attempts them for now."""
+    values = {"claim": policy.claim_seconds, "most": policy.at_once}
+    return [Claimed(**row) for row in (await connection.execute(_CLAIM, values)).mappings()]
+
+
+async def confirm(connection: AsyncConnection, claimed: Claimed) -> bool:
+    """It has arrived; False when somebody else has claimed it since."""
+    values = {"id": claimed.id, "attempts": claimed.attempts}
+    return (await connection.execute(_CONFIRM, values)).first() is not None
+
+
+async def postpone(connection: AsyncConnection, claimed: Claimed, due_at: datetime | None, error: str) -> bool:
+    """It has not arrived, and is due again then; None gives it up. False when somebody else has claimed it since."""
+    values = {"id": claimed.id, "attempts": claimed.attempts, "due_at": due_at, "error": error[:500]}
+    return (await connection.execute(_POSTPONE, values)).first() is not None
+
+
+async def of_alert(connection: AsyncConnection, alert_id: int) -> list[Delivery]:
+    """The deliveries of an alert, oldest first."""
+    rows = (await connection.execute(_OF_ALERT, {"alert_id": alert_id})).mappings()
+    return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget old deliveries; returns how many."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

@@ -1,0 +1,169 @@
+"""Bounds what a client can hold without a key: the memory of a head that does not end, and a connection on which no
+request gets finished."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
+
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.http import problems
+
+# Far above what any client sends; node.js and nginx stop at 16 and 32 KiB.
+MOST_BYTES = 1 << 20
+# For a whole head, and for each next piece of a body; both wait a minute in node.js and nginx too.
+PATIENCE_SECONDS = 60.0
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """The HTTP protocol of uvicorn, which counts what comes between one thing that is complete and the next."""
+
+    patience_seconds = PATIENCE_SECONDS
+    _pending = 0
+    _in_head = True
+    _is_whole = True
+    _giving_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Somebody has connected, and has a while to say what for."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for any more."""
+        self._wait_no_longer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on to the parser, and refuse what it only piles up."""
+        self._pending += len(data)
+        super().data_received(data)
+        if self._pending > MOST_BYTES:
+            self.logger.warning("the head of a request is larger than %s bytes", MOST_BYTES)
+            self.send_400_response("The head of the request is too large.")
+        # Most requests are whole when they come; no timer is made for those.
+        awaited = self._pending > 0 or not self._is_whole
+        if not (awaited and self._in_head):
+            self._wait_no_longer()
+        if awaited and self._giving_up is None:
+            self._wait()
+
+    def on_message_begin(self) -> None:
+        """The first bytes of a request."""
+        self._in_head, self._is_whole = True, False
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is over."""
+        self._pending, self._in_head = 0, False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body is passed on; what may follow it are trailers, which are a head again."""
+        self._pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of a request is here."""
+        self._pending, self._in_head, self._is_whole = 0, True, True
+        super().on_message_complete()
+
+    def _wait(self) -> None:
+        self._giving_up = self.loop.call_later(self.patience_seconds, self._give_up)
+
+    def _wait_no_longer(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        if self.transport.is_closing():
+            return
+        # It is we who let the client wait: for room in our memory, or for the answer to what it had asked before.
+        if self.flow.read_paused or (self._in_head and not _is_answered(self.cycle)):
+            self._wait()
+            return
+        if self._in_head and (self._pending or not self._is_whole):
+            status = HTTPStatus.REQUEST_TIMEOUT
+            head = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            self.transport.write(head.encode())
+        self.transport.close()
+
+
+def _is_answered(cycle: RequestResponseCycle | None) -> bool:
+    """Whether the last request has had its answer; before the first there is none."""
+    return cycle is None or cycle.response_complete
+
+
+class WrittenOut:
+    """Answers 405 to methods that an address does not have, before the router tries it as the id of something.
+
+    And 400 to an address that is not UTF-8: the server replaces what it cannot read, so that many would be one.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._methods: defaultdict[str, set[str]] = defaultdict(set)
+        for route in routes:
+            if isinstance(route, APIRoute) and not route.param_convertors:
+                self._methods[route.path] |= route.methods or set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        methods = self._methods.get(scope["path"]) if scope["type"] == "http" else None
+        if methods is None and not _is_readable(scope):
+            await problems.from_status(400, "The address is not UTF-8")(scope, receive, send)
+        elif methods is None or scope["method"] in methods:
+            await self._app(scope, receive, send)
+        else:
+            refusal = problems.from_status(405, headers={"Allow": ", ".join(sorted(methods))})
+            await refusal(scope, receive, send)
+
+
+def _is_readable(scope: Scope) -> bool:
+    if scope["type"] != "http" or "\ufffd" not in scope["path"]:
+        return True
+    try:
+        unquote_to_bytes(scope["raw_path"]).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class BodyLimit:
+    """Answers 413 as a problem: at once when the length is announced, else as soon as too much has come."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if announced.isdigit() and int(announced) > self._most:
+            await problems.from_status(413)(scope, receive, send)
+            return
+        await self._app(scope, receive if announced else self._counting(receive), send)
+
+    def _counting(self, receive: Receive) -> Receive:
+        come = 0
+
+        async def counted() -> Message:
+            nonlocal come
+            message = await receive()
+            come += len(message.get("body", b""))
+            if come > self._most:
+                raise HTTPException(413)
+            return message
+
+        return counted

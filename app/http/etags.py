@@ -1,0 +1,34 @@
+"""Conditions of requests on what has versions: the ETag is the version in quotation marks."""
+
+import re
+from typing import Annotated
+
+from fastapi import Header
+from fastapi.exceptions import RequestValidationError
+
+from app.kernel.errors import PreconditionRequired
+
+IfMatch = Annotated[str | None, Header(description='the version that this builds on, like `"7"`')]
+IfNoneMatch = Annotated[str | None, Header(description="versions that you know")]
+
+
+def etag(version: int) -> str:
+    """The ETag of a version."""
+    return f'"{version}"'
+
+
+def expected(if_match: str | None) -> int:
+    """The version that a change builds on. Raises PreconditionRequired, RequestValidationError."""
+    if if_match is None:
+        raise PreconditionRequired('send `If-Match: "<version>"`, the ETag of what you have read')
+    match = re.fullmatch(r'\s*"(\d{1,18})"\s*', if_match)
+    if match is None:
+        message = 'must be one version in quotation marks, like "7"'
+        raise RequestValidationError([{"type": "condition", "loc": ("header", "if-match"), "msg": message}])
+    return int(match[1])
+
+
+def is_known(version: int, if_none_match: str | None) -> bool:
+    """Whether the caller knows this version already."""
+    listed = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]
+    return "*" in listed or etag(version) in listed

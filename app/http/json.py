@@ -1,0 +1,64 @@
+"""JSON that passes through: checked once, kept as text, never interpreted."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticSerializationError, to_json
+from starlette.responses import Response
+
+from app.kernel.errors import PayloadTooLarge
+
+
+def object_text(value: Any) -> str | None:
+    """The text of a JSON object. Raises ValueError for what JSON or PostgreSQL cannot hold."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object")
+    try:
+        text = to_json(value, inf_nan_mode="constants").decode()
+    except (PydanticSerializationError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"cannot be written as JSON: {error}") from None
+    if "NaN" in text or "Infinity" in text:
+        # Raises ValueError where these are numbers and not just words in a text.
+        json.dumps(value, allow_nan=False)
+    if "\\u0000" in text and _has_nul([value]):
+        raise ValueError("text must not contain the character U+0000")
+    return text
+
+
+JsonObject = Annotated[str, BeforeValidator(object_text), WithJsonSchema({"type": "object"})]
+OptionalJsonObject = Annotated[
+    str | None, BeforeValidator(object_text), WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]})
+]
+
+
+def limit(text: str | None, most: int, what: str) -> None:
+    """Raise PayloadTooLarge when the text is longer than `most` bytes."""
+    if text is not None and len(text) * 4 > most and (size := len(text.encode())) > most:
+        raise PayloadTooLarge(f"the {what} has {size} bytes; this service accepts {most}")
+
+
+def raw(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
+    """A JSON object of plain fields and of values that are JSON text already."""
+    head = to_json(fields).decode()
+    tail = "".join(f',"{name}":{text if text is not None else "null"}' for name, text in texts.items())
+    return f"{head[:-1]}{tail}}}".encode()
+
+
+def answer(body: bytes, status: int = 200) -> Response:
+    """A response of JSON bytes."""
+    return Response(body, status_code=status, media_type="application/json")
+
+
+def _has_nul(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, str) and "\x00" in value:
+            return True
+        if isinstance(value, dict) and (_has_nul(value) or _has_nul(value.values())):
+            return True
+        if isinstance(value, list) and _has_nul(value):
+            return True
+    return False

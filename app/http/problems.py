@@ -1,0 +1,259 @@
+"""RFC 9457 problem details: every error of the domain, mapped to HTTP once."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from app.admin.errors import ConfigRefused, ConfigVersionNotFound, Forbidden, Unauthenticated
+from app.agents.errors import WeightsRefused
+from app.goals.rules import errors as error_rules
+from app.health.errors import AlertNotFound, AlertResolved, MetricNotFound, SamplesRefused, TooManySeries
+from app.kernel import errors
+from app.kernel.errors import ConvenerError
+from app.llm.errors import AnswerNotCached, PermitNotFound, PermitOver, PermitRefused
+from app.memory.errors import CheckpointNotFound, ContextNotFound
+from app.queue.errors import (
+    DeadLetterNotFound,
+    DependencyCycle,
+    DependencyMissing,
+    GoalStopped,
+    IdempotencyMismatch,
+    IllegalMove,
+    LeaseExpired,
+    LeaseNotFound,
+    LeaseSuperseded,
+    QueueFull,
+    SubmitInFlight,
+    TaskCancelled,
+    TaskConflict,
+    TaskFinished,
+    TaskNotCompleted,
+    TaskNotFound,
+    WorkerBusy,
+    WorkerGone,
+    WorkerNotFound,
+    WorkerNotReady,
+)
+from app.scaling.errors import DecisionNotFound
+from app.workers.errors import StartRefused
+
+log = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: Mapping[type[ConvenerError], int] = {
+    Unauthenticated: 401,
+    Forbidden: 403,
+    WorkerNotReady: 403,
+    TaskNotFound: 404,
+    WorkerNotFound: 404,
+    LeaseNotFound: 404,
+    errors.KeyNotFound: 404,
+    DeadLetterNotFound: 404,
+    TaskConflict: 409,
+    TaskFinished: 409,
+    TaskNotCompleted: 409,
+    WorkerBusy: 409,
+    WorkerGone: 409,
+    StartRefused: 409,
+    LeaseExpired: 409,
+    LeaseSuperseded: 409,
+    TaskCancelled: 409,
+    IllegalMove: 409,
+    errors.PayloadTooLarge: 413,
+    errors.Unstorable: 422,
+    DependencyMissing: 422,
+    DependencyCycle: 422,
+    IdempotencyMismatch: 422,
+    SubmitInFlight: 409,
+    QueueFull: 429,
+    ContextNotFound: 404,
+    CheckpointNotFound: 404,
+    ConfigVersionNotFound: 404,
+    DecisionNotFound: 404,
+    AlertNotFound: 404,
+    AlertResolved: 409,
+    error_rules.GoalNotFound: 404,
+    error_rules.IterationNotFound: 404,
+    error_rules.GoalConflict: 409,
+    GoalStopped: 409,
+    error_rules.IterationConflict: 409,
+    error_rules.LimitsRefused: 422,
+    ConfigRefused: 422,
+    WeightsRefused: 422,
+    SamplesRefused: 422,
+    TooManySeries: 422,
+    MetricNotFound: 404,
+    errors.VersionStale: 412,
+    errors.PreconditionRequired: 428,
+    PermitRefused: 429,
+    PermitNotFound: 404,
+    PermitOver: 409,
+    AnswerNotCached: 404,
+    errors.ShuttingDown: 503,
+    errors.DatabaseUnavailable: 503,
+}
+# Problems that no error of the domain stands for: status, code, title.
+PLAIN: Mapping[int, tuple[str, str]] = {
+    400: ("malformed_request", "The request cannot be read"),
+    404: ("not_found", "There is nothing at this address"),
+    405: ("method_not_allowed", "This address does not answer to this method"),
+    413: ("body_too_large", "The body of the request is larger than this service accepts"),
+    422: ("invalid_request", "The request is well-formed, but a value in it is not allowed"),
+    500: ("internal_error", "Something went wrong here; it has been logged"),
+}
+_RETRY_AFTER_SECONDS = 1
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+
+
+class FieldProblem(BaseModel):
+    """One value that is not allowed."""
+
+    path: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    reason: str | None = None
+    depth: int | None = None
+    limit: int | None = None
+    errors: list[FieldProblem] | None = None
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Every problem that this service answers with."""
+    domain = [(status, kind.code, kind.title()) for kind, status in STATUS.items()]
+    plain = [(status, code, title) for status, (code, title) in PLAIN.items()]
+    return [{"status": s, "code": c, "title": t, "type": f"/problems#{c}"} for s, c, t in sorted(domain + plain)]
+
+
+def from_error(error: ConvenerError) -> Response:
+    """The answer to an error of the domain."""
+    status = STATUS.get(type(error), 500)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(error.retry_after_seconds or _RETRY_AFTER_SECONDS)
+    fields = [{"path": path, "message": message} for path, message in error.fields] or None
+    return _render(
+        status,
+        error.code,
+        error.title(),
+        error.detail,
+        reason=error.reason,
+        fields=fields,
+        facts=error.facts,
+        headers=headers,
+    )
+
+
+def from_validation(problems: Sequence[Any]) -> Response:
+    """422 that names each field; 400 where the body is no JSON at all."""
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        code, title = PLAIN[400]
+        return _render(400, code, title, "The body is not valid JSON: " + _cause(problems[0]))
+    fields = [
+        {"path": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
+        for problem in problems[:20]
+    ]
+    code, title = PLAIN[422]
+    return _render(422, code, title, "; ".join(f"{f['path']}: {f['message']}" for f in fields[:3]), fields=fields)
+
+
+def from_status(status: int, detail: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem that only HTTP knows."""
+    code, title = PLAIN.get(status, ("http_error", "The request failed"))
+    return _render(status, code, title, detail or title, headers=headers)
+
+
+def unexpected(error: Exception) -> Response:
+    """Logged in full; the caller learns only that it happened."""
+    log.error("unexpected error", exc_info=error)
+    return from_status(500)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of this application a problem."""
+
+    async def domain_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ConvenerError)
+        return from_error(error)
+
+    async def validation_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, (RequestValidationError, ValidationError))
+        return from_validation(error.errors())
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(request))
+        return from_status(error.status_code, error.detail, headers)
+
+    async def any_error(_: Request, error: Exception) -> Response:
+        return unexpected(error)
+
+    app.add_exception_handler(ConvenerError, domain_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, any_error)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of this address; the framework knows only those of the first route that it tried."""
+    routes = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+
+
+def documented(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these errors."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        entry = by_status.setdefault(STATUS[kind], {"model": Problem, "description": ""})
+        entry["description"] = f"{entry['description']} `{kind.code}`: {kind.title()}.".strip()
+    return by_status
+
+
+def _render(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    reason: str | None = None,
+    fields: list[dict[str, str]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    problem: dict[str, Any] = {"type": f"/problems#{code}", "title": title, "status": status}
+    problem |= {"detail": detail, "code": code}
+    problem |= facts or {}
+    problem |= {name: value for name, value in (("reason", reason), ("errors", fields)) if value is not None}
+    return Response(json.dumps(problem), status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def _path(location: Sequence[Any]) -> str:
+    names = location[1:] if location and location[0] in ("body", "query", "path") and len(location) > 1 else location
+    return ".".join(str(name) for name in names)
+
+
+def _cause(problem: Any) -> str:
+    context = problem.get("ctx") or {}
+    return str(context.get("error") or problem["msg"])

@@ -1,0 +1,1 @@
+"""Permits for calls of language models, within the limits that their services bear."""

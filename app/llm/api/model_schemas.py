@@ -1,0 +1,85 @@
+"""Bodies about language models and their use."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.http.fields import Body, Moment, Word
+from app.llm.rules.circuit_breaker import BreakerState
+from app.llm.store.usage import By
+
+Amount = Annotated[int, Field(ge=1, le=10**12)]
+Price = Annotated[float, Field(ge=0, le=1e6, description="US dollars")]
+
+
+class LimitsIn(Body):
+    """What people allow; null: no limit of its own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "requests_per_window": 500,
+                    "tokens_per_window": 200_000,
+                    "window_seconds": 60,
+                    "burst": 20,
+                    "fallback_models": ["gpt-4.1-mini"],
+                    "input_price_per_million_tokens": 2.0,
+                    "output_price_per_million_tokens": 8.0,
+                }
+            ]
+        }
+    )
+
+    requests_per_window: Amount | None = None
+    tokens_per_window: Amount | None = None
+    window_seconds: float = Field(60, ge=1, le=86_400)
+    burst: Amount | None = Field(None, description="requests at once; a tenth of the window when it is not given")
+    token_burst: Amount | None = Field(None, description="tokens at once; a tenth of the window when it is not given")
+    max_concurrency: Annotated[int, Field(ge=1, le=1000)] | None = None
+    fallback_models: list[Word] = Field(default_factory=list, max_length=10, description="the best first")
+    input_price_per_million_tokens: Price | None = None
+    output_price_per_million_tokens: Price | None = None
+
+
+class ModelOut(LimitsIn):
+    """A model: its limits, and how its service stands."""
+
+    model: str
+    version: int = Field(description="of the limits; 0: nobody has set them")
+    limit: int = Field(description="calls that may be under way at once: what its service was seen to bear")
+    in_use: int = Field(description="calls that are under way")
+    breaker: BreakerState = Field(description="open: it failed again and again; half_open: one call may try it")
+    breaker_open_seconds: float = Field(description="for so long nobody may try it")
+    consecutive_failures: int
+    cooldown_seconds: float = Field(description="for so long its service wants to be left alone")
+    mean_latency_ms: float | None = Field(description="decayed; null before the first call")
+    used_at: Moment | None
+
+
+class ModelPage(BaseModel):
+    """By name; pass `next` as `after` for what follows."""
+
+    items: list[ModelOut]
+    next: str | None
+
+
+class UsageOut(BaseModel):
+    """What calls came to. Percentiles are right within a factor of two."""
+
+    name: str | None = Field(description="of the model, agent type or goal; null: of no goal")
+    calls: int
+    outcomes: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    held_seconds: float = Field(description="for which permits were held")
+    latency_ms: dict[str, float | None] = Field(description="`mean`, `p50` and `p95`")
+
+
+class UsagePage(BaseModel):
+    """Those with most calls first."""
+
+    by: By
+    since: Moment
+    items: list[UsageOut]

@@ -1,0 +1,145 @@
+"""Language models: what is allowed, what their services were seen to bear, and what was used."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.db.database import now
+from app.http.etags import IfMatch, IfNoneMatch, etag, expected, is_known
+from app.http.fields import Limit, Moment, Word
+from app.http.problems import documented
+from app.http.transactions import Reading, Writing
+from app.kernel import errors
+from app.llm.api.model_schemas import LimitsIn, ModelOut, ModelPage, UsageOut, UsagePage
+from app.llm.rules.circuit_breaker import BreakerState
+from app.llm.rules.models import Limits, ceiling
+from app.llm.service import models as service
+from app.llm.store import gate, models
+from app.llm.store import usage as usage_store
+from app.llm.store.models import Portrait
+from app.llm.store.usage import By, Sum
+
+router = APIRouter(prefix="/llm", tags=["language models"])
+_READ = [requires(Scope.READ)]
+_CHANGING = documented(errors.PreconditionRequired, errors.VersionStale)
+ModelName = Annotated[Word, Path(description="as callers name it; slashes and colons are part of it")]
+
+
+@router.get("/models", summary="List language models", dependencies=_READ)
+async def page(
+    connection: Reading,
+    after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
+    limit: Limit = 100,
+) -> ModelPage:
+    """Those that were called within a day, and those with limits of their own."""
+    found = await models.page(connection, after=after, limit=limit + 1)
+    most = (await gate.measure(connection)).most
+    following = found[limit - 1].model.name if len(found) > limit else None
+    return ModelPage(items=[_shown(one, most) for one in found[:limit]], next=following)
+
+
+@router.get(
+    "/models/{model:path}",
+    summary="Read a language model",
+    dependencies=_READ,
+    responses={304: {"description": "its limits are still at the version of If-None-Match"}},
+    response_model=ModelOut,
+)
+async def read(
+    model: ModelName, connection: Reading, response: Response, if_none_match: IfNoneMatch = None
+) -> ModelOut | Response:
+    """Its limits, with their version as the ETag, and how its service stands. One that nobody knows is at version 0."""
+    found = await _look(connection, model)
+    if is_known(found.version, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag(found.version)})
+    response.headers["ETag"] = etag(found.version)
+    return found
+
+
+@router.put(
+    "/models/{model:path}",
+    summary="Set the limits of a language model",
+    dependencies=[requires(Scope.CONFIGURE)],
+    responses=_CHANGING,
+)
+async def put(
+    model: ModelName,
+    wanted: LimitsIn,
+    connection: Writing,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+) -> ModelOut:
+    """All of them at once; what is left out is not limited. In force from the next permit on. Safe to repeat."""
+    await service.set_limits(connection, model, expected(if_match), _limits(wanted), by=caller.key_id)
+    found = await _look(connection, model)
+    response.headers["ETag"] = etag(found.version)
+    return found
+
+
+@router.get("/usage", summary="What calls of language models came to", dependencies=_READ)
+async def usage(
+    connection: Reading,
+    since: Annotated[Moment | None, Query(description="an hour ago by default; by the minute")] = None,
+    by: Annotated[By, Query()] = "model",
+    limit: Limit = 100,
+) -> UsagePage:
+    """Calls by outcome, tokens, costs and latencies of each model, agent type or goal, those with most calls first."""
+    start = since or await now(connection) - timedelta(hours=1)
+    return UsagePage(
+        by=by, since=start, items=[_used(one) for one in await usage_store.sums(connection, by, start, limit)]
+    )
+
+
+async def _look(connection: AsyncConnection, name: str) -> ModelOut:
+    return _shown(await models.portrait(connection, name), (await gate.measure(connection)).most)
+
+
+def _limits(wanted: LimitsIn) -> Limits:
+    same = {name: getattr(wanted, name) for name in LimitsIn.model_fields if name in Limits.__dataclass_fields__}
+    return Limits(
+        **same, input_price=wanted.input_price_per_million_tokens, output_price=wanted.output_price_per_million_tokens
+    )
+
+
+def _shown(portrait: Portrait, most: int) -> ModelOut:
+    model, at = portrait.model, portrait.at
+    breaker = model.breaker.state(at)
+    limits: dict[str, Any] = {
+        name: getattr(model.limits, name) for name in LimitsIn.model_fields if name in Limits.__dataclass_fields__
+    }
+    latency = model.pressure.latency_seconds
+    return ModelOut(
+        **limits,
+        model=model.name,
+        version=model.version,
+        input_price_per_million_tokens=model.limits.input_price,
+        output_price_per_million_tokens=model.limits.output_price,
+        limit=model.pressure.allowed(ceiling(model, most)),
+        in_use=portrait.permits,
+        breaker=breaker,
+        breaker_open_seconds=model.breaker.open_for(at) if breaker is BreakerState.OPEN else 0.0,
+        consecutive_failures=model.breaker.failures,
+        cooldown_seconds=model.pressure.cooldown_seconds(at),
+        mean_latency_ms=None if latency is None else latency * 1000,
+        used_at=portrait.used_at,
+    )
+
+
+def _used(found: Sum) -> UsageOut:
+    latency = found.latency
+    known = {"mean": latency.mean, "p50": latency.percentile(0.5), "p95": latency.percentile(0.95)}
+    return UsageOut(
+        name=found.name,
+        calls=sum(found.outcomes.values()),
+        outcomes={outcome.value: count for outcome, count in found.outcomes.items()},
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        cost_usd=found.cost_usd,
+        held_seconds=found.held_seconds,
+        latency_ms={name: None if seconds is None else seconds * 1000 for name, seconds in known.items()},
+    )

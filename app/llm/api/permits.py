@@ -1,0 +1,179 @@
+"""Permits for calls of language models, and cached answers for when there is none."""
+
+import hashlib
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Principal, Scope
+from app.http.fields import Limit, priority_name, priority_of
+from app.http.json import limit as limit_size
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import Reading, Writing
+from app.kernel.errors import ShuttingDown
+from app.llm.api.permit_schemas import (
+    CachedOut,
+    CacheKey,
+    LivePermitOut,
+    PermitIn,
+    PermitOut,
+    PermitPage,
+    PermitToken,
+    RefusalOut,
+    RenewedOut,
+    RenewIn,
+    SettledOut,
+    SettleIn,
+)
+from app.llm.errors import AnswerNotCached, PermitNotFound, PermitOver
+from app.llm.rules.outcomes import Report
+from app.llm.rules.permits import AskId, PermitRequest
+from app.llm.service import permits as service
+from app.llm.service.grant import Request
+from app.llm.service.settle import Settlement
+from app.llm.store import cache
+from app.llm.store import permits as store
+from app.llm.store.cache import NewAnswer
+from app.llm.store.permits import Permit
+
+router = APIRouter(prefix="/llm", tags=["language models"])
+_CALL = [requires(Scope.CALL)]
+_FIRST = UUID(int=0)
+_MOST_ANSWER_BYTES = 256 << 10
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    429: {"model": RefusalOut, "description": "`permit_refused`: There is no permit for this call now."}
+}
+_OVER = documented(PermitOver)
+_FENCED = documented(PermitNotFound, PermitOver)
+
+
+@router.post(
+    "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_OVER}
+)
+async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> PermitOut:
+    """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
+    says, nor for one model than its service bears and its limits allow.
+
+    Safe to repeat: the same `request_id` gets the same permit while it lives; a permit that is over answers 409.
+    """
+    if services.stopping:
+        raise ShuttingDown
+    cache_key = None if wanted.cache_key is None else bytes.fromhex(wanted.cache_key)
+    acquired = await services.permits.acquire(Request(ask=_ask(wanted, caller), cache_key=cache_key))
+    return PermitOut(
+        permit_id=acquired.permit.id,
+        token=acquired.permit.token,
+        model=acquired.permit.ask.model,
+        expires_at=acquired.permit.expires_at,
+        ttl_seconds=acquired.ttl_seconds,
+        limit=acquired.limit,
+        in_use=acquired.in_use,
+    )
+
+
+@router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
+async def renew(permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep) -> RenewedOut:
+    """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`."""
+    policy = services.permits.policy
+    expires_at = await service.renew(connection, permit_id, call.token, policy)
+    return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl)
+
+
+@router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_FENCED)
+async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> SettledOut:
+    """The permit is free for others, and what the call came to is counted, charged to the rates and learnt from.
+
+    Safe to repeat with the same body; another body is refused. A permit that expired, or whose worker was lost, is
+    settled all the same, and the answer says `late`.
+    """
+    if services.stopping:
+        raise ShuttingDown
+    settled = await services.permits.settle(_settlement(permit_id, call))
+    return SettledOut(
+        limit=settled.limit, in_use=settled.in_use, cooldown_seconds=settled.cooldown_seconds, late=settled.late
+    )
+
+
+@router.delete(
+    "/permits/{permit_id}",
+    summary="Give a permit back unused",
+    status_code=204,
+    dependencies=_CALL,
+    responses=_FENCED,
+)
+async def release(permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing) -> None:
+    """The call was not made: what it was charged is given back to the rates. Safe to repeat."""
+    await service.release(connection, permit_id, token)
+
+
+@router.get("/permits", summary="List live permits", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    after: Annotated[UUID, Query(description="`next` of the page before")] = _FIRST,
+    limit: Limit = 100,
+) -> PermitPage:
+    """Who calls a model right now."""
+    found = await store.page(connection, after=after, limit=limit + 1)
+    following = found[limit - 1].id if len(found) > limit else None
+    return PermitPage(items=[_live(permit) for permit in found[:limit]], next=following)
+
+
+@router.get(
+    "/cache/{key}",
+    summary="Read a cached answer",
+    dependencies=_CALL,
+    responses=documented(AnswerNotCached),
+)
+async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
+    """The last answer that a settlement has left under this key, while it is not too old."""
+    found = (await cache.read(connection, [bytes.fromhex(key)])).values()
+    for answer in found:
+        return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
+    raise AnswerNotCached
+
+
+def _ask(wanted: PermitIn, caller: Principal) -> PermitRequest:
+    return PermitRequest(
+        id=AskId(caller.key_id, wanted.request_id),
+        model=wanted.model,
+        agent_type=wanted.agent_type,
+        priority=priority_of(wanted.priority),
+        tokens=wanted.estimated_tokens,
+        goal_id=wanted.goal_id,
+        task_id=wanted.task_id,
+        worker_id=caller.worker_id,
+    )
+
+
+def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
+    told = call.model_dump(mode="json", exclude={"token"})
+    report = {name: getattr(call, name) for name in Report.__dataclass_fields__ if name != "latency_seconds"}
+    answer = None
+    if call.cache is not None:
+        limit_size(call.cache.answer, _MOST_ANSWER_BYTES, "answer")
+        key = bytes.fromhex(call.cache.key)
+        answer = NewAnswer(key=key, answer=call.cache.answer, ttl_seconds=call.cache.ttl_seconds)
+    return Settlement(
+        permit_id=permit_id,
+        token=call.token,
+        report=Report(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
+        digest=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest(),
+        answer=answer,
+    )
+
+
+def _live(permit: Permit) -> LivePermitOut:
+    own = {name: getattr(permit, name) for name in ("is_probe", "granted_at", "expires_at")}
+    asked = {name: getattr(permit.ask, name) for name in ("model", "agent_type", "goal_id", "task_id", "worker_id")}
+    return LivePermitOut(
+        permit_id=permit.id,
+        key_id=permit.ask.id.key_id,
+        priority=priority_name(permit.ask.priority),
+        estimated_tokens=permit.ask.tokens,
+        **own,
+        **asked,
+    )

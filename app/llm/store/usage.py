@@ -1,0 +1,211 @@
+"""What calls of language models came to, minute by minute; and how much of the capacity is in use."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.config import ResourceLimits
+from app.db.retention import BATCH, deletion
+from app.kernel.agents import AgentType
+from app.kernel.histograms import BOUNDS, Durations
+from app.llm.rules.outcomes import Outcome
+from app.queue.rules.events import Move
+
+By = Literal["model", "agent", "goal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A finished call; `held_seconds` is how long its permit was held."""
+
+    model: str
+    agent_type: AgentType
+    goal_id: str | None
+    of_task: bool
+    outcome: Outcome
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    held_seconds: float
+    latency_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """Calls of one model, agent type or goal; None: of no goal."""
+
+    name: str | None
+    outcomes: dict[Outcome, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    held_seconds: float
+    latency: Durations
+
+
+class Recent(NamedTuple):
+    """Mean latency of calls in milliseconds (None: none was timed), how many there were, permits in use and allowed."""
+
+    mean_latency_ms: float | None
+    calls: int
+    in_use: int
+    limit: int
+
+
+class Burden(NamedTuple):
+    """Calls at once that the models in use bear, and the mean share of a task's time for which it holds a permit.
+
+    None: too few tasks have ended to tell.
+    """
+
+    limit: int
+    held_share: float | None
+
+
+# With fewer a single long task would decide.
+_FEWEST_TASKS = 10
+_KEYS = {"model": "model", "agent": "agent_type", "goal": "goal_id"}
+_BUCKETS = ", ".join(
+    f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
+)
+
+# Of a batch, the calls that belong to the same row are added up first: a statement may touch a row only once.
+_ADD = text(f"""
+WITH called AS MATERIALIZED (
+    SELECT *, CASE WHEN latency IS NULL THEN 0 ELSE 1 END AS timed,
+           width_bucket(latency, CAST(:bounds AS float8[])) AS bucket
+    FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c (
+        model text, agent_type text, goal_id text, outcome text, prompt_tokens bigint, completion_tokens bigint,
+        cost_usd float8, held_seconds float8, task_seconds float8, latency float8)
+)
+INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, outcome, calls, prompt_tokens, completion_tokens,
+    cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
+SELECT date_trunc('minute', CAST(:at AS timestamptz)), model, agent_type, goal_id, outcome, count(*),
+       sum(prompt_tokens), sum(completion_tokens), sum(cost_usd), sum(held_seconds), sum(task_seconds),
+       sum(timed), coalesce(sum(latency), 0), coalesce(max(latency), 0), ARRAY[{_BUCKETS}]
+FROM called GROUP BY model, agent_type, goal_id, outcome ORDER BY model, agent_type, goal_id, outcome
+ON CONFLICT (minute, model, agent_type, goal_id, outcome) DO UPDATE SET
+    calls = known.calls + excluded.calls,
+    prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = known.completion_tokens + excluded.completion_tokens,
+    cost_usd = known.cost_usd + excluded.cost_usd,
+    held_seconds = known.held_seconds + excluded.held_seconds,
+    task_seconds = known.task_seconds + excluded.task_seconds,
+    timed = known.timed + excluded.timed,
+    seconds = known.seconds + excluded.seconds,
+    longest = greatest(known.longest, excluded.longest),
+    histogram = ARRAY(
+        SELECT ours + theirs
+        FROM unnest(known.histogram, excluded.histogram) WITH ORDINALITY AS part (ours, theirs, place) ORDER BY place
+    )
+""")
+
+_SUMS = """
+WITH parts AS MATERIALIZED (
+    SELECT {key} AS name, * FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute'
+),
+outcomes AS (
+    SELECT name, jsonb_object_agg(outcome, calls) AS outcomes
+    FROM (SELECT name, outcome, sum(calls) AS calls FROM parts GROUP BY name, outcome) each GROUP BY name
+),
+histograms AS (
+    SELECT name, array_agg(held ORDER BY place) AS buckets
+    FROM (SELECT name, place, sum(part)::bigint AS held
+          FROM parts, unnest(histogram) WITH ORDINALITY AS bucket (part, place) GROUP BY name, place) each GROUP BY name
+)
+SELECT name, outcomes.outcomes AS outcomes, buckets, sum(prompt_tokens)::bigint AS prompt_tokens,
+       sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd,
+       sum(held_seconds) AS held_seconds, sum(timed)::bigint AS timed, sum(seconds) AS seconds, max(longest) AS longest
+FROM parts JOIN outcomes USING (name) JOIN histograms USING (name)
+GROUP BY name, outcomes.outcomes, buckets ORDER BY sum(calls) DESC, name LIMIT :limit
+"""
+
+_SUMS_BY = {by: text(_SUMS.format(key=key)) for by, key in _KEYS.items()}
+
+_RECENT = text("""
+SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms, coalesce(sum(calls), 0)::bigint AS calls,
+       (SELECT count(*) FROM llm_permits WHERE ended_at IS NULL AND expires_at > now()) AS in_use,
+       coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
+                 ORDER BY version DESC LIMIT 1), :usual) AS "limit"
+FROM llm_minutes WHERE minute > now() - CAST(:window AS interval)
+""")
+
+# A model bears what its service was seen to bear, within what people allow; all together what the configuration says.
+_BURDEN = text(f"""
+WITH most AS MATERIALIZED (
+    SELECT coalesce((SELECT (document #>> '{{resource_limits,max_concurrent_llm_calls}}')::int FROM config_versions
+                     ORDER BY version DESC LIMIT 1), :usual) AS calls
+), held AS MATERIALIZED (
+    SELECT model, sum(task_seconds) AS seconds FROM llm_minutes
+    WHERE minute > now() - CAST(:window AS interval) GROUP BY model
+), ran AS MATERIALIZED (
+    SELECT sum(tasks) AS tasks, sum(seconds) AS seconds FROM queue_minutes
+    WHERE minute > now() - CAST(:window AS interval) AND kind IN ('{Move.COMPLETE.value}', '{Move.FAIL.value}')
+), borne AS MATERIALIZED (
+    SELECT sum(greatest(1, least(calls, coalesce(max_concurrency, calls), floor(concurrency)))) AS calls
+    FROM held JOIN llm_models USING (model) CROSS JOIN most WHERE held.seconds > 0
+)
+SELECT least(most.calls, coalesce(borne.calls, most.calls))::int AS "limit",
+       CASE WHEN ran.tasks >= :fewest AND ran.seconds > 0
+            THEN (SELECT sum(seconds) FROM held) / ran.seconds END AS held_share
+FROM most CROSS JOIN borne CROSS JOIN ran
+""")
+
+_PRUNE = deletion("llm_minutes", "minute < now() - make_interval(days => :days)", "minute")
+
+
+async def add(connection: AsyncConnection, calls: Collection[Call], at: datetime) -> None:
+    """Count calls that ended now, with their models locked."""
+    rows = [
+        {
+            "model": call.model,
+            "agent_type": call.agent_type.value,
+            "goal_id": call.goal_id or "",
+            "outcome": call.outcome.value,
+            "prompt_tokens": call.prompt_tokens,
+            "completion_tokens": call.completion_tokens,
+            "cost_usd": call.cost_usd,
+            "held_seconds": call.held_seconds,
+            "task_seconds": call.held_seconds if call.of_task else 0.0,
+            "latency": call.latency_seconds,
+        }
+        for call in calls
+    ]
+    await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
+
+
+async def sums(connection: AsyncConnection, by: By, since: datetime, limit: int) -> list[Sum]:
+    """What was used in the minutes that end after `since`, by model, agent type or goal, the most called first."""
+    rows = (await connection.execute(_SUMS_BY[by], {"since": since, "limit": limit})).mappings()
+    return [_sum(row) for row in rows]
+
+
+async def recent(connection: AsyncConnection, window: timedelta) -> Recent:
+    """What there was in the minutes that began within the window, and what is in use now."""
+    values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls}
+    return Recent(**(await connection.execute(_RECENT, values)).mappings().one())
+
+
+async def burden(connection: AsyncConnection, window: timedelta) -> Burden:
+    """What tasks have asked of language models in the minutes that began within the window."""
+    values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls, "fewest": _FEWEST_TASKS}
+    return Burden(**(await connection.execute(_BURDEN, values)).mappings().one())
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget what was long ago; returns how many rows."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+
+
+def _sum(row: Any) -> Sum:
+    return Sum(
+        name=row["name"] or None,
+        outcomes={Outcome(name): count for name, count in row["outcomes"].items()},
+        latency=Durations(count=row["timed"], seconds=row["seconds"], longest=row["longest"], histogram=row["buckets"]),
+        **{name: row[name] for name in ("prompt_tokens", "completion_tokens", "cost_usd", "held_seconds")},
+    )

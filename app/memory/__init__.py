@@ -1,0 +1,1 @@
+"""What outlives a task: context, checkpoints, backups."""

@@ -1,0 +1,125 @@
+"""Checkpoints of the system: what was in flight at a moment, to look at, to check and to keep elsewhere."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.json import answer
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import Reading
+from app.memory.errors import CheckpointNotFound
+from app.memory.service import checkpoints as service
+from app.memory.store import checkpoints as store
+from app.memory.store.checkpoints import Checkpoint
+
+router = APIRouter(prefix="/checkpoints", tags=["context"])
+_FOUND = documented(CheckpointNotFound)
+_NEWEST = 2**63 - 1
+Id = Annotated[int, Path(ge=1, le=_NEWEST)]
+
+
+class CheckpointIn(Body):
+    """Why."""
+
+    reason: Sentence = "asked for"
+
+
+class CheckpointOut(BaseModel):
+    """What is known of a checkpoint without opening it."""
+
+    id: int
+    taken_at: Moment
+    reason: str
+    taken_by: str | None = Field(description="id of the key that asked for it; null for a regular one")
+    revision: str = Field(description="of the schema of the database")
+    event_cursor: str = Field(description="every event up to it is in the checkpoint")
+    counts: dict[str, int]
+    is_cut: bool = Field(description="there was more than a checkpoint holds: leased tasks come first, then old ones")
+    size_bytes: int
+    stored_bytes: int
+    sha256: str
+
+
+class CheckpointPage(BaseModel):
+    """Newest first; pass `next` as `after` for what follows."""
+
+    items: list[CheckpointOut]
+    next: int | None
+
+
+class FindingsOut(BaseModel):
+    """Whether the checkpoint is what was taken, and whether everything in it agrees."""
+
+    ok: bool
+    violations: list[str]
+    checkpoint: CheckpointOut
+
+
+@router.post("", summary="Take a checkpoint", status_code=201, dependencies=[requires(Scope.OPERATE)])
+async def take(asked: CheckpointIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
+    """Besides the regular ones: every 5 minutes or 50 completed tasks. Taking two is as good as taking one."""
+    return _shown(await service.take(services.database, asked.reason, taken_by=caller.key_id))
+
+
+@router.get("", summary="List checkpoints", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    limit: Limit = 50,
+) -> CheckpointPage:
+    """The newest 20, and one of each day as far back as history is kept."""
+    found = await store.page(connection, before=after, limit=limit + 1)
+    following = found[limit - 1].id if len(found) > limit else None
+    return CheckpointPage(items=[_shown(checkpoint) for checkpoint in found[:limit]], next=following)
+
+
+@router.get(
+    "/{checkpoint_id}",
+    summary="Read what is known of a checkpoint",
+    dependencies=[requires(Scope.READ)],
+    responses=_FOUND,
+)
+async def read(checkpoint_id: Id, services: ServicesDep) -> CheckpointOut:
+    """When and why it was taken, and how much it holds."""
+    return _shown(await service.read(services.database, checkpoint_id))
+
+
+@router.get(
+    "/{checkpoint_id}/content",
+    summary="Read the content of a checkpoint",
+    dependencies=[requires(Scope.READ)],
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}, **_FOUND},
+    response_class=Response,
+)
+async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
+    """Live tasks, what they wait for, goals, lanes, pauses, and the Context Memory, as of one moment.
+
+    `convener checkpoints restore` puts it into an empty database.
+    """
+    return answer(await service.content(services.database, checkpoint_id))
+
+
+@router.post(
+    "/{checkpoint_id}/verify",
+    summary="Check a checkpoint",
+    dependencies=[requires(Scope.READ)],
+    responses=_FOUND,
+)
+async def verify(checkpoint_id: Id, services: ServicesDep) -> FindingsOut:
+    """Recomputes the checksum and checks every invariant of the content; changes nothing."""
+    found = await service.verify(services.database, checkpoint_id)
+    return FindingsOut(ok=not found.violations, violations=found.violations, checkpoint=_shown(found.checkpoint))
+
+
+def _shown(checkpoint: Checkpoint) -> CheckpointOut:
+    plain = {
+        name: getattr(checkpoint, name)
+        for name in Checkpoint.__dataclass_fields__
+        if name in CheckpointOut.model_fields and name != "sha256"
+    }
+    return CheckpointOut(event_cursor=str(checkpoint.cursor), sha256=checkpoint.sha256.hex(), **plain)

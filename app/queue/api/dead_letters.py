@@ -1,0 +1,112 @@
+"""Tasks that failed for good: looked at, put back into the queue, or forgotten."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.http.fields import Body, Sentence
+from app.http.problems import documented
+from app.http.transactions import InBatches, Reading, Writing
+from app.queue.api.task_filters import LetterQuery, PurgeIn, RequeueManyIn
+from app.queue.api.task_schemas import TaskOut, TaskPage, summary, whole
+from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished
+from app.queue.service import dead_letters as service
+from app.queue.service import tasks
+from app.queue.store import listing
+
+router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+
+
+class RequeueIn(Body):
+    """Why."""
+
+    reason: Sentence = "requeued"
+
+
+class Requeued(BaseModel):
+    """What a call of `POST /dead-letters/requeue` has done."""
+
+    matched: int = Field(description="dead letters that the filter selected when the call began")
+    requeued: int = Field(description="those of them that are in the queue again")
+    remaining: int = Field(description="those that are left: repeat the call to go on")
+    dry_run: bool
+
+
+class Purged(BaseModel):
+    """What a call of `POST /dead-letters/purge` has done."""
+
+    matched: int = Field(description="dead letters that the filter selected when the call began")
+    purged: int = Field(description="those of them that are gone")
+    remaining: int = Field(description="those that are left: repeat the call to go on")
+    dry_run: bool
+
+
+@router.get("", summary="List dead letters", dependencies=[requires(Scope.READ)])
+async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> TaskPage:
+    """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
+    found = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    following = None if found.next is None else str(found.next)
+    return TaskPage(items=[summary(row) for row in found.items], next=following)
+
+
+@router.post(
+    "/requeue", summary="Requeue the dead letters that a filter selects", dependencies=[requires(Scope.SUBMIT)]
+)
+async def requeue_many(wanted: RequeueManyIn, database: InBatches) -> Requeued:
+    """As for a single one; those that were submitted first go first, and goals share the queue as ever.
+
+    Those of research goals that have stopped are left out.
+
+    Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
+    """
+    selection = wanted.filter.selection()
+    if wanted.dry_run:
+        outcome = await service.count(database, selection, may_run=True)
+    else:
+        outcome = await service.requeue_many(database, selection, limit=wanted.limit, reason=wanted.reason)
+    return Requeued(matched=outcome.matched, requeued=outcome.done, remaining=outcome.remaining, dry_run=wanted.dry_run)
+
+
+@router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
+async def purge(wanted: PurgeIn, database: InBatches) -> Purged:
+    """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
+
+    Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
+    """
+    selection = wanted.filter.selection()
+    if wanted.dry_run:
+        outcome = await service.count(database, selection)
+    else:
+        outcome = await service.purge(database, selection, limit=wanted.limit, reason=wanted.reason)
+    return Purged(matched=outcome.matched, purged=outcome.done, remaining=outcome.remaining, dry_run=wanted.dry_run)
+
+
+@router.get(
+    "/{task_id}",
+    summary="Read a dead letter",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(DeadLetterNotFound),
+)
+async def read(task_id: UUID, connection: Reading) -> TaskOut:
+    """Everything about it: the payload, the error, and every attempt."""
+    return whole(await service.read(connection, task_id))
+
+
+@router.post(
+    "/{task_id}/requeue",
+    summary="Requeue a dead letter",
+    dependencies=[requires(Scope.SUBMIT)],
+    responses=documented(DeadLetterNotFound, TaskFinished, GoalStopped),
+)
+async def requeue(task_id: UUID, wanted: RequeueIn, connection: Writing) -> TaskOut:
+    """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.
+
+    Tasks that waited for it were cancelled when it failed, and stay so: submit them anew. Requeueing a task that is
+    in the queue already changes nothing, and answers how it stands.
+    """
+    await service.requeue(connection, task_id, wanted.reason)
+    return whole(await tasks.read(connection, task_id))

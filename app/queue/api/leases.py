@@ -1,0 +1,224 @@
+"""Where workers live: ask for a task, tell how it goes, hand in the result."""
+
+import hashlib
+from uuid import UUID
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.admin.api.guard import Caller, requires, worker_of
+from app.admin.rules.access import Principal, Scope
+from app.http.fast_routes import LeanRoute
+from app.http.fields import Usage, priority_name
+from app.http.json import answer, limit, raw
+from app.http.problems import documented
+from app.http.services import Services, ServicesDep
+from app.http.streaming import until_gone
+from app.kernel import errors
+from app.kernel.errors import ConvenerError
+from app.kernel.ids import TaskId
+from app.kernel.states import TaskState
+from app.queue.api import advice
+from app.queue.api.lease_schemas import (
+    CompletedOut,
+    CompleteIn,
+    EndedOut,
+    FailIn,
+    HeldOut,
+    LeaseIn,
+    LeaseOut,
+    LeaseStartIn,
+    NextIn,
+    ProgressIn,
+    ReleaseIn,
+)
+from app.queue.broker.broker import LeaseCall
+from app.queue.errors import (
+    LeaseExpired,
+    LeaseNotFound,
+    LeaseSuperseded,
+    TaskCancelled,
+    WorkerBusy,
+    WorkerGone,
+    WorkerNotReady,
+)
+from app.queue.service import leases as service
+from app.queue.service.leases import Failure, Fence
+from app.queue.store.claims import Lease
+from app.queue.store.completions import Completion, Renewal
+
+router = APIRouter(tags=["leases"], route_class=LeanRoute)
+_HOLDER = [requires(Scope.LEASE)]
+_FENCED = documented(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
+_STANDING = documented(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
+
+
+@router.post(
+    "/lease",
+    summary="Lease one task",
+    dependencies=_HOLDER,
+    response_model=LeaseOut,
+    responses={204: {"description": "nothing to do within the wait"}, **_STANDING},
+)
+async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request: Request) -> Response:
+    """One task for this worker, waiting for it up to `wait_seconds`."""
+    wanted = _wanted(call, principal)
+    wait = min(call.wait_seconds, services.leases.max_wait_seconds)
+    found = (
+        await until_gone(request, services.broker.lease(wanted, wait)) if wait else await services.broker.lease(wanted)
+    )
+    return answer(_render(found, services)) if found else Response(status_code=204)
+
+
+@router.post(
+    "/leases/{task_id}/start",
+    summary="Acknowledge a lease",
+    dependencies=_HOLDER,
+    response_model=HeldOut,
+    responses=_FENCED,
+)
+async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: ServicesDep) -> Response:
+    """Acknowledge a lease: the task begins."""
+    return await _sign(services, Renewal(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
+
+
+@router.post(
+    "/leases/{task_id}/progress",
+    summary="Report progress and renew",
+    dependencies=_HOLDER,
+    response_model=HeldOut,
+    responses=_FENCED,
+)
+async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
+    """Report progress, which also renews the lease."""
+    limit(call.checkpoint, services.max_payload_bytes, "checkpoint")
+    told = call.model_dump_json(include={"percent", "message"})
+    sign = Renewal(
+        task_id=TaskId(task_id),
+        token=call.token,
+        worker_id=worker_of(principal),
+        progress=told,
+        checkpoint=call.checkpoint,
+    )
+    return await _sign(services, sign)
+
+
+@router.post(
+    "/leases/{task_id}/complete",
+    summary="Hand in the result",
+    dependencies=_HOLDER,
+    response_model=CompletedOut,
+    responses=_FENCED,
+)
+async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
+    """Hand in the result, and ask for the next task in the same breath if you like."""
+    limit(call.result, services.max_payload_bytes, "result")
+    completion = Completion(
+        task_id=TaskId(task_id),
+        token=call.token,
+        worker_id=worker_of(principal),
+        result=call.result,
+        result_hash=_outcome_hash(call),
+        usage=_usage(call.usage),
+        quality=call.quality,
+    )
+    await services.desk.complete(completion)
+    following = await _next(services, principal, call.next) if call.next else None
+    done = {"task_id": task_id, "state": TaskState.COMPLETED.value}
+    return answer(raw(done, {"lease": _render(following, services).decode() if following else None}))
+
+
+@router.post(
+    "/leases/{task_id}/fail",
+    summary="Report a failed attempt",
+    dependencies=_HOLDER,
+    response_model=EndedOut,
+    responses=_FENCED,
+)
+async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
+    """Report that the attempt failed: the task is tried again after a delay, or given up."""
+    limit(call.error.detail, services.max_payload_bytes, "detail")
+    failure = Failure(
+        code=call.error.code,
+        message=call.error.message,
+        retryable=call.error.retryable,
+        detail=call.error.detail,
+        usage=_usage(call.usage),
+    )
+    async with services.database.transaction() as connection:
+        standing = await service.fail(connection, _fence(task_id, call.token, principal), failure)
+    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+
+
+@router.post(
+    "/leases/{task_id}/release",
+    summary="Give the task back",
+    dependencies=_HOLDER,
+    response_model=EndedOut,
+    responses=_FENCED,
+)
+async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: ServicesDep) -> Response:
+    """Give the task back; this burns no attempt. With a delay nobody gets it before."""
+    async with services.database.transaction() as connection:
+        standing = await service.release(
+            connection, _fence(task_id, call.token, principal), call.reason, call.delay_seconds
+        )
+    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+
+
+async def _sign(services: Services, sign: Renewal) -> Response:
+    expires_at = await services.desk.sign(sign)
+    held = {"task_id": sign.task_id, "token": sign.token, "state": TaskState.EXECUTING.value, "expires_at": expires_at}
+    return answer(raw(held, {}))
+
+
+async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lease | None:
+    """The result is safe by now, so whatever keeps the next lease back must not make the call look failed."""
+    try:
+        return await services.broker.lease(_wanted(wanted, principal))
+    except ConvenerError:
+        return None
+
+
+def _wanted(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
+    """What the worker asks for, and never more than it said that it can run."""
+    can_run = principal.capabilities
+    return LeaseCall(
+        worker_id=worker_of(principal),
+        request_id=call.request_id,
+        agent_types=can_run if call.agent_types is None else can_run.intersection(call.agent_types),
+        acknowledge=call.acknowledge,
+    )
+
+
+def _outcome_hash(call: CompleteIn) -> bytes:
+    """By this a repeated call is known. What the attempt cost may have been measured anew; what came of it may not."""
+    told = call.result if call.quality is None else f"{call.result}{call.quality!r}"
+    return hashlib.sha256(told.encode()).digest()
+
+
+def _usage(usage: Usage | None) -> str | None:
+    return usage.model_dump_json() if usage else None
+
+
+def _fence(task_id: UUID, token: int, principal: Principal) -> Fence:
+    return Fence(task_id=TaskId(task_id), token=token, worker_id=worker_of(principal))
+
+
+def _render(lease: Lease, services: Services) -> bytes:
+    plain = {
+        "task_id": lease.task_id,
+        "token": lease.token,
+        "attempt": lease.attempt,
+        "agent_type": lease.agent_type,
+        "goal_id": lease.goal_id,
+        "priority": priority_name(lease.priority),
+        "timeout_seconds": lease.timeout_seconds,
+        "leased_at": lease.leased_at,
+        "expires_at": lease.expires_at,
+        "deadline_at": lease.deadline_at,
+        "trace_context": lease.trace_context,
+    }
+    texts = {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint}
+    return raw(plain, texts | {"degradation": advice.text(services)})

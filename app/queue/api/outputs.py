@@ -1,0 +1,90 @@
+"""What agents have produced, each result once to whoever keeps the token."""
+
+import re
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.http.fields import AgentName, Limit, Moment, PriorityName, Usage, priority_name
+from app.http.transactions import Reading
+from app.kernel.agents import AgentType
+from app.queue.store import events
+from app.queue.store import outputs as store
+from app.queue.store.events import BEGINNING, Cursor
+from app.queue.store.outputs import Output
+
+router = APIRouter(prefix="/outputs", tags=["context"])
+
+
+class OutputOut(BaseModel):
+    """The result of a completed task."""
+
+    token: str = Field(description="the continuation token after this very result")
+    task_id: UUID
+    agent_type: AgentType
+    goal_id: str | None
+    priority: PriorityName
+    labels: dict[str, str]
+    worker_id: UUID | None
+    created_at: Moment
+    finished_at: Moment
+    result: Any
+    usage: Usage | None
+    quality: float | None = Field(description="0 to 1, where its worker has judged it")
+
+
+class OutputPage(BaseModel):
+    """Oldest first; store `next` and pass it as `after`, and you receive each result exactly once."""
+
+    items: list[OutputOut]
+    next: str
+    more: bool = Field(description="go on at once: there may be more, even where this page is empty")
+
+
+@router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    agent_type: Annotated[AgentName | None, Query()] = None,
+    goal_id: Annotated[str | None, Query(max_length=200)] = None,
+    after: Annotated[
+        str | None,
+        Query(max_length=100, description="continuation token of an earlier page; `now`; or absent: from the start"),
+    ] = None,
+    limit: Limit = 100,
+) -> OutputPage:
+    """In the order of completion, from a token on, as far back as events are kept.
+
+    A token is good for any filter. A result that is just being written appears later, never in a place already read.
+    """
+    start = await _start(connection, after)
+    wanted = agent_type.value if agent_type else None
+    found = await store.page(connection, start, agent_type=wanted, goal_id=goal_id, limit=limit)
+    items = [OutputOut.model_validate(_plain(output)) for output in found.items]
+    return OutputPage(items=items, next=_token(found.next), more=found.more)
+
+
+async def _start(connection: AsyncConnection, after: str | None) -> Cursor:
+    if after is None:
+        return BEGINNING
+    if after == "now":
+        return await events.latest(connection)
+    match = re.fullmatch(r"o(\d{1,18})-(\d{1,19})", after)
+    if match is None:
+        message = "not a continuation token; use `next` of a page, or `now`"
+        raise RequestValidationError([{"type": "token", "loc": ("query", "after"), "msg": message}])
+    return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
+
+
+def _token(cursor: Cursor) -> str:
+    return f"o{cursor}"
+
+
+def _plain(output: Output) -> dict[str, Any]:
+    shown = {name: getattr(output, name) for name in OutputOut.model_fields if name not in ("token", "priority")}
+    return {**shown, "token": _token(output.cursor), "priority": priority_name(output.priority)}

@@ -1,0 +1,167 @@
+"""Which tasks are meant, in queries and in bodies: by the same names, so that what was listed can be acted on."""
+
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from app.http.fields import AgentName, Body, Given, Limit, Moment, PriorityIn, Sentence, Word, priority_of
+from app.kernel.states import TaskState
+from app.queue.store.listing import Selection
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _paired(value: str) -> str:
+    name, separator, _ = value.partition(":")
+    if not name or not separator:
+        raise ValueError("must be key:value")
+    return value
+
+
+LabelPairs = Annotated[
+    list[Annotated[Sentence, AfterValidator(_paired)]],
+    BeforeValidator(_listed),
+    Field(max_length=10, description="key:value; with several, a task must carry all of them"),
+]
+LiveState = Literal["blocked", "pending", "assigned", "executing"]
+Most = Annotated[int, Field(ge=1, le=10_000, description="how many at most in this call")]
+After = Annotated[int | None, Field(ge=0, le=2**63 - 1, description="`next` of the page before")]
+
+
+def pairs(labels: list[str]) -> list[tuple[str, str]]:
+    """Labels as the store takes them."""
+    return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
+
+
+class TaskQuery(Given):
+    """What `GET /tasks` takes; all filters must agree. Of times, the first is included and the second is not."""
+
+    goal_id: Word | None = None
+    agent_type: AgentName | None = None
+    state: list[TaskState] = Field(default_factory=list, description="any of these")
+    priority: PriorityIn | None = None
+    label: LabelPairs = Field(default_factory=list)
+    code: Word | None = Field(None, description="the `code` of the error")
+    worker_id: UUID | None = Field(None, description="who runs it, or ran it last")
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    finished_after: Moment | None = None
+    finished_before: Moment | None = None
+    after: After = None
+    limit: Limit = 50
+
+    def selection(self) -> Selection:
+        """What the store takes."""
+        return Selection(
+            agent_type=self.agent_type,
+            goal_id=self.goal_id,
+            states=self.state,
+            priority=priority_of(self.priority) if self.priority else None,
+            labels=pairs(self.label),
+            code=self.code,
+            worker_id=self.worker_id,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            finished_after=self.finished_after,
+            finished_before=self.finished_before,
+        )
+
+
+class _Letters(Given):
+    """What dead letters are chosen by."""
+
+    agent_type: AgentName | None = None
+    goal_id: Word | None = None
+    code: Word | None = Field(None, description="the `code` of the error")
+    failed_after: Moment | None = Field(None, description="at this time or later")
+    failed_before: Moment | None = None
+    label: LabelPairs = Field(default_factory=list)
+
+    def selection(self) -> Selection:
+        """What the store takes."""
+        return Selection(
+            agent_type=self.agent_type,
+            goal_id=self.goal_id,
+            states=(TaskState.FAILED,),
+            labels=pairs(self.label),
+            code=self.code,
+            finished_after=self.failed_after,
+            finished_before=self.failed_before,
+        )
+
+
+class LetterQuery(_Letters):
+    """What `GET /dead-letters` takes; all filters must agree."""
+
+    after: After = None
+    limit: Limit = 50
+
+
+class Deliberate(Body):
+    """A filter that must say something: an empty object is too easily sent by mistake."""
+
+    everything: bool = Field(False, alias="all", description="true instead of any other field: really all of them")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        named = any(getattr(self, name) not in (None, []) for name in type(self).model_fields if name != "everything")
+        if named == self.everything:
+            raise ValueError('give at least one field, or {"all": true} alone for everything')
+        return self
+
+
+class LetterFilter(_Letters, Deliberate):
+    """Which dead letters; all fields must agree."""
+
+
+class CancelFilter(Deliberate):
+    """Which tasks that have not finished; all fields must agree."""
+
+    agent_type: AgentName | None = None
+    goal_id: Word | None = None
+    state: LiveState | None = None
+    priority: PriorityIn | None = None
+    label: LabelPairs = Field(default_factory=list)
+    created_before: Moment | None = None
+
+    def selection(self) -> Selection:
+        """What the store takes."""
+        return Selection(
+            agent_type=self.agent_type,
+            goal_id=self.goal_id,
+            states=(TaskState(self.state),) if self.state else (),
+            priority=priority_of(self.priority) if self.priority else None,
+            labels=pairs(self.label),
+            created_before=self.created_before,
+        )
+
+
+class Many(Body):
+    """How much to do in one call."""
+
+    limit: Most = 10_000
+    dry_run: bool = Field(False, description="only count what matches")
+
+
+class CancelManyIn(Many):
+    """Which tasks to cancel, and why."""
+
+    filter: CancelFilter
+    reason: Sentence = "cancelled"
+
+
+class RequeueManyIn(Many):
+    """Which dead letters to put back into the queue, and why."""
+
+    filter: LetterFilter
+    reason: Sentence = "requeued"
+
+
+class PurgeIn(Many):
+    """Which dead letters to forget, and why."""
+
+    filter: LetterFilter
+    reason: Sentence = "purged"

@@ -1,0 +1,207 @@
+"""Tasks on the wire: as they are submitted, and as they are shown."""
+
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.http.fields import (
+    AgentName,
+    Body,
+    Labels,
+    Moment,
+    NewGoalId,
+    PriorityIn,
+    PriorityName,
+    Sentence,
+    Usage,
+    Word,
+    priority_name,
+    priority_of,
+)
+from app.http.json import JsonObject, limit, object_text
+from app.kernel.agents import AgentType
+from app.kernel.states import TaskState
+from app.queue.rules.tasks import RetryPolicy
+from app.queue.service.tasks import Submission
+
+_EXAMPLE: dict[str, Any] = {
+    "agent_type": "generation",
+    "goal_id": "kepler",
+    "priority": "high",
+    "payload": {"topic": "planetary motion"},
+    "timeout_seconds": 120,
+}
+
+
+class RetryIn(Body):
+    """When a failed task is tried again."""
+
+    max_attempts: int = Field(3, ge=1, le=100)
+    delays_seconds: list[Annotated[float, Field(ge=0, le=86_400)]] = Field(
+        [5, 30, 120], max_length=20, description="upper bounds of the random wait before each retry; the last repeats"
+    )
+
+
+# One for all: Pydantic would otherwise build a new one for each of the thousand tasks of a batch.
+_USUAL_RETRY = RetryIn()
+
+
+class TaskIn(Body):
+    """A task to be done."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    id: UUID | None = Field(None, description="choose it to make the call safe to repeat")
+    agent_type: AgentName
+    goal_id: NewGoalId | None = Field(None, description="the research goal that it serves, which need not exist yet")
+    priority: PriorityIn = "medium"
+    payload: JsonObject = Field(default="{}", description="what the agent needs, at most 1 MiB by default")
+    labels: Labels = Field(default_factory=dict)
+    timeout_seconds: float = Field(600, ge=1, le=86_400, description="wall time that one attempt may take")
+    deadline: Moment | None = None
+    run_at: Moment | None = Field(None, description="not before this time")
+    retry: RetryIn = Field(default_factory=lambda: _USUAL_RETRY)
+    trace_context: Word | None = Field(None, description="W3C traceparent")
+    idempotency_key: Word | None = Field(None, description="equal keys are one task; instead of choosing the `id`")
+    depends_on: list[UUID] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="runs when all of these have completed, is cancelled when one fails; order in a batch is free",
+    )
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if self.id is not None and self.idempotency_key is not None:
+            raise ValueError("give an id or an idempotency_key, not both")
+        return self
+
+    def submission(self, max_payload_bytes: int) -> Submission:
+        """What the operation takes. Raises PayloadTooLarge."""
+        limit(self.payload, max_payload_bytes, "payload")
+        retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
+        plain = {name: getattr(self, name) for name in ("id", "agent_type", "goal_id", "timeout_seconds", "deadline")}
+        return Submission(
+            priority=priority_of(self.priority),
+            payload=self.payload,
+            labels=object_text(self.labels) or "{}",
+            run_at=self.run_at,
+            retry=retry,
+            trace_context=self.trace_context,
+            idempotency_key=self.idempotency_key,
+            depends_on=self.depends_on,
+            **plain,
+        )
+
+
+class BatchIn(Body):
+    """All or none."""
+
+    tasks: list[TaskIn] = Field(min_length=1, max_length=1000)
+
+
+class SubmittedOut(BaseModel):
+    """A task after submit; `created` is false when it existed already."""
+
+    id: UUID
+    state: TaskState
+    created: bool
+
+
+class BatchOut(BaseModel):
+    """In the order of the request; an id that comes twice is listed once."""
+
+    tasks: list[SubmittedOut]
+
+
+class AttemptOut(BaseModel):
+    """An attempt that did not complete the task."""
+
+    attempt: int
+    token: int
+    worker_id: UUID
+    leased_at: Moment
+    ended_at: Moment
+    outcome: str
+    error: dict[str, Any] | None
+    usage: Usage | None
+
+
+class ProgressOut(BaseModel):
+    """The last that was heard."""
+
+    percent: float
+    message: str | None = None
+
+
+class TaskSummary(BaseModel):
+    """A task without its payload and result."""
+
+    id: UUID
+    agent_type: AgentType
+    goal_id: str | None
+    priority: PriorityName
+    state: TaskState
+    labels: dict[str, str]
+    attempt: int = Field(description="the attempt that runs or would run next, from 1")
+    failures: int
+    max_attempts: int
+    depends_on: list[UUID]
+    idempotency_key: str | None
+    rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
+    timeout_seconds: float
+    deadline: Moment | None
+    run_at: Moment | None
+    held: bool = Field(description="not leased, because its goal is paused or out of budget")
+    token: int
+    worker_id: UUID | None
+    created_at: Moment
+    waiting_since: Moment | None = Field(description="when it last became ready to run; it waits, or waited, from then")
+    leased_at: Moment | None
+    finished_at: Moment | None
+    progress: ProgressOut | None
+    error: dict[str, Any] | None
+
+
+class TaskOut(TaskSummary):
+    """Everything about a task."""
+
+    payload: dict[str, Any]
+    result: dict[str, Any] | None
+    quality: float | None = Field(description="of the result, 0 to 1, where its worker has judged it")
+    checkpoint: dict[str, Any] | None
+    usage: Usage | None
+    attempts: list[AttemptOut]
+
+
+class TaskPage(BaseModel):
+    """Newest first; pass `next` as `after` for what follows, until it is null.
+
+    A page looks at 50,000 tasks at most. Where a filter finds few among them, it is shorter than `limit`, or even
+    empty, and `next` leads on.
+    """
+
+    items: list[TaskSummary]
+    next: str | None
+
+
+class CancelIn(Body):
+    """Why."""
+
+    reason: Sentence = "cancelled"
+
+
+def whole(row: dict[str, Any]) -> TaskOut:
+    """Everything about a task, as it is read."""
+    return TaskOut.model_validate(_plain(row))
+
+
+def summary(row: dict[str, Any]) -> TaskSummary:
+    """A task as it is listed."""
+    return TaskSummary.model_validate(_plain(row))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    finished = row["state"] in ("completed", "failed", "cancelled")
+    attempt = max(1, row["failures"] + (0 if finished and row["state"] != "completed" else 1))
+    return {**row, "priority": priority_name(row["priority"]), "attempt": attempt}

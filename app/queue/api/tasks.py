@@ -1,0 +1,151 @@
+"""What the Supervisor does with tasks."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import InBatches, Reading, Writing
+from app.kernel import errors
+from app.queue.api import advice
+from app.queue.api.task_filters import CancelManyIn, TaskQuery
+from app.queue.api.task_schemas import (
+    BatchIn,
+    BatchOut,
+    CancelIn,
+    SubmittedOut,
+    TaskIn,
+    TaskOut,
+    TaskPage,
+    summary,
+    whole,
+)
+from app.queue.errors import (
+    DependencyCycle,
+    DependencyMissing,
+    GoalStopped,
+    IdempotencyMismatch,
+    QueueFull,
+    SubmitInFlight,
+    TaskConflict,
+    TaskFinished,
+    TaskNotFound,
+)
+from app.queue.service import cancel as cancel_service
+from app.queue.service import tasks as service
+from app.queue.store import listing
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+_REFUSED = documented(
+    TaskConflict,
+    SubmitInFlight,
+    errors.PayloadTooLarge,
+    IdempotencyMismatch,
+    DependencyMissing,
+    DependencyCycle,
+    QueueFull,
+    GoalStopped,
+)
+
+_SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTED}, **_REFUSED}
+
+
+class CancelledMany(BaseModel):
+    """What a call of `POST /tasks/cancel` has done."""
+
+    matched: int = Field(description="tasks that the filter selected when the call began")
+    cancelled: int = Field(description="those of them that were cancelled")
+    dependents: int = Field(description="others that were cancelled because they waited for those")
+    remaining: int = Field(description="those that are left: repeat the call to go on")
+    dry_run: bool
+
+
+@router.post(
+    "",
+    summary="Submit a task",
+    status_code=201,
+    dependencies=[requires(Scope.SUBMIT)],
+    responses={
+        200: {"model": TaskOut, "description": "this id exists already, with the same body"},
+        **_SUBMITTED,
+    },
+)
+async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
+    """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
+    submitted = (await service.submit(connection, [task.submission(services.max_payload_bytes)], services.intake))[0]
+    if not submitted.created:
+        response.status_code = 200
+    response.headers["Location"] = f"/tasks/{submitted.id}"
+    advice.note(response, services)
+    return whole(await service.read(connection, submitted.id))
+
+
+@router.post(
+    "/batch",
+    summary="Submit up to 1,000 tasks, all or none",
+    status_code=201,
+    dependencies=[requires(Scope.SUBMIT)],
+    responses=_SUBMITTED,
+)
+async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing, response: Response) -> BatchOut:
+    """One transaction for all; durable before the answer."""
+    submissions = [task.submission(services.max_payload_bytes) for task in batch.tasks]
+    submitted = await service.submit(connection, submissions, services.intake)
+    advice.note(response, services)
+    return BatchOut(tasks=[SubmittedOut(id=s.id, state=s.state, created=s.created) for s in submitted])
+
+
+@router.get("", summary="List tasks", dependencies=[requires(Scope.READ)])
+async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> TaskPage:
+    """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
+    found = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    following = None if found.next is None else str(found.next)
+    return TaskPage(items=[summary(row) for row in found.items], next=following)
+
+
+@router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])
+async def cancel_many(cancellation: CancelManyIn, database: InBatches) -> CancelledMany:
+    """Waiting and running ones, and all that wait for them; workers that run one stop with their next heartbeat.
+
+    Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
+    """
+    selection = cancellation.filter.selection()
+    if cancellation.dry_run:
+        outcome = await cancel_service.count(database, selection)
+    else:
+        outcome = await cancel_service.cancel(database, selection, limit=cancellation.limit, reason=cancellation.reason)
+    return CancelledMany(
+        matched=outcome.matched,
+        cancelled=outcome.cancelled,
+        dependents=outcome.dependents,
+        remaining=outcome.remaining,
+        dry_run=cancellation.dry_run,
+    )
+
+
+@router.get(
+    "/{task_id}",
+    summary="Read a task",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(TaskNotFound),
+)
+async def read(task_id: UUID, connection: Reading) -> TaskOut:
+    """Everything about it: payload, progress, result, and the attempts that failed."""
+    return whole(await service.read(connection, task_id))
+
+
+@router.post(
+    "/{task_id}/cancel",
+    summary="Cancel a task",
+    dependencies=[requires(Scope.SUBMIT)],
+    responses=documented(TaskNotFound, TaskFinished),
+)
+async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing) -> TaskOut:
+    """It ends now; a worker that runs it stops with its next heartbeat. Cancelling twice is fine."""
+    await service.cancel(connection, task_id, cancellation.reason)
+    return whole(await service.read(connection, task_id))

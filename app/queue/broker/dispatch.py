@@ -1,0 +1,120 @@
+"""Whose turn it is: which lane each waiting worker asks, and what its answer says of the lanes and of the worker."""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from app.db import hot_path
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.kernel.lanes import Lane
+from app.kernel.states import WorkerState
+from app.queue.broker.lane_view import Backlog
+from app.queue.rules.degradation import held_back
+from app.queue.rules.fair_queueing import FairQueue
+from app.queue.service.degradation import CurrentStep
+from app.queue.store.claims import Ask, Claim
+from app.queue.store.lanes import Lanes
+from app.workers.store import pool
+
+_MOST_WORKERS = 20_000
+
+
+_REMEMBERED_WORKERS = 20_000
+
+
+@dataclass(slots=True)
+class Preferences:
+    """Of the workers that were heard of last."""
+
+    _agents: dict[WorkerId, AgentType] = field(default_factory=dict)
+
+    def learn(self, worker_id: WorkerId, agent: AgentType | None) -> None:
+        """The worker is assigned to this agent now."""
+        self._agents.pop(worker_id, None)
+        if agent is not None:
+            self._agents[worker_id] = agent
+        while len(self._agents) > _MOST_WORKERS:
+            del self._agents[next(iter(self._agents))]
+
+    def of(self, worker_id: WorkerId) -> AgentType | None:
+        """What the worker prefers; None when it prefers nothing, or nobody has told us."""
+        return self._agents.get(worker_id)
+
+
+class Turns:
+    """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
+
+    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences) -> None:
+        self.degradation = CurrentStep()
+        self._backlog = backlog
+        self._fairness = fairness
+        self._lanes = lanes
+        self._preferences = preferences
+
+    def choose(self, worker_id: WorkerId, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
+        """The lane to ask for a worker; a crowd (`asked` so far) need not ask where one task is known of."""
+        open_to = {
+            agent
+            for agent in can_run
+            if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
+        }
+        candidates = self._not_held_back(open_to, can_run)
+        if not candidates:
+            return None
+        preferred = self._preferences.of(worker_id)
+        agent = self._fairness.next(open_to, self._backlog.most_urgent(candidates), preferred)
+        return self._backlog.lane(agent) if agent is not None else None
+
+    def _not_held_back(self, open_to: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
+        """Those to choose from: what is held back waits while there is anything else that the worker can run.
+
+        It stays among those that the rule against starvation chooses from.
+        """
+        held = held_back(self.degradation.step)
+        if not held:
+            return open_to
+        others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}
+        return open_to & others if others else open_to
+
+    def learn(self, asks: Sequence[Ask], found: Sequence[Claim]) -> None:
+        """Where the lanes stand now, and which agent types have run dry."""
+        tags: dict[Lane, list[float]] = defaultdict(list)
+        dry: set[Lane] = set()
+        for ask, claim in zip(asks, found, strict=True):
+            self._preferences.learn(ask.worker_id, claim.assigned_agent)
+            if ask.lane is None:
+                continue
+            if claim.lease is not None:
+                tags[ask.lane].append(claim.lease.tag)
+            elif claim.worker_state == WorkerState.READY and not claim.holds_another:
+                dry.add(ask.lane)
+        for lane in dry | tags.keys():
+            self._backlog.found(lane, tags[lane], dry=lane in dry)
+            if tags[lane]:
+                self._lanes.passed(lane, max(tags[lane]))
+        for agent in {lane.agent_type for lane in dry} - self._backlog.agents():
+            self._fairness.fell_idle(agent)
+
+
+class Served:
+    """What a process remembers of the workers that it has given leases; of too many it forgets the oldest."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._at: dict[WorkerId, float] = {}
+
+    def at(self, worker_id: WorkerId) -> float:
+        """When the worker got its last lease, by the clock of the event loop; 0.0 when it is not known to have any."""
+        return self._at.get(worker_id, 0.0)
+
+    async def note(self, worker_ids: Collection[WorkerId]) -> None:
+        """They get a lease now. Replacement records want to know when a new worker received its first."""
+        fresh = [worker_id for worker_id in worker_ids if worker_id not in self._at]
+        self._at.update(dict.fromkeys(worker_ids, asyncio.get_running_loop().time()))
+        while len(self._at) > _REMEMBERED_WORKERS:
+            del self._at[next(iter(self._at))]
+        if fresh:
+            await hot_path.run(self._database, lambda c: pool.first_leases(c, fresh))

@@ -1,0 +1,151 @@
+"""`convener dead-letters`: tasks that failed for good."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.text import Text
+
+from app.queue.cli.views import letters, portrait
+from app.terminal import bulk, output
+from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.client import Url, connect
+from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="See tasks that failed for good, requeue them, or forget them.", no_args_is_help=True)
+FailedAfter = Annotated[str | None, moment_option("--failed-after", "failed since then")]
+FailedBefore = Annotated[str | None, moment_option("--failed-before", "failed before")]
+_REQUEUE = Action(path="/dead-letters/requeue", verb="requeue", done="requeued", thing="dead letter")
+_PURGE = Action(path="/dead-letters/purge", verb="forget for good", done="purged", thing="dead letter")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener dead-letters ls --goal kepler",
+        "convener dead-letters ls --code llm_timeout --failed-after 2h -o json | jq -r '.items[].id'",
+    )
+)
+def ls(
+    goal: Goal = None,
+    agent: AgentOption = None,
+    code: Code = None,
+    label: Labels = None,
+    failed_after: FailedAfter = None,
+    failed_before: FailedBefore = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List dead letters, those that were submitted last first."""
+    wanted = _filters(goal, agent, code, label, failed_after, failed_before)
+    with connect(url) as client:
+        items, following = client.pages("/dead-letters", None if everything else limit, after=after, **wanted)
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    output.show(letters(items, client.now))
+    if following:
+        output.tell_more("--all", "--limit", f"--after {following}")
+
+
+@app.command(
+    epilog=output.examples("convener dead-letters get 0190a5b2-...", "convener dead-letters get 0190... -o json")
+)
+def get(
+    task_id: Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task that failed")],
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show everything about a dead letter: its payload, error, and every attempt."""
+    with connect(url) as client:
+        letter = client.get(f"/dead-letters/{task_id}")
+    if fmt is Format.JSON:
+        output.write_json(letter)
+    else:
+        output.show(portrait(letter, client.now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener dead-letters requeue 0190a5b2-... --reason 'prompt mended'",
+        "convener dead-letters requeue --goal kepler --code llm_timeout",
+        "convener dead-letters requeue --failed-after 2h --yes -o json",
+    )
+)
+def requeue(
+    task_ids: Annotated[list[UUID] | None, typer.Argument(metavar="[ID...]", help="ids of tasks that failed")] = None,
+    goal: Goal = None,
+    agent: AgentOption = None,
+    code: Code = None,
+    label: Labels = None,
+    failed_after: FailedAfter = None,
+    failed_before: FailedBefore = None,
+    everything: Everything = False,
+    reason: Reason = "requeued by an operator",
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Give failed tasks another chance, by their ids or all that a filter selects.
+
+    They keep their checkpoints, and count their failures anew. Tasks that waited for them stay cancelled. A filter is
+    counted first, and asks before it does anything.
+    """
+    filters = _filters(goal, agent, code, label, failed_after, failed_before)
+    if task_ids:
+        bulk.ids_alone(everything, dry_run, limit, *filters.values())
+        with connect(url) as client:
+            done = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
+        if fmt is Format.JSON:
+            output.write_json({"items": done})
+        else:
+            output.show(Text("\n".join(f"{task['id']} is {task['state']}" for task in done)))
+        return
+    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    with connect(url) as client:
+        bulk.run(client, _REQUEUE, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener dead-letters purge --failed-before 30d --dry-run",
+        "convener dead-letters purge --goal kepler --code unsafe --yes",
+    )
+)
+def purge(
+    goal: Goal = None,
+    agent: AgentOption = None,
+    code: Code = None,
+    label: Labels = None,
+    failed_after: FailedAfter = None,
+    failed_before: FailedBefore = None,
+    everything: Everything = False,
+    reason: Reason = "purged by an operator",
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Forget failed tasks and their attempts for good; an event is left of each. Counts first, and asks."""
+    filters = _filters(goal, agent, code, label, failed_after, failed_before)
+    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    with connect(url) as client:
+        bulk.run(client, _PURGE, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+
+
+def _filters(
+    goal: str | None,
+    agent: str | None,
+    code: str | None,
+    label: list[str] | None,
+    failed_after: str | None,
+    failed_before: str | None,
+) -> dict[str, Any]:
+    times = {"failed_after": failed_after, "failed_before": failed_before}
+    return {"goal_id": goal, "agent_type": agent, "code": code, "label": label, **times}

@@ -1,0 +1,138 @@
+"""`convener events`: what has happened to tasks, and what happens now."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from app.queue.rules.events import AlertKind, GoalMove, Move, SystemMove
+from app.terminal import output
+from app.terminal.client import PAGE, Client, Json, Refusal, Unreachable, Url, connect
+from app.terminal.failures import Failure
+from app.terminal.options import Goal
+from app.terminal.output import Format, Output
+
+# Of goals, of the system as a whole, and of alerts.
+_OTHERS = (*GoalMove, *SystemMove, *AlertKind)
+
+EPILOG = output.examples(
+    "convener events --goal kepler --kind completed --kind failed",
+    "convener events --follow",
+    "convener events --follow --after 1234-5678 -o json | jq -c '[.cursor, .kind, .task_id]'",
+)
+_WAIT_SECONDS = 25.0
+_PAUSE_SECONDS = 1.0
+_FEW = 50
+
+
+def _kind(values: list[str] | None) -> list[str]:
+    kinds = [value if "." in value else f"task.{value}" for value in values or ()]
+    for kind in kinds:
+        if kind not in {*Move, *_OTHERS}:
+            known = ", ".join([*(move.removeprefix("task.") for move in Move), *_OTHERS])
+            raise typer.BadParameter(f"{kind} is no kind of event; known are {known}")
+    return kinds
+
+
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with what happens, until Ctrl-C")] = False,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CURSOR", help="those that follow it; by default from the start, with --follow from now on"
+        ),
+    ] = None,
+    goal: Goal = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(callback=_kind, help="of this kind, like completed; of several, of any")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help=f"how many at most; {_FEW} by default, without end with --follow", min=1)
+    ] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show events in order, each exactly once. With --follow and -o json, one object a line."""
+    with connect(url) as client:
+        wanted = {"goal_id": goal, "kind": kind}
+        if follow:
+            _follow(client, after or "now", wanted, limit, fmt)
+            return
+        items, cursor = _read(client, after, wanted, limit or _FEW)
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": cursor})
+        return
+    output.show(_listing(items))
+    if len(items) == (limit or _FEW):
+        output.errors().print(f"[dim]there may be more: --limit, or --after {cursor}[/]")
+
+
+def _read(client: Client, cursor: str | None, wanted: Json, most: int) -> tuple[list[Json], str | None]:
+    """Up to `most` events that are there already. A page may have none of those wanted, and still lead on."""
+    items: list[Json] = []
+    while len(items) < most:
+        page = client.get("/events", after=cursor, limit=min(PAGE, most - len(items)), **wanted)
+        items += page["items"]
+        if page["next"] == cursor:
+            break
+        cursor = page["next"]
+    return items, cursor
+
+
+def _follow(client: Client, cursor: str, wanted: Json, most: int | None, fmt: Format) -> None:
+    for shown, event in enumerate(_endless(client, cursor, wanted), 1):
+        if fmt is Format.JSON:
+            output.write_json(event, one_line=True)
+        else:
+            typer.echo(output.plain(_line(event)))
+        if shown == most:
+            return
+
+
+def _endless(client: Client, cursor: str, wanted: Json) -> Iterator[Json]:
+    """What happens; an outage is told of, and waited out."""
+    away = False
+    while True:
+        try:
+            page = client.get("/events", after=cursor, limit=PAGE, wait_seconds=_WAIT_SECONDS, **wanted)
+        except Failure as failure:
+            if not isinstance(failure, Unreachable) and not (isinstance(failure, Refusal) and failure.status == 503):
+                raise
+            if not away:
+                output.errors().print(f"[dim]waiting for the service, from {cursor} on[/]")
+            away = True
+            time.sleep(_PAUSE_SECONDS)
+            continue
+        away, cursor = False, page["next"]
+        yield from page["items"]
+
+
+def _listing(items: list[Json]) -> Table:
+    table = output.table(
+        "AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL", tight=True
+    )
+    for event in items:
+        values = (_at(event), _name(event), event["task_id"], event["agent_type"], event["goal_id"], _detail(event))
+        table.add_row(*(output.cell(value) for value in values))
+    return table
+
+
+def _line(event: Json) -> str:
+    words: list[Any] = [_at(event), f"{_name(event):<10}", event["task_id"], event["agent_type"]]
+    return "  ".join(str(word) for word in [*words, event["goal_id"], _detail(event)] if word)
+
+
+def _at(event: Json) -> str:
+    return str(event["at"])[:19].replace("T", " ")
+
+
+def _name(event: Json) -> str:
+    return str(event["kind"]).removeprefix("task.")
+
+
+def _detail(event: Json) -> str | None:
+    detail = event["detail"] or {}
+    return detail.get("reason") or detail.get("message") or (json.dumps(detail) if detail else None)

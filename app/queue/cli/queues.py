@@ -1,0 +1,162 @@
+"""`convener queues`: how much waits and for how long, pausing agent types, and the weights of research goals."""
+
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.kernel.agents import AgentType, agent_type
+from app.terminal import options, output
+from app.terminal.client import Json, Url, connect
+from app.terminal.options import Every, Reason, Watch
+from app.terminal.output import Format, Output, cautions, count
+
+app = typer.Typer(
+    short_help="See how the queue stands, pause and resume it.",
+    help="See how much waits and for how long; pause and resume agent types; weigh research goals.",
+    no_args_is_help=True,
+)
+
+
+def _agents(values: list[str] | None) -> list[str]:
+    try:
+        return [agent_type(value).value for value in values or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Agents = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="AGENT...",
+        callback=_agents,
+        autocompletion=lambda: [agent.value for agent in AgentType],
+        help=", ".join(AgentType),
+    ),
+]
+All = Annotated[bool, typer.Option("--all", help="all agent types")]
+
+
+@app.command(
+    epilog=output.examples(
+        "convener queues status",
+        "convener queues status --watch --every 1",
+        "convener queues status -o json | jq -r '.warnings[]'",
+    )
+)
+def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
+    """Show depth, capacity, waits, throughput and service times, what is paused, and warnings."""
+    options.look("/queues", board, url, fmt, every=every if watch else None)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener queues pause ranking --reason 'its model is being replaced'", "convener queues pause --all"
+    )
+)
+def pause(
+    agents: Agents = None,
+    everything: All = False,
+    reason: Reason = "asked by an operator",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Lease no more tasks of these agent types. Tasks that run go on, and submitting goes on; pausing twice is fine."""
+    _order("pause", agents, everything, {"reason": reason}, url, fmt)
+
+
+@app.command(epilog=output.examples("convener queues resume ranking", "convener queues resume --all"))
+def resume(agents: Agents = None, everything: All = False, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Lease tasks of these agent types again. Workers that wait get what has piled up at once."""
+    _order("resume", agents, everything, {}, url, fmt)
+
+
+@app.command(epilog=output.examples("convener queues weight kepler", "convener queues weight kepler 2.5"))
+def weight(
+    goal: Annotated[str, typer.Argument(metavar="GOAL", help="the id of a research goal")],
+    weight: Annotated[
+        float | None, typer.Argument(metavar="WEIGHT", help="2 gets twice the share of 1", min=0.01, max=100)
+    ] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show or set the share that a research goal has of the queue, for the tasks that it submits from now on."""
+    path = f"/goals/{quote(goal, safe='')}/weight"
+    with connect(url) as client:
+        answer = client.get(path) if weight is None else client.put(path, {"weight": weight})
+    if fmt is Format.JSON:
+        output.write_json(answer)
+    else:
+        output.show(Text(output.plain(f"{answer['goal_id']} has the weight {answer['weight']:g}")))
+
+
+def board(queue: Json) -> RenderableType:
+    """The answer of `GET /queues`, for people."""
+    capacity, depth = queue["capacity"], queue["depth"]
+    fullness = f"{depth['total']:,} of {capacity['max_queue_size']:,} ({capacity['fullness']:.0%}); {capacity['level']}"
+    lines = [("Queued", fullness), *_throughput(queue)]
+    if queue["dead_letters_last_hour"]:
+        lines.append(("Dead letters", f"{queue['dead_letters_last_hour']:,} in the last hour"))
+    now = datetime.fromisoformat(queue["at"])
+    lines += [("Paused", _pause(found, now)) for found in queue["paused"]]
+    tables = (_priorities(queue), Text(""), _types(queue), Text(""))
+    return Group(*tables, output.details(lines), *cautions(queue["warnings"]))
+
+
+def _priorities(queue: Json) -> Table:
+    """Waits are of the last five minutes; OLDEST is who waits now."""
+    numbers = ("QUEUED", "QUOTA", "WAITED P50", "P95", "P99", "OLDEST")
+    table = output.table("PRIORITY", *numbers, numbers=numbers)
+    for name, quota in queue["capacity"]["quotas"].items():
+        waits = queue["waits"][name]
+        seconds = (waits["p50"], waits["p95"], waits["p99"], waits["oldest_waiting"])
+        table.add_row(name, count(quota["depth"]), f"{quota['limit']:,}", *map(_seconds, seconds))
+    return table
+
+
+def _types(queue: Json) -> Table:
+    numbers = ("PENDING", "DELAYED", "HELD", "BLOCKED", "RUNNING", "TOOK P50", "P95")
+    table = output.table("AGENT", *numbers, numbers=numbers)
+    for agent, lanes in queue["queues"].items():
+        phases = {phase: sum(lane[phase] for lane in lanes.values()) for phase in next(iter(lanes.values()))}
+        running = phases["assigned"] + phases["executing"]
+        counts = (phases["pending"], phases["delayed"], phases["held"], phases["blocked"], running)
+        took = queue["service_times"][agent]
+        table.add_row(output.cell(agent), *map(count, counts), _seconds(took["p50"]), _seconds(took["p95"]))
+    return table
+
+
+def _throughput(queue: Json) -> list[tuple[str, str]]:
+    spans = {"last_minute": "Last minute", "last_5_minutes": "Last 5 min"}
+    return [
+        (name, ", ".join(f"{rate:g} {what}" for what, rate in queue["throughput"][span].items()) + " a second")
+        for span, name in spans.items()
+    ]
+
+
+def _pause(found: Json, now: datetime) -> str:
+    when = output.age(found["paused_at"], now)
+    return f"{found['agent_type']}, {when} by key {found['paused_by']}: {found['reason']}"
+
+
+def _seconds(seconds: float | None) -> Text:
+    if seconds is None:
+        return Text("-", style="dim")
+    return Text(output.duration(seconds) if seconds >= 10 else f"{seconds:.2f} s")
+
+
+def _order(verb: str, agents: list[str] | None, everything: bool, body: Json, url: str | None, fmt: Format) -> None:
+    if everything == bool(agents):
+        raise typer.BadParameter("name agent types, or give --all")
+    paths = ["/queues"] if everything else [f"/queues/{agent}" for agent in agents or ()]
+    with connect(url) as client:
+        answers = [client.post(f"{path}/{verb}", body) for path in paths]
+    if fmt is Format.JSON:
+        output.write_json(answers[-1])
+        return
+    paused = [found["agent_type"] for found in answers[-1]["paused"]]
+    output.show(Text(f"paused: {', '.join(paused)}" if paused else "nothing is paused"))

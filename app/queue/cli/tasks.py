@@ -1,0 +1,157 @@
+"""`convener tasks`: list, read and cancel tasks."""
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.text import Text
+
+from app.kernel.states import TaskState
+from app.queue.cli import submit
+from app.queue.cli.submit import PriorityName
+from app.queue.cli.views import listing, portrait
+from app.scaling.cli import export_trace
+from app.terminal import bulk, output
+from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.client import Client, Url, connect
+from app.terminal.failures import Failure
+from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
+app.command("submit", epilog=submit.EPILOG)(submit.submit)
+app.command("export-trace", epilog=export_trace.EPILOG)(export_trace.export_trace)
+TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
+PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
+_CANCEL = Action(path="/tasks/cancel", verb="cancel", done="cancelled", thing="task")
+
+
+@app.command(
+    epilog=output.examples(
+        "convener tasks ls --goal kepler --state failed",
+        "convener tasks ls --state pending --state blocked --label team:blue",
+        "convener tasks ls --code llm_timeout --finished-after 2h",
+        "convener tasks ls --agent ranking --all -o json | jq -r '.items[].id'",
+    )
+)
+def ls(
+    goal: Goal = None,
+    state: Annotated[list[TaskState] | None, typer.Option(help="in this state; of several, in any")] = None,
+    agent: AgentOption = None,
+    priority: PriorityOption = None,
+    label: Labels = None,
+    code: Code = None,
+    worker: Annotated[UUID | None, typer.Option(metavar="ID", help="that this worker runs, or ran last")] = None,
+    created_after: Annotated[str | None, moment_option("--created-after", "submitted since then")] = None,
+    created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
+    finished_after: Annotated[str | None, moment_option("--finished-after", "finished since then")] = None,
+    finished_before: Annotated[str | None, moment_option("--finished-before", "finished before")] = None,
+    limit: Limit = 50,
+    everything: Whole = False,
+    after: After = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List tasks, newest first: those that agree with all of the filters."""
+    wanted = {
+        "goal_id": goal,
+        "state": [each.value for each in state or ()],
+        "agent_type": agent,
+        "priority": priority.value if priority else None,
+        "label": label,
+        "code": code,
+        "worker_id": str(worker) if worker else None,
+        "created_after": created_after,
+        "created_before": created_before,
+        "finished_after": finished_after,
+        "finished_before": finished_before,
+        "after": after,
+    }
+    with connect(url) as client, output.errors().status("reading tasks") as seen:
+        items, following = client.pages(
+            "/tasks", None if everything else limit, lambda count: seen.update(f"reading tasks: {count:,}"), **wanted
+        )
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    output.show(listing(items, client.now))
+    if following:
+        output.tell_more("--all", "--limit", f"--after {following}")
+
+
+@app.command(
+    epilog=output.examples("convener tasks get 0190a5b2-...", "convener tasks get 0190a5b2-... -o json | jq .result")
+)
+def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show everything about a task: payload, progress, result, and the attempts that failed."""
+    with connect(url) as client:
+        task = client.get(f"/tasks/{task_id}")
+    if fmt is Format.JSON:
+        output.write_json(task)
+    else:
+        output.show(portrait(task, client.now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener tasks cancel 0190a5b2-... --reason 'wrong data set'",
+        "convener tasks cancel --goal kepler --state pending --dry-run",
+        "convener tasks cancel --agent ranking --created-before 2h --yes",
+    )
+)
+def cancel(
+    task_ids: Annotated[list[UUID] | None, typer.Argument(metavar="[ID...]", help="ids of tasks")] = None,
+    goal: Goal = None,
+    state: Annotated[TaskState | None, typer.Option(help="that are blocked, pending, assigned or executing")] = None,
+    agent: AgentOption = None,
+    priority: PriorityOption = None,
+    label: Labels = None,
+    created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
+    everything: Everything = False,
+    reason: Reason = "cancelled by an operator",
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Cancel tasks by their ids, or all that a filter selects, with those that wait for them.
+
+    A running one is stopped with the next heartbeat of its worker; cancelling twice is fine. A filter is counted
+    first, and asks before it does anything.
+    """
+    filters = {
+        "goal_id": goal,
+        "state": state.value if state else None,
+        "agent_type": agent,
+        "priority": priority.value if priority else None,
+        "label": label,
+        "created_before": created_before,
+    }
+    if task_ids:
+        bulk.ids_alone(everything, dry_run, limit, *filters.values())
+        with connect(url) as client:
+            _cancel_each(client, task_ids, reason, fmt)
+        return
+    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    with connect(url) as client:
+        bulk.run(client, _CANCEL, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+
+
+def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:
+    done, failures = [], []
+    for task_id in task_ids:
+        try:
+            done.append(client.post(f"/tasks/{task_id}/cancel", {"reason": reason}))
+        except Failure as failure:
+            failures.append((task_id, failure))
+    if fmt is Format.JSON:
+        output.write_json({"items": done})
+    else:
+        for task in done:
+            output.show(Text(f"cancelled {task['id']}"))
+    for task_id, refusal in failures:
+        output.errors().print(f"{task_id} was not cancelled:")
+        refusal.show()
+    if failures:
+        raise typer.Exit(failures[0][1].code)

@@ -1,0 +1,131 @@
+"""Tasks for people: one in full, many as a table."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.terminal import output
+from app.terminal.client import Json
+
+
+def portrait(task: Json, now: datetime) -> RenderableType:
+    """A task as `GET /tasks/{id}` tells of it."""
+    progress, usage = task["progress"], task["usage"]
+    facts = output.details(
+        [
+            ("Task", task["id"]),
+            ("State", output.state(task["state"])),
+            ("Agent", task["agent_type"]),
+            ("Goal", task["goal_id"]),
+            ("Priority", task["priority"]),
+            ("Attempt", f"{_attempt(task)} of {task['max_attempts']}" + _rescued(task["rescues"])),
+            ("Depends on", "\n".join(task["depends_on"]) or None),
+            ("Worker", task["worker_id"]),
+            ("Created", output.age(task["created_at"], now)),
+            ("Runs", output.age(task["run_at"], now)),
+            ("Held", "its goal is paused or out of budget" if task["held"] else None),
+            ("Leased", output.age(task["leased_at"], now)),
+            ("Finished", output.age(task["finished_at"], now)),
+            ("Deadline", output.age(task["deadline"], now)),
+            ("Progress", f"{_percent(progress)}  {progress['message'] or ''}" if progress else None),
+            ("Used", _used(usage) if usage else None),
+            ("Labels", ", ".join(f"{name}:{value}" for name, value in task["labels"].items()) or None),
+            ("Payload", output.json_text(task["payload"])),
+            ("Checkpoint", output.json_text(task["checkpoint"])),
+            ("Result", output.json_text(task["result"])),
+            ("Error", _error(task["error"]) if task["error"] else None),
+        ]
+    )
+    return Group(facts, Text(""), _attempts(task["attempts"], now)) if task["attempts"] else facts
+
+
+def listing(items: list[Json], now: datetime) -> Table:
+    """Tasks as lists tell of them."""
+    wide = output.is_wide()
+    more = ("PRIORITY", "ATTEMPT", "PROGRESS") if wide else ()
+    table = output.table(
+        "ID", "AGENT", "STATE", "CREATED", *more, "GOAL", whole=["ID"], flexible="GOAL", tight=not wide
+    )
+    for task in items:
+        progress = task["progress"]
+        extra: list[Any] = [task["priority"], f"{_attempt(task)}/{task['max_attempts']}"]
+        extra.append(_percent(progress) if progress else None)
+        table.add_row(
+            output.cell(task["id"]),
+            output.cell(task["agent_type"]),
+            output.state(task["state"]),
+            output.cell(output.age(task["created_at"], now)),
+            *(output.cell(value) for value in extra if wide),
+            output.cell(task["goal_id"]),
+        )
+    return table
+
+
+def letters(items: list[Json], now: datetime) -> Table:
+    """Dead letters as lists tell of them."""
+    wide = output.is_wide()
+    table = output.table(
+        "ID", "AGENT", "FAILED", *(("GOAL",) if wide else ()), "ERROR", whole=["ID"], flexible="ERROR", tight=not wide
+    )
+    for letter in items:
+        error = letter["error"] or {}
+        table.add_row(
+            output.cell(letter["id"]),
+            output.cell(letter["agent_type"]),
+            output.cell(output.age(letter["finished_at"], now)),
+            *([output.cell(letter["goal_id"])] if wide else []),
+            output.cell(f"{error.get('code')}: {error.get('message')}"),
+        )
+    return table
+
+
+def _attempts(attempts: list[Json], now: datetime) -> Table:
+    table = output.table(
+        "ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", whole=["WORKER"], flexible="ERROR", tight=True
+    )
+    for attempt in attempts:
+        error = attempt["error"] or {}
+        table.add_row(
+            output.cell(attempt["attempt"]),
+            output.cell(attempt["outcome"]),
+            output.cell(output.age(attempt["ended_at"], now)),
+            output.cell(attempt["worker_id"]),
+            output.cell(error.get("message") or error.get("code")),
+        )
+    return table
+
+
+def _attempt(task: Json) -> str:
+    """A task that waits for others has none ahead yet, and one that was cancelled before its first never had any."""
+    none = task["state"] == "blocked" or (task["finished_at"] is not None and not task["token"])
+    return "-" if none else str(task["attempt"])
+
+
+def _percent(progress: Json) -> str:
+    return f"{progress['percent']:.0f} %"
+
+
+def _error(error: Json) -> str:
+    """Code and message, then the details, tracebacks as they were printed."""
+    more = [
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in (error.get("detail") or {}).items()
+    ]
+    return "\n".join([f"{error.get('code')}: {error.get('message')}", *more]).rstrip()
+
+
+def _rescued(rescues: int) -> str:
+    if not rescues:
+        return ""
+    return f", rescued from lost workers {'once' if rescues == 1 else f'{rescues} times'}"
+
+
+def _used(usage: Json) -> str:
+    return (
+        f"{usage['wall_seconds']:.2f} s of wall time, {usage['cpu_seconds']:.2f} s of CPU, "
+        f"{usage['max_memory_mb']:.0f} MB at most"
+    )

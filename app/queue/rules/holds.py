@@ -1,0 +1,11 @@
+"""States of a goal in which its tasks are held back from workers."""
+
+from enum import StrEnum
+
+
+class Hold(StrEnum):
+    """Why the tasks of a goal are not leased."""
+
+    PAUSED = "paused"
+    BUDGET = "budget"
+    STOPPED = "stopped"

@@ -1,0 +1,205 @@
+"""Attempts that end without a result: failed, released, expired or lost; and what is known of old leases."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import notify
+from app.db.retention import BATCH, deletion
+from app.kernel.states import TaskState
+from app.queue.rules.events import Move
+from app.queue.rules.tasks import Verdict
+from app.queue.store import events, lanes, lease_ledger, tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A leased task under our lock."""
+
+    id: UUID
+    state: TaskState
+    agent_type: str
+    priority: int
+    goal_id: str | None
+    failures: int
+    rescues: int
+    max_attempts: int
+    retry_delays: Sequence[float]
+    token: int
+    worker_id: UUID
+    leased_at: datetime
+    lease_expires_at: datetime
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended: a word for the record, the error and usage as JSON text, and whether the agent failed."""
+
+    outcome: str
+    error: str | None = None
+    usage: str | None = None
+    is_fault: bool = False
+
+
+_COLUMNS = (
+    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.max_attempts, t.retry_delays, "
+    "t.token, t.worker_id, t.leased_at, t.lease_expires_at, t.deadline_at"
+)
+
+_HELD = text(f"""
+SELECT {_COLUMNS} FROM tasks t
+WHERE id = :id AND token = :token AND worker_id = :worker_id AND lease_expires_at > now() FOR UPDATE
+""")
+
+_OF_WORKER = text(f"""
+SELECT {_COLUMNS} FROM {lease_ledger.last_lease(":worker_id")} last
+JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = :worker_id
+FOR UPDATE OF t
+""")
+
+# Each worker's last lease, from the end of the ledger. Of those that have ended, only the ones that ended since shortly
+# before the last sweep: a claim that was under way may have served one while it was ending.
+_LEASED = f"""
+SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
+FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
+CROSS JOIN LATERAL {lease_ledger.held("w.id")} h
+WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
+"""
+
+_OVERDUE = text(f"""
+SELECT {_COLUMNS} FROM tasks t JOIN ({_LEASED}) leased ON leased.id = t.id AND leased.overdue
+WHERE t.worker_id IS NOT NULL
+  AND (t.lease_expires_at <= now() OR t.deadline_at + make_interval(secs => :grace) <= now())
+ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
+""")
+
+_COUNT = text(f"SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue FROM ({_LEASED}) leased")
+
+# What comes back stands where the lane stands now: further ahead, a claim would have to walk over dead entries to it.
+_REQUEUE = text("""
+UPDATE tasks t SET state = 'pending', worker_id = NULL, lease_expires_at = NULL, deadline_at = NULL, leased_at = NULL,
+    failures = :failures, rescues = :rescues, run_at = :run_at, error = coalesce(CAST(:error AS jsonb), error),
+    waiting_since = now(), avoid_worker_id = CAST(:avoid AS uuid),
+    tag = greatest(tag, coalesce((SELECT virtual_time FROM lanes l
+                                  WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))
+WHERE id = :id RETURNING agent_type, priority, tag
+""")
+
+_RECORD = text("""
+INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome, error, usage)
+VALUES (:task_id, :attempt, :token, :worker_id, :leased_at, :outcome, CAST(:error AS jsonb), CAST(:usage AS jsonb))
+""")
+
+_TRACE = text("""
+SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash,
+       CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at
+FROM tasks WHERE id = :id
+UNION ALL
+SELECT 'finished', state, token, worker_id, result_hash, NULL FROM task_history WHERE id = :id
+""")
+
+_PAST = text("""
+SELECT outcome FROM task_attempts WHERE task_id = :id AND token = :token AND worker_id = :worker_id
+""")
+
+
+async def held(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> Attempt | None:
+    """The attempt that this lease stands for, locked; None when the fence does not open."""
+    rows = await _attempts(connection, _HELD, {"id": task_id, "token": token, "worker_id": worker_id})
+    return rows[0] if rows else None
+
+
+async def of_worker(connection: AsyncConnection, worker_id: UUID) -> Attempt | None:
+    """The attempt that a worker is busy with, locked."""
+    rows = await _attempts(connection, _OF_WORKER, {"worker_id": worker_id})
+    return rows[0] if rows else None
+
+
+async def overdue(
+    connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
+) -> list[Attempt]:
+    """Attempts whose lease expired or whose hard deadline passed, locked; whoever holds a lock already is skipped.
+
+    Looks at live workers and at those that ended within the last `since_seconds`.
+    """
+    values = {"grace": grace_seconds, "since": since_seconds, "limit": limit}
+    return await _attempts(connection, _OVERDUE, values)
+
+
+async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> tuple[int, int]:
+    """Live leases, and how many of them are overdue."""
+    row = (await connection.execute(_COUNT, {"grace": grace_seconds, "since": since_seconds})).mappings().one()
+    return row["live"], row["overdue"]
+
+
+async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
+    """Carry out the verdict on an attempt that we hold the lock of, and keep it in the record."""
+    if verdict.move is Move.FAIL:
+        outcome = {"failures": verdict.failures, "rescues": verdict.rescues}
+        await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **outcome)
+    else:
+        await _requeue(connection, attempt, verdict, ending)
+    await record(connection, attempt, ending)
+    await events.tell(
+        connection,
+        verdict.move,
+        task_id=attempt.id,
+        agent_type=attempt.agent_type,
+        goal_id=attempt.goal_id,
+        worker_id=attempt.worker_id,
+        token=attempt.token,
+        detail=json.dumps({"reason": verdict.reason}),
+        priority=attempt.priority,
+        leased_at=attempt.leased_at,
+        quality=0.0 if ending.is_fault else None,
+    )
+
+
+async def record(connection: AsyncConnection, attempt: Attempt, ending: Ending) -> None:
+    """Keep an attempt that did not complete its task."""
+    values = {"task_id": attempt.id, "attempt": attempt.failures + 1, "token": attempt.token}
+    times = {"worker_id": attempt.worker_id, "leased_at": attempt.leased_at}
+    end = {"outcome": ending.outcome, "error": ending.error, "usage": ending.usage}
+    await connection.execute(_RECORD, {**values, **times, **end})
+
+
+async def trace(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+    """Where a task is now and under which token, live or finished."""
+    row = (await connection.execute(_TRACE, {"id": task_id})).mappings().first()
+    return dict(row) if row else None
+
+
+async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> str | None:
+    """How an earlier lease of this worker on the task ended, or None when it never held it."""
+    outcome: str | None = (
+        await connection.execute(_PAST, {"id": task_id, "token": token, "worker_id": worker_id})
+    ).scalar()
+    return outcome
+
+
+async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
+    values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
+    avoid = None if verdict.move is Move.RELEASE else attempt.worker_id
+    rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
+    if verdict.run_at is None:
+        notify.note_work(connection, lanes.lowest(rows.mappings()))
+
+
+async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, Any]) -> list[Attempt]:
+    rows = (await connection.execute(query, values)).mappings()
+    return [Attempt(**{**row, "state": TaskState(row["state"])}) for row in rows]
+
+
+_PRUNE = deletion("task_attempts", "ended_at < now() - make_interval(days => :days)", "ended_at")
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget attempts that ended long ago; returns how many."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

@@ -1,0 +1,113 @@
+"""Every change of a task's state, in an order in which no reader ever misses one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import notify
+from app.queue.rules.events import Move
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """A place between two events."""
+
+    transaction: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.transaction}-{self.seq}"
+
+
+BEGINNING = Cursor(transaction=0, seq=0)
+_LAST_SEQ = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One change of state, of a task or of a research goal."""
+
+    cursor: Cursor
+    at: datetime
+    kind: str
+    task_id: UUID | None
+    agent_type: str | None
+    goal_id: str | None
+    worker_id: UUID | None
+    token: int | None
+    detail: dict[str, Any] | None
+
+
+_TELL = text("""
+INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds, quality)
+VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb), :priority,
+        extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
+""")
+
+_ANNOUNCE = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
+
+# Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
+HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
+
+_READ = text(f"""
+SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
+WHERE (transaction, seq) > (:transaction, :seq)
+  AND transaction < {HORIZON}
+ORDER BY transaction, seq LIMIT :limit
+""")
+
+_NOW = text(f"SELECT {HORIZON} - 1")
+
+
+async def tell(
+    connection: AsyncConnection,
+    move: Move,
+    *,
+    task_id: UUID,
+    agent_type: str,
+    goal_id: str | None,
+    worker_id: UUID | None = None,
+    token: int | None = None,
+    detail: str | None = None,
+    priority: int | None = None,
+    leased_at: datetime | None = None,
+    quality: float | None = None,
+) -> None:
+    """Append one event in the transaction that makes it true.
+
+    `leased_at` is when the attempt began that it ends, `quality` what that says of the agent.
+    """
+    values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
+    values |= {"priority": priority, "leased_at": leased_at, "quality": quality}
+    await connection.execute(_TELL, {"kind": move.value, "token": token, "detail": detail, **values})
+    notify.note(connection, notify.EVENTS)
+
+
+async def announce(connection: AsyncConnection, kind: str, detail: Mapping[str, Any]) -> None:
+    """Append an event of the system as a whole, in the transaction that makes it true."""
+    await connection.execute(_ANNOUNCE, {"kind": kind, "detail": json.dumps(detail)})
+    notify.note(connection, notify.EVENTS)
+
+
+async def read(connection: AsyncConnection, after: Cursor, limit: int) -> Sequence[Event]:
+    """The events that follow the cursor, oldest first."""
+    values = {"transaction": after.transaction, "seq": after.seq, "limit": limit}
+    rows = (await connection.execute(_READ, values)).mappings()
+    return [
+        Event(cursor=Cursor(transaction=row["transaction"], seq=row["seq"]), **{k: row[k] for k in _PLAIN})
+        for row in rows
+    ]
+
+
+_PLAIN = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "token", "detail")
+
+
+async def latest(connection: AsyncConnection) -> Cursor:
+    """The cursor that stands for now: everything later follows it."""
+    return Cursor(transaction=(await connection.execute(_NOW)).scalar_one(), seq=_LAST_SEQ)

@@ -1,0 +1,350 @@
+"""Tasks while they live and when they have finished, and what their attempts leave behind."""
+
+from typing import Any
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from app.db.columns import OWN_TRANSACTION, metadata, moment, one_of
+from app.kernel.agents import AgentType
+from app.kernel.states import FINISHED, TaskState
+from app.queue.rules.degradation import LadderMove
+
+# One row, whose lock whoever moves the ladder holds: the duty, or an operator.
+degradation = Table(
+    "degradation",
+    metadata,
+    Column("is_only", Boolean, primary_key=True, server_default="true"),
+    Column("step", SmallInteger, nullable=False),
+    moment("since", nullable=False),
+    moment("expires_at", comment="when the step is over unless it is renewed"),
+    Column("reason", Text, nullable=False),
+    moment("held_until"),
+    Column("held_by", Text, comment="id of the key that was shown"),
+    moment("tight_since"),
+    moment("easy_since"),
+    moment("looked_at"),
+    Column("strain", JSONB, nullable=False, comment="what was seen at the last look"),
+    CheckConstraint("is_only", name="is_only"),
+    CheckConstraint("step BETWEEN 0 AND 4", name="step"),
+    CheckConstraint("(held_until IS NULL) = (held_by IS NULL)", name="hold"),
+)
+
+degradation_moves = Table(
+    "degradation_moves",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    moment("at", nullable=False),
+    Column("move", Text, nullable=False),
+    Column("before", SmallInteger, nullable=False),
+    Column("after", SmallInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", Text, comment="id of the key that was shown; null for the rule"),
+    moment("until", comment="when the step is over unless it is renewed"),
+    one_of("move", LadderMove),
+    Index("degradation_moves_at", "at"),
+)
+
+
+# Which worker was given what: its n-th lease. Rows are only added, and the key lets one of two rivals have the n-th,
+# which the claim gives only when the one before is over: so a worker holds one lease at most, whatever the code does.
+# A unique index on the worker of live tasks would say it more plainly, and would have to walk all the former leases
+# of a worker for as long as somebody keeps an old snapshot open.
+leases = Table(
+    "leases",
+    metadata,
+    Column("worker_id", UUID, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("task_id", UUID, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("request_id", UUID, nullable=False),
+    moment("leased_at", nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("worker_id", "n", name="leases_pkey"),
+)
+
+# The virtual time of each lane, which is an agent type at a priority: the tag of the last task leased.
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("virtual_time", Float, nullable=False, server_default="0"),
+    PrimaryKeyConstraint("agent_type", "priority", name="lanes_pkey"),
+    one_of("agent_type", AgentType),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("agent_type", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("paused_by", Text, nullable=False),
+    moment("paused_at", nullable=False, server_default=func.now()),
+    one_of("agent_type", AgentType),
+)
+
+# What was submitted lately, to notice duplicates by agent type and payload.
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("task_id", UUID, nullable=False),
+    moment("seen_at", nullable=False, server_default=func.now()),
+    Index("fingerprints_seen", "seen_at"),
+)
+
+# Live tasks by lane and phase: the sum of what was folded and of the changes since. A trigger on `tasks` writes the
+# changes, so no statement can forget to; nobody waits for anybody, as nobody updates a shared row.
+queue_counts = Table(
+    "queue_counts",
+    metadata,
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("tasks", BigInteger, nullable=False),
+    PrimaryKeyConstraint("agent_type", "priority", "phase", name="queue_counts_pkey"),
+)
+queue_changes = Table(
+    "queue_changes",
+    metadata,
+    Column("transaction", BigInteger, nullable=False, server_default=OWN_TRANSACTION),
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("tasks", Integer, nullable=False),
+    Index("queue_changes_transaction", "transaction"),
+    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "2000"},
+)
+
+# What has become of tasks, by minute: how many, how long they waited or ran, folded from the events.
+queue_minutes = Table(
+    "queue_minutes",
+    metadata,
+    moment("minute", nullable=False),
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tasks", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False, comment="sum of the seconds that the events tell"),
+    Column("longest", Float, nullable=False, comment="the largest of them"),
+    Column("histogram", ARRAY(BigInteger), nullable=False, comment="how many fell into each bucket of seconds"),
+    PrimaryKeyConstraint("minute", "agent_type", "priority", "kind", name="queue_minutes_pkey"),
+)
+
+# The same since ever, for whoever wants what has become of tasks between two looks.
+queue_totals = Table(
+    "queue_totals",
+    metadata,
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tasks", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False, comment="sum of the seconds that the events tell"),
+    PrimaryKeyConstraint("agent_type", "priority", "kind", name="queue_totals_pkey"),
+)
+
+# How far a duty has folded a table that is only added to: everything below is done.
+folds = Table(
+    "folds",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("transaction", BigInteger, nullable=False),
+)
+
+
+def _submitted() -> list[Any]:
+    """What a task was submitted with; the same columns while it lives and in its history."""
+    return [
+        Column("agent_type", Text, nullable=False),
+        Column("goal_id", Text),
+        Column("priority", SmallInteger, nullable=False),
+        Column("payload", JSONB, nullable=False),
+        Column("labels", JSONB, nullable=False),
+        Column("timeout_seconds", Float, nullable=False),
+        moment("deadline"),
+        Column("max_attempts", Integer, nullable=False),
+        Column("retry_delays", ARRAY(Float), nullable=False),
+        Column("trace_context", Text),
+        Column("depends_on", ARRAY(UUID), nullable=False, server_default="{}"),
+        Column("idempotency_key", Text),
+        Column("request_hash", LargeBinary, nullable=False),
+        moment("created_at", nullable=False),
+    ]
+
+
+def _progressed() -> list[Any]:
+    """What attempts have left behind, while the task lives and in its history."""
+    return [
+        Column("failures", Integer, nullable=False, server_default="0"),
+        Column("rescues", Integer, nullable=False, server_default="0"),
+        Column("token", BigInteger, nullable=False, server_default="0"),
+        Column("worker_id", UUID),
+        moment("leased_at"),
+        Column("progress", JSONB),
+        Column("checkpoint", JSONB),
+    ]
+
+
+LIVE_STATES = [state for state in TaskState if state not in FINISHED]
+
+# Hot: holds live tasks only. A claim reads `tasks_claim` from where it last stood in a lane; the tasks that are leased
+# are those with a worker, and `leases` knows which worker has which.
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("state", Text, nullable=False),
+    *_submitted(),
+    *_progressed(),
+    moment("run_at", comment="null once the task may run; infinity while its goal is held back"),
+    moment("due_at", comment="what run_at was before the goal was held back"),
+    Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
+    Column("has_dependents", Boolean, nullable=False, server_default=text("false")),
+    Column("tag", Float, nullable=False, server_default="0", comment="virtual finish time within its lane"),
+    moment("waiting_since", nullable=False, server_default=func.now(), comment="when it last became ready to run"),
+    Column("avoid_worker_id", UUID, comment="whose attempt failed last: preferably not that one again"),
+    moment("lease_expires_at"),
+    moment("deadline_at"),
+    Column("error", JSONB),
+    one_of("state", LIVE_STATES),
+    one_of("agent_type", AgentType),
+    CheckConstraint("(blockers > 0) = (state = 'blocked')", name="blocked"),
+    CheckConstraint("(worker_id IS NOT NULL) = (state IN ('assigned', 'executing'))", name="leased"),
+    postgresql_with={
+        "fillfactor": "70",
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "2000",
+        "autovacuum_vacuum_cost_delay": "0",
+        "autovacuum_analyze_scale_factor": "0.05",
+    },
+)
+_READY = text("state = 'pending' AND run_at IS NULL")
+Index("tasks_claim", tasks.c.agent_type, tasks.c.priority, tasks.c.tag, tasks.c.seq, postgresql_where=_READY)
+# The bound on the priority, which always holds, keeps the planner from using the next two for a claim.
+Index(
+    "tasks_waiting",
+    tasks.c.priority,
+    tasks.c.waiting_since,
+    postgresql_where=text("state = 'pending' AND run_at IS NULL AND priority <= 4"),
+)
+# Where a goal stands in a lane: its last tag.
+Index(
+    "tasks_tags",
+    tasks.c.agent_type,
+    tasks.c.priority,
+    func.coalesce(tasks.c.goal_id, text("''")),
+    tasks.c.tag,
+    postgresql_where=text("state IN ('blocked', 'pending') AND priority <= 4"),
+)
+Index(
+    "tasks_held",
+    tasks.c.goal_id,
+    tasks.c.agent_type,
+    tasks.c.priority,
+    tasks.c.tag,
+    tasks.c.seq,
+    postgresql_where=text("run_at = 'infinity'"),
+)
+Index("tasks_delayed", tasks.c.run_at, postgresql_where=text("run_at IS NOT NULL"))
+Index(
+    "tasks_deadline",
+    tasks.c.deadline,
+    postgresql_where=text("deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')"),
+)
+Index("tasks_seq", tasks.c.seq)
+Index("tasks_goal", tasks.c.goal_id, tasks.c.seq)
+
+# Finished tasks. Partitioned by day so that old ones are dropped, not deleted.
+task_history = Table(
+    "task_history",
+    metadata,
+    Column("id", UUID, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    *_submitted(),
+    *_progressed(),
+    moment("finished_at", nullable=False),
+    moment("waiting_since", comment="when it last became ready to run"),
+    Column("result", JSONB),
+    Column("result_hash", LargeBinary),
+    Column("error", JSONB),
+    Column("usage", JSONB),
+    Column("quality", Float, comment="of the result, as its worker judged it: 0 to 1"),
+    one_of("state", FINISHED),
+    PrimaryKeyConstraint("id", "finished_at", name="task_history_pkey"),
+    postgresql_partition_by="RANGE (finished_at)",
+)
+Index("task_history_seq", task_history.c.seq)
+Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
+Index("task_history_failed", task_history.c.seq, postgresql_where=text("state = 'failed'"))
+
+# What a task takes with it into history; each end adds its own state, time and outcome.
+KEPT_COLUMNS = tuple(c.name for c in tasks.c if c.name in task_history.c and c.name not in ("state", "error"))
+
+# An edge for each dependency that is not met yet: gone with the completion that meets it.
+task_dependencies = Table(
+    "task_dependencies",
+    metadata,
+    Column("depends_on", UUID, nullable=False),
+    Column("task_id", UUID, nullable=False),
+    PrimaryKeyConstraint("depends_on", "task_id", name="task_dependencies_pkey"),
+    Index("task_dependencies_task", "task_id"),
+)
+
+# Attempts that did not complete their task; the one that did is the history row itself.
+task_attempts = Table(
+    "task_attempts",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("task_id", UUID, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("worker_id", UUID, nullable=False),
+    moment("leased_at", nullable=False),
+    moment("ended_at", nullable=False, server_default=func.now()),
+    Column("outcome", Text, nullable=False),
+    Column("error", JSONB),
+    Column("usage", JSONB),
+    Index("task_attempts_task", "task_id"),
+    Index("task_attempts_ended", "ended_at"),
+)
+
+# Every change of state. Read in (transaction, seq) order and only below the oldest running transaction:
+# sequence numbers alone become visible out of order.
+events = Table(
+    "events",
+    metadata,
+    Column("transaction", BigInteger, nullable=False, server_default=text("convener_event_transaction()")),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    moment("at", nullable=False, server_default=func.now()),
+    Column("kind", Text, nullable=False),
+    Column("task_id", UUID, comment="null where a goal itself has changed"),
+    Column("agent_type", Text),
+    Column("goal_id", Text),
+    Column("worker_id", UUID),
+    Column("token", BigInteger),
+    Column("detail", JSONB),
+    Column("priority", SmallInteger),
+    Column("seconds", REAL, comment="how long the task had waited (assigned) or run (completed, failed)"),
+    Column("quality", Float, comment="of the result (completed); 0 for a failure that is the agent's own"),
+    PrimaryKeyConstraint("transaction", "seq", "at", name="events_pkey"),
+    postgresql_partition_by="RANGE (at)",
+)

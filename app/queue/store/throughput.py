@@ -1,0 +1,123 @@
+"""What has become of tasks, minute by minute: folded from the events, so that reading it costs nothing per task.
+
+A row for each minute, lane and kind of event. A duty folds what was added since its mark; the event that tells of a
+wait or a run carries its seconds, which go into a histogram.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import folds
+from app.db.retention import BATCH, deletion
+from app.kernel.agents import AgentType
+from app.kernel.histograms import BOUNDS, Durations
+from app.kernel.lanes import Lane, Priority
+from app.queue.rules.events import Move
+from app.queue.rules.status import Minute
+
+_NAME = "minutes"
+_BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
+
+_FOLD = text(f"""
+WITH {folds.bite(_NAME)}, taken AS MATERIALIZED (
+    SELECT date_trunc('minute', at) AS minute, agent_type, priority, kind, seconds::float8 AS seconds,
+           width_bucket(seconds::float8, CAST(:bounds AS float8[])) AS bucket
+    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
+), bucketed AS (
+    SELECT minute, agent_type, priority, kind, bucket,
+           count(*) AS n, coalesce(sum(seconds), 0) AS seconds, coalesce(max(seconds), 0) AS longest
+    FROM taken WHERE priority IS NOT NULL GROUP BY minute, agent_type, priority, kind, bucket
+), folded AS (
+    INSERT INTO queue_minutes AS known (minute, agent_type, priority, kind, tasks, seconds, longest, histogram)
+    SELECT minute, agent_type, priority, kind, sum(n), sum(seconds), max(longest),
+           CASE WHEN count(bucket) = 0 THEN '{{}}'::bigint[] ELSE ARRAY[{_BUCKETS}] END
+    FROM bucketed GROUP BY minute, agent_type, priority, kind
+    ON CONFLICT (minute, agent_type, priority, kind) DO UPDATE
+    SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds,
+        longest = greatest(known.longest, excluded.longest),
+        histogram = ARRAY(
+            SELECT coalesce(ours, 0) + coalesce(theirs, 0)
+            FROM unnest(known.histogram, excluded.histogram) WITH ORDINALITY AS part (ours, theirs, place)
+            ORDER BY place
+        )
+), summed AS (
+    INSERT INTO queue_totals AS known (agent_type, priority, kind, tasks, seconds)
+    SELECT agent_type, priority, kind, sum(n), sum(seconds) FROM bucketed GROUP BY agent_type, priority, kind
+    ON CONFLICT (agent_type, priority, kind) DO UPDATE
+    SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds
+), {folds.marked(_NAME, "EXISTS (SELECT FROM taken)")}
+SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :bite AS more
+""")
+
+_RECENT = text("""
+SELECT minute AS start, agent_type, priority, kind, tasks, seconds, longest, histogram FROM queue_minutes
+WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
+""")
+
+_TOTAL = text("""
+SELECT coalesce(sum(tasks), 0)::bigint FROM queue_minutes
+WHERE minute > now() - CAST(:length AS interval) AND kind = ANY (CAST(:kinds AS text[]))
+""")
+
+_FINISHED_PER_SECOND = text(f"""
+WITH span AS MATERIALIZED (SELECT date_trunc('minute', now()) - interval '1 minute' AS opens)
+SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)), 0)::float8 FROM queue_minutes
+WHERE minute >= (SELECT opens FROM span) AND kind IN ('{Move.COMPLETE.value}', '{Move.FAIL.value}')
+""")
+
+_PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days)", "minute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bite:
+    """How many events were folded, and whether there are more to fold already."""
+
+    events: int
+    more: bool
+
+
+async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
+    """Fold about so many of the oldest new events of transactions that are over.
+
+    One at a time: the caller holds a duty's turn.
+    """
+    row = (await connection.execute(_FOLD, {"bite": bite, "bounds": list(BOUNDS)})).mappings().one()
+    return Bite(events=row["events"], more=row["more"])
+
+
+async def recent(connection: AsyncConnection, length: timedelta) -> list[Minute]:
+    """All minutes that reach into the time since `length` ago."""
+    rows = (await connection.execute(_RECENT, {"length": length})).mappings()
+    return [
+        Minute(
+            start=row["start"],
+            lane=Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"])),
+            kind=row["kind"],
+            durations=Durations(
+                count=row["tasks"],
+                seconds=row["seconds"],
+                longest=row["longest"],
+                histogram=row["histogram"],
+            ),
+        )
+        for row in rows
+    ]
+
+
+async def total(connection: AsyncConnection, kinds: Collection[str], length: timedelta) -> int:
+    """How many events of these kinds there were in the minutes that began within `length`."""
+    return int((await connection.execute(_TOTAL, {"kinds": list(kinds), "length": length})).scalar_one())
+
+
+async def finished_per_second(connection: AsyncConnection) -> float:
+    """Tasks that completed or failed a second, since the beginning of the last whole minute; 0 when none is known."""
+    return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget what was long ago; returns how many rows."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount

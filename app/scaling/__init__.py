@@ -1,0 +1,1 @@
+"""How many workers run, what each works on, and with how much compute."""

@@ -1,0 +1,199 @@
+"""`convener decisions`: how many workers were decided on, why, and what would have been decided otherwise."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.admin.cli.config import patch_of
+from app.kernel.modes import Mode
+from app.terminal import output
+from app.terminal.client import Client, Json, Url, connect
+from app.terminal.failures import ExitCode
+from app.terminal.options import Limit, Whole
+from app.terminal.output import Format, Output
+
+app = typer.Typer(help="See why the pool has the size that it has.", no_args_is_help=True)
+_BATCH = 50
+Id = Annotated[int | None, typer.Argument(metavar="ID", help="the last one by default", min=1)]
+
+
+@app.command(
+    epilog=output.examples("convener decisions ls", "convener decisions ls --changes --all -o json | jq '.items[].id'")
+)
+def ls(
+    changes: Annotated[bool, typer.Option("--changes", help="only those that changed something")] = False,
+    limit: Limit = 20,
+    everything: Whole = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List decisions, newest first."""
+    with connect(url) as client:
+        most = None if everything else limit
+        items, following = client.pages("/scaling/decisions", most, changes="true" if changes else None)
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    table = output.table("ID", "AT", "TYPE", "WORKERS", "TARGET", "NEED", "REASON", flexible="REASON")
+    for item in items:
+        told = (output.age(item["timestamp"], now), item["decision_type"], item["current_workers"])
+        table.add_row(*map(output.cell, (item["id"], *told, item["target_workers"], item["need"], item["reasons"][0])))
+    output.show(table)
+    if following:
+        output.tell_more("--all", "--limit")
+
+
+@app.command(epilog=output.examples("convener decisions explain", "convener decisions explain 42 -o json"))
+def explain(decision: Id = None, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Tell what drove a decision, each limit that applied, and what was rejected and why."""
+    with connect(url) as client:
+        found = client.get(f"/scaling/decisions/{_id(client, decision)}")
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(_portrait(found, output.age(found["timestamp"], now) or ""))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener decisions replay 42", "convener decisions replay --all", "convener decisions replay --all -o json"
+    )
+)
+def replay(
+    decision: Id = None,
+    everything: Annotated[bool, typer.Option("--all", help="all that are kept")] = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Decide again from the inputs that were kept. Ends with 1 where the outcome is not the same to the byte."""
+    with connect(url) as client:
+        if everything:
+            count, different = _replay_all(client)
+        else:
+            found = client.post(f"/scaling/decisions/{_id(client, decision)}/replay", {})
+            count, different = 1, [] if found["identical"] else [found]
+    if fmt is Format.JSON:
+        output.write_json({"replayed": count, "identical": count - len(different), "different": different})
+    else:
+        output.show(_verdict(count, different))
+    if different:
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+@app.command(
+    "what-if",
+    epilog=output.examples(
+        "convener decisions what-if worker_pool.max_workers=15",
+        "convener decisions what-if --decision 42 worker_pool.scale_up_threshold=0.5 --wait-target 60",
+        "convener decisions what-if --mode trusted_tester -o json",
+    ),
+)
+def what_if(
+    values: Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", help="of the configuration")] = None,
+    decision: Annotated[int | None, typer.Option(help="the last one by default", min=1)] = None,
+    mode: Annotated[Mode | None, typer.Option(help="the rules and the pool of this mode")] = None,
+    wait_target: Annotated[float | None, typer.Option(help="seconds that a task may wait", min=0.001)] = None,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Make a decision again as it would have been under another configuration. Changes nothing."""
+    body: Json = {"decision_id": decision, "mode": mode, "wait_target_seconds": wait_target}
+    if values:
+        body["config"] = patch_of(values)
+    with connect(url) as client:
+        found = client.post("/scaling/what-if", body)
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(_comparison(found))
+
+
+def _id(client: Client, decision: int | None) -> int:
+    """The id that was given, or that of the last decision."""
+    if decision is not None:
+        return decision
+    latest = client.get("/scaling/recommendation")["decision_id"]
+    # Before the first decision there is none: asking for it says so.
+    return int(latest or 1)
+
+
+def _replay_all(client: Client) -> tuple[int, list[Json]]:
+    """So many decisions were replayed, and these came out differently."""
+    count, different = 0, list[Json]()
+    for batch in _batches(client):
+        count += batch["replayed"]
+        different += batch["different"]
+    return count, different
+
+
+def _batches(client: Client) -> Iterator[Json]:
+    after: int | None = 0
+    while after is not None:
+        batch = client.post("/scaling/decisions/replay", {"after": after, "limit": _BATCH})
+        yield batch
+        after = batch["next"]
+
+
+def _portrait(found: Json, when: str) -> RenderableType:
+    words = found["explanation"]
+    facts: list[tuple[str, RenderableType | None]] = [
+        ("Decision", f"{found['id']}, {when}: {found['decision_type']}"),
+        ("Workers", f"{found['current_workers']} -> {found['target_workers']}"),
+        ("Seen", _lines(words["seen"])),
+        ("Because", _lines(words["drove"])),
+        ("Limits", _lines(words["clamps"]) if words["clamps"] else Text("none applied")),
+        ("Rejected", _lines([f"{one['alternative']}: {one['because']}" for one in words["rejected"]])),
+        ("Weights", _lines(_weights(found)) if found["agent_weight_adjustments"] else None),
+        ("Agents", _lines(_agents(found)) if found["resource_allocation"] else None),
+    ]
+    return output.details(facts)
+
+
+def _weights(found: Json) -> list[str]:
+    return [
+        f"{agent}: {one['previous_weight']:.4g} -> {one['new_weight']:.4g} ({one['reason']})"
+        for agent, one in found["agent_weight_adjustments"].items()
+    ]
+
+
+def _agents(found: Json) -> list[str]:
+    assigned = [one["assigned_agent"] for one in found["resource_allocation"].values()]
+    narrow = found["bottleneck_agent"]
+    return [
+        f"{agent}: {assigned.count(agent)} workers{', the bottleneck' if agent == narrow else ''}; {size['reason']}"
+        for agent, size in found["sizes"].items()
+    ]
+
+
+def _comparison(found: Json) -> RenderableType:
+    decided, other = found["decided"], found["supposed"]
+    table = output.table("", "DECIDED", "SUPPOSED", numbers=["DECIDED", "SUPPOSED"])
+    for name, key in (
+        ("type", "decision_type"),
+        ("workers", "current_workers"),
+        ("target", "target_workers"),
+        ("need", "need"),
+    ):
+        table.add_row(output.cell(name), output.cell(decided[key]), output.cell(other[key]))
+    return Group(Text(f"decision {decided['id']}"), table, Text("it would have said:"), _lines(other["reasons"]))
+
+
+def _verdict(count: int, different: list[Json]) -> RenderableType:
+    noun = "decision" if count == 1 else "decisions"
+    if not different:
+        return Text(f"ok: {count:,} {noun} replayed, identical to the byte", "green")
+    changed = [
+        f"{one['id']} {change['path']}: {change['before']} -> {change['after']}"
+        for one in different
+        for change in one["differences"]
+    ]
+    return Group(Text(f"{len(different):,} of {count:,} {noun} come out differently", "red"), _lines(changed))
+
+
+def _lines(sentences: list[Any]) -> Text:
+    return Text("\n".join(output.plain(str(sentence)) for sentence in sentences))

@@ -1,0 +1,244 @@
+"""Speaks HTTP with the service; problems, outages and refused keys become failures that say what to do."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from app.terminal.connection import OPERATOR_KEY, Access, find_access, is_loopback
+from app.terminal.failures import ExitCode, Failure
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="CONVENER_URL", help="address of the service; that of `convener up` by default"),
+]
+Json = dict[str, Any]
+
+PAGE = 500
+_TIMEOUT_SECONDS = 30.0
+_TRIES = 4
+_LONGEST_PAUSE_SECONDS = 10.0
+_CLOCKS_APART_SECONDS = 30.0
+_HINTS = {
+    "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
+    "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
+    "task_not_found": "`convener tasks ls` lists the tasks; old ones are pruned",
+    "dead_letter_not_found": "`convener dead-letters ls` lists them; `convener tasks ls` lists all tasks",
+    "worker_not_found": "`convener workers ls` lists the workers",
+    "key_not_found": "`convener key ls` lists the keys",
+    "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
+    "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",
+    "alert_not_found": "`convener alerts ls` lists them; old ones are pruned",
+    "alert_resolved": "there is nothing left to know; `convener alerts get ID` shows when it ended",
+    "decision_not_found": "`convener decisions ls` lists them; those that changed nothing are kept for a day",
+    "config_version_not_found": "`convener config history` lists the versions",
+    "config_refused": "correct the values named above; `convener config get` shows the others",
+    "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",
+    "metric_not_found": "`convener metrics series` lists the names",
+    "not_found": "the service knows no such address; it may be of another version than this program",
+    "task_conflict": "choose another id, or send the very same body again",
+    "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
+    "start_refused": "`convener workers fleet` shows the pool; `convener config set` changes its maximum",
+    "worker_gone": "the worker is over already; `convener workers ls` lists the living ones",
+    "payload_too_large": "send less, or raise CONVENER_MAX_PAYLOAD_BYTES of the service",
+    "body_too_large": "send less at once, or raise CONVENER_MAX_BODY_BYTES of the service",
+    "database_unavailable": "try again in a moment; `convener db status` looks at the database itself",
+    "shutting_down": "try again when the service is back",
+    "internal_error": "the log of the service has the details",
+}
+_CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
+
+
+class Unreachable(Failure):
+    """Nobody answers at the address, or not to the end."""
+
+    def __init__(self, url: str, error: httpx.HTTPError) -> None:
+        super().__init__(
+            f"cannot reach the service at {url} ({str(error) or type(error).__name__})",
+            ExitCode.UNREACHABLE,
+            hint="start it with `convener up`, or give its address with --url or CONVENER_URL",
+        )
+
+
+class Refusal(Failure):
+    """The service answered with a problem."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status = status
+        code, title = str(problem.get("code", "")), str(problem.get("title", "the request failed"))
+        fields = [f"{field.get('path')}: {field.get('message')}" for field in problem.get("errors") or []]
+        detail = str(problem.get("detail") or "")
+        said = fields or ([detail] if detail not in ("", title) else [])
+        super().__init__(
+            f"{title} ({status} {code})",
+            _CODES.get(status, ExitCode.REFUSED),
+            details=said,
+            hint=_HINTS.get(code, "correct the values named above" if status == 422 else None),
+        )
+
+
+class Client:
+    """One service, one key. `now` is the time of the last answer."""
+
+    def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = access.url
+        self.now = datetime.now(UTC)
+        self._http = httpx.Client(
+            base_url=access.url,
+            headers={"Authorization": f"Bearer {access.key}", "Accept": "application/json"},
+            timeout=_TIMEOUT_SECONDS,
+            transport=transport,
+            # A proxy of the surroundings has no business between two processes of one machine.
+            trust_env=not is_loopback(access.url),
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, *, wait_seconds: float = 0, **parameters: Any) -> Json:
+        """Read; parameters that are None are left out."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        if wait_seconds:
+            given["wait_seconds"] = wait_seconds
+        return self._json("GET", path, params=given, timeout=_TIMEOUT_SECONDS + wait_seconds)
+
+    def report(self, path: str) -> Json:
+        """Read how the service is, in one try: a report with 503 is an answer too, a problem is none."""
+        response = self._once("GET", path)
+        answer = _object(response)
+        if answer is None or not (response.is_success or (response.status_code == 503 and "code" not in answer)):
+            raise _refusal(response)
+        return answer
+
+    def post(self, path: str, body: Json | bytes) -> Json:
+        """Write; every call that this program makes may be repeated, so it is when the service is busy."""
+        content = {"content": body, "headers": {"Content-Type": "application/json"}}
+        return self._json("POST", path, **(content if isinstance(body, bytes) else {"json": body}))
+
+    def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
+        """Replace."""
+        content = {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
+        return self._json("PUT", path, **(content if isinstance(body, bytes) else {"json": body, "headers": headers}))
+
+    def change(self, method: str, path: str, body: Json, *, version: int, **parameters: Any) -> Json:
+        """Change what has versions, building on this one."""
+        return self._json(method, path, json=body, headers={"If-Match": f'"{version}"'}, params=parameters)
+
+    def delete(self, path: str) -> None:
+        """Delete."""
+        self._send("DELETE", path)
+
+    def remove(self, path: str, headers: Mapping[str, str]) -> Json:
+        """Delete, and hear what has become of it."""
+        return self._json("DELETE", path, headers=headers)
+
+    def download(self, path: str) -> bytes:
+        """Read what need not be understood here."""
+        return self._send("GET", path).content
+
+    def page(self, path: str, after: str | None, **parameters: Any) -> tuple[list[Json], str | None]:
+        """As many items as one page holds, from a cursor on, and the cursor of what follows."""
+        answer = self.get(path, limit=PAGE, after=after, **parameters)
+        return answer["items"], answer["next"]
+
+    def pages(
+        self, path: str, most: int | None, seen: Callable[[int], object] = lambda _: None, **parameters: Any
+    ) -> tuple[list[Json], str | None]:
+        """Up to `most` items (all when None) from as many pages as it takes, and the cursor of what follows.
+
+        `seen` is told after each page how many items there are.
+        """
+        items: list[Json] = []
+        after: str | None = parameters.pop("after", None)
+        while most is None or len(items) < most:
+            limit = PAGE if most is None else min(PAGE, most - len(items))
+            page = self.get(path, limit=limit, after=after, **parameters)
+            items += page["items"]
+            after = page["next"]
+            seen(len(items))
+            if after is None:
+                break
+        return items, after
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        response = self._send(method, path, **request)
+        answer = _object(response)
+        if answer is None:
+            raise _stranger(response)
+        return answer
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        response = self._patiently(method, path, **request)
+        self.now = _time_of(response)
+        if not response.is_success:
+            raise _refusal(response)
+        return response
+
+    def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Wait and repeat as the service asks to, a few times."""
+        for left in reversed(range(_TRIES)):
+            response = self._once(method, path, **request)
+            if response.status_code not in (429, 503) or not left:
+                break
+            time.sleep(_retry_after(response))
+        return response
+
+    def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **request)
+        except httpx.HTTPError as error:
+            raise Unreachable(self.url, error) from error
+
+
+def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
+    """A client for the service that option, environment or state directory name. Raises Failure without a key."""
+    return Client(find_access(url, key_files))
+
+
+def _time_of(response: httpx.Response) -> datetime:
+    """By our clock; by that of the service where the two are far apart, so that ages are right all the same."""
+    ours = datetime.now(UTC)
+    try:
+        theirs = parsedate_to_datetime(response.headers.get("date", ""))
+    except ValueError:
+        return ours
+    return theirs if abs((theirs - ours).total_seconds()) > _CLOCKS_APART_SECONDS else ours
+
+
+def _refusal(response: httpx.Response) -> Failure:
+    problem = _object(response)
+    return Refusal(response.status_code, problem) if problem and "code" in problem else _stranger(response)
+
+
+def _object(response: httpx.Response) -> Json | None:
+    try:
+        answer = response.json()
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _stranger(response: httpx.Response) -> Failure:
+    return Failure(
+        f"{response.url} answers, but not like Convener ({response.status_code})",
+        ExitCode.REFUSED,
+        hint="check --url and CONVENER_URL; a proxy or another program may stand there",
+    )
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        seconds = float(response.headers.get("retry-after", 1))
+    except ValueError:
+        seconds = 1.0
+    return min(max(seconds, 0.1), _LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,70 @@
+"""What makes a command fail: a sentence, what to do about it, and the exit code that scripts rely on."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from app.terminal.output import errors, plain
+
+
+class ExitCode(IntEnum):
+    """Documented in `convener --help`; part of the contract with scripts."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    KEY = 4
+    NOT_FOUND = 5
+    TASK_FAILED = 6
+    DEGRADED = 7
+    CRITICAL = 8
+
+
+MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.REFUSED: "the service refused; it says why",
+    ExitCode.USAGE: "the command line or a CONVENER_ variable makes no sense",
+    ExitCode.UNREACHABLE: "the service, or the database, cannot be reached",
+    ExitCode.KEY: "the key is missing or refused",
+    ExitCode.NOT_FOUND: "there is no such task, worker or key",
+    ExitCode.TASK_FAILED: "a task that was waited for failed or was cancelled",
+    ExitCode.DEGRADED: "of `health`: the system is degraded",
+    ExitCode.CRITICAL: "of `health`: the system is in a critical state",
+}
+
+
+class Failure(Exception):
+    """Ends a command."""
+
+    def __init__(self, message: str, code: ExitCode, *, details: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.details = details
+        self.hint = hint
+
+    def show(self) -> None:
+        """Print it to stderr, in words for a person."""
+        console = errors()
+        console.print(f"[bold red]Error:[/] {escape(plain(self.message))}")
+        for line in self.details:
+            console.print(f"  {escape(plain(line))}")
+        if self.hint:
+            console.print(f"[dim]What to do:[/] {escape(self.hint)}")
+
+
+class Commands(TyperGroup):
+    """A group of commands that reports failures in words and ends with their code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except Failure as failure:
+            failure.show()
+            raise typer.Exit(failure.code) from None

@@ -1,0 +1,135 @@
+"""Options that several commands share, and how their values are read."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from app.kernel.agents import AgentType, agent_type
+from app.terminal import output
+from app.terminal.client import Client, Json, Unreachable, connect
+from app.terminal.failures import Failure
+from app.terminal.output import Format
+
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")]
+Every = Annotated[float, typer.Option(help="seconds between two looks", min=0.1, max=3600)]
+Board = Callable[[Json], RenderableType]
+
+
+def _agent(value: str | None) -> str | None:
+    try:
+        return agent_type(value).value if value is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+AgentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--agent",
+        metavar="AGENT",
+        callback=_agent,
+        autocompletion=lambda: [agent.value for agent in AgentType],
+        help=", ".join(AgentType),
+    ),
+]
+
+
+def _label(values: list[str] | None) -> list[str]:
+    for value in values or ():
+        name, separator, _ = value.partition(":")
+        if not name or not separator:
+            raise typer.BadParameter(f"{value} is not key:value")
+    return values or []
+
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+
+
+def seconds(value: str) -> float:
+    """How long `90s`, `30min`, `2h` or `3d` is. Raises BadParameter."""
+    found = _AGO.fullmatch(value)
+    if found is None:
+        raise typer.BadParameter(f"{value} is not a time like 90s, 30min, 2h or 3d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _moment(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        if ago := _AGO.fullmatch(value):
+            return (datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]])).isoformat()
+        # What is said without a time zone is meant in that of this machine.
+        return datetime.fromisoformat(value).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{value} is neither a time like 2026-01-31T12:00 nor an age like 30min, 2h or 3d"
+        ) from None
+
+
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY:VALUE", callback=_label, help="with this label; of several, with all"),
+]
+
+
+def moment_option(name: str, meaning: str) -> Any:
+    """An option that takes a time, or how long ago that was."""
+    return typer.Option(
+        name, metavar="TIME", callback=_moment, help=f"{meaning}; 2026-01-31T12:00, or 2h for 2 hours ago"
+    )
+
+
+Goal = Annotated[str | None, typer.Option("--goal", help="of this research goal")]
+Code = Annotated[str | None, typer.Option("--code", help="that ended with this error code")]
+Reason = Annotated[str, typer.Option(help="why; it is kept, and shown to whoever asks")]
+Limit = Annotated[int, typer.Option("--limit", help="how many at most", min=1)]
+Whole = Annotated[bool, typer.Option("--all", help="all of them, however many")]
+After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier answer: go on from there")]
+
+
+def look(path: str, board: Board, url: str | None, fmt: Format, *, every: float | None) -> None:
+    """Show what the service answers at `path`; every so many seconds when `every` is given.
+
+    `board` makes the answer readable. With JSON, a watch writes one object a line.
+    """
+    with connect(url) as client:
+        if every is not None:
+            _watch(client, path, board, fmt, every)
+        elif fmt is Format.JSON:
+            output.write_json(client.get(path))
+        else:
+            output.show(board(client.get(path)))
+
+
+def _watch(client: Client, path: str, board: Board, fmt: Format, seconds: float) -> None:
+    console = output.results()
+    if fmt is Format.TABLE and console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for seen in _looks(client, path, seconds):
+                live.update(Text(seen.message, style="red") if isinstance(seen, Failure) else board(seen), refresh=True)
+    for seen in _looks(client, path, seconds):
+        if isinstance(seen, Failure):
+            seen.show()
+        elif fmt is Format.JSON:
+            output.write_json(seen, one_line=True)
+        else:
+            console.print(board(seen))
+
+
+def _looks(client: Client, path: str, seconds: float) -> Iterator[Json | Failure]:
+    """Look again and again; an outage is told of, and does not end it."""
+    while True:
+        try:
+            yield client.get(path)
+        except Unreachable as failure:
+            yield failure
+        time.sleep(seconds)

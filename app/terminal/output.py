@@ -1,0 +1,169 @@
+"""How results look: tables for people, JSON for programs. Only results go to stdout; everything else to stderr."""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 200
+_WIDE = 110
+_STYLES = {
+    **dict.fromkeys(("completed", "ready"), "green"),
+    **dict.fromkeys(("failed", "lost"), "red"),
+    **dict.fromkeys(("executing", "busy"), "cyan"),
+    **dict.fromkeys(("assigned", "starting", "draining"), "yellow"),
+    **dict.fromkeys(("cancelled", "stopped", "blocked"), "dim"),
+}
+
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+class Format(StrEnum):
+    """What `-o` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Output = Annotated[Format, typer.Option("-o", "--output", help="for people or for programs")]
+
+
+def results() -> Console:
+    """Stdout. A pipe is wide, so that nothing is shortened for a reader that has no edge."""
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def errors() -> Console:
+    """Stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show(thing: RenderableType) -> None:
+    """Print a result for people, without the blanks that fill up lines."""
+    console = results()
+    with console.capture() as captured:
+        console.print(thing)
+    typer.echo("\n".join(line.rstrip(" ") for line in captured.get().splitlines()))
+
+
+def tell_more(*ways: str) -> None:
+    """Say that a list goes on, and by which options to see the rest."""
+    errors().print(f"[dim]there are more: {', '.join(ways[:-1])}, or {ways[-1]}[/]")
+
+
+def write_json(value: Any, *, one_line: bool = False) -> None:
+    """Print a result for programs."""
+    typer.echo(json.dumps(value, indent=None if one_line else 2, ensure_ascii=False))
+
+
+def is_wide() -> bool:
+    """Whether there is room for columns that one can do without."""
+    return results().width >= _WIDE
+
+
+def table(
+    *columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = (), flexible: str = "", tight: bool = False
+) -> Table:
+    """An empty table; only the column `flexible` is shortened where there is too little room.
+
+    `numbers` are aligned to the right; the columns `whole` hold ids.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="bold")
+    for name in columns:
+        # An id is 36 characters long; a shortened one could not be copied.
+        width = 36 if name in whole else None
+        made.add_column(name, no_wrap=name != flexible, min_width=width, overflow="ellipsis")
+        made.columns[-1].justify = "right" if name in numbers else "left"
+    return made
+
+
+def cell(value: object) -> Text:
+    """Text of somebody else's, which is neither markup nor control characters to us."""
+    if value is None or value == "":
+        return Text("-", style="dim")
+    return Text(plain(str(value)).replace("\n", " "), no_wrap=True, overflow="ellipsis")
+
+
+def state(name: str) -> Text:
+    """The state of a task or worker, in its colour."""
+    return Text(plain(name), style=_STYLES.get(name, ""))
+
+
+def plain(text: str) -> str:
+    """The text without characters that could steer a terminal; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def age(moment: str | None, now: datetime) -> str | None:
+    """`12 s ago`, or `in 5 s` for what is to come."""
+    if moment is None:
+        return None
+    seconds = (now - datetime.fromisoformat(moment)).total_seconds()
+    # Clocks of two machines are never quite the same.
+    return f"in {duration(-seconds)}" if seconds <= -2 else f"{duration(max(0.0, seconds))} ago"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min`, `5 h`, `2 d`, rounded down."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length or (unit != "min" and seconds >= length):
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def details(pairs: Sequence[tuple[str, RenderableType | None]]) -> Table:
+    """Names and values, one pair a line; pairs without a value are left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value is not None:
+            grid.add_row(name, Text(plain(value)) if isinstance(value, str) else value)
+    return grid
+
+
+def json_text(value: Any) -> Text | None:
+    """A JSON object as indented text, None when there is nothing in it."""
+    return Text(plain(json.dumps(value, indent=2, ensure_ascii=False))) if value else None
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help."""
+    return "Examples:\n" + "\n".join(f"$ {line}" for line in lines)
+
+
+def line(values: Sequence[float | None], least: float = 0.0, most: float | None = None) -> str:
+    """A block for each value, from `least` to `most` (the largest of them, if not given); a blank where there is none.
+
+    Values outside are drawn at the edge.
+    """
+    known = [value for value in values if value is not None]
+    top = most if most is not None else max(known, default=least)
+    return "".join(" " if value is None else _block(value, least, top) for value in values)
+
+
+def _block(value: float, least: float, most: float) -> str:
+    share = (value - least) / (most - least) if most > least else 0.0
+    return _LEVELS[round(max(0.0, min(1.0, share)) * (len(_LEVELS) - 1))]
+
+
+def count(number: int) -> Text:
+    """A number of tasks; none is not worth a look."""
+    return Text(f"{number:,}") if number else Text("0", style="dim")
+
+
+def cautions(warnings: Sequence[str]) -> list[Text]:
+    """A line for each warning, after an empty one."""
+    lines = [Text.assemble(("Warning ", "bold yellow"), plain(warning)) for warning in warnings]
+    return [Text(""), *lines] if lines else []

@@ -1,0 +1,1 @@
+"""Worker daemons: registered, watched, directed, started on hosts and replaced."""

@@ -1,0 +1,193 @@
+"""What people tell workers: to drain, to stop, to start anew; one by its id, or all that a filter selects."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.api.guard import Caller, requires
+from app.admin.rules.access import Scope
+from app.http.fields import AgentName, Body, Sentence, Word
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import Writing
+from app.queue.api.task_filters import Deliberate, LabelPairs, Many, pairs
+from app.queue.errors import WorkerGone, WorkerNotFound
+from app.workers.api.workers import ReasonIn, WorkerOut, shown
+from app.workers.errors import StartRefused
+from app.workers.rules.workers import Directive
+from app.workers.service import directives as service
+from app.workers.service import manual_start
+from app.workers.service.directives import Order, Outcome
+from app.workers.service.manual_start import StartOrder
+from app.workers.store.directives import WorkerSelector
+
+router = APIRouter(tags=["workers"])
+_OPERATOR = [requires(Scope.OPERATE)]
+_DIRECTED = documented(WorkerNotFound, WorkerGone)
+
+
+_EXAMPLE: dict[str, Any] = {
+    "count": 2,
+    "reason": "a long run tonight",
+    "request_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c",
+}
+
+
+class CrewFilter(Deliberate):
+    """Which live workers; all fields must agree."""
+
+    name: list[Word] = Field(default_factory=list, max_length=1000, description="any of these")
+    agent_type: AgentName | None = Field(None, description="that they are assigned to")
+    label: LabelPairs = Field(default_factory=list)
+
+    def crew(self) -> WorkerSelector:
+        """What the store takes."""
+        return WorkerSelector(names=self.name, agent_type=self.agent_type, labels=pairs(self.label))
+
+
+class CrewIn(Many):
+    """Which workers to tell, and why."""
+
+    filter: CrewFilter
+    reason: Sentence = "asked by an operator"
+
+
+class _Counted(BaseModel):
+    matched: int = Field(description="live workers that the filter selected and that had not been told")
+    remaining: int = Field(description="those that are left: repeat the call to go on")
+    dry_run: bool
+
+
+class Drained(_Counted):
+    """What a call of `POST /workers/drain` has done."""
+
+    drained: int = Field(description="those of them that are told to")
+
+
+class Stopped(_Counted):
+    """What a call of `POST /workers/stop` has done."""
+
+    stopped: int = Field(description="those of them that are told to")
+
+
+class Restarted(_Counted):
+    """What a call of `POST /workers/restart` has done."""
+
+    restarted: int = Field(description="those of them that are told to")
+
+
+@router.post("/workers/drain", summary="Drain the workers that a filter selects", dependencies=_OPERATOR)
+async def drain_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Drained:
+    """As for a single one. A name that no live worker has selects nobody."""
+    outcome = await _many(Directive.DRAIN, wanted, caller.key_id, connection)
+    return Drained(drained=outcome.told, **_counts(outcome, wanted))
+
+
+@router.post("/workers/stop", summary="Stop the workers that a filter selects", dependencies=_OPERATOR)
+async def stop_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Stopped:
+    """As for a single one. A name that no live worker has selects nobody."""
+    outcome = await _many(Directive.STOP, wanted, caller.key_id, connection)
+    return Stopped(stopped=outcome.told, **_counts(outcome, wanted))
+
+
+@router.post("/workers/restart", summary="Restart the workers that a filter selects", dependencies=_OPERATOR)
+async def restart_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Restarted:
+    """As for a single one. A name that no live worker has selects nobody."""
+    outcome = await _many(Directive.RESTART, wanted, caller.key_id, connection)
+    return Restarted(restarted=outcome.told, **_counts(outcome, wanted))
+
+
+@router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+async def drain(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
+    """It finishes its task, takes no more, and ends. The pool starts another in its place. Safe to repeat."""
+    return await _one(Directive.DRAIN, worker_id, reason, caller.key_id, connection)
+
+
+@router.post("/workers/{worker_id}/stop", summary="Stop a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+async def stop(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
+    """As drain, but after a grace period it is ended and its task goes back without burning an attempt.
+
+    A worker that was told to stop is not told to drain or restart any more.
+    """
+    return await _one(Directive.STOP, worker_id, reason, caller.key_id, connection)
+
+
+@router.post("/workers/{worker_id}/restart", summary="Restart a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
+    """As stop, and a new process takes its place in the pool under the same name, which counts neither as a loss nor
+    as a crash. A worker that nobody provisions starts itself anew.
+    """
+    return await _one(Directive.RESTART, worker_id, reason, caller.key_id, connection)
+
+
+async def _one(
+    directive: Directive, worker_id: UUID, reason: ReasonIn, by: str, connection: AsyncConnection
+) -> WorkerOut:
+    order = Order(directive=directive, by=by, reason=reason.reason)
+    return shown(await service.direct(connection, worker_id, order))
+
+
+async def _many(directive: Directive, wanted: CrewIn, by: str, connection: AsyncConnection) -> Outcome:
+    crew = wanted.filter.crew()
+    if wanted.dry_run:
+        return await service.count(connection, crew, directive)
+    order = Order(directive=directive, by=by, reason=wanted.reason)
+    return await service.direct_many(connection, crew, order, limit=wanted.limit)
+
+
+def _counts(outcome: Outcome, wanted: CrewIn) -> dict[str, int | bool]:
+    return {
+        "matched": outcome.matched,
+        "remaining": outcome.matched - outcome.told,
+        "dry_run": wanted.dry_run,
+    }
+
+
+class WorkersStartIn(Body):
+    """How many workers more, and why."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    count: int = Field(1, ge=1, le=1000)
+    reason: Sentence = "asked by an operator"
+    request_id: UUID | None = Field(None, description="repeat it when the answer was lost: nobody else is started")
+
+
+class StartingOut(BaseModel):
+    """A worker that is asked for."""
+
+    worker_id: UUID
+    name: str
+
+
+class StartedOut(BaseModel):
+    """What a call of `POST /workers/start` has done."""
+
+    started: int
+    workers: list[StartingOut] = Field(description="they register within seconds; read one by its id")
+
+
+@router.post(
+    "/workers/start",
+    summary="Start workers",
+    status_code=201,
+    dependencies=[requires(Scope.OPERATE)],
+    responses=documented(StartRefused),
+)
+async def start(wanted: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
+    """On the hosts that start workers, the next where most room is left; within the maximum of the configuration and
+    what the hosts suffice for, all or none.
+
+    They stay until the scaling loop finds that they idle, or where the size of the pool is fixed until the loops of
+    their host end. Safe to repeat with the same `request_id`.
+    """
+    order = StartOrder(
+        request_id=wanted.request_id or uuid4(), count=wanted.count, by=caller.key_id, reason=wanted.reason
+    )
+    started = await manual_start.start(connection, services.config.initial, order)
+    return StartedOut(
+        started=len(started), workers=[StartingOut.model_validate(one, from_attributes=True) for one in started]
+    )

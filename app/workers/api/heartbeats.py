@@ -1,0 +1,143 @@
+"""Signs of life: what a worker says of itself every few seconds, and what it hears in return."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from app.admin.api.guard import Caller, must_be, requires
+from app.admin.rules.access import Scope
+from app.admin.rules.config import ResourceLimits
+from app.http.fast_routes import LeanRoute
+from app.http.fields import Body, Moment, Sentence, Word
+from app.http.json import answer, raw
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.queue.api import advice
+from app.queue.api.advice import AdviceOut
+from app.queue.errors import WorkerGone, WorkerNotFound
+from app.workers.rules.assignment import bounded, version
+from app.workers.rules.workers import Directive
+from app.workers.store.workers import Heartbeat, HeartbeatReply
+
+router = APIRouter(tags=["workers"], route_class=LeanRoute)
+# Cores, or GB: the most that a worker may register with. Sums of what all workers use stay numbers then.
+_MOST = 65536
+
+
+class LeaseRef(Body):
+    """The lease that the worker believes it holds."""
+
+    task_id: UUID
+    token: int = Field(ge=1, le=2**63 - 1)
+
+
+class LocalError(Body):
+    """Something that went wrong on the worker."""
+
+    at: Moment
+    message: Sentence
+
+
+class BeatIn(Body):
+    """A sign of life."""
+
+    state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
+    lease: LeaseRef | None = None
+    cpu_percent: float | None = Field(
+        None, ge=0, le=100 * _MOST, description="percent of one core since the last report"
+    )
+    memory_mb: float | None = Field(None, ge=0, le=1024 * _MOST, description="MiB that are resident now")
+    errors: list[LocalError] = Field(default_factory=list, max_length=50)
+    assignment: Word | None = Field(None, description="version of the assignment that the worker goes by")
+
+
+class DirectiveOut(BaseModel):
+    """What the worker is to do."""
+
+    kind: Directive
+    reason: str | None
+    task_id: UUID | None = None
+    token: int | None = None
+
+
+class AssignmentOut(BaseModel):
+    """What the worker is to prefer, and how much each of its tasks may use from the next one on.
+
+    Never more than the worker registered with, nor than the configuration allows.
+    """
+
+    version: str = Field(description="names these values; send it with the following heartbeats")
+    agent: AgentType | None
+    memory_gb: float
+    cpu_cores: float
+    compute_seconds: float | None = Field(
+        description="of a usual task of that agent: one with another timeout gets as many times more; leases say it"
+    )
+
+
+class BeatOut(BaseModel):
+    """How the service sees the worker."""
+
+    worker_id: UUID
+    state: str
+    directives: list[DirectiveOut]
+    lease_expires_at: Moment | None
+    degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
+    assignment: AssignmentOut | None = Field(description="null when the heartbeat named the version in force")
+
+
+@router.post(
+    "/workers/{worker_id}/heartbeat",
+    summary="Report health",
+    dependencies=[requires(Scope.LEASE)],
+    response_model=BeatOut,
+    responses=documented(WorkerGone, WorkerNotFound),
+)
+async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: ServicesDep) -> Response:
+    """Renews the lease it names; the answer may carry directives, and a new assignment until the worker names it."""
+    must_be(principal, WorkerId(worker_id))
+    beat = Heartbeat(
+        worker_id=WorkerId(worker_id),
+        draining=call.state == "draining",
+        task_id=call.lease.task_id if call.lease else None,
+        token=call.lease.token if call.lease else None,
+        cpu_percent=call.cpu_percent,
+        memory_mb=call.memory_mb,
+        errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
+    )
+    pulse = await services.heartbeats.report(beat)
+    limits = (await services.config.read()).document.resource_limits
+    seen = {
+        "worker_id": worker_id,
+        "state": pulse.state.value,
+        "lease_expires_at": pulse.lease_expires_at,
+        "assignment": _assignment(pulse, limits, call.assignment),
+    }
+    texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
+    return answer(raw(seen, texts))
+
+
+def _assignment(pulse: HeartbeatReply, limits: ResourceLimits, known: str | None) -> dict[str, Any] | None:
+    """What is in force, unless the worker knows it; so it is told again when an answer was lost."""
+    posting = bounded(pulse.posting, limits, memory_gb=pulse.memory_gb, cpu_cores=pulse.cpu_cores)
+    named = version(posting)
+    return None if named == known else {"version": named, **asdict(posting)}
+
+
+def _directives(pulse: HeartbeatReply, beat: Heartbeat) -> list[dict[str, Any]]:
+    """What was left for the worker, and the news that the lease it named is not its own any more."""
+    directives: list[dict[str, Any]] = []
+    if pulse.directive is not None:
+        directives.append({"kind": pulse.directive, "reason": pulse.directive_reason, "task_id": None, "token": None})
+    if beat.task_id is not None and pulse.lease_state is None:
+        lost = {"task_id": str(beat.task_id), "token": beat.token}
+        reason = "the task was cancelled, or its lease has moved on"
+        directives.append({"kind": Directive.CANCEL_TASK.value, "reason": reason, **lost})
+    return directives

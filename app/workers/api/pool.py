@@ -1,0 +1,142 @@
+"""The pool as a whole: who is there, which places rest, and how it recovers."""
+
+from collections.abc import Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from app.admin.api.guard import requires
+from app.admin.rules.access import Scope
+from app.admin.service import config
+from app.http.fields import Limit, Moment
+from app.http.services import ServicesDep
+from app.http.transactions import Reading
+from app.workers.service import pool as service
+from app.workers.store import pool as records
+
+router = APIRouter(tags=["workers"])
+_READ = [requires(Scope.READ)]
+_SHARES = (0.5, 0.99)
+
+
+class ByState(BaseModel):
+    """Live workers."""
+
+    starting: int = 0
+    ready: int = 0
+    busy: int = 0
+    draining: int = 0
+
+
+class RestingOut(BaseModel):
+    """A place in the pool that gets no worker for now, because its workers keep dying young."""
+
+    host: str
+    slot: int
+    deaths: int = Field(description="in a row, each within a minute of its start")
+    until: Moment
+
+
+class HostOut(BaseModel):
+    """A machine that starts workers."""
+
+    provisioner: str
+    host: str
+    size: int = Field(description="workers that it is to keep running")
+
+
+class FleetOut(BaseModel):
+    """The pool as a whole."""
+
+    min_workers: int
+    max_workers: int
+    hosts: list[HostOut] = Field(description="those that have reported lately")
+    workers: ByState
+    total: int
+    reduced_capacity: bool = Field(description="places rest because starting workers there keeps failing")
+    resting: list[RestingOut] = Field(description="the first to be tried again first")
+
+
+class ReplacementOut(BaseModel):
+    """From the loss of a worker to its replacement's first lease."""
+
+    id: int
+    lost_worker_id: UUID
+    worker_id: UUID | None
+    worker_name: str
+    cause: str
+    detected_at: Moment
+    requested_at: Moment | None
+    started_at: Moment | None
+    registered_at: Moment | None
+    first_lease_at: Moment | None
+
+
+class ReplacementPage(BaseModel):
+    """Newest first."""
+
+    items: list[ReplacementOut]
+    next: str | None
+
+
+class ReplacementStepOut(BaseModel):
+    """Seconds since the loss was detected."""
+
+    p50: float
+    p99: float
+
+
+class ReplacementTimesOut(BaseModel):
+    """How fast the newest replacements were, up to 1,000 of them."""
+
+    replacements: int
+    working: int = Field(description="those of them whose worker has received its first lease")
+    since: Moment | None = Field(description="when the first of them was detected")
+    requested: ReplacementStepOut | None
+    started: ReplacementStepOut | None
+    registered: ReplacementStepOut | None
+    first_lease: ReplacementStepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
+
+
+@router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
+async def status(connection: Reading, services: ServicesDep) -> FleetOut:
+    """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
+    pool = (await config.current(connection, services.config.initial)).document.worker_pool
+    found = await service.status(connection)
+    return FleetOut(
+        min_workers=pool.min_workers,
+        max_workers=pool.max_workers,
+        hosts=[HostOut.model_validate(host, from_attributes=True) for host in found.hosts],
+        workers=ByState(**found.states),
+        total=sum(found.states.values()),
+        reduced_capacity=bool(found.resting),
+        resting=[RestingOut.model_validate(slot, from_attributes=True) for slot in found.resting],
+    )
+
+
+@router.get("/replacements", summary="List replacements of lost workers", dependencies=_READ)
+async def replacements(
+    connection: Reading, after: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None, limit: Limit = 50
+) -> ReplacementPage:
+    """How long each step took, newest first."""
+    rows = await records.replacements(connection, before=after, limit=limit + 1)
+    following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
+    return ReplacementPage(items=[ReplacementOut.model_validate(row) for row in rows[:limit]], next=following)
+
+
+@router.get("/replacements/times", summary="See how fast lost workers are replaced", dependencies=_READ)
+async def times(connection: Reading) -> ReplacementTimesOut:
+    """Median and 99th percentile of each step, from the detection of the loss to the first lease."""
+    found = await records.times(connection, _SHARES)
+    return ReplacementTimesOut(
+        replacements=found.replacements,
+        working=found.working,
+        since=found.since,
+        **{step: _step(found.steps[step]) for step in records.STEPS},
+    )
+
+
+def _step(percentiles: Sequence[float] | None) -> ReplacementStepOut | None:
+    return None if percentiles is None else ReplacementStepOut(p50=percentiles[0], p99=percentiles[1])

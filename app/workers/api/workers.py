@@ -1,0 +1,191 @@
+"""What workers say of themselves, and what operators say to them."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.admin.api.guard import Caller, must_be, requires
+from app.admin.errors import Forbidden
+from app.admin.rules.access import Scope
+from app.http.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
+from app.http.json import object_text
+from app.http.problems import documented
+from app.http.services import ServicesDep
+from app.http.transactions import Reading, Writing
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.queue.errors import WorkerGone, WorkerNotFound
+from app.workers.service import workers as service
+from app.workers.store import workers as store
+from app.workers.store.workers import Registration
+
+router = APIRouter(tags=["workers"])
+_EXAMPLE: dict[str, Any] = {
+    "name": "lab-1",
+    "host": "lab.example",
+    "pid": 4711,
+    "capabilities": ["generation", "reflection"],
+    "memory_gb": 8,
+    "cpu_cores": 2,
+}
+
+
+class RegistrationIn(Body):
+    """A worker introduces itself."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: Word
+    host: Word
+    pid: int = Field(ge=1, le=2**31 - 1)
+    capabilities: list[AgentName] = Field(min_length=1, description="the agent types it can run")
+    labels: Labels = Field(default_factory=dict)
+    version: Word = "unknown"
+    memory_gb: float = Field(gt=0, le=65536)
+    cpu_cores: float = Field(gt=0, le=65536)
+    launch_token: UUID | None = Field(None, description="given to it by the provisioner that started it")
+
+
+class RegistrationOut(BaseModel):
+    """Its identity, its own key, and how often to report."""
+
+    worker_id: UUID
+    name: str
+    incarnation: int
+    key: str
+    heartbeat_interval_seconds: float
+    lost_after_seconds: float
+    lease_seconds: float
+    acknowledge_within_seconds: float
+
+
+class WorkerOut(BaseModel):
+    """A worker; `state` is `busy` while it holds a task."""
+
+    worker_id: UUID
+    name: str
+    incarnation: int
+    state: str
+    host: str | None
+    pid: int | None
+    capabilities: list[AgentType]
+    labels: dict[str, str]
+    version: str | None
+    memory_gb: float | None
+    cpu_cores: float | None
+    assigned_agent: AgentType | None = Field(description="what it is to prefer")
+    assigned_memory_gb: float | None = Field(description="that a task may use; null: not decided")
+    assigned_cpu_cores: float | None = Field(description="that a task may use; null: not decided")
+    assigned_compute_seconds: float | None = Field(description="for a usual task of that agent; null: not decided")
+    task_id: UUID | None
+    cpu_percent: float | None
+    memory_mb: float | None
+    directive: str | None
+    directive_reason: str | None
+    requested_at: Moment
+    registered_at: Moment | None
+    last_seen_at: Moment | None
+    ended_at: Moment | None
+    ended_reason: str | None
+    recent_errors: list[dict[str, Any]] | None
+
+
+class WorkerPage(BaseModel):
+    """By name and incarnation; pass `next` as `after` for what follows."""
+
+    items: list[WorkerOut]
+    next: str | None
+
+
+class ReasonIn(Body):
+    """Why."""
+
+    reason: Sentence = "asked by an operator"
+
+
+class StoppedOut(BaseModel):
+    """The worker is over."""
+
+    worker_id: UUID
+    state: str
+
+
+@router.post(
+    "/workers",
+    summary="Register a worker",
+    status_code=201,
+    dependencies=[requires(Scope.REGISTER)],
+    responses=documented(WorkerGone),
+)
+async def register(
+    registration: RegistrationIn, principal: Caller, services: ServicesDep, connection: Writing
+) -> RegistrationOut:
+    """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue.
+
+    It takes the pool's key: a worker's own would let it take the place of any other.
+    """
+    if principal.worker_id is not None:
+        raise Forbidden("register with the pool's key; a worker's own key is for its leases and heartbeats")
+    said = Registration(
+        capabilities=[agent.value for agent in registration.capabilities],
+        labels=object_text(registration.labels) or "{}",
+        **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
+    )
+    registered = await service.register(connection, said, registration.launch_token)
+    return RegistrationOut(
+        worker_id=registered.worker_id,
+        name=registered.name,
+        incarnation=registered.incarnation,
+        key=registered.key,
+        heartbeat_interval_seconds=services.health.heartbeat_interval_seconds,
+        lost_after_seconds=services.health.lost_after_seconds,
+        lease_seconds=services.leases.lease_seconds,
+        acknowledge_within_seconds=services.leases.acknowledge_within_seconds,
+    )
+
+
+@router.post(
+    "/workers/{worker_id}/goodbye",
+    summary="Stop in order",
+    dependencies=[requires(Scope.LEASE)],
+)
+async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connection: Writing) -> StoppedOut:
+    """The last call of a worker; a lease it still holds is released without burning an attempt."""
+    must_be(principal, WorkerId(worker_id))
+    await service.say_goodbye(connection, worker_id, reason.reason)
+    return StoppedOut(worker_id=worker_id, state="stopped")
+
+
+@router.get("/workers", summary="List workers", dependencies=[requires(Scope.READ)])
+async def page(
+    connection: Reading,
+    everybody: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
+    after: Annotated[str | None, Query(pattern=r"^[\s\S]+/[0-9]+$", max_length=220)] = None,
+    limit: Limit = 100,
+) -> WorkerPage:
+    """The pool as it is."""
+    name, _, incarnation = (after or "").rpartition("/")
+    start = (name, int(incarnation)) if after else None
+    rows = await store.page(connection, everybody=everybody, after=start, limit=limit + 1)
+    last = rows[limit - 1] if len(rows) > limit else None
+    following = f"{last['name']}/{last['incarnation']}" if last else None
+    return WorkerPage(items=[shown(row) for row in rows[:limit]], next=following)
+
+
+@router.get(
+    "/workers/{worker_id}",
+    summary="Read a worker",
+    dependencies=[requires(Scope.READ)],
+    responses=documented(WorkerNotFound),
+)
+async def read(worker_id: UUID, connection: Reading) -> WorkerOut:
+    """Everything about it."""
+    return shown(await service.read(connection, worker_id))
+
+
+def shown(row: dict[str, Any]) -> WorkerOut:
+    """A worker as the store knows it, on the wire."""
+    state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
+    return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})

@@ -1,0 +1,169 @@
+"""Starting workers, and telling them to drain, stop or restart: by name, or all of a filter, counted first."""
+
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import typer
+from rich.text import Text
+
+from app.terminal import bulk, output
+from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.client import Client, Json, Url, connect
+from app.terminal.failures import ExitCode, Failure
+from app.terminal.options import AgentOption, Labels, Reason
+from app.terminal.output import Format, Output
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
+_DRAIN = Action(path="/workers/drain", verb="drain", done="drained", thing="worker")
+_STOP = Action(path="/workers/stop", verb="stop", done="stopped", thing="worker")
+_RESTART = Action(path="/workers/restart", verb="restart", done="restarted", thing="worker")
+_WHY = "asked by an operator"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands of `convener workers`."""
+    app.command(epilog=output.examples("convener workers start", "convener workers start 4 --reason 'long run'"))(start)
+    for command in (drain, stop, restart):
+        name = command.__name__
+        lines = (
+            f"convener workers {name} host-1 host-2 --reason 'new handlers'",
+            f"convener workers {name} --agent ranking --dry-run",
+            f"convener workers {name} --label site:lab1 --yes",
+        )
+        app.command(epilog=output.examples(*lines))(command)
+
+
+def start(
+    count: Annotated[int, typer.Argument(help="how many workers more", min=1, max=1000)] = 1,
+    reason: Reason = _WHY,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Start workers on the hosts that have them started, within the maximum of the configuration: all, or none.
+
+    They stay until they idle for long, or where the size of the pool is fixed until the loops of their host end.
+    """
+    with connect(url) as client:
+        done = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
+    if fmt is Format.JSON:
+        output.write_json(done)
+    else:
+        workers = ", ".join(worker["name"] for worker in done["workers"])
+        output.show(Text(output.plain(f"started {done['started']:,}: {workers}")))
+
+
+def drain(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Let workers finish their task and end. The pool starts others in their place.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_DRAIN, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def stop(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """End workers after a grace period; an unfinished task goes back to the queue without burning an attempt.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_STOP, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def restart(
+    workers: Names = None,
+    agent: AgentOption = None,
+    label: Labels = None,
+    everything: Everything = False,
+    reason: Reason = _WHY,
+    limit: Most = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Stop workers, and start new processes in their places: neither a loss nor a crash.
+
+    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
+    """
+    _order(_RESTART, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+
+
+def all_workers(client: Client, *, gone: bool) -> list[Json]:
+    """The living workers, or everybody who is remembered."""
+    return client.pages("/workers", None, all="true" if gone else None)[0]
+
+
+def ids_of(client: Client, workers: list[str]) -> list[str]:
+    """Ids are taken as they are; names are looked up among the living. Raises Failure before anything was done."""
+    if all(_is_id(worker) for worker in workers):
+        return workers
+    named = {worker["name"]: worker["worker_id"] for worker in all_workers(client, gone=False)}
+    unknown = [worker for worker in workers if not _is_id(worker) and worker not in named]
+    if unknown:
+        raise Failure(
+            f"no living worker is named {', '.join(unknown)}",
+            ExitCode.NOT_FOUND,
+            hint="`convener workers ls` lists the workers",
+        )
+    return [worker if _is_id(worker) else named[worker] for worker in workers]
+
+
+def _order(
+    deed: Action,
+    workers: list[str] | None,
+    agent: str | None,
+    label: list[str] | None,
+    everything: bool,
+    reason: str,
+    terms: Terms,
+    url: str | None,
+    fmt: Format,
+) -> None:
+    if workers:
+        bulk.ids_alone(everything, terms.dry_run, terms.limit, agent, label)
+        _tell_each(deed.verb, workers, reason, url, fmt)
+        return
+    body = {"filter": bulk.chosen(everything, agent_type=agent, label=label), "reason": reason}
+    with connect(url) as client:
+        bulk.run(client, deed, body, terms, fmt)
+
+
+def _tell_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:
+    with connect(url) as client:
+        done = [
+            client.post(f"/workers/{worker_id}/{verb}", {"reason": reason}) for worker_id in ids_of(client, workers)
+        ]
+    if fmt is Format.JSON:
+        output.write_json({"items": done})
+        return
+    for worker in done:
+        output.show(Text(output.plain(f"{worker['name']} ({worker['worker_id']}) is told to {worker['directive']}")))
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""`convener workers replacements`: who was lost, and how fast others took their places."""
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.terminal import output
+from app.terminal.client import Json, Url, connect
+from app.terminal.options import Limit
+from app.terminal.output import Format, Output, cautions
+
+REPLACEMENTS_EPILOG = output.examples(
+    "convener workers replacements", "convener workers replacements --limit 5 -o json"
+)
+_STEPS = ("requested", "started", "registered", "first_lease")
+
+
+EPILOG = output.examples("convener workers fleet", "convener workers fleet -o json | jq .resting")
+
+
+def replacements(
+    limit: Limit = 20,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """List lost workers, newest first: step by step how long it took to replace them, and how long it usually takes."""
+    with connect(url) as client:
+        items, following = client.pages("/replacements", limit)
+        times = client.get("/replacements/times")
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following, "times": times})
+        return
+    output.show(chronicle(items, now))
+    if times["replacements"]:
+        output.show("")
+        output.show(summary(times))
+
+
+def chronicle(items: list[Json], now: datetime) -> Table:
+    """Times of the steps are seconds since the loss was detected."""
+    columns = [step.upper().replace("_", " ") for step in _STEPS]
+    table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, flexible="CAUSE", tight=True)
+    for item in items:
+        table.add_row(
+            output.cell(item["worker_name"]),
+            output.cell(output.age(item["detected_at"], now)),
+            *(output.cell(_since(item["detected_at"], item[f"{step}_at"])) for step in _STEPS),
+            output.cell(item["cause"]),
+        )
+    return table
+
+
+def summary(times: Json) -> Table:
+    """Median and 99th percentile of each step, as `GET /replacements/times` tells them."""
+    columns = [step.upper().replace("_", " ") for step in _STEPS]
+    table = output.table(f"OF {times['replacements']:,}", *columns, numbers=columns)
+    for share in ("p50", "p99"):
+        seconds = [None if times[step] is None else f"+{times[step][share]:.2f} s" for step in _STEPS]
+        table.add_row(output.cell(share), *map(output.cell, seconds))
+    return table
+
+
+def _since(start: str, end: str | None) -> str | None:
+    if end is None:
+        return None
+    return f"+{(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds():.2f} s"
+
+
+def fleet(url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show the pool as a whole: its bounds, its workers by state, and places that rest because of crash loops."""
+    with connect(url) as client:
+        found = client.get("/fleet")
+        now = client.now
+    if fmt is Format.JSON:
+        output.write_json(found)
+    else:
+        output.show(board(found, now))
+
+
+def board(fleet: Json, now: datetime) -> RenderableType:
+    """The answer of `GET /fleet`, for people."""
+    states = ", ".join(f"{number:,} {state}" for state, number in fleet["workers"].items() if number) or "none"
+    lines = [
+        ("Workers", f"{fleet['total']:,}: {states}" if fleet["total"] else states),
+        ("Bounds", f"{fleet['min_workers']:,} to {fleet['max_workers']:,}"),
+        ("Hosts", ", ".join(f"{host['host']} is to keep {host['size']:,}" for host in fleet["hosts"]) or "none"),
+    ]
+    if not fleet["reduced_capacity"]:
+        return output.details(lines)
+    places = len(fleet["resting"])
+    why = f"{places:,} {'place rests' if places == 1 else 'places rest'} because workers there died soon after starting"
+    return Group(output.details(lines), *cautions([f"reduced capacity: {why}"]), Text(""), _resting(fleet, now))
+
+
+def _resting(fleet: Json, now: datetime) -> Table:
+    table = output.table("HOST", "SLOT", "DEATHS", "NEXT START", numbers=["SLOT", "DEATHS"], flexible="HOST")
+    for place in fleet["resting"]:
+        following = output.age(place["until"], now)
+        table.add_row(*map(output.cell, (place["host"], place["slot"], place["deaths"], following)))
+    return table

@@ -1,0 +1,204 @@
+"""Worker daemons as processes on this machine: their exit is seen at once, and they outlive a crash of ours.
+
+Each worker leads a session of its own, so that whatever it leaves behind can be found and ended. The launch token
+in its environment is the worker's id: that is how a later run of the control plane recognises it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+from app.workers.provisioners.base import Handle
+
+log = logging.getLogger(__name__)
+TOKEN_VARIABLE = "CONVENER_LAUNCH_TOKEN"  # noqa: S105 - a name, and the token names a worker, it opens nothing
+OWNER_VARIABLE = "CONVENER_OWNER"
+# At the end the database may be gone for good; an exit that stays untold is found when the loops start again.
+_TELLING_SECONDS = 3.0
+Exit = Callable[[UUID, str], Awaitable[None]]
+
+
+class LocalProvisioner:
+    """Runs `python -m worker_agent` as child processes."""
+
+    kind = "local"
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        owner: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        on_exit: Exit,
+    ) -> None:
+        """`owner` tells our workers from those of another Convener on this machine."""
+        self.host = host
+        self._owner = owner
+        self._arguments = arguments
+        self._environment = dict(environment)
+        self._logs = logs
+        self._on_exit = on_exit
+        self._watched: dict[UUID, asyncio.Task[None]] = {}
+        self._stopping: dict[UUID, asyncio.Task[None]] = {}
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    async def start(self, worker_id: UUID, name: str) -> Handle:
+        """Start the worker unless it runs already."""
+        present = (await self.find()).get(worker_id)
+        if present is None:
+            present = await asyncio.to_thread(self._spawn, worker_id, name)
+        self.adopt(worker_id, present)
+        return present
+
+    def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
+        """SIGTERM now, which drains; SIGKILL to its whole session when the grace is over."""
+        if worker_id not in self._stopping:
+            task = asyncio.create_task(self._end(handle, grace_seconds), name=f"stop {worker_id}")
+            self._stopping[worker_id] = task
+            task.add_done_callback(lambda _: self._stopping.pop(worker_id, None))
+
+    async def stop_all(self, grace_seconds: float) -> None:
+        """End every worker of ours; used when the control plane stops in order."""
+        for worker_id, handle in (await self.find()).items():
+            self.stop(worker_id, handle, grace_seconds)
+        await asyncio.gather(*self._stopping.values(), return_exceptions=True)
+        if self._watched:
+            await asyncio.wait(self._watched.values(), timeout=_TELLING_SECONDS)
+
+    def is_running(self, handle: Handle) -> bool:
+        """Whether this very process, not another with its pid, still runs."""
+        return _process(handle) is not None
+
+    async def find(self) -> dict[UUID, Handle]:
+        """Look through the processes of this machine for our owner mark and token."""
+        return await asyncio.to_thread(self._find)
+
+    def adopt(self, worker_id: UUID, handle: Handle) -> None:
+        """Watch the process until it exits."""
+        if worker_id not in self._watched:
+            task = asyncio.create_task(self._watch(worker_id, handle), name=f"watch {worker_id}")
+            self._watched[worker_id] = task
+
+    def _find(self) -> dict[UUID, Handle]:
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
+                if process.status() == psutil.STATUS_ZOMBIE or os.getsid(process.pid) != process.pid:
+                    continue
+                variables = process.environ()
+                if variables.get(OWNER_VARIABLE) == self._owner and TOKEN_VARIABLE in variables:
+                    found[UUID(variables[TOKEN_VARIABLE])] = _handle(process)
+        return found
+
+    def _spawn(self, worker_id: UUID, name: str) -> Handle:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        variables = {**self._environment, TOKEN_VARIABLE: str(worker_id), OWNER_VARIABLE: self._owner}
+        command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
+        with (self._logs / f"{name}.log").open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return _handle(psutil.Process(child.pid))
+
+    async def _end(self, handle: Handle, grace_seconds: float) -> None:
+        process = _process(handle)
+        if process is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_exit(handle), grace_seconds)
+        _end_session(handle)
+
+    async def _watch(self, worker_id: UUID, handle: Handle) -> None:
+        try:
+            await _exit(handle)
+            _end_session(handle)
+            child = self._children.pop(handle["pid"], None)
+            code = child.wait(timeout=5) if child else None
+            log.info("worker process ended", extra={"worker_id": str(worker_id), "pid": handle["pid"], "code": code})
+            await self._on_exit(worker_id, _describe(code))
+        finally:
+            self._watched.pop(worker_id, None)
+
+
+def _handle(process: psutil.Process) -> Handle:
+    # A pid alone may be somebody else's by now; together with the time of its start it is unique.
+    return {"pid": process.pid, "created": round(process.create_time(), 2)}
+
+
+def _process(handle: Handle) -> psutil.Process | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(handle["pid"])
+        if abs(process.create_time() - handle["created"]) < 0.05 and _alive(process):
+            return process
+    return None
+
+
+def _is_reused(handle: Handle) -> bool:
+    """Whether another process has the pid by now, which happens only once nothing is left of the session."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(abs(psutil.Process(handle["pid"]).create_time() - handle["created"]) >= 0.05)
+    return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+async def _exit(handle: Handle) -> None:
+    """Wait until the process has ended: at once by a process descriptor, by polling where the system has none."""
+    if _process(handle) is None:
+        return
+    try:
+        descriptor = os.pidfd_open(handle["pid"])
+    except (AttributeError, OSError):
+        while _process(handle) is not None:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.25)
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _end_session(handle: Handle) -> None:
+    """Kill whatever is left of the session that this worker led: handlers of its tasks and their children."""
+    leader = handle["pid"]
+    if _is_reused(handle):
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader:
+                process.kill()
+
+
+def _describe(code: int | None) -> str:
+    if code is None:
+        return "the process ended"
+    if code < 0:
+        return f"the process was killed by {signal.Signals(-code).name}"
+    return f"the process exited with code {code}"

@@ -1,0 +1,284 @@
+"""The managed pool: who is in it, what is requested of a provisioner, and how long replacements take."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.retention import BATCH, deletion
+from app.kernel.ids import WorkerId
+from app.queue.store import lease_ledger
+from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
+from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
+
+STEPS = ("requested", "started", "registered", "first_lease")
+
+_PERCENTILES = ",\n       ".join(
+    f"percentile_cont(CAST(:shares AS float8[])) WITHIN GROUP (ORDER BY extract(epoch FROM {step}_at - detected_at))"
+    f" AS {step}"
+    for step in STEPS
+)
+
+# Those before are another time, and many would take long to sort.
+_TIMES = text(f"""
+SELECT count(*) AS replacements, count(first_lease_at) AS working, min(detected_at) AS since,
+       {_PERCENTILES}
+FROM (SELECT * FROM replacements ORDER BY id DESC LIMIT :newest) latest
+""")
+
+_PRUNE = deletion("replacements", "detected_at < now() - make_interval(days => :days)", "id")
+
+
+LIVE = "w.state IN ('starting', 'ready', 'draining')"
+
+
+_SLOTS = text(f"""
+SELECT host, slot,
+       count(*) FILTER (WHERE ended_at - requested_at < make_interval(secs => :young)
+                          AND state IN ('lost', 'failed')) AS young_deaths,
+       coalesce(bool_or(ended_at IS NULL AND first_beat_at < now() - make_interval(secs => :young)), false) AS is_steady
+FROM (
+    SELECT w.* FROM workers w WHERE {LIVE}
+    UNION ALL
+    SELECT w.* FROM workers w WHERE w.ended_at > now() - make_interval(secs => :window)
+) known
+WHERE slot IS NOT NULL AND provisioner IS NOT NULL GROUP BY provisioner, host, slot
+HAVING bool_or(state <> 'stopped') ORDER BY host, slot
+""")
+
+# Asked for in time and not here: the worker that was to come is not, and no other has come in its place.
+_OVERDUE = text("""
+SELECT count(*) FROM replacements r
+WHERE r.id > (SELECT coalesce(max(id), 0) - 1000 FROM replacements)
+  AND r.detected_at BETWEEN now() - make_interval(secs => :window) AND now() - make_interval(secs => :within)
+  AND r.worker_id IS NOT NULL AND r.registered_at IS NULL
+  AND EXISTS (SELECT FROM workers w WHERE w.id = r.worker_id AND w.state = 'starting')
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A worker that a provisioner is to start now."""
+
+    worker_id: UUID
+    name: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """A live worker of a provisioner on one host, as far as it has been started."""
+
+    worker_id: UUID
+    name: str
+    slot: int
+    state: str
+    handle: dict[str, Any] | None
+    directive: str | None
+
+
+_LIVE = "w.state IN ('starting', 'ready', 'draining')"
+
+_MEMBERS = text(f"""
+SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
+       held.id IS NOT NULL AS busy, coalesce(w.directive = 'restart', false) AS restarting
+FROM workers w {lease_ledger.joined("w.id")}
+WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+""")
+
+# Deaths before a worker of the same name that has lived for longer count no more.
+_DEATHS = """
+SELECT w.host, w.slot, count(*) AS deaths, max(w.ended_at) AS last_at FROM workers w
+WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
+  AND w.ended_at > now() - make_interval(secs => :window)
+  AND w.ended_at - w.requested_at < make_interval(secs => :young)
+  AND NOT EXISTS (
+      SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation
+        AND coalesce(later.ended_at, now()) - later.requested_at >= make_interval(secs => :young)
+  )
+GROUP BY w.host, w.slot
+"""
+
+# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline cleans up.
+_CLAIM_LAUNCHES = text("""
+UPDATE workers SET launched_at = now() WHERE id IN (
+    SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host
+      AND launched_at IS NULL ORDER BY slot FOR UPDATE SKIP LOCKED
+) RETURNING id AS worker_id, name, slot
+""")
+
+_STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at = now() WHERE id = :id")
+
+_MANAGED = text(f"""
+SELECT w.id AS worker_id, w.name, w.slot, w.state, w.handle, w.directive FROM workers w
+WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+""")
+
+_OPEN = text("""
+INSERT INTO replacements (lost_worker_id, slot, worker_name, cause, detected_at)
+VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTHING
+""")
+
+_ANSWER = text("""
+UPDATE replacements SET worker_id = :worker_id, requested_at = now()
+WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :name AND worker_id IS NULL
+            ORDER BY id DESC LIMIT 1)
+""")
+
+_BEREAVED = text("""
+SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
+UNION
+SELECT w.slot FROM workers w
+WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.directive = 'restart'
+  AND w.ended_at > now() - interval '1 min'
+  AND NOT EXISTS (SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation)
+""")
+
+_MARK = {
+    "started_at": text("UPDATE replacements SET started_at = coalesce(started_at, now()) WHERE worker_id = :id"),
+    "registered_at": text(
+        "UPDATE replacements SET registered_at = coalesce(registered_at, now()) WHERE worker_id = :id"
+    ),
+}
+
+_FIRST_LEASES = """
+UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
+"""
+
+_STATES = text(f"""
+SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS shown, count(*) AS workers
+FROM workers w {lease_ledger.joined("w.id")} WHERE {_LIVE} GROUP BY shown
+""")
+
+_REPLACEMENTS = """
+SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
+       first_lease_at FROM replacements
+"""
+
+
+async def members(connection: AsyncConnection, provisioner: str, host: str) -> list[PoolMember]:
+    """The live workers of one provisioner on one host."""
+    rows = (await connection.execute(_MEMBERS, {"provisioner": provisioner, "host": host})).mappings()
+    return [
+        PoolMember(
+            worker_id=WorkerId(row["id"]),
+            slot=row["slot"],
+            leaving=row["leaving"],
+            busy=row["busy"],
+            restarting=row["restarting"],
+        )
+        for row in rows
+    ]
+
+
+async def young_deaths(
+    connection: AsyncConnection, policy: CrashPolicy, *, provisioner: str | None = None, host: str | None = None
+) -> list[SlotDeaths]:
+    """Slots whose workers died young lately: of one provisioner on one host, or of all."""
+    given = {"provisioner": provisioner, "host": host}
+    known = {name: value for name, value in given.items() if value is not None}
+    where = " AND ".join([f"w.{name} = :{name}" for name in known]) or "true"
+    values = {**known, "window": policy.window_seconds, "young": policy.young_seconds}
+    rows = (await connection.execute(text(_DEATHS.format(where=where)), values)).mappings()
+    return [SlotDeaths(**row) for row in rows]
+
+
+async def claim_launches(connection: AsyncConnection, provisioner: str, host: str) -> list[Launch]:
+    """Take the requested workers that nobody has begun to start."""
+    rows = (await connection.execute(_CLAIM_LAUNCHES, {"provisioner": provisioner, "host": host})).mappings()
+    return [Launch(**row) for row in rows]
+
+
+async def started(connection: AsyncConnection, worker_id: UUID, handle: dict[str, Any]) -> None:
+    """Remember how to find the process of a worker again."""
+    await connection.execute(_STARTED, {"id": worker_id, "handle": json.dumps(handle)})
+    await connection.execute(_MARK["started_at"], {"id": worker_id})
+
+
+async def registered(connection: AsyncConnection, worker_id: UUID) -> None:
+    """A replacement has registered."""
+    await connection.execute(_MARK["registered_at"], {"id": worker_id})
+
+
+async def managed(connection: AsyncConnection, provisioner: str, host: str) -> list[Managed]:
+    """All live workers of one provisioner on one host, with the handles of their processes."""
+    rows = (await connection.execute(_MANAGED, {"provisioner": provisioner, "host": host})).mappings()
+    return [Managed(**row) for row in rows]
+
+
+async def open_replacement(connection: AsyncConnection, lost: UUID, *, slot: int, name: str, cause: str) -> None:
+    """A worker of the pool is gone and its slot wants another."""
+    await connection.execute(_OPEN, {"lost": lost, "slot": slot, "name": name, "cause": cause})
+
+
+async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, slot: int, name: str) -> None:
+    """This new worker takes the place of the one of its name that was lost from the slot, if one was."""
+    await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
+
+
+async def bereaved(connection: AsyncConnection, host: str) -> frozenset[int]:
+    """The slots of a host that have lost their worker, or whose worker restarts, and that have no other yet."""
+    return frozenset((await connection.execute(_BEREAVED, {"host": host})).scalars())
+
+
+async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
+    """These workers have just received a lease, perhaps their first."""
+    await connection.execute(_FIRST_LEASES, worker_ids)
+
+
+async def states(connection: AsyncConnection) -> dict[str, int]:
+    """How many workers are alive, by state; one that holds a task is `busy`."""
+    return {row.shown: row.workers for row in await connection.execute(_STATES)}
+
+
+async def replacements(connection: AsyncConnection, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Replacements with all their times, newest first."""
+    where = "WHERE id < :before" if before is not None else ""
+    values = {"limit": limit} | ({"before": before} if before is not None else {})
+    rows = await connection.execute(text(f"{_REPLACEMENTS} {where} ORDER BY id DESC LIMIT :limit"), values)
+    return [dict(row) for row in rows.mappings()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacementTimes:
+    """Of the newest replacements: how many they are and how many work, and percentiles of each step.
+
+    `steps` has, for each of STEPS, the seconds since the loss was detected at each of the shares; None where no
+    replacement came so far.
+    """
+
+    replacements: int
+    working: int
+    since: datetime | None
+    steps: Mapping[str, Sequence[float] | None]
+
+
+async def times(connection: AsyncConnection, shares: Sequence[float], *, newest: int = 1000) -> ReplacementTimes:
+    """How fast lost workers were replaced lately."""
+    row = (await connection.execute(_TIMES, {"shares": list(shares), "newest": newest})).mappings().one()
+    return ReplacementTimes(
+        replacements=row["replacements"],
+        working=row["working"],
+        since=row["since"],
+        steps={step: row[step] for step in STEPS},
+    )
+
+
+async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+    """Forget replacements of long ago; returns how many."""
+    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+
+
+async def recovery(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:
+    """The slots of the managed pool, on all hosts, and the replacements that have not come in time."""
+    times = {"window": policy.window_seconds}
+    rows = (await connection.execute(_SLOTS, {**times, "young": policy.young_seconds})).mappings()
+    slots = [SlotRecord(**row) for row in rows]
+    overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
+    return RecoverySnapshot(slots=slots, overdue=overdue.scalar_one())

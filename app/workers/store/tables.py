@@ -1,0 +1,133 @@
+"""The pool: workers, their replacements, who may call, and the turns of background duties."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from app.admin.rules.access import Role
+from app.db.columns import metadata, moment, one_of
+from app.kernel.states import WorkerState
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("incarnation", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("provisioner", Text, comment="null for a worker that somebody else started"),
+    Column("slot", Integer),
+    Column("host", Text),
+    Column("pid", Integer),
+    Column("handle", JSONB, comment="what the provisioner needs to find the process again"),
+    Column("capabilities", ARRAY(Text), nullable=False),
+    Column("labels", JSONB, nullable=False),
+    Column("version", Text),
+    Column("memory_gb", Float),
+    Column("cpu_cores", Float),
+    Column("directive", Text),
+    Column("directive_reason", Text),
+    Column("cpu_percent", Float),
+    Column("memory_mb", Float),
+    Column("recent_errors", JSONB),
+    Column("assigned_agent", Text, comment="what it is to prefer"),
+    Column("assigned_memory_gb", Float),
+    Column("assigned_cpu_cores", Float),
+    Column("assigned_compute_seconds", Float),
+    Column("ended_reason", Text),
+    moment("requested_at", nullable=False, server_default=func.now()),
+    moment("launched_at"),
+    moment("started_at"),
+    moment("registered_at"),
+    moment("first_beat_at"),
+    moment("last_seen_at"),
+    moment("ended_at"),
+    one_of("state", WorkerState),
+    # Heartbeats touch no indexed column, so with room on the page they are cheap heap-only updates.
+    postgresql_with={
+        "fillfactor": "50",
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "500",
+    },
+)
+Index("workers_ended", workers.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
+Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
+Index(
+    "workers_live_name",
+    workers.c.name,
+    unique=True,
+    postgresql_where=text("state IN ('starting', 'ready', 'draining')"),
+)
+# How often workers died lately is asked every two seconds, however many are remembered.
+Index("workers_died", workers.c.ended_at, postgresql_where=text("state IN ('lost', 'failed')"))
+
+replacements = Table(
+    "replacements",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("lost_worker_id", UUID, nullable=False, unique=True),
+    Column("worker_id", UUID, unique=True),
+    Column("slot", Integer, nullable=False),
+    Column("worker_name", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    moment("detected_at", nullable=False, server_default=func.now()),
+    moment("requested_at"),
+    moment("started_at"),
+    moment("registered_at"),
+    moment("first_lease_at"),
+)
+Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
+
+# Machines on which a provisioner starts workers; each says regularly how it is, and is told how many it is to keep.
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("provisioner", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("size", Integer, nullable=False, comment="workers that it is to keep running"),
+    Column("usual_size", Integer, nullable=False, comment="its setting: where it starts, or stays"),
+    Column("extra", Integer, nullable=False, server_default="0", comment="workers that people started beyond that"),
+    Column("memory_gb", Float, nullable=False),
+    Column("memory_used_gb", Float, nullable=False),
+    Column("cpu_cores", Float, nullable=False),
+    Column("cpu_share", Float, comment="of all its cores, null until measured"),
+    moment("seen_at", nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("worker_id", UUID),
+    moment("created_at", nullable=False, server_default=func.now()),
+    moment("revoked_at"),
+    one_of("role", Role),
+    Index("keys_worker", "worker_id"),
+)
+
+# A background duty is leased like a task: whoever locks its row does the turn.
+loop_ticks = Table(
+    "loop_ticks",
+    metadata,
+    Column("duty", Text, primary_key=True),
+    moment("last_run_at"),
+    Column("held_back", Boolean, nullable=False, server_default=text("false")),
+    Column("runs", BigInteger, nullable=False, server_default="0"),
+    Column("result", JSONB),
+    Column("every_seconds", Float, comment="between two turns; null when the duty has no fixed pace"),
+)

@@ -1,0 +1,85 @@
+"""Reading and checking the audit log, and who is noted for reading."""
+
+import hashlib
+import json
+from typing import Any
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from tests.support.config_calls import change, changed
+from tests.support.problems import is_problem
+from tests.support.service import Service
+from tests.support.sql import value
+
+
+async def test_who_when_why_before_and_after(service: Service) -> None:
+    await changed(service, {"worker_pool": {"max_workers": 200}}, 1, reason="the grant ends: 30 % less")
+    first, initial = (await service.get("/audit"))["items"]
+    assert (first["action"], first["reason"]) == ("config.patch", "the grant ends: 30 % less")
+    assert first["by"] == service.keys[Role.OPERATOR].split("_")[1]
+    assert first["before"]["version"] == 1
+    assert (first["after"]["version"], first["after"]["worker_pool"]["max_workers"]) == (2, 200)
+    assert (initial["action"], initial["by"], initial["before"]) == ("config.initial", "convener", None)
+    assert first["at"] > initial["at"]
+
+
+async def test_anybody_can_compute_the_digests(service: Service) -> None:
+    await changed(service, {"agent_weights": {"generation_agent": 1 / 3}}, 1, reason="größer")
+    await changed(service, {"worker_pool": {"scale_down_threshold": 1e-7}}, 2)
+    answer = await service.ask("GET", "/audit")
+    previous = bytes(32)
+    for item in reversed(json.loads(answer.content)["items"]):
+        digest = item.pop("digest")
+        text = json.dumps(item, sort_keys=True, separators=(",", ":"))
+        previous = hashlib.sha256(previous + text.encode()).digest()
+        assert digest == previous.hex()
+    verdict = await service.post("/audit/verify", {}, key=Role.READER)
+    assert verdict == {"ok": True, "entries": 3, "end": {"seq": 3, "digest": previous.hex()}, "violation": None}
+
+
+async def test_it_is_read_in_pages_and_by_kind(service: Service) -> None:
+    for version in range(1, 5):
+        await changed(service, {"worker_pool": {"max_workers": 200 + version}}, version)
+    whole = (await service.get("/audit"))["items"]
+    assert [item["seq"] for item in whole] == [5, 4, 3, 2, 1]
+    first = await service.get("/audit", limit=3)
+    second = await service.get("/audit", limit=3, after=first["next"])
+    assert (first["items"] + second["items"], second["next"]) == (whole, None)
+    assert [item["seq"] for item in (await service.get("/audit", action="config.initial"))["items"]] == [1]
+    assert (await service.get("/audit", action="nothing"))["items"] == []
+
+
+async def test_an_end_that_was_noted_must_be_there(service: Service, database: Database) -> None:
+    await service.get("/config")
+    end = (await service.post("/audit/verify", {}))["end"]
+    assert (await service.post("/audit/verify", {"known": end}))["ok"]
+    for wrong in ({**end, "digest": "0" * 64}, {**end, "seq": 2}):
+        verdict = await service.post("/audit/verify", {"known": wrong})
+        assert not verdict["ok"]
+    wrong_bodies: list[tuple[Any, str]] = [
+        ({"known": {**end, "digest": "x"}}, "known.digest"),
+        ({"known": {**end, "seq": "1"}}, "known.seq"),
+        ({"known": {}}, "known.seq"),
+    ]
+    for body, field in wrong_bodies:
+        is_problem(await service.ask("POST", "/audit/verify", body), 422, "invalid_request", field)
+    assert await value(database, "SELECT count(*) FROM audit") == 1
+
+
+async def test_trusted_testers_are_seen_reading(service: Service) -> None:
+    reads = [("GET", "/config"), ("GET", "/config/history"), ("GET", "/config/versions/1"), ("GET", "/audit")]
+    for method, path in reads:
+        assert (await service.ask(method, path, key=Role.READER)).status_code == 200
+    assert len((await service.get("/audit"))["items"]) == 1
+    answer = await change(service, "POST", {"mode": "trusted_tester", "reason": "guests"}, 1, "/config/mode")
+    assert answer.json()["conduct"]["audits_reads"]
+    for method, path in [*reads, ("POST", "/audit/verify")]:
+        asked: Any = {} if method == "POST" else None
+        assert (await service.ask(method, path, asked, key=Role.READER)).status_code == 200
+    known = await service.ask("GET", "/config", key=Role.READER, headers={"If-None-Match": '"2"'})
+    assert known.status_code == 304
+    items = (await service.get("/audit"))["items"][::-1][2:]
+    read = ["config.read", "config.history", "config.version", "audit.read", "audit.verify", "config.read"]
+    assert [item["action"] for item in items] == read
+    assert {item["by"] for item in items} == {service.keys[Role.READER].split("_")[1]}
+    assert (await service.post("/audit/verify", {}))["ok"]

@@ -1,0 +1,312 @@
+"""Who may do what: every route declares it, and every role gets exactly what it may have."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from app import application
+from app.admin.api.guard import declared_scope
+from app.admin.rules.access import SCOPES, Role, Scope
+from app.db.database import Database
+from tests.support.routes import DOCUMENTATION, others, routes
+from tests.support.service import Service, registration
+from tests.support.sql import PATIENCE, execute, until, value
+
+_APP: FastAPI = application.build()
+_ROUTES = routes(_APP)
+# What each route is for, written down once more: a route that asks for less than it should is found here.
+_EXPECTED = {
+    "POST /tasks": Scope.SUBMIT,
+    "POST /tasks/batch": Scope.SUBMIT,
+    "GET /tasks": Scope.READ,
+    "GET /tasks/{task_id}": Scope.READ,
+    "POST /tasks/{task_id}/cancel": Scope.SUBMIT,
+    "POST /tasks/cancel": Scope.SUBMIT,
+    "GET /dead-letters": Scope.READ,
+    "GET /dead-letters/{task_id}": Scope.READ,
+    "POST /dead-letters/{task_id}/requeue": Scope.SUBMIT,
+    "POST /dead-letters/requeue": Scope.SUBMIT,
+    "POST /dead-letters/purge": Scope.OPERATE,
+    "POST /lease": Scope.LEASE,
+    "POST /leases/{task_id}/start": Scope.LEASE,
+    "POST /leases/{task_id}/progress": Scope.LEASE,
+    "POST /leases/{task_id}/complete": Scope.LEASE,
+    "POST /leases/{task_id}/fail": Scope.LEASE,
+    "POST /leases/{task_id}/release": Scope.LEASE,
+    "POST /workers": Scope.REGISTER,
+    "POST /workers/{worker_id}/heartbeat": Scope.LEASE,
+    "POST /workers/{worker_id}/goodbye": Scope.LEASE,
+    "POST /workers/{worker_id}/drain": Scope.OPERATE,
+    "POST /workers/{worker_id}/stop": Scope.OPERATE,
+    "POST /workers/{worker_id}/restart": Scope.OPERATE,
+    "POST /workers/start": Scope.OPERATE,
+    "POST /workers/drain": Scope.OPERATE,
+    "POST /workers/stop": Scope.OPERATE,
+    "POST /workers/restart": Scope.OPERATE,
+    "GET /workers": Scope.READ,
+    "GET /workers/{worker_id}": Scope.READ,
+    "GET /fleet": Scope.READ,
+    "GET /replacements": Scope.READ,
+    "GET /replacements/times": Scope.READ,
+    "GET /events": Scope.READ,
+    "GET /events/stream": Scope.READ,
+    "GET /context/{namespace}": Scope.READ,
+    "GET /context/{namespace}/{key}": Scope.READ,
+    "GET /context/{namespace}/{key}/history": Scope.READ,
+    "PUT /context/{namespace}/{key}": Scope.SUBMIT,
+    "DELETE /context/{namespace}/{key}": Scope.SUBMIT,
+    "GET /outputs": Scope.READ,
+    "GET /checkpoints": Scope.READ,
+    "POST /checkpoints": Scope.OPERATE,
+    "GET /checkpoints/{checkpoint_id}": Scope.READ,
+    "GET /checkpoints/{checkpoint_id}/content": Scope.READ,
+    "POST /checkpoints/{checkpoint_id}/verify": Scope.READ,
+    "GET /config": Scope.READ,
+    "PUT /config": Scope.CONFIGURE,
+    "PATCH /config": Scope.CONFIGURE,
+    "GET /config/history": Scope.READ,
+    "GET /config/versions/{version}": Scope.READ,
+    "POST /config/rollback": Scope.CONFIGURE,
+    "POST /config/mode": Scope.CONFIGURE,
+    "GET /weights": Scope.READ,
+    "PUT /weights": Scope.WEIGH,
+    "PUT /weights/override": Scope.WEIGH,
+    "DELETE /weights/override": Scope.WEIGH,
+    "GET /weights/history": Scope.READ,
+    "GET /agents": Scope.READ,
+    "GET /agents/{agent_type}": Scope.READ,
+    "POST /metrics/performance": Scope.SUBMIT,
+    "GET /scaling/decisions": Scope.READ,
+    "GET /scaling/decisions/{decision_id}": Scope.READ,
+    "POST /scaling/decisions/{decision_id}/replay": Scope.READ,
+    "POST /scaling/decisions/replay": Scope.READ,
+    "POST /scaling/what-if": Scope.READ,
+    "GET /scaling/recommendation": Scope.READ,
+    "GET /audit": Scope.READ,
+    "POST /audit/verify": Scope.READ,
+    "GET /degradation": Scope.READ,
+    "PUT /degradation": Scope.OPERATE,
+    "GET /degradation/history": Scope.READ,
+    "GET /alerts": Scope.READ,
+    "GET /alerts/{alert_id}": Scope.READ,
+    "POST /alerts/{alert_id}/acknowledge": Scope.OPERATE,
+    "GET /status": Scope.READ,
+    "GET /queues": Scope.READ,
+    "POST /queues/pause": Scope.OPERATE,
+    "POST /queues/resume": Scope.OPERATE,
+    "POST /queues/{agent_type}/pause": Scope.OPERATE,
+    "POST /queues/{agent_type}/resume": Scope.OPERATE,
+    "PUT /goals/{goal_id}/weight": Scope.SUBMIT,
+    "GET /goals/{goal_id}/weight": Scope.READ,
+    "POST /goals": Scope.SUBMIT,
+    "GET /goals": Scope.READ,
+    "GET /goals/{goal_id}": Scope.READ,
+    "POST /goals/{goal_id}/pause": Scope.SUBMIT,
+    "POST /goals/{goal_id}/resume": Scope.SUBMIT,
+    "POST /goals/{goal_id}/stop": Scope.SUBMIT,
+    "POST /goals/{goal_id}/extend": Scope.SUBMIT,
+    "POST /goals/{goal_id}/iterations": Scope.SUBMIT,
+    "GET /goals/{goal_id}/iterations": Scope.READ,
+    "GET /goals/{goal_id}/iterations/{number}/replay": Scope.READ,
+    "POST /keys": Scope.KEYS,
+    "GET /keys": Scope.KEYS,
+    "DELETE /keys/{key_id}": Scope.KEYS,
+    "POST /llm/permits": Scope.CALL,
+    "POST /llm/permits/{permit_id}/renew": Scope.CALL,
+    "POST /llm/permits/{permit_id}/settle": Scope.CALL,
+    "DELETE /llm/permits/{permit_id}": Scope.CALL,
+    "GET /llm/permits": Scope.READ,
+    "GET /llm/cache/{key}": Scope.CALL,
+    "GET /llm/models": Scope.READ,
+    "GET /llm/models/{model:path}": Scope.READ,
+    "PUT /llm/models/{model:path}": Scope.CONFIGURE,
+    "GET /llm/usage": Scope.READ,
+    "GET /livez": Scope.PUBLIC,
+    "GET /readyz": Scope.PUBLIC,
+    "GET /problems": Scope.PUBLIC,
+    "GET /metrics": Scope.PUBLIC,
+    "GET /metrics/runtime": Scope.READ,
+    "POST /metrics/samples": Scope.MEASURE,
+    "GET /metrics/names": Scope.READ,
+    "GET /metrics/utilisation": Scope.READ,
+    "GET /metrics/series": Scope.READ,
+    "GET /health/report": Scope.PUBLIC,
+}
+
+
+def _name(route: APIRoute) -> str:
+    (method,) = route.methods or {"NONE"}
+    return f"{method} {route.path}"
+
+
+def test_every_route_declares_what_it_needs() -> None:
+    assert {_name(route): declared_scope(list(route.dependencies)) for route in _ROUTES} == _EXPECTED
+
+
+def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
+    assert others(_APP) <= DOCUMENTATION
+
+
+def test_the_documentation_says_which_routes_need_a_key() -> None:
+    described = _APP.openapi()["paths"]
+    for name, scope in _EXPECTED.items():
+        # The kind of a part of the path is known to the routes alone.
+        method, _, path = name.replace(":path", "").partition(" ")
+        assert bool(described[path][method.lower()].get("security")) == (scope is not Scope.PUBLIC), name
+
+
+_PROTECTED = [name for name, scope in _EXPECTED.items() if scope is not Scope.PUBLIC]
+
+
+def _request(name: str) -> tuple[str, str, Any]:
+    """An empty request for the route, at the address of nothing that exists."""
+    method, _, path = name.partition(" ")
+    for part in ("{task_id}", "{worker_id}", "{key_id}"):
+        path = path.replace(part, str(uuid4()))
+    if path.endswith("/stream"):
+        # A stream would not end.
+        path += "?after=nonsense"
+    return method, path, {} if method == "POST" else None
+
+
+async def _state(database: Database) -> Any:
+    tables = ("tasks", "task_history", "events", "workers", "keys")
+    counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+    return await value(database, f"SELECT ARRAY[{counts}]")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer nonsense",
+        "Bearer cvn_",
+        "Bearer cvn_a_b",
+        "Bearer cvn_a\udcff_b",
+        "Basic cvn_a_b",
+        "Bearer cvn_000000000000_" + "x" * 5000,
+    ],
+)
+async def test_without_a_key_nothing_but_the_public_is_open(
+    service: Service, database: Database, header: str | None
+) -> None:
+    before = await _state(database)
+    for name in _PROTECTED:
+        method, path, body = _request(name)
+        headers = {} if header is None else {b"Authorization": header.encode("utf-8", "surrogateescape")}
+        answer = await service.client.request(method, path, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), name
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert await _state(database) == before
+
+
+async def test_the_public_needs_no_key(service: Service) -> None:
+    for path in ("/livez", "/readyz", "/problems", "/metrics", "/openapi.json", "/docs"):
+        assert (await service.ask("GET", path, key=None)).status_code == 200, path
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_each_role_passes_exactly_where_it_may(service: Service, role: Role) -> None:
+    for name in _PROTECTED:
+        method, path, body = _request(name)
+        answer = await service.ask(method, path, body, key=role)
+        if _EXPECTED[name] not in SCOPES[role]:
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), name
+            assert role.value in answer.json()["detail"]
+        else:
+            assert answer.status_code != 401, name
+            assert answer.status_code < 500, name
+            # A pool's key may speak on lease routes, but it is no worker.
+            assert answer.status_code != 403 or _EXPECTED[name] is Scope.LEASE, name
+
+
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.WORKER])
+async def test_only_workers_hold_leases(service: Service, role: Role) -> None:
+    answer = await service.ask("POST", "/lease", {"request_id": str(uuid4())}, key=role)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+async def test_the_key_of_a_pool_registers_but_holds_nothing(service: Service) -> None:
+    answer = await service.ask("POST", "/lease", {"request_id": str(uuid4())}, key=Role.WORKER)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert (await service.ask("POST", "/workers", registration(), key=Role.WORKER)).status_code == 201
+
+
+async def test_the_secret_counts_not_the_id(service: Service) -> None:
+    key = service.keys[Role.ADMIN]
+    assert (await service.ask("GET", "/tasks", key=key)).status_code == 200
+    for wrong in (key[:-1], key + "x", key[:-1] + ("A" if key[-1] != "A" else "B"), key.rpartition("_")[0] + "_x"):
+        assert (await service.ask("GET", "/tasks", key=wrong)).status_code == 401
+
+
+async def test_a_worker_acts_for_itself_only(service: Service, database: Database) -> None:
+    one, other = await service.worker(), await service.worker()
+    await service.submitted()
+    lease = await one.lease()
+    before = await _state(database)
+    for path, body in (("heartbeat", {"state": "ready"}), ("goodbye", {"reason": "malice"})):
+        answer = await other.ask(f"/workers/{one.id}/{path}", body)
+        assert answer.status_code == 404, answer.text
+    assert (await other.on_lease(lease, "complete", result={})).status_code == 404
+    assert await _state(database) == before
+    assert (await service.get(f"/workers/{one.id}"))["state"] == "busy"
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/events", "/workers", "/status", "/keys", "/replacements"])
+async def test_a_worker_reads_nothing_that_is_not_its_own(service: Service, path: str) -> None:
+    worker = await service.worker()
+    assert (await service.ask("GET", path, key=worker.key)).status_code == 403
+
+
+async def test_a_worker_gives_no_orders_and_no_tasks(service: Service) -> None:
+    worker = await service.worker()
+    for path in ("/tasks", f"/workers/{worker.id}/drain", "/keys"):
+        assert (await worker.ask(path, {})).status_code == 403
+
+
+async def test_a_key_is_shown_once_and_works_until_it_is_revoked(service: Service) -> None:
+    made = await service.post("/keys", {"role": "reader", "label": "dashboard"})
+    assert (await service.ask("GET", "/tasks", key=made["key"])).status_code == 200
+    listed = await service.ask("GET", "/keys")
+    assert made["key"].rpartition("_")[2] not in listed.text
+    assert made["id"] in listed.text
+    assert (await service.ask("DELETE", f"/keys/{made['id']}")).status_code == 204
+    # This process hears of it at once, although it had remembered the key.
+    answer = await service.ask("GET", "/tasks", key=made["key"])
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    again = await service.ask("DELETE", f"/keys/{made['id']}")
+    assert again.status_code in (204, 404)
+
+
+async def test_a_key_that_was_revoked_behind_our_back_is_refused_soon(service: Service, database: Database) -> None:
+    made = await service.post("/keys", {"role": "reader", "label": "dashboard"})
+    assert (await service.ask("GET", "/tasks", key=made["key"])).status_code == 200
+    await execute(database, "UPDATE keys SET revoked_at = now() WHERE id = $1", made["id"])
+
+    async def refused() -> bool:
+        return (await service.ask("GET", "/tasks", key=made["key"])).status_code == 401
+
+    await until(refused, within=PATIENCE)
+
+
+async def test_the_keys_of_workers_are_not_listed(service: Service) -> None:
+    await service.worker("somebody")
+    labels = [key["label"] for key in (await service.get("/keys"))["items"]]
+    assert labels == ["test"] * len(Role)
+
+
+async def test_keys_are_listed_in_pages(service: Service) -> None:
+    for number in range(5):
+        await service.post("/keys", {"role": "reader", "label": f"key {number}"})
+    whole = (await service.get("/keys"))["items"]
+    first = await service.get("/keys", limit=4)
+    second = await service.get("/keys", limit=500, after=first["next"])
+    assert first["items"] + second["items"] == whole
+    assert second["next"] is None

@@ -1,0 +1,39 @@
+"""Keys, roles and scopes."""
+
+import hmac
+from typing import Any
+
+import pytest
+
+from app.admin.rules.access import SCOPES, Principal, Role, Scope, digest, matches, read_key, write_key
+
+
+def test_a_key_is_read_as_it_is_written_also_with_underscores_in_its_secret() -> None:
+    assert read_key(write_key("ab12", "x_y-_z")) == ("ab12", "x_y-_z")
+
+
+@pytest.mark.parametrize("text", ["", "cvn", "cvn_", "cvn_a", "cvn_a_", "cvn__s", "abc_a_s", "Bearer cvn_a_s"])
+def test_anything_else_is_no_key(text: str) -> None:
+    assert read_key(text) is None
+
+
+def test_the_comparison_takes_the_same_time_for_every_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[Any, Any]] = []
+
+    def compare(first: bytes, second: bytes) -> bool:
+        compared.append((first, second))
+        return first == second
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert matches("secret", digest("secret"))
+    assert not matches("Secret", digest("secret"))
+    assert len(compared) == 2
+
+
+def test_each_role_may_do_what_it_is_for_and_no_more() -> None:
+    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}
+    assert SCOPES[Role.READER] == {Scope.PUBLIC, Scope.READ}
+    assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE}
+    assert SCOPES[Role.OPERATOR] == SCOPES[Role.SUPERVISOR] | {Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE}
+    assert SCOPES[Role.ADMIN] == SCOPES[Role.OPERATOR] | {Scope.KEYS}
+    assert [role for role in Role if Principal(key_id="k", role=role).may(Scope.LEASE)] == [Role.WORKER]

@@ -1,0 +1,130 @@
+"""The chain of the audit log, under rivals, roll-backs and hands that should not have touched it."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from app.admin.rules.audit import Entry, Link
+from app.admin.service import audit
+from app.admin.service.audit import Verdict
+from app.admin.store import audit as store
+from app.db.database import Database
+from tests.support.sql import execute, fetch, until_blocked
+
+
+async def _recorded(database: Database, action: str) -> Entry:
+    async with database.transaction() as connection:
+        return await audit.record(connection, action, by="me", before={"n": 0.1}, after={"n": 1e22}, reason="ü")
+
+
+async def _verdict(database: Database, known: Link | None = None) -> Verdict:
+    return await audit.verify(database, known)
+
+
+async def _forged(database: Database, statement: str) -> None:
+    """What somebody does who has the database for himself."""
+    async with (await database.pool()).acquire() as connection:
+        await connection.execute(f"SET session_replication_role = replica; {statement}; RESET session_replication_role")
+
+
+async def test_an_empty_log_is_sound(database: Database) -> None:
+    assert await audit.verify(database) == Verdict(entries=0, end=Link(), violation=None)
+
+
+async def test_several_entries_of_one_transaction(database: Database) -> None:
+    async with database.transaction() as connection:
+        entries = [await audit.record(connection, f"test.{number}", by="me") for number in range(3)]
+        assert [entry.seq for entry in entries] == [1, 2, 3]
+        assert await store.page(connection, before=4, action=None, limit=9) == entries[::-1]
+        assert await store.page(connection, before=4, action="test.1", limit=9) == [entries[1]]
+    verdict = await audit.verify(database)
+    assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[2].digest, None)
+
+
+async def test_the_second_waits_for_the_first_and_follows_it(database: Database) -> None:
+    async with database.transaction() as connection:
+        first = await audit.record(connection, "first", by="me")
+        rival = asyncio.create_task(_recorded(database, "second"))
+        await until_blocked(database)
+    second = await rival
+    assert (first.seq, second.seq) == (1, 2)
+    assert first.at < second.at
+    assert (await _verdict(database)).violation is None
+
+
+async def test_where_the_first_gives_up_there_is_no_gap(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        await audit.record(connection, "first", by="me")
+        rival = asyncio.create_task(_recorded(database, "second"))
+        await until_blocked(database)
+        await connection.rollback()
+        assert (await rival).seq == 1
+    verdict = await _verdict(database)
+    assert (verdict.entries, verdict.violation) == (1, None)
+
+
+async def test_many_at_once_make_one_chain(database: Database, replica: Database) -> None:
+    entries = await asyncio.gather(*(_recorded([database, replica][n % 2], f"n{n}") for n in range(40)))
+    assert sorted(entry.seq for entry in entries) == list(range(1, 41))
+    verdict = await _verdict(database)
+    assert (verdict.entries, verdict.violation) == (40, None)
+
+
+async def test_more_entries_than_are_read_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BATCH", 2)
+    for number in range(5):
+        await _recorded(database, str(number))
+    assert (await _verdict(database)).entries == 5
+
+
+# An entry is taken out, and those behind it close up.
+_CLOSE_UP = """
+DELETE FROM audit WHERE seq = 2;
+UPDATE audit SET seq = -seq WHERE seq > 2;
+UPDATE audit SET seq = -seq - 1 WHERE seq < 0
+"""
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET by = 'you'", "DELETE FROM audit", "TRUNCATE audit"])
+async def test_rows_are_only_added(database: Database, statement: str) -> None:
+    await _recorded(database, "one")
+    with pytest.raises(asyncpg.RaiseError, match="only added"):
+        await execute(database, statement)
+    with pytest.raises(asyncpg.RaiseError, match="only added"):
+        await execute(database, statement.replace("audit", "config_versions").replace(" by ", " reason "))
+    assert len(await fetch(database, "SELECT FROM audit")) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "sound"),
+    [
+        ("UPDATE audit SET reason = 'another' WHERE seq = 2", 1),
+        ("UPDATE audit SET at = at + interval '1 microsecond' WHERE seq = 1", 0),
+        ("UPDATE audit SET after = '{\"n\": 1e21}' WHERE seq = 3", 2),
+        ("UPDATE audit SET digest = sha256(digest) WHERE seq = 3", 2),
+        ("DELETE FROM audit WHERE seq = 2", 1),
+        ("DELETE FROM audit WHERE seq = 1", 0),
+        ("UPDATE audit SET seq = 9 WHERE seq = 2", 1),
+        (_CLOSE_UP, 1),
+    ],
+)
+async def test_what_was_changed_is_found(database: Database, statement: str, sound: int) -> None:
+    for action in ("one", "two", "three", "four"):
+        await _recorded(database, action)
+    assert (await _verdict(database)).violation is None
+    await _forged(database, statement)
+    verdict = await _verdict(database)
+    assert verdict.violation is not None
+    assert verdict.entries == sound
+
+
+async def test_what_was_cut_off_is_missed_by_whoever_noted_the_end(database: Database) -> None:
+    for action in ("one", "two", "three"):
+        await _recorded(database, action)
+    end = (await _verdict(database)).end
+    await _forged(database, "DELETE FROM audit WHERE seq = 3")
+    assert (await _verdict(database)).violation is None
+    assert "entry 3 is missing" in str((await _verdict(database, end)).violation)
+    await _recorded(database, "another")
+    assert "another digest" in str((await _verdict(database, end)).violation)

@@ -1,0 +1,154 @@
+"""What an agent's last results come to."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.agents.rules.performance import REMEMBERED, Achievement, Result, achievements, judged, remembered
+from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
+from app.kernel.agents import AgentType
+from app.queue.rules.tasks import is_fault
+
+POLICY = WeightPolicy()
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RANKING, EVOLUTION = AgentType.RANKING, AgentType.EVOLUTION
+
+
+def results(count: int, quality: float | None = None, *, seconds: float = 1.0) -> list[Result]:
+    """Successes, one a second, the last just now."""
+    return [
+        Result(at=NOW - timedelta(seconds=count - 1 - n), task_id=uuid4(), seconds=seconds, quality=quality)
+        for n in range(count)
+    ]
+
+
+def failures(count: int) -> list[Result]:
+    return [Result(at=NOW, task_id=uuid4(), seconds=1.0, succeeded=False) for _ in range(count)]
+
+
+def effect(found: dict[AgentType, Achievement], agent: AgentType) -> float:
+    """Its effectiveness, which must be known."""
+    known = found[agent].effectiveness
+    assert known is not None
+    return known
+
+
+def achieved(**recent: list[Result]) -> dict[AgentType, Achievement]:
+    return achievements({AgentType[name.upper()]: found for name, found in recent.items()}, NOW, POLICY)
+
+
+def test_results_that_are_all_judged_count_as_they_were_judged() -> None:
+    evidence = Evidence()
+    for _ in range(30):
+        evidence = with_result(evidence, 0.8, 1.0, POLICY)
+    found = achieved(ranking=results(30, 0.8))[RANKING]
+    assert found.evidence.results == pytest.approx(evidence.results)
+    assert found.effectiveness == pytest.approx(effectiveness(evidence, 0.0, POLICY))
+    assert (found.results, found.succeeded, found.judged) == (30, 30, 30)
+    assert found.quality == pytest.approx(0.8)
+
+
+def test_a_failure_counts_as_nothing_at_all() -> None:
+    sound, shaky = achieved(ranking=results(20, 0.8)), achieved(ranking=failures(10) + results(20, 0.8))
+    assert effect(shaky, RANKING) < effect(sound, RANKING)
+    assert shaky[RANKING].quality == pytest.approx(0.8)
+    assert shaky[RANKING].succeeded == 20
+
+
+def test_while_nothing_is_judged_agents_differ_by_their_failures_alone() -> None:
+    found = achieved(ranking=results(30), evolution=results(30), generation=results(20) + failures(10))
+    assert effect(found, RANKING) == effect(found, EVOLUTION)
+    assert effect(found, AgentType.GENERATION) < effect(found, RANKING)
+    assert found[RANKING].quality is None
+
+
+def test_an_agent_that_nobody_judges_is_presumed_to_be_like_the_others() -> None:
+    found = achieved(ranking=results(40, 0.6), evolution=results(40))
+    assert found[EVOLUTION].effectiveness == pytest.approx(found[RANKING].effectiveness)
+
+
+def test_few_judgements_say_little_of_all_the_other_results() -> None:
+    few = effect(achieved(ranking=results(60) + results(2, 1.0), evolution=results(60, 0.5)), RANKING)
+    many = effect(achieved(ranking=results(30) + results(30, 1.0), evolution=results(60, 0.5)), RANKING)
+    like_others = effect(achieved(evolution=results(60, 0.5)), EVOLUTION)
+    assert like_others < few < like_others + 0.15 < many
+
+
+def test_a_judgement_takes_the_place_of_the_one_before() -> None:
+    known = results(3, 0.9)
+    task = known[1].task_id
+    assert task is not None
+    after = judged(judged(known, task, 0.1), task, 0.2)
+    assert [result.quality for result in after] == [0.9, 0.2, 0.9]
+
+
+def test_a_judgement_of_a_failure_or_of_what_is_forgotten_changes_nothing() -> None:
+    failed = failures(1)
+    task = failed[0].task_id
+    assert task is not None
+    assert judged(failed, task, 1.0) == failed
+    assert judged(failed, UUID(int=1), 1.0) == failed
+
+
+def test_only_the_last_results_are_remembered_and_the_rest_would_count_for_nothing() -> None:
+    kept = remembered(results(REMEMBERED), results(5, 0.1))
+    assert len(kept) == REMEMBERED
+    assert [result.quality for result in kept[-5:]] == [0.1] * 5
+    assert 0.5 ** (REMEMBERED / POLICY.half_life_results) == pytest.approx(0.01, rel=0.01)
+
+
+def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
+    slow, fast = achieved(ranking=results(20, 0.5, seconds=30.0)), achieved(ranking=results(20, 0.5, seconds=10.0))
+    assert slow[RANKING].effectiveness == fast[RANKING].effectiveness
+    assert fast[RANKING].standing.tasks_per_second == pytest.approx(0.1)
+
+
+def test_more_results_of_the_same_quality_make_nobody_better() -> None:
+    """Who is three times faster has three times the results."""
+    found = achieved(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
+    assert effect(found, RANKING) == pytest.approx(effect(found, EVOLUTION))
+    assert effect(found, RANKING) == pytest.approx(effect(found, AgentType.GENERATION))
+    alone = achieved(ranking=results(60, 0.6))
+    assert effect(found, RANKING) < effect(alone, RANKING)
+
+
+def test_an_agent_that_is_hardly_known_makes_nobody_less_sure() -> None:
+    found = achieved(ranking=results(60, 0.6), evolution=results(5, 0.6))
+    assert found[EVOLUTION].effectiveness is None
+    assert effect(found, RANKING) == pytest.approx(effect(achieved(ranking=results(60, 0.6)), RANKING))
+
+
+def test_agents_without_results_are_not_known() -> None:
+    assert achieved(ranking=[]) == {}
+    assert achieved(ranking=results(9, 1.0))[RANKING].effectiveness is None
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [("handler_error", True), ("timeout", True), ("rate_limited", False), ("handler_unavailable", False)],
+)
+def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool) -> None:
+    assert is_fault(code) is fault
+
+
+@given(
+    recent=st.dictionaries(
+        st.sampled_from(list(AgentType)),
+        st.lists(
+            st.builds(
+                Result,
+                at=st.floats(0, 1e6).map(lambda seconds: NOW - timedelta(seconds=seconds)),
+                seconds=st.floats(0, 1e6),
+                succeeded=st.booleans(),
+                quality=st.one_of(st.none(), st.floats(0, 1)),
+            ),
+            max_size=60,
+        ),
+    )
+)
+def test_effectiveness_is_a_share_whatever_was_told_in_whatever_order(recent: dict[AgentType, list[Result]]) -> None:
+    for found in achievements(recent, NOW, POLICY).values():
+        assert found.effectiveness is None or 0 <= found.effectiveness <= 1

@@ -1,0 +1,168 @@
+"""What share each agent gets."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.agents.rules.weights import (
+    Evidence,
+    Standing,
+    WeightPlan,
+    WeightPolicy,
+    WeightSnapshot,
+    adjust,
+    effectiveness,
+    raised,
+    step,
+    target,
+    with_result,
+)
+from app.kernel.agents import AgentType
+
+ALL = list(AgentType)
+POLICY = WeightPolicy()
+REFLECTION = AgentType.REFLECTION
+CONFIGURED = dict.fromkeys(ALL, 0.17) | {REFLECTION: 0.15}
+AVERAGE = dict.fromkeys(ALL, Standing(effectiveness=0.5, tasks_per_second=0.1))
+
+weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
+    lambda raw: raised(dict(zip(ALL, raw, strict=True)), POLICY)
+)  # fmt: skip
+standings = st.dictionaries(
+    st.sampled_from(ALL),
+    st.builds(
+        Standing,
+        effectiveness=st.one_of(st.none(), st.floats(0, 1)),
+        tasks_per_second=st.one_of(st.none(), st.floats(0, 100)),
+    ),
+)
+
+
+def plan(current: dict[AgentType, float], standing: dict[AgentType, Standing], results: int = 10) -> WeightPlan:
+    snapshot = WeightSnapshot(configured=CONFIGURED, current=current, standings=standing, new_results=results)
+    return adjust(snapshot, POLICY)
+
+
+def test_example_2_takes_two_steps() -> None:
+    """Effectiveness 0.95, and three times faster: 0.15 to 0.25, but by at most half at a time."""
+    standing = AVERAGE | {REFLECTION: Standing(effectiveness=0.95, tasks_per_second=0.3)}
+    first = plan(CONFIGURED, standing)
+    assert first.weights[REFLECTION] == pytest.approx(0.225)
+    assert first.adjustments[REFLECTION].target == pytest.approx(0.25)
+    assert first.adjustments[REFLECTION].reason == "effectiveness 0.95; target 0.25, at most 50% in one step"
+    second = plan(dict(first.weights), standing)
+    assert second.weights[REFLECTION] == pytest.approx(0.25)
+    assert sum(first.weights.values()) == pytest.approx(1.0)
+    assert sum(second.weights.values()) == pytest.approx(1.0)
+    assert not plan(dict(second.weights), standing).adjustments
+
+
+def test_being_three_times_faster_alone_moves_nothing() -> None:
+    assert not plan(CONFIGURED, AVERAGE | {REFLECTION: Standing(effectiveness=0.5, tasks_per_second=0.3)}).adjustments
+
+
+def test_speed_decides_between_agents_of_equal_quality_by_a_tenth_at_most() -> None:
+    fast, slow = ALL[0], ALL[1]
+    standing = AVERAGE | {
+        fast: Standing(effectiveness=0.8, tasks_per_second=50.0),
+        slow: Standing(effectiveness=0.8, tasks_per_second=0.1),
+    }
+    found = target(CONFIGURED, standing, POLICY)
+    assert found[ALL[2]] < found[slow] < found[fast]
+    equal = target(CONFIGURED, standing | {fast: standing[slow]}, POLICY)
+    assert found[fast] / equal[fast] < 1.1
+
+
+def test_equal_agents_have_what_was_configured() -> None:
+    assert target(CONFIGURED, AVERAGE, POLICY) == pytest.approx(CONFIGURED)
+    assert target(CONFIGURED, {}, POLICY) == pytest.approx(CONFIGURED)
+
+
+@pytest.mark.parametrize(("results", "since", "why"), [(9, None, "9 new results"), (50, 59.0, "59 s ago")])
+def test_a_step_needs_news_and_time(results: int, since: float | None, why: str) -> None:
+    standing = AVERAGE | {REFLECTION: Standing(effectiveness=0.95)}
+    snapshot = WeightSnapshot(
+        configured=CONFIGURED, current=CONFIGURED, standings=standing, new_results=results, seconds_since_last=since
+    )
+    assert not adjust(snapshot, POLICY).adjustments
+    assert why in adjust(snapshot, POLICY).reason
+    assert adjust(replace(snapshot, new_results=10, seconds_since_last=60.0), POLICY).adjustments
+
+
+@given(current=weights, goal=weights)
+def test_a_step_keeps_the_sum_the_floor_and_half(current: dict[AgentType, float], goal: dict[AgentType, float]) -> None:
+    new = step(current, goal, POLICY)
+    assert sum(new.values()) == pytest.approx(1.0, abs=1e-9)
+    assert min(new.values()) >= POLICY.floor
+    assert all(abs(new[agent] - weight) <= 0.5 * weight + 1e-12 for agent, weight in current.items())
+
+
+@given(current=weights, goal=weights)
+@settings(max_examples=20, deadline=None)
+def test_steps_arrive(current: dict[AgentType, float], goal: dict[AgentType, float]) -> None:
+    for _ in range(40):
+        current = step(current, goal, POLICY)
+    assert current == pytest.approx(goal, abs=1e-6)
+
+
+@given(configured=weights, standing=standings)
+def test_targets_are_weights_whatever_is_known(
+    configured: dict[AgentType, float], standing: dict[AgentType, Standing]
+) -> None:
+    found = target(configured, standing, POLICY)
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
+    assert min(found.values()) >= POLICY.floor - 1e-12
+
+
+@given(configured=weights, known=st.lists(st.floats(0, 1), min_size=2, max_size=6), gain=st.floats(0, 1))
+def test_a_better_agent_never_has_a_lower_target(
+    configured: dict[AgentType, float], known: list[float], gain: float
+) -> None:
+    before = {agent: Standing(effectiveness=value) for agent, value in zip(ALL, known, strict=False)}
+    after = before | {ALL[0]: Standing(effectiveness=min(1.0, known[0] + gain))}
+    assert target(configured, after, POLICY)[ALL[0]] >= target(configured, before, POLICY)[ALL[0]] - 1e-9
+
+
+def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> None:
+    found = raised(dict.fromkeys(ALL, 0.0) | {ALL[0]: 3.0, ALL[1]: 1.0}, POLICY)
+    assert [round(found[agent], 4) for agent in ALL] == [0.69, 0.23, 0.02, 0.02, 0.02, 0.02]
+    assert raised(dict.fromkeys(ALL, 0.0), POLICY) == pytest.approx(dict.fromkeys(ALL, 1 / 6))
+
+
+def _after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:
+    evidence = Evidence()
+    for quality in qualities:
+        evidence = with_result(evidence, quality, seconds_apart, POLICY)
+    return evidence
+
+
+def test_too_few_results_say_nothing() -> None:
+    assert effectiveness(_after([1.0] * 9), 0.0, POLICY) is None
+    assert effectiveness(_after([1.0] * 10), 0.0, POLICY) is not None
+    assert effectiveness(Evidence(), 0.0, POLICY) is None
+
+
+def test_effectiveness_is_a_lower_bound_that_more_results_raise() -> None:
+    few, many = effectiveness(_after([0.8] * 12), 0.0, POLICY), effectiveness(_after([0.8] * 200), 0.0, POLICY)
+    assert few is not None
+    assert many is not None
+    assert few < many < 0.8
+    assert many == pytest.approx(0.71, abs=0.01)
+
+
+def test_old_results_fade_by_number_or_by_time_whichever_is_faster() -> None:
+    assert _after([1.0] + [0.0] * 50).quality == pytest.approx(0.5)
+    assert _after([1.0, 0.0], seconds_apart=86_400.0).quality == pytest.approx(0.9)
+    settled = _after([0.9] * 100)
+    fresh, stale = effectiveness(settled, 0.0, POLICY), effectiveness(settled, 30 * 86_400.0, POLICY)
+    assert fresh is not None
+    assert stale is None
+
+
+@given(qualities=st.lists(st.floats(0, 1), min_size=10, max_size=100))
+def test_effectiveness_is_a_share(qualities: list[float]) -> None:
+    found = effectiveness(_after(qualities), 0.0, POLICY)
+    assert found is not None
+    assert 0 <= found <= 1

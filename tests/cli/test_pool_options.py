@@ -1,0 +1,70 @@
+"""Mode and bounds that `convener up` is asked for: written down once, and only what differs."""
+
+from pathlib import Path
+
+import pytest
+
+from app.admin.store.config import Version
+from app.cli import stack, up
+from app.cli.pool_options import Wish, grant
+from app.cli.stack import Stack, StackError
+from app.cli.supervisor import Supervisor
+from app.db.database import Database
+from app.kernel.modes import Mode
+from app.settings import Settings
+from tests.support.sql import value
+
+
+async def _granted(database: Database, wish: Wish) -> Version:
+    return await grant(database, Mode.DEVELOPMENT, wish, by="me")
+
+
+async def test_without_a_wish_a_new_database_gets_the_preset(database: Database) -> None:
+    for _ in range(2):
+        found = await _granted(database, Wish())
+        assert (found.version, found.mode, found.document.worker_pool.max_workers) == (1, Mode.DEVELOPMENT, 5)
+
+
+async def test_mode_and_bounds_become_a_version_once(database: Database) -> None:
+    wish = Wish(mode=Mode.PRODUCTION, min_workers=2, max_workers=12, reason="convener up")
+    for _ in range(2):
+        found = await _granted(database, wish)
+        pool = found.document.worker_pool
+        assert (found.mode, pool.min_workers, pool.max_workers) == (Mode.PRODUCTION, 2, 12)
+        assert (found.version, found.changed_by, found.reason) == (2, "me", "convener up")
+    assert await value(database, "SELECT count(*) FROM audit") == 2
+
+
+async def test_another_mode_is_switched_to(database: Database) -> None:
+    await _granted(database, Wish())
+    found = await _granted(database, Wish(mode=Mode.TRUSTED_TESTER, reason="guests"))
+    assert (found.mode, found.document.worker_pool.max_workers, found.version) == (Mode.TRUSTED_TESTER, 50, 2)
+    assert (await _granted(database, Wish())).version == 2
+
+
+async def test_bounds_that_cannot_be_are_refused_in_words(database: Database) -> None:
+    with pytest.raises(StackError, match="min_workers must not be above max_workers, which is 5"):
+        await stack._configure(database, Settings(), Wish(min_workers=9), "cvn_id_secret")
+
+
+@pytest.mark.parametrize(
+    ("wish", "size", "words"),
+    [
+        (Wish(), 3, "3, always (development allows 2 to 5)"),
+        (Wish(), 9, "5, always (development allows 2 to 5; 9 were asked for)"),
+        (Wish(), 0, "none are started here"),
+        (Wish(mode=Mode.PRODUCTION, min_workers=2, max_workers=12), 3, "3 now, then 2 to 12 as the queue needs"),
+    ],
+)
+async def test_the_welcome_says_what_the_pool_will_do(
+    database: Database, tmp_path: Path, wish: Wish, size: int, words: str
+) -> None:
+    machine = Stack(
+        url="",
+        database_url="",
+        keys={},
+        new_keys=frozenset(),
+        config=await _granted(database, wish),
+        supervisor=Supervisor(None, [], tmp_path / "children.json"),
+    )
+    assert words in up._plan(machine, Settings(pool_size=size))

@@ -1,0 +1,107 @@
+"""Daily partitions: made ahead, dropped when their time is over, and never in the way of a row."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from app.db import retention
+from app.db.database import Database
+from tests.support.sql import execute, value
+
+_EVENT = (
+    "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
+)
+_PLACE = "SELECT DISTINCT tableoid::regclass::text FROM events"
+
+
+async def _create_ahead(database: Database, days: int = 3) -> list[str]:
+    async with database.transaction() as connection:
+        return await retention.create_ahead(connection, days)
+
+
+async def _drop_older(database: Database, days: int) -> list[str]:
+    async with database.transaction() as connection:
+        old = await retention.older(connection, "events", days)
+        assert all([await retention.drop(connection, name) for name in old])
+    return old
+
+
+async def _today(database: Database) -> date:
+    found: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
+    return found
+
+
+@pytest.fixture
+def abroad() -> Iterator[Callable[[str], None]]:
+    """Move this process to another time zone."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def move(zone: str) -> None:
+            patch.setenv("TZ", zone)
+            time.tzset()
+
+        yield move
+    time.tzset()
+
+
+async def test_partitions_are_made_once(own_database: Database) -> None:
+    await _create_ahead(own_database)
+    assert await _create_ahead(own_database) == []
+    assert len(await _create_ahead(own_database, 5)) == 2 * 2
+
+
+async def test_rows_go_to_their_day(own_database: Database) -> None:
+    await _create_ahead(own_database)
+    today = await _today(own_database)
+    await execute(own_database, _EVENT, datetime.combine(today, datetime.min.time(), UTC))
+    assert await value(own_database, _PLACE) == f"events_{today:%Y%m%d}"
+
+
+async def test_a_day_that_nobody_prepared_loses_nothing(own_database: Database) -> None:
+    """Housekeeping stood still; its rows are in the default partition, where they stay."""
+    day = await _today(own_database) + timedelta(days=30)
+    await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC) + timedelta(hours=20))
+    assert await value(own_database, _PLACE) == "events_default"
+    made = await _create_ahead(own_database, 31)
+    assert f"events_{day:%Y%m%d}" not in made
+    assert f"events_{day + timedelta(days=1):%Y%m%d}" in made
+    assert f"task_history_{day:%Y%m%d}" in made
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+@pytest.mark.parametrize("hour", [1, 23])
+async def test_days_are_those_of_utc_wherever_we_and_the_server_are(
+    own_database: Database, abroad: Callable[[str], None], zone: str, hour: int
+) -> None:
+    abroad(zone)
+    name = own_database.url.rpartition("/")[2]
+    await execute(own_database, f"ALTER DATABASE {name} SET timezone = '{zone}'")
+    elsewhere = Database(own_database.url)
+    day = await _today(elsewhere) + timedelta(days=30)
+    await execute(elsewhere, _EVENT, datetime.combine(day, datetime.min.time(), UTC) + timedelta(hours=hour))
+    made = await _create_ahead(elsewhere, 31)
+    await elsewhere.close()
+    assert f"events_{day:%Y%m%d}" not in made
+    assert {f"events_{day + timedelta(days=step):%Y%m%d}" for step in (-1, 1)} <= set(made)
+
+
+async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -> None:
+    today = await _today(own_database)
+    old = [today - timedelta(days=ago) for ago in (9, 8, 7, 6)]
+    for day in old:
+        await execute(own_database, retention._create("events", f"events_{day:%Y%m%d}", day))
+        await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
+    dropped = await _drop_older(own_database, 7)
+    assert dropped == [f"events_{day:%Y%m%d}" for day in old[:2]]
+    assert await value(own_database, "SELECT count(*) FROM events") == 2
+    assert await value(own_database, "SELECT to_regclass('events_default') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("table", "ours"),
+    [("events_20260101", True), ("task_history_default", True), ("events", False), ("events_2026", False)],
+)
+def test_partitions_are_told_from_tables(table: str, *, ours: bool) -> None:
+    assert retention.is_partition(table) is ours

@@ -1,0 +1,100 @@
+"""Hard limits, what is predicted of them, and when somebody should hear of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.goals.rules.budgets import Compute, Limits, Pace, Usage, exhausted, expected, notices, overrun, room
+
+LIMITS = Limits(max_iterations=10, time_seconds=100.0, compute_seconds=200.0, money=5.0)
+
+
+def used(**changes: float) -> Usage:
+    compute = Compute(spent_seconds=changes.pop("spent", 0.0))
+    return Usage(
+        iterations=int(changes.get("iterations", 0)),
+        elapsed_seconds=changes.get("elapsed", 0.0),
+        money=changes.get("money", 0.0),
+        compute=compute,
+    )
+
+
+def test_what_is_used_up() -> None:
+    assert exhausted(LIMITS, used()) is None
+    assert exhausted(LIMITS, used(iterations=10)) == "the limit of 10 iterations (10 so far) is used up"
+    assert exhausted(LIMITS, used(elapsed=100)) == "the limit of 100 s of time (100 s so far) is used up"
+    assert exhausted(LIMITS, used(spent=250)) == "the limit of 200 s of compute (250 s so far) is used up"
+    assert exhausted(LIMITS, used(money=5.5)) == "the limit of 5 money (5.5 so far) is used up"
+    assert exhausted(Limits(max_iterations=1), used(elapsed=1e9, spent=1e9, money=1e9)) is None
+
+
+def test_an_iteration_that_would_overrun_does_not_begin() -> None:
+    pace = Pace(seconds=30.0, compute_seconds=60.0, money=1.0)
+    assert overrun(LIMITS, used(elapsed=70, spent=140, money=4), pace) is None
+    assert "overrun the limit of 100 s of time" in str(overrun(LIMITS, used(elapsed=71), pace))
+    assert "it takes about 60 s" in str(overrun(LIMITS, used(spent=141), pace))
+    assert "of money" not in str(overrun(LIMITS, used(money=4.5), pace))
+    assert "overrun the limit of 5 money" in str(overrun(LIMITS, used(money=4.5), pace))
+
+
+def test_running_tasks_are_committed() -> None:
+    compute = Compute(spent_seconds=100.0, attempts=10, running=3, running_seconds=12.0)
+    assert compute.committed_seconds == 130.0
+    assert Compute(spent_seconds=100.0, attempts=10, running=3, running_seconds=80.0).committed_seconds == 180.0
+    assert Compute(running=3, running_seconds=7.0).committed_seconds == 7.0
+
+
+def test_room_for_more_attempts() -> None:
+    compute = Compute(spent_seconds=100.0, attempts=10, running=3, running_seconds=1.0)
+    assert room(LIMITS, compute) == 7
+    assert room(Limits(max_iterations=1), compute) is None
+    assert room(LIMITS, Compute()) is None, "nobody knows yet how long a task takes"
+    assert room(LIMITS, Compute(running=2, running_seconds=200.0)) == 0
+    assert room(LIMITS, Compute(spent_seconds=195.0, attempts=19)) == 0
+
+
+def test_before_an_attempt_has_ended_it_is_expected_to_last_as_others_do() -> None:
+    """Ten fit into 200 s if each takes 20."""
+    assert room(LIMITS, Compute(prior_seconds=20.0)) == 10
+    assert room(LIMITS, Compute(prior_seconds=20.0, running=4, running_seconds=1.0)) == 6
+    assert room(LIMITS, Compute(prior_seconds=20.0, running=10, running_seconds=1.0)) == 0
+    assert room(LIMITS, Compute(running=4, running_seconds=100.0)) == 4, "they take 25 s at least"
+    assert room(LIMITS, Compute(prior_seconds=1000.0)) == 1, "one at least, to see whether it is true"
+    assert room(LIMITS, Compute(prior_seconds=1000.0, running=1)) == 0
+    measured = Compute(prior_seconds=1000.0, spent_seconds=2.0, attempts=2)
+    assert (measured.expected_seconds, room(LIMITS, measured)) == (1.0, 198)
+
+
+def test_notices_name_the_highest_level_that_is_reached() -> None:
+    assert notices(LIMITS, used(elapsed=79.9)) == []
+    assert notices(LIMITS, used(elapsed=80)) == ["at least 80 % are used: the limit of 100 s of time (80 s so far)"]
+    assert notices(LIMITS, used(elapsed=94.9))[0].startswith("at least 90 %")
+    assert [n[:13] for n in notices(LIMITS, used(elapsed=95, spent=185))] == ["at least 95 %", "at least 90 %"]
+
+
+def test_the_pace_follows_what_iterations_take() -> None:
+    assert expected([]) is None
+    assert expected([4.0]) == 4.0
+    assert expected([1.0, 3.0]) == 2.0
+    assert 8.0 < (expected([1.0] * 10 + [10.0] * 4) or 0) < 10.0
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_the_pace_lies_among_what_was_seen(values: list[float]) -> None:
+    mean = expected(values)
+    assert mean is not None
+    assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
+
+
+@given(
+    st.floats(0, 1e4),
+    st.integers(0, 100),
+    st.integers(0, 64),
+    st.floats(0, 1e4),
+    st.floats(0.1, 1e4),
+)
+def test_what_there_is_room_for_fits(spent: float, attempts: int, running: int, takes: float, budget: float) -> None:
+    compute = Compute(spent_seconds=spent if attempts else 0.0, attempts=attempts, running=running,
+                      running_seconds=takes if running else 0.0)  # fmt: skip
+    left = room(Limits(max_iterations=1, compute_seconds=budget), compute)
+    if left:
+        assert compute.committed_seconds + left * compute.mean_seconds <= budget * (1 + 1e-6)

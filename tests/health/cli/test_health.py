@@ -1,0 +1,76 @@
+"""`convener health`: the verdict in words, and in the exit code."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from app.health.cli.health import board
+from app.terminal.client import Client, Refusal
+from app.terminal.connection import Access
+from app.terminal.failures import ExitCode, Failure
+from app.terminal.output import results
+from tests.support.command_line import CommandLine
+
+_REPORT: dict[str, Any] = {
+    "timestamp": "2026-01-31T12:00:00+00:00",
+    "overall_health": "degraded",
+    "worker_pool_health": {"total_workers": 12, "healthy_workers": 11, "utilization_percentage": 83.3},
+    "queue_health": {
+        "total_pending_tasks": 2400,
+        "oldest_task_age_seconds": 31,
+        "bottleneck_agent": "generation_agent",
+    },
+    "resource_utilization": {"cpu_percentage": 86.2, "memory_percentage": 41.0, "llm_api_usage_percentage": 25.0},
+    "reasons": [{"code": "cpu_short", "level": "degraded", "message": "busy \x1b[31m"}],
+}
+
+
+async def test_the_verdict_is_the_exit_code(convener: CommandLine) -> None:
+    done = await convener("health")
+    # The loops never run beside these tests.
+    assert (done.code, done.err) == (ExitCode.CRITICAL, "")
+    assert done.out.startswith("Health")
+    assert "critical" in done.out.splitlines()[0]
+    assert "convener loops" in done.out
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    report = await convener("health", "-o", "json")
+    assert report.code == ExitCode.CRITICAL
+    assert report.json["overall_health"] == "critical"
+
+
+async def test_the_status_tells_it_too(convener: CommandLine) -> None:
+    lines = (await convener("status")).out.splitlines()
+    assert any(line.startswith("Health") and "critical" in line for line in lines)
+
+
+async def test_nobody_answers(offline: CommandLine) -> None:
+    done = await offline("health", CONVENER_KEY="cvn_a_b", CONVENER_URL="http://127.0.0.1:1")
+    assert (done.code, done.out) == (ExitCode.UNREACHABLE, "")
+
+
+def test_the_report_for_people() -> None:
+    console = results()
+    with console.capture() as captured:
+        console.print(board(_REPORT))
+    shown = captured.get()
+    for words in ("degraded", "11 of 12 healthy, 83 % at work", "2,400 tasks, the oldest for 31 s", "generation_agent"):
+        assert words in shown
+    assert "\x1b[31m" not in shown
+
+
+def _client(status: int, body: object) -> Client:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, json=body))
+    return Client(Access(url="http://convener", key="cvn_a_b"), transport=transport)
+
+
+def test_a_report_comes_with_503_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nobody waits for a report"))
+    assert _client(503, _REPORT).report("/health/report") == _REPORT
+    with pytest.raises(Refusal):
+        _client(503, {"code": "shutting_down", "title": "It stops"}).report("/health/report")
+    with pytest.raises(Failure, match="not like Convener"):
+        _client(200, ["nothing"]).report("/health/report")
+    with pytest.raises(Failure, match="not like Convener"):
+        _client(404, {"detail": "Not Found"}).report("/health/report")

@@ -1,0 +1,175 @@
+"""Each rule: what it tells, at its threshold, near it, and without figures."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from app.health.rules.alert_checks import examine
+from app.health.rules.observations import DatabaseCondition, Depth, Observations, Running, WorkerCounts, with_depth
+from app.health.rules.symptoms import AlertRule, Severity, Symptom, SymptomPolicy
+from app.kernel.agents import AgentType
+from app.kernel.histograms import Durations
+from app.kernel.lanes import Lane, Priority
+from app.queue.rules.degradation import Step
+from app.queue.rules.events import Move
+from app.queue.rules.status import Minute, Pause, QueueSnapshot
+from app.workers.rules.recovery import Recovery
+
+AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
+GENERATION = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
+RANKING = Lane(agent_type=AgentType.RANKING, priority=Priority.HIGH)
+
+
+def queue(tasks: Mapping[Lane, int] | None = None, **more: Any) -> QueueSnapshot:
+    return QueueSnapshot(at=AT, tasks={lane: {"pending": count} for lane, count in (tasks or {}).items()}, **more)
+
+
+def told(snapshot: QueueSnapshot | None = None, **seen: Any) -> list[Symptom]:
+    return examine(Observations(queue=snapshot or queue(), **seen), SymptomPolicy())[0]
+
+
+def one(snapshot: QueueSnapshot | None = None, **seen: Any) -> Symptom:
+    (symptom,) = told(snapshot, **seen)
+    return symptom
+
+
+def test_all_is_well_without_a_reason_to_worry() -> None:
+    assert told() == []
+
+
+def test_what_was_not_measured_is_unknown_and_not_well() -> None:
+    _, unknown = examine(Observations(queue=queue()), SymptomPolicy())
+    assert unknown == frozenset(AlertRule) - {AlertRule.OLDEST_TASK}
+    _, unknown = examine(Observations(queue=queue(), pool=WorkerCounts(alive=0)), SymptomPolicy())
+    assert AlertRule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
+    assert AlertRule.WORKER_STARVATION not in unknown
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [(9, None), (9.5, (Severity.WARNING, True)), (11, (Severity.WARNING, False)), (31, (Severity.CRITICAL, False))],
+)
+def test_the_oldest_task(minutes: float, expected: tuple[Severity, bool] | None) -> None:
+    oldest = {Priority.LOW: AT - timedelta(minutes=1), Priority.HIGH: AT - timedelta(minutes=minutes)}
+    found = told(queue(oldest=oldest))
+    assert [(s.severity, s.is_fading) for s in found] == ([] if expected is None else [expected])
+    assert all("priority high" in symptom.summary for symptom in found)
+
+
+def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
+    symptom = one(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
+    assert (symptom.matter.rule, symptom.matter.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
+    assert symptom.severity is Severity.CRITICAL
+
+
+def test_long_is_what_is_far_longer_than_usual() -> None:
+    hour = Minute(
+        start=AT, lane=RANKING, kind=Move.COMPLETE.value, durations=Durations(count=1, seconds=3600, longest=3600)
+    )
+    running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
+    assert told(queue(recent=[hour]), running=running) == []
+    assert one(running=running).severity is Severity.WARNING
+
+
+def test_a_pool_below_its_minimum() -> None:
+    assert told(pool=WorkerCounts(alive=10, minimum=10)) == []
+    assert one(pool=WorkerCounts(alive=9, minimum=10)).severity is Severity.WARNING
+    assert one(pool=WorkerCounts(alive=4, minimum=10)).severity is Severity.CRITICAL
+
+
+def test_resources_each_for_itself() -> None:
+    found = told(resources={"cpu": 0.81, "memory": 0.5, "llm_permits": 0.96, "queue": 0.75, "gpu": None})
+    kinds = {symptom.matter.subject: (symptom.severity, symptom.is_fading) for symptom in found}
+    assert kinds == {
+        "cpu": (Severity.WARNING, False),
+        "llm_permits": (Severity.CRITICAL, False),
+        "queue": (Severity.WARNING, True),
+    }
+
+
+def depths(*tasks: int, seconds: float = 20) -> list[Depth]:
+    return [Depth(at=AT + timedelta(seconds=seconds * n), tasks=count) for n, count in enumerate(tasks)]
+
+
+def test_growth_is_told_over_a_minute_at_least() -> None:
+    assert told(depths=depths(0, 5_000, 10_000)) == []
+    symptom = one(depths=depths(0, 50, 100, 150))
+    assert (symptom.matter.rule, symptom.facts["tasks_per_minute"]) == (AlertRule.QUEUE_GROWTH, 150)
+    assert told(depths=depths(5_000, 5_000, 5_000, 5_080)) == []
+    assert one(depths=depths(0, 0, 0, 95)).is_fading
+
+
+def test_depths_are_kept_for_a_minute_and_a_little() -> None:
+    kept: list[Depth] = []
+    for n in range(100):
+        kept = with_depth(kept, AT + timedelta(seconds=5 * n), n)
+        assert len(kept) <= 14
+    assert kept[-1].at - kept[0].at == timedelta(minutes=1)
+    later = with_depth(kept, AT + timedelta(hours=1), 7)
+    assert [depth.tasks for depth in later] == [7], "an hour ago tells nothing of a minute"
+
+
+def test_starvation_is_of_workers_that_could_run_what_waits() -> None:
+    idle = WorkerCounts(alive=4, idle=1, idle_for=frozenset({AgentType.GENERATION}))
+    assert told(queue({RANKING: 5}), pool=idle) == []
+    symptom = one(queue({GENERATION: 5, RANKING: 9}), pool=idle)
+    assert symptom.summary == "1 worker idles although tasks wait that could be run there: 5"
+    paused = Pause(agent_type=AgentType.GENERATION, reason="", paused_by="x", paused_at=AT)
+    assert told(queue({GENERATION: 5}, pauses=[paused]), pool=idle) == []
+    assert told(queue({GENERATION: 5}), pool=WorkerCounts(alive=4)) == []
+
+
+def test_of_very_many_workers_some_are_always_between_two_tasks() -> None:
+    able = frozenset({AgentType.GENERATION})
+    assert told(queue({GENERATION: 500}), pool=WorkerCounts(alive=1000, idle=49, idle_for=able)) == []
+    assert len(told(queue({GENERATION: 500}), pool=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
+
+
+def test_breakers_and_replacements() -> None:
+    assert one(breakers={"small": False, "large": True}).matter.subject == "large"
+    assert told(recovery=Recovery()) == []
+    failing = Recovery(failing=["here/1"], lost_share=0.25, reason="they die")
+    assert (one(recovery=failing).summary, one(recovery=failing).severity) == ("they die", Severity.WARNING)
+    overdue = Recovery(overdue=3, lost_share=0.75, reason="they do not come")
+    assert one(recovery=overdue).severity is Severity.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"snapshot_seconds": 290}, [("old_snapshot", True)]),
+        ({"snapshot_seconds": 301}, [("old_snapshot", False)]),
+        ({"snapshot_transactions": 1_000_001}, [("old_snapshot", False)]),
+        ({"dead_rows": {"tasks": 10, "leases": 1_000_001}}, [("dead_rows", False)]),
+        ({"connections": 0.9, "snapshot_seconds": 999}, [("old_snapshot", False), ("connections", False)]),
+    ],
+)
+def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, bool]]) -> None:
+    usual: dict[str, Any] = {"snapshot_seconds": 1.0, "snapshot_transactions": 5, "dead_rows": {}, "connections": 0.1}
+    found = told(database=DatabaseCondition(**(usual | changes)))
+    assert [(symptom.matter.subject, symptom.is_fading) for symptom in found] == expected
+
+
+def test_degradation_is_told_and_its_last_step_is_critical() -> None:
+    assert told(step=Step.NONE) == []
+    assert (one(step=Step.DEPTH).matter.rule, one(step=Step.DEPTH).severity) == (AlertRule.DEGRADED, Severity.WARNING)
+    assert one(step=Step.ESSENTIALS).severity is Severity.CRITICAL
+
+
+def test_every_symptom_says_what_to_do() -> None:
+    found = told(
+        queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
+        depths=depths(0, 0, 0, 500),
+        running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
+        pool=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
+        resources={"cpu": 1.0},
+        breakers={"large": True},
+        recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
+        database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
+        step=Step.DEPTH,
+    )
+    assert {symptom.matter.rule for symptom in found} == set(AlertRule)
+    assert all(symptom.advice and symptom.summary for symptom in found)

@@ -1,0 +1,193 @@
+"""When alerts open and are resolved: not before a symptom has lasted, not while it is near, never to and fro."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.health.rules.alerts import (
+    AlertPlan,
+    AlertPolicy,
+    AlertSnapshot,
+    For,
+    PendingAlert,
+    Standing,
+    plain,
+    plan,
+    spells_of,
+)
+from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+
+MATTER = AlertKey(rule=AlertRule.QUEUE_GROWTH)
+POLICY = AlertPolicy(patience={rule: For(opens_after=20, resolves_after=30) for rule in AlertRule})
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TICK = timedelta(seconds=5)
+
+
+def symptom(severity: Severity = Severity.WARNING, *, fading: bool = False, matter: AlertKey = MATTER) -> Symptom:
+    return Symptom(matter=matter, severity=severity, summary="grows", advice="look", is_fading=fading)
+
+
+RAISED, FADING, WORSE = symptom(), symptom(fading=True), symptom(Severity.CRITICAL)
+
+
+@dataclass
+class Watch:
+    """Plays the duty, the table and the clock."""
+
+    now: datetime = START
+    spells: dict[AlertKey, PendingAlert] = field(default_factory=dict)
+    standing: dict[int, Standing] = field(default_factory=dict)
+    looked_at: datetime | None = None
+    opened: list[datetime] = field(default_factory=list)
+    resolved: list[datetime] = field(default_factory=list)
+
+    def look(self, *symptoms: Symptom, unknown: Iterable[AlertRule] = (), after: timedelta = TICK) -> AlertPlan:
+        self.now += after
+        snapshot = AlertSnapshot(
+            symptoms=symptoms,
+            unknown=frozenset(unknown),
+            spells=spells_of(plain(self.spells)),
+            standing=list(self.standing.values()),
+            looked_at=self.looked_at,
+        )
+        decided = plan(snapshot, POLICY, self.now)
+        for resolution in decided.resolved:
+            del self.standing[resolution.alert_id]
+            self.resolved.append(self.now)
+        for update in decided.updated:
+            old = self.standing[update.alert_id]
+            self.standing[update.alert_id] = Standing(
+                alert_id=update.alert_id, matter=old.matter, severity=update.severity, updated_at=self.now
+            )
+        for new in decided.opened:
+            number = len(self.opened)
+            self.standing[number] = Standing(
+                alert_id=number, matter=new.matter, severity=new.severity, updated_at=self.now
+            )
+            self.opened.append(self.now)
+        self.spells, self.looked_at = dict(decided.spells), self.now
+        return decided
+
+    def looks(self, count: int, *symptoms: Symptom, unknown: Iterable[AlertRule] = ()) -> None:
+        for _ in range(count):
+            self.look(*symptoms, unknown=unknown)
+
+
+def opened() -> Watch:
+    watch = Watch()
+    watch.looks(5, RAISED)
+    assert len(watch.standing) == 1
+    return watch
+
+
+def test_a_symptom_that_lasts_opens_one_alert_when_it_has_lasted() -> None:
+    watch = Watch()
+    watch.looks(4, RAISED)
+    assert watch.opened == []
+    watch.looks(20, RAISED)
+    assert [moment - START for moment in watch.opened] == [5 * TICK]
+
+
+def test_a_break_begins_it_anew() -> None:
+    watch = Watch()
+    for _ in range(10):
+        watch.looks(4, RAISED)
+        watch.look()
+    assert watch.opened == []
+
+
+def test_it_is_resolved_when_it_has_been_away_for_a_while() -> None:
+    watch = opened()
+    watch.looks(6)
+    assert watch.resolved == []
+    watch.look()
+    assert len(watch.resolved) == 1
+    assert watch.spells == {}
+
+
+def test_a_fading_symptom_opens_nothing_and_keeps_what_stands() -> None:
+    watch = Watch()
+    watch.looks(50, FADING)
+    assert watch.opened == []
+    watch = opened()
+    watch.looks(50, FADING)
+    assert watch.resolved == []
+
+
+def test_what_cannot_be_known_neither_opens_nor_resolves() -> None:
+    watch = Watch()
+    watch.looks(3, RAISED)
+    watch.looks(20, unknown=[MATTER.rule])
+    assert watch.opened == []
+    watch.look(RAISED)
+    assert watch.opened == [], "nobody saw it last"
+    watch = opened()
+    watch.looks(50, unknown=[MATTER.rule])
+    assert watch.resolved == []
+    watch.look()
+    watch.looks(20, unknown=[MATTER.rule])
+    watch.look()
+    assert watch.resolved == [], "nobody saw that it stayed away"
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    watch = Watch()
+    watch.look(RAISED)
+    watch.look(RAISED, after=timedelta(hours=1))
+    assert watch.opened == []
+    watch = opened()
+    watch.look()
+    watch.look(after=timedelta(hours=1))
+    assert watch.resolved == []
+
+
+def test_getting_worse_is_told_at_once_and_getting_better_never() -> None:
+    watch = opened()
+    (update,) = watch.look(WORSE).updated
+    assert (update.severity, update.is_worse) == (Severity.CRITICAL, True)
+    assert watch.look(RAISED).updated == []
+    watch.looks(10, RAISED)
+    (update,) = watch.look(RAISED).updated
+    assert (update.severity, update.is_worse) == (Severity.CRITICAL, False)
+
+
+def test_an_alert_that_nothing_is_remembered_of_is_given_its_time() -> None:
+    watch = opened()
+    watch.spells = {}
+    watch.looks(6)
+    assert watch.resolved == []
+    watch.look()
+    assert len(watch.resolved) == 1
+
+
+def test_subjects_of_a_rule_are_apart() -> None:
+    cpu, memory = (
+        symptom(matter=AlertKey(rule=AlertRule.RESOURCE_PRESSURE, subject=name)) for name in ("cpu", "memory")
+    )
+    watch = Watch()
+    watch.looks(5, cpu)
+    watch.looks(5, cpu, memory)
+    assert {alert.matter.subject for alert in watch.standing.values()} == {"cpu", "memory"}
+    watch.looks(7, memory)
+    assert {alert.matter.subject for alert in watch.standing.values()} == {"memory"}
+
+
+@given(st.lists(st.sampled_from(["raised", "worse", "fading", "away", "unknown", "blind"]), max_size=120))
+def test_nothing_flaps_whatever_the_noise(noise: list[str]) -> None:
+    """Of a matter one alert stands at most, and from one opening to the next both waits have passed."""
+    seen = {"raised": [RAISED], "worse": [WORSE], "fading": [FADING]}
+    watch = Watch()
+    for kind in noise:
+        after = timedelta(minutes=3) if kind == "blind" else TICK
+        watch.look(*seen.get(kind, []), unknown=[MATTER.rule] if kind == "unknown" else [], after=after)
+        assert len(watch.standing) <= 1
+    patience = POLICY.patience[MATTER.rule]
+    least = timedelta(seconds=patience.opens_after + patience.resolves_after)
+    for first, second in zip(watch.opened, watch.opened[1:], strict=False):
+        assert second - first >= least
+    assert len(watch.resolved) in (len(watch.opened), len(watch.opened) - 1)
+    for start, end in zip(watch.opened, watch.resolved, strict=False):
+        assert end - start >= timedelta(seconds=patience.resolves_after)

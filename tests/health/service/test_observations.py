@@ -1,0 +1,37 @@
+"""The whole look, as alerts and degradation take it."""
+
+from app.db.database import Database
+from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.utilisation import Measure, host, sample
+from app.health.service import observations
+from app.health.store import utilisation
+from app.queue.rules.admission import CapacityPolicy
+from tests.support.factories import submitted
+
+
+async def test_what_is_not_measured_is_not_zero(database: Database) -> None:
+    async with database.transaction() as connection:
+        strain = await observations.strain(connection)
+    assert (strain.resources["cpu"], strain.resources["memory"]) == (None, None)
+    assert strain.resources["llm_permits"] == 0
+
+
+async def test_the_fullest_host_counts(database: Database) -> None:
+    async with database.transaction() as connection:
+        samples = [sample(host(name), Measure.CPU, percent) for name, percent in (("a", 20.0), ("b", 91.0))]
+        await utilisation.add(connection, [*samples, sample(host("a"), Measure.MEMORY, 40.0)], apart_seconds=5)
+        strain = await observations.strain(connection)
+        seen = await observations.look(connection, CapacityPolicy(max_queue_size=10), SymptomPolicy())
+    assert strain.resources["cpu"] == 0.91
+    assert strain.resources["memory"] == 0.40
+    assert seen.resources is not None
+    assert set(seen.resources) == {"queue", "cpu", "memory", "llm_permits"}
+
+
+async def test_the_queue_is_a_resource(database: Database) -> None:
+    await submitted(database, 9)
+    async with database.transaction() as connection:
+        seen = await observations.look(connection, CapacityPolicy(max_queue_size=10), SymptomPolicy())
+    assert seen.resources is not None
+    assert seen.resources["queue"] == 0.9
+    assert [depth.tasks for depth in seen.depths] == [9]

@@ -1,0 +1,78 @@
+"""How pool, duties and server stand, by what really is."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from app.db.database import Database
+from app.health.store import pool_counts
+from app.kernel.agents import AgentType
+from app.kernel.errors import DatabaseUnavailable
+from tests.support.factories import leased, ready_worker, submitted
+from tests.support.sql import execute
+
+_LATELY = timedelta(minutes=5)
+
+
+async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
+    busy, idle, draining, silent, lost, failed, long_ago, stopped = [await ready_worker(database) for _ in range(8)]
+    await submitted(database)
+    await leased(database, busy)
+    changes = {
+        idle: "assigned_agent = 'ranking'",
+        draining: "state = 'draining'",
+        silent: "last_seen_at = now() - interval '16 s'",
+        lost: "state = 'lost', ended_at = now()",
+        failed: "state = 'failed', ended_at = now() - interval '4 min'",
+        long_ago: "state = 'lost', ended_at = now() - interval '6 min'",
+        stopped: "state = 'stopped', ended_at = now()",
+    }
+    for worker_id, change in changes.items():
+        await execute(database, f"UPDATE workers SET {change} WHERE id = $1", worker_id)
+    await execute(
+        database,
+        "INSERT INTO workers (id, name, incarnation, state, capabilities, labels)"
+        " VALUES (gen_random_uuid(), 'new', 1, 'starting', '{}', '{}')",
+    )
+    async with database.transaction() as connection:
+        found = await pool_counts.pool(connection, silent_seconds=15, lately=_LATELY)
+    assert (found.starting, found.idle, found.busy, found.draining) == (1, 2, 1, 1)
+    assert (found.silent, found.failed, found.total, found.healthy) == (1, 2, 5, 3)
+    assert found.able == dict.fromkeys(AgentType, 3)
+    assert {agent: count for agent, count in found.assigned.items() if count} == {AgentType.RANKING: 1}
+
+
+async def test_a_pool_of_nobody(database: Database) -> None:
+    async with database.transaction() as connection:
+        found = await pool_counts.pool(connection, silent_seconds=15, lately=_LATELY)
+    assert (found.total, found.failed, found.able, found.assigned) == (0, 0, {}, {})
+
+
+async def test_turns_are_told_with_their_pace(database: Database) -> None:
+    await execute(
+        database,
+        "INSERT INTO loop_ticks (duty, last_run_at, every_seconds) VALUES ('a', now() - interval '40 s', 2),"
+        " ('never', NULL, 2), ('of a host', now(), NULL)",
+    )
+    async with database.transaction() as connection:
+        found = {turn.duty: turn for turn in await pool_counts.turns(connection)}
+    assert set(found) == {"a", "of a host"}
+    assert (int(found["a"].seconds_ago), found["a"].every_seconds) == (40, 2.0)
+    assert found["of a host"].every_seconds is None
+
+
+async def test_in_a_hurry_a_long_statement_is_ended_and_known_as_slow(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await _sleep(database, hurry=0.02)
+    assert pool_counts.was_slow(caught.value)
+    async with database.transaction() as connection:
+        limit = (await connection.execute(text("SHOW statement_timeout"))).scalar_one()
+    assert limit == "30s"
+    assert not pool_counts.was_slow(DatabaseUnavailable())
+
+
+async def _sleep(database: Database, *, hurry: float) -> None:
+    async with database.transaction() as connection:
+        await pool_counts.hurry(connection, hurry)
+        await connection.execute(text("SELECT pg_sleep(5)"))

@@ -1,0 +1,204 @@
+"""Whatever is wrong with a request, the answer is a problem with a stable code, and nothing has changed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from tests.support.problems import is_problem
+from tests.support.service import Service, Worker, registration
+from tests.support.sql import value
+
+_NESTED = "[" * 3000 + "]" * 3000
+_TASK = '{"agent_type": "generation", "payload": {"x": %s}}'
+
+
+def _general(**fields: Any) -> dict[str, Any]:
+    return {"agent_type": "generation"} | fields
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ("{", 400, "malformed_request", None),
+        ('{"agent_type": generation}', 400, "malformed_request", None),
+        (b'{"agent_type": "\xff"}', 400, "malformed_request", None),
+        (_TASK % _NESTED, 400, "malformed_request", None),
+        ("", 422, "invalid_request", "body"),
+        ("[]", 422, "invalid_request", "body"),
+        ("3", 422, "invalid_request", "body"),
+        ("{}", 422, "invalid_request", "agent_type"),
+        ('{"agent_type": "poetry"}', 422, "invalid_request", "agent_type"),
+        ('{"agent_type": 3}', 422, "invalid_request", "agent_type"),
+        ('{"agent_type": ["generation"]}', 422, "invalid_request", "agent_type"),
+        ('{"agent_type": "generation", "agent": 1}', 422, "invalid_request", "agent"),
+        ('{"agent_type": "generation", "retry": {"max": 1}}', 422, "invalid_request", "retry.max"),
+        (_TASK % "NaN", 422, "invalid_request", "payload"),
+        (_TASK % "-Infinity", 422, "invalid_request", "payload"),
+        (_TASK % "1e999", 422, "invalid_request", "payload"),
+        (_TASK % '{"y": [1e999]}', 422, "invalid_request", "payload"),
+        (_TASK % '"a\\u0000b"', 422, "invalid_request", "payload"),
+        (_TASK % '{"a\\u0000b": 1}', 422, "invalid_request", "payload"),
+        (_TASK % '"\\ud800"', 422, "invalid_request", "payload"),
+        ('{"agent_type": "generation", "goal_id": "\\ud800"}', 422, "invalid_request", "goal_id"),
+        ('{"agent_type": "generation", "goal_id": "a\\u0000"}', 422, "invalid_request", "goal_id"),
+        ('{"agent_type": "generation", "timeout_seconds": NaN}', 422, "invalid_request", "timeout_seconds"),
+        ('{"agent_type": "generation", "timeout_seconds": 1e999}', 422, "invalid_request", "timeout_seconds"),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+async def test_a_task_that_cannot_be_read(
+    service: Service, body: str | bytes, status: int, code: str, field: str | None
+) -> None:
+    answer = await service.ask("POST", "/tasks", content=body, headers={"Content-Type": "application/json"})
+    is_problem(answer, status, code, field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"priority": -1}, "priority"),
+        ({"priority": 0}, "priority"),
+        ({"priority": 4}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"priority": 2.0}, "priority"),
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": ["high"]}, "priority"),
+        ({"priority": None}, "priority"),
+        ({"id": "not-a-uuid"}, "id"),
+        ({"payload": []}, "payload"),
+        ({"payload": "text"}, "payload"),
+        ({"labels": {"a": 1}}, "labels.a"),
+        ({"labels": {"": "x"}}, "labels..[key]"),
+        ({"labels": {str(n): "x" for n in range(65)}}, "labels"),
+        ({"timeout_seconds": 0}, "timeout_seconds"),
+        ({"timeout_seconds": -1}, "timeout_seconds"),
+        ({"timeout_seconds": 86_401}, "timeout_seconds"),
+        ({"timeout_seconds": "60"}, "timeout_seconds"),
+        ({"timeout_seconds": True}, "timeout_seconds"),
+        ({"deadline": "tomorrow"}, "deadline"),
+        ({"deadline": 1_800_000_000}, "deadline"),
+        ({"deadline": "1800000000"}, "deadline"),
+        ({"deadline": "0001-01-01T00:00:00Z"}, "deadline"),
+        ({"run_at": "9999-12-31T23:59:59.999999Z"}, "run_at"),
+        ({"run_at": "2030-01-01T00:00:00"}, "run_at"),
+        ({"retry": {"max_attempts": 0}}, "retry.max_attempts"),
+        ({"retry": {"max_attempts": 1.5}}, "retry.max_attempts"),
+        ({"retry": {"max_attempts": True}}, "retry.max_attempts"),
+        ({"retry": {"max_attempts": "3"}}, "retry.max_attempts"),
+        ({"retry": {"delays_seconds": [-1]}}, "retry.delays_seconds.0"),
+        ({"goal_id": "g" * 201}, "goal_id"),
+        ({"goal_id": ""}, "goal_id"),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+async def test_a_task_with_a_value_that_is_not_allowed(service: Service, fields: dict[str, Any], field: str) -> None:
+    is_problem(await service.ask("POST", "/tasks", _general(**fields)), 422, "invalid_request", field)
+    batch = {"tasks": [_general(), _general(**fields)]}
+    is_problem(await service.ask("POST", "/tasks/batch", batch), 422, "invalid_request", f"tasks.1.{field}")
+
+
+@pytest.mark.usefixtures("unchanged")
+async def test_a_batch_must_have_one_to_a_thousand_tasks(service: Service) -> None:
+    for tasks in ([], [_general()] * 1001):
+        is_problem(await service.ask("POST", "/tasks/batch", {"tasks": tasks}), 422, "invalid_request", "tasks")
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "field"),
+    [
+        ("/tasks", {"limit": "0"}, "limit"),
+        ("/tasks", {"limit": "501"}, "limit"),
+        ("/tasks", {"limit": "x"}, "limit"),
+        ("/tasks", {"after": "-1"}, "after"),
+        ("/tasks", {"state": "lost"}, "state.0"),
+        ("/tasks", {"agent_type": "poetry"}, "agent_type"),
+        ("/workers", {"after": "x"}, "after"),
+        ("/events", {"wait_seconds": "31"}, "wait_seconds"),
+        ("/events", {"wait_seconds": "-1"}, "wait_seconds"),
+        ("/events", {"wait_seconds": "nan"}, "wait_seconds"),
+        ("/events", {"after": "yesterday"}, "after"),
+        ("/events", {"after": "1-2-3"}, "after"),
+        ("/replacements", {"after": "x"}, "after"),
+        ("/tasks/not-a-uuid", {}, "task_id"),
+        ("/workers/not-a-uuid", {}, "worker_id"),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+async def test_a_query_that_is_not_allowed(service: Service, path: str, query: dict[str, str], field: str) -> None:
+    async with asyncio.timeout(20):
+        is_problem(await service.ask("GET", path, params=query), 422, "invalid_request", field)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/tasks", {"after": str(10**30)}),
+        ("/tasks", {"goal_id": "a\x00"}),
+        ("/workers", {"after": f"x/{10**20}"}),
+        ("/workers", {"after": "a\x00/1"}),
+        ("/replacements", {"after": str(10**30)}),
+        ("/keys", {"after": "a\x00"}),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+async def test_a_query_that_the_database_cannot_hold(service: Service, path: str, query: dict[str, str]) -> None:
+    answer = await service.ask("GET", path, params=query)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] in ("unstorable_value", "invalid_request")
+
+
+@pytest.mark.usefixtures("unchanged")
+async def test_what_is_too_large(service: Service, worker: Worker, lease: Any) -> None:
+    large = {"text": "x" * (1 << 20)}
+    is_problem(await service.ask("POST", "/tasks", _general(payload=large)), 413, "payload_too_large")
+    batch = {"tasks": [_general(), _general(payload=large)]}
+    is_problem(await service.ask("POST", "/tasks/batch", batch), 413, "payload_too_large")
+    is_problem(await worker.on_lease(lease, "complete", result=large), 413, "payload_too_large")
+    is_problem(await worker.on_lease(lease, "progress", percent=1, checkpoint=large), 413, "payload_too_large")
+    error = {"code": "c", "message": "m", "detail": large}
+    is_problem(await worker.on_lease(lease, "fail", error=error), 413, "payload_too_large")
+
+
+@pytest.mark.usefixtures("unchanged")
+async def test_size_is_counted_in_bytes(service: Service) -> None:
+    umlauts = {"t": "ü" * (1 << 19)}
+    is_problem(await service.ask("POST", "/tasks", _general(payload=umlauts)), 413, "payload_too_large")
+
+
+async def _pieces(count: int, size: int = 1 << 20) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b" " * size
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch", "/lease"])
+@pytest.mark.usefixtures("unchanged")
+async def test_a_body_that_is_too_large(service: Service, worker: Worker, path: str) -> None:
+    key = worker.key if path == "/lease" else service.keys[Role.ADMIN]
+    announced = {"Content-Type": "application/json", "Content-Length": str(33 << 20)}
+    answer = await service.ask("POST", path, key=key, content=_pieces(1), headers=announced)
+    is_problem(answer, 413, "body_too_large")
+    # Chunked: its length is known only once it has come.
+    headers = {"Content-Type": "application/json"}
+    is_problem(await service.ask("POST", path, key=key, content=_pieces(33), headers=headers), 413, "body_too_large")
+
+
+async def test_registering_with_values_that_are_not_allowed(service: Service, database: Database) -> None:
+    cases: dict[str, Any] = {
+        "name": "",
+        "host": "a\x00",
+        "pid": 0,
+        "capabilities": [],
+        "capabilities.0": ["poetry"],
+        "memory_gb": 0,
+        "cpu_cores": -1,
+        "launch_token": "x",
+        "colour": "red",
+    }
+    for field, wrong in cases.items():
+        said = registration(**{field.partition(".")[0]: wrong})
+        is_problem(await service.ask("POST", "/workers", said), 422, "invalid_request", field)
+    assert await value(database, "SELECT count(*) FROM workers") == 0

@@ -1,0 +1,87 @@
+"""A client that stops in the middle of a request is let go, one that is slow but goes on is not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from app.http.bounds import BoundedHeads
+from tests.support.sql import value
+from tests.support.streams import Port, on_a_port
+
+_GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+async def port(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Port]:
+    monkeypatch.setattr(BoundedHeads, "patience_seconds", 1.0)
+    async with on_a_port(database) as port:
+        yield port
+
+
+async def _until_let_go(port: Port, said: bytes) -> bytes:
+    """All that is answered to these bytes until the service closes the connection, which the client leaves open."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(said)
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def _submit(port: Port, length: int) -> bytes:
+    lines = ["POST /tasks HTTP/1.1", "Host: x", f"Authorization: Bearer {port.service.keys[Role.SUPERVISOR]}"]
+    lines += ["Content-Type: application/json", f"Content-Length: {length}", "", ""]
+    return "\r\n".join(lines).encode()
+
+
+async def test_who_says_nothing_is_let_go(port: Port) -> None:
+    assert await _until_let_go(port, b"") == b""
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET /li", b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"\r\n"], ids=["line", "head", "blank"]
+)
+async def test_half_a_head_is_answered_with_408(port: Port, said: bytes) -> None:
+    assert (await _until_let_go(port, said)).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+@pytest.mark.parametrize("said", [b"GET /li", b"\r\n"], ids=["line", "blank"])
+async def test_a_connection_that_was_used_before_waits_no_longer(port: Port, said: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    async with asyncio.timeout(30):
+        writer.write(_GET)
+        await reader.readuntil(b"}")
+        writer.write(said)
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    writer.close()
+
+
+async def test_half_a_body_submits_nothing(port: Port, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    assert await _until_let_go(port, _submit(port, 1000) + b'{"agent_type": "ranking"') == b""
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_long_poll_is_no_half_request(port: Port) -> None:
+    """It waits for us, longer than we would wait for anybody; and what is asked behind it is answered after it."""
+    key = port.service.keys[Role.READER]
+    poll = f"GET /events?wait_seconds=2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    answer = await _until_let_go(port, poll + _GET + b"GET /li")
+    assert (answer.count(b"HTTP/1.1 200"), answer.count(b"HTTP/1.1 408")) == (2, 1)
+
+
+@pytest.mark.slow
+async def test_who_is_slow_but_goes_on_is_heard(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedHeads, "patience_seconds", 5.0)
+    body = b'{"agent_type": "ranking", "payload": {"a": "' + b"a" * 20 + b'"}}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(_submit(port, len(body)))
+    for place in range(0, len(body), 4):
+        await asyncio.sleep(0.5)
+        writer.write(body[place : place + 4])
+    async with asyncio.timeout(30):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 201")
+    writer.close()

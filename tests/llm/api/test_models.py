@@ -1,0 +1,155 @@
+"""Limits, state and usage of language models, over HTTP."""
+
+from typing import Any
+
+import pytest
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from tests.support.permit_calls import acquired, settled, wanted
+from tests.support.problems import is_problem
+from tests.support.service import Service
+from tests.support.sql import execute
+
+_MODEL = "gpt-4.1"
+
+
+async def limited(service: Service, model: str = _MODEL, version: int = 0, **limits: Any) -> Any:
+    """The model after its limits were set."""
+    answer = await service.ask(
+        "PUT", f"/llm/models/{model}", limits, key=Role.OPERATOR, headers={"If-Match": f'"{version}"'}
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def refused(service: Service, **fields: Any) -> Any:
+    answer = await service.ask("POST", "/llm/permits", wanted(**fields), key=Role.WORKER)
+    is_problem(answer, 429, "permit_refused")
+    return answer.json()
+
+
+async def test_a_model_that_nobody_knows_has_no_limits(service: Service) -> None:
+    answer = await service.ask("GET", "/llm/models/vendor/new:latest")
+    found = answer.json()
+    assert (answer.headers["etag"], found["model"], found["version"]) == ('"0"', "vendor/new:latest", 0)
+    assert (found["requests_per_window"], found["limit"], found["breaker"]) == (None, 4, "closed")
+    assert (await service.get("/llm/models"))["items"] == []
+
+
+async def test_limits_are_changed_under_a_condition_and_audited(service: Service) -> None:
+    limits: dict[str, Any] = {"requests_per_window": 60, "max_concurrency": 2, "fallback_models": ["small"]}
+    for _ in range(2):
+        changed = await limited(service, **limits)
+        assert (changed["version"], changed["requests_per_window"], changed["limit"]) == (1, 60, 2)
+    path = f"/llm/models/{_MODEL}"
+    is_problem(await service.ask("PUT", path, limits), 428, "precondition_required")
+    stale = await service.ask("PUT", path, {}, headers={"If-Match": '"0"'})
+    is_problem(stale, 412, "version_stale")
+    entries = (await service.get("/audit"))["items"]
+    assert [entry["action"] for entry in entries].count("llm_model.set") == 1
+    assert entries[0]["after"]["requests_per_window"] == 60
+    known = await service.ask("GET", path, headers={"If-None-Match": '"1"'})
+    assert known.status_code == 304
+    denied = await service.ask("PUT", path, limits, key=Role.WORKER, headers={"If-Match": '"1"'})
+    assert denied.status_code == 403
+
+
+@pytest.mark.parametrize("limits", [{"burst": 0}, {"window_seconds": 0}, {"max_concurrency": 0}, {"bursts": 3}])
+async def test_limits_that_make_no_sense(service: Service, limits: dict[str, Any]) -> None:
+    answer = await service.ask("PUT", f"/llm/models/{_MODEL}", limits, headers={"If-Match": '"0"'})
+    is_problem(answer, 422, "invalid_request")
+
+
+async def test_requests_beyond_the_rate_are_told_when_to_come_back(service: Service) -> None:
+    await limited(service, requests_per_window=60, burst=1)
+    await acquired(service)
+    refusal = await refused(service)
+    assert refusal["reason"] == "requests"
+    assert 0.5 < refusal["retry_after"] <= 1
+
+
+async def test_tokens_are_charged_as_they_turn_out(service: Service) -> None:
+    await limited(service, tokens_per_window=6000, token_burst=1000)
+    permit = await acquired(service, estimated_tokens=1000)
+    refusal = await refused(service, estimated_tokens=1000)
+    assert refusal["reason"] == "tokens"
+    assert 9 < refusal["retry_after"] <= 10
+    await settled(service, permit, prompt_tokens=0, completion_tokens=0)
+    await acquired(service, estimated_tokens=1000)
+
+
+async def test_a_permit_that_was_given_back_costs_nothing(service: Service) -> None:
+    await limited(service, requests_per_window=1, burst=1, window_seconds=3600)
+    permit = await acquired(service)
+    await refused(service)
+    await service.ask("DELETE", f"/llm/permits/{permit['permit_id']}", params={"token": permit["token"]})
+    await acquired(service)
+
+
+async def test_a_429_cools_down_and_is_no_failure(service: Service) -> None:
+    await limited(service, fallback_models=["small", "smaller"])
+    for _ in range(4):
+        permit = await acquired(service, model="small")
+        await settled(service, permit, "rate_limited", reset_requests_seconds=-1, reset_tokens_seconds=0)
+    permit = await acquired(service)
+    answer = await settled(service, permit, "rate_limited", retry_after_seconds=40)
+    assert 39 < answer["cooldown_seconds"] <= 40
+    refusal = await refused(service)
+    assert (refusal["reason"], refusal["fallback_models"]) == ("cooldown", ["small", "smaller"])
+    assert 39 < refusal["retry_after"] <= 40
+    found = await service.get("/llm/models/small")
+    assert (found["breaker"], found["consecutive_failures"]) == ("closed", 0)
+
+
+async def test_three_failures_open_the_breaker_and_one_call_tries_it(service: Service, database: Database) -> None:
+    for outcome in ("server_error", "timeout", "server_error"):
+        await settled(service, await acquired(service), outcome)
+    assert (await refused(service))["reason"] == "breaker_open"
+    assert (await service.get(f"/llm/models/{_MODEL}"))["breaker"] == "open"
+    await execute(database, "UPDATE llm_models SET open_until = now()")
+    probe = await acquired(service)
+    assert (await refused(service))["reason"] == "breaker_open"
+    assert (await service.get("/llm/permits"))["items"][0]["is_probe"] is True
+    await settled(service, probe)
+    assert (await service.get(f"/llm/models/{_MODEL}"))["breaker"] == "closed"
+    await acquired(service)
+    await acquired(service)
+
+
+async def test_a_fallback_that_is_out_of_order_is_not_named(service: Service) -> None:
+    await limited(service, requests_per_window=1, burst=1, fallback_models=["broken", "new"])
+    for _ in range(3):
+        await settled(service, await acquired(service, model="broken"), "timeout")
+    await acquired(service)
+    assert (await refused(service))["fallback_models"] == ["new"]
+
+
+async def test_usage_is_summed_by_model_agent_and_goal(service: Service) -> None:
+    await limited(service, input_price_per_million_tokens=2, output_price_per_million_tokens=8)
+    for goal, agent in (("kepler", "ranking"), ("kepler", "evolution"), (None, "ranking")):
+        permit = await acquired(service, goal_id=goal, agent_type=agent)
+        await settled(service, permit, prompt_tokens=1000, completion_tokens=500, latency_ms=200)
+    await settled(service, await acquired(service), "client_error", cost_usd=0.5)
+    (model,) = (await service.get("/llm/usage"))["items"]
+    assert (model["name"], model["calls"], model["outcomes"]) == (_MODEL, 4, {"success": 3, "client_error": 1})
+    assert model["cost_usd"] == pytest.approx(0.5 + 3 * (1000 * 2 + 500 * 8) / 1e6)
+    assert model["latency_ms"]["mean"] == pytest.approx(200)
+    by_goal = {item["name"]: item["calls"] for item in (await service.get("/llm/usage", by="goal"))["items"]}
+    assert by_goal == {"kepler": 2, None: 2}
+    by_agent = {
+        item["name"]: item["completion_tokens"] for item in (await service.get("/llm/usage", by="agent"))["items"]
+    }
+    assert by_agent == {"ranking": 1000, "evolution": 500}
+
+
+async def test_prometheus_is_told_how_models_stand(service: Service) -> None:
+    await limited(service, max_concurrency=3)
+    permit = await acquired(service)
+    await acquired(service, model="small")
+    await settled(service, permit, "rate_limited", retry_after_seconds=60)
+    lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
+    assert 'convener_llm_in_use{model="small"} 1.0' in lines
+    assert f'convener_llm_limit{{model="{_MODEL}"}} 3.0' in lines
+    (cooling,) = [line for line in lines if line.startswith(f'convener_llm_cooldown_seconds{{model="{_MODEL}"}}')]
+    assert 50 < float(cooling.split()[-1]) <= 60

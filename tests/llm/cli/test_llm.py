@@ -1,0 +1,59 @@
+"""`convener llm` against the real service."""
+
+from uuid import uuid4
+
+import httpx
+
+from app.admin.rules.access import Role
+from tests.support.command_line import CommandLine, Service
+
+
+async def _called(live_service: Service, *, settle: bool) -> str:
+    """The name of a model that somebody has called, or is calling."""
+    model = f"model-{uuid4().hex[:6]}"
+    wanted = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
+    headers = {"Authorization": f"Bearer {live_service.keys[Role.WORKER]}"}
+    async with httpx.AsyncClient(base_url=live_service.url, headers=headers) as client:
+        permit = (await client.post("/llm/permits", json=wanted)).json()
+        if settle:
+            body = {"token": permit["token"], "outcome": "success", "prompt_tokens": 1200, "latency_ms": 250}
+            assert (await client.post(f"/llm/permits/{permit['permit_id']}/settle", json=body)).is_success
+    return model
+
+
+async def test_limits_are_set_and_shown(convener: CommandLine) -> None:
+    model = f"vendor/model-{uuid4().hex[:6]}"
+    done = await convener("llm", "models", "set", model, "burst=5", "fallback_models=small,smaller")
+    assert (done.code, done.err) == (0, "")
+    assert "small, smaller" in done.out
+    await convener("llm", "models", "set", model, "requests_per_window=100", "burst=none")
+    found = (await convener("llm", "models", "get", model, "-o", "json")).json
+    known = (found["version"], found["requests_per_window"], found["burst"], found["fallback_models"])
+    assert known == (2, 100, None, ["small", "smaller"])
+    shown = await convener("llm", "models", "get", model)
+    assert (shown.code, "works" in shown.out) == (0, True)
+    listed = (await convener("llm", "models", "ls", "-o", "json")).json["items"]
+    assert model in [item["model"] for item in listed]
+    assert "100 / 60 s" in (await convener("llm", "models", "ls", COLUMNS="160")).out
+
+
+async def test_a_wrong_limit_is_refused_in_plain_words(convener: CommandLine) -> None:
+    for words in (["burst"], ["bursts=3"], ["burst=many"]):
+        done = await convener("llm", "models", "set", "gpt", *words)
+        assert (done.code, done.out) == (2, "")
+    done = await convener("llm", "models", "set", "gpt", "burst=0")
+    assert (done.code, "burst" in done.err) == (1, True)
+
+
+async def test_usage_and_live_permits(convener: CommandLine, live_service: Service) -> None:
+    called, calling = await _called(live_service, settle=True), await _called(live_service, settle=False)
+    used = (await convener("llm", "usage", "-o", "json")).json["items"]
+    assert [(item["calls"], item["prompt_tokens"]) for item in used if item["name"] == called] == [(1, 1200)]
+    shown = await convener("llm", "usage", "--by", "model", "--since", "2h", COLUMNS="160")
+    line = next(line for line in shown.out.splitlines() if line.startswith(called))
+    assert line.split()[1:5] == ["1", "0", "1,200", "0"]
+    assert (await convener("llm", "usage", "--by", "moon")).code == 2
+    live = (await convener("llm", "permits", "ls", "-o", "json")).json["items"]
+    assert calling in [item["model"] for item in live]
+    assert called not in [item["model"] for item in live]
+    assert calling in (await convener("llm", "permits", "ls", COLUMNS="160")).out

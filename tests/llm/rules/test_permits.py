@@ -1,0 +1,228 @@
+"""Permits are dealt out within all limits, fairly while they are scarce, and never kept for those who stay away."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.llm.rules.circuit_breaker import Breaker
+from app.llm.rules.concurrency import Pressure, PressurePolicy
+from app.llm.rules.grant import PermitPlan, decide
+from app.llm.rules.models import Limits
+from app.llm.rules.permits import (
+    Denied,
+    Granted,
+    PermitPolicy,
+    PermitRequest,
+    PermitSnapshot,
+    Refused,
+    Reservation,
+    Usage,
+)
+from tests.support.permit_world import START, Caller, World, ask, model, snapshot
+
+A, B = AgentType.GENERATION, AgentType.RANKING
+POLICY = PermitPolicy()
+
+
+def decided(seen: PermitSnapshot, *asks: PermitRequest) -> PermitPlan:
+    return decide(seen, asks, POLICY, PressurePolicy())
+
+
+def granted(plan: PermitPlan) -> list[PermitRequest]:
+    return [answer.ask for answer in plan.answers if isinstance(answer, Granted)]
+
+
+def denied(plan: PermitPlan) -> list[Denied]:
+    return [answer for answer in plan.answers if isinstance(answer, Denied)]
+
+
+def waits(wanted: PermitRequest, *, since: float = -10.0, due: float = 0.0) -> Reservation:
+    moment = [START + timedelta(seconds=seconds) for seconds in (since, due, due + POLICY.patience)]
+    return Reservation(ask=wanted, since=moment[0], due=moment[1], lapses=moment[2])
+
+
+def test_as_many_as_the_model_and_all_models_together_may_have() -> None:
+    asks = [ask(model="m") for _ in range(6)] + [ask(model="n") for _ in range(6)]
+    plan = decided(snapshot(model(4), model(4, name="n"), most=6, in_use={"m": 1}), *asks)
+    assert [one.model for one in granted(plan)].count("m") <= 3
+    assert len(granted(plan)) == 5
+    assert {answer.reason for answer in denied(plan)} == {Refused.CONCURRENCY}
+
+
+def test_a_configuration_that_shrank_gives_nobody_a_new_one() -> None:
+    plan = decided(snapshot(model(20), most=2, in_use={"m": 5}), ask())
+    assert denied(plan)[0].reason is Refused.CONCURRENCY
+
+
+def test_a_cooldown_and_an_open_breaker_hold_for_everybody() -> None:
+    cooling = replace(model(), pressure=Pressure(cooldown_until=START + timedelta(seconds=9)))
+    (answer,) = denied(decided(snapshot(cooling), ask()))
+    assert (answer.reason, answer.retry_after, answer.claim(START, POLICY)) == (
+        Refused.COOLDOWN,
+        timedelta(seconds=9),
+        None,
+    )
+    broken = replace(model(), breaker=Breaker(failures=3, open_until=START + timedelta(seconds=30)))
+    (answer,) = denied(decided(snapshot(broken), ask()))
+    assert (answer.reason, answer.retry_after) == (Refused.BREAKER_OPEN, timedelta(seconds=30))
+
+
+def test_one_of_sixty_four_tries_a_broken_model() -> None:
+    broken = replace(model(20), breaker=Breaker(failures=3, open_until=START))
+    plan = decided(snapshot(broken), *[ask() for _ in range(64)])
+    assert len(granted(plan)) == 1
+    assert plan.answers[0] == Granted(ask=granted(plan)[0], is_probe=True, limit=20, in_use=1)
+    trying = replace(snapshot(broken, in_use={"m": 1}), usage={"m": Usage(permits=1, probes=1)})
+    assert granted(decided(trying, ask())) == []
+
+
+def test_rates_are_shared_out_in_turn_and_each_is_told_its_own_time() -> None:
+    limited = model(50, limits=Limits(requests_per_window=60, burst=2))
+    plan = decided(snapshot(limited), *[ask() for _ in range(5)])
+    assert len(granted(plan)) == 2
+    assert [answer.retry_after.total_seconds() for answer in denied(plan)] == [1, 2, 3]
+    assert {answer.reason for answer in denied(plan)} == {Refused.REQUESTS}
+
+
+def test_a_throttled_model_does_not_block_another() -> None:
+    limited = model(50, limits=Limits(tokens_per_window=60, token_burst=1), name="slow")
+    first, second = ask(model="slow", tokens=50), ask(model="slow", tokens=50)
+    plan = decided(snapshot(limited, model()), first, second, ask())
+    assert [one.model for one in granted(plan)] == ["slow", "m"]
+
+
+def test_a_later_comer_does_not_overtake_one_who_is_about_to_come_back() -> None:
+    seen = replace(snapshot(model(1)), claims=[waits(ask(caller="earlier"), due=0.05)])
+    assert granted(decided(seen, ask(caller="later"))) == []
+    assert len(granted(decided(seen, seen.claims[0].ask))) == 1
+
+
+def test_no_permit_is_kept_for_one_who_is_not_due() -> None:
+    seen = replace(snapshot(model(1)), claims=[waits(ask(caller="earlier"), due=3)])
+    assert len(granted(decided(seen, ask(caller="later")))) == 1
+
+
+def test_an_ask_under_another_id_takes_up_the_claim_of_its_caller() -> None:
+    claim = waits(ask(caller="earlier"), due=3)
+    busy = replace(snapshot(model(1), in_use={"m": 1}), claims=[claim])
+    plan = decided(busy, ask(caller="earlier"))
+    assert plan.taken_up == [claim.ask.id]
+    assert denied(plan)[0].since == claim.since
+
+
+def test_an_agent_type_behind_its_share_goes_first() -> None:
+    asks = [ask(A, caller=f"a{n}") for n in range(8)] + [ask(B, caller=f"b{n}") for n in range(2)]
+    plan = decided(snapshot(model(4)), *asks)
+    assert sorted(one.agent_type for one in granted(plan)) == [A, A, B, B]
+
+
+def test_priority_goes_before_shares_and_grows_while_one_waits() -> None:
+    low, high = replace(ask(B), priority=Priority.LOW), replace(ask(A), priority=Priority.HIGH)
+    assert granted(decided(snapshot(model(1)), low, high)) == [high]
+    seen = replace(snapshot(model(1)), claims=[waits(low, since=-2 * POLICY.ageing - 1)])
+    assert granted(decided(seen, low, high)) == [low]
+
+
+@pytest.mark.parametrize(("calm", "limit"), [(4, 4), (20, 4), (4, 1)])
+def test_shares_of_agent_types_hold_whoever_has_more_callers(calm: int, limit: int) -> None:
+    crowd = [Caller(name=f"a{n}", agent=A) for n in range(20)]
+    world = World(callers=[*crowd, *(Caller(name=f"b{n}", agent=B) for n in range(calm))], limit=limit)
+    seconds = 240 / limit
+    world.run(seconds)
+    assert world.share(B) == pytest.approx(0.5, abs=0.05)
+    assert world.busy_seconds > 0.85 * limit * seconds
+
+
+def test_shares_follow_the_weights() -> None:
+    callers = [Caller(name=f"{agent}{n}", agent=agent) for agent in (A, B) for n in range(12)]
+    world = World(callers=callers, limit=4, weights={**dict.fromkeys(AgentType, 0.1), B: 0.3})
+    world.run(60)
+    assert world.share(B) == pytest.approx(0.75, abs=0.05)
+
+
+def test_one_among_many_waits_about_a_call_and_not_a_queue() -> None:
+    world = World(callers=[*(Caller(name=f"a{n}", agent=A) for n in range(30)), Caller(name="b", agent=B)], limit=4)
+    world.run(50)
+    assert world.longest_wait["b"] < 2.5
+
+
+def test_new_names_for_every_try_change_nothing() -> None:
+    callers = [Caller(name=f"{agent}{n}", agent=agent, renames=True) for agent in (A, B) for n in range(10)]
+    world = World(callers=callers, limit=4)
+    world.run(50)
+    assert world.share(B) == pytest.approx(0.5, abs=0.05)
+    assert world.busy_seconds > 0.85 * 4 * 50
+
+
+def test_low_priority_is_not_starved() -> None:
+    urgent = [Caller(name=f"a{n}", agent=A, priority=Priority.CRITICAL) for n in range(8)]
+    world = World(callers=[*urgent, Caller(name="b", agent=B, priority=Priority.LOW)], limit=4)
+    world.run(200)
+    assert world.served["b"] >= 2
+
+
+def test_those_who_never_come_back_do_not_stop_the_others() -> None:
+    fickle = [Caller(name=f"a{n}", agent=A, fickle=True) for n in range(30)]
+    world = World(callers=[*fickle, *(Caller(name=f"b{n}", agent=B) for n in range(8))], limit=4)
+    world.run(50)
+    assert world.busy_seconds > 0.75 * 4 * 50
+
+
+_ASKS = st.lists(
+    st.tuples(st.sampled_from(AgentType), st.sampled_from("mn"), st.sampled_from(Priority), st.integers(0, 5000)),
+    min_size=1,
+    max_size=25,
+)
+_LIMITS = st.builds(
+    Limits,
+    requests_per_window=st.none() | st.integers(1, 100),
+    tokens_per_window=st.none() | st.integers(1, 10_000),
+    max_concurrency=st.none() | st.integers(1, 10),
+)
+
+
+@given(
+    asked=_ASKS,
+    absent=_ASKS,
+    late=st.floats(-1, 6),
+    limits=_LIMITS,
+    most=st.integers(1, 20),
+    in_use=st.dictionaries(st.sampled_from("mn"), st.integers(0, 12)),
+    open_for=st.none() | st.floats(-5, 5),
+)
+def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
+    asked: list[tuple[AgentType, str, Priority, int]],
+    absent: list[tuple[AgentType, str, Priority, int]],
+    late: float,
+    limits: Limits,
+    most: int,
+    in_use: dict[str, int],
+    open_for: float | None,
+) -> None:
+    asks, others = (
+        [replace(ask(a, model=m, tokens=t), priority=p) for a, m, p, t in drawn] for drawn in (asked, absent)
+    )
+    breaker = Breaker(open_until=None if open_for is None else START + timedelta(seconds=open_for))
+    models = [replace(model(6, name=name, limits=limits), breaker=breaker) for name in "mn"]
+    seen = replace(
+        snapshot(*models, most=most, in_use=in_use), claims=[waits(one, due=late, since=-late) for one in others]
+    )
+    plan = decided(seen, *asks)
+    assert [answer.ask.id for answer in plan.answers] == [one.id for one in asks]
+    given_out = granted(plan)
+    assert not given_out or len(given_out) <= most - seen.in_use
+    for one in models:
+        new = sum(wanted.model == one.name for wanted in given_out)
+        ceiling = min(6, most, limits.max_concurrency or most)
+        assert not new or in_use.get(one.name, 0) + new <= ceiling
+        if open_for is not None:
+            assert new <= (timedelta(seconds=open_for) <= timedelta())
+    assert all(answer.retry_after > timedelta() for answer in denied(plan))
+    again = decided(replace(seen, claims=[]), *asks)
+    if not others or late > 1:
+        assert len(granted(again)) == len(given_out), "claims that are not due keep nothing back"

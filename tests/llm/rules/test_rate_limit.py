@@ -1,0 +1,75 @@
+"""Meters never admit more than burst plus rate times time, and say exactly when they would."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.llm.rules.rate_limit import Meter, charged, corrected, wait
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+_TICK = timedelta(microseconds=1)
+_METERS = st.builds(
+    Meter,
+    limit=st.integers(1, 1_000_000),
+    window_seconds=st.floats(1, 86_400),
+    burst=st.integers(1, 1000),
+    tat=st.just(START),
+)
+_CALLS = st.lists(
+    st.tuples(st.timedeltas(timedelta(), timedelta(hours=1)), st.integers(0, 1000)), min_size=1, max_size=30
+)
+
+
+def test_a_burst_and_then_one_a_time() -> None:
+    meter = Meter(limit=60, window_seconds=60, burst=3, tat=START)
+    for _ in range(3):
+        assert wait(meter, 1, START) <= timedelta()
+        meter = charged(meter, 1, START)
+    assert wait(meter, 1, START) == timedelta(seconds=1)
+    assert wait(meter, 2, START) == timedelta(seconds=2)
+
+
+def test_what_turned_out_cheaper_is_given_back() -> None:
+    meter = charged(Meter(limit=60, window_seconds=60, burst=10, tat=START), 10, START)
+    assert wait(corrected(meter, -10), 10, START) <= timedelta()
+    assert wait(corrected(meter, 20), 1, START) == timedelta(seconds=21)
+
+
+@given(meter=_METERS, calls=_CALLS)
+def test_never_more_than_burst_and_rate(meter: Meter, calls: list[tuple[timedelta, int]]) -> None:
+    now, admitted = START, []
+    for pause, wanted in calls:
+        now += pause
+        cost = min(wanted, meter.burst)
+        if wait(meter, cost, now) <= timedelta():
+            meter = charged(meter, cost, now)
+            admitted.append((now, cost))
+    for first, (since, _) in enumerate(admitted):
+        units = 0
+        for at, cost in admitted[first:]:
+            units += cost
+            # Every charge is rounded to a microsecond.
+            assert meter.time(units) <= meter.time(meter.burst) + (at - since) + _TICK * (len(admitted) + 2)
+
+
+@given(
+    meter=_METERS,
+    charge=st.integers(0, 5000),
+    cost=st.integers(0, 5000),
+    later=st.timedeltas(timedelta(), timedelta(60)),
+)
+def test_the_wait_is_exact(meter: Meter, charge: int, cost: int, later: timedelta) -> None:
+    now = START + later
+    meter = charged(meter, charge, START)
+    seconds = wait(meter, cost, now)
+    if seconds > timedelta():
+        assert wait(meter, cost, now + seconds) == timedelta()
+        assert wait(meter, cost, now + seconds - _TICK) == _TICK
+
+
+@given(meter=_METERS, cost=st.integers(1001, 10**9))
+def test_what_is_larger_than_the_burst_is_admitted_and_paid_for_afterwards(meter: Meter, cost: int) -> None:
+    assert wait(meter, cost, START) <= timedelta()
+    assert charged(meter, cost, START).tat == START + meter.time(cost)
+    assert meter.time(cost) <= timedelta(days=1)

@@ -1,0 +1,143 @@
+"""Housekeeping: each step for itself, in bites, in nobody's way, and done by one replica at a time."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from app.db import retention
+from app.db.database import Database
+from app.db.retention import BATCH
+from app.loops import housekeeping
+from tests.support.sql import execute, fetch, value
+
+_EVENT = (
+    "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
+)
+_FINGERPRINTS = """
+INSERT INTO fingerprints (digest, task_id, seen_at)
+SELECT int8send(n), gen_random_uuid(), now() - interval '2 days' FROM generate_series(1, $1) AS n
+"""
+_LAST = r"SELECT max(relname) FROM pg_class WHERE relname ~ '^events_\d+$'"
+_DUE = "UPDATE loop_ticks SET last_run_at = last_run_at - interval '1 h' WHERE duty = 'housekeeping'"
+_MINUTES_AGO = "SELECT extract(epoch FROM now() - last_run_at) / 60 FROM loop_ticks WHERE duty = 'housekeeping'"
+
+
+async def _round(database: Database) -> dict[str, Any]:
+    return await housekeeping.run(database, history_days=30, events_days=7)
+
+
+async def _due(database: Database) -> dict[str, Any] | None:
+    return await housekeeping.run_when_due(database, history_days=30, events_days=7)
+
+
+async def _old_partition(database: Database, days: int = 9) -> str:
+    """An old partition with one row."""
+    today: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
+    day = today - timedelta(days=days)
+    await execute(database, retention._create("events", f"events_{day:%Y%m%d}", day))
+    await execute(database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
+    return f"events_{day:%Y%m%d}"
+
+
+async def test_what_ended_long_ago_is_forgotten(own_database: Database) -> None:
+    await execute(
+        own_database,
+        """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
+        SELECT gen_random_uuid(), 'old', n, 'stopped', '{}', '{}', now() - make_interval(days => n * 20)
+        FROM generate_series(1, 2) AS n""",
+    )
+    await execute(
+        own_database,
+        """INSERT INTO keys (id, role, label, secret_hash, worker_id)
+        SELECT incarnation::text, 'worker', '', ''::bytea, id FROM workers
+        UNION ALL VALUES ('kept', 'admin', '', ''::bytea, NULL::uuid)""",
+    )
+    done = await _round(own_database)
+    assert (done["workers"], done["keys"], done["failed"]) == (1, 2, [])
+    assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys")] == ["kept"]
+
+
+async def test_partitions_are_made_and_dropped(own_database: Database) -> None:
+    old = await _old_partition(own_database)
+    last = await value(own_database, _LAST)
+    await execute(own_database, f"DROP TABLE {last}")
+    done = await _round(own_database)
+    assert done["events dropped"] == [old]
+    assert done["events made"]
+    assert await value(own_database, _LAST) >= last
+
+
+async def test_a_reader_of_an_old_partition_keeps_it_and_nobody_waits(own_database: Database) -> None:
+    """Not even a writer, who would stand behind a drop that stands behind the reader."""
+    old = await _old_partition(own_database)
+    await execute(own_database, _FINGERPRINTS, 3)
+    async with own_database.transaction() as reader:
+        await reader.exec_driver_sql(f"SELECT * FROM {old}")
+        done = await _round(own_database)
+        assert (done["events dropped"], done["fingerprints"], done["failed"]) == ([], 3, [])
+        await execute(own_database, _EVENT, datetime.now(UTC))
+    assert (await _round(own_database))["events dropped"] == [old]
+    assert await value(own_database, "SELECT count(*) FROM events") == 1
+
+
+async def test_a_table_in_use_gets_its_partition_in_another_round(own_database: Database) -> None:
+    last = await value(own_database, _LAST)
+    await execute(own_database, f"DROP TABLE {last}")
+    async with own_database.transaction() as reader:
+        await reader.exec_driver_sql("SELECT * FROM events")
+        done = await _round(own_database)
+        assert (done["events made"], done["failed"]) == ([], [])
+        await execute(own_database, _EVENT, datetime.now(UTC))
+    assert (await _round(own_database))["events made"]
+
+
+async def test_a_step_that_fails_keeps_no_other_from_its_work(own_database: Database) -> None:
+    await execute(own_database, "DROP TABLE task_attempts")
+    await execute(own_database, _FINGERPRINTS, 3)
+    done = await _round(own_database)
+    assert (done["failed"], done["fingerprints"]) == (["attempts"], 3)
+    assert await value(own_database, "SELECT count(*) FROM fingerprints") == 0
+
+
+async def test_many_rows_go_in_bites(database: Database) -> None:
+    await execute(database, _FINGERPRINTS, 2 * BATCH + 1)
+    await execute(database, "INSERT INTO fingerprints (digest, task_id) VALUES ('young', gen_random_uuid())")
+    assert (await _round(database))["fingerprints"] == 2 * BATCH + 1
+    assert await value(database, "SELECT digest FROM fingerprints") == b"young"
+
+
+async def test_a_row_in_use_stays_until_the_next_round(database: Database) -> None:
+    await execute(database, _FINGERPRINTS, 3)
+    async with database.transaction() as other:
+        await other.exec_driver_sql("SELECT FROM fingerprints WHERE digest = int8send(2) FOR UPDATE")
+        assert (await _round(database))["fingerprints"] == 2
+    assert (await _round(database))["fingerprints"] == 1
+
+
+async def test_what_no_partition_was_prepared_for_goes_with_its_day(own_database: Database) -> None:
+    today: date = await value(own_database, "SELECT (now() AT TIME ZONE 'UTC')::date")
+    noon = datetime.combine(today, datetime.min.time(), UTC) + timedelta(hours=12)
+    for days in (6, 8, 9):
+        await execute(own_database, _EVENT, noon - timedelta(days=days))
+    assert await value(own_database, "SELECT count(*) FROM events_default") == 3
+    assert (await _round(own_database))["events default"] == 2
+    assert await value(own_database, "SELECT at FROM events_default") == noon - timedelta(days=6)
+
+
+async def test_a_round_is_begun_by_one_replica(database: Database) -> None:
+    assert await _due(database) is not None
+    assert await _due(database) is None
+    await execute(database, _DUE)
+    assert await _due(database) is not None
+    assert await value(database, "SELECT runs FROM loop_ticks WHERE duty = 'housekeeping'") == 2
+    assert await value(database, "SELECT result -> 'failed' = '[]' FROM loop_ticks WHERE duty = 'housekeeping'")
+
+
+async def test_a_round_that_failed_in_part_does_not_count(own_database: Database) -> None:
+    """The health report goes by the last turn."""
+    assert await _due(own_database) is not None
+    await execute(own_database, _DUE)
+    await execute(own_database, "DROP TABLE task_attempts")
+    done = await _due(own_database)
+    assert done is not None
+    assert done["failed"] == ["attempts"]
+    assert await value(own_database, _MINUTES_AGO) > 59

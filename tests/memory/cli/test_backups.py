@@ -1,0 +1,165 @@
+"""`convener db backup`, `restore` and `verify`."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from app.db import schema
+from app.db.database import Database
+from app.postgres.binaries import find_binaries
+from app.postgres.cluster import Cluster
+from app.postgres.server import Server
+from tests.conftest import named, run_on
+from tests.support.command_line import CommandLine
+from tests.support.factories import holding, submitted
+from tests.support.sql import execute, value
+
+
+@pytest.fixture
+async def empty_url(server_url: str) -> AsyncIterator[str]:
+    """URL of an empty database."""
+    name = f"convener_backup_{uuid4().hex[:8]}"
+    await run_on(server_url, f"CREATE DATABASE {name}")
+    yield named(server_url, name)
+    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def console(offline: CommandLine) -> CommandLine:
+    """As `offline`, with the PostgreSQL programs that the tests use."""
+    configured = os.environ.get("CONVENER_POSTGRES_BIN")
+    return CommandLine(environment=offline.environment | ({"CONVENER_POSTGRES_BIN": configured} if configured else {}))
+
+
+async def test_backed_up_verified_and_restored(
+    console: CommandLine, own_database: Database, empty_url: str, tmp_path: Path
+) -> None:
+    await holding(own_database)
+    await submitted(own_database, 2)
+    file = tmp_path / "b.dump"
+    ours = {"CONVENER_DATABASE_URL": own_database.url}
+    made = await console("db", "backup", str(file), "-o", "json", **ours)
+    assert (made.code, made.json["file"], made.json["size_bytes"]) == (0, str(file), file.stat().st_size)
+    assert str(urlsplit(own_database.url).password) not in made.out + made.err
+    again = await console("db", "backup", str(file), **ours)
+    assert (again.code, again.out) == (1, "")
+    assert "exists already" in again.err
+    assert (await console("db", "verify", str(file), "-o", "json")).json["ok"]
+    restored = await console("db", "restore", str(file), "--database-url", empty_url, "-o", "json")
+    assert (restored.code, restored.json["released"], restored.json["revision"]) == (0, 1, schema.head())
+    twice = await console("db", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+    assert (twice.code, twice.out) == (1, "")
+    assert "not empty" in twice.err
+    verified = await console("db", "verify", CONVENER_DATABASE_URL=empty_url)
+    assert verified.code == 0
+    assert "counters" in verified.out
+
+
+async def test_a_damaged_backup(console: CommandLine, own_database: Database, empty_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "b.dump"
+    await console("db", "backup", str(file), CONVENER_DATABASE_URL=own_database.url)
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    found = await console("db", "verify", str(file), COLUMNS="160")
+    assert found.code == 1
+    assert "SHA-256" in found.out
+    refused = await console("db", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+    assert (refused.code, refused.out) == (1, "")
+    assert (await console("db", "verify", str(tmp_path / "none"))).code == 1
+
+
+async def test_violations_are_shown_one_by_one(console: CommandLine, own_database: Database) -> None:
+    worker_id, lease = await holding(own_database)
+    (blocked,) = await submitted(own_database, depends_on=[lease.task_id])
+    url = {"CONVENER_DATABASE_URL": own_database.url}
+    fine = await console("db", "verify", "-o", "json", **url)
+    assert (fine.code, fine.json["ok"]) == (0, True), fine.out
+    await execute(own_database, "DELETE FROM task_dependencies")
+    await execute(own_database, "DELETE FROM queue_changes")
+    await execute(own_database, "DELETE FROM leases")
+    await execute(own_database, "UPDATE events SET transaction = 4000000000000 WHERE kind = 'task.assigned'")
+    found = await console("db", "verify", "-o", "json", **url)
+    wrong = {check["name"]: check for check in found.json["checks"] if not check["ok"]}
+    assert (found.code, found.json["ok"]) == (1, False)
+    assert {"counters", "ledger", "blockers", "transactions"} <= set(wrong)
+    assert str(blocked) in wrong["blockers"]["examples"][0]
+    assert str(worker_id) in wrong["ledger"]["examples"][0]
+    assert "blockers" in (await console("db", "verify", COLUMNS="160", **url)).out
+
+
+async def test_the_bundled_database_of_this_machine_is_found(
+    console: CommandLine, own_database: Database, tmp_path: Path
+) -> None:
+    """What `convener up` leaves in its state directory says where its PostgreSQL is."""
+    parts = urlsplit(own_database.url)
+    if parts.username != "convener":
+        pytest.skip("only the bundled server is called like that")
+    state = tmp_path / "postgres"
+    (state / "cluster").mkdir(parents=True)
+    (state / "cluster" / "password").write_text(f"{parts.password}\n")
+    (state / "port").write_text(f"{parts.port}\n")
+    found = await console("db", "backup", str(tmp_path / "b"), "-o", "json")
+    # That database is the one of the server itself, which is empty here.
+    assert (found.code, found.out) == (1, "")
+    assert "nothing to back up" in found.err
+
+
+async def test_restored_into_a_new_bundled_server(own_database: Database, console: CommandLine, tmp_path: Path) -> None:
+    """For those whose PostgreSQL is the bundled one: the state directory is then ready for `convener up`."""
+    await submitted(own_database, 2)
+    file = tmp_path / "b.dump"
+    await console("db", "backup", str(file), CONVENER_DATABASE_URL=own_database.url)
+    # Outside of pytest's directory, which is closed to the user that PostgreSQL may have to run as.
+    with tempfile.TemporaryDirectory(prefix="convener-state-") as name:
+        state = Path(name) / "state"
+        done = await _run(state, "db", "restore", str(file), "--bundled")
+        assert done.returncode == 0, done.stderr
+        server = Server(cluster=_cluster(state))
+        with server.cluster.acquire():
+            await server.start()
+            try:
+                restored = Database(server.url)
+                assert await value(restored, "SELECT count(*) FROM tasks") == 2
+                await restored.close()
+            finally:
+                await server.stop()
+        again = await _run(state, "db", "restore", str(file), "--bundled")
+        assert again.returncode == 1
+        assert b"already" in again.stderr
+        failed = await _run(Path(name) / "other", "db", "restore", str(tmp_path / "none"), "--bundled")
+        assert failed.returncode == 1
+        assert not _cluster(Path(name) / "other").initialised
+
+
+async def _run(state: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """The command as a process: a bundled server is started by a main thread."""
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    environment = {name: text for name, text in os.environ.items() if name != "CONVENER_DATABASE_URL"}
+    environment["CONVENER_STATE_DIRECTORY"] = str(state)
+    return await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, timeout=120)
+
+
+def _cluster(state: Path) -> Cluster:
+    return Cluster(directory=state / "postgres", binaries=find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")))
+
+
+async def test_wrong_usage(console: CommandLine, own_database: Database, tmp_path: Path, empty_url: str) -> None:
+    assert (await console("db", "backup", str(tmp_path / "b"))).code == 2
+    assert (await console("db", "restore", str(tmp_path / "b"), "--database-url", "mysql://x")).code == 2
+    nowhere = await console("db", "backup", str(tmp_path / "no" / "b"), CONVENER_DATABASE_URL=own_database.url)
+    assert (nowhere.code, nowhere.out) == (1, "")
+    unmigrated = await console("db", "verify", CONVENER_DATABASE_URL=empty_url)
+    assert unmigrated.code == 1
+    assert "convener db migrate" in unmigrated.err
+    away = await console(
+        "db", "backup", str(tmp_path / "b"), CONVENER_DATABASE_URL="postgresql://me:hidden@127.0.0.1:1/x"
+    )
+    assert away.code == 3
+    assert "hidden" not in away.err

@@ -1,0 +1,77 @@
+"""`convener checkpoints` against the real service, and into an empty database."""
+
+import json
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from app.db.database import Database
+from tests.conftest import named, run_on
+from tests.support.command_line import CommandLine
+from tests.support.sql import value
+
+
+@pytest.fixture
+async def empty_url(server_url: str) -> AsyncIterator[str]:
+    """URL of an empty database."""
+    name = f"convener_checkpoint_{uuid4().hex[:8]}"
+    await run_on(server_url, f"CREATE DATABASE {name}")
+    yield named(server_url, name)
+    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_taken_listed_read_and_verified(convener: CommandLine, goal: str) -> None:
+    await convener("tasks", "submit", "--agent", "ranking", "--goal", goal)
+    taken = (await convener("checkpoints", "create", "--reason", "before the upgrade", "-o", "json")).json
+    assert taken["counts"]["tasks"] >= 1
+    listed = (await convener("checkpoints", "ls", "-o", "json")).json["items"]
+    assert taken in listed
+    assert "before the upgrade" in (await convener("checkpoints", "ls", COLUMNS="160")).out
+    shown = (await convener("checkpoints", "get", str(taken["id"]))).out
+    assert taken["sha256"] in shown
+    assert (await convener("checkpoints", "get", str(taken["id"]), "-o", "json")).json == taken
+    assert (await convener("checkpoints", "verify", str(taken["id"]))).out == "ok\n"
+    assert (await convener("checkpoints", "verify", str(taken["id"]), "-o", "json")).json["ok"]
+    assert (await convener("checkpoints", "get", "999999999")).code == 5
+
+
+async def test_exported_and_restored(
+    convener: CommandLine, offline: CommandLine, goal: str, tmp_path: Path, empty_url: str
+) -> None:
+    task = (await convener("tasks", "submit", "--agent", "ranking", "--goal", goal)).out.strip()
+    taken = (await convener("checkpoints", "create", "-o", "json")).json
+    file = tmp_path / "c"
+    done = await convener("checkpoints", "export", str(taken["id"]), str(file))
+    assert (done.code, done.err) == (0, "")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    head, content = file.read_text().split("\n", 1)
+    assert json.loads(head)["sha256"] == taken["sha256"]
+    assert task in [found["id"] for found in json.loads(content)["tasks"]]
+    again = await convener("checkpoints", "export", str(taken["id"]), str(file))
+    assert (again.code, again.out) == (1, "")
+    assert "exists already" in again.err
+    restored = await offline("checkpoints", "restore", str(file), "-o", "json", CONVENER_DATABASE_URL=empty_url)
+    assert (restored.code, restored.json["tasks"]) == (0, taken["counts"]["tasks"])
+    assert "convener key create" not in restored.out
+    database = Database(empty_url)
+    assert await value(database, "SELECT state FROM tasks WHERE CAST(id AS text) = $1", task) in ("pending", "blocked")
+    await database.close()
+    twice = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+    assert (twice.code, twice.out) == (1, "")
+    assert "not empty" in twice.err
+
+
+async def test_files_that_are_no_checkpoints(offline: CommandLine, tmp_path: Path, empty_url: str) -> None:
+    file = tmp_path / "c"
+    for text in ("", "nonsense", "{}", '{"convener_checkpoint": 2, "sha256": "00"}\n{}'):
+        file.write_text(text)
+        done = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+        assert (done.code, done.out) == (2, ""), text
+    file.write_text('{"convener_checkpoint": 1, "sha256": "00"}\n{}')
+    damaged = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+    assert damaged.code == 1
+    assert "damaged" in damaged.err
+    assert (await offline("checkpoints", "restore", str(tmp_path / "none"))).code == 2

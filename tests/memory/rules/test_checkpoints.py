@@ -1,0 +1,73 @@
+"""When a checkpoint is due, what a cut one leaves out, and what its content must agree with."""
+
+from typing import Any
+
+import pytest
+
+from app.memory.rules.checkpoints import CheckpointPolicy, Since, due, hopeless, violations
+
+_POLICY = CheckpointPolicy()
+
+
+@pytest.mark.parametrize(
+    ("since", "reason"),
+    [
+        (None, "the first"),
+        (Since(seconds=29, completed=500, changes=5000), None),
+        (Since(seconds=30, completed=50, changes=60), "50 tasks completed"),
+        (Since(seconds=299, completed=49, changes=1999), None),
+        (Since(seconds=30, completed=0, changes=2000), "2000 changes"),
+        (Since(seconds=300, completed=0, changes=0), "300 s passed"),
+    ],
+)
+def test_when_a_checkpoint_is_due(since: Since | None, reason: str | None) -> None:
+    assert due(since, _POLICY) == reason
+
+
+def test_what_would_wait_for_ever_is_left_out() -> None:
+    edges = [("b", "a"), ("c", "b"), ("d", "c"), ("e", "x"), ("f", "e"), ("f", "a"), ("g", "f")]
+    assert hopeless({"a", "b", "c", "d", "e", "f", "g"}, edges) == {"e", "f", "g"}
+    assert hopeless({"a"}, []) == set()
+
+
+def _task(name: str, **changes: Any) -> dict[str, Any]:
+    usual = {"id": name, "state": "pending", "worker_id": None, "blockers": 0, "token": 0, "failures": 0, "rescues": 0}
+    return {**usual, **changes}
+
+
+def _content(**changes: Any) -> dict[str, Any]:
+    tasks = [_task("a", state="executing", worker_id="w", token=2, failures=1), _task("b", state="blocked", blockers=1)]
+    usual = {
+        "format": 1,
+        "counts": {"tasks": 2, "leased": 1, "dependencies": 1, "context": 0},
+        "tasks": tasks,
+        "dependencies": [{"task_id": "b", "depends_on": "a"}],
+        "context": [],
+    }
+    return {**usual, **changes}
+
+
+def test_content_that_agrees_with_itself() -> None:
+    assert violations(_content()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "format"),
+        ({"tasks": None}, "not complete"),
+        ({"counts": {}}, "not complete"),
+        ({"counts": {"tasks": 3, "leased": 1, "dependencies": 1, "context": 0}}, "3 tasks"),
+        ({"dependencies": []}, "1 unmet"),
+        ({"dependencies": [{"task_id": "b", "depends_on": "z"}]}, "waits for z"),
+        ({"tasks": [_task("a", state="executing"), _task("b", state="blocked", blockers=1)]}, "worker"),
+        ({"tasks": [_task("a"), _task("a")]}, "2 times"),
+        ({"tasks": [_task("a", failures=2, token=1), _task("b")]}, "token"),
+        (
+            {"tasks": [_task("a", state="assigned", worker_id="w"), _task("b", state="assigned", worker_id="w")]},
+            "leases",
+        ),
+    ],
+)
+def test_content_that_does_not(changes: dict[str, Any], said: str) -> None:
+    assert any(said in sentence for sentence in violations(_content(**changes)))

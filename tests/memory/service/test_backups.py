@@ -1,0 +1,304 @@
+"""A backup moves to another server, where counting begins anew, and nobody who follows the events notices."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from app.db import hot_path, schema
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import Refused
+from app.memory.service import archives, backups
+from app.memory.service.dumps import Dumps
+from app.memory.store import backups as store
+from app.memory.store import invariants
+from app.postgres.binaries import find_binaries
+from app.postgres.errors import DumpFailed
+from app.queue.store import completions, events, outputs
+from app.queue.store.events import BEGINNING, Cursor
+from tests.conftest import named, run_on
+from tests.support.factories import completion, everything, holding, leased, ready_worker, submitted
+from tests.support.postgres import running_server
+from tests.support.sql import execute, fetch, value
+
+
+@pytest.fixture(scope="module")
+def other_server() -> Iterator[str]:
+    """A server that has just been made: it has hardly counted any transactions."""
+    directory = Path(tempfile.mkdtemp(prefix="convener-other-"))
+    directory.chmod(0o711)
+    try:
+        with running_server(directory / "server") as url:
+            yield url
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def dumps() -> Dumps:
+    return Dumps(binaries=find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")))
+
+
+@asynccontextmanager
+async def empty(server_url: str) -> AsyncIterator[Database]:
+    """An empty database on a server."""
+    name = f"convener_restored_{uuid4().hex[:8]}"
+    await run_on(server_url, f"CREATE DATABASE {name}")
+    database = Database(named(server_url, name))
+    try:
+        yield database
+    finally:
+        await database.close()
+        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _follow(database: Database, after: Cursor, limit: int = 3) -> tuple[list[tuple[str, UUID | None]], Cursor]:
+    """Every event that follows, and where to go on."""
+    seen: list[tuple[str, UUID | None]] = []
+    async with database.transaction() as connection:
+        while page := await events.read(connection, after, limit):
+            seen += [(event.kind, event.task_id) for event in page]
+            after = page[-1].cursor
+    return seen, after
+
+
+async def _verified(database: Database) -> None:
+    async with database.transaction() as connection:
+        await invariants.begin(connection)
+        for check in invariants.CHECKS:
+            assert (await invariants.run(connection, check)).examples == [], check.name
+
+
+async def _transaction(database: Database) -> int:
+    return int(await value(database, "SELECT pg_current_xact_id()::text::bigint"))
+
+
+async def _count_up(database: Database, to: int) -> None:
+    while await _transaction(database) < to:
+        await execute(
+            database, "DO $$ BEGIN FOR i IN 1..2000 LOOP COMMIT; PERFORM pg_current_xact_id(); END LOOP; END $$"
+        )
+
+
+async def test_a_reader_of_events_goes_on_on_another_server(
+    own_database: Database, other_server: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    file = tmp_path / "backup.dump"
+    await _count_up(own_database, 20_000)
+    before = await submitted(own_database, 6)
+    async with own_database.transaction() as connection:
+        half = (await events.read(connection, BEGINNING, 3))[-1].cursor
+        current = await events.latest(connection)
+    manifest = await backups.backup(own_database, dumps, file, lambda _: None)
+    lost = await submitted(own_database, 2)
+    _, beyond = await _follow(own_database, half)
+    async with empty(other_server) as restored:
+        done = await backups.restore(restored, dumps, file, lambda _: None)
+        assert (done.before, done.revision, done.checked) == (manifest.revision, schema.head(), True)
+        assert await _transaction(restored) < 20_000 < done.transaction_offset
+        seen, cursor = await _follow(restored, half)
+        assert seen == [("task.submitted", task_id) for task_id in before[3:]]
+        after = await submitted(restored, 5)
+        new = [("task.submitted", task_id) for task_id in after]
+        assert (await _follow(restored, cursor))[0] == new
+        # Cursors that stood for `now`, and those received after the backup was made, are good too.
+        assert (await _follow(restored, current))[0] == new
+        assert (await _follow(restored, beyond))[0] == new
+        assert not {task_id for _, task_id in seen} & set(lost)
+        await _verified(restored)
+
+
+async def test_what_has_moved_can_move_again(
+    own_database: Database, other_server: str, server_url: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    first = await submitted(own_database)
+    await backups.backup(own_database, dumps, tmp_path / "one", lambda _: None)
+    async with empty(other_server) as there:
+        one = await backups.restore(there, dumps, tmp_path / "one", lambda _: None)
+        second = await submitted(there)
+        _, cursor = await _follow(there, BEGINNING)
+        await backups.backup(there, dumps, tmp_path / "two", lambda _: None)
+        async with empty(server_url) as back:
+            two = await backups.restore(back, dumps, tmp_path / "two", lambda _: None)
+            assert two.transaction_offset > one.transaction_offset
+            third = await submitted(back)
+            assert (await _follow(back, cursor))[0] == [("task.submitted", third[0])]
+            whole, _ = await _follow(back, BEGINNING)
+            assert [task_id for _, task_id in whole] == [*first, *second, *third]
+            await _verified(back)
+
+
+async def test_everything_is_there_and_leases_are_released_unharmed(
+    own_database: Database, other_server: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    worker_id, lease = await holding(own_database)
+    await execute(
+        own_database,
+        """UPDATE tasks SET progress = '{"percent": 40}', checkpoint = '{"step": 4}', failures = 1, rescues = 2""",
+    )
+    waiting = await submitted(own_database, depends_on=[lease.task_id])
+    finished = await _completed(own_database)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    async with empty(other_server) as restored:
+        done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None)
+        assert done.released == 1
+        task = await everything(restored, lease.task_id)
+        assert (task["state"], task["worker_id"], task["token"]) == ("pending", None, lease.token)
+        assert (task["failures"], task["rescues"], task["checkpoint"]) == (1, 2, {"step": 4})
+        assert task["progress"] == {"percent": 40}
+        assert [attempt["outcome"] for attempt in task["attempts"]] == ["released"]
+        assert (await everything(restored, waiting[0]))["state"] == "blocked"
+        assert (await everything(restored, finished))["result"] == {"ok": True}
+        (told,) = await fetch(restored, "SELECT task_id, worker_id, token FROM events WHERE kind = 'task.released'")
+        assert (told["task_id"], told["worker_id"], told["token"]) == (lease.task_id, worker_id, lease.token)
+        async with restored.transaction() as connection:
+            page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=10)
+        assert [output.task_id for output in page.items] == [finished]
+        await _verified(restored)
+        # The old worker is known here, and its old token is worth nothing.
+        again = await leased(restored, await ready_worker(restored))
+        assert (again.task_id, again.token, again.checkpoint) == (lease.task_id, lease.token + 1, '{"step": 4}')
+
+
+async def _completed(database: Database) -> UUID:
+    """A task with a result."""
+    worker_id = await ready_worker(database)
+    await submitted(database, agent_type=AgentType.RANKING)
+    lease = await leased(database, worker_id, agent_type=AgentType.RANKING)
+    await hot_path.run(database, lambda c: completions.complete(c, [completion(worker_id, lease)]))
+    return lease.task_id
+
+
+async def test_a_restore_needs_an_empty_database(
+    own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    await submitted(own_database)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    with pytest.raises(Refused, match="not empty"):
+        await backups.restore(own_database, dumps, tmp_path / "b", lambda _: None)
+    async with empty(server_url) as stranger:
+        await execute(stranger, "CREATE TABLE theirs (id int)")
+        with pytest.raises(Refused, match="not empty"):
+            await backups.restore(stranger, dumps, tmp_path / "b", lambda _: None)
+        with pytest.raises(Refused, match="nothing to back up"):
+            await backups.backup(stranger, dumps, tmp_path / "c", lambda _: None)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b", "b.json"]
+
+
+async def test_a_backup_is_for_its_owner_only_and_replaces_nothing(
+    own_database: Database, dumps: Dumps, tmp_path: Path
+) -> None:
+    file = tmp_path / "b"
+    manifest = await backups.backup(own_database, dumps, file, lambda _: None)
+    for made in (file, archives.manifest_of(file)):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert archives.read_manifest(file) == manifest
+    assert manifest.sha256 == archives.checksum(file)
+    content = file.read_bytes()
+    with pytest.raises(Refused, match="exists already"):
+        await backups.backup(own_database, dumps, file, lambda _: None)
+    assert file.read_bytes() == content
+    with pytest.raises(Refused, match="cannot write"):
+        await backups.backup(own_database, dumps, tmp_path / "nowhere" / "b", lambda _: None)
+
+
+async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dumps: Dumps, tmp_path: Path) -> None:
+    gone = Database(named(own_database.url, "convener_nowhere"))
+    with pytest.raises(DumpFailed, match="convener_nowhere"), archives.appearing(tmp_path / "b") as draft:
+        dumps.dump(gone.url, draft, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: Path, server_url: str) -> None:
+    file = tmp_path / "b"
+    await backups.backup(own_database, dumps, file, lambda _: None)
+    assert backups.inspect(dumps, file).violations == []
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "SHA-256" in backups.inspect(dumps, file).violations[0]
+    file.write_bytes(content[:-1])
+    assert "bytes" in backups.inspect(dumps, file).violations[0]
+    async with empty(server_url) as database:
+        with pytest.raises(Refused, match="cannot be restored"):
+            await backups.restore(database, dumps, file, lambda _: None)
+        assert await schema.revision(database.engine) is None
+    archives.manifest_of(file).write_text("{")
+    assert "manifest" in backups.inspect(dumps, file).violations[0]
+    archives.manifest_of(file).unlink()
+    file.write_bytes(b"nonsense")
+    assert backups.inspect(dumps, file).violations
+    with pytest.raises(Refused, match="no file"):
+        backups.inspect(dumps, tmp_path / "none")
+
+
+async def test_a_dump_without_its_manifest_is_restored_unchecked(
+    own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    await submitted(own_database)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    archives.manifest_of(tmp_path / "b").unlink()
+    async with empty(server_url) as database:
+        done = await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+        assert not done.checked
+        assert await value(database, "SELECT count(*) FROM tasks") == 1
+
+
+async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_for_a_database(
+    own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submitted(own_database)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+
+    async def interrupted(*_: object, **__: object) -> None:
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(backups, "_settle", interrupted)
+    async with empty(server_url) as database:
+        with pytest.raises(RuntimeError):
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+        assert await value(database, "SELECT count(*) FROM tasks") == 1
+        assert await schema.revision(database.engine) is None
+        with pytest.raises(Refused, match="not empty"):
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+
+
+async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dumps, tmp_path: Path) -> None:
+    async with empty(server_url) as old:
+        await schema.migrate(old.engine, "2026_11_23_first_schema")
+        await execute(
+            old,
+            "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.submitted', gen_random_uuid(), 'ranking')",
+        )
+        await backups.backup(old, dumps, tmp_path / "old", lambda _: None)
+    async with empty(server_url) as new:
+        done = await backups.restore(new, dumps, tmp_path / "old", lambda _: None)
+        assert (done.before, done.revision) == ("2026_11_23_first_schema", schema.head())
+        assert await schema.revision(new.engine) == schema.head()
+        assert len((await _follow(new, BEGINNING))[0]) == 1
+        await submitted(new)
+        await _verified(new)
+
+
+async def test_a_newer_schema_is_refused(own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path) -> None:
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    async with empty(server_url) as database:
+        with pytest.raises(Refused, match="next_year"):
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+
+
+async def test_a_system_whose_loops_have_told_of_it_is_still_unused(database: Database) -> None:
+    async with database.transaction() as connection:
+        await events.announce(connection, "alert.opened", {"rule": "pool_below_minimum"})
+        assert await store.is_unused(connection)
+    await submitted(database)
+    async with database.transaction() as connection:
+        assert not await store.is_unused(connection)

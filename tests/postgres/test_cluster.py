@@ -1,0 +1,132 @@
+"""The directory of a cluster: made whole or not at all, held by one process, private."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.postgres.binaries import Binaries
+from app.postgres.cluster import Cluster
+from app.postgres.configuration import LONGEST_SOCKET_DIRECTORY, PORTS, choose_port, is_free, offers_socket, render
+from app.postgres.errors import ClusterBusy, ClusterUnusable
+
+HOLD_FOREVER = """
+import sys, time
+from pathlib import Path
+from app.postgres.cluster import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+INITIALISE = """
+import sys
+from pathlib import Path
+from app.postgres.binaries import inspect_binaries
+from app.postgres.cluster import Cluster
+cluster = Cluster(directory=Path(sys.argv[1]), binaries=inspect_binaries(Path(sys.argv[2])))
+cluster.acquire()
+cluster.initialise()
+"""
+
+
+@pytest.fixture
+def fake() -> Iterator[Path]:
+    """A directory for programs that every user may run."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_is_made_once_and_private(cluster: Cluster) -> None:
+    assert cluster.initialised
+    assert not cluster.initialise()
+    assert stat.S_IMODE(cluster.password_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(cluster.data.stat().st_mode) == 0o700
+    rules = [
+        line.split() for line in (cluster.data / "pg_hba.conf").read_text().splitlines() if line and line[0] != "#"
+    ]
+    assert {rule[-1] for rule in rules} == {"scram-sha-256"}
+
+
+def test_a_second_holder_is_told_who_holds_it(state: Path, binaries: Binaries) -> None:
+    cluster = Cluster(directory=state, binaries=binaries)
+    with (
+        cluster.acquire(),
+        pytest.raises(ClusterBusy, match=rf"in use by process {os.getpid()}\. Stop that process"),
+    ):
+        cluster.acquire()
+    cluster.acquire().release()
+
+
+def test_a_killed_holder_leaves_the_directory_free(state: Path, binaries: Binaries) -> None:
+    cluster = Cluster(directory=state, binaries=binaries)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_FOREVER, str(cluster.directory)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ClusterBusy, match=f"process {holder.pid}"):
+            cluster.acquire()
+        holder.kill()
+    cluster.acquire().release()
+
+
+def test_a_kill_amid_initdb_leaves_nothing_half_made(state: Path, cluster: Cluster) -> None:
+    other = replace(cluster, directory=state)
+    command = [sys.executable, "-c", INITIALISE, str(other.directory), str(other.binaries.directory)]
+    with subprocess.Popen(command) as initialiser:
+        deadline = time.monotonic() + 30
+        while not list(other.directory.glob("initialising-*/data/base")):
+            assert time.monotonic() < deadline
+            assert initialiser.poll() is None
+            time.sleep(0.005)
+        initialiser.kill()
+    assert initialiser.returncode == -signal.SIGKILL
+    assert not other.initialised
+    with other.acquire():
+        assert other.initialise()
+    assert sorted(path.name for path in other.directory.iterdir()) == ["cluster", "lock"]
+    assert len(other.password_file.read_text().strip()) == 48
+    assert other.password_file.read_text() != cluster.password_file.read_text()
+
+
+def test_a_failed_initdb_leaves_nothing(state: Path, fake: Path, binaries: Binaries) -> None:
+    (fake / "postgres").symlink_to(binaries.program("postgres"))
+    (fake / "initdb").write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
+    (fake / "initdb").chmod(0o755)
+    cluster = Cluster(directory=state, binaries=Binaries(directory=fake, version=binaries.version))
+    with cluster.acquire(), pytest.raises(ClusterUnusable, match=r"initdb could not .* no space left"):
+        cluster.initialise()
+    assert [path.name for path in cluster.directory.iterdir()] == ["lock"]
+
+
+def test_data_of_another_version_are_refused_with_a_remedy(copied: Cluster) -> None:
+    (copied.data / "PG_VERSION").write_text("13\n")
+    with pytest.raises(ClusterUnusable, match=r"made by PostgreSQL 13.*CONVENER_POSTGRES_BIN"):
+        copied.initialise()
+
+
+def test_a_port_is_kept_while_free() -> None:
+    port = choose_port(None)
+    assert port in PORTS
+    assert is_free(port)
+    assert choose_port(port) == port
+
+
+def test_a_path_too_long_for_a_socket_has_none() -> None:
+    assert offers_socket(Path("/" + "x" * (LONGEST_SOCKET_DIRECTORY - 1)))
+    assert not offers_socket(Path("/" + "x" * LONGEST_SOCKET_DIRECTORY))
+    assert not offers_socket(Path("/a,b"))
+
+
+def test_settings_are_quoted() -> None:
+    assert render({"log_line_prefix": r"it's \n"}) == "log_line_prefix = 'it''s \\\\n'\n"

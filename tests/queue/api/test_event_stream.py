@@ -1,0 +1,271 @@
+"""Events as a stream: each exactly once over broken connections, ended in order, no burden when a client is slow."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from app.http import streaming
+from app.kernel.errors import DatabaseUnavailable
+from app.queue.store import events
+from tests.support.problems import is_problem
+from tests.support.sql import execute, until, value
+from tests.support.streams import Port, Source, on_a_port
+from tests.system.conftest import api_process
+
+_TELL = """
+INSERT INTO events (kind, task_id, agent_type, goal_id, detail)
+SELECT 'task.submitted', gen_random_uuid(), 'ranking', $2, jsonb_build_object('n', n, 'fill', repeat('x', $3))
+FROM generate_series($4::int, $4 + $1 - 1) AS n
+"""
+
+
+@pytest.fixture
+async def port(database: Database) -> AsyncIterator[Port]:
+    async with on_a_port(database) as port:
+        yield port
+
+
+async def _tell(database: Database, count: int, goal: str = "goal", *, size: int = 0, start: int = 0) -> None:
+    await execute(database, _TELL, count, goal, size, start)
+
+
+async def _take(source: Source, count: int) -> list[tuple[str, str, str]]:
+    """The next events of a connection of its own."""
+    found = []
+    async with asyncio.timeout(30), source.open() as stream:
+        async for event in stream:
+            found.append(event)
+            if len(found) == count:
+                break
+    return found
+
+
+def _numbers(found: list[tuple[str, str, str]]) -> list[int]:
+    return [json.loads(data)["detail"]["n"] for _, _, data in found]
+
+
+@pytest.mark.parametrize("path", ["/events", "/events/stream"])
+async def test_an_event_is_its_cursor_its_kind_and_its_json(port: Port, path: str) -> None:
+    task_id = await port.service.submitted(goal_id="kepler")
+    source = Source(service=port.service, path=path, headers={"Accept": "text/event-stream"})
+    ((cursor, kind, data),) = await _take(source, 1)
+    (event,) = (await port.service.get("/events"))["items"]
+    assert json.loads(data) == event
+    assert (cursor, kind) == (event["cursor"], event["kind"])
+    assert (event["task_id"], event["goal_id"], source.retry) == (task_id, "kepler", 2000)
+
+
+async def test_each_event_once_over_broken_connections(port: Port, database: Database) -> None:
+    """Broken in the middle of a page, of what is written in one piece, and while others write."""
+    await _tell(database, 40)
+    source, found = Source(service=port.service), []
+    for part in (1, 7, 13):
+        found += await _take(source, part)
+    writing = asyncio.create_task(_write_on(database))
+    while len(found) < 100:
+        found += await _take(source, 11)
+    await writing
+    assert _numbers(found[:100]) == list(range(100))
+    assert len({cursor for cursor, _, _ in found}) == len(found)
+
+
+async def _write_on(database: Database) -> None:
+    for start in range(40, 120, 5):
+        await _tell(database, 5, start=start)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_stream_from_now_on_is_remembered_before_anything_happens(port: Port, database: Database) -> None:
+    """Whoever asked for `now` and lost the connection is owed what happened meanwhile."""
+    await _tell(database, 3)
+    source = Source(service=port.service, query={"after": "now"})
+    async with source.open() as stream:
+        waiting = asyncio.ensure_future(anext(stream))
+        await until(lambda: _true(bool(source.last_id)))
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await _tell(database, 2, start=100)
+    assert _numbers(await _take(source, 2)) == [100, 101]
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def test_the_header_is_stronger_than_the_query(port: Port, database: Database) -> None:
+    await _tell(database, 3)
+    whole = (await port.service.get("/events"))["items"]
+    source = Source(service=port.service, query={"after": "now"}, last_id=whole[0]["cursor"])
+    assert _numbers(await _take(source, 2)) == [1, 2]
+    assert _numbers(await _take(Source(service=port.service, query={"after": whole[1]["cursor"]}), 1)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ({"goal_id": "mine"}, [("mine", "task.submitted"), ("mine", "task.cancelled")]),
+        ({"kind": "task.cancelled"}, [("mine", "task.cancelled"), ("yours", "task.cancelled")]),
+        ({"kind": ["task.cancelled", "task.failed"], "goal_id": "mine"}, [("mine", "task.cancelled")]),
+    ],
+)
+async def test_filters_of_pages_and_streams(port: Port, query: dict[str, Any], wanted: list[tuple[str, str]]) -> None:
+    for goal in ("mine", "yours"):
+        task_id = await port.service.submitted(goal_id=goal)
+        await port.service.post(f"/tasks/{task_id}/cancel")
+    page = await port.service.get("/events", **query)
+    assert [(event["goal_id"], event["kind"]) for event in page["items"]] == wanted
+    found = await _take(Source(service=port.service, query=query), len(wanted))
+    assert [(json.loads(data)["goal_id"], kind) for _, kind, data in found] == wanted
+
+
+async def test_the_place_is_told_when_nothing_is_wanted(port: Port, database: Database) -> None:
+    """So a client of a quiet goal does not read a busy queue again whenever its connection breaks."""
+    await _tell(database, 700, "busy")
+    source = Source(service=port.service, query={"goal_id": "quiet"})
+    last = (await port.service.get("/events", limit=500, after="now"))["next"]
+    async with source.open() as stream:
+        waiting = asyncio.ensure_future(anext(stream))
+        end = await value(database, "SELECT max(seq) FROM events")
+        await until(lambda: _true(source.last_id.endswith(f"-{end}")))
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert source.last_id < last
+    await _tell(database, 1, "quiet", start=9)
+    assert _numbers(await _take(source, 1)) == [9]
+
+
+async def test_comments_keep_a_silent_stream_alive(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "HEARTBEAT_SECONDS", 0.1)
+    source = Source(service=port.service, query={"after": "now"})
+    async with source.open() as stream:
+        waiting = asyncio.ensure_future(anext(stream))
+        await until(lambda: _true(source.comments >= 2))
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_behind(port: Port, database: Database) -> None:
+    before = port.listeners
+    sources = [Source(service=port.service, query={"after": "now"}) for _ in range(20)]
+    following = [asyncio.create_task(_take(source, 1)) for source in sources]
+    await until(lambda: _true(port.listeners == before + 20))
+    # Nobody who waits holds a connection: all of them together would need more than there are.
+    assert await port.service.submitted()
+    await asyncio.gather(*following)
+    await until(lambda: _true(port.listeners == before))
+    assert not port.server.server_state.tasks
+
+
+async def test_a_slow_client_is_read_for_no_further_than_it_takes(
+    port: Port, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages wait in the database, not in the memory of the service; and the client still gets each event once."""
+    await _tell(database, 20_000, size=1500)
+    read, reads = events.read, []
+
+    async def counted(*given: Any) -> Any:
+        found = await read(*given)
+        reads.append(len(found))
+        return found
+
+    monkeypatch.setattr(events, "read", counted)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", port.number))
+        key = port.service.keys[Role.READER]
+        slow.sendall(f"GET /events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        await until(lambda: _true(len(reads) >= 1))
+        await _settled(reads)
+        assert sum(reads) < 15_000
+    await until(lambda: _true(not port.server.server_state.tasks))
+
+
+async def _settled(reads: list[int]) -> None:
+    """Return once no more is read for a while."""
+    seen = -1
+    while len(reads) != seen:
+        seen = len(reads)
+        await asyncio.sleep(1.5)
+
+
+async def test_a_stream_ends_with_its_key(port: Port) -> None:
+    made = await port.service.post("/keys", {"role": "reader", "label": "dashboard"})
+    source = Source(service=port.service, query={"after": "now"}, headers={"Authorization": f"Bearer {made['key']}"})
+    async with asyncio.timeout(30), source.open() as stream:
+        ending = asyncio.ensure_future(_rest(stream))
+        await until(lambda: _true(bool(source.last_id)))
+        assert (await port.service.ask("DELETE", f"/keys/{made['id']}")).status_code == 204
+        assert await ending == []
+
+
+async def _rest(stream: AsyncIterator[Any]) -> list[Any]:
+    return [event async for event in stream]
+
+
+async def test_an_outage_of_the_database_is_waited_out(
+    port: Port, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is turned away with an error would not come again."""
+    read, outages = events.read, iter(range(3))
+
+    async def broken(*given: Any) -> Any:
+        if next(outages, None) is not None:
+            raise DatabaseUnavailable
+        return await read(*given)
+
+    monkeypatch.setattr(events, "read", broken)
+    await _tell(database, 2)
+    assert _numbers(await _take(Source(service=port.service), 2)) == [0, 1]
+
+
+async def test_what_is_not_allowed_is_a_problem_before_a_stream_begins(port: Port) -> None:
+    for path in ("/events", "/events/stream"):
+        headers = {"Accept": "text/event-stream"}
+        for query, field in (
+            ({"after": "yesterday"}, "after"),
+            ({"kind": "task.eaten"}, "kind.0"),
+            ({"goal_id": "x" * 201}, "goal_id"),
+        ):
+            answer = await port.service.ask("GET", path, params=query, headers=headers)
+            is_problem(answer, 422, "invalid_request", field)
+        answer = await port.service.ask("GET", path, headers=headers | {"Last-Event-ID": "1-2-3"})
+        is_problem(answer, 422, "invalid_request", "after")
+        is_problem(await port.service.ask("GET", path, headers=headers, key=None), 401, "unauthenticated")
+
+
+async def test_streams_end_in_order_when_the_service_stops(own_database: Database, tmp_path: Path) -> None:
+    async with (
+        api_process(own_database.url, tmp_path) as process,
+        httpx.AsyncClient(base_url=process.url, trust_env=False, timeout=60) as client,
+    ):
+        begun: list[str] = []
+        streams = [asyncio.create_task(_lines(client, process.bearer(Role.READER), begun)) for _ in range(20)]
+        await until(lambda: _true(len(begun) == 20))
+        os.kill(process.pid, signal.SIGTERM)
+        async with asyncio.timeout(20):
+            # A stream that is cut off in the middle of a chunk would raise.
+            ended = await asyncio.gather(*streams)
+        assert all(lines[0].startswith("id: ") for lines in ended)
+        assert await asyncio.to_thread(psutil.Process(process.pid).wait, 20) == 0
+        assert "Cancel" not in (tmp_path / "api.log").read_text()
+
+
+async def _lines(client: httpx.AsyncClient, headers: dict[str, str], begun: list[str]) -> list[str]:
+    lines: list[str] = []
+    async with client.stream("GET", "/events/stream?after=now", headers=headers) as answer:
+        async for line in answer.aiter_lines():
+            begun += [] if lines else [line]
+            lines.append(line)
+    return lines

@@ -1,0 +1,161 @@
+"""Every change of state, each exactly once, to whoever stores a cursor."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.db.database import Database
+from app.queue.api import event_stream
+from tests.support.service import Service
+from tests.support.sql import until
+
+
+async def _all(service: Service, limit: int = 500, after: str | None = None, **query: Any) -> list[Any]:
+    """Follow the pages until one is empty."""
+    found: list[Any] = []
+    while True:
+        page = await service.get("/events", limit=limit, **query, **({"after": after} if after else {}))
+        found += page["items"]
+        after = page["next"]
+        if not page["items"]:
+            return found
+
+
+async def test_the_story_of_a_task(service: Service) -> None:
+    task_id = await service.submitted(goal_id="g", agent_type="ranking")
+    worker = await service.worker()
+    first = await worker.lease(acknowledge=False)
+    await worker.on_lease(first, "start")
+    await worker.on_lease(first, "fail", error={"code": "c", "message": "m"})
+    # Another worker is preferred, so the first would have to wait.
+    other = await service.worker()
+    second = await other.lease(wait_seconds=30)
+    await other.on_lease(second, "release", reason="draining")
+    third = await worker.lease()
+    await worker.on_lease(third, "complete", result={"secret": "large"})
+    story = await _all(service)
+    kinds = [event["kind"].removeprefix("task.") for event in story]
+    assert kinds[0] == "submitted"
+    assert kinds[-1] == "completed"
+    for kind in ("assigned", "executing", "retrying", "released"):
+        assert kind in kinds, kinds
+    assert all(event["kind"].startswith("task.") for event in story)
+    assert {event["task_id"] for event in story} == {task_id}
+    assert {(event["agent_type"], event["goal_id"]) for event in story} == {("ranking", "g")}
+    assert (story[-1]["worker_id"], story[-1]["token"]) == (worker.id, third["token"])
+    assert "large" not in str(story)
+    assert len({event["cursor"] for event in story}) == len(story)
+
+
+async def test_each_event_once_whatever_the_page(service: Service) -> None:
+    for _ in range(7):
+        await service.submitted()
+    whole = await _all(service)
+    assert len(whole) == 7
+    for limit in (1, 2, 3, 7):
+        assert await _all(service, limit) == whole
+    # Every event's own cursor is as good as `next`.
+    assert await _all(service, after=whole[2]["cursor"]) == whole[3:]
+
+
+async def test_a_reader_misses_nothing_while_many_write(service: Service) -> None:
+    """Transactions that began early and commit late are the trap: their numbers are lower than those already read."""
+    writing = asyncio.gather(*(service.submitted() for _ in range(40)))
+    seen: list[str] = []
+    after = "0-0"
+    while len(seen) < 40:
+        page = await service.get("/events", after=after, limit=3, wait_seconds=5)
+        seen += [event["task_id"] for event in page["items"]]
+        after = page["next"]
+    assert len(seen) == len(set(seen))
+    assert set(seen) == set(await writing)
+
+
+async def test_from_now_on(service: Service) -> None:
+    await service.submitted()
+    page = await service.get("/events", after="now")
+    assert page["items"] == []
+    later = await service.submitted()
+    following = await service.get("/events", after=page["next"])
+    assert [event["task_id"] for event in following["items"]] == [later]
+
+
+async def test_next_is_usable_after_an_empty_page(service: Service) -> None:
+    page = await service.get("/events")
+    assert page["items"] == []
+    for _ in range(2):
+        page = await service.get("/events", after=page["next"])
+        assert page["items"] == []
+    task_id = await service.submitted()
+    page = await service.get("/events", after=page["next"])
+    assert [event["task_id"] for event in page["items"]] == [task_id]
+
+
+async def test_events_of_one_goal(service: Service) -> None:
+    """The cursor passes over the others, so that a quiet goal in a busy queue is not read again and again."""
+    mine = await service.submitted(goal_id="mine")
+    for _ in range(6):
+        await service.submitted(goal_id="yours")
+    page = await service.get("/events", goal_id="mine", limit=3)
+    assert [event["task_id"] for event in page["items"]] == [mine]
+    nothing = await service.get("/events", goal_id="mine", after=page["next"])
+    assert nothing["items"] == []
+    assert nothing["next"] != page["next"]
+    again = await service.submitted(goal_id="mine")
+    found = await service.get("/events", goal_id="mine", after=nothing["next"], wait_seconds=10)
+    assert [event["task_id"] for event in found["items"]] == [again]
+
+
+async def _follower(service: Service, monkeypatch: pytest.MonkeyPatch, **query: Any) -> "asyncio.Task[Any]":
+    """A long poll that has begun to wait, and that only a ring can wake."""
+    monkeypatch.setattr(event_stream, "_LOOK_AGAIN_SECONDS", 600.0)
+    listeners = service.app.state.services.database.announcer._listeners
+    before = len(listeners)
+    poll = asyncio.create_task(service.get("/events", wait_seconds=30, **query))
+
+    async def listens() -> bool:
+        return len(listeners) > before
+
+    await until(listens)
+    await asyncio.sleep(0.2)
+    return poll
+
+
+async def test_a_long_poll_wakes_when_something_happens(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    poll = await _follower(service, monkeypatch, after="now")
+    assert not poll.done()
+    task_id = await service.submitted()
+    async with asyncio.timeout(20):
+        page = await poll
+    assert [event["task_id"] for event in page["items"]] == [task_id]
+
+
+async def test_a_long_poll_hears_of_what_happens_on_hot_routes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    poll = await _follower(service, monkeypatch, after="now")
+    assert (await worker.on_lease(lease, "complete", result={})).status_code == 200
+    async with asyncio.timeout(20):
+        page = await poll
+    assert [event["kind"] for event in page["items"]] == ["task.completed"]
+
+
+async def test_a_long_poll_ends_with_an_empty_page(service: Service) -> None:
+    page = await service.get("/events", wait_seconds=0.3)
+    assert page["items"] == []
+    assert page["next"]
+
+
+async def test_waiting_holds_no_connection(service: Service, database: Database) -> None:
+    """More followers than the pool has connections, and the service still answers."""
+    polls = [asyncio.create_task(service.get("/events", after="now", wait_seconds=20)) for _ in range(30)]
+    await asyncio.sleep(0.5)
+    async with asyncio.timeout(15):
+        task_id = await service.submitted()
+        pages = await asyncio.gather(*polls)
+    assert all([event["task_id"] for event in page["items"]] == [task_id] for page in pages)
+    assert database.announcer is not service.app.state.services.database.announcer

@@ -1,0 +1,277 @@
+"""The life of a task over HTTP: submitted, listed, read, cancelled."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.admin.rules.access import Role
+from app.db.database import Database
+from tests.support.service import Service
+from tests.support.sql import value
+
+
+async def test_a_task_runs_from_submit_to_result(service: Service) -> None:
+    given = {
+        "agent_type": "ranking",
+        "goal_id": "kepler",
+        "priority": "high",
+        "payload": {"pairs": [[1, 2]], "text": "ü 🪐", "big": 2**70, "small": 1e-9},
+        "labels": {"team": "blue"},
+        "timeout_seconds": 77,
+        "trace_context": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    }
+    task = await service.post("/tasks", given, key=Role.SUPERVISOR)
+    shown = {name: value for name, value in given.items() if name != "trace_context"}
+    assert {name: task[name] for name in shown} == shown
+    assert task["state"] == "pending"
+    assert task["attempt"] == 1
+    worker = await service.worker()
+    lease = await worker.lease(acknowledge=False)
+    same = ("agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "trace_context")
+    assert {name: lease[name] for name in same} == {name: given[name] for name in same}
+    assert (lease["task_id"], lease["attempt"], lease["checkpoint"]) == (task["id"], 1, None)
+    assert (await service.get(f"/tasks/{task['id']}"))["state"] == "assigned"
+    assert (await worker.on_lease(lease, "start")).json()["state"] == "executing"
+    await worker.on_lease(lease, "progress", percent=40, message="on it", checkpoint={"step": 4})
+    running = await service.get(f"/tasks/{task['id']}")
+    assert (running["state"], running["worker_id"], running["token"]) == ("executing", worker.id, lease["token"])
+    assert running["progress"] == {"percent": 40, "message": "on it"}
+    assert running["checkpoint"] == {"step": 4}
+    usage = {"wall_seconds": 1.5, "cpu_seconds": 1, "max_memory_mb": 20}
+    done = await worker.on_lease(lease, "complete", result={"elo": 1234.5}, usage=usage, quality=0.8)
+    assert done.json() == {"task_id": task["id"], "state": "completed", "lease": None}
+    over = await service.get(f"/tasks/{task['id']}")
+    assert (over["state"], over["result"], over["usage"], over["attempt"]) == ("completed", {"elo": 1234.5}, usage, 1)
+    assert (over["payload"], over["quality"]) == (given["payload"], 0.8)
+    assert over["finished_at"] is not None
+    assert over["attempts"] == []
+
+
+async def test_a_failed_attempt_leaves_its_checkpoint_and_its_story(service: Service) -> None:
+    task_id = await service.submitted(retry={"max_attempts": 2, "delays_seconds": [0]})
+    worker = await service.worker()
+    first = await worker.lease()
+    await worker.on_lease(first, "progress", percent=10, checkpoint={"step": 1})
+    error = {"code": "llm_timeout", "message": "no answer", "retryable": True, "detail": {"model": "m"}}
+    failed = (await worker.on_lease(first, "fail", error=error)).json()
+    assert failed["state"] == "pending"
+    # Another worker is preferred, so the first would have to wait.
+    worker = await service.worker()
+    second = await worker.lease(wait_seconds=30)
+    assert (second["attempt"], second["checkpoint"]) == (2, {"step": 1})
+    assert second["token"] > first["token"]
+    assert (await worker.on_lease(second, "fail", error=error)).json() == {
+        "task_id": task_id,
+        "state": "failed",
+        "run_at": None,
+    }
+    task = await service.get(f"/tasks/{task_id}")
+    assert (task["state"], task["attempt"], task["failures"]) == ("failed", 2, 2)
+    assert [attempt["outcome"] for attempt in task["attempts"]] == ["failed", "failed"]
+    assert task["error"]["code"] == "llm_timeout"
+    assert task["error"]["detail"] == {"model": "m"}
+
+
+async def test_a_task_given_back_burns_no_attempt(service: Service) -> None:
+    await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    assert (await worker.on_lease(lease, "release", reason="draining")).json()["state"] == "pending"
+    again = await worker.lease()
+    assert (again["task_id"], again["attempt"]) == (lease["task_id"], 1)
+
+
+async def test_every_call_on_a_lease_may_be_repeated(service: Service) -> None:
+    worker = await service.worker()
+    calls: dict[str, dict[str, Any]] = {
+        "release": {},
+        "fail": {"error": {"code": "c", "message": "m", "retryable": False}},
+        "complete": {"result": {"a": 1}},
+    }
+    for verb, fields in calls.items():
+        await service.submitted()
+        lease = await worker.lease(acknowledge=False)
+        assert (await worker.on_lease(lease, "start")).json()["state"] == "executing"
+        assert (await worker.on_lease(lease, "start")).status_code == 200
+        first = await worker.on_lease(lease, verb, **fields)
+        second = await worker.on_lease(lease, verb, **fields)
+        assert (first.status_code, second.status_code) == (200, 200), verb
+        assert first.json() == second.json(), verb
+        if verb == "release":
+            await service.post(f"/tasks/{lease['task_id']}/cancel")
+
+
+async def test_another_outcome_for_a_finished_task_is_refused(service: Service) -> None:
+    task_id = await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    told: dict[str, Any] = {"result": {"a": 1}, "quality": 0.5}
+    assert (await worker.on_lease(lease, "complete", **told)).status_code == 200
+    for change in ({"result": {"a": 2}}, {"quality": 0.9}, {"quality": None}):
+        other = await worker.on_lease(lease, "complete", **told | change)
+        assert (other.status_code, other.json()["code"]) == (409, "lease_superseded"), change
+    measured_anew = {"usage": {"wall_seconds": 1, "cpu_seconds": 1, "max_memory_mb": 1}}
+    assert (await worker.on_lease(lease, "complete", **told | measured_anew)).status_code == 200
+    assert (await service.get(f"/tasks/{task_id}"))["result"] == {"a": 1}
+
+
+async def test_a_chosen_id_makes_submitting_safe_to_repeat(service: Service, database: Database) -> None:
+    body = {"id": str(uuid4()), "agent_type": "evolution", "payload": {"a": 1, "b": 2}, "labels": {"x": "y"}}
+    first = await service.ask("POST", "/tasks", body)
+    again = await service.ask("POST", "/tasks", body | {"payload": {"b": 2, "a": 1}, "agent_type": "EvolutionAgent"})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    assert first.headers["location"] == again.headers["location"] == f"/tasks/{body['id']}"
+    other = await service.ask("POST", "/tasks", body | {"payload": {"a": 2}})
+    assert (other.status_code, other.json()["code"]) == (409, "task_conflict")
+    assert await value(database, "SELECT count(*) FROM tasks") == 1
+    assert await value(database, "SELECT count(*) FROM events") == 1
+
+
+async def test_the_same_task_submitted_by_many_at_once_is_one(service: Service, database: Database) -> None:
+    body = {"id": str(uuid4()), "agent_type": "evolution"}
+    answers = await asyncio.gather(*(service.ask("POST", "/tasks", body) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert await value(database, "SELECT count(*) FROM tasks") == 1
+
+
+async def test_a_batch_is_all_or_nothing(service: Service, database: Database) -> None:
+    known = {"id": str(uuid4()), "agent_type": "ranking"}
+    await service.post("/tasks", known)
+    batch = {"tasks": [{"agent_type": "ranking"}, known, {"agent_type": "evolution", "id": str(uuid4())}]}
+    done = (await service.post("/tasks/batch", batch))["tasks"]
+    assert [task["created"] for task in done] == [True, False, True]
+    before = await value(database, "SELECT count(*) FROM tasks")
+    conflict = {"tasks": [{"agent_type": "ranking"}, known | {"priority": "high"}]}
+    refused = await service.ask("POST", "/tasks/batch", conflict)
+    assert (refused.status_code, refused.json()["code"]) == (409, "task_conflict")
+    assert await value(database, "SELECT count(*) FROM tasks") == before
+
+
+async def test_a_batch_of_a_thousand(service: Service, database: Database) -> None:
+    done = await service.post("/tasks/batch", {"tasks": [{"agent_type": "ranking"}] * 1000})
+    assert len({task["id"] for task in done["tasks"]}) == 1000
+    assert await value(database, "SELECT count(*) FROM tasks") == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "agent"),
+    [
+        ("generation", "generation"),
+        ("generation_agent", "generation"),
+        ("Generation", "generation"),
+        ("meta-review", "meta_review"),
+        ("MetaReview", "meta_review"),
+        ("MetaReviewAgent", "meta_review"),
+        ("generate_hypothesis", "generation"),
+        ("rank_hypotheses", "ranking"),
+        ("find_similar_hypotheses", "proximity"),
+    ],
+)
+async def test_agents_go_by_many_names_but_are_shown_by_one(service: Service, name: str, agent: str) -> None:
+    task_id = await service.submitted(agent_type=name)
+    assert (await service.get(f"/tasks/{task_id}"))["agent_type"] == agent
+    assert [task["id"] for task in (await service.get("/tasks", agent_type=name))["items"]] == [task_id]
+    worker = await service.worker(capabilities=[name])
+    assert (await worker.lease(agent_types=[name]))["agent_type"] == agent
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "low"), (2, "medium"), (3, "high"), ("critical", "critical")])
+async def test_priorities_may_be_numbers(service: Service, number: object, name: str) -> None:
+    task_id = await service.submitted(priority=number)
+    assert (await service.get(f"/tasks/{task_id}"))["priority"] == name
+
+
+async def test_urgent_tasks_are_leased_first(service: Service) -> None:
+    for priority in ("low", 2, "critical", 3):
+        await service.submitted(priority=priority)
+    worker = await service.worker()
+    order = []
+    for _ in range(4):
+        lease = await worker.lease()
+        order.append(lease["priority"])
+        await worker.on_lease(lease, "complete", result={})
+    assert order == ["critical", "high", "medium", "low"]
+
+
+async def test_completing_may_lease_the_next_task(service: Service) -> None:
+    first, second = await service.submitted(), await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    wanted = {"request_id": str(uuid4()), "acknowledge": True}
+    done = (await worker.on_lease(lease, "complete", result={}, next=wanted)).json()
+    assert (lease["task_id"], done["lease"]["task_id"]) == (first, second)
+    again = (await worker.on_lease(lease, "complete", result={}, next=wanted)).json()
+    assert again["lease"]["token"] == done["lease"]["token"]
+    last = (
+        await worker.on_lease(done["lease"], "complete", result={}, next=wanted | {"request_id": str(uuid4())})
+    ).json()
+    assert last == {"task_id": second, "state": "completed", "lease": None}
+
+
+async def test_cancelling(service: Service) -> None:
+    waiting, running = await service.submitted(priority="low"), await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    assert lease["task_id"] == running
+    for task_id in (waiting, running):
+        for _ in range(2):
+            task = await service.post(f"/tasks/{task_id}/cancel", {"reason": "no more"}, key=Role.SUPERVISOR)
+            assert (task["state"], task["error"]["message"]) == ("cancelled", "no more")
+    answer = await worker.on_lease(lease, "complete", result={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "task_cancelled")
+    assert await worker.lease() is None
+
+
+async def test_what_has_finished_cannot_be_cancelled(service: Service) -> None:
+    task_id = await service.submitted()
+    worker = await service.worker()
+    await worker.on_lease(await worker.lease(), "complete", result={})
+    answer = await service.ask("POST", f"/tasks/{task_id}/cancel", {})
+    assert (answer.status_code, answer.json()["code"]) == (409, "task_finished")
+    assert (await service.get(f"/tasks/{task_id}"))["state"] == "completed"
+
+
+async def test_a_list_is_filtered_and_shows_no_payload(service: Service) -> None:
+    mine = await service.submitted(goal_id="mine", agent_type="ranking")
+    await service.submitted(goal_id="yours", agent_type="ranking")
+    finished = await service.submitted(goal_id="mine", agent_type="evolution")
+    await service.post(f"/tasks/{finished}/cancel")
+    listed = (await service.get("/tasks", goal_id="mine"))["items"]
+    assert [task["id"] for task in listed] == [finished, mine]
+    assert not {"payload", "result", "checkpoint"} & set(listed[0])
+    for query, ids in (
+        ({"state": "cancelled"}, [finished]),
+        ({"state": "pending", "goal_id": "mine"}, [mine]),
+        ({"agent_type": "Evolution"}, [finished]),
+        ({"state": "completed"}, []),
+    ):
+        page = await service.get("/tasks", **query)
+        assert ([task["id"] for task in page["items"]], page["next"]) == (ids, None), query
+
+
+async def test_pages_are_complete_while_tasks_come_and_finish(service: Service) -> None:
+    known = [await service.submitted(goal_id="pages") for _ in range(12)]
+    worker = await service.worker()
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = await service.get("/tasks", goal_id="pages", limit=5, **after)
+        seen += [task["id"] for task in page["items"]]
+        await service.submitted(goal_id="pages")
+        await worker.on_lease(await worker.lease(), "complete", result={})
+        if page["next"] is None:
+            break
+        after = {"after": page["next"]}
+    assert len(seen) == len(set(seen))
+    assert seen == known[::-1]
+
+
+async def test_a_task_with_a_time_to_run_waits_for_it(service: Service) -> None:
+    await service.submitted(run_at="2100-01-01T00:00:00+02:00")
+    worker = await service.worker()
+    assert await worker.lease() is None
+    (task,) = (await service.get("/tasks"))["items"]
+    assert task["run_at"].startswith("2099-12-31T22:00:00")

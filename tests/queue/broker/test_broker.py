@@ -1,0 +1,334 @@
+"""The broker: waits, repeats, refusals, order, and what happens when a caller gives up."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import DatabaseUnavailable, ShuttingDown
+from app.kernel.ids import WorkerId
+from app.kernel.lanes import Priority
+from app.kernel.states import WorkerState
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotFound, WorkerNotReady
+from app.queue.rules.fair_queueing import FairQueue
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import LeaseService
+from app.queue.store import claims as store
+from app.workers.rules.workers import Directive
+from app.workers.service import directives, workers
+from app.workers.store import pool
+from tests.support.factories import completion, leased, order, ready_worker, registration, submitted
+from tests.support.sql import execute, until, value
+
+
+def _call(worker_id: WorkerId, *agents: AgentType, request_id: UUID | None = None) -> LeaseCall:
+    return LeaseCall(
+        worker_id=worker_id,
+        request_id=request_id or uuid4(),
+        agent_types=frozenset(agents or AgentType),
+    )
+
+
+async def _waiting(broker: Broker, count: int = 1) -> None:
+    async def waits() -> bool:
+        return broker.waiting >= count and not any(w.is_new or w.in_flight for w in broker._waiters.values())
+
+    await until(waits)
+
+
+async def test_nothing_to_do_is_told_at_once_without_a_wait(database: Database, broker: Broker) -> None:
+    assert await broker.lease(_call(await ready_worker(database))) is None
+
+
+async def test_nothing_to_do_is_told_at_the_end_of_the_wait(database: Database, broker: Broker) -> None:
+    assert await broker.lease(_call(await ready_worker(database)), 0.2) is None
+    assert broker.waiting == 0
+
+
+async def test_a_task_that_is_there_is_leased_at_once(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    task_id = (await submitted(database, agent_type=AgentType.RANKING, trace_context="00-a-b-01"))[0]
+    lease = await broker.lease(_call(worker_id))
+    assert lease is not None
+    assert (lease.task_id, lease.token, lease.attempt, lease.trace_context) == (task_id, 1, 1, "00-a-b-01")
+    assert (lease.expires_at - lease.leased_at).total_seconds() == LeasePolicy().acknowledge_within_seconds
+    assert (lease.deadline_at - lease.leased_at).total_seconds() == 60
+
+
+async def test_a_waiting_worker_gets_the_task_that_is_submitted(database: Database, broker: Broker) -> None:
+    waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await _waiting(broker)
+    task_id = (await submitted(database))[0]
+    lease = await waiting
+    assert lease is not None
+    assert lease.task_id == task_id
+
+
+async def test_a_waiting_worker_gets_work_that_nobody_announced(database: Database, broker: Broker) -> None:
+    """The jittered poll stands behind every announcement."""
+    await submitted(database)
+    await execute(database, "UPDATE tasks SET run_at = 'infinity'")
+    waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await _waiting(broker)
+    await execute(database, "UPDATE tasks SET run_at = NULL")
+    assert await waiting is not None
+
+
+async def test_only_the_types_that_were_asked_for(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database, agent_type=AgentType.RANKING)
+    assert await broker.lease(_call(worker_id, AgentType.GENERATION, AgentType.PROXIMITY)) is None
+    assert await broker.lease(_call(worker_id, AgentType.RANKING)) is not None
+
+
+async def test_the_same_request_again_gets_the_same_lease(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database, 2)
+    call = _call(worker_id)
+    first = await broker.lease(call)
+    assert first is not None
+    assert await broker.lease(call, 5) == first
+    assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'assigned'") == 1
+
+
+async def test_another_request_of_a_busy_worker_is_refused(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database, 2)
+    await broker.lease(_call(worker_id))
+    with pytest.raises(WorkerBusy):
+        await broker.lease(_call(worker_id), 5)
+
+
+async def test_a_newer_call_of_a_worker_ends_its_older_one(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    older = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    await _waiting(broker)
+    newer = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    assert await older is None
+    await submitted(database)
+    assert await newer is not None
+
+
+async def test_an_unknown_worker_gets_nothing(broker: Broker) -> None:
+    with pytest.raises(WorkerNotFound):
+        await broker.lease(_call(WorkerId(uuid4())), 5)
+
+
+async def test_a_worker_without_a_first_heartbeat_gets_nothing(database: Database, broker: Broker) -> None:
+    async with database.transaction() as connection:
+        registered = await workers.register(connection, registration(), None)
+    await submitted(database)
+    with pytest.raises(WorkerNotReady):
+        await broker.lease(_call(registered.worker_id), 5)
+
+
+async def test_a_draining_worker_gets_nothing(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    async with database.transaction() as connection:
+        await directives.direct(connection, worker_id, order(Directive.DRAIN, "enough"))
+    assert await broker.lease(_call(worker_id), 0.2) is None
+    assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'pending'") == 1
+
+
+@pytest.mark.parametrize("state", [WorkerState.LOST, WorkerState.STOPPED])
+async def test_a_worker_that_is_over_learns_why(database: Database, broker: Broker, state: WorkerState) -> None:
+    worker_id = await ready_worker(database)
+    async with database.transaction() as connection:
+        await workers.lose(connection, worker_id, state, "so it is")
+    await submitted(database)
+    with pytest.raises(WorkerGone) as refused:
+        await broker.lease(_call(worker_id), 5)
+    assert refused.value.reason == state
+
+
+async def test_a_superseded_worker_learns_that_it_is(database: Database, broker: Broker) -> None:
+    """Were it told that it is lost, it would register again and supersede its successor, and so on."""
+    worker_id = await ready_worker(database, "twin")
+    await ready_worker(database, "twin")
+    with pytest.raises(WorkerGone) as refused:
+        await broker.lease(_call(worker_id))
+    assert refused.value.reason == "superseded"
+
+
+async def test_priority_first_then_first_come_first_served(database: Database, broker: Broker) -> None:
+    submissions = [Priority.LOW, Priority.MEDIUM, Priority.CRITICAL, Priority.MEDIUM, Priority.HIGH, Priority.LOW]
+    ids = [(await submitted(database, priority=priority))[0] for priority in submissions]
+    served = [await broker.lease(_call(await ready_worker(database))) for _ in ids]
+    assert [lease.task_id for lease in served if lease] == [ids[i] for i in (2, 4, 1, 3, 0, 5)]
+
+
+async def test_the_longest_idle_worker_is_served_first(database: Database, broker: Broker, desk: LeaseService) -> None:
+    """After 5 rounds in which 8 workers wait for one task at a time, each has had 5."""
+    workers = [await ready_worker(database) for _ in range(8)]
+    served: Counter[WorkerId] = Counter()
+    waiting = {asyncio.create_task(broker.lease(_call(worker), 30)): worker for worker in workers}
+    await _waiting(broker, len(workers))
+    for _ in range(40):
+        await submitted(database)
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            worker, lease = waiting.pop(task), task.result()
+            assert lease is not None
+            served[worker] += 1
+            await desk.complete(completion(worker, lease))
+            waiting[asyncio.create_task(broker.lease(_call(worker), 30))] = worker
+        await _waiting(broker, len(workers))
+    assert set(served.values()) == {5}
+    for task in waiting:
+        task.cancel()
+
+
+async def test_agent_types_are_served_by_weight(database: Database) -> None:
+    weights = dict.fromkeys(AgentType, 0.05) | {AgentType.GENERATION: 0.5, AgentType.RANKING: 0.25}
+    broker = Broker(database, LeasePolicy(), FairQueue(weights=weights))
+    broker.start()
+    for agent in (AgentType.GENERATION, AgentType.RANKING):
+        await submitted(database, 40, agent_type=agent)
+    leases = [await broker.lease(_call(await ready_worker(database))) for _ in range(30)]
+    await broker.stop()
+    served = Counter(lease.agent_type for lease in leases if lease)
+    assert served[AgentType.GENERATION] == pytest.approx(20, abs=2)
+    assert served[AgentType.RANKING] == pytest.approx(10, abs=2)
+
+
+async def test_a_caller_that_hangs_up_leaves_the_queue(database: Database, broker: Broker) -> None:
+    waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await _waiting(broker)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert broker.waiting == 0
+
+
+async def test_a_caller_that_hangs_up_while_it_is_looked_after_takes_no_later_task(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_id = await ready_worker(database)
+    looking, go_on = asyncio.Event(), asyncio.Event()
+    claim = store.claim
+
+    async def slow(*given: object) -> object:
+        looking.set()
+        await go_on.wait()
+        return await claim(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "claim", slow)
+    caller = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    await looking.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+    go_on.set()
+    await submitted(database)
+    assert await broker.lease(_call(await ready_worker(database)), 5) is not None
+    assert broker.waiting == 0
+
+
+async def test_a_claim_whose_answer_was_lost_is_answered_all_the_same(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, calls = store.claim, 0
+
+    async def cut_off(*given: object) -> object:
+        nonlocal calls
+        calls += 1
+        claims = await claim(*given)  # type: ignore[arg-type]
+        if calls == 1:
+            raise ConnectionResetError
+        return claims
+
+    monkeypatch.setattr(store, "claim", cut_off)
+    task_id = (await submitted(database))[0]
+    lease = await broker.lease(_call(await ready_worker(database)), 30)
+    assert lease is not None
+    assert (lease.task_id, lease.token) == (task_id, 1)
+
+
+async def test_without_a_database_the_impatient_hear_of_it(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    patient = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    assert await patient is not None
+    pool = database.pool
+    monkeypatch.setattr(database, "pool", _refuse)
+    with pytest.raises(DatabaseUnavailable):
+        await broker.lease(_call(worker_id))
+    patient = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(database, "pool", pool)
+    await submitted(database)
+    assert await patient is not None
+
+
+async def _refuse() -> None:
+    raise ConnectionRefusedError
+
+
+async def test_stopping_answers_everybody_who_waits_and_refuses_whoever_comes(database: Database) -> None:
+    broker = Broker(database, LeasePolicy())
+    broker.start()
+    waiting = [asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30)) for _ in range(3)]
+    await _waiting(broker, 3)
+    await broker.stop()
+    assert await asyncio.gather(*waiting) == [None] * 3
+    with pytest.raises(ShuttingDown):
+        await broker.lease(_call(await ready_worker(database)))
+
+
+async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    lease = await leased(database, worker_id)
+    waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await _waiting(broker)
+    async with database.transaction() as connection:
+        await workers.lose(connection, worker_id, WorkerState.LOST, "silent")
+    again = await waiting
+    assert again is not None
+    assert (again.task_id, again.token, again.attempt) == (lease.task_id, 2, 1)
+
+
+async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_leases = pool.first_leases
+
+    async def slow(*given: Any) -> None:
+        await asyncio.sleep(0.3)
+        await first_leases(*given)
+
+    monkeypatch.setattr(pool, "first_leases", slow)
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    assert await broker.lease(_call(worker_id), 0.1) is not None
+
+
+async def test_a_task_that_was_leased_to_a_caller_who_hung_up_goes_back_at_once_and_unharmed(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leasing, go_on = asyncio.Event(), asyncio.Event()
+    claim = store.claim
+
+    async def slow(*given: Any) -> Any:
+        claims = await claim(*given)
+        leasing.set()
+        await go_on.wait()
+        return claims
+
+    monkeypatch.setattr(store, "claim", slow)
+    task_id = (await submitted(database))[0]
+    caller = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await leasing.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+    go_on.set()
+    lease = await broker.lease(_call(await ready_worker(database)), 30)
+    assert lease is not None
+    assert (lease.task_id, lease.token, lease.attempt) == (task_id, 2, 1)
+    assert await value(database, "SELECT rescues FROM tasks") == 0

@@ -1,0 +1,75 @@
+"""Legal moves and what becomes of an attempt that ended badly."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kernel.states import FINISHED, TaskState
+from app.queue.errors import IllegalMove
+from app.queue.rules.events import Move
+from app.queue.rules.tasks import LEASED, MOVES, RetryPolicy, after, after_failure, after_rescue, retry_delay
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_LEGAL = {
+    (TaskState.PENDING, Move.ASSIGN): TaskState.ASSIGNED,
+    (TaskState.BLOCKED, Move.UNBLOCK): TaskState.PENDING,
+    **{(state, Move.EXECUTE): TaskState.EXECUTING for state in LEASED},
+    **{(state, Move.COMPLETE): TaskState.COMPLETED for state in LEASED},
+    **{(state, Move.FAIL): TaskState.FAILED for state in LEASED},
+    **{(state, move): TaskState.PENDING for state in LEASED for move in (Move.RETRY, Move.RELEASE, Move.EXPIRE)},
+    **{(state, Move.CANCEL): TaskState.CANCELLED for state in TaskState if state not in FINISHED},
+    (TaskState.FAILED, Move.REQUEUE): TaskState.PENDING,
+    (TaskState.PENDING, Move.DISPLACE): TaskState.FAILED,
+}
+
+
+@pytest.mark.parametrize("state", TaskState)
+@pytest.mark.parametrize("move", Move)
+def test_every_move_from_every_state(state: TaskState, move: Move) -> None:
+    if (state, move) in _LEGAL:
+        assert after(state, move) is _LEGAL[state, move]
+    else:
+        with pytest.raises(IllegalMove):
+            after(state, move)
+
+
+def test_what_is_finished_moves_again_only_when_a_dead_letter_is_requeued() -> None:
+    found = {(move, state) for move, (origins, _) in MOVES.items() for state in origins & FINISHED}
+    assert found == {(Move.REQUEUE, TaskState.FAILED)}
+
+
+@given(
+    failures=st.integers(0, 20),
+    attempts=st.integers(1, 10),
+    delays=st.lists(st.floats(0, 1000), max_size=5),
+    draw=st.floats(0, 1, exclude_max=True),
+    retryable=st.booleans(),
+)
+def test_a_failure_burns_one_attempt_and_waits_within_its_bound(
+    failures: int, attempts: int, delays: list[float], draw: float, *, retryable: bool
+) -> None:
+    policy = RetryPolicy(max_attempts=attempts, delays_seconds=delays)
+    verdict = after_failure(policy, failures=failures, rescues=2, retryable=retryable, now=NOW, draw=draw)
+    assert (verdict.failures, verdict.rescues) == (failures + 1, 2)
+    if not retryable or failures + 1 >= attempts:
+        assert (verdict.move, verdict.run_at) == (Move.FAIL, None)
+    else:
+        assert verdict.move is Move.RETRY
+        latest = NOW + timedelta(seconds=retry_delay(policy, failures + 1))
+        assert verdict.run_at is None or NOW <= verdict.run_at <= latest
+
+
+def test_delays_grow_and_the_last_one_repeats() -> None:
+    assert [retry_delay(RetryPolicy(), failures) for failures in (1, 2, 3, 4, 50)] == [5, 30, 120, 120, 120]
+    assert retry_delay(RetryPolicy(delays_seconds=()), 1) == 0
+
+
+@given(failures=st.integers(0, 9), rescues=st.integers(0, 9))
+def test_a_rescue_burns_no_attempt_and_rescues_are_bounded(failures: int, rescues: int) -> None:
+    policy = RetryPolicy(max_rescues=5)
+    verdict = after_rescue(policy, failures=failures, rescues=rescues, reason="killed")
+    assert (verdict.failures, verdict.rescues, verdict.run_at) == (failures, rescues + 1, None)
+    assert verdict.move is (Move.FAIL if rescues + 1 > 5 else Move.EXPIRE)
+    assert "killed" in verdict.reason

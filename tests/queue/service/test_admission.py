@@ -1,0 +1,149 @@
+"""How the queue refuses work when it is full: exactly, with reasons, and never what was accepted before."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from app.db.database import Database
+from app.kernel.lanes import Priority
+from app.kernel.states import TaskState
+from app.queue.errors import QueueFull
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.service import tasks
+from app.queue.service.admission import Admission
+from app.queue.service.tasks import Intake, Submitted
+from app.queue.store import counters
+from tests.support.factories import leased, ready_worker, submission, submitted
+from tests.support.sql import fetch, until_blocked, value
+
+_ALL = dict.fromkeys(Priority, 1.0)
+
+
+def _intake(most: int, **policy: Any) -> Intake:
+    return Intake(admission=Admission(CapacityPolicy(max_queue_size=most, **({"quotas": _ALL} | policy))))
+
+
+async def _submit(database: Database, intake: Intake, count: int = 1, **changes: Any) -> list[Submitted]:
+    async with database.transaction() as connection:
+        return await tasks.submit(connection, [submission(**changes) for _ in range(count)], intake)
+
+
+async def _waiting(database: Database) -> int:
+    return int(await value(database, "SELECT count(*) FROM tasks"))
+
+
+async def test_one_task_too_many_is_refused_with_depth_and_time(database: Database) -> None:
+    intake = _intake(10)
+    await _submit(database, intake, 9)
+    with pytest.raises(QueueFull) as refused:
+        await _submit(database, intake, 2)
+    assert refused.value.facts == {"depth": 9, "limit": 10}
+    assert refused.value.retry_after_seconds == 5
+    assert await _waiting(database) == 9
+    await _submit(database, intake)
+    with pytest.raises(QueueFull):
+        await _submit(database, intake)
+
+
+async def test_what_is_with_a_worker_no_longer_waits(database: Database) -> None:
+    intake = _intake(2)
+    await _submit(database, intake, 2)
+    await _lease_all(database)
+    await _submit(database, intake, 2)
+    assert await _waiting(database) == 4
+
+
+async def test_the_same_submit_again_is_answered_although_the_queue_is_full(database: Database) -> None:
+    """Its answer may have been lost; the task was accepted."""
+    intake = _intake(2)
+    chosen = uuid4()
+    await _submit(database, intake, id=chosen)
+    await _submit(database, intake)
+    assert (await _submit(database, intake, id=chosen))[0].created is False
+    with pytest.raises(QueueFull):
+        await _submit(database, intake, id=uuid4())
+    with pytest.raises(QueueFull):
+        await _submit(database, intake, idempotency_key="new")
+
+
+async def test_many_at_once_fill_the_queue_to_the_brim_and_not_beyond(database: Database, replica: Database) -> None:
+    """Two processes, 60 submits, as many at once as there are connections, room for 25."""
+    intakes = {database: _intake(25), replica: _intake(25)}
+    turns = {database: asyncio.Semaphore(10), replica: asyncio.Semaphore(10)}
+
+    async def one(number: int) -> bool:
+        source = (database, replica)[number % 2]
+        async with turns[source]:
+            try:
+                await _submit(source, intakes[source], 1, id=uuid4() if number % 3 else None)
+            except QueueFull:
+                return False
+            return True
+
+    accepted = await asyncio.gather(*map(one, range(60)))
+    assert sum(accepted) == await _waiting(database) == 25
+
+
+async def test_a_priority_is_held_to_its_quota(database: Database) -> None:
+    intake = _intake(10, quotas={**_ALL, Priority.LOW: 0.3})
+    with pytest.raises(QueueFull, match="priority low"):
+        await _submit(database, intake, 4, priority=Priority.LOW)
+    await _submit(database, intake, 3, priority=Priority.LOW)
+    await _submit(database, intake, 7, priority=Priority.HIGH)
+
+
+async def test_displaced_work_is_found_among_the_dead_letters(database: Database) -> None:
+    intake = _intake(4, displaces=True)
+    # One by one: which of a batch is the newest is not said.
+    low = [task for _ in range(3) for task in await _submit(database, intake, priority=Priority.LOW)]
+    (dependent,) = await submitted(database, depends_on=(low[2].id,), priority=Priority.LOW)
+    await _submit(database, intake, 2, priority=Priority.HIGH)
+    rows = await fetch(database, "SELECT id, state, error->>'code' AS code FROM task_history ORDER BY finished_at, seq")
+    assert (low[2].id, "failed", "displaced") in [(row["id"], row["state"], row["code"]) for row in rows]
+    assert {row["id"] for row in rows if row["state"] == "cancelled"} <= {dependent}
+    kinds = [row["kind"] for row in await fetch(database, "SELECT kind FROM events WHERE task_id = $1", low[2].id)]
+    assert kinds == ["task.submitted", "task.displaced"]
+    with pytest.raises(QueueFull):
+        await _submit(database, intake, 20, priority=Priority.HIGH)
+
+
+async def test_nothing_waits_for_what_had_to_make_room_for_it(database: Database) -> None:
+    intake = _intake(3, displaces=True)
+    (low,) = await _submit(database, intake, priority=Priority.LOW)
+    (between,) = await submitted(database, depends_on=(low.id,), priority=Priority.LOW)
+    await _submit(database, intake, priority=Priority.HIGH)
+    (late,) = await _submit(database, intake, priority=Priority.HIGH, depends_on=(between,))
+    rows = await fetch(database, "SELECT id, state FROM task_history")
+    assert {row["id"]: row["state"] for row in rows} == {
+        low.id: "failed",
+        between: "cancelled",
+        late.id: late.state,
+    }
+    assert late.state is TaskState.CANCELLED
+    assert await value(database, "SELECT count(*) FROM task_dependencies") == 0
+
+
+async def test_who_waits_at_the_gate_has_locked_no_task(database: Database) -> None:
+    """Who has it alone may displace what others depend on, and so wait for it: the two would deadlock."""
+    (first,) = await submitted(database)
+    async with database.transaction() as alone:
+        await counters.enter_alone(alone)
+        submitting = asyncio.create_task(_submit(database, _intake(10), depends_on=(first,)))
+        await until_blocked(database)
+        await alone.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT"), {"id": first})
+    assert (await submitting)[0].state is TaskState.BLOCKED
+
+
+async def test_work_of_the_same_priority_is_not_displaced(database: Database) -> None:
+    intake = _intake(3, displaces=True)
+    await _submit(database, intake, 3)
+    with pytest.raises(QueueFull):
+        await _submit(database, intake)
+
+
+async def _lease_all(database: Database) -> None:
+    for _ in range(await _waiting(database)):
+        await leased(database, await ready_worker(database))

@@ -1,0 +1,127 @@
+"""Nothing waits for ever: priorities rise, near deadlines are urgent."""
+
+from uuid import UUID, uuid4
+
+from app.db import duties
+from app.db.database import Database, now
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.rules.aging import AgeingPolicy
+from app.queue.service import aging
+from app.queue.store.claims import Lease
+from tests.support.factories import ready_worker, submitted
+from tests.support.sql import execute, fetch, value
+
+_AGE = "UPDATE tasks SET waiting_since = now() - make_interval(mins => $1)"
+
+
+async def _tick(database: Database) -> dict[str, int]:
+    """A turn of the duty, with its record."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, aging.AGE_TASKS)
+        result = await aging.tick(connection, AgeingPolicy())
+        await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
+    return {name: result[name] for name in ("aged", "urgent")}
+
+
+async def _forget(database: Database) -> None:
+    """Where the duty stood: the tests turn back the clock, which time does not."""
+    await execute(database, "DELETE FROM loop_ticks")
+
+
+async def _priorities(database: Database) -> dict[UUID, int]:
+    return {row["id"]: row["priority"] for row in await fetch(database, "SELECT id, priority FROM tasks")}
+
+
+async def test_low_becomes_medium_after_ten_minutes_and_high_after_twenty(database: Database) -> None:
+    (task_id,) = await submitted(database, priority=Priority.LOW)
+    (medium,) = await submitted(database, priority=Priority.MEDIUM)
+    await execute(database, _AGE, 9)
+    assert await _tick(database) == {"aged": 0, "urgent": 0}
+    await execute(database, _AGE, 11)
+    assert await _tick(database) == {"aged": 1, "urgent": 0}
+    assert await _priorities(database) == {task_id: Priority.MEDIUM, medium: Priority.MEDIUM}
+    await _forget(database)
+    await execute(database, _AGE, 21)
+    assert (await _tick(database))["aged"] == 2
+    assert await _priorities(database) == {task_id: Priority.HIGH, medium: Priority.HIGH}
+    await execute(database, _AGE, 600)
+    assert (await _tick(database))["aged"] == 0
+
+
+async def test_a_low_task_climbs_one_step_a_turn(database: Database) -> None:
+    (task_id,) = await submitted(database, priority=Priority.LOW)
+    await execute(database, _AGE, 25)
+    await _tick(database)
+    assert await _priorities(database) == {task_id: Priority.MEDIUM}
+    await _tick(database)
+    assert await _priorities(database) == {task_id: Priority.HIGH}
+
+
+async def test_what_has_aged_is_served_although_more_important_work_floods_in(
+    database: Database, broker: Broker
+) -> None:
+    """It enters the higher lane at its head, in turns with the goal that floods it."""
+    (old,) = await submitted(database, priority=Priority.LOW, goal_id="patient")
+    await execute(database, _AGE, 11)
+    await submitted(database, 500, goal_id="flood")
+    await _tick(database)
+    served = [await _lease(database, broker) for _ in range(3)]
+    assert old in [lease.task_id for lease in served]
+
+
+async def test_a_task_that_runs_or_waits_for_its_time_does_not_age(database: Database) -> None:
+    await submitted(database, 2, priority=Priority.LOW)
+    await execute(
+        database,
+        "UPDATE tasks SET run_at = now() + interval '1 h' WHERE id = (SELECT id FROM tasks ORDER BY seq LIMIT 1)",
+    )
+    await execute(
+        database,
+        "UPDATE tasks SET state = 'executing', worker_id = $1, token = 1 WHERE run_at IS NULL",
+        await ready_worker(database),
+    )
+    await execute(database, _AGE, 30)
+    assert (await _tick(database))["aged"] == 0
+
+
+async def test_a_near_deadline_makes_a_task_critical(database: Database, broker: Broker) -> None:
+    await submitted(database, 50, priority=Priority.HIGH)
+    async with database.transaction() as connection:
+        moment = await now(connection)
+    (far,) = await submitted(database, priority=Priority.LOW, deadline=moment.replace(year=moment.year + 1))
+    (near,) = await submitted(database, priority=Priority.LOW, deadline=moment)
+    assert (await _priorities(database))[near] == Priority.CRITICAL
+    assert (await _lease(database, broker)).task_id == near
+    await execute(database, "UPDATE tasks SET deadline = now() + interval '100 s' WHERE id = $1", far)
+    assert await _tick(database) == {"aged": 0, "urgent": 1}
+    assert (await _lease(database, broker)).task_id == far
+
+
+async def test_a_task_that_is_blocked_hurries_too_and_announces_nothing(database: Database) -> None:
+    (first,) = await submitted(database)
+    (second,) = await submitted(database, depends_on=(first,), priority=Priority.LOW)
+    await execute(database, "UPDATE tasks SET deadline = now() WHERE id = $1", second)
+    heard: set[str] = set()
+    database.announcer.subscribe(heard.update)
+    assert (await _tick(database))["urgent"] == 1
+    assert heard == set()
+    assert await value(database, "SELECT state FROM tasks WHERE id = $1", second) == "blocked"
+
+
+async def _lease(database: Database, broker: Broker) -> Lease:
+    call = LeaseCall(worker_id=await ready_worker(database), request_id=uuid4(), agent_types=frozenset(AgentType))
+    lease = await broker.lease(call, 5)
+    assert lease is not None
+    return lease
+
+
+async def test_many_that_age_at_once_are_moved_by_and_by_and_go_on_where_it_stopped(database: Database) -> None:
+    await submitted(database, 500, priority=Priority.LOW)
+    await execute(
+        database, "UPDATE tasks SET waiting_since = now() - interval '11 min' + seq * interval '1 microsecond'"
+    )
+    assert [(await _tick(database))["aged"] for _ in range(4)] == [200, 200, 100, 0]
+    tags = [row["tag"] for row in await fetch(database, "SELECT tag FROM tasks ORDER BY seq")]
+    assert tags == sorted(set(tags))

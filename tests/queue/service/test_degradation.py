@@ -1,0 +1,199 @@
+"""The ladder in the database, in the shares of leases, and in whose work waits."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from app.admin.service.config import CurrentConfig
+from app.agents.service import weights
+from app.agents.service.weights import take_weights
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.kernel.modes import Mode
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.rules.degradation import LadderMove, LadderPolicy, Step
+from app.queue.service import counters, degradation
+from app.queue.store import degradation as store
+from tests.support.factories import ready_worker, submitted
+from tests.support.sql import execute, until_blocked, value
+
+# Everything is tight, at once.
+TIGHT = LadderPolicy(tight=0.0, easy=-1.0, up_after=0.0)
+EVERYTHING = frozenset(AgentType)
+
+
+async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
+    async with database.transaction() as connection:
+        return await degradation.watch(connection, policy)
+
+
+async def held(database: Database, step: Step, minutes: float = 10) -> None:
+    async with database.transaction() as connection:
+        await degradation.hold(connection, step, timedelta(minutes=minutes), by="ann", reason="test")
+
+
+async def standing(database: Database) -> store.Standing:
+    async with database.transaction() as connection:
+        return await store.read(connection)
+
+
+async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | None]]:
+    async with database.transaction() as connection:
+        found = await store.history(connection, before=2**62, limit=100)
+    return [(move.move, move.before, move.after, move.by) for move in reversed(found)]
+
+
+async def test_before_anybody_has_looked_everything_is_as_usual(database: Database) -> None:
+    assert (await standing(database)).ladder.step is Step.NONE
+
+
+async def test_the_duty_climbs_a_step_at_a_time_and_tells_each(database: Database) -> None:
+    for _ in range(6):
+        await watch(database)
+    found = await standing(database)
+    assert found.ladder.step is Step.ESSENTIALS
+    assert found.ladder.expires_at is not None
+    assert found.ladder.expires_at > found.at
+    assert "database_connections" in found.strain["resources"]
+    assert await moves(database) == [(LadderMove.UP, n, n + 1, None) for n in range(4)]
+    await execute(database, "UPDATE degradation SET expires_at = now()")
+    await watch(database, LadderPolicy(tight=2.0, easy=-1.0))
+    assert (await standing(database)).ladder.step is Step.BATCHES
+    assert (await moves(database))[-1] == (LadderMove.EXPIRED, 4, 3, None)
+
+
+async def test_an_operator_and_the_duty_at_once(database: Database, replica: Database) -> None:
+    """Whoever is second sees what the first has done: the duty does not move what is held."""
+    await watch(database)
+    async with database.transaction() as first:
+        await store.lock(first)
+        second = asyncio.create_task(watch(replica))
+        await until_blocked(database)
+        await degradation.hold(first, Step.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
+    await second
+    assert (await standing(database)).ladder.step is Step.NONE
+    assert await moves(database) == [(LadderMove.UP, 0, 1, None), (LadderMove.HELD, 1, 0, "ann")]
+
+
+async def test_holding_and_letting_go_are_audited(database: Database) -> None:
+    await held(database, Step.DEPTH)
+    async with database.transaction() as connection:
+        await degradation.release(connection, by="bob", reason="done")
+        await degradation.release(connection, by="bob", reason="again")
+    query = "SELECT array_agg(action || ' ' || by || ' ' || reason ORDER BY seq) FROM audit"
+    assert await value(database, query) == ["degradation.hold ann test", "degradation.release bob done"]
+    assert [move[0] for move in await moves(database)] == [LadderMove.HELD, LadderMove.RELEASED]
+
+
+async def test_old_moves_are_forgotten(database: Database) -> None:
+    await held(database, Step.DEPTH)
+    await execute(database, "UPDATE degradation_moves SET at = now() - interval '99 d'")
+    await held(database, Step.BATCHES)
+    async with database.transaction() as connection:
+        assert await store.prune(connection, 30) == 1
+    assert [move[2] for move in await moves(database)] == [3]
+
+
+async def test_the_shares_are_under_the_step_and_the_weights_stay_what_they_are(database: Database) -> None:
+    config = CurrentConfig(database, Mode.PRODUCTION)
+    known = await config.read()
+    await held(database, Step.ESSENTIALS)
+    async with database.transaction() as connection:
+        found = await weights.in_force(connection, known)
+    assert found.step is Step.ESSENTIALS
+    assert found.weights == known.weights
+    assert found.shares[AgentType.RANKING] == 0.02
+    assert sum(found.shares.values()) == pytest.approx(1)
+    await held(database, Step.NONE)
+    async with database.transaction() as connection:
+        assert (await weights.in_force(connection, known)).shares == known.weights
+
+
+@pytest.fixture
+async def short(database: Database) -> AsyncIterator[Broker]:
+    """A broker that has heard of the first step."""
+    await held(database, Step.LOW_RANKED_EVOLUTION)
+    async for broker in _broker(database):
+        yield broker
+
+
+async def _broker(database: Database) -> AsyncIterator[Broker]:
+    from app.queue.rules.tasks import LeasePolicy
+
+    broker = Broker(database, LeasePolicy())
+    config = CurrentConfig(database, Mode.PRODUCTION)
+    await take_weights(database, config, broker.fairness, broker.degradation)
+    broker.start()
+    yield broker
+    await broker.stop()
+
+
+async def leases(
+    database: Database, broker: Broker, count: int, can_run: frozenset[AgentType] = EVERYTHING
+) -> list[str]:
+    """The agent types of so many leases, one after the other, each by a worker of its own."""
+    given = []
+    for _ in range(count):
+        call = LeaseCall(worker_id=await ready_worker(database), request_id=uuid4(), agent_types=can_run)
+        lease = await broker.lease(call)
+        given.append(lease.agent_type if lease else "nothing")
+    return given
+
+
+async def test_low_ranked_evolution_waits_while_other_work_does(database: Database, short: Broker) -> None:
+    await submitted(database, 5, agent_type=AgentType.EVOLUTION, priority=Priority.LOW)
+    await submitted(database, 15, agent_type=AgentType.RANKING, priority=Priority.LOW)
+    given = await leases(database, short, 21)
+    assert given[:15] == ["ranking"] * 15
+    assert given[15:] == ["evolution"] * 5 + ["nothing"]
+
+
+async def test_without_the_step_it_has_its_share(database: Database, broker: Broker) -> None:
+    await submitted(database, 5, agent_type=AgentType.EVOLUTION, priority=Priority.LOW)
+    await submitted(database, 15, agent_type=AgentType.RANKING, priority=Priority.LOW)
+    assert "evolution" in await leases(database, broker, 6)
+
+
+async def test_it_is_never_starved(database: Database, short: Broker) -> None:
+    """Every 20th lease goes to the type that was not served for longest, also while it is held back."""
+    await submitted(database, 3, agent_type=AgentType.EVOLUTION, priority=Priority.LOW)
+    await submitted(database, 50, agent_type=AgentType.RANKING)
+    assert Counter(await leases(database, short, 45))["evolution"] == 2
+
+
+async def test_a_worker_that_can_run_nothing_else_is_not_left_idle(database: Database, short: Broker) -> None:
+    await submitted(database, 2, agent_type=AgentType.EVOLUTION, priority=Priority.LOW)
+    await submitted(database, 5, agent_type=AgentType.RANKING)
+    assert await leases(database, short, 2, frozenset({AgentType.EVOLUTION})) == ["evolution"] * 2
+
+
+async def test_evolution_of_higher_rank_goes_on(database: Database, short: Broker) -> None:
+    await submitted(database, 10, agent_type=AgentType.EVOLUTION, priority=Priority.MEDIUM)
+    await submitted(database, 10, agent_type=AgentType.RANKING, priority=Priority.MEDIUM)
+    assert Counter(await leases(database, short, 10))["evolution"] >= 3
+
+
+async def test_suspended_agents_keep_their_share_of_one_in_fifty(database: Database) -> None:
+    await held(database, Step.ESSENTIALS)
+    async for broker in _broker(database):
+        await submitted(database, 70, agent_type=AgentType.GENERATION)
+        await submitted(database, 70, agent_type=AgentType.RANKING)
+        given = Counter(await leases(database, broker, 60))
+    assert given["generation"] >= 54
+    assert given["ranking"] >= 3
+
+
+async def test_every_move_is_an_event_and_the_counters_stand_it(database: Database) -> None:
+    await held(database, Step.DEPTH)
+    async with database.transaction() as connection:
+        await degradation.release(connection, by="bob", reason="done")
+        await counters.fold_events(connection)
+    query = (
+        "SELECT array_agg(kind || ' ' || (detail ->> 'move') || ' ' || (detail ->> 'after') ORDER BY seq) FROM events"
+    )
+    assert await value(database, query) == ["degradation.moved held 2", "degradation.moved released 2"]

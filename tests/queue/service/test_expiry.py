@@ -1,0 +1,218 @@
+"""Taking back: leases that fell silent, tasks that hang, and delayed tasks whose time has come."""
+
+from typing import Any
+
+import pytest
+
+from app.db import duties
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.rules.tasks import LeasePolicy, RetryPolicy
+from app.queue.service import expiry
+from app.queue.store import attempts
+from app.queue.store import tasks as task_store
+from app.queue.store.claims import Lease
+from app.workers.service.workers import Heartbeats
+from tests.support.factories import beat, everything, holding, leased, ready_worker, submitted, turn
+from tests.support.sql import execute, fetch, value
+
+_POLICY = LeasePolicy()
+
+
+async def _sweep(database: Database, **changes: Any) -> dict[str, Any]:
+    async with database.transaction() as connection:
+        return await expiry.sweep(connection, _POLICY, turn(**changes))
+
+
+async def _expire(database: Database) -> None:
+    await execute(database, "UPDATE tasks SET lease_expires_at = now() WHERE worker_id IS NOT NULL")
+
+
+async def test_living_leases_are_left_alone(database: Database) -> None:
+    _, lease = await holding(database)
+    assert await _sweep(database) == {"live": 1, "taken_back": 0}
+    assert (await everything(database, lease.task_id))["state"] == "executing"
+
+
+async def test_an_expired_lease_goes_back_and_counts_as_a_rescue(database: Database) -> None:
+    worker, lease = await holding(database)
+    await _expire(database)
+    assert (await _sweep(database))["taken_back"] == 1
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["rescues"], task["worker_id"]) == ("pending", 0, 1, None)
+    assert [(a["outcome"], a["error"]["code"]) for a in task["attempts"]] == [("expired", "lease_expired")]
+    event = (await fetch(database, "SELECT * FROM events ORDER BY seq DESC LIMIT 1"))[0]
+    assert (event["kind"], event["worker_id"], event["token"]) == ("task.expired", worker, 1)
+
+
+async def test_a_lease_that_nobody_acknowledges_goes_back_early(database: Database) -> None:
+    worker = await ready_worker(database)
+    await submitted(database)
+    lease = await leased(database, worker, acknowledge=False, policy=LeasePolicy(acknowledge_within_seconds=0))
+    await _sweep(database)
+    task = await everything(database, lease.task_id)
+    assert task["state"] == "pending"
+    assert "not acknowledged" in task["error"]["message"]
+
+
+async def test_rescues_are_bounded(database: Database) -> None:
+    """A task that kills every worker that touches it must not go round for ever."""
+    task_id = (await submitted(database))[0]
+    most = RetryPolicy().max_rescues
+    for _ in range(most + 1):
+        await leased(database, await ready_worker(database))
+        await _expire(database)
+        await _sweep(database)
+    task = await everything(database, task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("failed", 0, most + 1)
+    assert task["error"]["code"] == "lease_expired"
+    assert len(task["attempts"]) == most + 1
+    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.failed'") == 1
+
+
+async def _hang(database: Database, lease: Lease, late_seconds: float) -> None:
+    """The worker beats on, but the deadline passed so many seconds ago."""
+    statement = "UPDATE tasks SET deadline_at = now() - make_interval(secs => $2) WHERE id = $1"
+    await execute(database, statement, lease.task_id, late_seconds)
+
+
+async def test_a_task_that_beats_but_hangs_uses_up_its_attempt(database: Database) -> None:
+    _, lease = await holding(database)
+    await _hang(database, lease, _POLICY.deadline_grace_seconds + 1)
+    assert (await _sweep(database))["taken_back"] == 1
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 1, 0)
+    assert task["error"]["code"] == "timeout"
+
+
+async def test_a_hanging_task_is_left_to_its_worker_for_a_while(database: Database) -> None:
+    _, lease = await holding(database)
+    await _hang(database, lease, _POLICY.deadline_grace_seconds / 2)
+    assert (await _sweep(database))["taken_back"] == 0
+
+
+async def test_the_last_attempt_that_hangs_ends_the_task(database: Database) -> None:
+    _, lease = await holding(database, retry=RetryPolicy(max_attempts=1))
+    await _hang(database, lease, 3600)
+    await _sweep(database)
+    assert (await everything(database, lease.task_id))["state"] == "failed"
+
+
+async def test_a_mass_expiry_is_held_back_once(database: Database) -> None:
+    for _ in range(5):
+        await holding(database)
+    await _expire(database)
+    held = await _sweep(database)
+    assert held["held_back"] is True
+    assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'executing'") == 5
+    assert (await _sweep(database, held_back=True))["taken_back"] == 5
+
+
+async def test_who_beats_while_most_are_held_back_keeps_its_lease(database: Database, heartbeats: Heartbeats) -> None:
+    """The sweep comes every second, a heartbeat every five."""
+    pool = [await holding(database) for _ in range(5)]
+    await _expire(database)
+    assert (await _take_turn(database))["held_back"] is True
+    await _pass(database, 2)
+    assert (await _take_turn(database))["held_back"] is True
+    worker, lease = pool[0]
+    await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
+    await _pass(database, 4)
+    assert (await _take_turn(database))["taken_back"] == 4
+    assert await value(database, "SELECT worker_id FROM tasks WHERE state = 'executing'") == worker
+
+
+async def _take_turn(database: Database) -> dict[str, Any]:
+    """A turn of the duty, as the loops take it."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "sweep leases")
+        mine = await duties.claim(connection, "sweep leases", 0)
+        assert mine is not None
+        result = await expiry.sweep(connection, _POLICY, mine)
+        await duties.done(connection, "sweep leases", result, held_back=bool(result.get("held_back")))
+    return result
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by for the loops."""
+    await execute(
+        database,
+        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
+               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
+        seconds,
+    )
+
+
+async def test_what_expired_while_the_service_was_away_is_held_back(database: Database) -> None:
+    await holding(database)
+    await _expire(database)
+    assert (await _sweep(database, seconds_since_last=60))["held_back"] is True
+
+
+async def test_a_heartbeat_brings_back_an_expired_lease_that_was_held_back(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    worker, lease = await holding(database)
+    await _expire(database)
+    pulse = await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
+    assert pulse.lease_expires_at > lease.leased_at
+    assert (await _sweep(database))["taken_back"] == 0
+
+
+async def _take(database: Database, broker: Broker) -> Lease | None:
+    worker = await ready_worker(database)
+    call = LeaseCall(worker_id=worker, request_id=worker, agent_types=frozenset(AgentType))
+    return await broker.lease(call)
+
+
+async def test_a_delayed_task_waits_for_its_time(database: Database, broker: Broker) -> None:
+    task_id = (await submitted(database))[0]
+    await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour'")
+    async with database.transaction() as connection:
+        assert await expiry.promote(connection) == {"promoted": 0}
+    assert await _take(database, broker) is None
+    await execute(database, "UPDATE tasks SET run_at = now() - interval '1 second'")
+    assert await _take(database, broker) is None
+    async with database.transaction() as connection:
+        assert await expiry.promote(connection) == {"promoted": 1}
+    lease = await _take(database, broker)
+    assert lease is not None
+    assert lease.task_id == task_id
+
+
+async def test_promotion_wakes_who_waits(database: Database) -> None:
+    await submitted(database, agent_type=AgentType.RANKING)
+    await execute(database, "UPDATE tasks SET run_at = now()")
+    heard: set[str] = set()
+    database.announcer.subscribe(heard.update)
+    async with database.transaction() as connection:
+        await expiry.promote(connection)
+    assert heard == {"work:ranking:2"}
+
+
+@pytest.mark.parametrize("limit", [1, 7])
+async def test_promotion_takes_the_oldest_first_and_no_more_than_asked(database: Database, limit: int) -> None:
+    ids = await submitted(database, 10)
+    await execute(database, "UPDATE tasks SET run_at = now() - make_interval(secs => seq)")
+    async with database.transaction() as connection:
+        assert await task_store.promote(connection, limit) == limit
+    promoted = await fetch(database, "SELECT id FROM tasks WHERE run_at IS NULL")
+    assert {row["id"] for row in promoted} == set(ids[-limit:])
+
+
+async def test_the_ledger_is_trimmed_but_never_forgets_a_live_lease(database: Database) -> None:
+    worker = await ready_worker(database)
+    await submitted(database)
+    lease = await leased(database, worker)
+    await execute(
+        database,
+        "INSERT INTO leases (worker_id, n, task_id, token, request_id)"
+        " SELECT worker_id, 1 - former.n, gen_random_uuid(), 1, gen_random_uuid()"
+        " FROM leases, generate_series(1, 150) AS former (n)",
+    )
+    async with database.transaction() as connection:
+        assert await expiry.trim(connection) == {"trimmed": 51}
+        held = await attempts.of_worker(connection, worker)
+    assert held is not None
+    assert held.token == lease.token

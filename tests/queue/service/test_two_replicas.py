@@ -1,0 +1,192 @@
+"""Two processes of the service share one database: each task goes to one worker, each worker has one task."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import ConvenerError
+from app.kernel.ids import WorkerId
+from app.kernel.lanes import Lane
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.errors import WorkerBusy
+from app.queue.rules.fair_queueing import FairQueue
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import LeaseService
+from app.queue.store import claims
+from app.queue.store.claims import Ask, Lease
+from tests.support.factories import GENERATION, completion, leased, ready_worker, submitted
+from tests.support.sql import fetch, until_blocked, value
+
+_TASKS, _WORKERS = 200, 16
+GENERATING = frozenset({AgentType.GENERATION})
+
+
+@pytest.fixture
+async def brokers(broker: Broker, replica: Database) -> AsyncIterator[list[Broker]]:
+    other = Broker(replica, LeasePolicy())
+    other.start()
+    yield [broker, other]
+    await other.stop()
+
+
+def _call(
+    worker_id: WorkerId, request_id: UUID | None = None, agents: frozenset[AgentType] = frozenset(AgentType)
+) -> LeaseCall:
+    return LeaseCall(worker_id=worker_id, request_id=request_id or uuid4(), agent_types=agents, acknowledge=True)
+
+
+class _Work:
+    """Sixteen workers, each of which asks either replica, and now and then both at once."""
+
+    def __init__(self, brokers: list[Broker], desks: list[LeaseService]) -> None:
+        self._brokers, self._desks = brokers, desks
+        self.accepted: Counter[UUID] = Counter()
+
+    async def run(self, worker_id: WorkerId) -> None:
+        while sum(self.accepted.values()) < _TASKS:
+            for lease in await self._lease(worker_id):
+                await random.choice(self._desks).complete(completion(worker_id, lease))
+                self.accepted[lease.task_id] += 1
+
+    async def _lease(self, worker_id: WorkerId) -> list[Lease]:
+        """Both replicas, asked with one request id, may give one answer between them."""
+        call = _call(worker_id)
+        asked = random.sample(self._brokers, random.choice([1, 1, 2]))
+        answers = await asyncio.gather(*(broker.lease(call, 0.05) for broker in asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ConvenerError):
+                raise answer
+        found = {answer.task_id: answer for answer in answers if isinstance(answer, Lease)}
+        assert len(found) <= 1
+        return list(found.values())
+
+
+async def test_each_task_is_accepted_once_and_no_worker_ever_holds_two(
+    database: Database, replica: Database, desk: LeaseService, brokers: list[Broker]
+) -> None:
+    workers = [await ready_worker(database) for _ in range(_WORKERS)]
+    await submitted(database, _TASKS)
+    work = _Work(brokers, [desk, LeaseService(replica, LeasePolicy(), FairQueue())])
+    await asyncio.gather(*(work.run(worker_id) for worker_id in workers))
+    assert set(work.accepted.values()) == {1}
+    assert len(work.accepted) == _TASKS
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
+    assert await value(database, "SELECT count(DISTINCT id) FROM task_history WHERE state = 'completed'") == _TASKS
+    for worker_id in workers:
+        await _never_held_two(database, worker_id)
+
+
+async def _never_held_two(database: Database, worker_id: WorkerId) -> None:
+    rows = await fetch(database, "SELECT kind, task_id FROM events WHERE worker_id = $1 ORDER BY seq", worker_id)
+    held: set[UUID] = set()
+    for row in rows:
+        if row["kind"] == "task.completed":
+            held.remove(row["task_id"])
+        else:
+            held.add(row["task_id"])
+        assert len(held) <= 1
+
+
+async def test_the_database_refuses_a_second_lease_of_a_worker(database: Database, replica: Database) -> None:
+    """Both replicas see an idle worker at once; the unique index lets the first one win."""
+    worker_id = await ready_worker(database)
+    await submitted(database, 2)
+    asks = [Ask(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=False)]
+    first, second = await database.connect(), await replica.connect()
+    transaction = first.transaction()
+    await transaction.start()
+    assert (await claims.claim(first, asks, LeasePolicy()))[0].lease is not None
+    other = asyncio.create_task(claims.claim(second, asks, LeasePolicy()))
+    await until_blocked(database)
+    await transaction.commit()
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await other
+    assert await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL") == 1
+    await first.close()
+    await second.close()
+
+
+async def test_a_request_repeated_at_the_other_replica_gets_the_same_lease(
+    database: Database, brokers: list[Broker]
+) -> None:
+    call = _call(await ready_worker(database))
+    await submitted(database, 3)
+    first, second = [await broker.lease(call, 5) for broker in brokers]
+    assert first is not None
+    assert first == second
+
+
+async def test_another_request_at_the_other_replica_is_refused(database: Database, brokers: list[Broker]) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database, 3)
+    await brokers[0].lease(_call(worker_id), 5)
+    with pytest.raises(WorkerBusy):
+        await brokers[1].lease(_call(worker_id), 5)
+
+
+async def test_a_violation_for_one_worker_keeps_no_other_from_its_lease(
+    database: Database, brokers: list[Broker]
+) -> None:
+    """The claim of a batch in which another replica has just served one worker is repeated for the others."""
+    served, waiting = await ready_worker(database), await ready_worker(database)
+    await submitted(database, 2)
+    await leased(database, served)
+    outcomes = await asyncio.gather(
+        brokers[0].lease(_call(served)), brokers[0].lease(_call(waiting)), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], WorkerBusy)
+    assert isinstance(outcomes[1], Lease)
+
+
+async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_other(
+    database: Database, brokers: list[Broker], replica: Database
+) -> None:
+    waiting = asyncio.create_task(brokers[1].lease(_call(await ready_worker(database)), 30))
+    while brokers[1].waiting == 0:
+        await asyncio.sleep(0)
+    task_id = (await submitted(database))[0]
+    lease = await waiting
+    assert lease is not None
+    assert lease.task_id == task_id
+
+
+async def test_what_a_claim_that_fails_had_locked_is_found_by_whoever_passed_over_it(
+    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_now(*_: object) -> None:
+        """Nothing looks through the lanes."""
+
+    monkeypatch.setattr("app.queue.broker.broker.keep_in_step", not_now)
+    served, passing, later = [await ready_worker(database) for _ in range(3)]
+    lower, _ = await submitted(database, 2)
+    await submitted(database, agent_type=AgentType.RANKING)
+    one, other = Broker(database, LeasePolicy()), Broker(replica, LeasePolicy())
+    one.start()
+    other.start()
+    connection = await database.connect()
+    transaction = connection.transaction()
+    await transaction.start()
+    ranking = Lane(agent_type=AgentType.RANKING, priority=GENERATION.priority)
+    asks = [Ask(worker_id=served, request_id=uuid4(), lane=ranking, acknowledge=False)]
+    assert (await claims.claim(connection, asks, LeasePolicy()))[0].lease is not None
+    failing = asyncio.create_task(one.lease(_call(served, agents=GENERATING)))
+    await until_blocked(database)
+    assert (await other.lease(_call(passing, agents=GENERATING))) is not None
+
+    await transaction.commit()
+
+    with pytest.raises(WorkerBusy):
+        await failing
+    found = await other.lease(_call(later, agents=GENERATING), 20)
+    assert found is not None
+    assert found.task_id == lower
+    await one.stop()
+    await other.stop()
+    await connection.close()

@@ -1,0 +1,117 @@
+"""Events are read in an order in which no reader ever misses one, whoever commits when."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.database import Database
+from app.queue.rules.events import Move
+from app.queue.store import events
+from app.queue.store.events import BEGINNING, Cursor, Event
+
+
+async def _tell(connection: AsyncConnection, task_id: UUID | None = None) -> UUID:
+    task_id = task_id or uuid4()
+    await events.tell(connection, Move.SUBMIT, task_id=task_id, agent_type="ranking", goal_id="goal")
+    return task_id
+
+
+async def _told(database: Database) -> UUID:
+    async with database.transaction() as connection:
+        return await _tell(connection)
+
+
+async def _read(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[Event]:
+    async with database.transaction() as connection:
+        return list(await events.read(connection, after, limit))
+
+
+async def _everything(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[UUID | None]:
+    """What a reader sees that follows its cursor page by page."""
+    seen = []
+    while page := await _read(database, after, limit):
+        seen += [event.task_id for event in page]
+        after = page[-1].cursor
+    return seen
+
+
+@asynccontextmanager
+async def _open(database: Database) -> AsyncIterator[AsyncConnection]:
+    async with database.engine.connect() as connection:
+        yield connection
+        await connection.rollback()
+
+
+async def test_pages_follow_each_other_without_gap_or_repetition(database: Database) -> None:
+    told = [await _told(database) for _ in range(7)]
+    assert await _everything(database, limit=3) == told
+
+
+async def test_one_transaction_may_span_pages(database: Database) -> None:
+    async with database.transaction() as connection:
+        told = [await _tell(connection) for _ in range(7)]
+    assert await _everything(database, limit=3) == told
+
+
+async def test_an_earlier_transaction_that_commits_later_is_not_skipped(database: Database) -> None:
+    async with _open(database) as slow:
+        first = await _tell(slow)
+        second = await _told(database)
+        assert await _read(database) == []
+        await slow.commit()
+    assert await _everything(database) == [first, second]
+
+
+async def test_a_reader_stays_behind_a_transaction_that_is_still_open(database: Database) -> None:
+    before = await _told(database)
+    async with _open(database) as slow:
+        late = await _tell(slow)
+        after = await _told(database)
+        (seen,) = await _read(database)
+        assert seen.task_id == before
+        await slow.commit()
+    assert await _everything(database, seen.cursor) == [late, after]
+
+
+async def test_what_was_written_last_comes_last_although_its_transaction_began_first(database: Database) -> None:
+    """It may have waited for a lock of the other, and its change follows the other's."""
+    async with _open(database) as slow:
+        await slow.exec_driver_sql("SELECT pg_current_xact_id()")
+        early = await _told(database)
+        late = await _tell(slow)
+        await slow.commit()
+    seen = await _read(database)
+    assert [event.task_id for event in seen] == [early, late]
+
+
+async def test_a_transaction_that_rolls_back_holds_nobody_up(database: Database) -> None:
+    async with _open(database) as slow:
+        await _tell(slow)
+        told = await _told(database)
+    assert await _everything(database) == [told]
+
+
+async def test_now_is_before_whatever_comes(database: Database) -> None:
+    await _told(database)
+    async with database.transaction() as connection:
+        now = await events.latest(connection)
+    assert await _read(database, now) == []
+    told = await _told(database)
+    assert await _everything(database, now) == [told]
+
+
+async def test_now_does_not_miss_what_is_being_written(database: Database) -> None:
+    async with _open(database) as slow:
+        late = await _tell(slow)
+        async with database.transaction() as connection:
+            now = await events.latest(connection)
+        await slow.commit()
+    assert late in await _everything(database, now)
+
+
+@pytest.mark.parametrize("cursor", [BEGINNING, Cursor(transaction=12, seq=345)])
+def test_a_cursor_is_written_plainly(cursor: Cursor) -> None:
+    assert str(cursor) == f"{cursor.transaction}-{cursor.seq}"

@@ -1,0 +1,125 @@
+"""While somebody keeps an old snapshot open nothing dead is cleaned up; no hot statement may walk over it.
+
+Measured in pages that a statement touches, as PostgreSQL counts them: time would say the same, less reliably.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import LeaseService
+from app.queue.store import attempts, claims, counters
+from tests.support.factories import GENERATION, completion, ready_worker, submitted
+from tests.support.sql import execute
+
+_ROUNDS = 400
+
+
+async def _pages(database: Database, statement: str, *values: Any) -> int:
+    """How many pages a statement touches; what it changes is undone."""
+    connection = await database.connect()
+    try:
+        transaction = connection.transaction()
+        await transaction.start()
+        row = await connection.fetchrow(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *values)
+        await transaction.rollback()
+    finally:
+        await connection.close()
+    assert row is not None
+    plan = json.loads(row[0])[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def _claim_pages(database: Database, worker: WorkerId, floor: float) -> int:
+    lane = [[GENERATION.agent_type.value], [GENERATION.priority.value], [floor]]
+    policy = LeasePolicy()
+    return await _pages(
+        database,
+        claims._CLAIM,
+        [worker],
+        [uuid4()],
+        *lane,
+        [True],
+        policy.lease_seconds,
+        policy.acknowledge_within_seconds,
+        policy.avoid_seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shop:
+    """A queue at work, while another session keeps a snapshot open that is older than all of it."""
+
+    database: Database
+    broker: Broker
+    desk: LeaseService
+    worker: WorkerId
+
+
+@pytest.fixture
+async def shop(own_database: Database) -> AsyncIterator[_Shop]:
+    database, broker = own_database, Broker(own_database, LeasePolicy())
+    desk = LeaseService(database, LeasePolicy(), broker.fairness)
+    broker.start()
+    worker = await ready_worker(database)
+    await submitted(database, 1000)
+    old = await database.connect()
+    await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await old.fetch("SELECT count(*) FROM tasks")
+    yield _Shop(database=database, broker=broker, desk=desk, worker=worker)
+    await broker.stop()
+    await desk.stop()
+    await old.execute("ROLLBACK")
+    await old.close()
+
+
+async def _work_off(broker: Broker, desk: LeaseService, worker: WorkerId, count: int) -> None:
+    for _ in range(count):
+        call = LeaseCall(worker_id=worker, request_id=uuid4(), agent_types=frozenset(AgentType), acknowledge=True)
+        lease = await broker.lease(call, 5)
+        assert lease is not None
+        await desk.complete(completion(worker, lease))
+
+
+@pytest.mark.slow
+async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snapshot(shop: _Shop) -> None:
+    database, broker, desk, worker = shop.database, shop.broker, shop.desk, shop.worker
+    await _work_off(broker, desk, worker, 10)
+    before = await _claim_pages(database, worker, broker._backlog.floor(GENERATION))
+    await _work_off(broker, desk, worker, _ROUNDS)
+    after = await _claim_pages(database, worker, broker._backlog.floor(GENERATION))
+    blind = await _claim_pages(database, worker, claims.BOTTOM)
+    assert after <= before + 20
+    assert blind >= after + _ROUNDS // 40, "without a floor it would have walked over every dead entry"
+
+
+@pytest.mark.slow
+async def test_the_sweep_and_the_counters_cost_the_same_too(shop: _Shop) -> None:
+    database, broker, desk, worker = shop.database, shop.broker, shop.desk, shop.worker
+    sweep = attempts._COUNT.text.replace(":grace", "$1::float8").replace(":since", "$2::float8")
+
+    async def costs() -> tuple[int, int]:
+        async with database.transaction() as connection:
+            await counters.fold(connection)
+        return await _pages(database, sweep, 10.0, 3600.0), await _pages(database, counters._READ.text)
+
+    await _work_off(broker, desk, worker, 10)
+    before = await costs()
+    for _ in range(4):
+        await _work_off(broker, desk, worker, _ROUNDS // 4)
+        async with database.transaction() as connection:
+            await counters.fold(connection)
+    # What the planner knows changes whenever PostgreSQL finds the time: that tasks are few, nothing of workers.
+    await execute(database, "ANALYZE tasks")
+    after = await costs()
+    assert after[0] <= before[0] + 20
+    assert after[1] <= before[1] + 20

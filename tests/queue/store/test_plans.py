@@ -1,0 +1,158 @@
+"""The plans of the hot statements, also with stale statistics: a plan that walks the table ruins the throughput."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from app.db.database import Database
+from app.goals.store import compute
+from app.queue.store import attempts, claims, completions, holds, lanes
+from app.workers.store import workers
+from tests.conftest import PROCESS, named, run_on
+from tests.support.factories import ready_worker, submitted
+from tests.support.sql import execute
+
+_NAME = f"convener_plans_{PROCESS}"
+_FILL = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                   request_hash, created_at, tag)
+SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'])[1 + n % 3], 1 + n % 4, '{}', '{}',
+       60, 3, '{}', '', now(), n
+FROM generate_series(1, 50000) AS n
+"""
+_BATCHES = (1, 8, 64)
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
+async def full(server_url: str, template: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """A full queue, about which the planner knows nothing, something that was true once, or the truth."""
+    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
+    database = Database(named(server_url, _NAME))
+    await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+    if request.param == "analysed when empty":
+        await submitted(database)
+        await execute(database, "DELETE FROM tasks")
+        await execute(database, "VACUUM ANALYZE tasks")
+    await execute(database, _FILL)
+    if request.param == "analysed":
+        await execute(database, "ANALYZE")
+    yield database
+    await database.close()
+    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+
+
+async def _plans(database: Database, statement: str, *values: Any) -> str:
+    """How PostgreSQL runs the statement for these values, and once it has stopped looking at values."""
+    connection = await database.connect()
+    try:
+        custom = await _explain(connection, statement, values)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        return custom + await _explain(connection, statement, values)
+    finally:
+        await connection.close()
+
+
+async def _explain(connection: "asyncpg.Connection[asyncpg.Record]", statement: str, values: Any) -> str:
+    rows = await connection.fetch(f"EXPLAIN {statement}", *values)
+    return "\n".join(row[0] for row in rows) + "\n"
+
+
+def _walks(plan: str, table: str) -> list[str]:
+    return re.findall(rf"(?:Seq Scan|Bitmap Heap Scan) on {table}\b.*", plan)
+
+
+def _plain(statement: str, *names: str) -> str:
+    """As asyncpg wants it: numbers instead of names."""
+    for number, name in enumerate(names, 1):
+        statement = re.sub(rf":{name}\b", f"${number}", statement)
+    return statement
+
+
+def _ids(count: int) -> list[UUID]:
+    return [uuid4() for _ in range(count)]
+
+
+@pytest.mark.slow
+async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
+    worker = await ready_worker(full)
+    for batch in _BATCHES:
+        lanes = [["generation"] * batch, [2] * batch, [17.0] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch]
+        plan = await _plans(full, claims._CLAIM, *asks, 15.0, 5.0, 5.0)
+        assert plan.count("Index Scan using tasks_claim on tasks") == 2
+        assert plan.count("tag >= (min(eligible.floor))") == 2
+        assert plan.count("using leases_pkey on leases l") == 2
+        assert plan.count("using tasks_pkey on tasks held") == 2
+        assert not _walks(plan, "tasks")
+        assert not _walks(plan, "leases")
+
+
+@pytest.mark.slow
+async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Database) -> None:
+    """A partial index of leases must not hijack the plan: walking all leases costs a hundredfold."""
+    for batch in _BATCHES:
+        ids, tokens, nothing = _ids(batch), [1] * batch, [None] * batch
+        fence = [ids, tokens, _ids(batch)]
+        complete = await _plans(full, completions._COMPLETE, *fence, ["{}"] * batch, [b""] * batch, nothing, nothing)
+        sign = await _plans(full, completions._SIGN, *fence, nothing, nothing, 15.0)
+        numbers = [0.0] * batch
+        beats = [_ids(batch), [False] * batch, ids, tokens, numbers, numbers, nothing, 15.0]
+        beat = await _plans(full, workers._BEAT, *beats)
+        for plan in (complete, sign, beat):
+            assert "Index Scan using tasks_pkey on tasks" in plan
+            assert not _walks(plan, "tasks")
+            assert "using tasks_claim" not in plan
+            assert "using tasks_tags" not in plan
+
+
+@pytest.mark.slow
+async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
+    plan = await _plans(full, claims._LOOK, ["generation", "proximity"], [1, 2], [0.0, 5.0])
+    assert "using tasks_claim on tasks" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
+    plan = await _plans(full, _plain(lanes._STAND.text, "agents", "priorities", "goals"), ["ranking"], [2], ["goal"])
+    assert "using tasks_tags on tasks" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_sweep_goes_by_worker(full: Database) -> None:
+    plan = await _plans(full, _plain(attempts._COUNT.text, "grace", "since"), 10.0, 3600.0)
+    assert "using leases_pkey on leases l" in plan
+    assert "using tasks_pkey on tasks held" in plan
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database) -> None:
+    lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
+    plan = await _plans(full, claims._STRAYS, *lanes_asked, datetime.now(UTC))
+    assert "using tasks_waiting on tasks" in plan
+    assert plan.count("waiting_since >=") == 2
+    assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
+async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) -> None:
+    """Taking them away goes on from where it was, and bringing them back begins at the first."""
+    ahead = await _plans(full, _plain(holds._AHEAD.text, "goal_id", "after", "limit"), "goal", 0, 1000)
+    assert ahead.count("using tasks_goal on tasks") == 2
+    back = await _plans(full, _plain(holds._BACK.text, "goal_id", "limit"), "goal", 1000)
+    assert back.count("using tasks_held on tasks") >= 2
+    strays = await _plans(full, _plain(holds._STRAYS.text, "since", "limit"), datetime.now(UTC), 1000)
+    assert strays.count("using tasks_waiting on tasks") == 2
+    shift = await _plans(full, _plain(holds._SHIFT.text, "goal_id"), "goal")
+    assert shift.count("using tasks_held on tasks") == 2
+    first = await _plans(full, _plain(compute._FIRST.text, "goal_ids"), ["goal", "none"])
+    assert first.count("using tasks_goal on tasks") == 2
+    for plan in (ahead, back, strays, shift, first):
+        assert not _walks(plan, "tasks")

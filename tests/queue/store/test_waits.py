@@ -1,0 +1,50 @@
+"""The longest-waiting task of a priority is one index probe away, however many wait and whatever the planner knows."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.db.database import Database
+from app.kernel.lanes import Priority
+from app.queue.rules.status import floors
+from app.queue.store import counters
+from tests.support.sql import execute, value
+
+_FILL = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                   request_hash, created_at, waiting_since)
+SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking'])[1 + n % 2], 1 + n % 3, '{}', '{}', 60, 3, '{}',
+       '', now(), now() - n * interval '1 s'
+FROM generate_series(1, 20000) AS n
+"""
+
+
+@pytest.fixture(params=["never analysed", "analysed"])
+async def full(own_database: Database, request: pytest.FixtureRequest) -> Database:
+    await execute(own_database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+    await execute(own_database, _FILL)
+    if request.param == "analysed":
+        await execute(own_database, "ANALYZE")
+    return own_database
+
+
+async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
+    asked = floors({}, None)
+    values: dict[str, Any] = {"priorities": [p.value for p in asked], "floors": list(asked.values())}
+    async with full.transaction() as connection:
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {counters._OLDEST.text}"), values)).scalars())
+        found = await counters.oldest(connection, asked)
+    assert "Scan using tasks_waiting on tasks" in plan
+    assert "Sort" not in plan
+    assert set(found) == {Priority.LOW, Priority.MEDIUM, Priority.HIGH}
+    assert min(found.values()) == await value(full, "SELECT min(waiting_since) FROM tasks")
+
+
+async def test_nothing_below_the_floor_is_looked_at(full: Database) -> None:
+    floor = await value(full, "SELECT now() - interval '1 h'")
+    async with full.transaction() as connection:
+        found = await counters.oldest(connection, dict.fromkeys(Priority, floor))
+        assert all(since >= floor for since in found.values())
+        assert await counters.oldest(connection, dict.fromkeys(Priority, datetime(2100, 1, 1, tzinfo=UTC))) == {}

@@ -1,0 +1,76 @@
+"""What the scaling loop learns from look to look."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Lane, Priority
+from app.scaling.rules.estimates import (
+    Ended,
+    Experience,
+    Look,
+    ServicePolicy,
+    after_removal,
+    estimate,
+    learned,
+    mean_after,
+    next_mean,
+    start_seconds,
+)
+from app.scaling.rules.target import ScalingPolicy
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+LANE = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
+POLICY, SERVICE = ScalingPolicy(), ServicePolicy()
+FIRST = Look(at=NOW, pending={}, leased={}, ended={}, workers=4)
+
+
+def _next(before: Experience, seconds: float = 5.0, **changes: object) -> Experience:
+    look = replace(FIRST, at=before.at + timedelta(seconds=seconds), **changes)  # type: ignore[arg-type]
+    return learned(before, look, POLICY, SERVICE)
+
+
+def test_the_first_look_teaches_nothing_of_what_was_before() -> None:
+    ended = {AgentType.GENERATION: Ended(tasks=1000, seconds=5000.0)}
+    known = learned(None, replace(FIRST, ended=ended, leased={LANE: 1000}), POLICY, SERVICE)
+    assert (known.service, known.arrivals) == ({}, ())
+    assert estimate(known, AgentType.GENERATION, SERVICE) == SERVICE.prior_seconds
+    again = _next(known, ended=ended, leased={LANE: 1000})
+    assert again.service == {}
+
+
+def test_run_times_are_learned_from_what_ended_between_two_looks() -> None:
+    known = learned(None, FIRST, POLICY, SERVICE)
+    for count in (10, 20, 60, 200):
+        known = _next(known, ended={AgentType.GENERATION: Ended(tasks=count, seconds=3.0 * count)})
+    assert estimate(known, AgentType.GENERATION, SERVICE) == pytest.approx(3.0, rel=0.01)
+    assert known.service[AgentType.GENERATION].tasks == 200
+
+
+def test_many_alike_at_once_are_many_one_by_one() -> None:
+    mean = 20.0
+    for tasks in range(7):
+        mean = next_mean(mean, tasks, 5.0, SERVICE)
+    assert mean_after(20.0, 0, 7, 35.0, SERVICE) == pytest.approx(mean)
+    assert mean_after(20.0, 0, 10**9, 5.0 * 10**9, SERVICE) == pytest.approx(5.0, rel=0.001)
+
+
+def test_a_high_percentile_of_the_last_starts_counts() -> None:
+    known = learned(None, FIRST, POLICY, SERVICE)
+    assert start_seconds(known, 5.0) == 5.0
+    known = _next(known, starts=[1.0] * 17 + [2.0, 3.0, 60.0])
+    assert start_seconds(known, 5.0) == 3.0
+    assert start_seconds(_next(known, starts=[0.5] * 20), 5.0) == 0.5
+
+
+def test_who_idled_and_was_removed_counts_no_more() -> None:
+    known = _next(learned(None, FIRST, POLICY, SERVICE), idle=3)
+    assert [spare.idle for spare in known.spare] == [3]
+    assert [spare.idle for spare in after_removal(known, 2, 2).spare] == [1]
+
+
+def test_who_left_of_its_own_accord_has_not_idled_in_vain() -> None:
+    known = after_removal(_next(learned(None, FIRST, POLICY, SERVICE), idle=3), 0, 4)
+    assert [spare.idle for spare in _next(known, idle=1, workers=2).spare] == [1, 0]

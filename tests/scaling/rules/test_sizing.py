@@ -1,0 +1,60 @@
+"""How much a worker gets."""
+
+from dataclasses import astuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
+from app.workers.rules.assignment import Size, base, within
+
+BASE = Size(compute_seconds=60.0, memory_gb=2.0, cpu_cores=1.0)
+POLICY = SizingPolicy(base=BASE, limit=Size(compute_seconds=600.0, memory_gb=6.0, cpu_cores=8.0))
+
+snapshots = st.builds(
+    SizingSnapshot,
+    waiting_seconds_per_worker=st.floats(0, 1000),
+    quality_gain=st.one_of(st.none(), st.floats(-1, 1)),
+    degraded=st.booleans(),
+)
+
+
+@given(snapshot=snapshots)
+def test_never_below_base_never_above_the_limits(snapshot: SizingSnapshot) -> None:
+    given_size, reason = size(snapshot, POLICY)
+    bounds = zip(astuple(BASE), astuple(given_size), astuple(POLICY.limit), strict=True)
+    assert all(low <= value <= high for low, value, high in bounds)
+    assert reason
+
+
+def test_more_where_quality_still_improves_and_nothing_waits() -> None:
+    found, reason = size(SizingSnapshot(waiting_seconds_per_worker=0.0, quality_gain=0.05), POLICY)
+    assert found == Size(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
+    assert reason.startswith("4.0 times the base")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "gain", "degraded", "why"),
+    [(30.0, 0.5, False, "wait for"), (0.0, None, False, "not known"), (0.0, -0.1, False, "not known"),
+     (0.0, 0.5, True, "short")],
+)  # fmt: skip
+def test_base_otherwise(waiting: float, gain: float | None, degraded: bool, why: str) -> None:
+    snapshot = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=gain, degraded=degraded)
+    found, reason = size(snapshot, POLICY)
+    assert found == BASE
+    assert why in reason
+
+
+def test_no_more_than_the_worker_has() -> None:
+    wanted = Size(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
+    assert within(wanted, memory_gb=3.0, cpu_cores=16.0) == Size(compute_seconds=240.0, memory_gb=3.0, cpu_cores=4.0)
+
+
+@pytest.mark.parametrize(("limit", "memory_gb", "cpu_cores"), [(4.0, 1.0, 0.5), (2.0, 1.0, 0.5), (64.0, 16.0, 8.0)])
+def test_whoever_allows_more_gives_more_also_where_quality_gains_nothing(
+    limit: float, memory_gb: float, cpu_cores: float
+) -> None:
+    least = Size(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
+    most = Size(compute_seconds=3600.0, memory_gb=limit, cpu_cores=limit / 2)
+    assert base(least, most) == Size(compute_seconds=600.0, memory_gb=memory_gb, cpu_cores=cpu_cores)

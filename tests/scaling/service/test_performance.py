@@ -1,0 +1,66 @@
+"""What agents achieve reaches the decisions on the pool: weights with their reasons, and more for who gains by it."""
+
+import pytest
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.scaling.rules import record as records
+from app.scaling.store import decisions
+from tests.support.pools import bounds, crew, decided
+from tests.support.sql import value
+from tests.support.weighing import as_in_example_2, example_2, fold, minute_passes, tick, told
+
+EVOLUTION = AgentType.EVOLUTION
+
+
+async def gaining(database: Database) -> None:
+    """Results of the evolution agent whose quality grows by 0.05 with each doubling of their time, from 1 to 64 s."""
+    for _ in range(10):
+        for doublings in range(7):
+            await told(database, EVOLUTION, 0.4 + 0.05 * doublings, 1, seconds=2.0**doublings)
+    await fold(database)
+
+
+async def test_a_decision_tells_the_reason_of_each_weight_with_its_target(database: Database) -> None:
+    await as_in_example_2(database)
+    await crew(database, 2)
+    await tick(database)
+    await decided(database)
+    await example_2(database)
+    await tick(database)
+    decision = await decided(database)
+    assert decision["decision_type"] == "rebalance"
+    assert decision["agent_weight_adjustments"]["reflection_agent"] == {
+        "previous_weight": pytest.approx(0.15),
+        "new_weight": pytest.approx(0.225),
+        "reason": "effectiveness 0.95; target 0.25, at most 50% in one step",
+    }
+    await minute_passes(database)
+    await example_2(database)
+    await tick(database)
+    again = (await decided(database))["agent_weight_adjustments"]["reflection_agent"]
+    assert (round(again["new_weight"], 6), again["reason"]) == (0.25, "effectiveness 0.95; target 0.25")
+
+
+async def test_who_gains_by_compute_gets_more_and_the_decision_replays(database: Database) -> None:
+    await bounds(database, 2, 10)
+    await crew(database, 6)
+    before = (await decided(database))["allocation"]["sizes"]
+    await gaining(database)
+    assert await value(database, "SELECT gain FROM agent_results") == pytest.approx(0.05)
+    decision = await decided(database)
+    after = decision["allocation"]["sizes"]
+    assert "quality gains 0.05" in after["evolution_agent"]["reason"]
+    assert after["evolution_agent"]["compute_seconds"] > before["evolution_agent"]["compute_seconds"]
+    assert after["ranking_agent"] == before["ranking_agent"]
+    async with database.transaction() as connection:
+        kept = await decisions.latest(connection)
+    assert kept is not None
+    assert records.replayed(kept.roster, kept.inputs) == kept.output
+
+
+async def test_a_fold_without_news_writes_nothing(database: Database) -> None:
+    await gaining(database)
+    before = await value(database, "SELECT xmin::text FROM agent_results")
+    await fold(database)
+    assert await value(database, "SELECT xmin::text FROM agent_results") == before

@@ -1,0 +1,276 @@
+"""The pool thinks: each decision of the live loop, from counters and heartbeats to rows of workers."""
+
+import pytest
+from sqlalchemy import text
+
+from app.db.database import Database
+from app.goals.rules.goals import Terms
+from app.goals.service import goals
+from app.goals.service.goals import Order
+from app.kernel.agents import AgentType
+from app.kernel.modes import Mode
+from app.scaling.rules import record as records
+from app.scaling.service import tick
+from app.scaling.store import decisions
+from tests.support.factories import leased, ready_worker, submitted
+from tests.support.pools import arrive, beats, bounds, crew, decided, keep_up, passed
+from tests.support.sql import execute, fetch, value
+
+
+async def _states(database: Database) -> dict[str, int]:
+    rows = await fetch(database, "SELECT state, count(*) AS n FROM workers GROUP BY state")
+    return {row["state"]: row["n"] for row in rows}
+
+
+async def test_example_1_to_the_number(database: Database) -> None:
+    """10 workers, 500 generation tasks, CPU 85 %: 20 workers, the new ones for generation."""
+    await bounds(database, 2, 100)
+    ten = await crew(database, 10, cpu_percent=85.0)
+    await decided(database)
+    await submitted(database, 500, agent_type=AgentType.GENERATION)
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["target_workers"]) == (10, 20)
+    assert (decision["decision_type"], decision["start"]) == ("scale_up", 10)
+    new = await fetch(database, "SELECT id, assigned_agent, slot FROM workers WHERE state = 'starting' ORDER BY slot")
+    assert [(row["slot"], row["assigned_agent"]) for row in new] == [(slot, "generation") for slot in range(11, 21)]
+    assert {str(row["id"]) for row in new} == set(decision["new_workers"])
+    assert not {str(worker_id) for worker_id in ten} & set(decision["new_workers"])
+
+
+async def test_a_growing_pool_decides_again_soon_and_counts_who_is_starting(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    await submitted(database, 400)
+    targets = [(await decided(database, seconds=2.0))["target_workers"] for _ in range(5)]
+    assert targets == [4, 8, 16, 32, 64]
+    assert await _states(database) == {"ready": 2, "starting": 62}
+
+
+async def test_a_pool_without_a_decision_yet_is_filled_to_its_minimum(database: Database) -> None:
+    await bounds(database, 4, 10)
+    await keep_up(database, 1)
+    decision = await decided(database)
+    assert (decision["current_workers"], decision["target_workers"]) == (1, 4)
+    assert await _states(database) == {"starting": 4}
+
+
+async def test_nothing_is_decided_before_it_is_due(database: Database) -> None:
+    await bounds(database, 2, 10)
+    await decided(database)
+    async with database.transaction() as connection:
+        assert await tick.tick(connection, database, Mode.PRODUCTION) == {}
+    await passed(database, 3.0)
+    async with database.transaction() as connection:
+        assert await tick.tick(connection, database, Mode.PRODUCTION) == {}
+
+
+async def test_only_a_decision_that_changes_something_waits_for_the_disk(database: Database) -> None:
+    async def durability(seconds: float) -> tuple[str, str]:
+        await passed(database, seconds)
+        async with database.transaction() as connection:
+            result = await tick.tick(connection, database, Mode.PRODUCTION)
+            return result["type"], (await connection.execute(text("SHOW synchronous_commit"))).scalar_one()
+
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    assert await durability(0.0) == ("rebalance", "on")
+    assert await durability(5.0) == ("maintain", "off")
+    await submitted(database, 100)
+    assert await durability(5.0) == ("scale_up", "on")
+    async with database.transaction() as connection:
+        assert (await connection.execute(text("SHOW synchronous_commit"))).scalar_one() == "on"
+
+
+async def test_a_burst_is_answered_before_the_tick(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 100)
+    assert (await decided(database, seconds=2.0))["decision_type"] == "scale_up"
+
+
+async def test_a_changed_configuration_takes_effect_at_once(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await keep_up(database, 2)
+    await decided(database)
+    await bounds(database, 6, 100)
+    assert (await decided(database, seconds=0.0))["target_workers"] == 6
+
+
+async def test_the_pool_shrinks_after_it_has_idled_and_only_by_those_who_idle(database: Database) -> None:
+    await bounds(database, 2, 100)
+    workers = await crew(database, 6)
+    await submitted(database)
+    await leased(database, workers[5])
+    await decided(database)
+    decision = await decided(database, seconds=5.0)
+    assert decision["decision_type"] in ("maintain", "rebalance")
+    decision = await decided(database, seconds=200.0)
+    assert (decision["decision_type"], decision["target_workers"]) == ("scale_down", 2)
+    draining = await fetch(database, "SELECT slot FROM workers WHERE state = 'draining' ORDER BY slot")
+    assert [row["slot"] for row in draining] == [2, 3, 4, 5]
+    assert await value(database, "SELECT size FROM hosts") == 2
+
+
+async def test_those_who_drain_are_not_replaced(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 6)
+    await decided(database)
+    await decided(database, seconds=200.0)
+    assert (await keep_up(database))["started"] == 0
+    assert (await decided(database))["start"] == 0
+    assert await _states(database) == {"ready": 2, "draining": 4}
+
+
+async def test_no_worker_goes_while_a_task_waits(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 6)
+    await decided(database)
+    await submitted(database)
+    assert (await decided(database, seconds=400.0))["target_workers"] == 6
+
+
+async def test_the_size_never_passes_the_maximum_while_some_drain(database: Database) -> None:
+    await bounds(database, 2, 8)
+    await crew(database, 8)
+    await decided(database)
+    await decided(database, seconds=200.0)
+    assert await _states(database) == {"ready": 2, "draining": 6}
+    await submitted(database, 500)
+    await beats(database, [row["id"] for row in await fetch(database, "SELECT id FROM workers")], cpu_percent=90.0)
+    decision = await decided(database)
+    assert decision["target_workers"] == 2
+    assert any("draining" in clamp["limit"] for clamp in decision["clamps"])
+    assert await value(database, "SELECT count(*) FROM workers WHERE state IN ('starting','ready','draining')") == 8
+
+
+async def test_workers_of_others_count_and_are_left_alone(database: Database) -> None:
+    await bounds(database, 2, 100)
+    others = [await ready_worker(database) for _ in range(4)]
+    await crew(database, 2)
+    await decided(database)
+    decision = await decided(database, seconds=200.0)
+    assert (decision["current_workers"], decision["target_workers"]) == (6, 2)
+    assert await value(database, "SELECT count(*) FROM workers WHERE id = ANY ($1) AND state = 'ready'", others) == 4
+    assert await value(database, "SELECT count(*) FROM workers WHERE state = 'draining'") == 2
+
+
+async def test_where_nobody_provisions_the_target_is_a_recommendation(database: Database) -> None:
+    await bounds(database, 2, 100)
+    worker = await ready_worker(database)
+    await beats(database, [worker], cpu_percent=90.0)
+    await submitted(database, 100)
+    decision = await decided(database)
+    assert (decision["target_workers"], decision["new_workers"]) == (2, [])
+    assert "recommendation" in " ".join(decision["reasons"])
+    assert await _states(database) == {"ready": 1}
+
+
+async def test_paused_tasks_and_those_that_nobody_can_run_do_not_count(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await keep_up(database, 2)
+    await arrive(database, cpu_percent=90.0, capabilities=["generation"])
+    await decided(database)
+    await submitted(database, 300, agent_type=AgentType.RANKING)
+    await submitted(database, 300, agent_type=AgentType.GENERATION)
+    await execute(database, "INSERT INTO pauses (agent_type, reason, paused_by) VALUES ('generation', 'so', 'me')")
+    decision = await decided(database)
+    assert decision["target_workers"] == 2
+    told = " ".join(decision["reasons"])
+    assert "300 tasks of ranking do not count: no worker can run it" in told
+    assert "300 tasks of generation do not count: it is paused (so)" in told
+
+
+async def test_tasks_of_a_goal_that_is_on_hold_do_not_count(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    async with database.transaction() as connection:
+        await goals.create(connection, Order(id="goal", objective="to know", terms=Terms(), weight=1.0, by="me"))
+        await goals.pause(connection, "goal", "moving house", "me")
+    await submitted(database, 300, goal_id="goal")
+    decision = await decided(database)
+    assert decision["target_workers"] == 2
+    assert "300 tasks of generation do not count: their research goals are on hold" in decision["reasons"]
+
+
+async def test_a_cpu_that_nobody_measures_is_not_a_cpu_that_idles(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2)
+    await execute(database, "UPDATE workers SET cpu_percent = NULL")
+    await submitted(database, 500)
+    decision = await decided(database)
+    assert decision["target_workers"] == 2
+    assert "the CPU is not measured" in " ".join(decision["reasons"])
+
+
+async def test_memory_of_the_host_is_never_passed(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await keep_up(database, 2, memory_gb=10.0, memory_used_gb=4.0)
+    await arrive(database, cpu_percent=90.0)
+    await submitted(database, 500)
+    await decided(database)
+    for _ in range(4):
+        decision = await decided(database, seconds=2.0)
+    assert decision["target_workers"] == 5
+    assert "memory of the host suffice for 5 workers" in " ".join(decision["reasons"])
+
+
+async def test_development_keeps_the_size_of_its_setting(database: Database) -> None:
+    await bounds(database, 2, 5, Mode.DEVELOPMENT)
+    await keep_up(database, 3)
+    await arrive(database, cpu_percent=90.0)
+    await submitted(database, 500)
+    assert (await decided(database))["target_workers"] == 3
+    await keep_up(database, 9)
+    assert (await decided(database))["target_workers"] == 5
+    await keep_up(database, 1)
+    assert (await decided(database))["target_workers"] == 2
+
+
+async def test_who_works_on_what_follows_the_backlog_and_moves_at_intervals(database: Database) -> None:
+    await bounds(database, 2, 100)
+    workers = await crew(database, 4)
+    await decided(database)
+    await submitted(database, 3, agent_type=AgentType.RANKING)
+    assert (await decided(database, seconds=5.0))["moved_workers"] == 0
+    assert (await decided(database, seconds=30.0))["decision_type"] == "rebalance"
+    rows = await fetch(database, "SELECT assigned_agent, assigned_memory_gb, assigned_compute_seconds FROM workers")
+    assert {row["assigned_agent"] for row in rows} == {"ranking"}
+    assert {(row["assigned_memory_gb"], row["assigned_compute_seconds"]) for row in rows} == {(1.0, 600.0)}
+    assert len(rows) == len(workers)
+
+
+@pytest.mark.parametrize("tasks", [0, 50])
+async def test_every_decision_replays_to_the_byte(database: Database, tasks: int) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 5, cpu_percent=90.0)
+    await ready_worker(database)
+    await decided(database)
+    if tasks:
+        await submitted(database, tasks)
+        await submitted(database, tasks, agent_type=AgentType.EVOLUTION)
+    for seconds in (5.0, 30.0, 200.0):
+        await decided(database, seconds=seconds)
+    async with database.transaction() as connection:
+        stored = await decisions.onward(connection, after=0, limit=100)
+    assert len(stored) == 4
+    for one in stored:
+        assert records.replayed(one.roster, one.inputs) == one.output
+    assert len({one.roster_id for one in stored}) < 4
+
+
+async def test_old_decisions_are_forgotten_and_rosters_that_nobody_needs(database: Database) -> None:
+    """What changed nothing is kept for a day, what changed something for as many days as are given."""
+    await bounds(database, 2, 100)
+    await decided(database)
+    await crew(database, 3)
+    await decided(database)
+    await decided(database)
+    kinds = await fetch(database, "SELECT decision_type, roster_id FROM decisions ORDER BY id")
+    assert [row["decision_type"] for row in kinds] == ["scale_up", "rebalance", "maintain"]
+    await execute(database, "UPDATE decisions SET decided_at = decided_at - interval '2 d'")
+    async with database.transaction() as connection:
+        assert await tick.prune(connection, 30) == {"decisions": 1}
+        assert await tick.prune(connection, 1) == {"decisions": 2}
+    assert await value(database, "SELECT count(*) FROM rosters") == 0
+    await decided(database)

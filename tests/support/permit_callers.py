@@ -1,0 +1,52 @@
+"""Callers of language models, and how many calls there may be."""
+
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from app.admin.rules.config import ConfigAction
+from app.admin.service import config
+from app.admin.service.config import Order
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.kernel.modes import Mode
+from app.llm.rules.outcomes import Outcome, Report
+from app.llm.rules.permits import AskId, PermitRequest
+from app.llm.service.grant import Request
+from app.llm.service.settle import Settlement
+from app.llm.store.permits import Permit
+from tests.support.sql import execute
+
+
+def request(model: str = "m", **changes: Any) -> Request:
+    ask = PermitRequest(
+        id=AskId("key", uuid4()), model=model, agent_type=AgentType.RANKING, priority=Priority.MEDIUM, tokens=100
+    )
+    return Request(ask=replace(ask, **changes))
+
+
+def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **told: Any) -> Settlement:
+    report = Report(outcome=outcome, **told)
+    return Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
+
+
+async def set_most(database: Database, calls: int, *, service_bears: float = 100) -> None:
+    """Let the configuration allow so many calls, and let the service of model m bear so many."""
+    await execute(
+        database,
+        "INSERT INTO llm_models (model, concurrency) VALUES ('m', $1)"
+        " ON CONFLICT (model) DO UPDATE SET concurrency = $1",
+        service_bears,
+    )
+    await configure(database, calls)
+
+
+async def configure(database: Database, calls: int) -> None:
+    """Let the configuration allow so many calls."""
+    async with database.transaction() as connection:
+        now = await config.current(connection, Mode.PRODUCTION)
+        limits = replace(now.document.resource_limits, max_concurrent_llm_calls=calls)
+        order = Order(expected=now.version, by="test")
+        document = replace(now.document, resource_limits=limits)
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)

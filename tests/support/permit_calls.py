@@ -1,0 +1,22 @@
+"""Callers of language models, over HTTP."""
+
+from typing import Any
+from uuid import uuid4
+
+from app.admin.rules.access import Role
+from tests.support.service import Service
+
+
+def wanted(**fields: Any) -> dict[str, Any]:
+    """What a caller asks for."""
+    usual = {"request_id": str(uuid4()), "model": "gpt-4.1", "agent_type": "ranking", "estimated_tokens": 100}
+    return usual | fields
+
+
+async def acquired(service: Service, **fields: Any) -> Any:
+    return await service.post("/llm/permits", wanted(**fields), key=Role.WORKER)
+
+
+async def settled(service: Service, permit: Any, outcome: str = "success", **fields: Any) -> Any:
+    body = {"token": permit["token"], "outcome": outcome} | fields
+    return await service.post(f"/llm/permits/{permit['permit_id']}/settle", body, key=Role.WORKER)

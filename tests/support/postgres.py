@@ -1,0 +1,34 @@
+"""A throw-away PostgreSQL for tests, started by the launcher of the service itself."""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.postgres.binaries import find_binaries
+from app.postgres.cluster import Cluster
+from app.postgres.server import Server
+
+# Tests may lose their data in a power failure, so nothing waits for the disk.
+THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
+
+
+@contextmanager
+def running_server(directory: Path, settings: Mapping[str, str] = THROW_AWAY) -> Iterator[str]:
+    """Yields the URL of a new server in `directory`, which is stopped at the end and also dies with this process.
+
+    Call it outside any running event loop, and from the main thread. The directory belongs to the server: take one of
+    its own outside pytest's, which are closed to the user `nobody` that may have to run it where the tests run as root.
+    """
+    binaries = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
+    cluster = Cluster(directory=directory, binaries=binaries, settings=settings)
+    server = Server(cluster=cluster)
+    # A loop factory keeps the runner from replacing the event loop that the test framework has set for this thread.
+    with cluster.acquire(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        cluster.initialise()
+        try:
+            runner.run(server.start())
+            yield server.url
+        finally:
+            runner.run(server.stop())

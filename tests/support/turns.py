@@ -1,0 +1,28 @@
+"""Turns of background duties, taken at once instead of after a few seconds."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import duties
+from app.db.database import Database
+from app.queue.service import counters
+
+
+async def take_turn(
+    database: Database, duty: str, run: Callable[[AsyncConnection], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Do what the loops do when the duty is due; its result."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, duty)
+        assert await duties.claim(connection, duty, 0) is not None
+        result = await run(connection)
+        await duties.done(connection, duty, result, held_back=False)
+    return result
+
+
+async def counted(database: Database) -> None:
+    """Fold all events into minutes, and look for the oldest task."""
+    await take_turn(database, counters.FOLD_EVENTS, counters.fold_events)
+    await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)

@@ -1,0 +1,95 @@
+"""Agents that achieve something, and the turns of the duties that follow them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.admin.rules.config import ConfigAction, document_of, plain
+from app.admin.service import config
+from app.agents.rules import performance as rules
+from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
+from app.agents.service import performance, weights
+from app.agents.service.weights import InForce
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.modes import Mode
+from tests.support.sql import execute
+
+POLICY = WeightPolicy()
+REFLECTION = AgentType.REFLECTION
+_TELL = """
+INSERT INTO events (kind, task_id, agent_type, seconds, quality)
+SELECT 'task.completed', gen_random_uuid(), $1, $2, $3 FROM generate_series(1, $4::integer)
+"""
+
+
+async def as_in_example_2(database: Database) -> None:
+    """The preset, but for weights as in the specification's example 2."""
+    async with database.transaction() as connection:
+        await config.current(connection, Mode.PRODUCTION)
+    shares = dict.fromkeys((f"{agent}_agent" for agent in AgentType), 0.17) | {"reflection_agent": 0.15}
+    await configure(database, shares)
+
+
+async def configure(database: Database, shares: Mapping[str, float]) -> None:
+    async with database.transaction() as connection:
+        version = await config.current(connection, Mode.PRODUCTION)
+        document = document_of({**plain(version.document), "agent_weights": dict(shares)})
+        order = config.Order(expected=version.version, by="test")
+        await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
+
+
+async def told(database: Database, agent: AgentType, quality: float | None, count: int, seconds: float = 1.0) -> None:
+    await execute(database, _TELL, agent.value, seconds, quality, count)
+
+
+async def fold(database: Database) -> None:
+    async with database.transaction() as connection:
+        await performance.fold(connection)
+
+
+async def tick(database: Database) -> dict[str, Any]:
+    async with database.transaction() as connection:
+        return await weights.tick(connection)
+
+
+async def in_force(database: Database) -> InForce:
+    async with database.transaction() as connection:
+        known = config.effective(await config.current(connection, Mode.PRODUCTION))
+        return await weights.in_force(connection, known)
+
+
+async def minute_passes(database: Database) -> None:
+    """The last step was a minute ago."""
+    await _moved(database, "stepped_at = stepped_at - interval '60 s'")
+
+
+async def override_ends(database: Database) -> None:
+    """The time of the override is over."""
+    await _moved(database, "expires_at = now() - interval '1 ms'")
+
+
+async def _moved(database: Database, change: str) -> None:
+    async with (await database.pool()).acquire() as connection, connection.transaction():
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(f"UPDATE weights SET {change} WHERE version = (SELECT max(version) FROM weights)")
+
+
+def quality_for(wanted: float, count: int) -> float:
+    """The quality of each of so many results at which their effectiveness is just this."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle, evidence = (low + high) / 2, Evidence()
+        for _ in range(count):
+            evidence = with_result(evidence, middle, 0.0, POLICY)
+        found = effectiveness(evidence, 0.0, POLICY)
+        assert found is not None
+        low, high = (middle, high) if found < wanted else (low, middle)
+    return high
+
+
+async def example_2(database: Database) -> None:
+    """The reflection agent's effectiveness is 0.95 and it is three times as fast as the others, which are at 0.5."""
+    for agent in AgentType:
+        wanted, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
+        await told(database, agent, quality_for(wanted, rules.REMEMBERED), rules.REMEMBERED, seconds)
+    await fold(database)

@@ -1,0 +1,59 @@
+"""How many workers machines have room for, and which takes the next."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.workers.rules.hosts import Host, HostPolicy, caps, cpu_suffices_for, memory_suffices_for, spread
+
+POLICY = HostPolicy()
+
+
+def host(name: str = "a", **changes: float) -> Host:
+    usual = {"size": 1, "usual_size": 1, "memory_gb": 10.0, "memory_used_gb": 0.0, "cpu_cores": 4.0}
+    return Host(provisioner="local", host=name, **(usual | changes))  # type: ignore[arg-type]
+
+
+_hosts = st.lists(
+    st.builds(
+        host,
+        st.sampled_from("abcde"),
+        memory_gb=st.floats(0.1, 500),
+        memory_used_gb=st.floats(0, 500),
+        cpu_cores=st.floats(0.1, 64),
+        workers=st.integers(0, 50),
+        workers_gb=st.floats(0, 50),
+    ),
+    unique_by=lambda found: found.host,
+    max_size=5,
+)
+
+
+def test_memory_is_promised_not_only_used() -> None:
+    """Of 10 GB a tenth is kept free, others use 2 of 3: 7 workers of 1 GB each, though the 4 there use 1 in all."""
+    seen = host(memory_used_gb=3.0, workers=4, workers_gb=1.0)
+    assert memory_suffices_for(seen, POLICY) == 7
+
+
+def test_caps_add_up_and_name_what_is_short() -> None:
+    found = {cap.resource: cap.workers for cap in caps([host("a"), host("b", cpu_cores=0.1)], 3, POLICY)}
+    assert found == {"memory of the hosts": 3 + 18, "CPU of the hosts": 3 + 128 + 3}
+    assert caps([], 5, POLICY) == []
+
+
+@given(hosts=_hosts)
+def test_nobody_who_is_there_is_too_many(hosts: list[Host]) -> None:
+    for seen in hosts:
+        assert memory_suffices_for(seen, POLICY) >= seen.workers
+        assert cpu_suffices_for(seen, POLICY) >= seen.workers
+
+
+@given(hosts=_hosts, new=st.integers(0, 40))
+def test_all_new_workers_find_a_host_and_none_is_overfull_while_another_has_room(hosts: list[Host], new: int) -> None:
+    taken = spread(hosts, new, POLICY)
+    assert sum(taken.values()) == (new if hosts else 0)
+    left = {
+        seen: min(memory_suffices_for(seen, POLICY), cpu_suffices_for(seen, POLICY)) - seen.workers - taken[seen]
+        for seen in hosts
+    }
+    over = [seen for seen in hosts if taken[seen] and left[seen] < 0]
+    assert not over or all(room <= 0 for room in left.values())

@@ -1,0 +1,297 @@
+"""Workers: registered, seen, told what to do, drained, superseded and lost."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.db import duties
+from app.db.database import Database
+from app.kernel.ids import WorkerId
+from app.kernel.states import WorkerState
+from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.rules.tasks import LeasePolicy, RetryPolicy
+from app.workers.rules.workers import MOVES, Directive, HealthPolicy
+from app.workers.service import directives, workers
+from app.workers.service.workers import Heartbeats
+from app.workers.store import workers as worker_store
+from tests.support.factories import (
+    beat,
+    everything,
+    holding,
+    leased,
+    order,
+    ready_worker,
+    registration,
+    submitted,
+    turn,
+)
+from tests.support.sql import execute, fetch, value
+
+
+async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.Registered:
+    async with database.transaction() as connection:
+        return await workers.register(connection, registration(name, **changes), None)
+
+
+async def _lose(database: Database, worker: WorkerId) -> bool:
+    async with database.transaction() as connection:
+        return await workers.lose(connection, worker, WorkerState.LOST, "silent for 20 s")
+
+
+async def _state(database: Database, worker: WorkerId) -> str:
+    return str(await value(database, "SELECT state FROM workers WHERE id = $1", worker))
+
+
+async def _sweep(database: Database, **changes: Any) -> dict[str, Any]:
+    async with database.transaction() as connection:
+        return await workers.sweep(connection, HealthPolicy(), turn(**changes))
+
+
+async def _silent_for(database: Database, seconds: float, *silent: WorkerId) -> None:
+    statement = "UPDATE workers SET last_seen_at = now() - make_interval(secs => $1) WHERE id = ANY ($2::uuid[])"
+    await execute(database, statement, seconds, silent)
+
+
+async def test_a_worker_is_starting_until_its_first_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
+    worker = (await _register(database)).worker_id
+    assert await _state(database, worker) == "starting"
+    assert (await heartbeats.report(beat(worker))).state is WorkerState.READY
+    assert await _state(database, worker) == "ready"
+
+
+async def test_a_heartbeat_is_recorded(database: Database, heartbeats: Heartbeats) -> None:
+    worker = await ready_worker(database)
+    await heartbeats.report(beat(worker, cpu_percent=12.5, memory_mb=300.0, errors='[{"message":"ouch"}]'))
+    await heartbeats.report(beat(worker, cpu_percent=50.0))
+    row = (await fetch(database, "SELECT *, now() - last_seen_at < '10 s' AS fresh FROM workers"))[0]
+    assert (row["cpu_percent"], row["memory_mb"], row["fresh"]) == (50.0, 1.0, True)
+    assert row["recent_errors"] == '[{"message": "ouch"}]'
+
+
+async def test_a_heartbeat_renews_the_lease_that_it_names(database: Database, heartbeats: Heartbeats) -> None:
+    worker, lease = await holding(database)
+    await execute(database, "UPDATE tasks SET lease_expires_at = now() + interval '1 s'")
+    pulse = await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
+    renewed = await value(database, "SELECT lease_expires_at FROM tasks")
+    assert (pulse.lease_state, pulse.lease_expires_at) == ("executing", renewed)
+    assert await value(database, "SELECT lease_expires_at - now() > interval '10 s' FROM tasks")
+
+
+async def test_a_heartbeat_that_names_no_lease_renews_none(database: Database, heartbeats: Heartbeats) -> None:
+    worker, lease = await holding(database)
+    await heartbeats.report(beat(worker))
+    assert await value(database, "SELECT lease_expires_at FROM tasks") == lease.expires_at
+
+
+async def test_a_lease_that_was_not_acknowledged_is_not_renewed(database: Database, heartbeats: Heartbeats) -> None:
+    """Else a lost answer would block its task for as long as the worker beats."""
+    worker = await ready_worker(database)
+    await submitted(database)
+    lease = await leased(database, worker, acknowledge=False)
+    pulse = await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
+    assert (pulse.lease_state, pulse.lease_expires_at) == ("assigned", lease.expires_at)
+
+
+@pytest.mark.parametrize("which", ["token", "worker"])
+async def test_a_heartbeat_renews_nothing_that_is_not_its_own(
+    database: Database, heartbeats: Heartbeats, which: str
+) -> None:
+    worker, lease = await holding(database)
+    named = {"task_id": lease.task_id, "token": lease.token + (which == "token")}
+    pulse = await heartbeats.report(beat(await ready_worker(database) if which == "worker" else worker, **named))
+    assert (pulse.lease_state, pulse.lease_expires_at) == (None, None)
+    assert await value(database, "SELECT lease_expires_at FROM tasks") == lease.expires_at
+
+
+async def test_a_directive_waits_for_the_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
+    worker = await ready_worker(database)
+    async with database.transaction() as connection:
+        await directives.direct(connection, worker, order(Directive.STOP, "maintenance"))
+    assert await _state(database, worker) == "draining"
+    pulse = await heartbeats.report(beat(worker))
+    assert (pulse.state, pulse.directive, pulse.directive_reason) == (WorkerState.DRAINING, "stop", "maintenance")
+
+
+async def test_a_worker_told_to_leave_before_its_first_heartbeat_is_never_ready(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    worker = (await _register(database)).worker_id
+    async with database.transaction() as connection:
+        await directives.direct(connection, worker, order(Directive.DRAIN, "enough"))
+    assert (await heartbeats.report(beat(worker))).state is WorkerState.DRAINING
+
+
+async def test_a_worker_that_drains_by_itself_says_so(database: Database, heartbeats: Heartbeats) -> None:
+    worker = await ready_worker(database)
+    assert (await heartbeats.report(beat(worker, draining=True))).state is WorkerState.DRAINING
+    assert (await heartbeats.report(beat(worker))).state is WorkerState.DRAINING
+
+
+async def test_heartbeats_make_no_illegal_move(database: Database, heartbeats: Heartbeats) -> None:
+    for state in WorkerState:
+        for draining in (False, True):
+            worker = await ready_worker(database)
+            await execute(database, "UPDATE workers SET state = $2 WHERE id = $1", worker, state.value)
+            try:
+                after = (await heartbeats.report(beat(worker, draining=draining))).state
+            except WorkerGone:
+                after = WorkerState(await _state(database, worker))
+            assert after == state or after in MOVES[state]
+
+
+async def test_a_lost_worker_that_beats_again_learns_that_it_is_lost(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    worker = await ready_worker(database)
+    await _lose(database, worker)
+    with pytest.raises(WorkerGone) as refused:
+        await heartbeats.report(beat(worker))
+    assert refused.value.reason == "lost"
+    with pytest.raises(WorkerNotFound):
+        await heartbeats.report(beat(uuid4()))
+
+
+async def test_a_reused_name_is_a_new_incarnation_and_takes_the_lease_away(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    former = await _register(database, "twin")
+    await heartbeats.report(beat(former.worker_id))
+    await submitted(database)
+    lease = await leased(database, former.worker_id)
+    latter = await _register(database, "twin")
+    assert (former.incarnation, latter.incarnation) == (1, 2)
+    assert former.key != latter.key
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["rescues"], task["failures"]) == ("pending", 1, 0)
+    with pytest.raises(WorkerGone) as refused:
+        await heartbeats.report(beat(former.worker_id, task_id=lease.task_id, token=lease.token))
+    assert refused.value.reason == "superseded"
+
+
+async def test_a_name_whose_worker_is_over_is_still_a_new_incarnation(database: Database) -> None:
+    first = await _register(database, "again")
+    await _lose(database, first.worker_id)
+    assert (await _register(database, "again")).incarnation == 2
+
+
+async def test_a_launch_token_that_nobody_requested_is_refused(database: Database) -> None:
+    with pytest.raises(WorkerGone):
+        async with database.transaction() as connection:
+            await workers.register(connection, registration(), uuid4())
+
+
+async def test_goodbye_releases_what_is_held_without_burning_anything(database: Database) -> None:
+    worker, lease = await holding(database)
+    for _ in range(2):
+        async with database.transaction() as connection:
+            await workers.say_goodbye(connection, worker, "drained")
+    assert await _state(database, worker) == "stopped"
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 0)
+    assert [a["outcome"] for a in task["attempts"]] == ["released"]
+
+
+async def test_a_lost_workers_task_is_rescued_and_the_loss_counts_once(database: Database) -> None:
+    worker, lease = await holding(database)
+    assert await _lose(database, worker)
+    assert not await _lose(database, worker)
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 1)
+    assert [(a["outcome"], a["error"]["code"]) for a in task["attempts"]] == [("lost", "worker_lost")]
+
+
+async def test_a_task_that_loses_every_worker_is_given_up(database: Database) -> None:
+    task_id = (await submitted(database))[0]
+    for _ in range(RetryPolicy().max_rescues + 1):
+        worker = await ready_worker(database)
+        await leased(database, worker)
+        await _lose(database, worker)
+    task = await everything(database, task_id)
+    assert (task["state"], task["failures"]) == ("failed", 0)
+    assert task["error"]["code"] == "worker_lost"
+
+
+async def test_the_sweep_finds_who_is_silent(database: Database) -> None:
+    silent, *beating = [await ready_worker(database) for _ in range(3)]
+    await _silent_for(database, HealthPolicy().lost_after_seconds + 5, silent)
+    assert await _sweep(database) == {"lost": 1}
+    assert await _state(database, silent) == "lost"
+    assert [await _state(database, worker) for worker in beating] == ["ready", "ready"]
+
+
+async def test_the_sweep_ends_who_never_began(database: Database) -> None:
+    worker = (await _register(database)).worker_id
+    await ready_worker(database)
+    assert await _sweep(database) == {"lost": 0}
+    await execute(database, "UPDATE workers SET requested_at = now() - interval '1 minute'")
+    assert await _sweep(database) == {"lost": 1}
+    assert await _state(database, worker) == "failed"
+
+
+@pytest.mark.parametrize("away", [1.0, 60.0])
+async def test_the_sweep_waits_once_more_when_all_are_silent(database: Database, away: float) -> None:
+    workers = [await ready_worker(database) for _ in range(3)]
+    await _silent_for(database, 60, *workers)
+    assert (await _sweep(database, seconds_since_last=away))["held_back"] is True
+    assert {await _state(database, worker) for worker in workers} == {"ready"}
+    assert await _sweep(database, seconds_since_last=away, held_back=True) == {"lost": 3}
+
+
+async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Database) -> None:
+    worker, other = await ready_worker(database), await ready_worker(database)
+    await _silent_for(database, 60, worker)
+    pool = await database.pool()
+    async with pool.acquire() as hot, hot.transaction():
+        await worker_store.beat(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
+        assert await _sweep(database) == {"lost": 0}
+    assert {await _state(database, each) for each in (worker, other)} == {"ready"}
+
+
+async def _take_turn(database: Database) -> dict[str, Any]:
+    """A turn of the duty, as the loops take it."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "sweep workers")
+        turn = await duties.claim(connection, "sweep workers", 0)
+        assert turn is not None
+        result = await workers.sweep(connection, HealthPolicy(), turn)
+        await duties.done(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
+    return result
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by, the loops and nobody else being at work."""
+    await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - make_interval(secs => $1)", seconds)
+    await execute(
+        database,
+        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
+               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
+        seconds,
+    )
+
+
+async def test_most_silent_at_once_have_until_their_next_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(3)]
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    await _pass(database, 3)
+    assert (await _take_turn(database))["held_back"], "two seconds are too few for those that beat every five"
+    await heartbeats.report(beat(pool[0]))
+    await _pass(database, 3)
+    assert await _take_turn(database) == {"lost": 2}
+    assert [await _state(database, worker) for worker in pool] == ["ready", "lost", "lost"]
+    await _pass(database, 16)
+    assert await _take_turn(database) == {"lost": 1}, "one alone is not held back"
+
+
+async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(2)]
+    await _take_turn(database)
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    for worker in pool:
+        await heartbeats.report(beat(worker))
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"], "the next time is a time of its own"
