@@ -7,8 +7,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from app.goals.rules.curves import MADE_UP, Curve, flat, glitched, kept, made_up, noisy, published, stopped_at
 from app.goals.rules.stopping import StoppingPolicy, StoppingRule, Unit
+from benchmarks.curves import (
+    SYNTHETIC,
+    Curve,
+    flat,
+    gain_share,
+    published,
+    stop_iteration,
+    synthetic,
+    with_glitch,
+    with_noise,
+)
 
 _PLAIN = StoppingPolicy(noise_share=0.0, climb_errors=None)
 _SHARE = StoppingPolicy(unit=Unit.RELATIVE, threshold=0.001)
@@ -60,20 +70,23 @@ def measured(noises: Sequence[float], runs: int) -> Iterator[Row]:
     curves: Mapping[str, Curve] = {
         "published, best": published("best_elo"),
         "published, top 10": published("top10_elo"),
-        **{name: made_up(name) for name in MADE_UP},
+        **{name: synthetic(name) for name in SYNTHETIC},
     }
     for name, policy in RULES.items():
         for noise in noises:
             seeds = range(runs if noise else 1)
             shares = {
-                curve: statistics.mean(kept(course, stopped_at(noisy(course, noise, seed), policy)) for seed in seeds)
-                for curve, course in curves.items()
+                curve: statistics.mean(
+                    gain_share(values, stop_iteration(with_noise(values, noise, seed), policy)) for seed in seeds
+                )
+                for curve, values in curves.items()
             }
             straight = curves["straight"]
             shares["straight, glitch"] = statistics.mean(
-                kept(straight, stopped_at(glitched(noisy(straight, noise, seed)), policy)) for seed in seeds
+                gain_share(straight, stop_iteration(with_glitch(with_noise(straight, noise, seed)), policy))
+                for seed in seeds
             )
-            stops = sorted(stopped_at(noisy(flat(), noise, seed), policy) for seed in seeds)
+            stops = sorted(stop_iteration(with_noise(flat(), noise, seed), policy) for seed in seeds)
             late = float(stops[int(0.95 * (len(stops) - 1))])
             yield Row(rule=name.strip(), noise=noise, shares=shares, flat_mean=statistics.mean(stops), flat_p95=late)
 

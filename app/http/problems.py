@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from app.admin.errors import ConfigRefused, ConfigVersionNotFound, Forbidden, Unauthenticated
 from app.agents.errors import WeightsRefused
-from app.goals.rules import errors as error_rules
+from app.goals import errors as goal_errors
 from app.health.errors import AlertNotFound, AlertResolved, MetricNotFound, SamplesRefused, TooManySeries
 from app.kernel import errors
 from app.kernel.errors import ConvenerError
@@ -80,12 +80,12 @@ STATUS: Mapping[type[ConvenerError], int] = {
     DecisionNotFound: 404,
     AlertNotFound: 404,
     AlertResolved: 409,
-    error_rules.GoalNotFound: 404,
-    error_rules.IterationNotFound: 404,
-    error_rules.GoalConflict: 409,
+    goal_errors.GoalNotFound: 404,
+    goal_errors.IterationNotFound: 404,
+    goal_errors.GoalConflict: 409,
     GoalStopped: 409,
-    error_rules.IterationConflict: 409,
-    error_rules.LimitsRefused: 422,
+    goal_errors.IterationConflict: 409,
+    goal_errors.LimitsRefused: 422,
     ConfigRefused: 422,
     WeightsRefused: 422,
     SamplesRefused: 422,

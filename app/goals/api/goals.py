@@ -13,6 +13,7 @@ from app.admin.api.guard import Caller, requires
 from app.admin.rules.access import Scope
 from app.admin.rules.config import Iterations
 from app.admin.service import config
+from app.goals import errors
 from app.goals.api.schemas import (
     ExtendIn,
     GoalIn,
@@ -28,7 +29,6 @@ from app.goals.api.schemas import (
     summary,
     whole,
 )
-from app.goals.rules import errors
 from app.goals.rules.goals import GoalState
 from app.goals.service import goals as service
 from app.goals.service import iterations

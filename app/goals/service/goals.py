@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import Iterations
 from app.admin.service import audit
 from app.db.database import now
+from app.goals.errors import GoalConflict, GoalNotFound, LimitsRefused
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Usage, notices
-from app.goals.rules.errors import GoalConflict, GoalNotFound, LimitsRefused
 from app.goals.rules.goals import GoalPolicy, GoalState, Terms
 from app.goals.service import priors
 from app.goals.store import compute, goals

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import Iterations
 from app.db.database import now
+from app.goals.errors import IterationConflict, IterationNotFound
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Compute, Limits, Usage
-from app.goals.rules.errors import IterationConflict, IterationNotFound
 from app.goals.rules.exploration import Arm, ExplorationPolicy
 from app.goals.rules.goals import GoalAction, GoalDecision, GoalPolicy, GoalSnapshot, GoalState, Report
 from app.goals.rules.stopping import Quality, StoppingPolicy, StoppingRule, Unit

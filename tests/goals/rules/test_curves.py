@@ -4,14 +4,15 @@ import statistics
 
 import pytest
 
-from app.goals.rules.curves import Curve, flat, glitched, kept, made_up, noisy, published, stopped_at
 from app.goals.rules.stopping import StoppingPolicy, Unit
+from benchmarks.curves import Curve, flat, gain_share, published, stop_iteration, synthetic, with_glitch, with_noise
 
 _RUNS = 300
 
 
 def shares(curve: Curve, noise: float, policy: StoppingPolicy) -> list[float]:
-    return [kept(curve, stopped_at(noisy(curve, noise, seed), policy)) for seed in range(_RUNS if noise else 1)]
+    seeds = range(_RUNS if noise else 1)
+    return [gain_share(curve, stop_iteration(with_noise(curve, noise, seed), policy)) for seed in seeds]
 
 
 POLICIES = {
@@ -30,7 +31,7 @@ def test_nine_tenths_of_the_gain_are_kept(noise: float, column: str, policy: Sto
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("noise", [0, 8, 25])
 def test_a_flat_curve_stops_by_iteration_18(noise: float, policy: StoppingPolicy) -> None:
-    stops = [stopped_at(noisy(flat(), noise, seed), policy) for seed in range(_RUNS if noise else 1)]
+    stops = [stop_iteration(with_noise(flat(), noise, seed), policy) for seed in range(_RUNS if noise else 1)]
     assert statistics.mean(stops) <= 18
 
 
@@ -40,6 +41,6 @@ def test_a_short_patience_throws_the_gain_away() -> None:
 
 
 def test_a_glitch_does_not_hide_a_climb() -> None:
-    curve = made_up("straight")
-    stops = [stopped_at(glitched(noisy(curve, 25, seed)), StoppingPolicy()) for seed in range(_RUNS)]
-    assert statistics.mean(kept(curve, stop) for stop in stops) > 0.9
+    curve = synthetic("straight")
+    stops = [stop_iteration(with_glitch(with_noise(curve, 25, seed)), StoppingPolicy()) for seed in range(_RUNS)]
+    assert statistics.mean(gain_share(curve, stop) for stop in stops) > 0.9

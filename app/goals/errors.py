@@ -1,4 +1,4 @@
-"""What can go wrong with research goals."""
+"""Errors of research goals; the first line of a docstring is the title of the problem."""
 
 from app.kernel.errors import ConvenerError, ValuesRefused
 
