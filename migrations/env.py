@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import text
 
-from app.db.schema import is_ours
+from app.db.schema import apply_functions, is_ours
 from app.metadata import metadata
 
 
@@ -18,6 +18,9 @@ def run() -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+        # After the last step, because the file may name tables that came later than the step which asked for it.
+        if context.config.attributes.get("apply_functions"):
+            apply_functions(connection)
 
 
 run()

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.db import retention
 
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"
+FUNCTIONS = _MIGRATIONS / "functions.sql"
 # Any constant does, as long as nobody else takes it: it keeps two migrating processes apart.
 _ADVISORY_LOCK = 7_241_001
 
@@ -69,6 +70,12 @@ async def adopt(connection: AsyncConnection, revision: str) -> None:
     )
     await connection.run_sync(_upgrade, "head")
     await retention.create_ahead(connection)
+
+
+def apply_functions(connection: Connection) -> None:
+    """Give every function and trigger the text that `migrations/functions.sql` has for it."""
+    # Only a single statement can be prepared, as everything is that goes this way: the block makes one of the file.
+    connection.exec_driver_sql(f"DO $file$ BEGIN {FUNCTIONS.read_text()} END $file$")
 
 
 def is_ours(thing: Any, name: str | None, kind: str, *_: Any) -> bool:

@@ -1,13 +1,18 @@
-"""Migrations and models agree, and migrations go up from empty and down again."""
+"""Migrations, models and functions agree, and migrations go up from empty and down again."""
+
+import hashlib
+import re
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app.db import schema
 from app.db.database import Database
 from app.metadata import metadata
 from tests.conftest import PROCESS, named, run_on
+from tests.support.sql import execute, fetch, value
 
 
 def _differences(connection: Connection) -> list[object]:
@@ -46,3 +51,67 @@ async def test_history_has_partitions_for_the_coming_days(database: Database) ->
         )
     assert {"events_default", "task_history_default"} < names
     assert len(names) == 2 * (1 + 4)
+
+
+def _functions_of_the_file() -> dict[str, str]:
+    """Name -> body."""
+    definition = r"CREATE (?:OR REPLACE )?FUNCTION (\w+).*?AS \$\$(.*?)\$\$;"
+    return dict(re.findall(definition, schema.FUNCTIONS.read_text(), re.DOTALL))
+
+
+def _triggers_of_the_file() -> dict[str, str]:
+    """Name -> everything behind it, on one line."""
+    triggers = re.findall(r"CREATE OR REPLACE TRIGGER (\w+) (.*?);", schema.FUNCTIONS.read_text(), re.DOTALL)
+    return {name: " ".join(definition.split()) for name, definition in triggers}
+
+
+async def _functions(database: Database) -> dict[str, str]:
+    query = "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    return {row["proname"]: row["prosrc"] for row in await fetch(database, query)}
+
+
+async def _triggers(database: Database) -> dict[str, str]:
+    query = "SELECT tgname, pg_get_triggerdef(oid, true) AS definition FROM pg_trigger WHERE NOT tgisinternal"
+    rows = await fetch(database, query)
+    return {row["tgname"]: row["definition"].removeprefix(f"CREATE TRIGGER {row['tgname']} ") for row in rows}
+
+
+async def test_functions_and_triggers_are_those_of_the_file(database: Database) -> None:
+    assert await _functions(database) == _functions_of_the_file()
+    assert await _triggers(database) == _triggers_of_the_file()
+
+
+async def test_applying_the_functions_again_changes_nothing(own_database: Database) -> None:
+    before = await _functions(own_database), await _triggers(own_database)
+    for _ in range(2):
+        async with own_database.engine.begin() as connection:
+            await connection.run_sync(schema.apply_functions)
+    assert (await _functions(own_database), await _triggers(own_database)) == before
+
+
+async def test_functions_are_applied_within_the_transaction(own_database: Database) -> None:
+    await execute(own_database, "DROP TRIGGER audit_append_only ON audit")
+    async with own_database.engine.connect() as connection:
+        await connection.run_sync(schema.apply_functions)
+        await connection.rollback()
+    assert "audit_append_only" not in await _triggers(own_database)
+    async with own_database.engine.begin() as connection:
+        await connection.run_sync(schema.apply_functions)
+    assert await _triggers(own_database) == _triggers_of_the_file()
+
+
+async def test_an_offset_that_a_restore_has_set_survives(own_database: Database) -> None:
+    """Reset to 0, it would let new events be numbered below those that readers have passed."""
+    definition = "CREATE OR REPLACE FUNCTION convener_transaction_offset() RETURNS bigint LANGUAGE sql IMMUTABLE AS"
+    await execute(own_database, f"{definition} $$SELECT 12345::bigint$$")
+    async with own_database.engine.begin() as connection:
+        await connection.run_sync(schema.apply_functions)
+    assert await value(own_database, "SELECT convener_transaction_offset()") == 12345
+
+
+def test_the_file_of_functions_is_the_one_that_the_last_migration_applies() -> None:
+    scripts = ScriptDirectory(str(schema.FUNCTIONS.parent)).walk_revisions()
+    digests = (getattr(script.module, "functions_sha256", None) for script in scripts)
+    applied = next(digest for digest in digests if digest)
+    digest = hashlib.sha256(schema.FUNCTIONS.read_bytes()).hexdigest()
+    assert applied == digest, f"functions.sql has changed: add a migration that applies it, with {digest}"

@@ -1,0 +1,74 @@
+-- The current text of every function and trigger, which may be applied again and again. To change one, edit it here and
+-- add a migration that applies this file (2026_11_28_functions is an example); its downgrade brings the old text back.
+
+-- How much higher the numbers of transactions are than this server's own. A restore into another server, where they
+-- are counted anew, replaces the number: it must outlive every migration, so the function is made only once.
+DO $do$ BEGIN
+    IF to_regprocedure('convener_transaction_offset()') IS NULL THEN
+        CREATE FUNCTION convener_transaction_offset() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$SELECT 0::bigint$$;
+    END IF;
+END $do$;
+
+-- The number under which an event is read. Taken when the event is written, after all locks it waited for: its own
+-- number may be lower than that of a change which was committed before and which it follows. Readers stop below the
+-- oldest running transaction, so they cannot be past a higher number before this transaction ends.
+CREATE OR REPLACE FUNCTION convener_event_transaction() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN greatest((pg_current_xact_id()::text)::bigint,
+                    (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint - 1) + convener_transaction_offset();
+END $$;
+
+-- The phase in which a task is counted: its state, except that a pending task is `held` with its goal or `delayed`
+-- until its time.
+CREATE OR REPLACE FUNCTION convener_phase(state text, run_at timestamptz) RETURNS text LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE WHEN state = 'pending' AND run_at = 'infinity' THEN 'held'
+                WHEN state = 'pending' AND run_at IS NOT NULL THEN 'delayed' ELSE state END
+$$;
+
+-- Every change of `tasks` adds lines to `queue_changes`, which a duty folds into `queue_counts`: no statement can forget
+-- to count, and no two of them wait for the row of a counter.
+CREATE OR REPLACE FUNCTION convener_count_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+        SELECT agent_type, priority, convener_phase(state, run_at), count(*) FROM arrived GROUP BY 1, 2, 3;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+        SELECT agent_type, priority, convener_phase(state, run_at), -count(*) FROM departed GROUP BY 1, 2, 3;
+    ELSE
+        INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+        SELECT agent_type, priority, phase, sum(tasks) FROM (
+            SELECT agent_type, priority, convener_phase(state, run_at) AS phase, 1 AS tasks FROM arrived
+            UNION ALL SELECT agent_type, priority, convener_phase(state, run_at), -1 FROM departed
+        ) change GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER tasks_count_insert AFTER INSERT ON tasks
+    REFERENCING NEW TABLE AS arrived
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+
+CREATE OR REPLACE TRIGGER tasks_count_update AFTER UPDATE ON tasks
+    REFERENCING OLD TABLE AS departed NEW TABLE AS arrived
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+
+CREATE OR REPLACE TRIGGER tasks_count_delete AFTER DELETE ON tasks
+    REFERENCING OLD TABLE AS departed
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+
+-- Records of who decided what: nobody rewrites them, not even by mistake.
+CREATE OR REPLACE FUNCTION convener_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'rows of % are only added, never changed or deleted', TG_TABLE_NAME;
+END $$;
+
+CREATE OR REPLACE TRIGGER config_versions_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON config_versions
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_append_only();
+
+CREATE OR REPLACE TRIGGER audit_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON audit
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_append_only();
+
+CREATE OR REPLACE TRIGGER weights_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON weights
+    FOR EACH STATEMENT EXECUTE FUNCTION convener_append_only();
