@@ -11,7 +11,7 @@ from app.goals.rules.budgets import Limits, Pace, Usage
 from app.goals.rules.exploration import Arm, ExplorationPolicy, Trial
 from app.goals.rules.stopping import Iteration, Quality, StoppingPolicy, StoppingRule, Unit
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 
 # What an iteration that brought something gets more than the one before it; one that did not gets no more.
 _GROWTH = 1.25
@@ -30,16 +30,16 @@ class GoalState(StrEnum):
 LIVE = frozenset({GoalState.RUNNING, GoalState.PAUSED})
 
 
-MOVES: Mapping[GoalMove, tuple[Collection[GoalState], GoalState | None]] = {
-    GoalMove.ITERATE: (LIVE, None),
-    GoalMove.PAUSE: (LIVE, GoalState.PAUSED),
-    GoalMove.RESUME: (LIVE, GoalState.RUNNING),
-    GoalMove.EXTEND: (LIVE, None),
-    GoalMove.STOP: (LIVE, GoalState.STOPPED),
+MOVES: Mapping[GoalEvent, tuple[Collection[GoalState], GoalState | None]] = {
+    GoalEvent.ITERATION: (LIVE, None),
+    GoalEvent.PAUSED: (LIVE, GoalState.PAUSED),
+    GoalEvent.RESUMED: (LIVE, GoalState.RUNNING),
+    GoalEvent.EXTENDED: (LIVE, None),
+    GoalEvent.STOPPED: (LIVE, GoalState.STOPPED),
 }
 
 
-def after(state: GoalState, move: GoalMove) -> GoalState:
+def after(state: GoalState, move: GoalEvent) -> GoalState:
     """The state that `move` leads to. Raises GoalStopped, which is the only one that nothing leads out of."""
     origins, destination = MOVES[move]
     if state not in origins:

@@ -16,7 +16,7 @@ from app.goals.service import goals as service
 from app.goals.service import priors as prior_service
 from app.goals.store import compute, goals
 from app.goals.store.goals import Goal
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import cancel, holds
 from app.queue.store.holds import Held, Meter
@@ -98,7 +98,7 @@ async def _hold(connection: AsyncConnection, goal_id: str, reason: str) -> list[
     if goal is None or goal.state is not GoalState.RUNNING or goal.hold is not None:
         return []
     await holds.close(connection, goal_id, Hold.BUDGET)
-    await goals.tell(connection, GoalMove.HOLD, goal_id, {"reason": reason})
+    await goals.tell(connection, GoalEvent.HELD, goal_id, {"reason": reason})
     return [goal_id]
 
 

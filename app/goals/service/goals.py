@@ -21,7 +21,7 @@ from app.goals.store import compute, goals
 from app.goals.store.compute import GoalCompute
 from app.goals.store.goals import Goal, NewGoal
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import holds
 
@@ -65,8 +65,8 @@ async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]
     if goal.request_hash != request_hash:
         raise GoalConflict(f"the research goal {order.id} exists already with another body")
     if created:
-        await goals.tell(connection, GoalMove.CREATE, order.id, {"objective": order.objective})
-        await _audit(connection, GoalMove.CREATE, order.by, None, goal, order.objective)
+        await goals.tell(connection, GoalEvent.CREATED, order.id, {"objective": order.objective})
+        await _audit(connection, GoalEvent.CREATED, order.by, None, goal, order.objective)
         await priors.meter(connection, goal)
     return goal, created
 
@@ -107,7 +107,7 @@ async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str)
     async def carry_out(goal: Goal) -> None:
         await holds.close(connection, goal.id, Hold.PAUSED)
 
-    return await _move(connection, goal_id, GoalMove.PAUSE, reason, by, carry_out)
+    return await _move(connection, goal_id, GoalEvent.PAUSED, reason, by, carry_out)
 
 
 async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
@@ -122,7 +122,7 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
         else:
             await holds.hand_over(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
 
-    return await _move(connection, goal_id, GoalMove.RESUME, reason, by, carry_out)
+    return await _move(connection, goal_id, GoalEvent.RESUMED, reason, by, carry_out)
 
 
 async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
@@ -135,15 +135,15 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
         return goal
     await end(connection, goal, reason)
     stopped = await found(connection, goal_id)
-    await _audit(connection, GoalMove.STOP, by, goal, stopped, reason)
+    await _audit(connection, GoalEvent.STOPPED, by, goal, stopped, reason)
     return stopped
 
 
 async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     """Stop a goal that goes on and that we hold the lock of."""
-    await goals.move(connection, goal.id, rules.after(goal.state, GoalMove.STOP), reason)
+    await goals.move(connection, goal.id, rules.after(goal.state, GoalEvent.STOPPED), reason)
     await holds.close(connection, goal.id, Hold.STOPPED)
-    await goals.tell(connection, GoalMove.STOP, goal.id, {"reason": reason, "iterations": goal.iterations})
+    await goals.tell(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
 
 
 async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: str) -> Goal:
@@ -152,13 +152,13 @@ async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: st
     Raises GoalNotFound, GoalStopped, LimitsRefused.
     """
     goal = await locked(connection, goal_id)
-    _check(goal, GoalMove.EXTEND)
+    _check(goal, GoalEvent.EXTENDED)
     given = {name: value for name, value in asdict(terms).items() if value is not None}
     _check_order(replace(goal.terms, **given), given)
     await goals.extend(connection, goal_id, terms)
-    await goals.tell(connection, GoalMove.EXTEND, goal_id, {"limits": given})
+    await goals.tell(connection, GoalEvent.EXTENDED, goal_id, {"limits": given})
     extended = await found(connection, goal_id)
-    await _audit(connection, GoalMove.EXTEND, by, goal, extended, "")
+    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended, "")
     return extended
 
 
@@ -189,7 +189,7 @@ async def locked(connection: AsyncConnection, goal_id: str) -> Goal:
 async def _move(
     connection: AsyncConnection,
     goal_id: str,
-    move: GoalMove,
+    move: GoalEvent,
     reason: str,
     by: str,
     carry_out: Callable[[Goal], Awaitable[None]],
@@ -208,7 +208,7 @@ async def _move(
 
 
 async def _audit(
-    connection: AsyncConnection, move: GoalMove, by: str, before: Goal | None, after: Goal, reason: str
+    connection: AsyncConnection, move: GoalEvent, by: str, before: Goal | None, after: Goal, reason: str
 ) -> None:
     """What somebody has done to a goal; what the rule does by itself is in its events."""
     known = None if before is None else _audited(before)
@@ -220,7 +220,7 @@ def _audited(goal: Goal) -> dict[str, Any]:
     return {"goal_id": goal.id, "state": goal.state.value, "constraints": terms}
 
 
-def _check(goal: Goal, move: GoalMove) -> GoalState:
+def _check(goal: Goal, move: GoalEvent) -> GoalState:
     try:
         return rules.after(goal.state, move)
     except GoalStopped:

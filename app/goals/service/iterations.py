@@ -24,7 +24,7 @@ from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration, NewIteration
 from app.kernel.agents import AgentType
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ async def _add(connection: AsyncConnection, goal: Goal, account: IterationReport
         decision=_text(decided),
     )
     await iterations.add(connection, new)
-    await goals.tell(connection, GoalMove.ITERATE, goal.id, {"iteration": account.number, "reason": decided["reason"]})
+    await goals.tell(connection, GoalEvent.ITERATION, goal.id, {"iteration": account.number, "reason": decided["reason"]})
     if decision.action is GoalAction.STOP and goal.state is not GoalState.STOPPED:
         await service.end(connection, replace(goal, iterations=account.number), decision.reason)
 

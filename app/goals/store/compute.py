@@ -13,12 +13,12 @@ from app.db.retention import BATCH, deletion
 from app.goals.rules.budgets import Compute
 from app.goals.store import goals
 from app.kernel.agents import AgentType
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.store import lease_ledger
 
 _NAME = "goals"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
-_ENDS = (Move.COMPLETE, Move.RETRY, Move.FAIL, Move.RELEASE, Move.EXPIRE, Move.CANCEL)
+_ENDS = (TaskEvent.COMPLETED, TaskEvent.RETRYING, TaskEvent.FAILED, TaskEvent.RELEASED, TaskEvent.EXPIRED, TaskEvent.CANCELLED)
 _ENDED = f"kind IN ({', '.join(repr(move.value) for move in _ENDS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
 
 

@@ -13,7 +13,7 @@ from app.db import notify
 from app.db.retention import BATCH
 from app.goals.rules.goals import LIVE, GoalState, Terms
 from app.goals.rules.stopping import StoppingRule, Unit
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 
 USUAL_WEIGHT = 1.0
@@ -177,7 +177,7 @@ async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> Non
         await connection.execute(statement, {**given, "id": goal_id})
 
 
-async def tell(connection: AsyncConnection, kind: GoalMove, goal_id: str, detail: dict[str, Any]) -> None:
+async def tell(connection: AsyncConnection, kind: GoalEvent, goal_id: str, detail: dict[str, Any]) -> None:
     """Append an event that is about the goal itself."""
     values = {"kind": kind.value, "goal_id": goal_id, "detail": json.dumps(detail)}
     await connection.execute(_TELL, values)

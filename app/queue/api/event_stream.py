@@ -8,7 +8,7 @@ from types import TracebackType
 
 from app.db import notify
 from app.http.services import Services
-from app.queue.rules.events import AlertKind, GoalMove, Move, SystemMove
+from app.queue.rules.events import EventKind
 from app.queue.store import events
 from app.queue.store.events import Cursor, Event
 
@@ -22,7 +22,7 @@ class Wanted:
     """Which events are wanted; without a goal or kinds, all of them."""
 
     goal_id: str | None = None
-    kinds: Collection[Move | GoalMove | SystemMove | AlertKind] = ()
+    kinds: Collection[EventKind] = ()
 
     def among(self, found: Sequence[Event]) -> list[Event]:
         """Those of the events that are wanted."""

@@ -19,14 +19,13 @@ from app.http.services import Services, ServicesDep
 from app.http.streaming import EventStream, Message, Turn, until_gone
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
 from app.queue.api.event_stream import Follower, Wanted
-from app.queue.rules.events import AlertKind, GoalMove, Move, SystemMove
+from app.queue.rules.events import EVENT_KINDS, EventKind
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 
 router = APIRouter(prefix="/events", tags=["events"])
-AnyKind = Move | GoalMove | SystemMove | AlertKind
-_EVERY_KIND: dict[str, AnyKind] = {kind.value: kind for kind in (*Move, *GoalMove, *SystemMove, *AlertKind)}
-_KINDS = WithJsonSchema({"type": "string", "enum": list(_EVERY_KIND)})
+_KINDS_BY_NAME: dict[str, EventKind] = {kind.value: kind for kind in EVENT_KINDS}
+_KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
 _STREAM = "text/event-stream"
 _PAGE = 500
 
@@ -58,14 +57,14 @@ After = Annotated[
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
 
 
-def _kind(value: object) -> AnyKind:
+def _kind(value: object) -> EventKind:
     """One complaint, where a union would have one for each of its parts."""
-    if isinstance(value, str) and value in _EVERY_KIND:
-        return _EVERY_KIND[value]
-    raise ValueError(f"must be one of {', '.join(_EVERY_KIND)}")
+    if isinstance(value, str) and value in _KINDS_BY_NAME:
+        return _KINDS_BY_NAME[value]
+    raise ValueError(f"must be one of {', '.join(_KINDS_BY_NAME)}")
 
 
-Kind = Annotated[AnyKind, PlainValidator(_kind), _KINDS]
+Kind = Annotated[EventKind, PlainValidator(_kind), _KINDS]
 Kinds = Annotated[list[Kind] | None, Query(description="only of these kinds")]
 LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
 _STREAMED: dict[int | str, dict[str, Any]] = {

@@ -8,15 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from app.queue.rules.events import AlertKind, GoalMove, Move, SystemMove
+from app.queue.rules.events import EVENT_KINDS
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Refusal, Unreachable, Url, connect
 from app.terminal.failures import Failure
 from app.terminal.options import Goal
 from app.terminal.output import Format, Output
-
-# Of goals, of the system as a whole, and of alerts.
-_OTHERS = (*GoalMove, *SystemMove, *AlertKind)
 
 EPILOG = output.examples(
     "convener events --goal kepler --kind completed --kind failed",
@@ -26,14 +23,16 @@ EPILOG = output.examples(
 _WAIT_SECONDS = 25.0
 _PAUSE_SECONDS = 1.0
 _FEW = 50
+# Kinds of task events are the usual ones, so people may leave their prefix out.
+_TASK_PREFIX = "task."
 
 
 def _kind(values: list[str] | None) -> list[str]:
-    kinds = [value if "." in value else f"task.{value}" for value in values or ()]
+    kinds = [value if "." in value else f"{_TASK_PREFIX}{value}" for value in values or ()]
     for kind in kinds:
-        if kind not in {*Move, *_OTHERS}:
-            known = ", ".join([*(move.removeprefix("task.") for move in Move), *_OTHERS])
-            raise typer.BadParameter(f"{kind} is no kind of event; known are {known}")
+        if kind not in EVENT_KINDS:
+            choices = ", ".join(choice.removeprefix(_TASK_PREFIX) for choice in EVENT_KINDS)
+            raise typer.BadParameter(f"{kind} is no kind of event; known are {choices}")
     return kinds
 
 
@@ -130,7 +129,7 @@ def _at(event: Json) -> str:
 
 
 def _name(event: Json) -> str:
-    return str(event["kind"]).removeprefix("task.")
+    return str(event["kind"]).removeprefix(_TASK_PREFIX)
 
 
 def _detail(event: Json) -> str | None:

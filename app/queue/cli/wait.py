@@ -7,12 +7,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from app.kernel.states import FINISHED
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
 
-_ENDS = {Move.COMPLETE.value: "completed", Move.FAIL.value: "failed", Move.CANCEL.value: "cancelled"}
+_ENDS = {TaskEvent.COMPLETED.value: "completed", TaskEvent.FAILED.value: "failed", TaskEvent.CANCELLED.value: "cancelled"}
 _POLL_SECONDS = 25.0
 _PATIENCE_SECONDS = 30.0
 

@@ -1,44 +1,54 @@
-"""Every kind of event that the service records, in one list."""
+"""The list of every kind of event: of tasks, research goals, the system as a whole, and alerts.
+
+A value is stored with every event and published, so it never changes. Statements of a store that write events in SQL
+spell the value out; everything else uses these names.
+"""
 
 from enum import StrEnum
 
 
-class SystemMove(StrEnum):
-    """What happens to the system as a whole; the value is the kind of event that tells of it."""
+class TaskEvent(StrEnum):
+    """A change of a task's state; `rules.tasks.TRANSITIONS` says which are legal and where they lead."""
+
+    SUBMITTED = "task.submitted"
+    ASSIGNED = "task.assigned"
+    EXECUTING = "task.executing"
+    COMPLETED = "task.completed"
+    # The attempt failed, and another one follows after a delay.
+    RETRYING = "task.retrying"
+    FAILED = "task.failed"
+    # Its worker gave it back unharmed, which counts neither as a failure nor as a rescue.
+    RELEASED = "task.released"
+    # Its lease ended without a word from the worker.
+    EXPIRED = "task.expired"
+    CANCELLED = "task.cancelled"
+    # Its last dependency has completed.
+    UNBLOCKED = "task.unblocked"
+    # A dead letter is in the queue again.
+    REQUEUED = "task.requeued"
+    # Leads to no state: the task is deleted, and this is all that is left of it.
+    PURGED = "task.purged"
+    # Moved to the dead letters to make room for more urgent work.
+    DISPLACED = "task.displaced"
+
+
+class GoalEvent(StrEnum):
+    """A change of a research goal."""
+
+    CREATED = "goal.created"
+    ITERATION = "goal.iteration"
+    PAUSED = "goal.paused"
+    RESUMED = "goal.resumed"
+    EXTENDED = "goal.extended"
+    # Its budget is committed: no more of its tasks are leased until it is extended.
+    HELD = "goal.held"
+    STOPPED = "goal.stopped"
+
+
+class SystemEvent(StrEnum):
+    """A change of the system as a whole, about no task and no goal."""
 
     DEGRADATION = "degradation.moved"
-
-
-class GoalMove(StrEnum):
-    """What happens to a goal; the value is the kind of event that tells of it."""
-
-    CREATE = "goal.created"
-    ITERATE = "goal.iteration"
-    PAUSE = "goal.paused"
-    RESUME = "goal.resumed"
-    EXTEND = "goal.extended"
-    # Its budget is committed: no more of its tasks are leased until it is extended.
-    HOLD = "goal.held"
-    STOP = "goal.stopped"
-
-
-class Move(StrEnum):
-    """A change of state; the value is the kind of event that tells of it."""
-
-    SUBMIT = "task.submitted"
-    ASSIGN = "task.assigned"
-    EXECUTE = "task.executing"
-    COMPLETE = "task.completed"
-    RETRY = "task.retrying"
-    FAIL = "task.failed"
-    RELEASE = "task.released"
-    EXPIRE = "task.expired"
-    CANCEL = "task.cancelled"
-    UNBLOCK = "task.unblocked"
-    REQUEUE = "task.requeued"
-    # Leads nowhere: the task is gone, and this is all that is left of it.
-    PURGE = "task.purged"
-    DISPLACE = "task.displaced"
 
 
 class AlertKind(StrEnum):
@@ -47,3 +57,7 @@ class AlertKind(StrEnum):
     OPENED = "alert.opened"
     WORSENED = "alert.worsened"
     RESOLVED = "alert.resolved"
+
+
+EventKind = TaskEvent | GoalEvent | SystemEvent | AlertKind
+EVENT_KINDS: tuple[EventKind, ...] = (*TaskEvent, *GoalEvent, *SystemEvent, *AlertKind)

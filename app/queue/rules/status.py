@@ -8,7 +8,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 
 # What a live task counts as: its state, or for a pending one `delayed` when its time has not come, and `held` when its
 # goal is paused or out of budget.
@@ -17,11 +17,11 @@ PHASES = ("pending", "delayed", "held", "blocked", "assigned", "executing")
 QUEUED = frozenset({"pending", "delayed", "held", "blocked"})
 
 MOVES: Mapping[str, frozenset[str]] = {
-    "submitted": frozenset({Move.SUBMIT.value}),
-    "leased": frozenset({Move.ASSIGN.value}),
-    "completed": frozenset({Move.COMPLETE.value}),
-    "failed": frozenset({Move.FAIL.value, Move.DISPLACE.value}),
-    "cancelled": frozenset({Move.CANCEL.value}),
+    "submitted": frozenset({TaskEvent.SUBMITTED.value}),
+    "leased": frozenset({TaskEvent.ASSIGNED.value}),
+    "completed": frozenset({TaskEvent.COMPLETED.value}),
+    "failed": frozenset({TaskEvent.FAILED.value, TaskEvent.DISPLACED.value}),
+    "cancelled": frozenset({TaskEvent.CANCELLED.value}),
 }
 # How a task that finished is called, by the names above.
 ENDS = ("completed", "failed", "cancelled")
@@ -102,12 +102,12 @@ class QueueSnapshot:
 
     def waits(self, priority: Priority) -> Durations:
         """How long the tasks leased lately had waited."""
-        leased = (m for m in self.recent if m.kind == Move.ASSIGN and m.lane.priority is priority)
+        leased = (m for m in self.recent if m.kind == TaskEvent.ASSIGNED and m.lane.priority is priority)
         return total(m.durations for m in leased)
 
     def service(self, agent: AgentType) -> Durations:
         """How long the tasks completed lately were with their workers."""
-        done = (m for m in self.recent if m.kind == Move.COMPLETE and m.lane.agent_type is agent)
+        done = (m for m in self.recent if m.kind == TaskEvent.COMPLETED and m.lane.agent_type is agent)
         return total(m.durations for m in done)
 
     def waiting(self, priority: Priority) -> timedelta | None:

@@ -6,24 +6,24 @@ from datetime import datetime, timedelta
 
 from app.kernel.states import TaskState
 from app.queue.errors import IllegalMove
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 
 LEASED = frozenset({TaskState.ASSIGNED, TaskState.EXECUTING})
 
 
 # Every legal move, and where it leads. Statements in the store name their move; nothing else changes a state.
-MOVES: Mapping[Move, tuple[frozenset[TaskState], TaskState]] = {
-    Move.UNBLOCK: (frozenset({TaskState.BLOCKED}), TaskState.PENDING),
-    Move.ASSIGN: (frozenset({TaskState.PENDING}), TaskState.ASSIGNED),
-    Move.EXECUTE: (LEASED, TaskState.EXECUTING),
-    Move.COMPLETE: (LEASED, TaskState.COMPLETED),
-    Move.RETRY: (LEASED, TaskState.PENDING),
-    Move.FAIL: (LEASED, TaskState.FAILED),
-    Move.RELEASE: (LEASED, TaskState.PENDING),
-    Move.EXPIRE: (LEASED, TaskState.PENDING),
-    Move.DISPLACE: (frozenset({TaskState.PENDING}), TaskState.FAILED),
-    Move.CANCEL: (frozenset({TaskState.BLOCKED, TaskState.PENDING}) | LEASED, TaskState.CANCELLED),
-    Move.REQUEUE: (frozenset({TaskState.FAILED}), TaskState.PENDING),
+MOVES: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
+    TaskEvent.UNBLOCKED: (frozenset({TaskState.BLOCKED}), TaskState.PENDING),
+    TaskEvent.ASSIGNED: (frozenset({TaskState.PENDING}), TaskState.ASSIGNED),
+    TaskEvent.EXECUTING: (LEASED, TaskState.EXECUTING),
+    TaskEvent.COMPLETED: (LEASED, TaskState.COMPLETED),
+    TaskEvent.RETRYING: (LEASED, TaskState.PENDING),
+    TaskEvent.FAILED: (LEASED, TaskState.FAILED),
+    TaskEvent.RELEASED: (LEASED, TaskState.PENDING),
+    TaskEvent.EXPIRED: (LEASED, TaskState.PENDING),
+    TaskEvent.DISPLACED: (frozenset({TaskState.PENDING}), TaskState.FAILED),
+    TaskEvent.CANCELLED: (frozenset({TaskState.BLOCKED, TaskState.PENDING}) | LEASED, TaskState.CANCELLED),
+    TaskEvent.REQUEUED: (frozenset({TaskState.FAILED}), TaskState.PENDING),
 }
 
 
@@ -37,7 +37,7 @@ _FROM_OUTSIDE = frozenset({"rate_limited", "llm_unavailable", "llm_not_configure
 BASE_COMPUTE_SECONDS = 600.0
 
 
-def after(state: TaskState, move: Move) -> TaskState:
+def after(state: TaskState, move: TaskEvent) -> TaskState:
     """The state that `move` leads to from `state`. Raises IllegalMove."""
     origins, destination = MOVES.get(move, (frozenset(), state))
     if state not in origins:
@@ -58,7 +58,7 @@ class RetryPolicy:
 class Verdict:
     """What becomes of a task whose attempt ended badly: the move, when it may run again, and why."""
 
-    move: Move
+    move: TaskEvent
     failures: int
     rescues: int
     run_at: datetime | None
@@ -71,14 +71,14 @@ def after_failure(
     """Decide on a task whose attempt failed; `draw` in [0, 1) spreads the delay (full jitter: U(0, delay))."""
     failures += 1
     if not retryable:
-        return Verdict(move=Move.FAIL, failures=failures, rescues=rescues, run_at=None, reason="not retryable")
+        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason="not retryable")
     if failures >= policy.max_attempts:
         reason = f"attempt {failures} of {policy.max_attempts} failed"
-        return Verdict(move=Move.FAIL, failures=failures, rescues=rescues, run_at=None, reason=reason)
+        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=reason)
     delay = retry_delay(policy, failures) * draw
     run_at = now + timedelta(seconds=delay) if delay > 0 else None
     reason = f"attempt {failures} of {policy.max_attempts} failed; tried again in {delay:.1f} s"
-    return Verdict(move=Move.RETRY, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
+    return Verdict(move=TaskEvent.RETRYING, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
 
 
 def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: str) -> Verdict:
@@ -86,8 +86,8 @@ def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: st
     rescues += 1
     if rescues > policy.max_rescues:
         poison = f"given up after {rescues} lost workers: {reason}"
-        return Verdict(move=Move.FAIL, failures=failures, rescues=rescues, run_at=None, reason=poison)
-    return Verdict(move=Move.EXPIRE, failures=failures, rescues=rescues, run_at=None, reason=reason)
+        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=poison)
+    return Verdict(move=TaskEvent.EXPIRED, failures=failures, rescues=rescues, run_at=None, reason=reason)
 
 
 def retry_delay(policy: RetryPolicy, failures: int) -> float:

@@ -16,7 +16,7 @@ from app.kernel.ids import TaskId, WorkerId
 from app.kernel.states import TaskState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules import tasks
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy, Verdict, after_failure
 from app.queue.store import attempts, completions
@@ -120,7 +120,7 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> S
     )
     ending = Ending(outcome="failed", error=_json(failure), usage=failure.usage, is_fault=tasks.is_fault(failure.code))
     await attempts.end(connection, attempt, verdict, ending)
-    state = TaskState.FAILED if verdict.move is Move.FAIL else TaskState.PENDING
+    state = TaskState.FAILED if verdict.move is TaskEvent.FAILED else TaskState.PENDING
     return Standing(state=state, run_at=verdict.run_at)
 
 
@@ -137,7 +137,7 @@ async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_
 async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, run_at: datetime | None = None) -> None:
     """Return a task to the queue as if it had not been leased."""
     verdict = Verdict(
-        move=Move.RELEASE, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
+        move=TaskEvent.RELEASED, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
     )
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))
 

@@ -20,7 +20,7 @@ from app.kernel.lanes import Lane, Priority
 from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import RetryPolicy, after
 from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
@@ -175,7 +175,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     if task is None:
         await _already_cancelled(connection, task_id)
         return
-    state = after(task.state, Move.CANCEL)
+    state = after(task.state, TaskEvent.CANCELLED)
     error = json.dumps({"code": "cancelled", "message": reason})
     if task.worker_id is not None:
         attempt = await attempts.of_worker(connection, task.worker_id)
@@ -184,7 +184,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     await tasks.finish(connection, task.id, state, failures=task.failures, rescues=task.rescues, error=error)
     await events.tell(
         connection,
-        Move.CANCEL,
+        TaskEvent.CANCELLED,
         task_id=task.id,
         agent_type=task.agent_type,
         goal_id=task.goal_id,

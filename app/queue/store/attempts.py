@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.retention import BATCH, deletion
 from app.kernel.states import TaskState
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import Verdict
 from app.queue.store import events, lanes, lease_ledger, tasks
 
@@ -141,7 +141,7 @@ async def count_leases(connection: AsyncConnection, grace_seconds: float, since_
 
 async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     """Carry out the verdict on an attempt that we hold the lock of, and keep it in the record."""
-    if verdict.move is Move.FAIL:
+    if verdict.move is TaskEvent.FAILED:
         outcome = {"failures": verdict.failures, "rescues": verdict.rescues}
         await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **outcome)
     else:
@@ -186,7 +186,7 @@ async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, w
 
 async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
-    avoid = None if verdict.move is Move.RELEASE else attempt.worker_id
+    avoid = None if verdict.move is TaskEvent.RELEASED else attempt.worker_id
     rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
     if verdict.run_at is None:
         notify.note_work(connection, lanes.lowest(rows.mappings()))

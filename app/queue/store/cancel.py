@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.store import dependencies
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
@@ -90,7 +90,7 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     await dependencies.lock_waiting(connection, ids)
     error, detail = json.dumps({"code": "cancelled", "message": reason}), json.dumps({"reason": reason})
     where = {"where": _ours(selection), "selected": selection.where()}
-    statement = text(_CANCEL.format(**where, kept=_KEPT, kind=Move.CANCEL))
+    statement = text(_CANCEL.format(**where, kept=_KEPT, kind=TaskEvent.CANCELLED))
     row = (await connection.execute(statement, {**values, "error": error, "detail": detail})).one()
     if row.selected:
         notify.note(connection, notify.EVENTS)

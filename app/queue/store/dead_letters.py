@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.lanes import Priority
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.store import dependencies, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
@@ -82,7 +82,7 @@ WITH chosen AS ({_CHOSEN.format(more=_GOES_ON.format(letter="h"))}), gone AS (
     RETURNING id, seq, agent_type, goal_id, priority, token, tag
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
-    SELECT '{Move.REQUEUE}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb) FROM back ORDER BY seq
+    SELECT '{TaskEvent.REQUEUED}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb) FROM back ORDER BY seq
 )
 SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM back GROUP BY agent_type, priority
 """)
@@ -95,7 +95,7 @@ WITH chosen AS ({_CHOSEN.format(more="true")}), gone AS (
     DELETE FROM task_attempts a USING gone WHERE a.task_id = gone.id
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
-    SELECT '{Move.PURGE}', id, agent_type, goal_id, priority, token,
+    SELECT '{TaskEvent.PURGED}', id, agent_type, goal_id, priority, token,
            CAST(:detail AS jsonb) || jsonb_build_object('code', error ->> 'code')
     FROM gone ORDER BY seq
 )

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.retention import BATCH, deletion
 from app.queue.rules.degradation import Decision, Hold, Ladder, LadderMove, Step
-from app.queue.rules.events import SystemMove
+from app.queue.rules.events import SystemEvent
 from app.queue.store import events
 
 
@@ -103,7 +103,7 @@ async def write(
         await connection.execute(_TELL, {"move": decision.move.value, **steps, **told})
         until = ladder.expires_at.isoformat() if ladder.expires_at else None
         detail = {"move": decision.move.value, **steps, "reason": ladder.reason, "until": until}
-        await events.announce(connection, SystemMove.DEGRADATION.value, detail)
+        await events.announce(connection, SystemEvent.DEGRADATION.value, detail)
 
 
 async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Moved]:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ _NOW = text(f"SELECT {HORIZON} - 1")
 
 async def tell(
     connection: AsyncConnection,
-    move: Move,
+    move: TaskEvent,
     *,
     task_id: UUID,
     agent_type: str,

@@ -16,7 +16,7 @@ from app.db.retention import BATCH, deletion
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, Durations
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.status import Minute
 
 _NAME = "minutes"
@@ -66,7 +66,7 @@ WHERE minute > now() - CAST(:length AS interval) AND kind = ANY (CAST(:kinds AS 
 _FINISHED_PER_SECOND = text(f"""
 WITH span AS MATERIALIZED (SELECT date_trunc('minute', now()) - interval '1 minute' AS opens)
 SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)), 0)::float8 FROM queue_minutes
-WHERE minute >= (SELECT opens FROM span) AND kind IN ('{Move.COMPLETE.value}', '{Move.FAIL.value}')
+WHERE minute >= (SELECT opens FROM span) AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 """)
 
 _PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days)", "minute")

@@ -12,7 +12,7 @@ from app.db import duties
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.kernel.states import WorkerState
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.service import counters as counter_service
 from app.queue.store import counters
 from app.queue.store.counters import Total
@@ -29,7 +29,7 @@ _STARTING = WorkerState.STARTING.value
 _READY = WorkerState.READY.value
 
 
-_ENDS = (Move.COMPLETE, Move.FAIL)
+_ENDS = (TaskEvent.COMPLETED, TaskEvent.FAILED)
 # So old that it changes no decision, and short enough to be a number.
 _VERY_OLD_SECONDS = 86_400.0
 
@@ -58,7 +58,7 @@ class Queue:
 
 async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
     """Look at the counters. Costs the same however many tasks there are."""
-    seen = await counters.overview(connection, [Move.ASSIGN, *_ENDS])
+    seen = await counters.overview(connection, [TaskEvent.ASSIGNED, *_ENDS])
     pending: dict[Lane, int] = {}
     running: Counter[AgentType] = Counter()
     held: Counter[AgentType] = Counter()
@@ -161,7 +161,7 @@ def _totals(totals: Iterable[Total]) -> tuple[dict[Lane, int], dict[AgentType, E
     leased: dict[Lane, int] = {}
     ended: dict[AgentType, Ended] = defaultdict(Ended)
     for total in totals:
-        if total.kind == Move.ASSIGN:
+        if total.kind == TaskEvent.ASSIGNED:
             leased[total.lane] = total.tasks
         else:
             agent = total.lane.agent_type

@@ -23,7 +23,7 @@ from app.goals.rules.goals import (
 )
 from app.goals.rules.stopping import Quality, StoppingPolicy, Unit
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalMove
+from app.queue.rules.events import GoalEvent
 
 BUDGET = Limits(max_iterations=10, compute_seconds=100.0)
 RUSH = Rush(workers=4)
@@ -35,10 +35,10 @@ def used(spent: float = 0.0, attempts: int = 0, running: int = 0, running_second
 
 
 def test_a_stopped_goal_stays_so() -> None:
-    assert after(GoalState.RUNNING, GoalMove.PAUSE) is GoalState.PAUSED
-    assert after(GoalState.PAUSED, GoalMove.EXTEND) is GoalState.PAUSED
-    assert after(GoalState.PAUSED, GoalMove.STOP) is GoalState.STOPPED
-    for move in (GoalMove.PAUSE, GoalMove.RESUME, GoalMove.EXTEND, GoalMove.STOP):
+    assert after(GoalState.RUNNING, GoalEvent.PAUSED) is GoalState.PAUSED
+    assert after(GoalState.PAUSED, GoalEvent.EXTENDED) is GoalState.PAUSED
+    assert after(GoalState.PAUSED, GoalEvent.STOPPED) is GoalState.STOPPED
+    for move in (GoalEvent.PAUSED, GoalEvent.RESUMED, GoalEvent.EXTENDED, GoalEvent.STOPPED):
         with pytest.raises(GoalStopped):
             after(GoalState.STOPPED, move)
 

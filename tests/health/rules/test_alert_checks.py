@@ -13,7 +13,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.degradation import Step
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.status import Minute, Pause, QueueSnapshot
 from app.workers.rules.recovery import Recovery
 
@@ -66,7 +66,7 @@ def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
 
 def test_long_is_what_is_far_longer_than_usual() -> None:
     hour = Minute(
-        start=AT, lane=RANKING, kind=Move.COMPLETE.value, durations=Durations(count=1, seconds=3600, longest=3600)
+        start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=3600, longest=3600)
     )
     running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
     assert told(queue(recent=[hour]), running=running) == []

@@ -8,26 +8,26 @@ from hypothesis import strategies as st
 
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import IllegalMove
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LEASED, MOVES, RetryPolicy, after, after_failure, after_rescue, retry_delay
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _LEGAL = {
-    (TaskState.PENDING, Move.ASSIGN): TaskState.ASSIGNED,
-    (TaskState.BLOCKED, Move.UNBLOCK): TaskState.PENDING,
-    **{(state, Move.EXECUTE): TaskState.EXECUTING for state in LEASED},
-    **{(state, Move.COMPLETE): TaskState.COMPLETED for state in LEASED},
-    **{(state, Move.FAIL): TaskState.FAILED for state in LEASED},
-    **{(state, move): TaskState.PENDING for state in LEASED for move in (Move.RETRY, Move.RELEASE, Move.EXPIRE)},
-    **{(state, Move.CANCEL): TaskState.CANCELLED for state in TaskState if state not in FINISHED},
-    (TaskState.FAILED, Move.REQUEUE): TaskState.PENDING,
-    (TaskState.PENDING, Move.DISPLACE): TaskState.FAILED,
+    (TaskState.PENDING, TaskEvent.ASSIGNED): TaskState.ASSIGNED,
+    (TaskState.BLOCKED, TaskEvent.UNBLOCKED): TaskState.PENDING,
+    **{(state, TaskEvent.EXECUTING): TaskState.EXECUTING for state in LEASED},
+    **{(state, TaskEvent.COMPLETED): TaskState.COMPLETED for state in LEASED},
+    **{(state, TaskEvent.FAILED): TaskState.FAILED for state in LEASED},
+    **{(state, move): TaskState.PENDING for state in LEASED for move in (TaskEvent.RETRYING, TaskEvent.RELEASED, TaskEvent.EXPIRED)},
+    **{(state, TaskEvent.CANCELLED): TaskState.CANCELLED for state in TaskState if state not in FINISHED},
+    (TaskState.FAILED, TaskEvent.REQUEUED): TaskState.PENDING,
+    (TaskState.PENDING, TaskEvent.DISPLACED): TaskState.FAILED,
 }
 
 
 @pytest.mark.parametrize("state", TaskState)
-@pytest.mark.parametrize("move", Move)
-def test_every_move_from_every_state(state: TaskState, move: Move) -> None:
+@pytest.mark.parametrize("move", TaskEvent)
+def test_every_move_from_every_state(state: TaskState, move: TaskEvent) -> None:
     if (state, move) in _LEGAL:
         assert after(state, move) is _LEGAL[state, move]
     else:
@@ -37,7 +37,7 @@ def test_every_move_from_every_state(state: TaskState, move: Move) -> None:
 
 def test_what_is_finished_moves_again_only_when_a_dead_letter_is_requeued() -> None:
     found = {(move, state) for move, (origins, _) in MOVES.items() for state in origins & FINISHED}
-    assert found == {(Move.REQUEUE, TaskState.FAILED)}
+    assert found == {(TaskEvent.REQUEUED, TaskState.FAILED)}
 
 
 @given(
@@ -54,9 +54,9 @@ def test_a_failure_burns_one_attempt_and_waits_within_its_bound(
     verdict = after_failure(policy, failures=failures, rescues=2, retryable=retryable, now=NOW, draw=draw)
     assert (verdict.failures, verdict.rescues) == (failures + 1, 2)
     if not retryable or failures + 1 >= attempts:
-        assert (verdict.move, verdict.run_at) == (Move.FAIL, None)
+        assert (verdict.move, verdict.run_at) == (TaskEvent.FAILED, None)
     else:
-        assert verdict.move is Move.RETRY
+        assert verdict.move is TaskEvent.RETRYING
         latest = NOW + timedelta(seconds=retry_delay(policy, failures + 1))
         assert verdict.run_at is None or NOW <= verdict.run_at <= latest
 
@@ -71,5 +71,5 @@ def test_a_rescue_burns_no_attempt_and_rescues_are_bounded(failures: int, rescue
     policy = RetryPolicy(max_rescues=5)
     verdict = after_rescue(policy, failures=failures, rescues=rescues, reason="killed")
     assert (verdict.failures, verdict.rescues, verdict.run_at) == (failures, rescues + 1, None)
-    assert verdict.move is (Move.FAIL if rescues + 1 > 5 else Move.EXPIRE)
+    assert verdict.move is (TaskEvent.FAILED if rescues + 1 > 5 else TaskEvent.EXPIRED)
     assert "killed" in verdict.reason

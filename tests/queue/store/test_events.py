@@ -8,14 +8,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
-from app.queue.rules.events import Move
+from app.queue.rules.events import TaskEvent
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 
 
 async def _tell(connection: AsyncConnection, task_id: UUID | None = None) -> UUID:
     task_id = task_id or uuid4()
-    await events.tell(connection, Move.SUBMIT, task_id=task_id, agent_type="ranking", goal_id="goal")
+    await events.tell(connection, TaskEvent.SUBMITTED, task_id=task_id, agent_type="ranking", goal_id="goal")
     return task_id
 
 
