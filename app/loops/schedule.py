@@ -24,7 +24,7 @@ from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.aging import AgeingPolicy
+from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import aging, counters, degradation, expiry
 from app.scaling.service import tick
@@ -81,7 +81,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote(db)),
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim(db)),
-    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.tick(db, AgeingPolicy())),
+    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.tick(db, AgingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
     Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
     Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),

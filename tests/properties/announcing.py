@@ -8,14 +8,14 @@ from app.db.notify import News
 from app.kernel.lanes import Lane
 from tests.properties.model import Model
 
-# A task, how many moves it has made, and the lane in which it waits.
+# A task, how many events it has, and the lane in which it waits.
 Wait = tuple[UUID, int, Lane]
 
 
 def waits(model: Model) -> set[Wait]:
     """All that may be leased now."""
     return {
-        (task.id, len(task.moves), Lane(agent_type=task.agent, priority=task.priority))
+        (task.id, len(task.events), Lane(agent_type=task.agent, priority=task.priority))
         for task in model.tasks.values()
         if task.is_ready and task.agent not in model.paused
     }

@@ -11,7 +11,7 @@ from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, TaskState, WorkerState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.tasks import LEASED, MOVES
+from app.queue.rules.tasks import LEASED, TRANSITIONS
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission
 from app.workers.rules.workers import LIVE
@@ -43,7 +43,7 @@ class Task:
     progress: str | None = None
     checkpoint: str | None = None
     result: str | None = None
-    moves: list[TaskEvent] = field(default_factory=lambda: [TaskEvent.SUBMITTED])
+    events: list[TaskEvent] = field(default_factory=lambda: [TaskEvent.SUBMITTED])
     attempts: dict[tuple[int, UUID], str] = field(default_factory=dict)
 
     @property
@@ -67,14 +67,14 @@ class Task:
         return Fence(task_id=TaskId(self.id), token=self.token, worker_id=self.worker)
 
     def copy(self) -> "Task":
-        return replace(self, waits_for=set(self.waits_for), moves=list(self.moves), attempts=dict(self.attempts))
+        return replace(self, waits_for=set(self.waits_for), events=list(self.events), attempts=dict(self.attempts))
 
-    def make(self, move: TaskEvent) -> None:
-        """Change the state, by the table of legal moves."""
-        origins, destination = MOVES[move]
-        assert self.state in origins, f"{move} of a task that is {self.state}"
+    def apply(self, event: TaskEvent) -> None:
+        """Change the state, by the table of legal transitions."""
+        origins, destination = TRANSITIONS[event]
+        assert self.state in origins, f"{event} of a task that is {self.state}"
         self.state = destination
-        self.moves.append(move)
+        self.events.append(event)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,7 +145,7 @@ class Model:
         return self.has_lost_news or task.avoid is not None
 
     def assign(self, task: Task, worker_id: WorkerId, request_id: UUID, *, acknowledge: bool) -> None:
-        task.make(TaskEvent.ASSIGNED)
+        task.apply(TaskEvent.ASSIGNED)
         task.token += 1
         task.worker, task.request_id = worker_id, request_id
         task.hard_limit = self.now + task.submission.timeout_seconds
@@ -156,7 +156,7 @@ class Model:
     def execute(self, task: Task) -> None:
         """Acknowledge and renew."""
         if task.state is TaskState.ASSIGNED:
-            task.make(TaskEvent.EXECUTING)
+            task.apply(TaskEvent.EXECUTING)
         task.expires = self.now + policies.LEASES.lease_seconds
 
     def open(self, fence: Fence) -> Task | None:
@@ -179,13 +179,13 @@ class Model:
         return LeaseExpired if past in ("expired", "lost") else LeaseSuperseded
 
     def complete(self, task: Task, result: str) -> None:
-        task.make(TaskEvent.COMPLETED)
+        task.apply(TaskEvent.COMPLETED)
         task.result = result
         for dependent in self.dependents(task):
             dependent.waits_for.discard(task.id)
             dependent.waiting_since = self.now
             if not dependent.waits_for:
-                dependent.make(TaskEvent.UNBLOCKED)
+                dependent.apply(TaskEvent.UNBLOCKED)
 
     def fail(self, task: Task, outcome: str, *, retryable: bool) -> None:
         """The attempt has failed: again later, or never."""
@@ -196,7 +196,9 @@ class Model:
             return
         delays = policy.delays_seconds
         delay = delays[min(task.failures, len(delays)) - 1] * policies.DRAW
-        self._give_back(task, TaskEvent.RETRYING, outcome, avoid=task.worker, run_at=self.now + delay if delay else None)
+        self._give_back(
+            task, TaskEvent.RETRYING, outcome, avoid=task.worker, run_at=self.now + delay if delay else None
+        )
 
     def rescue(self, task: Task, outcome: str) -> None:
         """The attempt has vanished: again at once, unless the task keeps killing its workers."""
@@ -213,7 +215,7 @@ class Model:
         """End a live task, and all that wait for it."""
         if task.worker is not None:
             self._record(task, "cancelled")
-        task.make(TaskEvent.CANCELLED)
+        task.apply(TaskEvent.CANCELLED)
         task.waits_for.clear()
         for dependent in self.dependents(task):
             if dependent.is_live:
@@ -221,7 +223,7 @@ class Model:
 
     def requeue(self, task: Task) -> None:
         """Another chance for a task that failed."""
-        task.make(TaskEvent.REQUEUED)
+        task.apply(TaskEvent.REQUEUED)
         task.failures = task.rescues = 0
         task.worker, task.run_at, task.waiting_since, task.avoid = None, None, self.now, None
 
@@ -254,16 +256,16 @@ class Model:
 
     def _give_up(self, task: Task, outcome: str) -> None:
         self._record(task, outcome)
-        task.make(TaskEvent.FAILED)
+        task.apply(TaskEvent.FAILED)
         for dependent in self.dependents(task):
             if dependent.is_live:
                 self.cancel(dependent)
 
     def _give_back(
-        self, task: Task, move: TaskEvent, outcome: str, *, avoid: WorkerId | None = None, run_at: float | None = None
+        self, task: Task, event: TaskEvent, outcome: str, *, avoid: WorkerId | None = None, run_at: float | None = None
     ) -> None:
         self._record(task, outcome)
-        task.make(move)
+        task.apply(event)
         task.worker, task.run_at, task.waiting_since, task.avoid = None, run_at, self.now, avoid
 
     @staticmethod

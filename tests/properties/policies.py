@@ -4,7 +4,7 @@ an example takes never decides anything."""
 from datetime import timedelta
 
 from app.kernel.lanes import Priority
-from app.queue.rules.aging import AgeingPolicy, Step
+from app.queue.rules.aging import AgingPolicy, AgingStep
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.rules.workers import HealthPolicy
 
@@ -12,10 +12,10 @@ LEASES = LeasePolicy(
     lease_seconds=950.0, acknowledge_within_seconds=350.0, deadline_grace_seconds=600.0, avoid_seconds=250.0
 )
 HEALTH = HealthPolicy(lost_after_seconds=950.0, start_within_seconds=450.0)
-AGEING = AgeingPolicy(
+AGEING = AgingPolicy(
     steps=(
-        Step(priority=Priority.MEDIUM, after=timedelta(seconds=1150)),
-        Step(priority=Priority.LOW, after=timedelta(seconds=550)),
+        AgingStep(priority=Priority.MEDIUM, after=timedelta(seconds=1150)),
+        AgingStep(priority=Priority.LOW, after=timedelta(seconds=550)),
     )
 )
 TIMEOUTS = (350.0, 5050.0)

@@ -44,11 +44,11 @@ async def of_database(service: Service) -> View:
     Raises AssertionError when a task is there twice, or something is there of one that is not.
     """
     look = {name: rows or [] for name, rows in json.loads(await service.fetch_value(_LOOK)).items()}
-    found = {row.pop("id"): {**row, "moves": [], "tokens": [], "attempts": []} for row in look["tasks"]}
+    found = {row.pop("id"): {**row, "events": [], "tokens": [], "attempts": []} for row in look["tasks"]}
     assert len(found) == len(look["tasks"]), "a task is live and finished at once, or has finished twice"
     for task_id, kind, token in look["events"]:
         assert task_id in found, f"{kind} of a task that is lost"
-        found[task_id]["moves"].append(kind)
+        found[task_id]["events"].append(kind)
         if kind == "task.assigned":
             found[task_id]["tokens"].append(token)
     for task_id, *attempt in look["attempts"]:
@@ -87,7 +87,7 @@ def _task(task: Task, now: float) -> dict[str, Any]:
         "run_at": int((task.run_at - now) // STEP) if is_live and task.run_at is not None else None,
         "avoid_worker_id": task.avoid and str(task.avoid) if is_live else None,
         "waits": int((now - task.waiting_since) // STEP) if is_live else None,
-        "moves": [move.value for move in task.moves],
+        "events": [event.value for event in task.events],
         "tokens": list(range(1, task.token + 1)),
         "attempts": [[token, str(worker), outcome] for (token, worker), outcome in sorted(task.attempts.items())],
     }

@@ -13,7 +13,7 @@ from app.health.rules.utilisation import Measure, Span
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.status import Minute, QueueSnapshot
+from app.queue.rules.status import MinuteCount, QueueSnapshot
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOST = utilisation.host("lab")
@@ -47,11 +47,11 @@ def span(subject: str, measure: Measure, value: float, *, ago: float = 2, sample
     return Span(subject=subject, measure=measure, **(usual | changes))
 
 
-def minute(agent: AgentType, kind: str, count: int, seconds: float = 0.0) -> Minute:
+def minute(agent: AgentType, kind: str, count: int, seconds: float = 0.0) -> MinuteCount:
     """So many moves of tasks of an agent type in the last minute, each of which took so long."""
     lane = Lane(agent_type=agent, priority=Priority.MEDIUM)
     durations = Durations(count=count, seconds=count * seconds, longest=seconds)
-    return Minute(start=NOON - timedelta(minutes=1), lane=lane, kind=kind, durations=durations)
+    return MinuteCount(start=NOON - timedelta(minutes=1), lane=lane, kind=kind, durations=durations)
 
 
 def well(**changes: Any) -> Snapshot:

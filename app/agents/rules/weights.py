@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from app.kernel.agents import AgentType
-from app.queue.rules.degradation import Step, suspended
+from app.queue.rules.degradation import DegradationStep, suspended_agents
 
 Weights = Mapping[AgentType, float]
 _EARNED, _ORDERED = "the agents have earned", "was ordered"
@@ -231,12 +231,14 @@ def _unchanged(current: Weights, reason: str) -> WeightPlan:
     return WeightPlan(weights=current, adjustments={}, reason=reason)
 
 
-def under_degradation(weights: Weights, step: Step, policy: WeightPolicy = WeightPolicy()) -> dict[AgentType, float]:
+def under_degradation(
+    weights: Weights, step: DegradationStep, policy: WeightPolicy = WeightPolicy()
+) -> dict[AgentType, float]:
     """The weights with those of suspended agents at the floor; the others share the rest in their proportions.
 
     The weights themselves stay what they are: a suspension is temporary, and no judgement of an agent.
     """
-    resting = suspended(step)
+    resting = suspended_agents(step)
     if not resting:
         return dict(weights)
     room = 1 - policy.floor * len(resting)

@@ -22,7 +22,7 @@ from app.db import notify
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service import degradation
 from app.queue.service.degradation import CurrentStep
@@ -48,7 +48,7 @@ class InForce:
     weights: Weights
     reasons: Mapping[AgentType, str]
     version: int
-    step: Step = Step.NONE
+    step: DegradationStep = DegradationStep.NONE
 
     @property
     def shares(self) -> Weights:

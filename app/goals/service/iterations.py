@@ -135,7 +135,9 @@ async def _add(connection: AsyncConnection, goal: Goal, account: IterationReport
         decision=_text(decided),
     )
     await iterations.add(connection, new)
-    await goals.tell(connection, GoalEvent.ITERATION, goal.id, {"iteration": account.number, "reason": decided["reason"]})
+    await goals.tell(
+        connection, GoalEvent.ITERATION, goal.id, {"iteration": account.number, "reason": decided["reason"]}
+    )
     if decision.action is GoalAction.STOP and goal.state is not GoalState.STOPPED:
         await service.end(connection, replace(goal, iterations=account.number), decision.reason)
 

@@ -18,7 +18,14 @@ from app.queue.store import lease_ledger
 
 _NAME = "goals"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
-_ENDS = (TaskEvent.COMPLETED, TaskEvent.RETRYING, TaskEvent.FAILED, TaskEvent.RELEASED, TaskEvent.EXPIRED, TaskEvent.CANCELLED)
+_ENDS = (
+    TaskEvent.COMPLETED,
+    TaskEvent.RETRYING,
+    TaskEvent.FAILED,
+    TaskEvent.RELEASED,
+    TaskEvent.EXPIRED,
+    TaskEvent.CANCELLED,
+)
 _ENDED = f"kind IN ({', '.join(repr(move.value) for move in _ENDS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
 
 

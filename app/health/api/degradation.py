@@ -14,7 +14,7 @@ from app.http.transactions import Reading, Writing
 from app.kernel.agents import AgentType
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import degradation as rules
-from app.queue.rules.degradation import MEANINGS, TOP, LadderMove, Step
+from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep, LadderMove
 from app.queue.service import degradation as service
 from app.queue.store import degradation as store
 from app.queue.store.degradation import Standing
@@ -80,7 +80,9 @@ class HoldIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2, "minutes": 30, "reason": "host upgrade"}]})
 
-    step: int | None = Field(ge=0, le=TOP, strict=True, description="0: as usual, whatever happens; null: by the rule")
+    step: int | None = Field(
+        ge=0, le=TOP_STEP, strict=True, description="0: as usual, whatever happens; null: by the rule"
+    )
     minutes: float = Field(30, gt=0, le=1440, description="how long; then the rule takes over, step by step")
     reason: Sentence = ""
 
@@ -102,7 +104,7 @@ async def put(wanted: HoldIn, connection: Writing, caller: Caller) -> Degradatio
         standing = await service.release(connection, by=caller.key_id, reason=wanted.reason)
     else:
         length = timedelta(minutes=wanted.minutes)
-        step, by = Step(wanted.step), caller.key_id
+        step, by = DegradationStep(wanted.step), caller.key_id
         standing = await service.hold(connection, step, length, by=by, reason=wanted.reason)
     return await _shown(connection, standing)
 
@@ -121,7 +123,7 @@ async def history(
 
 
 async def _shown(connection: AsyncConnection, standing: Standing) -> DegradationOut:
-    ladder, step = standing.ladder, rules.in_force(standing.ladder, standing.at)
+    ladder, step = standing.ladder, rules.effective_step(standing.ladder, standing.at)
     told = service.CurrentStep(step=step).told
     recovery = await recovery_service.recovery(connection)
     return DegradationOut(
@@ -132,7 +134,7 @@ async def _shown(connection: AsyncConnection, standing: Standing) -> Degradation
         reason=ladder.reason or None,
         hold=HoldOut(until=ladder.hold.until, by=ladder.hold.by) if ladder.hold else None,
         advice=AdviceOut(**told) if told else None,
-        suspended_agents=sorted(rules.suspended(step)),
+        suspended_agents=sorted(rules.suspended_agents(step)),
         looked_at=ladder.looked_at,
         strain=dict(standing.strain),
         reduced_capacity=ReducedOut(

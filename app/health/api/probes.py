@@ -17,7 +17,7 @@ from app.health.store import alerts
 from app.http import problems
 from app.http.services import ServicesDep
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown
-from app.queue.rules.status import ENDS, MOVES, QueueSnapshot, warnings, within
+from app.queue.rules.status import EVENTS_BY_OUTCOME, FINAL_OUTCOMES, QueueSnapshot, events_within, warnings
 from app.queue.service import status as status_service
 from app.queue.store import status
 from app.workers.store import workers as worker_store
@@ -87,12 +87,14 @@ async def overview(services: ServicesDep) -> StatusOut:
     async with services.database.transaction() as connection:
         queue, workers = await status_service.look(connection), await worker_store.workers_by_state(connection)
         standing = await alerts.standing(connection)
-    finished = {end: round(within(queue.recent, MOVES[end], queue.at, _MINUTE)) for end in ENDS}
+    finished = {
+        end: round(events_within(queue.recent, EVENTS_BY_OUTCOME[end], queue.at, _MINUTE)) for end in FINAL_OUTCOMES
+    }
     return StatusOut(
         tasks=_tasks(queue),
         workers=workers,
         finished_last_minute={end: count for end, count in finished.items() if count},
-        tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in ENDS), 2),
+        tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in FINAL_OUTCOMES), 2),
         waiting_leases=services.broker.waiting,
         alerts=Counter(alert.severity.name.lower() for alert in standing),
         warnings=warnings(queue, services.admission.policy),

@@ -18,7 +18,7 @@ from app.http.services import Services, ServicesDep
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Priority
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.status import MOVES, QueueSnapshot
+from app.queue.rules.status import EVENTS_BY_OUTCOME, QueueSnapshot
 
 # Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
 _LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
@@ -99,7 +99,7 @@ class Gauges:
         for lane, phases in queue.tasks.items():
             for phase, count in phases.items():
                 self._tasks.labels(lane.agent_type.value, lane.priority.name.lower(), phase).set(count)
-        for what in MOVES:
+        for what in EVENTS_BY_OUTCOME:
             self._rates.labels(what).set(queue.per_second(what, _MINUTE))
         for pause in queue.pauses:
             self._paused.labels(pause.agent_type.value).set(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from app.queue.rules.degradation import MEANINGS, TOP
+from app.queue.rules.degradation import MEANINGS, TOP_STEP
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.output import Format, Output
@@ -50,7 +50,7 @@ def get(
     ),
 )
 def set_step(
-    step: Annotated[int, typer.Argument(min=0, max=int(TOP), help="0 to 4; 0 is as usual")],
+    step: Annotated[int, typer.Argument(min=0, max=int(TOP_STEP), help="0 to 4; 0 is as usual")],
     minutes: Annotated[float, typer.Option(help="how long; then the rule takes over", min=0.1, max=1440)] = 30,
     reason: Why = "",
     url: Url = None,

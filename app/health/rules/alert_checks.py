@@ -10,7 +10,7 @@ from app.health.rules.observations import GROWTH_SPAN, MINUTE, DatabaseCondition
 from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom, SymptomPolicy
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.queue.rules.degradation import MEANINGS, TOP, Step
+from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
 from app.queue.rules.status import QueueSnapshot
 
 Check = Callable[[Observations, SymptomPolicy], Iterable[Symptom] | None]
@@ -245,12 +245,12 @@ def degraded(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom] | N
     """Something is given up because resources are short, or because an operator wants it so."""
     if seen.step is None:
         return None
-    if seen.step is Step.NONE:
+    if seen.step is DegradationStep.NONE:
         return ()
     return [
         Symptom(
             matter=AlertKey(rule=AlertRule.DEGRADED),
-            severity=Severity.CRITICAL if seen.step is TOP else Severity.WARNING,
+            severity=Severity.CRITICAL if seen.step is TOP_STEP else Severity.WARNING,
             summary=f"step {seen.step.value} of degradation: {MEANINGS[seen.step]}",
             advice="`convener degradation get` says why; add what is short, or submit less",
             facts={"step": seen.step.value},

@@ -10,7 +10,7 @@ from app.health.rules.finding import Level, Reason, critical, degraded, not_meas
 from app.health.rules.snapshot import ReportPolicy, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
-from app.queue.rules.admission import CapacityPolicy, level
+from app.queue.rules.admission import CapacityPolicy, capacity_level
 from app.queue.rules.degradation import MEANINGS
 from app.queue.rules.status import QueueSnapshot
 
@@ -80,7 +80,7 @@ def _queue(snapshot: Snapshot, policy: ReportPolicy, capacity: CapacityPolicy) -
     queue, age = snapshot.queue, oldest_seconds(snapshot.queue)
     if age is not None and (bad := policy.oldest_task.level(age)) is not None:
         yield Reason(code="oldest_task", level=bad, message=f"a task has been waiting for {age / 60:,.0f} min")
-    fullness = level(capacity, queue.depth)
+    fullness = capacity_level(capacity, queue.depth)
     if fullness != "normal":
         bad = Level.CRITICAL if fullness == "critical" else Level.DEGRADED
         message = f"{queue.count():,} tasks are queued and {capacity.max_queue_size:,} may be, by priority less"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.kernel.agents import AgentType
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
 from app.workers.rules.recovery import Recovery
 
@@ -72,7 +72,7 @@ class Observations:
     breakers: Mapping[str, bool] | None = None
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
-    step: Step | None = None
+    step: DegradationStep | None = None
 
 
 def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:

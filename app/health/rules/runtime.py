@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.health.rules.finding import Reason, not_measured
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations, total
-from app.queue.rules.status import MOVES, RECENT, QueueSnapshot, within
+from app.queue.rules.status import EVENTS_BY_OUTCOME, RECENT, QueueSnapshot, events_within
 from app.scaling.rules.allocation import Load, bottleneck
 from app.scaling.rules.estimates import ServicePolicy
 
@@ -65,7 +65,7 @@ def completion_seconds(queue: QueueSnapshot) -> float | None:
 def arrivals_per_second(queue: QueueSnapshot, agent: AgentType) -> float:
     """Tasks of a type submitted a second, over the last five minutes."""
     of_agent = (minute for minute in queue.recent if minute.lane.agent_type is agent)
-    return within(of_agent, MOVES["submitted"], queue.at, RECENT) / RECENT.total_seconds()
+    return events_within(of_agent, EVENTS_BY_OUTCOME["submitted"], queue.at, RECENT) / RECENT.total_seconds()
 
 
 def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Reason]:

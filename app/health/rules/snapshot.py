@@ -13,7 +13,7 @@ from app.health.rules.series import Current
 from app.health.rules.symptoms import SymptomPolicy
 from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.agents import AgentType
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
 from app.scaling.rules.estimates import ServicePolicy
 from app.workers.rules.recovery import Recovery
@@ -83,7 +83,7 @@ class Trouble:
     crew: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
     recovery: Recovery = field(default_factory=Recovery)
     breakers: Mapping[str, bool] = field(default_factory=dict)
-    step: Step = Step.NONE
+    step: DegradationStep = DegradationStep.NONE
     alerts: Sequence[Standing] = ()
 
 

@@ -14,7 +14,7 @@ from app.health.store import utilisation
 from app.kernel.lanes import Priority
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.degradation import Step, Strain, in_force
+from app.queue.rules.degradation import DegradationStep, Strain, effective_step
 from app.queue.service import status
 from app.queue.store import degradation
 from app.workers.service.recovery import recovery
@@ -52,10 +52,10 @@ async def strain(connection: AsyncConnection) -> Strain:
     )
 
 
-async def step_in_force(connection: AsyncConnection) -> Step:
+async def step_in_force(connection: AsyncConnection) -> DegradationStep:
     """The step of degradation in force."""
     standing = await degradation.read(connection)
-    return in_force(standing.ladder, standing.at)
+    return effective_step(standing.ladder, standing.at)
 
 
 async def _used(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:

@@ -145,7 +145,8 @@ WITH most AS MATERIALIZED (
     WHERE minute > now() - CAST(:window AS interval) GROUP BY model
 ), ran AS MATERIALIZED (
     SELECT sum(tasks) AS tasks, sum(seconds) AS seconds FROM queue_minutes
-    WHERE minute > now() - CAST(:window AS interval) AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
+    WHERE minute > now() - CAST(:window AS interval)
+      AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 ), borne AS MATERIALIZED (
     SELECT sum(greatest(1, least(calls, coalesce(max_concurrency, calls), floor(concurrency)))) AS calls
     FROM held JOIN llm_models USING (model) CROSS JOIN most WHERE held.seconds > 0

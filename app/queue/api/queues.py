@@ -18,7 +18,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import status
-from app.queue.rules.admission import CapacityPolicy, level
+from app.queue.rules.admission import CapacityPolicy, capacity_level
 from app.queue.rules.status import PHASES, RECENT, Pause, QueueSnapshot
 from app.queue.service import status as service
 
@@ -217,7 +217,7 @@ def _capacity(depth: Mapping[Priority, int], policy: CapacityPolicy) -> Capacity
         {
             "max_queue_size": policy.max_queue_size,
             "fullness": round(sum(depth.values()) / policy.max_queue_size, 4),
-            "level": level(policy, depth),
+            "level": capacity_level(policy, depth),
             "quotas": quotas,
         }
     )

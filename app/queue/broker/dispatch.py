@@ -12,7 +12,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
 from app.queue.broker.lane_view import Backlog
-from app.queue.rules.degradation import held_back
+from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
 from app.queue.store.claims import Ask, Claim
@@ -73,7 +73,7 @@ class Turns:
 
         It stays among those that the rule against starvation chooses from.
         """
-        held = held_back(self.degradation.step)
+        held = deferred_lanes(self.degradation.step)
         if not held:
             return open_to
         others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}

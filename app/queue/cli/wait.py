@@ -12,7 +12,11 @@ from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
 
-_ENDS = {TaskEvent.COMPLETED.value: "completed", TaskEvent.FAILED.value: "failed", TaskEvent.CANCELLED.value: "cancelled"}
+_ENDS = {
+    TaskEvent.COMPLETED.value: "completed",
+    TaskEvent.FAILED.value: "failed",
+    TaskEvent.CANCELLED.value: "cancelled",
+}
 _POLL_SECONDS = 25.0
 _PATIENCE_SECONDS = 30.0
 

@@ -51,7 +51,7 @@ class Overflow:
 Depth = Mapping[Priority, int]
 
 
-def overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow | None:
+def find_overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow | None:
     """What does not fit, or None when everything does."""
     for priority, count in incoming.items():
         found = _over(priority, depth.get(priority, 0), count, policy.quota(priority))
@@ -67,7 +67,7 @@ def has_room(policy: CapacityPolicy, depth: Depth, incoming: Depth, *, within: f
     return fits and sum(after.values()) <= within * policy.max_queue_size
 
 
-def level(policy: CapacityPolicy, depth: Depth) -> str:
+def capacity_level(policy: CapacityPolicy, depth: Depth) -> str:
     """`normal`, `warning` or `critical`, by the fullest of the queue and its quotas."""
     fullness = [sum(depth.values()) / policy.max_queue_size]
     fullness += [depth.get(p, 0) / quota for p in Priority if (quota := policy.quota(p))]

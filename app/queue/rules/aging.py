@@ -8,25 +8,25 @@ from app.kernel.lanes import Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class AgingStep:
     """Tasks of `priority` that have waited for `after` go one priority up."""
 
     priority: Priority
     after: timedelta
 
 
-STEPS: Sequence[Step] = (
-    Step(priority=Priority.MEDIUM, after=timedelta(minutes=20)),
-    Step(priority=Priority.LOW, after=timedelta(minutes=10)),
+STEPS: Sequence[AgingStep] = (
+    AgingStep(priority=Priority.MEDIUM, after=timedelta(minutes=20)),
+    AgingStep(priority=Priority.LOW, after=timedelta(minutes=10)),
 )
 URGENT_WITHIN = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgeingPolicy:
+class AgingPolicy:
     """The steps, and how near a deadline makes a task critical."""
 
-    steps: Sequence[Step] = field(default_factory=lambda: STEPS)
+    steps: Sequence[AgingStep] = field(default_factory=lambda: STEPS)
     urgent_within: timedelta = URGENT_WITHIN
 
 

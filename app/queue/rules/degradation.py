@@ -14,7 +14,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 
 
-class Step(IntEnum):
+class DegradationStep(IntEnum):
     """How far up the ladder; each step includes those below it."""
 
     NONE = 0
@@ -34,13 +34,13 @@ class LadderMove(StrEnum):
     RELEASED = "released"
 
 
-TOP = max(Step)
-MEANINGS: Mapping[Step, str] = {
-    Step.NONE: "everything runs as usual",
-    Step.LOW_RANKED_EVOLUTION: "evolution of low priority waits while other work does",
-    Step.DEPTH: "agents are asked to go less deep",
-    Step.BATCHES: "agents are asked to work in smaller batches",
-    Step.ESSENTIALS: "only generation and review go on; all others have the least share",
+TOP_STEP = max(DegradationStep)
+MEANINGS: Mapping[DegradationStep, str] = {
+    DegradationStep.NONE: "everything runs as usual",
+    DegradationStep.LOW_RANKED_EVOLUTION: "evolution of low priority waits while other work does",
+    DegradationStep.DEPTH: "agents are asked to go less deep",
+    DegradationStep.BATCHES: "agents are asked to work in smaller batches",
+    DegradationStep.ESSENTIALS: "only generation and review go on; all others have the least share",
 }
 _ESSENTIAL = frozenset({AgentType.GENERATION, AgentType.REFLECTION})
 _LOW_RANKED = frozenset({Lane(agent_type=AgentType.EVOLUTION, priority=Priority.LOW)})
@@ -79,7 +79,7 @@ class LadderPolicy:
     # When people are told that a task is waiting: what is used fully while nothing waits for long is just well used.
     late_seconds: float = 600.0
     # A busy processor costs depth and batch sizes, never an agent: a large batch of work is no emergency.
-    bearable_top: Step = Step.BATCHES
+    bearable_top: DegradationStep = DegradationStep.BATCHES
     # Three turns of the duty: what nobody looked at for so long has not lasted.
     blind_after: float = 15.0
 
@@ -98,7 +98,7 @@ class Strain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class LadderHold:
     """An operator keeps the ladder on its step; `by` is the id of a key."""
 
     until: datetime
@@ -112,11 +112,11 @@ class Ladder:
     `tight_since` and `easy_since` are since when without a break resources were short, or were not.
     """
 
-    step: Step = Step.NONE
+    step: DegradationStep = DegradationStep.NONE
     since: datetime
     expires_at: datetime | None = None
     reason: str = ""
-    hold: Hold | None = None
+    hold: LadderHold | None = None
     tight_since: datetime | None = None
     easy_since: datetime | None = None
     looked_at: datetime | None = None
@@ -133,24 +133,32 @@ class Decision:
 def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Decision:
     """At most one step, up or down, and never within the time that the last one needs to show."""
     if ladder.hold is not None:
-        return Decision(ladder=ladder) if now < ladder.hold.until else released(ladder, "the hold is over", now, policy)
-    looked = _looked(ladder, strain, policy, now)
-    if _lasted(looked.tight_since, looked.since, policy.up_after, now) and looked.step < _reach(strain, policy):
-        return _moved(looked, LadderMove.UP, why_tight(strain, policy), policy, now)
-    if looked.step > Step.NONE and looked.expires_at is not None and now >= looked.expires_at:
-        return _moved(looked, LadderMove.EXPIRED, f"nothing was short for {policy.lasts:.0f} s", policy, now)
-    if looked.step > Step.NONE and _lasted(looked.easy_since, looked.since, policy.down_after, now):
+        return (
+            Decision(ladder=ladder)
+            if now < ladder.hold.until
+            else release_hold(ladder, "the hold is over", now, policy)
+        )
+    looked = _observe(ladder, strain, policy, now)
+    if _has_lasted(looked.tight_since, looked.since, policy.up_after, now) and looked.step < _highest_step(
+        strain, policy
+    ):
+        return _move(looked, LadderMove.UP, describe_shortage(strain, policy), policy, now)
+    if looked.step > DegradationStep.NONE and looked.expires_at is not None and now >= looked.expires_at:
+        return _move(looked, LadderMove.EXPIRED, f"nothing was short for {policy.lasts:.0f} s", policy, now)
+    if looked.step > DegradationStep.NONE and _has_lasted(looked.easy_since, looked.since, policy.down_after, now):
         why = f"resources have been easy for {policy.down_after:.0f} s"
-        return _moved(looked, LadderMove.DOWN, why, policy, now)
+        return _move(looked, LadderMove.DOWN, why, policy, now)
     return Decision(ladder=looked)
 
 
-def held(ladder: Ladder, step: Step, hold: Hold, reason: str, now: datetime, policy: LadderPolicy) -> Decision:
+def hold_step(
+    ladder: Ladder, step: DegradationStep, hold: LadderHold, reason: str, now: datetime, policy: LadderPolicy
+) -> Decision:
     """An operator puts the ladder on a step until the hold ends; from then on it moves by itself, step by step."""
     new = Ladder(
         step=step,
         since=ladder.since if step is ladder.step else now,
-        expires_at=hold.until + timedelta(seconds=policy.lasts) if step > Step.NONE else None,
+        expires_at=hold.until + timedelta(seconds=policy.lasts) if step > DegradationStep.NONE else None,
         reason=reason,
         hold=hold,
         looked_at=ladder.looked_at,
@@ -158,47 +166,49 @@ def held(ladder: Ladder, step: Step, hold: Hold, reason: str, now: datetime, pol
     return Decision(ladder=new, move=LadderMove.HELD)
 
 
-def released(ladder: Ladder, reason: str, now: datetime, policy: LadderPolicy) -> Decision:
+def release_hold(ladder: Ladder, reason: str, now: datetime, policy: LadderPolicy) -> Decision:
     """An operator lets it move by itself again; without a hold nothing changes."""
     if ladder.hold is None:
         return Decision(ladder=ladder)
-    expires_at = now + timedelta(seconds=policy.lasts) if ladder.step > Step.NONE else None
+    expires_at = now + timedelta(seconds=policy.lasts) if ladder.step > DegradationStep.NONE else None
     return Decision(ladder=replace(ladder, hold=None, reason=reason, expires_at=expires_at), move=LadderMove.RELEASED)
 
 
-def in_force(ladder: Ladder, now: datetime) -> Step:
+def effective_step(ladder: Ladder, now: datetime) -> DegradationStep:
     """The step that counts: one that nobody has renewed in time is over, also when nobody is there to say so."""
     is_over = ladder.expires_at is not None and now >= ladder.expires_at + _DUE
-    return Step.NONE if is_over else ladder.step
+    return DegradationStep.NONE if is_over else ladder.step
 
 
-def advice(step: Step) -> Advice:
+def advice(step: DegradationStep) -> Advice:
     """What handlers are asked for."""
     return Advice(
-        max_depth=_MAX_DEPTH if step >= Step.DEPTH else None,
-        batch_factor=_BATCH_FACTOR if step >= Step.BATCHES else 1.0,
+        max_depth=_MAX_DEPTH if step >= DegradationStep.DEPTH else None,
+        batch_factor=_BATCH_FACTOR if step >= DegradationStep.BATCHES else 1.0,
     )
 
 
-def suspended(step: Step) -> frozenset[AgentType]:
+def suspended_agents(step: DegradationStep) -> frozenset[AgentType]:
     """The agents whose share falls to the floor."""
-    return frozenset(AgentType) - _ESSENTIAL if step >= Step.ESSENTIALS else frozenset()
+    return frozenset(AgentType) - _ESSENTIAL if step >= DegradationStep.ESSENTIALS else frozenset()
 
 
-def held_back(step: Step) -> frozenset[Lane]:
+def deferred_lanes(step: DegradationStep) -> frozenset[Lane]:
     """The lanes that are not served while a worker can run anything else."""
-    return _LOW_RANKED if step >= Step.LOW_RANKED_EVOLUTION else frozenset()
+    return _LOW_RANKED if step >= DegradationStep.LOW_RANKED_EVOLUTION else frozenset()
 
 
-def why_tight(strain: Strain, policy: LadderPolicy) -> str:
+def describe_shortage(strain: Strain, policy: LadderPolicy) -> str:
     """What is short, in words; empty when nothing is."""
-    words = [f"{strain.resources[name]:.0%} of {name.replace('_', ' ')} is used" for name in _short(strain, policy)]
-    if _is_crippled(strain, policy):
+    words = [
+        f"{strain.resources[name]:.0%} of {name.replace('_', ' ')} is used" for name in _short_resources(strain, policy)
+    ]
+    if _is_pool_short(strain, policy):
         words.append(f"{strain.capacity_lost:.0%} of the pool cannot be replaced")
     return "; ".join(words)
 
 
-def _short(strain: Strain, policy: LadderPolicy) -> list[str]:
+def _short_resources(strain: Strain, policy: LadderPolicy) -> list[str]:
     """The resources that are short; the bearable ones only while work waits for long."""
     is_late = strain.oldest_wait_seconds >= policy.late_seconds
     return [
@@ -208,15 +218,15 @@ def _short(strain: Strain, policy: LadderPolicy) -> list[str]:
     ]
 
 
-def _is_crippled(strain: Strain, policy: LadderPolicy) -> bool:
+def _is_pool_short(strain: Strain, policy: LadderPolicy) -> bool:
     """Whether so much of the pool is lost that work waits for long."""
     return strain.capacity_lost >= policy.tight_loss and strain.oldest_wait_seconds >= policy.late_seconds
 
 
-def _reach(strain: Strain, policy: LadderPolicy) -> Step:
+def _highest_step(strain: Strain, policy: LadderPolicy) -> DegradationStep:
     """How far up what is short may lead."""
-    if _is_crippled(strain, policy) or set(_short(strain, policy)) - strain.bearable:
-        return TOP
+    if _is_pool_short(strain, policy) or set(_short_resources(strain, policy)) - strain.bearable:
+        return TOP_STEP
     return policy.bearable_top
 
 
@@ -229,30 +239,30 @@ def _is_easy(strain: Strain, policy: LadderPolicy) -> bool:
     return bool(known) and not lost and all(share < policy.easy for share in counted)
 
 
-def _looked(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Ladder:
+def _observe(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Ladder:
     """What has lasted by now; strain renews the step."""
     before = ladder.looked_at
     seen_lately = before is not None and now - before <= timedelta(seconds=policy.blind_after)
-    tight, easy = bool(why_tight(strain, policy)), _is_easy(strain, policy)
-    renews = tight and ladder.step <= _reach(strain, policy)
+    tight, easy = bool(describe_shortage(strain, policy)), _is_easy(strain, policy)
+    renews = tight and ladder.step <= _highest_step(strain, policy)
     return replace(
         ladder,
         tight_since=((ladder.tight_since if seen_lately else None) or now) if tight else None,
         easy_since=((ladder.easy_since if seen_lately else None) or now) if easy else None,
-        expires_at=_renewed(ladder, policy, now) if renews else ladder.expires_at,
+        expires_at=_renewed_expiry(ladder, policy, now) if renews else ladder.expires_at,
         looked_at=now,
     )
 
 
-def _renewed(ladder: Ladder, policy: LadderPolicy, now: datetime) -> datetime | None:
-    return now + timedelta(seconds=policy.lasts) if ladder.step > Step.NONE else None
+def _renewed_expiry(ladder: Ladder, policy: LadderPolicy, now: datetime) -> datetime | None:
+    return now + timedelta(seconds=policy.lasts) if ladder.step > DegradationStep.NONE else None
 
 
-def _lasted(start: datetime | None, changed_at: datetime, seconds: float, now: datetime) -> bool:
+def _has_lasted(start: datetime | None, changed_at: datetime, seconds: float, now: datetime) -> bool:
     return start is not None and now - max(start, changed_at) >= timedelta(seconds=seconds)
 
 
-def _moved(ladder: Ladder, move: LadderMove, reason: str, policy: LadderPolicy, now: datetime) -> Decision:
-    step = Step(ladder.step + (1 if move is LadderMove.UP else -1))
-    expires_at = now + timedelta(seconds=policy.lasts) if step > Step.NONE else None
+def _move(ladder: Ladder, move: LadderMove, reason: str, policy: LadderPolicy, now: datetime) -> Decision:
+    step = DegradationStep(ladder.step + (1 if move is LadderMove.UP else -1))
+    expires_at = now + timedelta(seconds=policy.lasts) if step > DegradationStep.NONE else None
     return Decision(ladder=replace(ladder, step=step, since=now, expires_at=expires_at, reason=reason), move=move)

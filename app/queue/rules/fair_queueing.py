@@ -107,7 +107,7 @@ class FairQueue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tags:
+class TagRun:
     """The tags of a run of tasks that a goal submits together: `first`, then one `step` further each."""
 
     first: float
@@ -123,7 +123,7 @@ class Tags:
         return self[self.count - 1]
 
 
-def tags(*, virtual_time: float, last_tag: float, count: int, weight: float = 1.0, cost: float = 1.0) -> Tags:
+def assign_tags(*, virtual_time: float, last_tag: float, count: int, weight: float = 1.0, cost: float = 1.0) -> TagRun:
     """Tags for `count` tasks of a goal: `max(virtual time, last tag of the goal) + cost / weight` for the first."""
     step = cost / weight
-    return Tags(first=max(virtual_time, last_tag) + step, step=step, count=count)
+    return TagRun(first=max(virtual_time, last_tag) + step, step=step, count=count)

@@ -14,9 +14,9 @@ from app.queue.rules.events import TaskEvent
 # goal is paused or out of budget.
 PHASES = ("pending", "delayed", "held", "blocked", "assigned", "executing")
 # Tasks in these phases make up the queue; the others are with a worker.
-QUEUED = frozenset({"pending", "delayed", "held", "blocked"})
+QUEUED_PHASES = frozenset({"pending", "delayed", "held", "blocked"})
 
-MOVES: Mapping[str, frozenset[str]] = {
+EVENTS_BY_OUTCOME: Mapping[str, frozenset[str]] = {
     "submitted": frozenset({TaskEvent.SUBMITTED.value}),
     "leased": frozenset({TaskEvent.ASSIGNED.value}),
     "completed": frozenset({TaskEvent.COMPLETED.value}),
@@ -24,7 +24,7 @@ MOVES: Mapping[str, frozenset[str]] = {
     "cancelled": frozenset({TaskEvent.CANCELLED.value}),
 }
 # How a task that finished is called, by the names above.
-ENDS = ("completed", "failed", "cancelled")
+FINAL_OUTCOMES = ("completed", "failed", "cancelled")
 # Waits and service times are those of the last five minutes.
 RECENT = timedelta(minutes=5)
 DEAD_LETTER_SPAN = timedelta(hours=1)
@@ -49,7 +49,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Minute:
+class MinuteCount:
     """The moves of one kind that tasks of a lane made in the minute that begins at `start`.
 
     The durations are how long the tasks had waited (`task.assigned`) or run (`task.completed`, `task.failed`).
@@ -72,7 +72,7 @@ class QueueSnapshot:
 
     at: datetime
     tasks: Mapping[Lane, Mapping[str, int]]
-    recent: Sequence[Minute] = ()
+    recent: Sequence[MinuteCount] = ()
     oldest: Mapping[Priority, datetime] = field(default_factory=dict)
     pauses: Sequence[Pause] = ()
     served: frozenset[AgentType] = frozenset(AgentType)
@@ -88,7 +88,7 @@ class QueueSnapshot:
             for name, tasks in phases.items()
             if agent in (None, lane.agent_type)
             and priority in (None, lane.priority)
-            and (name == phase if phase else name in QUEUED)
+            and (name == phase if phase else name in QUEUED_PHASES)
         )
 
     @property
@@ -98,7 +98,7 @@ class QueueSnapshot:
 
     def per_second(self, what: str, length: timedelta) -> float:
         """How many tasks a second were `submitted`, `leased`, `completed`, `failed` or `cancelled`."""
-        return within(self.recent, MOVES[what], self.at, length) / length.total_seconds()
+        return events_within(self.recent, EVENTS_BY_OUTCOME[what], self.at, length) / length.total_seconds()
 
     def waits(self, priority: Priority) -> Durations:
         """How long the tasks leased lately had waited."""
@@ -116,7 +116,7 @@ class QueueSnapshot:
         return max(timedelta(0), self.at - since) if since else None
 
 
-def floors(oldest: Mapping[Priority, datetime], looked_at: datetime | None) -> Mapping[Priority, datetime]:
+def oldest_wait_floors(oldest: Mapping[Priority, datetime], looked_at: datetime | None) -> Mapping[Priority, datetime]:
     """Per priority, before when no task that may run has begun to wait, by what a look has found.
 
     A task begins to wait now, or comes with its age from a lower priority.
@@ -189,7 +189,7 @@ def _wait(count: int) -> str:
     return "waits" if count == 1 else "wait"
 
 
-def within(minutes: Iterable[Minute], kinds: Collection[str], now: datetime, length: timedelta) -> float:
+def events_within(minutes: Iterable[MinuteCount], kinds: Collection[str], now: datetime, length: timedelta) -> float:
     """About how many moves of these kinds were made within `length` before now.
 
     A minute that the window cuts counts by the part of it that lies inside: a sliding window counter.

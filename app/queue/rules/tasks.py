@@ -12,7 +12,7 @@ LEASED = frozenset({TaskState.ASSIGNED, TaskState.EXECUTING})
 
 
 # Every legal move, and where it leads. Statements in the store name their move; nothing else changes a state.
-MOVES: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
+TRANSITIONS: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
     TaskEvent.UNBLOCKED: (frozenset({TaskState.BLOCKED}), TaskState.PENDING),
     TaskEvent.ASSIGNED: (frozenset({TaskState.PENDING}), TaskState.ASSIGNED),
     TaskEvent.EXECUTING: (LEASED, TaskState.EXECUTING),
@@ -37,11 +37,11 @@ _FROM_OUTSIDE = frozenset({"rate_limited", "llm_unavailable", "llm_not_configure
 BASE_COMPUTE_SECONDS = 600.0
 
 
-def after(state: TaskState, move: TaskEvent) -> TaskState:
-    """The state that `move` leads to from `state`. Raises IllegalMove."""
-    origins, destination = MOVES.get(move, (frozenset(), state))
+def next_state(state: TaskState, event: TaskEvent) -> TaskState:
+    """The state in which `event` leaves a task that is in `state`. Raises IllegalMove."""
+    origins, destination = TRANSITIONS.get(event, (frozenset(), state))
     if state not in origins:
-        raise IllegalMove(f"{move} is not possible for a task that is {state}")
+        raise IllegalMove(f"{event} is not possible for a task that is {state}")
     return destination
 
 
@@ -58,7 +58,7 @@ class RetryPolicy:
 class Verdict:
     """What becomes of a task whose attempt ended badly: the move, when it may run again, and why."""
 
-    move: TaskEvent
+    event: TaskEvent
     failures: int
     rescues: int
     run_at: datetime | None
@@ -71,14 +71,14 @@ def after_failure(
     """Decide on a task whose attempt failed; `draw` in [0, 1) spreads the delay (full jitter: U(0, delay))."""
     failures += 1
     if not retryable:
-        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason="not retryable")
+        return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason="not retryable")
     if failures >= policy.max_attempts:
         reason = f"attempt {failures} of {policy.max_attempts} failed"
-        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=reason)
+        return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=reason)
     delay = retry_delay(policy, failures) * draw
     run_at = now + timedelta(seconds=delay) if delay > 0 else None
     reason = f"attempt {failures} of {policy.max_attempts} failed; tried again in {delay:.1f} s"
-    return Verdict(move=TaskEvent.RETRYING, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
+    return Verdict(event=TaskEvent.RETRYING, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
 
 
 def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: str) -> Verdict:
@@ -86,8 +86,8 @@ def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: st
     rescues += 1
     if rescues > policy.max_rescues:
         poison = f"given up after {rescues} lost workers: {reason}"
-        return Verdict(move=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=poison)
-    return Verdict(move=TaskEvent.EXPIRED, failures=failures, rescues=rescues, run_at=None, reason=reason)
+        return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=poison)
+    return Verdict(event=TaskEvent.EXPIRED, failures=failures, rescues=rescues, run_at=None, reason=reason)
 
 
 def retry_delay(policy: RetryPolicy, failures: int) -> float:
@@ -134,7 +134,7 @@ class SweepPolicy:
     patience_seconds: float = 5.0
 
 
-def hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
+def reason_to_hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
     """Why this sweep takes nothing back, or None. Not for longer than a heartbeat: then the leases are truly dead."""
     if snapshot.expired == 0:
         return None
@@ -149,6 +149,6 @@ def hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
     return None
 
 
-def is_fault(code: str) -> bool:
+def is_agent_fault(code: str) -> bool:
     """Whether a failure with this code says something about the agent."""
     return code not in _FROM_OUTSIDE

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import database
 from app.kernel.lanes import Priority
 from app.queue.errors import QueueFull
-from app.queue.rules.admission import CapacityPolicy, has_room, overflow, retry_after
+from app.queue.rules.admission import CapacityPolicy, find_overflow, has_room, retry_after
 from app.queue.store import counters, dead_letters, throughput
 
 _FRESH_SECONDS = 1.0
@@ -131,7 +131,7 @@ class Admission:
     async def _refuse_overflow(
         self, connection: AsyncConnection, depth: Counter[Priority], incoming: Counter[Priority]
     ) -> None:
-        found = overflow(self.policy, depth, incoming)
+        found = find_overflow(self.policy, depth, incoming)
         if found is None:
             return
         if self.policy.displaces and found.priority is None:

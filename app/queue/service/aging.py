@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import duties
 from app.kernel.lanes import Priority
-from app.queue.rules.aging import AgeingPolicy
+from app.queue.rules.aging import AgingPolicy
 from app.queue.store import aging
 
 AGE_TASKS = "age tasks"
@@ -15,7 +15,7 @@ AGE_TASKS = "age tasks"
 _OVERLAP = timedelta(seconds=60)
 
 
-async def tick(connection: AsyncConnection, policy: AgeingPolicy) -> dict[str, Any]:
+async def tick(connection: AsyncConnection, policy: AgingPolicy) -> dict[str, Any]:
     """One turn, from where the last one stood. The higher step first, so that nothing climbs two in one turn."""
     last = (await duties.turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
     stood: dict[str, str] = dict(last.result.get("stood", {})) if last else {}

@@ -11,7 +11,7 @@ from app.db import duties
 from app.db.database import now
 from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
-from app.queue.rules.status import floors
+from app.queue.rules.status import oldest_wait_floors
 from app.queue.store import counters, throughput
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     turn = (await duties.turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
     moment = await now(connection)
     looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
-    found = await counters.oldest(connection, floors(oldest(turn), looked_at))
+    found = await counters.oldest(connection, oldest_wait_floors(oldest(turn), looked_at))
     return {
         "looked_at": moment.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in found.items()},

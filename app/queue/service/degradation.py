@@ -9,7 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.health.service import observations
-from app.queue.rules.degradation import Hold, LadderPolicy, Step, advice, decide, held, in_force, released
+from app.queue.rules.degradation import (
+    DegradationStep,
+    LadderHold,
+    LadderPolicy,
+    advice,
+    decide,
+    effective_step,
+    hold_step,
+    release_hold,
+)
 from app.queue.store import degradation as store
 from app.queue.store.degradation import Standing
 
@@ -22,7 +31,7 @@ _POLICY = LadderPolicy()
 class CurrentStep:
     """The step in force, as this process knows it: read with the weights every second, so it is never much older."""
 
-    step: Step = Step.NONE
+    step: DegradationStep = DegradationStep.NONE
 
     @property
     def told(self) -> dict[str, Any] | None:
@@ -30,10 +39,10 @@ class CurrentStep:
         return {"step": self.step.value, **asdict(advice(self.step))} if self.step else None
 
 
-async def current_step(connection: AsyncConnection) -> Step:
+async def current_step(connection: AsyncConnection) -> DegradationStep:
     """The step in force; one that nobody has renewed is over."""
     standing = await store.read(connection)
-    return in_force(standing.ladder, standing.at)
+    return effective_step(standing.ladder, standing.at)
 
 
 async def watch(connection: AsyncConnection, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
@@ -54,10 +63,12 @@ async def watch(connection: AsyncConnection, policy: LadderPolicy = _POLICY) -> 
     return {"step": decision.ladder.step.value, "move": decision.move.value}
 
 
-async def hold(connection: AsyncConnection, step: Step, length: timedelta, *, by: str, reason: str) -> Standing:
+async def hold(
+    connection: AsyncConnection, step: DegradationStep, length: timedelta, *, by: str, reason: str
+) -> Standing:
     """Put the ladder on a step and keep it there for so long; step 0 keeps everything running as usual."""
     before = await store.lock(connection)
-    decision = held(before.ladder, step, Hold(until=before.at + length, by=by), reason, before.at, _POLICY)
+    decision = hold_step(before.ladder, step, LadderHold(until=before.at + length, by=by), reason, before.at, _POLICY)
     await store.write(connection, before.ladder, decision, by=by)
     return await _recorded(connection, before, "degradation.hold", by=by, reason=reason)
 
@@ -65,7 +76,7 @@ async def hold(connection: AsyncConnection, step: Step, length: timedelta, *, by
 async def release(connection: AsyncConnection, *, by: str, reason: str) -> Standing:
     """Let the ladder move by itself again; without a hold nothing changes, and nothing is recorded."""
     before = await store.lock(connection)
-    decision = released(before.ladder, reason, before.at, _POLICY)
+    decision = release_hold(before.ladder, reason, before.at, _POLICY)
     if decision.move is None:
         return before
     await store.write(connection, before.ladder, decision, by=by)

@@ -9,7 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.db.duties import Turn
-from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, after_failure, after_rescue, hold_back
+from app.queue.rules.tasks import (
+    LeasePolicy,
+    SweepPolicy,
+    SweepSnapshot,
+    after_failure,
+    after_rescue,
+    reason_to_hold_back,
+)
 from app.queue.service.leases import retry_policy
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
@@ -28,7 +35,7 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
         seconds_since_last_sweep=turn.seconds_since_last,
         held_back_seconds=turn.held_back_seconds,
     )
-    reason = hold_back(snapshot, SweepPolicy())
+    reason = reason_to_hold_back(snapshot, SweepPolicy())
     if reason is not None:
         began = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
         return {"held_back": True, "held_back_since": began.isoformat(), "reason": reason}

@@ -118,9 +118,11 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> S
         now=await now(connection),
         draw=random.random(),  # noqa: S311 - jitter, not a secret
     )
-    ending = Ending(outcome="failed", error=_json(failure), usage=failure.usage, is_fault=tasks.is_fault(failure.code))
+    ending = Ending(
+        outcome="failed", error=_json(failure), usage=failure.usage, is_fault=tasks.is_agent_fault(failure.code)
+    )
     await attempts.end(connection, attempt, verdict, ending)
-    state = TaskState.FAILED if verdict.move is TaskEvent.FAILED else TaskState.PENDING
+    state = TaskState.FAILED if verdict.event is TaskEvent.FAILED else TaskState.PENDING
     return Standing(state=state, run_at=verdict.run_at)
 
 
@@ -137,7 +139,7 @@ async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_
 async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, run_at: datetime | None = None) -> None:
     """Return a task to the queue as if it had not been leased."""
     verdict = Verdict(
-        move=TaskEvent.RELEASED, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
+        event=TaskEvent.RELEASED, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
     )
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))
 

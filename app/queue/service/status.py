@@ -9,7 +9,7 @@ from app.db import duties, notify
 from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.status import DEAD_LETTER_SPAN, MOVES, RECENT, Pause, QueueSnapshot
+from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, Pause, QueueSnapshot
 from app.queue.service import counters
 from app.queue.store import counters as counter_store
 from app.queue.store import pauses, status, throughput
@@ -29,7 +29,7 @@ async def look(connection: AsyncConnection) -> QueueSnapshot:
         oldest=counters.oldest(turns.get(counters.FIND_OLDEST)),
         pauses=await pauses.read(connection),
         served=await status.served(connection),
-        dead_letters=await throughput.total(connection, MOVES["failed"], DEAD_LETTER_SPAN),
+        dead_letters=await throughput.total(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
         counted_ago=folded.ago if folded else None,
         miscounted=int(checked.result.get("off_by", 0)) if checked else 0,
     )

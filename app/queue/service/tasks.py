@@ -21,7 +21,7 @@ from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.tasks import RetryPolicy, after
+from app.queue.rules.tasks import RetryPolicy, next_state
 from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
@@ -175,7 +175,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     if task is None:
         await _already_cancelled(connection, task_id)
         return
-    state = after(task.state, TaskEvent.CANCELLED)
+    state = next_state(task.state, TaskEvent.CANCELLED)
     error = json.dumps({"code": "cancelled", "message": reason})
     if task.worker_id is not None:
         attempt = await attempts.of_worker(connection, task.worker_id)

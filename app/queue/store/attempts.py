@@ -141,7 +141,7 @@ async def count_leases(connection: AsyncConnection, grace_seconds: float, since_
 
 async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     """Carry out the verdict on an attempt that we hold the lock of, and keep it in the record."""
-    if verdict.move is TaskEvent.FAILED:
+    if verdict.event is TaskEvent.FAILED:
         outcome = {"failures": verdict.failures, "rescues": verdict.rescues}
         await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **outcome)
     else:
@@ -149,7 +149,7 @@ async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, e
     await record(connection, attempt, ending)
     await events.tell(
         connection,
-        verdict.move,
+        verdict.event,
         task_id=attempt.id,
         agent_type=attempt.agent_type,
         goal_id=attempt.goal_id,
@@ -186,7 +186,7 @@ async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, w
 
 async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
-    avoid = None if verdict.move is TaskEvent.RELEASED else attempt.worker_id
+    avoid = None if verdict.event is TaskEvent.RELEASED else attempt.worker_id
     rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
     if verdict.run_at is None:
         notify.note_work(connection, lanes.lowest(rows.mappings()))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.status import QUEUED
+from app.queue.rules.status import QUEUED_PHASES
 from app.queue.store.events import HORIZON
 
 _NAME = "counts"
@@ -159,7 +159,7 @@ def queued(counts: Iterable[Count]) -> dict[Priority, int]:
     """Tasks that wait in the queue, by priority."""
     depth = dict.fromkeys(Priority, 0)
     for count in counts:
-        if count.phase in QUEUED:
+        if count.phase in QUEUED_PHASES:
             depth[count.lane.priority] += count.tasks
     return depth
 

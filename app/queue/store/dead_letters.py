@@ -82,7 +82,8 @@ WITH chosen AS ({_CHOSEN.format(more=_GOES_ON.format(letter="h"))}), gone AS (
     RETURNING id, seq, agent_type, goal_id, priority, token, tag
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
-    SELECT '{TaskEvent.REQUEUED}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb) FROM back ORDER BY seq
+    SELECT '{TaskEvent.REQUEUED}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb)
+    FROM back ORDER BY seq
 )
 SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM back GROUP BY agent_type, priority
 """)

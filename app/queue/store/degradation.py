@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.retention import BATCH, deletion
-from app.queue.rules.degradation import Decision, Hold, Ladder, LadderMove, Step
+from app.queue.rules.degradation import Decision, DegradationStep, Ladder, LadderHold, LadderMove
 from app.queue.rules.events import SystemEvent
 from app.queue.store import events
 
@@ -32,8 +32,8 @@ class Moved:
     id: int
     at: datetime
     move: LadderMove
-    before: Step
-    after: Step
+    before: DegradationStep
+    after: DegradationStep
     reason: str
     by: str | None
     until: datetime | None
@@ -110,7 +110,10 @@ async def history(connection: AsyncConnection, *, before: int, limit: int) -> li
     """The moves below `before`, newest first."""
     rows = (await connection.execute(_PAGE, {"before": before, "limit": limit})).mappings()
     words = [{**row, "move": LadderMove(row["move"])} for row in rows]
-    return [Moved(**{**row, "before": Step(row["before"]), "after": Step(row["after"])}) for row in words]
+    return [
+        Moved(**{**row, "before": DegradationStep(row["before"]), "after": DegradationStep(row["after"])})
+        for row in words
+    ]
 
 
 async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
@@ -121,7 +124,7 @@ async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> in
 def _standing(row: Any) -> Standing:
     if row["step"] is None:
         return Standing(ladder=Ladder(since=row["at"]), at=row["at"], strain={})
-    hold = Hold(until=row["held_until"], by=row["held_by"]) if row["held_until"] else None
+    hold = LadderHold(until=row["held_until"], by=row["held_by"]) if row["held_until"] else None
     names = ("since", "expires_at", "reason", "tight_since", "easy_since", "looked_at")
-    ladder = Ladder(step=Step(row["step"]), hold=hold, **{name: row[name] for name in names})
+    ladder = Ladder(step=DegradationStep(row["step"]), hold=hold, **{name: row[name] for name in names})
     return Standing(ladder=ladder, at=row["at"], strain=row["strain"])

@@ -67,7 +67,7 @@ _NOW = text(f"SELECT {HORIZON} - 1")
 
 async def tell(
     connection: AsyncConnection,
-    move: TaskEvent,
+    event: TaskEvent,
     *,
     task_id: UUID,
     agent_type: str,
@@ -85,7 +85,7 @@ async def tell(
     """
     values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
     values |= {"priority": priority, "leased_at": leased_at, "quality": quality}
-    await connection.execute(_TELL, {"kind": move.value, "token": token, "detail": detail, **values})
+    await connection.execute(_TELL, {"kind": event.value, "token": token, "detail": detail, **values})
     notify.note(connection, notify.EVENTS)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.fair_queueing import Tags, tags
+from app.queue.rules.fair_queueing import TagRun, assign_tags
 
 _FRESH_SECONDS = 1.0
 _FORGET_SECONDS = 60.0
@@ -83,15 +83,15 @@ class Lanes:
         while len(self._issued) > _MOST_GOALS:
             self._issued.popitem(last=False)
 
-    def reserve(self, place: Place, count: int) -> Tags:
+    def reserve(self, place: Place, count: int) -> TagRun:
         """Tags for the next `count` tasks of a goal; nobody else in this process gets the same."""
         issued = self._issued[place]
         virtual_time = self._virtual.get(place[0], 0.0)
-        reserved = tags(virtual_time=virtual_time, last_tag=issued.tag, count=count, weight=issued.weight)
+        reserved = assign_tags(virtual_time=virtual_time, last_tag=issued.tag, count=count, weight=issued.weight)
         issued.tag = reserved.last
         return reserved
 
-    def give_back(self, place: Place, reserved: Tags) -> None:
+    def give_back(self, place: Place, reserved: TagRun) -> None:
         """The submit came to nothing: unless the goal has gone on since, it shall not stand further back for it."""
         issued = self._issued.get(place)
         if issued is not None and issued.tag == reserved.last:

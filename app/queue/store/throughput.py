@@ -17,7 +17,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.status import Minute
+from app.queue.rules.status import MinuteCount
 
 _NAME = "minutes"
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
@@ -89,11 +89,11 @@ async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
     return Bite(events=row["events"], more=row["more"])
 
 
-async def recent(connection: AsyncConnection, length: timedelta) -> list[Minute]:
+async def recent(connection: AsyncConnection, length: timedelta) -> list[MinuteCount]:
     """All minutes that reach into the time since `length` ago."""
     rows = (await connection.execute(_RECENT, {"length": length})).mappings()
     return [
-        Minute(
+        MinuteCount(
             start=row["start"],
             lane=Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"])),
             kind=row["kind"],

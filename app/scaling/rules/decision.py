@@ -15,7 +15,7 @@ from app.agents.rules.weights import under_degradation
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Assignment, Load, Seat, allocate, bottleneck
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
 from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
@@ -73,7 +73,7 @@ class Inputs:
     new_capabilities: Sequence[AgentType] = tuple(AgentType)
     may_move: bool = True
     provisions: bool = True
-    step: Step = Step.NONE
+    step: DegradationStep = DegradationStep.NONE
     quality_gains: Mapping[AgentType, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -175,7 +175,7 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
     seen = SizingSnapshot(
         waiting_seconds_per_worker=waiting,
         quality_gain=inputs.quality_gains.get(agent),
-        degraded=inputs.step > Step.NONE,
+        degraded=inputs.step > DegradationStep.NONE,
     )
     return size(seen, SizingPolicy(base=usual_size(inputs.limits), limit=largest(inputs.limits)))
 

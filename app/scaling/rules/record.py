@@ -16,7 +16,7 @@ from app.admin.rules.config import ResourceLimits, key
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import Decision, Inputs, Member, SetAside, resolve
 from app.scaling.rules.demand import Waiting
@@ -115,7 +115,7 @@ def inputs_of(roster_text: str, text: str) -> Inputs:
         new_capabilities=tuple(map(AgentType, kept["new_capabilities"])),
         may_move=kept["may_move"],
         provisions=kept["provisions"],
-        step=Step(kept.get("step", Step.NONE)),
+        step=DegradationStep(kept.get("step", DegradationStep.NONE)),
         quality_gains=_by_agent(kept.get("quality_gains", {})),
         notes=kept["notes"],
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.agents.rules.performance import REMEMBERED, Achievement, Result, achievements, judged, remembered
 from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
 from app.kernel.agents import AgentType
-from app.queue.rules.tasks import is_fault
+from app.queue.rules.tasks import is_agent_fault
 
 POLICY = WeightPolicy()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -131,7 +131,7 @@ def test_agents_without_results_are_not_known() -> None:
     [("handler_error", True), ("timeout", True), ("rate_limited", False), ("handler_unavailable", False)],
 )
 def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool) -> None:
-    assert is_fault(code) is fault
+    assert is_agent_fault(code) is fault
 
 
 @given(

@@ -12,9 +12,9 @@ from app.health.rules.symptoms import AlertRule, Severity, Symptom, SymptomPolic
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.status import Minute, Pause, QueueSnapshot
+from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot
 from app.workers.rules.recovery import Recovery
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -65,7 +65,7 @@ def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
 
 
 def test_long_is_what_is_far_longer_than_usual() -> None:
-    hour = Minute(
+    hour = MinuteCount(
         start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=3600, longest=3600)
     )
     running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
@@ -154,9 +154,12 @@ def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, boo
 
 
 def test_degradation_is_told_and_its_last_step_is_critical() -> None:
-    assert told(step=Step.NONE) == []
-    assert (one(step=Step.DEPTH).matter.rule, one(step=Step.DEPTH).severity) == (AlertRule.DEGRADED, Severity.WARNING)
-    assert one(step=Step.ESSENTIALS).severity is Severity.CRITICAL
+    assert told(step=DegradationStep.NONE) == []
+    assert (one(step=DegradationStep.DEPTH).matter.rule, one(step=DegradationStep.DEPTH).severity) == (
+        AlertRule.DEGRADED,
+        Severity.WARNING,
+    )
+    assert one(step=DegradationStep.ESSENTIALS).severity is Severity.CRITICAL
 
 
 def test_every_symptom_says_what_to_do() -> None:
@@ -169,7 +172,7 @@ def test_every_symptom_says_what_to_do() -> None:
         breakers={"large": True},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
-        step=Step.DEPTH,
+        step=DegradationStep.DEPTH,
     )
     assert {symptom.matter.rule for symptom in found} == set(AlertRule)
     assert all(symptom.advice and symptom.summary for symptom in found)

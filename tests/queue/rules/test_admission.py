@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel.lanes import Priority
-from app.queue.rules.admission import CapacityPolicy, has_room, level, overflow, retry_after
+from app.queue.rules.admission import CapacityPolicy, capacity_level, find_overflow, has_room, retry_after
 
 POLICY = CapacityPolicy(max_queue_size=100)
 depths = st.dictionaries(st.sampled_from(Priority), st.integers(0, 120))
@@ -14,17 +14,17 @@ depths = st.dictionaries(st.sampled_from(Priority), st.integers(0, 120))
 @pytest.mark.parametrize(("priority", "fits"), [(1, 50), (2, 80), (3, 95), (4, 100)])
 def test_each_priority_has_its_share(priority: int, fits: int) -> None:
     at = Priority(priority)
-    assert overflow(POLICY, {}, {at: fits}) is None
-    found = overflow(POLICY, {at: 3}, {at: fits})
+    assert find_overflow(POLICY, {}, {at: fits}) is None
+    found = find_overflow(POLICY, {at: 3}, {at: fits})
     assert found is not None
     assert (found.depth, found.limit, found.excess) == (3, fits, 3)
 
 
 def test_a_flood_of_ordinary_work_leaves_room_for_urgent_work() -> None:
     flood = {Priority.LOW: 0, Priority.MEDIUM: 80}
-    assert overflow(POLICY, flood, {Priority.MEDIUM: 1}) is not None
-    assert overflow(POLICY, flood, {Priority.CRITICAL: 20}) is None
-    found = overflow(POLICY, flood, {Priority.CRITICAL: 21})
+    assert find_overflow(POLICY, flood, {Priority.MEDIUM: 1}) is not None
+    assert find_overflow(POLICY, flood, {Priority.CRITICAL: 20}) is None
+    found = find_overflow(POLICY, flood, {Priority.CRITICAL: 21})
     assert found is not None
     assert found.priority is None
     assert "80 tasks wait already and 100 may; 1 of yours do not fit" in found.reason
@@ -35,7 +35,7 @@ def test_what_an_estimate_lets_in_would_also_fit_exactly(
     depth: dict[Priority, int], incoming: dict[Priority, int]
 ) -> None:
     if has_room(POLICY, depth, incoming, within=0.8):
-        assert overflow(POLICY, depth, incoming) is None
+        assert find_overflow(POLICY, depth, incoming) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_an_estimate_lets_in_would_also_fit_exactly(
     ],
 )
 def test_levels(depth: dict[Priority, int], expected: str) -> None:
-    assert level(POLICY, depth) == expected
+    assert capacity_level(POLICY, depth) == expected
 
 
 @pytest.mark.parametrize(("excess", "rate", "expected"), [(10, 0, 5), (10, 100, 1), (10, 2, 5), (10_000, 1, 60)])

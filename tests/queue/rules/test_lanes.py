@@ -6,7 +6,7 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.queue.rules.fair_queueing import tags
+from app.queue.rules.fair_queueing import assign_tags
 
 
 class _Lane:
@@ -19,7 +19,9 @@ class _Lane:
         self._seq = count()
 
     def submit(self, goal: str, tasks: int, weight: float = 1.0) -> None:
-        given = tags(virtual_time=self.virtual_time, last_tag=self.last.get(goal, 0.0), count=tasks, weight=weight)
+        given = assign_tags(
+            virtual_time=self.virtual_time, last_tag=self.last.get(goal, 0.0), count=tasks, weight=weight
+        )
         self.pending += [(given[place], next(self._seq), goal) for place in range(tasks)]
         self.pending.sort()
         self.last[goal] = given.last
@@ -52,7 +54,7 @@ def test_a_goal_that_was_away_has_saved_no_credit() -> None:
 
 
 def test_a_goal_goes_on_where_it_left_off() -> None:
-    assert [tags(virtual_time=3.0, last_tag=7.0, count=3)[place] for place in range(3)] == [8.0, 9.0, 10.0]
+    assert [assign_tags(virtual_time=3.0, last_tag=7.0, count=3)[place] for place in range(3)] == [8.0, 9.0, 10.0]
 
 
 @given(weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=5))

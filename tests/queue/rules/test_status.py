@@ -10,7 +10,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.status import Minute, Pause, QueueSnapshot, floors, warnings
+from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot, oldest_wait_floors, warnings
 
 _NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 _RANKING = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
@@ -26,8 +26,8 @@ def _pause(reason: str = "upkeep") -> Pause:
     return Pause(agent_type=AgentType.RANKING, reason=reason, paused_by="key", paused_at=_NOON)
 
 
-def _minute(lane: Lane, kind: str, **durations: Any) -> Minute:
-    return Minute(start=_NOON, lane=lane, kind=kind, durations=Durations(**durations))
+def _minute(lane: Lane, kind: str, **durations: Any) -> MinuteCount:
+    return MinuteCount(start=_NOON, lane=lane, kind=kind, durations=Durations(**durations))
 
 
 def test_an_empty_queue_needs_no_words() -> None:
@@ -102,12 +102,12 @@ def test_rates_waits_and_service_times() -> None:
 
 
 def test_the_first_look_begins_at_the_beginning() -> None:
-    assert set(floors({}, None).values()) == {datetime(1970, 1, 1, tzinfo=UTC)}
+    assert set(oldest_wait_floors({}, None).values()) == {datetime(1970, 1, 1, tzinfo=UTC)}
 
 
 def test_a_floor_is_below_all_that_may_come_from_lower_priorities() -> None:
     oldest = {Priority.LOW: _NOON - timedelta(hours=1), Priority.HIGH: _NOON - timedelta(hours=2)}
-    found = {priority: _NOON - floor for priority, floor in floors(oldest, _NOON).items()}
+    found = {priority: _NOON - floor for priority, floor in oldest_wait_floors(oldest, _NOON).items()}
     margin = timedelta(minutes=2)
     assert found == {
         Priority.LOW: timedelta(hours=1) + margin,
@@ -115,4 +115,4 @@ def test_a_floor_is_below_all_that_may_come_from_lower_priorities() -> None:
         Priority.HIGH: timedelta(hours=2) + margin,
         Priority.CRITICAL: timedelta(hours=2) + margin,
     }
-    assert set(floors({}, _NOON).values()) == {_NOON - margin}
+    assert set(oldest_wait_floors({}, _NOON).values()) == {_NOON - margin}

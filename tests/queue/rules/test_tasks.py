@@ -1,4 +1,4 @@
-"""Legal moves and what becomes of an attempt that ended badly."""
+"""Legal transitions, and what becomes of an attempt that ended badly."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import IllegalMove
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.tasks import LEASED, MOVES, RetryPolicy, after, after_failure, after_rescue, retry_delay
+from app.queue.rules.tasks import LEASED, TRANSITIONS, RetryPolicy, after_failure, after_rescue, next_state, retry_delay
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _LEGAL = {
@@ -18,7 +18,11 @@ _LEGAL = {
     **{(state, TaskEvent.EXECUTING): TaskState.EXECUTING for state in LEASED},
     **{(state, TaskEvent.COMPLETED): TaskState.COMPLETED for state in LEASED},
     **{(state, TaskEvent.FAILED): TaskState.FAILED for state in LEASED},
-    **{(state, move): TaskState.PENDING for state in LEASED for move in (TaskEvent.RETRYING, TaskEvent.RELEASED, TaskEvent.EXPIRED)},
+    **{
+        (state, event): TaskState.PENDING
+        for state in LEASED
+        for event in (TaskEvent.RETRYING, TaskEvent.RELEASED, TaskEvent.EXPIRED)
+    },
     **{(state, TaskEvent.CANCELLED): TaskState.CANCELLED for state in TaskState if state not in FINISHED},
     (TaskState.FAILED, TaskEvent.REQUEUED): TaskState.PENDING,
     (TaskState.PENDING, TaskEvent.DISPLACED): TaskState.FAILED,
@@ -26,17 +30,17 @@ _LEGAL = {
 
 
 @pytest.mark.parametrize("state", TaskState)
-@pytest.mark.parametrize("move", TaskEvent)
-def test_every_move_from_every_state(state: TaskState, move: TaskEvent) -> None:
-    if (state, move) in _LEGAL:
-        assert after(state, move) is _LEGAL[state, move]
+@pytest.mark.parametrize("event", TaskEvent)
+def test_every_event_in_every_state(state: TaskState, event: TaskEvent) -> None:
+    if (state, event) in _LEGAL:
+        assert next_state(state, event) is _LEGAL[state, event]
     else:
         with pytest.raises(IllegalMove):
-            after(state, move)
+            next_state(state, event)
 
 
-def test_what_is_finished_moves_again_only_when_a_dead_letter_is_requeued() -> None:
-    found = {(move, state) for move, (origins, _) in MOVES.items() for state in origins & FINISHED}
+def test_finished_task_changes_only_when_a_dead_letter_is_requeued() -> None:
+    found = {(event, state) for event, (origins, _) in TRANSITIONS.items() for state in origins & FINISHED}
     assert found == {(TaskEvent.REQUEUED, TaskState.FAILED)}
 
 
@@ -54,9 +58,9 @@ def test_a_failure_burns_one_attempt_and_waits_within_its_bound(
     verdict = after_failure(policy, failures=failures, rescues=2, retryable=retryable, now=NOW, draw=draw)
     assert (verdict.failures, verdict.rescues) == (failures + 1, 2)
     if not retryable or failures + 1 >= attempts:
-        assert (verdict.move, verdict.run_at) == (TaskEvent.FAILED, None)
+        assert (verdict.event, verdict.run_at) == (TaskEvent.FAILED, None)
     else:
-        assert verdict.move is TaskEvent.RETRYING
+        assert verdict.event is TaskEvent.RETRYING
         latest = NOW + timedelta(seconds=retry_delay(policy, failures + 1))
         assert verdict.run_at is None or NOW <= verdict.run_at <= latest
 
@@ -71,5 +75,5 @@ def test_a_rescue_burns_no_attempt_and_rescues_are_bounded(failures: int, rescue
     policy = RetryPolicy(max_rescues=5)
     verdict = after_rescue(policy, failures=failures, rescues=rescues, reason="killed")
     assert (verdict.failures, verdict.rescues, verdict.run_at) == (failures, rescues + 1, None)
-    assert verdict.move is (TaskEvent.FAILED if rescues + 1 > 5 else TaskEvent.EXPIRED)
+    assert verdict.event is (TaskEvent.FAILED if rescues + 1 > 5 else TaskEvent.EXPIRED)
     assert "killed" in verdict.reason

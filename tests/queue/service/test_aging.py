@@ -7,7 +7,7 @@ from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.queue.broker.broker import Broker, LeaseCall
-from app.queue.rules.aging import AgeingPolicy
+from app.queue.rules.aging import AgingPolicy
 from app.queue.service import aging
 from app.queue.store.claims import Lease
 from tests.support.factories import ready_worker, submitted
@@ -20,7 +20,7 @@ async def _tick(database: Database) -> dict[str, int]:
     """A turn of the duty, with its record."""
     async with database.transaction() as connection:
         await duties.ensure(connection, aging.AGE_TASKS)
-        result = await aging.tick(connection, AgeingPolicy())
+        result = await aging.tick(connection, AgingPolicy())
         await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
     return {name: result[name] for name in ("aged", "urgent")}
 

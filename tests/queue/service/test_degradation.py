@@ -16,7 +16,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
 from app.queue.broker.broker import Broker, LeaseCall
-from app.queue.rules.degradation import LadderMove, LadderPolicy, Step
+from app.queue.rules.degradation import DegradationStep, LadderMove, LadderPolicy
 from app.queue.service import counters, degradation
 from app.queue.store import degradation as store
 from tests.support.factories import ready_worker, submitted
@@ -32,7 +32,7 @@ async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
         return await degradation.watch(connection, policy)
 
 
-async def held(database: Database, step: Step, minutes: float = 10) -> None:
+async def held(database: Database, step: DegradationStep, minutes: float = 10) -> None:
     async with database.transaction() as connection:
         await degradation.hold(connection, step, timedelta(minutes=minutes), by="ann", reason="test")
 
@@ -49,21 +49,21 @@ async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | No
 
 
 async def test_before_anybody_has_looked_everything_is_as_usual(database: Database) -> None:
-    assert (await standing(database)).ladder.step is Step.NONE
+    assert (await standing(database)).ladder.step is DegradationStep.NONE
 
 
 async def test_the_duty_climbs_a_step_at_a_time_and_tells_each(database: Database) -> None:
     for _ in range(6):
         await watch(database)
     found = await standing(database)
-    assert found.ladder.step is Step.ESSENTIALS
+    assert found.ladder.step is DegradationStep.ESSENTIALS
     assert found.ladder.expires_at is not None
     assert found.ladder.expires_at > found.at
     assert "database_connections" in found.strain["resources"]
     assert await moves(database) == [(LadderMove.UP, n, n + 1, None) for n in range(4)]
     await execute(database, "UPDATE degradation SET expires_at = now()")
     await watch(database, LadderPolicy(tight=2.0, easy=-1.0))
-    assert (await standing(database)).ladder.step is Step.BATCHES
+    assert (await standing(database)).ladder.step is DegradationStep.BATCHES
     assert (await moves(database))[-1] == (LadderMove.EXPIRED, 4, 3, None)
 
 
@@ -74,14 +74,14 @@ async def test_an_operator_and_the_duty_at_once(database: Database, replica: Dat
         await store.lock(first)
         second = asyncio.create_task(watch(replica))
         await until_blocked(database)
-        await degradation.hold(first, Step.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
+        await degradation.hold(first, DegradationStep.NONE, timedelta(minutes=5), by="ann", reason="a demonstration")
     await second
-    assert (await standing(database)).ladder.step is Step.NONE
+    assert (await standing(database)).ladder.step is DegradationStep.NONE
     assert await moves(database) == [(LadderMove.UP, 0, 1, None), (LadderMove.HELD, 1, 0, "ann")]
 
 
 async def test_holding_and_letting_go_are_audited(database: Database) -> None:
-    await held(database, Step.DEPTH)
+    await held(database, DegradationStep.DEPTH)
     async with database.transaction() as connection:
         await degradation.release(connection, by="bob", reason="done")
         await degradation.release(connection, by="bob", reason="again")
@@ -91,9 +91,9 @@ async def test_holding_and_letting_go_are_audited(database: Database) -> None:
 
 
 async def test_old_moves_are_forgotten(database: Database) -> None:
-    await held(database, Step.DEPTH)
+    await held(database, DegradationStep.DEPTH)
     await execute(database, "UPDATE degradation_moves SET at = now() - interval '99 d'")
-    await held(database, Step.BATCHES)
+    await held(database, DegradationStep.BATCHES)
     async with database.transaction() as connection:
         assert await store.prune(connection, 30) == 1
     assert [move[2] for move in await moves(database)] == [3]
@@ -102,14 +102,14 @@ async def test_old_moves_are_forgotten(database: Database) -> None:
 async def test_the_shares_are_under_the_step_and_the_weights_stay_what_they_are(database: Database) -> None:
     config = CurrentConfig(database, Mode.PRODUCTION)
     known = await config.read()
-    await held(database, Step.ESSENTIALS)
+    await held(database, DegradationStep.ESSENTIALS)
     async with database.transaction() as connection:
         found = await weights.in_force(connection, known)
-    assert found.step is Step.ESSENTIALS
+    assert found.step is DegradationStep.ESSENTIALS
     assert found.weights == known.weights
     assert found.shares[AgentType.RANKING] == 0.02
     assert sum(found.shares.values()) == pytest.approx(1)
-    await held(database, Step.NONE)
+    await held(database, DegradationStep.NONE)
     async with database.transaction() as connection:
         assert (await weights.in_force(connection, known)).shares == known.weights
 
@@ -117,7 +117,7 @@ async def test_the_shares_are_under_the_step_and_the_weights_stay_what_they_are(
 @pytest.fixture
 async def short(database: Database) -> AsyncIterator[Broker]:
     """A broker that has heard of the first step."""
-    await held(database, Step.LOW_RANKED_EVOLUTION)
+    await held(database, DegradationStep.LOW_RANKED_EVOLUTION)
     async for broker in _broker(database):
         yield broker
 
@@ -179,7 +179,7 @@ async def test_evolution_of_higher_rank_goes_on(database: Database, short: Broke
 
 
 async def test_suspended_agents_keep_their_share_of_one_in_fifty(database: Database) -> None:
-    await held(database, Step.ESSENTIALS)
+    await held(database, DegradationStep.ESSENTIALS)
     async for broker in _broker(database):
         await submitted(database, 70, agent_type=AgentType.GENERATION)
         await submitted(database, 70, agent_type=AgentType.RANKING)
@@ -189,7 +189,7 @@ async def test_suspended_agents_keep_their_share_of_one_in_fifty(database: Datab
 
 
 async def test_every_move_is_an_event_and_the_counters_stand_it(database: Database) -> None:
-    await held(database, Step.DEPTH)
+    await held(database, DegradationStep.DEPTH)
     async with database.transaction() as connection:
         await degradation.release(connection, by="bob", reason="done")
         await counters.fold_events(connection)

@@ -12,7 +12,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, bucket
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.status import Minute
+from app.queue.rules.status import MinuteCount
 from app.queue.store import throughput
 from app.queue.store.throughput import Bite
 from tests.support.sql import execute, fetch, value
@@ -63,7 +63,7 @@ async def _fold(database: Database, bite: int = 1000) -> Bite:
         return await throughput.fold(connection, bite)
 
 
-async def _recent(database: Database) -> list[Minute]:
+async def _recent(database: Database) -> list[MinuteCount]:
     async with database.transaction() as connection:
         return await throughput.recent(connection, _HOUR)
 

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.db.database import Database
 from app.kernel.lanes import Priority
-from app.queue.rules.status import floors
+from app.queue.rules.status import oldest_wait_floors
 from app.queue.store import counters
 from tests.support.sql import execute, value
 
@@ -31,7 +31,7 @@ async def full(own_database: Database, request: pytest.FixtureRequest) -> Databa
 
 
 async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
-    asked = floors({}, None)
+    asked = oldest_wait_floors({}, None)
     values: dict[str, Any] = {"priorities": [p.value for p in asked], "floors": list(asked.values())}
     async with full.transaction() as connection:
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {counters._OLDEST.text}"), values)).scalars())

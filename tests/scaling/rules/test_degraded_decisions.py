@@ -6,7 +6,7 @@ from uuid import UUID
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
-from app.queue.rules.degradation import Step
+from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
@@ -14,7 +14,7 @@ from app.scaling.rules.decision import Inputs, Member, resolve
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 
 
-def inputs(step: Step) -> Inputs:
+def inputs(step: DegradationStep) -> Inputs:
     """Twenty workers without an agent yet, and the same work for generation and ranking."""
     members = [Member(worker_id=WorkerId(UUID(int=n)), assigned=None, busy=True) for n in range(20)]
     load = Load(work_seconds=1000.0, oldest_age_seconds=5.0)
@@ -33,25 +33,25 @@ def inputs(step: Step) -> Inputs:
     )
 
 
-def seats(step: Step) -> dict[AgentType, int]:
+def seats(step: DegradationStep) -> dict[AgentType, int]:
     places = resolve(inputs(step)).places.values()
     return {agent: sum(place.agent is agent for place in places) for agent in (AgentType.GENERATION, AgentType.RANKING)}
 
 
 def test_suspended_agents_keep_few_workers_and_some() -> None:
-    assert seats(Step.NONE) == {AgentType.GENERATION: 10, AgentType.RANKING: 10}
-    assert seats(Step.BATCHES) == seats(Step.NONE)
-    few = seats(Step.ESSENTIALS)
+    assert seats(DegradationStep.NONE) == {AgentType.GENERATION: 10, AgentType.RANKING: 10}
+    assert seats(DegradationStep.BATCHES) == seats(DegradationStep.NONE)
+    few = seats(DegradationStep.ESSENTIALS)
     assert few[AgentType.GENERATION] >= 18
     assert few[AgentType.RANKING] >= 1
 
 
 def test_a_suspension_is_no_adjustment_of_a_weight() -> None:
-    assert resolve(inputs(Step.ESSENTIALS)).reweighted == {}
+    assert resolve(inputs(DegradationStep.ESSENTIALS)).reweighted == {}
 
 
 def test_it_replays() -> None:
-    wanted = inputs(Step.ESSENTIALS)
+    wanted = inputs(DegradationStep.ESSENTIALS)
     roster, text = records.roster(wanted.members), records.inputs_text(wanted)
     assert records.replayed(roster, text) == records.canonical(records.outcome(resolve(wanted), wanted))
-    assert records.inputs_of(roster, text.replace('"step":4,', "")).step is Step.NONE
+    assert records.inputs_of(roster, text.replace('"step":4,', "")).step is DegradationStep.NONE
