@@ -20,15 +20,15 @@ _ADVICE = {
 
 def main() -> None:
     """Raises SystemExit with one of the documented exit codes."""
-    assignment, options = read_options(sys.argv[1:], os.environ)
+    settings, options = read_options(sys.argv[1:], os.environ)
     set_up_logging(options.log_level, as_json=options.json_logs)
-    end = _serve(Daemon(assignment))
+    outcome = _serve(Daemon(settings))
     # Whoever launched this worker starts the next one, which then has a token of its own.
-    if end.restart and assignment.launch_token is None:
+    if outcome.restart and settings.launch_token is None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
-    if end.code in _ADVICE:
-        print(f"convener-worker: {_ADVICE[end.code]}\n({end.message})", file=sys.stderr)
-    raise SystemExit(end.code)
+    if outcome.code in _ADVICE:
+        print(f"convener-worker: {_ADVICE[outcome.code]}\n({outcome.message})", file=sys.stderr)
+    raise SystemExit(outcome.code)
 
 
 def _serve(daemon: Daemon) -> Exit:

@@ -89,7 +89,7 @@ class ReportProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class BeatNow:
+class SendHeartbeat:
     """Send a heartbeat without waiting for its time."""
 
 
@@ -109,5 +109,5 @@ class Exit:
 
 Report: TypeAlias = ReportComplete | ReportFail | Release
 Call: TypeAlias = Register | RequestLease | Report | Goodbye
-Order: TypeAlias = AbortCall | RunHandler | KillHandler | ReportProgress | BeatNow | SetAlarm | Exit
+Order: TypeAlias = AbortCall | RunHandler | KillHandler | ReportProgress | SendHeartbeat | SetAlarm | Exit
 Action: TypeAlias = Call | Order

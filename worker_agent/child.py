@@ -14,8 +14,8 @@ import sys
 from _thread import allocate_lock  # threading would cost each task two milliseconds
 
 from worker_agent.failures import Failure, Postponed
-from worker_agent.limits import confine, peak_memory_mb
-from worker_agent.loading import load
+from worker_agent.handler_loading import load_handler
+from worker_agent.resource_limits import confine, peak_memory_mb
 from worker_agent.task import Task
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ MAX_RESULT_BYTES = 10 * 1024 * 1024
 _TRACEBACK_CHARACTERS = 4000
 
 
-class Channel:
+class MessagePipe:
     """The message pipe to the daemon; whole lines only, from any thread."""
 
     def __init__(self, fd: int) -> None:
@@ -51,35 +51,35 @@ class Channel:
 def main() -> None:
     order = json.loads(sys.argv[1])
     confine(parent=order["parent"], memory_bytes=order["memory_bytes"], cpu_seconds=order["cpu_seconds"])
-    channel = Channel(order["fd"])
+    pipe = MessagePipe(order["fd"])
     if order["command"]:
-        _become(order["command"], channel, order["fd"])
+        _exec_program(order["command"], pipe, order["fd"])
     else:
-        _run(order["target"], order["key"], channel)
-    channel.send({"peak_memory_mb": peak_memory_mb()})
+        _run_function(order["target"], order["key"], pipe)
+    pipe.send({"peak_memory_mb": peak_memory_mb()})
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # A thread that the handler left behind must not keep the worker from its next task.
     os._exit(0)
 
 
-def _run(target: str, key: str | None, channel: Channel) -> None:
+def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
     import faulthandler
 
     faulthandler.enable()
-    task = Task(**json.load(sys.stdin.buffer), report=channel.send)
+    task = Task(**json.load(sys.stdin.buffer), report=pipe.send)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
-        channel.write(_encode(_call(target, key, task)))
+        pipe.write(_encode_result(_call_handler(target, key, task)))
     except Postponed as later:
-        channel.send({"postponed": {"seconds": later.seconds, "reason": later.reason}})
+        pipe.send({"postponed": {"seconds": later.seconds, "reason": later.reason}})
     except BaseException as error:
-        channel.send({"error": _describe(error)})
+        pipe.send({"error": _describe_error(error)})
 
 
-def _call(target: str, key: str | None, task: Task) -> object:
+def _call_handler(target: str, key: str | None, task: Task) -> object:
     try:
-        function = load(target, key)
+        function = load_handler(target, key)
     except Exception as error:
         raise Failure("handler_unavailable", f"{target}: {type(error).__name__}: {error}") from error
     result = function(task)
@@ -90,7 +90,7 @@ def _call(target: str, key: str | None, task: Task) -> object:
     return result
 
 
-def _encode(result: object) -> bytes:
+def _encode_result(result: object) -> bytes:
     if not isinstance(result, dict):
         raise Failure("invalid_result", f"a handler returns a dict, not {type(result).__name__}")
     try:
@@ -102,20 +102,20 @@ def _encode(result: object) -> bytes:
     return line
 
 
-def _describe(error: BaseException) -> Json:
+def _describe_error(error: BaseException) -> Json:
     """The error as the wire has it; what is not a Failure may be tried again."""
     if isinstance(error, MemoryError):
-        return _error("memory_limit", "the handler ran out of the memory allowed to it", True, {})
+        return _error_object("memory_limit", "the handler ran out of the memory allowed to it", True, {})
     if isinstance(error, Failure):
-        return _error(error.code, str(error), error.retryable, error.detail)
+        return _error_object(error.code, str(error), error.retryable, error.detail)
     import traceback
 
     tail = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     code = "handler_exited" if isinstance(error, SystemExit) else "handler_error"
-    return _error(code, f"{type(error).__name__}: {error}", True, {"traceback": tail})
+    return _error_object(code, f"{type(error).__name__}: {error}", True, {"traceback": tail})
 
 
-def _error(code: str, message: str, retryable: bool, detail: Json) -> Json:
+def _error_object(code: str, message: str, retryable: bool, detail: Json) -> Json:
     try:
         plain = json.loads(json.dumps(detail, default=str, allow_nan=False))
     except (TypeError, ValueError):
@@ -123,7 +123,7 @@ def _error(code: str, message: str, retryable: bool, detail: Json) -> Json:
     return {"code": code, "message": message[:1000], "retryable": retryable, "detail": plain}
 
 
-def _become(command: list[str], channel: Channel, fd: int) -> None:
+def _exec_program(command: list[str], pipe: MessagePipe, fd: int) -> None:
     import signal
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -136,7 +136,7 @@ def _become(command: list[str], channel: Channel, fd: int) -> None:
             os.dup2(fd, PROGRESS_FD, inheritable=True)
         os.execvp(command[0], command)  # noqa: S606 - a handler that is a program is one by the operator's choice
     except OSError as error:
-        channel.send({"error": _error("handler_unavailable", f"{command[0]}: {error}", True, {})})
+        pipe.send({"error": _error_object("handler_unavailable", f"{command[0]}: {error}", True, {})})
 
 
 if __name__ == "__main__":

@@ -5,22 +5,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from worker_agent.texts import code, message, storable
-from worker_agent.transport import Away, Transport
+from worker_agent.storable_text import storable, storable_code, storable_message
+from worker_agent.transport import ApiUnavailable, Transport
 from worker_agent.wire import (
+    Assignment,
     Directive,
     JsonObject,
     Lease,
     LeaseRef,
-    Posting,
     Progress,
     Registration,
     TaskError,
     Usage,
     WorkerState,
+    read_assignment,
     read_directives,
     read_lease,
-    read_posting,
     read_registration,
 )
 
@@ -35,7 +35,7 @@ def register(transport: Transport, profile: JsonObject, pool_key: str) -> Regist
     try:
         return read_registration(answer or {})
     except (KeyError, TypeError, ValueError) as error:
-        raise Away(f"no registration in the answer: {error!r}") from error
+        raise ApiUnavailable(f"no registration in the answer: {error!r}") from error
 
 
 class Client:
@@ -53,9 +53,9 @@ class Client:
         cpu_percent: float,
         memory_mb: float,
         errors: Sequence[JsonObject],
-        posting: str | None,
+        assignment: str | None,
         timeout: float,
-    ) -> tuple[tuple[Directive, ...], Posting | None]:
+    ) -> tuple[tuple[Directive, ...], Assignment | None]:
         """Report health, renew the lease, and fetch what the control plane wants done.
 
         `posting` is the version that is worked by; another is answered with, until it is this one.
@@ -68,23 +68,25 @@ class Client:
             "errors": list(errors),
         }
         # A control plane that has never told of one may be too old to take this.
-        if posting is not None:
-            body["assignment"] = posting
+        if assignment is not None:
+            body["assignment"] = assignment
         answer = self._post(f"/workers/{self._registration.worker_id}/heartbeat", body, timeout)
         try:
-            return read_directives(answer or {}), read_posting(answer or {})
+            return read_directives(answer or {}), read_assignment(answer or {})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Away(f"unreadable answer to a heartbeat: {error!r}") from error
+            raise ApiUnavailable(f"unreadable answer to a heartbeat: {error!r}") from error
 
     def goodbye(self, reason: str) -> None:
-        self._post(f"/workers/{self._registration.worker_id}/goodbye", {"reason": message(reason)}, FAREWELL_SECONDS)
+        self._post(
+            f"/workers/{self._registration.worker_id}/goodbye", {"reason": storable_message(reason)}, FAREWELL_SECONDS
+        )
 
     def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
         """The next task, acknowledged, and the seconds that the control plane took. Repeat with the same request id."""
         body = {"request_id": request_id, "wait_seconds": wait_seconds, "agent_types": None, "acknowledge": True}
-        started = time.monotonic()
+        started_at = time.monotonic()
         answer = self._post("/lease", body, wait_seconds + CALL_SECONDS)
-        return _read_lease(answer), time.monotonic() - started
+        return _read_lease(answer), time.monotonic() - started_at
 
     def start(self, ref: LeaseRef) -> None:
         """Acknowledge a lease that was taken without; the daemon's own always are."""
@@ -93,7 +95,7 @@ class Client:
     def progress(self, ref: LeaseRef, progress: Progress) -> None:
         body: JsonObject = {"token": ref.token, "percent": progress.percent}
         if progress.message is not None:
-            body["message"] = message(progress.message)
+            body["message"] = storable_message(progress.message)
         if progress.checkpoint is not None:
             body["checkpoint"] = progress.checkpoint
         self._post(f"/leases/{ref.task_id}/progress", body)
@@ -108,7 +110,7 @@ class Client:
         next_request_id: str | None = None,
     ) -> Lease | None:
         """Hand in the result; the answer is the next task when one was asked for and there is one."""
-        body: JsonObject = {"token": ref.token, "result": result} | _usage(usage)
+        body: JsonObject = {"token": ref.token, "result": result} | _usage_member(usage)
         if quality is not None:
             body["quality"] = quality
         if next_request_id is not None:
@@ -117,12 +119,16 @@ class Client:
         return _read_lease((answer or {}).get("lease"))
 
     def fail(self, ref: LeaseRef, error: TaskError, *, usage: Usage | None = None) -> None:
-        told = {"code": code(error.code), "message": message(error.message), "retryable": error.retryable}
-        body = {"token": ref.token, "error": told | {"detail": storable(error.detail)}} | _usage(usage)
+        fields = {
+            "code": storable_code(error.code),
+            "message": storable_message(error.message),
+            "retryable": error.retryable,
+        }
+        body = {"token": ref.token, "error": fields | {"detail": storable(error.detail)}} | _usage_member(usage)
         self._post(f"/leases/{ref.task_id}/fail", body)
 
     def release(self, ref: LeaseRef, reason: str, *, delay_seconds: float = 0.0) -> None:
-        body: JsonObject = {"token": ref.token, "reason": message(reason)}
+        body: JsonObject = {"token": ref.token, "reason": storable_message(reason)}
         if delay_seconds:
             body["delay_seconds"] = round(delay_seconds, 3)
         self._post(f"/leases/{ref.task_id}/release", body, FAREWELL_SECONDS)
@@ -131,7 +137,7 @@ class Client:
         return self._transport.post(path, body, key=self._registration.key, timeout=timeout)
 
 
-def _usage(usage: Usage | None) -> JsonObject:
+def _usage_member(usage: Usage | None) -> JsonObject:
     return {} if usage is None else {"usage": asdict(usage)}
 
 
@@ -141,4 +147,4 @@ def _read_lease(answer: Any) -> Lease | None:
     try:
         return read_lease(answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Away(f"unreadable lease: {error!r}") from error
+        raise ApiUnavailable(f"unreadable lease: {error!r}") from error

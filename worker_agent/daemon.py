@@ -13,17 +13,17 @@ from typing import assert_never
 
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.beating import Heart, Standing
-from worker_agent.calls import Caller
-from worker_agent.errors import LocalErrors
+from worker_agent.call_runner import CallRunner
+from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
-from worker_agent.journal import tell_action, tell_event
+from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
 from worker_agent.llm.serving import Access, Gateway
 from worker_agent.llm.settings import GatewaySettings
-from worker_agent.measuring import Measurements
-from worker_agent.protocol import Machine
-from worker_agent.running import Run
-from worker_agent.spawning import Limits, spawn
+from worker_agent.local_errors import LocalErrors
+from worker_agent.logs import log_action, log_event
+from worker_agent.metrics import MetricsPusher
+from worker_agent.protocol import StateMachine
 from worker_agent.transport import Transport
 from worker_agent.wire import JsonObject, Lease, TaskError
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class DaemonSettings:
     """Everything that one daemon is told at its start; `profile` is what it registers with."""
 
     url: str
@@ -39,7 +39,7 @@ class Assignment:
     profile: JsonObject
     launch_token: str | None  # in the profile too; whoever has one is replaced by whoever gave it
     handlers: Mapping[str, Handler]
-    limits: Limits
+    limits: ResourceLimits
     grace_seconds: float
     language_model: GatewaySettings | None = None
 
@@ -47,44 +47,44 @@ class Assignment:
 class Daemon:
     """`run` returns when the worker is stopped."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        self._assignment = assignment
+    def __init__(self, settings: DaemonSettings) -> None:
+        self._settings = settings
         self._events: SimpleQueue[ev.Event] = SimpleQueue()
-        self._machine = Machine(new_id=lambda: str(uuid.uuid4()), grace_seconds=assignment.grace_seconds)
+        self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
-        self._run: Run | None = None
+        self._handler_run: HandlerRun | None = None
         self._gateway = self._make_gateway()
         self._access: Access | None = None
         self._exit: act.Exit | None = None
-        self._standing = Standing()
+        self._status = DaemonStatus()
         errors = LocalErrors()
-        self._caller = Caller(
-            Transport(assignment.url),
-            profile=assignment.profile,
-            pool_key=assignment.pool_key,
+        self._calls = CallRunner(
+            Transport(settings.url),
+            profile=settings.profile,
+            pool_key=settings.pool_key,
             post=self._events.put,
             errors=errors,
         )
-        self._heart = Heart(
-            Transport(assignment.url), standing=lambda: self._standing, post=self._events.put, errors=errors
+        self._heartbeat = HeartbeatSender(
+            Transport(settings.url), status=lambda: self._status, post=self._events.put, errors=errors
         )
-        self._measurements = Measurements(partial(Transport, assignment.url), key=self._key, errors=errors)
+        self._metrics = MetricsPusher(partial(Transport, settings.url), key=self._worker_key, errors=errors)
 
     def run(self) -> act.Exit:
         """Serve until drained, stopped, refused or superseded."""
         self._catch_signals()
-        self._heart.start()
+        self._heartbeat.start()
         if self._gateway is not None:
             self._gateway.start()
         self._events.put(ev.Begin())
         try:
             while self._exit is None:
-                self._turn(self._next_event())
+                self._handle(self._next_event())
         finally:
-            self._kill()
-            self._heart.stop()
-            self._measurements.stop()
-            self._caller.close()
+            self._kill_handler()
+            self._heartbeat.stop()
+            self._metrics.stop()
+            self._calls.close()
             if self._gateway is not None:
                 self._gateway.stop()
         return self._exit
@@ -105,83 +105,85 @@ class Daemon:
             return self._events.get(timeout=max(0.0, self._alarm_at - time.monotonic()))
         except Empty:
             self._alarm_at = None
-            return ev.GraceOver()
+            return ev.GraceExpired()
 
-    def _turn(self, event: ev.Event) -> None:
-        tell_event(event)
-        if isinstance(event, ev.HandlerOver):
-            self._run = None
+    def _handle(self, event: ev.Event) -> None:
+        log_event(event)
+        if isinstance(event, ev.HandlerEnd):
+            self._handler_run = None
             self._close_access()
-            self._measurements.push_now()
+            self._metrics.push_now()
         actions = self._machine.handle(event, time.monotonic())
-        self._publish()
+        self._update_status()
         for action in actions:
-            tell_action(action)
+            log_action(action)
             if isinstance(action, act.Call):
-                self._caller.make(action)
+                self._calls.start_call(action)
             else:
                 self._perform(action)
 
-    def _publish(self) -> None:
+    def _update_status(self) -> None:
         machine = self._machine
-        self._standing = Standing(
-            number=machine.registrations,
+        self._status = DaemonStatus(
+            registration_number=machine.registrations,
             registration=machine.registration,
             state=machine.wire_state,
             lease=None if machine.lease is None else machine.lease.ref,
-            handler_pid=None if self._run is None else self._run.pid,
-            posting=None if machine.posting is None else machine.posting.version,
+            handler_pid=None if self._handler_run is None else self._handler_run.pid,
+            assignment=None if machine.assignment is None else machine.assignment.version,
         )
 
     def _perform(self, action: act.Order) -> None:
         match action:
             case act.RunHandler(lease):
-                self._start(lease)
+                self._start_handler(lease)
             case act.KillHandler():
-                self._kill()
+                self._kill_handler()
             case act.ReportProgress(lease, progress):
-                self._caller.report_progress(lease, progress)
-            case act.BeatNow():
-                self._heart.beat_now()
+                self._calls.report_progress(lease, progress)
+            case act.SendHeartbeat():
+                self._heartbeat.send_now()
             case act.SetAlarm(seconds):
                 self._alarm_at = time.monotonic() + seconds
             case act.AbortCall():
-                self._caller.abort()
+                self._calls.abort()
             case act.Exit():
                 self._exit = action
             case _:
                 assert_never(action)
 
-    def _kill(self) -> None:
-        if self._run is not None:
-            self._run.kill()
+    def _kill_handler(self) -> None:
+        if self._handler_run is not None:
+            self._handler_run.kill()
 
-    def _start(self, lease: Lease) -> None:
-        handler = self._assignment.handlers.get(lease.agent_type)
+    def _start_handler(self, lease: Lease) -> None:
+        handler = self._settings.handlers.get(lease.agent_type)
         try:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
-            limits = self._assignment.limits.within(self._machine.posting)
-            child = spawn(lease, handler, limits, self._open_access(lease))
+            limits = self._settings.limits.within(self._machine.assignment)
+            child = start_child(lease, handler, limits, self._open_access(lease))
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
             return
-        self._run = Run(child, lease.timeout_seconds, self._events.put, partial(self._measure, lease))
-        self._standing = replace(self._standing, handler_pid=self._run.pid)
+        self._handler_run = HandlerRun(
+            child, lease.timeout_seconds, self._events.put, partial(self._add_measurement, lease)
+        )
+        self._status = replace(self._status, handler_pid=self._handler_run.pid)
 
-    def _measure(self, lease: Lease, said: JsonObject) -> None:
-        sample = {name: said[name] for name in ("name", "kind", "value")} | {"agent": lease.agent_type}
-        if said["by_goal"] and lease.goal_id is not None:
+    def _add_measurement(self, lease: Lease, measurement: JsonObject) -> None:
+        sample = {name: measurement[name] for name in ("name", "kind", "value")} | {"agent": lease.agent_type}
+        if measurement["by_goal"] and lease.goal_id is not None:
             sample["goal"] = lease.goal_id
-        self._measurements.add(sample)
+        self._metrics.add(sample)
 
     def _make_gateway(self) -> Gateway | None:
-        settings = self._assignment.language_model
-        return None if settings is None else Gateway(settings, self._assignment.url, self._key)
+        settings = self._settings.language_model
+        return None if settings is None else Gateway(settings, self._settings.url, self._worker_key)
 
-    def _key(self) -> str | None:
-        registration = self._standing.registration
+    def _worker_key(self) -> str | None:
+        registration = self._status.registration
         return None if registration is None else registration.key
 
     def _open_access(self, lease: Lease) -> Mapping[str, str]:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from worker_agent.wire import (
+    Assignment,
     Directive,
     GoneReason,
     JsonObject,
     Lease,
     LeaseRef,
-    Posting,
     Postponement,
     Progress,
     Registration,
@@ -34,33 +34,33 @@ class RegistrationRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Leased:
+class LeaseGranted:
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
-class NothingToDo:
+class NoTask:
     """No work; `quick` says that the control plane did not make us wait for that answer."""
 
     quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
+class ReportAccepted:
     """The report was accepted; `lease` is the next task when one was asked for and there is one."""
 
     lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Fenced:
+class ReportFenced:
     """The report was refused because the lease is no longer ours."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class CallRefused:
     """The call can never succeed as it is."""
 
     code: str
@@ -68,12 +68,12 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class GoodbyeSaid:
+class GoodbyeAccepted:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class ApiAway:
+class RetryLater:
     """No answer, or one that says "later". The same call is to be made again, no sooner than `retry_after` seconds."""
 
     retry_after: float = 0.0
@@ -116,7 +116,7 @@ class HandlerPostponed:
 
 
 @dataclass(frozen=True, slots=True)
-class TimedOut:
+class HandlerTimedOut:
     after_seconds: float
     usage: Usage
 
@@ -137,20 +137,20 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class BeatAnswered:
+class HeartbeatAnswered:
     """A heartbeat, sent at `sent_at` for the registration with that number, was accepted; a posting is new."""
 
-    registration: int
+    registration_number: int
     sent_at: float
     directives: tuple[Directive, ...] = ()
-    posting: Posting | None = None
+    assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class WorkerGone:
     """A heartbeat for the registration with that number was refused: the control plane has written us off."""
 
-    registration: int
+    registration_number: int
     reason: GoneReason
 
 
@@ -163,7 +163,7 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True)
-class Progressed:
+class ProgressMade:
     progress: Progress
 
 
@@ -173,22 +173,24 @@ class StopSignal:
 
 
 @dataclass(frozen=True, slots=True)
-class GraceOver:
+class GraceExpired:
     """The seconds that a SetAlarm granted have passed."""
 
 
 Answer: TypeAlias = (
     Registered
     | RegistrationRefused
-    | Leased
-    | NothingToDo
-    | Reported
-    | Fenced
-    | Refused
-    | GoodbyeSaid
-    | ApiAway
+    | LeaseGranted
+    | NoTask
+    | ReportAccepted
+    | ReportFenced
+    | CallRefused
+    | GoodbyeAccepted
+    | RetryLater
     | CallAborted
     | CallerGone
 )
-HandlerOver: TypeAlias = HandlerFinished | HandlerFailed | HandlerPostponed | TimedOut | HandlerKilled
-Event: TypeAlias = Answer | HandlerOver | Begin | BeatAnswered | Gone | LeaseLost | Progressed | StopSignal | GraceOver
+HandlerEnd: TypeAlias = HandlerFinished | HandlerFailed | HandlerPostponed | HandlerTimedOut | HandlerKilled
+Event: TypeAlias = (
+    Answer | HandlerEnd | Begin | HeartbeatAnswered | WorkerGone | LeaseLost | ProgressMade | StopSignal | GraceExpired
+)

@@ -46,25 +46,25 @@ def parse_handler(text: str) -> tuple[str, Handler]:
 
 def installed_handlers() -> dict[str, Handler]:
     """Those that installed packages announce in the entry point group `convener.handlers`, named by agent type."""
-    found = entry_points(group=ENTRY_POINT_GROUP)
-    return {each.name: Handler(target=each.value) for each in found if each.name in AGENT_TYPES}
+    entries = entry_points(group=ENTRY_POINT_GROUP)
+    return {entry.name: Handler(target=entry.value) for entry in entries if entry.name in AGENT_TYPES}
 
 
-def gather(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
+def collect_handlers(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
     """All handlers, an explicit one before a module's and that before an installed one; raises UnusableHandler.
 
     Foreign code is imported in a process of its own, never in the daemon.
     """
     tables = [f"{module}:HANDLERS" for module in modules]
     functions = [handler.target for handler in explicit.values() if handler.target]
-    keys = _probe(tables, functions)
-    gathered = installed_handlers()
+    keys = _probe_targets(tables, functions)
+    handlers = installed_handlers()
     for table in tables:
-        gathered |= {key: Handler(target=table, key=key) for key in keys[table]}
-    return gathered | explicit
+        handlers |= {key: Handler(target=table, key=key) for key in keys[table]}
+    return handlers | explicit
 
 
-def foreign_environment() -> dict[str, str]:
+def environment_without_secrets() -> dict[str, str]:
     """What code that is not ours may see of our environment: all but the secrets."""
     return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
@@ -79,20 +79,20 @@ def _split(command: str) -> tuple[str, ...]:
     return words
 
 
-def _probe(tables: list[str], functions: list[str]) -> dict[str, list[str]]:
+def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[str]]:
     if not (tables or functions):
         return {}
     order = json.dumps({"tables": tables, "functions": functions})
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "worker_agent.probe", order],
+        completed = subprocess.run(
+            [sys.executable, "-m", "worker_agent.handler_probe", order],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=_PROBE_SECONDS,
             check=True,
-            env=foreign_environment(),
+            env=environment_without_secrets(),
         )
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(completed.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         raise UnusableHandler(f"the handlers could not be imported: {error}") from error
     if answer["problems"]:

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
-from worker_agent.daemon import Assignment
-from worker_agent.handlers import Handler, UnusableHandler, gather, parse_handler
+from worker_agent.child_process import ResourceLimits
+from worker_agent.daemon import DaemonSettings
+from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
-from worker_agent.spawning import Limits
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
 _EPILOG = """\
@@ -38,12 +38,12 @@ examples:
 """
 
 
-def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Assignment, argparse.Namespace]:
+def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[DaemonSettings, argparse.Namespace]:
     """Raises SystemExit(2) with a message when they make no sense, and SystemExit(0) for --help and --version."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return _assignment(options, environment), options
+        return _settings(options, environment), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _assignment(options: argparse.Namespace, environment: Mapping[str, str]) -> Assignment:
+def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> DaemonSettings:
     url, pool_key = _url(options, environment), _pool_key(options, environment)
     limits = _limits(options)
-    wanted = _capabilities(options.capabilities)
-    handlers = _handlers(options, wanted)
+    agent_types = _capabilities(options.capabilities)
+    handlers = _handlers(options, agent_types)
     launch_token = environment.get("CONVENER_LAUNCH_TOKEN") or None
-    return Assignment(
+    return DaemonSettings(
         url=url,
         pool_key=pool_key,
         profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)) | {"launch_token": launch_token},
@@ -112,30 +112,32 @@ def _pool_key(options: argparse.Namespace, environment: Mapping[str, str]) -> st
     return key
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def _limits(options: argparse.Namespace) -> ResourceLimits:
     cores = cpu_cores() if options.cpu is None else options.cpu
     memory = memory_gb() if options.memory_gb is None else options.memory_gb
     if not (0 < cores < 10_000 and 0 < memory < 1_000_000):
         raise ValueError("--cpu and --memory-gb must be positive")
-    return Limits(memory_gb=memory, cpu_cores=cores)
+    return ResourceLimits(memory_gb=memory, cpu_cores=cores)
 
 
 def _capabilities(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    wanted = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [word for word in wanted if word not in AGENT_TYPES]
-    if unknown or not wanted:
+    agent_types = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in agent_types if word not in AGENT_TYPES]
+    if unknown or not agent_types:
         raise ValueError(f"--capabilities {text!r}: choose from {', '.join(AGENT_TYPES)}")
-    return wanted
+    return agent_types
 
 
-def _handlers(options: argparse.Namespace, wanted: list[str] | None) -> dict[str, Handler]:
-    found = gather(dict(map(parse_handler, options.handler)), options.handlers)
-    missing = [agent_type for agent_type in wanted or [] if agent_type not in found]
-    if missing or not found:
-        raise ValueError(f"no handler for {', '.join(missing) or 'any agent type'}: give --handler or --handlers")
-    return {agent_type: found[agent_type] for agent_type in wanted or found}
+def _handlers(options: argparse.Namespace, agent_types: list[str] | None) -> dict[str, Handler]:
+    handlers = collect_handlers(dict(map(parse_handler, options.handler)), options.handlers)
+    unserved_types = [agent_type for agent_type in agent_types or [] if agent_type not in handlers]
+    if unserved_types or not handlers:
+        raise ValueError(
+            f"no handler for {', '.join(unserved_types) or 'any agent type'}: give --handler or --handlers"
+        )
+    return {agent_type: handlers[agent_type] for agent_type in agent_types or handlers}
 
 
 def _labels(words: Sequence[str]) -> dict[str, str]:
@@ -145,7 +147,7 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _profile(options: argparse.Namespace, limits: Limits, capabilities: list[str]) -> JsonObject:
+def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: list[str]) -> JsonObject:
     host = socket.gethostname()
     return {
         "name": options.name or f"{host}-{os.getpid()}",

@@ -8,8 +8,8 @@ from threading import Event, Lock, Thread
 from worker_agent import events as ev
 from worker_agent.backoff import full_jitter
 from worker_agent.client import Client
-from worker_agent.errors import LocalErrors
-from worker_agent.transport import Away, Problem
+from worker_agent.local_errors import LocalErrors
+from worker_agent.transport import ApiUnavailable, Problem
 from worker_agent.wire import LeaseRef, Progress
 
 PAUSE_SECONDS = 0.5
@@ -26,40 +26,40 @@ class ProgressSender:
         self._errors = errors
         self._slot: Progress | None = None
         self._slot_lock = Lock()
-        self._sending = Lock()
-        self._over = Event()
-        self._lost: str | None = None
+        self._send_lock = Lock()
+        self._task_over = Event()
+        self._lost_code: str | None = None
         self._is_running = False
 
     def put(self, progress: Progress) -> None:
         with self._slot_lock:
-            self._slot = _merged(self._slot, progress)
-            if self._is_running or self._over.is_set():
+            self._slot = _merge(self._slot, progress)
+            if self._is_running or self._task_over.is_set():
                 return
             self._is_running = True
         Thread(target=self._run, name="progress", daemon=True).start()
 
     def close(self) -> None:
         """The task is over: forget what is left."""
-        self._over.set()
+        self._task_over.set()
 
     def flush(self) -> str | None:
         """Send what is left, now. The code when the lease turns out to be lost; raises Away."""
-        with self._sending:
+        with self._send_lock:
             with self._slot_lock:
                 progress, self._slot = self._slot, None
-            if progress is None or self._over.is_set():
-                return self._lost
+            if progress is None or self._task_over.is_set():
+                return self._lost_code
             try:
                 self._send(progress)
-            except Away:
+            except ApiUnavailable:
                 self._put_back(progress)
                 raise
-            return self._lost
+            return self._lost_code
 
     def _put_back(self, unsent: Progress) -> None:
         with self._slot_lock:
-            self._slot = unsent if self._slot is None else _merged(unsent, self._slot)
+            self._slot = unsent if self._slot is None else _merge(unsent, self._slot)
 
     def _run(self) -> None:
         attempt = 0
@@ -67,15 +67,15 @@ class ProgressSender:
             try:
                 self.flush()
                 attempt = 0
-            except Away:
+            except ApiUnavailable:
                 attempt += 1
             except Exception:  # without progress a task is still worth its while
                 log.exception("sending progress crashed")
-            self._over.wait(PAUSE_SECONDS + full_jitter(attempt))
+            self._task_over.wait(PAUSE_SECONDS + full_jitter(attempt))
 
     def _has_more(self) -> bool:
         with self._slot_lock:
-            self._is_running = self._slot is not None and not self._over.is_set()
+            self._is_running = self._slot is not None and not self._task_over.is_set()
             return self._is_running
 
     def _send(self, progress: Progress) -> None:
@@ -83,7 +83,7 @@ class ProgressSender:
             self._client.progress(self.ref, progress)
         except Problem as problem:
             if problem.status in (404, 409):
-                self._lost = problem.code
+                self._lost_code = problem.code
                 self.close()
                 self._post(ev.LeaseLost(self.ref, problem.code))
                 return
@@ -91,7 +91,7 @@ class ProgressSender:
             self._errors.add(f"progress of {self.ref.task_id} refused: {problem}")
 
 
-def _merged(older: Progress | None, newer: Progress) -> Progress:
+def _merge(older: Progress | None, newer: Progress) -> Progress:
     if older is None or newer.checkpoint is not None:
         return newer
     return replace(newer, checkpoint=older.checkpoint)

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from worker_agent.language import LanguageModel
+    from worker_agent.language_model import LanguageModel
 
     Json = dict[str, Any]
     Report = Callable[[Json], None]
 
 # What the control plane takes as a value.
-MOST = 1e12
+MAX_METRIC_VALUE = 1e12
 
 
 def is_metric_name(name: str) -> bool:
@@ -80,7 +80,7 @@ class Task:
     def llm(self) -> LanguageModel:
         """The language model that this worker may call: `task.llm.ask("Why?").text`."""
         if self._llm is None:
-            from worker_agent.language import LanguageModel
+            from worker_agent.language_model import LanguageModel
 
             self._llm = LanguageModel()
         return self._llm
@@ -124,7 +124,7 @@ class Task:
         """
         if not is_metric_name(name):
             raise ValueError(f"a metric is named by lower case, digits and underscores, not {name!r}")
-        if not -MOST <= value <= MOST or (counter and value < 0):
+        if not -MAX_METRIC_VALUE <= value <= MAX_METRIC_VALUE or (counter and value < 0):
             raise ValueError(f"{name}: {value} is no value for it")
         if self._report is not None:
             self._report({"measured": name, "value": float(value), "counter": counter, "by_goal": by_goal})

@@ -12,11 +12,11 @@ import httpx
 from worker_agent.wire import JsonObject
 
 _CONNECT_SECONDS = 5.0
-_LONGEST_RETRY_AFTER_SECONDS = 60.0
-_LATER = frozenset({408, 425, 429})
+_MAX_RETRY_AFTER_SECONDS = 60.0
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
 
-class Away(Exception):
+class ApiUnavailable(Exception):
     """The control plane gave no answer, an unreadable one, or one that says "later"."""
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
@@ -64,8 +64,8 @@ class Transport:
                 extensions={"trace": self._remember_stream},
             )
         except httpx.HTTPError as error:
-            raise Away(f"{type(error).__name__}: {error}") from error
-        return _read(response)
+            raise ApiUnavailable(f"{type(error).__name__}: {error}") from error
+        return _read_answer(response)
 
     def abort(self) -> None:
         """Make every call that waits for an answer raise Away now; later calls connect anew."""
@@ -85,11 +85,11 @@ class Transport:
             self._streams.append(info["return_value"])
 
 
-def _read(response: httpx.Response) -> JsonObject | None:
+def _read_answer(response: httpx.Response) -> JsonObject | None:
     if response.status_code == 204:
         return None
-    if response.status_code >= 500 or response.status_code in _LATER:
-        raise Away(f"answered {response.status_code}", _retry_after(response))
+    if response.status_code >= 500 or response.status_code in _RETRYABLE_STATUSES:
+        raise ApiUnavailable(f"answered {response.status_code}", _retry_after(response))
     try:
         body = response.json()
     except ValueError:
@@ -97,11 +97,11 @@ def _read(response: httpx.Response) -> JsonObject | None:
     if response.is_success and isinstance(body, dict):
         return body
     if response.is_client_error:
-        raise _problem(response.status_code, body if isinstance(body, dict) else {})
-    raise Away(f"answered {response.status_code} with something that is no JSON object")
+        raise _read_problem(response.status_code, body if isinstance(body, dict) else {})
+    raise ApiUnavailable(f"answered {response.status_code} with something that is no JSON object")
 
 
-def _problem(status: int, body: JsonObject) -> Problem:
+def _read_problem(status: int, body: JsonObject) -> Problem:
     detail = str(body.get("detail") or body.get("title") or "")
     errors = body.get("errors")
     return Problem(
@@ -115,4 +115,4 @@ def _retry_after(response: httpx.Response) -> float:
         seconds = float(response.headers.get("retry-after", 0))
     except ValueError:
         return 0.0
-    return max(0.0, min(seconds, _LONGEST_RETRY_AFTER_SECONDS))
+    return max(0.0, min(seconds, _MAX_RETRY_AFTER_SECONDS))

@@ -14,7 +14,7 @@ from worker_agent.wire import Usage
 _MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
-def bill(rusage: struct_rusage, wall_seconds: float, peak_memory_mb: float | None) -> Usage:
+def measure_usage(rusage: struct_rusage, wall_seconds: float, peak_memory_mb: float | None) -> Usage:
     """`rusage` covers the handler and the children that it waited for.
 
     Its peak of memory also counts the daemon that it was forked from, so the handler's own figure is taken when known.
@@ -27,22 +27,22 @@ def bill(rusage: struct_rusage, wall_seconds: float, peak_memory_mb: float | Non
     )
 
 
-class Sampler:
+class UsageSampler:
     """Processor and memory use of this process and of the running handler's family; for one thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._daemon = psutil.Process(os.getpid())
-        self._at = clock()
+        self._sampled_at = clock()
         self._cpu_seconds = _cpu_seconds([self._daemon])
 
     def sample(self, handler_pid: int | None) -> tuple[float, float]:
         """Percent of one core since the last sample, and MiB resident now."""
         family = [self._daemon, *_family(handler_pid)]
         now, cpu_seconds = self._clock(), _cpu_seconds(family)
-        elapsed, used = now - self._at, cpu_seconds - self._cpu_seconds
-        self._at, self._cpu_seconds = now, cpu_seconds
-        percent = 100.0 * max(0.0, used) / elapsed if elapsed > 0 else 0.0
+        wall_elapsed, cpu_used = now - self._sampled_at, cpu_seconds - self._cpu_seconds
+        self._sampled_at, self._cpu_seconds = now, cpu_seconds
+        percent = 100.0 * max(0.0, cpu_used) / wall_elapsed if wall_elapsed > 0 else 0.0
         return round(percent, 1), round(_resident_mb(family), 1)
 
 

@@ -64,7 +64,7 @@ class Directive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Posting:
+class Assignment:
     """What this worker is assigned to, and how much its next tasks may use; `version` names just these values.
 
     The agent and the compute seconds are for people: the control plane chooses the tasks and gives each its time.
@@ -147,29 +147,33 @@ def read_directives(answer: Mapping[str, Any]) -> tuple[Directive, ...]:
     """Raises KeyError, TypeError or ValueError when the answer is not one to a heartbeat."""
     return tuple(
         Directive(
-            kind=str(each["kind"]),
-            reason=str(each.get("reason") or ""),
-            task_id=each.get("task_id"),
-            token=None if each.get("token") is None else int(each["token"]),
+            kind=str(directive["kind"]),
+            reason=str(directive.get("reason") or ""),
+            task_id=directive.get("task_id"),
+            token=None if directive.get("token") is None else int(directive["token"]),
         )
-        for each in answer.get("directives") or ()
+        for directive in answer.get("directives") or ()
     )
 
 
-def read_posting(answer: Mapping[str, Any]) -> Posting | None:
+def read_assignment(answer: Mapping[str, Any]) -> Assignment | None:
     """None where the answer to a heartbeat brings nothing new, or its control plane is too old to know of postings.
 
     Raises KeyError, TypeError or ValueError when it is not one.
     """
-    told = answer.get("assignment")
-    if told is None:
+    limits = answer.get("assignment")
+    if limits is None:
         return None
-    memory_gb, cpu_cores, seconds = float(told["memory_gb"]), float(told["cpu_cores"]), told.get("compute_seconds")
+    memory_gb, cpu_cores, seconds = (
+        float(limits["memory_gb"]),
+        float(limits["cpu_cores"]),
+        limits.get("compute_seconds"),
+    )
     if not (memory_gb > 0 and cpu_cores > 0):
         raise ValueError("limits must be positive")
-    return Posting(
-        version=str(told["version"]),
-        agent=told.get("agent"),
+    return Assignment(
+        version=str(limits["version"]),
+        agent=limits.get("agent"),
         memory_gb=memory_gb,
         cpu_cores=cpu_cores,
         compute_seconds=None if seconds is None else float(seconds),

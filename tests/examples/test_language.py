@@ -10,7 +10,7 @@ from examples.kepler.agents.reflection import reflect
 from examples.kepler.expressions import size, variables
 from tests.examples.fake_convener import InstantTask
 from worker_agent.failures import Transient
-from worker_agent.language import Answer
+from worker_agent.language_model import Answer
 
 
 @dataclass

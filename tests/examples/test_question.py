@@ -15,7 +15,7 @@ from examples.supervising.elo import START
 from tests.examples.fake_convener import FakeConvener, InstantTask
 from worker_agent import Task
 from worker_agent.failures import Transient
-from worker_agent.language import LanguageModel
+from worker_agent.language_model import LanguageModel
 
 Json = dict[str, Any]
 LIMITS: Json = {

@@ -13,7 +13,7 @@ import pytest
 
 from examples.local_model.parts import MODEL, PORT_VARIABLE
 from tests.support.ports import free_port
-from worker_agent.language import LanguageModel
+from worker_agent.language_model import LanguageModel
 from worker_agent.llm.serving import Gateway
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import Lease

@@ -4,9 +4,9 @@ from itertools import count
 
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.protocol import Machine
+from worker_agent.protocol import StateMachine
 from worker_agent.states import State
-from worker_agent.wire import Directive, Lease, Posting, Postponement, Registration, TaskError, Usage
+from worker_agent.wire import Assignment, Directive, Lease, Postponement, Registration, TaskError, Usage
 
 GRACE = 25.0
 LEASE_SECONDS = 15.0
@@ -17,9 +17,9 @@ KILLED = ev.HandlerKilled(USAGE)
 POSTPONED = ev.HandlerPostponed(Postponement(seconds=7.5, reason="the model has no room"), USAGE)
 
 
-def machine() -> Machine:
+def machine() -> StateMachine:
     numbers = count(1)
-    return Machine(new_id=lambda: f"request-{next(numbers)}", grace_seconds=GRACE)
+    return StateMachine(new_id=lambda: f"request-{next(numbers)}", grace_seconds=GRACE)
 
 
 def registration(incarnation: int = 1) -> Registration:
@@ -41,15 +41,17 @@ def cancel(held: Lease) -> Directive:
     return Directive(kind="cancel_task", task_id=held.task_id, token=held.token)
 
 
-def posting(version: str = "one", *, memory_gb: float = 2.0, cpu_cores: float = 1.0) -> Posting:
-    return Posting(version=version, agent="ranking", memory_gb=memory_gb, cpu_cores=cpu_cores, compute_seconds=None)
+def assignment(version: str = "one", *, memory_gb: float = 2.0, cpu_cores: float = 1.0) -> Assignment:
+    return Assignment(version=version, agent="ranking", memory_gb=memory_gb, cpu_cores=cpu_cores, compute_seconds=None)
 
 
-def beat(*directives: Directive, number: int = 1, at: float = 0.0, posting: Posting | None = None) -> ev.BeatAnswered:
-    return ev.BeatAnswered(number, at, directives, posting)
+def beat(
+    *directives: Directive, number: int = 1, at: float = 0.0, assignment: Assignment | None = None
+) -> ev.HeartbeatAnswered:
+    return ev.HeartbeatAnswered(number, at, directives, assignment)
 
 
-def feed(subject: Machine, *events: ev.Event, at: float = 0.0) -> list[act.Action]:
+def feed(subject: StateMachine, *events: ev.Event, at: float = 0.0) -> list[act.Action]:
     """The actions that the last event led to."""
     actions: list[act.Action] = []
     for event in events:
@@ -61,12 +63,12 @@ _WAYS: dict[State, tuple[ev.Event, ...]] = {
     State.UNREGISTERED: (ev.Begin(),),
     State.READY: (ev.Registered(registration()),),
     State.LEASING: (beat(),),
-    State.RUNNING: (ev.Leased(lease()),),
+    State.RUNNING: (ev.LeaseGranted(lease()),),
     State.REPORTING: (FINISHED,),
 }
 
 
-def brought_to(state: State) -> Machine:
+def brought_to(state: State) -> StateMachine:
     """A machine on the ordinary way, stopped at that state, with task t-1, token 1 where it has one."""
     subject = machine()
     for reached, events in _WAYS.items():
@@ -80,7 +82,7 @@ def brought_to(state: State) -> Machine:
         case State.RENEWING:
             feed(subject, FINISHED, at=LEASE_SECONDS)
         case State.LEAVING:
-            feed(subject, ev.StopSignal(), FINISHED, ev.Reported())
+            feed(subject, ev.StopSignal(), FINISHED, ev.ReportAccepted())
         case _:
-            feed(subject, ev.StopSignal(), FINISHED, ev.Reported(), ev.GoodbyeSaid())
+            feed(subject, ev.StopSignal(), FINISHED, ev.ReportAccepted(), ev.GoodbyeAccepted())
     return subject

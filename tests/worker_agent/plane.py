@@ -56,7 +56,7 @@ class Plane:
         self.tasks: deque[Json] = deque()
         self.directives: deque[Json] = deque()
         self.script: dict[str, deque[Answer]] = defaultdict(deque)
-        self.posting: Json | None = None
+        self.assignment: Json | None = None
         self.away = False
         self.incarnations = 0
         self._granted: dict[str, Json] = {}
@@ -118,8 +118,8 @@ class Plane:
         while self.directives:
             directives.append(self.directives.popleft())
         body: Json = {"worker_id": "w", "state": "ready", "directives": directives, "lease_expires_at": None}
-        if self.posting is not None and self.posting["version"] != call.body.get("assignment"):
-            body["assignment"] = self.posting
+        if self.assignment is not None and self.assignment["version"] != call.body.get("assignment"):
+            body["assignment"] = self.assignment
         return Answer(body=body)
 
     def _lease(self, call: Call) -> Answer:

@@ -352,16 +352,16 @@ def _confinement(plane: Plane, count: int) -> Any:
 def test_new_limits_hold_for_the_next_task_and_never_pass_the_workers_own(
     plane: Plane, url: str, start_worker: StartWorker
 ) -> None:
-    plane.posting = {"version": "one", "agent": "ranking", "memory_gb": 1.5, "cpu_cores": 2, "compute_seconds": None}
+    plane.assignment = {"version": "one", "agent": "ranking", "memory_gb": 1.5, "cpu_cores": 2, "compute_seconds": None}
     start_worker(url, "--memory-gb", "3", "--cpu", "4")
     assert _confinement(plane, 1) == {"DATA": 1.5 * 2**30, "CPU": 100, "threads": "2", "go": "2"}
-    plane.posting |= {"version": "two", "memory_gb": 64, "cpu_cores": 16}
+    plane.assignment |= {"version": "two", "memory_gb": 64, "cpu_cores": 16}
     until(lambda: plane.of("heartbeat")[-1].body.get("assignment") == "two")
     assert _confinement(plane, 2) == {"DATA": 3 * 2**30, "CPU": 200, "threads": "4", "go": "4"}
 
 
 def test_limits_whose_answer_was_lost_are_told_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
-    plane.posting = {"version": "one", "agent": None, "memory_gb": 1.5, "cpu_cores": 0.5, "compute_seconds": None}
+    plane.assignment = {"version": "one", "agent": None, "memory_gb": 1.5, "cpu_cores": 0.5, "compute_seconds": None}
     plane.script["heartbeat"].extend([LOST, LOST])
     start_worker(url)
     until(lambda: plane.of("heartbeat") and plane.of("heartbeat")[-1].body.get("assignment") == "one")

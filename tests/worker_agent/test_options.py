@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.worker_agent.plane import POOL_KEY
-from worker_agent.daemon import Assignment
-from worker_agent.handlers import Handler, UnusableHandler, gather, parse_handler
+from worker_agent.daemon import DaemonSettings
+from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
 from worker_agent.options import read_options
 from worker_agent.wire import AGENT_TYPES
 
@@ -15,7 +15,7 @@ ECHO = "ranking=tests.worker_agent.agents:echo"
 TABLE = "tests.worker_agent.agents"
 
 
-def read(*arguments: str, **environment: str) -> Assignment:
+def read(*arguments: str, **environment: str) -> DaemonSettings:
     return read_options(arguments, ENVIRONMENT | environment)[0]
 
 
@@ -29,13 +29,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, **environment: 
 
 
 def test_the_environment_is_enough() -> None:
-    assignment = read("--handlers", TABLE, CONVENER_LAUNCH_TOKEN="a-token")
-    assert (assignment.url, assignment.pool_key) == ("http://127.0.0.1:8765", POOL_KEY)
-    assert assignment.profile["capabilities"] == list(AGENT_TYPES)
-    assert assignment.profile["launch_token"] == "a-token"
-    assert assignment.profile["memory_gb"] > 0
-    assert assignment.profile["name"]
-    assert "verysecret" not in repr(assignment)
+    settings = read("--handlers", TABLE, CONVENER_LAUNCH_TOKEN="a-token")
+    assert (settings.url, settings.pool_key) == ("http://127.0.0.1:8765", POOL_KEY)
+    assert settings.profile["capabilities"] == list(AGENT_TYPES)
+    assert settings.profile["launch_token"] == "a-token"
+    assert settings.profile["memory_gb"] > 0
+    assert settings.profile["name"]
+    assert "verysecret" not in repr(settings)
 
 
 def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
@@ -45,12 +45,12 @@ def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
 
 
 def test_an_explicit_handler_wins_over_a_table() -> None:
-    assignment = read("--handlers", TABLE, "--handler", ECHO, "--capabilities", "ranking,generation")
-    assert assignment.handlers == {
+    settings = read("--handlers", TABLE, "--handler", ECHO, "--capabilities", "ranking,generation")
+    assert settings.handlers == {
         "ranking": Handler(target="tests.worker_agent.agents:echo"),
         "generation": Handler(target="tests.worker_agent.agents:HANDLERS", key="generation"),
     }
-    assert assignment.profile["capabilities"] == ["generation", "ranking"]
+    assert settings.profile["capabilities"] == ["generation", "ranking"]
 
 
 def test_only_what_has_a_handler_is_offered() -> None:
@@ -101,14 +101,14 @@ def test_a_table_with_nonsense_in_it_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "broken_agents.py").write_text("print('noise')\nHANDLERS = {'poetry': print, 'ranking': 3}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableHandler, match=r"'poetry'\] is no agent type; .*'ranking'\] is not a function"):
-        gather({}, ["broken_agents"])
+        collect_handlers({}, ["broken_agents"])
 
 
 def test_a_module_that_kills_its_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deadly_agents.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableHandler, match="could not be imported"):
-        gather({}, ["deadly_agents"])
+        collect_handlers({}, ["deadly_agents"])
 
 
 def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import worker_agent
-from tests.worker_agent.machines import posting
+from tests.worker_agent.machines import assignment
 from tests.worker_agent.waiting import until
 from worker_agent import Permanent, Task, Transient
 from worker_agent.backoff import full_jitter
 from worker_agent.capacity import cpu_cores, memory_gb
-from worker_agent.errors import LocalErrors
+from worker_agent.child_process import ResourceLimits
+from worker_agent.handler_messages import HandlerMessages, NotAnObject, read_json_object
+from worker_agent.local_errors import LocalErrors
 from worker_agent.logs import set_up_logging
-from worker_agent.mailbox import Mailbox, NotAnObject, read_json_object
-from worker_agent.spawning import Limits
-from worker_agent.streams import Lines, Tail, Whole
-from worker_agent.usage import Sampler
-from worker_agent.wire import Posting, read_posting
+from worker_agent.output_buffers import HeadBuffer, LineBuffer, TailBuffer
+from worker_agent.usage import UsageSampler
+from worker_agent.wire import Assignment, read_assignment
 
 
 @given(st.integers(-3, 10_000), st.floats(0.0, 1.0))
@@ -34,7 +34,7 @@ def test_backoff_stays_within_its_bounds(attempt: int, luck: float) -> None:
 
 @given(st.lists(st.binary(max_size=50)), st.integers(1, 40))
 def test_a_tail_is_the_end_and_a_whole_is_the_beginning(chunks: list[bytes], limit: int) -> None:
-    tail, whole, everything = Tail(limit), Whole(limit), b"".join(chunks)
+    tail, whole, everything = TailBuffer(limit), HeadBuffer(limit), b"".join(chunks)
     for chunk in chunks:
         tail.feed(chunk)
         whole.feed(chunk)
@@ -45,7 +45,7 @@ def test_a_tail_is_the_end_and_a_whole_is_the_beginning(chunks: list[bytes], lim
 @given(st.lists(st.binary(max_size=20)))
 def test_lines_do_not_depend_on_how_they_are_cut(chunks: list[bytes]) -> None:
     lines: list[bytes] = []
-    reader = Lines(1000, lines.append)
+    reader = LineBuffer(1000, lines.append)
     for chunk in chunks:
         reader.feed(chunk)
     assert lines == b"".join(chunks).split(b"\n")[:-1]
@@ -53,7 +53,7 @@ def test_lines_do_not_depend_on_how_they_are_cut(chunks: list[bytes]) -> None:
 
 def test_a_line_without_end_is_not_kept() -> None:
     lines: list[bytes] = []
-    reader = Lines(10, lines.append)
+    reader = LineBuffer(10, lines.append)
     reader.feed(b"x" * 11)
     assert reader.is_full
     reader.feed(b"\nshort\n")
@@ -68,11 +68,11 @@ def test_only_json_objects_are_results(text: bytes) -> None:
 
 @given(st.binary(max_size=100))
 def test_a_mailbox_survives_whatever_comes(line: bytes) -> None:
-    Mailbox().receive(line)
+    HandlerMessages().receive(line)
 
 
 def test_a_mailbox_keeps_the_newest_progress_and_the_last_checkpoint() -> None:
-    mailbox = Mailbox()
+    mailbox = HandlerMessages()
     lines = ({"percent": 10, "checkpoint": {"n": 1}}, {"percent": 400, "message": 5}, {"percent": "much"}, {"sing": 1})
     for line in lines:
         mailbox.receive(json.dumps(line).encode())
@@ -80,7 +80,7 @@ def test_a_mailbox_keeps_the_newest_progress_and_the_last_checkpoint() -> None:
     assert progress is not None
     assert (progress.percent, progress.message, progress.checkpoint) == (100.0, "5", {"n": 1})
     assert mailbox.take_progress() is None
-    assert mailbox.unreadable == 1
+    assert mailbox.unreadable_count == 1
 
 
 def test_local_errors_keep_their_order_and_their_number() -> None:
@@ -95,7 +95,7 @@ def test_local_errors_keep_their_order_and_their_number() -> None:
 
 
 def test_the_sampler_sees_processor_time_and_memory() -> None:
-    sampler = Sampler()
+    sampler = UsageSampler()
     until(lambda: sum(range(200_000)) and sampler.sample(None)[0] > 0)
     assert sampler.sample(os.getpid())[1] > sampler.sample(None)[1] > 1
     assert sampler.sample(2**22 + 1)[1] > 1  # nobody has that number
@@ -150,25 +150,27 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "memory_gb", "cpu_cores"), [(None, 4.0, 2.0), (posting(memory_gb=2, cpu_cores=0.5), 2.0, 0.5)]
+    ("told", "memory_gb", "cpu_cores"), [(None, 4.0, 2.0), (assignment(memory_gb=2, cpu_cores=0.5), 2.0, 0.5)]
 )
-def test_limits_are_as_the_control_plane_has_them(told: Posting | None, memory_gb: float, cpu_cores: float) -> None:
-    assert Limits(memory_gb=4, cpu_cores=2).within(told) == Limits(memory_gb=memory_gb, cpu_cores=cpu_cores)
+def test_limits_are_as_the_control_plane_has_them(told: Assignment | None, memory_gb: float, cpu_cores: float) -> None:
+    assert ResourceLimits(memory_gb=4, cpu_cores=2).within(told) == ResourceLimits(
+        memory_gb=memory_gb, cpu_cores=cpu_cores
+    )
 
 
 def test_limits_never_pass_what_the_worker_was_started_with() -> None:
-    own = Limits(memory_gb=1, cpu_cores=0.5)
-    assert own.within(posting(memory_gb=64, cpu_cores=16)) == own
+    own = ResourceLimits(memory_gb=1, cpu_cores=0.5)
+    assert own.within(assignment(memory_gb=64, cpu_cores=16)) == own
 
 
 @pytest.mark.parametrize("wrong", [{"memory_gb": 0}, {"cpu_cores": -1}, {"memory_gb": "much"}, {"version": ...}])
 def test_a_posting_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:
     sound = {"version": "one", "memory_gb": 1, "cpu_cores": 1}
-    assert read_posting({"assignment": sound}) is not None
+    assert read_assignment({"assignment": sound}) is not None
     broken = {key: value for key, value in (sound | wrong).items() if value is not ...}
     with pytest.raises((KeyError, TypeError, ValueError)):
-        read_posting({"assignment": broken})
+        read_assignment({"assignment": broken})
 
 
 def test_an_answer_of_an_older_control_plane_brings_no_posting() -> None:
-    assert read_posting({"worker_id": "w", "state": "ready", "directives": []}) is None
+    assert read_assignment({"worker_id": "w", "state": "ready", "directives": []}) is None

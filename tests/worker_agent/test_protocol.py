@@ -12,13 +12,13 @@ from tests.worker_agent.machines import (
     LEASE_SECONDS,
     POSTPONED,
     USAGE,
+    assignment,
     beat,
     brought_to,
     cancel,
     feed,
     lease,
     machine,
-    posting,
     registration,
 )
 from worker_agent import actions as act
@@ -46,45 +46,45 @@ def test_it_registers_first() -> None:
 
 def test_it_asks_for_work_only_after_a_heartbeat_was_accepted() -> None:
     subject = brought_to(State.UNREGISTERED)
-    assert feed(subject, ev.Registered(registration())) == [act.BeatNow()]
+    assert feed(subject, ev.Registered(registration())) == [act.SendHeartbeat()]
     assert feed(subject, beat()) == [act.RequestLease(request_id="request-1")]
 
 
 def test_it_runs_what_it_leases_and_takes_the_next_task_with_the_report() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.Leased(lease())) == [act.RunHandler(lease())]
+    assert feed(subject, ev.LeaseGranted(lease())) == [act.RunHandler(lease())]
     report = only(feed(subject, FINISHED))
     assert (report.lease, report.result, report.usage) == (lease(), {"answer": 42}, USAGE)
     assert report.next_request_id == "request-2"
-    assert feed(subject, ev.Reported(lease(2))) == [act.RunHandler(lease(2))]
+    assert feed(subject, ev.ReportAccepted(lease(2))) == [act.RunHandler(lease(2))]
 
 
 def test_it_asks_again_when_there_is_nothing() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.NothingToDo()) == [act.RequestLease(request_id="request-2")]
+    assert feed(subject, ev.NoTask()) == [act.RequestLease(request_id="request-2")]
 
 
 def test_answers_that_come_too_quickly_slow_it_down() -> None:
     subject = brought_to(State.LEASING)
-    assert only(feed(subject, ev.NothingToDo(quick=True))).attempt == 1
-    assert only(feed(subject, ev.NothingToDo(quick=True))).attempt == 2
-    assert only(feed(subject, ev.NothingToDo())).attempt == 0
+    assert only(feed(subject, ev.NoTask(quick=True))).attempt == 1
+    assert only(feed(subject, ev.NoTask(quick=True))).attempt == 2
+    assert only(feed(subject, ev.NoTask())).attempt == 0
 
 
 def test_a_failure_is_reported_and_the_next_task_asked_for() -> None:
     subject = brought_to(State.RUNNING)
     report = only(feed(subject, FAILED))
     assert isinstance(report, act.ReportFail)
-    assert feed(subject, ev.Reported()) == [act.RequestLease(request_id="request-3")]
+    assert feed(subject, ev.ReportAccepted()) == [act.RequestLease(request_id="request-3")]
 
 
 def test_a_timeout_may_be_tried_again() -> None:
-    report = only(feed(brought_to(State.RUNNING), ev.TimedOut(600.0, USAGE)))
+    report = only(feed(brought_to(State.RUNNING), ev.HandlerTimedOut(600.0, USAGE)))
     assert (report.error.code, report.error.retryable) == ("timeout", True)
 
 
 def test_progress_is_passed_on_only_while_it_runs() -> None:
-    progress = ev.Progressed(Progress(percent=50.0))
+    progress = ev.ProgressMade(Progress(percent=50.0))
     assert feed(brought_to(State.RUNNING), progress) == [act.ReportProgress(lease(), progress.progress)]
     for state in set(State) - {State.RUNNING}:
         assert feed(brought_to(state), progress) == []
@@ -96,8 +96,8 @@ def test_progress_is_passed_on_only_while_it_runs() -> None:
 @pytest.mark.parametrize("state", [State.UNREGISTERED, State.LEASING, State.REPORTING])
 def test_a_call_without_an_answer_is_made_again_with_the_same_ids(state: State) -> None:
     subject = brought_to(state)
-    first = only(feed(subject, ev.ApiAway()))
-    second = only(feed(subject, ev.ApiAway(retry_after=3.0)))
+    first = only(feed(subject, ev.RetryLater()))
+    second = only(feed(subject, ev.RetryLater(retry_after=3.0)))
     assert (first.attempt, second.attempt, second.wait_seconds) == (1, 2, 3.0)
     if isinstance(first, act.RequestLease):
         assert first.request_id == second.request_id == "request-1"
@@ -107,7 +107,7 @@ def test_a_call_without_an_answer_is_made_again_with_the_same_ids(state: State) 
 
 def test_a_refused_lease_waits_for_the_next_heartbeat() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.Refused("worker_busy", "")) == []
+    assert feed(subject, ev.CallRefused("worker_busy", "")) == []
     assert feed(subject, beat()) == [act.RequestLease(request_id="request-2")]
 
 
@@ -120,22 +120,22 @@ def test_a_refused_registration_ends_it() -> None:
 
 def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
     subject = brought_to(State.REPORTING)
-    report = only(feed(subject, ev.Refused("invalid", "too deep")))
+    report = only(feed(subject, ev.CallRefused("invalid", "too deep")))
     assert (report.error.code, report.error.retryable, report.usage) == ("report_refused", False, USAGE)
-    assert isinstance(only(feed(subject, ev.Refused("invalid", "no"))), act.RequestLease)
+    assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
 
 
 # Leases that are no longer ours.
 
 
 def test_a_fenced_report_is_dropped() -> None:
-    assert isinstance(only(feed(brought_to(State.REPORTING), ev.Fenced("lease_expired"))), act.RequestLease)
+    assert isinstance(only(feed(brought_to(State.REPORTING), ev.ReportFenced("lease_expired"))), act.RequestLease)
 
 
 @pytest.mark.parametrize(
-    "loss", [beat(cancel(lease())), ev.LeaseLost(lease().ref, "task_cancelled"), ev.Gone(1, "lost")]
+    "loss", [beat(cancel(lease())), ev.LeaseLost(lease().ref, "task_cancelled"), ev.WorkerGone(1, "lost")]
 )
-@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, POSTPONED, ev.TimedOut(1.0, USAGE)])
+@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, POSTPONED, ev.HandlerTimedOut(1.0, USAGE)])
 def test_a_lost_task_is_killed_and_never_reported(loss: ev.Event, end: ev.Event) -> None:
     subject = brought_to(State.RUNNING)
     assert feed(subject, loss) == [act.KillHandler()]
@@ -152,7 +152,7 @@ def test_the_loss_of_another_lease_changes_nothing(ref: LeaseRef) -> None:
 def test_a_task_that_is_cancelled_while_it_is_reported_is_left_to_the_answer() -> None:
     subject = brought_to(State.REPORTING)
     assert feed(subject, beat(cancel(lease()))) == []
-    assert feed(subject, ev.Reported(lease(2))) == [act.RunHandler(lease(2))]
+    assert feed(subject, ev.ReportAccepted(lease(2))) == [act.RunHandler(lease(2))]
 
 
 # After a long silence.
@@ -160,7 +160,7 @@ def test_a_task_that_is_cancelled_while_it_is_reported_is_left_to_the_answer() -
 
 def test_finished_work_waits_for_a_heartbeat_after_a_long_silence() -> None:
     subject = brought_to(State.RUNNING)
-    assert feed(subject, FINISHED, at=LEASE_SECONDS / 2 + 0.1) == [act.BeatNow()]
+    assert feed(subject, FINISHED, at=LEASE_SECONDS / 2 + 0.1) == [act.SendHeartbeat()]
     assert isinstance(only(feed(subject, beat(at=8.0), at=8.0)), act.ReportComplete)
 
 
@@ -172,8 +172,8 @@ def test_finished_work_is_reported_at_once_when_heartbeats_arrive() -> None:
 
 def test_a_report_that_is_not_answered_for_long_waits_for_a_heartbeat_too() -> None:
     subject = brought_to(State.REPORTING)
-    assert isinstance(only(feed(subject, ev.ApiAway(), at=1.0)), act.ReportComplete)
-    assert feed(subject, ev.ApiAway(), at=20.0) == [act.BeatNow()]
+    assert isinstance(only(feed(subject, ev.RetryLater(), at=1.0)), act.ReportComplete)
+    assert feed(subject, ev.RetryLater(), at=20.0) == [act.SendHeartbeat()]
     again = only(feed(subject, beat(at=30.0), at=30.0))
     assert (again.attempt, again.next_request_id) == (0, "request-2")
 
@@ -193,8 +193,8 @@ def test_work_that_was_cancelled_meanwhile_is_dropped() -> None:
 
 def test_a_lost_worker_registers_again() -> None:
     subject = brought_to(State.READY)
-    assert feed(subject, ev.Gone(1, "lost")) == [act.Register(attempt=1)]
-    assert feed(subject, ev.Registered(registration(2))) == [act.BeatNow()]
+    assert feed(subject, ev.WorkerGone(1, "lost")) == [act.Register(attempt=1)]
+    assert feed(subject, ev.Registered(registration(2))) == [act.SendHeartbeat()]
     assert subject.registrations == 2
 
 
@@ -202,13 +202,13 @@ def test_registering_in_vain_slows_it_down_until_a_heartbeat_is_accepted() -> No
     subject = brought_to(State.LEASING)
     assert feed(subject, ev.CallerGone("lost")) == [act.Register(attempt=0)]
     feed(subject, ev.Registered(registration(2)))
-    assert feed(subject, ev.Gone(2, "lost")) == [act.Register(attempt=1)]
+    assert feed(subject, ev.WorkerGone(2, "lost")) == [act.Register(attempt=1)]
 
 
 def test_old_news_about_an_old_registration_is_ignored() -> None:
     subject = brought_to(State.LEASING)
     feed(subject, ev.CallerGone("lost"), ev.Registered(registration(2)))
-    assert feed(subject, ev.Gone(1, "superseded")) == []
+    assert feed(subject, ev.WorkerGone(1, "superseded")) == []
     assert feed(subject, beat(STOP, number=1)) == []
     assert subject.state is State.READY
 
@@ -218,21 +218,21 @@ def test_old_news_about_an_old_registration_is_ignored() -> None:
 )
 def test_a_stopped_or_superseded_worker_kills_its_task_and_exits(reason: Any, code: act.ExitCode) -> None:
     subject = brought_to(State.RUNNING)
-    assert feed(subject, ev.Gone(1, reason)) == [act.KillHandler()]
+    assert feed(subject, ev.WorkerGone(1, reason)) == [act.KillHandler()]
     assert only(feed(subject, KILLED)).code is code
 
 
 @pytest.mark.parametrize("state", [State.LEASING, State.REPORTING, State.LEAVING])
 def test_a_call_under_way_is_aborted_before_anything_else_happens(state: State) -> None:
     subject = brought_to(state)
-    assert feed(subject, ev.Gone(1, "superseded")) == [act.AbortCall()]
+    assert feed(subject, ev.WorkerGone(1, "superseded")) == [act.AbortCall()]
     assert only(feed(subject, ev.CallAborted())).code is act.ExitCode.SUPERSEDED
 
 
 def test_a_lease_that_arrives_for_a_worker_that_is_gone_is_not_run() -> None:
     subject = brought_to(State.LEASING)
-    feed(subject, ev.Gone(1, "lost"))
-    assert isinstance(only(feed(subject, ev.Leased(lease()))), act.Register)
+    feed(subject, ev.WorkerGone(1, "lost"))
+    assert isinstance(only(feed(subject, ev.LeaseGranted(lease()))), act.Register)
 
 
 def test_a_launched_place_that_is_taken_ends_it() -> None:
@@ -246,37 +246,37 @@ def test_a_signal_cuts_a_long_poll_short() -> None:
     subject = brought_to(State.LEASING)
     assert feed(subject, ev.StopSignal()) == [act.SetAlarm(GRACE), act.AbortCall()]
     assert feed(subject, ev.CallAborted()) == [act.Goodbye(reason="stop signal")]
-    assert only(feed(subject, ev.GoodbyeSaid())).code is act.ExitCode.STOPPED
+    assert only(feed(subject, ev.GoodbyeAccepted())).code is act.ExitCode.STOPPED
 
 
 def test_a_lease_that_crosses_the_signal_is_handed_back() -> None:
     subject = brought_to(State.LEASING)
     feed(subject, ev.StopSignal())
-    assert feed(subject, ev.Leased(lease())) == [act.Release(lease=lease(), reason="stop signal")]
-    assert feed(subject, ev.Reported()) == [act.Goodbye(reason="stop signal")]
+    assert feed(subject, ev.LeaseGranted(lease())) == [act.Release(lease=lease(), reason="stop signal")]
+    assert feed(subject, ev.ReportAccepted()) == [act.Goodbye(reason="stop signal")]
 
 
 @pytest.mark.parametrize("order", [ev.StopSignal(), beat(STOP), beat(RESTART)])
 def test_a_task_may_finish_within_the_grace(order: ev.Event) -> None:
     subject = brought_to(State.RUNNING)
-    assert feed(subject, order) == [act.SetAlarm(GRACE), act.BeatNow()]
+    assert feed(subject, order) == [act.SetAlarm(GRACE), act.SendHeartbeat()]
     assert subject.wire_state == "draining"
     assert only(feed(subject, FINISHED)).next_request_id is None
-    assert isinstance(only(feed(subject, ev.Reported())), act.Goodbye)
+    assert isinstance(only(feed(subject, ev.ReportAccepted())), act.Goodbye)
 
 
 def test_a_drain_waits_for_the_task_without_limit() -> None:
-    assert feed(brought_to(State.RUNNING), beat(DRAIN)) == [act.BeatNow()]
+    assert feed(brought_to(State.RUNNING), beat(DRAIN)) == [act.SendHeartbeat()]
 
 
-@pytest.mark.parametrize("order", [ev.GraceOver(), ev.StopSignal()])
+@pytest.mark.parametrize("order", [ev.GraceExpired(), ev.StopSignal()])
 def test_after_the_grace_or_a_second_signal_the_task_is_killed_and_handed_back(order: ev.Event) -> None:
     subject = brought_to(State.RUNNING)
     feed(subject, ev.StopSignal())
     assert feed(subject, order) == [act.KillHandler()]
     assert feed(subject, KILLED) == [act.Release(lease=lease(), reason="stop signal")]
-    assert isinstance(only(feed(subject, ev.ApiAway())), act.Goodbye)
-    assert only(feed(subject, ev.ApiAway())).code is act.ExitCode.STOPPED
+    assert isinstance(only(feed(subject, ev.RetryLater())), act.Goodbye)
+    assert only(feed(subject, ev.RetryLater())).code is act.ExitCode.STOPPED
 
 
 def test_a_task_that_finishes_while_it_is_killed_is_reported() -> None:
@@ -296,7 +296,7 @@ def test_directives_repeat_without_harm_and_do_not_count_as_second_signals() -> 
     feed(subject, beat(STOP))
     assert feed(subject, beat(STOP)) == []
     assert feed(subject, ev.StopSignal()) == []
-    assert subject.ending.intent is Intent.DRAIN
+    assert subject.shutdown.intent is Intent.DRAIN
     assert feed(subject, ev.StopSignal()) == [act.KillHandler()]
 
 
@@ -309,7 +309,7 @@ def test_a_signal_limits_a_drain_that_had_no_limit() -> None:
 def test_a_restart_exits_to_come_back() -> None:
     subject = brought_to(State.READY)
     assert isinstance(feed(subject, beat(RESTART))[-1], act.Goodbye)
-    assert only(feed(subject, ev.GoodbyeSaid())) == act.Exit(act.ExitCode.STOPPED, restart=True, message="restart")
+    assert only(feed(subject, ev.GoodbyeAccepted())) == act.Exit(act.ExitCode.STOPPED, restart=True, message="restart")
 
 
 def test_an_unregistered_worker_just_stops() -> None:
@@ -327,9 +327,9 @@ def test_a_worker_that_is_registered_after_the_signal_says_goodbye_at_once() -> 
 
 def test_a_goodbye_is_tried_a_few_times_only() -> None:
     subject = brought_to(State.LEAVING)
-    assert only(feed(subject, ev.ApiAway())).attempt == 1
-    assert only(feed(subject, ev.ApiAway())).attempt == 2
-    assert isinstance(only(feed(subject, ev.ApiAway())), act.Exit)
+    assert only(feed(subject, ev.RetryLater())).attempt == 1
+    assert only(feed(subject, ev.RetryLater())).attempt == 2
+    assert isinstance(only(feed(subject, ev.RetryLater())), act.Exit)
 
 
 def test_an_unknown_directive_is_ignored() -> None:
@@ -357,8 +357,8 @@ def test_every_event_is_in_one_table() -> None:
 
 def test_what_cannot_happen_is_refused_and_nothing_happens_to_a_stopped_worker() -> None:
     with pytest.raises(UnexpectedEvent):
-        feed(brought_to(State.READY), ev.Leased(lease()))
-    assert feed(brought_to(State.STOPPED), ev.Leased(lease()), beat(STOP), ev.StopSignal()) == []
+        feed(brought_to(State.READY), ev.LeaseGranted(lease()))
+    assert feed(brought_to(State.STOPPED), ev.LeaseGranted(lease()), beat(STOP), ev.StopSignal()) == []
 
 
 @pytest.mark.parametrize("state", State)
@@ -368,17 +368,23 @@ def test_the_ways_to_the_states_lead_there(state: State) -> None:
 
 def test_a_posting_holds_until_another_comes_and_survives_a_new_registration() -> None:
     subject = brought_to(State.READY)
-    feed(subject, beat(posting=posting("one")))
-    assert subject.posting == posting("one")
+    feed(subject, beat(assignment=assignment("one")))
+    assert subject.assignment == assignment("one")
     feed(subject, beat())
-    assert subject.posting == posting("one")
-    feed(subject, ev.Leased(lease()), beat(posting=posting("two")))
-    assert subject.posting == posting("two")
-    feed(subject, ev.Gone(1, "lost"), KILLED, ev.Registered(registration(2)))
-    assert subject.posting == posting("two")
+    assert subject.assignment == assignment("one")
+    feed(subject, ev.LeaseGranted(lease()), beat(assignment=assignment("two")))
+    assert subject.assignment == assignment("two")
+    feed(subject, ev.WorkerGone(1, "lost"), KILLED, ev.Registered(registration(2)))
+    assert subject.assignment == assignment("two")
 
 
 def test_a_posting_for_an_earlier_registration_is_not_taken() -> None:
     subject = brought_to(State.RUNNING)
-    feed(subject, ev.Gone(1, "lost"), KILLED, ev.Registered(registration(2)), beat(posting=posting("old"), number=1))
-    assert subject.posting is None
+    feed(
+        subject,
+        ev.WorkerGone(1, "lost"),
+        KILLED,
+        ev.Registered(registration(2)),
+        beat(assignment=assignment("old"), number=1),
+    )
+    assert subject.assignment is None

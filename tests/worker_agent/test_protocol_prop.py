@@ -52,29 +52,29 @@ class Shell:
         self.foresee(event)
         for action in self.machine.handle(event, self.now):
             self.perform(action)
-        assert self.winding_down or not self.machine.ending.near, "nobody told it to wind down"
+        assert self.winding_down or not self.machine.shutdown.is_requested, "nobody told it to wind down"
         if before is not None and before != self.machine.lease:
             self.let_go(before, event)
 
     def foresee(self, event: ev.Event) -> None:
         """Note what the event forbids, before the machine hears of it."""
         held, state = self.machine.lease, self.machine.state
-        if isinstance(event, ev.HandlerOver):
+        if isinstance(event, ev.HandlerEnd):
             self.running, self.handler_is_over = None, False
         if isinstance(event, ev.StopSignal):
             self.signals += 1
-        self.halted |= self.signals > 1 or isinstance(event, ev.GraceOver)
+        self.halted |= self.signals > 1 or isinstance(event, ev.GraceExpired)
         self.winding_down |= self.halted or self.signals > 0 or self.names(event, *ENDINGS)
         if held is not None and state is not State.REPORTING and self.says_lost(event, held):
             self.lost.add(held.ref)
-        if held is not None and self.is_current(event, ev.Gone):
+        if held is not None and self.is_current(event, ev.WorkerGone):
             self.lost.add(held.ref)
 
     def is_current(self, event: ev.Event, kind: type) -> bool:
-        return isinstance(event, kind) and getattr(event, "registration", 0) == self.machine.registrations
+        return isinstance(event, kind) and getattr(event, "registration_number", 0) == self.machine.registrations
 
     def names(self, event: ev.Event, *kinds: str) -> bool:
-        if not isinstance(event, ev.BeatAnswered) or not self.is_current(event, ev.BeatAnswered):
+        if not isinstance(event, ev.HeartbeatAnswered) or not self.is_current(event, ev.HeartbeatAnswered):
             return False
         return any(each.kind in kinds for each in event.directives)
 
@@ -82,14 +82,16 @@ class Shell:
         if isinstance(event, ev.LeaseLost):
             return event.ref == held.ref
         return (
-            isinstance(event, ev.BeatAnswered) and self.names(event, "cancel_task") and cancel(held) in event.directives
+            isinstance(event, ev.HeartbeatAnswered)
+            and self.names(event, "cancel_task")
+            and cancel(held) in event.directives
         )
 
     def let_go(self, lease: Lease, event: ev.Event) -> None:
         """Every lease ends once: by an accepted report, because it was lost, or by the goodbye of a halted worker."""
         assert lease.ref not in self.over
         self.over.add(lease.ref)
-        accepted = isinstance(event, ev.Reported | ev.Fenced | ev.Refused | ev.CallerGone)
+        accepted = isinstance(event, ev.ReportAccepted | ev.ReportFenced | ev.CallRefused | ev.CallerGone)
         assert accepted or lease.ref in self.lost or self.halted, f"{event} made the worker forget its lease"
 
     def perform(self, action: act.Action) -> None:
@@ -111,7 +113,7 @@ class Shell:
             case act.Exit():
                 assert (self.call, self.running) == (None, None)
                 self.exited = True
-            case act.BeatNow():
+            case act.SendHeartbeat():
                 pass
             case _:
                 self.make(action)
@@ -143,7 +145,7 @@ class Shell:
         self.call = None
         self.queue.append(event)
 
-    def end_handler_with(self, end: ev.HandlerOver) -> None:
+    def end_handler_with(self, end: ev.HandlerEnd) -> None:
         if not self.handler_is_over:
             self.handler_is_over = True
             self.queue.append(end)
@@ -176,21 +178,21 @@ class World(Shell):
                 self.registered += 1
                 self.answer(ev.Registered(registration(self.registered)))
             case act.RequestLease():
-                self.answer(ev.Leased(self.new_lease()))
+                self.answer(ev.LeaseGranted(self.new_lease()))
             case act.Goodbye():
-                self.answer(ev.GoodbyeSaid())
+                self.answer(ev.GoodbyeAccepted())
             case act.ReportComplete(next_request_id=str()):
-                self.answer(ev.Reported(self.new_lease()))
+                self.answer(ev.ReportAccepted(self.new_lease()))
             case act.ReportComplete() | act.ReportFail() | act.Release():
-                self.answer(ev.Reported())
+                self.answer(ev.ReportAccepted())
             case None:
                 pass
 
     def grant_no_lease(self) -> None:
         if isinstance(self.call, act.RequestLease):
-            self.answer(ev.NothingToDo(quick=True))
+            self.answer(ev.NoTask(quick=True))
         elif isinstance(self.call, act.ReportComplete):
-            self.answer(ev.Reported())
+            self.answer(ev.ReportAccepted())
 
     def new_lease(self) -> Lease:
         self.leases += 1
@@ -198,17 +200,17 @@ class World(Shell):
 
     def fence(self) -> None:
         if isinstance(self.call, act.Report):
-            self.answer(ev.Fenced("lease_expired"))
+            self.answer(ev.ReportFenced("lease_expired"))
 
     def refuse(self) -> None:
         if isinstance(self.call, act.Register):
             self.answer(ev.RegistrationRefused(key_refused=True, message="no"))
         elif self.call is not None:
-            self.answer(ev.Refused("invalid", "no"))
+            self.answer(ev.CallRefused("invalid", "no"))
 
     def be_away(self) -> None:
         if self.call is not None:
-            self.answer(ev.ApiAway())
+            self.answer(ev.RetryLater())
 
     def forget_caller(self) -> None:
         if self.call is not None:
@@ -221,7 +223,7 @@ class World(Shell):
     # The control plane's answers to heartbeats.
 
     def beat(self, *directives: Directive, late: bool = False) -> None:
-        self.queue.append(ev.BeatAnswered(self.machine.registrations - late, self.now, directives))
+        self.queue.append(ev.HeartbeatAnswered(self.machine.registrations - late, self.now, directives))
 
     def beat_late(self) -> None:
         self.beat(Directive(kind="stop"), late=True)
@@ -240,13 +242,13 @@ class World(Shell):
         self.beat(Directive(kind="cancel_task", task_id="t-1", token=0))
 
     def forget(self) -> None:
-        self.queue.append(ev.Gone(self.machine.registrations, "lost"))
+        self.queue.append(ev.WorkerGone(self.machine.registrations, "lost"))
 
     def forget_late(self) -> None:
-        self.queue.append(ev.Gone(self.machine.registrations - 1, "superseded"))
+        self.queue.append(ev.WorkerGone(self.machine.registrations - 1, "superseded"))
 
     def supersede(self) -> None:
-        self.queue.append(ev.Gone(self.machine.registrations, "superseded"))
+        self.queue.append(ev.WorkerGone(self.machine.registrations, "superseded"))
 
     def lose_lease(self) -> None:
         if self.machine.lease is not None:
@@ -268,18 +270,18 @@ class World(Shell):
 
     def run_out(self) -> None:
         if self.running is not None:
-            self.end_handler_with(ev.TimedOut(1.0, USAGE))
+            self.end_handler_with(ev.HandlerTimedOut(1.0, USAGE))
 
     def progress(self) -> None:
         if self.running is not None and not self.handler_is_over:
-            self.queue.append(ev.Progressed(Progress(percent=50.0)))
+            self.queue.append(ev.ProgressMade(Progress(percent=50.0)))
 
     def signal(self) -> None:
         self.queue.append(ev.StopSignal())
 
     def end_grace(self) -> None:
         if self.alarm:
-            self.queue.append(ev.GraceOver())
+            self.queue.append(ev.GraceExpired())
 
     def pass_time(self) -> None:
         self.now += 0.6 * LEASE_SECONDS

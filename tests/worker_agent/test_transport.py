@@ -8,7 +8,7 @@ import pytest
 from tests.worker_agent.machines import registration
 from tests.worker_agent.plane import LOST, POOL_KEY, Answer, Plane, problem, served
 from worker_agent.client import Client, register
-from worker_agent.transport import Away, Problem, Transport
+from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import LeaseRef
 
 
@@ -38,7 +38,7 @@ def test_no_answer_or_a_later_one_is_away(
     plane: Plane, transport: Transport, answer: Answer, retry_after: float
 ) -> None:
     plane.script["start"].append(answer)
-    with pytest.raises(Away) as caught:
+    with pytest.raises(ApiUnavailable) as caught:
         call(transport)
     assert caught.value.retry_after == retry_after
     assert call(transport) == {"state": "executing"}
@@ -80,7 +80,7 @@ def test_a_waiting_call_is_cut_off_and_the_next_one_connects_anew() -> None:
         def wait() -> None:
             try:
                 client.lease("request-1")
-            except Away as away:
+            except ApiUnavailable as away:
                 ended.append(away)
 
         thread = threading.Thread(target=wait)
@@ -100,7 +100,7 @@ def test_a_registration_that_cannot_be_read_is_asked_for_again(
     plane: Plane, transport: Transport, body: dict[str, object]
 ) -> None:
     plane.script["register"].append(Answer(status=201, body=body))
-    with pytest.raises(Away, match="no registration"):
+    with pytest.raises(ApiUnavailable, match="no registration"):
         register(transport, {"name": "n"}, POOL_KEY)
     transport.close()
 
@@ -110,7 +110,7 @@ def test_a_lease_that_cannot_be_read_is_asked_for_again(
     plane: Plane, transport: Transport, body: dict[str, object]
 ) -> None:
     plane.script["lease"].append(Answer(body=body))
-    with pytest.raises(Away, match="unreadable lease"):
+    with pytest.raises(ApiUnavailable, match="unreadable lease"):
         Client(transport, registration()).lease("request-1")
     transport.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.worker_agent.llm.loopback import Loopback, serving
 from tests.worker_agent.llm.provider import Permits, Provider
-from worker_agent.language import LanguageModel
+from worker_agent.language_model import LanguageModel
 from worker_agent.llm.serving import Access, Gateway
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import Lease

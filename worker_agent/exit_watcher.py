@@ -7,10 +7,10 @@ import selectors
 import psutil
 
 _POLL_SECONDS = 0.05
-_NO_POLL_SECONDS = 60.0
+_EVENT_WAIT_SECONDS = 60.0
 
 
-class ExitWatch:
+class ExitWatcher:
     """Wakes the selector at the child's exit where the system has process descriptors, else is to be asked often."""
 
     def __init__(self, pid: int, selector: selectors.BaseSelector) -> None:
@@ -22,8 +22,8 @@ class ExitWatch:
             self._poller.register(self._fd, select.POLLIN)
 
     @property
-    def longest_wait(self) -> float:
-        return _POLL_SECONDS if self._fd is None else _NO_POLL_SECONDS
+    def max_wait_seconds(self) -> float:
+        return _POLL_SECONDS if self._fd is None else _EVENT_WAIT_SECONDS
 
     def has_exited(self) -> bool:
         if self._fd is not None:

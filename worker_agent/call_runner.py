@@ -8,9 +8,9 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.backoff import full_jitter
 from worker_agent.client import Client, register
-from worker_agent.errors import LocalErrors
+from worker_agent.local_errors import LocalErrors
 from worker_agent.progress import ProgressSender
-from worker_agent.transport import Away, Problem, Transport
+from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, Registration, read_gone_reason
 
 _QUICK_SECONDS = 1.0
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 Post = Callable[[ev.Event], None]
 
 
-class _Pending:
+class _PendingCall:
     """A call under way; whoever sets `answered` first, under the lock, posts the answer."""
 
     def __init__(self, call: act.Call) -> None:
         self.call = call
-        self.answered = Event()
+        self.answered_event = Event()
 
 
-class Caller:
+class CallRunner:
     """`profile` is the body of a registration, `pool_key` the credential for it."""
 
     def __init__(
@@ -40,114 +40,118 @@ class Caller:
         self._errors = errors
         self._client: Client | None = None
         self._progress: ProgressSender | None = None
-        self._pending: _Pending | None = None
+        self._pending: _PendingCall | None = None
         self._lock = Lock()
 
-    def make(self, call: act.Call) -> None:
-        self._pending = _Pending(call)
-        Thread(target=self._perform, args=(self._pending,), name=type(call).__name__, daemon=True).start()
+    def start_call(self, call: act.Call) -> None:
+        self._pending = _PendingCall(call)
+        Thread(target=self._run_call, args=(self._pending,), name=type(call).__name__, daemon=True).start()
 
     def abort(self) -> None:
         """Answer the call under way, if any, with CallAborted, and stop waiting for it."""
-        if self._pending is not None and self._settle(self._pending, ev.CallAborted()):
+        if self._pending is not None and self._post_answer(self._pending, ev.CallAborted()):
             self._transport.abort()
 
     def report_progress(self, lease: Lease, progress: Progress) -> None:
         if self._progress is None or self._progress.ref != lease.ref:
-            self._end_progress()
-            self._progress = ProgressSender(self._registered, lease.ref, self._post, self._errors)
+            self._close_progress()
+            self._progress = ProgressSender(self._registered_client, lease.ref, self._post, self._errors)
         self._progress.put(progress)
 
     def close(self) -> None:
         self.abort()
-        self._end_progress()
+        self._close_progress()
         self._transport.abort()
         self._transport.close()
 
     @property
-    def _registered(self) -> Client:
+    def _registered_client(self) -> Client:
         assert self._client is not None, "the machine registers before it makes any other call"
         return self._client
 
-    def _end_progress(self) -> None:
+    def _close_progress(self) -> None:
         if self._progress is not None:
             self._progress.close()
 
-    def _perform(self, pending: _Pending) -> None:
+    def _run_call(self, pending: _PendingCall) -> None:
         call = pending.call
-        if not pending.answered.wait(max(call.wait_seconds, full_jitter(call.attempt))):
-            self._settle(pending, self._answer(pending))
+        if not pending.answered_event.wait(max(call.wait_seconds, full_jitter(call.attempt))):
+            self._post_answer(pending, self._answer_to(pending))
 
-    def _settle(self, pending: _Pending, answer: ev.Answer) -> bool:
+    def _post_answer(self, pending: _PendingCall, answer: ev.Answer) -> bool:
         with self._lock:
-            if pending.answered.is_set():
+            if pending.answered_event.is_set():
                 return False
-            pending.answered.set()
+            pending.answered_event.set()
         self._post(answer)
         return True
 
-    def _answer(self, pending: _Pending) -> ev.Answer:
+    def _answer_to(self, pending: _PendingCall) -> ev.Answer:
         try:
-            return self._call(pending.call)
-        except Away as away:
-            self._complain(pending, away)
-            return ev.ApiAway(away.retry_after)
+            return self._make_call(pending.call)
+        except ApiUnavailable as unavailable:
+            self._note_error(pending, unavailable)
+            return ev.RetryLater(unavailable.retry_after)
         except Problem as problem:
-            self._complain(pending, problem)
+            self._note_error(pending, problem)
             return _refusal(pending.call, problem)
         except Exception as error:  # whatever it is, the machine must get its answer
-            self._complain(pending, error, exc_info=True)
+            self._note_error(pending, error, exc_info=True)
             # A report that cannot even be sent will not be sent the next time either.
-            return ev.Refused("unsendable", repr(error)) if isinstance(pending.call, act.Report) else ev.ApiAway()
+            return (
+                ev.CallRefused("unsendable", repr(error)) if isinstance(pending.call, act.Report) else ev.RetryLater()
+            )
 
-    def _complain(self, pending: _Pending, error: Exception, *, exc_info: bool = False) -> None:
-        if pending.answered.is_set():  # we cut it off ourselves
+    def _note_error(self, pending: _PendingCall, error: Exception, *, exc_info: bool = False) -> None:
+        if pending.answered_event.is_set():  # we cut it off ourselves
             return
         call, name = pending.call, type(pending.call).__name__
         fields = {"call": name, "attempt": call.attempt, "why": str(error)}
         log.warning("call failed", extra={"fields": fields}, exc_info=exc_info)
         self._errors.add(f"{name}: {error}")
 
-    def _call(self, call: act.Call) -> ev.Answer:
+    def _make_call(self, call: act.Call) -> ev.Answer:
         match call:
             case act.Register():
                 return ev.Registered(self._register())
             case act.RequestLease():
-                lease, seconds = self._registered.lease(call.request_id)
-                return ev.NothingToDo(quick=seconds < _QUICK_SECONDS) if lease is None else ev.Leased(lease)
+                lease, seconds = self._registered_client.lease(call.request_id)
+                return ev.NoTask(quick=seconds < _QUICK_SECONDS) if lease is None else ev.LeaseGranted(lease)
             case act.Goodbye():
-                self._registered.goodbye(call.reason)
-                return ev.GoodbyeSaid()
+                self._registered_client.goodbye(call.reason)
+                return ev.GoodbyeAccepted()
             case _:
-                return self._report(call)
+                return self._send_report(call)
 
     def _register(self) -> Registration:
         registration = register(self._transport, self._profile, self._pool_key)
         self._client = Client(self._transport, registration)
         return registration
 
-    def _report(self, call: act.Report) -> ev.Answer:
-        lost = self._flush_progress(call.lease.ref)
-        if lost is not None:
-            return ev.Fenced(lost)
+    def _send_report(self, call: act.Report) -> ev.Answer:
+        lost_code = self._flush_progress(call.lease.ref)
+        if lost_code is not None:
+            return ev.ReportFenced(lost_code)
         match call:
             case act.ReportComplete(lease=lease, result=result, usage=usage, quality=quality, next_request_id=next_id):
-                return ev.Reported(
-                    self._registered.complete(lease.ref, result, usage=usage, quality=quality, next_request_id=next_id),
+                return ev.ReportAccepted(
+                    self._registered_client.complete(
+                        lease.ref, result, usage=usage, quality=quality, next_request_id=next_id
+                    ),
                 )
             case act.ReportFail(lease=lease, error=error, usage=usage):
-                self._registered.fail(lease.ref, error, usage=usage)
+                self._registered_client.fail(lease.ref, error, usage=usage)
             case act.Release(lease=lease, reason=reason, delay_seconds=delay):
-                self._registered.release(lease.ref, reason, delay_seconds=delay)
-        return ev.Reported()
+                self._registered_client.release(lease.ref, reason, delay_seconds=delay)
+        return ev.ReportAccepted()
 
     def _flush_progress(self, ref: LeaseRef) -> str | None:
         """A checkpoint must be there before the failure that makes the next attempt need it."""
         if self._progress is None or self._progress.ref != ref:
             return None
-        lost = self._progress.flush()
+        lost_code = self._progress.flush()
         self._progress.close()
-        return lost
+        return lost_code
 
 
 def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
@@ -158,8 +162,8 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
     if problem.status == 401:
         return ev.CallerGone("lost")
     if isinstance(call, act.Report) and problem.status in (404, 409):
-        return ev.Fenced(problem.code)
-    return ev.Refused(problem.code, str(problem))
+        return ev.ReportFenced(problem.code)
+    return ev.CallRefused(problem.code, str(problem))
 
 
 def _registration_refusal(problem: Problem) -> ev.Answer:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def load(target: str, key: str | None = None) -> Any:
+def load_handler(target: str, key: str | None = None) -> Any:
     """What `target` names; with a key, the entry under that key.
 
     Raises whatever importing the module raises, AttributeError or KeyError for a missing name, ValueError for a target
@@ -19,7 +19,7 @@ def load(target: str, key: str | None = None) -> Any:
     if not (module and colon and path):
         raise ValueError(f"a target is written module:function, not {target!r}")
     __import__(module)
-    found: Any = sys.modules[module]
+    value: Any = sys.modules[module]
     for name in path.split("."):
-        found = getattr(found, name)
-    return found if key is None else found[key]
+        value = getattr(value, name)
+    return value if key is None else value[key]

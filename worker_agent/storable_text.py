@@ -17,9 +17,9 @@ def storable(value: Any) -> Any:
     return value
 
 
-def message(text: str) -> str:
+def storable_message(text: str) -> str:
     return str(storable(text[:MESSAGE_CHARACTERS]))
 
 
-def code(text: str) -> str:
+def storable_code(text: str) -> str:
     return str(storable(text[:CODE_CHARACTERS])) or "unnamed"

@@ -12,9 +12,9 @@ import pytest
 
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
+from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
-from worker_agent.running import Run
-from worker_agent.spawning import Limits, spawn
 from worker_agent.wire import Lease
 
 PATIENCE = 60.0
@@ -24,13 +24,13 @@ PYTHON = Handler(target="tests.worker_agent.agents:act")
 class Started:
     """A run and what it posted."""
 
-    def __init__(self, lease: Lease, handler: Handler, limits: Limits) -> None:
+    def __init__(self, lease: Lease, handler: Handler, limits: ResourceLimits) -> None:
         self._events: SimpleQueue[ev.Event] = SimpleQueue()
-        self.progress: list[ev.Progressed] = []
-        self.run = Run(spawn(lease, handler, limits, {}), lease.timeout_seconds, self._events.put)
+        self.progress: list[ev.ProgressMade] = []
+        self.run = HandlerRun(start_child(lease, handler, limits, {}), lease.timeout_seconds, self._events.put)
 
     def end(self) -> ev.Event:
-        while isinstance(event := self._events.get(timeout=PATIENCE), ev.Progressed):
+        while isinstance(event := self._events.get(timeout=PATIENCE), ev.ProgressMade):
             self.progress.append(event)
         return event
 
@@ -46,7 +46,7 @@ def start(
     lease = Lease(
         task_id="t-1", token=1, agent_type="generation", payload=payload, timeout_seconds=timeout_seconds, **more
     )
-    return Started(lease, handler, Limits(memory_gb=memory_gb, cpu_cores=1.0))
+    return Started(lease, handler, ResourceLimits(memory_gb=memory_gb, cpu_cores=1.0))
 
 
 def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
@@ -150,7 +150,7 @@ def test_processor_time_is_limited_too() -> None:
     lease = Lease(task_id="t-1", token=1, agent_type="generation", payload={"do": "spin"}, timeout_seconds=1.0)
     events: SimpleQueue[ev.Event] = SimpleQueue()
     # The wall limit of the run is far away, that of the processor comes from the lease's own.
-    Run(spawn(lease, PYTHON, Limits(memory_gb=1.0, cpu_cores=1.0), {}), PATIENCE, events.put)
+    HandlerRun(start_child(lease, PYTHON, ResourceLimits(memory_gb=1.0, cpu_cores=1.0), {}), PATIENCE, events.put)
     end = events.get(timeout=PATIENCE)
     assert isinstance(end, ev.HandlerFailed)
     assert end.error.code == "cpu_limit"
@@ -161,7 +161,7 @@ def test_a_timeout_ends_grandchildren_too(tmp_path: Path, deaf: bool) -> None:
     file = tmp_path / "pids"
     started = start({"do": "linger", "file": str(file), "deaf": deaf}, timeout_seconds=1.5)
     end = started.end()
-    assert isinstance(end, ev.TimedOut)
+    assert isinstance(end, ev.HandlerTimedOut)
     assert end.after_seconds == 1.5
     wait_until_dead(*pids_in(file))
 

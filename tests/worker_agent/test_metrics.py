@@ -11,9 +11,9 @@ from tests.worker_agent.conftest import StartWorker
 from tests.worker_agent.plane import LOST, Plane, problem, served
 from tests.worker_agent.waiting import until
 from worker_agent import Task
-from worker_agent.errors import LocalErrors
-from worker_agent.mailbox import Mailbox
-from worker_agent.measuring import Measurements
+from worker_agent.handler_messages import HandlerMessages
+from worker_agent.local_errors import LocalErrors
+from worker_agent.metrics import MetricsPusher
 from worker_agent.transport import Transport
 
 Json = dict[str, Any]
@@ -59,7 +59,7 @@ class _Pushing:
         self.key: str | None = "key"
         self.errors = LocalErrors()
         connect = partial(Transport, url)
-        self.measurements = Measurements(connect, key=lambda: self.key, errors=self.errors, every_seconds=0.02)
+        self.measurements = MetricsPusher(connect, key=lambda: self.key, errors=self.errors, interval_seconds=0.02)
 
     def add(self, *values: float) -> None:
         for value in values:
@@ -103,8 +103,8 @@ def test_batches_are_not_larger_than_is_taken_and_nothing_grows_without_bound(pl
 
 def test_what_is_left_at_the_end_is_pushed(plane: Plane, url: str) -> None:
     pushing = _Pushing(url)
-    pushing.measurements = Measurements(
-        partial(Transport, url), key=lambda: "key", errors=pushing.errors, every_seconds=3600
+    pushing.measurements = MetricsPusher(
+        partial(Transport, url), key=lambda: "key", errors=pushing.errors, interval_seconds=3600
     )
     pushing.add(1.0, 2.0)
     pushing.measurements.stop()
@@ -150,8 +150,8 @@ def test_a_task_says_what_is_no_metric() -> None:
 )
 def test_a_program_that_measures_nonsense_is_not_passed_on(line: bytes) -> None:
     taken: list[Json] = []
-    mailbox = Mailbox(taken.append)
+    mailbox = HandlerMessages(taken.append)
     mailbox.receive(line)
-    assert (taken, mailbox.unreadable) == ([], 1)
+    assert (taken, mailbox.unreadable_count) == ([], 1)
     mailbox.receive(b'{"measured": "a", "value": 2}')
     assert taken == [{"name": "a", "kind": "gauge", "value": 2.0, "by_goal": False}]

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from threading import Lock
 
-from worker_agent.texts import message
+from worker_agent.storable_text import storable_message
 from worker_agent.wire import JsonObject
 
-_KEPT = 50
+_LIMIT = 50
 _MESSAGE_CHARACTERS = 500
 
 
@@ -17,20 +17,20 @@ class LocalErrors:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._errors: deque[JsonObject] = deque(maxlen=_KEPT)
+        self._errors: deque[JsonObject] = deque(maxlen=_LIMIT)
 
     def add(self, text: str) -> None:
-        error = {"at": datetime.now(UTC).isoformat(), "message": message(text[:_MESSAGE_CHARACTERS])}
+        error = {"at": datetime.now(UTC).isoformat(), "message": storable_message(text[:_MESSAGE_CHARACTERS])}
         with self._lock:
             self._errors.append(error)
 
     def take(self) -> list[JsonObject]:
         with self._lock:
-            taken = list(self._errors)
+            errors = list(self._errors)
             self._errors.clear()
-        return taken
+        return errors
 
-    def put_back(self, taken: Sequence[JsonObject]) -> None:
+    def put_back(self, errors: Sequence[JsonObject]) -> None:
         """What could not be delivered goes before what came since; where there is no room the oldest goes."""
         with self._lock:
-            self._errors = deque([*taken, *self._errors], maxlen=_KEPT)
+            self._errors = deque([*errors, *self._errors], maxlen=_LIMIT)

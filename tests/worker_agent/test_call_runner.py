@@ -11,8 +11,8 @@ from tests.worker_agent.plane import POOL_KEY, Answer, Plane, problem, served
 from tests.worker_agent.waiting import PATIENCE
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.calls import Caller
-from worker_agent.errors import LocalErrors
+from worker_agent.call_runner import CallRunner
+from worker_agent.local_errors import LocalErrors
 from worker_agent.transport import Transport
 from worker_agent.wire import Progress
 
@@ -20,12 +20,12 @@ REPORT = act.ReportComplete(lease=lease(), result={"n": 1}, usage=USAGE, next_re
 
 
 class Subject:
-    """A caller that has registered, and what it posts."""
+    """A runner that has registered, and what it posts."""
 
     def __init__(self, url: str) -> None:
         self.events: SimpleQueue[ev.Event] = SimpleQueue()
         self.errors = LocalErrors()
-        self.caller = Caller(
+        self.runner = CallRunner(
             Transport(url), profile={"name": "one"}, pool_key=POOL_KEY, post=self.events.put, errors=self.errors
         )
         assert isinstance(self.answer_to(act.Register()), ev.Registered)
@@ -34,7 +34,7 @@ class Subject:
         return self.events.get(timeout=PATIENCE)
 
     def answer_to(self, call: act.Call) -> ev.Event:
-        self.caller.make(call)
+        self.runner.start_call(call)
         return self.answer()
 
 
@@ -42,34 +42,34 @@ class Subject:
 def subject(url: str) -> Iterator[Subject]:
     subject = Subject(url)
     yield subject
-    subject.caller.close()
+    subject.runner.close()
     with pytest.raises(Empty):
         subject.events.get_nowait()
 
 
 def test_calls_and_answers_match(plane: Plane, subject: Subject) -> None:
     plane.longest_wait = 0.0
-    assert subject.answer_to(act.RequestLease(request_id="r-1")) == ev.NothingToDo(quick=True)
+    assert subject.answer_to(act.RequestLease(request_id="r-1")) == ev.NoTask(quick=True)
     plane.submit({"do": "echo"})
-    assert isinstance(subject.answer_to(act.RequestLease(request_id="r-2")), ev.Leased)
-    assert subject.answer_to(REPORT) == ev.Reported()
-    assert subject.answer_to(replace(REPORT, quality=0.8)) == ev.Reported()
+    assert isinstance(subject.answer_to(act.RequestLease(request_id="r-2")), ev.LeaseGranted)
+    assert subject.answer_to(REPORT) == ev.ReportAccepted()
+    assert subject.answer_to(replace(REPORT, quality=0.8)) == ev.ReportAccepted()
     assert [call.body.get("quality") for call in plane.of("complete")] == [None, 0.8]
-    assert subject.answer_to(act.Release(lease=lease(), reason="r")) == ev.Reported()
-    assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeSaid()
+    assert subject.answer_to(act.Release(lease=lease(), reason="r")) == ev.ReportAccepted()
+    assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeAccepted()
 
 
 @pytest.mark.parametrize(
     ("call", "answer", "event"),
     [
-        (act.RequestLease(request_id="r"), problem(409, "busy"), ev.Refused("busy", "409 busy: busy")),
+        (act.RequestLease(request_id="r"), problem(409, "busy"), ev.CallRefused("busy", "409 busy: busy")),
         (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="stopped"), ev.CallerGone("stopped")),
         (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="weird"), ev.CallerGone("lost")),
         (act.RequestLease(request_id="r"), problem(401, "unauthorized"), ev.CallerGone("lost")),
-        (REPORT, problem(409, "task_cancelled"), ev.Fenced("task_cancelled")),
-        (REPORT, problem(404, "lease_not_found"), ev.Fenced("lease_not_found")),
-        (REPORT, problem(413, "too_large"), ev.Refused("too_large", "413 too_large: too_large")),
-        (REPORT, Answer(status=429, headers=(("retry-after", "2"),)), ev.ApiAway(2.0)),
+        (REPORT, problem(409, "task_cancelled"), ev.ReportFenced("task_cancelled")),
+        (REPORT, problem(404, "lease_not_found"), ev.ReportFenced("lease_not_found")),
+        (REPORT, problem(413, "too_large"), ev.CallRefused("too_large", "413 too_large: too_large")),
+        (REPORT, Answer(status=429, headers=(("retry-after", "2"),)), ev.RetryLater(2.0)),
         (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
     ],
 )
@@ -85,7 +85,7 @@ def test_refusals_are_told_apart(
 def test_what_cannot_be_sent_is_refused_rather_than_tried_for_ever(subject: Subject) -> None:
     report = act.ReportComplete(lease=lease(), result={"n": object()}, usage=USAGE, next_request_id=None)
     answer = subject.answer_to(report)
-    assert isinstance(answer, ev.Refused)
+    assert isinstance(answer, ev.CallRefused)
     assert answer.code == "unsendable"
 
 
@@ -93,20 +93,20 @@ def test_an_aborted_call_is_answered_once() -> None:
     plane = Plane(longest_wait=25.0)
     with served(plane) as url:
         subject = Subject(url)
-        subject.caller.abort()  # nothing is under way
-        subject.caller.make(act.RequestLease(request_id="r"))
+        subject.runner.abort()  # nothing is under way
+        subject.runner.start_call(act.RequestLease(request_id="r"))
         plane.wait_for("lease")
-        subject.caller.abort()
-        subject.caller.abort()
+        subject.runner.abort()
+        subject.runner.abort()
         assert subject.answer() == ev.CallAborted()
-        assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeSaid()
+        assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeAccepted()
         assert not subject.errors.take()
-        subject.caller.close()
+        subject.runner.close()
 
 
 def test_a_call_that_waits_for_its_turn_can_be_aborted(subject: Subject, plane: Plane) -> None:
-    subject.caller.make(act.RequestLease(request_id="r", attempt=1, wait_seconds=3600.0))
-    subject.caller.abort()
+    subject.runner.start_call(act.RequestLease(request_id="r", attempt=1, wait_seconds=3600.0))
+    subject.runner.abort()
     assert subject.answer() == ev.CallAborted()
     assert not plane.of("lease")
 
@@ -114,9 +114,9 @@ def test_a_call_that_waits_for_its_turn_can_be_aborted(subject: Subject, plane: 
 def test_progress_is_sent_before_the_report_and_never_after(plane: Plane, subject: Subject) -> None:
     for percent in range(0, 100, 10):
         checkpoint = {"at": percent} if percent == 50 else None
-        subject.caller.report_progress(lease(), Progress(percent=percent, checkpoint=checkpoint))
-    assert subject.answer_to(REPORT) == ev.Reported()
-    subject.caller.report_progress(lease(), Progress(percent=95))
+        subject.runner.report_progress(lease(), Progress(percent=percent, checkpoint=checkpoint))
+    assert subject.answer_to(REPORT) == ev.ReportAccepted()
+    subject.runner.report_progress(lease(), Progress(percent=95))
     kinds = [call.kind for call in plane.calls]
     assert kinds[-1] == "complete"
     sent = [call.body for call in plane.of("progress")]
@@ -126,8 +126,8 @@ def test_progress_is_sent_before_the_report_and_never_after(plane: Plane, subjec
 
 def test_a_fence_found_by_progress_stops_the_report(plane: Plane, subject: Subject) -> None:
     plane.script["progress"].append(problem(409, "lease_superseded"))
-    subject.caller.report_progress(lease(), Progress(percent=10))
-    subject.caller.make(REPORT)
+    subject.runner.report_progress(lease(), Progress(percent=10))
+    subject.runner.start_call(REPORT)
     assert subject.answer() == ev.LeaseLost(lease().ref, "lease_superseded")
-    assert subject.answer() == ev.Fenced("lease_superseded")
+    assert subject.answer() == ev.ReportFenced("lease_superseded")
     assert not plane.of("complete")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from worker_agent.task import MOST, is_metric_name
+from worker_agent.task import MAX_METRIC_VALUE, is_metric_name
 from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
 # As much as the control plane takes for a wait.
-LONGEST_POSTPONEMENT_SECONDS = 3600.0
+MAX_POSTPONEMENT_SECONDS = 3600.0
 
 
 class NotAnObject(ValueError):
@@ -20,7 +20,7 @@ class NotAnObject(ValueError):
 def read_json_object(text: bytes) -> JsonObject:
     """Raises NotAnObject; NaN and infinity are not JSON."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise NotAnObject(f"not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -30,59 +30,59 @@ def read_json_object(text: bytes) -> JsonObject:
 
 def read_quality(value: JsonObject) -> float | None:
     """The number from 0 to 1 under the key `quality`; None when there is none, or something else."""
-    found = value.get("quality")
-    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 1:
+    quality = value.get("quality")
+    if not isinstance(quality, int | float) or isinstance(quality, bool) or not 0 <= quality <= 1:
         return None
-    return float(found)
+    return float(quality)
 
 
-def _refuse(constant: str) -> NoReturn:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON value")
 
 
-class Mailbox:
+class HandlerMessages:
     """Keeps the newest progress, and what was said about the end; what was measured is passed on at once.
 
     A line that makes no sense is counted and ignored.
     """
 
-    def __init__(self, measured: Callable[[JsonObject], None] = lambda _: None) -> None:
-        self._measured = measured
+    def __init__(self, on_measurement: Callable[[JsonObject], None] = lambda _: None) -> None:
+        self._on_measurement = on_measurement
         self.result: JsonObject | None = None
         self.error: TaskError | None = None
         self.quality: float | None = None
-        self.postponed: Postponement | None = None
+        self.postponement: Postponement | None = None
         self.peak_memory_mb: float | None = None
-        self.unreadable = 0
+        self.unreadable_count = 0
         self._progress: Progress | None = None
 
     def receive(self, line: bytes) -> None:
         try:
-            self._sort(read_json_object(line))
+            self._dispatch(read_json_object(line))
         except (ValueError, TypeError, KeyError):
-            self.unreadable += 1
+            self.unreadable_count += 1
 
     def take_progress(self) -> Progress | None:
-        taken, self._progress = self._progress, None
-        return taken
+        progress, self._progress = self._progress, None
+        return progress
 
-    def _sort(self, message: JsonObject) -> None:
+    def _dispatch(self, message: JsonObject) -> None:
         if "percent" in message:
-            self._advance(message)
+            self._update_progress(message)
         elif "quality" in message:
             self.quality = read_quality(message)
         elif "measured" in message:
-            self._measured(_read_measurement(message))
+            self._on_measurement(_read_measurement(message))
         elif "result" in message:
             self.result = dict(message["result"])
         elif "error" in message:
             self.error = _read_error(message["error"])
         elif "postponed" in message:
-            self.postponed = _read_postponement(message["postponed"])
+            self.postponement = _read_postponement(message["postponed"])
         elif "peak_memory_mb" in message:
             self.peak_memory_mb = float(message["peak_memory_mb"])
 
-    def _advance(self, message: JsonObject) -> None:
+    def _update_progress(self, message: JsonObject) -> None:
         text, checkpoint = message.get("message"), message.get("checkpoint")
         progress = Progress(
             percent=min(100.0, max(0.0, float(message["percent"]))),
@@ -98,19 +98,17 @@ def _read_measurement(message: JsonObject) -> JsonObject:
     name, value, counter = message["measured"], float(message["value"]), bool(message.get("counter"))
     if not isinstance(name, str) or not is_metric_name(name):
         raise ValueError("no name of a metric")
-    if not -MOST <= value <= MOST or (counter and value < 0):
+    if not -MAX_METRIC_VALUE <= value <= MAX_METRIC_VALUE or (counter and value < 0):
         raise ValueError("no value of a metric")
     kind = "counter" if counter else "gauge"
     return {"name": name, "kind": kind, "value": value, "by_goal": bool(message.get("by_goal"))}
 
 
-def _read_postponement(said: Any) -> Postponement:
-    seconds = float(said["seconds"])
+def _read_postponement(value: Any) -> Postponement:
+    seconds = float(value["seconds"])
     if not 0 <= seconds < math.inf:
         raise ValueError("no time to wait")
-    return Postponement(
-        seconds=min(seconds, LONGEST_POSTPONEMENT_SECONDS), reason=str(said.get("reason") or "postponed")
-    )
+    return Postponement(seconds=min(seconds, MAX_POSTPONEMENT_SECONDS), reason=str(value.get("reason") or "postponed"))
 
 
 def _read_error(error: Any) -> TaskError:

@@ -6,20 +6,20 @@ from collections import deque
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
-from worker_agent.errors import LocalErrors
-from worker_agent.transport import Away, Problem, Transport
+from worker_agent.local_errors import LocalErrors
+from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject
 
 # As many as the control plane takes at once, and five times as many while it is away; then the oldest go.
 _BATCH = 1000
-_KEPT = 5 * _BATCH
-_EVERY_SECONDS = 5.0
+_BUFFER_LIMIT = 5 * _BATCH
+_INTERVAL_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
-_LAST_SECONDS = 1.0
+_STOP_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class Measurements:
+class MetricsPusher:
     """Safe to use from several threads; its own begins with the first measurement, as most agents make none.
 
     A batch whose answer was lost is sent again under its id, so nothing counts twice.
@@ -31,28 +31,28 @@ class Measurements:
         *,
         key: Callable[[], str | None],
         errors: LocalErrors,
-        every_seconds: float = _EVERY_SECONDS,
+        interval_seconds: float = _INTERVAL_SECONDS,
     ) -> None:
         self._connect = connect
         self._transport: Transport | None = None
         self._key = key
         self._errors = errors
-        self._every_seconds = every_seconds
+        self._interval_seconds = interval_seconds
         self._lock = Lock()
         self._samples: deque[JsonObject] = deque()
-        self._lost = 0
+        self._dropped_count = 0
         self._batch: JsonObject | None = None
         self._wake = Event()
-        self._stopped = False
+        self._stop_requested = False
         self._thread: Thread | None = None
 
     def add(self, sample: JsonObject) -> None:
         with self._lock:
-            if len(self._samples) >= _KEPT:
+            if len(self._samples) >= _BUFFER_LIMIT:
                 self._samples.popleft()
-                self._lost += 1
+                self._dropped_count += 1
             self._samples.append(sample)
-            if self._thread is None and not self._stopped:
+            if self._thread is None and not self._stop_requested:
                 self._thread = Thread(target=self._run, name="metrics", daemon=True)
                 self._thread.start()
 
@@ -62,22 +62,22 @@ class Measurements:
 
     def stop(self) -> None:
         """Push what is left, if that is a matter of a moment."""
-        self._stopped = True
+        self._stop_requested = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(_LAST_SECONDS)
+            self._thread.join(_STOP_SECONDS)
         if self._transport is not None:
             self._transport.abort()
             self._transport.close()
 
     def _run(self) -> None:
         self._transport = self._connect()
-        over = False
-        while not over:
-            self._wake.wait(self._every_seconds)
+        is_last = False
+        while not is_last:
+            self._wake.wait(self._interval_seconds)
             self._wake.clear()
             # Read before the push, so that what is there when the end comes is pushed as well.
-            over = self._stopped
+            is_last = self._stop_requested
             while self._push(self._transport):
                 continue
 
@@ -88,14 +88,14 @@ class Measurements:
             return False
         try:
             transport.post("/metrics/samples", batch, key=key, timeout=_ANSWER_SECONDS)
-        except Away as away:
-            log.info("metrics wait", extra={"fields": {"why": str(away)}})
+        except ApiUnavailable as unavailable:
+            log.info("metrics wait", extra={"fields": {"why": str(unavailable)}})
             return False
-        except Problem as refused:
-            self._errors.add(f"metrics refused: {refused}")
-        except Exception as crashed:  # whatever it is, the batch would meet it again
+        except Problem as problem:
+            self._errors.add(f"metrics refused: {problem}")
+        except Exception as error:  # whatever it is, the batch would meet it again
             log.exception("metrics could not be pushed")
-            self._errors.add(f"metrics: {crashed}")
+            self._errors.add(f"metrics: {error}")
         self._batch = None
         return True
 
@@ -105,7 +105,7 @@ class Measurements:
                 count = min(_BATCH, len(self._samples))
                 samples = [self._samples.popleft() for _ in range(count)]
                 self._batch = {"batch_id": str(uuid.uuid4()), "samples": samples}
-            lost, self._lost = self._lost, 0
-        if lost:
-            self._errors.add(f"{lost} measurements were dropped while the control plane was away")
+            dropped_count, self._dropped_count = self._dropped_count, 0
+        if dropped_count:
+            self._errors.add(f"{dropped_count} measurements were dropped while the control plane was away")
         return self._batch

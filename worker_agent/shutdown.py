@@ -5,41 +5,41 @@ from worker_agent.states import Intent
 from worker_agent.wire import Directive, GoneReason
 
 
-class Ending:
+class Shutdown:
     """`grace_seconds` is what a task gets to finish in once the worker is to stop; a plain drain has no such limit."""
 
     def __init__(self, grace_seconds: float) -> None:
         self.intent = Intent.SERVE
-        self.gone: GoneReason | None = None
+        self.gone_reason: GoneReason | None = None
         self.reason = ""
         self._grace_seconds: float | None = grace_seconds
         self._restart = False
         self._signals = 0
 
     @property
-    def near(self) -> bool:
+    def is_requested(self) -> bool:
         return self.intent > Intent.SERVE
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """No use in registering (again)."""
-        return self.near or self.gone in ("stopped", "superseded")
+        return self.is_requested or self.gone_reason in ("stopped", "superseded")
 
     @property
-    def code(self) -> ExitCode:
-        return ExitCode.SUPERSEDED if self.gone == "superseded" else ExitCode.STOPPED
+    def exit_code(self) -> ExitCode:
+        return ExitCode.SUPERSEDED if self.gone_reason == "superseded" else ExitCode.STOPPED
 
     @property
     def restart(self) -> bool:
-        return self._restart and self.code is ExitCode.STOPPED
+        return self._restart and self.exit_code is ExitCode.STOPPED
 
-    def signal(self) -> Intent:
+    def count_signal(self) -> Intent:
         """The first signal drains, the second halts."""
         self._signals += 1
         self.reason = self.reason or "stop signal"
         return Intent.DRAIN if self._signals == 1 else Intent.HALT
 
-    def direct(self, directive: Directive) -> None:
+    def note_directive(self, directive: Directive) -> None:
         self.reason = self.reason or directive.reason or directive.kind
         self._restart = self._restart or directive.kind == "restart"
 
@@ -48,8 +48,8 @@ class Ending:
         seconds, self._grace_seconds = self._grace_seconds, None
         return seconds
 
-    def deepen(self, intent: Intent) -> bool:
+    def raise_intent(self, intent: Intent) -> bool:
         """Whether that is news."""
-        grew = intent > self.intent
+        is_news = intent > self.intent
         self.intent = max(self.intent, intent)
-        return grew
+        return is_news

@@ -13,16 +13,16 @@ _CPU_GRACE_SECONDS = 5
 
 def confine(*, parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     """Apply every limit to this process; its own children inherit the rlimits."""
-    _die_with(parent)
+    _die_with_parent(parent)
     _volunteer_for_the_oom_killer()
-    _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
+    _lower_limit(resource.RLIMIT_CORE, 0)
+    _lower_limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
     # RLIMIT_DATA counts writable private memory. RLIMIT_AS would count address space too, of which the runtimes of
     # Java, Go, JavaScript and CUDA reserve tens of gigabytes that they never touch.
-    _lower(resource.RLIMIT_DATA, memory_bytes)
+    _lower_limit(resource.RLIMIT_DATA, memory_bytes)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
@@ -38,12 +38,12 @@ def _volunteer_for_the_oom_killer() -> None:
         score.write("500")
 
 
-def _lower(which: int, soft: int, hard: int | None = None) -> None:
-    _, ceiling = resource.getrlimit(which)
-    wanted = soft if hard is None else hard
+def _lower_limit(kind: int, soft: int, hard: int | None = None) -> None:
+    _, ceiling = resource.getrlimit(kind)
+    hard_limit = soft if hard is None else hard
     if ceiling != resource.RLIM_INFINITY:
-        wanted = min(wanted, ceiling)
-    resource.setrlimit(which, (min(soft, wanted), wanted))
+        hard_limit = min(hard_limit, ceiling)
+    resource.setrlimit(kind, (min(soft, hard_limit), hard_limit))
 
 
 def peak_memory_mb() -> float:

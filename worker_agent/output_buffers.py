@@ -3,23 +3,23 @@
 from collections.abc import Callable
 
 
-class Tail:
+class TailBuffer:
     """Keeps the last bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept = bytearray()
+        self._tail = bytearray()
 
     def feed(self, data: bytes) -> None:
-        self._kept += data
-        del self._kept[: -self._limit]
+        self._tail += data
+        del self._tail[: -self._limit]
 
     @property
     def text(self) -> str:
-        return self._kept.decode("utf-8", "replace").strip()
+        return self._tail.decode("utf-8", "replace").strip()
 
 
-class Whole:
+class HeadBuffer:
     """Keeps everything up to a limit; `is_full` tells that there was more."""
 
     def __init__(self, limit: int) -> None:
@@ -33,22 +33,22 @@ class Whole:
         self.is_full = self.is_full or len(data) > room
 
 
-class Lines:
+class LineBuffer:
     """Hands on each whole line; a line beyond the limit is dropped and sets `is_full`."""
 
     def __init__(self, limit: int, on_line: Callable[[bytes], None]) -> None:
         self._limit = limit
         self._on_line = on_line
-        self._open = bytearray()
+        self._partial_line = bytearray()
         self.is_full = False
 
     def feed(self, data: bytes) -> None:
-        *whole, rest = data.split(b"\n")
-        for part in whole:
-            line, self._open = self._open + part, bytearray()
+        *ended_parts, rest = data.split(b"\n")
+        for part in ended_parts:
+            line, self._partial_line = self._partial_line + part, bytearray()
             if len(line) <= self._limit:
                 self._on_line(bytes(line))
-        self._open += rest
-        if len(self._open) > self._limit:
+        self._partial_line += rest
+        if len(self._partial_line) > self._limit:
             self.is_full = True
-            self._open.clear()
+            self._partial_line.clear()

@@ -10,79 +10,81 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
-from worker_agent.handlers import Handler, foreign_environment
-from worker_agent.wire import Lease, Posting
+from worker_agent.handlers import Handler, environment_without_secrets
+from worker_agent.wire import Assignment, Lease
 
 # OpenBLAS, MKL and numexpr go by the first where they have none of their own; Go and Rust's rayon have theirs.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GOMAXPROCS", "RAYON_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GOMAXPROCS", "RAYON_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ResourceLimits:
     """What one handler may use: GiB of memory in each process, and cores on average over its time limit."""
 
     memory_gb: float
     cpu_cores: float
 
-    def within(self, posting: Posting | None) -> "Limits":
+    def within(self, assignment: Assignment | None) -> "ResourceLimits":
         """As the control plane has it, but never more than this machine was started with."""
-        if posting is None:
+        if assignment is None:
             return self
-        return Limits(
-            memory_gb=min(self.memory_gb, posting.memory_gb), cpu_cores=min(self.cpu_cores, posting.cpu_cores)
+        return ResourceLimits(
+            memory_gb=min(self.memory_gb, assignment.memory_gb), cpu_cores=min(self.cpu_cores, assignment.cpu_cores)
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
+class ChildProcess:
     """A started process and our ends of its pipes, none of which block; `output` is None unless it is a program's."""
 
     process: subprocess.Popen[bytes]
     messages: IO[bytes]
-    noise: IO[bytes]
+    console: IO[bytes]
     output: IO[bytes] | None
 
 
-def spawn(lease: Lease, handler: Handler, limits: Limits, access: Mapping[str, str]) -> Child:
+def start_child(
+    lease: Lease, handler: Handler, limits: ResourceLimits, extra_environment: Mapping[str, str]
+) -> ChildProcess:
     """To be called in a thread that outlives the task: the kernel kills the child when that thread ends.
 
     `access` are more variables for its environment.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """
-    ours, theirs = os.pipe()
-    messages = os.fdopen(ours, "rb", buffering=0)
+    read_fd, write_fd = os.pipe()
+    messages = os.fdopen(read_fd, "rb", buffering=0)
     try:
         with _task_file(lease) as task:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker_agent.child", _order(lease, handler, limits, theirs)],
+                [sys.executable, "-m", "worker_agent.child", _order(lease, handler, limits, write_fd)],
                 stdin=task,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
                 bufsize=0,
-                pass_fds=(theirs,),
+                pass_fds=(write_fd,),
                 process_group=0,
-                env={**_environment(lease, limits), **access},
+                env={**_environment(lease, limits), **extra_environment},
             )
     except (OSError, ValueError):
         messages.close()
         raise
     finally:
-        os.close(theirs)
-    return _child(process, messages)
+        os.close(write_fd)
+    return _child_process(process, messages)
 
 
-def _child(process: subprocess.Popen[bytes], messages: IO[bytes]) -> Child:
+def _child_process(process: subprocess.Popen[bytes], messages: IO[bytes]) -> ChildProcess:
     assert process.stdout is not None
     for stream in (messages, process.stdout, process.stderr):
         if stream is not None:
             os.set_blocking(stream.fileno(), False)
     if process.stderr is None:
-        return Child(process=process, messages=messages, noise=process.stdout, output=None)
-    return Child(process=process, messages=messages, noise=process.stderr, output=process.stdout)
+        return ChildProcess(process=process, messages=messages, console=process.stdout, output=None)
+    return ChildProcess(process=process, messages=messages, console=process.stderr, output=process.stdout)
 
 
-def _order(lease: Lease, handler: Handler, limits: Limits, fd: int) -> str:
+def _order(lease: Lease, handler: Handler, limits: ResourceLimits, fd: int) -> str:
     return json.dumps(
         {
             "parent": os.getpid(),
@@ -117,12 +119,12 @@ def _task_file(lease: Lease) -> IO[bytes]:
     return file
 
 
-def _environment(lease: Lease, limits: Limits) -> dict[str, str]:
-    environment = foreign_environment()
+def _environment(lease: Lease, limits: ResourceLimits) -> dict[str, str]:
+    environment = environment_without_secrets()
     environment["CONVENER_TASK_ID"] = lease.task_id
     environment["CONVENER_TASK_ATTEMPT"] = str(lease.attempt)
     # Numeric libraries and runtimes would otherwise start a thread for each core of the machine.
-    for name in _THREADS:
+    for name in _THREAD_VARIABLES:
         environment.setdefault(name, str(max(1, math.floor(limits.cpu_cores))))
     if lease.trace_context is not None:
         environment["TRACEPARENT"] = lease.trace_context

@@ -1,0 +1,85 @@
+"""Decides from the evidence that a handler's process left behind how its task ended."""
+
+import signal
+from dataclasses import dataclass, replace
+
+from worker_agent import events as ev
+from worker_agent.handler_messages import HandlerMessages, NotAnObject, read_json_object, read_quality
+from worker_agent.wire import JsonObject, TaskError, Usage
+
+EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """`exit_code` is minus the number of the signal that ended the process; only a program has `output`."""
+
+    exit_code: int
+    usage: Usage
+    messages: HandlerMessages
+    output: bytes | None = None
+    console: str = ""
+    is_too_large: bool = False
+    is_killed: bool = False
+    timed_out_after: float | None = None
+
+
+def handler_end(evidence: Evidence) -> ev.HandlerEnd:
+    """A kill or a timeout that came too late to matter does not spoil a result."""
+    has_result = evidence.messages.result is not None
+    if evidence.is_killed and evidence.exit_code < 0 and not has_result:
+        return ev.HandlerKilled(evidence.usage)
+    if evidence.timed_out_after is not None and not has_result:
+        return ev.HandlerTimedOut(evidence.timed_out_after, evidence.usage)
+    if evidence.is_too_large:
+        return _failure(evidence, "result_too_large", "the handler wrote more than a result may have", True)
+    if evidence.messages.postponement is not None:
+        return ev.HandlerPostponed(evidence.messages.postponement, evidence.usage)
+    if evidence.messages.error is not None:
+        return ev.HandlerFailed(_with_console(evidence.messages.error, evidence.console), evidence.usage)
+    if evidence.output is not None and evidence.exit_code == 0:
+        return _end_from_output(evidence, evidence.output)
+    if evidence.output is None and evidence.messages.result is not None:
+        return _finished_end(evidence, evidence.messages.result)
+    return _crash(evidence)
+
+
+def _end_from_output(evidence: Evidence, output: bytes) -> ev.HandlerEnd:
+    try:
+        return _finished_end(evidence, read_json_object(output))
+    except NotAnObject as error:
+        return _failure(evidence, "invalid_result", f"stdout is {error}", True)
+
+
+def _finished_end(evidence: Evidence, result: JsonObject) -> ev.HandlerFinished:
+    quality = evidence.messages.quality
+    return ev.HandlerFinished(result, evidence.usage, read_quality(result) if quality is None else quality)
+
+
+def _crash(evidence: Evidence) -> ev.HandlerFailed:
+    code = evidence.exit_code
+    if code == -signal.SIGXCPU:
+        return _failure(evidence, "cpu_limit", "the handler used up the processor time allowed to it", True)
+    if code < 0:
+        return _failure(evidence, "handler_crashed", f"the handler was ended by {_signal_name(-code)}", True)
+    # A program says by its exit code whether to try again; a python handler that exits says nothing.
+    if evidence.output is not None and code != EX_TEMPFAIL:
+        return _failure(evidence, "handler_error", f"the program ended with exit code {code}", False)
+    kind = "temporary_failure" if evidence.output is not None else "handler_exited"
+    return _failure(evidence, kind, f"the handler ended with exit code {code}", True)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _failure(evidence: Evidence, code: str, message: str, retryable: bool) -> ev.HandlerFailed:
+    error = TaskError(code=code, message=message, retryable=retryable)
+    return ev.HandlerFailed(_with_console(error, evidence.console), evidence.usage)
+
+
+def _with_console(error: TaskError, console: str) -> TaskError:
+    return replace(error, detail=error.detail | {"output": console}) if console else error
