@@ -128,7 +128,7 @@ class PoolGauges:
         for agent in AgentType:
             self._depth.labels(agent.value).set(seen.queue.count(agent=agent))
             self._arrivals.labels(agent.value).set(runtime.arrivals_per_second(seen.queue, agent))
-            if (mean := seen.queue.service(agent).mean) is not None:
+            if (mean := seen.queue.service_times(agent).mean) is not None:
                 self._service.labels(agent.value).set(mean)
 
     def _show_pool(self, pool: Pool) -> None:

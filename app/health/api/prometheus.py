@@ -104,13 +104,13 @@ class Gauges:
         for pause in queue.pauses:
             self._paused.labels(pause.agent_type.value).set(1)
         self._dead.set(queue.dead_letters)
-        self._miscounted.set(queue.miscounted)
+        self._miscounted.set(queue.count_error)
         self._limit.labels("all").set(policy.max_queue_size)
         for priority in Priority:
             self._show_priority(queue, policy, priority)
 
     def _show_priority(self, queue: QueueSnapshot, policy: CapacityPolicy, priority: Priority) -> None:
-        name, waits, oldest = priority.name.lower(), queue.waits(priority), queue.waiting(priority)
+        name, waits, oldest = priority.name.lower(), queue.wait_times(priority), queue.oldest_wait(priority)
         self._limit.labels(name).set(policy.quota(priority))
         for share in _SHARES:
             seconds = waits.percentile(share)

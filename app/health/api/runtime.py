@@ -159,7 +159,7 @@ def _performance(seen: Snapshot) -> PerformanceOut:
 
 
 def _service(queue: QueueSnapshot, agent: AgentType) -> ServiceTimeOut:
-    known = queue.service(agent)
+    known = queue.service_times(agent)
     return ServiceTimeOut(
         tasks=known.count,
         mean_ms=_ms(known.mean),

@@ -25,7 +25,7 @@ def examine(seen: Observations, policy: SymptomPolicy) -> tuple[list[Symptom], f
 
 def oldest_task(seen: Observations, policy: SymptomPolicy) -> Iterable[Symptom]:
     """A task that may run has been waiting for too long."""
-    waits = {p: wait.total_seconds() for p in Priority if (wait := seen.queue.waiting(p)) is not None}
+    waits = {p: wait.total_seconds() for p in Priority if (wait := seen.queue.oldest_wait(p)) is not None}
     if not waits:
         return
     priority = max(waits, key=lambda p: waits[p])
@@ -50,7 +50,7 @@ def stuck_executing(seen: Observations, policy: SymptomPolicy) -> Iterable[Sympt
 
 
 def _stuck(agent: AgentType, running: Running, queue: QueueSnapshot, policy: SymptomPolicy) -> Symptom | None:
-    limit = max(policy.stuck_seconds, policy.stuck_factor * queue.service(agent).longest)
+    limit = max(policy.stuck_seconds, policy.stuck_factor * queue.service_times(agent).longest)
     if running.overdue:
         summary = f"{running.overdue:,} of {agent} past the deadline and not ended: the background loops should have"
     elif running.longest_seconds > limit * policy.fading:

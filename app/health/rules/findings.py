@@ -36,7 +36,7 @@ def oldest_seconds(queue: QueueSnapshot) -> float | None:
     """For how long the longest-waiting task has waited; None when nothing waits, or nobody has looked."""
     if not any(queue.count(agent=agent, phase="pending") for agent in AgentType):
         return None
-    ages = [age.total_seconds() for priority in queue.oldest if (age := queue.waiting(priority)) is not None]
+    ages = [age.total_seconds() for priority in queue.oldest if (age := queue.oldest_wait(priority)) is not None]
     return max(ages, default=None)
 
 
@@ -94,7 +94,7 @@ def _standstills(queue: QueueSnapshot) -> Iterator[Reason]:
         waiting = queue.count(agent=agent, phase="pending")
         if waiting and agent in paused:
             yield note("agent_paused", f"{agent} is paused, and {waiting:,} of its tasks wait")
-        elif waiting and agent not in queue.served:
+        elif waiting and agent not in queue.served_agents:
             yield degraded("agent_unserved", f"{waiting:,} tasks of {agent} wait, and no live worker can run them")
 
 

@@ -59,7 +59,7 @@ class LanguageModel:
 
 def completion_seconds(queue: QueueSnapshot) -> float | None:
     """How long the tasks completed lately were with their workers, on the mean; None without any."""
-    return total(queue.service(agent) for agent in AgentType).mean
+    return total(queue.service_times(agent) for agent in AgentType).mean
 
 
 def arrivals_per_second(queue: QueueSnapshot, agent: AgentType) -> float:
@@ -74,7 +74,7 @@ def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Reason]:
     if completion_seconds(queue) is None:
         why = "no task was completed in the last five minutes"
         found.append(not_measured("avg_task_completion_time_ms", why))
-    if queue.counted_ago is None:
+    if queue.count_age is None:
         found.append(not_measured("tasks_per_second", "the background loops have never counted"))
     if model.latency_ms is None:
         found.append(not_measured("llm_call_latency_ms", "no call of a language model was measured lately"))
@@ -93,7 +93,7 @@ def narrowest(queue: QueueSnapshot, pool: Pool, policy: ServicePolicy) -> AgentT
 
 def _work(queue: QueueSnapshot, agent: AgentType, policy: ServicePolicy) -> float:
     tasks = sum(queue.count(agent=agent, phase=phase) for phase in _OUTSTANDING)
-    return tasks * max(policy.floor_seconds, _mean(queue.service(agent), policy))
+    return tasks * max(policy.floor_seconds, _mean(queue.service_times(agent), policy))
 
 
 def _mean(known: Durations, policy: ServicePolicy) -> float:

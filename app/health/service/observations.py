@@ -43,7 +43,7 @@ async def look(
 async def strain(connection: AsyncConnection) -> Strain:
     """How short resources are, and for how long work has been waiting."""
     queue = await status.look(connection)
-    waits = [wait.total_seconds() for priority in Priority if (wait := queue.waiting(priority)) is not None]
+    waits = [wait.total_seconds() for priority in Priority if (wait := queue.oldest_wait(priority)) is not None]
     database = await store.database(connection)
     return Strain(
         resources={**await _used(connection, queue.at), "database_connections": database.connections},

@@ -188,11 +188,11 @@ def _queue(queue: QueueSnapshot, policy: CapacityPolicy, asked: AdviceOut | None
         capacity=_capacity(queue.depth, policy),
         throughput=ThroughputOut(last_minute=_rates(queue, timedelta(minutes=1)), last_5_minutes=_rates(queue, RECENT)),
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
-        service_times={agent: DurationsOut(**_durations(queue.service(agent))) for agent in AgentType},
+        service_times={agent: DurationsOut(**_durations(queue.service_times(agent))) for agent in AgentType},
         paused=[_paused(found) for found in queue.pauses],
         degradation=asked,
         dead_letters_last_hour=queue.dead_letters,
-        counted_seconds_ago=_seconds(queue.counted_ago),
+        counted_seconds_ago=_seconds(queue.count_age),
         warnings=status.warnings(queue, policy),
     )
 
@@ -228,7 +228,7 @@ def _rates(queue: QueueSnapshot, length: timedelta) -> RatesOut:
 
 
 def _waits(queue: QueueSnapshot, priority: Priority) -> WaitsOut:
-    return WaitsOut(**_durations(queue.waits(priority)), oldest_waiting=_seconds(queue.waiting(priority)))
+    return WaitsOut(**_durations(queue.wait_times(priority)), oldest_waiting=_seconds(queue.oldest_wait(priority)))
 
 
 def _durations(known: Durations) -> dict[str, float | None]:

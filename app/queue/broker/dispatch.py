@@ -65,7 +65,7 @@ class Turns:
         if not candidates:
             return None
         preferred = self._preferences.of(worker_id)
-        agent = self._fairness.next(open_to, self._backlog.most_urgent(candidates), preferred)
+        agent = self._fairness.next_agent(open_to, self._backlog.most_urgent(candidates), preferred)
         return self._backlog.lane(agent) if agent is not None else None
 
     def _not_held_back(self, open_to: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
@@ -96,7 +96,7 @@ class Turns:
             if tags[lane]:
                 self._lanes.passed(lane, max(tags[lane]))
         for agent in {lane.agent_type for lane in dry} - self._backlog.agents():
-            self._fairness.fell_idle(agent)
+            self._fairness.mark_idle(agent)
 
 
 class Served:

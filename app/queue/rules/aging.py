@@ -1,4 +1,4 @@
-"""What becomes more urgent while it waits, so that nothing waits for ever."""
+"""Aging: waiting tasks rise in priority, so that a flood of urgent work cannot keep the rest waiting for ever."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,14 @@ from app.kernel.lanes import Priority
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgingStep:
-    """Tasks of `priority` that have waited for `after` go one priority up."""
+    """A rise by one priority for tasks of `priority` that have waited for `after`."""
 
     priority: Priority
     after: timedelta
 
 
+# No step leads to CRITICAL, which is for near deadlines: aging alone must not overtake them. The higher step comes
+# first, so that no task rises twice in one turn.
 STEPS: Sequence[AgingStep] = (
     AgingStep(priority=Priority.MEDIUM, after=timedelta(minutes=20)),
     AgingStep(priority=Priority.LOW, after=timedelta(minutes=10)),
@@ -24,12 +26,12 @@ URGENT_WITHIN = timedelta(minutes=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgingPolicy:
-    """The steps, and how near a deadline makes a task critical."""
+    """Steps, highest first, and the time before its deadline at which a task becomes critical."""
 
     steps: Sequence[AgingStep] = field(default_factory=lambda: STEPS)
     urgent_within: timedelta = URGENT_WITHIN
 
 
 def is_urgent(deadline: datetime | None, now: datetime, within: timedelta = URGENT_WITHIN) -> bool:
-    """Whether the deadline is so near, or past, that the task goes ahead of everything."""
+    """Whether the deadline is near or past, so that the task becomes critical."""
     return deadline is not None and deadline - now < within

@@ -1,4 +1,4 @@
-"""Whether the dependencies of a batch can be met at all."""
+"""Search for cycles among the dependencies of a batch: tasks on a cycle could never run."""
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID
@@ -7,33 +7,34 @@ Edges = Mapping[UUID, Sequence[UUID]]
 
 
 def find_cycle(edges: Edges) -> list[UUID] | None:
-    """A cycle among `task -> the tasks it waits for`, first task repeated at its end; None where there is none.
+    """A cycle in the graph `task -> tasks it waits for`, with its first task repeated at the end, or None.
 
     Depth-first without recursion, so linear in the number of edges and safe for long chains.
     """
-    done: set[UUID] = set()
+    acyclic: set[UUID] = set()
     for start in edges:
-        cycle = _cycle_from(start, edges, done)
+        cycle = _cycle_from(start, edges, acyclic)
         if cycle is not None:
             return cycle
     return None
 
 
-def _cycle_from(start: UUID, edges: Edges, done: set[UUID]) -> list[UUID] | None:
-    if start in done:
+def _cycle_from(start: UUID, edges: Edges, acyclic: set[UUID]) -> list[UUID] | None:
+    if start in acyclic:
         return None
     path, on_path = [start], {start}
-    waits = [iter(edges[start])]
+    # One iterator for each task on the path stands in for the call stack.
+    branches = [iter(edges[start])]
     while path:
-        following = next(waits[-1], None)
-        if following is None:
-            done.add(path[-1])
+        successor = next(branches[-1], None)
+        if successor is None:
+            acyclic.add(path[-1])
             on_path.discard(path.pop())
-            waits.pop()
-        elif following in on_path:
-            return [*path[path.index(following) :], following]
-        elif following in edges and following not in done:
-            path.append(following)
-            on_path.add(following)
-            waits.append(iter(edges[following]))
+            branches.pop()
+        elif successor in on_path:
+            return [*path[path.index(successor) :], successor]
+        elif successor in edges and successor not in acyclic:
+            path.append(successor)
+            on_path.add(successor)
+            branches.append(iter(edges[successor]))
     return None

@@ -1,4 +1,4 @@
-"""Which agent type the next lease goes to: start-time fair queueing with a rule against starvation.
+"""Start-time fair queueing of agent types by weight, with a rule against starvation, and tags for goals within a lane.
 
 Source: Goyal, Vin, Cheng, "Start-time fair queuing" (SIGCOMM 1996), with measured service times as costs.
 """
@@ -13,38 +13,39 @@ EQUAL_WEIGHTS: Mapping[AgentType, float] = {agent: 1 / len(AgentType) for agent 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FairnessPolicy:
-    """Seconds, and every how many leases the longest-unserved type is served regardless of its share."""
+    """Service times in seconds, and the rhythm of leases that go to the longest-unserved type."""
 
     prior_service_seconds: float = 20.0
+    # A type whose tasks fail at once must not get ever more of them.
     floor_service_seconds: float = 1.0
+    # 5 % of the leases keep types with a tiny weight, or with only less urgent work, from starving.
     rescue_every: int = 20
 
 
 @dataclass(slots=True)
 class FairQueue:
-    """Virtual time of each agent type. Plain state without IO: one per process, so shares hold per replica."""
+    """Finish tags and measured costs of the agent types. Plain state without IO, so shares hold per process."""
 
     policy: FairnessPolicy = field(default_factory=FairnessPolicy)
     weights: Mapping[AgentType, float] = field(default_factory=lambda: EQUAL_WEIGHTS)
     _finish: dict[AgentType, float] = field(default_factory=lambda: dict.fromkeys(AgentType, 0.0))
     _served_at: dict[AgentType, int] = field(default_factory=lambda: dict.fromkeys(AgentType, 0))
-    _service: dict[AgentType, float] = field(default_factory=dict)
-    _observed: dict[AgentType, int] = field(default_factory=dict)
+    _service_seconds: dict[AgentType, float] = field(default_factory=dict)
+    _observation_counts: dict[AgentType, int] = field(default_factory=dict)
     _idle: set[AgentType] = field(default_factory=lambda: set(AgentType))
     _leases: int = 0
-    _virtual: float = 0.0
+    _virtual_time: float = 0.0
 
-    def next(
+    def next_agent(
         self,
         backlogged: Collection[AgentType],
         most_urgent: Collection[AgentType] | None = None,
         preferred: AgentType | None = None,
     ) -> AgentType | None:
-        """The type to serve among those with work that the worker can run; None when there is none.
+        """The type to serve next among `backlogged`, those with work that the worker can run; None without any.
 
-        Where some have more urgent work than others, only these share the leases; every so many go to the type that
-        was not served for longest, whatever its work. The type that the worker prefers is served out of turn while it
-        is not ahead of its share.
+        Types in `most_urgent` share the leases; every `rescue_every`-th goes to the type that was not served for
+        longest, whatever its work. The worker's preferred type is served out of turn unless it is ahead of its share.
         """
         if not backlogged:
             return None
@@ -52,24 +53,25 @@ class FairQueue:
             self._catch_up(backlogged)
             return min(backlogged, key=lambda agent: (self._served_at[agent], agent))
         candidates = backlogged if most_urgent is None else most_urgent
+        # Types with less urgent work do not compete, so they must not earn credit meanwhile: they count as idle.
         self._idle.update(agent for agent in backlogged if agent not in candidates)
         self._catch_up(candidates)
-        behind = min(candidates, key=lambda agent: (self._finish[agent], agent))
-        self._virtual = max(self._virtual, self._finish[behind])
-        if preferred is not None and preferred in candidates and not self._is_ahead(preferred, behind):
+        furthest_behind = min(candidates, key=lambda agent: (self._finish[agent], agent))
+        self._virtual_time = max(self._virtual_time, self._finish[furthest_behind])
+        if preferred is not None and preferred in candidates and not self._is_ahead(preferred, furthest_behind):
             return preferred
-        return behind
+        return furthest_behind
 
-    def _is_ahead(self, agent: AgentType, behind: AgentType) -> bool:
-        """Whether the type that is furthest behind would still be behind this one after one more lease.
+    def _is_ahead(self, agent: AgentType, furthest_behind: AgentType) -> bool:
+        """Whether the type furthest behind would, even after one more lease, still be behind `agent`.
 
-        So nobody falls back by more than one task of its own for the preferences of others. A mean of all types would
-        not do: one that specialists have brought far ahead would let every other pass as behind.
+        So no type falls back by more than one of its own tasks for preferences. A comparison with the mean would not
+        do: one type that specialists have brought far ahead would raise it, and every other type would seem behind.
         """
-        return self._finish[agent] > self._finish[behind] + self._cost(behind)
+        return self._finish[agent] > self._finish[furthest_behind] + self._cost(furthest_behind)
 
     def charge(self, agent: AgentType) -> float:
-        """A lease of this type is about to be asked for; returns the charge, to be refunded if none comes about."""
+        """Count a lease that is about to be claimed; return the charge, to be refunded if the claim finds no task."""
         charge = self._cost(agent)
         self._leases += 1
         self._served_at[agent] = self._leases
@@ -77,49 +79,49 @@ class FairQueue:
         return charge
 
     def refund(self, agent: AgentType, charge: float) -> None:
-        """The lease did not come about: the type had no work after all."""
+        """Take back a charge whose claim found no task."""
         self._finish[agent] -= charge
 
-    def fell_idle(self, agent: AgentType) -> None:
-        """The type has no work; when it has some again it starts level with the others, without saved-up credit."""
+    def mark_idle(self, agent: AgentType) -> None:
+        """Note that the type has no work; when it has some again, it starts level with the others, without credit."""
         self._idle.add(agent)
 
     def observe(self, agent: AgentType, seconds: float) -> None:
-        """A task of this type took this long: a decayed mean, quick at first (weight 1 / (k + 1), at least 0.05)."""
-        count = self._observed.get(agent, 0) + 1
-        self._observed[agent] = count
+        """Add a service time to the mean of its type, which decays: observation k weighs 1 / (k + 1), at least 0.05."""
+        count = self._observation_counts.get(agent, 0) + 1
+        self._observation_counts[agent] = count
         alpha = max(0.05, 1 / (count + 1))
-        before = self._service.get(agent, self.policy.prior_service_seconds)
-        self._service[agent] = before + alpha * (seconds - before)
+        mean = self._service_seconds.get(agent, self.policy.prior_service_seconds)
+        self._service_seconds[agent] = mean + alpha * (seconds - mean)
 
     def _catch_up(self, candidates: Collection[AgentType]) -> None:
         # The virtual time is the start tag in service; when a busy period is over, the greatest finish tag.
         all_idle = len(self._idle) == len(AgentType)
-        level = max(self._finish.values()) if all_idle else self._virtual
+        level = max(self._finish.values()) if all_idle else self._virtual_time
         for agent in candidates:
             if agent in self._idle:
                 self._finish[agent] = max(self._finish[agent], level)
                 self._idle.discard(agent)
 
     def _cost(self, agent: AgentType) -> float:
-        seconds = self._service.get(agent, self.policy.prior_service_seconds)
+        seconds = self._service_seconds.get(agent, self.policy.prior_service_seconds)
         return max(seconds, self.policy.floor_service_seconds) / max(self.weights[agent], 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagRun:
-    """The tags of a run of tasks that a goal submits together: `first`, then one `step` further each."""
+    """Tags of tasks that a goal submits together: `first`, then one `step` further each."""
 
     first: float
     step: float
     count: int
 
-    def __getitem__(self, place: int) -> float:
-        return self.first + place * self.step
+    def __getitem__(self, index: int) -> float:
+        return self.first + index * self.step
 
     @property
     def last(self) -> float:
-        """The tag of the last task, after which the goal goes on."""
+        """The tag of the last task, from which the goal's next tags follow."""
         return self[self.count - 1]
 
 

@@ -1,4 +1,4 @@
-"""States of a goal in which its tasks are held back from workers."""
+"""Reasons for which the tasks of a research goal are held back from workers."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""How the queue stands, and what of it somebody should know."""
+"""A snapshot of the queue, the figures derived from it, and warnings for people."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.events import TaskEvent
 
-# What a live task counts as: its state, or for a pending one `delayed` when its time has not come, and `held` when its
+# The state of a live task, where a pending one counts as `delayed` when its time has not come, and as `held` when its
 # goal is paused or out of budget.
 PHASES = ("pending", "delayed", "held", "blocked", "assigned", "executing")
 # Tasks in these phases make up the queue; the others are with a worker.
@@ -23,24 +23,22 @@ EVENTS_BY_OUTCOME: Mapping[str, frozenset[str]] = {
     "failed": frozenset({TaskEvent.FAILED.value, TaskEvent.DISPLACED.value}),
     "cancelled": frozenset({TaskEvent.CANCELLED.value}),
 }
-# How a task that finished is called, by the names above.
+# Keys of EVENTS_BY_OUTCOME with which a task finishes.
 FINAL_OUTCOMES = ("completed", "failed", "cancelled")
 # Waits and service times are those of the last five minutes.
 RECENT = timedelta(minutes=5)
 DEAD_LETTER_SPAN = timedelta(hours=1)
-_PATIENCE = timedelta(minutes=10)
+_LONG_WAIT = timedelta(minutes=10)
 _STALE = timedelta(seconds=30)
-# A transaction may take this long at most, and what it lets wait is dated from its beginning.
+# No transaction lasts longer, and the tasks that it makes ready are dated from its beginning.
 _LONGEST_TRANSACTION = timedelta(minutes=2)
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 _MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """Tasks of this type are not leased until somebody resumes it; `paused_by` is the id of a key."""
+    """An order not to lease tasks of this type until it is resumed; `paused_by` is the id of an API key."""
 
     agent_type: AgentType
     reason: str
@@ -50,9 +48,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MinuteCount:
-    """The moves of one kind that tasks of a lane made in the minute that begins at `start`.
+    """Events of one kind about tasks of a lane in the minute that begins at `start`.
 
-    The durations are how long the tasks had waited (`task.assigned`) or run (`task.completed`, `task.failed`).
+    Durations are the waits of the tasks (`task.assigned`) or their service times (`task.completed`, `task.failed`).
     """
 
     start: datetime
@@ -65,9 +63,9 @@ class MinuteCount:
 class QueueSnapshot:
     """The queue at one moment.
 
-    `recent` reaches back a little over five minutes; `oldest` is when the longest-waiting task that may run became
-    ready; `served` are the types that some live worker can run. `counted_ago` says how old `recent` is, None when
-    nobody has ever counted; `miscounted` how many tasks the counters were off by when they were last checked.
+    `recent` reaches back a little over five minutes and is `count_age` old, None when the loops have never counted.
+    `oldest` is the time at which the longest-waiting task that may run became ready; `served_agents` are the types that
+    some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check.
     """
 
     at: datetime
@@ -75,13 +73,13 @@ class QueueSnapshot:
     recent: Sequence[MinuteCount] = ()
     oldest: Mapping[Priority, datetime] = field(default_factory=dict)
     pauses: Sequence[Pause] = ()
-    served: frozenset[AgentType] = frozenset(AgentType)
+    served_agents: frozenset[AgentType] = frozenset(AgentType)
     dead_letters: int = 0
-    counted_ago: timedelta | None = timedelta(0)
-    miscounted: int = 0
+    count_age: timedelta | None = timedelta(0)
+    count_error: int = 0
 
     def count(self, *, agent: AgentType | None = None, priority: Priority | None = None, phase: str = "") -> int:
-        """Tasks of an agent type, a priority and a phase; by default all that are queued."""
+        """Number of tasks of an agent type, a priority and a phase; by default of all that are queued."""
         return sum(
             tasks
             for lane, phases in self.tasks.items()
@@ -93,55 +91,56 @@ class QueueSnapshot:
 
     @property
     def depth(self) -> Mapping[Priority, int]:
-        """Tasks that are queued, by priority."""
+        """Numbers of queued tasks by priority."""
         return {priority: self.count(priority=priority) for priority in Priority}
 
-    def per_second(self, what: str, length: timedelta) -> float:
-        """How many tasks a second were `submitted`, `leased`, `completed`, `failed` or `cancelled`."""
-        return events_within(self.recent, EVENTS_BY_OUTCOME[what], self.at, length) / length.total_seconds()
+    def per_second(self, outcome: str, length: timedelta) -> float:
+        """Rate of tasks `submitted`, `leased`, `completed`, `failed` or `cancelled` within `length` before now."""
+        return events_within(self.recent, EVENTS_BY_OUTCOME[outcome], self.at, length) / length.total_seconds()
 
-    def waits(self, priority: Priority) -> Durations:
-        """How long the tasks leased lately had waited."""
-        leased = (m for m in self.recent if m.kind == TaskEvent.ASSIGNED and m.lane.priority is priority)
-        return total(m.durations for m in leased)
+    def wait_times(self, priority: Priority) -> Durations:
+        """Times that recently leased tasks had waited."""
+        leases = (m for m in self.recent if m.kind == TaskEvent.ASSIGNED and m.lane.priority is priority)
+        return total(m.durations for m in leases)
 
-    def service(self, agent: AgentType) -> Durations:
-        """How long the tasks completed lately were with their workers."""
-        done = (m for m in self.recent if m.kind == TaskEvent.COMPLETED and m.lane.agent_type is agent)
-        return total(m.durations for m in done)
+    def service_times(self, agent: AgentType) -> Durations:
+        """Times that recently completed tasks had been with their workers."""
+        completions = (m for m in self.recent if m.kind == TaskEvent.COMPLETED and m.lane.agent_type is agent)
+        return total(m.durations for m in completions)
 
-    def waiting(self, priority: Priority) -> timedelta | None:
-        """For how long the oldest task that may run has been waiting."""
+    def oldest_wait(self, priority: Priority) -> timedelta | None:
+        """Age of the longest-waiting task that may run; None without any."""
         since = self.oldest.get(priority)
         return max(timedelta(0), self.at - since) if since else None
 
 
 def oldest_wait_floors(oldest: Mapping[Priority, datetime], looked_at: datetime | None) -> Mapping[Priority, datetime]:
-    """Per priority, before when no task that may run has begun to wait, by what a look has found.
+    """Times before which no task of each priority became ready, given the oldest ones at the last look.
 
-    A task begins to wait now, or comes with its age from a lower priority.
+    The next look starts there instead of walking over dead index entries. A task becomes ready now, or it rises from a
+    lower priority and brings its age along: hence the minimum over all lower priorities.
     """
     if looked_at is None:
         return dict.fromkeys(Priority, _BEGINNING)
-    found, floor = {}, looked_at
+    floors, floor = {}, looked_at
     for priority in sorted(Priority):
         floor = min(floor, oldest.get(priority, looked_at))
-        found[priority] = floor - _LONGEST_TRANSACTION
-    return found
+        floors[priority] = floor - _LONGEST_TRANSACTION
+    return floors
 
 
 def warnings(queue: QueueSnapshot, policy: CapacityPolicy) -> list[str]:
-    """What somebody should know, in plain words; empty when all is well."""
-    return [*_fullness(queue, policy), *_standstills(queue), *_old_tasks(queue), *_doubts(queue)]
+    """Sentences about what needs attention; empty when all is well."""
+    return [*_fullness(queue, policy), *_standstills(queue), *_old_tasks(queue), *_data_quality(queue)]
 
 
 def _fullness(queue: QueueSnapshot, policy: CapacityPolicy) -> Iterator[str]:
-    total_depth, most = sum(queue.depth.values()), policy.max_queue_size
-    if total_depth >= policy.warning * most:
-        yield f"the queue is {_severity(policy, total_depth / most)}: {total_depth:,} tasks wait and {most:,} may"
+    total_depth, limit = sum(queue.depth.values()), policy.max_queue_size
+    if total_depth >= policy.warning * limit:
+        yield f"the queue is {_severity(policy, total_depth / limit)}: {total_depth:,} tasks wait and {limit:,} may"
     for priority, depth in queue.depth.items():
         quota = policy.quota(priority)
-        if quota < most and quota and depth >= policy.warning * quota:
+        if quota < limit and quota and depth >= policy.warning * quota:
             severity = _severity(policy, depth / quota)
             name = priority.name.lower()
             yield f"the quota of priority {name} is {severity}: {depth:,} of its tasks wait and {quota:,} may"
@@ -154,31 +153,31 @@ def _severity(policy: CapacityPolicy, fullness: float) -> str:
 
 
 def _standstills(queue: QueueSnapshot) -> Iterator[str]:
-    paused = {pause.agent_type: pause for pause in queue.pauses}
+    pauses = {pause.agent_type: pause for pause in queue.pauses}
     for agent in AgentType:
         waiting = queue.count(agent=agent, phase="pending")
-        if waiting and agent in paused:
-            yield f"{agent} is paused and {_tasks(waiting)} of it {_wait(waiting)}: {paused[agent].reason}"
-        elif waiting and agent not in queue.served:
+        if waiting and agent in pauses:
+            yield f"{agent} is paused and {_tasks(waiting)} of it {_wait(waiting)}: {pauses[agent].reason}"
+        elif waiting and agent not in queue.served_agents:
             yield f"nobody serves {agent}: {_tasks(waiting)} of it {_wait(waiting)}, and no live worker can run it"
 
 
 def _old_tasks(queue: QueueSnapshot) -> Iterator[str]:
     for priority in sorted(Priority, reverse=True):
-        waiting = queue.waiting(priority)
-        if waiting is not None and waiting > _PATIENCE:
+        waiting = queue.oldest_wait(priority)
+        if waiting is not None and waiting > _LONG_WAIT:
             minutes = waiting // timedelta(minutes=1)
             yield f"a task of priority {priority.name.lower()} has been waiting for {minutes:,} min"
 
 
-def _doubts(queue: QueueSnapshot) -> Iterator[str]:
-    if queue.counted_ago is None:
+def _data_quality(queue: QueueSnapshot) -> Iterator[str]:
+    if queue.count_age is None:
         yield "the background loops have never run: waits and throughput are unknown (`convener loops` runs them)"
-    elif queue.counted_ago > _STALE:
-        seconds = queue.counted_ago // timedelta(seconds=1)
+    elif queue.count_age > _STALE:
+        seconds = queue.count_age // timedelta(seconds=1)
         yield f"the background loops have not counted for {seconds:,} s: waits and throughput are out of date"
-    if queue.miscounted:
-        yield f"the counters were off by {_tasks(queue.miscounted)} when last checked, and were put right; see the log"
+    if queue.count_error:
+        yield f"the counters were off by {_tasks(queue.count_error)} when last checked, and were put right; see the log"
 
 
 def _tasks(count: int) -> str:
@@ -190,13 +189,13 @@ def _wait(count: int) -> str:
 
 
 def events_within(minutes: Iterable[MinuteCount], kinds: Collection[str], now: datetime, length: timedelta) -> float:
-    """About how many moves of these kinds were made within `length` before now.
+    """Approximate number of events of these kinds within `length` before now.
 
     A minute that the window cuts counts by the part of it that lies inside: a sliding window counter.
     """
-    opens = now - length
-    return sum(_share(part.start, opens) * part.durations.count for part in minutes if part.kind in kinds)
+    window_start = now - length
+    return sum(_share_within(m.start, window_start) * m.durations.count for m in minutes if m.kind in kinds)
 
 
-def _share(start: datetime, opens: datetime) -> float:
-    return max(0.0, min(1.0, (start + _MINUTE - opens) / _MINUTE))
+def _share_within(start: datetime, window_start: datetime) -> float:
+    return max(0.0, min(1.0, (start + _MINUTE - window_start) / _MINUTE))

@@ -1,4 +1,4 @@
-"""What a task may become, and what happens to it when an attempt fails."""
+"""The state machine of a task, and the decisions after failed attempts, lost workers and expired leases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from app.queue.rules.events import TaskEvent
 
 LEASED = frozenset({TaskState.ASSIGNED, TaskState.EXECUTING})
 
-
-# Every legal move, and where it leads. Statements in the store name their move; nothing else changes a state.
+# Event -> the states in which it may happen and the state that follows. SQL statements that change states agree with
+# this table; the property tests compare the whole service with it.
 TRANSITIONS: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
     TaskEvent.UNBLOCKED: (frozenset({TaskState.BLOCKED}), TaskState.PENDING),
     TaskEvent.ASSIGNED: (frozenset({TaskState.PENDING}), TaskState.ASSIGNED),
@@ -26,14 +26,12 @@ TRANSITIONS: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
     TaskEvent.REQUEUED: (frozenset({TaskState.FAILED}), TaskState.PENDING),
 }
 
+# Error codes that say nothing about the agent: limits and outages of the language model, a worker without what it
+# needs. Any other failure is the agent's own. Lost workers and released tasks are no failures at all.
+_EXTERNAL_CODES = frozenset({"rate_limited", "llm_unavailable", "llm_not_configured", "handler_unavailable"})
 
-# What befalls an attempt from outside: limits and outages of the language model, a worker without what it needs. A
-# failure of any other kind is the agent's own. Lost workers and tasks that are handed back are no failures at all.
-_FROM_OUTSIDE = frozenset({"rate_limited", "llm_unavailable", "llm_not_configured", "handler_unavailable"})
-
-
-# What a task may take by default, and so what compute time is measured by: twice that gives every task of the agent
-# twice its own timeout, whatever that is.
+# The default timeout of a task, and the unit of compute assigned to an agent: twice this gives each of its tasks twice
+# its own timeout, whatever that is.
 BASE_COMPUTE_SECONDS = 600.0
 
 
@@ -47,7 +45,7 @@ def next_state(state: TaskState, event: TaskEvent) -> TaskState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how soon a failed task is tried again. Delays in seconds; the last one repeats."""
+    """Limits on attempts and rescues, and upper bounds of the delays between attempts; the last delay repeats."""
 
     max_attempts: int = 3
     delays_seconds: Sequence[float] = (5.0, 30.0, 120.0)
@@ -56,7 +54,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What becomes of a task whose attempt ended badly: the move, when it may run again, and why."""
+    """Decision on a task whose attempt ended without a result: the event, its new counts, and its next time to run."""
 
     event: TaskEvent
     failures: int
@@ -68,7 +66,7 @@ class Verdict:
 def after_failure(
     policy: RetryPolicy, *, failures: int, rescues: int, retryable: bool, now: datetime, draw: float
 ) -> Verdict:
-    """Decide on a task whose attempt failed; `draw` in [0, 1) spreads the delay (full jitter: U(0, delay))."""
+    """Decide on a task whose attempt failed; `draw` in [0, 1) spreads the delay (full jitter, U(0, delay))."""
     failures += 1
     if not retryable:
         return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason="not retryable")
@@ -82,11 +80,12 @@ def after_failure(
 
 
 def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: str) -> Verdict:
-    """Decide on a task whose worker was lost: back to the queue at once, unless it keeps killing its workers."""
+    """Decide on a task whose worker was lost: back to the queue at once, unless it has lost too many workers."""
     rescues += 1
     if rescues > policy.max_rescues:
-        poison = f"given up after {rescues} lost workers: {reason}"
-        return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=poison)
+        # A poison task: whatever it does to its workers, it would do it to the next one too.
+        reason = f"given up after {rescues} lost workers: {reason}"
+        return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=reason)
     return Verdict(event=TaskEvent.EXPIRED, failures=failures, rescues=rescues, run_at=None, reason=reason)
 
 
@@ -99,7 +98,7 @@ def retry_delay(policy: RetryPolicy, failures: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasePolicy:
-    """Seconds. A lease is renewed by its worker's heartbeat; one that is not acknowledged returns early."""
+    """Times of leases in seconds. Heartbeats renew a lease; one that is not acknowledged expires early."""
 
     lease_seconds: float = 15.0
     acknowledge_within_seconds: float = 5.0
@@ -112,9 +111,9 @@ class LeasePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepSnapshot:
-    """What a sweep sees: leases past their expiry, all live leases, and how long ago the last sweep was.
+    """Numbers of expired and of all live leases, and the time since the last sweep.
 
-    `held_back_seconds` is for how long sweeps have taken nothing back already, None when the last one did.
+    Sweeps have held back for `held_back_seconds` already, None where the last one did not.
     """
 
     expired: int
@@ -125,21 +124,21 @@ class SweepSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPolicy:
-    """When so many leases expire at once that the service is likelier at fault than the workers."""
+    """Limits beyond which mass expiry is blamed on the service rather than on its workers."""
 
     mass_share: float = 0.5
     mass_at_least: int = 4
     paused_after_seconds: float = 7.5
-    # Workers beat every 5 s: in that time everybody who lives has renewed.
-    patience_seconds: float = 5.0
+    # Heartbeats come every 5 s: within that time every live worker has renewed its lease.
+    grace_seconds: float = 5.0
 
 
 def reason_to_hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
-    """Why this sweep takes nothing back, or None. Not for longer than a heartbeat: then the leases are truly dead."""
+    """The reason why this sweep must expire nothing, or None, as always once a heartbeat interval has passed."""
     if snapshot.expired == 0:
         return None
     if snapshot.held_back_seconds is not None:
-        if snapshot.held_back_seconds > policy.patience_seconds:
+        if snapshot.held_back_seconds > policy.grace_seconds:
             return None
         return f"workers have until their next heartbeat to renew {snapshot.expired} of {snapshot.live} leases"
     if snapshot.seconds_since_last_sweep > policy.paused_after_seconds:
@@ -150,5 +149,5 @@ def reason_to_hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | N
 
 
 def is_agent_fault(code: str) -> bool:
-    """Whether a failure with this code says something about the agent."""
-    return code not in _FROM_OUTSIDE
+    """Whether a failure with this code counts against the agent."""
+    return code not in _EXTERNAL_CODES

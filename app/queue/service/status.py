@@ -28,10 +28,10 @@ async def look(connection: AsyncConnection) -> QueueSnapshot:
         recent=await throughput.recent(connection, RECENT),
         oldest=counters.oldest(turns.get(counters.FIND_OLDEST)),
         pauses=await pauses.read(connection),
-        served=await status.served(connection),
+        served_agents=await status.served(connection),
         dead_letters=await throughput.total(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
-        counted_ago=folded.ago if folded else None,
-        miscounted=int(checked.result.get("off_by", 0)) if checked else 0,
+        count_age=folded.ago if folded else None,
+        count_error=int(checked.result.get("off_by", 0)) if checked else 0,
     )
 
 

@@ -78,9 +78,9 @@ class Backlog:
     def _next_kind(self) -> int:
         if self._shares is None:
             return self._latest_kind
-        agent = self._shares.next([AGENTS[kind] for kind, jobs in enumerate(self._jobs) if jobs])
+        agent = self._shares.next_agent([AGENTS[kind] for kind, jobs in enumerate(self._jobs) if jobs])
         kind = next(kind for kind, known in enumerate(AGENTS) if known is agent)
         self._shares.charge(AGENTS[kind])
         if len(self._jobs[kind]) == 1:
-            self._shares.fell_idle(AGENTS[kind])
+            self._shares.mark_idle(AGENTS[kind])
         return kind

@@ -69,7 +69,11 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=1800)}, "oldest_task", Level.CRITICAL),
         ({"queue": queue({_RANKING: {"blocked": 640}})}, "queue_nearly_full", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"blocked": 960}})}, "queue_nearly_full", Level.CRITICAL),
-        ({"queue": queue({_RANKING: {"pending": 1}}, oldest=1, served=frozenset())}, "agent_unserved", Level.DEGRADED),
+        (
+            {"queue": queue({_RANKING: {"pending": 1}}, oldest=1, served_agents=frozenset())},
+            "agent_unserved",
+            Level.DEGRADED,
+        ),
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=1, pauses=[_PAUSE])}, "agent_paused", Level.NOTE),
         ({"spans": [span(HOST, m, 80.0, samples=12) for m in Measure]}, "cpu_short", Level.DEGRADED),
         ({"spans": [span(HOST, m, 80.0, samples=12) for m in Measure]}, "memory_short", Level.DEGRADED),

@@ -52,7 +52,7 @@ def test_means_and_rates() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    named = [reason.message.split(" ")[0] for reason in unmeasured(queue(counted_ago=None), LanguageModel())]
+    named = [reason.message.split(" ")[0] for reason in unmeasured(queue(count_age=None), LanguageModel())]
     assert named == ["avg_task_completion_time_ms", "tasks_per_second", "llm_call_latency_ms"]
     seen = queue(recent=[minute(_RANKING, "task.completed", 3, 2.0)])
     assert unmeasured(seen, LanguageModel(latency_ms=3.0)) == []

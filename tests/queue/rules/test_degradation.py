@@ -41,7 +41,7 @@ class Player:
     """Plays the duty and the clock."""
 
     def __init__(self, step: DegradationStep = DegradationStep.NONE) -> None:
-        expires_at = START + timedelta(seconds=POLICY.lasts) if step else None
+        expires_at = START + timedelta(seconds=POLICY.expire_after_seconds) if step else None
         self.now = START
         self.moves: list[tuple[datetime, LadderMove | None, DegradationStep]] = [(START, None, step)]
         self.ladder = Ladder(step=step, since=START, expires_at=expires_at)
@@ -73,7 +73,7 @@ def test_a_minute_of_strain_costs_a_step_and_each_step_has_its_minute() -> None:
     player.looks(600, TIGHT)
     assert player.step() is TOP_STEP
     gaps = [second[0] - first[0] for first, second in zip(player.moves, player.moves[1:], strict=False)]
-    assert all(gap >= timedelta(seconds=POLICY.up_after) for gap in gaps)
+    assert all(gap >= timedelta(seconds=POLICY.up_after_seconds) for gap in gaps)
 
 
 def test_a_break_in_the_strain_begins_its_minute_anew() -> None:
@@ -111,11 +111,11 @@ def test_strain_renews_the_top_step_for_as_long_as_it_lasts() -> None:
     player = Player(TOP_STEP)
     player.looks(3600, TIGHT)
     assert player.step() is TOP_STEP
-    assert player.ladder.expires_at == player.now + timedelta(seconds=POLICY.lasts)
+    assert player.ladder.expires_at == player.now + timedelta(seconds=POLICY.expire_after_seconds)
 
 
 def test_a_step_ends_for_its_readers_when_nobody_is_there_to_end_it() -> None:
-    expires_at = START + timedelta(seconds=POLICY.lasts)
+    expires_at = START + timedelta(seconds=POLICY.expire_after_seconds)
     ladder = Ladder(step=TOP_STEP, since=START, expires_at=expires_at)
     assert effective_step(ladder, expires_at + timedelta(seconds=14)) is TOP_STEP, "the duty may still be about to"
     assert effective_step(ladder, expires_at + timedelta(seconds=15)) is DegradationStep.NONE
@@ -181,7 +181,7 @@ def test_under_any_noise_it_moves_a_step_at_a_time_and_seldom(
         assert (player.ladder.expires_at is not None) or player.step() is DegradationStep.NONE
     for first, second in zip(player.moves, player.moves[1:], strict=False):
         assert abs(second[2] - first[2]) == 1
-        assert second[0] - first[0] >= timedelta(seconds=POLICY.up_after)
+        assert second[0] - first[0] >= timedelta(seconds=POLICY.up_after_seconds)
 
 
 def hold(minutes: float = 10) -> LadderHold:

@@ -15,7 +15,7 @@ ALL = list(AgentType)
 def _serve(queue: FairQueue, backlogged: list[AgentType], leases: int) -> Counter[AgentType]:
     served: Counter[AgentType] = Counter()
     for _ in range(leases):
-        agent = queue.next(backlogged)
+        agent = queue.next_agent(backlogged)
         assert agent is not None
         queue.charge(agent)
         served[agent] += 1
@@ -39,7 +39,7 @@ def test_nobody_starves_at_the_least_weight() -> None:
     queue = FairQueue(weights=weights)
     last = dict.fromkeys(ALL, 0)
     for lease in range(1, 3001):
-        agent = queue.next(ALL)
+        agent = queue.next_agent(ALL)
         assert agent is not None
         queue.charge(agent)
         last[agent] = lease
@@ -58,7 +58,7 @@ def test_somebody_is_served_whenever_somebody_has_work(data: st.DataObject) -> N
     queue = FairQueue()
     for _ in range(30):
         backlogged = data.draw(st.lists(st.sampled_from(ALL), unique=True))
-        agent = queue.next(backlogged)
+        agent = queue.next_agent(backlogged)
         assert (agent in backlogged) if backlogged else agent is None
         if agent is not None:
             queue.charge(agent)
@@ -92,7 +92,7 @@ def test_types_that_wake_together_start_level_whatever_one_of_them_did_alone() -
     """The queue runs dry between two goals; the type that did all the work until then must not pay for it now."""
     queue = FairQueue()
     _serve(queue, [AgentType.GENERATION], 1000)
-    queue.fell_idle(AgentType.GENERATION)
+    queue.mark_idle(AgentType.GENERATION)
     served = _serve(queue, [AgentType.GENERATION, AgentType.RANKING], 200)
     assert abs(served[AgentType.GENERATION] - served[AgentType.RANKING]) <= 4
 
@@ -127,7 +127,7 @@ def _preferring(queue: FairQueue, seats: list[AgentType], leases: int, seed: int
     given: list[tuple[AgentType, bool]] = []
     for _ in range(leases):
         preferred = draw.choice(seats)
-        agent = queue.next(ALL, preferred=preferred)
+        agent = queue.next_agent(ALL, preferred=preferred)
         assert agent is not None
         queue.charge(agent)
         given.append((agent, agent is preferred))
@@ -156,7 +156,7 @@ def test_nobody_falls_back_by_more_than_a_task_while_all_prefer_another(
             queue.observe(agent, cost)
     served = dict.fromkeys(ALL, 0.0)
     for _ in range(500):
-        given_to = queue.next(ALL, preferred=favourite)
+        given_to = queue.next_agent(ALL, preferred=favourite)
         assert given_to is not None
         served[given_to] += queue.charge(given_to)
         behind = min(ALL, key=lambda agent: served[agent])
@@ -181,7 +181,7 @@ def test_a_preference_leaves_no_capacity_idle_and_takes_nothing_that_is_less_urg
     for lease in range(1, 45):
         backlogged = data.draw(st.lists(st.sampled_from(ALL), unique=True))
         urgent = data.draw(st.lists(st.sampled_from(backlogged), unique=True, min_size=1)) if backlogged else []
-        agent = queue.next(backlogged, urgent, data.draw(st.sampled_from(ALL)))
+        agent = queue.next_agent(backlogged, urgent, data.draw(st.sampled_from(ALL)))
         assert (agent is None) == (not backlogged)
         if agent is not None:
             assert agent in (backlogged if lease % 20 == 0 else urgent)
@@ -207,8 +207,8 @@ def test_a_preference_for_a_type_without_work_changes_nothing() -> None:
     plain, preferring = FairQueue(), FairQueue()
     some = [AgentType.GENERATION, AgentType.RANKING]
     for _ in range(100):
-        agent = plain.next(some)
-        assert agent == preferring.next(some, preferred=AgentType.EVOLUTION)
+        agent = plain.next_agent(some)
+        assert agent == preferring.next_agent(some, preferred=AgentType.EVOLUTION)
         assert agent is not None
         plain.charge(agent)
         preferring.charge(agent)

@@ -65,22 +65,22 @@ def test_a_pause_is_worth_a_word_while_something_waits() -> None:
 
 def test_work_that_nobody_can_do() -> None:
     served = frozenset({AgentType.EVOLUTION})
-    assert warnings(_queue({_RANKING: {"delayed": 2}}, served=served), _POLICY) == []
-    queue = _queue({_RANKING: {"pending": 2}, _URGENT: {"pending": 9}}, served=served)
+    assert warnings(_queue({_RANKING: {"delayed": 2}}, served_agents=served), _POLICY) == []
+    queue = _queue({_RANKING: {"pending": 2}, _URGENT: {"pending": 9}}, served_agents=served)
     assert warnings(queue, _POLICY) == ["nobody serves ranking: 2 tasks of it wait, and no live worker can run it"]
 
 
 def test_a_task_that_has_waited_for_long() -> None:
     queue = _queue(oldest={Priority.HIGH: _NOON - timedelta(minutes=11), Priority.LOW: _NOON - timedelta(minutes=9)})
     assert warnings(queue, _POLICY) == ["a task of priority high has been waiting for 11 min"]
-    assert queue.waiting(Priority.LOW) == timedelta(minutes=9)
-    assert queue.waiting(Priority.MEDIUM) is None
+    assert queue.oldest_wait(Priority.LOW) == timedelta(minutes=9)
+    assert queue.oldest_wait(Priority.MEDIUM) is None
 
 
 def test_numbers_that_are_in_doubt() -> None:
-    assert "never run" in warnings(_queue(counted_ago=None), _POLICY)[0]
-    assert "for 31 s" in warnings(_queue(counted_ago=timedelta(seconds=31)), _POLICY)[0]
-    assert "off by 4 tasks" in warnings(_queue(miscounted=4), _POLICY)[0]
+    assert "never run" in warnings(_queue(count_age=None), _POLICY)[0]
+    assert "for 31 s" in warnings(_queue(count_age=timedelta(seconds=31)), _POLICY)[0]
+    assert "off by 4 tasks" in warnings(_queue(count_error=4), _POLICY)[0]
 
 
 def test_rates_waits_and_service_times() -> None:
@@ -93,10 +93,10 @@ def test_rates_waits_and_service_times() -> None:
             _minute(_RANKING, "task.displaced", count=2),
         ]
     )
-    assert queue.waits(Priority.LOW).longest == 3.0
-    assert queue.waits(Priority.LOW).count == 2
-    assert queue.waits(Priority.HIGH) == Durations()
-    assert queue.service(AgentType.RANKING).count == 6
+    assert queue.wait_times(Priority.LOW).longest == 3.0
+    assert queue.wait_times(Priority.LOW).count == 2
+    assert queue.wait_times(Priority.HIGH) == Durations()
+    assert queue.service_times(AgentType.RANKING).count == 6
     assert queue.per_second("failed", timedelta(minutes=1)) == 3 / 60
     assert queue.per_second("leased", timedelta(minutes=5)) == 3 / 300
 

@@ -23,7 +23,7 @@ from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute, until_blocked, value
 
 # Everything is tight, at once.
-TIGHT = LadderPolicy(tight=0.0, easy=-1.0, up_after=0.0)
+TIGHT = LadderPolicy(tight_share=0.0, easy_share=-1.0, up_after_seconds=0.0)
 EVERYTHING = frozenset(AgentType)
 
 
@@ -62,7 +62,7 @@ async def test_the_duty_climbs_a_step_at_a_time_and_tells_each(database: Databas
     assert "database_connections" in found.strain["resources"]
     assert await moves(database) == [(LadderMove.UP, n, n + 1, None) for n in range(4)]
     await execute(database, "UPDATE degradation SET expires_at = now()")
-    await watch(database, LadderPolicy(tight=2.0, easy=-1.0))
+    await watch(database, LadderPolicy(tight_share=2.0, easy_share=-1.0))
     assert (await standing(database)).ladder.step is DegradationStep.BATCHES
     assert (await moves(database))[-1] == (LadderMove.EXPIRED, 4, 3, None)
 

@@ -52,7 +52,7 @@ async def _look(database: Database) -> QueueSnapshot:
 async def _oldest(database: Database) -> dict[Priority, timedelta | None]:
     await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
     queue = await _look(database)
-    return {priority: queue.waiting(priority) for priority in Priority}
+    return {priority: queue.oldest_wait(priority) for priority in Priority}
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ async def test_tasks_that_may_not_run_yet_do_not_wait(database: Database) -> Non
 
 async def test_a_look_knows_of_workers_and_of_turns(database: Database) -> None:
     queue = await _look(database)
-    assert (queue.counted_ago, queue.miscounted, queue.served) == (None, 0, frozenset())
+    assert (queue.count_age, queue.count_error, queue.served_agents) == (None, 0, frozenset())
     await ready_worker(database)
     await take_turn(database, counters.FOLD_EVENTS, counters.fold_events)
     await submitted(database)
@@ -229,10 +229,10 @@ async def test_a_look_knows_of_workers_and_of_turns(database: Database) -> None:
     )
     await take_turn(database, counters.CHECK_COUNTERS, counters.check_counters)
     queue = await _look(database)
-    assert queue.served == set(AgentType)
-    assert (queue.count(), queue.miscounted) == (1, 2)
-    assert queue.counted_ago is not None
-    assert queue.counted_ago < timedelta(minutes=1)
+    assert queue.served_agents == set(AgentType)
+    assert (queue.count(), queue.count_error) == (1, 2)
+    assert queue.count_age is not None
+    assert queue.count_age < timedelta(minutes=1)
 
 
 async def test_a_worker_that_has_yet_to_say_may_serve_anything(database: Database) -> None:
@@ -241,9 +241,9 @@ async def test_a_worker_that_has_yet_to_say_may_serve_anything(database: Databas
         "INSERT INTO workers (id, name, incarnation, state, capabilities, labels)"
         " VALUES (gen_random_uuid(), 'new', 1, 'starting', '{}', '{}')",
     )
-    assert (await _look(database)).served == set(AgentType)
+    assert (await _look(database)).served_agents == set(AgentType)
     await execute(database, "UPDATE workers SET state = 'draining', capabilities = '{ranking}'")
-    assert (await _look(database)).served == frozenset()
+    assert (await _look(database)).served_agents == frozenset()
 
 
 async def test_a_long_break_is_caught_up_with_in_several_turns(database: Database) -> None:
