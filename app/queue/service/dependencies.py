@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.states import TaskState
 from app.queue.errors import DependencyCycle, DependencyMissing
 from app.queue.rules.dependencies import find_cycle
-from app.queue.store import dependencies
+from app.queue.store import dependencies, history
 from app.queue.store.dependencies import Edge
 from app.queue.store.tasks import NewTask
 
@@ -36,7 +36,7 @@ class Standing:
         waited_for = {edge.depends_on for edge in edges}
         ours = [task.id for task in created if task.id in waited_for]
         await dependencies.mark(connection, ours)
-        states = {**self.states, **(await dependencies.ended(connection, waited_for) if look_again else {})}
+        states = {**self.states, **(await history.states(connection, waited_for) if look_again else {})}
         hopeless = [on for on in sorted(waited_for) if states.get(on) in (TaskState.FAILED, TaskState.CANCELLED)]
         for on in hopeless:
             await dependencies.cancel_dependents(connection, on, _ended(states[on]))

@@ -10,9 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.queue.rules.events import TaskEvent
-from app.queue.store import dependencies
+from app.queue.store import dependencies, history
 from app.queue.store.listing import Selection
-from app.queue.store.tables import KEPT_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +25,6 @@ class Cancelled:
 # Whoever completes a task locks it first and then, in the order of their ids, those that wait for it. So the free
 # tasks come first here too, and those that wait come after.
 _LOCK_FREE = "SELECT id FROM tasks WHERE {where} ORDER BY id FOR UPDATE"
-
-_KEPT = ", ".join(KEPT_COLUMNS)
 
 # Every task once, however many it waited for: the work grows with the number of tasks and edges.
 _CANCEL = """
@@ -49,9 +46,8 @@ WITH RECURSIVE chosen AS MATERIALIZED (
                'dependency', cause.depends_on) END AS why
     FROM (SELECT gone.*, coalesce({selected}, false) AS selected FROM gone) doomed
     LEFT JOIN cause ON cause.task_id = doomed.id
-), kept AS (
-    INSERT INTO task_history ({kept}, state, finished_at, error)
-    SELECT {kept}, 'cancelled', now(), why FROM ended
+), finished AS (
+    {finish}
 ), cut AS (
     DELETE FROM task_dependencies d USING gone WHERE d.task_id = gone.id
 ), recorded AS (
@@ -90,7 +86,8 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     await dependencies.lock_waiting(connection, ids)
     error, detail = json.dumps({"code": "cancelled", "message": reason}), json.dumps({"reason": reason})
     where = {"where": _ours(selection), "selected": selection.where()}
-    statement = text(_CANCEL.format(**where, kept=_KEPT, kind=TaskEvent.CANCELLED))
+    finish = history.entry("ended AS deleted", "'cancelled'", error="deleted.why")
+    statement = text(_CANCEL.format(**where, finish=finish, kind=TaskEvent.CANCELLED))
     row = (await connection.execute(statement, {**values, "error": error, "detail": detail})).one()
     if row.selected:
         notify.note(connection, notify.EVENTS)

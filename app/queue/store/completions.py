@@ -17,8 +17,7 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import dependencies
-from app.queue.store.tables import KEPT_COLUMNS
+from app.queue.store import dependencies, history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +57,18 @@ class Renewal:
 _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
-_KEPT = ", ".join(KEPT_COLUMNS)
 _CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[], $7::float8[])
     AS c (task_id, token, worker_id, result, result_hash, usage, quality)"""
+
+
+_FINISH = history.entry(
+    "deleted JOIN call ON call.task_id = deleted.id",
+    "'completed'",
+    result="call.result",
+    result_hash="call.result_hash",
+    usage="call.usage",
+    quality="deleted.quality",
+)
 
 
 def _completion(condition: str) -> str:
@@ -69,20 +77,17 @@ WITH call AS MATERIALIZED (
     SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
     SELECT t.id, c.quality FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id FOR UPDATE OF t
-), gone AS (
+), deleted AS (
     DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*, held.quality
-), kept AS (
-    INSERT INTO task_history ({_KEPT}, state, finished_at, result, result_hash, usage, quality)
-    SELECT {", ".join(f"gone.{column}" for column in KEPT_COLUMNS)},
-           'completed', now(), call.result, call.result_hash, call.usage, gone.quality
-    FROM gone JOIN call ON call.task_id = gone.id
+), finished AS (
+    {_FINISH}
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, quality)
     SELECT 'task.completed', id, agent_type, goal_id, worker_id, token, priority,
            extract(epoch FROM now() - leased_at), quality
-    FROM gone
+    FROM deleted
 )
-SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds FROM gone
+SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds FROM deleted
 """
 
 

@@ -12,27 +12,24 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.kernel.lanes import Priority
 from app.queue.rules.events import TaskEvent
-from app.queue.store import dependencies, lanes
+from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
-
-_KEPT = ", ".join(KEPT_COLUMNS)
 
 # The newest of a priority go first: they have waited least.
 _DISPLACE = text(f"""
 WITH ours AS MATERIALIZED (
     SELECT id FROM tasks WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND run_at IS NULL
     ORDER BY waiting_since DESC LIMIT :count FOR UPDATE SKIP LOCKED
-), gone AS (
+), deleted AS (
     DELETE FROM tasks t USING ours WHERE t.id = ours.id RETURNING t.*
-), kept AS (
-    INSERT INTO task_history ({_KEPT}, state, finished_at, error)
-    SELECT {_KEPT}, 'failed', now(), CAST(:error AS jsonb) FROM gone
+), finished AS (
+    {history.entry("deleted", "'failed'", error="CAST(:error AS jsonb)")}
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
-    SELECT 'task.displaced', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM gone
+    SELECT 'task.displaced', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
-SELECT id, has_dependents FROM gone
+SELECT id, has_dependents FROM deleted
 """)
 
 

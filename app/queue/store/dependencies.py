@@ -15,8 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.lanes import Lane
-from app.queue.store import lanes
-from app.queue.store.tables import KEPT_COLUMNS
+from app.queue.store import history, lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,6 @@ WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY state = 'block
 UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id
 RETURNING tasks.id, agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)
-
-_FINISHED = text("SELECT id, state FROM task_history WHERE id = ANY (:ids)")
 
 _CONNECT = text("""
 INSERT INTO task_dependencies (task_id, depends_on)
@@ -80,26 +77,23 @@ SELECT t.id FROM tasks t
 WHERE t.id IN (SELECT id FROM waiting) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
 """)
 
-_KEPT = ", ".join(KEPT_COLUMNS)
-
 # One level at a time: only a statement that begins after the locks of its level sees every edge of the next.
 _CANCEL_LEVEL = text(f"""
 WITH ours AS (
     SELECT t.id FROM tasks t
     WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY (:ids)) AND t.state = 'blocked'
     ORDER BY t.id FOR UPDATE OF t
-), gone AS (
+), deleted AS (
     DELETE FROM tasks t USING ours WHERE t.id = ours.id RETURNING t.*
-), kept AS (
-    INSERT INTO task_history ({_KEPT}, state, finished_at, error)
-    SELECT {_KEPT}, 'cancelled', now(), CAST(:error AS jsonb) FROM gone
+), finished AS (
+    {history.entry("deleted", "'cancelled'", error="CAST(:error AS jsonb)")}
 ), cut AS (
-    DELETE FROM task_dependencies d USING gone WHERE d.task_id = gone.id
+    DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
 ), told AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
-    SELECT 'task.cancelled', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM gone
+    SELECT 'task.cancelled', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
-SELECT id FROM gone
+SELECT id FROM deleted
 """)
 
 _CUT = text("DELETE FROM task_dependencies WHERE task_id = :id")
@@ -114,13 +108,9 @@ async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID,
     rows = (await connection.execute(_MARK, {"ids": list(ids)})).mappings().all()
     notify.note_work(connection, lanes.lowest(row for row in rows if row["is_ready"]))
     live = {row["id"] for row in rows}
-    return dict.fromkeys(live, "live") | await ended(connection, [task_id for task_id in ids if task_id not in live])
-
-
-async def ended(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Those of the tasks that have ended, and how."""
-    finished = (await connection.execute(_FINISHED, {"ids": list(ids)})).all() if ids else []
-    return {row.id: row.state for row in finished}
+    return dict.fromkeys(live, "live") | await history.states(
+        connection, [task_id for task_id in ids if task_id not in live]
+    )
 
 
 async def connect(connection: AsyncConnection, edges: Sequence[Edge]) -> None:

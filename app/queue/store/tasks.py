@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.states import TaskState
-from app.queue.store import dependencies, lanes
-from app.queue.store.tables import KEPT_COLUMNS
+from app.queue.store import dependencies, history, lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +129,15 @@ SELECT attempt, token, worker_id, leased_at, ended_at, outcome, error, usage FRO
 WHERE task_id = :id ORDER BY token
 """)
 
-_MOVED = [column for column in KEPT_COLUMNS if column not in ("failures", "rescues")]
-
-_FINISH = text(f"""
-WITH gone AS (DELETE FROM tasks WHERE id = :id RETURNING *)
-INSERT INTO task_history ({", ".join(_MOVED)}, failures, rescues, state, finished_at, error, usage)
-SELECT {", ".join(_MOVED)}, :failures, :rescues, :state, now(), CAST(:error AS jsonb), CAST(:usage AS jsonb) FROM gone
-""")
+_OUTCOME = {
+    "failures": ":failures",
+    "rescues": ":rescues",
+    "error": "CAST(:error AS jsonb)",
+    "usage": "CAST(:usage AS jsonb)",
+}
+_FINISH = text(
+    f"WITH deleted AS (DELETE FROM tasks WHERE id = :id RETURNING *) {history.entry('deleted', ':state', **_OUTCOME)}"
+)
 
 _LOCK = text("""
 SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents
