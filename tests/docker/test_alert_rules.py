@@ -10,13 +10,13 @@ from ruamel.yaml import YAML
 
 from app.health.api.prometheus import Gauges
 from app.health.rules.alerts import AlertPolicy
-from app.health.rules.snapshot import ReportPolicy
-from app.health.rules.symptoms import AlertRule, SymptomPolicy
+from app.health.rules.finding import AlertRule
+from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT
 from tests.docker.composition import DIRECTORY, services
 from tests.docker.prometheus import promtool
 
 RULES = DIRECTORY / "alerts.yml"
-POLICY = SymptomPolicy()
+POLICY = FOR_ALERTS
 
 
 def rules() -> dict[str, dict[str, Any]]:
@@ -48,17 +48,17 @@ def test_every_metric_is_one_that_the_api_serves() -> None:
 @pytest.mark.parametrize(
     ("alert", "threshold"),
     [
-        ("ConvenerOldestTask", POLICY.oldest_seconds),
-        ("ConvenerOldestTaskCritical", POLICY.oldest_critical_seconds),
+        ("ConvenerOldestTask", POLICY.oldest_task.degraded),
+        ("ConvenerOldestTaskCritical", POLICY.oldest_task.critical),
         ("ConvenerQueueGrowth", POLICY.growth_per_minute),
-        ("ConvenerQueueFilling", POLICY.pressure),
-        ("ConvenerHostPressure", 100 * POLICY.pressure),
-        ("ConvenerPermitPressure", 100 * POLICY.pressure),
-        ("ConvenerConnections", 100 * POLICY.pressure),
-        ("ConvenerOldSnapshot", POLICY.snapshot_seconds),
+        ("ConvenerQueueFilling", POLICY.pressure.degraded),
+        ("ConvenerHostPressure", 100 * POLICY.pressure.degraded),
+        ("ConvenerPermitPressure", 100 * POLICY.pressure.degraded),
+        ("ConvenerConnections", 100 * POLICY.pressure.degraded),
+        ("ConvenerOldSnapshot", POLICY.snapshot_seconds.degraded),
         ("ConvenerOldTransaction", POLICY.snapshot_transactions),
         ("ConvenerDeadRows", POLICY.dead_rows),
-        ("ConvenerLoopsSilent", ReportPolicy().loops_silent_seconds),
+        ("ConvenerLoopsSilent", FOR_REPORT.loops_silent_seconds),
     ],
 )
 def test_thresholds_are_those_of_the_service(alert: str, threshold: float) -> None:

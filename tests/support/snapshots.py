@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.health.rules import utilisation
-from app.health.rules.observations import DatabaseCondition
 from app.health.rules.runtime import LanguageModel, Pool
-from app.health.rules.snapshot import DutyTurn, Snapshot
+from app.health.rules.snapshot import DatabaseCondition, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure, Span
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations

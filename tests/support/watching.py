@@ -5,7 +5,7 @@ from typing import Any
 from app.db import duties
 from app.db.database import Database
 from app.health.rules.alerts import AlertPolicy, For
-from app.health.rules.symptoms import AlertRule
+from app.health.rules.finding import AlertRule
 from app.health.service import alerts
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.service import counters

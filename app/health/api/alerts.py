@@ -10,7 +10,7 @@ from app.admin.api.guard import Caller, requires
 from app.admin.rules.access import Scope
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import STANDING, AlertState
-from app.health.rules.symptoms import AlertRule, Severity
+from app.health.rules.finding import AlertRule, Severity
 from app.health.service import alerts as service
 from app.health.store import alerts as store
 from app.health.store import webhooks

@@ -11,12 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agents.service.agents import Agent
 from app.health.rules import runtime, utilisation
-from app.health.rules.alert_checks import starving_workers
+from app.health.rules.checks import starving_workers
 from app.health.rules.report import Overall, Report
 from app.health.rules.runtime import Pool
 from app.health.rules.series import MetricKind
-from app.health.rules.snapshot import Snapshot
-from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.snapshot import FOR_ALERTS, Snapshot
 from app.health.rules.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
 from app.kernel.agents import AgentType
 from app.llm.rules.models import ceiling
@@ -257,18 +256,17 @@ class TroubleGauges:
 
     def show(self, seen: Snapshot) -> None:
         """Everything of a look that may be trouble."""
-        trouble = seen.trouble
-        self._plain["workers_starving"].set(starving_workers(seen.queue, trouble.crew, SymptomPolicy()))
-        self._plain["pool_capacity_lost"].set(trouble.recovery.lost_share)
-        self._plain["pool_slots_failing"].set(len(trouble.recovery.failing))
-        self._plain["degradation_step"].set(trouble.step)
+        self._plain["workers_starving"].set(starving_workers(seen.queue, seen.workers, FOR_ALERTS))
+        self._plain["pool_capacity_lost"].set(seen.recovery.lost_share)
+        self._plain["pool_slots_failing"].set(len(seen.recovery.failing))
+        self._plain["degradation_step"].set(seen.step)
         self._plain["database_oldest_snapshot_transactions"].set(seen.database.snapshot_transactions)
         for agent in AgentType:
-            running = trouble.running.get(agent)
+            running = seen.running.get(agent)
             self._overdue.labels(agent.value).set(running.overdue if running else 0)
             self._longest.labels(agent.value).set(running.longest_seconds if running else 0)
-        for model, is_open in trouble.breakers.items():
+        for model, is_open in seen.breakers.items():
             self._breakers.labels(model).set(is_open)
-        for alert in trouble.alerts:
-            labels = (alert.matter.rule.value, alert.matter.subject, alert.severity.name.lower())
+        for alert in seen.alerts:
+            labels = (alert.key.rule.value, alert.key.subject, alert.severity.name.lower())
             self._alerts.labels(*labels).set(1)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from app.admin.api.guard import requires
 from app.admin.rules.access import Scope
 from app.admin.rules.config import key
-from app.health.rules.finding import Reason
+from app.health.rules.finding import Finding
 from app.health.rules.report import Overall, Report
 from app.http.fields import Moment
 from app.http.json import answer
@@ -127,6 +127,6 @@ def shown(report: Report) -> HealthReportOut:
     )
 
 
-def reason_out(reason: Reason) -> ReasonOut:
+def reason_out(finding: Finding) -> ReasonOut:
     """A finding as it goes out."""
-    return ReasonOut(code=reason.code, level=reason.level.value, message=reason.message)
+    return ReasonOut(code=finding.code, level=finding.level.value, message=finding.message)

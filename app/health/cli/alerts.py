@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from app.health.rules.alerts import AlertState
-from app.health.rules.symptoms import AlertRule
+from app.health.rules.finding import AlertRule
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Limit, Whole

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
 
 
 class AlertState(StrEnum):
@@ -75,7 +75,7 @@ class Standing:
     """An alert that is not resolved."""
 
     alert_id: int
-    matter: AlertKey
+    key: AlertKey
     severity: Severity
     updated_at: datetime
 
@@ -123,26 +123,26 @@ class AlertPlan:
 
 
 def plan(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPlan:
-    """What has lasted opens an alert, what has been away resolves it; each matter has one alert at most."""
-    seen = {symptom.matter: symptom for symptom in snapshot.symptoms}
-    standing = {alert.matter: alert for alert in snapshot.standing}
+    """What has lasted opens an alert, what has been away resolves it; each key has one alert at most."""
+    seen = {symptom.key: symptom for symptom in snapshot.symptoms}
+    standing = {alert.key: alert for alert in snapshot.standing}
     spells = {
-        matter: spell
-        for matter in dict.fromkeys([*seen, *standing, *snapshot.spells])
-        if (spell := _watched(matter, seen.get(matter), snapshot, policy, now, stands=matter in standing))
+        key: spell
+        for key in dict.fromkeys([*seen, *standing, *snapshot.spells])
+        if (spell := _watched(key, seen.get(key), snapshot, policy, now, stands=key in standing))
     }
-    resolved = [r for alert in standing.values() if (r := _resolution(alert, spells[alert.matter], policy, now))]
+    resolved = [r for alert in standing.values() if (r := _resolution(alert, spells[alert.key], policy, now))]
     over = {resolution.alert_id for resolution in resolved}
     return AlertPlan(
         opened=[
             symptom
-            for matter, symptom in seen.items()
-            if matter not in standing and not symptom.is_fading and _has_lasted(matter, spells[matter], policy, now)
+            for key, symptom in seen.items()
+            if key not in standing and not symptom.is_fading and _has_lasted(key, spells[key], policy, now)
         ],
         updated=[
             update
-            for matter, alert in standing.items()
-            if matter in seen and (update := _update(alert, seen[matter], policy, now))
+            for key, alert in standing.items()
+            if key in seen and (update := _update(alert, seen[key], policy, now))
         ],
         resolved=resolved,
         spells={m: spell for m, spell in spells.items() if m not in standing or standing[m].alert_id not in over},
@@ -150,7 +150,7 @@ def plan(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPl
 
 
 def _watched(
-    matter: AlertKey,
+    key: AlertKey,
     symptom: Symptom | None,
     snapshot: AlertSnapshot,
     policy: AlertPolicy,
@@ -159,8 +159,8 @@ def _watched(
     stands: bool,
 ) -> PendingAlert | None:
     """The spell as it is after this look; None when there is nothing to watch."""
-    before = snapshot.spells.get(matter)
-    if matter.rule in snapshot.unknown:
+    before = snapshot.spells.get(key)
+    if key.rule in snapshot.unknown:
         known = before or (PendingAlert(since=now, seen=now) if stands else None)
         return replace(known, away_since=None) if known else None
     blind = timedelta(seconds=policy.blind_after)
@@ -180,14 +180,14 @@ def _recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
     return moment is not None and now - moment <= span
 
 
-def _has_lasted(matter: AlertKey, spell: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
-    return now - spell.since >= timedelta(seconds=policy.patience[matter.rule].opens_after)
+def _has_lasted(key: AlertKey, spell: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
+    return now - spell.since >= timedelta(seconds=policy.patience[key.rule].opens_after)
 
 
 def _resolution(alert: Standing, spell: PendingAlert, policy: AlertPolicy, now: datetime) -> Resolution | None:
     if spell.away_since is None:
         return None
-    needed = policy.patience[alert.matter.rule].resolves_after
+    needed = policy.patience[alert.key.rule].resolves_after
     away = now - spell.away_since
     if away < timedelta(seconds=needed):
         return None
@@ -207,13 +207,13 @@ def plain(spells: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
     """Spells as JSON has them."""
     return [
         {
-            "rule": matter.rule.value,
-            "subject": matter.subject,
+            "rule": key.rule.value,
+            "subject": key.subject,
             "since": spell.since.isoformat(),
             "seen": spell.seen.isoformat(),
             "away_since": spell.away_since.isoformat() if spell.away_since else None,
         }
-        for matter, spell in spells.items()
+        for key, spell in spells.items()
     ]
 
 

@@ -1,41 +1,91 @@
-"""Why a judgement is what it is: findings, each with a stable code, a weight and a sentence."""
+"""Findings: what is wrong, or not measured, in the words of the health report and of the alerts."""
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 
 
 class Level(StrEnum):
-    """How much a finding weighs; a note leaves the report as it is."""
+    """Weight of a finding in the health report; a note leaves the overall health as it is."""
 
     NOTE = "note"
     DEGRADED = "degraded"
     CRITICAL = "critical"
 
 
+class AlertRule(StrEnum):
+    """What can be wrong."""
+
+    OLDEST_TASK = "oldest_task"
+    STUCK_EXECUTING = "stuck_executing"
+    POOL_BELOW_MINIMUM = "pool_below_minimum"
+    RESOURCE_PRESSURE = "resource_pressure"
+    QUEUE_GROWTH = "queue_growth"
+    WORKER_STARVATION = "worker_starvation"
+    BREAKER_OPEN = "breaker_open"
+    REPLACEMENT_FAILING = "replacement_failing"
+    DATABASE_TROUBLE = "database_trouble"
+    DEGRADED = "degraded"
+
+
+class Severity(IntEnum):
+    """Critical: something is failing now. Warning: something will."""
+
+    WARNING = 1
+    CRITICAL = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """A finding: a stable code, how much it weighs, and a sentence."""
+class AlertKey:
+    """Identity of an alert: its rule and, where the rule watches several things, which; else an empty subject."""
+
+    rule: AlertRule
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that the health report tells: a stable code, its weight and a sentence."""
 
     code: str
     level: Level
     message: str
 
 
-def critical(code: str, message: str) -> Reason:
-    """A finding that makes the whole critical."""
-    return Reason(code=code, level=Level.CRITICAL, message=message)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom(Finding):
+    """A finding that alerts watch as well, with the figures behind it and what to do.
+
+    A fading symptom is below its threshold and still near it: it keeps an open alert, opens none, and the report
+    leaves it out.
+    """
+
+    key: AlertKey
+    advice: str
+    facts: Mapping[str, float] = field(default_factory=dict)
+    is_fading: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        """The level in the words of alerts."""
+        return Severity.CRITICAL if self.level is Level.CRITICAL else Severity.WARNING
 
 
-def degraded(code: str, message: str) -> Reason:
-    """A finding that makes the whole degraded."""
-    return Reason(code=code, level=Level.DEGRADED, message=message)
+def critical(code: str, message: str) -> Finding:
+    """A finding that makes the overall health critical."""
+    return Finding(code=code, level=Level.CRITICAL, message=message)
 
 
-def note(code: str, message: str) -> Reason:
-    """A finding that somebody may want to know."""
-    return Reason(code=code, level=Level.NOTE, message=message)
+def degraded(code: str, message: str) -> Finding:
+    """A finding that makes the overall health degraded."""
+    return Finding(code=code, level=Level.DEGRADED, message=message)
 
 
-def not_measured(figure: str, why: str) -> Reason:
-    """The figure is 0 because the shape of an answer wants a number and there is none."""
+def note(code: str, message: str) -> Finding:
+    """A finding that leaves the overall health as it is."""
+    return Finding(code=code, level=Level.NOTE, message=message)
+
+
+def not_measured(figure: str, why: str) -> Finding:
+    """A note that a figure of the specification is 0 because the answer needs a number and none was measured."""
     return note("not_measured", f"{figure} is 0: {why}")

@@ -1,20 +1,34 @@
 """The health report of the specification: healthy, degraded or critical, with figures and reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from app.health.rules.finding import Level, Reason, critical, note
-from app.health.rules.findings import findings, oldest_seconds, resource
+from app.health.rules import utilisation
+from app.health.rules.checks import (
+    below_minimum,
+    database_trouble,
+    degradation,
+    level_of,
+    oldest_seconds,
+    oldest_task,
+    pressure,
+    replacement_failing,
+)
+from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import narrowest
-from app.health.rules.snapshot import ReportPolicy, Snapshot
+from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
-from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.admission import CapacityPolicy, capacity_level
 
 DATABASE_AWAY = "database_away"
 DATABASE_SLOW = "database_slow"
+_NAMES = {Measure.CPU: "the processors", Measure.MEMORY: "the memory"}
+# Alerts call these critical at their worst, the report never does: busy processors make all slow and end nothing, and
+# the pool, replacements and degradation are being worked on. (When memory is used up, processes are killed.)
+_DEGRADED_AT_MOST = frozenset({"cpu_short", "pool_below_minimum", "reduced_capacity", "resources_short"})
 
 
 class Overall(StrEnum):
@@ -40,25 +54,25 @@ class Report:
     cpu_percentage: float = 0.0
     memory_percentage: float = 0.0
     llm_api_usage_percentage: float = 0.0
-    reasons: Sequence[Reason] = ()
+    reasons: Sequence[Finding] = ()
 
 
-def report(snapshot: Snapshot, policy: ReportPolicy, capacity: CapacityPolicy) -> Report:
+def report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> Report:
     """The report on a snapshot. A figure that nobody has measured is 0, and a note among the reasons says so."""
-    found = findings(snapshot, policy, capacity)
+    reasons = report_findings(snapshot, policy, capacity)
     return Report(
         at=snapshot.at,
-        overall=overall(found),
+        overall=overall(reasons),
         total_workers=snapshot.pool.total,
         healthy_workers=snapshot.pool.healthy,
         utilization_percentage=100.0 * (snapshot.pool.busy_share or 0.0),
         pending_tasks=snapshot.queue.count(),
         oldest_task_age_seconds=int(oldest_seconds(snapshot.queue) or 0),
         bottleneck=narrowest(snapshot.queue, snapshot.pool, policy.service),
-        cpu_percentage=resource(snapshot, Measure.CPU, policy) or 0.0,
-        memory_percentage=resource(snapshot, Measure.MEMORY, policy) or 0.0,
+        cpu_percentage=host_percent(snapshot, Measure.CPU, policy) or 0.0,
+        memory_percentage=host_percent(snapshot, Measure.MEMORY, policy) or 0.0,
         llm_api_usage_percentage=100.0 * (snapshot.language_model.usage or 0.0),
-        reasons=found,
+        reasons=reasons,
     )
 
 
@@ -75,9 +89,118 @@ def blind(last: Report | None, at: datetime, code: str, why: str) -> Report:
     return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, why), old])
 
 
-def overall(reasons: Sequence[Reason]) -> Overall:
+def overall(reasons: Sequence[Finding]) -> Overall:
     """As bad as the worst finding; notes do not count."""
     levels = {reason.level for reason in reasons}
     if Level.CRITICAL in levels:
         return Overall.CRITICAL
     return Overall.DEGRADED if Level.DEGRADED in levels else Overall.HEALTHY
+
+
+def host_percent(snapshot: Snapshot, measure: Measure, policy: CheckPolicy) -> float | None:
+    """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
+    return utilisation.fullest(snapshot.spans, measure, snapshot.at, policy.utilisation)
+
+
+def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> list[Finding]:
+    """All findings of the health report, the worst first.
+
+    Stuck tasks, growth, starvation and open breakers are left to the alerts.
+    """
+    findings: list[Finding] = [
+        *_loops(snapshot, policy),
+        *_pool(snapshot, policy),
+        *(oldest_task(snapshot, policy) or ()),
+        *_queue(snapshot, capacity),
+        *_hosts(snapshot, policy),
+        *(database_trouble(snapshot, policy) or ()),
+        *(replacement_failing(snapshot, policy) or ()),
+        *(degradation(snapshot, policy) or ()),
+        *_unmeasured(snapshot, policy),
+    ]
+    order = [Level.CRITICAL, Level.DEGRADED, Level.NOTE]
+    return sorted(filter(None, map(_for_report, findings)), key=lambda finding: order.index(finding.level))
+
+
+def _for_report(finding: Finding) -> Finding | None:
+    if isinstance(finding, Symptom) and finding.is_fading:
+        return None
+    return replace(finding, level=Level.DEGRADED) if finding.code in _DEGRADED_AT_MOST else finding
+
+
+def _loops(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    if not snapshot.turns:
+        yield critical("loops_never_ran", "no background duty has ever run; `convener loops` runs them")
+        return
+    ago = min(turn.seconds_ago for turn in snapshot.turns)
+    if ago > policy.loops_silent_seconds:
+        message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
+        yield critical("loops_silent", message)
+        return
+    for turn in snapshot.turns:
+        interval = turn.every_seconds
+        if interval is not None and turn.seconds_ago > policy.missed_turns * interval + policy.loops_silent_seconds:
+            late = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {turn.seconds_ago:,.0f} s"
+            yield degraded("duty_late", f"{late}; the log of the loops says why")
+
+
+def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    pool, minimum = snapshot.pool, snapshot.min_workers
+    if minimum and pool.healthy <= 0:
+        yield critical("no_healthy_worker", f"no worker is healthy, and there should be {minimum:,} at least")
+    else:
+        # Looks ahead where the alert waits: workers that start count already, those that drain no more.
+        yield from below_minimum(pool.total - pool.draining, minimum, "are there to stay")
+    lost_share = pool.failed / (pool.total + pool.failed) if pool.failed else 0.0
+    grade = policy.grade(lost_share, policy.workers_lost)
+    if grade >= Grade.DEGRADED:
+        message = f"{_workers(pool.failed)} lost, or never up, in the last five minutes; {pool.total:,} are live now"
+        yield Finding(code="workers_lost", level=level_of(grade), message=message)
+    if pool.silent:
+        yield note("workers_silent", f"{_workers(pool.silent)} missing heartbeats, and about to be given up")
+
+
+def _queue(snapshot: Snapshot, capacity: CapacityPolicy) -> Iterator[Finding]:
+    """The alert goes by the whole queue, as the contract has it; the report by each priority's quota too."""
+    queue = snapshot.queue
+    fullness = capacity_level(capacity, queue.depth)
+    if fullness != "normal":
+        message = f"{queue.count():,} tasks are queued and {capacity.max_queue_size:,} may be, by priority less"
+        is_critical = fullness == "critical"
+        yield critical("queue_nearly_full", message) if is_critical else degraded("queue_nearly_full", message)
+    paused_agents = {pause.agent_type for pause in queue.pauses}
+    for agent in AgentType:
+        waiting = queue.count(agent=agent, phase="pending")
+        if waiting and agent in paused_agents:
+            yield note("agent_paused", f"{agent} is paused, and {waiting:,} of its tasks wait")
+        elif waiting and agent not in queue.served_agents:
+            yield degraded("agent_unserved", f"{waiting:,} tasks of {agent} wait, and no live worker can run them")
+
+
+def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    """The alert lets the last sample of the fullest host last; the report, without a memory, takes means of each."""
+    hosts = sorted({span.subject for span in snapshot.spans if utilisation.is_host(span.subject)})
+    for host in hosts:
+        for measure, name in _NAMES.items():
+            percent = utilisation.mean_of(snapshot.spans, host, measure, least_samples=policy.least_samples)
+            if percent is not None:
+                message = f"{name} of {host} {'are' if measure is Measure.CPU else 'is'} {percent:.0f} % in use"
+                message += ", on the mean of the last minutes"
+                yield from pressure(measure.value, percent / 100, policy, message)
+
+
+def _unmeasured(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    """Notes on the figures that are 0 because nobody has measured them."""
+    for measure, name in _NAMES.items():
+        if host_percent(snapshot, measure, policy) is None:
+            yield not_measured(f"{measure.value}_percentage", f"nobody has measured {name} in the last minute")
+    if snapshot.pool.busy_share is None:
+        yield not_measured("utilization_percentage", "there is no worker that may be leased to")
+    if snapshot.language_model.usage is None:
+        yield not_measured("llm_api_usage_percentage", "no use of language models has been measured")
+    if snapshot.queue.count(phase="pending") and oldest_seconds(snapshot.queue) is None:
+        yield not_measured("oldest_task_age_seconds", "nobody has looked for the oldest task yet")
+
+
+def _workers(count: int) -> str:
+    return "1 worker is" if count == 1 else f"{count:,} workers are"

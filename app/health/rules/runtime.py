@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.health.rules.finding import Reason, not_measured
+from app.health.rules.finding import Finding, not_measured
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations, total
 from app.queue.rules.status import EVENTS_BY_OUTCOME, RECENT, QueueSnapshot, events_within
@@ -68,7 +68,7 @@ def arrivals_per_second(queue: QueueSnapshot, agent: AgentType) -> float:
     return events_within(of_agent, EVENTS_BY_OUTCOME["submitted"], queue.at, RECENT) / RECENT.total_seconds()
 
 
-def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Reason]:
+def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Finding]:
     """Which runtime metrics are 0 because nothing was measured."""
     found = []
     if completion_seconds(queue) is None:

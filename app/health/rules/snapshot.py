@@ -1,16 +1,14 @@
-"""What a judgement of the whole goes by: what is looked at, what is still well, and what a finding is."""
+"""All that the checks of health look at, and the thresholds by which they judge."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import IntEnum
 
 from app.health.rules.alerts import Standing
-from app.health.rules.finding import Level
-from app.health.rules.observations import DatabaseCondition, Running, WorkerCounts
 from app.health.rules.runtime import LanguageModel, Pool
 from app.health.rules.series import Current
-from app.health.rules.symptoms import SymptomPolicy
 from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.agents import AgentType
 from app.queue.rules.degradation import DegradationStep
@@ -18,52 +16,140 @@ from app.queue.rules.status import QueueSnapshot
 from app.scaling.rules.estimates import ServicePolicy
 from app.workers.rules.recovery import Recovery
 
-_SYMPTOMS = SymptomPolicy()
+MINUTE = timedelta(minutes=1)
+# Growth is computed from two depths that lie a minute apart, or a little more.
+GROWTH_SPAN = MINUTE
+# A worker that has taken no task for so long is idle: the contract's bound on starvation.
+IDLE_AFTER = timedelta(seconds=30)
+
+
+class Grade(IntEnum):
+    """How bad a figure is; fading is below the threshold and still near it."""
+
+    WELL = 0
+    FADING = 1
+    DEGRADED = 2
+    CRITICAL = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """From where on a figure is degraded, and from where on critical."""
+    """Thresholds of a figure, in its own unit; without the second it is never critical."""
 
     degraded: float
-    critical: float
-
-    def level(self, figure: float) -> Level | None:
-        """How bad the figure is, None when it is not."""
-        if figure >= self.critical:
-            return Level.CRITICAL
-        return Level.DEGRADED if figure >= self.degraded else None
+    critical: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportPolicy:
-    """What is still well. Percentages, seconds, and numbers of rows."""
+class CheckPolicy:
+    """Thresholds of all checks; seconds, tasks a minute, shares of 1, numbers of rows.
 
-    # 80 % is the specification's own threshold of resources. Busy processors make all slow and end nothing, but when
-    # memory is used up, processes are killed.
-    processors: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=math.inf))
-    memory: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
-    # A minute of samples: what comes and goes within one is ordinary.
-    least_samples: int = 12
-    # What is worth an alert is worth a finding: queue and database are judged by the same figures.
-    oldest_task: Bounds = field(
-        default_factory=lambda: Bounds(degraded=_SYMPTOMS.oldest_seconds, critical=_SYMPTOMS.oldest_critical_seconds)
-    )
-    oldest_snapshot: Bounds = field(
-        default_factory=lambda: Bounds(
-            degraded=_SYMPTOMS.snapshot_seconds, critical=_SYMPTOMS.snapshot_critical_seconds
-        )
-    )
-    dead_rows: int = _SYMPTOMS.dead_rows
-    # Percent of the pool. One of three lost is worth a look; half of it at once is the specification's mass failure.
-    lost: Bounds = field(default_factory=lambda: Bounds(degraded=10.0, critical=50.0))
+    80 %, 100 a minute and 30 s are the contract's. A low task is raised after 10 minutes and again after 20: one that
+    waits for half an hour all the same is failed by the system. A thousand tasks a second leave a million dead rows in
+    about five minutes, which is also how long a snapshot may be held.
+    """
+
+    # The contract raises alerts above 80 %; the report calls a figure short that has reached its threshold.
+    is_wrong_at_threshold: bool = False
+    # From this share of its threshold on a figure is near it.
+    fading: float = 0.9
+    oldest_task: Bounds = field(default_factory=lambda: Bounds(degraded=600.0, critical=1800.0))
+    # The sweep ends what is past its deadline within a second or two.
+    overdue_grace_seconds: float = 30.0
+    stuck_seconds: float = 900.0
+    # Times the longest of those that ended lately.
+    stuck_factor: float = 4.0
+    pressure: Bounds = field(default_factory=lambda: Bounds(degraded=0.80, critical=0.95))
+    growth_per_minute: float = 100.0
+    # Between two tasks a worker is idle for a moment; of very many workers some always are.
+    starving_share: float = 0.05
+    # Of the pool. One of three lost is worth a look; half of it at once is the specification's mass failure.
+    workers_lost: Bounds = field(default_factory=lambda: Bounds(degraded=0.10, critical=0.50))
+    snapshot_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=300.0, critical=1800.0))
+    snapshot_transactions: int = 1_000_000
+    dead_rows: int = 1_000_000
     # The fastest duties run every second, so 30 s without any means that no loop runs.
     loops_silent_seconds: float = 30.0
     # A duty may miss turns, to a long transaction for one; three in a row, and half a minute, it may not.
     missed_turns: float = 3.0
-    connections: Bounds = field(default_factory=lambda: Bounds(degraded=80.0, critical=95.0))
+    # A minute of samples: what comes and goes within one is ordinary.
+    least_samples: int = 12
     utilisation: UtilisationPolicy = field(default_factory=UtilisationPolicy)
     service: ServicePolicy = field(default_factory=ServicePolicy)
+
+    def grade(self, figure: float, bounds: Bounds) -> Grade:
+        """How bad a figure is that should stay below its bounds."""
+        if self._exceeds(figure, bounds.critical):
+            return Grade.CRITICAL
+        if self._exceeds(figure, bounds.degraded):
+            return Grade.DEGRADED
+        return Grade.FADING if self._exceeds(figure, bounds.degraded * self.fading) else Grade.WELL
+
+    def _exceeds(self, figure: float, threshold: float) -> bool:
+        return figure >= threshold if self.is_wrong_at_threshold else figure > threshold
+
+
+FOR_ALERTS = CheckPolicy()
+FOR_REPORT = CheckPolicy(is_wrong_at_threshold=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Number of queued tasks at a moment."""
+
+    at: datetime
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Tasks of an agent type that workers execute: seconds of the longest, and how many are past their deadline."""
+
+    tasks: int
+    longest_seconds: float
+    overdue: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCounts:
+    """Workers that are past their start; `idle` have taken nothing for a while, `idle_for` is what they could run.
+
+    `minimum` is the configured one; None when nobody has configured anything yet.
+    """
+
+    alive: int
+    idle: int = 0
+    idle_for: frozenset[AgentType] = frozenset()
+    minimum: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseCondition:
+    """`snapshot_seconds` is the age of the oldest snapshot that somebody holds, which keeps dead rows from being
+    cleaned up, and `snapshot_transactions` how many transactions ago that was; `connections` is a share of 1."""
+
+    snapshot_seconds: float
+    snapshot_transactions: int
+    dead_rows: Mapping[str, int]
+    connections: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """All that alerts watch, read at one moment. None or a missing key: not measured, which is not zero.
+
+    `resources` are shares of 1 by name; `breakers` is true for each model whose breaker is open.
+    """
+
+    queue: QueueSnapshot
+    depths: Sequence[Depth] = ()
+    running: Mapping[AgentType, Running] | None = None
+    workers: WorkerCounts | None = None
+    resources: Mapping[str, float | None] | None = None
+    breakers: Mapping[str, bool] | None = None
+    recovery: Recovery | None = None
+    database: DatabaseCondition | None = None
+    step: DegradationStep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,23 +162,13 @@ class DutyTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """What may be going wrong: long and overdue tasks, idle workers, failing replacements, breakers, degradation."""
+class Snapshot(Observations):
+    """All that the health report and the gauges show; of one moment, so it holds no `depths`.
 
-    running: Mapping[AgentType, Running] = field(default_factory=dict)
-    crew: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
-    recovery: Recovery = field(default_factory=Recovery)
-    breakers: Mapping[str, bool] = field(default_factory=dict)
-    step: DegradationStep = DegradationStep.NONE
-    alerts: Sequence[Standing] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """All that a report depends on; `target_workers` is that of the last scaling decision, None before the first."""
+    `target_workers` is that of the last scaling decision, None before the first.
+    """
 
     at: datetime
-    queue: QueueSnapshot
     pool: Pool
     min_workers: int
     target_workers: int | None = None
@@ -101,4 +177,20 @@ class Snapshot:
     turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
     pushed: Sequence[Current] = ()
-    trouble: Trouble = field(default_factory=Trouble)
+    running: Mapping[AgentType, Running] = field(default_factory=dict)
+    workers: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
+    recovery: Recovery = field(default_factory=Recovery)
+    breakers: Mapping[str, bool] = field(default_factory=dict)
+    step: DegradationStep = DegradationStep.NONE
+    alerts: Sequence[Standing] = ()
+
+
+def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:
+    """The depths after one more, back to the last that is a minute old.
+
+    Depths far more than a minute old are dropped: after a pause of the duty they would mix two times.
+    """
+    latest = Depth(at=at, tasks=tasks)
+    recent = [depth for depth in depths if at - depth.at < 2 * GROWTH_SPAN]
+    old = [depth for depth in recent if at - depth.at >= GROWTH_SPAN]
+    return [*old[-1:], *(depth for depth in recent if at - depth.at < GROWTH_SPAN), latest]

@@ -9,10 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import duties
 from app.health.errors import AlertNotFound, AlertResolved
-from app.health.rules.alert_checks import examine
 from app.health.rules.alerts import AlertPlan, AlertPolicy, AlertSnapshot, AlertState, plain, plan, spells_of
-from app.health.rules.observations import Depth
-from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.checks import alert_symptoms
+from app.health.rules.snapshot import FOR_ALERTS, Depth
 from app.health.service import observations, webhooks
 from app.health.store import alerts
 from app.health.store.alerts import Alert
@@ -32,10 +31,9 @@ async def watch(
 
     With `tells`, what others are to hear of it is written down in the same transaction.
     """
-    symptom_policy = SymptomPolicy()
     memory = await _memory(connection)
-    seen = await observations.look(connection, capacity, symptom_policy, _depths(memory))
-    symptoms, unknown = examine(seen, symptom_policy)
+    seen = await observations.look(connection, capacity, FOR_ALERTS, _depths(memory))
+    symptoms, unknown = alert_symptoms(seen, FOR_ALERTS)
     before = memory.get("looked_at")
     snapshot = AlertSnapshot(
         symptoms=symptoms,
@@ -60,8 +58,8 @@ async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, no
     if alert is None:
         return await _acknowledged_before(connection, alert_id)
     before, after = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
-    matter = {"rule": alert.rule.value, "subject": alert.subject}
-    await audit.record(connection, "alert.acknowledge", by=by, before=before, after={**after, **matter}, reason=note)
+    key = {"rule": alert.rule.value, "subject": alert.subject}
+    await audit.record(connection, "alert.acknowledge", by=by, before=before, after={**after, **key}, reason=note)
     return alert
 
 
@@ -96,8 +94,8 @@ async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: 
 
 
 def _told(alert: Alert) -> dict[str, Any]:
-    matter = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
-    return {**matter, "severity": alert.severity.name.lower(), "summary": alert.summary}
+    key = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
+    return {**key, "severity": alert.severity.name.lower(), "summary": alert.summary}
 
 
 async def looked_at(connection: AsyncConnection) -> datetime | None:

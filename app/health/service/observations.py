@@ -6,8 +6,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import config
-from app.health.rules.observations import MINUTE, Depth, Observations, with_depth
-from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest
 from app.health.store import observations as store
 from app.health.store import utilisation
@@ -21,7 +20,7 @@ from app.workers.service.recovery import recovery
 
 
 async def look(
-    connection: AsyncConnection, capacity: CapacityPolicy, policy: SymptomPolicy, depths: Sequence[Depth] = ()
+    connection: AsyncConnection, capacity: CapacityPolicy, policy: CheckPolicy, depths: Sequence[Depth] = ()
 ) -> Observations:
     """How everything stands; `depths` are those of the looks before."""
     queue = await status.look(connection)
@@ -31,7 +30,7 @@ async def look(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
         running=await store.running(connection, policy.overdue_grace_seconds),
-        pool=await store.pool(connection, minimum),
+        workers=await store.pool(connection, minimum),
         resources={"queue": sum(queue.depth.values()) / capacity.max_queue_size, **await _used(connection, queue.at)},
         breakers=await store.breakers(connection),
         recovery=await recovery(connection),

@@ -6,7 +6,7 @@ It has a connection of its own, so that it sees what is wrong also when all othe
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,8 +17,7 @@ from app.db.database import Database
 from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
-from app.health.rules.snapshot import ReportPolicy, Snapshot, Trouble
-from app.health.rules.symptoms import SymptomPolicy
+from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
 from app.health.service.observations import step_in_force
 from app.health.store import alerts, pool_counts, series, utilisation
 from app.health.store import observations as store
@@ -51,7 +50,7 @@ class LookPolicy:
 class Terms:
     """By what is judged."""
 
-    report: ReportPolicy = field(default_factory=ReportPolicy)
+    report: CheckPolicy = FOR_REPORT
     capacity: CapacityPolicy
     initial_mode: Mode
     silent_seconds: float
@@ -146,22 +145,15 @@ async def gather(connection: AsyncConnection, terms: Terms) -> Snapshot:
         database=await store.database(connection),
         turns=await pool_counts.turns(connection),
         pushed=await series.current(connection),
-        trouble=await trouble(connection),
+        running=await store.running(connection, FOR_ALERTS.overdue_grace_seconds),
+        workers=await store.pool(connection, None),
+        recovery=await recovery(connection),
+        breakers=await store.breakers(connection),
+        step=await step_in_force(connection),
+        alerts=await alerts.standing(connection),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )
 
 
 def _slow(seconds: float) -> str:
     return f"the database has not answered within {seconds:g} s: it is overloaded, or something holds a lock"
-
-
-async def trouble(connection: AsyncConnection) -> Trouble:
-    """What may be going wrong, for the health report and for Prometheus."""
-    return Trouble(
-        running=await store.running(connection, SymptomPolicy().overdue_grace_seconds),
-        crew=await store.pool(connection, None),
-        recovery=await recovery(connection),
-        breakers=await store.breakers(connection),
-        step=await step_in_force(connection),
-        alerts=await alerts.standing(connection),
-    )

@@ -1,4 +1,4 @@
-"""Alerts: opened, brought up to date, acknowledged and resolved; of each matter one stands at most."""
+"""Alerts: opened, brought up to date, acknowledged and resolved; of each key one stands at most."""
 
 import json
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
 from app.health.rules.alerts import STANDING, AlertState, Resolution, Standing, Update
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ async def standing(connection: AsyncConnection) -> list[Standing]:
     return [
         Standing(
             alert_id=row["id"],
-            matter=AlertKey(rule=AlertRule(row["rule"]), subject=row["subject"]),
+            key=AlertKey(rule=AlertRule(row["rule"]), subject=row["subject"]),
             severity=Severity[row["severity"].upper()],
             updated_at=row["updated_at"],
         )
@@ -96,9 +96,9 @@ async def standing(connection: AsyncConnection) -> list[Standing]:
 
 
 async def open_alert(connection: AsyncConnection, symptom: Symptom) -> Alert | None:
-    """Open an alert; None when one on this matter stands already."""
-    matter = {"rule": symptom.matter.rule.value, "subject": symptom.matter.subject}
-    values = {**matter, **_told(symptom), "severity": _word(symptom.severity)}
+    """Open an alert; None when one on this key stands already."""
+    key = {"rule": symptom.key.rule.value, "subject": symptom.key.subject}
+    values = {**key, **_told(symptom), "severity": _word(symptom.severity)}
     return _first(await connection.execute(_OPEN, values))
 
 
@@ -148,7 +148,7 @@ async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> in
 
 
 def _told(symptom: Symptom) -> dict[str, str]:
-    return {"summary": symptom.summary, "advice": symptom.advice, "facts": json.dumps(dict(symptom.facts))}
+    return {"summary": symptom.message, "advice": symptom.advice, "facts": json.dumps(dict(symptom.facts))}
 
 
 def _word(severity: Severity) -> str:

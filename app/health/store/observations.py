@@ -6,7 +6,7 @@ Every statement looks at each worker or connection, and at no other tasks than t
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.health.rules.observations import IDLE_AFTER, DatabaseCondition, Running, WorkerCounts
+from app.health.rules.snapshot import IDLE_AFTER, DatabaseCondition, Running, WorkerCounts
 from app.kernel.agents import AgentType
 from app.queue.store import lease_ledger
 from app.workers.store.pool import LIVE

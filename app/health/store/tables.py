@@ -18,8 +18,8 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.db.columns import metadata, moment, one_of
 from app.health.rules.alerts import AlertState
+from app.health.rules.finding import AlertRule, Severity
 from app.health.rules.series import MetricKind
-from app.health.rules.symptoms import AlertRule, Severity
 from app.health.rules.utilisation import Measure
 from app.queue.rules.events import AlertKind
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.admin.rules.access import Role
 from app.db.database import Database
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 from app.health.rules.webhooks import WebhookPolicy
 from app.health.store import alerts, webhooks
 from app.queue.rules.events import AlertKind
@@ -19,9 +19,10 @@ from tests.support.watching import look, neglected, served
 
 async def opened(database: Database, rule: AlertRule, severity: Severity, subject: str = "") -> int:
     symptom = Symptom(
-        matter=AlertKey(rule=rule, subject=subject),
-        severity=severity,
-        summary="something is wrong",
+        code=rule.value,
+        key=AlertKey(rule=rule, subject=subject),
+        level=Level.CRITICAL if severity is Severity.CRITICAL else Level.DEGRADED,
+        message="something is wrong",
         advice="mend it",
         facts={"share": 0.9},
     )

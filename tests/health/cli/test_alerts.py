@@ -7,7 +7,7 @@ import pytest
 
 from app.admin.rules.access import Role
 from app.db.database import Database
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Level, Symptom
 from app.health.store import alerts
 from tests.support.command_line import CommandLine, Service
 from tests.support.sql import execute
@@ -18,9 +18,10 @@ async def alert(live_service: Service) -> AsyncIterator[int]:
     """The number of an alert that stands."""
     database = Database(live_service.database_url)
     symptom = Symptom(
-        matter=AlertKey(rule=AlertRule.BREAKER_OPEN, subject=uuid4().hex),
-        severity=Severity.CRITICAL,
-        summary="[bold]it fails\x1b[2J",
+        code="breaker_open",
+        key=AlertKey(rule=AlertRule.BREAKER_OPEN, subject=uuid4().hex),
+        level=Level.CRITICAL,
+        message="[bold]it fails\x1b[2J",
         advice="ask the provider",
         facts={"share": 0.5},
     )

@@ -18,19 +18,19 @@ from app.health.rules.alerts import (
     plan,
     spells_of,
 )
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 
-MATTER = AlertKey(rule=AlertRule.QUEUE_GROWTH)
+KEY = AlertKey(rule=AlertRule.QUEUE_GROWTH)
 POLICY = AlertPolicy(patience={rule: For(opens_after=20, resolves_after=30) for rule in AlertRule})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = timedelta(seconds=5)
 
 
-def symptom(severity: Severity = Severity.WARNING, *, fading: bool = False, matter: AlertKey = MATTER) -> Symptom:
-    return Symptom(matter=matter, severity=severity, summary="grows", advice="look", is_fading=fading)
+def symptom(level: Level = Level.DEGRADED, *, fading: bool = False, key: AlertKey = KEY) -> Symptom:
+    return Symptom(code=key.rule.value, key=key, level=level, message="grows", advice="look", is_fading=fading)
 
 
-RAISED, FADING, WORSE = symptom(), symptom(fading=True), symptom(Severity.CRITICAL)
+RAISED, FADING, WORSE = symptom(), symptom(fading=True), symptom(Level.CRITICAL)
 
 
 @dataclass
@@ -60,13 +60,11 @@ class Watch:
         for update in decided.updated:
             old = self.standing[update.alert_id]
             self.standing[update.alert_id] = Standing(
-                alert_id=update.alert_id, matter=old.matter, severity=update.severity, updated_at=self.now
+                alert_id=update.alert_id, key=old.key, severity=update.severity, updated_at=self.now
             )
         for new in decided.opened:
             number = len(self.opened)
-            self.standing[number] = Standing(
-                alert_id=number, matter=new.matter, severity=new.severity, updated_at=self.now
-            )
+            self.standing[number] = Standing(alert_id=number, key=new.key, severity=new.severity, updated_at=self.now)
             self.opened.append(self.now)
         self.spells, self.looked_at = dict(decided.spells), self.now
         return decided
@@ -120,15 +118,15 @@ def test_a_fading_symptom_opens_nothing_and_keeps_what_stands() -> None:
 def test_what_cannot_be_known_neither_opens_nor_resolves() -> None:
     watch = Watch()
     watch.looks(3, RAISED)
-    watch.looks(20, unknown=[MATTER.rule])
+    watch.looks(20, unknown=[KEY.rule])
     assert watch.opened == []
     watch.look(RAISED)
     assert watch.opened == [], "nobody saw it last"
     watch = opened()
-    watch.looks(50, unknown=[MATTER.rule])
+    watch.looks(50, unknown=[KEY.rule])
     assert watch.resolved == []
     watch.look()
-    watch.looks(20, unknown=[MATTER.rule])
+    watch.looks(20, unknown=[KEY.rule])
     watch.look()
     assert watch.resolved == [], "nobody saw that it stayed away"
 
@@ -164,27 +162,25 @@ def test_an_alert_that_nothing_is_remembered_of_is_given_its_time() -> None:
 
 
 def test_subjects_of_a_rule_are_apart() -> None:
-    cpu, memory = (
-        symptom(matter=AlertKey(rule=AlertRule.RESOURCE_PRESSURE, subject=name)) for name in ("cpu", "memory")
-    )
+    cpu, memory = (symptom(key=AlertKey(rule=AlertRule.RESOURCE_PRESSURE, subject=name)) for name in ("cpu", "memory"))
     watch = Watch()
     watch.looks(5, cpu)
     watch.looks(5, cpu, memory)
-    assert {alert.matter.subject for alert in watch.standing.values()} == {"cpu", "memory"}
+    assert {alert.key.subject for alert in watch.standing.values()} == {"cpu", "memory"}
     watch.looks(7, memory)
-    assert {alert.matter.subject for alert in watch.standing.values()} == {"memory"}
+    assert {alert.key.subject for alert in watch.standing.values()} == {"memory"}
 
 
 @given(st.lists(st.sampled_from(["raised", "worse", "fading", "away", "unknown", "blind"]), max_size=120))
 def test_nothing_flaps_whatever_the_noise(noise: list[str]) -> None:
-    """Of a matter one alert stands at most, and from one opening to the next both waits have passed."""
+    """Of a key one alert stands at most, and from one opening to the next both waits have passed."""
     seen = {"raised": [RAISED], "worse": [WORSE], "fading": [FADING]}
     watch = Watch()
     for kind in noise:
         after = timedelta(minutes=3) if kind == "blind" else TICK
-        watch.look(*seen.get(kind, []), unknown=[MATTER.rule] if kind == "unknown" else [], after=after)
+        watch.look(*seen.get(kind, []), unknown=[KEY.rule] if kind == "unknown" else [], after=after)
         assert len(watch.standing) <= 1
-    patience = POLICY.patience[MATTER.rule]
+    patience = POLICY.patience[KEY.rule]
     least = timedelta(seconds=patience.opens_after + patience.resolves_after)
     for first, second in zip(watch.opened, watch.opened[1:], strict=False):
         assert second - first >= least

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.health.rules import utilisation
-from app.health.rules.finding import Level, Reason
+from app.health.rules.finding import Finding, Level
 from app.health.rules.report import DATABASE_AWAY, Overall, Report, blind, overall, report
 from app.health.rules.runtime import LanguageModel
-from app.health.rules.snapshot import DutyTurn, ReportPolicy, Snapshot
+from app.health.rules.snapshot import FOR_REPORT, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
 from app.queue.rules.admission import CapacityPolicy
@@ -19,7 +19,7 @@ from app.queue.rules.status import Pause
 from tests.support.snapshots import HOST, NOON, condition, pool, queue, span, well
 
 _CAPACITY = CapacityPolicy(max_queue_size=1000)
-_POLICY = ReportPolicy()
+_POLICY = FOR_REPORT
 _RANKING = AgentType.RANKING
 _PAUSE = Pause(agent_type=_RANKING, reason="upkeep", paused_by="key", paused_at=NOON)
 
@@ -181,11 +181,11 @@ def test_without_a_database_from_the_beginning_nothing_is_known() -> None:
     assert [reason.code for reason in found.reasons] == [DATABASE_AWAY, "not_measured"]
 
 
-_REASONS = st.builds(Reason, code=st.text(), level=st.sampled_from(Level), message=st.text())
+_REASONS = st.builds(Finding, code=st.text(), level=st.sampled_from(Level), message=st.text())
 
 
 @given(st.lists(_REASONS), _REASONS)
-def test_one_finding_more_never_makes_it_better(reasons: list[Reason], more: Reason) -> None:
+def test_one_finding_more_never_makes_it_better(reasons: list[Finding], more: Finding) -> None:
     order = list(Overall)
     assert order.index(overall([*reasons, more])) >= order.index(overall(reasons))
     assert overall([*reasons, more]) is overall([more, *reasons])

@@ -8,7 +8,7 @@ import pytest
 from app.db.database import Database
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import AlertPolicy, AlertState, Resolution
-from app.health.rules.symptoms import AlertKey, AlertRule, Severity, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 from app.health.service import alerts
 from app.health.store import alerts as store
 from app.health.store.alerts import Alert, Wanted
@@ -16,7 +16,12 @@ from tests.support.sql import execute, until_blocked, value
 from tests.support.watching import look, neglected, served
 
 SYMPTOM = Symptom(
-    matter=AlertKey(rule=AlertRule.OLDEST_TASK), severity=Severity.WARNING, summary="it waits", advice="look", facts={}
+    code="oldest_task",
+    key=AlertKey(rule=AlertRule.OLDEST_TASK),
+    level=Level.DEGRADED,
+    message="it waits",
+    advice="look",
+    facts={},
 )
 
 

@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from app.health.rules.alert_checks import examine
-from app.health.rules.observations import DatabaseCondition, Depth, Observations, Running, WorkerCounts, with_depth
-from app.health.rules.symptoms import AlertRule, Severity, Symptom, SymptomPolicy
+from app.health.rules.checks import alert_symptoms
+from app.health.rules.finding import AlertRule, Severity, Symptom
+from app.health.rules.snapshot import (
+    FOR_ALERTS,
+    DatabaseCondition,
+    Depth,
+    Observations,
+    Running,
+    WorkerCounts,
+    with_depth,
+)
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
@@ -27,7 +35,7 @@ def queue(tasks: Mapping[Lane, int] | None = None, **more: Any) -> QueueSnapshot
 
 
 def told(snapshot: QueueSnapshot | None = None, **seen: Any) -> list[Symptom]:
-    return examine(Observations(queue=snapshot or queue(), **seen), SymptomPolicy())[0]
+    return alert_symptoms(Observations(queue=snapshot or queue(), **seen), FOR_ALERTS)[0]
 
 
 def one(snapshot: QueueSnapshot | None = None, **seen: Any) -> Symptom:
@@ -40,9 +48,9 @@ def test_all_is_well_without_a_reason_to_worry() -> None:
 
 
 def test_what_was_not_measured_is_unknown_and_not_well() -> None:
-    _, unknown = examine(Observations(queue=queue()), SymptomPolicy())
+    _, unknown = alert_symptoms(Observations(queue=queue()), FOR_ALERTS)
     assert unknown == frozenset(AlertRule) - {AlertRule.OLDEST_TASK}
-    _, unknown = examine(Observations(queue=queue(), pool=WorkerCounts(alive=0)), SymptomPolicy())
+    _, unknown = alert_symptoms(Observations(queue=queue(), workers=WorkerCounts(alive=0)), FOR_ALERTS)
     assert AlertRule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
     assert AlertRule.WORKER_STARVATION not in unknown
 
@@ -53,14 +61,14 @@ def test_what_was_not_measured_is_unknown_and_not_well() -> None:
 )
 def test_the_oldest_task(minutes: float, expected: tuple[Severity, bool] | None) -> None:
     oldest = {Priority.LOW: AT - timedelta(minutes=1), Priority.HIGH: AT - timedelta(minutes=minutes)}
-    found = told(queue(oldest=oldest))
+    found = told(queue({GENERATION: 1}, oldest=oldest))
     assert [(s.severity, s.is_fading) for s in found] == ([] if expected is None else [expected])
-    assert all("priority high" in symptom.summary for symptom in found)
+    assert all("priority high" in symptom.message for symptom in found)
 
 
 def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
     symptom = one(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
-    assert (symptom.matter.rule, symptom.matter.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
+    assert (symptom.key.rule, symptom.key.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
     assert symptom.severity is Severity.CRITICAL
 
 
@@ -74,14 +82,14 @@ def test_long_is_what_is_far_longer_than_usual() -> None:
 
 
 def test_a_pool_below_its_minimum() -> None:
-    assert told(pool=WorkerCounts(alive=10, minimum=10)) == []
-    assert one(pool=WorkerCounts(alive=9, minimum=10)).severity is Severity.WARNING
-    assert one(pool=WorkerCounts(alive=4, minimum=10)).severity is Severity.CRITICAL
+    assert told(workers=WorkerCounts(alive=10, minimum=10)) == []
+    assert one(workers=WorkerCounts(alive=9, minimum=10)).severity is Severity.WARNING
+    assert one(workers=WorkerCounts(alive=4, minimum=10)).severity is Severity.CRITICAL
 
 
 def test_resources_each_for_itself() -> None:
     found = told(resources={"cpu": 0.81, "memory": 0.5, "llm_permits": 0.96, "queue": 0.75, "gpu": None})
-    kinds = {symptom.matter.subject: (symptom.severity, symptom.is_fading) for symptom in found}
+    kinds = {symptom.key.subject: (symptom.severity, symptom.is_fading) for symptom in found}
     assert kinds == {
         "cpu": (Severity.WARNING, False),
         "llm_permits": (Severity.CRITICAL, False),
@@ -96,7 +104,7 @@ def depths(*tasks: int, seconds: float = 20) -> list[Depth]:
 def test_growth_is_told_over_a_minute_at_least() -> None:
     assert told(depths=depths(0, 5_000, 10_000)) == []
     symptom = one(depths=depths(0, 50, 100, 150))
-    assert (symptom.matter.rule, symptom.facts["tasks_per_minute"]) == (AlertRule.QUEUE_GROWTH, 150)
+    assert (symptom.key.rule, symptom.facts["tasks_per_minute"]) == (AlertRule.QUEUE_GROWTH, 150)
     assert told(depths=depths(5_000, 5_000, 5_000, 5_080)) == []
     assert one(depths=depths(0, 0, 0, 95)).is_fading
 
@@ -113,25 +121,25 @@ def test_depths_are_kept_for_a_minute_and_a_little() -> None:
 
 def test_starvation_is_of_workers_that_could_run_what_waits() -> None:
     idle = WorkerCounts(alive=4, idle=1, idle_for=frozenset({AgentType.GENERATION}))
-    assert told(queue({RANKING: 5}), pool=idle) == []
-    symptom = one(queue({GENERATION: 5, RANKING: 9}), pool=idle)
-    assert symptom.summary == "1 worker idles although tasks wait that could be run there: 5"
+    assert told(queue({RANKING: 5}), workers=idle) == []
+    symptom = one(queue({GENERATION: 5, RANKING: 9}), workers=idle)
+    assert symptom.message == "1 worker idles although tasks wait that could be run there: 5"
     paused = Pause(agent_type=AgentType.GENERATION, reason="", paused_by="x", paused_at=AT)
-    assert told(queue({GENERATION: 5}, pauses=[paused]), pool=idle) == []
-    assert told(queue({GENERATION: 5}), pool=WorkerCounts(alive=4)) == []
+    assert told(queue({GENERATION: 5}, pauses=[paused]), workers=idle) == []
+    assert told(queue({GENERATION: 5}), workers=WorkerCounts(alive=4)) == []
 
 
 def test_of_very_many_workers_some_are_always_between_two_tasks() -> None:
     able = frozenset({AgentType.GENERATION})
-    assert told(queue({GENERATION: 500}), pool=WorkerCounts(alive=1000, idle=49, idle_for=able)) == []
-    assert len(told(queue({GENERATION: 500}), pool=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
+    assert told(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=49, idle_for=able)) == []
+    assert len(told(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
 
 
 def test_breakers_and_replacements() -> None:
-    assert one(breakers={"small": False, "large": True}).matter.subject == "large"
+    assert one(breakers={"small": False, "large": True}).key.subject == "large"
     assert told(recovery=Recovery()) == []
     failing = Recovery(failing=["here/1"], lost_share=0.25, reason="they die")
-    assert (one(recovery=failing).summary, one(recovery=failing).severity) == ("they die", Severity.WARNING)
+    assert (one(recovery=failing).message, one(recovery=failing).severity) == ("they die", Severity.WARNING)
     overdue = Recovery(overdue=3, lost_share=0.75, reason="they do not come")
     assert one(recovery=overdue).severity is Severity.CRITICAL
 
@@ -150,12 +158,12 @@ def test_breakers_and_replacements() -> None:
 def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, bool]]) -> None:
     usual: dict[str, Any] = {"snapshot_seconds": 1.0, "snapshot_transactions": 5, "dead_rows": {}, "connections": 0.1}
     found = told(database=DatabaseCondition(**(usual | changes)))
-    assert [(symptom.matter.subject, symptom.is_fading) for symptom in found] == expected
+    assert [(symptom.key.subject, symptom.is_fading) for symptom in found] == expected
 
 
 def test_degradation_is_told_and_its_last_step_is_critical() -> None:
     assert told(step=DegradationStep.NONE) == []
-    assert (one(step=DegradationStep.DEPTH).matter.rule, one(step=DegradationStep.DEPTH).severity) == (
+    assert (one(step=DegradationStep.DEPTH).key.rule, one(step=DegradationStep.DEPTH).severity) == (
         AlertRule.DEGRADED,
         Severity.WARNING,
     )
@@ -167,12 +175,12 @@ def test_every_symptom_says_what_to_do() -> None:
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
         depths=depths(0, 0, 0, 500),
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
-        pool=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
+        workers=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
         resources={"cpu": 1.0},
         breakers={"large": True},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,
     )
-    assert {symptom.matter.rule for symptom in found} == set(AlertRule)
-    assert all(symptom.advice and symptom.summary for symptom in found)
+    assert {symptom.key.rule for symptom in found} == set(AlertRule)
+    assert all(symptom.advice and symptom.message for symptom in found)
