@@ -58,7 +58,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         admission=Admission(settings.capacity),
         bursts=Bursts(database, config),
         config=config,
-        permits=PermitService(database, broker.fairness, PermitPolicy(ttl=settings.permit_seconds)),
+        permits=PermitService(database, broker.fairness, PermitPolicy(ttl_seconds=settings.permit_seconds)),
         # Connections of its own: a lookout that waits behind those it watches sees nothing.
         lookout=SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
         duplicate_window_seconds=settings.duplicate_window_seconds,

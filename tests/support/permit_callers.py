@@ -11,23 +11,23 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
-from app.llm.rules.outcomes import Outcome, Report
-from app.llm.rules.permits import AskId, PermitRequest
-from app.llm.service.grant import Request
+from app.llm.rules.outcomes import CallReport, Outcome
+from app.llm.rules.permits import PermitRequest, RequestId
+from app.llm.service.grant import AcquireRequest
 from app.llm.service.settle import Settlement
 from app.llm.store.permits import Permit
 from tests.support.sql import execute
 
 
-def request(model: str = "m", **changes: Any) -> Request:
-    ask = PermitRequest(
-        id=AskId("key", uuid4()), model=model, agent_type=AgentType.RANKING, priority=Priority.MEDIUM, tokens=100
+def request(model: str = "m", **changes: Any) -> AcquireRequest:
+    permit_request = PermitRequest(
+        id=RequestId("key", uuid4()), model=model, agent_type=AgentType.RANKING, priority=Priority.MEDIUM, tokens=100
     )
-    return Request(ask=replace(ask, **changes))
+    return AcquireRequest(permit_request=replace(permit_request, **changes))
 
 
-def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **told: Any) -> Settlement:
-    report = Report(outcome=outcome, **told)
+def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **reported: Any) -> Settlement:
+    report = CallReport(outcome=outcome, **reported)
     return Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
 
 

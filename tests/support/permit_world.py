@@ -1,4 +1,4 @@
-"""Callers, the rule that deals out permits, and a clock, without a database."""
+"""Callers, the rule that grants permits, and a clock, without a database."""
 
 import heapq
 from collections import Counter
@@ -11,19 +11,19 @@ from uuid import UUID
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.llm.rules.concurrency import Pressure, PressurePolicy
-from app.llm.rules.grant import decide
-from app.llm.rules.models import Limits, Model
+from app.llm.rules.concurrency import ConcurrencyPolicy, ConcurrencyState
+from app.llm.rules.grant import plan_permits
+from app.llm.rules.models import Model, ModelLimits
 from app.llm.rules.permits import (
-    AskId,
-    Denied,
-    Granted,
+    Denial,
+    Grant,
+    PermitCounts,
     PermitPolicy,
     PermitRequest,
     PermitSnapshot,
+    RequestId,
     Reservation,
-    Turns,
-    Usage,
+    VirtualTimes,
 )
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 
@@ -31,10 +31,12 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 _NUMBERS = count(1)
 
 
-def ask(agent: AgentType = AgentType.RANKING, *, model: str = "m", caller: str = "k", tokens: int = 0) -> PermitRequest:
-    """Somebody wants a permit."""
+def permit_request(
+    agent: AgentType = AgentType.RANKING, *, model: str = "m", caller: str = "k", tokens: int = 0
+) -> PermitRequest:
+    """A request for a call of a model."""
     return PermitRequest(
-        id=AskId(caller, UUID(int=next(_NUMBERS))),
+        id=RequestId(caller, UUID(int=next(_NUMBERS))),
         model=model,
         agent_type=agent,
         priority=Priority.MEDIUM,
@@ -42,24 +44,26 @@ def ask(agent: AgentType = AgentType.RANKING, *, model: str = "m", caller: str =
     )
 
 
-def model(limit: float = 4.0, *, name: str = "m", limits: Limits | None = None, latency: float = 1.0) -> Model:
+def model(limit: float = 4.0, *, name: str = "m", limits: ModelLimits | None = None, latency: float = 1.0) -> Model:
     """A model whose service bears so much."""
     return Model(
-        name=name, limits=limits or Limits(), pressure=Pressure(limit=limit, ramping=False, latency_seconds=latency)
+        name=name,
+        limits=limits or ModelLimits(),
+        concurrency=ConcurrencyState(limit=limit, ramping=False, latency_seconds=latency),
     )
 
 
-def snapshot(*models: Model, most: int = 100, in_use: Mapping[str, int] | None = None) -> PermitSnapshot:
+def snapshot(*models: Model, total_limit: int = 100, in_use: Mapping[str, int] | None = None) -> PermitSnapshot:
     """Nobody waits; so many permits are in use."""
-    usage = {name: Usage(permits=permits) for name, permits in (in_use or {}).items()}
+    counts = {name: PermitCounts(permits=permits) for name, permits in (in_use or {}).items()}
     return PermitSnapshot(
         now=START,
-        most=most,
+        total_limit=total_limit,
         in_use=sum((in_use or {}).values()),
-        models={one.name: one for one in models},
-        usage=usage,
-        claims=[],
-        turns=Turns(),
+        models={model.name: model for model in models},
+        permit_counts=counts,
+        reservations=[],
+        virtual_times=VirtualTimes(),
         weights=EQUAL_WEIGHTS,
     )
 
@@ -91,50 +95,51 @@ class World:
 
     def run(self, seconds: float) -> None:
         """Let so much time pass."""
-        chance, held, claims, turns = Random(self.seed), 0, dict[AskId, Reservation](), Turns()
+        draw, held = Random(self.seed), 0
+        reservations, virtual_times = dict[RequestId, Reservation](), VirtualTimes()
         events: list[tuple[float, int, str, Caller, PermitRequest | None, float]] = []
         order = count()
         for caller in self.callers:
-            heapq.heappush(events, (chance.random(), next(order), "ask", caller, None, -1.0))
+            heapq.heappush(events, (draw.random(), next(order), "ask", caller, None, -1.0))
         while events and events[0][0] < seconds:
-            at, _, kind, caller, known, since = heapq.heappop(events)
+            at, _, kind, caller, previous, since = heapq.heappop(events)
             if kind == "end":
                 held -= 1
                 heapq.heappush(events, (at, next(order), "ask", caller, None, -1.0))
                 continue
             now = START + timedelta(seconds=at)
-            wanted = replace(
-                ask(caller.agent, caller=caller.name) if known is None or caller.renames else known,
+            request = replace(
+                permit_request(caller.agent, caller=caller.name) if previous is None or caller.renames else previous,
                 priority=caller.priority,
             )
-            seen = replace(
-                snapshot(model(self.limit, latency=self.callers[0].hold_seconds), most=1000, in_use={"m": held}),
+            current = replace(
+                snapshot(model(self.limit, latency=self.callers[0].hold_seconds), total_limit=1000, in_use={"m": held}),
                 now=now,
-                claims=[c for c in claims.values() if c.lapses > now],
-                turns=turns,
+                reservations=[place for place in reservations.values() if place.lapses > now],
+                virtual_times=virtual_times,
                 weights=self.weights,
             )
-            plan = decide(seen, [wanted], self.policy, PressurePolicy())
-            turns = plan.turns
-            for gone in plan.taken_up:
-                claims.pop(gone, None)
+            plan = plan_permits(current, [request], self.policy, ConcurrencyPolicy())
+            virtual_times = plan.virtual_times
+            for resumed_id in plan.resumed:
+                reservations.pop(resumed_id, None)
             began = at if since < 0 else since
             match plan.answers[0]:
-                case Granted():
+                case Grant():
                     held += 1
                     assert held <= self.limit
                     self.served[caller.name] += 1
                     self.busy_seconds += min(caller.hold_seconds, seconds - at)
                     self.longest_wait[caller.name] = max(self.longest_wait.get(caller.name, 0.0), at - began)
                     heapq.heappush(events, (at + caller.hold_seconds, next(order), "end", caller, None, -1.0))
-                case Denied() as denied:
-                    claim = denied.claim(now, self.policy)
-                    assert claim is not None
-                    claims[wanted.id] = claim
-                    back = denied.retry_after.total_seconds() * (1 + 0.1 * chance.random())
+                case Denial() as denial:
+                    reservation = denial.reservation(now, self.policy)
+                    assert reservation is not None
+                    reservations[request.id] = reservation
+                    pause = denial.retry_after.total_seconds() * (1 + 0.1 * draw.random())
                     if caller.fickle:
-                        back, wanted, began = back * 20, None, -1.0  # type: ignore[assignment]
-                    heapq.heappush(events, (at + back, next(order), "ask", caller, wanted, began))
+                        pause, request, began = pause * 20, None, -1.0  # type: ignore[assignment]
+                    heapq.heappush(events, (at + pause, next(order), "ask", caller, request, began))
 
     def share(self, agent: AgentType) -> float:
         """Of all permits, those of this agent type."""

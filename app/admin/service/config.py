@@ -133,7 +133,7 @@ async def _carry_out(
 async def _write(connection: AsyncConnection, before: Version, new: NewVersion) -> Version:
     """Safe to repeat: the same change by the same caller is accepted again with the version that it has made."""
     # Whoever is granting permits finishes first, and the next one goes by the new limit.
-    await gate.close(connection)
+    await gate.lock(connection)
     made = await store.write(connection, before.version, new)
     if made is not None:
         notify.note(connection, notify.CONFIG)

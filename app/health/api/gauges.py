@@ -18,9 +18,9 @@ from app.health.rules.series import MetricKind
 from app.health.rules.snapshot import FOR_ALERTS, Snapshot
 from app.health.rules.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
 from app.kernel.agents import AgentType
-from app.llm.rules.models import ceiling
+from app.llm.rules.models import concurrency_ceiling
 from app.llm.store import gate, models
-from app.llm.store.models import Portrait
+from app.llm.store.models import ModelStatus
 
 _STATES = (Overall.HEALTHY, Overall.DEGRADED, Overall.CRITICAL)
 # What can be told without labels: name -> meaning.
@@ -209,19 +209,21 @@ class ModelGauges:
         for gauge in self._gauges.values():
             gauge.clear()
 
-    def show(self, found: Sequence[Portrait], most: int) -> None:
+    def show(self, found: Sequence[ModelStatus], most: int) -> None:
         """A line a model."""
         for one in found:
-            pressure = one.model.pressure
+            concurrency = one.model.concurrency
             self._gauges["in_use"].labels(one.model.name).set(one.permits)
-            self._gauges["limit"].labels(one.model.name).set(pressure.allowed(ceiling(one.model, most)))
-            self._gauges["cooldown_seconds"].labels(one.model.name).set(pressure.cooldown_seconds(one.at))
+            self._gauges["limit"].labels(one.model.name).set(
+                concurrency.allowed_calls(concurrency_ceiling(one.model, most))
+            )
+            self._gauges["cooldown_seconds"].labels(one.model.name).set(concurrency.cooldown_seconds(one.at))
 
 
-async def look(connection: AsyncConnection) -> tuple[list[Portrait], int]:
+async def look(connection: AsyncConnection) -> tuple[list[ModelStatus], int]:
     """What the gauges show, and how many calls of all models there may be."""
-    found = await models.page(connection, after="", limit=_MOST_MODELS)
-    return found, (await gate.measure(connection)).most
+    found = await models.status_page(connection, after_name="", limit=_MOST_MODELS)
+    return found, (await gate.read_load(connection)).total_limit
 
 
 class TroubleGauges:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.fields import Body, Moment, Word
 from app.llm.rules.circuit_breaker import BreakerState
-from app.llm.store.usage import By
+from app.llm.store.usage import Grouping
 
 Amount = Annotated[int, Field(ge=1, le=10**12)]
 Price = Annotated[float, Field(ge=0, le=1e6, description="US dollars")]
@@ -80,6 +80,6 @@ class UsageOut(BaseModel):
 class UsagePage(BaseModel):
     """Those with most calls first."""
 
-    by: By
+    by: Grouping
     since: Moment
     items: list[UsageOut]

@@ -16,12 +16,12 @@ from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.llm.api.model_schemas import LimitsIn, ModelOut, ModelPage, UsageOut, UsagePage
 from app.llm.rules.circuit_breaker import BreakerState
-from app.llm.rules.models import Limits, ceiling
+from app.llm.rules.models import ModelLimits, concurrency_ceiling
 from app.llm.service import models as service
 from app.llm.store import gate, models
 from app.llm.store import usage as usage_store
-from app.llm.store.models import Portrait
-from app.llm.store.usage import By, Sum
+from app.llm.store.models import ModelStatus
+from app.llm.store.usage import Grouping, UsageSum
 
 router = APIRouter(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
@@ -36,8 +36,8 @@ async def page(
     limit: Limit = 100,
 ) -> ModelPage:
     """Those that were called within a day, and those with limits of their own."""
-    found = await models.page(connection, after=after, limit=limit + 1)
-    most = (await gate.measure(connection)).most
+    found = await models.status_page(connection, after_name=after, limit=limit + 1)
+    most = (await gate.read_load(connection)).total_limit
     following = found[limit - 1].model.name if len(found) > limit else None
     return ModelPage(items=[_shown(one, most) for one in found[:limit]], next=following)
 
@@ -85,7 +85,7 @@ async def put(
 async def usage(
     connection: Reading,
     since: Annotated[Moment | None, Query(description="an hour ago by default; by the minute")] = None,
-    by: Annotated[By, Query()] = "model",
+    by: Annotated[Grouping, Query()] = "model",
     limit: Limit = 100,
 ) -> UsagePage:
     """Calls by outcome, tokens, costs and latencies of each model, agent type or goal, those with most calls first."""
@@ -96,41 +96,41 @@ async def usage(
 
 
 async def _look(connection: AsyncConnection, name: str) -> ModelOut:
-    return _shown(await models.portrait(connection, name), (await gate.measure(connection)).most)
+    return _shown(await models.read_status(connection, name), (await gate.read_load(connection)).total_limit)
 
 
-def _limits(wanted: LimitsIn) -> Limits:
-    same = {name: getattr(wanted, name) for name in LimitsIn.model_fields if name in Limits.__dataclass_fields__}
-    return Limits(
+def _limits(wanted: LimitsIn) -> ModelLimits:
+    same = {name: getattr(wanted, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__}
+    return ModelLimits(
         **same, input_price=wanted.input_price_per_million_tokens, output_price=wanted.output_price_per_million_tokens
     )
 
 
-def _shown(portrait: Portrait, most: int) -> ModelOut:
+def _shown(portrait: ModelStatus, most: int) -> ModelOut:
     model, at = portrait.model, portrait.at
     breaker = model.breaker.state(at)
     limits: dict[str, Any] = {
-        name: getattr(model.limits, name) for name in LimitsIn.model_fields if name in Limits.__dataclass_fields__
+        name: getattr(model.limits, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__
     }
-    latency = model.pressure.latency_seconds
+    latency = model.concurrency.latency_seconds
     return ModelOut(
         **limits,
         model=model.name,
         version=model.version,
         input_price_per_million_tokens=model.limits.input_price,
         output_price_per_million_tokens=model.limits.output_price,
-        limit=model.pressure.allowed(ceiling(model, most)),
+        limit=model.concurrency.allowed_calls(concurrency_ceiling(model, most)),
         in_use=portrait.permits,
         breaker=breaker,
-        breaker_open_seconds=model.breaker.open_for(at) if breaker is BreakerState.OPEN else 0.0,
+        breaker_open_seconds=model.breaker.remaining_seconds(at) if breaker is BreakerState.OPEN else 0.0,
         consecutive_failures=model.breaker.failures,
-        cooldown_seconds=model.pressure.cooldown_seconds(at),
+        cooldown_seconds=model.concurrency.cooldown_seconds(at),
         mean_latency_ms=None if latency is None else latency * 1000,
         used_at=portrait.used_at,
     )
 
 
-def _used(found: Sum) -> UsageOut:
+def _used(found: UsageSum) -> UsageOut:
     latency = found.latency
     known = {"mean": latency.mean, "p50": latency.percentile(0.5), "p95": latency.percentile(0.95)}
     return UsageOut(

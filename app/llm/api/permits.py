@@ -30,10 +30,10 @@ from app.llm.api.permit_schemas import (
     SettleIn,
 )
 from app.llm.errors import AnswerNotCached, PermitNotFound, PermitOver
-from app.llm.rules.outcomes import Report
-from app.llm.rules.permits import AskId, PermitRequest
+from app.llm.rules.outcomes import CallReport
+from app.llm.rules.permits import PermitRequest, RequestId
 from app.llm.service import permits as service
-from app.llm.service.grant import Request
+from app.llm.service.grant import AcquireRequest
 from app.llm.service.settle import Settlement
 from app.llm.store import cache
 from app.llm.store import permits as store
@@ -63,11 +63,13 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
     if services.stopping:
         raise ShuttingDown
     cache_key = None if wanted.cache_key is None else bytes.fromhex(wanted.cache_key)
-    acquired = await services.permits.acquire(Request(ask=_ask(wanted, caller), cache_key=cache_key))
+    acquired = await services.permits.acquire(
+        AcquireRequest(permit_request=_permit_request(wanted, caller), cache_key=cache_key)
+    )
     return PermitOut(
         permit_id=acquired.permit.id,
         token=acquired.permit.token,
-        model=acquired.permit.ask.model,
+        model=acquired.permit.request.model,
         expires_at=acquired.permit.expires_at,
         ttl_seconds=acquired.ttl_seconds,
         limit=acquired.limit,
@@ -80,7 +82,7 @@ async def renew(permit_id: UUID, call: RenewIn, connection: Writing, services: S
     """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`."""
     policy = services.permits.policy
     expires_at = await service.renew(connection, permit_id, call.token, policy)
-    return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl)
+    return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl_seconds)
 
 
 @router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_FENCED)
@@ -117,7 +119,7 @@ async def page(
     limit: Limit = 100,
 ) -> PermitPage:
     """Who calls a model right now."""
-    found = await store.page(connection, after=after, limit=limit + 1)
+    found = await store.page(connection, after_id=after, limit=limit + 1)
     following = found[limit - 1].id if len(found) > limit else None
     return PermitPage(items=[_live(permit) for permit in found[:limit]], next=following)
 
@@ -136,9 +138,9 @@ async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> Cache
     raise AnswerNotCached
 
 
-def _ask(wanted: PermitIn, caller: Principal) -> PermitRequest:
+def _permit_request(wanted: PermitIn, caller: Principal) -> PermitRequest:
     return PermitRequest(
-        id=AskId(caller.key_id, wanted.request_id),
+        id=RequestId(caller.key_id, wanted.request_id),
         model=wanted.model,
         agent_type=wanted.agent_type,
         priority=priority_of(wanted.priority),
@@ -151,7 +153,7 @@ def _ask(wanted: PermitIn, caller: Principal) -> PermitRequest:
 
 def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
     told = call.model_dump(mode="json", exclude={"token"})
-    report = {name: getattr(call, name) for name in Report.__dataclass_fields__ if name != "latency_seconds"}
+    report = {name: getattr(call, name) for name in CallReport.__dataclass_fields__ if name != "latency_seconds"}
     answer = None
     if call.cache is not None:
         limit_size(call.cache.answer, _MOST_ANSWER_BYTES, "answer")
@@ -160,7 +162,7 @@ def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
     return Settlement(
         permit_id=permit_id,
         token=call.token,
-        report=Report(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
+        report=CallReport(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
         digest=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest(),
         answer=answer,
     )
@@ -168,12 +170,12 @@ def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
 
 def _live(permit: Permit) -> LivePermitOut:
     own = {name: getattr(permit, name) for name in ("is_probe", "granted_at", "expires_at")}
-    asked = {name: getattr(permit.ask, name) for name in ("model", "agent_type", "goal_id", "task_id", "worker_id")}
+    asked = {name: getattr(permit.request, name) for name in ("model", "agent_type", "goal_id", "task_id", "worker_id")}
     return LivePermitOut(
         permit_id=permit.id,
-        key_id=permit.ask.id.key_id,
-        priority=priority_name(permit.ask.priority),
-        estimated_tokens=permit.ask.tokens,
+        key_id=permit.request.id.key_id,
+        priority=priority_name(permit.request.priority),
+        estimated_tokens=permit.request.tokens,
         **own,
         **asked,
     )

@@ -1,6 +1,7 @@
-"""The circuit breaker of a model: a service that fails again and again is left alone, then tried with one call.
+"""The circuit breaker of a model: a service that fails repeatedly gets no calls for a while, then one as a probe.
 
-Source: Nygard, "Release It!". Which of the three states it is in follows from two facts and the time.
+Source: Nygard, "Release It!" (2007). The state is not stored: it follows from `open_until` and the time, so no job has
+to turn an open breaker half-open.
 """
 
 from dataclasses import dataclass, replace
@@ -21,50 +22,53 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
-    """The numbers of the contract (L4)."""
+    """Consecutive failures that open a breaker, and seconds for which it stays open."""
 
-    failures: int = 3
+    failure_threshold: int = 3
     open_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """Consecutive failures, and until when it is open; None: it is closed."""
+    """Consecutive failures, and the end of the open time; None: closed."""
 
     failures: int = 0
     open_until: datetime | None = None
 
     def state(self, now: datetime) -> BreakerState:
-        """Where it stands."""
+        """The state at this moment."""
         if self.open_until is None:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
-    def open_for(self, now: datetime) -> float:
-        """Seconds until it may be tried."""
+    def remaining_seconds(self, now: datetime) -> float:
+        """Seconds until a probe is allowed; 0 unless open."""
         return max(0.0, (self.open_until - now).total_seconds()) if self.open_until else 0.0
 
 
-def after(breaker: Breaker, outcome: Outcome, *, is_probe: bool, now: datetime, policy: BreakerPolicy) -> Breaker:
-    """The breaker after a call. While it is not closed only its probe counts: what others began is old news."""
+def record_call(breaker: Breaker, outcome: Outcome, *, is_probe: bool, now: datetime, policy: BreakerPolicy) -> Breaker:
+    """The breaker after a call has ended with this outcome."""
+    # Calls that began before it opened end while it is open or half-open. They tell of the service as it was, so only
+    # the probe decides: their successes must not close it, nor their failures postpone the next probe.
     if breaker.open_until is not None and not is_probe:
         return breaker
     match outcome:
         case Outcome.SUCCESS | Outcome.CLIENT_ERROR:
             return Breaker()
         case Outcome.RATE_LIMITED:
-            # The service lives and answers; what it asks for is patience, which the cool-down gives.
+            # The service answers, which is all that a probe asks; the cool-down keeps callers away as long as it wants.
             return Breaker() if is_probe else breaker
         case Outcome.SERVER_ERROR | Outcome.TIMEOUT:
-            return _failed(breaker, is_probe, now, policy)
+            return _record_failure(breaker, is_probe, now, policy)
         case Outcome.CANCELLED:
+            # Says nothing of the service. After a cancelled probe it stays half-open, and the next call is the probe.
             return breaker
         case _:
             assert_never(outcome)
 
 
-def _failed(breaker: Breaker, is_probe: bool, now: datetime, policy: BreakerPolicy) -> Breaker:
+def _record_failure(breaker: Breaker, is_probe: bool, now: datetime, policy: BreakerPolicy) -> Breaker:
     failures = breaker.failures + 1
-    if not is_probe and failures < policy.failures:
+    if not is_probe and failures < policy.failure_threshold:
         return replace(breaker, failures=failures)
     return Breaker(failures=failures, open_until=now + timedelta(seconds=policy.open_seconds))

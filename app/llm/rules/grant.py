@@ -1,4 +1,4 @@
-"""Decides on a batch of asks together with the claims of those who were refused and may come back."""
+"""The decision on a batch of permit requests, together with the reservations of those that were refused before."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,255 +9,278 @@ from typing import NamedTuple
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.circuit_breaker import BreakerState
-from app.llm.rules.concurrency import PressurePolicy
-from app.llm.rules.models import ceiling, meters
+from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.models import concurrency_ceiling, meters
 from app.llm.rules.permits import (
-    QUEUED,
-    AskId,
-    Denied,
-    Granted,
+    QUEUED_REASONS,
+    Denial,
+    Grant,
+    PermitCounts,
     PermitPolicy,
     PermitRequest,
     PermitSnapshot,
     Refused,
+    RequestId,
     Reservation,
-    Turns,
-    Usage,
+    VirtualTimes,
 )
-from app.llm.rules.rate_limit import Dimension, Meter, charged, wait
+from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time
 
 Refusal = tuple[Refused, timedelta]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitPlan:
-    """An answer to each ask, in their order; the claims that were taken up; and how meters and turns stand now."""
+    """An answer to each request, in their order; the reservations they resume; meters and virtual times afterwards."""
 
-    answers: Sequence[Granted | Denied]
-    taken_up: Sequence[AskId]
+    answers: Sequence[Grant | Denial]
+    resumed: Sequence[RequestId]
     meters: Mapping[str, Mapping[Dimension, Meter]]
-    turns: Turns
+    virtual_times: VirtualTimes
 
 
-def decide(
-    snapshot: PermitSnapshot, asks: Sequence[PermitRequest], policy: PermitPolicy, pressure: PressurePolicy
+def plan_permits(
+    snapshot: PermitSnapshot,
+    requests: Sequence[PermitRequest],
+    policy: PermitPolicy,
+    concurrency_policy: ConcurrencyPolicy,
 ) -> PermitPlan:
-    """Whom to give a permit. An ask takes up its own claim, or else one that the same caller left for the same thing.
+    """Grant or deny each request. A request resumes its own reservation, or else one of the same caller.
 
-    A permit is kept free for a moment for one whose turn it is and who is about to come back, and no longer: so nobody
-    who comes back in time is overtaken, and no permit idles for those who stay away.
+    A free permit is held for the moment around which a refused request is due, and no longer: so nobody who comes back
+    in time is overtaken, and no permit idles for those who stay away.
     """
-    present, absent = _matched(snapshot, asks)
-    room, clock = Room(snapshot, policy, pressure), _Clock(snapshot, asks, policy)
-    answers: dict[AskId, Granted | Denied] = {}
-    unanswered = {ask.id for ask in asks}
+    present, absent = _match_reservations(snapshot, requests)
+    capacity, clock = _Capacity(snapshot, policy, concurrency_policy), _VirtualClock(snapshot, requests, policy)
+    answers: dict[RequestId, Grant | Denial] = {}
+    unanswered_ids = {request.id for request in requests}
     waiting = []
-    for claim in _in_order([*present, *absent], unanswered, snapshot, policy, clock):
-        is_here = claim.ask.id in unanswered
-        if room.refusal(claim.ask) is not None or not (is_here or room.keeps_for(claim)):
-            waiting.append(claim)
-        elif is_here:
-            answers[claim.ask.id] = room.grant(claim.ask)
-            clock.grant(claim.ask)
+    # First the permits, in the order of the queue: granted to those who ask now, held for those who are about to.
+    for place in _in_queue_order([*present, *absent], unanswered_ids, snapshot, policy, clock):
+        request, is_present = place.request, place.request.id in unanswered_ids
+        if capacity.refusal(request) is not None or not (is_present or capacity.holds_for(place)):
+            waiting.append(place)
+        elif is_present:
+            answers[request.id] = capacity.grant(request)
+            clock.grant(request)
         else:
-            room.take(claim.ask)
-            clock.reserve(claim.ask)
-    unanswered -= answers.keys()
-    for claim in _in_order(waiting, unanswered, snapshot, policy, clock):
-        refusal = room.queue(claim.ask)
-        clock.reserve(claim.ask)
-        if claim.ask.id in unanswered and refusal is not None:
+            capacity.take(request)
+            clock.reserve(request)
+    # Then the waits: those who are left queue up behind each other, the absent too, so each is told a time of its own.
+    unanswered_ids -= answers.keys()
+    for place in _in_queue_order(waiting, unanswered_ids, snapshot, policy, clock):
+        request, refusal = place.request, capacity.enqueue(place.request)
+        clock.reserve(request)
+        if request.id in unanswered_ids and refusal is not None:
             reason, retry_after = refusal
-            answers[claim.ask.id] = Denied(ask=claim.ask, reason=reason, retry_after=retry_after, since=claim.since)
-    left = {claim.ask.id for claim in absent}
+            answers[request.id] = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+    absent_ids = {reservation.request.id for reservation in absent}
     return PermitPlan(
-        answers=[answers[ask.id] for ask in asks],
-        taken_up=[claim.ask.id for claim in snapshot.claims if claim.ask.id not in left],
-        meters=room.paid,
-        turns=clock.turns(),
+        answers=[answers[request.id] for request in requests],
+        resumed=[place.request.id for place in snapshot.reservations if place.request.id not in absent_ids],
+        meters=capacity.charged_meters,
+        virtual_times=clock.times(),
     )
 
 
-def _matched(snapshot: PermitSnapshot, asks: Sequence[PermitRequest]) -> tuple[list[Reservation], list[Reservation]]:
-    """The asks with the time since which they wait, and the claims of those who are not here."""
-    left = {claim.ask.id: claim for claim in snapshot.claims}
-    own = {ask.id: left.pop(ask.id) for ask in asks if ask.id in left}
+def _match_reservations(
+    snapshot: PermitSnapshot, requests: Sequence[PermitRequest]
+) -> tuple[list[Reservation], list[Reservation]]:
+    """The places of these requests, with the time since which each waits; and the reservations that none resumes."""
+    absent = {reservation.request.id: reservation for reservation in snapshot.reservations}
+    own = {request.id: absent.pop(request.id) for request in requests if request.id in absent}
     by_caller: dict[tuple[object, ...], deque[Reservation]] = defaultdict(deque)
-    for claim in sorted(left.values(), key=lambda claim: claim.since):
-        by_caller[claim.ask.caller].append(claim)
+    for reservation in sorted(absent.values(), key=lambda reservation: reservation.since):
+        by_caller[reservation.request.caller].append(reservation)
     present = []
-    for ask in asks:
-        former = own.get(ask.id)
-        if former is None and (others := by_caller[ask.caller]):
-            former = left.pop(others.popleft().ask.id)
-        since = snapshot.now if former is None else former.since
-        present.append(Reservation(ask=ask, since=since, due=snapshot.now, lapses=snapshot.now))
-    return present, list(left.values())
+    for request in requests:
+        previous = own.get(request.id)
+        # Some callers make up a new id for every attempt; they must not lose their place by it, nor hold two.
+        if previous is None and (same_caller := by_caller[request.caller]):
+            previous = absent.pop(same_caller.popleft().request.id)
+        since = snapshot.now if previous is None else previous.since
+        present.append(Reservation(request=request, since=since, due=snapshot.now, lapses=snapshot.now))
+    return present, list(absent.values())
 
 
-class _Clock:
-    """Virtual times while permits are dealt out: as if all that is kept free were used, and by permits alone."""
+class _VirtualClock:
+    """Virtual times while permits are dealt out, counted twice.
 
-    def __init__(self, snapshot: PermitSnapshot, asks: Collection[PermitRequest], policy: PermitPolicy) -> None:
+    The order of the queue goes by `_finish`, as if held permits were used as well, or all of them would be held for one
+    agent type. What is stored goes by `_paid`, for granted permits alone: who never comes back has used nothing.
+    """
+
+    def __init__(self, snapshot: PermitSnapshot, requests: Collection[PermitRequest], policy: PermitPolicy) -> None:
         self._weights = snapshot.weights
-        self._usual = policy.usual_tokens
-        self._virtual = snapshot.turns.virtual
-        self._paid = dict.fromkeys(AgentType, 0.0) | dict(snapshot.turns.finish)
-        # An agent type that did not wait starts level with the others, without saved-up credit.
-        for agent in {ask.agent_type for ask in asks} - {claim.ask.agent_type for claim in snapshot.claims}:
+        self._default_tokens = policy.default_tokens
+        self._virtual = snapshot.virtual_times.virtual
+        self._paid = dict.fromkeys(AgentType, 0.0) | dict(snapshot.virtual_times.finish)
+        # An agent type that did not wait starts level with the others: idle time earns no credit.
+        arriving = {request.agent_type for request in requests}
+        for agent in arriving - {place.request.agent_type for place in snapshot.reservations}:
             self._paid[agent] = max(self._paid[agent], self._virtual)
         self._finish = dict(self._paid)
 
     def finish(self, agent: AgentType) -> float:
-        """When the share of an agent type is used up; the least is furthest behind."""
+        """Virtual time at which the share of an agent type is used up; the least is furthest behind."""
         return self._finish[agent]
 
-    def reserve(self, ask: PermitRequest) -> None:
-        """A permit is kept free."""
-        self._finish[ask.agent_type] += self._cost(ask)
+    def reserve(self, request: PermitRequest) -> None:
+        """Count a permit that is held, or waited for."""
+        self._finish[request.agent_type] += self._cost(request)
 
-    def grant(self, ask: PermitRequest) -> None:
-        """A permit is given."""
-        self.reserve(ask)
-        self._virtual = max(self._virtual, self._paid[ask.agent_type])
-        self._paid[ask.agent_type] += self._cost(ask)
+    def grant(self, request: PermitRequest) -> None:
+        """Count a permit that is granted."""
+        self.reserve(request)
+        self._virtual = max(self._virtual, self._paid[request.agent_type])
+        self._paid[request.agent_type] += self._cost(request)
 
-    def turns(self) -> Turns:
-        """What is to be remembered."""
-        return Turns(finish=self._paid, virtual=self._virtual)
+    def times(self) -> VirtualTimes:
+        """The virtual times to store."""
+        return VirtualTimes(finish=self._paid, virtual=self._virtual)
 
-    def _cost(self, ask: PermitRequest) -> float:
-        return (ask.tokens or self._usual) / self._usual / max(self._weights[ask.agent_type], 1e-9)
+    def _cost(self, request: PermitRequest) -> float:
+        tokens = request.tokens or self._default_tokens
+        return tokens / self._default_tokens / max(self._weights[request.agent_type], 1e-9)
 
 
-class _Place(NamedTuple):
-    """Within an agent type the least goes first."""
+class _QueueEntry(NamedTuple):
+    """A place in the queue of an agent type; the least goes first."""
 
     urgency: int
     since: datetime
     number: int
-    claim: Reservation
+    reservation: Reservation
 
 
-def _in_order(
-    claims: Sequence[Reservation],
-    sought: Collection[AskId],
+def _in_queue_order(
+    places: Sequence[Reservation],
+    pending_ids: Collection[RequestId],
     snapshot: PermitSnapshot,
     policy: PermitPolicy,
-    clock: _Clock,
+    clock: _VirtualClock,
 ) -> Iterator[Reservation]:
-    """Who is looked at next, up to the last of those sought; it changes while agent types use up their shares."""
+    """The places in the order of the queue, until all pending ones have come; serving one moves the clock."""
     # Nobody gets above the most urgent of those who wait: where all are equal, long waits change nothing between types.
-    highest = max((claim.ask.priority for claim in claims), default=Priority.LOW)
-    ageing, left = timedelta(seconds=policy.ageing), len(sought)
-    places = (
-        _Place(
-            -min(claim.ask.priority + max(0, (snapshot.now - claim.since) // ageing), highest), claim.since, n, claim
+    highest = max((place.request.priority for place in places), default=Priority.LOW)
+    aging, pending = timedelta(seconds=policy.aging_seconds), len(pending_ids)
+    entries = (
+        _QueueEntry(
+            -min(place.request.priority + max(0, (snapshot.now - place.since) // aging), highest), place.since, n, place
         )
-        for n, claim in enumerate(claims)
+        for n, place in enumerate(places)
     )
-    lines: dict[AgentType, deque[_Place]] = defaultdict(deque)
-    for place in sorted(places):
-        lines[place.claim.ask.agent_type].append(place)
-    while lines and left:
-        agent = min(lines, key=lambda agent: (lines[agent][0].urgency, clock.finish(agent), lines[agent][0].since))
-        claim = lines[agent].popleft().claim
-        if not lines[agent]:
-            del lines[agent]
-        left -= claim.ask.id in sought
-        yield claim
+    queues: dict[AgentType, deque[_QueueEntry]] = defaultdict(deque)
+    for entry in sorted(entries):
+        queues[entry.reservation.request.agent_type].append(entry)
+    while queues and pending:
+        agent = min(queues, key=lambda agent: (queues[agent][0].urgency, clock.finish(agent), queues[agent][0].since))
+        place = queues[agent].popleft().reservation
+        if not queues[agent]:
+            del queues[agent]
+        pending -= place.request.id in pending_ids
+        yield place
 
 
-class Room:
-    """Counts down. What is kept for somebody who is on the way back is taken like a permit, but not written down."""
+class _Capacity:
+    """Free permits and rates, counted down during a decision.
 
-    def __init__(self, snapshot: PermitSnapshot, policy: PermitPolicy, pressure: PressurePolicy) -> None:
+    A permit that is held for somebody is taken like one that is granted, but not written down.
+    """
+
+    def __init__(self, snapshot: PermitSnapshot, policy: PermitPolicy, concurrency_policy: ConcurrencyPolicy) -> None:
         self._snapshot = snapshot
         self._policy = policy
-        self._pressure = pressure
-        self._free = snapshot.most - snapshot.in_use
-        self._in_use = Counter({name: usage.permits for name, usage in snapshot.usage.items()})
-        self._probes = Counter({name: usage.probes for name, usage in snapshot.usage.items()})
-        self._ahead: Counter[str] = Counter()
-        models = snapshot.models.items()
-        self._limits = {name: model.pressure.allowed(ceiling(model, snapshot.most)) for name, model in models}
+        self._concurrency_policy = concurrency_policy
+        counts, models = snapshot.permit_counts.items(), snapshot.models.items()
+        self._free = snapshot.total_limit - snapshot.in_use
+        self._in_use = Counter({name: count.permits for name, count in counts})
+        self._probes = Counter({name: count.probes for name, count in counts})
+        self._queued: Counter[str] = Counter()
+        self._granted: Counter[str] = Counter()
+        self._limits = {
+            name: model.concurrency.allowed_calls(concurrency_ceiling(model, snapshot.total_limit))
+            for name, model in models
+        }
         self._states = {name: model.breaker.state(snapshot.now) for name, model in models}
         self._meters = {name: meters(model, snapshot.now) for name, model in models}
-        # What is written down: charged for permits only.
-        self.paid = {name: dict(kinds) for name, kinds in self._meters.items()}
-        self._granted: Counter[str] = Counter()
+        # These are written down: charged for granted permits only.
+        self.charged_meters = {name: dict(by_dimension) for name, by_dimension in self._meters.items()}
 
-    def refusal(self, ask: PermitRequest) -> Refusal | None:
-        """Why there is no room for this; None: there is."""
-        return self._closed(ask) or self._crowded(ask) or self._too_fast(ask)
+    def refusal(self, request: PermitRequest) -> Refusal | None:
+        """Reason and wait if there is no capacity for this request; None: there is."""
+        return self._service_refusal(request) or self._concurrency_refusal(request) or self._rate_refusal(request)
 
-    def take(self, ask: PermitRequest) -> None:
-        """Somebody has this room."""
-        name, now = ask.model, self._snapshot.now
+    def take(self, request: PermitRequest) -> None:
+        """Count the request as a call under way."""
+        name, now = request.model, self._snapshot.now
         self._free -= 1
         self._in_use[name] += 1
         self._probes[name] += self.is_probe(name)
-        self._meters[name] = _charged(self._meters[name], ask, now)
+        self._meters[name] = _charge_all(self._meters[name], request, now)
 
-    def grant(self, ask: PermitRequest) -> Granted:
-        """Take it for good."""
-        is_probe = self.is_probe(ask.model)
-        self.take(ask)
-        self._granted[ask.model] += 1
-        self.paid[ask.model] = _charged(self.paid[ask.model], ask, self._snapshot.now)
-        in_use = self._snapshot.usage.get(ask.model, Usage()).permits + self._granted[ask.model]
-        return Granted(ask=ask, is_probe=is_probe, limit=self._limits[ask.model], in_use=in_use)
+    def grant(self, request: PermitRequest) -> Grant:
+        """Take capacity for a permit that is written down."""
+        name, is_probe = request.model, self.is_probe(request.model)
+        self.take(request)
+        self._granted[name] += 1
+        self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
+        in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._granted[name]
+        return Grant(request=request, is_probe=is_probe, limit=self._limits[name], in_use=in_use)
 
-    def keeps_for(self, claim: Reservation) -> bool:
-        """Whether room is kept for somebody who is not here."""
-        latency = self._snapshot.models[claim.ask.model].pressure.latency(self._pressure)
-        ahead = min(self._policy.ahead, self._policy.ahead_share * latency)
-        early = (claim.due - self._snapshot.now).total_seconds()
-        return -self._policy.grace <= early <= ahead
+    def holds_for(self, reservation: Reservation) -> bool:
+        """Whether a free permit is held for an absent request, as it is about to come back."""
+        latency = self._snapshot.models[reservation.request.model].concurrency.mean_latency(self._concurrency_policy)
+        lead = min(self._policy.hold_before_seconds, self._policy.hold_before_latency_share * latency)
+        remaining = (reservation.due - self._snapshot.now).total_seconds()
+        return -self._policy.hold_after_seconds <= remaining <= lead
 
-    def queue(self, ask: PermitRequest) -> Refusal | None:
-        """Why somebody must wait, and for how long, with all those who were queued before; None: no need to."""
-        refusal = self.refusal(ask)
+    def enqueue(self, request: PermitRequest) -> Refusal | None:
+        """Queue a request behind those before it; return its reason and wait. None: it need not wait."""
+        refusal = self.refusal(request)
         if refusal is not None and refusal[0] is Refused.CONCURRENCY:
-            self._ahead[ask.model] += 1
-        elif refusal is not None and refusal[0] in QUEUED:
-            self._meters[ask.model] = _charged(self._meters[ask.model], ask, self._snapshot.now)
+            self._queued[request.model] += 1
+        elif refusal is not None and refusal[0] in QUEUED_REASONS:
+            self._meters[request.model] = _charge_all(self._meters[request.model], request, self._snapshot.now)
         return refusal
 
     def is_probe(self, model: str) -> bool:
-        """Whether a call of this model now would be the one that tries it."""
+        """Whether the next call of this model is the one that tries it out."""
         return self._states[model] is BreakerState.HALF_OPEN
 
-    def _closed(self, ask: PermitRequest) -> Refusal | None:
-        model, now = self._snapshot.models[ask.model], self._snapshot.now
-        if self._states[ask.model] is BreakerState.OPEN:
-            return Refused.BREAKER_OPEN, timedelta(seconds=model.breaker.open_for(now))
-        if seconds := model.pressure.cooldown_seconds(now):
+    def _service_refusal(self, request: PermitRequest) -> Refusal | None:
+        model, now = self._snapshot.models[request.model], self._snapshot.now
+        if self._states[request.model] is BreakerState.OPEN:
+            return Refused.BREAKER_OPEN, timedelta(seconds=model.breaker.remaining_seconds(now))
+        if seconds := model.concurrency.cooldown_seconds(now):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
-        if self.is_probe(ask.model) and self._probes[ask.model]:
-            return Refused.BREAKER_OPEN, timedelta(seconds=self._policy.probing)
+        # A half-open breaker lets one call through at a time; a probe whose caller crashed expires like any permit.
+        if self.is_probe(request.model) and self._probes[request.model]:
+            return Refused.BREAKER_OPEN, timedelta(seconds=self._policy.probe_retry_seconds)
         return None
 
-    def _crowded(self, ask: PermitRequest) -> Refusal | None:
-        limit = self._limits[ask.model]
-        if self._free > 0 and self._in_use[ask.model] < limit:
+    def _concurrency_refusal(self, request: PermitRequest) -> Refusal | None:
+        limit, policy = self._limits[request.model], self._policy
+        if self._free > 0 and self._in_use[request.model] < limit:
             return None
-        latency = self._snapshot.models[ask.model].pressure.latency(self._pressure)
-        seconds = self._policy.eager * (self._ahead[ask.model] + 1) * latency / limit
-        return Refused.CONCURRENCY, timedelta(seconds=min(self._policy.latest, max(self._policy.soonest, seconds)))
+        # By Little's law one of `limit` permits, each in use for `latency`, is freed every latency / limit seconds.
+        latency = self._snapshot.models[request.model].concurrency.mean_latency(self._concurrency_policy)
+        seconds = policy.retry_share * (self._queued[request.model] + 1) * latency / limit
+        bounded = min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds))
+        return Refused.CONCURRENCY, timedelta(seconds=bounded)
 
-    def _too_fast(self, ask: PermitRequest) -> Refusal | None:
-        found = {
-            Refused(dimension.value): wait(meter, _cost(ask, dimension), self._snapshot.now)
-            for dimension, meter in self._meters[ask.model].items()
+    def _rate_refusal(self, request: PermitRequest) -> Refusal | None:
+        waits = {
+            Refused(dimension.value): wait_time(meter, _cost(request, dimension), self._snapshot.now)
+            for dimension, meter in self._meters[request.model].items()
         }
-        longest = max(found, key=lambda reason: found[reason], default=None)
-        return (longest, found[longest]) if longest is not None and found[longest] > timedelta() else None
+        reason = max(waits, key=lambda reason: waits[reason], default=None)
+        return (reason, waits[reason]) if reason is not None and waits[reason] > timedelta() else None
 
 
-def _charged(kinds: dict[Dimension, Meter], ask: PermitRequest, now: datetime) -> dict[Dimension, Meter]:
-    return {dimension: charged(meter, _cost(ask, dimension), now) for dimension, meter in kinds.items()}
+def _charge_all(by_dimension: dict[Dimension, Meter], request: PermitRequest, now: datetime) -> dict[Dimension, Meter]:
+    return {dimension: charge(meter, _cost(request, dimension), now) for dimension, meter in by_dimension.items()}
 
 
-def _cost(ask: PermitRequest, dimension: Dimension) -> int:
-    return 1 if dimension is Dimension.REQUESTS else ask.tokens
+def _cost(request: PermitRequest, dimension: Dimension) -> int:
+    return 1 if dimension is Dimension.REQUESTS else request.tokens

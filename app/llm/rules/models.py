@@ -1,4 +1,4 @@
-"""A language model as Convener knows it: what people allow, and what its service has shown."""
+"""A language model: the limits that people set, and the measured state of its service."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,18 +6,18 @@ from datetime import datetime
 from math import ceil
 
 from app.llm.rules.circuit_breaker import Breaker, BreakerState
-from app.llm.rules.concurrency import Pressure
+from app.llm.rules.concurrency import ConcurrencyState
 from app.llm.rules.rate_limit import Dimension, Meter
 
 # A tenth of a window at once spreads calls over the window, and lets a handful of agents begin together.
-_USUAL_BURST = 0.1
+_DEFAULT_BURST = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What people allow; None: unlimited, and for prices: unknown. Prices are US dollars for a million tokens.
+class ModelLimits:
+    """Limits and prices that people set; None: unlimited, or price unknown. Prices are US dollars per million tokens.
 
-    `burst` requests and `token_burst` tokens may come at once; a tenth of the window when nobody says otherwise.
+    `burst` requests and `token_burst` tokens may come at once; None: a tenth of the window.
     """
 
     requests_per_window: int | None = None
@@ -33,20 +33,20 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Everything about a model. Version 0: nobody has set its limits yet."""
+    """A model with its limits and the state of its service. Version 0: nobody has set its limits yet."""
 
     name: str
     version: int = 0
-    limits: Limits = field(default_factory=Limits)
-    pressure: Pressure = field(default_factory=Pressure)
+    limits: ModelLimits = field(default_factory=ModelLimits)
+    concurrency: ConcurrencyState = field(default_factory=ConcurrencyState)
     breaker: Breaker = field(default_factory=Breaker)
     tats: Mapping[Dimension, datetime | None] = field(default_factory=dict)
 
 
 def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:
-    """The meters of a model; a dimension that is not limited has none."""
+    """The meters of a model; an unlimited dimension has none."""
     limits = model.limits
-    kinds = {
+    rates = {
         Dimension.REQUESTS: (limits.requests_per_window, limits.burst),
         Dimension.TOKENS: (limits.tokens_per_window, limits.token_burst),
     }
@@ -54,26 +54,26 @@ def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:
         dimension: Meter(
             limit=limit,
             window_seconds=limits.window_seconds,
-            burst=burst or ceil(limit * _USUAL_BURST),
+            burst=burst or ceil(limit * _DEFAULT_BURST),
             tat=model.tats.get(dimension) or now,
         )
-        for dimension, (limit, burst) in kinds.items()
+        for dimension, (limit, burst) in rates.items()
         if limit is not None
     }
 
 
-def ceiling(model: Model, most: int) -> int:
-    """The most calls at once that people allow, given what all models together may have."""
-    return most if model.limits.max_concurrency is None else min(most, model.limits.max_concurrency)
+def concurrency_ceiling(model: Model, total_limit: int) -> int:
+    """The most calls at once that people allow; `total_limit` is for all models together."""
+    return total_limit if model.limits.max_concurrency is None else min(total_limit, model.limits.max_concurrency)
 
 
-def cost(limits: Limits, prompt_tokens: int | None, completion_tokens: int | None) -> float:
-    """US dollars that a call cost by the prices that are known."""
+def call_cost(limits: ModelLimits, prompt_tokens: int | None, completion_tokens: int | None) -> float:
+    """Cost of a call in US dollars; tokens without a known price cost nothing."""
     return (
         (prompt_tokens or 0) * (limits.input_price or 0) + (completion_tokens or 0) * (limits.output_price or 0)
     ) / 1e6
 
 
-def usable(model: Model, now: datetime) -> bool:
-    """Whether it makes sense to ask for this model now."""
-    return model.breaker.state(now) is not BreakerState.OPEN and not model.pressure.cooldown_seconds(now)
+def is_usable(model: Model, now: datetime) -> bool:
+    """Whether neither an open breaker nor a cool-down rules this model out now."""
+    return model.breaker.state(now) is not BreakerState.OPEN and not model.concurrency.cooldown_seconds(now)

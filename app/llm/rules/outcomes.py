@@ -1,4 +1,4 @@
-"""How a call of a language model ended, and what it says of the model's service."""
+"""Ends of language-model calls, and the signals about the model's service that they carry."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,14 +15,15 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-# What a service that has too much to do answers with. A 429 is such a signal and no failure of the service.
+# An overloaded service answers with any of these, so each shrinks the concurrency, like a lost packet in TCP. A 429 is
+# no failure, though: a service that refuses on purpose is alive, so it does not count for the circuit breaker.
 LOSSES = frozenset({Outcome.RATE_LIMITED, Outcome.SERVER_ERROR, Outcome.TIMEOUT})
 FAILURES = frozenset({Outcome.SERVER_ERROR, Outcome.TIMEOUT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a caller tells of a finished call; None where it does not know. Headers are in seconds."""
+class CallReport:
+    """A finished call as its caller reports it; None: unknown to the caller. Waits from headers are in seconds."""
 
     outcome: Outcome
     prompt_tokens: int | None = None
@@ -41,11 +42,12 @@ class Report:
         return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
 
 
-def asked_to_wait(report: Report) -> float | None:
-    """Seconds for which the service wants to be left alone: Retry-After, else the larger of the reset headers.
+def requested_wait(report: CallReport) -> float | None:
+    """Seconds for which the service asks for no calls: Retry-After (RFC 9110), else the larger of the reset headers.
 
-    Services send -1 and 0 for `unknown`, so only what is above 0 counts; and a success says nothing of the kind.
+    None: it does not ask. Services send -1 and 0 for `unknown`, so only what is above 0 counts.
     """
+    # A success carries reset headers as well: they tell when the window ends, not that anybody should wait.
     if report.outcome not in LOSSES:
         return None
     if report.retry_after_seconds is not None and report.retry_after_seconds > 0:

@@ -1,8 +1,9 @@
-"""Who may call a language model now: permits are granted or refused at once, fairly while they are scarce.
+"""Permits for language-model calls: requests, policy, the state that a decision reads, and its results.
 
-Those who are refused leave a claim behind and come back. The order is: priority (which grows while one waits), then
-the agent type that is behind its share, then who has waited longest. Shares are those of start-time fair queueing,
-with tokens as costs, as in Sheng et al., "Fairness in serving large language models" (OSDI 2024).
+A request is granted or refused at once. A refused one leaves a reservation, which keeps its place in the queue until it
+is repeated. The queue goes by priority (which grows while a request waits), then by the agent type that is furthest
+behind its share, then by waiting time. Shares are those of start-time fair queueing (Goyal, Vin and Cheng, 1996) with
+tokens as costs, as in Sheng et al., "Fairness in serving large language models" (OSDI 2024).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ class Refused(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a permit ended; `lost`: its worker ended before it."""
+    """The end of a permit; `lost`: its worker ended before it."""
 
     SETTLED = "settled"
     RELEASED = "released"
@@ -36,42 +37,43 @@ class Ending(StrEnum):
     LOST = "lost"
 
 
-# Reasons that end by somebody's turn coming; the others end for all at one moment, so nobody has to queue up.
-QUEUED = frozenset({Refused.CONCURRENCY, Refused.REQUESTS, Refused.TOKENS})
+# Here one request is served after another, so places matter. A cool-down or a breaker ends for all at one moment.
+QUEUED_REASONS = frozenset({Refused.CONCURRENCY, Refused.REQUESTS, Refused.TOKENS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitPolicy:
-    """Seconds, unless said otherwise.
+    """Numbers of permits, reservations and waits, found by simulation (`tests/llm/rules/test_permits.py`).
 
-    A permit is kept free for a claim from `ahead` before its holder was told to come back (but at most from a share
-    `ahead_share` of the time that a call takes) until `grace` after. So one who stays away costs little, and nothing is
-    lost where calls are short. The claim itself, and with it the place in the queue, lapses `patience` after, or a
-    share `jitter` of the wait where that is longer: a busy system answers late. A call that nobody has estimated
-    counts as `usual_tokens`. Waiting for `ageing`, the wait that the pool aims at, is worth a priority.
-
-    A refusal for want of a free permit says to come back, between `soonest` and `latest`, after a share `eager` of the
-    time in which all before it have had one: twice as soon as on average, so as to be there when it happens. While
-    somebody tries a model that failed, it says after `probing`. The shares were found by simulation (`tests/domain`):
-    with them agent types get theirs, and permits are in use for nine tenths of the time or more.
+    With them agent types get their shares, and permits are in use for nine tenths of the time or more.
     """
 
-    ttl: float = 120.0
-    ahead: float = 0.25
-    ahead_share: float = 0.1
-    grace: float = 0.15
-    patience: float = 2.0
-    jitter: float = 0.2
-    ageing: float = 30.0
-    eager: float = 0.5
-    soonest: float = 0.1
-    latest: float = 5.0
-    probing: float = 1.0
-    usual_tokens: int = 1000
+    # A permit lives so long unless it is renewed.
+    ttl_seconds: float = 120.0
+    # A free permit is held for a refused request around the moment when it is due to come back: from so long before,
+    # but at most this share of a call's mean latency, until so long after. So a caller who stays away costs little.
+    hold_before_seconds: float = 0.25
+    hold_before_latency_share: float = 0.1
+    hold_after_seconds: float = 0.15
+    # A reservation lapses so long after it was due, or after this share of the wait where that is longer: those who
+    # were told to wait long come back less punctually, and a busy system answers late.
+    lapse_seconds: float = 2.0
+    lapse_wait_share: float = 0.2
+    # Each time a request has waited so long, its priority rises by one; it is the wait that the pool aims at.
+    aging_seconds: float = 30.0
+    # Without a free permit a request is due after this share of the time in which all before it get one: twice as soon
+    # as on average, so as to be there when one is freed. The wait stays between the two bounds.
+    retry_share: float = 0.5
+    min_retry_seconds: float = 0.1
+    max_retry_seconds: float = 5.0
+    # The wait while a probe of a half-open breaker is under way.
+    probe_retry_seconds: float = 1.0
+    # The cost of a call whose tokens nobody has estimated.
+    default_tokens: int = 1000
 
 
-class AskId(NamedTuple):
-    """By which a caller recognises its own request."""
+class RequestId(NamedTuple):
+    """Identity of a permit request: its id, unique for the API key of its caller."""
 
     key_id: str
     request_id: UUID
@@ -79,9 +81,9 @@ class AskId(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitRequest:
-    """Somebody wants to call a model."""
+    """A request for one call of a model; 0 tokens: not estimated."""
 
-    id: AskId
+    id: RequestId
     model: str
     agent_type: AgentType
     priority: Priority
@@ -92,31 +94,31 @@ class PermitRequest:
 
     @property
     def caller(self) -> tuple[object, ...]:
-        """Who waits, whatever the request is called."""
+        """The features that stay the same when a caller repeats a request under a new id."""
         return (self.id.key_id, self.model, self.agent_type, self.priority, self.task_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """An ask that was refused: it waits since `since`, was told to come back at `due`, and has given up at `lapses`."""
+    """The place of a refused request: waiting since `since`, to be repeated at `due`, given up at `lapses`."""
 
-    ask: PermitRequest
+    request: PermitRequest
     since: datetime
     due: datetime
     lapses: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turns:
-    """Virtual times: of each agent type, when its share is used up; and of the last permit granted."""
+class VirtualTimes:
+    """Virtual time, and the virtual finish time of each agent type: where its share is used up."""
 
     finish: Mapping[AgentType, float] = field(default_factory=dict)
     virtual: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Live permits of a model, and how many of them try out whether it works again."""
+class PermitCounts:
+    """Live permits of a model, and the probes among them."""
 
     permits: int = 0
     probes: int = 0
@@ -124,41 +126,41 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitSnapshot:
-    """All that a decision needs; `most` is how many permits there may be for all models together."""
+    """The state that a decision reads; `in_use` and `total_limit` count permits of all models together."""
 
     now: datetime
-    most: int
+    total_limit: int
     in_use: int
     models: Mapping[str, Model]
-    usage: Mapping[str, Usage]
-    claims: Sequence[Reservation]
-    turns: Turns
+    permit_counts: Mapping[str, PermitCounts]
+    reservations: Sequence[Reservation]
+    virtual_times: VirtualTimes
     weights: Mapping[AgentType, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
-    """A permit; `limit` and `in_use` are those of the model, with this one."""
+class Grant:
+    """A permit for this request; `limit` and `in_use` are calls of the model, with this one."""
 
-    ask: PermitRequest
+    request: PermitRequest
     is_probe: bool
     limit: int
     in_use: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Denied:
-    """No permit now; come back after so long."""
+class Denial:
+    """No permit now; the request is to be repeated after `retry_after`, and has waited since `since`."""
 
-    ask: PermitRequest
+    request: PermitRequest
     reason: Refused
     retry_after: timedelta
     since: datetime
 
-    def claim(self, now: datetime, policy: PermitPolicy) -> Reservation | None:
-        """What it leaves behind, where it is about turns."""
-        if self.reason not in QUEUED:
+    def reservation(self, now: datetime, policy: PermitPolicy) -> Reservation | None:
+        """The place that the request keeps; None where the reason is none to queue for."""
+        if self.reason not in QUEUED_REASONS:
             return None
         due = now + self.retry_after
-        patience = max(timedelta(seconds=policy.patience), policy.jitter * self.retry_after)
-        return Reservation(ask=self.ask, since=self.since, due=due, lapses=due + patience)
+        tolerance = max(timedelta(seconds=policy.lapse_seconds), policy.lapse_wait_share * self.retry_after)
+        return Reservation(request=self.request, since=self.since, due=due, lapses=due + tolerance)

@@ -1,4 +1,4 @@
-"""Granting permits, or refusing them: one turn at the gate for all who ask in the same moment."""
+"""Granting permits, or refusing them, to all who ask in the same moment."""
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
@@ -11,28 +11,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.llm.errors import PermitOver, PermitRefused
-from app.llm.rules.concurrency import PressurePolicy
-from app.llm.rules.grant import PermitPlan, decide
-from app.llm.rules.models import Model, ceiling, usable
+from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.grant import PermitPlan, plan_permits
+from app.llm.rules.models import Model, concurrency_ceiling, is_usable
 from app.llm.rules.permits import (
-    AskId,
-    Denied,
-    Granted,
+    Denial,
+    Grant,
+    PermitCounts,
     PermitPolicy,
     PermitRequest,
     PermitSnapshot,
     Refused,
-    Turns,
-    Usage,
+    RequestId,
+    VirtualTimes,
 )
-from app.llm.service.settle import over
+from app.llm.service.settle import permit_error
 from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
 from app.llm.store.cache import CachedAnswer
-from app.llm.store.gate import Survey
+from app.llm.store.gate import GateState
 from app.llm.store.permits import NewPermit, Permit
 
-_WHY = {
+_REASONS = {
     Refused.CONCURRENCY: "as many calls as are allowed at once are under way, or kept for those who came earlier",
     Refused.REQUESTS: "the model has had all the requests that its rate allows",
     Refused.TOKENS: "the model has had all the tokens that its rate allows",
@@ -42,16 +42,16 @@ _WHY = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """Somebody wants a permit, or else the cached answer under this key."""
+class AcquireRequest:
+    """A request for a permit, and the key of a cached answer that is returned with a refusal."""
 
-    ask: PermitRequest
+    permit_request: PermitRequest
     cache_key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Acquired:
-    """A permit, for how long it is good from now on, and how many calls of its model there may be and are."""
+class AcquiredPermit:
+    """A permit, its seconds to live, and the calls of its model that are allowed and under way."""
 
     permit: Permit
     ttl_seconds: float
@@ -59,121 +59,135 @@ class Acquired:
     in_use: int
 
 
-Answer = Acquired | PermitRefused | PermitOver
+AcquireResult = AcquiredPermit | PermitRefused | PermitOver
 
 
 async def grant_all(
     connection: AsyncConnection,
-    requests: Sequence[Request],
+    requests: Sequence[AcquireRequest],
     weights: Mapping[AgentType, float],
     policy: PermitPolicy,
-    pressure: PressurePolicy,
-) -> list[Answer]:
-    """An answer to each request, in their order. A request that was made before gets the permit that it got then."""
-    turns = await gate.close(connection)
-    models = await model_store.lock(connection, {request.ask.model for request in requests})
-    asked = [request.ask.id for request in requests]
-    survey = await gate.survey(connection, asked)
-    known = await permits.known(connection, asked) if survey.is_repeated else {}
-    named = {claim.ask.model for claim in survey.claims} | {permit.ask.model for permit in known.values()}
-    models |= await _others(connection, named - models.keys())
-    snapshot = _snapshot(survey, models, turns, weights)
-    plan = decide(snapshot, [request.ask for request in requests if request.ask.id not in known], policy, pressure)
-    answers: dict[AskId, Answer] = {ask_id: _repeated(permit, snapshot) for ask_id, permit in known.items()}
-    answers |= await _write(connection, snapshot, plan, policy)
-    answers |= await _refusals(connection, requests, plan, snapshot)
-    return [answers[ask_id] for ask_id in asked]
+    concurrency_policy: ConcurrencyPolicy,
+) -> list[AcquireResult]:
+    """Answer the requests, in their order. A repeated request gets the permit that it was granted before."""
+    # From here to the commit nobody else gets a permit: so a batch is answered as a whole, and the state of the gate is
+    # read in one round trip. The gate comes before the models, by the lock order in store/permits.
+    virtual_times = await gate.lock(connection)
+    models = await model_store.lock(connection, {request.permit_request.model for request in requests})
+    request_ids = [request.permit_request.id for request in requests]
+    state = await gate.read_state(connection, request_ids)
+    granted_before = await permits.read_by_request(connection, request_ids) if state.is_repeated else {}
+    other_names = {reservation.request.model for reservation in state.reservations}
+    other_names |= {permit.request.model for permit in granted_before.values()}
+    models |= await _read_models(connection, other_names - models.keys())
+    snapshot = _snapshot(state, models, virtual_times, weights)
+    new_requests = [request.permit_request for request in requests if request.permit_request.id not in granted_before]
+    plan = plan_permits(snapshot, new_requests, policy, concurrency_policy)
+    results: dict[RequestId, AcquireResult] = {
+        request_id: _repeated_result(permit, snapshot) for request_id, permit in granted_before.items()
+    }
+    results |= await _write(connection, snapshot, plan, policy)
+    results |= await _refusals(connection, requests, plan, snapshot)
+    return [results[request_id] for request_id in request_ids]
 
 
 def _snapshot(
-    survey: Survey, models: Mapping[str, Model], turns: Turns, weights: Mapping[AgentType, float]
+    state: GateState, models: Mapping[str, Model], virtual_times: VirtualTimes, weights: Mapping[AgentType, float]
 ) -> PermitSnapshot:
-    measured = survey.measured
+    load = state.load
     return PermitSnapshot(
-        now=measured.at,
-        most=measured.most,
-        in_use=sum(usage.permits for usage in measured.usage.values()),
+        now=load.at,
+        total_limit=load.total_limit,
+        in_use=sum(count.permits for count in load.permit_counts.values()),
         models=models,
-        usage=measured.usage,
-        claims=[claim for claim in survey.claims if claim.ask.model in models],
-        turns=turns,
+        permit_counts=load.permit_counts,
+        # The model of an old reservation may have been pruned.
+        reservations=[place for place in state.reservations if place.request.model in models],
+        virtual_times=virtual_times,
         weights=weights,
     )
 
 
-def _repeated(permit: Permit, snapshot: PermitSnapshot) -> Acquired | PermitOver:
-    if (error := over(permit, permit.token)) is not None:
+def _repeated_result(permit: Permit, snapshot: PermitSnapshot) -> AcquiredPermit | PermitOver:
+    if (error := permit_error(permit, permit.token)) is not None:
         return error
-    model = snapshot.models[permit.ask.model]
-    in_use = snapshot.usage.get(model.name, Usage()).permits
-    return Acquired(
+    model = snapshot.models[permit.request.model]
+    return AcquiredPermit(
         permit=permit,
         ttl_seconds=(permit.expires_at - snapshot.now).total_seconds(),
-        limit=model.pressure.allowed(ceiling(model, snapshot.most)),
-        in_use=in_use,
+        limit=model.concurrency.allowed_calls(concurrency_ceiling(model, snapshot.total_limit)),
+        in_use=snapshot.permit_counts.get(model.name, PermitCounts()).permits,
     )
 
 
 async def _write(
     connection: AsyncConnection, snapshot: PermitSnapshot, plan: PermitPlan, policy: PermitPolicy
-) -> dict[AskId, Acquired]:
-    """Write down what was decided; returns the permits."""
-    granted = {answer.ask.id: answer for answer in plan.answers if isinstance(answer, Granted)}
+) -> dict[RequestId, AcquiredPermit]:
+    """Store the permits, meters, virtual times and reservations of a plan; return the permits."""
+    grants = {answer.request.id: answer for answer in plan.answers if isinstance(answer, Grant)}
     new = [
-        NewPermit(id=time_ordered_uuid(), token=secrets.token_hex(16), ask=answer.ask, is_probe=answer.is_probe)
-        for answer in granted.values()
+        NewPermit(id=time_ordered_uuid(), token=secrets.token_hex(16), request=grant.request, is_probe=grant.is_probe)
+        for grant in grants.values()
     ]
-    made = await permits.insert(connection, new, snapshot.now, policy.ttl) if new else {}
-    for name in sorted({answer.ask.model for answer in granted.values()}):
+    stored = await permits.insert(connection, new, snapshot.now, policy.ttl_seconds) if new else {}
+    for name in sorted({grant.request.model for grant in grants.values()}):
         if plan.meters[name]:
-            await model_store.charge(connection, name, plan.meters[name])
-    if plan.turns != snapshot.turns:
-        await gate.turn(connection, plan.turns)
-    denied = [answer for answer in plan.answers if isinstance(answer, Denied)]
-    claims = [claim for answer in denied if (claim := answer.claim(snapshot.now, policy)) is not None]
-    await gate.replace_claims(connection, plan.taken_up, claims)
+            await model_store.write_meters(connection, name, plan.meters[name])
+    if plan.virtual_times != snapshot.virtual_times:
+        await gate.write_virtual_times(connection, plan.virtual_times)
+    denials = [answer for answer in plan.answers if isinstance(answer, Denial)]
+    reservations = [place for denial in denials if (place := denial.reservation(snapshot.now, policy)) is not None]
+    await gate.replace_reservations(connection, plan.resumed, reservations)
     return {
-        ask_id: Acquired(permit=made[ask_id], ttl_seconds=policy.ttl, limit=answer.limit, in_use=answer.in_use)
-        for ask_id, answer in granted.items()
+        request_id: AcquiredPermit(
+            permit=stored[request_id], ttl_seconds=policy.ttl_seconds, limit=grant.limit, in_use=grant.in_use
+        )
+        for request_id, grant in grants.items()
     }
 
 
 async def _refusals(
-    connection: AsyncConnection, requests: Sequence[Request], plan: PermitPlan, snapshot: PermitSnapshot
-) -> dict[AskId, PermitRefused]:
-    """What those are told who get no permit: why, until when, and what they might use instead."""
-    denied = {answer.ask.id: answer for answer in plan.answers if isinstance(answer, Denied)}
-    if not denied:
+    connection: AsyncConnection, requests: Sequence[AcquireRequest], plan: PermitPlan, snapshot: PermitSnapshot
+) -> dict[RequestId, PermitRefused]:
+    """The refusals of a plan, with the reason, the wait, fallback models and a cached answer."""
+    denials = {answer.request.id: answer for answer in plan.answers if isinstance(answer, Denial)}
+    if not denials:
         return {}
-    keys = {r.ask.id: r.cache_key for r in requests if r.ask.id in denied and r.cache_key is not None}
-    cached = await cache.read(connection, keys.values()) if keys else {}
-    chains = {name for answer in denied.values() for name in snapshot.models[answer.ask.model].limits.fallback_models}
-    others = {**await _others(connection, chains - snapshot.models.keys()), **snapshot.models}
+    keys = {
+        r.permit_request.id: r.cache_key for r in requests if r.permit_request.id in denials and r.cache_key is not None
+    }
+    cached_answers = await cache.read(connection, keys.values()) if keys else {}
+    fallbacks = {
+        name for denial in denials.values() for name in snapshot.models[denial.request.model].limits.fallback_models
+    }
+    models = {**await _read_models(connection, fallbacks - snapshot.models.keys()), **snapshot.models}
     return {
-        ask_id: _refusal(answer, others, snapshot.now, cached.get(keys.get(ask_id, b"")))
-        for ask_id, answer in denied.items()
+        request_id: _refusal(denial, models, snapshot.now, cached_answers.get(keys.get(request_id, b"")))
+        for request_id, denial in denials.items()
     }
 
 
-def _refusal(denied: Denied, models: Mapping[str, Model], now: datetime, cached: CachedAnswer | None) -> PermitRefused:
-    seconds = max(0.001, denied.retry_after.total_seconds())
-    chain = models[denied.ask.model].limits.fallback_models
+def _refusal(
+    denial: Denial, models: Mapping[str, Model], now: datetime, cached_answer: CachedAnswer | None
+) -> PermitRefused:
+    seconds = max(0.001, denial.retry_after.total_seconds())
+    chain = models[denial.request.model].limits.fallback_models
     # A model that nobody has asked for yet is as good as any.
-    fallbacks = [name for name in chain if name not in models or usable(models[name], now)]
+    fallbacks = [name for name in chain if name not in models or is_usable(models[name], now)]
     return PermitRefused(
-        f"{_WHY[denied.reason]}; ask again in {seconds:.3g} s",
-        reason=denied.reason.value,
+        f"{_REASONS[denial.reason]}; ask again in {seconds:.3g} s",
+        reason=denial.reason.value,
         retry_after_seconds=ceil(seconds),
         facts={
             "retry_after": seconds,
             "fallback_models": fallbacks,
             "cached": None
-            if cached is None
-            else {"answer": cached.answer, "stored_at": cached.stored_at.isoformat(), "degraded": True},
+            if cached_answer is None
+            else {"answer": cached_answer.answer, "stored_at": cached_answer.stored_at.isoformat(), "degraded": True},
         },
     )
 
 
-async def _others(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
-    """Models that nobody asks for just now, but that others wait for, or asked for before."""
+async def _read_models(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
+    """Models that others wait for or may fall back to; not locked, as no permit of theirs is granted now."""
     return await model_store.read(connection, names) if names else {}

@@ -1,7 +1,7 @@
-"""What happens to permits of language-model calls: acquired, renewed, settled, released, expired, lost.
+"""Permits of language-model calls: acquired, renewed, settled, released, and swept once they have expired.
 
-A turn at the gate serves all who ask in the same moment, and so does a settlement: their cost is shared, and sixty
-callers do not queue up for one lock.
+Requests that arrive in the same moment are granted or settled in one transaction, so that sixty callers do not queue up
+for one lock.
 """
 
 from collections.abc import Sequence
@@ -14,97 +14,101 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.batching import Coalescer
 from app.db.database import Database
 from app.llm.errors import PermitNotFound, PermitOver
-from app.llm.rules.concurrency import PressurePolicy
+from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.permits import Ending, PermitPolicy
-from app.llm.service.grant import Acquired, Answer, Request, grant_all
-from app.llm.service.settle import Settled, Settlement, over, returned, settle_all
+from app.llm.service.grant import AcquiredPermit, AcquireRequest, AcquireResult, grant_all
+from app.llm.service.settle import Settlement, SettlementResult, permit_error, refund, settle_all
 from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
 from app.queue.rules.fair_queueing import FairQueue
 
 
 class PermitService:
-    """Where permits are acquired and settled, many at a time."""
+    """Acquires and settles permits, in batches."""
 
     def __init__(
         self,
         database: Database,
         fairness: FairQueue,
         policy: PermitPolicy | None = None,
-        pressure: PressurePolicy | None = None,
+        concurrency_policy: ConcurrencyPolicy | None = None,
     ) -> None:
         self.policy = policy or PermitPolicy()
-        self._pressure = pressure or PressurePolicy()
+        self._concurrency_policy = concurrency_policy or ConcurrencyPolicy()
         self._database = database
         self._fairness = fairness
-        self._acquiring: Coalescer[Request, Answer] = Coalescer(self._acquire, lambda request: request.ask.id)
-        self._settling: Coalescer[Settlement, Settled | PermitNotFound | PermitOver] = Coalescer(
+        self._acquire_batches: Coalescer[AcquireRequest, AcquireResult] = Coalescer(
+            self._acquire, lambda request: request.permit_request.id
+        )
+        self._settle_batches: Coalescer[Settlement, SettlementResult | PermitNotFound | PermitOver] = Coalescer(
             self._settle, lambda settlement: settlement.permit_id
         )
 
-    async def acquire(self, request: Request) -> Acquired:
-        """A permit, at once. Raises PermitRefused, and PermitOver for a request whose permit is over."""
-        answer = await self._acquiring(request)
-        if not isinstance(answer, Acquired):
-            raise answer
-        return answer
+    async def acquire(self, request: AcquireRequest) -> AcquiredPermit:
+        """Grant a permit. Raises PermitRefused, and PermitOver for a repeated request whose permit is over."""
+        result = await self._acquire_batches(request)
+        if not isinstance(result, AcquiredPermit):
+            raise result
+        return result
 
-    async def settle(self, settlement: Settlement) -> Settled:
-        """End a permit with what the call came to. Raises PermitNotFound, PermitOver."""
-        answer = await self._settling(settlement)
-        if not isinstance(answer, Settled):
-            raise answer
-        return answer
+    async def settle(self, settlement: Settlement) -> SettlementResult:
+        """End a permit with the report on its call. Raises PermitNotFound, PermitOver."""
+        result = await self._settle_batches(settlement)
+        if not isinstance(result, SettlementResult):
+            raise result
+        return result
 
     async def stop(self) -> None:
-        """Finish what has arrived."""
-        await self._acquiring.close()
-        await self._settling.close()
+        """Finish the requests that have arrived."""
+        await self._acquire_batches.close()
+        await self._settle_batches.close()
 
-    async def _acquire(self, requests: Sequence[Request]) -> list[Answer]:
-        # The weights by which leases are shared.
+    async def _acquire(self, requests: Sequence[AcquireRequest]) -> list[AcquireResult]:
+        # Permits are shared by the same weights as leases.
         weights = self._fairness.weights
         async with self._database.transaction() as connection:
-            return await grant_all(connection, requests, weights, self.policy, self._pressure)
+            return await grant_all(connection, requests, weights, self.policy, self._concurrency_policy)
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled | PermitNotFound | PermitOver]:
+    async def _settle(self, settlements: Sequence[Settlement]) -> list[SettlementResult | PermitNotFound | PermitOver]:
         async with self._database.transaction() as connection:
-            return await settle_all(connection, settlements, self._pressure)
+            return await settle_all(connection, settlements, self._concurrency_policy)
 
 
 async def renew(connection: AsyncConnection, permit_id: UUID, token: str, policy: PermitPolicy) -> datetime:
-    """Let a permit live on; returns until when. Raises PermitNotFound, PermitOver."""
-    expires_at = await permits.renew(connection, permit_id, token, policy.ttl)
+    """Renew a permit; return its new expiry. Raises PermitNotFound, PermitOver."""
+    expires_at = await permits.renew(connection, permit_id, token, policy.ttl_seconds)
     if expires_at is not None:
         return expires_at
     permit = await permits.read(connection, permit_id)
     if permit is None:
         raise PermitNotFound
-    # A live row that was not renewed has expired, and nobody has ended it yet.
-    raise over(permit, token) or PermitOver(reason=Ending.EXPIRED)
+    # A row that is not ended and was not renewed has expired, and the sweep has not come yet.
+    raise permit_error(permit, token) or PermitOver(reason=Ending.EXPIRED)
 
 
 async def release(connection: AsyncConnection, permit_id: UUID, token: str) -> None:
-    """Give back a permit that was not used, with what it was charged. Safe to repeat.
+    """End an unused permit and refund its charge. Safe to repeat.
 
     Raises PermitNotFound, PermitOver.
     """
-    names = await permits.models_of(connection, [permit_id])
+    names = await permits.model_names(connection, [permit_id])
     models = await model_store.lock(connection, names.values()) if names else {}
     permit = (await permits.lock(connection, names)).get(permit_id)
     if permit is None:
         raise PermitNotFound
     if permit.token == token and permit.ending is Ending.RELEASED:
         return
-    if (error := over(permit, token)) is not None:
+    if (error := permit_error(permit, token)) is not None:
         raise error
-    at = (await gate.measure(connection)).at
+    at = (await gate.read_load(connection)).at
     await permits.end(connection, at, [(permit.id, Ending.RELEASED, None)])
-    await model_store.charge(connection, permit.ask.model, returned(models[permit.ask.model], permit.ask.tokens, at))
+    await model_store.write_meters(
+        connection, permit.request.model, refund(models[permit.request.model], permit.request.tokens, at)
+    )
 
 
 async def sweep(connection: AsyncConnection) -> dict[str, Any]:
-    """End what has expired, and forget what is long over."""
+    """End expired permits, and delete old permits, reservations, models and answers; return the number of each."""
     return {
         "models": await model_store.prune(connection),
         "expired": await permits.expire(connection),

@@ -1,4 +1,4 @@
-"""Answers of language models that may stand in where a call is not permitted."""
+"""Cached answers of language models, for callers who are refused a permit."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-# Room for an hour of a busy system; the oldest answers go first.
-MOST_ANSWERS = 10_000
-MOST_BYTES = 256 << 20
+# An hour of a busy system; above either bound the oldest answers are deleted.
+MAX_ANSWERS = 10_000
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedAnswer:
-    """An answer, by the SHA-256 of model and canonical request."""
+    """An answer under its key: the SHA-256 of model and canonical request."""
 
     key: bytes
     model: str
@@ -26,7 +26,7 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAnswer:
-    """An answer to keep, as JSON text."""
+    """An answer to store, as JSON text."""
 
     key: bytes
     answer: str
@@ -45,17 +45,17 @@ ON CONFLICT (key) DO UPDATE SET model = excluded.model, answer = excluded.answer
     stored_at = excluded.stored_at, expires_at = excluded.expires_at
 """)
 
-# What is being written anew just now is left for the next time.
-_EXPIRED = text("""
+# Skips rows that a settlement is overwriting: it must not wait, and the new answer must not be deleted.
+_DELETE_EXPIRED = text("""
 DELETE FROM llm_cache WHERE key IN (SELECT key FROM llm_cache WHERE expires_at <= now() FOR UPDATE SKIP LOCKED)
 """)
 
-_SURPLUS = text("""
+_DELETE_SURPLUS = text("""
 WITH surplus AS MATERIALIZED (
     SELECT key FROM (
         SELECT key, row_number() OVER newest AS place, sum(size_bytes) OVER newest AS bytes FROM llm_cache
         WINDOW newest AS (ORDER BY stored_at DESC, key)
-    ) kept
+    ) ranked
     WHERE place > :answers OR bytes > :bytes
 )
 DELETE FROM llm_cache WHERE key IN (
@@ -65,19 +65,19 @@ DELETE FROM llm_cache WHERE key IN (
 
 
 async def read(connection: AsyncConnection, keys: Collection[bytes]) -> dict[bytes, CachedAnswer]:
-    """Those of these answers that are known and not too old."""
+    """The answers under these keys that exist and have not expired."""
     rows = (await connection.execute(_READ, {"keys": list(keys)})).mappings()
     return {row["key"]: CachedAnswer(**row) for row in rows}
 
 
 async def write(connection: AsyncConnection, model: str, new: NewAnswer) -> None:
-    """Keep an answer of this model, in the place of an older one to the same request."""
+    """Store an answer of this model; it replaces an older one under the same key."""
     values = {"key": new.key, "model": model, "answer": new.answer, "size": len(new.answer.encode())}
     await connection.execute(_WRITE, {**values, "ttl": new.ttl_seconds})
 
 
-async def prune(connection: AsyncConnection, answers: int = MOST_ANSWERS, size: int = MOST_BYTES) -> int:
-    """Forget answers that are too old, and the oldest of too many; returns how many."""
-    expired = (await connection.execute(_EXPIRED)).rowcount
-    surplus = await connection.execute(_SURPLUS, {"answers": answers, "bytes": size})
-    return expired + surplus.rowcount
+async def prune(connection: AsyncConnection, answers: int = MAX_ANSWERS, size: int = MAX_BYTES) -> int:
+    """Delete expired answers, and the oldest above `answers` or `size` bytes; return the number deleted."""
+    expired_count = (await connection.execute(_DELETE_EXPIRED)).rowcount
+    surplus = await connection.execute(_DELETE_SURPLUS, {"answers": answers, "bytes": size})
+    return expired_count + surplus.rowcount

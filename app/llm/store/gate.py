@@ -1,4 +1,4 @@
-"""The gate before the permits: what is in use and who waits, read and written while nobody else grants any."""
+"""The gate of the permits: one row whose lock lets one transaction at a time count the live permits and grant more."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -13,72 +13,73 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import ResourceLimits
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.llm.rules.permits import AskId, PermitRequest, Reservation, Turns, Usage
+from app.llm.rules.permits import PermitCounts, PermitRequest, RequestId, Reservation, VirtualTimes
 from app.llm.store import permits
-from app.llm.store.permits import ids_of, plain_ask
+from app.llm.store.permits import request_columns, request_id_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Live permits by model at one moment, and how many there may be of all models together."""
+class PermitLoad:
+    """Live permits by model at one moment, and the most that there may be of all models together."""
 
     at: datetime
-    most: int
-    usage: Mapping[str, Usage]
+    total_limit: int
+    permit_counts: Mapping[str, PermitCounts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """That, and those who were refused and may come back; whether somebody asks who has asked before."""
+class GateState:
+    """The load, the reservations, and whether one of the requests was granted a permit before."""
 
-    measured: Measured
-    claims: Sequence[Reservation]
+    load: PermitLoad
+    reservations: Sequence[Reservation]
     is_repeated: bool
 
 
-_USUAL = {"usual": ResourceLimits().max_concurrent_llm_calls}
+DEFAULT_LIMIT = {"default_limit": ResourceLimits().max_concurrent_llm_calls}
 
-_CLOSE = text("SELECT turns FROM llm_gate FOR UPDATE")
+_LOCK = text("SELECT turns FROM llm_gate FOR UPDATE")
 
-_BUILD = text("INSERT INTO llm_gate (turns) VALUES ('{}') ON CONFLICT DO NOTHING")
+_CREATE = text("INSERT INTO llm_gate (turns) VALUES ('{}') ON CONFLICT DO NOTHING")
 
-_TURN = text("UPDATE llm_gate SET turns = CAST(:turns AS jsonb)")
+_WRITE_VIRTUAL_TIMES = text("UPDATE llm_gate SET turns = CAST(:turns AS jsonb)")
 
-_MOST = """
+# Read by every statement that counts, not cached: a smaller limit holds from the next decision on.
+TOTAL_LIMIT = """
 coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
-          ORDER BY version DESC LIMIT 1), :usual)
+          ORDER BY version DESC LIMIT 1), :default_limit)
 """
 
 _LIVE = "SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits"
 
-MEASURE = text(f"""
-SELECT clock_timestamp() AS at, {_MOST} AS most,
-    (SELECT jsonb_agg(live) FROM ({_LIVE} WHERE ended_at IS NULL GROUP BY model) live) AS usage
+LOAD = text(f"""
+SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
+    (SELECT jsonb_agg(live) FROM ({_LIVE} WHERE ended_at IS NULL GROUP BY model) live) AS counts
 """)
 
 # One round trip, as all others wait for it. What expires here is live in the statement's own view, so it is taken off;
 # a permit whose renewal is under way is waited for, not ended, and so counted.
-SURVEY = text(f"""
+STATE = text(f"""
 WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id)
-SELECT clock_timestamp() AS at, {_MOST} AS most,
+SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM (
-        {_LIVE} WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model) live) AS usage,
-    (SELECT jsonb_agg(claim) FROM (
+        {_LIVE} WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model) live) AS counts,
+    (SELECT jsonb_agg(reservation) FROM (
         SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses FROM llm_claims
-        WHERE lapses > clock_timestamp()) claim) AS claims,
+        WHERE lapses > clock_timestamp()) reservation) AS reservations,
     EXISTS (SELECT FROM llm_permits
         JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, request_id)
         USING (key_id, request_id)) AS is_repeated
 """)
 
-_UNCLAIM = text("""
-DELETE FROM llm_claims c USING unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS gone (key_id, request_id)
-WHERE c.key_id = gone.key_id AND c.request_id = gone.request_id
+_DELETE_RESERVATIONS = text("""
+DELETE FROM llm_claims c USING unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS resumed (key_id, request_id)
+WHERE c.key_id = resumed.key_id AND c.request_id = resumed.request_id
 """)
 
-_CLAIM = text("""
+_WRITE_RESERVATIONS = text("""
 INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses)
-SELECT * FROM jsonb_to_recordset(CAST(:claims AS jsonb)) AS new (
+SELECT * FROM jsonb_to_recordset(CAST(:reservations AS jsonb)) AS new (
     key_id text, request_id uuid, model text, agent_type text, priority smallint, task_id uuid, tokens bigint,
     since timestamptz, due timestamptz, lapses timestamptz)
 ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_type = excluded.agent_type,
@@ -89,71 +90,75 @@ ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_typ
 _PRUNE = text("DELETE FROM llm_claims WHERE lapses < now()")
 
 
-async def close(connection: AsyncConnection) -> Turns:
-    """Let nobody else grant permits until the transaction ends; returns where the agent types stand."""
-    found = (await connection.execute(_CLOSE)).scalar_one_or_none()
-    if found is None:
-        await connection.execute(_BUILD)
-        found = (await connection.execute(_CLOSE)).scalar_one()
-    finish = {agent: found[agent] for agent in AgentType if agent in found}
-    return Turns(finish=finish, virtual=found.get("virtual", 0.0))
+async def lock(connection: AsyncConnection) -> VirtualTimes:
+    """Keep others from granting permits until the transaction ends; return the virtual times."""
+    times = (await connection.execute(_LOCK)).scalar_one_or_none()
+    if times is None:
+        await connection.execute(_CREATE)
+        times = (await connection.execute(_LOCK)).scalar_one()
+    finish = {agent: times[agent] for agent in AgentType if agent in times}
+    return VirtualTimes(finish=finish, virtual=times.get("virtual", 0.0))
 
 
-async def turn(connection: AsyncConnection, turns: Turns) -> None:
-    """Remember where the agent types stand."""
-    values = {agent.value: finish for agent, finish in turns.finish.items()}
-    await connection.execute(_TURN, {"turns": json.dumps({**values, "virtual": turns.virtual})})
+async def write_virtual_times(connection: AsyncConnection, virtual_times: VirtualTimes) -> None:
+    """Store the virtual times, with the gate locked."""
+    values = {agent.value: finish for agent, finish in virtual_times.finish.items()}
+    await connection.execute(_WRITE_VIRTUAL_TIMES, {"turns": json.dumps({**values, "virtual": virtual_times.virtual})})
 
 
-async def measure(connection: AsyncConnection) -> Measured:
-    """What is in use and what may be. Somebody who does not hold the gate may get a permit in the next moment."""
-    return _measured((await connection.execute(MEASURE, _USUAL)).mappings().one())
+async def read_load(connection: AsyncConnection) -> PermitLoad:
+    """Live permits and their limit. Without the gate's lock others may be granted in the next moment."""
+    return _load((await connection.execute(LOAD, DEFAULT_LIMIT)).mappings().one())
 
 
-async def survey(connection: AsyncConnection, asked: Collection[AskId]) -> Survey:
-    """End what has expired, and look at all that a decision needs, with the gate locked."""
-    row = (await connection.execute(SURVEY, {**_USUAL, **ids_of(asked)})).mappings().one()
-    claims = [_claim(claim) for claim in row["claims"] or ()]
-    return Survey(measured=_measured(row), claims=claims, is_repeated=row["is_repeated"])
+async def read_state(connection: AsyncConnection, request_ids: Collection[RequestId]) -> GateState:
+    """End expired permits, and read all that a decision on these requests needs, with the gate locked."""
+    row = (await connection.execute(STATE, {**DEFAULT_LIMIT, **request_id_columns(request_ids)})).mappings().one()
+    reservations = [_reservation(item) for item in row["reservations"] or ()]
+    return GateState(load=_load(row), reservations=reservations, is_repeated=row["is_repeated"])
 
 
-async def replace_claims(connection: AsyncConnection, gone: Sequence[AskId], new: Sequence[Reservation]) -> None:
-    """Forget claims, and keep others, with the gate locked."""
-    kept = {claim.ask.id for claim in new}
-    if forgotten := [ask_id for ask_id in gone if ask_id not in kept]:
-        await connection.execute(_UNCLAIM, ids_of(forgotten))
+async def replace_reservations(
+    connection: AsyncConnection, resumed: Sequence[RequestId], new: Sequence[Reservation]
+) -> None:
+    """Delete the resumed reservations and write the new ones, with the gate locked."""
+    new_ids = {reservation.request.id for reservation in new}
+    if deleted_ids := [request_id for request_id in resumed if request_id not in new_ids]:
+        await connection.execute(_DELETE_RESERVATIONS, request_id_columns(deleted_ids))
     if new:
         rows = [
             {
-                **plain_ask(claim.ask),
-                "tokens": claim.ask.tokens,
-                "since": claim.since.isoformat(),
-                "due": claim.due.isoformat(),
-                "lapses": claim.lapses.isoformat(),
+                **request_columns(reservation.request),
+                "tokens": reservation.request.tokens,
+                "since": reservation.since.isoformat(),
+                "due": reservation.due.isoformat(),
+                "lapses": reservation.lapses.isoformat(),
             }
-            for claim in new
+            for reservation in new
         ]
-        await connection.execute(_CLAIM, {"claims": json.dumps(rows)})
+        await connection.execute(_WRITE_RESERVATIONS, {"reservations": json.dumps(rows)})
 
 
 async def prune(connection: AsyncConnection) -> int:
-    """Forget claims that have lapsed; returns how many."""
+    """Delete lapsed reservations; return the number deleted."""
     return (await connection.execute(_PRUNE)).rowcount
 
 
-def _measured(row: Any) -> Measured:
-    usage = {one["model"]: Usage(permits=one["permits"], probes=one["probes"]) for one in row["usage"] or ()}
-    return Measured(at=row["at"], most=row["most"], usage=usage)
+def _load(row: Any) -> PermitLoad:
+    counts = {
+        item["model"]: PermitCounts(permits=item["permits"], probes=item["probes"]) for item in row["counts"] or ()
+    }
+    return PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=counts)
 
 
-def _claim(row: dict[str, Any]) -> Reservation:
+def _reservation(row: dict[str, Any]) -> Reservation:
     since, due, lapses = (datetime.fromisoformat(row[name]) for name in ("since", "due", "lapses"))
-    ask = PermitRequest(
-        id=AskId(row["key_id"], UUID(row["request_id"])),
+    request = PermitRequest(
+        id=RequestId(row["key_id"], UUID(row["request_id"])),
         model=row["model"],
         agent_type=AgentType(row["agent_type"]),
         priority=Priority(row["priority"]),
         tokens=row["tokens"],
         task_id=None if row["task_id"] is None else UUID(row["task_id"]),
     )
-    return Reservation(ask=ask, since=since, due=due, lapses=lapses)
+    return Reservation(request=request, since=since, due=due, lapses=lapses)

@@ -1,4 +1,4 @@
-"""Language models: a row each, whose lock guards all that changes with its calls."""
+"""Language models: a row each, whose lock guards everything that its calls change."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,44 +10,45 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.llm.rules.circuit_breaker import Breaker
-from app.llm.rules.concurrency import FIRST_LIMIT, Pressure
-from app.llm.rules.models import Limits, Model
+from app.llm.rules.concurrency import INITIAL_LIMIT, ConcurrencyState
+from app.llm.rules.models import Model, ModelLimits
 from app.llm.rules.rate_limit import Dimension, Meter
 
 _LIMITS = (
     "requests_per_window, tokens_per_window, window_seconds, burst, token_burst, max_concurrency, fallback_models,"
     " input_price, output_price"
 )
-_STATE = "concurrency, ramping, shrunk_at, latency_seconds, cooldown_until, failures, open_until"
-_COLUMNS = f"model, version, {_LIMITS}, {_STATE}, requests_tat, tokens_tat"
+_CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
+_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until"
+_COLUMNS = f"model, version, {_LIMITS}, {_SERVICE}, requests_tat, tokens_tat"
 
 _LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
 
 _ENSURE = text("""
 INSERT INTO llm_models (model, concurrency)
-SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS asked (name) ORDER BY name ON CONFLICT DO NOTHING
+SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS wanted (name) ORDER BY name ON CONFLICT DO NOTHING
 """)
 
 _READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
 
-_PORTRAIT = f"""
+_STATUS = f"""
 SELECT {_COLUMNS}, used_at, live.permits, now() AS at
 FROM llm_models m CROSS JOIN LATERAL (
     SELECT count(*) AS permits FROM llm_permits p WHERE p.model = m.model AND ended_at IS NULL AND expires_at > now()
 ) live
 """
 
-_ONE = text(f"{_PORTRAIT} WHERE model = :name")
+_READ_STATUS = text(f"{_STATUS} WHERE model = :name")
 
-_PAGE = text(f"{_PORTRAIT} WHERE model > :after ORDER BY model LIMIT :limit")
+_PAGE = text(f"{_STATUS} WHERE model > :after_name ORDER BY model LIMIT :limit")
 
-_CHARGE = text("""
+_WRITE_METERS = text("""
 UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat)
 WHERE model = :model
 """)
 
-_LEARN = text("""
+_WRITE_STATE = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
     open_until = :open_until, used_at = now(), requests_tat = coalesce(:requests, requests_tat),
@@ -55,7 +56,7 @@ UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at 
 WHERE model = :model
 """)
 
-_SET = text(f"""
+_SET_LIMITS = text(f"""
 UPDATE llm_models SET version = version + 1,
     {", ".join(f"{name} = :{name}" for name in _LIMITS.split(", "))}
 WHERE model = :model
@@ -71,8 +72,8 @@ DELETE FROM llm_models WHERE model IN (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portrait:
-    """A model as it is at a moment, with how many permits are live; `used_at` is None where nobody has heard of it."""
+class ModelStatus:
+    """A model and its live permits at a moment; `used_at` is None for a model without a row."""
 
     model: Model
     at: datetime
@@ -81,61 +82,62 @@ class Portrait:
 
 
 async def lock(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
-    """Lock models, in the order of their names; those that nobody has heard of become known."""
-    wanted = {"names": sorted(set(names))}
-    found = await _models(connection, _LOCK, wanted)
-    if len(found) < len(wanted["names"]):
-        await connection.execute(_ENSURE, {**wanted, "concurrency": FIRST_LIMIT})
-        found = await _models(connection, _LOCK, wanted)
-    return found
+    """Lock and read models, in the order of their names; a name without a row gets one."""
+    values = {"names": sorted(set(names))}
+    models = await _models(connection, _LOCK, values)
+    if len(models) < len(values["names"]):
+        await connection.execute(_ENSURE, {**values, "concurrency": INITIAL_LIMIT})
+        models = await _models(connection, _LOCK, values)
+    return models
 
 
 async def read(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
-    """Those of these models that are known, as they stand."""
+    """Those of these models that have a row, without a lock."""
     return await _models(connection, _READ, {"names": sorted(set(names))})
 
 
-async def portrait(connection: AsyncConnection, name: str) -> Portrait:
-    """A model as it is; one that nobody has heard of is like any that nobody has set limits for."""
-    row = (await connection.execute(_ONE, {"name": name})).mappings().first()
+async def read_status(connection: AsyncConnection, name: str) -> ModelStatus:
+    """A model and its live permits; a name without a row reads as a model without limits that nobody has called."""
+    row = (await connection.execute(_READ_STATUS, {"name": name})).mappings().first()
     if row is not None:
-        return _portrait(row)
-    return Portrait(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
+        return _model_status(row)
+    return ModelStatus(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
 
 
-async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[Portrait]:
-    """Models by name."""
-    return [_portrait(row) for row in (await connection.execute(_PAGE, {"after": after, "limit": limit})).mappings()]
+async def status_page(connection: AsyncConnection, *, after_name: str, limit: int) -> list[ModelStatus]:
+    """Models with names above `after_name`, by name."""
+    rows = (await connection.execute(_PAGE, {"after_name": after_name, "limit": limit})).mappings()
+    return [_model_status(row) for row in rows]
 
 
-async def charge(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
-    """Write down how the meters of a locked model stand; those of other dimensions stay as they are."""
+async def write_meters(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
+    """Store meters of a locked model; a dimension without a meter keeps its value."""
     tats = {dimension.value: meters[dimension].tat if dimension in meters else None for dimension in Dimension}
-    await connection.execute(_CHARGE, {"model": name, **tats})
+    await connection.execute(_WRITE_METERS, {"model": name, **tats})
 
 
-async def learn(connection: AsyncConnection, model: Model) -> None:
-    """Write down what a locked model's service has shown, and how its meters stand where it has any."""
-    pressure, breaker = model.pressure, model.breaker
+async def write_state(connection: AsyncConnection, model: Model) -> None:
+    """Store the state of a locked model: its concurrency, its breaker, and its meters where it has any."""
+    concurrency, breaker = model.concurrency, model.breaker
     values = {
-        "concurrency": pressure.limit,
-        **{name: getattr(pressure, name) for name in ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")},
+        "concurrency": concurrency.limit,
+        **{name: getattr(concurrency, name) for name in _CONCURRENCY},
         "failures": breaker.failures,
         "open_until": breaker.open_until,
         **{dimension.value: model.tats.get(dimension) for dimension in Dimension},
     }
-    await connection.execute(_LEARN, {"model": model.name, **values})
+    await connection.execute(_WRITE_STATE, {"model": model.name, **values})
 
 
-async def set_limits(connection: AsyncConnection, name: str, limits: Limits) -> None:
-    """Give a locked model its limits, which makes a new version."""
-    values = {field: getattr(limits, field) for field in Limits.__dataclass_fields__}
+async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> None:
+    """Set the limits of a locked model, as a new version."""
+    values = {field: getattr(limits, field) for field in ModelLimits.__dataclass_fields__}
     values["fallback_models"] = list(limits.fallback_models)
-    await connection.execute(_SET, {"model": name, **values})
+    await connection.execute(_SET_LIMITS, {"model": name, **values})
 
 
 async def prune(connection: AsyncConnection) -> int:
-    """Forget models that nobody has set limits for and nobody has called for a day; returns how many."""
+    """Delete models without limits that nobody has called for a day; return the number deleted."""
     return (await connection.execute(_PRUNE)).rowcount
 
 
@@ -143,17 +145,17 @@ async def _models(connection: AsyncConnection, statement: Any, values: Mapping[s
     return {row["model"]: _model(row) for row in (await connection.execute(statement, values)).mappings()}
 
 
-def _portrait(row: Any) -> Portrait:
-    return Portrait(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"])
+def _model_status(row: Any) -> ModelStatus:
+    return ModelStatus(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"])
 
 
 def _model(row: Any) -> Model:
-    pressure = {name: row[name] for name in ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")}
+    concurrency = {name: row[name] for name in _CONCURRENCY}
     return Model(
         name=row["model"],
         version=row["version"],
-        limits=Limits(**{field: row[field] for field in Limits.__dataclass_fields__}),
-        pressure=Pressure(limit=row["concurrency"], **pressure),
+        limits=ModelLimits(**{field: row[field] for field in ModelLimits.__dataclass_fields__}),
+        concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
         breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
     )

@@ -1,10 +1,10 @@
 """Permits of language-model calls: rows that live until they are settled, released, lost or expired.
 
 Lock order: the gate, models by name, permits by id, the minutes, cached answers by key, the audit log; whoever needs
-several takes them in this order, and nobody who holds one of them waits for another noun. Whoever holds others, like
-one who finds workers lost or makes room, takes only what is free. Live permits are counted with the gate
-locked, so no two count at once. A permit that has expired is ended by an update before the count, not left out of it:
-the update waits for a renewal that is under way, so a permit is either renewed and counted, or ended.
+several takes them in this order, and nobody who holds one of them waits for a lock of another feature. Whoever holds
+such locks, like one who ends lost workers or deletes old rows, skips what is locked. Live permits are counted with the
+gate locked, so no two transactions count at once. A permit that has expired is ended by an update before the count, not
+left out of it: the update waits for a renewal that is under way, so a permit is either renewed and counted, or ended.
 """
 
 import json
@@ -19,16 +19,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.llm.rules.permits import AskId, Ending, PermitRequest
+from app.llm.rules.permits import Ending, PermitRequest, RequestId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """A permit as it is kept; `digest` tells its settlement."""
+    """A stored permit; `digest` is the SHA-256 of the settlement that ended it."""
 
     id: UUID
     token: str
-    ask: PermitRequest
+    request: PermitRequest
     is_probe: bool
     granted_at: datetime
     expires_at: datetime
@@ -39,18 +39,18 @@ class Permit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPermit:
-    """What is to become a permit."""
+    """A permit to be stored."""
 
     id: UUID
     token: str
-    ask: PermitRequest
+    request: PermitRequest
     is_probe: bool
 
 
-_ASK = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
-_PERMIT = f"id, token, {_ASK}, is_probe, granted_at, expires_at, ended_at, ending, digest"
+_REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
+_PERMIT = f"id, token, {_REQUEST}, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
-# Locked in their order, once: so two who end the same permits do not wait for each other.
+# Locked in the order of ids, so that two transactions that end the same permits cannot deadlock.
 EXPIRE = f"""
 WITH over AS MATERIALIZED (
     SELECT id FROM llm_permits WHERE ended_at IS NULL AND expires_at <= clock_timestamp() ORDER BY id FOR UPDATE
@@ -58,14 +58,14 @@ WITH over AS MATERIALIZED (
 UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.EXPIRED}' FROM over WHERE p.id = over.id
 """
 
-_KNOWN = text(f"""
+_READ_BY_REQUEST = text(f"""
 SELECT {_PERMIT} FROM llm_permits
 JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, request_id) USING (key_id, request_id)
 """)
 
 _INSERT = text(f"""
-INSERT INTO llm_permits (id, token, {_ASK}, is_probe, granted_at, expires_at)
-SELECT id, token, {_ASK}, is_probe, :at, CAST(:at AS timestamptz) + make_interval(secs => :ttl)
+INSERT INTO llm_permits (id, token, {_REQUEST}, is_probe, granted_at, expires_at)
+SELECT id, token, {_REQUEST}, is_probe, :at, CAST(:at AS timestamptz) + make_interval(secs => :ttl)
 FROM jsonb_to_recordset(CAST(:permits AS jsonb)) AS new (
     id uuid, token text, key_id text, request_id uuid, model text, agent_type text, priority smallint, goal_id text,
     task_id uuid, worker_id uuid, estimated_tokens bigint, is_probe boolean)
@@ -74,7 +74,7 @@ RETURNING {_PERMIT}
 
 _LOCK = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 
-_MODELS = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
+_MODEL_NAMES = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
 
 _RENEW = text("""
 UPDATE llm_permits SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
@@ -89,8 +89,9 @@ FROM unnest(CAST(:ids AS uuid[]), CAST(:endings AS text[]), CAST(:digests AS byt
 WHERE p.id = ended.id
 """)
 
-# Never waits: a permit that is being settled ends anyway, and one that is being renewed, when nobody does so again.
-LOSE = text(f"""
+# Never waits, as its caller holds locks of workers: a permit that is being settled ends anyway, and one that is being
+# renewed expires, as its worker is over.
+END_LOST = text(f"""
 WITH over AS MATERIALIZED (
     SELECT id FROM llm_permits WHERE worker_id = :worker_id AND ended_at IS NULL FOR UPDATE SKIP LOCKED
 )
@@ -98,7 +99,8 @@ UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.LOST}' 
 """)
 
 _LIVE = text(f"""
-SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() AND id > :after ORDER BY id LIMIT :limit
+SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() AND id > :after_id
+ORDER BY id LIMIT :limit
 """)
 
 _PRUNE = text("""
@@ -109,98 +111,98 @@ DELETE FROM llm_permits WHERE id IN (
 """)
 
 
-async def known(connection: AsyncConnection, asked: Collection[AskId]) -> dict[AskId, Permit]:
-    """The permits that these requests have led to already."""
-    rows = (await connection.execute(_KNOWN, ids_of(asked))).mappings()
-    return {permit.ask.id: permit for permit in map(_permit, rows)}
+async def read_by_request(connection: AsyncConnection, request_ids: Collection[RequestId]) -> dict[RequestId, Permit]:
+    """The permits that these requests were granted before, live or not."""
+    rows = (await connection.execute(_READ_BY_REQUEST, request_id_columns(request_ids))).mappings()
+    return {permit.request.id: permit for permit in map(_permit, rows)}
 
 
 async def expire(connection: AsyncConnection) -> int:
-    """End the permits whose time is over; returns how many."""
+    """End expired permits; return their number."""
     return (await connection.execute(text(EXPIRE))).rowcount
 
 
 async def insert(
     connection: AsyncConnection, permits: Collection[NewPermit], at: datetime, ttl_seconds: float
-) -> dict[AskId, Permit]:
-    """Keep new permits, with the gate locked."""
+) -> dict[RequestId, Permit]:
+    """Store new permits, with the gate locked."""
     rows = [
         {
             "id": str(permit.id),
             "token": permit.token,
             "is_probe": permit.is_probe,
-            **plain_ask(permit.ask),
-            "goal_id": permit.ask.goal_id,
-            "worker_id": _text(permit.ask.worker_id),
-            "estimated_tokens": permit.ask.tokens,
+            **request_columns(permit.request),
+            "goal_id": permit.request.goal_id,
+            "worker_id": _text(permit.request.worker_id),
+            "estimated_tokens": permit.request.tokens,
         }
         for permit in permits
     ]
-    made = await connection.execute(_INSERT, {"permits": json.dumps(rows), "at": at, "ttl": ttl_seconds})
-    return {permit.ask.id: permit for permit in map(_permit, made.mappings())}
+    result = await connection.execute(_INSERT, {"permits": json.dumps(rows), "at": at, "ttl": ttl_seconds})
+    return {permit.request.id: permit for permit in map(_permit, result.mappings())}
 
 
-async def models_of(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Whose models must be locked before these permits; those that nobody remembers are left out."""
-    return {row.id: row.model for row in await connection.execute(_MODELS, {"ids": list(ids)})}
+async def model_names(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Models of these permits, to be locked before them; permits deleted since are left out."""
+    return {row.id: row.model for row in await connection.execute(_MODEL_NAMES, {"ids": list(ids)})}
 
 
 async def lock(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Permit]:
-    """Lock permits, with their models locked."""
+    """Lock and read permits, with their models locked."""
     rows = (await connection.execute(_LOCK, {"ids": sorted(ids)})).mappings()
     return {permit.id: permit for permit in map(_permit, rows)}
 
 
 async def read(connection: AsyncConnection, permit_id: UUID) -> Permit | None:
-    """A permit as it is; None when nobody remembers it."""
+    """A permit, live or not; None when there is none, or it was deleted."""
     row = (await connection.execute(_READ, {"id": permit_id})).mappings().first()
     return _permit(row) if row else None
 
 
 async def renew(connection: AsyncConnection, permit_id: UUID, token: str, ttl_seconds: float) -> datetime | None:
-    """Let a live permit live on; None when it does not live, or has another token."""
+    """Renew a live permit; return its new expiry, None when it is over or has another token."""
     values = {"id": permit_id, "token": token, "ttl": ttl_seconds}
     expires_at: datetime | None = (await connection.execute(_RENEW, values)).scalar()
     return expires_at
 
 
 async def end(connection: AsyncConnection, at: datetime, endings: Sequence[tuple[UUID, Ending, bytes | None]]) -> None:
-    """End locked permits. One that expired or was lost, and is settled late, keeps the time of its end."""
-    ids, kinds, digests = zip(*endings, strict=True)
-    values = {"at": at, "ids": list(ids), "endings": [kind.value for kind in kinds], "digests": list(digests)}
+    """End locked permits; one that was over before, and is settled late, keeps the time of its end."""
+    ids, reasons, digests = zip(*endings, strict=True)
+    values = {"at": at, "ids": list(ids), "endings": [reason.value for reason in reasons], "digests": list(digests)}
     await connection.execute(_END, values)
 
 
-async def lose(connection: AsyncConnection, worker_id: UUID) -> int:
-    """End what a worker held that is over; returns how many."""
-    return (await connection.execute(LOSE, {"worker_id": worker_id})).rowcount
+async def end_lost(connection: AsyncConnection, worker_id: UUID) -> int:
+    """End the live permits of a worker that has ended; return their number."""
+    return (await connection.execute(END_LOST, {"worker_id": worker_id})).rowcount
 
 
-async def page(connection: AsyncConnection, *, after: UUID, limit: int) -> list[Permit]:
-    """Live permits, the oldest first."""
-    rows = (await connection.execute(_LIVE, {"after": after, "limit": limit})).mappings()
+async def page(connection: AsyncConnection, *, after_id: UUID, limit: int) -> list[Permit]:
+    """Live permits with ids above `after_id`, oldest first."""
+    rows = (await connection.execute(_LIVE, {"after_id": after_id, "limit": limit})).mappings()
     return [_permit(row) for row in rows]
 
 
 async def prune(connection: AsyncConnection, bite: int = 5000) -> int:
-    """Forget permits that ended an hour ago; returns how many."""
+    """Delete permits that ended an hour ago, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"bite": bite})).rowcount
 
 
-def ids_of(ids: Collection[AskId]) -> dict[str, list[Any]]:
-    """The ids as a statement takes them."""
-    return {"keys": [one.key_id for one in ids], "requests": [one.request_id for one in ids]}
+def request_id_columns(ids: Collection[RequestId]) -> dict[str, list[Any]]:
+    """The ids as columns, for `unnest`."""
+    return {"keys": [id_.key_id for id_ in ids], "requests": [id_.request_id for id_ in ids]}
 
 
-def plain_ask(ask: PermitRequest) -> dict[str, Any]:
-    """What permits and claims have in common, as JSON has it."""
+def request_columns(request: PermitRequest) -> dict[str, Any]:
+    """The columns that permits and reservations share, as JSON values."""
     return {
-        "key_id": ask.id.key_id,
-        "request_id": str(ask.id.request_id),
-        "model": ask.model,
-        "agent_type": ask.agent_type.value,
-        "priority": ask.priority.value,
-        "task_id": _text(ask.task_id),
+        "key_id": request.id.key_id,
+        "request_id": str(request.id.request_id),
+        "model": request.model,
+        "agent_type": request.agent_type.value,
+        "priority": request.priority.value,
+        "task_id": _text(request.task_id),
     }
 
 
@@ -209,8 +211,8 @@ def _text(value: UUID | None) -> str | None:
 
 
 def _permit(row: Any) -> Permit:
-    ask = PermitRequest(
-        id=AskId(row["key_id"], row["request_id"]),
+    request = PermitRequest(
+        id=RequestId(row["key_id"], row["request_id"]),
         model=row["model"],
         agent_type=AgentType(row["agent_type"]),
         priority=Priority(row["priority"]),
@@ -221,4 +223,4 @@ def _permit(row: Any) -> Permit:
     )
     own = ("id", "token", "is_probe", "granted_at", "expires_at", "ended_at", "digest")
     ending = None if row["ending"] is None else Ending(row["ending"])
-    return Permit(**{name: row[name] for name in own}, ask=ask, ending=ending)
+    return Permit(**{name: row[name] for name in own}, request=request, ending=ending)

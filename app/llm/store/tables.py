@@ -1,4 +1,4 @@
-"""Language models: what is allowed and known of each, who may call now, who waits, what was answered, what it cost."""
+"""Tables of language models, their permits and reservations, cached answers, and sums of finished calls."""
 
 from sqlalchemy import (
     BigInteger,
@@ -24,7 +24,7 @@ from app.llm.rules.permits import Ending
 
 _BUSY = {"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "500"}
 
-# Whoever grants permits holds this row's lock, so that no two count the live permits of all models at once.
+# One row, locked by whoever grants permits, so that no two transactions count the live permits of all models at once.
 llm_gate = Table(
     "llm_gate",
     metadata,
@@ -34,7 +34,7 @@ llm_gate = Table(
     postgresql_with=_BUSY,
 )
 
-# A row's lock guards all that changes with the calls of a model: both meters move, or neither does.
+# A row's lock guards everything that calls of the model change: both meters move, or neither does.
 llm_models = Table(
     "llm_models",
     metadata,
@@ -62,7 +62,7 @@ llm_models = Table(
     postgresql_with=_BUSY,
 )
 
-# A permit lives until `ended_at` is set; what is over stays for an hour, so that late and repeated calls are answered.
+# A permit lives until `ended_at` is set. Its row stays for an hour more, to answer late and repeated settlements.
 llm_permits = Table(
     "llm_permits",
     metadata,
@@ -94,7 +94,7 @@ Index("llm_permits_live", llm_permits.c.expires_at, postgresql_where=_LIVE)
 Index("llm_permits_live_worker", llm_permits.c.worker_id, postgresql_where=_LIVE)
 Index("llm_permits_ended", llm_permits.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
 
-# Who was refused and may come back for a turn.
+# Reservations: the places in the queue that refused requests keep until they are repeated.
 llm_claims = Table(
     "llm_claims",
     metadata,
@@ -127,7 +127,7 @@ llm_cache = Table(
     Index("llm_cache_stored", "stored_at"),
 )
 
-# What calls came to, by minute.
+# Sums of finished calls by minute; percentiles come from the histogram.
 llm_minutes = Table(
     "llm_minutes",
     metadata,

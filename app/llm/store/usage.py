@@ -1,4 +1,4 @@
-"""What calls of language models came to, minute by minute; and how much of the capacity is in use."""
+"""Finished calls of language models, summed by minute, and the capacity for calls."""
 
 import json
 from collections.abc import Collection
@@ -9,19 +9,19 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import ResourceLimits
 from app.db.retention import BATCH, deletion
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, Durations
 from app.llm.rules.outcomes import Outcome
+from app.llm.store.gate import DEFAULT_LIMIT, TOTAL_LIMIT
 from app.queue.rules.events import TaskEvent
 
-By = Literal["model", "agent", "goal"]
+Grouping = Literal["model", "agent", "goal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A finished call; `held_seconds` is how long its permit was held."""
+class FinishedCall:
+    """A finished call; its permit was held for `held_seconds`."""
 
     model: str
     agent_type: AgentType
@@ -36,8 +36,8 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sum:
-    """Calls of one model, agent type or goal; None: of no goal."""
+class UsageSum:
+    """Sums over the calls of one model, agent type or goal; name None: calls of no goal."""
 
     name: str | None
     outcomes: dict[Outcome, int]
@@ -48,8 +48,8 @@ class Sum:
     latency: Durations
 
 
-class Recent(NamedTuple):
-    """Mean latency of calls in milliseconds (None: none was timed), how many there were, permits in use and allowed."""
+class RecentUsage(NamedTuple):
+    """Mean latency in milliseconds (None: no call was timed) and number of calls; permits in use and allowed."""
 
     mean_latency_ms: float | None
     calls: int
@@ -57,24 +57,24 @@ class Recent(NamedTuple):
     limit: int
 
 
-class Burden(NamedTuple):
-    """Calls at once that the models in use bear, and the mean share of a task's time for which it holds a permit.
+class CallCapacity(NamedTuple):
+    """Calls at once that the models in use bear, and the mean share of its time for which a task holds a permit.
 
-    None: too few tasks have ended to tell.
+    The share is None where too few tasks have ended.
     """
 
     limit: int
     held_share: float | None
 
 
-# With fewer a single long task would decide.
-_FEWEST_TASKS = 10
-_KEYS = {"model": "model", "agent": "agent_type", "goal": "goal_id"}
+# With fewer, one long task would decide.
+_MIN_TASKS = 10
+_COLUMNS = {"model": "model", "agent": "agent_type", "goal": "goal_id"}
 _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
 )
 
-# Of a batch, the calls that belong to the same row are added up first: a statement may touch a row only once.
+# Calls of a batch that belong to the same row are summed first: ON CONFLICT DO UPDATE may touch a row only once.
 _ADD = text(f"""
 WITH called AS MATERIALIZED (
     SELECT *, CASE WHEN latency IS NULL THEN 0 ELSE 1 END AS timed,
@@ -125,21 +125,20 @@ FROM parts JOIN outcomes USING (name) JOIN histograms USING (name)
 GROUP BY name, outcomes.outcomes, buckets ORDER BY sum(calls) DESC, name LIMIT :limit
 """
 
-_SUMS_BY = {by: text(_SUMS.format(key=key)) for by, key in _KEYS.items()}
+_SUMS_BY = {grouping: text(_SUMS.format(key=column)) for grouping, column in _COLUMNS.items()}
 
-_RECENT = text("""
+_RECENT = text(f"""
 SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms, coalesce(sum(calls), 0)::bigint AS calls,
        (SELECT count(*) FROM llm_permits WHERE ended_at IS NULL AND expires_at > now()) AS in_use,
-       coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::int FROM config_versions
-                 ORDER BY version DESC LIMIT 1), :usual) AS "limit"
+       {TOTAL_LIMIT} AS "limit"
 FROM llm_minutes WHERE minute > now() - CAST(:window AS interval)
 """)
 
-# A model bears what its service was seen to bear, within what people allow; all together what the configuration says.
-_BURDEN = text(f"""
-WITH most AS MATERIALIZED (
-    SELECT coalesce((SELECT (document #>> '{{resource_limits,max_concurrent_llm_calls}}')::int FROM config_versions
-                     ORDER BY version DESC LIMIT 1), :usual) AS calls
+# The limit of each model that was called is its adaptive one, within what people allow; that of all together is in the
+# configuration. Permits held outside of tasks are left out: workers are to be sized by what tasks hold.
+_CALL_CAPACITY = text(f"""
+WITH total AS MATERIALIZED (
+    SELECT {TOTAL_LIMIT} AS calls
 ), held AS MATERIALIZED (
     SELECT model, sum(task_seconds) AS seconds FROM llm_minutes
     WHERE minute > now() - CAST(:window AS interval) GROUP BY model
@@ -149,19 +148,19 @@ WITH most AS MATERIALIZED (
       AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 ), borne AS MATERIALIZED (
     SELECT sum(greatest(1, least(calls, coalesce(max_concurrency, calls), floor(concurrency)))) AS calls
-    FROM held JOIN llm_models USING (model) CROSS JOIN most WHERE held.seconds > 0
+    FROM held JOIN llm_models USING (model) CROSS JOIN total WHERE held.seconds > 0
 )
-SELECT least(most.calls, coalesce(borne.calls, most.calls))::int AS "limit",
-       CASE WHEN ran.tasks >= :fewest AND ran.seconds > 0
+SELECT least(total.calls, coalesce(borne.calls, total.calls))::int AS "limit",
+       CASE WHEN ran.tasks >= :min_tasks AND ran.seconds > 0
             THEN (SELECT sum(seconds) FROM held) / ran.seconds END AS held_share
-FROM most CROSS JOIN borne CROSS JOIN ran
+FROM total CROSS JOIN borne CROSS JOIN ran
 """)
 
 _PRUNE = deletion("llm_minutes", "minute < now() - make_interval(days => :days)", "minute")
 
 
-async def add(connection: AsyncConnection, calls: Collection[Call], at: datetime) -> None:
-    """Count calls that ended now, with their models locked."""
+async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: datetime) -> None:
+    """Add calls that ended at this moment, with their models locked."""
     rows = [
         {
             "model": call.model,
@@ -180,31 +179,31 @@ async def add(connection: AsyncConnection, calls: Collection[Call], at: datetime
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
 
 
-async def sums(connection: AsyncConnection, by: By, since: datetime, limit: int) -> list[Sum]:
-    """What was used in the minutes that end after `since`, by model, agent type or goal, the most called first."""
-    rows = (await connection.execute(_SUMS_BY[by], {"since": since, "limit": limit})).mappings()
+async def sums(connection: AsyncConnection, grouping: Grouping, since: datetime, limit: int) -> list[UsageSum]:
+    """Sums over the minutes that end after `since`, by model, agent type or goal, most calls first."""
+    rows = (await connection.execute(_SUMS_BY[grouping], {"since": since, "limit": limit})).mappings()
     return [_sum(row) for row in rows]
 
 
-async def recent(connection: AsyncConnection, window: timedelta) -> Recent:
-    """What there was in the minutes that began within the window, and what is in use now."""
-    values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls}
-    return Recent(**(await connection.execute(_RECENT, values)).mappings().one())
+async def recent(connection: AsyncConnection, window: timedelta) -> RecentUsage:
+    """Calls in the minutes that began within the window, and permits in use now."""
+    values = {"window": window, **DEFAULT_LIMIT}
+    return RecentUsage(**(await connection.execute(_RECENT, values)).mappings().one())
 
 
-async def burden(connection: AsyncConnection, window: timedelta) -> Burden:
-    """What tasks have asked of language models in the minutes that began within the window."""
-    values = {"window": window, "usual": ResourceLimits().max_concurrent_llm_calls, "fewest": _FEWEST_TASKS}
-    return Burden(**(await connection.execute(_BURDEN, values)).mappings().one())
+async def call_capacity(connection: AsyncConnection, window: timedelta) -> CallCapacity:
+    """Capacity for calls, measured over the minutes that began within the window."""
+    values = {"window": window, **DEFAULT_LIMIT, "min_tasks": _MIN_TASKS}
+    return CallCapacity(**(await connection.execute(_CALL_CAPACITY, values)).mappings().one())
 
 
 async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
-    """Forget what was long ago; returns how many rows."""
+    """Delete minutes older than `days`, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
-def _sum(row: Any) -> Sum:
-    return Sum(
+def _sum(row: Any) -> UsageSum:
+    return UsageSum(
         name=row["name"] or None,
         outcomes={Outcome(name): count for name, count in row["outcomes"].items()},
         latency=Durations(count=row["timed"], seconds=row["seconds"], longest=row["longest"], histogram=row["buckets"]),

@@ -31,6 +31,6 @@ async def gather(
     """
     elsewhere = workers - sum(host.workers for host in hosts)
     found = rules.caps(hosts, elsewhere, promising(limits or ResourceLimits()))
-    burden = await usage.burden(connection, _SPAN)
+    burden = await usage.call_capacity(connection, _SPAN)
     permits = None if burden.held_share is None else permit_cap(burden.limit, burden.held_share)
     return [*found, permits] if permits is not None else found

@@ -119,7 +119,7 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
     attempt = await attempts.of_worker(connection, worker_id)
     if attempt is not None:
         await give_back(connection, attempt, reason)
-    await permits.lose(connection, worker_id)
+    await permits.end_lost(connection, worker_id)
     if ended is not None:
         notify.note(connection, notify.FLEET)
     return ended is not None
@@ -158,7 +158,7 @@ async def see_exit(connection: AsyncConnection, worker_id: UUID, state: WorkerSt
         return await say_goodbye(connection, worker_id, reason)
     lost = await lose(connection, worker_id, state, reason)
     # Also of one that was silent and given up before: only now is it certain that it calls nobody any more.
-    await permits.lose(connection, worker_id)
+    await permits.end_lost(connection, worker_id)
     return lost
 
 

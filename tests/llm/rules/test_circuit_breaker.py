@@ -4,16 +4,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.llm.rules.circuit_breaker import Breaker, BreakerPolicy, BreakerState, after
+from app.llm.rules.circuit_breaker import Breaker, BreakerPolicy, BreakerState, record_call
 from app.llm.rules.outcomes import FAILURES, Outcome
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def told(breaker: Breaker, *outcomes: Outcome, is_probe: bool = False, at: float = 0.0) -> Breaker:
+def after_calls(breaker: Breaker, *outcomes: Outcome, is_probe: bool = False, at: float = 0.0) -> Breaker:
     for outcome in outcomes:
         now = START + timedelta(seconds=at)
-        breaker = after(breaker, outcome, is_probe=is_probe, now=now, policy=BreakerPolicy())
+        breaker = record_call(breaker, outcome, is_probe=is_probe, now=now, policy=BreakerPolicy())
     return breaker
 
 
@@ -23,31 +23,31 @@ def state(breaker: Breaker, at: float = 0.0) -> BreakerState:
 
 @pytest.mark.parametrize("outcome", sorted(FAILURES))
 def test_three_in_a_row_open_it_for_thirty_seconds(outcome: Outcome) -> None:
-    assert state(told(Breaker(), outcome, outcome)) is BreakerState.CLOSED
-    breaker = told(Breaker(), outcome, outcome, outcome)
+    assert state(after_calls(Breaker(), outcome, outcome)) is BreakerState.CLOSED
+    breaker = after_calls(Breaker(), outcome, outcome, outcome)
     assert [state(breaker, at) for at in (0, 29.9, 30)] == [
         BreakerState.OPEN,
         BreakerState.OPEN,
         BreakerState.HALF_OPEN,
     ]
-    assert breaker.open_for(START) == 30
+    assert breaker.remaining_seconds(START) == 30
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.CLIENT_ERROR])
 def test_an_answer_in_between_clears_the_count(outcome: Outcome) -> None:
-    assert told(Breaker(), Outcome.TIMEOUT, Outcome.TIMEOUT, outcome, Outcome.TIMEOUT).failures == 1
+    assert after_calls(Breaker(), Outcome.TIMEOUT, Outcome.TIMEOUT, outcome, Outcome.TIMEOUT).failures == 1
 
 
 @pytest.mark.parametrize("outcome", [Outcome.RATE_LIMITED, Outcome.CANCELLED])
 def test_a_429_and_a_cancelled_call_say_nothing(outcome: Outcome) -> None:
-    breaker = told(Breaker(), *[outcome] * 10, Outcome.TIMEOUT, outcome, Outcome.TIMEOUT, outcome)
+    breaker = after_calls(Breaker(), *[outcome] * 10, Outcome.TIMEOUT, outcome, Outcome.TIMEOUT, outcome)
     assert (breaker.failures, state(breaker)) == (2, BreakerState.CLOSED)
 
 
 @pytest.mark.parametrize("outcome", sorted(Outcome))
 def test_late_news_of_other_calls_change_nothing_while_it_is_open(outcome: Outcome) -> None:
-    breaker = told(Breaker(), *[Outcome.SERVER_ERROR] * 3)
-    assert told(breaker, outcome, at=31) == breaker
+    breaker = after_calls(Breaker(), *[Outcome.SERVER_ERROR] * 3)
+    assert after_calls(breaker, outcome, at=31) == breaker
 
 
 @pytest.mark.parametrize(
@@ -62,5 +62,5 @@ def test_late_news_of_other_calls_change_nothing_while_it_is_open(outcome: Outco
     ],
 )
 def test_the_probe_decides(outcome: Outcome, expected: BreakerState) -> None:
-    breaker = told(Breaker(), *[Outcome.TIMEOUT] * 3)
-    assert state(told(breaker, outcome, is_probe=True, at=31), at=31) is expected
+    breaker = after_calls(Breaker(), *[Outcome.TIMEOUT] * 3)
+    assert state(after_calls(breaker, outcome, is_probe=True, at=31), at=31) is expected

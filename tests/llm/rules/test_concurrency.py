@@ -8,52 +8,56 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.llm.rules.concurrency import Pressure, PressurePolicy, after
-from app.llm.rules.outcomes import LOSSES, Outcome, Report
+from app.llm.rules.concurrency import ConcurrencyPolicy, ConcurrencyState, record_call
+from app.llm.rules.outcomes import LOSSES, CallReport, Outcome
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-POLICY = PressurePolicy()
+POLICY = ConcurrencyPolicy()
 
 
-def reported(pressure: Pressure, outcome: Outcome, *, in_use: int = 100, at: float = 0.0, **told: Any) -> Pressure:
+def after_call(
+    state: ConcurrencyState, outcome: Outcome, *, in_use: int = 100, at: float = 0.0, **reported: Any
+) -> ConcurrencyState:
     now = START + timedelta(seconds=at)
-    return after(pressure, Report(outcome=outcome, **told), in_use=in_use, ceiling=64, now=now, policy=POLICY)
+    return record_call(
+        state, CallReport(outcome=outcome, **reported), in_use=in_use, ceiling=64, now=now, policy=POLICY
+    )
 
 
 def test_it_doubles_in_a_round_trip_until_the_first_loss() -> None:
-    pressure, sizes = Pressure(), []
+    state, sizes = ConcurrencyState(), []
     for _ in range(5):
-        in_flight = pressure.allowed(64)
+        in_flight = state.allowed_calls(64)
         for _ in range(in_flight):
-            pressure = reported(pressure, Outcome.SUCCESS, in_use=in_flight)
-        sizes.append(pressure.allowed(64))
+            state = after_call(state, Outcome.SUCCESS, in_use=in_flight)
+        sizes.append(state.allowed_calls(64))
     assert sizes == [8, 16, 32, 64, 64]
-    pressure = reported(pressure, Outcome.RATE_LIMITED)
-    assert not pressure.ramping
-    assert pressure.limit == pytest.approx(57.6)
-    before = pressure.limit
-    for _ in range(round(before)):
-        pressure = reported(pressure, Outcome.SUCCESS)
-    assert pressure.limit == pytest.approx(before + 1, abs=0.1)
+    state = after_call(state, Outcome.RATE_LIMITED)
+    assert not state.ramping
+    assert state.limit == pytest.approx(57.6)
+    limit = state.limit
+    for _ in range(round(limit)):
+        state = after_call(state, Outcome.SUCCESS)
+    assert state.limit == pytest.approx(limit + 1, abs=0.1)
 
 
 @pytest.mark.parametrize("outcome", sorted(LOSSES))
 def test_a_wave_of_losses_is_one_step_back(outcome: Outcome) -> None:
-    pressure = Pressure(limit=20, ramping=False, latency_seconds=2)
+    state = ConcurrencyState(limit=20, ramping=False, latency_seconds=2)
     for _ in range(20):
-        pressure = reported(pressure, outcome)
-    assert pressure.limit == pytest.approx(18)
-    assert reported(pressure, outcome, at=1.9).limit == pytest.approx(18)
-    assert reported(pressure, outcome, at=2.0).limit == pytest.approx(16.2)
+        state = after_call(state, outcome)
+    assert state.limit == pytest.approx(18)
+    assert after_call(state, outcome, at=1.9).limit == pytest.approx(18)
+    assert after_call(state, outcome, at=2.0).limit == pytest.approx(16.2)
 
 
 def test_a_limit_that_nobody_comes_near_does_not_grow() -> None:
-    assert reported(Pressure(limit=10, ramping=False), Outcome.SUCCESS, in_use=4).limit == 10
-    assert reported(Pressure(limit=10, ramping=False), Outcome.SUCCESS, in_use=5).limit == pytest.approx(10.1)
+    assert after_call(ConcurrencyState(limit=10, ramping=False), Outcome.SUCCESS, in_use=4).limit == 10
+    assert after_call(ConcurrencyState(limit=10, ramping=False), Outcome.SUCCESS, in_use=5).limit == pytest.approx(10.1)
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("reported", "seconds"),
     [
         ({"retry_after_seconds": 7, "reset_requests_seconds": 60}, 7),
         ({"reset_requests_seconds": 6, "reset_tokens_seconds": 0.012}, 6),
@@ -63,14 +67,14 @@ def test_a_limit_that_nobody_comes_near_does_not_grow() -> None:
         ({}, 0),
     ],
 )
-def test_it_waits_as_long_as_the_service_wants(told: dict[str, Any], seconds: float) -> None:
-    assert reported(Pressure(), Outcome.RATE_LIMITED, **told).cooldown_seconds(START) == seconds
-    assert reported(Pressure(), Outcome.SUCCESS, **told).cooldown_seconds(START) == 0
+def test_it_waits_as_long_as_the_service_wants(reported: dict[str, Any], seconds: float) -> None:
+    assert after_call(ConcurrencyState(), Outcome.RATE_LIMITED, **reported).cooldown_seconds(START) == seconds
+    assert after_call(ConcurrencyState(), Outcome.SUCCESS, **reported).cooldown_seconds(START) == 0
 
 
 def test_a_shorter_wish_does_not_end_a_longer_wait() -> None:
-    pressure = reported(Pressure(), Outcome.RATE_LIMITED, retry_after_seconds=60)
-    assert reported(pressure, Outcome.SERVER_ERROR, retry_after_seconds=1).cooldown_seconds(START) == 60
+    state = after_call(ConcurrencyState(), Outcome.RATE_LIMITED, retry_after_seconds=60)
+    assert after_call(state, Outcome.SERVER_ERROR, retry_after_seconds=1).cooldown_seconds(START) == 60
 
 
 _EVENTS = st.lists(
@@ -82,15 +86,15 @@ _EVENTS = st.lists(
 def test_it_stays_between_one_and_what_people_allow(
     events: list[tuple[Outcome, int, float, float]], ceiling: int
 ) -> None:
-    pressure, now, shrunk = Pressure(), START, []
+    state, now, decreases = ConcurrencyState(), START, []
     for outcome, in_use, pause, latency in events:
         now += timedelta(seconds=pause)
-        before = pressure
-        report = Report(outcome=outcome, latency_seconds=latency)
-        pressure = after(pressure, report, in_use=in_use, ceiling=ceiling, now=now, policy=POLICY)
-        assert 1 <= pressure.allowed(ceiling) <= ceiling
-        if pressure.limit < before.limit and outcome in LOSSES:
-            shrunk.append((now, before.latency(POLICY)))
-        assert pressure.limit >= before.limit * POLICY.shrink - 1e-9 or pressure.limit == ceiling
-    for (one, _), (next_, cool_down) in pairwise(shrunk):
-        assert (next_ - one).total_seconds() >= cool_down - 1e-5
+        previous = state
+        report = CallReport(outcome=outcome, latency_seconds=latency)
+        state = record_call(state, report, in_use=in_use, ceiling=ceiling, now=now, policy=POLICY)
+        assert 1 <= state.allowed_calls(ceiling) <= ceiling
+        if state.limit < previous.limit and outcome in LOSSES:
+            decreases.append((now, previous.mean_latency(POLICY)))
+        assert state.limit >= previous.limit * POLICY.decrease_factor - 1e-9 or state.limit == ceiling
+    for (last, _), (next_, cool_down) in pairwise(decreases):
+        assert (next_ - last).total_seconds() >= cool_down - 1e-5

@@ -10,122 +10,124 @@ from hypothesis import strategies as st
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.circuit_breaker import Breaker
-from app.llm.rules.concurrency import Pressure, PressurePolicy
-from app.llm.rules.grant import PermitPlan, decide
-from app.llm.rules.models import Limits
+from app.llm.rules.concurrency import ConcurrencyPolicy, ConcurrencyState
+from app.llm.rules.grant import PermitPlan, plan_permits
+from app.llm.rules.models import ModelLimits
 from app.llm.rules.permits import (
-    Denied,
-    Granted,
+    Denial,
+    Grant,
+    PermitCounts,
     PermitPolicy,
     PermitRequest,
     PermitSnapshot,
     Refused,
     Reservation,
-    Usage,
 )
-from tests.support.permit_world import START, Caller, World, ask, model, snapshot
+from tests.support.permit_world import START, Caller, World, model, permit_request, snapshot
 
 A, B = AgentType.GENERATION, AgentType.RANKING
 POLICY = PermitPolicy()
 
 
-def decided(seen: PermitSnapshot, *asks: PermitRequest) -> PermitPlan:
-    return decide(seen, asks, POLICY, PressurePolicy())
+def decided(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
+    return plan_permits(current, requests, POLICY, ConcurrencyPolicy())
 
 
 def granted(plan: PermitPlan) -> list[PermitRequest]:
-    return [answer.ask for answer in plan.answers if isinstance(answer, Granted)]
+    return [answer.request for answer in plan.answers if isinstance(answer, Grant)]
 
 
-def denied(plan: PermitPlan) -> list[Denied]:
-    return [answer for answer in plan.answers if isinstance(answer, Denied)]
+def denied(plan: PermitPlan) -> list[Denial]:
+    return [answer for answer in plan.answers if isinstance(answer, Denial)]
 
 
-def waits(wanted: PermitRequest, *, since: float = -10.0, due: float = 0.0) -> Reservation:
-    moment = [START + timedelta(seconds=seconds) for seconds in (since, due, due + POLICY.patience)]
-    return Reservation(ask=wanted, since=moment[0], due=moment[1], lapses=moment[2])
+def reservation(request: PermitRequest, *, since: float = -10.0, due: float = 0.0) -> Reservation:
+    moment = [START + timedelta(seconds=seconds) for seconds in (since, due, due + POLICY.lapse_seconds)]
+    return Reservation(request=request, since=moment[0], due=moment[1], lapses=moment[2])
 
 
 def test_as_many_as_the_model_and_all_models_together_may_have() -> None:
-    asks = [ask(model="m") for _ in range(6)] + [ask(model="n") for _ in range(6)]
-    plan = decided(snapshot(model(4), model(4, name="n"), most=6, in_use={"m": 1}), *asks)
-    assert [one.model for one in granted(plan)].count("m") <= 3
+    requests = [permit_request(model="m") for _ in range(6)] + [permit_request(model="n") for _ in range(6)]
+    plan = decided(snapshot(model(4), model(4, name="n"), total_limit=6, in_use={"m": 1}), *requests)
+    assert [request.model for request in granted(plan)].count("m") <= 3
     assert len(granted(plan)) == 5
     assert {answer.reason for answer in denied(plan)} == {Refused.CONCURRENCY}
 
 
 def test_a_configuration_that_shrank_gives_nobody_a_new_one() -> None:
-    plan = decided(snapshot(model(20), most=2, in_use={"m": 5}), ask())
+    plan = decided(snapshot(model(20), total_limit=2, in_use={"m": 5}), permit_request())
     assert denied(plan)[0].reason is Refused.CONCURRENCY
 
 
 def test_a_cooldown_and_an_open_breaker_hold_for_everybody() -> None:
-    cooling = replace(model(), pressure=Pressure(cooldown_until=START + timedelta(seconds=9)))
-    (answer,) = denied(decided(snapshot(cooling), ask()))
-    assert (answer.reason, answer.retry_after, answer.claim(START, POLICY)) == (
+    cooling = replace(model(), concurrency=ConcurrencyState(cooldown_until=START + timedelta(seconds=9)))
+    (answer,) = denied(decided(snapshot(cooling), permit_request()))
+    assert (answer.reason, answer.retry_after, answer.reservation(START, POLICY)) == (
         Refused.COOLDOWN,
         timedelta(seconds=9),
         None,
     )
     broken = replace(model(), breaker=Breaker(failures=3, open_until=START + timedelta(seconds=30)))
-    (answer,) = denied(decided(snapshot(broken), ask()))
+    (answer,) = denied(decided(snapshot(broken), permit_request()))
     assert (answer.reason, answer.retry_after) == (Refused.BREAKER_OPEN, timedelta(seconds=30))
 
 
 def test_one_of_sixty_four_tries_a_broken_model() -> None:
     broken = replace(model(20), breaker=Breaker(failures=3, open_until=START))
-    plan = decided(snapshot(broken), *[ask() for _ in range(64)])
+    plan = decided(snapshot(broken), *[permit_request() for _ in range(64)])
     assert len(granted(plan)) == 1
-    assert plan.answers[0] == Granted(ask=granted(plan)[0], is_probe=True, limit=20, in_use=1)
-    trying = replace(snapshot(broken, in_use={"m": 1}), usage={"m": Usage(permits=1, probes=1)})
-    assert granted(decided(trying, ask())) == []
+    assert plan.answers[0] == Grant(request=granted(plan)[0], is_probe=True, limit=20, in_use=1)
+    trying = replace(snapshot(broken, in_use={"m": 1}), permit_counts={"m": PermitCounts(permits=1, probes=1)})
+    assert granted(decided(trying, permit_request())) == []
 
 
 def test_rates_are_shared_out_in_turn_and_each_is_told_its_own_time() -> None:
-    limited = model(50, limits=Limits(requests_per_window=60, burst=2))
-    plan = decided(snapshot(limited), *[ask() for _ in range(5)])
+    limited = model(50, limits=ModelLimits(requests_per_window=60, burst=2))
+    plan = decided(snapshot(limited), *[permit_request() for _ in range(5)])
     assert len(granted(plan)) == 2
     assert [answer.retry_after.total_seconds() for answer in denied(plan)] == [1, 2, 3]
     assert {answer.reason for answer in denied(plan)} == {Refused.REQUESTS}
 
 
 def test_a_throttled_model_does_not_block_another() -> None:
-    limited = model(50, limits=Limits(tokens_per_window=60, token_burst=1), name="slow")
-    first, second = ask(model="slow", tokens=50), ask(model="slow", tokens=50)
-    plan = decided(snapshot(limited, model()), first, second, ask())
-    assert [one.model for one in granted(plan)] == ["slow", "m"]
+    limited = model(50, limits=ModelLimits(tokens_per_window=60, token_burst=1), name="slow")
+    first, second = permit_request(model="slow", tokens=50), permit_request(model="slow", tokens=50)
+    plan = decided(snapshot(limited, model()), first, second, permit_request())
+    assert [request.model for request in granted(plan)] == ["slow", "m"]
 
 
 def test_a_later_comer_does_not_overtake_one_who_is_about_to_come_back() -> None:
-    seen = replace(snapshot(model(1)), claims=[waits(ask(caller="earlier"), due=0.05)])
-    assert granted(decided(seen, ask(caller="later"))) == []
-    assert len(granted(decided(seen, seen.claims[0].ask))) == 1
+    current = replace(snapshot(model(1)), reservations=[reservation(permit_request(caller="earlier"), due=0.05)])
+    assert granted(decided(current, permit_request(caller="later"))) == []
+    assert len(granted(decided(current, current.reservations[0].request))) == 1
 
 
 def test_no_permit_is_kept_for_one_who_is_not_due() -> None:
-    seen = replace(snapshot(model(1)), claims=[waits(ask(caller="earlier"), due=3)])
-    assert len(granted(decided(seen, ask(caller="later")))) == 1
+    current = replace(snapshot(model(1)), reservations=[reservation(permit_request(caller="earlier"), due=3)])
+    assert len(granted(decided(current, permit_request(caller="later")))) == 1
 
 
-def test_an_ask_under_another_id_takes_up_the_claim_of_its_caller() -> None:
-    claim = waits(ask(caller="earlier"), due=3)
-    busy = replace(snapshot(model(1), in_use={"m": 1}), claims=[claim])
-    plan = decided(busy, ask(caller="earlier"))
-    assert plan.taken_up == [claim.ask.id]
-    assert denied(plan)[0].since == claim.since
+def test_a_request_under_another_id_resumes_the_reservation_of_its_caller() -> None:
+    place = reservation(permit_request(caller="earlier"), due=3)
+    busy = replace(snapshot(model(1), in_use={"m": 1}), reservations=[place])
+    plan = decided(busy, permit_request(caller="earlier"))
+    assert plan.resumed == [place.request.id]
+    assert denied(plan)[0].since == place.since
 
 
 def test_an_agent_type_behind_its_share_goes_first() -> None:
-    asks = [ask(A, caller=f"a{n}") for n in range(8)] + [ask(B, caller=f"b{n}") for n in range(2)]
-    plan = decided(snapshot(model(4)), *asks)
-    assert sorted(one.agent_type for one in granted(plan)) == [A, A, B, B]
+    requests = [permit_request(A, caller=f"a{n}") for n in range(8)] + [
+        permit_request(B, caller=f"b{n}") for n in range(2)
+    ]
+    plan = decided(snapshot(model(4)), *requests)
+    assert sorted(request.agent_type for request in granted(plan)) == [A, A, B, B]
 
 
-def test_priority_goes_before_shares_and_grows_while_one_waits() -> None:
-    low, high = replace(ask(B), priority=Priority.LOW), replace(ask(A), priority=Priority.HIGH)
+def test_priority_goes_before_shares_and_grows_while_a_request_waits() -> None:
+    low, high = replace(permit_request(B), priority=Priority.LOW), replace(permit_request(A), priority=Priority.HIGH)
     assert granted(decided(snapshot(model(1)), low, high)) == [high]
-    seen = replace(snapshot(model(1)), claims=[waits(low, since=-2 * POLICY.ageing - 1)])
-    assert granted(decided(seen, low, high)) == [low]
+    current = replace(snapshot(model(1)), reservations=[reservation(low, since=-2 * POLICY.aging_seconds - 1)])
+    assert granted(decided(current, low, high)) == [low]
 
 
 @pytest.mark.parametrize(("calm", "limit"), [(4, 4), (20, 4), (4, 1)])
@@ -173,13 +175,13 @@ def test_those_who_never_come_back_do_not_stop_the_others() -> None:
     assert world.busy_seconds > 0.75 * 4 * 50
 
 
-_ASKS = st.lists(
+_REQUESTS = st.lists(
     st.tuples(st.sampled_from(AgentType), st.sampled_from("mn"), st.sampled_from(Priority), st.integers(0, 5000)),
     min_size=1,
     max_size=25,
 )
 _LIMITS = st.builds(
-    Limits,
+    ModelLimits,
     requests_per_window=st.none() | st.integers(1, 100),
     tokens_per_window=st.none() | st.integers(1, 10_000),
     max_concurrency=st.none() | st.integers(1, 10),
@@ -187,42 +189,44 @@ _LIMITS = st.builds(
 
 
 @given(
-    asked=_ASKS,
-    absent=_ASKS,
+    drawn=_REQUESTS,
+    drawn_absent=_REQUESTS,
     late=st.floats(-1, 6),
     limits=_LIMITS,
-    most=st.integers(1, 20),
+    total_limit=st.integers(1, 20),
     in_use=st.dictionaries(st.sampled_from("mn"), st.integers(0, 12)),
     open_for=st.none() | st.floats(-5, 5),
 )
 def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
-    asked: list[tuple[AgentType, str, Priority, int]],
-    absent: list[tuple[AgentType, str, Priority, int]],
+    drawn: list[tuple[AgentType, str, Priority, int]],
+    drawn_absent: list[tuple[AgentType, str, Priority, int]],
     late: float,
-    limits: Limits,
-    most: int,
+    limits: ModelLimits,
+    total_limit: int,
     in_use: dict[str, int],
     open_for: float | None,
 ) -> None:
-    asks, others = (
-        [replace(ask(a, model=m, tokens=t), priority=p) for a, m, p, t in drawn] for drawn in (asked, absent)
+    requests, absent = (
+        [replace(permit_request(a, model=m, tokens=t), priority=p) for a, m, p, t in rows]
+        for rows in (drawn, drawn_absent)
     )
     breaker = Breaker(open_until=None if open_for is None else START + timedelta(seconds=open_for))
     models = [replace(model(6, name=name, limits=limits), breaker=breaker) for name in "mn"]
-    seen = replace(
-        snapshot(*models, most=most, in_use=in_use), claims=[waits(one, due=late, since=-late) for one in others]
+    current = replace(
+        snapshot(*models, total_limit=total_limit, in_use=in_use),
+        reservations=[reservation(request, due=late, since=-late) for request in absent],
     )
-    plan = decided(seen, *asks)
-    assert [answer.ask.id for answer in plan.answers] == [one.id for one in asks]
-    given_out = granted(plan)
-    assert not given_out or len(given_out) <= most - seen.in_use
-    for one in models:
-        new = sum(wanted.model == one.name for wanted in given_out)
-        ceiling = min(6, most, limits.max_concurrency or most)
-        assert not new or in_use.get(one.name, 0) + new <= ceiling
+    plan = decided(current, *requests)
+    assert [answer.request.id for answer in plan.answers] == [request.id for request in requests]
+    grants = granted(plan)
+    assert not grants or len(grants) <= total_limit - current.in_use
+    for a_model in models:
+        new = sum(request.model == a_model.name for request in grants)
+        ceiling = min(6, total_limit, limits.max_concurrency or total_limit)
+        assert not new or in_use.get(a_model.name, 0) + new <= ceiling
         if open_for is not None:
             assert new <= (timedelta(seconds=open_for) <= timedelta())
     assert all(answer.retry_after > timedelta() for answer in denied(plan))
-    again = decided(replace(seen, claims=[]), *asks)
-    if not others or late > 1:
-        assert len(granted(again)) == len(given_out), "claims that are not due keep nothing back"
+    again = decided(replace(current, reservations=[]), *requests)
+    if not absent or late > 1:
+        assert len(granted(again)) == len(grants), "reservations that are not due keep nothing back"

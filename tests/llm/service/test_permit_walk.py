@@ -13,11 +13,11 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.llm.errors import PermitOver, PermitRefused
-from app.llm.rules.models import Limits
-from app.llm.rules.outcomes import Outcome, Report
-from app.llm.rules.permits import AskId, PermitPolicy, PermitRequest
+from app.llm.rules.models import ModelLimits
+from app.llm.rules.outcomes import CallReport, Outcome
+from app.llm.rules.permits import PermitPolicy, PermitRequest, RequestId
 from app.llm.service import models, permits
-from app.llm.service.grant import Request
+from app.llm.service.grant import AcquireRequest
 from app.llm.service.permits import PermitService
 from app.llm.service.settle import Settlement
 from app.llm.store.permits import Permit
@@ -36,60 +36,62 @@ class Walk:
     """What should be so: who lives, who is over, what was counted."""
 
     database: Database
-    desk: PermitService
+    service: PermitService
     chance: Random
-    most: int = 20
+    total_limit: int = 20
     live: dict[UUID, Permit] = field(default_factory=dict)
-    gone: dict[UUID, Permit] = field(default_factory=dict)
+    ended: dict[UUID, Permit] = field(default_factory=dict)
     settled: dict[UUID, Settlement] = field(default_factory=dict)
     workers: list[Any] = field(default_factory=list)
     tokens: int = 0
 
     async def acquire(self) -> None:
         """Ask; a permit is given only where there is room."""
-        ask = PermitRequest(
-            id=AskId(self.chance.choice("ab"), uuid4()),
+        request = PermitRequest(
+            id=RequestId(self.chance.choice("ab"), uuid4()),
             model=self.chance.choice(_MODELS),
             agent_type=self.chance.choice(list(AgentType)),
             priority=self.chance.choice(list(Priority)),
             tokens=self.chance.randrange(2000),
             worker_id=self.chance.choice([None, *self.workers]),
         )
-        of_model = Counter(permit.ask.model for permit in self.live.values())[ask.model]
-        has_room = len(self.live) < self.most and (ask.model == "m" or of_model < _MOST_OF_N)
+        of_model = Counter(permit.request.model for permit in self.live.values())[request.model]
+        has_room = len(self.live) < self.total_limit and (request.model == "m" or of_model < _MOST_OF_N)
         try:
-            acquired = await self.desk.acquire(Request(ask=ask))
+            acquired = await self.service.acquire(AcquireRequest(permit_request=request))
         except PermitRefused:
             return
         assert has_room
         assert acquired.in_use == of_model + 1
         self.live[acquired.permit.id] = acquired.permit
-        assert (await self.desk.acquire(Request(ask=ask))).permit.token == acquired.permit.token
+        assert (
+            await self.service.acquire(AcquireRequest(permit_request=request))
+        ).permit.token == acquired.permit.token
 
     async def settle(self) -> None:
         """End a call, also late; repeat it; try to change it."""
-        if (permit := self._any(self.live, self.gone)) is None:
+        if (permit := self._any(self.live, self.ended)) is None:
             return
         tokens = self.chance.randrange(3000)
-        report = Report(
+        report = CallReport(
             outcome=self.chance.choice(list(Outcome)), prompt_tokens=tokens, latency_seconds=self.chance.random()
         )
         settlement = Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
-        answer = await self.desk.settle(settlement)
-        assert answer.late == (permit.id in self.gone)
+        answer = await self.service.settle(settlement)
+        assert answer.late == (permit.id in self.ended)
         self.tokens += tokens
         self.settled[permit.id] = settlement
         self.live.pop(permit.id, None)
-        self.gone.pop(permit.id, None)
+        self.ended.pop(permit.id, None)
 
     async def repeat(self) -> None:
         """Settle once more: with the same body nothing happens, with another it is refused."""
         if not self.settled:
             return
         settlement = self.chance.choice(list(self.settled.values()))
-        await self.desk.settle(settlement)
+        await self.service.settle(settlement)
         with pytest.raises(PermitOver):
-            await self.desk.settle(replace(settlement, digest=b"other"))
+            await self.service.settle(replace(settlement, digest=b"other"))
 
     async def release(self) -> None:
         """Give back; what is over stays over."""
@@ -102,7 +104,7 @@ class Walk:
 
     async def renew(self) -> None:
         """Only what lives can be renewed."""
-        if (permit := self._any(self.live, self.gone)) is None:
+        if (permit := self._any(self.live, self.ended)) is None:
             return
         async with self.database.transaction() as connection:
             if permit.id in self.live:
@@ -117,7 +119,7 @@ class Walk:
             await execute(
                 self.database, "UPDATE llm_permits SET expires_at = now() - interval '1 s' WHERE id = $1", permit.id
             )
-            self.gone[permit.id] = self.live.pop(permit.id)
+            self.ended[permit.id] = self.live.pop(permit.id)
             async with self.database.transaction() as connection:
                 assert (await permits.sweep(connection))["expired"] == 1
 
@@ -126,14 +128,14 @@ class Walk:
         worker_id = self.workers.pop(0)
         async with self.database.transaction() as connection:
             await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
-        self.gone |= {key: permit for key, permit in self.live.items() if permit.ask.worker_id == worker_id}
-        self.live = {key: permit for key, permit in self.live.items() if permit.ask.worker_id != worker_id}
+        self.ended |= {key: permit for key, permit in self.live.items() if permit.request.worker_id == worker_id}
+        self.live = {key: permit for key, permit in self.live.items() if permit.request.worker_id != worker_id}
         self.workers.append(await ready_worker(self.database))
 
     async def reconfigure(self) -> None:
         """People change their mind."""
-        self.most = self.chance.choice([1, 4, 9, 20])
-        await configure(self.database, self.most)
+        self.total_limit = self.chance.choice([1, 4, 9, 20])
+        await configure(self.database, self.total_limit)
 
     async def wait(self) -> None:
         """Time passes for rates, cool-downs and breakers."""
@@ -152,19 +154,19 @@ class Walk:
         assert all(probes[row["model"]] <= 1 for row in probing)
 
     def _any(self, *parts: dict[UUID, Permit]) -> Permit | None:
-        known = [permit for part in parts for permit in part.values()]
-        return self.chance.choice(known) if known else None
+        permits = [permit for part in parts for permit in part.values()]
+        return self.chance.choice(permits) if permits else None
 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_happens_rows_and_rules_agree(own_database: Database, seed: int) -> None:
     # One of its own: other tests make deadlocks on purpose, and the server counts them for each database.
     database = own_database
-    desk, chance = PermitService(database, FairQueue()), Random(seed)
-    walk = Walk(database, desk, chance, workers=[await ready_worker(database) for _ in range(2)])
+    service, chance = PermitService(database, FairQueue()), Random(seed)
+    walk = Walk(database, service, chance, workers=[await ready_worker(database) for _ in range(2)])
     limits = {
-        "m": Limits(requests_per_window=600, tokens_per_window=200_000, fallback_models=["n"]),
-        "n": Limits(max_concurrency=_MOST_OF_N, fallback_models=[]),
+        "m": ModelLimits(requests_per_window=600, tokens_per_window=200_000, fallback_models=["n"]),
+        "n": ModelLimits(max_concurrency=_MOST_OF_N, fallback_models=[]),
     }
     async with database.transaction() as connection:
         for name, limit in limits.items():
@@ -176,7 +178,7 @@ async def test_whatever_happens_rows_and_rules_agree(own_database: Database, see
         await step()
         if number % 10 == 9:
             await walk.check()
-    await desk.stop()
+    await service.stop()
     assert len(walk.settled) > 20
     counted = "SELECT sum(calls)::int AS calls, sum(prompt_tokens)::int AS tokens FROM llm_minutes"
     (sums,) = await fetch(database, counted)

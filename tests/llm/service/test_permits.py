@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.database import Database
 from app.kernel.states import WorkerState
 from app.llm.errors import PermitOver, PermitRefused
-from app.llm.rules.concurrency import PressurePolicy
-from app.llm.rules.outcomes import Outcome, Report
-from app.llm.rules.permits import AskId, Ending, PermitPolicy
+from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.outcomes import CallReport, Outcome
+from app.llm.rules.permits import Ending, PermitPolicy, RequestId
 from app.llm.service import permits
-from app.llm.service.grant import Acquired, Request, grant_all
+from app.llm.service.grant import AcquiredPermit, AcquireRequest, grant_all
 from app.llm.service.permits import PermitService
-from app.llm.service.settle import Settled, Settlement
+from app.llm.service.settle import Settlement, SettlementResult
 from app.llm.store import cache, gate, models
 from app.llm.store import permits as store
 from app.llm.store.cache import NewAnswer
@@ -29,7 +29,7 @@ from tests.support.factories import ready_worker
 from tests.support.permit_callers import configure, request, set_most, settlement
 from tests.support.sql import execute, until, until_blocked, value
 
-POLICY, PRESSURE = PermitPolicy(), PressurePolicy()
+POLICY, PRESSURE = PermitPolicy(), ConcurrencyPolicy()
 _EXPIRE = "UPDATE llm_permits SET expires_at = now() - interval '1 s'"
 
 
@@ -47,7 +47,7 @@ async def opened(database: Database) -> AsyncIterator[PermitService]:
     await desk.stop()
 
 
-async def acquire_on(connection: AsyncConnection, *requests: Request) -> list[Any]:
+async def acquire_on(connection: AsyncConnection, *requests: AcquireRequest) -> list[Any]:
     return await grant_all(connection, requests, EQUAL_WEIGHTS, POLICY, PRESSURE)
 
 
@@ -61,7 +61,7 @@ async def test_two_replicas_never_give_out_more_than_there_are(database: Databas
         answers = await asyncio.gather(
             *(desk.acquire(request()) for _ in range(32) for desk in (one, other)), return_exceptions=True
         )
-    assert sum(isinstance(answer, Acquired) for answer in answers) == 5
+    assert sum(isinstance(answer, AcquiredPermit) for answer in answers) == 5
     assert sum(isinstance(answer, PermitRefused) for answer in answers) == 59
     assert await in_use(database) == 5
 
@@ -133,7 +133,7 @@ async def test_locks_are_taken_in_one_order(database: Database, desk: PermitServ
     held = (await desk.acquire(request())).permit
     await execute(database, _EXPIRE)
     async with database.transaction() as connection:
-        await gate.close(connection)
+        await gate.lock(connection)
         await models.lock(connection, ["m"])
         settling = asyncio.create_task(desk.settle(settlement(held)))
         await until_blocked(database)
@@ -144,7 +144,7 @@ async def test_locks_are_taken_in_one_order(database: Database, desk: PermitServ
 async def test_a_settlement_does_not_wait_at_the_gate(database: Database, desk: PermitService) -> None:
     held = (await desk.acquire(request())).permit
     async with database.transaction() as connection:
-        await gate.close(connection)
+        await gate.lock(connection)
         assert not (await desk.settle(settlement(held))).late
 
 
@@ -250,7 +250,7 @@ async def test_a_probe_whose_owner_crashed_makes_room_for_another(database: Data
     await set_most(database, 10)
     await execute(database, "UPDATE llm_models SET failures = 3, open_until = now()")
     answers = await asyncio.gather(*(desk.acquire(request()) for _ in range(64)), return_exceptions=True)
-    (probe,) = [answer.permit for answer in answers if isinstance(answer, Acquired)]
+    (probe,) = [answer.permit for answer in answers if isinstance(answer, AcquiredPermit)]
     assert probe.is_probe
     assert {answer.reason for answer in answers if isinstance(answer, PermitRefused)} == {"breaker_open"}
     await execute(database, _EXPIRE)
@@ -302,14 +302,14 @@ async def test_a_release_gives_back_only_what_was_charged(database: Database, de
 
 async def test_settlements_of_one_batch_are_each_answered(database: Database, desk: PermitService) -> None:
     held = [(await desk.acquire(request("abcd"[n % 4]))).permit for n in range(8)]
-    unknown = Settlement(permit_id=UUID(int=1), token="x", report=Report(outcome=Outcome.SUCCESS), digest=b"")
+    unknown = Settlement(permit_id=UUID(int=1), token="x", report=CallReport(outcome=Outcome.SUCCESS), digest=b"")
     calls = [
         *(settlement(permit, prompt_tokens=1) for permit in held),
         replace(settlement(held[0]), token="y"),
         unknown,
     ]
     answers = await asyncio.gather(*(desk.settle(call) for call in calls), return_exceptions=True)
-    assert [isinstance(answer, Settled) for answer in answers] == [True] * 8 + [False, False]
+    assert [isinstance(answer, SettlementResult) for answer in answers] == [True] * 8 + [False, False]
     assert await value(database, "SELECT sum(calls)::int FROM llm_minutes") == 8
 
 
@@ -345,7 +345,7 @@ async def test_the_place_of_one_who_was_refused_is_kept_until_the_claim_lapses(
     await desk.settle(settlement(held))
     await execute(database, "UPDATE llm_claims SET due = now()")
     with pytest.raises(PermitRefused) as overtaking:
-        await desk.acquire(request(id=AskId("another", uuid4())))
+        await desk.acquire(request(id=RequestId("another", uuid4())))
     assert overtaking.value.reason == "concurrency"
     held = (await desk.acquire(earlier)).permit
     await desk.settle(settlement(held))

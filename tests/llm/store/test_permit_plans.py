@@ -56,12 +56,12 @@ async def _pages(database: Database, statement: str, values: dict[str, Any]) -> 
 
 async def test_a_decision_reads_live_permits_only(full: Database) -> None:
     unknown = {"keys": ["key"] * 20, "requests": [UUID(int=n) for n in range(20)]}
-    assert await _pages(full, str(gate.SURVEY), {"usual": 20, **unknown}) <= 20 * 4 + _FEW_PAGES
-    assert await _pages(full, str(gate.MEASURE), {"usual": 20}) <= _FEW_PAGES
+    assert await _pages(full, str(gate.STATE), {"default_limit": 20, **unknown}) <= 20 * 4 + _FEW_PAGES
+    assert await _pages(full, str(gate.LOAD), {"default_limit": 20}) <= _FEW_PAGES
     assert await _pages(full, permits.EXPIRE, {}) <= _FEW_PAGES
     (found,) = await fetch(full, "SELECT pg_relation_size('llm_permits') / 8192 AS pages")
     assert found["pages"] > 10 * _FEW_PAGES, "the test would see a walk through the table"
 
 
 async def test_a_lost_worker_costs_a_probe(full: Database) -> None:
-    assert await _pages(full, str(permits.LOSE), {"worker_id": UUID(int=1)}) <= _FEW_PAGES
+    assert await _pages(full, str(permits.END_LOST), {"worker_id": UUID(int=1)}) <= _FEW_PAGES

@@ -9,15 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.agents import AgentType
 from app.llm.rules.outcomes import Outcome
 from app.llm.store import usage
-from app.llm.store.usage import Call
+from app.llm.store.usage import FinishedCall
 from app.workers.rules.hosts import Cap
 from app.workers.service import limits
 
 _HOUR = timedelta(hours=1)
 
 
-def call(model: str = "m", *, held: float = 2.0, latency: float | None = 1.0, of_task: bool = True) -> Call:
-    return Call(
+def call(model: str = "m", *, held: float = 2.0, latency: float | None = 1.0, of_task: bool = True) -> FinishedCall:
+    return FinishedCall(
         model=model,
         agent_type=AgentType.RANKING,
         goal_id=None,
@@ -31,7 +31,7 @@ def call(model: str = "m", *, held: float = 2.0, latency: float | None = 1.0, of
     )
 
 
-async def count(connection: AsyncConnection, *calls: Call) -> None:
+async def count(connection: AsyncConnection, *calls: FinishedCall) -> None:
     await usage.add(connection, calls, datetime.now(UTC))
 
 
@@ -62,7 +62,7 @@ async def test_calls_of_one_minute_add_up(connection: AsyncConnection) -> None:
 
 async def test_nothing_is_known_of_a_system_that_calls_nobody(connection: AsyncConnection) -> None:
     assert await usage.recent(connection, _HOUR) == (None, 0, 0, 20)
-    assert await usage.burden(connection, _HOUR) == (20, None)
+    assert await usage.call_capacity(connection, _HOUR) == (20, None)
     assert await usage.sums(connection, "goal", datetime.now(UTC) - _HOUR, 10) == []
 
 
@@ -70,7 +70,7 @@ async def test_permits_suffice_for_as_many_workers_as_hold_them_in_turn(connecti
     await model(connection, "m", 6.9)
     await count(connection, *[call(held=2.0) for _ in range(20)], call(held=500.0, of_task=False))
     await finished(connection, 20, 80.0)
-    burden = await usage.burden(connection, _HOUR)
+    burden = await usage.call_capacity(connection, _HOUR)
     assert burden.limit == 6
     assert burden.held_share == pytest.approx(0.5)
     assert await limits.gather(connection, [], 0) == [Cap(resource="LLM permits", workers=15)]
@@ -93,6 +93,6 @@ async def test_all_models_together_bear_no_more_than_the_configuration_allows(co
     await model(connection, "n", 90, 3)
     await model(connection, "unused", 90)
     await count(connection, call("m"), call("n"))
-    assert (await usage.burden(connection, _HOUR)).limit == 18
+    assert (await usage.call_capacity(connection, _HOUR)).limit == 18
     await connection.execute(text("UPDATE llm_models SET max_concurrency = NULL"))
-    assert (await usage.burden(connection, _HOUR)).limit == 20
+    assert (await usage.call_capacity(connection, _HOUR)).limit == 20
