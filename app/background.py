@@ -27,6 +27,7 @@ from app.loops.schedule import (
     pool_errands,
 )
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.admission import policy_of
 from app.settings import Settings, settings_of_service
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
@@ -75,7 +76,7 @@ def _context(
     return Context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
-        capacity=settings.capacity,
+        capacity=policy_of(settings),
         health=HealthPolicy(
             heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
             lost_after_seconds=settings.lost_after_seconds,

@@ -13,27 +13,33 @@ from fastapi import FastAPI
 from app import application
 from app.admin.service.access import Keyring
 from app.admin.service.config import CurrentConfig
+from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, take_weights
 from app.db import schema
 from app.db.database import Database
+from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service.snapshot_cache import SnapshotCache, Terms
 from app.health.service.utilisation import keep_sampling
 from app.http.bounds import BoundedHeads
-from app.http.services import Services
+from app.http.services import PayloadLimit, Services
 from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
 from app.llm.service.permits import PermitService
 from app.logs import set_up_logging
+from app.queue.api.event_stream import EventReaders
 from app.queue.broker.broker import Broker
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import Admission
+from app.queue.service.admission import Admission, policy_of
 from app.queue.service.leases import LeaseService
+from app.queue.service.tasks import Intake
+from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
 from app.settings import Settings, settings_of_service
 from app.workers.provisioners.host import Machine
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service.workers import Heartbeats
+from app.workers.store import pool
 
 log = logging.getLogger(__name__)
 _GRACE_SECONDS = 4
@@ -44,31 +50,39 @@ def services_for(settings: Settings, database: Database) -> Services:
     leases = LeasePolicy(
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
-    broker = Broker(database, leases)
+    health = HealthPolicy(
+        heartbeat_interval_seconds=settings.heartbeat_interval_seconds, lost_after_seconds=settings.lost_after_seconds
+    )
+    capacity = policy_of(settings)
+    broker = Broker(database, leases, on_first_leases=pool.first_leases)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
-    terms = Terms(capacity=settings.capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
+    admission, bursts = Admission(capacity), Bursts(database, config)
+    terms = Terms(capacity=capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
     return Services(
-        database=database,
-        broker=broker,
-        degradation=broker.degradation,
-        desk=LeaseService(database, leases, broker.fairness),
-        heartbeats=Heartbeats(database, leases, broker.preferences),
-        keyring=Keyring(database),
-        admission=Admission(settings.capacity),
-        bursts=Bursts(database, config),
-        config=config,
-        permits=PermitService(database, broker.fairness, PermitPolicy(ttl_seconds=settings.permit_seconds)),
-        # Connections of its own: a lookout that waits behind those it watches sees nothing.
-        lookout=SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
-        duplicate_window_seconds=settings.duplicate_window_seconds,
-        leases=leases,
-        health=HealthPolicy(
-            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
-            lost_after_seconds=settings.lost_after_seconds,
+        database,
+        Keyring(database),
+        config,
+        PayloadLimit(max_bytes=settings.max_payload_bytes),
+        leases,
+        broker,
+        broker.degradation,
+        LeaseService(database, leases, broker.fairness),
+        admission,
+        Intake(
+            admission=admission,
+            duplicate_window_seconds=settings.duplicate_window_seconds,
+            on_submitted=bursts.took_in,
         ),
-        max_payload_bytes=settings.max_payload_bytes,
-        expected_revision=schema.head(),
+        EventReaders(),
+        AgentReports(state.bottleneck),
+        PermitService(database, broker.fairness, PermitPolicy(ttl_seconds=settings.permit_seconds)),
+        health,
+        Heartbeats(database, leases, broker.preferences),
+        bursts,
+        # Connections of its own: one that waits behind those it watches sees nothing.
+        SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
+        ExpectedSchema(revision=schema.head()),
     )
 
 
@@ -83,9 +97,10 @@ def create_app(settings: Settings) -> FastAPI:
         database = Database(url)
         services = app.state.services = services_for(settings, database)
         database.announcer.start()
-        services.broker.start()
-        await take_weights(database, services.config, services.broker.fairness, services.degradation)
-        following = follow_weights(database, services.config, services.broker.fairness, services.degradation)
+        broker, config = services[Broker], services[CurrentConfig]
+        broker.start()
+        await take_weights(database, config, broker.fairness, broker.degradation)
+        following = follow_weights(database, config, broker.fairness, broker.degradation)
         weights = asyncio.create_task(following, name="weights")
         sampling = asyncio.create_task(
             keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"
@@ -96,11 +111,11 @@ def create_app(settings: Settings) -> FastAPI:
             weights.cancel()
             sampling.cancel()
             await begin_shutdown(services)
-            await services.desk.stop()
-            await services.heartbeats.stop()
-            await services.bursts.stop()
-            await services.permits.stop()
-            await services.lookout.close()
+            await services[LeaseService].stop()
+            await services[Heartbeats].stop()
+            await services[Bursts].stop()
+            await services[PermitService].stop()
+            await services[SnapshotCache].close()
             await database.close()
 
     return application.build(lifespan, max_body_bytes=settings.max_body_bytes)
@@ -111,7 +126,7 @@ async def begin_shutdown(services: Services) -> None:
     if not services.stopping:
         services.stopping = True
         services.database.announcer.announce(["events"])
-        await services.broker.stop()
+        await services[Broker].stop()
 
 
 class Server(uvicorn.Server):

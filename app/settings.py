@@ -17,10 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from app.health.rules.webhooks import Endpoint, endpoint
-from app.kernel.lanes import Priority
+from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
-from app.queue.rules.admission import CapacityPolicy
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
@@ -92,15 +90,6 @@ class Settings(BaseModel):
         if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
             raise ValueError("must begin with postgresql://")
         return url
-
-    @property
-    def capacity(self) -> CapacityPolicy:
-        """How much work may wait."""
-        return CapacityPolicy(
-            max_queue_size=self.max_queue_size,
-            quotas=dict(zip(sorted(Priority), self.queue_quotas, strict=True)),
-            displaces=self.queue_displaces,
-        )
 
     @field_validator("webhook_url", mode="after")
     @classmethod

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from app.admin.rules.access import Role
 from app.admin.service.access import create_key
 from app.db import schema
 from app.db.database import Database
+from app.kernel.access import Role
 from app.postgres.accounts import SAME
 from app.postgres.binaries import Binaries, find_binaries
 from app.postgres.cluster import Cluster

@@ -25,6 +25,7 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService
 from app.workers.service.workers import Heartbeats
+from app.workers.store import pool
 from tests.support.postgres import running_server
 from tests.support.problems import everything
 from tests.support.service import Service, Worker, make_keys, serving
@@ -206,7 +207,7 @@ async def unchanged(lease: Any, database: Database) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def broker(database: Database) -> AsyncIterator[Broker]:
-    broker = Broker(database, LeasePolicy())
+    broker = Broker(database, LeasePolicy(), on_first_leases=pool.first_leases)
     broker.start()
     yield broker
     await broker.stop()

@@ -1,21 +1,9 @@
 """Errors of keys, access and configuration; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError, ValuesRefused
+from app.kernel.errors import NotFound, ValuesRefused
 
 
-class Unauthenticated(ConvenerError):
-    """The request carries no valid key."""
-
-    code = "unauthenticated"
-
-
-class Forbidden(ConvenerError):
-    """The key does not permit this."""
-
-    code = "forbidden"
-
-
-class ConfigVersionNotFound(ConvenerError):
+class ConfigVersionNotFound(NotFound):
     """There is no such version of the configuration."""
 
     code = "config_version_not_found"

@@ -18,7 +18,7 @@ from app.health.cli import alerts, degradation, health, metrics, status
 from app.llm.cli import llm
 from app.memory.cli import checkpoints, context
 from app.queue.cli import dead_letters, events, outputs, queues, tasks
-from app.scaling.cli import decisions, simulate
+from app.scaling.cli import decisions, export_trace, simulate
 from app.settings import SETTINGS_FILE
 from app.terminal.failures import MEANINGS, Commands
 from app.workers.cli import workers
@@ -26,6 +26,8 @@ from app.workers.cli import workers
 # Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
 _HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
+# A trace is made of tasks and read by the simulation, so the command stands with the tasks.
+tasks.app.command("export-trace", epilog=export_trace.EPILOG)(export_trace.export_trace)
 _START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the service"
 
 

@@ -20,11 +20,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from app.admin.rules.access import Role
 from app.cli.pool_options import Wish
 from app.cli.stack import Stack, StackError, running
 from app.cli.supervisor import Program
 from app.cli.up import stop_signal
+from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 
 from app.admin.errors import ConfigRefused
-from app.admin.rules.access import Role, read_key
+from app.admin.rules.keys import read_key
 from app.admin.service.access import Keyring, create_key
 from app.admin.store.config import Version
 from app.cli.pool_options import Wish, grant
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.db import schema
 from app.db.database import Database
+from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, hold

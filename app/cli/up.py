@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.panel import Panel
 
-from app.admin.rules.access import Role
 from app.admin.rules.config import conduct
 from app.cli.pool_options import Wish
 from app.cli.stack import Stack, StackError, running
+from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError

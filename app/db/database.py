@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from sqlalchemy import event, text
@@ -14,9 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from app.db.notify import Announcer, take_notes
 from app.kernel.errors import DatabaseUnavailable, Unstorable
-from app.queue.store import lanes
+
+Kind = TypeVar("Kind")
+SharedObjects = dict[type, Any]
 
 _ENDED = "convener_ended"
+_SHARED = "convener_shared"
 _SESSION = {
     "application_name": "convener",
     "statement_timeout": "30000",
@@ -37,7 +40,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
         self.announcer = Announcer(self.connect)
-        self.lanes = lanes.Lanes()
+        self.shared_objects: SharedObjects = {}
         self.engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self.connect,
@@ -46,7 +49,11 @@ class Database:
             pool_timeout=5,
         )
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
-        event.listen(self.engine.sync_engine, "connect", lambda _, record: lanes.remember(record.info, self.lanes))
+        event.listen(self.engine.sync_engine, "connect", lambda _, record: share(record.info, self.shared_objects))
+
+    def shared(self, kind: type[Kind]) -> Kind:
+        """The one object of this kind that users of the database share in this process; made when first needed."""
+        return _made_once(self.shared_objects, kind)
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection of the caller's own."""
@@ -92,6 +99,23 @@ class Database:
         if self._pool is not None:
             self._pool.terminate()
         await self.engine.dispose()
+
+
+def share(info: dict[Any, Any], objects: SharedObjects) -> None:
+    """Let the holder of a connection find the objects that its process shares."""
+    info[_SHARED] = objects
+
+
+def shared_by(connection: AsyncConnection, kind: type[Kind]) -> Kind:
+    """As `Database.shared`, for whoever has only a connection of that database."""
+    return _made_once(connection.info.setdefault(_SHARED, {}), kind)
+
+
+def _made_once(objects: SharedObjects, kind: type[Kind]) -> Kind:
+    if kind not in objects:
+        objects[kind] = kind()
+    shared: Kind = objects[kind]
+    return shared
 
 
 def when_ended(connection: AsyncConnection, callback: Callable[[], None]) -> None:

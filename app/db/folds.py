@@ -1,6 +1,7 @@
 """How events are folded into sums bit by bit, so that none is left behind and none is counted twice."""
 
-from app.queue.store.events import HORIZON
+# Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
+HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
 
 def bite(name: str) -> str:

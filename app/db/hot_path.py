@@ -1,13 +1,14 @@
 """Runs a statement of the hot path on a pooled connection, repeating it where that is safe and useful."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import asyncpg
 
 from app.db.database import Database, in_domain_words
 
 T = TypeVar("T")
+HotConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 # A deadlock's victim, or another replica that served the same worker a moment earlier: the next look is a new one.
 _AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
@@ -19,7 +20,7 @@ def _nothing() -> None:
 
 async def run(
     database: Database,
-    statement: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]],
+    statement: Callable[[HotConnection], Awaitable[T]],
     *,
     tries: int = 4,
     undone: Callable[[], None] = _nothing,

@@ -1,5 +1,6 @@
 """Brings the schema up to date, and down again."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ async def revision(engine: AsyncEngine) -> str | None:
     """The revision that the database is at."""
     async with engine.connect() as connection:
         return await connection.run_sync(_revision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedSchema:
+    """The revision that this program expects, looked up once."""
+
+    revision: str | None
 
 
 def head() -> str | None:

@@ -1,15 +1,15 @@
 """Errors of research goals; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError, ValuesRefused
+from app.kernel.errors import Conflict, NotFound, ValuesRefused
 
 
-class GoalNotFound(ConvenerError):
+class GoalNotFound(NotFound):
     """There is no such research goal."""
 
     code = "goal_not_found"
 
 
-class GoalConflict(ConvenerError):
+class GoalConflict(Conflict):
     """This research goal exists already and is another one."""
 
     code = "goal_conflict"
@@ -21,13 +21,13 @@ class LimitsRefused(ValuesRefused):
     code = "limits_refused"
 
 
-class IterationConflict(ConvenerError):
+class IterationConflict(Conflict):
     """This is not the next iteration of the goal, or it was reported with other numbers."""
 
     code = "iteration_conflict"
 
 
-class IterationNotFound(ConvenerError):
+class IterationNotFound(NotFound):
     """This iteration was never reported."""
 
     code = "iteration_not_found"

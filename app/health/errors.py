@@ -1,15 +1,15 @@
 """Errors of alerts and metrics; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError, ValuesRefused
+from app.kernel.errors import Conflict, Invalid, NotFound, ValuesRefused
 
 
-class AlertNotFound(ConvenerError):
+class AlertNotFound(NotFound):
     """There is no such alert."""
 
     code = "alert_not_found"
 
 
-class AlertResolved(ConvenerError):
+class AlertResolved(Conflict):
     """The alert is over already, and nobody had acknowledged it."""
 
     code = "alert_resolved"
@@ -21,13 +21,13 @@ class SamplesRefused(ValuesRefused):
     code = "samples_refused"
 
 
-class TooManySeries(ConvenerError):
+class TooManySeries(Invalid):
     """There are as many series of metrics as this service keeps; nothing was taken."""
 
     code = "too_many_series"
 
 
-class MetricNotFound(ConvenerError):
+class MetricNotFound(NotFound):
     """Nobody has pushed a metric of this name lately."""
 
     code = "metric_not_found"

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.admin.api.guard import admit, declared_scope
 from app.http import problems
+from app.http.guard import admit, declared_scope
 from app.http.services import Services
 from app.kernel.errors import ConvenerError, ShuttingDown
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,93 +12,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.admin.errors import ConfigRefused, ConfigVersionNotFound, Forbidden, Unauthenticated
-from app.agents.errors import WeightsRefused
-from app.goals import errors as goal_errors
-from app.health.errors import AlertNotFound, AlertResolved, MetricNotFound, SamplesRefused, TooManySeries
 from app.kernel import errors
 from app.kernel.errors import ConvenerError
-from app.llm.errors import AnswerNotCached, PermitNotFound, PermitOver, PermitRefused
-from app.memory.errors import CheckpointNotFound, ContextNotFound
-from app.queue.errors import (
-    DeadLetterNotFound,
-    DependencyCycle,
-    DependencyMissing,
-    GoalStopped,
-    IdempotencyMismatch,
-    IllegalMove,
-    LeaseExpired,
-    LeaseNotFound,
-    LeaseSuperseded,
-    QueueFull,
-    SubmitInFlight,
-    TaskCancelled,
-    TaskConflict,
-    TaskFinished,
-    TaskNotCompleted,
-    TaskNotFound,
-    WorkerBusy,
-    WorkerGone,
-    WorkerNotFound,
-    WorkerNotReady,
-)
-from app.scaling.errors import DecisionNotFound
-from app.workers.errors import StartRefused
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
+# An error has the status of the first of these that it is.
 STATUS: Mapping[type[ConvenerError], int] = {
-    Unauthenticated: 401,
-    Forbidden: 403,
-    WorkerNotReady: 403,
-    TaskNotFound: 404,
-    WorkerNotFound: 404,
-    LeaseNotFound: 404,
-    errors.KeyNotFound: 404,
-    DeadLetterNotFound: 404,
-    TaskConflict: 409,
-    TaskFinished: 409,
-    TaskNotCompleted: 409,
-    WorkerBusy: 409,
-    WorkerGone: 409,
-    StartRefused: 409,
-    LeaseExpired: 409,
-    LeaseSuperseded: 409,
-    TaskCancelled: 409,
-    IllegalMove: 409,
-    errors.PayloadTooLarge: 413,
-    errors.Unstorable: 422,
-    DependencyMissing: 422,
-    DependencyCycle: 422,
-    IdempotencyMismatch: 422,
-    SubmitInFlight: 409,
-    QueueFull: 429,
-    ContextNotFound: 404,
-    CheckpointNotFound: 404,
-    ConfigVersionNotFound: 404,
-    DecisionNotFound: 404,
-    AlertNotFound: 404,
-    AlertResolved: 409,
-    goal_errors.GoalNotFound: 404,
-    goal_errors.IterationNotFound: 404,
-    goal_errors.GoalConflict: 409,
-    GoalStopped: 409,
-    goal_errors.IterationConflict: 409,
-    goal_errors.LimitsRefused: 422,
-    ConfigRefused: 422,
-    WeightsRefused: 422,
-    SamplesRefused: 422,
-    TooManySeries: 422,
-    MetricNotFound: 404,
+    errors.Unauthenticated: 401,
+    errors.NotPermitted: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
     errors.VersionStale: 412,
+    errors.TooLarge: 413,
+    errors.Invalid: 422,
     errors.PreconditionRequired: 428,
-    PermitRefused: 429,
-    PermitNotFound: 404,
-    PermitOver: 409,
-    AnswerNotCached: 404,
-    errors.ShuttingDown: 503,
-    errors.DatabaseUnavailable: 503,
+    errors.Exhausted: 429,
+    errors.Unavailable: 503,
 }
 # Problems that no error of the domain stands for: status, code, title.
 PLAIN: Mapping[int, tuple[str, str]] = {
@@ -136,14 +67,27 @@ class Problem(BaseModel):
 
 def catalogue() -> list[dict[str, Any]]:
     """Every problem that this service answers with."""
-    domain = [(status, kind.code, kind.title()) for kind, status in STATUS.items()]
+    domain = [(status_of(kind), kind.code, kind.title()) for kind in _with_codes(ConvenerError)]
     plain = [(status, code, title) for status, (code, title) in PLAIN.items()]
     return [{"status": s, "code": c, "title": t, "type": f"/problems#{c}"} for s, c, t in sorted(domain + plain)]
 
 
+def status_of(kind: type[ConvenerError]) -> int:
+    """The HTTP status of a kind of error; 500 for one that no caller should see."""
+    return next((status for base, status in STATUS.items() if issubclass(kind, base)), 500)
+
+
+def _with_codes(base: type[ConvenerError]) -> Iterator[type[ConvenerError]]:
+    """Every error with a code of its own that features define, as far as they are imported."""
+    for kind in base.__subclasses__():
+        if "code" in vars(kind):
+            yield kind
+        yield from _with_codes(kind)
+
+
 def from_error(error: ConvenerError) -> Response:
     """The answer to an error of the domain."""
-    status = STATUS.get(type(error), 500)
+    status = status_of(type(error))
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status in (429, 503):
         headers["Retry-After"] = str(error.retry_after_seconds or _RETRY_AFTER_SECONDS)
@@ -226,7 +170,7 @@ def documented(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        entry = by_status.setdefault(STATUS[kind], {"model": Problem, "description": ""})
+        entry = by_status.setdefault(status_of(kind), {"model": Problem, "description": ""})
         entry["description"] = f"{entry['description']} `{kind.code}`: {kind.title()}.".strip()
     return by_status
 

@@ -1,59 +1,38 @@
-"""What routes work with; put together once by the entrance."""
+"""Objects that routes work with, found by their type; put together once by the entrance."""
 
-import asyncio
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
-from app.admin.service.access import Keyring
-from app.admin.service.config import CurrentConfig
 from app.db.database import Database
-from app.health.service.snapshot_cache import SnapshotCache
-from app.llm.service.permits import PermitService
-from app.queue.broker.broker import Broker
-from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import Admission
-from app.queue.service.degradation import CurrentStep
-from app.queue.service.leases import LeaseService
-from app.queue.service.tasks import Intake
-from app.scaling.service.bursts import Bursts
-from app.workers.rules.workers import HealthPolicy
-from app.workers.service.workers import Heartbeats
 
-# So many look for events at once. Those who begin far back read page after page, and may not take all connections.
-_FOLLOWING = 3
+Part = TypeVar("Part")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadLimit:
+    """Bytes of JSON that a payload, result, checkpoint or context value may have."""
+
+    max_bytes: int
+
+
 class Services:
-    """One per process."""
+    """The objects of one process by their type: `services[Broker]` is its broker.
 
-    database: Database
-    broker: Broker
-    degradation: CurrentStep
-    desk: LeaseService
-    heartbeats: Heartbeats
-    keyring: Keyring
-    admission: Admission
-    bursts: Bursts
-    config: CurrentConfig
-    lookout: SnapshotCache
-    permits: PermitService
-    duplicate_window_seconds: float
-    leases: LeasePolicy
-    health: HealthPolicy
-    max_payload_bytes: int
-    expected_revision: str | None
-    stopping: bool = False
-    following: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_FOLLOWING))
+    An object is also found by the classes that it is derived from, so that a feature may ask for what another provides.
+    """
 
-    @property
-    def intake(self) -> Intake:
-        """On what terms tasks are taken in."""
-        return Intake(
-            admission=self.admission, duplicate_window_seconds=self.duplicate_window_seconds, bursts=self.bursts
-        )
+    def __init__(self, database: Database, *parts: object) -> None:
+        self.database = database
+        self.stopping = False
+        self._parts = {kind: part for part in parts for kind in type(part).__mro__ if kind is not object}
+
+    def __getitem__(self, kind: type[Part]) -> Part:
+        """The object of this type. Raises KeyError when the entrance has put none in."""
+        part = self._parts[kind]
+        assert isinstance(part, kind)
+        return part
 
 
 def _services(request: Request) -> Services:

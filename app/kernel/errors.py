@@ -1,6 +1,7 @@
-"""What can go wrong, in the words of the domain; the API maps each to a problem once.
+"""The base of every error, its kinds, and the errors that every feature may raise.
 
-The first line of a class's docstring is its title; `code` is stable and part of the contract.
+The first line of a class's docstring is the title of its problem; `code` is stable and part of the contract. The kind
+that an error is derived from decides its HTTP status (`app/http/problems.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,31 +35,61 @@ class ConvenerError(Exception):
         return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 
-class PayloadTooLarge(ConvenerError):
+class NotPermitted(ConvenerError):
+    """The caller may not do this."""
+
+
+class NotFound(ConvenerError):
+    """There is no such thing."""
+
+
+class Conflict(ConvenerError):
+    """The present state forbids this; nothing was changed."""
+
+
+class TooLarge(ConvenerError):
+    """More than this service accepts."""
+
+
+class Invalid(ConvenerError):
+    """A value that is not allowed, although it is well-formed."""
+
+
+class Exhausted(ConvenerError):
+    """There is no room now; the same call may succeed later."""
+
+
+class Unavailable(ConvenerError):
+    """The service cannot answer now; the same call may succeed in a moment."""
+
+
+class ValuesRefused(Invalid):
+    """Values of a body that cannot be."""
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
+        self.fields = fields
+
+
+class PayloadTooLarge(TooLarge):
     """The payload, result or checkpoint is larger than this service accepts."""
 
     code = "payload_too_large"
 
 
-class Unstorable(ConvenerError):
+class Unstorable(Invalid):
     """The database refuses a value in this request."""
 
     code = "unstorable_value"
 
 
-class KeyNotFound(ConvenerError):
-    """There is no such key."""
-
-    code = "key_not_found"
-
-
-class ShuttingDown(ConvenerError):
+class ShuttingDown(Unavailable):
     """The service is shutting down; send the request again in a moment."""
 
     code = "shutting_down"
 
 
-class DatabaseUnavailable(ConvenerError):
+class DatabaseUnavailable(Unavailable):
     """The database does not answer; send the request again in a moment."""
 
     code = "database_unavailable"
@@ -76,17 +107,27 @@ class VersionStale(ConvenerError):
     code = "version_stale"
 
 
-class ValuesRefused(ConvenerError):
-    """Values of a body that cannot be."""
-
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {message}" for path, message in fields))
-        self.fields = fields
-
-
 class Refused(Exception):
     """A backup or restore cannot be done; the message says why, the hint what to do."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class KeyNotFound(NotFound):
+    """There is no such key."""
+
+    code = "key_not_found"
+
+
+class Unauthenticated(ConvenerError):
+    """The request carries no valid key."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(NotPermitted):
+    """The key does not permit this."""
+
+    code = "forbidden"

@@ -1,27 +1,27 @@
 """Errors of language-model permits; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import Conflict, Exhausted, NotFound
 
 
-class PermitRefused(ConvenerError):
+class PermitRefused(Exhausted):
     """There is no permit for this call now."""
 
     code = "permit_refused"
 
 
-class PermitNotFound(ConvenerError):
+class PermitNotFound(NotFound):
     """There is no such permit; an hour after its end nobody remembers it."""
 
     code = "permit_not_found"
 
 
-class PermitOver(ConvenerError):
+class PermitOver(Conflict):
     """The permit is over, or its token is another; nothing was changed."""
 
     code = "permit_over"
 
 
-class AnswerNotCached(ConvenerError):
+class AnswerNotCached(NotFound):
     """There is no answer in the cache under this key, or it is too old."""
 
     code = "answer_not_cached"

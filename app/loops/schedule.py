@@ -16,7 +16,7 @@ from app.db.database import Database
 from app.db.duties import Turn
 from app.goals.service import budget_enforcement
 from app.health.rules.utilisation import UtilisationPolicy
-from app.health.service import alerts, utilisation, webhooks
+from app.health.service import alerts, observations, utilisation, webhooks
 from app.health.service.delivery import Courier
 from app.kernel.modes import Mode
 from app.llm.service import permits
@@ -89,7 +89,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
     Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
-    Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: degradation.watch(db)),
+    Duty(name=degradation.WATCH, seconds=5, run=lambda _, db, turn: _watch_resources(db)),
     Duty(
         name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity, tells=c.courier is not None)
     ),
@@ -115,6 +115,11 @@ DUTIES: Sequence[Duty] = (
         run=lambda _, db, turn: budget_enforcement.look_for_strays(db),
     ),
 )
+
+
+async def _watch_resources(connection: AsyncConnection) -> dict[str, Any]:
+    return await degradation.watch(connection, await observations.strain(connection))
+
 
 # What takes longer than a transaction should be open.
 ERRANDS: Sequence[Errand] = (

@@ -1,15 +1,15 @@
 """Errors of context and checkpoints; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import NotFound
 
 
-class ContextNotFound(ConvenerError):
+class ContextNotFound(NotFound):
     """There is no such entry, or no such version of it."""
 
     code = "context_not_found"
 
 
-class CheckpointNotFound(ConvenerError):
+class CheckpointNotFound(NotFound):
     """There is no such checkpoint."""
 
     code = "checkpoint_not_found"

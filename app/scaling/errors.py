@@ -1,9 +1,9 @@
 """Errors of scaling decisions; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import NotFound
 
 
-class DecisionNotFound(ConvenerError):
+class DecisionNotFound(NotFound):
     """There is no such decision, or none any more."""
 
     code = "decision_not_found"

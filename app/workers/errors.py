@@ -1,9 +1,9 @@
 """Errors of starting and managing workers; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import Conflict
 
 
-class StartRefused(ConvenerError):
+class StartRefused(Conflict):
     """No more workers can be started."""
 
     code = "start_refused"

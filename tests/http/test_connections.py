@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from tests.support.pools import decided
 from tests.support.service import Service
@@ -24,7 +25,7 @@ async def test_a_request_needs_one_connection(service: Service, path: str) -> No
     async with AsyncExitStack() as others:
         for _ in range(_CONNECTIONS - 1):
             await others.enter_async_context(services.database.transaction())
-        services.config._known = None
+        services[CurrentConfig]._known = None
         await service.get(path)
 
 

@@ -6,9 +6,10 @@ import pytest
 from pydantic import BaseModel
 
 from app import application
-from app.admin.api.guard import requires
-from app.admin.rules.access import Role, Scope
 from app.http.fast_routes import LeanRoute
+from app.http.guard import requires
+from app.kernel.access import Role, Scope
+from app.workers.service.workers import Heartbeats
 from tests.support.routes import routes
 from tests.support.service import Service
 
@@ -108,7 +109,7 @@ async def test_a_lean_route_reports_the_unexpected_as_a_problem(
     async def stumble(*_: object) -> None:
         raise RuntimeError("a secret of ours")
 
-    monkeypatch.setattr(service.app.state.services.heartbeats, "report", stumble)
+    monkeypatch.setattr(service.app.state.services[Heartbeats], "report", stumble)
     answer = await worker.ask(f"/workers/{worker.id}/heartbeat", {"state": "ready"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.headers["content-type"] == "application/problem+json"

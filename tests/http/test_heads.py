@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.system.conftest import Api, api_process
 
 _PIECE = b"a" * 65_536

@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from benchmarks.http_client import Connection, connect
 from tests.support.service import registration
 from tests.support.sql import fetch, until, value

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.http.bounds import BoundedHeads
+from app.kernel.access import Role
 from tests.support.sql import value
 from tests.support.streams import Port, on_a_port
 

@@ -12,7 +12,7 @@ import asyncpg
 from sqlalchemy import event
 
 from app.db import hot_path, notify
-from app.db.database import Database
+from app.db.database import Database, share
 from app.db.notify import Announcer, News
 from app.kernel.errors import ConvenerError
 from app.metadata import metadata
@@ -52,13 +52,13 @@ class Replica:
         self.database = Database(url)
         self.wire = Wire(self.database.connect)
         engine = self.database.engine.sync_engine
-        event.listen(engine, "checkout", lambda _, record, __: lanes.remember(record.info, self.database.lanes))
+        event.listen(engine, "checkout", lambda _, record, __: share(record.info, self.database.shared_objects))
 
     def boot(self, other: Wire | None) -> None:
         """Begin without any memory."""
         self.wire = Wire(self.database.connect)
         self.connect_with(other)
-        self.database.announcer, self.database.lanes = self.wire, lanes.Lanes()
+        self.database.announcer, self.database.shared_objects = self.wire, {}
         self.broker = Broker(self.database, policies.LEASES)
         self.desk = LeaseService(self.database, policies.LEASES, self.broker.fairness)
         self.heartbeats = Heartbeats(self.database, policies.LEASES)
@@ -79,8 +79,9 @@ class Replica:
 
     async def exchange(self) -> None:
         """Tell the other replica where the lanes stand, and hear it from it."""
-        news = self.database.lanes.news()
-        self.database.lanes.shared(await hot_path.run(self.database, lambda c: lanes.exchange(c, news)))
+        memory = self.database.shared(lanes.Lanes)
+        news = memory.news()
+        memory.shared(await hot_path.run(self.database, lambda c: lanes.exchange(c, news)))
 
     async def look_through(self) -> None:
         """Find the work that nobody announced."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from app.agents.rules.weights import WeightPolicy, raised
+from app.agents.rules.weights import WeightPolicy
 from app.agents.service import orders, weights
 from app.agents.service.orders import Order
 from app.agents.store import weights as store
@@ -16,6 +16,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
+from app.kernel.shares import raised
 from app.memory.store import invariants
 from tests.support.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
 
@@ -39,7 +40,7 @@ async def _deed(database: Database, draw: random.Random) -> None:
             case _:
                 pass
     if what == "configure":
-        shares = raised(named, WeightPolicy())
+        shares = raised(named, WeightPolicy().floor)
         await configure(database, {f"{agent}_agent": share for agent, share in shares.items()})
 
 

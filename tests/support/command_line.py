@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner
 
-from app.admin.rules.access import Role
 from app.admin.service.access import create_key
 from app.cli.commands import build
 from app.db.database import Database
+from app.kernel.access import Role
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import PROCESS, named, run_on

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.service import Service
 
 SECTIONS = ("worker_pool", "resource_limits", "agent_weights", "test_time_compute")

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.service import Service
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.http.bounds import BoundedHeads
+from app.kernel.access import Role
 from app.main import Server, create_app
 from app.settings import Settings
 from tests.support.service import Service, make_keys

@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from app.admin.rules.access import Role
 from app.admin.service.access import create_key
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.ports import free_port
 
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from benchmarks.http_client import Connection, connect
 from tests.system.conftest import Api

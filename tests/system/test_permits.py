@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.system.conftest import Api, api_process, until
 
 pytestmark = pytest.mark.slow

@@ -6,15 +6,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.admin.rules.audit import Entry, Link
 from app.admin.service import audit as service
 from app.admin.service import config
+from app.admin.service.config import CurrentConfig
 from app.admin.store import audit as store
 from app.http.fields import Body, Limit, Word
+from app.http.guard import Caller, requires
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 
 router = APIRouter(prefix="/audit", tags=["audit"])
 _NEWEST = 2**63 - 1
@@ -81,7 +82,7 @@ async def page(
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
     found = await store.page(connection, before=after, action=action, limit=limit + 1)
-    await config.note_read(connection, services.config.initial, caller.key_id, "audit.read")
+    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.read")
     following = found[limit - 1].seq if len(found) > limit else None
     return AuditPage(items=[_shown(entry) for entry in found[:limit]], next=following)
 
@@ -92,7 +93,7 @@ async def verify(asked: VerifyIn, services: ServicesDep, caller: Caller) -> Verd
     known = Link(seq=asked.known.seq, digest=bytes.fromhex(asked.known.digest)) if asked.known else None
     found = await service.verify(services.database, known)
     async with services.database.transaction() as connection:
-        await config.note_read(connection, services.config.initial, caller.key_id, "audit.verify")
+        await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.verify")
     end = EndOut(seq=found.end.seq, digest=found.end.digest.hex())
     return VerdictOut(ok=found.violation is None, entries=found.entries, end=end, violation=found.violation)
 

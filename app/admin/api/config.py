@@ -19,19 +19,19 @@ from app.admin.api.config_schemas import (
     plain_document,
     shown,
 )
-from app.admin.api.guard import Caller, requires
 from app.admin.errors import ConfigRefused, ConfigVersionNotFound
-from app.admin.rules.access import Principal, Scope
 from app.admin.rules.config import ConfigAction
 from app.admin.service import config as service
-from app.admin.service.config import Order, Outcome
+from app.admin.service.config import CurrentConfig, Order, Outcome
 from app.admin.store import config as store
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected, is_known
 from app.http.fields import Given, Limit, Sentence
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
+from app.kernel.access import Principal, Scope
 
 router = APIRouter(prefix="/config", tags=["config"])
 _NEWEST = 2**63 - 1
@@ -72,7 +72,7 @@ async def read(
     `effective_weights` are what the weights come to: no agent has less than 0.02, and `notes` say where one was raised.
     They are where the weights in force begin; `GET /weights` shows what those have become.
     """
-    found = await service.current(connection, services.config.initial)
+    found = await service.current(connection, services[CurrentConfig].initial)
     await _noted(connection, services, caller, "config.read")
     if is_known(found.version, if_none_match):
         return Response(status_code=304, headers={"ETag": etag(found.version)})
@@ -96,7 +96,7 @@ async def put(
     """
     order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
     outcome = await service.change(
-        connection, services.config.initial, order, ConfigAction.SET, plain_document(document)
+        connection, services[CurrentConfig].initial, order, ConfigAction.SET, plain_document(document)
     )
     return _answer(outcome, order, response)
 
@@ -116,9 +116,9 @@ async def patch(
     A weight that is named gets just that share, and the others make up the rest in their proportions. Safe to repeat.
     """
     order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
-    base = await service.base(connection, services.config.initial, order.expected)
+    base = await service.base(connection, services[CurrentConfig].initial, order.expected)
     document = patched(base.document, merge)
-    outcome = await service.change(connection, services.config.initial, order, ConfigAction.PATCH, document)
+    outcome = await service.change(connection, services[CurrentConfig].initial, order, ConfigAction.PATCH, document)
     return _answer(outcome, order, response)
 
 
@@ -131,7 +131,7 @@ async def history(
     limit: Limit = 50,
 ) -> ConfigHistoryPage:
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
-    await service.current(connection, services.config.initial)
+    await service.current(connection, services[CurrentConfig].initial)
     found = await store.history(connection, before=after, limit=limit + 1)
     await _noted(connection, services, caller, "config.history")
     pairs = zip(found[:limit], [*found[1:], None], strict=False)
@@ -144,7 +144,7 @@ async def read_version(
     version: Annotated[int, Path(ge=1, le=_NEWEST)], connection: Reading, services: ServicesDep, caller: Caller
 ) -> ConfigOut:
     """The configuration as it was, and what its weights meant."""
-    await service.current(connection, services.config.initial)
+    await service.current(connection, services[CurrentConfig].initial)
     found = await service.version(connection, version)
     await _noted(connection, services, caller, "config.version")
     return shown(found)
@@ -162,7 +162,7 @@ async def roll_back(
 ) -> ChangedOut:
     """A new version with the mode and all values of that one. Safe to repeat."""
     order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
-    outcome = await service.roll_back(connection, services.config.initial, order, wanted.version)
+    outcome = await service.roll_back(connection, services[CurrentConfig].initial, order, wanted.version)
     return _answer(outcome, order, response)
 
 
@@ -179,7 +179,7 @@ async def switch(
     """The pool becomes the mode's: 2 to 5 workers in development, 10 to 1000 in production, 5 to 50 for trusted
     testers; all else stays as it is. Asking for the mode that is on changes nothing. Safe to repeat."""
     order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
-    outcome = await service.switch(connection, services.config.initial, order, wanted.mode)
+    outcome = await service.switch(connection, services[CurrentConfig].initial, order, wanted.mode)
     return _answer(outcome, order, response)
 
 
@@ -189,4 +189,4 @@ def _answer(outcome: Outcome, order: Order, response: Response) -> ChangedOut:
 
 
 async def _noted(connection: AsyncConnection, services: ServicesDep, caller: Principal, what: str) -> None:
-    await service.note_read(connection, services.config.initial, caller.key_id, what)
+    await service.note_read(connection, services[CurrentConfig].initial, caller.key_id, what)

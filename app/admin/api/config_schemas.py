@@ -9,7 +9,6 @@ from app.admin.rules import config as rules
 from app.admin.rules.config import ConfigAction, Document
 from app.admin.service.config import Outcome, content
 from app.admin.store.config import Version
-from app.agents.rules.weights import WeightPolicy
 from app.http.fields import Body, Moment, Sentence
 from app.kernel import changes as change_kernel
 from app.kernel.agents import AgentType
@@ -174,7 +173,7 @@ def history_item(version: Version, before: Version | None) -> ConfigHistoryItem:
 
 
 def _fields(version: Version) -> dict[str, Any]:
-    weights, remarks = rules.effective_weights(version.document, WeightPolicy())
+    weights, remarks = rules.effective_weights(version.document)
     conduct = rules.conduct(version.mode)
     return {
         **{name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"},

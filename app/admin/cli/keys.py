@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from app.agents.rules.weights import WeightPolicy, raised
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.scaling.rules.target import ScalingPolicy, in_mode
+from app.kernel.shares import raised
 
 # Weights that sum to 1 within this are left alone, so that nobody sees the noise of a division.
 _EPSILON = 1e-9
+# No agent may be disabled: each has at least this share of the leases.
+WEIGHT_FLOOR = 0.02
 
 
 class ConfigAction(StrEnum):
@@ -93,10 +94,11 @@ class Conduct:
     """How a mode behaves: `growth` is the most that a decision multiplies the pool by, the window is in seconds."""
 
     scales: bool
-    growth: float
-    scale_down_window_seconds: float
-    audits_reads: bool
-    wants_reasons: bool
+    # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
+    growth: float = 2.0
+    scale_down_window_seconds: float = 10.0
+    audits_reads: bool = False
+    wants_reasons: bool = False
     # The sizes that a pool may be given; None: any.
     bounds: tuple[int, int] | None = None
 
@@ -106,6 +108,20 @@ _POOLS: Mapping[Mode, WorkerPool] = {
     Mode.DEVELOPMENT: WorkerPool(min_workers=2, max_workers=5, worker_timeout_seconds=60),
     Mode.PRODUCTION: WorkerPool(min_workers=10, max_workers=1000),
     Mode.TRUSTED_TESTER: WorkerPool(min_workers=5, max_workers=50),
+}
+
+
+_CONDUCTS: Mapping[Mode, Conduct] = {
+    Mode.DEVELOPMENT: Conduct(scales=False),
+    Mode.PRODUCTION: Conduct(scales=True),
+    Mode.TRUSTED_TESTER: Conduct(
+        scales=True,
+        growth=1.25,
+        scale_down_window_seconds=300.0,
+        audits_reads=True,
+        wants_reasons=True,
+        bounds=(_POOLS[Mode.TRUSTED_TESTER].min_workers, _POOLS[Mode.TRUSTED_TESTER].max_workers),
+    ),
 }
 
 
@@ -126,27 +142,7 @@ def switched(document: Document, mode: Mode) -> Document:
 
 def conduct(mode: Mode) -> Conduct:
     """How a mode behaves. Only the trusted testers' has stricter rules for people."""
-    policy, strict = in_mode(ScalingPolicy(), mode), mode is Mode.TRUSTED_TESTER
-    return Conduct(
-        scales=not policy.fixed,
-        growth=policy.growth,
-        scale_down_window_seconds=policy.spare.settle_seconds,
-        audits_reads=strict,
-        wants_reasons=strict,
-        bounds=(_POOLS[mode].min_workers, _POOLS[mode].max_workers) if strict else None,
-    )
-
-
-def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
-    """The configuration as the scaling rule takes it."""
-    pool = document.worker_pool
-    policy = ScalingPolicy(
-        min_workers=pool.min_workers,
-        max_workers=pool.max_workers,
-        scale_up_threshold=pool.scale_up_threshold,
-        scale_down_threshold=pool.scale_down_threshold,
-    )
-    return in_mode(policy, mode)
+    return _CONDUCTS[mode]
 
 
 def problems(document: Document, mode: Mode) -> list[Remark]:
@@ -211,16 +207,16 @@ def key(agent: AgentType) -> str:
     return f"{agent.value}_agent"
 
 
-def effective_weights(document: Document, policy: WeightPolicy) -> tuple[dict[AgentType, float], list[Remark]]:
+def effective_weights(document: Document, floor: float = WEIGHT_FLOOR) -> tuple[dict[AgentType, float], list[Remark]]:
     """The shares in force, which sum to 1 with none under the floor, and a remark on each that had to be raised."""
     given = {agent: getattr(document.agent_weights, key(agent)) for agent in AgentType}
     total = sum(given.values())
-    low = [agent for agent, weight in given.items() if weight < policy.floor * total]
+    low = [agent for agent, weight in given.items() if weight < floor * total]
     if not low and abs(total - 1) <= _EPSILON:
         return given, []
     why = "no agent may be disabled, so it has"
-    return raised(given, policy), [
-        Remark(path=f"agent_weights.{key(agent)}", message=f"{why} {policy.floor:g} instead of {given[agent]:g}")
+    return raised(given, floor), [
+        Remark(path=f"agent_weights.{key(agent)}", message=f"{why} {floor:g} instead of {given[agent]:g}")
         for agent in low
     ]
 

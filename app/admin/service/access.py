@@ -8,15 +8,16 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.errors import Unauthenticated
-from app.admin.rules.access import Principal, Role, digest, matches, read_key, write_key
+from app.admin.rules.keys import digest, matches, read_key, write_key
 from app.admin.store import keys
 from app.admin.store.keys import StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
+from app.http.guard import Authenticator
+from app.kernel.access import Principal, Role
 from app.kernel.agents import AgentType
-from app.kernel.errors import KeyNotFound
+from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
 
 _TRUST_SECONDS = 5.0
@@ -38,7 +39,7 @@ async def revoke_key(connection: AsyncConnection, key_id: str) -> None:
         raise KeyNotFound
 
 
-class Keyring:
+class Keyring(Authenticator):
     """Recognises keys, remembering each for a few seconds so that hot routes need no query."""
 
     def __init__(self, database: Database) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from app.admin.rules.config import Conduct, ConfigAction, Document
 from app.admin.service import audit
 from app.admin.store import config as store
 from app.admin.store.config import NewVersion, Version
-from app.agents.rules.weights import WeightPolicy
 from app.db import notify
 from app.db.database import Database
 from app.kernel import changes as change_kernel
@@ -22,12 +21,12 @@ from app.kernel.agents import AgentType
 from app.kernel.changes import Change
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
-from app.llm.store import gate
-from app.scaling.rules.target import ScalingPolicy
 
 # Who wrote the first version, which nobody asked for.
 _NOBODY = "convener"
 _TRUST_SECONDS = 2.0
+# Taken before a version is written, so that whoever works by the limits of the one before finishes first.
+_LOCKS: list[Callable[[AsyncConnection], Awaitable[object]]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,11 @@ class Outcome:
 
     version: Version
     changes: Sequence[Change]
+
+
+def lock_before_change(lock: Callable[[AsyncConnection], Awaitable[object]]) -> None:
+    """Let every change of the configuration take this lock first: for features whose limits it sets."""
+    _LOCKS.append(lock)
 
 
 async def current(connection: AsyncConnection, initial: Mode) -> Version:
@@ -132,8 +136,8 @@ async def _carry_out(
 
 async def _write(connection: AsyncConnection, before: Version, new: NewVersion) -> Version:
     """Safe to repeat: the same change by the same caller is accepted again with the version that it has made."""
-    # Whoever is granting permits finishes first, and the next one goes by the new limit.
-    await gate.lock(connection)
+    for lock in _LOCKS:
+        await lock(connection)
     made = await store.write(connection, before.version, new)
     if made is not None:
         notify.note(connection, notify.CONFIG)
@@ -182,19 +186,17 @@ class Effective:
     document: Document
     weights: Mapping[AgentType, float]
     conduct: Conduct
-    scaling: ScalingPolicy
 
 
 def effective(version: Version) -> Effective:
     """What this version means."""
-    weights, _ = rules.effective_weights(version.document, WeightPolicy())
+    weights, _ = rules.effective_weights(version.document)
     return Effective(
         version=version.version,
         mode=version.mode,
         document=version.document,
         weights=weights,
         conduct=rules.conduct(version.mode),
-        scaling=rules.scaling_policy(version.document, version.mode),
     )
 
 

@@ -10,9 +10,9 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.access import Role
 from app.db import notify
 from app.db.retention import BATCH, deletion
+from app.kernel.access import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

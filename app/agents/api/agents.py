@@ -7,15 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.admin.service import config
+from app.admin.service.config import CurrentConfig
 from app.agents.service import agents as service
-from app.agents.service.agents import Agent
+from app.agents.service.agents import Agent, AgentReports
 from app.agents.store.performance import Span
 from app.http.fields import AgentName, Moment
+from app.http.guard import requires
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 
 router = APIRouter(prefix="/agents", tags=["agents"])
@@ -87,8 +88,10 @@ class AgentsOut(BaseModel):
 @router.get("", summary="List agents", dependencies=_READ)
 async def listing(connection: Reading, services: ServicesDep) -> AgentsOut:
     """What each achieves, and what share of the leases follows from it. The cost does not grow with the history."""
-    known = config.effective(await config.current(connection, services.config.initial))
-    return AgentsOut(items=[AgentOut(**_fields(agent)) for agent in await service.portraits(connection, known)])
+    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
+    return AgentsOut(
+        items=[AgentOut(**_fields(agent)) for agent in await services[AgentReports].read(connection, known)]
+    )
 
 
 @router.get("/{agent_type}", summary="Read an agent and its trend", dependencies=_READ)
@@ -100,8 +103,8 @@ async def read(
     spans: Annotated[int, Query(ge=1, le=1440, description="how many at most")] = 60,
 ) -> TrendOut:
     """One agent, and its results by minute, hour or day."""
-    known = config.effective(await config.current(connection, services.config.initial))
-    (agent,) = [a for a in await service.portraits(connection, known) if a.agent_type is agent_type]
+    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
+    (agent,) = [a for a in await services[AgentReports].read(connection, known) if a.agent_type is agent_type]
     found = await service.trend(connection, agent_type, _STEPS[per], spans)
     return TrendOut(**_fields(agent), per=per, trend=[_span(span) for span in found])
 

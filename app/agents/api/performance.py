@@ -7,13 +7,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.agents.service import performance as service
 from app.agents.service.performance import Said
 from app.http.fields import AgentName, Body, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.transactions import Writing
+from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
 router = APIRouter(prefix="/metrics", tags=["agents"])

@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from app.admin.rules.config import key
 from app.admin.service.config import Effective
 from app.agents.rules.steering import Cause, Heading
-from app.agents.rules.weights import WeightPolicy, Weights
+from app.agents.rules.weights import WeightPolicy
 from app.agents.store.weights import Version
 from app.http.fields import AgentName, Body, Moment, Sentence
 from app.kernel.agents import AgentType
+from app.kernel.shares import Weights
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

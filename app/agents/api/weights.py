@@ -6,9 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.admin.service import config
+from app.admin.service.config import CurrentConfig
 from app.agents.api.schemas import CommandIn, OverrideIn, WeightHistoryPage, WeightsOut, WeightVersionOut, fields, shown
 from app.agents.errors import WeightsRefused
 from app.agents.rules.steering import policy_in
@@ -19,10 +18,12 @@ from app.agents.store import weights as store
 from app.agents.store.weights import Version
 from app.http.etags import IfMatch, etag, expected
 from app.http.fields import Limit, Sentence
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
+from app.kernel.access import Scope
 
 router = APIRouter(prefix="/weights", tags=["agents"])
 _NEWEST = 2**63 - 1
@@ -37,7 +38,7 @@ async def read(connection: Reading, services: ServicesDep, caller: Caller, respo
     """What leases are shared by, since when and why, and where it is headed. The ETag is the version."""
     found = await store.last(connection)
     answer = await _answer(connection, services, found, response)
-    await config.note_read(connection, services.config.initial, caller.key_id, "weights.read")
+    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.read")
     return answer
 
 
@@ -56,7 +57,7 @@ async def command(
     If-Match is optional here: steps change the version. Safe to repeat.
     """
     order = _order(caller.key_id, wanted.reason, if_match)
-    done = await service.command(connection, services.config.initial, order, wanted.weights)
+    done = await service.command(connection, services[CurrentConfig].initial, order, wanted.weights)
     return await _answer(connection, services, done, response)
 
 
@@ -75,7 +76,7 @@ async def override(
     """
     order = _order(caller.key_id, wanted.reason, if_match)
     seconds = wanted.expires_in_seconds
-    done = await service.override(connection, services.config.initial, order, wanted.weights, seconds)
+    done = await service.override(connection, services[CurrentConfig].initial, order, wanted.weights, seconds)
     return await _answer(connection, services, done, response)
 
 
@@ -90,7 +91,7 @@ async def release(
 ) -> WeightsOut:
     """The weights go back to what the agents have earned, in the same steps. Without an override, nothing happens."""
     order = _order(caller.key_id, reason, if_match)
-    done = await service.release(connection, services.config.initial, order)
+    done = await service.release(connection, services[CurrentConfig].initial, order)
     return await _answer(connection, services, done, response)
 
 
@@ -104,7 +105,7 @@ async def history(
 ) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""
     found = await store.history(connection, before=after, limit=limit + 1)
-    await config.note_read(connection, services.config.initial, caller.key_id, "weights.history")
+    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.history")
     following = found[limit - 1].version if len(found) > limit else None
     return WeightHistoryPage(items=[WeightVersionOut(**fields(version)) for version in found[:limit]], next=following)
 
@@ -115,7 +116,7 @@ async def _answer(
     response.headers["ETag"] = etag(found.version if found else 0)
     if found is not None and not found.adjustments:
         found = replace(found, adjustments=await store.adjustments(connection))
-    known = config.effective(await config.current(connection, services.config.initial))
+    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
     shares = (await weights.in_force(connection, known)).shares
     return shown(found, shares, known, policy_in(known.mode))
 

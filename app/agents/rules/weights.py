@@ -5,13 +5,14 @@ have just these and the same evidence always has the same target. Source of the 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.admin.rules.config import WEIGHT_FLOOR
 from app.kernel.agents import AgentType
+from app.kernel.shares import Weights, fit, raised
 from app.queue.rules.degradation import DegradationStep, suspended_agents
 
-Weights = Mapping[AgentType, float]
 _EARNED, _ORDERED = "the agents have earned", "was ordered"
 
 
@@ -19,7 +20,7 @@ _EARNED, _ORDERED = "the agents have earned", "was ordered"
 class WeightPolicy:
     """Shares of 1, counts of results, and seconds."""
 
-    floor: float = 0.02
+    floor: float = WEIGHT_FLOOR
     largest_step: float = 0.5
     least_results: int = 10
     least_seconds: float = 60.0
@@ -154,14 +155,7 @@ def target(
     """
     deviations = _deviations(standings, policy)
     raw = {agent: weight * math.exp(policy.eta * deviations.get(agent, 0.0)) for agent, weight in configured.items()}
-    return raised(raw, policy)
-
-
-def raised(weights: Weights, policy: WeightPolicy) -> dict[AgentType, float]:
-    """Weights that sum to 1 with none under the floor; the others keep their proportions."""
-    total = sum(weights.values())
-    even = {agent: weight / total if total > 0 else 1 / len(weights) for agent, weight in weights.items()}
-    return _fitted(even, dict.fromkeys(even, policy.floor), dict.fromkeys(even, 1.0))
+    return raised(raw, policy.floor)
 
 
 def step(current: Weights, goal: Weights, policy: WeightPolicy) -> dict[AgentType, float]:
@@ -171,25 +165,7 @@ def step(current: Weights, goal: Weights, policy: WeightPolicy) -> dict[AgentTyp
     """
     least = {agent: max(policy.floor, (1 - policy.largest_step) * weight) for agent, weight in current.items()}
     most = {agent: (1 + policy.largest_step) * weight for agent, weight in current.items()}
-    return _fitted(goal, least, most)
-
-
-def _fitted(wanted: Weights, least: Weights, most: Weights) -> dict[AgentType, float]:
-    def at(c: float) -> dict[AgentType, float]:
-        return {agent: min(most[agent], max(least[agent], c * weight)) for agent, weight in wanted.items()}
-
-    return at(_bisected(lambda c: sum(at(c).values()) < 1))
-
-
-def _bisected(too_small: Callable[[float], bool]) -> float:
-    low, high = 0.0, 1.0
-    while too_small(high) and high < 1e12:
-        high *= 2
-    # A float has 53 binary digits.
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_small(middle) else (low, middle)
-    return high
+    return fit(goal, least, most)
 
 
 def _deviations(standings: Mapping[AgentType, Standing], policy: WeightPolicy) -> dict[AgentType, float]:

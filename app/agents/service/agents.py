@@ -1,6 +1,6 @@
 """Agents as they are shown: what they achieve, how fast they are, and what share they have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,12 +16,9 @@ from app.agents.store import weights as weight_store
 from app.agents.store.performance import Span
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
-from app.scaling.service import state
 
 # Long enough to have some results, short enough to be about now.
 _THROUGHPUT = timedelta(minutes=10)
-# An older decision says nothing of who is the bottleneck now.
-_DECISION = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,34 +35,43 @@ class Agent:
     is_bottleneck: bool | None
 
 
-async def look(database: Database, current: CurrentConfig) -> list[Agent]:
-    """All agents, in a transaction of their own. Raises DatabaseUnavailable."""
-    config = await current.read()
-    async with database.transaction() as connection:
-        return await portraits(connection, config)
+class AgentReports:
+    """Reads agents as they are shown.
 
+    `bottleneck` tells which agent has the most outstanding work for each of its workers: "" for none, None when nobody
+    has looked lately.
+    """
 
-async def portraits(connection: AsyncConnection, config: Effective) -> list[Agent]:
-    """All agents, in the order of the specification."""
-    shares, last = await weights.in_force(connection, config), await weight_store.last(connection)
-    targets = last.target if last else config.weights
-    recent = (await performance.memory(connection)).recent
-    achieved = rules.achievements(recent, await now(connection), policy_in(config.mode))
-    finished = _finished(await performance.spans(connection, _THROUGHPUT, _THROUGHPUT))
-    bottleneck, gains = await _bottleneck(connection), await performance.gains(connection)
-    return [
-        Agent(
-            agent_type=agent,
-            weight=shares.weights[agent],
-            configured_weight=config.weights[agent],
-            target_weight=targets[agent],
-            achievement=achieved.get(agent),
-            quality_gain=gains.get(agent),
-            tasks_per_second=finished.get(agent, 0) / _THROUGHPUT.total_seconds(),
-            is_bottleneck=None if bottleneck is None else agent == bottleneck,
-        )
-        for agent in AgentType
-    ]
+    def __init__(self, bottleneck: Callable[[AsyncConnection], Awaitable[str | None]]) -> None:
+        self._bottleneck = bottleneck
+
+    async def look(self, database: Database, current: CurrentConfig) -> list[Agent]:
+        """All agents, in a transaction of their own. Raises DatabaseUnavailable."""
+        config = await current.read()
+        async with database.transaction() as connection:
+            return await self.read(connection, config)
+
+    async def read(self, connection: AsyncConnection, config: Effective) -> list[Agent]:
+        """All agents, in the order of the specification."""
+        shares, last = await weights.in_force(connection, config), await weight_store.last(connection)
+        targets = last.target if last else config.weights
+        recent = (await performance.memory(connection)).recent
+        achieved = rules.achievements(recent, await now(connection), policy_in(config.mode))
+        finished = _finished(await performance.spans(connection, _THROUGHPUT, _THROUGHPUT))
+        bottleneck, gains = await self._bottleneck(connection), await performance.gains(connection)
+        return [
+            Agent(
+                agent_type=agent,
+                weight=shares.weights[agent],
+                configured_weight=config.weights[agent],
+                target_weight=targets[agent],
+                achievement=achieved.get(agent),
+                quality_gain=gains.get(agent),
+                tasks_per_second=finished.get(agent, 0) / _THROUGHPUT.total_seconds(),
+                is_bottleneck=None if bottleneck is None else agent == bottleneck,
+            )
+            for agent in AgentType
+        ]
 
 
 async def trend(connection: AsyncConnection, agent: AgentType, step: timedelta, count: int) -> list[Span]:
@@ -78,11 +84,3 @@ def _finished(spans: Sequence[Span]) -> Mapping[AgentType, int]:
     for span in spans:
         found[span.agent_type] += span.results
     return found
-
-
-async def _bottleneck(connection: AsyncConnection) -> str | None:
-    """The agent with the most outstanding work for each of its workers, by the last decision on the pool."""
-    last = await state.recall(connection)
-    if last is None or last.experience.at < await now(connection) - _DECISION:
-        return None
-    return last.brief.get("bottleneck_agent") or ""

@@ -12,12 +12,13 @@ from app.admin.service import audit, config
 from app.agents.errors import WeightsRefused
 from app.agents.rules import steering as rules
 from app.agents.rules.steering import Cause, Course, Override
-from app.agents.rules.weights import WeightPolicy, Weights
+from app.agents.rules.weights import WeightPolicy
 from app.agents.service import weights
 from app.agents.store import weights as store
 from app.agents.store.weights import NewVersion, Version
 from app.kernel.errors import DatabaseUnavailable, VersionStale
 from app.kernel.modes import Mode
+from app.kernel.shares import Weights
 
 # Each failure means that somebody else has written, and steps are a minute apart.
 _TRIES = 5

@@ -14,7 +14,7 @@ from app.admin.store import config as config_store
 from app.agents.rules import performance
 from app.agents.rules import steering as rules
 from app.agents.rules.steering import AgentView, Cause, SteeringStep
-from app.agents.rules.weights import WeightPolicy, Weights, under_degradation
+from app.agents.rules.weights import WeightPolicy, under_degradation
 from app.agents.store import performance as performance_store
 from app.agents.store import weights as store
 from app.agents.store.weights import NewVersion, Version
@@ -22,6 +22,7 @@ from app.db import notify
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
+from app.kernel.shares import Weights
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service import degradation

@@ -10,8 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agents.rules.steering import Cause, Course, Heading, Override
-from app.agents.rules.weights import Adjustment, Weights
+from app.agents.rules.weights import Adjustment
 from app.kernel.agents import AgentType
+from app.kernel.shares import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,9 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.admin.rules.config import Iterations
 from app.admin.service import config
+from app.admin.service.config import CurrentConfig
 from app.goals import errors
 from app.goals.api.schemas import (
     ExtendIn,
@@ -36,9 +35,11 @@ from app.goals.service.goals import Order
 from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
 from app.http.fields import Body, Limit, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.services import Services, ServicesDep
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Scope
 from app.queue.errors import GoalStopped
 
 router = APIRouter(prefix="/goals", tags=["goals"])
@@ -228,4 +229,4 @@ async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
 
 async def _configured(connection: AsyncConnection, services: Services) -> Iterations:
     # Not through another connection: where all are in use by callers who wait for one more, nobody goes on.
-    return (await config.current(connection, services.config.initial)).document.test_time_compute
+    return (await config.current(connection, services[CurrentConfig].initial)).document.test_time_compute

@@ -6,8 +6,6 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import STANDING, AlertState
 from app.health.rules.finding import AlertRule, Severity
@@ -16,8 +14,10 @@ from app.health.store import alerts as store
 from app.health.store import webhooks
 from app.health.store.alerts import Alert, Wanted
 from app.http.fields import Body, Limit, Moment, Sentence, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Scope
 from app.queue.rules.events import AlertKind
 
 router = APIRouter(prefix="/alerts", tags=["alerts"])

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.guard import Caller, requires
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import degradation as rules

@@ -8,17 +8,27 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.db import schema
+from app.db.schema import ExpectedSchema
 from app.health.rules.finding import Level
 from app.health.rules.report import Overall
+from app.health.service.snapshot_cache import SnapshotCache
 from app.health.store import alerts
 from app.http import problems
+from app.http.guard import requires
 from app.http.services import ServicesDep
+from app.kernel.access import Scope
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown
-from app.queue.rules.status import EVENTS_BY_OUTCOME, FINAL_OUTCOMES, QueueSnapshot, events_within, warnings
+from app.queue.broker.broker import Broker
+from app.queue.rules.status import (
+    EVENTS_BY_OUTCOME,
+    FINAL_OUTCOMES,
+    QueueSnapshot,
+    events_within,
+    warnings,
+)
 from app.queue.service import status as status_service
+from app.queue.service.admission import Admission
 from app.queue.store import status
 from app.workers.store import workers as worker_store
 
@@ -73,8 +83,8 @@ async def readyz(services: ServicesDep) -> Response:
     async with services.database.transaction() as connection:
         await status.ping(connection)
     found = await schema.revision(services.database.engine)
-    if found != services.expected_revision:
-        expected = services.expected_revision
+    if found != services[ExpectedSchema].revision:
+        expected = services[ExpectedSchema].revision
         raise DatabaseUnavailable(f"the schema is at {found}, this version needs {expected}: run `convener db migrate`")
     return JSONResponse({"status": "ready"})
 
@@ -83,7 +93,7 @@ async def readyz(services: ServicesDep) -> Response:
 async def overview(services: ServicesDep) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
-    report, _ = await services.lookout.report()
+    report, _ = await services[SnapshotCache].report()
     async with services.database.transaction() as connection:
         queue, workers = await status_service.look(connection), await worker_store.workers_by_state(connection)
         standing = await alerts.standing(connection)
@@ -95,9 +105,9 @@ async def overview(services: ServicesDep) -> StatusOut:
         workers=workers,
         finished_last_minute={end: count for end, count in finished.items() if count},
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in FINAL_OUTCOMES), 2),
-        waiting_leases=services.broker.waiting,
+        waiting_leases=services[Broker].waiting,
         alerts=Counter(alert.severity.name.lower() for alert in standing),
-        warnings=warnings(queue, services.admission.policy),
+        warnings=warnings(queue, services[Admission].policy),
         overall_health=report.overall,
         health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],
     )

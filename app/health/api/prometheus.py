@@ -8,15 +8,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Pro
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.responses import Response
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
-from app.agents.service import agents as service
+from app.admin.service.config import CurrentConfig
+from app.agents.service.agents import AgentReports
 from app.health.api import gauges
 from app.health.api.gauges import AgentGauges, ModelGauges, PoolGauges, TroubleGauges
 from app.health.rules import report
+from app.health.service.snapshot_cache import SnapshotCache
+from app.http.guard import requires
 from app.http.services import Services, ServicesDep
+from app.kernel.access import Scope
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Priority
+from app.queue.broker.broker import Broker
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import EVENTS_BY_OUTCOME, QueueSnapshot
 
@@ -60,10 +63,10 @@ class Gauges:
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; without a database it still says so."""
-        self._waiting.set(services.broker.waiting)
+        self._waiting.set(services[Broker].waiting)
         try:
-            seen = await services.lookout.look()
-            agents = await service.look(services.database, services.config)
+            seen = await services[SnapshotCache].look()
+            agents = await services[AgentReports].look(services.database, services[CurrentConfig])
             async with services.database.transaction() as connection:
                 models, most = await gauges.look(connection)
         except DatabaseUnavailable:
@@ -71,7 +74,7 @@ class Gauges:
             self._database.set(0)
         else:
             self._forget()
-            terms = services.lookout.terms
+            terms = services[SnapshotCache].terms
             self._show(seen.queue, terms.capacity)
             self._pool.show(seen, report.report(seen, terms.report, terms.capacity), terms.report.utilisation)
             self._trouble.show(seen)

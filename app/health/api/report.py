@@ -6,14 +6,15 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.admin.rules.config import key
 from app.health.rules.finding import Finding
 from app.health.rules.report import Overall, Report
+from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
+from app.http.guard import requires
 from app.http.json import answer
 from app.http.services import ServicesDep
+from app.kernel.access import Scope
 
 router = APIRouter(tags=["health"])
 _DIGITS = 2
@@ -97,7 +98,7 @@ async def health_report(services: ServicesDep) -> Response:
     known last. At any other time with 200, whatever the verdict. It needs no key, because keys cannot be checked
     without the database. Costs the same however many tasks there are, and is made at most once a second.
     """
-    report, answered = await services.lookout.report()
+    report, answered = await services[SnapshotCache].report()
     response = answer(shown(report).model_dump_json().encode(), 200 if answered else 503)
     response.headers.update({} if answered else _RETRY_AFTER)
     return response

@@ -6,17 +6,18 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.health.api.report import ReasonOut, reason_out
 from app.health.rules import runtime as rules
 from app.health.rules import utilisation
 from app.health.rules.runtime import Pool
 from app.health.rules.snapshot import Snapshot
 from app.health.rules.utilisation import SHARES, Measure, UtilisationPolicy
+from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
+from app.http.guard import requires
 from app.http.problems import documented
 from app.http.services import ServicesDep
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.queue.rules.status import QueueSnapshot
@@ -116,7 +117,7 @@ async def runtime(services: ServicesDep) -> RuntimeOut:
     Costs the same however many tasks there are. A figure of the specification that nobody has measured is 0, and
     `reasons` say so; ours are null then.
     """
-    seen = await services.lookout.look()
+    seen = await services[SnapshotCache].look()
     return RuntimeOut(
         queue_depth=QueueDepthOut(**{f"{agent}_tasks": seen.queue.count(agent=agent) for agent in AgentType}),
         worker_status=_workers(seen.pool),
@@ -126,7 +127,7 @@ async def runtime(services: ServicesDep) -> RuntimeOut:
         target_workers=seen.target_workers,
         arrivals_per_second={a: round(rules.arrivals_per_second(seen.queue, a), 3) for a in AgentType},
         service_times={agent: _service(seen.queue, agent) for agent in AgentType},
-        utilisation=used(seen, services.lookout.terms.report.utilisation),
+        utilisation=used(seen, services[SnapshotCache].terms.report.utilisation),
         reasons=[reason_out(reason) for reason in rules.unmeasured(seen.queue, seen.language_model)],
     )
 

@@ -8,8 +8,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
 from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy
@@ -18,8 +16,10 @@ from app.health.service.series import Batch
 from app.health.store import series as store
 from app.health.store.series import Kept, Wanted
 from app.http.fields import AgentName, Body, Bound, Moment, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch
 
 router = APIRouter(prefix="/metrics", tags=["health"])

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.db.database import now
 from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, starts
 from app.health.store import utilisation as store
 from app.http.fields import Bound, Moment, Word
+from app.http.guard import requires
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 
 router = APIRouter(prefix="/metrics", tags=["health"])
 _MOST_POINTS = UtilisationPolicy().most_points

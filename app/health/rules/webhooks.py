@@ -7,26 +7,14 @@ an address that is not public, which is how a service behind the firewall would 
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import urlsplit
 
 # Mapped and translated addresses stand for the IPv4 address within them (RFC 4291, RFC 6052); tunnels (6to4, Teredo)
 # end where their address says, which is nowhere that we would look.
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 _TUNNELS = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32"))
-_LEAST_SECRET = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where to; the target (path and query) may hold a token, so it is kept out of every repr, as the secret is."""
-
-    host: str
-    port: int
-    target: str = field(repr=False)
-    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +36,6 @@ class Plan:
     """After an attempt that failed: when to try again, None when it is given up."""
 
     due_at: datetime | None
-
-
-def endpoint(url: str, hosts: Collection[str], secret: str) -> Endpoint:
-    """The endpoint that the settings name. Raises ValueError that says what is wrong, and does not repeat the URL."""
-    parts = urlsplit(url)
-    host, port = (parts.hostname or "").lower(), parts.port
-    if parts.scheme != "https":
-        raise ValueError("the URL must begin with https://")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("the URL must not hold a user or password")
-    if parts.fragment:
-        raise ValueError("the URL must not have a fragment")
-    if port == 0:
-        raise ValueError("the URL must not name the port 0")
-    if not host or _is_address(host):
-        raise ValueError("the URL must name a host, not an address")
-    if host not in {name.strip().lower() for name in hosts}:
-        raise ValueError(f"the host {host} is not among those that are allowed")
-    if len(secret) < _LEAST_SECRET:
-        raise ValueError(f"the secret must have {_LEAST_SECRET} characters or more")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Endpoint(host=host, port=443 if port is None else port, target=target, secret=secret)
 
 
 def is_public(address: str) -> bool:
@@ -116,11 +82,3 @@ def after_failure(attempts: int, chance: float, now: datetime, policy: WebhookPo
         return Plan(due_at=None)
     wait = chance * min(policy.cap, policy.base * 2 ** (attempts - 1))
     return Plan(due_at=now + timedelta(seconds=wait))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import httpx
 
-from app.health.rules.webhooks import Endpoint, refusal, signature
+from app.health.rules.webhooks import refusal, signature
+from app.kernel.endpoints import Endpoint
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 # Seconds: to connect, to read, and for everything, lest somebody answers a byte at a time.

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.db.database import now
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected, is_known
 from app.http.fields import Limit, Moment, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
+from app.kernel.access import Scope
 from app.llm.api.model_schemas import LimitsIn, ModelOut, ModelPage, UsageOut, UsagePage
 from app.llm.rules.circuit_breaker import BreakerState
 from app.llm.rules.models import ModelLimits, concurrency_ceiling

@@ -7,13 +7,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Principal, Scope
 from app.http.fields import Limit, priority_name, priority_of
+from app.http.guard import Caller, requires
 from app.http.json import limit as limit_size
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Principal, Scope
 from app.kernel.errors import ShuttingDown
 from app.llm.api.permit_schemas import (
     CachedOut,
@@ -34,6 +34,7 @@ from app.llm.rules.outcomes import CallReport
 from app.llm.rules.permits import PermitRequest, RequestId
 from app.llm.service import permits as service
 from app.llm.service.grant import AcquireRequest
+from app.llm.service.permits import PermitService
 from app.llm.service.settle import Settlement
 from app.llm.store import cache
 from app.llm.store import permits as store
@@ -63,7 +64,7 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
     if services.stopping:
         raise ShuttingDown
     cache_key = None if wanted.cache_key is None else bytes.fromhex(wanted.cache_key)
-    acquired = await services.permits.acquire(
+    acquired = await services[PermitService].acquire(
         AcquireRequest(permit_request=_permit_request(wanted, caller), cache_key=cache_key)
     )
     return PermitOut(
@@ -80,7 +81,7 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
 @router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
 async def renew(permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep) -> RenewedOut:
     """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`."""
-    policy = services.permits.policy
+    policy = services[PermitService].policy
     expires_at = await service.renew(connection, permit_id, call.token, policy)
     return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl_seconds)
 
@@ -94,7 +95,7 @@ async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> Sett
     """
     if services.stopping:
         raise ShuttingDown
-    settled = await services.permits.settle(_settlement(permit_id, call))
+    settled = await services[PermitService].settle(_settlement(permit_id, call))
     return SettledOut(
         limit=settled.limit, in_use=settled.in_use, cooldown_seconds=settled.cooldown_seconds, late=settled.late
     )

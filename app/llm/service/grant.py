@@ -8,6 +8,7 @@ from math import ceil
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import config
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.llm.errors import PermitOver, PermitRefused
@@ -39,6 +40,9 @@ _REASONS = {
     Refused.COOLDOWN: "the service of the model has asked to be left alone for a while",
     Refused.BREAKER_OPEN: "the service of the model has failed again and again, and is left alone or being tried",
 }
+
+# A new limit holds from a turn of the gate on: whoever grants by the old one is waited for.
+config.lock_before_change(gate.lock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.guard import Caller, requires
 from app.http.json import answer
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 from app.memory.errors import CheckpointNotFound
 from app.memory.service import checkpoints as service
 from app.memory.store import checkpoints as store

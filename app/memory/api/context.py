@@ -7,16 +7,16 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.http.etags import etag, is_known
 from app.http.fields import Limit, Moment, Word
+from app.http.guard import Caller, requires
 from app.http.json import limit as limit_size
 from app.http.json import object_text
 from app.http.problems import documented
-from app.http.services import ServicesDep
+from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
+from app.kernel.access import Scope
 from app.memory.errors import ContextNotFound
 from app.memory.service import context as service
 from app.memory.store import context as store
@@ -175,7 +175,7 @@ async def put(
 
     Safe to repeat: the same value sent again with the same condition and key is accepted again.
     """
-    limit_size(value, services.max_payload_bytes, "value")
+    limit_size(value, services[PayloadLimit].max_bytes, "value")
     change = Write(value=value, written_by=caller.key_id, request_id=idempotency_key)
     expected = _condition(if_match, if_none_match)
     name = _name(namespace, key)

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.columns import metadata
 from app.db.database import now
+from app.db.folds import HORIZON
 from app.goals.store import compute
 from app.memory.rules.checkpoints import CheckpointPolicy, Since
-from app.metadata import metadata
 from app.queue.store import counters, events, lease_ledger
-from app.queue.store.events import HORIZON, Cursor
+from app.queue.store.events import Cursor
 
 _ROWS = 1000
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from app.http.services import Services
+from app.queue.service.degradation import CurrentStep
 
 HEADER = "Convener-Degradation"
 DOCUMENTED = {
@@ -27,19 +28,19 @@ class AdviceOut(BaseModel):
 
 def text(services: Services) -> str | None:
     """The advice as JSON text, None when everything runs as usual."""
-    told = services.degradation.told
+    told = services[CurrentStep].told
     return json.dumps(told) if told else None
 
 
 def model(services: Services) -> AdviceOut | None:
     """The advice as part of a body, None when everything runs as usual."""
-    told = services.degradation.told
+    told = services[CurrentStep].told
     return AdviceOut(**told) if told else None
 
 
 def note(response: Response, services: Services) -> None:
     """Tell whoever submits, where there is anything to tell."""
-    told = services.degradation.told
+    told = services[CurrentStep].told
     if told is not None:
         response.headers[HEADER] = "; ".join(f"{_dashed(name)}={_word(value)}" for name, value in told.items())
 

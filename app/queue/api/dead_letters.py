@@ -6,11 +6,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.http.fields import Body, Sentence
+from app.http.guard import requires
 from app.http.problems import documented
 from app.http.transactions import InBatches, Reading, Writing
+from app.kernel.access import Scope
 from app.queue.api.task_filters import LetterQuery, PurgeIn, RequeueManyIn
 from app.queue.api.task_schemas import TaskOut, TaskPage, summary, whole
 from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished

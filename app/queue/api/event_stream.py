@@ -33,6 +33,14 @@ class Wanted:
         ]
 
 
+class EventReaders:
+    """Lets a few requests at a time look for events: those who begin far back read page after page."""
+
+    def __init__(self, at_once: int = 3) -> None:
+        # Fewer than the connections that there are, so that others get one meanwhile.
+        self.turn = asyncio.Semaphore(at_once)
+
+
 class Follower:
     """Reads on from a cursor; it hears when something has happened for as long as it is entered."""
 
@@ -52,7 +60,7 @@ class Follower:
 
     async def look(self, limit: int) -> Sequence[Event]:
         """The events that follow, up to `limit`; the cursor passes over them. Raises DatabaseUnavailable."""
-        async with self._services.following, self._services.database.transaction() as connection:
+        async with self._services[EventReaders].turn, self._services.database.transaction() as connection:
             found = await events.read(connection, self.cursor, limit)
         if found:
             self.cursor = found[-1].cursor

@@ -12,11 +12,11 @@ from pydantic import BaseModel, PlainValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.admin.api.guard import admit, requires
-from app.admin.rules.access import Scope
 from app.http.fields import Limit, Moment, Word
+from app.http.guard import admit, requires
 from app.http.services import Services, ServicesDep
 from app.http.streaming import EventStream, Message, Turn, until_gone
+from app.kernel.access import Scope
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
 from app.queue.api.event_stream import Follower, Wanted
 from app.queue.rules.events import EVENT_KINDS, EventKind

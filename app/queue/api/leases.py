@@ -7,15 +7,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.admin.api.guard import Caller, requires, worker_of
-from app.admin.rules.access import Principal, Scope
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Usage, priority_name
+from app.http.guard import Caller, requires, worker_of
 from app.http.json import answer, limit, raw
 from app.http.problems import documented
-from app.http.services import Services, ServicesDep
+from app.http.services import PayloadLimit, Services, ServicesDep
 from app.http.streaming import until_gone
 from app.kernel import errors
+from app.kernel.access import Principal, Scope
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import TaskId
 from app.kernel.states import TaskState
@@ -33,7 +33,7 @@ from app.queue.api.lease_schemas import (
     ProgressIn,
     ReleaseIn,
 )
-from app.queue.broker.broker import LeaseCall
+from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.errors import (
     LeaseExpired,
     LeaseNotFound,
@@ -43,8 +43,9 @@ from app.queue.errors import (
     WorkerGone,
     WorkerNotReady,
 )
+from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import leases as service
-from app.queue.service.leases import Failure, Fence
+from app.queue.service.leases import Failure, Fence, LeaseService
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
@@ -64,9 +65,11 @@ _STANDING = documented(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDo
 async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request: Request) -> Response:
     """One task for this worker, waiting for it up to `wait_seconds`."""
     wanted = _wanted(call, principal)
-    wait = min(call.wait_seconds, services.leases.max_wait_seconds)
+    wait = min(call.wait_seconds, services[LeasePolicy].max_wait_seconds)
     found = (
-        await until_gone(request, services.broker.lease(wanted, wait)) if wait else await services.broker.lease(wanted)
+        await until_gone(request, services[Broker].lease(wanted, wait))
+        if wait
+        else await services[Broker].lease(wanted)
     )
     return answer(_render(found, services)) if found else Response(status_code=204)
 
@@ -92,7 +95,7 @@ async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: 
 )
 async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
     """Report progress, which also renews the lease."""
-    limit(call.checkpoint, services.max_payload_bytes, "checkpoint")
+    limit(call.checkpoint, services[PayloadLimit].max_bytes, "checkpoint")
     told = call.model_dump_json(include={"percent", "message"})
     sign = Renewal(
         task_id=TaskId(task_id),
@@ -113,7 +116,7 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 )
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
-    limit(call.result, services.max_payload_bytes, "result")
+    limit(call.result, services[PayloadLimit].max_bytes, "result")
     completion = Completion(
         task_id=TaskId(task_id),
         token=call.token,
@@ -123,7 +126,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
         usage=_usage(call.usage),
         quality=call.quality,
     )
-    await services.desk.complete(completion)
+    await services[LeaseService].complete(completion)
     following = await _next(services, principal, call.next) if call.next else None
     done = {"task_id": task_id, "state": TaskState.COMPLETED.value}
     return answer(raw(done, {"lease": _render(following, services).decode() if following else None}))
@@ -138,7 +141,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 )
 async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
     """Report that the attempt failed: the task is tried again after a delay, or given up."""
-    limit(call.error.detail, services.max_payload_bytes, "detail")
+    limit(call.error.detail, services[PayloadLimit].max_bytes, "detail")
     failure = Failure(
         code=call.error.code,
         message=call.error.message,
@@ -168,7 +171,7 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
 
 
 async def _sign(services: Services, sign: Renewal) -> Response:
-    expires_at = await services.desk.sign(sign)
+    expires_at = await services[LeaseService].sign(sign)
     held = {"task_id": sign.task_id, "token": sign.token, "state": TaskState.EXECUTING.value, "expires_at": expires_at}
     return answer(raw(held, {}))
 
@@ -176,7 +179,7 @@ async def _sign(services: Services, sign: Renewal) -> Response:
 async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lease | None:
     """The result is safe by now, so whatever keeps the next lease back must not make the call look failed."""
     try:
-        return await services.broker.lease(_wanted(wanted, principal))
+        return await services[Broker].lease(_wanted(wanted, principal))
     except ConvenerError:
         return None
 

@@ -9,10 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.http.fields import AgentName, Limit, Moment, PriorityName, Usage, priority_name
+from app.http.guard import requires
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.queue.store import events
 from app.queue.store import outputs as store

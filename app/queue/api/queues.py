@@ -7,11 +7,11 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
 from app.http.fields import AgentName, Body, Moment, PriorityName, Sentence, priority_name
+from app.http.guard import Caller, requires
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
@@ -21,6 +21,7 @@ from app.queue.rules import status
 from app.queue.rules.admission import CapacityPolicy, capacity_level
 from app.queue.rules.status import PHASES, RECENT, Pause, QueueSnapshot
 from app.queue.service import status as service
+from app.queue.service.admission import Admission
 
 router = APIRouter(prefix="/queues", tags=["queues"])
 _OPERATOR = [requires(Scope.OPERATE)]
@@ -140,7 +141,7 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     Costs the same however many tasks there are. Depths are exact; waits and throughput are counted by the background
     loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
-    return _queue(await service.look(connection), services.admission.policy, advice.model(services))
+    return _queue(await service.look(connection), services[Admission].policy, advice.model(services))
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)

@@ -6,12 +6,12 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
+from app.http.guard import requires
 from app.http.problems import documented
-from app.http.services import ServicesDep
+from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel import errors
+from app.kernel.access import Scope
 from app.queue.api import advice
 from app.queue.api.task_filters import CancelManyIn, TaskQuery
 from app.queue.api.task_schemas import (
@@ -38,6 +38,7 @@ from app.queue.errors import (
 )
 from app.queue.service import cancel as cancel_service
 from app.queue.service import tasks as service
+from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
@@ -77,7 +78,9 @@ class CancelledMany(BaseModel):
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
     """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
-    submitted = (await service.submit(connection, [task.submission(services.max_payload_bytes)], services.intake))[0]
+    submitted = (
+        await service.submit(connection, [task.submission(services[PayloadLimit].max_bytes)], services[Intake])
+    )[0]
     if not submitted.created:
         response.status_code = 200
     response.headers["Location"] = f"/tasks/{submitted.id}"
@@ -94,8 +97,8 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
 )
 async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing, response: Response) -> BatchOut:
     """One transaction for all; durable before the answer."""
-    submissions = [task.submission(services.max_payload_bytes) for task in batch.tasks]
-    submitted = await service.submit(connection, submissions, services.intake)
+    submissions = [task.submission(services[PayloadLimit].max_bytes) for task in batch.tasks]
+    submitted = await service.submit(connection, submissions, services[Intake])
     advice.note(response, services)
     return BatchOut(tasks=[SubmittedOut(id=s.id, state=s.state, created=s.created) for s in submitted])
 

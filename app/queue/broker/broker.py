@@ -19,7 +19,7 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.dispatch import Preferences, Served, Turns
+from app.queue.broker.dispatch import OnFirstLeases, Preferences, Served, Turns
 from app.queue.broker.lane_view import Backlog, Strays, keep_in_step
 from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
@@ -27,6 +27,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import Fence, release
 from app.queue.store import claims
 from app.queue.store.claims import Ask, Claim, Lease
+from app.queue.store.lanes import Lanes
 
 log = logging.getLogger(__name__)
 _BATCH = 64
@@ -58,7 +59,13 @@ class _Waiter:
 class Broker:
     """One per process; `start` it in a running event loop and `stop` it to release everybody who waits."""
 
-    def __init__(self, database: Database, policy: LeasePolicy, fairness: FairQueue | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        policy: LeasePolicy,
+        fairness: FairQueue | None = None,
+        on_first_leases: OnFirstLeases | None = None,
+    ) -> None:
         self._database = database
         self._policy = policy
         self.fairness = fairness or FairQueue()
@@ -66,10 +73,10 @@ class Broker:
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
         self._strays = Strays(database)
-        self._turns = Turns(self._backlog, self.fairness, database.lanes, self.preferences)
+        self._turns = Turns(self._backlog, self.fairness, database.shared(Lanes), self.preferences)
         self.degradation = self._turns.degradation
         self._wake = asyncio.Event()
-        self._served = Served(database)
+        self._served = Served(database, on_first_leases)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._was_asked = False

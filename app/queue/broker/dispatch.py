@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from app.db import hot_path
 from app.db.database import Database
+from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
@@ -17,10 +18,6 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
 from app.queue.store.claims import Ask, Claim
 from app.queue.store.lanes import Lanes
-from app.workers.store import pool
-
-_MOST_WORKERS = 20_000
-
 
 _REMEMBERED_WORKERS = 20_000
 
@@ -36,7 +33,7 @@ class Preferences:
         self._agents.pop(worker_id, None)
         if agent is not None:
             self._agents[worker_id] = agent
-        while len(self._agents) > _MOST_WORKERS:
+        while len(self._agents) > _REMEMBERED_WORKERS:
             del self._agents[next(iter(self._agents))]
 
     def of(self, worker_id: WorkerId) -> AgentType | None:
@@ -99,11 +96,16 @@ class Turns:
             self._fairness.mark_idle(agent)
 
 
+# Told of workers that get the first lease that this process knows of, on a connection of the hot path.
+OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
+
+
 class Served:
     """What a process remembers of the workers that it has given leases; of too many it forgets the oldest."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_first: OnFirstLeases | None = None) -> None:
         self._database = database
+        self._on_first = on_first
         self._at: dict[WorkerId, float] = {}
 
     def at(self, worker_id: WorkerId) -> float:
@@ -111,10 +113,10 @@ class Served:
         return self._at.get(worker_id, 0.0)
 
     async def note(self, worker_ids: Collection[WorkerId]) -> None:
-        """They get a lease now. Replacement records want to know when a new worker received its first."""
+        """They get a lease now; who gets the first that is known of is told to `on_first`."""
         fresh = [worker_id for worker_id in worker_ids if worker_id not in self._at]
         self._at.update(dict.fromkeys(worker_ids, asyncio.get_running_loop().time()))
         while len(self._at) > _REMEMBERED_WORKERS:
             del self._at[next(iter(self._at))]
-        if fresh:
-            await hot_path.run(self._database, lambda c: pool.first_leases(c, fresh))
+        if fresh and (on_first := self._on_first) is not None:
+            await hot_path.run(self._database, lambda connection: on_first(connection, fresh))

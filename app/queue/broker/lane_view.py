@@ -20,6 +20,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
 from app.queue.store import claims, lanes
 from app.queue.store.claims import BOTTOM
+from app.queue.store.lanes import Lanes
 
 LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
 _TOPICS = {notify.work(lane): lane for lane in LANES}
@@ -134,8 +135,9 @@ async def keep_in_step(database: Database, look_everywhere: Callable[[], Awaitab
 
 
 async def _exchange(database: Database) -> None:
-    news = database.lanes.news()
-    database.lanes.shared(await hot_path.run(database, lambda c: lanes.exchange(c, news)))
+    memory = database.shared(Lanes)
+    news = memory.news()
+    memory.shared(await hot_path.run(database, lambda c: lanes.exchange(c, news)))
 
 
 class Strays:

@@ -10,7 +10,6 @@ from app.kernel.states import TaskState
 from app.queue.cli import submit
 from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import listing, portrait
-from app.scaling.cli import export_trace
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
 from app.terminal.client import Client, Url, connect
@@ -20,7 +19,6 @@ from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
-app.command("export-trace", epilog=export_trace.EPILOG)(export_trace.export_trace)
 TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
 _CANCEL = Action(path="/tasks/cancel", verb="cancel", done="cancelled", thing="task")

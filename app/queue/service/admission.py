@@ -16,12 +16,22 @@ from app.kernel.lanes import Priority
 from app.queue.errors import QueueFull
 from app.queue.rules.admission import CapacityPolicy, find_overflow, has_room, retry_after
 from app.queue.store import counters, dead_letters, throughput
+from app.settings import Settings
 
 _FRESH_SECONDS = 1.0
 # How much of the queue may be let in between two looks at it: what another process lets in meanwhile is not seen.
 _UNSEEN_SHARE = 0.1
 # Below this share of every bound an estimate, however old, is good enough for one more submit.
 _CERTAIN = 0.5
+
+
+def policy_of(settings: Settings) -> CapacityPolicy:
+    """How much work may wait, as the settings have it."""
+    return CapacityPolicy(
+        max_queue_size=settings.max_queue_size,
+        quotas=dict(zip(sorted(Priority), settings.queue_quotas, strict=True)),
+        displaces=settings.queue_displaces,
+    )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

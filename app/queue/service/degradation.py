@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
-from app.health.service import observations
 from app.queue.rules.degradation import (
     DegradationStep,
     LadderHold,
     LadderPolicy,
+    Strain,
     advice,
     decide,
     effective_step,
@@ -45,9 +45,8 @@ async def current_step(connection: AsyncConnection) -> DegradationStep:
     return effective_step(standing.ladder, standing.at)
 
 
-async def watch(connection: AsyncConnection, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
-    """Look at the resources and move the ladder by a step at most."""
-    strain = await observations.strain(connection)
+async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
+    """Move the ladder by a step at most, by how short resources are."""
     before = await store.lock(connection)
     decision = decide(before.ladder, strain, policy, before.at)
     seen = {

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import now
+from app.db.database import now, shared_by
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
@@ -26,9 +26,8 @@ from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
 from app.queue.store.attempts import Ending
-from app.queue.store.lanes import Place
+from app.queue.store.lanes import Lanes, Place
 from app.queue.store.tasks import NewTask, Taken
-from app.scaling.service.bursts import Bursts
 
 _KEYS = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 
@@ -65,12 +64,12 @@ class Submitted:
 class Intake:
     """On what terms tasks are taken in: without an admission there is always room, without a window no duplicate.
 
-    `bursts` hears of what has come, so that the pool may grow at once.
+    `on_submitted` is called with the types of the tasks that may run at once, before the commit.
     """
 
     admission: Admission | None = None
     duplicate_window_seconds: float = 0.0
-    bursts: Bursts | None = None
+    on_submitted: Callable[[AsyncConnection, Sequence[AgentType]], None] | None = None
 
     @property
     def displaces(self) -> bool:
@@ -109,8 +108,8 @@ async def submit(
         fresh = [task for task in waiting if task.id in created]
         if await standing.settle(connection, fresh, look_again=intake.displaces):
             created = await tasks.taken(connection, list(created))
-        if intake.bursts is not None:
-            intake.bursts.took_in(connection, _ready([task for task in waiting if task.id in created]))
+        if intake.on_submitted is not None:
+            intake.on_submitted(connection, _ready([task for task in waiting if task.id in created]))
         missing = [task_id for task_id in new if task_id not in created] + list(same.values())
         known = await tasks.taken(connection, missing) if missing else {}
         return [_outcome(task, created, known, same) for task in asked.values()]
@@ -300,7 +299,7 @@ def _digest(task: NewTask) -> bytes:
 @asynccontextmanager
 async def lining_up(connection: AsyncConnection, new: Sequence[NewTask]) -> AsyncIterator[list[NewTask]]:
     """The tasks with their tags, in the given order; what is raised inside gives the tags back."""
-    memory = lanes.memory_of(connection)
+    memory = shared_by(connection, Lanes)
     groups: dict[Place, list[int]] = defaultdict(list)
     for index, task in enumerate(new):
         groups[_place(task)].append(index)

@@ -12,10 +12,10 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.folds import HORIZON
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import QUEUED_PHASES
-from app.queue.store.events import HORIZON
 
 _NAME = "counts"
 

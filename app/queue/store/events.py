@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.folds import HORIZON
 from app.queue.rules.events import TaskEvent
 
 
@@ -52,8 +53,6 @@ VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail
 
 _ANNOUNCE = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
 
-# Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
-HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
 _READ = text(f"""
 SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events

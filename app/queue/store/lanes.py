@@ -23,7 +23,6 @@ from app.queue.rules.fair_queueing import TagRun, assign_tags
 _FRESH_SECONDS = 1.0
 _FORGET_SECONDS = 60.0
 _MOST_GOALS = 50_000
-_MEMORY = "convener_lanes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +95,6 @@ class Lanes:
         issued = self._issued.get(place)
         if issued is not None and issued.tag == reserved.last:
             issued.tag = reserved.first - reserved.step
-
-
-def remember(info: dict[Any, Any], memory: Lanes) -> None:
-    """Let a connection know what its process knows."""
-    info[_MEMORY] = memory
-
-
-def memory_of(connection: AsyncConnection) -> Lanes:
-    """What the process of this connection knows of the lanes."""
-    memory: Lanes = connection.info.setdefault(_MEMORY, Lanes())
-    return memory
 
 
 # A goal's tasks above the lane's time are those that still wait, so the probe meets no entries of finished ones.

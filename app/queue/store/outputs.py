@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.queue.store.events import HORIZON, Cursor
+from app.db.folds import HORIZON
+from app.queue.store.events import Cursor
 
 # Stored sizes of results count, which are known without reading them; one result goes out however large it is.
 PAGE_BYTES = 4 << 20

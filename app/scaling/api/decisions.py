@@ -6,14 +6,15 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from app.admin.api.config_schemas import patched
-from app.admin.api.guard import requires
 from app.admin.errors import ConfigRefused
-from app.admin.rules.access import Scope
+from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from app.http.fields import Limit
+from app.http.guard import requires
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 from app.kernel.changes import changes
 from app.scaling.api.schemas import (
     DifferenceOut,
@@ -126,7 +127,7 @@ async def recommendation(connection: Reading, services: ServicesDep) -> Recommen
 
     Read from one row, so it may be asked as often as one likes.
     """
-    return recommended(await service.recommendation(connection, services.config.initial))
+    return recommended(await service.recommendation(connection, services[CurrentConfig].initial))
 
 
 async def _read(database: Database, decision_id: int | None) -> Kept:

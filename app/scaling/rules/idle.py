@@ -8,6 +8,9 @@ knowing the future.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.admin.rules.config import conduct
+from app.kernel.modes import Mode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spare:
@@ -29,7 +32,7 @@ class SparePolicy:
     price: float = 50.0
     busy_price: float = 100.0
     # Two ticks: one idle sample may be the gap between two tasks.
-    settle_seconds: float = 10.0
+    settle_seconds: float = conduct(Mode.PRODUCTION).scale_down_window_seconds
     # Whatever the price, nobody idles longer than the usual scale-down window of autoscalers.
     keep_at_most_seconds: float = 300.0
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
+from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.scaling.rules.demand import Waiting
 from app.scaling.rules.idle import Spare, SparePolicy, surplus
@@ -42,8 +43,7 @@ class ScalingPolicy:
     wait_target_seconds: float = 30.0  # as the contract has it
     # A pool that only holds its size: it is refilled to its minimum and cut to its maximum, nothing else.
     fixed: bool = False
-    # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
-    growth: float = 2.0
+    growth: float = conduct(Mode.PRODUCTION).growth
     # How surely workers at work are free in time. At 0 tasks of 120 s are late (0.1 %), at 1 still 0.03 %; at 3.3, the
     # normal quantile of the 0.05 % that may be late, small pools turn round more often than dask's.
     deviations: float = 2.0
@@ -59,14 +59,27 @@ class ScalingPolicy:
 
 
 def in_mode(policy: ScalingPolicy, mode: Mode) -> ScalingPolicy:
-    """The policy as a deployment mode has it."""
-    match mode:
-        case Mode.DEVELOPMENT:
-            return replace(policy, fixed=True)
-        case Mode.PRODUCTION:
-            return policy
-        case Mode.TRUSTED_TESTER:
-            return replace(policy, growth=1.25, spare=replace(policy.spare, settle_seconds=300.0))
+    """The policy as a deployment mode has it: a mode may hold a pool still or slow it down, and does nothing else."""
+    limits = conduct(mode)
+    settle_seconds = max(policy.spare.settle_seconds, limits.scale_down_window_seconds)
+    return replace(
+        policy,
+        fixed=policy.fixed or not limits.scales,
+        growth=min(policy.growth, limits.growth),
+        spare=replace(policy.spare, settle_seconds=settle_seconds),
+    )
+
+
+def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
+    """The policy that the configuration asks for."""
+    pool = document.worker_pool
+    policy = ScalingPolicy(
+        min_workers=pool.min_workers,
+        max_workers=pool.max_workers,
+        scale_up_threshold=pool.scale_up_threshold,
+        scale_down_threshold=pool.scale_down_threshold,
+    )
+    return in_mode(policy, mode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

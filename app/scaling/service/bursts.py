@@ -19,7 +19,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.scaling.rules import estimates as learning
-from app.scaling.rules.target import ScalingPolicy, is_burst
+from app.scaling.rules.target import ScalingPolicy, is_burst, scaling_policy
 from app.scaling.service import state
 from app.scaling.service.snapshot import SERVICE
 
@@ -82,7 +82,7 @@ class Bursts:
             self._outlook, self._added = found, 0.0
 
     async def _read_outlook(self) -> Outlook | None:
-        policy = (await self._config.read()).scaling
+        config = await self._config.read()
         async with self._database.transaction() as connection:
             memory, moment = await state.recall_and_now(connection)
         if memory is None:
@@ -95,5 +95,5 @@ class Bursts:
             workers=known.workers,
             queued_seconds=sum(tasks * costs[lane.agent_type] for lane, tasks in known.pending.items()),
             costs=costs,
-            policy=policy,
+            policy=scaling_policy(config.document, config.mode),
         )

@@ -12,12 +12,12 @@ from app.admin.errors import ConfigRefused
 from app.admin.rules import config as rules
 from app.admin.rules.config import Document
 from app.admin.service import config
-from app.agents.rules.weights import WeightPolicy
 from app.kernel import changes
 from app.kernel.changes import Change
 from app.kernel.modes import Mode
 from app.scaling.errors import DecisionNotFound
 from app.scaling.rules import record as records
+from app.scaling.rules import target
 from app.scaling.rules.decision import Inputs, resolve
 from app.scaling.rules.explanation import Explanation, explain
 from app.scaling.service import state
@@ -117,10 +117,10 @@ def _varied(inputs: Inputs, wanted: Variation) -> Inputs:
     if document is not None:
         if found := rules.problems(document, mode):
             raise ConfigRefused([(f"config.{remark.path}", remark.message) for remark in found])
-        policy = rules.scaling_policy(document, mode)
+        policy = target.scaling_policy(document, mode)
         inputs = replace(inputs, limits=document.resource_limits)
         if wanted.weights_changed:
-            weights, _ = rules.effective_weights(document, WeightPolicy())
+            weights, _ = rules.effective_weights(document)
             inputs = replace(inputs, weights=weights, weight_reasons={})
     if wanted.wait_target_seconds is not None:
         policy = replace(policy, wait_target_seconds=wanted.wait_target_seconds)

@@ -3,17 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.demand import Arrivals
 from app.scaling.rules.estimates import Ended, Experience, Service
 from app.scaling.rules.idle import Spare
 from app.scaling.store import decisions
+
+_RECENT = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +94,14 @@ def _lanes(tasks: Mapping[Lane, int]) -> list[Sequence[Any]]:
 
 def _lanes_of(kept: Sequence[Sequence[Any]]) -> dict[Lane, int]:
     return {Lane(agent_type=AgentType(agent), priority=Priority(p)): count for agent, p, count in kept}
+
+
+async def bottleneck(connection: AsyncConnection) -> str | None:
+    """The agent with the most outstanding work for each of its workers by the last decision; "" when there is none.
+
+    None without a decision of the last minute: an older one says nothing of now.
+    """
+    last = await recall(connection)
+    if last is None or last.experience.at < await now(connection) - _RECENT:
+        return None
+    return last.brief.get("bottleneck_agent") or ""

@@ -25,7 +25,7 @@ from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import Decision, Inputs, Member, SetAside, resolve
 from app.scaling.rules.estimates import Experience
-from app.scaling.rules.target import is_burst
+from app.scaling.rules.target import is_burst, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshot_service
 from app.scaling.service.snapshot import Queue
@@ -95,7 +95,7 @@ async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
 async def _is_due(connection: AsyncConnection, before: Memory, effective: Effective, moment: datetime) -> bool:
     """At the time that the last decision set, never later than a tick after it, and sooner when a burst has come."""
     since = (moment - before.experience.at).total_seconds()
-    policy = effective.scaling
+    policy = scaling_policy(effective.document, effective.mode)
     if since >= policy.tick_seconds - LOOK_SECONDS or before.brief.get("config_version") != effective.version:
         return True
     if since < policy.hurry_seconds:
@@ -127,7 +127,7 @@ async def see(
         weights=in_force,
         queue=queue,
         pool=pool,
-        owed=requests.owed(pool, effective.scaling.max_workers),
+        owed=requests.owed(pool, effective.document.worker_pool.max_workers),
         before=before,
     )
 
@@ -163,7 +163,7 @@ async def write_down(connection: AsyncConnection, seen: WorldView, conclusion: C
 
 
 async def _inputs(connection: AsyncConnection, seen: WorldView) -> tuple[Inputs, Experience]:
-    policy, owed = seen.config.scaling, sum(seen.owed.values())
+    policy, owed = scaling_policy(seen.config.document, seen.config.mode), sum(seen.owed.values())
     size = len(seen.pool.staying) + owed
     last = seen.before.experience if seen.before else None
     look = snapshot_service.look(seen.queue, seen.pool.workers, size, seen.at)

@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.api.guard import Caller, requires
-from app.admin.rules.access import Scope
+from app.admin.service.config import CurrentConfig
 from app.http.fields import AgentName, Body, Sentence, Word
+from app.http.guard import Caller, requires
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
+from app.kernel.access import Scope
 from app.queue.api.task_filters import Deliberate, LabelPairs, Many, pairs
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.workers.api.workers import ReasonIn, WorkerOut, shown
@@ -187,7 +188,7 @@ async def start(wanted: WorkersStartIn, caller: Caller, connection: Writing, ser
     order = StartOrder(
         request_id=wanted.request_id or uuid4(), count=wanted.count, by=caller.key_id, reason=wanted.reason
     )
-    started = await manual_start.start(connection, services.config.initial, order)
+    started = await manual_start.start(connection, services[CurrentConfig].initial, order)
     return StartedOut(
         started=len(started), workers=[StartingOut.model_validate(one, from_attributes=True) for one in started]
     )

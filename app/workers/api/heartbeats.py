@@ -9,21 +9,24 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from app.admin.api.guard import Caller, must_be, requires
-from app.admin.rules.access import Scope
 from app.admin.rules.config import ResourceLimits
+from app.admin.service.config import CurrentConfig
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Body, Moment, Sentence, Word
+from app.http.guard import Caller, requires
 from app.http.json import answer, raw
 from app.http.problems import documented
 from app.http.services import ServicesDep
+from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.errors import WorkerGone, WorkerNotFound
+from app.workers.api.workers import must_be
 from app.workers.rules.assignment import bounded, version
 from app.workers.rules.workers import Directive
+from app.workers.service.workers import Heartbeats
 from app.workers.store.workers import Heartbeat, HeartbeatReply
 
 router = APIRouter(tags=["workers"], route_class=LeanRoute)
@@ -112,8 +115,8 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         memory_mb=call.memory_mb,
         errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
     )
-    pulse = await services.heartbeats.report(beat)
-    limits = (await services.config.read()).document.resource_limits
+    pulse = await services[Heartbeats].report(beat)
+    limits = (await services[CurrentConfig].read()).document.resource_limits
     seen = {
         "worker_id": worker_id,
         "state": pulse.state.value,

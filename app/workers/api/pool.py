@@ -7,12 +7,13 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.admin.api.guard import requires
-from app.admin.rules.access import Scope
 from app.admin.service import config
+from app.admin.service.config import CurrentConfig
 from app.http.fields import Limit, Moment
+from app.http.guard import requires
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
+from app.kernel.access import Scope
 from app.workers.service import pool as service
 from app.workers.store import pool as records
 
@@ -103,7 +104,7 @@ class ReplacementTimesOut(BaseModel):
 @router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
-    pool = (await config.current(connection, services.config.initial)).document.worker_pool
+    pool = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool
     found = await service.status(connection)
     return FleetOut(
         min_workers=pool.min_workers,

@@ -6,17 +6,19 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.admin.api.guard import Caller, must_be, requires
-from app.admin.errors import Forbidden
-from app.admin.rules.access import Scope
 from app.http.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
+from app.http.guard import Caller, requires
 from app.http.json import object_text
 from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
+from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
+from app.kernel.errors import Forbidden
 from app.kernel.ids import WorkerId
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import LeaseNotFound, WorkerGone, WorkerNotFound
+from app.queue.rules.tasks import LeasePolicy
+from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
 from app.workers.store import workers as store
 from app.workers.store.workers import Registration
@@ -139,10 +141,10 @@ async def register(
         name=registered.name,
         incarnation=registered.incarnation,
         key=registered.key,
-        heartbeat_interval_seconds=services.health.heartbeat_interval_seconds,
-        lost_after_seconds=services.health.lost_after_seconds,
-        lease_seconds=services.leases.lease_seconds,
-        acknowledge_within_seconds=services.leases.acknowledge_within_seconds,
+        heartbeat_interval_seconds=services[HealthPolicy].heartbeat_interval_seconds,
+        lost_after_seconds=services[HealthPolicy].lost_after_seconds,
+        lease_seconds=services[LeasePolicy].lease_seconds,
+        acknowledge_within_seconds=services[LeasePolicy].acknowledge_within_seconds,
     )
 
 
@@ -189,3 +191,9 @@ def shown(row: dict[str, Any]) -> WorkerOut:
     """A worker as the store knows it, on the wire."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
     return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})
+
+
+def must_be(principal: Principal, worker_id: WorkerId) -> None:
+    """A worker acts for itself only; anybody else's affairs look like nothing to it."""
+    if principal.worker_id != worker_id:
+        raise LeaseNotFound("there is no such worker, or it is not you")

@@ -9,13 +9,13 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.access import Role
 from app.admin.service.access import create_key
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
+from app.kernel.access import Role
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.llm.store import permits

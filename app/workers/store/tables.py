@@ -16,8 +16,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from app.admin.rules.access import Role
 from app.db.columns import metadata, moment, one_of
+from app.kernel.access import Role
 from app.kernel.states import WorkerState
 
 workers = Table(

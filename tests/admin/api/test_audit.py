@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.config_calls import change, changed
 from tests.support.problems import is_problem
 from tests.support.service import Service

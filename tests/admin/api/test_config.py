@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.config_calls import SECTIONS, change, changed, document
 from tests.support.problems import is_problem
 from tests.support.service import Service, serving

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from app.db.database import now as moment
+from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.scaling.rules.target import DecisionType, ScalingSnapshot, decide
+from app.queue.broker.broker import Broker
+from app.scaling.rules.target import DecisionType, ScalingSnapshot, decide, scaling_policy
 from tests.support.config_calls import change, document
 from tests.support.problems import is_problem
 from tests.support.service import Service, make_keys, serving
@@ -139,7 +140,7 @@ async def test_a_change_takes_effect_within_one_tick_and_without_a_restart(
 
     async def effective() -> bool:
         found = await elsewhere.read()
-        return found.scaling.max_workers == most and found.weights["ranking"] == 0.4  # type: ignore[index]
+        return scaling_policy(found.document, found.mode).max_workers == most and found.weights["ranking"] == 0.4  # type: ignore[index]
 
     # A tick is 5 s.
     await until(effective, within=5)
@@ -151,7 +152,8 @@ async def test_what_the_scaling_rule_makes_of_it(service: Service, database: Dat
     await service.get("/config")
     async with database.transaction() as connection:
         now = await moment(connection)
-    policy = (await CurrentConfig(database, Mode.PRODUCTION).read()).scaling
+    config = await CurrentConfig(database, Mode.PRODUCTION).read()
+    policy = scaling_policy(config.document, config.mode)
     low, high = _POOLS[mode]
     assert (policy.min_workers, policy.max_workers) == (low, high)
     for workers, expected in ((low, DecisionType.MAINTAIN), (low - 1, DecisionType.SCALE_UP)):
@@ -190,7 +192,7 @@ async def test_everything_is_audited_and_the_chain_is_sound(service: Service, mo
 async def test_the_weights_reach_the_leases(service: Service) -> None:
     weights = {"generation_agent": 0.5, "reflection_agent": 0.1, "ranking_agent": 0.1}
     await _patch(service, {"agent_weights": weights}, 1)
-    fairness = service.app.state.services.broker.fairness
+    fairness = service.app.state.services[Broker].fairness
 
     async def arrived() -> bool:
         return bool(fairness.weights[AgentType.GENERATION] == pytest.approx(0.5))

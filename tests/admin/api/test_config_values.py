@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.config_calls import change, changed, document
 from tests.support.problems import is_problem
 from tests.support.service import Service

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.cli import stack
+from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.settings import Settings
 from app.terminal.client import Client

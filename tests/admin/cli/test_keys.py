@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service
 
 

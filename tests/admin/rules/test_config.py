@@ -16,13 +16,12 @@ from app.admin.rules.config import (
     plain,
     preset,
     problems,
-    scaling_policy,
     switched,
 )
-from app.agents.rules.weights import WeightPolicy
 from app.kernel.agents import AgentType
 from app.kernel.changes import Change, changes
 from app.kernel.modes import Mode
+from app.scaling.rules.target import scaling_policy
 
 _NOBODY = dict.fromkeys(asdict(AgentWeights()), 0.0)
 
@@ -126,14 +125,14 @@ def test_names_that_leave_nothing_for_the_others_are_scaled_like_all() -> None:
 
 
 def test_no_agent_is_disabled_and_who_asks_for_it_is_told() -> None:
-    weights, notes = effective_weights(_weighed(generation_agent=0.99, ranking_agent=0.01), WeightPolicy())
+    weights, notes = effective_weights(_weighed(generation_agent=0.99, ranking_agent=0.01))
     assert sum(weights.values()) == pytest.approx(1)
     assert weights[AgentType.EVOLUTION] == weights[AgentType.RANKING] == 0.02
     assert {note.path for note in notes} == {
         f"agent_weights.{name}_agent" for name in ("reflection", "ranking", "evolution", "proximity", "meta_review")
     }
     assert all("0.02" in note.message for note in notes)
-    assert effective_weights(preset(Mode.PRODUCTION), WeightPolicy())[1] == []
+    assert effective_weights(preset(Mode.PRODUCTION))[1] == []
 
 
 @pytest.mark.parametrize(

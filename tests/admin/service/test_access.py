@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from app.admin.errors import Unauthenticated
-from app.admin.rules.access import Principal, Role
 from app.admin.service import access
 from app.admin.service.access import Keyring, create_key, revoke_key
 from app.admin.store import keys
 from app.db.database import Database
+from app.kernel.access import Principal, Role
 from app.kernel.agents import AgentType
-from app.kernel.errors import KeyNotFound
+from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.workers.service import workers
 from tests.support.factories import registration
 from tests.support.sql import execute, until, value

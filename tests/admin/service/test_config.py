@@ -41,9 +41,9 @@ async def test_it_is_read_once_for_all_who_ask(database: Database, monkeypatch: 
 async def test_a_change_is_known_at_once_here_and_soon_elsewhere(database: Database, replica: Database) -> None:
     here, there = CurrentConfig(database, Mode.PRODUCTION), CurrentConfig(replica, Mode.DEVELOPMENT)
     for config in (here, there):
-        assert (await config.read()).scaling.max_workers == 1000
+        assert (await config.read()).document.worker_pool.max_workers == 1000
     await _widen(database, 1, 900)
-    assert (await here.read()).scaling.max_workers == 900
+    assert (await here.read()).document.worker_pool.max_workers == 900
 
     async def known() -> bool:
         return (await there.read()).version == 2

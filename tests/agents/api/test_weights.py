@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker
 from tests.support.weighing import as_in_example_2, configure, example_2, fold, minute_passes, tick

@@ -21,9 +21,10 @@ from app.agents.rules.steering import (
     policy_in,
     released,
 )
-from app.agents.rules.weights import Standing, WeightPolicy, Weights, raised
+from app.agents.rules.weights import Standing, WeightPolicy
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
+from app.kernel.shares import Weights, raised
 
 ALL = list(AgentType)
 POLICY = WeightPolicy()
@@ -138,7 +139,7 @@ def test_trusted_testers_get_smaller_steps_and_development_the_same_as_productio
 
 
 weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
-    lambda raw: raised(dict(zip(ALL, raw, strict=True)), POLICY)
+    lambda raw: raised(dict(zip(ALL, raw, strict=True)), POLICY.floor)
 )  # fmt: skip
 standings = st.dictionaries(
     st.sampled_from(ALL), st.builds(Standing, effectiveness=st.one_of(st.none(), st.floats(0, 1)))

@@ -8,7 +8,6 @@ import pytest
 from app.admin.service import audit, config
 from app.agents.errors import WeightsRefused
 from app.agents.rules.steering import Cause, Heading
-from app.agents.rules.weights import Weights
 from app.agents.service import orders, weights
 from app.agents.service.orders import Order
 from app.agents.store.weights import Version
@@ -16,6 +15,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
+from app.kernel.shares import Weights
 from tests.support.sql import fetch, until_blocked, value
 from tests.support.weighing import REFLECTION, as_in_example_2, example_2, in_force, minute_passes, override_ends, tick
 

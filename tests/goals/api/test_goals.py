@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.goals.service import budget_enforcement
+from app.kernel.access import Role
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, value

@@ -5,11 +5,11 @@ from uuid import UUID
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 from app.health.rules.webhooks import WebhookPolicy
 from app.health.store import alerts, webhooks
+from app.kernel.access import Role
 from app.queue.rules.events import AlertKind
 from tests.support.problems import is_problem
 from tests.support.service import Service

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
+from app.queue.service.degradation import CurrentStep
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker
 from tests.support.sql import execute, until, value
@@ -21,7 +22,7 @@ async def heard(service: Service, step: int) -> None:
     """Return once the service goes by the step."""
 
     async def told() -> bool:
-        return bool(service.app.state.services.degradation.step == step)
+        return bool(service.app.state.services[CurrentStep].step == step)
 
     await until(told)
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from app.main import begin_shutdown
 from tests.support.ports import free_port
 from tests.support.service import Service, serving

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.health.store import series
+from app.kernel.access import Role
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, value

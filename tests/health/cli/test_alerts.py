@@ -5,10 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.health.rules.finding import AlertKey, AlertRule, Level, Symptom
 from app.health.store import alerts
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service
 from tests.support.sql import execute
 

@@ -1,6 +1,6 @@
 """`convener degradation` against the real service."""
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service
 
 

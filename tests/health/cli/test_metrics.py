@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import httpx
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.health.cli.metrics import _by_minute, _lines, _thinned
 from app.health.rules.utilisation import Measure, host, sample
 from app.health.store import utilisation
+from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from tests.support.command_line import CommandLine, Service
 

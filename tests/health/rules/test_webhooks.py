@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.health.rules.webhooks import Endpoint, WebhookPolicy, after_failure, endpoint, is_public, refusal, signature
+from app.health.rules.webhooks import WebhookPolicy, after_failure, is_public, refusal, signature
+from app.kernel.endpoints import Endpoint, endpoint
 
 HOSTS = ("hooks.example.org", "Pager.Example.org ")
 SECRET = "a secret for tests only"

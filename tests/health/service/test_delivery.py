@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.health.rules.webhooks import Endpoint, signature
+from app.health.rules.webhooks import signature
 from app.health.service import delivery
 from app.health.service.delivery import Message, NotDelivered, WebhookCourier
+from app.kernel.endpoints import Endpoint
 from tests.support.webhook_receiver import HOST, Answer, Authority, Receiver, receiving, saying
 
 SECRET = "a secret for tests only"

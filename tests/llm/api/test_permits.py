@@ -2,7 +2,7 @@
 
 from uuid import uuid4
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.permit_calls import acquired, settled, wanted
 from tests.support.problems import is_problem
 from tests.support.service import Service

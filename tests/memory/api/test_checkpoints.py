@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker
 from tests.support.sql import execute

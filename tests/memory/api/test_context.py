@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from app.memory.store import context as store
 from tests.support.problems import is_problem
 from tests.support.service import Service

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.problems import everything, is_problem
 from tests.support.service import Service
 

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
+from app.queue.service.admission import Admission
 from tests.support.dead_letters import fill
 from tests.support.problems import everything, is_problem
 from tests.support.service import Service, Worker
@@ -56,7 +57,7 @@ async def test_from_failure_to_a_second_chance(service: Service, worker: Worker)
 async def test_a_requeue_needs_no_room(database: Database, service: Service, worker: Worker) -> None:
     """What was accepted once is never turned away."""
     await fill(database, 20)
-    admission = service.app.state.services.admission
+    admission = service.app.state.services[Admission]
     admission.policy = replace(admission.policy, max_queue_size=0)
     is_problem(await service.ask("POST", "/tasks", {"agent_type": "generation"}), 429, "queue_full")
     assert (await service.post("/dead-letters/requeue", {"filter": {"all": True}}))["requeued"] == 20

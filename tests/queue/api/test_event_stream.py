@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
 from app.http import streaming
+from app.kernel.access import Role
 from app.kernel.errors import DatabaseUnavailable
 from app.queue.store import events
 from tests.support.problems import is_problem

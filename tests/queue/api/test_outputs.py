@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.queue.rules.events import TaskEvent
 from app.queue.store import events, outputs

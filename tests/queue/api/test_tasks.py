@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.service import Service
 from tests.support.sql import value
 

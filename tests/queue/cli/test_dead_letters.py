@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service
 
 

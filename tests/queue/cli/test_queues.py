@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service
 
 

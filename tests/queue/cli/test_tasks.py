@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from uuid import uuid4
 
-from app.admin.rules.access import Role
+from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Json, Service
 
 

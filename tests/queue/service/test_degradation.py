@@ -12,6 +12,7 @@ from app.admin.service.config import CurrentConfig
 from app.agents.service import weights
 from app.agents.service.weights import take_weights
 from app.db.database import Database
+from app.health.service import observations
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
@@ -29,7 +30,7 @@ EVERYTHING = frozenset(AgentType)
 
 async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
     async with database.transaction() as connection:
-        return await degradation.watch(connection, policy)
+        return await degradation.watch(connection, await observations.strain(connection), policy)
 
 
 async def held(database: Database, step: DegradationStep, minutes: float = 10) -> None:

@@ -51,7 +51,7 @@ async def _is_known(bursts: Bursts) -> bool:
 async def _submit(database: Database, bursts: Bursts, count: int, **changes: object) -> None:
     async with database.transaction() as connection:
         wanted = [submission(**changes) for _ in range(count)]
-        await tasks.submit(connection, wanted, Intake(bursts=bursts))
+        await tasks.submit(connection, wanted, Intake(on_submitted=bursts.took_in))
         bursts.took_in(connection, [])
 
 

@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.access import Role
 from app.db.database import Database
+from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
 from app.workers.service import pool, workers

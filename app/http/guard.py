@@ -7,12 +7,10 @@ from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.admin.errors import Forbidden, Unauthenticated
-from app.admin.rules.access import Principal, Scope
 from app.http.services import Services, ServicesDep
-from app.kernel.errors import ShuttingDown
+from app.kernel.access import Principal, Scope
+from app.kernel.errors import Forbidden, ShuttingDown, Unauthenticated
 from app.kernel.ids import WorkerId
-from app.queue.errors import LeaseNotFound
 
 _bearer = HTTPBearer(
     auto_error=False,
@@ -20,6 +18,14 @@ _bearer = HTTPBearer(
     description="A Convener key: `cvn_<id>_<secret>`. `convener key create` makes one.",
 )
 _SCOPE = "convener_scope"
+
+
+class Authenticator:
+    """Tells whose key it is."""
+
+    async def recognise(self, text: str) -> Principal:
+        """The holder of the key. Raises Unauthenticated."""
+        raise NotImplementedError
 
 
 def requires(scope: Scope) -> Any:
@@ -55,7 +61,7 @@ async def admit(services: Services, authorization: str | None, scope: Scope) -> 
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Unauthenticated("send the header `Authorization: Bearer cvn_<id>_<secret>`")
-    principal = await services.keyring.recognise(key.strip())
+    principal = await services[Authenticator].recognise(key.strip())
     if not principal.may(scope):
         raise Forbidden(f"a key with the role {principal.role} does not include {scope}")
     return principal
@@ -66,12 +72,6 @@ def worker_of(principal: Principal) -> WorkerId:
     if principal.worker_id is None:
         raise Forbidden("use the key that the worker received when it registered")
     return principal.worker_id
-
-
-def must_be(principal: Principal, worker_id: WorkerId) -> None:
-    """A worker acts for itself only; anybody else's affairs look like nothing to it."""
-    if principal.worker_id != worker_id:
-        raise LeaseNotFound("there is no such worker, or it is not you")
 
 
 def _principal(request: Request) -> Principal:

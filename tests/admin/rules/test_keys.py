@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.access import SCOPES, Principal, Role, Scope, digest, matches, read_key, write_key
+from app.admin.rules.keys import digest, matches, read_key, write_key
+from app.kernel.access import SCOPES, Principal, Role, Scope
 
 
 def test_a_key_is_read_as_it_is_written_also_with_underscores_in_its_secret() -> None:

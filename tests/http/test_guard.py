@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from app import application
-from app.admin.api.guard import declared_scope
-from app.admin.rules.access import SCOPES, Role, Scope
 from app.db.database import Database
+from app.http.guard import declared_scope
+from app.kernel.access import SCOPES, Role, Scope
 from tests.support.routes import DOCUMENTATION, others, routes
 from tests.support.service import Service, registration
 from tests.support.sql import PATIENCE, execute, until, value
