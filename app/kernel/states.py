@@ -27,3 +27,6 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
     LOST = "lost"
     FAILED = "failed"
+
+
+LIVE_STATES = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING})

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json
 from app.terminal.output import Format
@@ -54,15 +55,17 @@ def run(client: Client, deed: Action, body: Json, terms: Terms, fmt: Format) -> 
     """Count, ask, and do it until nothing is left of what was counted."""
     found = client.post(deed.path, {**body, "dry_run": True})["matched"]
     if terms.dry_run:
-        _tell({"matched": found, deed.done: 0, "dry_run": True}, f"{_counted(found, deed)} would be {deed.done}", fmt)
+        _tell(
+            {"matched": found, deed.done: 0, "dry_run": True}, f"{plural(found, deed.thing)} would be {deed.done}", fmt
+        )
         return
     most = found if terms.limit is None else min(found, terms.limit)
     if most and not terms.yes:
-        typer.confirm(f"{deed.verb} {_counted(most, deed)}?", abort=True, err=True)
+        typer.confirm(f"{deed.verb} {plural(most, deed.thing)}?", abort=True, err=True)
     done, others = _work(client, deed, body, most)
     more = f", and {others:,} that waited for them" if others else ""
     result = {"matched": found, deed.done: done, "dry_run": False}
-    _tell(result | ({"dependents": others} if others else {}), f"{deed.done} {_counted(done, deed)}{more}", fmt)
+    _tell(result | ({"dependents": others} if others else {}), f"{deed.done} {plural(done, deed.thing)}{more}", fmt)
 
 
 def _work(client: Client, deed: Action, body: Json, most: int) -> tuple[int, int]:
@@ -83,7 +86,3 @@ def _tell(result: Json, sentence: str, fmt: Format) -> None:
         output.write_json(result)
     else:
         output.show(Text(sentence))
-
-
-def _counted(count: int, deed: Action) -> str:
-    return f"{count:,} {deed.thing if count == 1 else deed.thing + 's'}"

@@ -8,13 +8,12 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Priority
-from app.kernel.states import FINISHED, TaskState, WorkerState
+from app.kernel.states import FINISHED, LIVE_STATES, TaskState, WorkerState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LEASED, TRANSITIONS
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission
-from app.workers.rules.workers import LIVE
 from tests.properties import policies
 
 MAX_RESCUES = 5
@@ -90,7 +89,7 @@ class Worker:
 
     @property
     def is_live(self) -> bool:
-        return self.state in LIVE
+        return self.state in LIVE_STATES
 
     @property
     def is_ready(self) -> bool:

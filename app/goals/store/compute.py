@@ -15,6 +15,7 @@ from app.goals.store import goals
 from app.kernel.agents import AgentType
 from app.queue.rules.events import TaskEvent
 from app.queue.store import lease_ledger
+from app.workers.store.tables import LIVE
 
 _NAME = "goals"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
@@ -74,7 +75,7 @@ _RUNNING = text(f"""
 SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held("w.id")} t
-WHERE w.state IN ('starting', 'ready', 'draining') AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
+WHERE w.{LIVE} AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
 GROUP BY t.goal_id
 """)
 

@@ -9,13 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.health.rules.snapshot import IDLE_AFTER, DatabaseCondition, Running, WorkerCounts
 from app.kernel.agents import AgentType
 from app.queue.store import lease_ledger
-from app.workers.store.pool import LIVE
+from app.workers.store.tables import LIVE
 
 _RUNNING = text(f"""
 SELECT held.agent_type, count(*) AS tasks, extract(epoch FROM now() - min(held.leased_at)) AS longest,
        count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
 FROM workers w {lease_ledger.joined("w.id")}
-WHERE {LIVE} AND held.state = 'executing' GROUP BY held.agent_type
+WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 """)
 
 # A worker that took its last task a moment ago does many short ones, and idles only for the look.

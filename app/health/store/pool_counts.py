@@ -10,6 +10,7 @@ from app.health.rules.runtime import Pool
 from app.health.rules.snapshot import DutyTurn
 from app.kernel.agents import AgentType
 from app.queue.store import lease_ledger
+from app.workers.store.tables import LIVE
 
 _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
 _CANCELED = "57014"
@@ -24,7 +25,7 @@ SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
           AND ended_at > now() - CAST(:lately AS interval)) AS failed
 FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledger.joined("w.id")}
-      WHERE w.state IN ('starting', 'ready', 'draining')) live
+      WHERE w.{LIVE}) live
 """)
 
 _BY_AGENT = text("""

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.retention import BATCH, deletion
 from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span
 from app.queue.store import lease_ledger
+from app.workers.store.tables import LIVE
 
 # Two processes of one host both measure it; one sample in so many seconds is enough. The rows come in the order of the
 # key, so that two of them never wait for each other in a circle.
@@ -27,7 +28,7 @@ WHERE known.last_at <= now() - make_interval(secs => :apart)
 
 # What each worker last said, as a share of what it has; those that have not said are no zeros, they are left out. What
 # is next to nothing counts as that: dividing it by what is not, or the other way around, would fail for all.
-_WORKERS = text("""
+_WORKERS = text(f"""
 SELECT count(cpu) AS cpus, min(cpu) AS cpu_low, avg(cpu) AS cpu_mean, max(cpu) AS cpu_high, sum(cores) AS cores,
        count(memory) AS memories, min(memory) AS memory_low, avg(memory) AS memory_mean, max(memory) AS memory_high,
        sum(gigabytes) AS gigabytes
@@ -39,8 +40,7 @@ FROM (
                CASE WHEN memory_mb < 0.001 THEN 0 ELSE memory_mb END AS mib,
                CASE WHEN cpu_cores >= 0.001 THEN cpu_cores END AS cpu_cores,
                CASE WHEN memory_gb >= 0.001 THEN memory_gb END AS memory_gb
-        FROM workers WHERE state IN ('starting', 'ready', 'draining')
-          AND last_seen_at > now() - make_interval(secs => :fresh)
+        FROM workers WHERE {LIVE} AND last_seen_at > now() - make_interval(secs => :fresh)
     ) said
 ) live
 """)

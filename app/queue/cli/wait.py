@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from app.kernel.states import FINISHED
+from app.kernel.text import plural
 from app.queue.rules.events import TaskEvent
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
@@ -69,4 +70,4 @@ def _patiently(client: Client, cursor: str, goal: str | None) -> Json:
 
 
 def _remaining(count: int) -> str:
-    return f"waiting for {count:,} {'task' if count == 1 else 'tasks'}"
+    return f"waiting for {plural(count, 'task')}"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority
+from app.kernel.text import plural
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.events import TaskEvent
 
@@ -156,10 +157,11 @@ def _standstills(queue: QueueSnapshot) -> Iterator[str]:
     pauses = {pause.agent_type: pause for pause in queue.pauses}
     for agent in AgentType:
         waiting = queue.count(agent=agent, phase="pending")
+        tasks = plural(waiting, "task")
         if waiting and agent in pauses:
-            yield f"{agent} is paused and {_tasks(waiting)} of it {_wait(waiting)}: {pauses[agent].reason}"
+            yield f"{agent} is paused and {tasks} of it {_wait(waiting)}: {pauses[agent].reason}"
         elif waiting and agent not in queue.served_agents:
-            yield f"nobody serves {agent}: {_tasks(waiting)} of it {_wait(waiting)}, and no live worker can run it"
+            yield f"nobody serves {agent}: {tasks} of it {_wait(waiting)}, and no live worker can run it"
 
 
 def _old_tasks(queue: QueueSnapshot) -> Iterator[str]:
@@ -177,11 +179,8 @@ def _data_quality(queue: QueueSnapshot) -> Iterator[str]:
         seconds = queue.count_age // timedelta(seconds=1)
         yield f"the background loops have not counted for {seconds:,} s: waits and throughput are out of date"
     if queue.count_error:
-        yield f"the counters were off by {_tasks(queue.count_error)} when last checked, and were put right; see the log"
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count:,} tasks"
+        tasks = plural(queue.count_error, "task")
+        yield f"the counters were off by {tasks} when last checked, and were put right; see the log"
 
 
 def _wait(count: int) -> str:

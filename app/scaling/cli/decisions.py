@@ -9,6 +9,7 @@ from rich.text import Text
 
 from app.admin.cli.config import patch_of
 from app.kernel.modes import Mode
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode
@@ -184,15 +185,16 @@ def _comparison(found: Json) -> RenderableType:
 
 
 def _verdict(count: int, different: list[Json]) -> RenderableType:
-    noun = "decision" if count == 1 else "decisions"
     if not different:
-        return Text(f"ok: {count:,} {noun} replayed, identical to the byte", "green")
+        return Text(f"ok: {plural(count, 'decision')} replayed, identical to the byte", "green")
     changed = [
         f"{one['id']} {change['path']}: {change['before']} -> {change['after']}"
         for one in different
         for change in one["differences"]
     ]
-    return Group(Text(f"{len(different):,} of {count:,} {noun} come out differently", "red"), _lines(changed))
+    return Group(
+        Text(f"{len(different):,} of {plural(count, 'decision')} come out differently", "red"), _lines(changed)
+    )
 
 
 def _lines(sentences: list[Any]) -> Text:

@@ -9,6 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from app.kernel.text import plural
 from app.scaling.simulation.traces import Row, rows
 from app.terminal import output
 from app.terminal.client import Client, Url, connect
@@ -45,7 +46,7 @@ def export_trace(
         if not count:
             hint = "`convener tasks ls` lists all"
             raise Failure("no completed task agrees with the filters", ExitCode.NOT_FOUND, hint=hint)
-    output.show(f"wrote {count:,} {'task' if count == 1 else 'tasks'} into {file}")
+    output.show(f"wrote {plural(count, 'task')} into {file}")
 
 
 def _completed(client: Client, filters: dict[str, str | None]) -> Iterator[Row]:

@@ -34,7 +34,7 @@ class Seat(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Allocation:
     """Everybody's agent, who moved, and why. A worker that can run nothing is left out."""
 
     agents: Mapping[WorkerId, AgentType]
@@ -46,7 +46,7 @@ class Assignment:
 
 def allocate(
     workers: Sequence[Seat], loads: Mapping[AgentType, Load], weights: Mapping[AgentType, float]
-) -> Assignment:
+) -> Allocation:
     """Seats for the types that have work (for all types when none has), filled from today's assignment."""
     seats = apportion(len(workers), shares(loads, weights))
     agents = _filled(workers, seats)
@@ -54,7 +54,7 @@ def allocate(
     moved = frozenset(worker_id for worker_id, agent in agents.items() if today[worker_id] is not agent)
     narrow = bottleneck(loads, Counter(agent for agent in today.values() if agent is not None))
     reason = f"most work per worker: {narrow.value}" if narrow else "no work: workers are shared by weight"
-    return Assignment(agents=agents, moved=moved, seats=seats, bottleneck=narrow, reason=reason)
+    return Allocation(agents=agents, moved=moved, seats=seats, bottleneck=narrow, reason=reason)
 
 
 def shares(loads: Mapping[AgentType, Load], weights: Mapping[AgentType, float]) -> dict[AgentType, float]:

@@ -15,11 +15,12 @@ from app.agents.rules.weights import under_degradation
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
+from app.kernel.text import plural
 from app.queue.rules.degradation import DegradationStep
-from app.scaling.rules.allocation import Assignment, Load, Seat, allocate, bottleneck
+from app.scaling.rules.allocation import Allocation, Load, Seat, allocate, bottleneck
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
 from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
-from app.workers.rules.assignment import Place, Size, largest, usual_size, within
+from app.workers.rules.assignment import Assignment, TaskLimits, assignment, largest_limits, usual_limits, within
 
 _EPSILON = 1e-9
 
@@ -88,8 +89,8 @@ class Decision:
     plan: ScalingPlan
     decision_type: DecisionType
     reweighted: Mapping[AgentType, tuple[float, float]]
-    places: Mapping[WorkerId, Place]
-    sizes: Mapping[AgentType, tuple[Size, str]]
+    assignments: Mapping[WorkerId, Assignment]
+    sizes: Mapping[AgentType, tuple[TaskLimits, str]]
     new: Sequence[WorkerId]
     moved: frozenset[WorkerId]
     bottleneck: AgentType | None
@@ -101,34 +102,34 @@ def resolve(inputs: Inputs) -> Decision:
     plan = decide(inputs.snapshot, inputs.policy, inputs.at)
     starts = plan.start if inputs.provisions else 0
     new = [WorkerId(UUID(int=inputs.first_new.int + place)) for place in range(starts)]
-    assignment = _assigned(inputs, new)
+    allocation = _allocation(inputs, new)
     reweighted = _reweighted(inputs)
-    rearranged = bool(reweighted or assignment.moved - set(new))
-    sizes = _sizes(inputs, assignment)
+    rearranged = bool(reweighted or allocation.moved - set(new))
+    sizes = _sizes(inputs, allocation)
     return Decision(
         plan=plan,
         decision_type=decision_type(plan.current, plan.target, rearranged=rearranged),
         reweighted=reweighted,
-        places=_places(inputs, assignment, sizes),
+        assignments=_assignments(inputs, allocation.agents, sizes),
         sizes=sizes,
         new=new,
-        moved=assignment.moved,
-        bottleneck=assignment.bottleneck,
-        reasons=_reasons(inputs, plan, assignment),
+        moved=allocation.moved,
+        bottleneck=allocation.bottleneck,
+        reasons=_reasons(inputs, plan, allocation),
     )
 
 
-def _reasons(inputs: Inputs, plan: ScalingPlan, assignment: Assignment) -> list[str]:
+def _reasons(inputs: Inputs, plan: ScalingPlan, allocation: Allocation) -> list[str]:
     reasons = [*plan.reasons, *map(_aside, inputs.set_aside), *inputs.notes]
-    if assignment.moved:
-        moved, everybody = len(assignment.moved), len(assignment.agents)
-        reasons.append(f"{moved:,} of {everybody:,} workers get another agent; {assignment.reason}")
+    if allocation.moved:
+        moved, everybody = len(allocation.moved), len(allocation.agents)
+        reasons.append(f"{moved:,} of {everybody:,} workers get another agent; {allocation.reason}")
     if plan.target != plan.current and not inputs.provisions:
         reasons.append("no host of ours starts workers: the target is a recommendation")
     return reasons
 
 
-def _assigned(inputs: Inputs, new: Sequence[WorkerId]) -> Assignment:
+def _allocation(inputs: Inputs, new: Sequence[WorkerId]) -> Allocation:
     """Everybody's agent. Moves cost attention and warm caches, so they are made at intervals, not at every tick."""
     able = frozenset(inputs.new_capabilities)
     today = {
@@ -138,17 +139,17 @@ def _assigned(inputs: Inputs, new: Sequence[WorkerId]) -> Assignment:
     }
     if not inputs.may_move and not new and len(today) == len(inputs.members):
         narrow = bottleneck(inputs.loads, Counter(today.values()))
-        return Assignment(agents=today, moved=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent")
+        return Allocation(agents=today, moved=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent")
     best = _best(inputs, new, able)
     if inputs.may_move:
         return best
     kept = {worker_id: today.get(worker_id) or agent for worker_id, agent in best.agents.items()}
     moved = frozenset(worker_id for worker_id in best.moved if worker_id not in today)
     seats = Counter(kept.values())
-    return Assignment(agents=kept, moved=moved, seats=seats, bottleneck=best.bottleneck, reason=best.reason)
+    return Allocation(agents=kept, moved=moved, seats=seats, bottleneck=best.bottleneck, reason=best.reason)
 
 
-def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -> Assignment:
+def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -> Allocation:
     known = [
         Seat(m.worker_id, able if m.capabilities is None else m.capabilities, m.assigned, m.busy)
         for m in inputs.members
@@ -165,11 +166,11 @@ def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:
     }
 
 
-def _sizes(inputs: Inputs, assignment: Assignment) -> dict[AgentType, tuple[Size, str]]:
-    return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(assignment.agents.values()).items())}
+def _sizes(inputs: Inputs, allocation: Allocation) -> dict[AgentType, tuple[TaskLimits, str]]:
+    return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(allocation.agents.values()).items())}
 
 
-def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
+def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[TaskLimits, str]:
     load = inputs.loads.get(agent)
     waiting = load.work_seconds / workers if load else 0.0
     seen = SizingSnapshot(
@@ -177,41 +178,29 @@ def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[Size, str]:
         quality_gain=inputs.quality_gains.get(agent),
         degraded=inputs.step > DegradationStep.NONE,
     )
-    return size(seen, SizingPolicy(base=usual_size(inputs.limits), limit=largest(inputs.limits)))
+    return size(seen, SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits)))
 
 
-def _places(
-    inputs: Inputs, assignment: Assignment, sizes: Mapping[AgentType, tuple[Size, str]]
-) -> dict[WorkerId, Place]:
-    usual = {agent: _place(agent, wanted) for agent, (wanted, _) in sizes.items()}
-    places = {worker_id: usual[agent] for worker_id, agent in assignment.agents.items()}
+def _assignments(
+    inputs: Inputs, agents: Mapping[WorkerId, AgentType], sizes: Mapping[AgentType, tuple[TaskLimits, str]]
+) -> dict[WorkerId, Assignment]:
+    usual = {agent: assignment(agent, limits) for agent, (limits, _) in sizes.items()}
+    assignments = {worker_id: usual[agent] for worker_id, agent in agents.items()}
     for member in inputs.members:
-        place = places.get(member.worker_id)
-        if place is not None and not _has(member, place):
-            places[member.worker_id] = _place(place.agent, _own(member, sizes[place.agent][0]))
-    return places
+        decided = assignments.get(member.worker_id)
+        if decided is not None and not _has(member, decided):
+            assignments[member.worker_id] = within(decided, memory_gb=member.memory_gb, cpu_cores=member.cpu_cores)
+    return assignments
 
 
-def _has(member: Member, place: Place) -> bool:
-    memory, cores = member.memory_gb, member.cpu_cores
-    return (memory is None or memory >= place.memory_gb) and (cores is None or cores >= place.cpu_cores)
-
-
-def _own(member: Member, wanted: Size) -> Size:
-    memory = wanted.memory_gb if member.memory_gb is None else member.memory_gb
-    cores = wanted.cpu_cores if member.cpu_cores is None else member.cpu_cores
-    return within(wanted, memory_gb=memory, cpu_cores=cores)
-
-
-def _place(agent: AgentType, given: Size) -> Place:
-    return Place(
-        agent=agent,
-        memory_gb=given.memory_gb,
-        cpu_cores=given.cpu_cores,
-        compute_seconds=given.compute_seconds,
+def _has(member: Member, decided: Assignment) -> bool:
+    """Nearly all have enough, so that nothing is made to find that out."""
+    _, memory_gb, cpu_cores, _ = decided
+    return (member.memory_gb is None or memory_gb is None or member.memory_gb >= memory_gb) and (
+        member.cpu_cores is None or cpu_cores is None or member.cpu_cores >= cpu_cores
     )
 
 
 def _aside(aside: SetAside) -> str:
-    tasks = f"{aside.tasks:,} task{'' if aside.tasks == 1 else 's'}"
+    tasks = plural(aside.tasks, "task")
     return f"{tasks} of {aside.agent_type} {'does' if aside.tasks == 1 else 'do'} not count: {aside.why}"

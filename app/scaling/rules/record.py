@@ -22,7 +22,7 @@ from app.scaling.rules.decision import Decision, Inputs, Member, SetAside, resol
 from app.scaling.rules.demand import Waiting
 from app.scaling.rules.idle import Spare, SparePolicy
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
-from app.workers.rules.assignment import Place
+from app.workers.rules.assignment import Assignment, assignment
 from app.workers.rules.hosts import Cap
 
 # One letter a worker. They are written down, so they stay whatever becomes of the names.
@@ -183,30 +183,28 @@ def resource_allocation(
 
 def _allocation(decision: Decision, inputs: Inputs) -> dict[str, Any]:
     ids = [*(m.worker_id for m in inputs.members), *decision.new]
-    places = [decision.places.get(worker_id) for worker_id in ids]
+    assignments = [decision.assignments.get(worker_id) for worker_id in ids]
+    usual: dict[AgentType | None, Assignment] = {
+        agent: assignment(agent, limits) for agent, (limits, _) in decision.sizes.items()
+    }
     return {
-        "agents": "".join([_LETTERS[place.agent if place else None] for place in places]),
+        "agents": "".join([_LETTERS[decided.agent if decided else None] for decided in assignments]),
         "sizes": {
             key(agent): {
-                "memory_gb": size.memory_gb,
-                "cpu_cores": size.cpu_cores,
-                "compute_seconds": size.compute_seconds,
+                "memory_gb": limits.memory_gb,
+                "cpu_cores": limits.cpu_cores,
+                "compute_seconds": limits.compute_seconds,
                 "reason": reason,
             }
-            for agent, (size, reason) in decision.sizes.items()
+            for agent, (limits, reason) in decision.sizes.items()
         },
         # Those that have less than the workers of their agent get.
         "own": [
-            [number, place.memory_gb, place.cpu_cores]
-            for number, place in enumerate(places)
-            if place is not None and _is_less(place, decision)
+            [place, decided.memory_gb, decided.cpu_cores]
+            for place, decided in enumerate(assignments)
+            if decided is not None and decided != usual[decided.agent]
         ],
     }
-
-
-def _is_less(place: Place, decision: Decision) -> bool:
-    usual = decision.sizes[place.agent][0]
-    return place.memory_gb != usual.memory_gb or place.cpu_cores != usual.cpu_cores
 
 
 def _reweighing(inputs: Inputs, agent: AgentType) -> str:

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from app.workers.rules.assignment import MAX_FACTOR, Size
+from app.workers.rules.assignment import MAX_FACTOR, TaskLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizingPolicy:
     """The base that everybody has, the limits that nobody passes, and how freely the room between is given."""
 
-    base: Size
-    limit: Size
+    base: TaskLimits
+    limit: TaskLimits
     wait_target_seconds: float = 30.0
     most: float = MAX_FACTOR
     # A gain of 0.05 in win probability (35 Elo) an iteration is the specification's own example of a clear one.
@@ -26,7 +26,7 @@ class SizingSnapshot:
     degraded: bool = False
 
 
-def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[Size, str]:
+def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[TaskLimits, str]:
     """The size of a type's workers, and why: base under pressure, more while quality still improves and few wait."""
     pressure = min(1.0, snapshot.waiting_seconds_per_worker / policy.wait_target_seconds)
     if snapshot.degraded:
@@ -42,9 +42,9 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[Size, str]:
     ), f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
 
 
-def _scaled(factor: float, policy: SizingPolicy) -> Size:
+def _scaled(factor: float, policy: SizingPolicy) -> TaskLimits:
     base, limit = policy.base, policy.limit
-    return Size(
+    return TaskLimits(
         compute_seconds=min(limit.compute_seconds, base.compute_seconds * factor),
         memory_gb=min(limit.memory_gb, base.memory_gb * factor),
         cpu_cores=min(limit.cpu_cores, base.cpu_cores * factor),

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
+from app.kernel.text import plural
 from app.scaling.rules.demand import Waiting
 from app.scaling.rules.idle import Spare, SparePolicy, surplus
 from app.workers.rules.hosts import Cap
@@ -145,10 +146,10 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     """The size of the pool for the next seconds."""
     workers = snapshot.workers
     if workers < policy.min_workers:
-        reason = f"{_count(workers, 'worker')}, and the minimum is {policy.min_workers}"
+        reason = f"{plural(workers, 'worker')}, and the minimum is {policy.min_workers}"
         return _plan(snapshot, policy, now, policy.min_workers, reason, hurry=bool(snapshot.waiting))
     if workers > policy.max_workers:
-        reason = f"{_count(workers, 'worker')}, and the maximum is {policy.max_workers}"
+        reason = f"{plural(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
     if policy.fixed:
         return _fixed(snapshot, policy, now)
@@ -197,7 +198,7 @@ def _fixed(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     target = max(policy.min_workers, min(usual, policy.max_workers))
     if target == workers:
         return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
-    reason = f"{_count(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
+    reason = f"{plural(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
     return _plan(snapshot, policy, now, target, reason)
 
 
@@ -205,15 +206,15 @@ def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Scal
     workers, wanted = snapshot.workers, need(snapshot, policy)
     groups = snapshot.waiting or ()
     tasks, work = sum(group.tasks for group in groups), sum(group.work_seconds for group in groups)
-    backlog = f"{_count(tasks, 'task')} of about {work:,.0f} s of work {'waits' if tasks == 1 else 'wait'}"
+    backlog = f"{plural(tasks, 'task')} of about {work:,.0f} s of work {'waits' if tasks == 1 else 'wait'}"
     if wanted <= workers:
-        reason = f"{backlog}, and {_count(workers, 'worker')} start all within {policy.budget_seconds:g} s"
+        reason = f"{backlog}, and {plural(workers, 'worker')} start all within {policy.budget_seconds:g} s"
         return _plan(snapshot, policy, now, workers, reason, need=wanted)
     idle = _why_not_workers(snapshot, policy)
     if idle is not None:
         return _plan(snapshot, policy, now, workers, backlog, idle, need=wanted)
     target, clamps = _limited(wanted, snapshot, policy)
-    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {_count(wanted, 'worker')}"
+    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(wanted, 'worker')}"
     limits = [_words(clamp) for clamp in clamps]
     hurry = bool(clamps) and clamps[-1].limit == _step(policy)
     return _plan(snapshot, policy, now, target, reason, *limits, need=wanted, clamps=clamps, hurry=hurry)
@@ -228,7 +229,7 @@ def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | 
         return "the CPU is not measured, and not all workers are busy: nothing changes on a guess"
     if snapshot.cpu >= policy.scale_up_threshold:
         return None
-    return f"tasks wait although {snapshot.idle} of {_count(snapshot.ready, 'worker')} are idle: more cannot help"
+    return f"tasks wait although {snapshot.idle} of {plural(snapshot.ready, 'worker')} are idle: more cannot help"
 
 
 def _limited(wanted: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
@@ -237,8 +238,8 @@ def _limited(wanted: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> t
     limits = [
         (_step(policy), max(workers + 1, math.floor(policy.growth * workers))),
         (f"max_workers is {policy.max_workers}", policy.max_workers),
-        (f"{_count(snapshot.draining, 'draining worker')} still count", policy.max_workers - snapshot.draining),
-        *((f"{cap.resource} suffice for {_count(cap.workers, 'worker')}", cap.workers) for cap in snapshot.caps),
+        (f"{plural(snapshot.draining, 'draining worker')} still count", policy.max_workers - snapshot.draining),
+        *((f"{cap.resource} suffice for {plural(cap.workers, 'worker')}", cap.workers) for cap in snapshot.caps),
     ]
     target, clamps = wanted, list[Clamp]()
     for limit, most in sorted(limits, key=lambda pair: -pair[1]):
@@ -264,7 +265,7 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     target = max(policy.min_workers, wanted)
     if not snapshot.idle:
         return _plan(snapshot, policy, now, target, "nothing waits, and nobody is idle")
-    ready = _count(snapshot.ready, "worker")
+    ready = plural(snapshot.ready, "worker")
     if not extra:
         return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, not yet for long")
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
@@ -309,10 +310,6 @@ def decision_type(current: int, target: int, *, rearranged: bool = False) -> Dec
     if target != current:
         return DecisionType.SCALE_UP if target > current else DecisionType.SCALE_DOWN
     return DecisionType.REBALANCE if rearranged else DecisionType.MAINTAIN
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def started(busy: int, mean_seconds: float, left: float, one: float, deviations: float) -> float:

@@ -3,7 +3,7 @@
 Whoever counts the pool and adds to it holds its lock: two could fill the same room otherwise.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -12,16 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.states import WorkerState
+from app.kernel.text import plural
 from app.scaling.rules.decision import Decision
+from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host, spread
 from app.workers.rules.workers import Directive
 from app.workers.service import limits
 from app.workers.service import pool as fleet_operations
-from app.workers.service.requests import Owed, new_slots, request, requested_on
+from app.workers.service.requests import Owed, new_slots, request
 from app.workers.service.roster import Pool
 from app.workers.store import directives, hosts, roster
 from app.workers.store.directives import WorkerSelector
-from app.workers.store.roster import Given, Worker
+from app.workers.store.roster import ASSIGNED_FIELDS, NewWorker, Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +45,16 @@ async def notes(connection: AsyncConnection, owed: Owed) -> list[str]:
     told = []
     for host, missing in owed.items():
         if missing and (resting := await fleet_operations.asleep(connection, host.provisioner, host.host)):
-            workers, slots = _count(missing, "worker"), _count(len(resting), "slot")
+            workers, slots = plural(missing, "worker"), plural(len(resting), "slot")
             told.append(f"{host.host} owes {workers}; {slots} there rest, as their workers died young")
     return told
 
 
 async def carry_out(connection: AsyncConnection, decision: Decision, pool: Pool, owed: Owed) -> Done:
     """Write down what the decision wants of hosts and workers; the caller holds the pool."""
-    changed, leaving = list(_changed(decision, pool.staying)), _leavers(decision, pool)
+    changed, leaving = _changed(decision, pool.staying), _leavers(decision, pool)
     # Those that change and those that leave together, or a batch of heartbeats could wait for us while we wait for it.
-    await roster.lock(connection, {*leaving, *(given.id for given in changed)})
+    await roster.lock(connection, {*leaving, *changed})
     await roster.assign(connection, changed)
     started = spread(pool.hosts, len(decision.new), limits.POLICY)
     await _request(connection, decision, pool, started, owed)
@@ -72,17 +74,13 @@ async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: s
     }
 
 
-def _changed(decision: Decision, workers: Sequence[Worker]) -> Iterator[Given]:
-    """Nearly all have what they are to get, so nothing is made, nor called, to find that out."""
-    for worker in workers:
-        place = decision.places.get(worker.id)
-        if place is not None and (
-            worker.assigned_agent != place.agent
-            or worker.assigned_memory_gb != place.memory_gb
-            or worker.assigned_cpu_cores != place.cpu_cores
-            or worker.assigned_compute_seconds != place.compute_seconds
-        ):
-            yield Given(worker.id, place.agent.value, place.memory_gb, place.cpu_cores, place.compute_seconds)
+def _changed(decision: Decision, workers: Sequence[Worker]) -> dict[UUID, Assignment]:
+    """Assignments of the workers whose own is another; compared as tuples, since nearly all have theirs already."""
+    return {
+        worker.id: assignment
+        for worker in workers
+        if (assignment := decision.assignments.get(worker.id)) is not None and worker[ASSIGNED_FIELDS] != assignment
+    }
 
 
 async def _request(
@@ -91,12 +89,15 @@ async def _request(
     if not decision.new:
         return
     ids = iter(decision.new)
-    requested = []
+    new = []
     for host, count in started.items():
         for slot in await new_slots(connection, pool, host, owed[host], count) if count else ():
             worker_id = next(ids)
-            requested.append(requested_on(worker_id, host, slot, decision.places[worker_id]))
-    await request(connection, requested)
+            assignment = decision.assignments[worker_id]
+            new.append(
+                NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)
+            )
+    await request(connection, new)
 
 
 def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
@@ -121,7 +122,3 @@ async def _resize(
             await hosts.resize(connection, host, size)
             resized += 1
     return resized
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,7 +1,6 @@
 """Signs of life: what a worker says of itself every few seconds, and what it hears in return."""
 
 import json
-from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -129,9 +128,9 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
 
 def _assignment(pulse: HeartbeatReply, limits: ResourceLimits, known: str | None) -> dict[str, Any] | None:
     """What is in force, unless the worker knows it; so it is told again when an answer was lost."""
-    posting = bounded(pulse.posting, limits, memory_gb=pulse.memory_gb, cpu_cores=pulse.cpu_cores)
-    named = version(posting)
-    return None if named == known else {"version": named, **asdict(posting)}
+    in_force = bounded(pulse.assignment, limits, memory_gb=pulse.memory_gb, cpu_cores=pulse.cpu_cores)
+    name = version(in_force)
+    return None if name == known else {"version": name, **in_force._asdict()}
 
 
 def _directives(pulse: HeartbeatReply, beat: Heartbeat) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Starting workers, and telling them to drain, stop or restart: by name, or all of a filter, counted first."""
 
+from collections.abc import Callable
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -14,23 +15,32 @@ from app.terminal.options import AgentOption, Labels, Reason
 from app.terminal.output import Format, Output
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
-_DRAIN = Action(path="/workers/drain", verb="drain", done="drained", thing="worker")
-_STOP = Action(path="/workers/stop", verb="stop", done="stopped", thing="worker")
-_RESTART = Action(path="/workers/restart", verb="restart", done="restarted", thing="worker")
 _WHY = "asked by an operator"
+_SUMMARIES = {
+    Action(path="/workers/drain", verb="drain", done="drained", thing="worker"): (
+        "Let workers finish their task and end. The pool starts others in their place."
+    ),
+    Action(path="/workers/stop", verb="stop", done="stopped", thing="worker"): (
+        "End workers after a grace period; an unfinished task goes back to the queue without burning an attempt."
+    ),
+    Action(path="/workers/restart", verb="restart", done="restarted", thing="worker"): (
+        "Stop workers, and start new processes in their places: neither a loss nor a crash."
+    ),
+}
+_FILTERS = "--agent selects those that are assigned to it. A filter is counted first, and asks before it does anything."
 
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `convener workers`."""
     app.command(epilog=output.examples("convener workers start", "convener workers start 4 --reason 'long run'"))(start)
-    for command in (drain, stop, restart):
-        name = command.__name__
+    for action, summary in _SUMMARIES.items():
         lines = (
-            f"convener workers {name} host-1 host-2 --reason 'new handlers'",
-            f"convener workers {name} --agent ranking --dry-run",
-            f"convener workers {name} --label site:lab1 --yes",
+            f"convener workers {action.verb} host-1 host-2 --reason 'new handlers'",
+            f"convener workers {action.verb} --agent ranking --dry-run",
+            f"convener workers {action.verb} --label site:lab1 --yes",
         )
-        app.command(epilog=output.examples(*lines))(command)
+        command = app.command(action.verb, help=f"{summary}\n\n{_FILTERS}", epilog=output.examples(*lines))
+        command(_directive(action))
 
 
 def start(
@@ -52,61 +62,30 @@ def start(
         output.show(Text(output.plain(f"started {done['started']:,}: {workers}")))
 
 
-def drain(
-    workers: Names = None,
-    agent: AgentOption = None,
-    label: Labels = None,
-    everything: Everything = False,
-    reason: Reason = _WHY,
-    limit: Most = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
-    """Let workers finish their task and end. The pool starts others in their place.
+def _directive(action: Action) -> Callable[..., None]:
+    """A command that gives this directive to workers by name, or to all that a filter selects."""
 
-    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
-    """
-    _order(_DRAIN, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+    def command(
+        workers: Names = None,
+        agent: AgentOption = None,
+        label: Labels = None,
+        everything: Everything = False,
+        reason: Reason = _WHY,
+        limit: Most = None,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        url: Url = None,
+        fmt: Output = Format.TABLE,
+    ) -> None:
+        if workers:
+            bulk.ids_alone(everything, dry_run, limit, agent, label)
+            _tell_each(action.verb, workers, reason, url, fmt)
+            return
+        body = {"filter": bulk.chosen(everything, agent_type=agent, label=label), "reason": reason}
+        with connect(url) as client:
+            bulk.run(client, action, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
 
-
-def stop(
-    workers: Names = None,
-    agent: AgentOption = None,
-    label: Labels = None,
-    everything: Everything = False,
-    reason: Reason = _WHY,
-    limit: Most = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
-    """End workers after a grace period; an unfinished task goes back to the queue without burning an attempt.
-
-    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
-    """
-    _order(_STOP, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
-
-
-def restart(
-    workers: Names = None,
-    agent: AgentOption = None,
-    label: Labels = None,
-    everything: Everything = False,
-    reason: Reason = _WHY,
-    limit: Most = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
-    """Stop workers, and start new processes in their places: neither a loss nor a crash.
-
-    --agent selects those that are assigned to it. A filter is counted first, and asks before it does anything.
-    """
-    _order(_RESTART, workers, agent, label, everything, reason, Terms(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+    return command
 
 
 def all_workers(client: Client, *, gone: bool) -> list[Json]:
@@ -127,26 +106,6 @@ def ids_of(client: Client, workers: list[str]) -> list[str]:
             hint="`convener workers ls` lists the workers",
         )
     return [worker if _is_id(worker) else named[worker] for worker in workers]
-
-
-def _order(
-    deed: Action,
-    workers: list[str] | None,
-    agent: str | None,
-    label: list[str] | None,
-    everything: bool,
-    reason: str,
-    terms: Terms,
-    url: str | None,
-    fmt: Format,
-) -> None:
-    if workers:
-        bulk.ids_alone(everything, terms.dry_run, terms.limit, agent, label)
-        _tell_each(deed.verb, workers, reason, url, fmt)
-        return
-    body = {"filter": bulk.chosen(everything, agent_type=agent, label=label), "reason": reason}
-    with connect(url) as client:
-        bulk.run(client, deed, body, terms, fmt)
 
 
 def _tell_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Limit
@@ -90,8 +91,8 @@ def board(fleet: Json, now: datetime) -> RenderableType:
     ]
     if not fleet["reduced_capacity"]:
         return output.details(lines)
-    places = len(fleet["resting"])
-    why = f"{places:,} {'place rests' if places == 1 else 'places rest'} because workers there died soon after starting"
+    places = plural(len(fleet["resting"]), "place rests", "places rest")
+    why = f"{places} because workers there died soon after starting"
     return Group(output.details(lines), *cautions([f"reduced capacity: {why}"]), Text(""), _resting(fleet, now))
 
 

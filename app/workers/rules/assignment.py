@@ -1,7 +1,8 @@
-"""What a worker is told to do and how much its tasks may use, within what it has and what the configuration allows."""
+"""Assignments of workers: the agent type each prefers, and what its tasks may use within what the worker has."""
 
 import hashlib
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.admin.rules.config import ResourceLimits
 from app.kernel.agents import AgentType
@@ -9,8 +10,8 @@ from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """What one task may use."""
+class TaskLimits:
+    """Compute time, memory and cores that one task may use; seconds are those of a usual task."""
 
     compute_seconds: float
     memory_gb: float
@@ -18,19 +19,19 @@ class Size:
 
 
 # The least that the configuration may allow a worker, and so the least that anybody gets.
-BASE = Size(compute_seconds=BASE_COMPUTE_SECONDS, memory_gb=1.0, cpu_cores=0.5)
-_MOST_COMPUTE_SECONDS = 3600.0
+BASE = TaskLimits(compute_seconds=BASE_COMPUTE_SECONDS, memory_gb=1.0, cpu_cores=0.5)
+_MAX_COMPUTE_SECONDS = 3600.0
 
 
 # Two doublings: quality grows with the logarithm of compute, so a third would buy little more.
 MAX_FACTOR = 4.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Posting:
-    """The agent to prefer; what each task may use, in GB, cores and, for tasks of that agent, seconds of a usual one.
+class Assignment(NamedTuple):
+    """Agent type that a worker prefers, and the limits of each of its tasks; None where nothing is decided yet.
 
-    None: nobody has decided.
+    Memory is in GB, `compute_seconds` is the time of a usual task of that agent type. A tuple, since a decision makes
+    and compares as many as there are workers.
     """
 
     agent: AgentType | None = None
@@ -39,64 +40,59 @@ class Posting:
     compute_seconds: float | None = None
 
 
-def bounded(decided: Posting, limits: ResourceLimits, *, memory_gb: float | None, cpu_cores: float | None) -> Posting:
-    """The posting of a worker that has so much: never more than that, nor than the configuration allows."""
-    return Posting(
-        agent=decided.agent,
-        memory_gb=_least(decided.memory_gb, memory_gb, limits.max_memory_per_worker_gb),
-        cpu_cores=_least(decided.cpu_cores, cpu_cores, limits.max_cpu_per_worker),
-        compute_seconds=decided.compute_seconds,
+UNDECIDED = Assignment()
+
+
+def assignment(agent: AgentType, limits: TaskLimits) -> Assignment:
+    """Assignment to an agent type with these limits of a task."""
+    return Assignment(agent, limits.memory_gb, limits.cpu_cores, limits.compute_seconds)
+
+
+def within(decided: Assignment, *, memory_gb: float | None, cpu_cores: float | None) -> Assignment:
+    """The assignment cut to this much memory and this many cores; None limits nothing."""
+    return decided._replace(
+        memory_gb=_least(decided.memory_gb, memory_gb), cpu_cores=_least(decided.cpu_cores, cpu_cores)
     )
 
 
-def version(posting: Posting) -> str:
-    """A name of these very values: who knows it knows them, whatever was said in between."""
-    return hashlib.sha256(repr(astuple(posting)).encode()).hexdigest()[:16]
+def bounded(
+    decided: Assignment, limits: ResourceLimits, *, memory_gb: float | None, cpu_cores: float | None
+) -> Assignment:
+    """The assignment of a worker that has so much: never more than that, nor than the configuration allows."""
+    allowed = within(decided, memory_gb=limits.max_memory_per_worker_gb, cpu_cores=limits.max_cpu_per_worker)
+    return within(allowed, memory_gb=memory_gb, cpu_cores=cpu_cores)
 
 
-def _least(*amounts: float | None) -> float:
-    return min(amount for amount in amounts if amount is not None)
+def version(assignment: Assignment) -> str:
+    """Name of exactly these values, so that a worker which sends it back is known to go by them."""
+    return hashlib.sha256(repr(tuple(assignment)).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What a worker is to work on, and how much each of its tasks may use."""
-
-    agent: AgentType
-    memory_gb: float
-    cpu_cores: float
-    compute_seconds: float
+def usual_limits(limits: ResourceLimits) -> TaskLimits:
+    """Limits of every task that is not known to need more."""
+    return base(BASE, largest_limits(limits))
 
 
-def usual_size(limits: ResourceLimits) -> Size:
-    """What everybody gets who is not known to need more."""
-    return base(BASE, largest(limits))
-
-
-def largest(limits: ResourceLimits) -> Size:
-    return Size(
-        compute_seconds=_MOST_COMPUTE_SECONDS,
+def largest_limits(limits: ResourceLimits) -> TaskLimits:
+    """The most that the configuration lets one task use."""
+    return TaskLimits(
+        compute_seconds=_MAX_COMPUTE_SECONDS,
         memory_gb=limits.max_memory_per_worker_gb,
         cpu_cores=limits.max_cpu_per_worker,
     )
 
 
-def base(least: Size, limit: Size) -> Size:
-    """What everybody gets: all that the limits allow could be given as the most, so whoever raises them gives more.
+def base(least: TaskLimits, limit: TaskLimits) -> TaskLimits:
+    """Memory and cores that leave room for a MAX_FACTOR within the limit, never below `least`; time as in `least`.
 
-    Never below `least`. The time that a task gets is its own affair, whatever the limit.
+    So whoever raises the limits of the configuration gives every task more.
     """
-    return Size(
+    return TaskLimits(
         compute_seconds=least.compute_seconds,
         memory_gb=max(least.memory_gb, limit.memory_gb / MAX_FACTOR),
         cpu_cores=max(least.cpu_cores, limit.cpu_cores / MAX_FACTOR),
     )
 
 
-def within(wanted: Size, *, memory_gb: float, cpu_cores: float) -> Size:
-    """The size on a worker that has no more than this."""
-    return Size(
-        compute_seconds=wanted.compute_seconds,
-        memory_gb=min(wanted.memory_gb, memory_gb),
-        cpu_cores=min(wanted.cpu_cores, cpu_cores),
-    )
+def _least(amount: float | None, limit: float | None) -> float | None:
+    return min((value for value in (amount, limit) if value is not None), default=None)

@@ -7,6 +7,8 @@ starts succeed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.kernel.text import plural
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPolicy:
@@ -74,12 +76,11 @@ def _reason(failing: Sequence[SlotRecord], overdue: int, policy: RecoveryPolicy)
     parts = []
     if failing:
         deaths = sum(record.young_deaths for record in failing)
-        places = "1 place" if len(failing) == 1 else f"{len(failing):,} places"
         parts.append(
-            f"workers of {places} in the pool keep dying young: {deaths:,} in the last "
+            f"workers of {plural(len(failing), 'place')} in the pool keep dying young: {deaths:,} in the last "
             f"{policy.window_seconds / 60:.0f} min"
         )
     if overdue:
-        workers = "1 lost worker has" if overdue == 1 else f"{overdue:,} lost workers have"
+        workers = plural(overdue, "lost worker has", "lost workers have")
         parts.append(f"{workers} not been replaced within {policy.replace_within_seconds:.0f} s")
     return "; ".join(parts)

@@ -6,14 +6,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.kernel.ids import WorkerId
-from app.kernel.states import WorkerState
+from app.kernel.states import LIVE_STATES, WorkerState
 
-LIVE = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING})
-OVER = frozenset(WorkerState) - LIVE
+OVER = frozenset(WorkerState) - LIVE_STATES
 
 # Every legal change of a worker's state.
 MOVES: Mapping[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STARTING: (LIVE | OVER) - {WorkerState.STARTING},
+    WorkerState.STARTING: frozenset(WorkerState) - {WorkerState.STARTING},
     WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.STOPPED, WorkerState.LOST}),
     WorkerState.DRAINING: frozenset({WorkerState.STOPPED, WorkerState.LOST}),
     WorkerState.STOPPED: frozenset(),
@@ -73,7 +72,7 @@ def overdue(sighting: Sighting, policy: HealthPolicy, now: datetime) -> tuple[Wo
         return None
     seen = sighting.last_seen_at or sighting.since
     silence = (now - seen).total_seconds()
-    if sighting.state in LIVE and silence > policy.lost_after_seconds:
+    if sighting.state in LIVE_STATES and silence > policy.lost_after_seconds:
         return WorkerState.LOST, f"silent for {silence:.0f} s"
     return None
 

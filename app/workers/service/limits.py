@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import ResourceLimits
 from app.llm.store import usage
 from app.workers.rules import hosts as rules
-from app.workers.rules.assignment import usual_size
+from app.workers.rules.assignment import usual_limits
 from app.workers.rules.hosts import Cap, Host, HostPolicy, permit_cap
 
 POLICY = HostPolicy()
@@ -19,7 +19,7 @@ _SPAN = timedelta(minutes=15)
 
 def promising(limits: ResourceLimits) -> HostPolicy:
     """The policy for workers that get what the configuration lets everybody have."""
-    return replace(POLICY, worker_gb=usual_size(limits).memory_gb)
+    return replace(POLICY, worker_gb=usual_limits(limits).memory_gb)
 
 
 async def gather(

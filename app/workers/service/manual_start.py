@@ -16,7 +16,7 @@ from app.workers.service import limits, requests, roster
 from app.workers.service.requests import Owed
 from app.workers.service.roster import Pool
 from app.workers.store import hosts, workers
-from app.workers.store.roster import Requested
+from app.workers.store.roster import NewWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,10 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     pool = await roster.pool(connection)
     owed = requests.owed(pool, most)
     await _check(connection, pool, owed, document, order.count)
-    requested = await _requested(connection, pool, owed, ids)
-    await requests.request(connection, requested)
+    new = await _new_workers(connection, pool, owed, ids)
+    await requests.request(connection, new)
     notify.note(connection, notify.FLEET, notify.LAUNCHES)
-    started = [Starting(worker_id=one.id, name=one.name) for one in requested]
+    started = [Starting(worker_id=worker.id, name=worker.name) for worker in new]
     await _note(connection, order, len(pool.staying), started)
     return started
 
@@ -84,14 +84,16 @@ async def _check(connection: AsyncConnection, pool: Pool, owed: Owed, document: 
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
 
 
-async def _requested(connection: AsyncConnection, pool: Pool, owed: Owed, ids: Sequence[UUID]) -> list[Requested]:
+async def _new_workers(connection: AsyncConnection, pool: Pool, owed: Owed, ids: Sequence[UUID]) -> list[NewWorker]:
     remaining = iter(ids)
-    requested = []
+    new = []
     for host, count in spread(pool.hosts, len(ids), limits.POLICY).items():
         slots = await requests.new_slots(connection, pool, host, owed[host], count) if count else []
-        requested += [requests.requested_on(next(remaining), host, slot) for slot in slots]
+        new += [
+            NewWorker(id=next(remaining), provisioner=host.provisioner, host=host.host, slot=slot) for slot in slots
+        ]
         await hosts.enlarge(connection, host, count)
-    return requested
+    return new
 
 
 async def _note(connection: AsyncConnection, order: StartOrder, before: int, started: Sequence[Starting]) -> None:

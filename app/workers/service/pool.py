@@ -18,10 +18,10 @@ from app.workers.rules.hosts import Host
 from app.workers.rules.pool import CrashPolicy, FleetSnapshot, RestingSlot, plan, resting
 from app.workers.rules.workers import Directive
 from app.workers.service import workers as worker_operations
-from app.workers.store import directives, hosts, pool, workers
+from app.workers.store import directives, hosts, pool, roster, workers
 from app.workers.store.directives import WorkerSelector
 from app.workers.store.hosts import Report
-from app.workers.store.roster import count
+from app.workers.store.roster import NewWorker
 
 _CRASHES = CrashPolicy()
 
@@ -39,7 +39,7 @@ async def status(connection: AsyncConnection) -> Status:
     """All workers, and the managed pools of all hosts."""
     deaths = await pool.young_deaths(connection, _CRASHES)
     return Status(
-        states=await pool.states(connection),
+        states=await workers.workers_by_state(connection),
         hosts=await hosts.live(connection),
         resting=resting(deaths, _CRASHES, await now(connection)),
     )
@@ -59,7 +59,7 @@ async def tick(connection: AsyncConnection, initial: Mode, said: Report) -> dict
         size=await hosts.report(connection, said, staying),
         resting_slots=await asleep(connection, said.provisioner, said.host),
         bereaved_slots=await pool.bereaved(connection, said.host),
-        room=most - await count(connection),
+        room=most - await roster.count(connection),
     )
     decided = plan(snapshot)
     for slot in decided.start:
@@ -72,10 +72,10 @@ async def tick(connection: AsyncConnection, initial: Mode, said: Report) -> dict
 
 
 async def _request(connection: AsyncConnection, said: Report, slot: int) -> None:
-    worker_id, name = time_ordered_uuid(), f"{said.host}-{slot}"
-    await worker_operations.supersede(connection, name)
-    await workers.request(connection, worker_id, name=name, slot=slot, provisioner=said.provisioner, host=said.host)
-    await pool.answer_replacement(connection, worker_id, slot=slot, name=name)
+    worker = NewWorker(id=time_ordered_uuid(), provisioner=said.provisioner, host=said.host, slot=slot, inherits=True)
+    await worker_operations.supersede(connection, worker.name)
+    await roster.request(connection, [worker])
+    await pool.answer_replacement(connection, worker.id, slot=slot, name=worker.name)
 
 
 async def leave(database: Database, provisioner: Provisioner) -> None:

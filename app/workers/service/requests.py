@@ -1,11 +1,9 @@
 """Requests new workers from hosts, in slots that are free and not resting after crash loops."""
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.workers.rules.assignment import Place
 from app.workers.rules.hosts import Host
 from app.workers.rules.pool import PoolMember, free_slots
 from app.workers.service import pool as fleet_operations
@@ -14,7 +12,7 @@ from app.workers.service.roster import Pool
 from app.workers.service.roster import owed as owed_by
 from app.workers.store import pool as pool_store
 from app.workers.store import roster
-from app.workers.store.roster import Requested
+from app.workers.store.roster import NewWorker
 
 Owed = Mapping[Host, int]
 
@@ -33,26 +31,11 @@ def owed(pool: Pool, most: int) -> dict[Host, int]:
     return found
 
 
-async def request(connection: AsyncConnection, requested: Sequence[Requested]) -> None:
-    """Write down that these workers are wanted; whoever bears one of their names is over."""
-    for name in await roster.named(connection, [one.name for one in requested]):
+async def request(connection: AsyncConnection, new: Sequence[NewWorker]) -> None:
+    """Write down that these workers are to be started; whoever bears one of their names is over."""
+    for name in await roster.named(connection, [worker.name for worker in new]):
         await worker_operations.supersede(connection, name)
-    await roster.request(connection, requested)
-
-
-def requested_on(worker_id: UUID, host: Host, slot: int, place: Place | None = None) -> Requested:
-    """A worker for this slot of a host; without a place the next decision gives it one."""
-    return Requested(
-        id=worker_id,
-        name=f"{host.host}-{slot}",
-        provisioner=host.provisioner,
-        slot=slot,
-        host=host.host,
-        agent=place.agent.value if place else None,
-        memory_gb=place.memory_gb if place else None,
-        cpu_cores=place.cpu_cores if place else None,
-        compute_seconds=place.compute_seconds if place else None,
-    )
+    await roster.request(connection, new)
 
 
 async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, owed: int, count: int) -> list[int]:

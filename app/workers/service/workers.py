@@ -82,7 +82,7 @@ class Heartbeats:
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
         assert pulse is not None
-        self._preferences.learn(beat.worker_id, pulse.posting.agent)
+        self._preferences.learn(beat.worker_id, pulse.assignment.agent)
         return pulse
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.workers.rules.workers import Directive, weaker
+from app.workers.store.tables import LIVE
 
 _CONDITIONS = {
     "ids": "id = ANY (CAST(:ids AS uuid[]))",
@@ -50,7 +51,7 @@ class Told:
     before: Directive | None
 
 
-_MEANT = """state IN ('starting', 'ready', 'draining')
+_MEANT = f"""{LIVE}
     AND (directive IS NULL OR directive = ANY (CAST(:weaker AS text[])))"""
 
 # Heartbeats lock workers in the same order.

@@ -16,6 +16,7 @@ from app.kernel.ids import WorkerId
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
+from app.workers.store.tables import LIVE
 
 STEPS = ("requested", "started", "registered", "first_lease")
 
@@ -35,16 +36,13 @@ FROM (SELECT * FROM replacements ORDER BY id DESC LIMIT :newest) latest
 _PRUNE = deletion("replacements", "detected_at < now() - make_interval(days => :days)", "id")
 
 
-LIVE = "w.state IN ('starting', 'ready', 'draining')"
-
-
 _SLOTS = text(f"""
 SELECT host, slot,
        count(*) FILTER (WHERE ended_at - requested_at < make_interval(secs => :young)
                           AND state IN ('lost', 'failed')) AS young_deaths,
        coalesce(bool_or(ended_at IS NULL AND first_beat_at < now() - make_interval(secs => :young)), false) AS is_steady
 FROM (
-    SELECT w.* FROM workers w WHERE {LIVE}
+    SELECT w.* FROM workers w WHERE w.{LIVE}
     UNION ALL
     SELECT w.* FROM workers w WHERE w.ended_at > now() - make_interval(secs => :window)
 ) known
@@ -83,13 +81,11 @@ class Managed:
     directive: str | None
 
 
-_LIVE = "w.state IN ('starting', 'ready', 'draining')"
-
 _MEMBERS = text(f"""
 SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
        held.id IS NOT NULL AS busy, coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w {lease_ledger.joined("w.id")}
-WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
 # Deaths before a worker of the same name that has lived for longer count no more.
@@ -117,7 +113,7 @@ _STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at 
 
 _MANAGED = text(f"""
 SELECT w.id AS worker_id, w.name, w.slot, w.state, w.handle, w.directive FROM workers w
-WHERE {_LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
+WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
 _OPEN = text("""
@@ -150,11 +146,6 @@ _MARK = {
 _FIRST_LEASES = """
 UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
 """
-
-_STATES = text(f"""
-SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS shown, count(*) AS workers
-FROM workers w {lease_ledger.joined("w.id")} WHERE {_LIVE} GROUP BY shown
-""")
 
 _REPLACEMENTS = """
 SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
@@ -230,11 +221,6 @@ async def bereaved(connection: AsyncConnection, host: str) -> frozenset[int]:
 async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
     """These workers have just received a lease, perhaps their first."""
     await connection.execute(_FIRST_LEASES, worker_ids)
-
-
-async def states(connection: AsyncConnection) -> dict[str, int]:
-    """How many workers are alive, by state; one that holds a task is `busy`."""
-    return {row.shown: row.workers for row in await connection.execute(_STATES)}
 
 
 async def replacements(connection: AsyncConnection, *, before: int | None, limit: int) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ Read and written through the driver: a thousand rows are read every few seconds,
 transaction.
 """
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -15,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.ids import WorkerId
 from app.queue.store import lease_ledger
+from app.workers.rules.assignment import UNDECIDED, Assignment
+from app.workers.store.tables import LIVE
 
 
 class Worker(NamedTuple):
@@ -47,79 +50,79 @@ class Worker(NamedTuple):
     busy: bool
 
 
+# Where a Worker has the values of an Assignment, so that the two compare without a call.
+ASSIGNED_FIELDS = slice(Worker._fields.index("assigned_agent"), Worker._fields.index("assigned_compute_seconds") + 1)
+# As the columns of a worker, in the order of the fields of an Assignment.
+_COLUMNS = tuple(f"assigned_{field}" for field in Assignment._fields)
+ASSIGNED = ", ".join(_COLUMNS)
+
 # A look is of the moment in which its transaction began: whose first heartbeat came later is the next look's to learn.
-_READ = """
+_READ = f"""
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN array_to_string(w.capabilities, ',') END AS capabilities,
-    w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds,
+    {ASSIGNED},
     w.memory_gb, w.cpu_cores, w.cpu_percent, w.memory_mb,
     CASE WHEN w.state = 'starting' THEN extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 END
         AS age_seconds,
     CASE WHEN w.first_beat_at > $1 AND w.first_beat_at <= now()
         THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END AS took_seconds,
     coalesce(w.directive = 'restart', false) AS restarting
-FROM workers w WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.id
+FROM workers w WHERE w.{LIVE} ORDER BY w.id
 """
 
 _BUSY = f"""
 SELECT array_agg(w.id) FROM workers w {lease_ledger.joined("w.id")}
-WHERE w.state IN ('starting', 'ready', 'draining') AND held.id IS NOT NULL
+WHERE w.{LIVE} AND held.id IS NOT NULL
 """
 
 # In the order of the ids, as heartbeats lock them too.
-_ASSIGN = """
-WITH given AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::float8[], $4::float8[], $5::float8[])
-        AS g (id, agent, memory_gb, cpu_cores, compute_seconds)
-), ours AS MATERIALIZED (
-    SELECT w.id FROM workers w JOIN given ON given.id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
+_ASSIGN = f"""
+WITH decided AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::float8[], $4::float8[], $5::float8[]) AS d (id, {ASSIGNED})
+), locked AS MATERIALIZED (
+    SELECT w.id FROM workers w JOIN decided ON decided.id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
 )
-UPDATE workers w SET assigned_agent = g.agent, assigned_memory_gb = g.memory_gb, assigned_cpu_cores = g.cpu_cores,
-    assigned_compute_seconds = g.compute_seconds
-FROM given g JOIN ours ON ours.id = g.id
-WHERE w.id = g.id AND w.state IN ('starting', 'ready', 'draining')
+UPDATE workers w SET ({ASSIGNED}) = ROW ({", ".join(f"d.{column}" for column in _COLUMNS)})
+FROM decided d JOIN locked ON locked.id = d.id
+WHERE w.id = d.id AND w.{LIVE}
 """
 
 _LOCK = "SELECT FROM workers WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
 
-_REQUEST = """
-INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels,
-                     assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds)
-SELECT g.id, g.name, 1 + coalesce((SELECT max(incarnation) FROM workers w WHERE w.name = g.name), 0), 'starting',
-       g.provisioner, g.slot, g.host, '{}', '{}', g.agent, g.memory_gb, g.cpu_cores, g.compute_seconds
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::float8[], $8::float8[],
-            $9::float8[]) AS g (id, name, provisioner, slot, host, agent, memory_gb, cpu_cores, compute_seconds)
+# One that takes another's place goes on with what the last of its name was assigned.
+_REQUEST = f"""
+INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels, {ASSIGNED})
+SELECT new.id, new.name, 1 + coalesce(last.incarnation, 0), 'starting', new.provisioner, new.slot, new.host, '{{}}',
+       '{{}}', {", ".join(f"CASE WHEN new.inherits THEN last.{column} ELSE new.{column} END" for column in _COLUMNS)}
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::boolean[], $7::text[], $8::float8[],
+            $9::float8[], $10::float8[]) AS new (id, name, provisioner, host, slot, inherits, {ASSIGNED})
+LEFT JOIN LATERAL (
+    SELECT incarnation, {ASSIGNED} FROM workers WHERE name = new.name ORDER BY incarnation DESC LIMIT 1
+) last ON true
 """
 
-_NAMED = text("""
-SELECT name FROM workers WHERE name = ANY (CAST(:names AS text[])) AND state IN ('starting', 'ready', 'draining')
+_NAMED = text(f"""
+SELECT name FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE}
 """)
 
-_COUNT = text("SELECT count(*) FROM workers WHERE state IN ('starting', 'ready', 'draining')")
+_COUNT = text(f"SELECT count(*) FROM workers WHERE {LIVE}")
 
 
-class Given(NamedTuple):
-    """What a worker is assigned: agent, GB, cores, and seconds of compute for a task."""
-
-    id: UUID
-    agent: str | None
-    memory_gb: float | None
-    cpu_cores: float | None
-    compute_seconds: float | None
-
-
-class Requested(NamedTuple):
-    """A worker that a provisioner is to start, and what it is assigned."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWorker:
+    """A worker that a provisioner is to start; `inherits`: with the assignment of the last worker of its name."""
 
     id: UUID
-    name: str
     provisioner: str
-    slot: int
     host: str
-    agent: str | None
-    memory_gb: float | None
-    cpu_cores: float | None
-    compute_seconds: float | None
+    slot: int
+    assignment: Assignment = UNDECIDED
+    inherits: bool = False
+
+    @property
+    def name(self) -> str:
+        """The host and the slot, so that whoever takes the slot again is the next incarnation."""
+        return f"{self.host}-{self.slot}"
 
 
 async def read(
@@ -143,16 +146,18 @@ async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> Non
         await (await _driver(connection)).execute(_LOCK, list(worker_ids))
 
 
-async def assign(connection: AsyncConnection, given: Sequence[Given]) -> None:
+async def assign(connection: AsyncConnection, assignments: Mapping[UUID, Assignment]) -> None:
     """Write down what workers are assigned; those that are over meanwhile are passed over."""
-    if given:
-        await (await _driver(connection)).execute(_ASSIGN, *_columns(given))
+    if assignments:
+        rows = [(worker_id, *decided) for worker_id, decided in assignments.items()]
+        await (await _driver(connection)).execute(_ASSIGN, *_transposed(rows))
 
 
-async def request(connection: AsyncConnection, requested: Sequence[Requested]) -> None:
-    """Write down that workers are wanted; a provisioner starts them later."""
-    if requested:
-        await (await _driver(connection)).execute(_REQUEST, *_columns(requested))
+async def request(connection: AsyncConnection, workers: Sequence[NewWorker]) -> None:
+    """Write down that these workers are to be started; a provisioner starts them later."""
+    if workers:
+        rows = [(w.id, w.name, w.provisioner, w.host, w.slot, w.inherits, *w.assignment) for w in workers]
+        await (await _driver(connection)).execute(_REQUEST, *_transposed(rows))
 
 
 async def named(connection: AsyncConnection, names: Sequence[str]) -> list[str]:
@@ -165,7 +170,7 @@ async def count(connection: AsyncConnection) -> int:
     return int((await connection.execute(_COUNT)).scalar_one())
 
 
-def _columns(rows: Sequence[tuple[object, ...]]) -> list[tuple[object, ...]]:
+def _transposed(rows: Sequence[tuple[object, ...]]) -> list[tuple[object, ...]]:
     return list(zip(*rows, strict=True))
 
 

@@ -18,7 +18,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from app.db.columns import metadata, moment, one_of
 from app.kernel.access import Role
-from app.kernel.states import WorkerState
+from app.kernel.states import LIVE_STATES, WorkerState
+
+# Of a worker that is not over yet; with an alias, as `w.{LIVE}`.
+LIVE = "state IN ({})".format(", ".join(f"'{state}'" for state in WorkerState if state in LIVE_STATES))
 
 workers = Table(
     "workers",
@@ -64,12 +67,7 @@ workers = Table(
 )
 Index("workers_ended", workers.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
 Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
-Index(
-    "workers_live_name",
-    workers.c.name,
-    unique=True,
-    postgresql_where=text("state IN ('starting', 'ready', 'draining')"),
-)
+Index("workers_live_name", workers.c.name, unique=True, postgresql_where=text(LIVE))
 # How often workers died lately is asked every two seconds, however many are remembered.
 Index("workers_died", workers.c.ended_at, postgresql_where=text("state IN ('lost', 'failed')"))
 

@@ -15,13 +15,15 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.store import lease_ledger
-from app.workers.rules.assignment import Posting
+from app.workers.rules.assignment import Assignment
 from app.workers.rules.workers import Sighting, origins
+from app.workers.store.roster import ASSIGNED
+from app.workers.store.tables import LIVE
 
 _WORKERS = text(f"""
 SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
 FROM workers w {lease_ledger.joined("w.id")}
-WHERE w.state IN ('starting', 'ready', 'draining') GROUP BY 1
+WHERE w.{LIVE} GROUP BY 1
 """)
 
 
@@ -61,17 +63,15 @@ class HeartbeatReply:
     directive_reason: str | None
     lease_state: str | None
     lease_expires_at: Any
-    posting: Posting
+    assignment: Assignment
     memory_gb: float | None
     cpu_cores: float | None
 
 
-_LIVE = "state IN ('starting', 'ready', 'draining')"
-
 # Registrations of one name queue up, so that each finds the one before it.
 _QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
-_SUPERSEDE = text(f"SELECT id FROM workers WHERE name = :name AND {_LIVE} FOR UPDATE")
+_SUPERSEDE = text(f"SELECT id FROM workers WHERE name = :name AND {LIVE} FOR UPDATE")
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
@@ -87,19 +87,8 @@ _REGISTER_LAUNCHED = text(f"""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
     registered_at = coalesce(registered_at, now()), started_at = coalesce(started_at, now())
-WHERE id = :id AND {_LIVE}
+WHERE id = :id AND {LIVE}
 RETURNING name, incarnation
-""")
-
-# Who takes another's place takes on what that was assigned.
-_REQUEST = text("""
-INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels,
-                     assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds)
-SELECT :id, :name, 1 + coalesce(last.incarnation, 0), 'starting', :provisioner, :slot, :host, '{}', '{}',
-       last.assigned_agent, last.assigned_memory_gb, last.assigned_cpu_cores, last.assigned_compute_seconds
-FROM (SELECT) one LEFT JOIN LATERAL (
-    SELECT * FROM workers WHERE name = :name ORDER BY incarnation DESC LIMIT 1
-) last ON true
 """)
 
 _BEAT = f"""
@@ -115,9 +104,9 @@ WITH beat AS MATERIALIZED (
         state = CASE WHEN b.draining OR w.directive IS NOT NULL THEN 'draining'
                      WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
     FROM beat b JOIN ours ON ours.id = b.worker_id
-    WHERE w.id = b.worker_id AND w.{_LIVE}
+    WHERE w.id = b.worker_id AND w.{LIVE}
     RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores,
-              w.assigned_agent, w.assigned_memory_gb, w.assigned_cpu_cores, w.assigned_compute_seconds
+              {ASSIGNED}
 ), held AS MATERIALIZED (
     SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
     JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
@@ -130,14 +119,14 @@ WITH beat AS MATERIALIZED (
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
 SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
-       memory_gb, cpu_cores, assigned_agent, assigned_memory_gb, assigned_cpu_cores, assigned_compute_seconds
+       memory_gb, cpu_cores, {ASSIGNED}
 FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
 _READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.joined('w.id')}"
 
 _SIGHTINGS = text(f"""
-SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {_LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
+SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
 _END = text("""
@@ -146,7 +135,7 @@ WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, 
 """)
 
 _IS_STOPPING = text(f"""
-SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {_LIVE} FOR UPDATE
+SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} FOR UPDATE
 """)
 
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
@@ -172,14 +161,6 @@ async def register_launched(connection: AsyncConnection, worker_id: UUID, said: 
     return (row.name, row.incarnation) if row else None
 
 
-async def request(
-    connection: AsyncConnection, worker_id: UUID, *, name: str, slot: int, provisioner: str, host: str
-) -> None:
-    """Write down that a worker is wanted; a provisioner starts it later."""
-    values = {"id": worker_id, "name": name, "slot": slot, "provisioner": provisioner, "host": host}
-    await connection.execute(_REQUEST, values)
-
-
 async def beat(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Heartbeat], lease_seconds: float
 ) -> dict[UUID, HeartbeatReply]:
@@ -193,7 +174,7 @@ async def beat(
             directive_reason=row["directive_reason"],
             lease_state=row["lease_state"],
             lease_expires_at=row["lease_expires_at"],
-            posting=_posting(row),
+            assignment=_assignment(row),
             memory_gb=row["memory_gb"],
             cpu_cores=row["cpu_cores"],
         )
@@ -212,7 +193,7 @@ async def page(
     connection: AsyncConnection, *, everybody: bool, after: tuple[str, int] | None, limit: int
 ) -> list[dict[str, Any]]:
     """Workers by name and incarnation; the live ones, or `everybody` that is remembered."""
-    filters = ["true" if everybody else f"w.{_LIVE}"]
+    filters = ["true" if everybody else f"w.{LIVE}"]
     values: dict[str, Any] = {"limit": limit}
     if after is not None:
         filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
@@ -267,8 +248,8 @@ async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> in
     return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
-def _posting(row: asyncpg.Record) -> Posting:
-    return Posting(
+def _assignment(row: asyncpg.Record) -> Assignment:
+    return Assignment(
         agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
         memory_gb=row["assigned_memory_gb"],
         cpu_cores=row["assigned_cpu_cores"],

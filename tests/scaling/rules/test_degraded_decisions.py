@@ -34,8 +34,11 @@ def inputs(step: DegradationStep) -> Inputs:
 
 
 def seats(step: DegradationStep) -> dict[AgentType, int]:
-    places = resolve(inputs(step)).places.values()
-    return {agent: sum(place.agent is agent for place in places) for agent in (AgentType.GENERATION, AgentType.RANKING)}
+    assignments = resolve(inputs(step)).assignments.values()
+    return {
+        agent: sum(assignment.agent is agent for assignment in assignments)
+        for agent in (AgentType.GENERATION, AgentType.RANKING)
+    }
 
 
 def test_suspended_agents_keep_few_workers_and_some() -> None:

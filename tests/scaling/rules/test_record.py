@@ -115,12 +115,12 @@ def test_what_was_kept_decides_the_same_to_the_byte(inputs: Inputs) -> None:
 def test_everybody_who_can_work_is_shown_with_an_agent(inputs: Inputs) -> None:
     decision = resolve(inputs)
     shown = records.shown(records.outcome(decision, inputs), records.roster(inputs.members))
-    places = {str(worker_id): place for worker_id, place in decision.places.items()}
+    assignments = {str(worker_id): assignment for worker_id, assignment in decision.assignments.items()}
     assert {name: one["assigned_agent"] for name, one in shown["resource_allocation"].items()} == {
-        name: f"{place.agent.value}_agent" for name, place in places.items()
+        name: f"{assignment.agent}_agent" for name, assignment in assignments.items()
     }
     for name, one in shown["resource_allocation"].items():
-        assert (one["memory_gb"], one["cpu_cores"]) == (places[name].memory_gb, places[name].cpu_cores)
+        assert (one["memory_gb"], one["cpu_cores"]) == (assignments[name].memory_gb, assignments[name].cpu_cores)
 
 
 @settings(max_examples=30)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
-from app.workers.rules.assignment import Size, base, within
+from app.workers.rules.assignment import Assignment, TaskLimits, base, within
 
-BASE = Size(compute_seconds=60.0, memory_gb=2.0, cpu_cores=1.0)
-POLICY = SizingPolicy(base=BASE, limit=Size(compute_seconds=600.0, memory_gb=6.0, cpu_cores=8.0))
+BASE = TaskLimits(compute_seconds=60.0, memory_gb=2.0, cpu_cores=1.0)
+POLICY = SizingPolicy(base=BASE, limit=TaskLimits(compute_seconds=600.0, memory_gb=6.0, cpu_cores=8.0))
 
 snapshots = st.builds(
     SizingSnapshot,
@@ -30,7 +30,7 @@ def test_never_below_base_never_above_the_limits(snapshot: SizingSnapshot) -> No
 
 def test_more_where_quality_still_improves_and_nothing_waits() -> None:
     found, reason = size(SizingSnapshot(waiting_seconds_per_worker=0.0, quality_gain=0.05), POLICY)
-    assert found == Size(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
+    assert found == TaskLimits(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
     assert reason.startswith("4.0 times the base")
 
 
@@ -47,14 +47,16 @@ def test_base_otherwise(waiting: float, gain: float | None, degraded: bool, why:
 
 
 def test_no_more_than_the_worker_has() -> None:
-    wanted = Size(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
-    assert within(wanted, memory_gb=3.0, cpu_cores=16.0) == Size(compute_seconds=240.0, memory_gb=3.0, cpu_cores=4.0)
+    decided = Assignment(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
+    assert within(decided, memory_gb=3.0, cpu_cores=16.0) == Assignment(
+        compute_seconds=240.0, memory_gb=3.0, cpu_cores=4.0
+    )
 
 
 @pytest.mark.parametrize(("limit", "memory_gb", "cpu_cores"), [(4.0, 1.0, 0.5), (2.0, 1.0, 0.5), (64.0, 16.0, 8.0)])
 def test_whoever_allows_more_gives_more_also_where_quality_gains_nothing(
     limit: float, memory_gb: float, cpu_cores: float
 ) -> None:
-    least = Size(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
-    most = Size(compute_seconds=3600.0, memory_gb=limit, cpu_cores=limit / 2)
-    assert base(least, most) == Size(compute_seconds=600.0, memory_gb=memory_gb, cpu_cores=cpu_cores)
+    least = TaskLimits(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
+    most = TaskLimits(compute_seconds=3600.0, memory_gb=limit, cpu_cores=limit / 2)
+    assert base(least, most) == TaskLimits(compute_seconds=600.0, memory_gb=memory_gb, cpu_cores=cpu_cores)

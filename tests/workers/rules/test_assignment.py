@@ -1,17 +1,15 @@
 """What a worker is told, and never above what there is."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admin.rules.config import ResourceLimits
 from app.kernel.agents import AgentType
-from app.workers.rules.assignment import Posting, bounded, version
+from app.workers.rules.assignment import Assignment, bounded, version
 
 amounts = st.none() | st.floats(0.1, 64)
-postings = st.builds(
-    Posting,
+assignments = st.builds(
+    Assignment,
     agent=st.none() | st.sampled_from(AgentType),
     memory_gb=amounts,
     cpu_cores=amounts,
@@ -20,9 +18,9 @@ postings = st.builds(
 limits = st.builds(ResourceLimits, max_memory_per_worker_gb=st.floats(1, 64), max_cpu_per_worker=st.floats(0.5, 16))
 
 
-@given(decided=postings, limits=limits, memory_gb=amounts, cpu_cores=amounts)
+@given(decided=assignments, limits=limits, memory_gb=amounts, cpu_cores=amounts)
 def test_never_more_than_the_worker_has_or_the_configuration_allows_or_was_decided(
-    decided: Posting, limits: ResourceLimits, memory_gb: float | None, cpu_cores: float | None
+    decided: Assignment, limits: ResourceLimits, memory_gb: float | None, cpu_cores: float | None
 ) -> None:
     told = bounded(decided, limits, memory_gb=memory_gb, cpu_cores=cpu_cores)
     memory = [decided.memory_gb, memory_gb, limits.max_memory_per_worker_gb]
@@ -32,7 +30,7 @@ def test_never_more_than_the_worker_has_or_the_configuration_allows_or_was_decid
     assert (told.agent, told.compute_seconds) == (decided.agent, decided.compute_seconds)
 
 
-@given(one=postings, other=postings)
-def test_a_version_names_the_values_and_nothing_else(one: Posting, other: Posting) -> None:
-    assert version(one) == version(replace(one))
+@given(one=assignments, other=assignments)
+def test_a_version_names_the_values_and_nothing_else(one: Assignment, other: Assignment) -> None:
+    assert version(one) == version(one._replace())
     assert (version(one) == version(other)) == (one == other)

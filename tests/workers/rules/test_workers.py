@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel.ids import WorkerId
-from app.kernel.states import WorkerState
-from app.workers.rules.workers import LIVE, MOVES, OVER, HealthPolicy, Sighting, hold_back, origins, overdue
+from app.kernel.states import LIVE_STATES, WorkerState
+from app.workers.rules.workers import MOVES, OVER, HealthPolicy, Sighting, hold_back, origins, overdue
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,7 +21,7 @@ def _seen(state: WorkerState, *, ago: float | None, since: float = 1000) -> Sigh
 
 def test_what_is_over_stays_over_and_every_live_state_can_end() -> None:
     assert all(not MOVES[state] for state in OVER)
-    assert all(MOVES[state] & OVER for state in LIVE)
+    assert all(MOVES[state] & OVER for state in LIVE_STATES)
     assert origins(WorkerState.READY) == {WorkerState.STARTING}
     assert origins(WorkerState.FAILED) == {WorkerState.STARTING}
 
