@@ -20,6 +20,7 @@ from app.health.rules.snapshot import (
 )
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.text import plural
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
 from app.queue.rules.status import QueueSnapshot
 
@@ -157,7 +158,7 @@ def worker_starvation(observations: Observations, policy: CheckPolicy) -> Iterab
     if workers is None:
         return None
     tasks, idle = _runnable_tasks(queue, workers), starving_workers(queue, workers, policy)
-    subject = "1 worker idles" if idle == 1 else f"{idle:,} workers idle"
+    subject = plural(idle, "worker idles", "workers idle")
     return _symptom(
         Grade.DEGRADED if idle else Grade.WELL,
         AlertKey(rule=AlertRule.WORKER_STARVATION),

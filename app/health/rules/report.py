@@ -21,6 +21,7 @@ from app.health.rules.runtime import narrowest
 from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
+from app.kernel.text import plural
 from app.queue.rules.admission import CapacityPolicy, capacity_level
 
 DATABASE_AWAY = "database_away"
@@ -203,4 +204,4 @@ def _unmeasured(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
 
 
 def _workers(count: int) -> str:
-    return "1 worker is" if count == 1 else f"{count:,} workers are"
+    return plural(count, "worker is", "workers are")
