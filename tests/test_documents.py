@@ -1,0 +1,213 @@
+"""Documents name real things: paths, names in files, links, targets of make, commands, and tests."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from app.cli import commands
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
+_FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in (".git", ".venv")}
+_FILES = {path.name for path in ROOT.iterdir() if path.is_file()}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CALL = re.compile(r"\b([A-Za-z_]+)\.(\w+)\(\)")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _prose(text: str) -> str:
+    return _FENCE.sub("", text)
+
+
+def _spans(text: str) -> Iterator[str]:
+    for match in _SPAN.finditer(_prose(text)):
+        yield " ".join(match[1].split())
+
+
+def _blocks(text: str, language: str) -> Iterator[str]:
+    for match in _FENCE.finditer(text):
+        if match[1] == language:
+            yield match[2]
+
+
+def _paths(text: str) -> Iterator[str]:
+    """Paths below the root, and those with `::name` for something that the file defines."""
+    for span in _spans(text):
+        first = re.split(r"[/:]", span, maxsplit=1)[0]
+        if " " not in span and (span in _FILES or (first in _FOLDERS and "/" in span)):
+            yield span
+
+
+@cache
+def _defined(path: Path) -> frozenset[str]:
+    """Names that a file defines, also inside classes (`Broker.lease` as well as `lease`)."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{name}" for name in _members(node)}
+        if isinstance(node, ast.Module):
+            names |= _members(node)
+    return frozenset(names)
+
+
+def _members(node: ast.Module | ast.ClassDef) -> set[str]:
+    names = set()
+    for part in node.body:
+        if isinstance(part, ast.Assign):
+            names |= {target.id for target in part.targets if isinstance(target, ast.Name)}
+        elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            names.add(part.target.id)
+        elif isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(part.name)
+    return names
+
+
+def _wrong_path(span: str) -> str | None:
+    path, _, name = span.partition("::")
+    # A placeholder such as <feature> stands for any name; there must be one for which the path is right.
+    found = list(ROOT.glob(re.sub(r"<\w+>", "*", path).rstrip("/")))
+    if not found:
+        return f"{path} does not exist"
+    if name and not any(name.removesuffix("()") in _defined(file) for file in found):
+        return f"{path} defines no {name}"
+    return None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_every_path_exists_and_defines_what_is_named(document: Path) -> None:
+    wrong = [problem for span in _paths(document.read_text()) if (problem := _wrong_path(span))]
+    assert not wrong, f"{_name(document)}: " + "; ".join(wrong)
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
+
+
+def _anchors(document: Path) -> set[str]:
+    return {_slug(match[1]) for match in re.finditer(r"^#+ (.+)$", _prose(document.read_text()), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_every_relative_link_resolves(document: Path) -> None:
+    wrong = []
+    for link in _LINK.findall(_prose(document.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            wrong.append(link)
+    assert not wrong, f"{_name(document)} links to {wrong}"
+
+
+def _make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def _commands_of_make(text: str) -> Iterator[str]:
+    # Code blocks by fences or by indentation; what follows a # is a comment.
+    lines = [line for block in _blocks(text, "") for line in re.findall(r"^make ([^#\n]+)", block, re.MULTILINE)]
+    lines += re.findall(r"^ {4,}make ([^#\n]+)", _prose(text), re.MULTILINE)
+    spans = [span.removeprefix("make ") for span in _spans(text) if re.fullmatch(r"make( [a-z][\w-]*)+", span)]
+    for words in [*lines, *spans]:
+        yield from words.split()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_every_target_of_make_exists(document: Path) -> None:
+    wrong = set(_commands_of_make(document.read_text())) - _make_targets()
+    assert not wrong, f"{_name(document)} names targets that the Makefile lacks: {wrong}"
+
+
+def _convener() -> Any:
+    return typer.main.get_command(commands.build())
+
+
+def _calls_of_convener(text: str) -> Iterator[str]:
+    for block in _FENCE.finditer(text):
+        if block[1] in ("", "sh"):
+            yield from re.findall(r"^(?:[A-Z_]+=\S* )*(?:\S*/)?convener ([^#\n]+)", block[2], re.MULTILINE)
+    for span in _spans(text):
+        if match := re.match(r"(?:[A-Z_]+=\S* )*convener (.+)", span):
+            yield match[1]
+
+
+def _subcommand(command: Any, word: str) -> Any:
+    """Also those that are only loaded when they are named."""
+    return command.get_command(typer.Context(command), word) if hasattr(command, "get_command") else None
+
+
+def _wrong_command(call: str) -> str | None:
+    """`tasks ls --agent x` is a command; of `llm models ls | get | set` each of the words after a bar is one too."""
+    first, *alternatives = [part.split() for part in call.split(" | ")]
+    group = command = _convener()
+    for word in first:
+        if word.startswith("-") or word == "..." or "." in word:
+            continue  # an option, or the value of one that precedes the command
+        if not hasattr(command, "get_command"):
+            break
+        group, command = command, _subcommand(command, word)
+        if command is None:
+            return f"`convener {call}`: there is no {word}"
+    wrong = [words[0] for words in alternatives if _subcommand(group, words[0]) is None]
+    return f"`convener {call}`: there is no {wrong}" if wrong else None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_every_command_exists(document: Path) -> None:
+    wrong = [problem for call in _calls_of_convener(document.read_text()) if (problem := _wrong_command(call))]
+    assert not wrong, f"{_name(document)}: " + "; ".join(wrong)
+
+
+@cache
+def _callables() -> frozenset[str]:
+    """`module.function` and `Class.method` of the service and the worker, and functions of tests."""
+    names: set[str] = set()
+    for folder in ("app", "worker_agent"):
+        for path in (ROOT / folder).rglob("*.py"):
+            defined = _defined(path)
+            names |= {f"{path.stem}.{name}" for name in defined} | defined
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_diagrams_name_real_functions(document: Path) -> None:
+    drawn = "".join(_blocks(document.read_text(), "mermaid"))
+    calls = {".".join(pair) for pair in _CALL.findall(drawn)}
+    wrong = calls - _callables()
+    assert not wrong, f"{_name(document)} draws calls of functions that do not exist: {sorted(wrong)}"
+
+
+def test_decisions_are_short_and_of_one_form() -> None:
+    records = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
+    for place, record in enumerate(records, start=1):
+        lines = record.read_text().splitlines()
+        assert record.name.startswith(f"{place:04d}-"), f"{_name(record)}: records are numbered without gaps"
+        assert 15 <= len(lines) <= 40, f"{_name(record)} has {len(lines)} lines; a record has 15 to 40"
+        headings = [line for line in lines if line.startswith("## ")]
+        assert headings == ["## Context", "## Decision", "## Consequence"], _name(record)
+
+
+def test_the_checks_find_something_to_check() -> None:
+    texts = [document.read_text() for document in DOCUMENTS]
+    assert sum(1 for text in texts for _ in _paths(text)) > 50
+    assert sum(1 for text in texts for _ in _calls_of_convener(text)) > 20
+    assert _wrong_path("app/queue/rules/tasks.py::nothing_of_the_kind")
+    assert _wrong_path("app/<feature>/rules/") is None
+    assert _wrong_command("tasks lease")
+    assert _wrong_command("llm models ls | unset")
+    assert _wrong_command("llm models ls | get") is None
+    assert _wrong_command("up --mode production") is None
