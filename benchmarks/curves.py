@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 
-from app.goals.rules.stopping import Iteration, Quality, StoppingPolicy, judge
+from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, judge
 
 # The ten buckets of the published curve are stretched to this many iterations.
 LENGTH = 30
@@ -54,7 +54,7 @@ def stop_iteration(readings: Curve, policy: StoppingPolicy) -> int:
     """The iteration after which the rule stops; the last one where it never does."""
     history = []
     for number, value in enumerate(readings, 1):
-        history.append(Iteration(number=number, quality=Quality(best=value)))
+        history.append(QualityReading(number=number, quality=Quality(best=value)))
         if judge(history, policy).stop:
             return number
     return len(readings)

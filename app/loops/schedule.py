@@ -107,12 +107,12 @@ DUTIES: Sequence[Duty] = (
         seconds=UtilisationPolicy().every_seconds,
         run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
     ),
-    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: budget_enforcement.fold(db)),
-    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: budget_enforcement.enforce(db)),
+    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: budget_enforcement.fold_compute(db)),
+    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: budget_enforcement.enforce_budgets(db)),
     Duty(
-        name=budget_enforcement.LOOK_FOR_STRAYS,
+        name=budget_enforcement.RECAPTURE_DUTY,
         seconds=5,
-        run=lambda _, db, turn: budget_enforcement.look_for_strays(db),
+        run=lambda _, db, turn: budget_enforcement.recapture_tasks(db),
     ),
 )
 
@@ -134,7 +134,10 @@ ERRANDS: Sequence[Errand] = (
         run=lambda c: housekeeping.run_when_due(c.database, history_days=c.history_days, events_days=c.events_days),
     ),
     Errand(
-        name="hold tasks back", seconds=1, run=lambda c: budget_enforcement.work_off(c.database), wakes_on=notify.GOALS
+        name="hold tasks back",
+        seconds=1,
+        run=lambda c: budget_enforcement.process_holds(c.database),
+        wakes_on=notify.GOALS,
     ),
 )
 

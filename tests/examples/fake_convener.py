@@ -9,7 +9,7 @@ import httpx
 
 from app.goals.api.schemas import GoalIn
 from app.goals.rules.budgets import Limits, Usage
-from app.goals.rules.goals import GoalAction, GoalPolicy, GoalSnapshot, Report, decide
+from app.goals.rules.goals import GoalAction, GoalPolicy, GoalSnapshot, MeasuredIteration, decide
 from app.goals.rules.stopping import Quality, StoppingPolicy, Unit
 from examples.kepler.handlers import HANDLERS
 
@@ -112,8 +112,8 @@ class FakeConvener:
             limits=Limits(max_iterations=bounds["max_iterations"]),
         )
         told = [*(known for known, _ in self.reports.values()), said]
-        reports = [Report(number=one["iteration"], quality=Quality(best=one["quality"])) for one in told]
-        found = decide(GoalSnapshot(goal_id=goal["id"], reports=reports, usage=Usage(iterations=number)), policy)
+        reports = [MeasuredIteration(number=one["iteration"], quality=Quality(best=one["quality"])) for one in told]
+        found = decide(GoalSnapshot(goal_id=goal["id"], iterations=reports, usage=Usage(iterations=number)), policy)
         self.reports[number] = (
             said,
             {"decision": found.action.value, "reason": found.reason, "exploration_share": found.exploration_share},

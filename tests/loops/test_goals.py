@@ -1,9 +1,9 @@
 """Goals under the real schedule: limits hold, and pauses pass, without anybody calling."""
 
 from app.db.database import Database
-from app.goals.rules.goals import Terms
+from app.goals.rules.goals import Constraints
 from app.goals.service import goals
-from app.goals.service.goals import Order
+from app.goals.service.goals import GoalRequest
 from app.loops.schedule import DUTIES, ERRANDS
 from tests.support.factories import leased, ready_worker, submitted
 from tests.support.runner import running
@@ -12,7 +12,7 @@ from tests.support.sql import until, value
 
 async def _created(database: Database, **terms: float) -> None:
     async with database.transaction() as connection:
-        order = Order(id="goal", objective="to know", terms=Terms(**terms), weight=None, by="me")  # type: ignore[arg-type]
+        order = GoalRequest(id="goal", objective="to know", terms=Constraints(**terms), weight=None, by="me")  # type: ignore[arg-type]
         await goals.create(connection, order)
 
 

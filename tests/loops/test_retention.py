@@ -5,11 +5,11 @@ from typing import Any
 from app.admin.rules.config import Iterations
 from app.db import duties
 from app.db.database import Database
-from app.goals.rules.goals import Terms
+from app.goals.rules.goals import Constraints
 from app.goals.rules.stopping import Quality
 from app.goals.service import goals, iterations
-from app.goals.service.budget_enforcement import work_off
-from app.goals.service.goals import Order
+from app.goals.service.budget_enforcement import process_holds
+from app.goals.service.goals import GoalRequest
 from app.goals.service.iterations import IterationReport
 from app.loops import housekeeping
 from tests.support.factories import holding, submitted
@@ -29,9 +29,9 @@ async def _pursued(database: Database, *ids: str) -> None:
     """Goals with one iteration, and what it has cost."""
     for goal_id in ids:
         async with database.transaction() as connection:
-            order = Order(id=goal_id, objective="to know", terms=Terms(), weight=None, by="me")
+            order = GoalRequest(id=goal_id, objective="to know", terms=Constraints(), weight=None, by="me")
             await goals.create(connection, order)
-            await iterations.report(
+            await iterations.record(
                 connection, goal_id, IterationReport(number=1, quality=Quality(best=1200.0)), Iterations()
             )
         await execute(database, _COMPUTE, goal_id)
@@ -43,7 +43,7 @@ async def _stopped(database: Database, *ids: str) -> None:
     for goal_id in ids:
         async with database.transaction() as connection:
             await goals.stop(connection, goal_id, "enough", "me")
-    await work_off(database)
+    await process_holds(database)
     await execute(database, f"UPDATE goals SET ended_at = {_LONG_AGO} WHERE state = 'stopped'")
     await execute(database, "DELETE FROM holds")
 
@@ -69,7 +69,7 @@ async def test_a_goal_stays_with_the_last_of_its_tasks_or_its_hold(database: Dat
     await submitted(database, goal_id="past")
     async with database.transaction() as connection:
         await goals.stop(connection, "past", "enough", "me")
-    await work_off(database)
+    await process_holds(database)
     assert await value(database, "SELECT goal_id FROM task_history") == "past"
     await execute(database, f"UPDATE goals SET state = 'stopped', ended_at = {_LONG_AGO}")
     await execute(database, "DELETE FROM holds")
@@ -85,7 +85,7 @@ async def test_a_goal_stays_with_the_last_of_its_tasks_or_its_hold(database: Dat
 async def test_a_goal_that_somebody_is_at_stays(database: Database) -> None:
     await _stopped(database, "old")
     async with database.transaction() as connection:
-        await goals.locked(connection, "old")
+        await goals.lock(connection, "old")
         assert (await _round(database))["goals"] == 0
     assert await _known(database, "goal_iterations") == ["old"]
 
@@ -94,7 +94,7 @@ async def test_what_goals_cost_that_are_merely_named(database: Database) -> None
     """It stays as long as any of their tasks, and that of goals that were weighed."""
     await holding(database, goal_id="named")
     async with database.transaction() as connection:
-        await goals.weigh(connection, "weighed", 2.0)
+        await goals.set_weight(connection, "weighed", 2.0)
     for goal_id in ("named", "weighed", "gone"):
         await execute(database, _COMPUTE, goal_id)
     assert (await _round(database))["goal_compute"] == 1

@@ -24,14 +24,14 @@ from app.goals.api.schemas import (
     IterationPage,
     ReasonIn,
     Weight,
-    reported,
-    summary,
-    whole,
+    goal_out,
+    goal_summary,
+    iteration_out,
 )
 from app.goals.rules.goals import GoalState
 from app.goals.service import goals as service
 from app.goals.service import iterations
-from app.goals.service.goals import Order
+from app.goals.service.goals import GoalRequest
 from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
 from app.http.fields import Body, Limit, Word
@@ -76,7 +76,7 @@ async def create(
 
     Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused.
     """
-    order = Order(
+    order = GoalRequest(
         id=wanted.id or str(uuid4()),
         objective=wanted.objective,
         terms=wanted.constraints.terms(),
@@ -85,7 +85,7 @@ async def create(
     )
     goal, created = await service.create(connection, order)
     response.status_code = 201 if created else 200
-    return whole(await service.view(connection, goal.id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
 
 
 @router.get("", summary="List research goals", dependencies=[requires(Scope.READ)])
@@ -100,13 +100,13 @@ async def page(
     One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
     """
     found, following = await store.page(connection, states=state or (), after=after, limit=limit)
-    return GoalPage(items=[summary(goal) for goal in found], next=following)
+    return GoalPage(items=[goal_summary(goal) for goal in found], next=following)
 
 
 @router.get("/{goal_id}", summary="Read a research goal", dependencies=[requires(Scope.READ)], responses=_FOUND)
 async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
-    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post(
@@ -117,7 +117,7 @@ async def pause(
 ) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
     await service.pause(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post(
@@ -128,7 +128,7 @@ async def resume(
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
     await service.resume(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
@@ -137,7 +137,7 @@ async def stop(
 ) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
     await service.stop(connection, goal_id, wanted.reason, caller.key_id)
-    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post(
@@ -151,7 +151,7 @@ async def extend(
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
     await service.extend(connection, goal_id, wanted.constraints.terms(), caller.key_id)
-    return whole(await service.view(connection, goal_id, await _configured(connection, services)))
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post(
@@ -171,9 +171,9 @@ async def report(
 
     Safe to repeat: the same numbers get the same answer, others are refused.
     """
-    answer = await iterations.report(connection, goal_id, done.account(), await _configured(connection, services))
+    answer = await iterations.record(connection, goal_id, done.account(), await _iteration_config(connection, services))
     response.status_code = 201 if answer.created else 200
-    return reported(answer.iteration)
+    return iteration_out(answer.iteration)
 
 
 @router.get(
@@ -189,10 +189,10 @@ async def iteration_page(
     limit: Limit = 100,
 ) -> IterationPage:
     """What each has reached, what it cost, and what was decided."""
-    await service.found(connection, goal_id)
+    await service.read(connection, goal_id)
     found = await iteration_store.page(connection, goal_id, after=after, limit=limit + 1)
     following = found[limit - 1].number if len(found) > limit else None
-    return IterationPage(items=[reported(row) for row in found[:limit]], next=following)
+    return IterationPage(items=[iteration_out(row) for row in found[:limit]], next=following)
 
 
 @router.get(
@@ -217,16 +217,16 @@ async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> Goal
 @router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
 async def weigh(goal_id: GoalId, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
-    await service.weigh(connection, goal_id, weight.weight)
+    await service.set_weight(connection, goal_id, weight.weight)
     return GoalWeightOut(goal_id=goal_id, weight=weight.weight)
 
 
 @router.get("/{goal_id}/weight", summary="Read the weight of a goal", dependencies=[requires(Scope.READ)])
 async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
     """1 for a goal that nobody has weighed."""
-    return GoalWeightOut(goal_id=goal_id, weight=await store.weight(connection, goal_id))
+    return GoalWeightOut(goal_id=goal_id, weight=await store.read_weight(connection, goal_id))
 
 
-async def _configured(connection: AsyncConnection, services: Services) -> Iterations:
+async def _iteration_config(connection: AsyncConnection, services: Services) -> Iterations:
     # Not through another connection: where all are in use by callers who wait for one more, nobody goes on.
     return (await config.current(connection, services[CurrentConfig].initial)).document.test_time_compute

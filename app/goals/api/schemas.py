@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.goals.rules.budgets import uses
+from app.goals.rules.budgets import limit_uses
 from app.goals.rules.exploration import Arm
-from app.goals.rules.goals import GoalAction, GoalState, Terms
+from app.goals.rules.goals import Constraints, GoalAction, GoalState
 from app.goals.rules.stopping import Quality, StoppingRule, Unit
-from app.goals.service.goals import View
+from app.goals.service.goals import GoalView
 from app.goals.service.iterations import IterationReport
 from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration
@@ -18,15 +18,15 @@ from app.http.fields import Body, Moment, NewGoalId, Sentence
 from app.kernel.agents import AgentType
 from app.queue.rules.holds import Hold
 
-_LONGEST = 10 * 366 * 86400.0
+_MAX_SECONDS = 10 * 366 * 86400.0
 # Elo and any score that people use lie well within; what does not is most likely a mistake.
-_LARGEST = 1e12
+_MAX_SCORE = 1e12
 # No number in quotation marks, no 3.0 or true for an integer.
 Number = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Weight = Annotated[Number, Field(ge=0.01, le=100, description="2 gets twice the share of 1 wherever both wait")]
-Seconds = Annotated[Number, Field(gt=0, le=_LONGEST)]
-Score = Annotated[Number, Field(ge=-_LARGEST, le=_LARGEST)]
+Seconds = Annotated[Number, Field(gt=0, le=_MAX_SECONDS)]
+Score = Annotated[Number, Field(ge=-_MAX_SCORE, le=_MAX_SCORE)]
 Count = Annotated[Whole, Field(ge=1, le=1000)]
 
 
@@ -58,9 +58,9 @@ class ConstraintsIn(Body):
             raise ValueError("min_iterations must not be above max_iterations")
         return self
 
-    def terms(self) -> Terms:
+    def terms(self) -> Constraints:
         """What the operation takes."""
-        return Terms(**{name: getattr(self, name) for name in Terms.__dataclass_fields__})
+        return Constraints(**{name: getattr(self, name) for name in Constraints.__dataclass_fields__})
 
 
 class GoalIn(Body):
@@ -214,12 +214,12 @@ class GoalPage(BaseModel):
     next: str | None
 
 
-def summary(goal: Goal) -> GoalSummary:
+def goal_summary(goal: Goal) -> GoalSummary:
     """A goal as it is listed."""
-    return GoalSummary.model_validate(_plain(goal))
+    return GoalSummary.model_validate(_goal_fields(goal))
 
 
-def whole(view: View) -> GoalOut:
+def goal_out(view: GoalView) -> GoalOut:
     """Everything about a goal."""
     total = view.compute.total
     compute = ComputeOut(
@@ -230,14 +230,14 @@ def whole(view: View) -> GoalOut:
         mean_task_seconds=total.mean_seconds,
         by_agent=view.compute.by_agent,
     )
-    used = [{"limit": u.name, "used": u.used, "allowed": u.limit, "share": u.share} for u in _uses(view)]
+    used = [{"limit": u.name, "used": u.used, "allowed": u.limit, "share": u.share} for u in _limit_uses(view)]
     rule = {name: getattr(view.policy.stopping, name) for name in view.policy.stopping.__dataclass_fields__}
     now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": used}
     rest = {"notices": view.notices, "judged_by": rule, "last_decision": view.goal.last_decision}
-    return GoalOut.model_validate({**_plain(view.goal), **now, **rest})
+    return GoalOut.model_validate({**_goal_fields(view.goal), **now, **rest})
 
 
-def reported(iteration: Iteration) -> IterationOut:
+def iteration_out(iteration: Iteration) -> IterationOut:
     """An iteration with its decision."""
     report, decision = json.loads(iteration.report), json.loads(iteration.decision)
     quality = report["quality"]
@@ -247,11 +247,13 @@ def reported(iteration: Iteration) -> IterationOut:
     return IterationOut.model_validate({**decision, **known, "iteration_compute_seconds": report["compute_seconds"]})
 
 
-def _uses(view: View) -> Sequence[Any]:
-    return list(uses(view.policy.limits, view.usage))
+def _limit_uses(view: GoalView) -> Sequence[Any]:
+    return list(limit_uses(view.policy.limits, view.usage))
 
 
-def _plain(goal: Goal) -> dict[str, Any]:
+def _goal_fields(goal: Goal) -> dict[str, Any]:
     names = ("id", "state", "hold", "objective", "reason", "weight", "iterations", "created_by", "ended_at")
-    terms = {name: value for name in Terms.__dataclass_fields__ if (value := getattr(goal.terms, name)) is not None}
+    terms = {
+        name: value for name in Constraints.__dataclass_fields__ if (value := getattr(goal.terms, name)) is not None
+    }
     return {**{name: getattr(goal, name) for name in names}, "constraints": terms, "created_at": goal.started_at}

@@ -9,7 +9,7 @@ from app.terminal.client import Json
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 420, 80, 40, 80, 60
 # Of Okabe and Ito's colours, which the colour-blind can tell apart.
-_BEST, _TOP_K, _MARK = "#0072b2", "#d55e00", "#000000"
+_BEST_COLOR, _TOP_COLOR, _TEXT_COLOR = "#0072b2", "#d55e00", "#000000"
 _TICKS = 4
 
 Point = tuple[float, float]
@@ -40,22 +40,22 @@ def curves(iterations: Sequence[Json]) -> Curves:
     return Curves(best=found["quality"], top=found["top_quality"], unit="s of compute" if measured else "iterations")
 
 
-def text(found: Curves, width: int = 60, height: int = 8) -> str:
+def draw_text(found: Curves, width: int = 60, height: int = 8) -> str:
     """A chart of characters: ● the best, ○ the top; empty where nothing was measured."""
     if not found.points:
         return ""
-    (left, right), (low, high) = _range([x for x, _ in found.points]), _range([y for _, y in found.points])
+    (left, right), (low, high) = _value_range([x for x, _ in found.points]), _value_range([y for _, y in found.points])
     rows = [[" "] * width for _ in range(height)]
     for points, sign in ((found.top, "○"), (found.best, "●")):
         for x, y in points:
-            rows[height - 1 - _place(y, low, high, height)][_place(x, left, right, width)] = sign
-    labels = {0: _number(high), height - 1: _number(low)}
+            rows[height - 1 - _to_cell(y, low, high, height)][_to_cell(x, left, right, width)] = sign
+    labels = {0: _format_number(high), height - 1: _format_number(low)}
     lines = [f"{labels.get(row, ''):>9} │{''.join(signs).rstrip()}" for row, signs in enumerate(rows)]
-    ends = f"{_number(left)}".ljust(width - 18) + f"{_number(right)} {found.unit}"
+    ends = f"{_format_number(left)}".ljust(width - 18) + f"{_format_number(right)} {found.unit}"
     return "\n".join([*lines, f"{'':>9} └{'─' * width}", f"{'':>11}{ends}"])
 
 
-def svg(goal: Json, iterations: Sequence[Json]) -> str:
+def draw_svg(goal: Json, iterations: Sequence[Json]) -> str:
     """The same as a picture, with the reason for which the goal has stopped."""
     found = curves(iterations)
     title = f"{goal['id']}: {goal['objective']}"
@@ -63,22 +63,26 @@ def svg(goal: Json, iterations: Sequence[Json]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">',
         '<rect width="100%" height="100%" fill="#fff"/><g font-size="12">',
         f'<text x="{_LEFT}" y="22" font-size="16">{escape(title[:110])}</text>',
-        f'<text x="{_LEFT}" y="44">{escape(_standing(goal))}</text>',
-        *(_drawn(found) if found.points else [f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>']),
+        f'<text x="{_LEFT}" y="44">{escape(_state_line(goal))}</text>',
+        *(
+            _draw_curves(found)
+            if found.points
+            else [f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>']
+        ),
         "</g></svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _standing(goal: Json) -> str:
+def _state_line(goal: Json) -> str:
     return f"{goal['state']} after {goal['iterations']} iterations" + (f": {goal['reason']}" if goal["reason"] else "")
 
 
-def _drawn(found: Curves) -> list[str]:
-    across, up = _range([x for x, _ in found.points]), _range([y for _, y in found.points])
+def _draw_curves(found: Curves) -> list[str]:
+    across, up = _value_range([x for x, _ in found.points]), _value_range([y for _, y in found.points])
     parts = _axes(across, up, found.unit)
-    for name, points, colour in (("the best", found.best, _BEST), ("the top, on average", found.top, _TOP_K)):
-        placed = [_at(point, across, up) for point in points]
+    for name, points, colour in (("the best", found.best, _BEST_COLOR), ("the top, on average", found.top, _TOP_COLOR)):
+        placed = [_to_pixels(point, across, up) for point in points]
         if placed:
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -90,25 +94,25 @@ def _drawn(found: Curves) -> list[str]:
 
 def _axes(across: Point, up: Point, unit: str) -> list[str]:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    parts = [f'<text x="{_LEFT}" y="{_TOP - 10}" fill="{_MARK}">quality</text>']
+    parts = [f'<text x="{_LEFT}" y="{_TOP - 10}" fill="{_TEXT_COLOR}">quality</text>']
     for tick in range(_TICKS + 1):
         share = tick / _TICKS
         x, y = _LEFT + (right - _LEFT) * share, bottom - (bottom - _TOP) * share
         high, far = up[0] + (up[1] - up[0]) * share, across[0] + (across[1] - across[0]) * share
         parts.append(f'<path d="M{_LEFT} {y:.1f} H{right}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(high)}</text>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{_number(far)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_format_number(high)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{_format_number(far)}</text>')
     parts.append(f'<text x="{right}" y="{bottom + 38}" text-anchor="end">{escape(unit)}</text>')
     return parts
 
 
-def _at(point: Point, across: Point, up: Point) -> Point:
+def _to_pixels(point: Point, across: Point, up: Point) -> Point:
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     x = _LEFT + width * (point[0] - across[0]) / (across[1] - across[0])
     return x, _TOP + height * (1 - (point[1] - up[0]) / (up[1] - up[0]))
 
 
-def _range(values: Sequence[float]) -> Point:
+def _value_range(values: Sequence[float]) -> Point:
     """From the least to the greatest; something around them where they are the same."""
     low, high = min(values), max(values)
     if low < high:
@@ -117,11 +121,11 @@ def _range(values: Sequence[float]) -> Point:
     return low - room, high + room
 
 
-def _place(value: float, low: float, high: float, places: int) -> int:
+def _to_cell(value: float, low: float, high: float, places: int) -> int:
     return round((value - low) / (high - low) * (places - 1))
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     if value and abs(value) < 1:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 or math.isclose(value, round(value)) else f"{value:.1f}"

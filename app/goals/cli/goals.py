@@ -28,12 +28,12 @@ def _seconds(value: str | None) -> float | None:
     return None if value is None else seconds(value)
 
 
-def _length(name: str, meaning: str) -> Any:
+def _time_option(name: str, meaning: str) -> Any:
     return typer.Option(name, metavar="TIME", help=f"{meaning}; 90s, 30min, 2h or 3d")
 
 
-TimeLimit = Annotated[str | None, _length("--time-limit", "since it was created")]
-ComputeBudget = Annotated[str | None, _length("--compute-budget", "on workers, of all its tasks together")]
+TimeLimit = Annotated[str | None, _time_option("--time-limit", "since it was created")]
+ComputeBudget = Annotated[str | None, _time_option("--compute-budget", "on workers, of all its tasks together")]
 MoneyBudget = Annotated[float | None, typer.Option(help="against what the reports say was spent")]
 MinIterations = Annotated[int | None, typer.Option(help="before a plateau may stop it")]
 MaxIterations = Annotated[int | None, typer.Option(help="at most")]
@@ -67,7 +67,9 @@ def ls(
     for goal in items:
         created = output.cell(output.age(goal["created_at"], client.now))
         iterations = output.cell(goal["iterations"])
-        table.add_row(output.cell(goal["id"]), views.state(goal), iterations, created, output.cell(goal["objective"]))
+        table.add_row(
+            output.cell(goal["id"]), views.render_state(goal), iterations, created, output.cell(goal["objective"])
+        )
     output.show(table)
     if following:
         output.tell_more("--all", "--limit", f"--after {following}")
@@ -90,11 +92,11 @@ def get(
         iterations, _ = client.pages(_path(goal_id, "/iterations"), None)
         now = client.now
     if svg is not None:
-        _draw(svg, goal, iterations)
+        _write_chart(svg, goal, iterations)
     if fmt is Format.JSON:
         output.write_json({**goal, "history": iterations})
         return
-    output.show(views.portrait(goal, iterations, now))
+    output.show(views.render_goal(goal, iterations, now))
 
 
 @app.command(
@@ -134,7 +136,7 @@ def create(
     body: Json = {"id": goal_id, "objective": objective, "constraints": constraints, "weight": weight}
     with connect(url) as client:
         goal = client.post("/goals", body)
-    _answer(goal, fmt, goal["id"])
+    _print(goal, fmt, goal["id"])
 
 
 @app.command(epilog=output.examples("convener goals pause kepler --reason 'the cluster is needed'"))
@@ -142,7 +144,7 @@ def pause(
     goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
 ) -> None:
     """Lease no more of its tasks. Those that run go on, its time as well; pausing twice is fine."""
-    _order("pause", goal_id, reason, url, fmt)
+    _post_move("pause", goal_id, reason, url, fmt)
 
 
 @app.command(epilog=output.examples("convener goals resume kepler"))
@@ -150,13 +152,13 @@ def resume(
     goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
 ) -> None:
     """Lease its tasks again, in the order in which they waited."""
-    _order("resume", goal_id, reason, url, fmt)
+    _post_move("resume", goal_id, reason, url, fmt)
 
 
 @app.command(epilog=output.examples("convener goals stop kepler --reason 'answered'"))
 def stop(goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End a goal for good and cancel its tasks, also those that run."""
-    _order("stop", goal_id, reason, url, fmt)
+    _post_move("stop", goal_id, reason, url, fmt)
 
 
 @app.command(epilog=output.examples("convener goals extend kepler --compute-budget 1h --max-iterations 60"))
@@ -180,7 +182,7 @@ def extend(
         raise typer.BadParameter("name at least one limit")
     with connect(url) as client:
         goal = client.post(_path(goal_id, "/extend"), {"constraints": constraints})
-    _answer(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+    _print(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
 
 
 @app.command(
@@ -206,16 +208,16 @@ def report(
     body |= {"new_best": new_best, "compute_seconds": compute_seconds, "money": money}
     with connect(url) as client:
         decided = client.post(_path(goal_id, "/iterations"), body)
-    _answer(decided, fmt, f"{decided['decision']}: {output.plain(decided['reason'])}")
+    _print(decided, fmt, f"{decided['decision']}: {output.plain(decided['reason'])}")
 
 
-def _order(what: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
+def _post_move(what: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
         goal = client.post(_path(goal_id, f"/{what}"), {"reason": reason})
-    _answer(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+    _print(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
 
 
-def _answer(found: Json, fmt: Format, said: str) -> None:
+def _print(found: Json, fmt: Format, said: str) -> None:
     if fmt is Format.JSON:
         output.write_json(found)
     else:
@@ -230,8 +232,8 @@ def _path(goal_id: str, rest: str = "") -> str:
     return f"/goals/{quote(goal_id, safe='')}{rest}"
 
 
-def _draw(file: Path, goal: Json, iterations: list[Json]) -> None:
+def _write_chart(file: Path, goal: Json, iterations: list[Json]) -> None:
     try:
-        file.write_text(chart.svg(goal, iterations), encoding="utf-8")
+        file.write_text(chart.draw_svg(goal, iterations), encoding="utf-8")
     except OSError as error:
         raise Failure(f"{file} cannot be written: {error.strerror or error}", ExitCode.USAGE) from None

@@ -11,44 +11,46 @@ from app.goals.cli import chart as chart_cli
 from app.terminal import output
 from app.terminal.client import Json
 
-_LAST = 10
+_SHOWN_ITERATIONS = 10
 
 
-def state(goal: Json) -> Text:
+def render_state(goal: Json) -> Text:
     """Its state; what it waits for where it waits."""
     if goal["hold"] == "budget":
         return Text("out of budget", style="yellow")
     return output.state(goal["state"])
 
 
-def portrait(goal: Json, iterations: Sequence[Json], now: datetime) -> RenderableType:
+def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> RenderableType:
     """A goal as `GET /goals/{id}` tells of it, with its last iterations and all of them as a chart."""
     compute, last = goal["compute"], goal["last_decision"]
     facts = output.details(
         [
             ("Goal", goal["id"]),
             ("Objective", goal["objective"]),
-            ("State", state(goal)),
+            ("State", render_state(goal)),
             ("Because", goal["reason"]),
             ("Created", output.age(goal["created_at"], now)),
             ("Ended", output.age(goal["ended_at"], now)),
             ("Weight", f"{goal['weight']:g}"),
-            ("Compute", _compute(compute)),
-            *((f"Limit of {use['limit']}", _use(use)) for use in goal["usage"]),
-            ("Judged by", _rule(goal["judged_by"])),
+            ("Compute", _format_compute(compute)),
+            *((f"Limit of {use['limit']}", _format_use(use)) for use in goal["usage"]),
+            ("Judged by", _format_rule(goal["judged_by"])),
             ("Decided", f"{last['decision']}: {last['reason']}" if last else None),
             ("Explore", f"{100 * last['exploration_share']:.0f} % ({last['exploration_reason']})" if last else None),
-            ("Gain", _gain(iterations)),
+            ("Gain", _format_gain(iterations)),
             *(("Notice", notice) for notice in goal["notices"]),
         ]
     )
     if not iterations:
         return facts
-    chart = chart_cli.text(chart_cli.curves(iterations))
-    return Group(facts, Text(""), _table(iterations[-_LAST:]), *([Text(""), Text(chart)] if chart else []))
+    chart = chart_cli.draw_text(chart_cli.curves(iterations))
+    return Group(
+        facts, Text(""), _iteration_table(iterations[-_SHOWN_ITERATIONS:]), *([Text(""), Text(chart)] if chart else [])
+    )
 
 
-def _table(iterations: Sequence[Json]) -> Table:
+def _iteration_table(iterations: Sequence[Json]) -> Table:
     """COMPUTE is what the service has measured, CLAIMED what the client says."""
     numbers = ("ITERATION", "QUALITY", "TOP", "COMPUTE", "CLAIMED", "GAIN", "PER S")
     table = output.table(*numbers, "DECISION", "REASON", numbers=numbers, flexible="REASON", tight=True)
@@ -65,30 +67,30 @@ def _table(iterations: Sequence[Json]) -> Table:
     return table
 
 
-def _compute(compute: Json) -> str:
+def _format_compute(compute: Json) -> str:
     running = f", {compute['running']} running for {compute['running_seconds']:.1f} s" if compute["running"] else ""
     return f"{compute['spent_seconds']:.1f} s on workers{running}"
 
 
-def _use(use: Json) -> str:
+def _format_use(use: Json) -> str:
     return f"{use['used']:,.4g} of {use['allowed']:,.4g} ({100 * use['share']:.0f} %)"
 
 
-def _rule(rule: Json) -> str:
+def _format_rule(rule: Json) -> str:
     if not rule["judges"]:
         return "hard limits only"
     return f"{rule['rule']}, improvements of {rule['threshold']:g} ({rule['unit']}), patience {rule['patience']}"
 
 
-def _gain(iterations: Sequence[Json]) -> str | None:
+def _format_gain(iterations: Sequence[Json]) -> str | None:
     """How effective thinking was: all gains over all seconds, and the same of the later half."""
     if len(iterations) < 2:
         return None
     half = iterations[len(iterations) // 2 :]
-    return f"{_per_second(iterations)}; lately {_per_second(half)}"
+    return f"{_format_gain_per_second(iterations)}; lately {_format_gain_per_second(half)}"
 
 
-def _per_second(iterations: Sequence[Json]) -> str:
+def _format_gain_per_second(iterations: Sequence[Json]) -> str:
     gain = sum(row["improvement"] for row in iterations)
     spent = sum(row["iteration_compute_seconds"] for row in iterations)
     return f"{gain:.3g} in {spent:.1f} s of compute" + (f", {gain / spent:.2g} a second" if spent > 0 else "")

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# At these shares of a limit somebody should hear of it.
-NOTICES = (0.95, 0.9, 0.8)
-# The mean of iterations that grow slowly is behind them; with this weight of the last it is by less than two.
-_LEAST_WEIGHT = 0.4
+# Shares of a limit at which a notice is due, highest first.
+NOTICE_SHARES = (0.95, 0.9, 0.8)
+# A plain mean lags behind iterations that grow; with at least this weight of the last it lags by less than two of them.
+_MIN_WEIGHT = 0.4
 _EPSILON = 1e-9
-# Tasks that take no time at all are no measure of anything.
-_SHORTEST = 1e-6
+# Below this an expected duration is no measure: a budget divided by it would be any number.
+_MIN_TASK_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """What the tasks of a goal have cost on workers, in seconds: attempts that ended, and those that run now.
+    """Seconds that the tasks of a goal have cost on workers: attempts that ended, and attempts that run now.
 
-    `prior_seconds` is what an attempt is taken to last before any has ended; 0 where nobody knows.
+    `prior_seconds` is the expected length of an attempt before any has ended; 0 where there is no estimate.
     """
 
     spent_seconds: float = 0.0
@@ -37,30 +37,30 @@ class Compute:
 
     @property
     def mean_seconds(self) -> float:
-        """Of an attempt that ended; 0 where none has."""
+        """Mean length of an attempt that ended; 0 where none has."""
         return self.spent_seconds / self.attempts if self.attempts else 0.0
 
     @property
     def expected_seconds(self) -> float:
-        """Of one more attempt: the mean; before there is one the prior, or what those that run have taken so far."""
+        """Expected length of one more attempt: the mean, else the prior, but no less than running attempts took."""
         if self.attempts:
             return self.mean_seconds
         return max(self.prior_seconds, self.running_seconds / self.running if self.running else 0.0)
 
     @property
     def used_seconds(self) -> float:
-        """What workers have really worked until now."""
+        """Seconds that workers have worked until now."""
         return self.spent_seconds + self.running_seconds
 
     @property
     def committed_seconds(self) -> float:
-        """What is spent, and what runs, each attempt as long as expected or as it has taken so far in all."""
+        """Spent seconds plus running attempts, taken to be as long as expected, or as they have been if longer."""
         return self.spent_seconds + max(self.running * self.expected_seconds, self.running_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """How much of its limits a goal has used."""
+    """Iterations, seconds, compute and money that a goal has used."""
 
     iterations: int = 0
     elapsed_seconds: float = 0.0
@@ -69,101 +69,107 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """What the next iteration is expected to take, by those before it; None where nothing is known."""
+class Forecast:
+    """Expected cost of the next iteration, estimated from those before it; None where there is no estimate."""
 
     seconds: float | None = None
     compute_seconds: float | None = None
     money: float | None = None
 
 
-def expected(values: Sequence[float]) -> float | None:
-    """The decayed mean of what iterations took, oldest first; None when there was none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitUse:
+    """Amount of one limit that is used, and the amount that the next iteration is expected to add."""
+
+    name: str
+    amount: float
+    limit: float
+    unit: str = ""
+    next_amount: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Used share of the limit, 1 when it is used up; a limit of 0 always is."""
+        return self.amount / self.limit if self.limit > 0 else 1.0
+
+    @property
+    def description(self) -> str:
+        """The limit and the amount used, in words."""
+        limit, amount = _format_amount(self.limit, self.unit), _format_amount(self.amount, self.unit)
+        name = f"of {self.name}" if self.unit else self.name.removesuffix("s" if self.limit == 1 else "")
+        return f"the limit of {limit} {name} ({amount} so far)"
+
+
+def decayed_mean(values: Sequence[float]) -> float | None:
+    """Exponentially weighted mean of values, oldest first; a plain mean of the first few; None when there are none."""
     mean: float | None = None
     for count, value in enumerate(values, 1):
-        weight = max(_LEAST_WEIGHT, 1 / count)
+        weight = max(_MIN_WEIGHT, 1 / count)
         mean = value if mean is None else mean + weight * (value - mean)
     return mean
 
 
-def exhausted(limits: Limits, usage: Usage) -> str | None:
-    """The limit that is used up, in words; None while there is something left of each."""
-    return next((f"{use.words} is used up" for use in uses(limits, usage) if use.share >= 1 - _EPSILON), None)
+def limit_uses(limits: Limits, usage: Usage, forecast: Forecast | None = None) -> Iterator[LimitUse]:
+    """Yield the use of every limit that is set; compute counts as committed."""
+    forecast = forecast or Forecast()
+    yield LimitUse(name="iterations", amount=usage.iterations, limit=limits.max_iterations)
+    if limits.time_seconds is not None:
+        elapsed, limit = usage.elapsed_seconds, limits.time_seconds
+        yield LimitUse(name="time", amount=elapsed, limit=limit, unit="s", next_amount=forecast.seconds)
+    if limits.compute_seconds is not None:
+        committed, limit = usage.compute.committed_seconds, limits.compute_seconds
+        yield LimitUse(name="compute", amount=committed, limit=limit, unit="s", next_amount=forecast.compute_seconds)
+    if limits.money is not None:
+        yield LimitUse(name="money", amount=usage.money, limit=limits.money, next_amount=forecast.money)
 
 
-def overrun(limits: Limits, usage: Usage, pace: Pace) -> str | None:
-    """Why there must be no further iteration: a limit is used up, or one more iteration would go beyond it."""
-    spent = exhausted(limits, usage)
-    if spent is not None:
-        return spent
-    for use in uses(limits, usage, pace):
-        if use.next is not None and use.used + use.next > use.limit * (1 + _EPSILON):
-            return f"one more iteration would overrun {use.words}: it takes about {_amount(use.next, use.unit)}"
+def exhausted_limit(limits: Limits, usage: Usage) -> str | None:
+    """The first limit that is used up, in words; None while something is left of each."""
+    return next((f"{use.description} is used up" for use in limit_uses(limits, usage) if _is_exhausted(use)), None)
+
+
+def overrun_reason(limits: Limits, usage: Usage, forecast: Forecast) -> str | None:
+    """Reason against a further iteration: a limit is used up, or one more would exceed it; None when there is none."""
+    reason = exhausted_limit(limits, usage)
+    if reason is not None:
+        return reason
+    for use in limit_uses(limits, usage, forecast):
+        if use.next_amount is not None and use.amount + use.next_amount > use.limit * (1 + _EPSILON):
+            amount = _format_amount(use.next_amount, use.unit)
+            return f"one more iteration would overrun {use.description}: it takes about {amount}"
     return None
 
 
-def room(limits: Limits, compute: Compute) -> int | None:
-    """How many more attempts of the length expected the compute budget has room for; None where there is no bound.
+def remaining_attempts(limits: Limits, compute: Compute) -> int | None:
+    """Number of further attempts of the expected length that fit the compute budget; None where it sets no bound.
 
-    Less than 1 means: lease no more. Before anything has run it is 1 at least: only an attempt tells for sure.
+    0 means that no more may be leased. Before anything has run it is at least 1: only an attempt shows its real length.
     """
     if limits.compute_seconds is None:
         return None
-    left = limits.compute_seconds - compute.committed_seconds
-    if left <= 0:
+    remaining = limits.compute_seconds - compute.committed_seconds
+    if remaining <= 0:
         return 0
-    if compute.expected_seconds <= _SHORTEST:
+    if compute.expected_seconds <= _MIN_TASK_SECONDS:
         return None
     has_run = compute.attempts or compute.running
-    return max(0 if has_run else 1, int(left / compute.expected_seconds + _EPSILON))
+    return max(0 if has_run else 1, int(remaining / compute.expected_seconds + _EPSILON))
 
 
 def notices(limits: Limits, usage: Usage) -> list[str]:
-    """What is nearly used up: of each limit the highest of 80, 90 and 95 % that is reached."""
-    found = []
-    for use in uses(limits, usage):
-        reached = next((level for level in NOTICES if use.share >= level - _EPSILON), None)
-        if reached is not None:
-            found.append(f"at least {100 * reached:.0f} % are used: {use.words}")
-    return found
+    """A sentence for each limit that is nearly used up, with the highest of 80, 90 and 95 % that it has reached."""
+    sentences = []
+    for use in limit_uses(limits, usage):
+        level = next((level for level in NOTICE_SHARES if use.share >= level - _EPSILON), None)
+        if level is not None:
+            sentences.append(f"at least {100 * level:.0f} % are used: {use.description}")
+    return sentences
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """How much of one limit is used, and how much the next iteration is expected to add."""
-
-    name: str
-    used: float
-    limit: float
-    unit: str = ""
-    next: float | None = None
-
-    @property
-    def share(self) -> float:
-        """1 when it is used up; a limit of 0 always is."""
-        return self.used / self.limit if self.limit > 0 else 1.0
-
-    @property
-    def words(self) -> str:
-        """With the numbers."""
-        limit, used = _amount(self.limit, self.unit), _amount(self.used, self.unit)
-        name = f"of {self.name}" if self.unit else self.name.removesuffix("s" if self.limit == 1 else "")
-        return f"the limit of {limit} {name} ({used} so far)"
+def _is_exhausted(use: LimitUse) -> bool:
+    return use.share >= 1 - _EPSILON
 
 
-def uses(limits: Limits, usage: Usage, pace: Pace | None = None) -> Iterator[Use]:
-    """Every limit that there is; compute counts as committed."""
-    pace = pace or Pace()
-    yield Use(name="iterations", used=usage.iterations, limit=limits.max_iterations)
-    if limits.time_seconds is not None:
-        yield Use(name="time", used=usage.elapsed_seconds, limit=limits.time_seconds, unit="s", next=pace.seconds)
-    if limits.compute_seconds is not None:
-        used = usage.compute.committed_seconds
-        yield Use(name="compute", used=used, limit=limits.compute_seconds, unit="s", next=pace.compute_seconds)
-    if limits.money is not None:
-        yield Use(name="money", used=usage.money, limit=limits.money, next=pace.money)
-
-
-def _amount(value: float, unit: str) -> str:
+def _format_amount(value: float, unit: str) -> str:
     number = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
     return f"{number} {unit}".strip()

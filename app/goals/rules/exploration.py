@@ -1,7 +1,7 @@
-"""How much of the next iteration goes into new ideas (generation), how much into better old ones (evolution).
+"""Share of the next iteration for new ideas (generation); the rest is for better old ones (evolution).
 
-Discounted Thompson sampling on new bests per compute second: draw for either the rate that its past makes plausible,
-and give each the share of the draws that it wins, with a floor for both.
+Discounted Thompson sampling (Raj and Kalyani, "Taming Non-stationary Bandits", 2017) on new bests per compute second:
+draw for either arm a rate that its past makes plausible, and give it the share of the draws that it wins, with a floor.
 """
 
 import random
@@ -19,9 +19,9 @@ class Arm(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplorationPolicy:
-    """An iteration counts 0.95 of the one after it, so that about the last 20 decide; neither falls under 20 %.
+    """An iteration counts 0.95 of the one after it, so that about the last 20 decide; neither arm falls under 20 %.
 
-    20 draws give shares in steps of 5 %, and few enough numbers to keep.
+    20 draws give shares in steps of 5 %, and few enough numbers to store.
     """
 
     discount: float = 0.95
@@ -31,7 +31,7 @@ class ExplorationPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What one iteration spent on each, in seconds, and which of them brought a new best."""
+    """Seconds that one iteration spent on each arm, and the arm that brought a new best, if any."""
 
     exploration_seconds: float
     exploitation_seconds: float
@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The share of exploration, why, and the rates that were drawn: (exploration, exploitation) a pair."""
+    """The share of exploration, its reason, and the rates that were drawn as pairs (exploration, exploitation)."""
 
     share: float
     reason: str
@@ -48,39 +48,43 @@ class Split:
 
 
 def split(trials: Sequence[Trial], policy: ExplorationPolicy, *, goal_id: str, iteration: int) -> Split:
-    """Decide for the iteration after `iteration`. The same goal and number draw the same, always."""
-    explored = _evidence(trials, Arm.EXPLORATION, policy.discount)
-    exploited = _evidence(trials, Arm.EXPLOITATION, policy.discount)
-    found, seconds = explored[0] + exploited[0], explored[1] + exploited[1]
+    """Decide for the iteration after `iteration`; the same goal and number always draw the same rates."""
+    exploration = _evidence(trials, Arm.EXPLORATION, policy.discount)
+    exploitation = _evidence(trials, Arm.EXPLOITATION, policy.discount)
+    new_bests, seconds = exploration[0] + exploitation[0], exploration[1] + exploitation[1]
     if seconds <= 0:
         return Split(share=0.5, reason="nothing has been spent on either yet, so each gets half", draws=())
-    # One find at the rate of both together: what nothing is known of is as good as the other, and may be better.
-    prior = (1.0, seconds / (found + 1.0))
-    chance = random.Random(f"{goal_id}/{iteration}")  # noqa: S311 - to be repeated, not to be secret
-    draws = [(_draw(explored, prior, chance), _draw(exploited, prior, chance)) for _ in range(policy.draws)]
-    won = sum(first > second for first, second in draws)
-    share = min(1.0 - policy.floor, max(policy.floor, won / policy.draws))
+    # One new best at the rate of both arms together: an arm without evidence is as good as the other.
+    prior = (1.0, seconds / (new_bests + 1.0))
+    # Seeded by goal and iteration, so that a replay draws the same.
+    generator = random.Random(f"{goal_id}/{iteration}")  # noqa: S311 - to be repeated, not to be secret
+    draws = [
+        (_draw_rate(exploration, prior, generator), _draw_rate(exploitation, prior, generator))
+        for _ in range(policy.draws)
+    ]
+    wins = sum(first > second for first, second in draws)
+    share = min(1.0 - policy.floor, max(policy.floor, wins / policy.draws))
     reason = (
-        f"exploration won {won} of {policy.draws} draws: {_said(explored)}, exploitation {_said(exploited)}; "
-        f"neither gets less than {100 * policy.floor:.0f} %"
+        f"exploration won {wins} of {policy.draws} draws: {_describe(exploration)}, exploitation "
+        f"{_describe(exploitation)}; neither gets less than {100 * policy.floor:.0f} %"
     )
     return Split(share=share, reason=reason, draws=draws)
 
 
 def _evidence(trials: Sequence[Trial], arm: Arm, discount: float) -> tuple[float, float]:
-    """New bests and seconds, the older the less."""
-    found = seconds = 0.0
+    """New bests and seconds of an arm, discounted by age; trials come oldest first."""
+    new_bests = seconds = 0.0
     for trial in trials:
-        spent = trial.exploration_seconds if arm is Arm.EXPLORATION else trial.exploitation_seconds
-        found = found * discount + (trial.new_best is arm)
-        seconds = seconds * discount + max(0.0, spent)
-    return found, seconds
+        trial_seconds = trial.exploration_seconds if arm is Arm.EXPLORATION else trial.exploitation_seconds
+        new_bests = new_bests * discount + (trial.new_best is arm)
+        seconds = seconds * discount + max(0.0, trial_seconds)
+    return new_bests, seconds
 
 
-def _draw(evidence: tuple[float, float], prior: tuple[float, float], chance: random.Random) -> float:
-    """A rate of a Poisson process, from its gamma posterior."""
-    return chance.gammavariate(prior[0] + evidence[0], 1.0 / (prior[1] + evidence[1]))
+def _draw_rate(evidence: tuple[float, float], prior: tuple[float, float], generator: random.Random) -> float:
+    """Draw a rate of a Poisson process from its gamma posterior, which is the conjugate one."""
+    return generator.gammavariate(prior[0] + evidence[0], 1.0 / (prior[1] + evidence[1]))
 
 
-def _said(evidence: tuple[float, float]) -> str:
+def _describe(evidence: tuple[float, float]) -> str:
     return f"{evidence[0]:.2f} new bests in {evidence[1]:.1f} s"

@@ -1,4 +1,4 @@
-"""Research goals: what may become of them, and whether one goes on after an iteration."""
+"""Research goals: states, the decision after an iteration, and enforcement of hard limits between iterations."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -7,16 +7,16 @@ from enum import StrEnum
 
 from app.admin.rules.config import Iterations
 from app.goals.rules import budgets, exploration, stopping
-from app.goals.rules.budgets import Limits, Pace, Usage
+from app.goals.rules.budgets import Forecast, Limits, Usage
 from app.goals.rules.exploration import Arm, ExplorationPolicy, Trial
-from app.goals.rules.stopping import Iteration, Quality, StoppingPolicy, StoppingRule, Unit
+from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit
 from app.queue.errors import GoalStopped
 from app.queue.rules.events import GoalEvent
 
-# What an iteration that brought something gets more than the one before it; one that did not gets no more.
+# Compute of the next iteration over that of one that improved; after one that did not it stays the same.
 _GROWTH = 1.25
-# Tasks that take less than a hundredth of the time between two looks are too quick to matter to a budget.
-_MOST_A_LOOK = 100
+# Tasks that take less than a hundredth of the time between two checks are too quick to matter to a budget.
+_MAX_TASKS_PER_CHECK = 100
 
 
 class GoalState(StrEnum):
@@ -27,21 +27,20 @@ class GoalState(StrEnum):
     STOPPED = "stopped"
 
 
-LIVE = frozenset({GoalState.RUNNING, GoalState.PAUSED})
-
-
-MOVES: Mapping[GoalEvent, tuple[Collection[GoalState], GoalState | None]] = {
-    GoalEvent.ITERATION: (LIVE, None),
-    GoalEvent.PAUSED: (LIVE, GoalState.PAUSED),
-    GoalEvent.RESUMED: (LIVE, GoalState.RUNNING),
-    GoalEvent.EXTENDED: (LIVE, None),
-    GoalEvent.STOPPED: (LIVE, GoalState.STOPPED),
+LIVE_STATES = frozenset({GoalState.RUNNING, GoalState.PAUSED})
+# The states from which a move is possible, and the one it leads to; None: the goal stays where it is.
+TRANSITIONS: Mapping[GoalEvent, tuple[Collection[GoalState], GoalState | None]] = {
+    GoalEvent.ITERATION: (LIVE_STATES, None),
+    GoalEvent.PAUSED: (LIVE_STATES, GoalState.PAUSED),
+    GoalEvent.RESUMED: (LIVE_STATES, GoalState.RUNNING),
+    GoalEvent.EXTENDED: (LIVE_STATES, None),
+    GoalEvent.STOPPED: (LIVE_STATES, GoalState.STOPPED),
 }
 
 
-def after(state: GoalState, move: GoalEvent) -> GoalState:
-    """The state that `move` leads to. Raises GoalStopped, which is the only one that nothing leads out of."""
-    origins, destination = MOVES[move]
+def next_state(state: GoalState, move: GoalEvent) -> GoalState:
+    """The state that `move` leads to. Raises GoalStopped: the stopped state is the only one without a way out."""
+    origins, destination = TRANSITIONS[move]
     if state not in origins:
         raise GoalStopped
     return destination or state
@@ -55,8 +54,8 @@ class GoalAction(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What somebody wants of a goal. None: as the configuration in force has it, or no such limit."""
+class Constraints:
+    """Limits and stopping rule that a client sets for a goal. None: the configuration in force decides, or no limit."""
 
     time_limit_seconds: float | None = None
     compute_budget_seconds: float | None = None
@@ -70,11 +69,11 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """One iteration: what it reached, and what it took, in seconds as the service has measured them.
+class MeasuredIteration:
+    """Quality and cost of one iteration, in seconds as the service has measured them.
 
-    `exploration_seconds` and `exploitation_seconds` are those of generation and evolution tasks; the compute of all
-    types is `compute_seconds`. `money` is what the client says.
+    `exploration_seconds` and `exploitation_seconds` are those of generation and evolution tasks, `compute_seconds` is
+    the compute of all types, and `money` is the amount reported by the client.
     """
 
     number: int
@@ -89,47 +88,48 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalPolicy:
-    """How a goal is judged."""
+    """Rules by which a goal is judged: stopping, hard limits, exploration."""
 
     stopping: StoppingPolicy
     limits: Limits
     exploration: ExplorationPolicy = field(default_factory=ExplorationPolicy)
 
 
-def policy_of(terms: Terms, configured: Iterations) -> GoalPolicy:
-    """How a goal on these terms is judged under this configuration."""
-    usual = StoppingPolicy()
-    threshold, least, most = terms.improvement_threshold, terms.min_iterations, terms.max_iterations
+def goal_policy(constraints: Constraints, config: Iterations) -> GoalPolicy:
+    """The policy of a goal: its own constraints, completed by the configuration in force."""
+    default = StoppingPolicy()
+    threshold, minimum = constraints.improvement_threshold, constraints.min_iterations
+    maximum = constraints.max_iterations
     return GoalPolicy(
         stopping=StoppingPolicy(
-            rule=terms.rule or usual.rule,
-            unit=terms.improvement_unit or usual.unit,
-            threshold=configured.improvement_threshold if threshold is None else threshold,
-            min_iterations=configured.min_iterations if least is None else least,
-            patience=usual.patience if terms.patience is None else terms.patience,
-            judges=configured.enabled,
+            rule=constraints.rule or default.rule,
+            unit=constraints.improvement_unit or default.unit,
+            threshold=config.improvement_threshold if threshold is None else threshold,
+            min_iterations=config.min_iterations if minimum is None else minimum,
+            patience=default.patience if constraints.patience is None else constraints.patience,
+            judges=config.enabled,
         ),
         limits=Limits(
-            max_iterations=configured.max_iterations if most is None else most,
-            time_seconds=terms.time_limit_seconds,
-            compute_seconds=terms.compute_budget_seconds,
-            money=terms.money_budget,
+            max_iterations=config.max_iterations if maximum is None else maximum,
+            time_seconds=constraints.time_limit_seconds,
+            compute_seconds=constraints.compute_budget_seconds,
+            money=constraints.money_budget,
         ),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalSnapshot:
-    """All that a decision looks at: the iterations so far, the last one being decided on, and what was used."""
+    """Everything a decision reads: the iterations so far, the last being the one to decide on, and the usage."""
 
     goal_id: str
-    reports: Sequence[Report]
+    iterations: Sequence[MeasuredIteration]
     usage: Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalDecision:
-    """Go on or stop, and why; shares, seconds and gains are explained where they are made."""
+    """Continue or stop, with the reason, and the advice for the next iteration."""
 
     action: GoalAction
     reason: str
@@ -138,38 +138,38 @@ class GoalDecision:
     next_compute_seconds: float | None
     gain: float
     gain_per_compute_second: float | None
-    fruitless: int
+    stalled_iterations: int
     notices: Sequence[str]
     draws: Sequence[tuple[float, float]]
 
 
 def decide(goal: GoalSnapshot, policy: GoalPolicy) -> GoalDecision:
-    """Decide after the last of the reports. Hard limits come first, and say so also where quality would stop too."""
-    last = goal.reports[-1]
-    pace = pace_of(goal.reports)
-    judgement = stopping.judge([Iteration(number=r.number, quality=r.quality) for r in goal.reports], policy.stopping)
-    limit = budgets.overrun(policy.limits, goal.usage, pace)
-    shares = exploration.split(
-        [_trial(report) for report in goal.reports], policy.exploration, goal_id=goal.goal_id, iteration=last.number
-    )
+    """Decide after the last iteration. Hard limits come first, also where quality would give a reason to stop."""
+    last = goal.iterations[-1]
+    forecast = forecast_next(goal.iterations)
+    readings = [QualityReading(number=row.number, quality=row.quality) for row in goal.iterations]
+    judgement = stopping.judge(readings, policy.stopping)
+    limit_reason = budgets.overrun_reason(policy.limits, goal.usage, forecast)
+    trials = [_trial(iteration) for iteration in goal.iterations]
+    split = exploration.split(trials, policy.exploration, goal_id=goal.goal_id, iteration=last.number)
     return GoalDecision(
-        action=GoalAction.STOP if limit or judgement.stop else GoalAction.CONTINUE,
-        reason=limit or judgement.reason,
-        exploration_share=shares.share,
-        exploration_reason=shares.reason,
-        next_compute_seconds=_next_compute(pace, policy.limits, goal.usage, improved=judgement.gain > 0),
+        action=GoalAction.STOP if limit_reason or judgement.stop else GoalAction.CONTINUE,
+        reason=limit_reason or judgement.reason,
+        exploration_share=split.share,
+        exploration_reason=split.reason,
+        next_compute_seconds=_next_compute(forecast, policy.limits, goal.usage, has_improved=judgement.gain > 0),
         gain=judgement.gain,
         gain_per_compute_second=judgement.gain / last.compute_seconds if last.compute_seconds > 0 else None,
-        fruitless=judgement.fruitless,
+        stalled_iterations=judgement.stalled_iterations,
         notices=budgets.notices(policy.limits, goal.usage),
-        draws=shares.draws,
+        draws=split.draws,
     )
 
 
-class Measure(StrEnum):
-    """What has to happen to a goal between its reports, so that it stays within its limits."""
+class EnforcementAction(StrEnum):
+    """Action on a goal between its reports that keeps it within its limits."""
 
-    LEAVE = "leave"
+    ALLOW = "allow"
     METER = "meter"
     HOLD = "hold"
     STOP = "stop"
@@ -177,71 +177,76 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """A measure and why; `room` is for how many more tasks where they are metered."""
+    """An action and its reason; `remaining_attempts` is the number of further tasks that a metered goal may start."""
 
-    measure: Measure
+    action: EnforcementAction
     reason: str = ""
-    room: int = 0
+    remaining_attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rush:
-    """How fast a goal could use up its budget until somebody looks again."""
+class LeaseCapacity:
+    """Workers that could lease tasks of a goal during the `check_seconds` between two checks of its budget."""
 
     workers: int
-    seconds: float = 1.0
+    check_seconds: float = 1.0
 
-    def leases(self, mean_seconds: float) -> int:
-        """As many as all workers could take: one each, and another whenever one of mean length ends."""
-        return self.workers * (1 + math.ceil(self.seconds / max(mean_seconds, self.seconds / _MOST_A_LOOK)))
+    def max_leases(self, mean_seconds: float) -> int:
+        """Number of leases if all workers took one, and another whenever a task of mean length ends."""
+        seconds = max(mean_seconds, self.check_seconds / _MAX_TASKS_PER_CHECK)
+        return self.workers * (1 + math.ceil(self.check_seconds / seconds))
 
 
-def enforce(usage: Usage, limits: Limits, rush: Rush, *, is_metered: bool = False) -> Enforcement:
-    """Hold the hard limits without the client's help.
+def enforce(usage: Usage, limits: Limits, capacity: LeaseCapacity, *, is_metered: bool = False) -> Enforcement:
+    """Decide how to keep a goal within its limits of time and compute, without help of the client.
 
-    What is used up stops. What is committed leases no more. Where all workers at once could overrun the budget until
-    the next look, only so many tasks are let through as there is room for; from twice as much room on, all again.
+    A goal whose budget is used up stops; one whose budget is committed leases no more. Where all workers together could
+    overrun the budget before the next check, the goal is metered: only as many tasks start as the budget has room for.
     """
-    really = replace(usage, iterations=0, compute=replace(usage.compute, running=0))
-    reason = budgets.exhausted(replace(limits, money=None), really)
+    # Running attempts count by the time they have really taken: a goal must not stop for an estimate.
+    actual = replace(usage, iterations=0, compute=replace(usage.compute, running=0))
+    reason = budgets.exhausted_limit(replace(limits, money=None), actual)
     if reason:
-        return Enforcement(measure=Measure.STOP, reason=reason)
-    left = budgets.room(limits, usage.compute)
-    enough = rush.leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
-    if left is None or left >= max(1, enough):
-        return Enforcement(measure=Measure.LEAVE)
-    if left >= 1:
-        words = f"the compute budget of {limits.compute_seconds:g} s has room for {left} more tasks"
-        return Enforcement(measure=Measure.METER, reason=words, room=left)
-    words = (
+        return Enforcement(action=EnforcementAction.STOP, reason=reason)
+    remaining = budgets.remaining_attempts(limits, usage.compute)
+    # A metered goal is let go only with twice the room, so that it does not flip at every check.
+    required_room = capacity.max_leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
+    if remaining is None or remaining >= max(1, required_room):
+        return Enforcement(action=EnforcementAction.ALLOW)
+    if remaining >= 1:
+        reason = f"the compute budget of {limits.compute_seconds:g} s has room for {remaining} more tasks"
+        return Enforcement(action=EnforcementAction.METER, reason=reason, remaining_attempts=remaining)
+    reason = (
         f"the compute budget of {limits.compute_seconds:g} s has no room for one more task of "
         f"{usage.compute.expected_seconds:.3g} s: {usage.compute.committed_seconds:.4g} s are spent or committed"
     )
-    return Enforcement(measure=Measure.HOLD if usage.compute.running else Measure.STOP, reason=words)
+    # While attempts run they may turn out shorter than expected, and leave room again; without any nothing can change.
+    action = EnforcementAction.HOLD if usage.compute.running else EnforcementAction.STOP
+    return Enforcement(action=action, reason=reason)
 
 
-def pace_of(reports: Sequence[Report]) -> Pace:
-    """What one more iteration is expected to take."""
-    return Pace(
-        seconds=budgets.expected([report.seconds for report in reports]),
-        compute_seconds=budgets.expected([report.compute_seconds for report in reports]),
-        money=budgets.expected([report.money for report in reports]),
+def forecast_next(iterations: Sequence[MeasuredIteration]) -> Forecast:
+    """Forecast the cost of one more iteration from the costs of those before it."""
+    return Forecast(
+        seconds=budgets.decayed_mean([iteration.seconds for iteration in iterations]),
+        compute_seconds=budgets.decayed_mean([iteration.compute_seconds for iteration in iterations]),
+        money=budgets.decayed_mean([iteration.money for iteration in iterations]),
     )
 
 
-def _next_compute(pace: Pace, limits: Limits, usage: Usage, *, improved: bool) -> float | None:
-    """Compute for the next iteration: a little more while it pays, and never more than there is."""
-    if pace.compute_seconds is None:
+def _next_compute(forecast: Forecast, limits: Limits, usage: Usage, *, has_improved: bool) -> float | None:
+    """Seconds of compute for the next iteration: more while it pays, and never more than the budget still has."""
+    if forecast.compute_seconds is None:
         return None
-    wanted = pace.compute_seconds * (_GROWTH if improved else 1.0)
+    seconds = forecast.compute_seconds * (_GROWTH if has_improved else 1.0)
     if limits.compute_seconds is not None:
-        wanted = min(wanted, limits.compute_seconds - usage.compute.committed_seconds)
-    return max(0.0, wanted)
+        seconds = min(seconds, limits.compute_seconds - usage.compute.committed_seconds)
+    return max(0.0, seconds)
 
 
-def _trial(report: Report) -> Trial:
+def _trial(iteration: MeasuredIteration) -> Trial:
     return Trial(
-        exploration_seconds=report.exploration_seconds,
-        exploitation_seconds=report.exploitation_seconds,
-        new_best=report.new_best,
+        exploration_seconds=iteration.exploration_seconds,
+        exploitation_seconds=iteration.exploitation_seconds,
+        new_best=iteration.new_best,
     )

@@ -1,9 +1,9 @@
-"""When thinking longer no longer pays: no measurable improvement for long enough.
+"""The stopping rule: end a goal when its quality has reached a plateau.
 
-Whatever the curve, a goal goes on past `min_iterations` only when some iteration among the last `patience` was better
-than the last improvement before it by at least the threshold, or when the line through those rises by as much
-(anchored best); or when the line through the last `window` may be steep enough still (slope). What was not measured is
-no improvement.
+Anchored best (early stopping with patience, see Prechelt, "Early Stopping, but When?", 1998): past `min_iterations` a
+goal goes on only while some iteration among the last `patience` was better than the last improvement before it by at
+least the threshold, or the line through those iterations rises by as much. Slope: it goes on only while the line
+through the last `window` iterations may still be steep enough. An iteration without a measurement is no improvement.
 """
 
 import math
@@ -12,19 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-# So that a gain of exactly the threshold counts, whatever floating point makes of it.
-_EPSILON = 1e-9
-# Of normal noise: the standard deviation over the median distance of two readings, 1.4826 / sqrt(2).
-_NORMAL = 1.0484
-_FEW_STEPS = 3
-_FEWEST_POINTS = 5
-Point = tuple[int, float]
-
-
-# An untested newcomer sits at the starting rating, so a top that holds some looks like convergence.
+# An untested newcomer sits at the starting rating, so a top that contains some looks like convergence.
 MIN_MATCHES = 3
-# Beyond this a difference of two numbers says nothing any more.
-_LARGEST = 1e150
+# Rounding must not turn a gain of exactly the threshold into one below it.
+_EPSILON = 1e-9
+# Standard deviation over the median distance of two readings, for normal noise: 1.4826 / sqrt(2), the first factor
+# being the one that makes the median absolute deviation consistent (Rousseeuw and Croux, 1993).
+_STEP_TO_DEVIATION = 1.0484
+_MIN_STEPS = 3
+_MIN_POINTS = 5
+# Larger numbers could overflow when they are squared or subtracted.
+_MAX_MAGNITUDE = 1e150
+# (iteration, value)
+Point = tuple[int, float]
 
 
 class StoppingRule(StrEnum):
@@ -32,6 +32,13 @@ class StoppingRule(StrEnum):
 
     ANCHORED_BEST = "anchored_best"
     SLOPE = "slope"
+
+
+class QualityMeasure(StrEnum):
+    """Number by which an iteration is judged; the mean of the top is less noisy than its maximum."""
+
+    TOP = "the mean of the top"
+    BEST = "the best"
 
 
 class Unit(StrEnum):
@@ -60,15 +67,15 @@ class StoppingPolicy:
     confidence: float = 1.64
     noise_share: float = 0.4
     climb_errors: float | None = 0.5
-    # Off: quality is not judged, and only hard limits stop a goal.
+    # False: quality is not judged, and only hard limits stop a goal.
     judges: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What an iteration has reached: the best, and the mean of the top k with the fewest matches among them.
+    """Quality after an iteration: of the best, and the mean of the top k with the fewest matches among those.
 
-    Anything may be unknown: None, or not a finite number.
+    Each may be missing: None, or not a finite number.
     """
 
     best: float | None = None
@@ -77,8 +84,8 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Iteration:
-    """The number of an iteration, from 1 on, and what it has reached."""
+class QualityReading:
+    """The number of an iteration, from 1 on, and the quality after it."""
 
     number: int
     quality: Quality
@@ -86,17 +93,21 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Whether to stop, and why. `gain` is what the last iteration brought beyond all before; 0 when nothing."""
+    """Whether to stop, and why.
+
+    `gain` is the improvement of the last iteration over its anchor, 0 when it is too small to count, and
+    `stalled_iterations` the number of iterations since the last one with a gain.
+    """
 
     stop: bool
     reason: str
     gain: float
-    fruitless: int
+    stalled_iterations: int
 
 
 @dataclass(slots=True)
-class _Course:
-    """The values of one measure so far, and the one that the next has to beat."""
+class _Series:
+    """Values of one measure so far, and the anchor that the next value has to beat."""
 
     anchor: float
     lowest: float
@@ -104,7 +115,8 @@ class _Course:
     values: list[Point] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
 
-    def note(self, number: int, value: float) -> None:
+    def add(self, number: int, value: float) -> None:
+        """Append a value; steps stay sorted, so that their median is at hand."""
         if self.values:
             insort(self.steps, abs(value - self.values[-1][1]))
         self.values.append((number, value))
@@ -112,169 +124,173 @@ class _Course:
 
     @property
     def spread(self) -> float:
+        """Distance of the highest from the lowest value."""
         return self.highest - self.lowest
 
     @property
     def noise(self) -> float:
-        """Standard deviation of a reading: by the median step, which few real jumps can move; 0 while there are few."""
-        if len(self.steps) < _FEW_STEPS:
+        """Standard deviation of a value, from the median step, which few real jumps can move; 0 with too few steps."""
+        if len(self.steps) < _MIN_STEPS:
             return 0.0
-        return _NORMAL * (self.steps[(len(self.steps) - 1) // 2] + self.steps[len(self.steps) // 2]) / 2
+        return _STEP_TO_DEVIATION * (self.steps[(len(self.steps) - 1) // 2] + self.steps[len(self.steps) // 2]) / 2
 
 
-def judge(iterations: Sequence[Iteration], policy: StoppingPolicy) -> Judgement:
-    """Judge the quality so far. Iterations may come in any order; of two with the same number the first counts."""
-    history = in_order(iterations)
-    gains, courses = _gains(history, policy)
-    fruitless = _trailing_zeros(gains[1:]) if gains else 0
+_SeriesByMeasure = Mapping[QualityMeasure, _Series]
+
+
+def judge(readings: Sequence[QualityReading], policy: StoppingPolicy) -> Judgement:
+    """Judge the quality so far. Readings may come in any order; of two with the same number the first counts."""
+    history = sort_readings(readings)
+    gains, series = _gains(history, policy)
+    # The first reading only sets the anchor, so that it is no stalled iteration.
+    stalled = _trailing_zeros(gains[1:]) if gains else 0
     gain = gains[-1] if gains else 0.0
     if not policy.judges:
-        return Judgement(stop=False, reason="quality is not judged", gain=gain, fruitless=fruitless)
+        return Judgement(stop=False, reason="quality is not judged", gain=gain, stalled_iterations=stalled)
     if policy.rule is StoppingRule.SLOPE:
-        stop, reason = _by_slope(history, courses, policy)
+        stop, reason = _judge_slope(history, series, policy)
     else:
-        stop, reason = _by_patience(gains, fruitless, policy)
-        if stop and (climb := _climb(history, courses, policy)):
+        stop, reason = _judge_patience(gains, stalled, policy)
+        if stop and (climb := _climb_reason(history, series, policy)):
             stop, reason = False, f"{reason}, but {climb}"
     if stop and len(history) < policy.min_iterations:
         stop, reason = False, f"at least {policy.min_iterations} iterations are wanted: {reason}"
-    return Judgement(stop=stop, reason=reason, gain=gain, fruitless=fruitless)
+    return Judgement(stop=stop, reason=reason, gain=gain, stalled_iterations=stalled)
 
 
-def in_order(iterations: Sequence[Iteration]) -> list[Iteration]:
-    """By number, each once."""
-    first: dict[int, Iteration] = {}
-    for iteration in iterations:
-        first.setdefault(iteration.number, iteration)
+def sort_readings(readings: Sequence[QualityReading]) -> list[QualityReading]:
+    """Readings in the order of their numbers, the first of each number."""
+    first: dict[int, QualityReading] = {}
+    for reading in readings:
+        first.setdefault(reading.number, reading)
     return [first[number] for number in sorted(first)]
 
 
-class Measure(StrEnum):
-    """What an iteration is judged by. The mean of the top is less noisy than its maximum."""
-
-    TOP = "the mean of the top"
-    BEST = "the best"
-
-
-def _gains(history: Sequence[Iteration], policy: StoppingPolicy) -> tuple[list[float], dict[Measure, _Course]]:
-    """Per iteration, by how much it beat its anchor where that is enough to count, else 0; and the courses.
-
-    Each measure has an anchor of its own: a mean of the top compared with a best would be a jump that nobody made.
-    """
-    courses: dict[Measure, _Course] = {}
-    gains = []
-    for iteration in history:
-        found = judged(iteration.quality)
-        gains.append(0.0)
-        if found is None:
-            continue
-        measure, value = found
-        course = courses.setdefault(measure, _Course(value, value, value))
-        course.note(iteration.number, value)
-        gain = improvement(policy.unit, value, course.anchor, course.spread)
-        if gain >= policy.threshold - _EPSILON and value - course.anchor >= policy.noise_share * course.noise:
-            course.anchor, gains[-1] = value, gain
-    return gains, courses
-
-
-def _trailing_zeros(gains: Sequence[float]) -> int:
-    return next((back for back, gain in enumerate(reversed(gains)) if gain > 0), len(gains))
-
-
-def _by_patience(gains: Sequence[float], fruitless: int, policy: StoppingPolicy) -> tuple[bool, str]:
-    if fruitless >= policy.patience:
-        return True, f"no improvement of {_size(policy.threshold, policy.unit)} in the last {_iterations(fruitless)}"
-    if gains and gains[-1] > 0:
-        return False, f"improved by {_size(gains[-1], policy.unit)}, at least {_size(policy.threshold, policy.unit)}"
-    if not fruitless:
-        return False, "the first iteration is what later ones are measured by"
-    lately = f"no improvement of {_size(policy.threshold, policy.unit)} in the last {_iterations(fruitless)}"
-    return False, f"{lately}; patience is {policy.patience}"
-
-
-def _climb(history: Sequence[Iteration], courses: Mapping[Measure, _Course], policy: StoppingPolicy) -> str | None:
-    """What speaks against a plateau: a line through the last readings that rises by the threshold, beyond chance."""
-    points = _recent(history, courses, policy.patience)
-    if policy.climb_errors is None or len(points) < _FEWEST_POINTS:
-        return None
-    slope, error = _fit(points)
-    rise = _gain(points, slope * (points[-1][0] - points[0][0]), policy.unit)
-    if rise < policy.threshold - _EPSILON or slope <= policy.climb_errors * error:
-        return None
-    return f"the line through the last {_iterations(policy.patience)} rises by {_size(rise, policy.unit)}"
-
-
-def _by_slope(
-    history: Sequence[Iteration], courses: Mapping[Measure, _Course], policy: StoppingPolicy
-) -> tuple[bool, str]:
-    """Stop when even the upper bound of the slope is under the threshold."""
-    if len(history) < policy.window:
-        return False, f"{_iterations(len(history))} so far; a slope is judged over {policy.window}"
-    points = _recent(history, courses, policy.window)
-    if len(points) < _FEWEST_POINTS:
-        return True, f"only {len(points)} of the last {_iterations(policy.window)} were measured: too few for a slope"
-    slope, error = _fit(points)
-    gain = _gain(points, slope + policy.confidence * error, policy.unit)
-    said = f"the slope of the last {_iterations(policy.window)} is at most {_size(gain, policy.unit)} an iteration"
-    if gain < policy.threshold - _EPSILON:
-        return True, f"{said}, under {_size(policy.threshold, policy.unit)}"
-    return False, f"{said}, not under {_size(policy.threshold, policy.unit)}"
-
-
-def _recent(history: Sequence[Iteration], courses: Mapping[Measure, _Course], window: int) -> list[Point]:
-    """The readings of the last iterations, by the measure that most of them have."""
-    since = history[-window:][0].number
-    found = [[point for point in course.values[-window:] if point[0] >= since] for course in courses.values()]
-    return max(found, key=len, default=[])
-
-
-def _gain(points: Sequence[Point], rise: float, unit: Unit) -> float:
-    """What a rise from the middle of these readings is worth."""
-    values = [value for _, value in points]
-    middle = math.fsum(values) / len(values)
-    return improvement(unit, middle + rise, middle, max(values) - min(values))
-
-
-def _fit(points: Sequence[Point]) -> tuple[float, float]:
-    """Slope of the least-squares line, and its standard error (n - 2 degrees of freedom)."""
-    count = len(points)
-    mean_x, mean_y = math.fsum(x for x, _ in points) / count, math.fsum(y for _, y in points) / count
-    width = math.fsum((x - mean_x) ** 2 for x, _ in points)
-    slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in points) / width
-    rest = math.fsum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
-    return slope, math.sqrt(max(0.0, rest) / (count - 2) / width)
-
-
-def _size(gain: float, unit: Unit) -> str:
-    return f"{100 * gain:.3g} %" if unit is Unit.RELATIVE else f"{gain:.3g} in win probability"
-
-
-def _iterations(count: int) -> str:
-    return "1 iteration" if count == 1 else f"{count} iterations"
-
-
-def judged(quality: Quality) -> tuple[Measure, float] | None:
-    """The measure by which to judge and its value; None when nothing was measured."""
+def measured_value(quality: Quality) -> tuple[QualityMeasure, float] | None:
+    """The measure by which to judge an iteration, and its value; None when nothing was measured."""
     is_tested = quality.matches is None or quality.matches >= MIN_MATCHES
-    if is_tested and _is_number(quality.top):
-        return Measure.TOP, float(quality.top or 0.0)
-    if _is_number(quality.best):
-        return Measure.BEST, float(quality.best or 0.0)
+    if is_tested and _is_usable(quality.top):
+        return QualityMeasure.TOP, float(quality.top or 0.0)
+    if _is_usable(quality.best):
+        return QualityMeasure.BEST, float(quality.best or 0.0)
     return None
 
 
 def improvement(unit: Unit, value: float, anchor: float, spread: float = 0.0) -> float:
-    """How much better `value` is than `anchor`; negative when it is worse.
+    """Improvement of `value` over `anchor` in the unit; negative when it is worse.
 
-    A win probability is that of a player who is so many Elo ahead, 1 / (1 + 10^(-d/400)), minus one half: 35 Elo are
-    0.05. A relative gain is a share of the anchor, or of the `spread` of all values so far where that is larger: a
-    score near zero or below it has no share of its own worth speaking of.
+    A win probability is that of a player who is d Elo ahead, 1 / (1 + 10^(-d/400)) (Elo, "The Rating of Chessplayers",
+    1978), minus one half: 35 Elo are 0.05. A relative gain is a share of the anchor, or of the `spread` of all values
+    so far where that is larger, because a share of a score near zero means nothing.
     """
     if unit is Unit.WIN_PROBABILITY:
+        # The same curve by tanh, which keeps its precision for small differences and cannot overflow.
         return 0.5 * math.tanh((value - anchor) * math.log(10) / 800)
     scale = max(abs(anchor), spread)
     return (value - anchor) / scale if scale > 0 else 0.0
 
 
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and abs(value) <= _LARGEST
+def _gains(
+    history: Sequence[QualityReading], policy: StoppingPolicy
+) -> tuple[list[float], dict[QualityMeasure, _Series]]:
+    """Gain of each iteration over its anchor, 0 where it is too small to count; and the series of each measure.
+
+    Each measure has an anchor of its own: from a mean of the top to a best there is a jump without any progress.
+    """
+    series: dict[QualityMeasure, _Series] = {}
+    gains = []
+    for reading in history:
+        measurement = measured_value(reading.quality)
+        gains.append(0.0)
+        if measurement is None:
+            continue
+        measure, value = measurement
+        values = series.setdefault(measure, _Series(value, value, value))
+        values.add(reading.number, value)
+        gain = improvement(policy.unit, value, values.anchor, values.spread)
+        # The anchor moves with counted gains only, so that many small steps add up to one that counts.
+        if gain >= policy.threshold - _EPSILON and value - values.anchor >= policy.noise_share * values.noise:
+            values.anchor, gains[-1] = value, gain
+    return gains, series
+
+
+def _trailing_zeros(gains: Sequence[float]) -> int:
+    return next((count for count, gain in enumerate(reversed(gains)) if gain > 0), len(gains))
+
+
+def _judge_patience(gains: Sequence[float], stalled: int, policy: StoppingPolicy) -> tuple[bool, str]:
+    threshold = _format_gain(policy.threshold, policy.unit)
+    stall = f"no improvement of {threshold} in the last {_format_iterations(stalled)}"
+    if stalled >= policy.patience:
+        return True, stall
+    if gains and gains[-1] > 0:
+        return False, f"improved by {_format_gain(gains[-1], policy.unit)}, at least {threshold}"
+    if not stalled:
+        return False, "the first iteration is what later ones are measured by"
+    return False, f"{stall}; patience is {policy.patience}"
+
+
+def _climb_reason(history: Sequence[QualityReading], series: _SeriesByMeasure, policy: StoppingPolicy) -> str | None:
+    """Reason against a plateau: a line through the last readings that rises by the threshold, beyond chance."""
+    points = _recent_points(history, series, policy.patience)
+    if policy.climb_errors is None or len(points) < _MIN_POINTS:
+        return None
+    slope, error = _fit_line(points)
+    rise = _gain_of_rise(points, slope * (points[-1][0] - points[0][0]), policy.unit)
+    if rise < policy.threshold - _EPSILON or slope <= policy.climb_errors * error:
+        return None
+    return f"the line through the last {_format_iterations(policy.patience)} rises by {_format_gain(rise, policy.unit)}"
+
+
+def _judge_slope(
+    history: Sequence[QualityReading], series: _SeriesByMeasure, policy: StoppingPolicy
+) -> tuple[bool, str]:
+    """Stop when even the upper confidence bound of the slope is under the threshold."""
+    if len(history) < policy.window:
+        return False, f"{_format_iterations(len(history))} so far; a slope is judged over {policy.window}"
+    points, window = _recent_points(history, series, policy.window), _format_iterations(policy.window)
+    if len(points) < _MIN_POINTS:
+        return True, f"only {len(points)} of the last {window} were measured: too few for a slope"
+    slope, error = _fit_line(points)
+    gain = _gain_of_rise(points, slope + policy.confidence * error, policy.unit)
+    threshold = _format_gain(policy.threshold, policy.unit)
+    summary = f"the slope of the last {window} is at most {_format_gain(gain, policy.unit)} an iteration"
+    if gain < policy.threshold - _EPSILON:
+        return True, f"{summary}, under {threshold}"
+    return False, f"{summary}, not under {threshold}"
+
+
+def _recent_points(history: Sequence[QualityReading], series: _SeriesByMeasure, window: int) -> list[Point]:
+    """Points of the last `window` iterations, of the measure that most of them have."""
+    first = history[-window:][0].number
+    candidates = [[point for point in values.values[-window:] if point[0] >= first] for values in series.values()]
+    return max(candidates, key=len, default=[])
+
+
+def _gain_of_rise(points: Sequence[Point], rise: float, unit: Unit) -> float:
+    """Improvement that a rise from the mean of these points amounts to, in the unit."""
+    values = [value for _, value in points]
+    middle = math.fsum(values) / len(values)
+    return improvement(unit, middle + rise, middle, max(values) - min(values))
+
+
+def _fit_line(points: Sequence[Point]) -> tuple[float, float]:
+    """Slope of the ordinary least-squares line, and its standard error (n - 2 degrees of freedom)."""
+    count = len(points)
+    mean_x, mean_y = math.fsum(x for x, _ in points) / count, math.fsum(y for _, y in points) / count
+    width = math.fsum((x - mean_x) ** 2 for x, _ in points)
+    slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in points) / width
+    residual = math.fsum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return slope, math.sqrt(max(0.0, residual) / (count - 2) / width)
+
+
+def _format_gain(gain: float, unit: Unit) -> str:
+    return f"{100 * gain:.3g} %" if unit is Unit.RELATIVE else f"{gain:.3g} in win probability"
+
+
+def _format_iterations(count: int) -> str:
+    return "1 iteration" if count == 1 else f"{count} iterations"
+
+
+def _is_usable(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and abs(value) <= _MAX_MAGNITUDE

@@ -11,7 +11,7 @@ from app.db import duties
 from app.db.database import Database, now
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Compute
-from app.goals.rules.goals import GoalState, Measure
+from app.goals.rules.goals import EnforcementAction, GoalState
 from app.goals.service import goals as service
 from app.goals.service import priors as prior_service
 from app.goals.store import compute, goals
@@ -22,18 +22,18 @@ from app.queue.store import cancel, holds
 from app.queue.store.holds import Held, Meter
 from app.queue.store.listing import Selection
 
-LOOK_FOR_STRAYS = "look for strays of held goals"
+RECAPTURE_DUTY = "look for strays of held goals"
 # So many rows are changed in some 50 ms: no transaction that readers of events would have to wait for.
 BATCH = 1000
 # Longer than a transaction usually takes between the time that it writes into a row and its commit.
 _OVERLAP = timedelta(seconds=20)
-_BITES = 5
+_MAX_BATCHES = 5
 
 
-async def fold(connection: AsyncConnection) -> dict[str, Any]:
+async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
     """Add what has ended to the compute of its goal."""
     folded = 0
-    for _ in range(_BITES):
+    for _ in range(_MAX_BATCHES):
         bite = await compute.fold(connection)
         folded += bite.events
         if not bite.more:
@@ -41,30 +41,30 @@ async def fold(connection: AsyncConnection) -> dict[str, Any]:
     return {"events": folded, "behind": True}
 
 
-async def enforce(connection: AsyncConnection) -> dict[str, Any]:
+async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     """Stop goals whose time or compute is used up, and lease no more of those whose budget is committed."""
-    limited, moment = await goals.limited(connection), await now(connection)
+    limited, moment = await goals.read_limited(connection), await now(connection)
     if not limited:
         return {"stopped": [], "held": [], "let_through": 0}
-    ids, rush = [goal.id for goal in limited], await prior_service.rush(connection)
-    spent, meters = await compute.of_goals(connection, ids), await holds.metered(connection, ids)
+    ids, rush = [goal.id for goal in limited], await prior_service.lease_capacity(connection)
+    spent, meters = await compute.read_many(connection, ids), await holds.metered(connection, ids)
     new = [goal.id for goal in limited if goal.terms.compute_budget_seconds and not spent[goal.id].total.attempts]
-    priors = await prior_service.priors(connection, new)
+    priors = await prior_service.expected_seconds(connection, new)
     stopped, held, let = [], [], 0
     for goal in limited:
         used, meter = service.usage(goal, spent[goal.id], moment), meters.get(goal.id)
         used = replace(used, compute=replace(used.compute, prior_seconds=priors.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are for reports.
-        limits = rules.policy_of(goal.terms, Iterations()).limits
+        limits = rules.goal_policy(goal.terms, Iterations()).limits
         due = rules.enforce(used, limits, rush, is_metered=meter is not None)
-        if due.measure is Measure.STOP:
-            stopped += await _stop(connection, goal.id, due.reason)
-        elif due.measure is Measure.HOLD and goal.hold is None:
-            held += await _hold(connection, goal.id, due.reason)
-        elif due.measure is Measure.METER:
+        if due.measure is EnforcementAction.STOP:
+            stopped += await _stop_goal(connection, goal.id, due.reason)
+        elif due.measure is EnforcementAction.HOLD and goal.hold is None:
+            held += await _hold_goal(connection, goal.id, due.reason)
+        elif due.measure is EnforcementAction.METER:
             let += await _meter(connection, goal, meter, due.room, used.compute)
-        elif due.measure is Measure.LEAVE and (meter is not None or goal.hold is Hold.BUDGET):
-            await _leave(connection, goal.id)
+        elif due.measure is EnforcementAction.LEAVE and (meter is not None or goal.hold is Hold.BUDGET):
+            await _allow(connection, goal.id)
     return {"stopped": stopped, "held": held, "let_through": let}
 
 
@@ -80,37 +80,37 @@ async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, r
     return await holds.let_through(connection, goal.id, count) if meter.is_ready and count > 0 else 0
 
 
-async def _leave(connection: AsyncConnection, goal_id: str) -> None:
+async def _allow(connection: AsyncConnection, goal_id: str) -> None:
     if await goals.lock(connection, goal_id) is not None:
         await holds.open_up(connection, goal_id, Hold.BUDGET)
 
 
-async def _stop(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
+async def _stop_goal(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
     goal = await goals.lock(connection, goal_id)
     if goal is None or goal.state is GoalState.STOPPED:
         return []
-    await service.end(connection, goal, reason)
+    await service.stop_locked(connection, goal, reason)
     return [goal_id]
 
 
-async def _hold(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
+async def _hold_goal(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
     goal = await goals.lock(connection, goal_id)
     if goal is None or goal.state is not GoalState.RUNNING or goal.hold is not None:
         return []
     await holds.close(connection, goal_id, Hold.BUDGET)
-    await goals.tell(connection, GoalEvent.HELD, goal_id, {"reason": reason})
+    await goals.append_event(connection, GoalEvent.HELD, goal_id, {"reason": reason})
     return [goal_id]
 
 
-async def work_off(database: Database) -> int:
+async def process_holds(database: Database) -> int:
     """Do all the work on holds that there is, a batch a transaction; returns how many batches."""
     batches = 0
-    while await step(database):
+    while await process_batch(database):
         batches += 1
     return batches
 
 
-async def step(database: Database) -> bool:
+async def process_batch(database: Database) -> bool:
     """Do one batch of the work on one hold; False when there is none."""
     async with database.transaction() as connection:
         held = await holds.next_to_do(connection)
@@ -119,15 +119,15 @@ async def step(database: Database) -> bool:
         if not held.is_closed:
             await holds.bring_back(connection, held, BATCH)
         elif held.reason is Hold.STOPPED:
-            await _cancel(connection, held)
+            await _cancel_tasks(connection, held)
         else:
             await holds.sweep(connection, held, BATCH)
         return True
 
 
-async def look_for_strays(connection: AsyncConnection) -> dict[str, Any]:
+async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
     """Find tasks of held goals that are in the way of claims: they came back from a worker, or were on their way in."""
-    turn = (await duties.turns(connection, [LOOK_FOR_STRAYS])).get(LOOK_FOR_STRAYS)
+    turn = (await duties.turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
     found = await holds.strays(connection, await now(connection) - (turn.ago if turn else timedelta(days=1)) - _OVERLAP)
     for goal_id in {stray.goal_id for stray in found if stray.reason == Hold.STOPPED}:
         await holds.again(connection, goal_id)
@@ -135,7 +135,7 @@ async def look_for_strays(connection: AsyncConnection) -> dict[str, Any]:
     return {"strays": len(found), "forgotten": await holds.forget(connection)}
 
 
-async def _cancel(connection: AsyncConnection, held: Held) -> None:
+async def _cancel_tasks(connection: AsyncConnection, held: Held) -> None:
     """Running tasks too: their workers hear of it with their next heartbeat or call."""
     ids = await holds.live(connection, held, BATCH)
     if ids:

@@ -15,7 +15,7 @@ from app.db.database import now
 from app.goals.errors import GoalConflict, GoalNotFound, LimitsRefused
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Usage, notices
-from app.goals.rules.goals import GoalPolicy, GoalState, Terms
+from app.goals.rules.goals import Constraints, GoalPolicy, GoalState
 from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.compute import GoalCompute
@@ -27,18 +27,18 @@ from app.queue.store import holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class GoalRequest:
     """A goal that somebody wants."""
 
     id: str
     objective: str
-    terms: Terms
+    terms: Constraints
     weight: float | None
     by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class GoalView:
     """A goal with what it has used by now, how it is judged, and what is nearly used up."""
 
     goal: Goal
@@ -49,9 +49,9 @@ class View:
     notices: list[str]
 
 
-async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]:
+async def create(connection: AsyncConnection, order: GoalRequest) -> tuple[Goal, bool]:
     """Create a goal; the same order again gives the same goal, and False. Raises GoalConflict."""
-    request_hash = _hash(order)
+    request_hash = _request_hash(order)
     new = NewGoal(
         id=order.id,
         objective=order.objective,
@@ -61,17 +61,17 @@ async def create(connection: AsyncConnection, order: Order) -> tuple[Goal, bool]
         request_hash=request_hash,
     )
     created = await goals.create(connection, new)
-    goal = await found(connection, order.id)
+    goal = await read(connection, order.id)
     if goal.request_hash != request_hash:
         raise GoalConflict(f"the research goal {order.id} exists already with another body")
     if created:
-        await goals.tell(connection, GoalEvent.CREATED, order.id, {"objective": order.objective})
+        await goals.append_event(connection, GoalEvent.CREATED, order.id, {"objective": order.objective})
         await _audit(connection, GoalEvent.CREATED, order.by, None, goal, order.objective)
-        await priors.meter(connection, goal)
+        await priors.meter_new_goal(connection, goal)
     return goal, created
 
 
-async def found(connection: AsyncConnection, goal_id: str) -> Goal:
+async def read(connection: AsyncConnection, goal_id: str) -> Goal:
     """A goal that was created. Raises GoalNotFound."""
     goal = await goals.read(connection, goal_id)
     if goal is None:
@@ -79,13 +79,15 @@ async def found(connection: AsyncConnection, goal_id: str) -> Goal:
     return goal
 
 
-async def view(connection: AsyncConnection, goal_id: str, configured: Iterations) -> View:
+async def view(connection: AsyncConnection, goal_id: str, configured: Iterations) -> GoalView:
     """A goal as it stands now. Raises GoalNotFound."""
-    goal = await found(connection, goal_id)
-    spent = await compute.of_goal(connection, goal_id)
-    moment, policy = await now(connection), rules.policy_of(goal.terms, configured)
+    goal = await read(connection, goal_id)
+    spent = await compute.read(connection, goal_id)
+    moment, policy = await now(connection), rules.goal_policy(goal.terms, configured)
     used = usage(goal, spent, moment)
-    return View(goal=goal, at=moment, usage=used, compute=spent, policy=policy, notices=notices(policy.limits, used))
+    return GoalView(
+        goal=goal, at=moment, usage=used, compute=spent, policy=policy, notices=notices(policy.limits, used)
+    )
 
 
 def usage(goal: Goal, spent: GoalCompute, moment: datetime, *, money: float | None = None) -> Usage:
@@ -107,7 +109,7 @@ async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str)
     async def carry_out(goal: Goal) -> None:
         await holds.close(connection, goal.id, Hold.PAUSED)
 
-    return await _move(connection, goal_id, GoalEvent.PAUSED, reason, by, carry_out)
+    return await _change_state(connection, goal_id, GoalEvent.PAUSED, reason, by, carry_out)
 
 
 async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
@@ -122,7 +124,7 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
         else:
             await holds.hand_over(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
 
-    return await _move(connection, goal_id, GoalEvent.RESUMED, reason, by, carry_out)
+    return await _change_state(connection, goal_id, GoalEvent.RESUMED, reason, by, carry_out)
 
 
 async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
@@ -130,39 +132,39 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
 
     Safe to repeat. Raises GoalNotFound.
     """
-    goal = await locked(connection, goal_id)
+    goal = await lock(connection, goal_id)
     if goal.state is GoalState.STOPPED:
         return goal
-    await end(connection, goal, reason)
-    stopped = await found(connection, goal_id)
+    await stop_locked(connection, goal, reason)
+    stopped = await read(connection, goal_id)
     await _audit(connection, GoalEvent.STOPPED, by, goal, stopped, reason)
     return stopped
 
 
-async def end(connection: AsyncConnection, goal: Goal, reason: str) -> None:
+async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     """Stop a goal that goes on and that we hold the lock of."""
-    await goals.move(connection, goal.id, rules.after(goal.state, GoalEvent.STOPPED), reason)
+    await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason)
     await holds.close(connection, goal.id, Hold.STOPPED)
-    await goals.tell(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
+    await goals.append_event(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
 
 
-async def extend(connection: AsyncConnection, goal_id: str, terms: Terms, by: str) -> Goal:
+async def extend(connection: AsyncConnection, goal_id: str, terms: Constraints, by: str) -> Goal:
     """Give a goal other limits; what waits for a budget goes on at the next look if there is room for it now.
 
     Raises GoalNotFound, GoalStopped, LimitsRefused.
     """
-    goal = await locked(connection, goal_id)
-    _check(goal, GoalEvent.EXTENDED)
+    goal = await lock(connection, goal_id)
+    _next_state(goal, GoalEvent.EXTENDED)
     given = {name: value for name, value in asdict(terms).items() if value is not None}
-    _check_order(replace(goal.terms, **given), given)
-    await goals.extend(connection, goal_id, terms)
-    await goals.tell(connection, GoalEvent.EXTENDED, goal_id, {"limits": given})
-    extended = await found(connection, goal_id)
+    _check_iteration_bounds(replace(goal.terms, **given), given)
+    await goals.change_limits(connection, goal_id, terms)
+    await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": given})
+    extended = await read(connection, goal_id)
     await _audit(connection, GoalEvent.EXTENDED, by, goal, extended, "")
     return extended
 
 
-def _check_order(terms: Terms, given: Collection[str]) -> None:
+def _check_iteration_bounds(terms: Constraints, given: Collection[str]) -> None:
     """What one body may not say, two may not either. Limits that stand already are no fault of other ones."""
     least, most = terms.min_iterations, terms.max_iterations
     if least is None or most is None or least <= most:
@@ -173,12 +175,12 @@ def _check_order(terms: Terms, given: Collection[str]) -> None:
         raise LimitsRefused([("constraints.max_iterations", f"must not be below min_iterations, which is {least}")])
 
 
-async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:
+async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
     """Give a goal its share of the lanes; processes that submit for it learn of it within a second."""
-    await goals.weigh(connection, goal_id, weight)
+    await goals.set_weight(connection, goal_id, weight)
 
 
-async def locked(connection: AsyncConnection, goal_id: str) -> Goal:
+async def lock(connection: AsyncConnection, goal_id: str) -> Goal:
     """A goal that is ours until the transaction ends. Raises GoalNotFound."""
     goal = await goals.lock(connection, goal_id)
     if goal is None:
@@ -186,7 +188,7 @@ async def locked(connection: AsyncConnection, goal_id: str) -> Goal:
     return goal
 
 
-async def _move(
+async def _change_state(
     connection: AsyncConnection,
     goal_id: str,
     move: GoalEvent,
@@ -195,14 +197,14 @@ async def _move(
     carry_out: Callable[[Goal], Awaitable[None]],
 ) -> Goal:
     """Change the state of a goal; a goal that is in it already stays as it is, with the reason that was given first."""
-    goal = await locked(connection, goal_id)
-    state = _check(goal, move)
+    goal = await lock(connection, goal_id)
+    state = _next_state(goal, move)
     if state is goal.state:
         return goal
-    await goals.move(connection, goal_id, state, reason)
+    await goals.set_state(connection, goal_id, state, reason)
     await carry_out(goal)
-    await goals.tell(connection, move, goal_id, {"reason": reason})
-    moved = await found(connection, goal_id)
+    await goals.append_event(connection, move, goal_id, {"reason": reason})
+    moved = await read(connection, goal_id)
     await _audit(connection, move, by, goal, moved, reason)
     return moved
 
@@ -211,22 +213,22 @@ async def _audit(
     connection: AsyncConnection, move: GoalEvent, by: str, before: Goal | None, after: Goal, reason: str
 ) -> None:
     """What somebody has done to a goal; what the rule does by itself is in its events."""
-    known = None if before is None else _audited(before)
-    await audit.record(connection, move.value, by=by, before=known, after=_audited(after), reason=reason)
+    known = None if before is None else _audit_fields(before)
+    await audit.record(connection, move.value, by=by, before=known, after=_audit_fields(after), reason=reason)
 
 
-def _audited(goal: Goal) -> dict[str, Any]:
+def _audit_fields(goal: Goal) -> dict[str, Any]:
     terms = {name: value for name, value in asdict(goal.terms).items() if value is not None}
     return {"goal_id": goal.id, "state": goal.state.value, "constraints": terms}
 
 
-def _check(goal: Goal, move: GoalEvent) -> GoalState:
+def _next_state(goal: Goal, move: GoalEvent) -> GoalState:
     try:
-        return rules.after(goal.state, move)
+        return rules.next_state(goal.state, move)
     except GoalStopped:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason) from None
 
 
-def _hash(order: Order) -> bytes:
+def _request_hash(order: GoalRequest) -> bytes:
     body = [order.id, order.objective, asdict(order.terms), order.weight]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()

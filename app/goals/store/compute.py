@@ -19,19 +19,14 @@ from app.workers.store.tables import LIVE
 
 _NAME = "goals"
 # The events that tell how long an attempt has run. A cancelled task that did not run has none.
-_ENDS = (
-    TaskEvent.COMPLETED,
-    TaskEvent.RETRYING,
-    TaskEvent.FAILED,
-    TaskEvent.RELEASED,
-    TaskEvent.EXPIRED,
-    TaskEvent.CANCELLED,
+_END_EVENTS = (TaskEvent.COMPLETED, TaskEvent.RETRYING, TaskEvent.FAILED, TaskEvent.RELEASED, TaskEvent.EXPIRED, TaskEvent.CANCELLED)
+_ENDED = (
+    f"kind IN ({', '.join(repr(move.value) for move in _END_EVENTS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
 )
-_ENDED = f"kind IN ({', '.join(repr(move.value) for move in _ENDS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bite:
+class FoldResult:
     """How many events were looked at, and whether there are more already."""
 
     events: int
@@ -62,7 +57,7 @@ SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::flo
 """)
 
 # All goals, for whoever takes them elsewhere.
-EVERYTHING = f"""
+ALL_SPENT = f"""
 SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
     SELECT goal_id, agent_type, attempts, seconds FROM goal_compute
     UNION ALL
@@ -81,7 +76,7 @@ GROUP BY t.goal_id
 
 # The first task from the goal on in the order of one index, so that no other comes into question: by `seq` alone the
 # planner may look for the first task of a goal that has none among all others.
-_FIRST = text("""
+_FIRST_TYPES = text("""
 SELECT first.goal_id, first.agent_type FROM unnest(CAST(:goal_ids AS text[])) AS asked (id)
 CROSS JOIN LATERAL (
     SELECT goal_id, agent_type FROM tasks t WHERE t.goal_id >= asked.id ORDER BY t.goal_id, t.seq LIMIT 1
@@ -113,13 +108,13 @@ class GoalCompute:
     by_agent: dict[AgentType, float]
 
 
-async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
+async def fold(connection: AsyncConnection, bite: int = 20_000) -> FoldResult:
     """Fold about so many of the oldest new events. One at a time: the caller holds a duty's turn."""
     row = (await connection.execute(_FOLD, {"bite": bite})).mappings().one()
-    return Bite(events=row["events"], more=row["more"])
+    return FoldResult(events=row["events"], more=row["more"])
 
 
-async def of_goals(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
+async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
     """What each of these goals has cost until now, exactly: also what has just ended, and what runs."""
     values = {"goal_ids": list(goal_ids)}
     spent = (await connection.execute(_SPENT, values)).mappings().all()
@@ -139,15 +134,15 @@ async def of_goals(connection: AsyncConnection, goal_ids: Collection[str]) -> di
     return found
 
 
-async def first_types(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, AgentType]:
+async def first_task_types(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, AgentType]:
     """Of which type the first live task of each goal is; goals without tasks are left out."""
-    rows = await connection.execute(_FIRST, {"goal_ids": list(goal_ids)})
+    rows = await connection.execute(_FIRST_TYPES, {"goal_ids": list(goal_ids)})
     return {row.goal_id: AgentType(row.agent_type) for row in rows}
 
 
-async def of_goal(connection: AsyncConnection, goal_id: str) -> GoalCompute:
+async def read(connection: AsyncConnection, goal_id: str) -> GoalCompute:
     """What a goal has cost until now."""
-    return (await of_goals(connection, [goal_id]))[goal_id]
+    return (await read_many(connection, [goal_id]))[goal_id]
 
 
 async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:

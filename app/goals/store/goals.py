@@ -11,12 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.retention import BATCH
-from app.goals.rules.goals import LIVE, GoalState, Terms
+from app.goals.rules.goals import LIVE_STATES, Constraints, GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
 from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 
-USUAL_WEIGHT = 1.0
+DEFAULT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class NewGoal:
 
     id: str
     objective: str
-    terms: Terms
+    terms: Constraints
     weight: float | None
     created_by: str
     request_hash: bytes
@@ -38,7 +38,7 @@ class Goal:
     id: str
     state: GoalState
     objective: str
-    terms: Terms
+    terms: Constraints
     weight: float
     created_by: str
     request_hash: bytes
@@ -50,9 +50,9 @@ class Goal:
     hold: Hold | None
 
 
-_TERMS = tuple(Terms.__dataclass_fields__)
+_CONSTRAINTS = tuple(Constraints.__dataclass_fields__)
 _OWN = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
-_COLUMNS = ", ".join(f"g.{name}" for name in (*_OWN, *_TERMS))
+_COLUMNS = ", ".join(f"g.{name}" for name in (*_OWN, *_CONSTRAINTS))
 _SELECT = f"""
 SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
        CASE WHEN h.is_closed THEN h.reason END AS hold
@@ -64,13 +64,13 @@ LEFT JOIN holds h ON h.goal_id = g.id
 """
 
 _CREATE = text(f"""
-INSERT INTO goals AS known (id, weight, state, objective, created_by, request_hash, started_at, {", ".join(_TERMS)})
+INSERT INTO goals AS known (id, weight, state, objective, created_by, request_hash, started_at, {", ".join(_CONSTRAINTS)})
 VALUES (:id, coalesce(CAST(:weight AS float8), 1), 'running', :objective, :created_by, :request_hash, now(),
-        {", ".join(f":{name}" for name in _TERMS)})
+        {", ".join(f":{name}" for name in _CONSTRAINTS)})
 ON CONFLICT (id) DO UPDATE SET
     weight = coalesce(CAST(:weight AS float8), known.weight), state = excluded.state, objective = excluded.objective,
     created_by = excluded.created_by, request_hash = excluded.request_hash, started_at = excluded.started_at,
-    {", ".join(f"{name} = excluded.{name}" for name in _TERMS)}
+    {", ".join(f"{name} = excluded.{name}" for name in _CONSTRAINTS)}
 WHERE known.state IS NULL
 RETURNING id
 """)
@@ -83,20 +83,20 @@ _PAGE = text(f"""
 {_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND g.id > :after ORDER BY g.id LIMIT :limit
 """)
 
-_MOVE = text("""
+_SET_STATE = text("""
 UPDATE goals SET state = :state, reason = :reason, ended_at = CASE WHEN :state = 'stopped' THEN now() END
 WHERE id = :id
 """)
 
-_TELL = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, :goal_id, CAST(:detail AS jsonb))")
+_APPEND_EVENT = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, :goal_id, CAST(:detail AS jsonb))")
 
-_LIMITED = text(f"""
+_READ_LIMITED = text(f"""
 {_SELECT} WHERE g.state = ANY (CAST(:states AS text[]))
   AND (g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL)
 ORDER BY g.id
 """)
 
-_WEIGH = text("""
+_SET_WEIGHT = text("""
 INSERT INTO goals AS known (id, weight) VALUES (:id, :weight)
 ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE known.weight <> excluded.weight
 """)
@@ -124,13 +124,13 @@ WITH old AS MATERIALIZED (
 DELETE FROM goals WHERE id IN (SELECT id FROM old)
 """)
 
-_WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
+_READ_WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
 
 
 async def create(connection: AsyncConnection, new: NewGoal) -> bool:
     """Write down a goal that nobody has created before; False when somebody has. Waits for a rival that is at it."""
     values = {"id": new.id, "weight": new.weight, "objective": new.objective, "created_by": new.created_by}
-    values |= {name: getattr(new.terms, name) for name in _TERMS} | {"request_hash": new.request_hash}
+    values |= {name: getattr(new.terms, name) for name in _CONSTRAINTS} | {"request_hash": new.request_hash}
     return (await connection.execute(_CREATE, values)).first() is not None
 
 
@@ -158,41 +158,41 @@ async def page(
     return found, found[-1].id if len(rows) > limit else None
 
 
-async def limited(connection: AsyncConnection) -> list[Goal]:
+async def read_limited(connection: AsyncConnection) -> list[Goal]:
     """All goals that go on and have a limit of time or compute."""
-    rows = (await connection.execute(_LIMITED, {"states": [state.value for state in LIVE]})).mappings()
+    rows = (await connection.execute(_READ_LIMITED, {"states": [state.value for state in LIVE_STATES]})).mappings()
     return [_goal(row) for row in rows]
 
 
-async def move(connection: AsyncConnection, goal_id: str, state: GoalState, reason: str) -> None:
+async def set_state(connection: AsyncConnection, goal_id: str, state: GoalState, reason: str) -> None:
     """Put a goal that we hold the lock of into a state."""
-    await connection.execute(_MOVE, {"id": goal_id, "state": state.value, "reason": reason})
+    await connection.execute(_SET_STATE, {"id": goal_id, "state": state.value, "reason": reason})
 
 
-async def extend(connection: AsyncConnection, goal_id: str, terms: Terms) -> None:
+async def change_limits(connection: AsyncConnection, goal_id: str, terms: Constraints) -> None:
     """Change those terms that are given, of a goal that we hold the lock of."""
-    given = {name: value for name in _TERMS if (value := getattr(terms, name)) is not None}
+    given = {name: value for name in _CONSTRAINTS if (value := getattr(terms, name)) is not None}
     if given:
         statement = text(f"UPDATE goals SET {', '.join(f'{name} = :{name}' for name in given)} WHERE id = :id")
         await connection.execute(statement, {**given, "id": goal_id})
 
 
-async def tell(connection: AsyncConnection, kind: GoalEvent, goal_id: str, detail: dict[str, Any]) -> None:
+async def append_event(connection: AsyncConnection, kind: GoalEvent, goal_id: str, detail: dict[str, Any]) -> None:
     """Append an event that is about the goal itself."""
     values = {"kind": kind.value, "goal_id": goal_id, "detail": json.dumps(detail)}
-    await connection.execute(_TELL, values)
+    await connection.execute(_APPEND_EVENT, values)
     notify.note(connection, notify.EVENTS)
 
 
-async def weigh(connection: AsyncConnection, goal_id: str, weight: float) -> None:
+async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
     """Give a goal its weight, for the tasks that it submits from now on."""
-    await connection.execute(_WEIGH, {"id": goal_id, "weight": weight})
+    await connection.execute(_SET_WEIGHT, {"id": goal_id, "weight": weight})
 
 
-async def weight(connection: AsyncConnection, goal_id: str) -> float:
+async def read_weight(connection: AsyncConnection, goal_id: str) -> float:
     """The weight of a goal; the usual one for a goal that nobody has weighed."""
-    found = (await connection.execute(_WEIGHT, {"id": goal_id})).scalar()
-    return USUAL_WEIGHT if found is None else float(found)
+    found = (await connection.execute(_READ_WEIGHT, {"id": goal_id})).scalar()
+    return DEFAULT_WEIGHT if found is None else float(found)
 
 
 async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
@@ -206,9 +206,9 @@ async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> in
 
 
 def _goal(row: Any) -> Goal:
-    terms = {name: row[name] for name in _TERMS}
+    terms = {name: row[name] for name in _CONSTRAINTS}
     terms["improvement_unit"] = Unit(row["improvement_unit"]) if row["improvement_unit"] else None
     terms["rule"] = StoppingRule(row["rule"]) if row["rule"] else None
     rest = {name: row[name] for name in Goal.__dataclass_fields__ if name not in ("terms", "state", "hold")}
     hold = Hold(row["hold"]) if row["hold"] else None
-    return Goal(terms=Terms(**terms), state=GoalState(row["state"]), hold=hold, **rest)
+    return Goal(terms=Constraints(**terms), state=GoalState(row["state"]), hold=hold, **rest)

@@ -30,16 +30,16 @@ class Iteration(NewIteration):
     reported_at: datetime
 
 
-_NAMES = tuple(NewIteration.__dataclass_fields__)
-_JSON = ("report", "inputs", "decision")
+_STORED = tuple(NewIteration.__dataclass_fields__)
+_JSON_COLUMNS = ("report", "inputs", "decision")
 _COLUMNS = ", ".join(
-    [*(f"CAST({name} AS text) AS {name}" if name in _JSON else name for name in _NAMES), "reported_at"]
+    [*(f"CAST({name} AS text) AS {name}" if name in _JSON_COLUMNS else name for name in _STORED), "reported_at"]
 )
-_VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON else f":{name}" for name in _NAMES)
+_VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _STORED)
 
-_ADD = text(f"INSERT INTO goal_iterations ({', '.join(_NAMES)}) VALUES ({_VALUES})")
+_ADD = text(f"INSERT INTO goal_iterations ({', '.join(_STORED)}) VALUES ({_VALUES})")
 
-_UP_TO = text(f"""
+_READ_FIRST = text(f"""
 SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number <= :number ORDER BY number
 """)
 
@@ -52,7 +52,7 @@ SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number > :af
 
 async def add(connection: AsyncConnection, new: NewIteration) -> None:
     """Write down an iteration; the caller holds the lock of its goal."""
-    await connection.execute(_ADD, {name: getattr(new, name) for name in _NAMES})
+    await connection.execute(_ADD, {name: getattr(new, name) for name in _STORED})
 
 
 async def read(connection: AsyncConnection, goal_id: str, number: int) -> Iteration | None:
@@ -61,9 +61,9 @@ async def read(connection: AsyncConnection, goal_id: str, number: int) -> Iterat
     return _iteration(row) if row else None
 
 
-async def up_to(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
+async def read_first(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
     """The first so many iterations of a goal."""
-    rows = (await connection.execute(_UP_TO, {"goal_id": goal_id, "number": number})).mappings()
+    rows = (await connection.execute(_READ_FIRST, {"goal_id": goal_id, "number": number})).mappings()
     return [_iteration(row) for row in rows]
 
 

@@ -110,7 +110,7 @@ _SMALL = (
     }
     | {
         # With what is not folded yet, as its events are left behind.
-        "goal_compute": text(f"SELECT CAST(to_jsonb(t) AS text) FROM ({compute.EVERYTHING}) t LIMIT :limit"),
+        "goal_compute": text(f"SELECT CAST(to_jsonb(t) AS text) FROM ({compute.ALL_SPENT}) t LIMIT :limit"),
         # Of goals that go on: they are judged by all of their iterations.
         "goal_iterations": text("""
 SELECT CAST(to_jsonb(i) AS text) FROM goals g JOIN goal_iterations i ON i.goal_id = g.id

@@ -247,7 +247,7 @@ async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     assert answer["iteration_compute_seconds"] == pytest.approx(30, abs=3)
     assert answer["claimed_compute_seconds"] == 7
     async with database.transaction() as connection:
-        await budget_enforcement.fold(connection)
+        await budget_enforcement.fold_compute(connection)
     assert (await service.get("/goals/kepler"))["compute"] == done
 
 
@@ -258,7 +258,7 @@ async def test_a_stopped_goal_takes_no_new_tasks_but_answers_for_old_ones(servic
     await service.post("/goals/kepler/stop")
     is_problem(await service.ask("POST", "/tasks", {**task, "id": None}), 409, "goal_stopped")
     assert (await service.ask("POST", "/tasks", task)).status_code == 200
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert (await service.get(f"/tasks/{task['id']}"))["state"] == "cancelled"
     assert (await service.get(f"/tasks/{task['id']}"))["error"]["message"].startswith("the research goal has stopped")
     assert await value(database, "SELECT count(*) FROM tasks") == 0

@@ -74,7 +74,7 @@ def _row(iteration: int, quality: float | None, compute: float = 0.0, top: float
 
 def test_a_chart_goes_by_compute_where_there_was_any() -> None:
     rows = [_row(n, 1200.0 + 100 * n, compute=30.0 * n, top=1100.0) for n in range(1, 4)]
-    chart = chart_cli.text(chart_cli.curves(rows)).splitlines()
+    chart = chart_cli.draw_text(chart_cli.curves(rows)).splitlines()
     assert chart[0].startswith("    1,500 │")
     assert chart[0].rstrip().endswith("●")
     assert chart[-3].startswith("    1,100 │○")
@@ -84,8 +84,8 @@ def test_a_chart_goes_by_compute_where_there_was_any() -> None:
 @pytest.mark.parametrize("qualities", [[], [None], [0.0], [5.0, 5.0], [-1e12, 1e12], [None, 3.0, None]])
 def test_a_curve_may_be_short_or_strange(qualities: list[float | None]) -> None:
     rows = [_row(number, quality) for number, quality in enumerate(qualities, 1)]
-    chart = chart_cli.text(chart_cli.curves(rows))
+    chart = chart_cli.draw_text(chart_cli.curves(rows))
     measured = [quality for quality in qualities if quality is not None]
     assert chart.count("●") == len(measured) if measured else chart == ""
     goal = {"id": "<&>", "objective": '"', "state": "running", "iterations": len(rows), "reason": None}
-    xml.etree.ElementTree.fromstring(chart_cli.svg(goal, rows))
+    xml.etree.ElementTree.fromstring(chart_cli.draw_svg(goal, rows))

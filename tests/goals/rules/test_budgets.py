@@ -1,9 +1,19 @@
-"""Hard limits, what is predicted of them, and when somebody should hear of it."""
+"""Hard limits: what is used up, what the next iteration would overrun, and notices."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.goals.rules.budgets import Compute, Limits, Pace, Usage, exhausted, expected, notices, overrun, room
+from app.goals.rules.budgets import (
+    Compute,
+    Forecast,
+    Limits,
+    Usage,
+    decayed_mean,
+    exhausted_limit,
+    notices,
+    overrun_reason,
+    remaining_attempts,
+)
 
 LIMITS = Limits(max_iterations=10, time_seconds=100.0, compute_seconds=200.0, money=5.0)
 
@@ -19,21 +29,21 @@ def used(**changes: float) -> Usage:
 
 
 def test_what_is_used_up() -> None:
-    assert exhausted(LIMITS, used()) is None
-    assert exhausted(LIMITS, used(iterations=10)) == "the limit of 10 iterations (10 so far) is used up"
-    assert exhausted(LIMITS, used(elapsed=100)) == "the limit of 100 s of time (100 s so far) is used up"
-    assert exhausted(LIMITS, used(spent=250)) == "the limit of 200 s of compute (250 s so far) is used up"
-    assert exhausted(LIMITS, used(money=5.5)) == "the limit of 5 money (5.5 so far) is used up"
-    assert exhausted(Limits(max_iterations=1), used(elapsed=1e9, spent=1e9, money=1e9)) is None
+    assert exhausted_limit(LIMITS, used()) is None
+    assert exhausted_limit(LIMITS, used(iterations=10)) == "the limit of 10 iterations (10 so far) is used up"
+    assert exhausted_limit(LIMITS, used(elapsed=100)) == "the limit of 100 s of time (100 s so far) is used up"
+    assert exhausted_limit(LIMITS, used(spent=250)) == "the limit of 200 s of compute (250 s so far) is used up"
+    assert exhausted_limit(LIMITS, used(money=5.5)) == "the limit of 5 money (5.5 so far) is used up"
+    assert exhausted_limit(Limits(max_iterations=1), used(elapsed=1e9, spent=1e9, money=1e9)) is None
 
 
 def test_an_iteration_that_would_overrun_does_not_begin() -> None:
-    pace = Pace(seconds=30.0, compute_seconds=60.0, money=1.0)
-    assert overrun(LIMITS, used(elapsed=70, spent=140, money=4), pace) is None
-    assert "overrun the limit of 100 s of time" in str(overrun(LIMITS, used(elapsed=71), pace))
-    assert "it takes about 60 s" in str(overrun(LIMITS, used(spent=141), pace))
-    assert "of money" not in str(overrun(LIMITS, used(money=4.5), pace))
-    assert "overrun the limit of 5 money" in str(overrun(LIMITS, used(money=4.5), pace))
+    forecast = Forecast(seconds=30.0, compute_seconds=60.0, money=1.0)
+    assert overrun_reason(LIMITS, used(elapsed=70, spent=140, money=4), forecast) is None
+    assert "overrun the limit of 100 s of time" in str(overrun_reason(LIMITS, used(elapsed=71), forecast))
+    assert "it takes about 60 s" in str(overrun_reason(LIMITS, used(spent=141), forecast))
+    assert "of money" not in str(overrun_reason(LIMITS, used(money=4.5), forecast))
+    assert "overrun the limit of 5 money" in str(overrun_reason(LIMITS, used(money=4.5), forecast))
 
 
 def test_running_tasks_are_committed() -> None:
@@ -45,23 +55,23 @@ def test_running_tasks_are_committed() -> None:
 
 def test_room_for_more_attempts() -> None:
     compute = Compute(spent_seconds=100.0, attempts=10, running=3, running_seconds=1.0)
-    assert room(LIMITS, compute) == 7
-    assert room(Limits(max_iterations=1), compute) is None
-    assert room(LIMITS, Compute()) is None, "nobody knows yet how long a task takes"
-    assert room(LIMITS, Compute(running=2, running_seconds=200.0)) == 0
-    assert room(LIMITS, Compute(spent_seconds=195.0, attempts=19)) == 0
+    assert remaining_attempts(LIMITS, compute) == 7
+    assert remaining_attempts(Limits(max_iterations=1), compute) is None
+    assert remaining_attempts(LIMITS, Compute()) is None, "nobody knows yet how long a task takes"
+    assert remaining_attempts(LIMITS, Compute(running=2, running_seconds=200.0)) == 0
+    assert remaining_attempts(LIMITS, Compute(spent_seconds=195.0, attempts=19)) == 0
 
 
 def test_before_an_attempt_has_ended_it_is_expected_to_last_as_others_do() -> None:
     """Ten fit into 200 s if each takes 20."""
-    assert room(LIMITS, Compute(prior_seconds=20.0)) == 10
-    assert room(LIMITS, Compute(prior_seconds=20.0, running=4, running_seconds=1.0)) == 6
-    assert room(LIMITS, Compute(prior_seconds=20.0, running=10, running_seconds=1.0)) == 0
-    assert room(LIMITS, Compute(running=4, running_seconds=100.0)) == 4, "they take 25 s at least"
-    assert room(LIMITS, Compute(prior_seconds=1000.0)) == 1, "one at least, to see whether it is true"
-    assert room(LIMITS, Compute(prior_seconds=1000.0, running=1)) == 0
+    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0)) == 10
+    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0, running=4, running_seconds=1.0)) == 6
+    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0, running=10, running_seconds=1.0)) == 0
+    assert remaining_attempts(LIMITS, Compute(running=4, running_seconds=100.0)) == 4, "they take 25 s at least"
+    assert remaining_attempts(LIMITS, Compute(prior_seconds=1000.0)) == 1, "one at least, to see whether it is true"
+    assert remaining_attempts(LIMITS, Compute(prior_seconds=1000.0, running=1)) == 0
     measured = Compute(prior_seconds=1000.0, spent_seconds=2.0, attempts=2)
-    assert (measured.expected_seconds, room(LIMITS, measured)) == (1.0, 198)
+    assert (measured.expected_seconds, remaining_attempts(LIMITS, measured)) == (1.0, 198)
 
 
 def test_notices_name_the_highest_level_that_is_reached() -> None:
@@ -71,16 +81,16 @@ def test_notices_name_the_highest_level_that_is_reached() -> None:
     assert [n[:13] for n in notices(LIMITS, used(elapsed=95, spent=185))] == ["at least 95 %", "at least 90 %"]
 
 
-def test_the_pace_follows_what_iterations_take() -> None:
-    assert expected([]) is None
-    assert expected([4.0]) == 4.0
-    assert expected([1.0, 3.0]) == 2.0
-    assert 8.0 < (expected([1.0] * 10 + [10.0] * 4) or 0) < 10.0
+def test_the_forecast_follows_what_iterations_take() -> None:
+    assert decayed_mean([]) is None
+    assert decayed_mean([4.0]) == 4.0
+    assert decayed_mean([1.0, 3.0]) == 2.0
+    assert 8.0 < (decayed_mean([1.0] * 10 + [10.0] * 4) or 0) < 10.0
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
-def test_the_pace_lies_among_what_was_seen(values: list[float]) -> None:
-    mean = expected(values)
+def test_the_forecast_lies_among_what_was_seen(values: list[float]) -> None:
+    mean = decayed_mean(values)
     assert mean is not None
     assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
 
@@ -95,6 +105,6 @@ def test_the_pace_lies_among_what_was_seen(values: list[float]) -> None:
 def test_what_there_is_room_for_fits(spent: float, attempts: int, running: int, takes: float, budget: float) -> None:
     compute = Compute(spent_seconds=spent if attempts else 0.0, attempts=attempts, running=running,
                       running_seconds=takes if running else 0.0)  # fmt: skip
-    left = room(Limits(max_iterations=1, compute_seconds=budget), compute)
+    left = remaining_attempts(Limits(max_iterations=1, compute_seconds=budget), compute)
     if left:
         assert compute.committed_seconds + left * compute.mean_seconds <= budget * (1 + 1e-6)

@@ -8,32 +8,32 @@ from app.goals.rules.exploration import Arm, ExplorationPolicy, Split, Trial, sp
 POLICY = ExplorationPolicy()
 
 
-def decided(trials: list[Trial], iteration: int = 1, goal: str = "goal") -> Split:
+def decide(trials: list[Trial], iteration: int = 1, goal: str = "goal") -> Split:
     return split(trials, POLICY, goal_id=goal, iteration=iteration)
 
 
 def test_without_evidence_each_gets_half() -> None:
-    assert decided([]).share == 0.5
-    assert decided([Trial(exploration_seconds=0, exploitation_seconds=0)]).draws == ()
+    assert decide([]).share == 0.5
+    assert decide([Trial(exploration_seconds=0, exploitation_seconds=0)]).draws == ()
 
 
 def test_what_finds_more_a_second_gets_more() -> None:
     fresh = [Trial(exploration_seconds=10, exploitation_seconds=10, new_best=Arm.EXPLORATION)] * 20
     refined = [Trial(exploration_seconds=10, exploitation_seconds=10, new_best=Arm.EXPLOITATION)] * 20
-    assert sum(decided(fresh, n).share for n in range(50)) / 50 > 0.75
-    assert sum(decided(refined, n).share for n in range(50)) / 50 < 0.25
+    assert sum(decide(fresh, n).share for n in range(50)) / 50 > 0.75
+    assert sum(decide(refined, n).share for n in range(50)) / 50 < 0.25
 
 
 def test_it_is_finds_per_second_that_count() -> None:
     """As many finds, at a tenth of the price."""
     trials = [Trial(exploration_seconds=1, exploitation_seconds=10, new_best=arm) for arm in Arm] * 15
-    assert sum(decided(trials, n).share for n in range(50)) / 50 > 0.7
+    assert sum(decide(trials, n).share for n in range(50)) / 50 > 0.7
 
 
 def test_old_finds_fade() -> None:
     past = [Trial(exploration_seconds=10, exploitation_seconds=10, new_best=Arm.EXPLORATION)] * 20
     lately = [Trial(exploration_seconds=10, exploitation_seconds=10, new_best=Arm.EXPLOITATION)] * 40
-    assert sum(decided([*past, *lately], n).share for n in range(50)) / 50 < 0.35
+    assert sum(decide([*past, *lately], n).share for n in range(50)) / 50 < 0.35
 
 
 trials = st.lists(
@@ -48,15 +48,15 @@ trials = st.lists(
 
 
 @given(trials, st.integers(1, 1000), st.text(max_size=10))
-def test_floors_hold_and_draws_repeat(seen: list[Trial], iteration: int, goal: str) -> None:
-    found = decided(seen, iteration, goal)
-    assert POLICY.floor <= found.share <= 1 - POLICY.floor
-    assert found == decided(seen, iteration, goal)
-    if found.draws:
-        won = sum(first > second for first, second in found.draws) / len(found.draws)
-        assert found.share == min(0.8, max(0.2, won))
+def test_floors_hold_and_draws_repeat(past: list[Trial], iteration: int, goal: str) -> None:
+    decision = decide(past, iteration, goal)
+    assert POLICY.floor <= decision.share <= 1 - POLICY.floor
+    assert decision == decide(past, iteration, goal)
+    if decision.draws:
+        share = sum(first > second for first, second in decision.draws) / len(decision.draws)
+        assert decision.share == min(0.8, max(0.2, share))
 
 
 def test_another_goal_or_iteration_draws_anew() -> None:
-    seen = [Trial(exploration_seconds=10, exploitation_seconds=10)]
-    assert len({decided(seen, n, goal).draws[0] for n in range(5) for goal in ("a", "b")}) == 10
+    past = [Trial(exploration_seconds=10, exploitation_seconds=10)]
+    assert len({decide(past, n, goal).draws[0] for n in range(5) for goal in ("a", "b")}) == 10

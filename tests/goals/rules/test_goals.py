@@ -1,4 +1,4 @@
-"""What becomes of a goal between its reports, and what a decision is made of."""
+"""Rules of research goals: moves, enforcement of budgets between reports, and the decision after one."""
 
 import pytest
 from hypothesis import given
@@ -8,25 +8,25 @@ from app.admin.rules.config import Iterations
 from app.goals.rules.budgets import Compute, Limits, Usage
 from app.goals.rules.exploration import Arm
 from app.goals.rules.goals import (
+    Constraints,
+    EnforcementAction,
     GoalAction,
     GoalPolicy,
     GoalSnapshot,
     GoalState,
-    Measure,
-    Report,
-    Rush,
-    Terms,
-    after,
+    LeaseCapacity,
+    MeasuredIteration,
     decide,
     enforce,
-    policy_of,
+    goal_policy,
+    next_state,
 )
 from app.goals.rules.stopping import Quality, StoppingPolicy, Unit
 from app.queue.errors import GoalStopped
 from app.queue.rules.events import GoalEvent
 
 BUDGET = Limits(max_iterations=10, compute_seconds=100.0)
-RUSH = Rush(workers=4)
+CAPACITY = LeaseCapacity(workers=4)
 
 
 def used(spent: float = 0.0, attempts: int = 0, running: int = 0, running_seconds: float = 0.0) -> Usage:
@@ -35,67 +35,74 @@ def used(spent: float = 0.0, attempts: int = 0, running: int = 0, running_second
 
 
 def test_a_stopped_goal_stays_so() -> None:
-    assert after(GoalState.RUNNING, GoalEvent.PAUSED) is GoalState.PAUSED
-    assert after(GoalState.PAUSED, GoalEvent.EXTENDED) is GoalState.PAUSED
-    assert after(GoalState.PAUSED, GoalEvent.STOPPED) is GoalState.STOPPED
+    assert next_state(GoalState.RUNNING, GoalEvent.PAUSED) is GoalState.PAUSED
+    assert next_state(GoalState.PAUSED, GoalEvent.EXTENDED) is GoalState.PAUSED
+    assert next_state(GoalState.PAUSED, GoalEvent.STOPPED) is GoalState.STOPPED
     for move in (GoalEvent.PAUSED, GoalEvent.RESUMED, GoalEvent.EXTENDED, GoalEvent.STOPPED):
         with pytest.raises(GoalStopped):
-            after(GoalState.STOPPED, move)
+            next_state(GoalState.STOPPED, move)
 
 
 def test_from_plenty_to_nothing() -> None:
     """Tasks of 5 s and four workers, who can take eight until the next look."""
-    assert enforce(used(10, 2), BUDGET, RUSH).measure is Measure.LEAVE
-    metered = enforce(used(65, 13), BUDGET, RUSH)
-    assert (metered.measure, metered.room) == (Measure.METER, 7)
+    assert enforce(used(10, 2), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
+    metered = enforce(used(65, 13), BUDGET, CAPACITY)
+    assert (metered.action, metered.remaining_attempts) == (EnforcementAction.METER, 7)
     assert metered.reason == "the compute budget of 100 s has room for 7 more tasks"
-    assert enforce(used(50, 10), BUDGET, RUSH, is_metered=True).measure is Measure.METER, "not back and forth"
-    assert enforce(used(50, 10), BUDGET, RUSH).measure is Measure.LEAVE
-    assert enforce(used(85, 17, 3), BUDGET, RUSH).measure is Measure.HOLD
-    stopped = enforce(used(97, 19), BUDGET, RUSH)
-    assert stopped.measure is Measure.STOP
+    still_metered = enforce(used(50, 10), BUDGET, CAPACITY, is_metered=True)
+    assert still_metered.action is EnforcementAction.METER, "not back and forth"
+    assert enforce(used(50, 10), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
+    assert enforce(used(85, 17, 3), BUDGET, CAPACITY).action is EnforcementAction.HOLD
+    stopped = enforce(used(97, 19), BUDGET, CAPACITY)
+    assert stopped.action is EnforcementAction.STOP
     assert "no room for one more task of 5.11 s: 97 s are spent or committed" in stopped.reason
-    assert enforce(used(60, 12, 1, 41), BUDGET, RUSH).measure is Measure.STOP, "used up by what runs"
+    assert enforce(used(60, 12, 1, 41), BUDGET, CAPACITY).action is EnforcementAction.STOP, "used up by what runs"
 
 
 def test_the_first_tasks_keep_within_a_budget_too() -> None:
     """By what tasks of other goals took; and no goal stops for that alone."""
     few = Usage(compute=Compute(prior_seconds=30.0))
-    assert (enforce(few, BUDGET, RUSH).measure, enforce(few, BUDGET, RUSH).room) == (Measure.METER, 3)
-    assert enforce(Usage(compute=Compute(prior_seconds=3.0)), BUDGET, RUSH).measure is Measure.LEAVE
+    due = enforce(few, BUDGET, CAPACITY)
+    assert (due.action, due.remaining_attempts) == (EnforcementAction.METER, 3)
+    assert enforce(Usage(compute=Compute(prior_seconds=3.0)), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
     slow = Usage(compute=Compute(prior_seconds=3000.0))
-    assert (enforce(slow, BUDGET, RUSH).measure, enforce(slow, BUDGET, RUSH).room) == (Measure.METER, 1)
+    due = enforce(slow, BUDGET, CAPACITY)
+    assert (due.action, due.remaining_attempts) == (EnforcementAction.METER, 1)
     runs = Usage(compute=Compute(prior_seconds=3000.0, running=1, running_seconds=1.0))
-    assert enforce(runs, BUDGET, RUSH).measure is Measure.HOLD
+    assert enforce(runs, BUDGET, CAPACITY).action is EnforcementAction.HOLD
 
 
 def test_iterations_and_money_are_for_reports() -> None:
     limits = Limits(max_iterations=1, money=1.0)
-    assert enforce(Usage(iterations=5, money=7.0), limits, RUSH).measure is Measure.LEAVE
+    assert enforce(Usage(iterations=5, money=7.0), limits, CAPACITY).action is EnforcementAction.ALLOW
 
 
 @given(st.floats(0, 99), st.integers(1, 1000), st.integers(0, 64), st.integers(0, 1000), st.booleans())
 def test_what_is_let_through_fits(spent: float, attempts: int, running: int, workers: int, metered: bool) -> None:
     usage = used(spent, attempts, running)
-    found = enforce(usage, BUDGET, Rush(workers=workers), is_metered=metered)
+    due = enforce(usage, BUDGET, LeaseCapacity(workers=workers), is_metered=metered)
     mean = usage.compute.mean_seconds
-    if found.measure is Measure.METER:
-        assert usage.compute.committed_seconds + found.room * mean <= 100 + 1e-6
-    if found.measure is Measure.LEAVE and mean >= 0.01:
+    if due.action is EnforcementAction.METER:
+        assert usage.compute.committed_seconds + due.remaining_attempts * mean <= 100 + 1e-6
+    if due.action is EnforcementAction.ALLOW and mean >= 0.01:
         assert usage.compute.committed_seconds + workers * mean <= 100 + 1e-6
 
 
 def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:
-    usual = policy_of(Terms(), Iterations(min_iterations=4, max_iterations=40, improvement_threshold=0.02))
-    assert (usual.stopping.min_iterations, usual.stopping.threshold, usual.limits.max_iterations) == (4, 0.02, 40)
-    asked = policy_of(Terms(patience=3, improvement_unit=Unit.RELATIVE, max_iterations=7), Iterations(enabled=False))
-    assert (asked.stopping.patience, asked.stopping.unit, asked.limits.max_iterations) == (3, Unit.RELATIVE, 7)
-    assert not asked.stopping.judges
+    default = goal_policy(Constraints(), Iterations(min_iterations=4, max_iterations=40, improvement_threshold=0.02))
+    assert (default.stopping.min_iterations, default.stopping.threshold, default.limits.max_iterations) == (4, 0.02, 40)
+    own = goal_policy(
+        Constraints(patience=3, improvement_unit=Unit.RELATIVE, max_iterations=7), Iterations(enabled=False)
+    )
+    assert (own.stopping.patience, own.stopping.unit, own.limits.max_iterations) == (3, Unit.RELATIVE, 7)
+    assert not own.stopping.judges
 
 
-def reports(*qualities: float, compute: float = 10.0) -> list[Report]:
+def iterations(*qualities: float, compute: float = 10.0) -> list[MeasuredIteration]:
     return [
-        Report(number=n, quality=Quality(best=quality), seconds=20.0, compute_seconds=compute, new_best=Arm.EXPLORATION)
+        MeasuredIteration(
+            number=n, quality=Quality(best=quality), seconds=20.0, compute_seconds=compute, new_best=Arm.EXPLORATION
+        )
         for n, quality in enumerate(qualities, 1)
     ]
 
@@ -103,19 +110,19 @@ def reports(*qualities: float, compute: float = 10.0) -> list[Report]:
 def test_a_decision_says_what_it_is_made_of() -> None:
     policy = GoalPolicy(stopping=StoppingPolicy(), limits=Limits(max_iterations=10, compute_seconds=100.0))
     usage = Usage(iterations=3, compute=Compute(spent_seconds=81.0, attempts=9))
-    found = decide(GoalSnapshot(goal_id="g", reports=reports(1200, 1235, 1270), usage=usage), policy)
-    assert found.action is GoalAction.CONTINUE
-    assert found.gain == pytest.approx(0.05, abs=0.001)
-    assert found.gain_per_compute_second == pytest.approx(found.gain / 10)
-    assert found.next_compute_seconds == 12.5, "a little more while it pays"
-    assert found.notices == ["at least 80 % are used: the limit of 100 s of compute (81 s so far)"]
-    flat = decide(GoalSnapshot(goal_id="g", reports=reports(1200, 1200, 1200), usage=usage), policy)
+    decision = decide(GoalSnapshot(goal_id="g", iterations=iterations(1200, 1235, 1270), usage=usage), policy)
+    assert decision.action is GoalAction.CONTINUE
+    assert decision.gain == pytest.approx(0.05, abs=0.001)
+    assert decision.gain_per_compute_second == pytest.approx(decision.gain / 10)
+    assert decision.next_compute_seconds == 12.5, "a little more while it pays"
+    assert decision.notices == ["at least 80 % are used: the limit of 100 s of compute (81 s so far)"]
+    flat = decide(GoalSnapshot(goal_id="g", iterations=iterations(1200, 1200, 1200), usage=usage), policy)
     assert (flat.gain, flat.next_compute_seconds) == (0.0, 10.0)
 
 
 def test_limits_come_before_quality() -> None:
     policy = GoalPolicy(stopping=StoppingPolicy(), limits=Limits(max_iterations=30, compute_seconds=100.0))
     usage = Usage(iterations=3, compute=Compute(spent_seconds=95.0, attempts=9))
-    found = decide(GoalSnapshot(goal_id="g", reports=reports(1200, 1400, 1600), usage=usage), policy)
-    assert found.action is GoalAction.STOP
-    assert found.reason.startswith("one more iteration would overrun the limit of 100 s of compute")
+    decision = decide(GoalSnapshot(goal_id="g", iterations=iterations(1200, 1400, 1600), usage=usage), policy)
+    assert decision.action is GoalAction.STOP
+    assert decision.reason.startswith("one more iteration would overrun the limit of 100 s of compute")

@@ -1,4 +1,4 @@
-"""When a goal stops for want of improvement: the rule on curves that are known, and what it guarantees on any."""
+"""The stopping rule: its stops on known curves, and its guarantees on any."""
 
 import math
 import statistics
@@ -9,19 +9,28 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.goals.rules.stopping import Iteration, Quality, StoppingPolicy, StoppingRule, Unit, improvement, judge, judged
+from app.goals.rules.stopping import (
+    Quality,
+    QualityReading,
+    StoppingPolicy,
+    StoppingRule,
+    Unit,
+    improvement,
+    judge,
+    measured_value,
+)
 
 
-def course(values: Sequence[float | None]) -> list[Iteration]:
-    return [Iteration(number=n, quality=Quality(best=value)) for n, value in enumerate(values, 1)]
+def readings(values: Sequence[float | None]) -> list[QualityReading]:
+    return [QualityReading(number=n, quality=Quality(best=value)) for n, value in enumerate(values, 1)]
 
 
 def stops_at(values: Sequence[float | None], policy: StoppingPolicy) -> int | None:
-    history = course(values)
+    history = readings(values)
     return next((n for n in range(1, len(history) + 1) if judge(history[:n], policy).stop), None)
 
 
-USUAL = StoppingPolicy()
+DEFAULT = StoppingPolicy()
 RULES = [StoppingPolicy(rule=rule, unit=unit) for rule in StoppingRule for unit in Unit]
 RANGE_ENDS = (0.001, 0.1)
 
@@ -37,7 +46,7 @@ def test_example_3_an_increase_of_5_percent_an_iteration_goes_on_up_to_the_maxim
     for threshold in (0.001, 0.01, 0.05):
         policy = StoppingPolicy(threshold=threshold)
         assert stops_at(climb, policy) is None
-        assert judge(course(climb), policy).reason.startswith("improved by 0.05")
+        assert judge(readings(climb), policy).reason.startswith("improved by 0.05")
 
 
 @pytest.mark.parametrize("threshold", RANGE_ENDS)
@@ -62,34 +71,34 @@ def test_a_falling_curve_stops(policy: StoppingPolicy) -> None:
 
 
 def test_one_huge_jump_is_one_improvement() -> None:
-    assert stops_at([1200.0] * 5 + [5000.0] * 40, USUAL) == 16
+    assert stops_at([1200.0] * 5 + [5000.0] * 40, DEFAULT) == 16
     assert stops_at([0.0] * 5 + [1e12] * 40, StoppingPolicy(unit=Unit.RELATIVE)) == 16
 
 
 def test_a_glitch_does_not_hide_a_climb() -> None:
     climb = [1300 + 8.0 * n for n in range(40)]
     climb[4] += 1000
-    assert stops_at(climb, USUAL) is None
+    assert stops_at(climb, DEFAULT) is None
     assert stops_at(climb, StoppingPolicy(climb_errors=None)) == 15
 
 
 def test_small_steps_add_up() -> None:
     """0.01 are 7 Elo; 2 an iteration are enough in four of them."""
-    assert stops_at([1200 + 2.0 * n for n in range(60)], USUAL) is None
-    assert stops_at([1200 + 0.1 * n for n in range(60)], USUAL) == 11
+    assert stops_at([1200 + 2.0 * n for n in range(60)], DEFAULT) is None
+    assert stops_at([1200 + 0.1 * n for n in range(60)], DEFAULT) == 11
 
 
 def test_the_reason_has_the_numbers() -> None:
-    reason = judge(course([1200.0] * 11), USUAL).reason
+    reason = judge(readings([1200.0] * 11), DEFAULT).reason
     assert reason == "no improvement of 0.01 in win probability in the last 10 iterations"
-    assert judge(course([1200.0] * 5), USUAL).reason.endswith("in the last 4 iterations; patience is 10")
-    assert "of 1 % in" in judge(course([1.0] * 11), StoppingPolicy(unit=Unit.RELATIVE)).reason
+    assert judge(readings([1200.0] * 5), DEFAULT).reason.endswith("in the last 4 iterations; patience is 10")
+    assert "of 1 % in" in judge(readings([1.0] * 11), StoppingPolicy(unit=Unit.RELATIVE)).reason
 
 
 def test_min_iterations_come_first() -> None:
     policy = StoppingPolicy(min_iterations=20)
     assert stops_at([1200.0] * 40, policy) == 20
-    assert "at least 20 iterations are wanted" in judge(course([1200.0] * 12), policy).reason
+    assert "at least 20 iterations are wanted" in judge(readings([1200.0] * 12), policy).reason
 
 
 def test_quality_is_not_judged_where_that_is_switched_off() -> None:
@@ -97,19 +106,19 @@ def test_quality_is_not_judged_where_that_is_switched_off() -> None:
 
 
 def test_the_tested_top_is_judged_where_it_is_known() -> None:
-    assert judged(Quality(best=1300, top=1200, matches=3)) == ("the mean of the top", 1200)
-    assert judged(Quality(best=1300, top=1200)) == ("the mean of the top", 1200)
-    assert judged(Quality(best=1300, top=1200, matches=2)) == ("the best", 1300)
-    assert judged(Quality(top=1200, matches=2)) is None
-    assert judged(Quality(best=math.nan, top=math.nan)) is None
-    assert judged(Quality(best=0.0)) == ("the best", 0.0)
+    assert measured_value(Quality(best=1300, top=1200, matches=3)) == ("the mean of the top", 1200)
+    assert measured_value(Quality(best=1300, top=1200)) == ("the mean of the top", 1200)
+    assert measured_value(Quality(best=1300, top=1200, matches=2)) == ("the best", 1300)
+    assert measured_value(Quality(top=1200, matches=2)) is None
+    assert measured_value(Quality(best=math.nan, top=math.nan)) is None
+    assert measured_value(Quality(best=0.0)) == ("the best", 0.0)
 
 
 def test_measures_are_never_compared_with_each_other() -> None:
     """A best of 1300 after a top of 1200 is no improvement, however often they take turns."""
     turns = [Quality(top=1200) if n % 2 else Quality(best=1300) for n in range(40)]
-    history = [Iteration(number=n, quality=quality) for n, quality in enumerate(turns, 1)]
-    assert judge(history[:11], USUAL).stop
+    history = [QualityReading(number=n, quality=quality) for n, quality in enumerate(turns, 1)]
+    assert judge(history[:11], DEFAULT).stop
 
 
 scores = st.none() | st.floats() | st.floats(-2000, 3000) | st.sampled_from([0.0, -0.0, 1200.0])
@@ -126,17 +135,17 @@ policies = st.builds(
 
 @given(curves, policies)
 def test_a_decision_needs_nothing_but_says_why(values: list[float | None], policy: StoppingPolicy) -> None:
-    found = judge(course(values), policy)
-    assert found.reason
-    assert found.gain >= 0
-    assert math.isfinite(found.gain)
-    assert 0 <= found.fruitless < len(values)
-    assert not (found.stop and len(values) < policy.min_iterations)
+    judgement = judge(readings(values), policy)
+    assert judgement.reason
+    assert judgement.gain >= 0
+    assert math.isfinite(judgement.gain)
+    assert 0 <= judgement.stalled_iterations < len(values)
+    assert not (judgement.stop and len(values) < policy.min_iterations)
 
 
 @given(curves, policies, st.randoms())
 def test_neither_order_nor_repetition_matters(values: list[float | None], policy: StoppingPolicy, chance) -> None:  # type: ignore[no-untyped-def]
-    history = course(values)
+    history = readings(values)
     again = [*history, *history[:3]]
     chance.shuffle(again)
     assert judge(again, policy) == judge(history, policy)
@@ -159,42 +168,42 @@ def test_without_its_refinements_it_is_the_rule_on_paper(values: list[float], po
     plain = replace(
         policy, rule=StoppingRule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY, noise_share=0.0, climb_errors=None
     )
-    assert judge(course(values), plain).stop == plainly_stops(values, plain)
+    assert judge(readings(values), plain).stop == plainly_stops(values, plain)
 
 
 @given(elo, policies)
 def test_nothing_goes_on_without_measurable_improvement(values: list[float], policy: StoppingPolicy) -> None:
     """Past its patience a goal goes on for an improvement by the threshold or for a line that rises by as much."""
     policy = replace(policy, rule=StoppingRule.ANCHORED_BEST, unit=Unit.WIN_PROBABILITY)
-    found = judge(course(values), policy)
-    if found.stop or len(values) <= max(policy.patience, policy.min_iterations):
+    judgement = judge(readings(values), policy)
+    if judgement.stop or len(values) <= max(policy.patience, policy.min_iterations):
         return
-    least = policy.threshold - 1e-6
-    if found.fruitless >= policy.patience:
-        lately = values[-policy.patience :]
-        assert f"but the line through the last {policy.patience} iterations rises by" in found.reason
-        assert statistics.linear_regression(range(len(lately)), lately).slope > 0
+    threshold = policy.threshold - 1e-6
+    if judgement.stalled_iterations >= policy.patience:
+        recent = values[-policy.patience :]
+        assert f"but the line through the last {policy.patience} iterations rises by" in judgement.reason
+        assert statistics.linear_regression(range(len(recent)), recent).slope > 0
     else:
-        last = len(values) - 1 - found.fruitless
+        last = len(values) - 1 - judgement.stalled_iterations
         assert last > len(values) - 1 - policy.patience
-        assert improvement(policy.unit, values[last], min(values[:last])) >= least
+        assert improvement(policy.unit, values[last], min(values[:last])) >= threshold
 
 
 @given(st.floats(-1e6, 1e6), st.integers(1, 40), policies)
 def test_no_constant_curve_outlasts_its_patience(level: float, length: int, policy: StoppingPolicy) -> None:
     patience = policy.window if policy.rule is StoppingRule.SLOPE else policy.patience + 1
-    assert judge(course([level] * length), policy).stop == (length >= max(patience, policy.min_iterations))
+    assert judge(readings([level] * length), policy).stop == (length >= max(patience, policy.min_iterations))
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.integers(-500, 500), policies)
 def test_a_win_probability_knows_no_zero(values: list[int], shift: int, policy: StoppingPolicy) -> None:
     assume(policy.unit is Unit.WIN_PROBABILITY)
     moved = [float(value + shift) for value in values]
-    assert judge(course(moved), policy).stop == judge(course([float(v) for v in values]), policy).stop
+    assert judge(readings(moved), policy).stop == judge(readings([float(v) for v in values]), policy).stop
 
 
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=40), st.sampled_from([0.25, 8.0, 1024.0]), policies)
 def test_a_relative_gain_knows_no_scale(values: list[int], factor: float, policy: StoppingPolicy) -> None:
     assume(policy.unit is Unit.RELATIVE)
     scaled = [value * factor for value in values]
-    assert judge(course(scaled), policy).stop == judge(course([float(v) for v in values]), policy).stop
+    assert judge(readings(scaled), policy).stop == judge(readings([float(v) for v in values]), policy).stop

@@ -9,9 +9,9 @@ import pytest
 
 from app.db import hot_path
 from app.db.database import Database
-from app.goals.rules.goals import Terms
+from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
-from app.goals.service.goals import Order
+from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.broker.broker import Broker, LeaseCall
@@ -42,7 +42,7 @@ ALL = frozenset(AgentType)
 
 async def created(database: Database, goal_id: str = "goal", **terms: float) -> None:
     async with database.transaction() as connection:
-        order = Order(id=goal_id, objective="to know", terms=Terms(**terms), weight=None, by="me")  # type: ignore[arg-type]
+        order = GoalRequest(id=goal_id, objective="to know", terms=Constraints(**terms), weight=None, by="me")  # type: ignore[arg-type]
         await goals.create(connection, order)
 
 
@@ -54,7 +54,7 @@ async def pause(database: Database, goal_id: str = "goal") -> None:
 async def resume(database: Database, goal_id: str = "goal") -> None:
     async with database.transaction() as connection:
         await goals.resume(connection, goal_id, "after lunch", "me")
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
 
 
 async def stop(database: Database, goal_id: str = "goal") -> None:
@@ -83,15 +83,15 @@ async def phases(database: Database) -> dict[str, int]:
 
 async def look_for_strays(database: Database) -> None:
     async with database.transaction() as connection:
-        await budget_enforcement.look_for_strays(connection)
+        await budget_enforcement.recapture_tasks(connection)
 
 
 async def enforce(database: Database) -> dict[str, Any]:
     """What has happened to goals, by now and with nothing left to do."""
     async with database.transaction() as connection:
-        await budget_enforcement.fold(connection)
-        done = await budget_enforcement.enforce(connection)
-    await budget_enforcement.work_off(database)
+        await budget_enforcement.fold_compute(connection)
+        done = await budget_enforcement.enforce_budgets(connection)
+    await budget_enforcement.process_holds(database)
     return {what: goals for what, goals in done.items() if goals}
 
 
@@ -112,7 +112,7 @@ async def test_what_is_held_is_out_of_the_way_and_comes_back_in_its_order(databa
     later = datetime.now(UTC) + timedelta(hours=1)
     (timed,) = await submitted(database, run_at=later)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await phases(database) == {"held": 6}
     assert await ready(database) == []
     task = await everything(database, ids[0])
@@ -133,7 +133,7 @@ async def test_a_goal_takes_its_turn_where_the_lane_is_when_it_comes_back(
     await created(database)
     ours = await submitted(database, 20)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     await submitted(database, 40, goal_id="other")
     worker = await ready_worker(database)
 
@@ -158,7 +158,7 @@ async def test_batches_keep_the_order(database: Database, monkeypatch: pytest.Mo
     await created(database)
     ids = await submitted(database, 10)
     await pause(database)
-    assert await budget_enforcement.work_off(database) == 4
+    assert await budget_enforcement.process_holds(database) == 4
     assert await phases(database) == {"held": 10}
     await resume(database)
     assert await ready(database) == ids
@@ -169,16 +169,16 @@ async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypa
     await created(database)
     ids = await submitted(database, 10)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     async with database.transaction() as connection:
         await goals.resume(connection, "goal", "", "me")
-    assert await budget_enforcement.step(database)
+    assert await budget_enforcement.process_batch(database)
     assert await phases(database) == {"held": 6, "pending": 4}
     more = await submitted(database, 2)
     assert await phases(database) == {"held": 8, "pending": 4}, "or it would overtake those that wait for longer"
     await pause(database)
     assert await asked(database) is None
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await phases(database) == {"held": 12}
     await resume(database)
     assert await ready(database) == [*ids, *more]
@@ -190,7 +190,7 @@ async def test_what_comes_back_from_a_worker_is_found(database: Database) -> Non
     worker = await ready_worker(database)
     lease = await leased(database, worker)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     async with database.transaction() as connection:
         await leases.release(connection, fence(worker, lease), "going home")
     assert await ready(database) == [task_id]
@@ -206,7 +206,7 @@ async def test_what_waits_for_another_task_is_held_too(database: Database) -> No
     (first,) = await submitted(database, goal_id="other")
     (second,) = await submitted(database, depends_on=(first,))
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     worker = await ready_worker(database)
     lease = await leased(database, worker)
     desk = LeaseService(database, LeasePolicy(), Broker(database, LeasePolicy()).fairness)
@@ -229,7 +229,7 @@ async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database)
         ask = Ask(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
         assert (await claims.claim(other, [ask], LeasePolicy()))[0].lease is not None  # type: ignore[arg-type]
         await pause(database)
-        sweeping = asyncio.create_task(budget_enforcement.work_off(database))
+        sweeping = asyncio.create_task(budget_enforcement.process_holds(database))
         await until_blocked(database)
         await transaction.commit()
     await sweeping
@@ -241,12 +241,12 @@ async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Data
     await created(database)
     await submitted(database, 2)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     async with database.transaction() as connection:
         await goals.resume(connection, "goal", "", "me")
     async with database.transaction() as connection:
         await tasks.submit(connection, [submission()])
-        ending = asyncio.create_task(budget_enforcement.work_off(database))
+        ending = asyncio.create_task(budget_enforcement.process_holds(database))
         await until_blocked(database)
     await ending
     assert await phases(database) == {"pending": 3}
@@ -260,11 +260,11 @@ async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -
     async with database.transaction() as connection:
         await tasks.submit(connection, [submission()])
         await stop(database)
-        await budget_enforcement.work_off(database)
+        await budget_enforcement.process_holds(database)
     assert await phases(database) == {"pending": 1}, "submitted before the stop, and seen only now"
     assert await asked(database) is None
     await look_for_strays(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await phases(database) == {}
     assert (await everything(database, lease.task_id))["state"] == TaskState.CANCELLED
     assert await value(database, "SELECT outcome FROM task_attempts WHERE task_id = $1", lease.task_id) == "cancelled"
@@ -275,7 +275,7 @@ async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -
 async def test_the_hold_of_a_stopped_goal_is_forgotten_in_the_end(database: Database) -> None:
     await created(database)
     await stop(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     await look_for_strays(database)
     assert await value(database, "SELECT count(*) FROM holds") == 1
     await execute(database, "UPDATE holds SET since = now() - interval '1 h'")
@@ -309,7 +309,7 @@ async def test_two_completions_at_once_use_up_a_budget(database: Database, desk:
     await _run_for(database, desk, 15, 2)
     assert await enforce(database) == {"stopped": ["goal"]}
     assert await asked(database) is None
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await phases(database) == {}
 
 
@@ -325,7 +325,7 @@ async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database
     assert await asked(database) is None
     assert await phases(database) == {"executing": 1, "held": 3}
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400), "me")
+        await goals.extend(connection, "goal", Constraints(compute_budget_seconds=400), "me")
     assert await enforce(database) == {}
     assert await phases(database) == {"executing": 1, "pending": 3}
 
@@ -369,7 +369,7 @@ async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Databas
     await created(database, compute_budget_seconds=80)
     ids = await submitted(database, 30)
     assert await phases(database) == {"held": 30}, "not even before somebody has looked"
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await enforce(database) == {"let_through": 5}
     assert await enforce(database) == {}, "the same room is not given twice"
     assert await ready(database) == ids[:5]
@@ -393,7 +393,7 @@ async def test_a_new_goal_whose_tasks_have_run_before_it_was_created(database: D
     await _have_run(database, 10, 150)
     await created(database, compute_budget_seconds=230)
     ids = await submitted(database, 30)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await enforce(database) == {"let_through": 5}
     assert await enforce(database) == {}, "the same room is not given twice"
     assert await ready(database) == ids[:5]
@@ -415,7 +415,7 @@ async def test_a_new_goal_of_which_too_much_is_expected_is_tried_with_one_task(
     worker = await ready_worker(database)
     await created(database, compute_budget_seconds=80)
     await submitted(database, 30)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     assert await enforce(database) == {"let_through": 1}
     lease = await leased(database, worker)
     assert await enforce(database) == {"held": ["goal"]}
@@ -431,7 +431,7 @@ async def test_plenty_of_room_ends_the_metering(database: Database, desk: LeaseS
     await enforce(database)
     assert await phases(database) == {"held": 2}
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=800), "me")
+        await goals.extend(connection, "goal", Constraints(compute_budget_seconds=800), "me")
     assert await enforce(database) == {}
     assert await phases(database) == {"pending": 2}
     assert await value(database, "SELECT count(*) FROM holds") == 0
@@ -442,8 +442,8 @@ async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) ->
     await submitted(database)
     await pause(database)
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=400), "me")
-    await budget_enforcement.work_off(database)
+        await goals.extend(connection, "goal", Constraints(compute_budget_seconds=400), "me")
+    await budget_enforcement.process_holds(database)
     assert await phases(database) == {"held": 1}
 
 
@@ -458,7 +458,7 @@ async def test_failed_and_cancelled_attempts_cost_what_they_took(database: Datab
             connection, fence(workers[0], held[0]), leases.Failure(code="c", message="m", retryable=False)
         )
     await stop(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     await enforce(database)
     row = (await fetch(database, "SELECT attempts, seconds FROM goal_compute"))[0]
     assert row["attempts"] == 2
@@ -470,7 +470,7 @@ async def test_two_replicas_fold_and_enforce_once(database: Database, replica: D
     await submitted(database, 2)
     await _run_for(database, desk, 15, 2)
     async with database.transaction() as connection:
-        await budget_enforcement.fold(connection)
+        await budget_enforcement.fold_compute(connection)
     found = await asyncio.gather(enforce(database), enforce(replica), return_exceptions=True)
     stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome.get("stopped", [])]
     assert stopped == ["goal"]
@@ -511,16 +511,16 @@ async def _committed(database: Database, desk: LeaseService) -> None:
 async def test_an_extension_of_something_else_opens_no_budget(database: Database, desk: LeaseService) -> None:
     await _committed(database, desk)
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(patience=5), "me")
-    await budget_enforcement.work_off(database)
+        await goals.extend(connection, "goal", Constraints(patience=5), "me")
+    await budget_enforcement.process_holds(database)
     assert await asked(database) is None
 
 
 async def test_an_extension_that_is_not_enough_opens_no_budget(database: Database, desk: LeaseService) -> None:
     await _committed(database, desk)
     async with database.transaction() as connection:
-        await goals.extend(connection, "goal", Terms(compute_budget_seconds=41), "me")
-    await budget_enforcement.work_off(database)
+        await goals.extend(connection, "goal", Constraints(compute_budget_seconds=41), "me")
+    await budget_enforcement.process_holds(database)
     assert await asked(database) is None
 
 
@@ -539,7 +539,7 @@ async def test_a_resumed_goal_with_room_goes_on_after_a_look(database: Database)
     await created(database, compute_budget_seconds=400)
     await submitted(database, 3)
     await pause(database)
-    await budget_enforcement.work_off(database)
+    await budget_enforcement.process_holds(database)
     await resume(database)
     assert await enforce(database) == {}
     assert await phases(database) == {"pending": 3}

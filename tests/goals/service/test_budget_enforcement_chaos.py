@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 
 from app.db.database import Database
-from app.goals.rules.goals import Terms
+from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
-from app.goals.service.goals import Order
+from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.memory.store import invariants
@@ -70,9 +70,9 @@ async def _pause_and_resume(database: Database, goal_id: str, chance: random.Ran
 async def _keep(databases: Sequence[Database], over: asyncio.Event) -> None:
     """What the loops of two replicas do, much more often."""
     while not over.is_set():
-        await asyncio.gather(*map(budget_enforcement.work_off, databases))
+        await asyncio.gather(*map(budget_enforcement.process_holds, databases))
         async with databases[0].transaction() as connection:
-            await budget_enforcement.look_for_strays(connection)
+            await budget_enforcement.recapture_tasks(connection)
             await expiry.promote(connection)
         await asyncio.sleep(0.02)
 
@@ -110,7 +110,9 @@ async def test_nothing_is_leased_while_its_goal_is_paused_and_nothing_is_lost(
     monkeypatch.setattr(budget_enforcement, "BATCH", 7)
     for goal_id in _GOALS:
         async with database.transaction() as connection:
-            await goals.create(connection, Order(id=goal_id, objective="o", terms=Terms(), weight=None, by="me"))
+            await goals.create(
+                connection, GoalRequest(id=goal_id, objective="o", terms=Constraints(), weight=None, by="me")
+            )
         for agent in _AGENTS:
             await submitted(database, 60, goal_id=goal_id, agent_type=agent)
     leased = "SELECT count(*) FROM events WHERE kind = 'task.assigned' AND goal_id = $1 AND at BETWEEN $2 AND $3"

@@ -13,11 +13,11 @@ import pytest
 from app.admin.rules.config import Iterations as Configured
 from app.db import hot_path, schema
 from app.db.database import Database
-from app.goals.rules.goals import Terms
+from app.goals.rules.goals import Constraints
 from app.goals.rules.stopping import Quality
 from app.goals.service import budget_enforcement as keeping
 from app.goals.service import goals, iterations
-from app.goals.service.goals import Order
+from app.goals.service.goals import GoalRequest
 from app.goals.service.iterations import IterationReport
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
@@ -307,15 +307,15 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
 async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
     """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
     async with own_database.transaction() as connection:
-        terms = Terms(compute_budget_seconds=100.0, max_iterations=7)
-        await goals.create(connection, Order(id="goal", objective="to know", terms=terms, weight=2.0, by="me"))
+        terms = Constraints(compute_budget_seconds=100.0, max_iterations=7)
+        await goals.create(connection, GoalRequest(id="goal", objective="to know", terms=terms, weight=2.0, by="me"))
     await _complete(own_database)
     (waiting,) = await submitted(own_database)
     async with own_database.transaction() as connection:
         account = IterationReport(number=1, quality=Quality(best=1234.5), money=1e-05)
-        await iterations.report(connection, "goal", account, Configured())
+        await iterations.record(connection, "goal", account, Configured())
         await goals.pause(connection, "goal", "moving house", "me")
-    await keeping.work_off(own_database)
+    await keeping.process_holds(own_database)
     async with own_database.transaction() as connection:
         before = await goals.view(connection, "goal", Configured())
     async with _empty(server_url) as database:
@@ -329,6 +329,6 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             assert replay.recorded == replay.replayed
             await goals.resume(connection, "goal", "we are there", "me")
         async with database.transaction() as connection:
-            await keeping.enforce(connection)
-        await keeping.work_off(database)
+            await keeping.enforce_budgets(connection)
+        await keeping.process_holds(database)
         assert (await leased(database, await ready_worker(database))).task_id == waiting

@@ -152,7 +152,7 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert strays.count("using tasks_waiting on tasks") == 2
     shift = await _plans(full, _plain(holds._SHIFT.text, "goal_id"), "goal")
     assert shift.count("using tasks_held on tasks") == 2
-    first = await _plans(full, _plain(compute._FIRST.text, "goal_ids"), ["goal", "none"])
+    first = await _plans(full, _plain(compute._FIRST_TYPES.text, "goal_ids"), ["goal", "none"])
     assert first.count("using tasks_goal on tasks") == 2
     for plan in (ahead, back, strays, shift, first):
         assert not _walks(plan, "tasks")
