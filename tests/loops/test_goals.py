@@ -1,19 +1,18 @@
 """Goals under the real schedule: limits hold, and pauses pass, without anybody calling."""
 
+from typing import Any
+
 from app.db.database import Database
-from app.goals.rules.goals import Constraints
 from app.goals.service import goals
-from app.goals.service.goals import GoalRequest
 from app.loops.schedule import DUTIES, ERRANDS
-from tests.support.factories import leased, ready_worker, submitted
+from tests.support.factories import goal_request, leased, ready_worker, submitted
 from tests.support.runner import running
 from tests.support.sql import until, value
 
 
-async def _created(database: Database, **terms: float) -> None:
+async def _created(database: Database, **constraints: Any) -> None:
     async with database.transaction() as connection:
-        order = GoalRequest(id="goal", objective="to know", terms=Constraints(**terms), weight=None, by="me")  # type: ignore[arg-type]
-        await goals.create(connection, order)
+        await goals.create(connection, goal_request(**constraints))
 
 
 async def _count(database: Database, phase: str) -> int:

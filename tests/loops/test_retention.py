@@ -5,14 +5,12 @@ from typing import Any
 from app.admin.rules.config import Iterations
 from app.db import duties
 from app.db.database import Database
-from app.goals.rules.goals import Constraints
 from app.goals.rules.stopping import Quality
 from app.goals.service import goals, iterations
 from app.goals.service.budget_enforcement import process_holds
-from app.goals.service.goals import GoalRequest
 from app.goals.service.iterations import IterationReport
 from app.loops import housekeeping
-from tests.support.factories import holding, submitted
+from tests.support.factories import goal_request, holding, submitted
 from tests.support.sql import execute, fetch, value
 
 _LONG_AGO = "now() - interval '31 days'"
@@ -29,8 +27,7 @@ async def _pursued(database: Database, *ids: str) -> None:
     """Goals with one iteration, and what it has cost."""
     for goal_id in ids:
         async with database.transaction() as connection:
-            order = GoalRequest(id=goal_id, objective="to know", terms=Constraints(), weight=None, by="me")
-            await goals.create(connection, order)
+            await goals.create(connection, goal_request(goal_id))
             await iterations.record(
                 connection, goal_id, IterationReport(number=1, quality=Quality(best=1200.0)), Iterations()
             )

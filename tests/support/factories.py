@@ -8,6 +8,8 @@ from uuid import UUID, uuid4
 from app.db import hot_path
 from app.db.database import Database
 from app.db.duties import Turn
+from app.goals.rules.goals import Constraints
+from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
@@ -44,6 +46,12 @@ def submission(**changes: Any) -> Submission:
         "trace_context": None,
     }
     return Submission(**(usual | changes))
+
+
+def goal_request(goal_id: str = "goal", weight: float | None = None, **constraints: Any) -> GoalRequest:
+    """A research goal to create, with these constraints."""
+    own = Constraints(**constraints)
+    return GoalRequest(id=goal_id, objective="to know", constraints=own, weight=weight, created_by="me")
 
 
 def registration(name: str | None = None, **changes: Any) -> Registration:

@@ -70,21 +70,21 @@ class GoalWeightOut(BaseModel):
     responses={200: {"model": GoalOut, "description": "it exists already"}, **documented(errors.GoalConflict)},
 )
 async def create(
-    wanted: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
+    body: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
 ) -> GoalOut:
     """Then submit its tasks with its `goal_id`, and report each iteration. Limits hold whether you report or not.
 
     Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused.
     """
-    order = GoalRequest(
-        id=wanted.id or str(uuid4()),
-        objective=wanted.objective,
-        terms=wanted.constraints.terms(),
-        weight=wanted.weight,
-        by=caller.key_id,
+    request = GoalRequest(
+        id=body.id or str(uuid4()),
+        objective=body.objective,
+        constraints=body.constraints.to_constraints(),
+        weight=body.weight,
+        created_by=caller.key_id,
     )
-    goal, created = await service.create(connection, order)
-    response.status_code = 201 if created else 200
+    goal, is_new = await service.create(connection, request)
+    response.status_code = 201 if is_new else 200
     return goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
 
 
@@ -99,8 +99,8 @@ async def page(
 
     One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
     """
-    found, following = await store.page(connection, states=state or (), after=after, limit=limit)
-    return GoalPage(items=[goal_summary(goal) for goal in found], next=following)
+    goals, following = await store.page(connection, states=state or (), after_id=after, limit=limit)
+    return GoalPage(items=[goal_summary(goal) for goal in goals], next=following)
 
 
 @router.get("/{goal_id}", summary="Read a research goal", dependencies=[requires(Scope.READ)], responses=_FOUND)
@@ -112,11 +112,9 @@ async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> G
 @router.post(
     "/{goal_id}/pause", summary="Pause a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
 )
-async def pause(
-    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
-) -> GoalOut:
+async def pause(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
-    await service.pause(connection, goal_id, wanted.reason, caller.key_id)
+    await service.pause(connection, goal_id, body.reason, caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
@@ -124,19 +122,17 @@ async def pause(
     "/{goal_id}/resume", summary="Resume a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
 )
 async def resume(
-    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+    goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
-    await service.resume(connection, goal_id, wanted.reason, caller.key_id)
+    await service.resume(connection, goal_id, body.reason, caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
-async def stop(
-    goal_id: GoalId, wanted: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
-) -> GoalOut:
+async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
-    await service.stop(connection, goal_id, wanted.reason, caller.key_id)
+    await service.stop(connection, goal_id, body.reason, caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
@@ -147,10 +143,10 @@ async def stop(
     responses=documented(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
 )
 async def extend(
-    goal_id: GoalId, wanted: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
+    goal_id: GoalId, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
-    await service.extend(connection, goal_id, wanted.constraints.terms(), caller.key_id)
+    await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
@@ -165,15 +161,16 @@ async def extend(
     },
 )
 async def report(
-    goal_id: GoalId, done: IterationIn, services: ServicesDep, connection: Writing, response: Response
+    goal_id: GoalId, body: IterationIn, services: ServicesDep, connection: Writing, response: Response
 ) -> IterationOut:
     """The answer says whether to go on, and with what. When it says stop, the goal has stopped.
 
     Safe to repeat: the same numbers get the same answer, others are refused.
     """
-    answer = await iterations.record(connection, goal_id, done.account(), await _iteration_config(connection, services))
-    response.status_code = 201 if answer.created else 200
-    return iteration_out(answer.iteration)
+    config = await _iteration_config(connection, services)
+    recorded = await iterations.record(connection, goal_id, body.to_report(), config)
+    response.status_code = 201 if recorded.is_new else 200
+    return iteration_out(recorded.iteration)
 
 
 @router.get(
@@ -190,9 +187,9 @@ async def iteration_page(
 ) -> IterationPage:
     """What each has reached, what it cost, and what was decided."""
     await service.read(connection, goal_id)
-    found = await iteration_store.page(connection, goal_id, after=after, limit=limit + 1)
-    following = found[limit - 1].number if len(found) > limit else None
-    return IterationPage(items=[iteration_out(row) for row in found[:limit]], next=following)
+    rows = await iteration_store.page(connection, goal_id, after_number=after, limit=limit + 1)
+    following = rows[limit - 1].number if len(rows) > limit else None
+    return IterationPage(items=[iteration_out(row) for row in rows[:limit]], next=following)
 
 
 @router.get(
@@ -204,13 +201,13 @@ async def iteration_page(
 async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""
     async with services.database.transaction() as connection:
-        history = await iterations.history(connection, goal_id, number)
-    # Away from the loop, since after a thousand iterations it takes a while; and no connection is held meanwhile.
-    found = await asyncio.to_thread(iterations.replay, goal_id, history)
+        history = await iterations.read_history(connection, goal_id, number)
+    # In a thread, since it takes a while after a thousand iterations; and with no connection held meanwhile.
+    outcome = await asyncio.to_thread(iterations.replay, goal_id, history)
     return GoalReplayOut(
-        identical=found.recorded == found.replayed,
-        recorded=json.loads(found.recorded),
-        replayed=json.loads(found.replayed),
+        identical=outcome.recorded_json == outcome.replayed_json,
+        recorded=json.loads(outcome.recorded_json),
+        replayed=json.loads(outcome.replayed_json),
     )
 
 
@@ -228,5 +225,6 @@ async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
 
 
 async def _iteration_config(connection: AsyncConnection, services: Services) -> Iterations:
-    # Not through another connection: where all are in use by callers who wait for one more, nobody goes on.
+    # Through the connection of the caller: if every connection were held by a caller that waits for a second one, all
+    # would wait for ever.
     return (await config.current(connection, services[CurrentConfig].initial)).document.test_time_compute

@@ -1,7 +1,7 @@
 """Bodies of the routes of research goals."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,16 +19,15 @@ from app.kernel.agents import AgentType
 from app.queue.rules.holds import Hold
 
 _MAX_SECONDS = 10 * 366 * 86400.0
-# Elo and any score that people use lie well within; what does not is most likely a mistake.
+# Elo and all usual scores lie well within; a larger number is most likely a mistake.
 _MAX_SCORE = 1e12
-# No number in quotation marks, no 3.0 or true for an integer.
+# Strict: no number in quotation marks, and neither 3.0 nor true for an integer.
 Number = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Weight = Annotated[Number, Field(ge=0.01, le=100, description="2 gets twice the share of 1 wherever both wait")]
 Seconds = Annotated[Number, Field(gt=0, le=_MAX_SECONDS)]
 Score = Annotated[Number, Field(ge=-_MAX_SCORE, le=_MAX_SCORE)]
 Count = Annotated[Whole, Field(ge=1, le=1000)]
-
 
 _EXAMPLE: dict[str, Any] = {
     "id": "kepler",
@@ -58,8 +57,8 @@ class ConstraintsIn(Body):
             raise ValueError("min_iterations must not be above max_iterations")
         return self
 
-    def terms(self) -> Constraints:
-        """What the operation takes."""
+    def to_constraints(self) -> Constraints:
+        """The same constraints as the operations take them."""
         return Constraints(**{name: getattr(self, name) for name in Constraints.__dataclass_fields__})
 
 
@@ -100,8 +99,8 @@ class IterationIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"iteration": 1, "quality": 1231.5, "tasks": 14}]})
 
-    def account(self) -> IterationReport:
-        """What the operation takes."""
+    def to_report(self) -> IterationReport:
+        """The same report as the operation takes it."""
         return IterationReport(
             number=self.iteration,
             quality=Quality(best=self.quality, top=self.top_quality, matches=self.top_matches),
@@ -230,9 +229,12 @@ def goal_out(view: GoalView) -> GoalOut:
         mean_task_seconds=total.mean_seconds,
         by_agent=view.compute.by_agent,
     )
-    used = [{"limit": u.name, "used": u.used, "allowed": u.limit, "share": u.share} for u in _limit_uses(view)]
+    usage = [
+        {"limit": use.name, "used": use.amount, "allowed": use.limit, "share": use.share}
+        for use in limit_uses(view.policy.limits, view.usage)
+    ]
     rule = {name: getattr(view.policy.stopping, name) for name in view.policy.stopping.__dataclass_fields__}
-    now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": used}
+    now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": usage}
     rest = {"notices": view.notices, "judged_by": rule, "last_decision": view.goal.last_decision}
     return GoalOut.model_validate({**_goal_fields(view.goal), **now, **rest})
 
@@ -241,19 +243,13 @@ def iteration_out(iteration: Iteration) -> IterationOut:
     """An iteration with its decision."""
     report, decision = json.loads(iteration.report), json.loads(iteration.decision)
     quality = report["quality"]
-    known = {"goal_id": iteration.goal_id, "iteration": iteration.number, "reported_at": iteration.reported_at}
-    known |= {"quality": quality["best"], "top_quality": quality["top"], "top_matches": quality["matches"]}
-    known |= {"tasks": iteration.tasks, "claimed_compute_seconds": iteration.claimed_seconds}
-    return IterationOut.model_validate({**decision, **known, "iteration_compute_seconds": report["compute_seconds"]})
-
-
-def _limit_uses(view: GoalView) -> Sequence[Any]:
-    return list(limit_uses(view.policy.limits, view.usage))
+    fields = {"goal_id": iteration.goal_id, "iteration": iteration.number, "reported_at": iteration.reported_at}
+    fields |= {"quality": quality["best"], "top_quality": quality["top"], "top_matches": quality["matches"]}
+    fields |= {"tasks": iteration.tasks, "claimed_compute_seconds": iteration.claimed_seconds}
+    return IterationOut.model_validate({**decision, **fields, "iteration_compute_seconds": report["compute_seconds"]})
 
 
 def _goal_fields(goal: Goal) -> dict[str, Any]:
     names = ("id", "state", "hold", "objective", "reason", "weight", "iterations", "created_by", "ended_at")
-    terms = {
-        name: value for name in Constraints.__dataclass_fields__ if (value := getattr(goal.terms, name)) is not None
-    }
-    return {**{name: getattr(goal, name) for name in names}, "constraints": terms, "created_at": goal.started_at}
+    constraints = {name: value for name, value in asdict(goal.constraints).items() if value is not None}
+    return {**{name: getattr(goal, name) for name in names}, "constraints": constraints, "created_at": goal.started_at}

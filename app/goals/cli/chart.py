@@ -8,7 +8,7 @@ from html import escape
 from app.terminal.client import Json
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 420, 80, 40, 80, 60
-# Of Okabe and Ito's colours, which the colour-blind can tell apart.
+# Colors of the Okabe-Ito palette, which color-blind readers can tell apart.
 _BEST_COLOR, _TOP_COLOR, _TEXT_COLOR = "#0072b2", "#d55e00", "#000000"
 _TICKS = 4
 
@@ -30,34 +30,36 @@ class Curves:
 
 
 def curves(iterations: Sequence[Json]) -> Curves:
-    """What the iterations of a goal have reached."""
-    measured = any(row["compute_seconds"] > 0 for row in iterations)
-    places = [row["compute_seconds"] if measured else row["iteration"] for row in iterations]
-    found = {
+    """Quality of the iterations of a goal over its compute."""
+    has_compute = any(row["compute_seconds"] > 0 for row in iterations)
+    places = [row["compute_seconds"] if has_compute else row["iteration"] for row in iterations]
+    points = {
         name: [(place, row[name]) for place, row in zip(places, iterations, strict=True) if row[name] is not None]
         for name in ("quality", "top_quality")
     }
-    return Curves(best=found["quality"], top=found["top_quality"], unit="s of compute" if measured else "iterations")
+    return Curves(
+        best=points["quality"], top=points["top_quality"], unit="s of compute" if has_compute else "iterations"
+    )
 
 
-def draw_text(found: Curves, width: int = 60, height: int = 8) -> str:
-    """A chart of characters: ● the best, ○ the top; empty where nothing was measured."""
-    if not found.points:
+def draw_text(chart: Curves, width: int = 60, height: int = 8) -> str:
+    """Draw a chart of characters: ● the best, ○ the top; empty where nothing was measured."""
+    if not chart.points:
         return ""
-    (left, right), (low, high) = _value_range([x for x, _ in found.points]), _value_range([y for _, y in found.points])
+    (left, right), (low, high) = _value_range([x for x, _ in chart.points]), _value_range([y for _, y in chart.points])
     rows = [[" "] * width for _ in range(height)]
-    for points, sign in ((found.top, "○"), (found.best, "●")):
+    for points, sign in ((chart.top, "○"), (chart.best, "●")):
         for x, y in points:
             rows[height - 1 - _to_cell(y, low, high, height)][_to_cell(x, left, right, width)] = sign
     labels = {0: _format_number(high), height - 1: _format_number(low)}
     lines = [f"{labels.get(row, ''):>9} │{''.join(signs).rstrip()}" for row, signs in enumerate(rows)]
-    ends = f"{_format_number(left)}".ljust(width - 18) + f"{_format_number(right)} {found.unit}"
+    ends = f"{_format_number(left)}".ljust(width - 18) + f"{_format_number(right)} {chart.unit}"
     return "\n".join([*lines, f"{'':>9} └{'─' * width}", f"{'':>11}{ends}"])
 
 
 def draw_svg(goal: Json, iterations: Sequence[Json]) -> str:
-    """The same as a picture, with the reason for which the goal has stopped."""
-    found = curves(iterations)
+    """Draw the same chart as SVG, with the reason for which the goal has stopped."""
+    chart = curves(iterations)
     title = f"{goal['id']}: {goal['objective']}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">',
@@ -65,8 +67,8 @@ def draw_svg(goal: Json, iterations: Sequence[Json]) -> str:
         f'<text x="{_LEFT}" y="22" font-size="16">{escape(title[:110])}</text>',
         f'<text x="{_LEFT}" y="44">{escape(_state_line(goal))}</text>',
         *(
-            _draw_curves(found)
-            if found.points
+            _draw_curves(chart)
+            if chart.points
             else [f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>']
         ),
         "</g></svg>",
@@ -78,17 +80,17 @@ def _state_line(goal: Json) -> str:
     return f"{goal['state']} after {goal['iterations']} iterations" + (f": {goal['reason']}" if goal["reason"] else "")
 
 
-def _draw_curves(found: Curves) -> list[str]:
-    across, up = _value_range([x for x, _ in found.points]), _value_range([y for _, y in found.points])
-    parts = _axes(across, up, found.unit)
-    for name, points, colour in (("the best", found.best, _BEST_COLOR), ("the top, on average", found.top, _TOP_COLOR)):
-        placed = [_to_pixels(point, across, up) for point in points]
-        if placed:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
-            x, y = placed[-1]
-            parts.append(f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+def _draw_curves(chart: Curves) -> list[str]:
+    across, up = _value_range([x for x, _ in chart.points]), _value_range([y for _, y in chart.points])
+    parts = _axes(across, up, chart.unit)
+    for name, points, color in (("the best", chart.best, _BEST_COLOR), ("the top, on average", chart.top, _TOP_COLOR)):
+        pixels = [_to_pixels(point, across, up) for point in points]
+        if pixels:
+            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in pixels]
+            x, y = pixels[-1]
+            parts.append(f'<text x="{x:.1f}" y="{y - 8:.1f}" text-anchor="end" fill="{color}">{name}</text>')
     return parts
 
 
@@ -113,7 +115,7 @@ def _to_pixels(point: Point, across: Point, up: Point) -> Point:
 
 
 def _value_range(values: Sequence[float]) -> Point:
-    """From the least to the greatest; something around them where they are the same."""
+    """Lowest and highest value; where these are equal, with a margin around them, since a range must not be empty."""
     low, high = min(values), max(values)
     if low < high:
         return low, high

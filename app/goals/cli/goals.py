@@ -1,4 +1,4 @@
-"""`convener goals`: research goals, what they have reached, and whether they go on."""
+"""`convener goals`: list, show, create and steer research goals, and report their iterations."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +28,8 @@ def _seconds(value: str | None) -> float | None:
     return None if value is None else seconds(value)
 
 
-def _time_option(name: str, meaning: str) -> Any:
-    return typer.Option(name, metavar="TIME", help=f"{meaning}; 90s, 30min, 2h or 3d")
+def _time_option(name: str, description: str) -> Any:
+    return typer.Option(name, metavar="TIME", help=f"{description}; 90s, 30min, 2h or 3d")
 
 
 TimeLimit = Annotated[str | None, _time_option("--time-limit", "since it was created")]
@@ -55,9 +55,9 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List research goals by id."""
-    wanted = [one.value for one in state] if state else None
+    states = [wanted_state.value for wanted_state in state] if state else None
     with connect(url) as client:
-        items, following = client.pages("/goals", None if everything else limit, after=after, state=wanted)
+        items, following = client.pages("/goals", None if everything else limit, after=after, state=states)
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
         return
@@ -65,10 +65,10 @@ def ls(
         "ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE", numbers=("ITERATIONS",), flexible="OBJECTIVE"
     )
     for goal in items:
-        created = output.cell(output.age(goal["created_at"], client.now))
+        age = output.cell(output.age(goal["created_at"], client.now))
         iterations = output.cell(goal["iterations"])
         table.add_row(
-            output.cell(goal["id"]), views.render_state(goal), iterations, created, output.cell(goal["objective"])
+            output.cell(goal["id"]), views.render_state(goal), iterations, age, output.cell(goal["objective"])
         )
     output.show(table)
     if following:
@@ -207,25 +207,25 @@ def report(
     body: Json = {"iteration": iteration, "quality": quality, "top_quality": top_quality, "top_matches": top_matches}
     body |= {"new_best": new_best, "compute_seconds": compute_seconds, "money": money}
     with connect(url) as client:
-        decided = client.post(_path(goal_id, "/iterations"), body)
-    _print(decided, fmt, f"{decided['decision']}: {output.plain(decided['reason'])}")
+        decision = client.post(_path(goal_id, "/iterations"), body)
+    _print(decision, fmt, f"{decision['decision']}: {output.plain(decision['reason'])}")
 
 
-def _post_move(what: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
+def _post_move(move: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
-        goal = client.post(_path(goal_id, f"/{what}"), {"reason": reason})
+        goal = client.post(_path(goal_id, f"/{move}"), {"reason": reason})
     _print(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
 
 
-def _print(found: Json, fmt: Format, said: str) -> None:
+def _print(answer: Json, fmt: Format, summary: str) -> None:
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(answer)
     else:
-        typer.echo(said)
+        typer.echo(summary)
 
 
-def _constraints(**given: Any) -> Json:
-    return {name: value for name, value in given.items() if value is not None}
+def _constraints(**options: Any) -> Json:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _path(goal_id: str, rest: str = "") -> str:

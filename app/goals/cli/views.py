@@ -1,4 +1,4 @@
-"""A research goal for people: its limits, its iterations, and its curve."""
+"""A research goal on a terminal: limits, iterations, and the chart of its quality."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,14 +15,14 @@ _SHOWN_ITERATIONS = 10
 
 
 def render_state(goal: Json) -> Text:
-    """Its state; what it waits for where it waits."""
+    """State of a goal; a hold for its budget is shown as a state of its own."""
     if goal["hold"] == "budget":
         return Text("out of budget", style="yellow")
     return output.state(goal["state"])
 
 
 def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> RenderableType:
-    """A goal as `GET /goals/{id}` tells of it, with its last iterations and all of them as a chart."""
+    """Render a goal as `GET /goals/{id}` answers it, with a table of its last iterations and a chart of all."""
     compute, last = goal["compute"], goal["last_decision"]
     facts = output.details(
         [
@@ -51,7 +51,7 @@ def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> Render
 
 
 def _iteration_table(iterations: Sequence[Json]) -> Table:
-    """COMPUTE is what the service has measured, CLAIMED what the client says."""
+    """Table of iterations; COMPUTE is measured by the service, CLAIMED is reported by the client."""
     numbers = ("ITERATION", "QUALITY", "TOP", "COMPUTE", "CLAIMED", "GAIN", "PER S")
     table = output.table(*numbers, "DECISION", "REASON", numbers=numbers, flexible="REASON", tight=True)
     for row in iterations:
@@ -83,7 +83,7 @@ def _format_rule(rule: Json) -> str:
 
 
 def _format_gain(iterations: Sequence[Json]) -> str | None:
-    """How effective thinking was: all gains over all seconds, and the same of the later half."""
+    """Gain for each second of compute, of all iterations and of the later half."""
     if len(iterations) < 2:
         return None
     half = iterations[len(iterations) // 2 :]
@@ -92,5 +92,5 @@ def _format_gain(iterations: Sequence[Json]) -> str | None:
 
 def _format_gain_per_second(iterations: Sequence[Json]) -> str:
     gain = sum(row["improvement"] for row in iterations)
-    spent = sum(row["iteration_compute_seconds"] for row in iterations)
-    return f"{gain:.3g} in {spent:.1f} s of compute" + (f", {gain / spent:.2g} a second" if spent > 0 else "")
+    seconds = sum(row["iteration_compute_seconds"] for row in iterations)
+    return f"{gain:.3g} in {seconds:.1f} s of compute" + (f", {gain / seconds:.2g} a second" if seconds > 0 else "")

@@ -28,7 +28,7 @@ class GoalState(StrEnum):
 
 
 LIVE_STATES = frozenset({GoalState.RUNNING, GoalState.PAUSED})
-# The states from which a move is possible, and the one it leads to; None: the goal stays where it is.
+# The states in which an event is possible, and the one it leads to; None: the goal stays where it is.
 TRANSITIONS: Mapping[GoalEvent, tuple[Collection[GoalState], GoalState | None]] = {
     GoalEvent.ITERATION: (LIVE_STATES, None),
     GoalEvent.PAUSED: (LIVE_STATES, GoalState.PAUSED),
@@ -38,9 +38,9 @@ TRANSITIONS: Mapping[GoalEvent, tuple[Collection[GoalState], GoalState | None]] 
 }
 
 
-def next_state(state: GoalState, move: GoalEvent) -> GoalState:
-    """The state that `move` leads to. Raises GoalStopped: the stopped state is the only one without a way out."""
-    origins, destination = TRANSITIONS[move]
+def next_state(state: GoalState, event: GoalEvent) -> GoalState:
+    """The state that `event` leads to. Raises GoalStopped: the stopped state is the only one without a way out."""
+    origins, destination = TRANSITIONS[event]
     if state not in origins:
         raise GoalStopped
     return destination or state

@@ -1,4 +1,4 @@
-"""Keeping goals within their limits between their reports, and their tasks out of the way while they are held."""
+"""Duties that keep goals within their limits between reports, and set their tasks aside while a hold lasts."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +13,7 @@ from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Compute
 from app.goals.rules.goals import EnforcementAction, GoalState
 from app.goals.service import goals as service
-from app.goals.service import priors as prior_service
+from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.goals import Goal
 from app.queue.rules.events import GoalEvent
@@ -23,56 +23,103 @@ from app.queue.store.holds import Held, Meter
 from app.queue.store.listing import Selection
 
 RECAPTURE_DUTY = "look for strays of held goals"
-# So many rows are changed in some 50 ms: no transaction that readers of events would have to wait for.
+# So many rows are changed in some 50 ms: readers of events wait for the oldest open transaction that has written.
 BATCH = 1000
-# Longer than a transaction usually takes between the time that it writes into a row and its commit.
-_OVERLAP = timedelta(seconds=20)
-_MAX_BATCHES = 5
+# Longer than a transaction usually takes from writing a row to its commit.
+_COMMIT_DELAY = timedelta(seconds=20)
+_MAX_FOLDS = 5
 
 
 async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
-    """Add what has ended to the compute of its goal."""
-    folded = 0
-    for _ in range(_MAX_BATCHES):
-        bite = await compute.fold(connection)
-        folded += bite.events
-        if not bite.more:
-            return {"events": folded}
-    return {"events": folded, "behind": True}
+    """Add attempts that have ended to the compute of their goals; report the number of events read."""
+    events = 0
+    for _ in range(_MAX_FOLDS):
+        result = await compute.fold(connection)
+        events += result.events
+        if not result.has_more:
+            return {"events": events}
+    return {"events": events, "behind": True}
 
 
 async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
-    """Stop goals whose time or compute is used up, and lease no more of those whose budget is committed."""
-    limited, moment = await goals.read_limited(connection), await now(connection)
-    if not limited:
+    """Stop goals whose time or compute is used up; hold or meter those whose budget is nearly committed.
+
+    All goals are judged from one reading, without locks, since nearly always there is nothing to do. Only a goal that
+    is to change is locked, and read again then, because its client may have paused or stopped it meanwhile.
+    """
+    limited_goals, moment = await goals.read_limited(connection), await now(connection)
+    if not limited_goals:
         return {"stopped": [], "held": [], "let_through": 0}
-    ids, rush = [goal.id for goal in limited], await prior_service.lease_capacity(connection)
-    spent, meters = await compute.read_many(connection, ids), await holds.metered(connection, ids)
-    new = [goal.id for goal in limited if goal.terms.compute_budget_seconds and not spent[goal.id].total.attempts]
-    priors = await prior_service.expected_seconds(connection, new)
-    stopped, held, let = [], [], 0
-    for goal in limited:
-        used, meter = service.usage(goal, spent[goal.id], moment), meters.get(goal.id)
-        used = replace(used, compute=replace(used.compute, prior_seconds=priors.get(goal.id, 0.0)))
-        # The bounds on iterations, which the configuration may set, are for reports.
-        limits = rules.goal_policy(goal.terms, Iterations()).limits
-        due = rules.enforce(used, limits, rush, is_metered=meter is not None)
-        if due.measure is EnforcementAction.STOP:
-            stopped += await _stop_goal(connection, goal.id, due.reason)
-        elif due.measure is EnforcementAction.HOLD and goal.hold is None:
-            held += await _hold_goal(connection, goal.id, due.reason)
-        elif due.measure is EnforcementAction.METER:
-            let += await _meter(connection, goal, meter, due.room, used.compute)
-        elif due.measure is EnforcementAction.LEAVE and (meter is not None or goal.hold is Hold.BUDGET):
+    ids, capacity = [goal.id for goal in limited_goals], await priors.lease_capacity(connection)
+    computes, meters = await compute.read_many(connection, ids), await holds.metered(connection, ids)
+    budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
+    untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
+    prior_seconds = await priors.expected_seconds(connection, untried_ids)
+    stopped_ids, held_ids, let_through = [], [], 0
+    for goal in limited_goals:
+        usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
+        usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
+        # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
+        limits = rules.goal_policy(goal.constraints, Iterations()).limits
+        due = rules.enforce(usage, limits, capacity, is_metered=meter is not None)
+        if due.action is EnforcementAction.STOP:
+            stopped_ids += await _stop_goal(connection, goal.id, due.reason)
+        elif due.action is EnforcementAction.HOLD and goal.hold is None:
+            held_ids += await _hold_goal(connection, goal.id, due.reason)
+        elif due.action is EnforcementAction.METER:
+            let_through += await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
+        elif due.action is EnforcementAction.ALLOW and (meter is not None or goal.hold is Hold.BUDGET):
             await _allow(connection, goal.id)
-    return {"stopped": stopped, "held": held, "let_through": let}
+    return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through}
 
 
-async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, used: Compute) -> int:
-    """Let through what there is room for and was not let through before; what has just begun counts by then."""
+async def process_holds(database: Database) -> int:
+    """Process all holds with pending work, one batch in a transaction; return the number of batches."""
+    batches = 0
+    while await process_batch(database):
+        batches += 1
+    return batches
+
+
+async def process_batch(database: Database) -> bool:
+    """Process one batch of one hold: bring its tasks back, cancel them, or set them aside; False when none is due."""
+    async with database.transaction() as connection:
+        hold = await holds.next_to_do(connection)
+        if hold is None:
+            return False
+        if not hold.is_closed:
+            await holds.bring_back(connection, hold, BATCH)
+        elif hold.reason is Hold.STOPPED:
+            await _cancel_tasks(connection, hold)
+        else:
+            await holds.sweep(connection, hold, BATCH)
+        return True
+
+
+async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
+    """Set aside ready tasks of held goals, which came back from a worker or were submitted while the hold began.
+
+    Claims skip such tasks, so they do no harm but cost each claim a little.
+    """
+    turn = (await duties.turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
+    # A task may have become ready before the last turn, in a transaction that committed only after it.
+    since = await now(connection) - (turn.ago if turn else timedelta(days=1)) - _COMMIT_DELAY
+    tasks = await holds.strays(connection, since)
+    for goal_id in {task.goal_id for task in tasks if task.reason == Hold.STOPPED}:
+        await holds.again(connection, goal_id)
+    await holds.take_away(connection, [task.id for task in tasks if task.reason != Hold.STOPPED])
+    return {"strays": len(tasks), "forgotten": await holds.forget(connection)}
+
+
+async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:
+    """Let as many tasks through as there is room for beyond those let through before; return the number.
+
+    Tasks that were let through and have not begun yet are the surplus of allowed over begun attempts. They still take
+    their room, though the compute of the goal does not show them.
+    """
     if goal.state is not GoalState.RUNNING or await goals.lock(connection, goal.id) is None:
         return 0
-    attempts = used.attempts + used.running
+    attempts = total.attempts + total.running
     if meter is None:
         await holds.meter(connection, goal.id, attempts)
         return 0
@@ -81,6 +128,7 @@ async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, r
 
 
 async def _allow(connection: AsyncConnection, goal_id: str) -> None:
+    # Locks are taken in the order goal, hold, tasks; so the goal first, although only its hold changes.
     if await goals.lock(connection, goal_id) is not None:
         await holds.open_up(connection, goal_id, Hold.BUDGET)
 
@@ -102,43 +150,10 @@ async def _hold_goal(connection: AsyncConnection, goal_id: str, reason: str) -> 
     return [goal_id]
 
 
-async def process_holds(database: Database) -> int:
-    """Do all the work on holds that there is, a batch a transaction; returns how many batches."""
-    batches = 0
-    while await process_batch(database):
-        batches += 1
-    return batches
-
-
-async def process_batch(database: Database) -> bool:
-    """Do one batch of the work on one hold; False when there is none."""
-    async with database.transaction() as connection:
-        held = await holds.next_to_do(connection)
-        if held is None:
-            return False
-        if not held.is_closed:
-            await holds.bring_back(connection, held, BATCH)
-        elif held.reason is Hold.STOPPED:
-            await _cancel_tasks(connection, held)
-        else:
-            await holds.sweep(connection, held, BATCH)
-        return True
-
-
-async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
-    """Find tasks of held goals that are in the way of claims: they came back from a worker, or were on their way in."""
-    turn = (await duties.turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
-    found = await holds.strays(connection, await now(connection) - (turn.ago if turn else timedelta(days=1)) - _OVERLAP)
-    for goal_id in {stray.goal_id for stray in found if stray.reason == Hold.STOPPED}:
-        await holds.again(connection, goal_id)
-    await holds.take_away(connection, [stray.id for stray in found if stray.reason != Hold.STOPPED])
-    return {"strays": len(found), "forgotten": await holds.forget(connection)}
-
-
-async def _cancel_tasks(connection: AsyncConnection, held: Held) -> None:
-    """Running tasks too: their workers hear of it with their next heartbeat or call."""
-    ids = await holds.live(connection, held, BATCH)
+async def _cancel_tasks(connection: AsyncConnection, hold: Held) -> None:
+    """Cancel a batch of the tasks of a stopped goal; workers hear of running ones with their next heartbeat or call."""
+    ids = await holds.live(connection, hold, BATCH)
     if ids:
-        goal = await goals.read(connection, held.goal_id)
+        goal = await goals.read(connection, hold.goal_id)
         reason = f"the research goal has stopped: {goal.reason}" if goal else "the research goal has stopped"
-        await cancel.cancel(connection, ids, Selection(goal_id=held.goal_id), reason)
+        await cancel.cancel(connection, ids, Selection(goal_id=hold.goal_id), reason)

@@ -1,4 +1,4 @@
-"""What happens to research goals: created, paused, resumed, extended, stopped, and weighed."""
+"""Operations on research goals: create, read, pause, resume, stop, extend, and set the weight."""
 
 import hashlib
 import json
@@ -13,8 +13,9 @@ from app.admin.rules.config import Iterations
 from app.admin.service import audit
 from app.db.database import now
 from app.goals.errors import GoalConflict, GoalNotFound, LimitsRefused
+from app.goals.rules import budgets
 from app.goals.rules import goals as rules
-from app.goals.rules.budgets import Usage, notices
+from app.goals.rules.budgets import Usage
 from app.goals.rules.goals import Constraints, GoalPolicy, GoalState
 from app.goals.service import priors
 from app.goals.store import compute, goals
@@ -28,18 +29,18 @@ from app.queue.store import holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalRequest:
-    """A goal that somebody wants."""
+    """A goal that a client asks for; `created_by` is the id of its key."""
 
     id: str
     objective: str
-    terms: Constraints
+    constraints: Constraints
     weight: float | None
-    by: str
+    created_by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalView:
-    """A goal with what it has used by now, how it is judged, and what is nearly used up."""
+    """A goal with its usage at a moment, its policy, and the limits that are nearly used up."""
 
     goal: Goal
     at: datetime
@@ -49,26 +50,26 @@ class GoalView:
     notices: list[str]
 
 
-async def create(connection: AsyncConnection, order: GoalRequest) -> tuple[Goal, bool]:
-    """Create a goal; the same order again gives the same goal, and False. Raises GoalConflict."""
-    request_hash = _request_hash(order)
+async def create(connection: AsyncConnection, request: GoalRequest) -> tuple[Goal, bool]:
+    """Create a goal, and True; the same request again gives the same goal, and False. Raises GoalConflict."""
+    request_hash = _request_hash(request)
     new = NewGoal(
-        id=order.id,
-        objective=order.objective,
-        terms=order.terms,
-        weight=order.weight,
-        created_by=order.by,
+        id=request.id,
+        objective=request.objective,
+        constraints=request.constraints,
+        weight=request.weight,
+        created_by=request.created_by,
         request_hash=request_hash,
     )
-    created = await goals.create(connection, new)
-    goal = await read(connection, order.id)
+    is_new = await goals.create(connection, new)
+    goal = await read(connection, request.id)
     if goal.request_hash != request_hash:
-        raise GoalConflict(f"the research goal {order.id} exists already with another body")
-    if created:
-        await goals.append_event(connection, GoalEvent.CREATED, order.id, {"objective": order.objective})
-        await _audit(connection, GoalEvent.CREATED, order.by, None, goal, order.objective)
+        raise GoalConflict(f"the research goal {request.id} exists already with another body")
+    if is_new:
+        await goals.append_event(connection, GoalEvent.CREATED, goal.id, {"objective": goal.objective})
+        await _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, goal.objective)
         await priors.meter_new_goal(connection, goal)
-    return goal, created
+    return goal, is_new
 
 
 async def read(connection: AsyncConnection, goal_id: str) -> Goal:
@@ -79,32 +80,42 @@ async def read(connection: AsyncConnection, goal_id: str) -> Goal:
     return goal
 
 
-async def view(connection: AsyncConnection, goal_id: str, configured: Iterations) -> GoalView:
-    """A goal as it stands now. Raises GoalNotFound."""
+async def lock(connection: AsyncConnection, goal_id: str) -> Goal:
+    """Read a goal and lock it until the transaction ends. Raises GoalNotFound."""
+    goal = await goals.lock(connection, goal_id)
+    if goal is None:
+        raise GoalNotFound
+    return goal
+
+
+async def view(connection: AsyncConnection, goal_id: str, config: Iterations) -> GoalView:
+    """A goal with its usage at this moment. Raises GoalNotFound."""
     goal = await read(connection, goal_id)
-    spent = await compute.read(connection, goal_id)
-    moment, policy = await now(connection), rules.goal_policy(goal.terms, configured)
-    used = usage(goal, spent, moment)
-    return GoalView(
-        goal=goal, at=moment, usage=used, compute=spent, policy=policy, notices=notices(policy.limits, used)
-    )
+    goal_compute = await compute.read(connection, goal_id)
+    moment, policy = await now(connection), rules.goal_policy(goal.constraints, config)
+    usage = usage_at(goal, goal_compute, moment)
+    notices = budgets.notices(policy.limits, usage)
+    return GoalView(goal=goal, at=moment, usage=usage, compute=goal_compute, policy=policy, notices=notices)
 
 
-def usage(goal: Goal, spent: GoalCompute, moment: datetime, *, money: float | None = None) -> Usage:
-    """How much of its limits a goal has used at this moment; time stands still once it has ended."""
+def usage_at(goal: Goal, goal_compute: GoalCompute, moment: datetime, *, money: float | None = None) -> Usage:
+    """Usage of a goal at a moment, its time counted until its end if it has one.
+
+    `money` is by default the sum that the last decision has recorded.
+    """
     assert goal.state is not None
     until = goal.ended_at or moment
-    known = (goal.last_decision or {}).get("money_spent", 0.0)
+    recorded_money = (goal.last_decision or {}).get("money_spent", 0.0)
     return Usage(
         iterations=goal.iterations,
         elapsed_seconds=max(0.0, (until - goal.started_at).total_seconds()),
-        compute=spent.total,
-        money=known if money is None else money,
+        compute=goal_compute.total,
+        money=recorded_money if money is None else money,
     )
 
 
 async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
-    """From the commit on no task of the goal is leased; those that run go on. Raises GoalNotFound, GoalStopped."""
+    """Lease no task of the goal from the commit on; running tasks go on. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
         await holds.close(connection, goal.id, Hold.PAUSED)
@@ -113,13 +124,12 @@ async def pause(connection: AsyncConnection, goal_id: str, reason: str, by: str)
 
 
 async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
-    """Its tasks are leased again, in their old order. Raises GoalNotFound, GoalStopped.
-
-    Where there is a compute budget, whoever keeps goals within their limits looks first how much of it is left.
-    """
+    """Lease the tasks of a paused goal again, in their old order. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
-        if goal.terms.compute_budget_seconds is None:
+        # Running tasks may have used up a compute budget during the pause: the hold stays, as one for the budget, until
+        # the next check has decided.
+        if goal.constraints.compute_budget_seconds is None:
             await holds.open_up(connection, goal.id, Hold.PAUSED)
         else:
             await holds.hand_over(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
@@ -128,7 +138,7 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
 
 
 async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) -> Goal:
-    """End a goal for good: nothing of it is leased any more, and a moment later all its tasks are cancelled.
+    """End a goal for good: none of its tasks is leased any more, and soon after all of them are canceled.
 
     Safe to repeat. Raises GoalNotFound.
     """
@@ -136,99 +146,94 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
     if goal.state is GoalState.STOPPED:
         return goal
     await stop_locked(connection, goal, reason)
-    stopped = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.STOPPED, by, goal, stopped, reason)
-    return stopped
+    stopped_goal = await read(connection, goal_id)
+    await _audit(connection, GoalEvent.STOPPED, by, goal, stopped_goal, reason)
+    return stopped_goal
 
 
 async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> None:
-    """Stop a goal that goes on and that we hold the lock of."""
+    """Stop a live goal; the caller holds its lock."""
     await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason)
     await holds.close(connection, goal.id, Hold.STOPPED)
     await goals.append_event(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
 
 
-async def extend(connection: AsyncConnection, goal_id: str, terms: Constraints, by: str) -> Goal:
-    """Give a goal other limits; what waits for a budget goes on at the next look if there is room for it now.
+async def extend(connection: AsyncConnection, goal_id: str, constraints: Constraints, by: str) -> Goal:
+    """Set those limits that are not None; tasks held for the budget go on after the next check if there is room now.
 
     Raises GoalNotFound, GoalStopped, LimitsRefused.
     """
     goal = await lock(connection, goal_id)
     _next_state(goal, GoalEvent.EXTENDED)
-    given = {name: value for name, value in asdict(terms).items() if value is not None}
-    _check_iteration_bounds(replace(goal.terms, **given), given)
-    await goals.change_limits(connection, goal_id, terms)
-    await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": given})
-    extended = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended, "")
-    return extended
-
-
-def _check_iteration_bounds(terms: Constraints, given: Collection[str]) -> None:
-    """What one body may not say, two may not either. Limits that stand already are no fault of other ones."""
-    least, most = terms.min_iterations, terms.max_iterations
-    if least is None or most is None or least <= most:
-        return
-    if "min_iterations" in given:
-        raise LimitsRefused([("constraints.min_iterations", f"must not be above max_iterations, which is {most}")])
-    if "max_iterations" in given:
-        raise LimitsRefused([("constraints.max_iterations", f"must not be below min_iterations, which is {least}")])
+    changes = {name: value for name, value in asdict(constraints).items() if value is not None}
+    _check_iteration_bounds(replace(goal.constraints, **changes), changes)
+    await goals.change_limits(connection, goal_id, constraints)
+    await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
+    extended_goal = await read(connection, goal_id)
+    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, "")
+    return extended_goal
 
 
 async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
-    """Give a goal its share of the lanes; processes that submit for it learn of it within a second."""
+    """Set the share of a goal in its lanes; processes that submit its tasks use it within a second."""
     await goals.set_weight(connection, goal_id, weight)
-
-
-async def lock(connection: AsyncConnection, goal_id: str) -> Goal:
-    """A goal that is ours until the transaction ends. Raises GoalNotFound."""
-    goal = await goals.lock(connection, goal_id)
-    if goal is None:
-        raise GoalNotFound
-    return goal
 
 
 async def _change_state(
     connection: AsyncConnection,
     goal_id: str,
-    move: GoalEvent,
+    event: GoalEvent,
     reason: str,
     by: str,
     carry_out: Callable[[Goal], Awaitable[None]],
 ) -> Goal:
-    """Change the state of a goal; a goal that is in it already stays as it is, with the reason that was given first."""
+    """Change the state of a goal; one that is already in that state stays as it is, with its first reason."""
     goal = await lock(connection, goal_id)
-    state = _next_state(goal, move)
+    state = _next_state(goal, event)
     if state is goal.state:
         return goal
     await goals.set_state(connection, goal_id, state, reason)
     await carry_out(goal)
-    await goals.append_event(connection, move, goal_id, {"reason": reason})
-    moved = await read(connection, goal_id)
-    await _audit(connection, move, by, goal, moved, reason)
-    return moved
+    await goals.append_event(connection, event, goal_id, {"reason": reason})
+    moved_goal = await read(connection, goal_id)
+    await _audit(connection, event, by, goal, moved_goal, reason)
+    return moved_goal
 
 
 async def _audit(
-    connection: AsyncConnection, move: GoalEvent, by: str, before: Goal | None, after: Goal, reason: str
+    connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str
 ) -> None:
-    """What somebody has done to a goal; what the rule does by itself is in its events."""
-    known = None if before is None else _audit_fields(before)
-    await audit.record(connection, move.value, by=by, before=known, after=_audit_fields(after), reason=reason)
+    """Record what a person did to a goal; what the rules do by themselves is in its events only."""
+    before = None if previous is None else _audit_fields(previous)
+    await audit.record(connection, event.value, by=by, before=before, after=_audit_fields(current), reason=reason)
 
 
 def _audit_fields(goal: Goal) -> dict[str, Any]:
-    terms = {name: value for name, value in asdict(goal.terms).items() if value is not None}
-    return {"goal_id": goal.id, "state": goal.state.value, "constraints": terms}
+    constraints = {name: value for name, value in asdict(goal.constraints).items() if value is not None}
+    return {"goal_id": goal.id, "state": goal.state.value, "constraints": constraints}
 
 
-def _next_state(goal: Goal, move: GoalEvent) -> GoalState:
+def _next_state(goal: Goal, event: GoalEvent) -> GoalState:
     try:
-        return rules.next_state(goal.state, move)
+        return rules.next_state(goal.state, event)
     except GoalStopped:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason) from None
 
 
-def _request_hash(order: GoalRequest) -> bytes:
-    body = [order.id, order.objective, asdict(order.terms), order.weight]
+def _check_iteration_bounds(constraints: Constraints, changes: Collection[str]) -> None:
+    """Refuse bounds on iterations that contradict each other, as in one body. Raises LimitsRefused.
+
+    Bounds that contradicted each other before are no reason to refuse a change of other limits.
+    """
+    minimum, maximum = constraints.min_iterations, constraints.max_iterations
+    if minimum is None or maximum is None or minimum <= maximum:
+        return
+    if "min_iterations" in changes:
+        raise LimitsRefused([("constraints.min_iterations", f"must not be above max_iterations, which is {maximum}")])
+    if "max_iterations" in changes:
+        raise LimitsRefused([("constraints.max_iterations", f"must not be below min_iterations, which is {minimum}")])
+
+
+def _request_hash(request: GoalRequest) -> bytes:
+    body = [request.id, request.objective, asdict(request.constraints), request.weight]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()

@@ -1,4 +1,4 @@
-"""Iterations of research goals: reported, decided on, and decided on again from what was known."""
+"""Iterations of research goals: record and decide, and replay a decision from its recorded inputs."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from app.queue.rules.events import GoalEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationReport:
-    """An iteration in the words of the client."""
+    """An iteration as the client reports it."""
 
     number: int
     quality: Quality
@@ -40,167 +40,167 @@ class IterationReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportResult:
-    """An iteration with its decision, and whether this call has made it."""
+class RecordedIteration:
+    """A stored iteration, and whether this call has stored it."""
 
     iteration: Iteration
-    created: bool
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A decision as it was recorded and as the rule makes it from the recorded inputs, as JSON text."""
+    """A decision as it was recorded, and as the rule makes it from the recorded inputs; both as JSON text."""
 
-    recorded: str
-    replayed: str
+    recorded_json: str
+    replayed_json: str
 
 
 async def record(
-    connection: AsyncConnection, goal_id: str, account: IterationReport, configured: Iterations
-) -> ReportResult:
-    """Record the next iteration and decide. The same account again gets the same answer.
+    connection: AsyncConnection, goal_id: str, report: IterationReport, config: Iterations
+) -> RecordedIteration:
+    """Record the next iteration and decide on it; the same report again gets the same answer.
 
-    A goal that was stopped while an iteration was under way takes the account of it and stays stopped.
+    A goal that was stopped while an iteration was under way still accepts its report, and stays stopped.
     Raises GoalNotFound, GoalStopped, IterationConflict.
     """
     goal = await service.lock(connection, goal_id)
-    known = await iterations.read(connection, goal_id, account.number)
-    if known is not None:
-        if known.request_hash != _request_hash(account):
-            raise IterationConflict(f"iteration {account.number} was reported with other numbers")
-        return ReportResult(iteration=known, created=False)
-    policy = rules.goal_policy(goal.terms, configured)
-    _check_acceptable(goal, account, policy)
-    await _decide_and_store(connection, goal, account, policy)
-    made = await iterations.read(connection, goal_id, account.number)
-    assert made is not None, "it was written a moment ago"
-    return ReportResult(iteration=made, created=True)
+    stored = await iterations.read(connection, goal_id, report.number)
+    if stored is not None:
+        if stored.request_hash != _request_hash(report):
+            raise IterationConflict(f"iteration {report.number} was reported with other numbers")
+        return RecordedIteration(iteration=stored, is_new=False)
+    policy = rules.goal_policy(goal.constraints, config)
+    _check_acceptable(goal, report, policy)
+    await _decide_and_store(connection, goal, report, policy)
+    stored = await iterations.read(connection, goal_id, report.number)
+    assert stored is not None, "it was written a moment ago"
+    return RecordedIteration(iteration=stored, is_new=True)
 
 
-async def history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
-    """A recorded iteration, after those before it. Raises GoalNotFound, IterationNotFound."""
+async def read_history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
+    """Iterations up to and including `number`, in order. Raises GoalNotFound, IterationNotFound."""
     await service.read(connection, goal_id)
-    found = await iterations.read_first(connection, goal_id, number)
-    if not found or found[-1].number != number:
+    history = await iterations.read_up_to(connection, goal_id, number)
+    if not history or history[-1].number != number:
         raise IterationNotFound
-    return found
+    return history
 
 
 def replay(goal_id: str, history: Sequence[Iteration]) -> Replay:
-    """Decide again on the last of these iterations. Takes tens of milliseconds where they are many."""
+    """Decide again on the last of these iterations. Takes tens of milliseconds where there are many."""
     inputs = json.loads(history[-1].inputs)
     snapshot = GoalSnapshot(
         goal_id=goal_id,
-        reports=[_parse_iteration(json.loads(row.report)) for row in history],
+        iterations=[_parse_iteration(json.loads(row.report)) for row in history],
         usage=_parse_usage(inputs["usage"]),
     )
     decision = rules.decide(snapshot, _parse_policy(inputs["policy"]))
-    # A checkpoint keeps the numbers, and not the blanks between them.
+    # The recorded text is written anew, because a checkpoint preserves the numbers but not the blanks between them.
     return Replay(
-        recorded=_to_json(json.loads(history[-1].decision)), replayed=_to_json(_decision_fields(decision, inputs))
+        recorded_json=_to_json(json.loads(history[-1].decision)),
+        replayed_json=_to_json(_decision_fields(decision, inputs)),
     )
 
 
-def _check_acceptable(goal: Goal, account: IterationReport, policy: GoalPolicy) -> None:
-    if goal.state is GoalState.STOPPED and _stopped_by_decision(goal):
+def _check_acceptable(goal: Goal, report: IterationReport, policy: GoalPolicy) -> None:
+    """Raise GoalStopped or IterationConflict where the report of a new iteration must be refused."""
+    if goal.state is GoalState.STOPPED and _was_stopped_by_decision(goal):
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
-    if account.number != goal.iterations + 1:
+    if report.number != goal.iterations + 1:
         raise IterationConflict(
-            f"iteration {goal.iterations + 1} is the next one to report, not {account.number}",
+            f"iteration {goal.iterations + 1} is the next one to report, not {report.number}",
         )
-    if goal.state is GoalState.STOPPED and account.number > policy.limits.max_iterations:
+    if goal.state is GoalState.STOPPED and report.number > policy.limits.max_iterations:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
 
 
-def _stopped_by_decision(goal: Goal) -> bool:
+def _was_stopped_by_decision(goal: Goal) -> bool:
     return (goal.last_decision or {}).get("decision") == GoalAction.STOP
 
 
 async def _decide_and_store(
-    connection: AsyncConnection, goal: Goal, account: IterationReport, policy: GoalPolicy
+    connection: AsyncConnection, goal: Goal, report: IterationReport, policy: GoalPolicy
 ) -> None:
-    spent, moment = await compute.read(connection, goal.id), await now(connection)
-    history = await iterations.read_first(connection, goal.id, goal.iterations)
-    before: Mapping[str, Any] = json.loads(history[-1].inputs) if history else {}
-    money = float(before.get("usage", {}).get("money", 0.0)) + account.money
-    used = replace(service.usage(goal, spent, moment, money=money), iterations=account.number)
-    said = _measure(account, goal, spent, moment, before)
-    inputs = {"usage": asdict(used), "by_agent": dict(sorted(spent.by_agent.items())), "at": moment.isoformat()}
+    goal_compute, moment = await compute.read(connection, goal.id), await now(connection)
+    history = await iterations.read_up_to(connection, goal.id, goal.iterations)
+    previous: Mapping[str, Any] = json.loads(history[-1].inputs) if history else {}
+    money = float(previous.get("usage", {}).get("money", 0.0)) + report.money
+    usage = replace(service.usage_at(goal, goal_compute, moment, money=money), iterations=report.number)
+    measured = _measure(report, goal, goal_compute, moment, previous)
+    # Everything the decision depends on is stored with it, so that a replay needs nothing else.
+    inputs = {"usage": asdict(usage), "by_agent": dict(sorted(goal_compute.by_agent.items())), "at": moment.isoformat()}
     inputs |= {"policy": asdict(policy), "stopped": goal.reason if goal.state is GoalState.STOPPED else None}
-    snapshot = GoalSnapshot(
-        goal_id=goal.id, reports=[*(_parse_iteration(json.loads(row.report)) for row in history), said], usage=used
-    )
-    decision = rules.decide(snapshot, policy)
-    decided = _decision_fields(decision, inputs)
+    past = [_parse_iteration(json.loads(row.report)) for row in history]
+    decision = rules.decide(GoalSnapshot(goal_id=goal.id, iterations=[*past, measured], usage=usage), policy)
+    fields = _decision_fields(decision, inputs)
     new = NewIteration(
         goal_id=goal.id,
-        number=account.number,
-        claimed_seconds=account.compute_seconds,
-        tasks=account.tasks,
-        request_hash=_request_hash(account),
-        report=_to_json(asdict(said)),
+        number=report.number,
+        claimed_seconds=report.compute_seconds,
+        tasks=report.tasks,
+        request_hash=_request_hash(report),
+        report=_to_json(asdict(measured)),
         inputs=_to_json(inputs),
-        decision=_to_json(decided),
+        decision=_to_json(fields),
     )
     await iterations.add(connection, new)
-    await goals.append_event(
-        connection, GoalEvent.ITERATION, goal.id, {"iteration": account.number, "reason": decided["reason"]}
-    )
+    detail = {"iteration": report.number, "reason": fields["reason"]}
+    await goals.append_event(connection, GoalEvent.ITERATION, goal.id, detail)
     if decision.action is GoalAction.STOP and goal.state is not GoalState.STOPPED:
-        await service.stop_locked(connection, replace(goal, iterations=account.number), decision.reason)
+        await service.stop_locked(connection, replace(goal, iterations=report.number), decision.reason)
 
 
 def _measure(
-    account: IterationReport, goal: Goal, spent: GoalCompute, moment: datetime, before: Mapping[str, Any]
+    report: IterationReport, goal: Goal, goal_compute: GoalCompute, moment: datetime, previous: Mapping[str, Any]
 ) -> MeasuredIteration:
-    """The account with what the service has measured itself since the iteration before."""
-    agents: Mapping[str, float] = before.get("by_agent", {})
-    since = datetime.fromisoformat(before["at"]) if before else goal.started_at
-    spent_before = float(before["usage"]["compute"]["spent_seconds"]) if before else 0.0
+    """The report completed by what the service has measured since `previous`, the inputs of the last decision."""
+    agents: Mapping[str, float] = previous.get("by_agent", {})
+    since = datetime.fromisoformat(previous["at"]) if previous else goal.started_at
+    previous_seconds = float(previous["usage"]["compute"]["spent_seconds"]) if previous else 0.0
     return MeasuredIteration(
-        number=account.number,
-        quality=account.quality,
-        new_best=account.new_best,
+        number=report.number,
+        quality=report.quality,
+        new_best=report.new_best,
         seconds=max(0.0, (moment - since).total_seconds()),
-        compute_seconds=max(0.0, spent.total.spent_seconds - spent_before),
-        exploration_seconds=_agent_seconds(AgentType.GENERATION, spent, agents),
-        exploitation_seconds=_agent_seconds(AgentType.EVOLUTION, spent, agents),
-        money=account.money,
+        compute_seconds=max(0.0, goal_compute.total.spent_seconds - previous_seconds),
+        exploration_seconds=_seconds_since(AgentType.GENERATION, goal_compute, agents),
+        exploitation_seconds=_seconds_since(AgentType.EVOLUTION, goal_compute, agents),
+        money=report.money,
     )
 
 
-def _agent_seconds(agent: AgentType, spent: GoalCompute, before: Mapping[str, float]) -> float:
-    return max(0.0, spent.by_agent.get(agent, 0.0) - before.get(agent.value, 0.0))
+def _seconds_since(agent: AgentType, goal_compute: GoalCompute, previous: Mapping[str, float]) -> float:
+    return max(0.0, goal_compute.by_agent.get(agent, 0.0) - previous.get(agent.value, 0.0))
 
 
 def _decision_fields(decision: GoalDecision, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The decision as it is kept. A goal that was stopped from outside stays so, whatever the rule says."""
-    stopped = inputs["stopped"]
-    used: Mapping[str, Any] = inputs["usage"]
+    """The decision as it is stored. A goal that was stopped from outside stays so, whatever the rule says."""
+    stop_reason = inputs["stopped"]
+    usage: Mapping[str, Any] = inputs["usage"]
     return {
-        "decision": GoalAction.STOP.value if stopped else decision.action.value,
-        "reason": stopped or decision.reason,
+        "decision": GoalAction.STOP.value if stop_reason else decision.action.value,
+        "reason": stop_reason or decision.reason,
         "exploration_share": decision.exploration_share,
         "exploration_reason": decision.exploration_reason,
         "next_compute_seconds": decision.next_compute_seconds,
         "improvement": decision.gain,
         "improvement_per_compute_second": decision.gain_per_compute_second,
-        "iterations_without_improvement": decision.fruitless,
+        "iterations_without_improvement": decision.stalled_iterations,
         "notices": list(decision.notices),
-        "compute_seconds": used["compute"]["spent_seconds"],
-        "elapsed_seconds": used["elapsed_seconds"],
-        "money_spent": used["money"],
+        "compute_seconds": usage["compute"]["spent_seconds"],
+        "elapsed_seconds": usage["elapsed_seconds"],
+        "money_spent": usage["money"],
         "draws": [list(pair) for pair in decision.draws],
     }
 
 
-def _parse_iteration(said: Mapping[str, Any]) -> MeasuredIteration:
-    new_best = Arm(said["new_best"]) if said["new_best"] else None
-    return MeasuredIteration(**{**said, "quality": Quality(**said["quality"]), "new_best": new_best})
+def _parse_iteration(fields: Mapping[str, Any]) -> MeasuredIteration:
+    new_best = Arm(fields["new_best"]) if fields["new_best"] else None
+    return MeasuredIteration(**{**fields, "quality": Quality(**fields["quality"]), "new_best": new_best})
 
 
-def _parse_usage(used: Mapping[str, Any]) -> Usage:
-    return Usage(**{**used, "compute": Compute(**used["compute"])})
+def _parse_usage(fields: Mapping[str, Any]) -> Usage:
+    return Usage(**{**fields, "compute": Compute(**fields["compute"])})
 
 
 def _parse_policy(policy: Mapping[str, Any]) -> GoalPolicy:
@@ -216,8 +216,8 @@ def _parse_policy(policy: Mapping[str, Any]) -> GoalPolicy:
     )
 
 
-def _request_hash(account: IterationReport) -> bytes:
-    return hashlib.sha256(json.dumps(asdict(account), sort_keys=True).encode()).digest()
+def _request_hash(report: IterationReport) -> bytes:
+    return hashlib.sha256(json.dumps(asdict(report), sort_keys=True).encode()).digest()
 
 
 def _to_json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is expected of a goal before any of its attempts has ended, so that its first tasks keep to its budget too."""
+"""Expected length of a goal's attempts before any of its own has ended, so that its first tasks keep its budget too."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,34 +17,34 @@ from app.workers.store import workers
 
 
 async def lease_capacity(connection: AsyncConnection) -> LeaseCapacity:
-    """All workers that there are."""
+    """Capacity of all workers there are, in whatever state: any of them may lease before the next check."""
     return LeaseCapacity(workers=sum((await workers.workers_by_state(connection)).values()))
 
 
 async def expected_seconds(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, float]:
-    """Seconds that an attempt of each of these goals is expected to take; none where nothing was ever measured.
+    """Expected seconds of an attempt of each of these goals; empty where nothing was ever measured.
 
-    As long as tasks of the type that is first in line take, whatever goal they are of; as those of the slowest type
-    where that is not known.
+    The mean of the agent type of the goal's first task, over all goals; of the slowest type where it has no task.
     """
     memory = await state.recall(connection) if goal_ids else None
-    known = {agent: one.mean_seconds for agent, one in memory.experience.service.items()} if memory else {}
-    if not known:
+    means = {agent: service.mean_seconds for agent, service in memory.experience.service.items()} if memory else {}
+    if not means:
         return {}
-    types, slowest = await compute.first_task_types(connection, goal_ids), max(known.values())
-    return {goal_id: known.get(types[goal_id], slowest) if goal_id in types else slowest for goal_id in goal_ids}
+    types, slowest = await compute.first_task_types(connection, goal_ids), max(means.values())
+    return {goal_id: means.get(types[goal_id], slowest) if goal_id in types else slowest for goal_id in goal_ids}
 
 
 async def meter_new_goal(connection: AsyncConnection, goal: Goal) -> None:
-    """A new goal whose budget all workers could overrun before anybody looks is metered from its first task on.
+    """Meter a new goal from its first task on where all workers could overrun its budget before the first check.
 
-    Tasks may have named it, and have run, before it was created; these count.
+    Tasks may have named the goal, and have run, before it was created; these count.
     """
-    limits = rules.goal_policy(goal.terms, Iterations()).limits
+    limits = rules.goal_policy(goal.constraints, Iterations()).limits
     if limits.compute_seconds is None:
         return
-    spent, known = (await compute.read(connection, goal.id)).total, await expected_seconds(connection, [goal.id])
-    used = Usage(compute=replace(spent, prior_seconds=known.get(goal.id, 0.0)))
-    due = rules.enforce(used, limits, await lease_capacity(connection))
-    if due.measure is not EnforcementAction.LEAVE:
-        await holds.meter(connection, goal.id, spent.attempts + spent.running)
+    total = (await compute.read(connection, goal.id)).total
+    priors = await expected_seconds(connection, [goal.id])
+    usage = Usage(compute=replace(total, prior_seconds=priors.get(goal.id, 0.0)))
+    due = rules.enforce(usage, limits, await lease_capacity(connection))
+    if due.action is not EnforcementAction.ALLOW:
+        await holds.meter(connection, goal.id, total.attempts + total.running)

@@ -1,5 +1,5 @@
-"""What research goals have cost on workers: seconds of attempts that ended, folded from their events, and of those
-that run, looked up in the ledger of leases. Nobody's word is needed for either, and neither grows with history.
+"""Compute of research goals in seconds on workers: of attempts that ended, folded from their events, and of those that
+run, read from the ledger of leases. Neither relies on the word of a client, and neither grows with history.
 """
 
 from collections.abc import Collection
@@ -18,52 +18,67 @@ from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
 _NAME = "goals"
-# The events that tell how long an attempt has run. A cancelled task that did not run has none.
-_END_EVENTS = (TaskEvent.COMPLETED, TaskEvent.RETRYING, TaskEvent.FAILED, TaskEvent.RELEASED, TaskEvent.EXPIRED, TaskEvent.CANCELLED)
-_ENDED = (
-    f"kind IN ({', '.join(repr(move.value) for move in _END_EVENTS)}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
+# Events that say how long an attempt has run. A canceled task that did not run has no seconds.
+_END_EVENTS = (
+    TaskEvent.COMPLETED,
+    TaskEvent.RETRYING,
+    TaskEvent.FAILED,
+    TaskEvent.RELEASED,
+    TaskEvent.EXPIRED,
+    TaskEvent.CANCELLED,
 )
+_END_KINDS = ", ".join(repr(event.value) for event in _END_EVENTS)
+_IS_ATTEMPT = f"kind IN ({_END_KINDS}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldResult:
-    """How many events were looked at, and whether there are more already."""
+    """Number of events that were read, and whether more are waiting."""
 
     events: int
-    more: bool
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalCompute:
+    """Compute of a goal in all, and the seconds that each agent type has spent of it."""
+
+    total: Compute
+    by_agent: dict[AgentType, float]
 
 
 _FOLD = text(f"""
 WITH {folds.bite(_NAME)}, folded AS (
-    INSERT INTO goal_compute AS known (goal_id, agent_type, attempts, seconds)
+    INSERT INTO goal_compute AS stored (goal_id, agent_type, attempts, seconds)
     SELECT goal_id, agent_type, count(*), sum(seconds::float8) FROM events
-    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite) AND {_ENDED}
+    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite) AND {_IS_ATTEMPT}
     GROUP BY goal_id, agent_type
     ON CONFLICT (goal_id, agent_type) DO UPDATE
-    SET attempts = known.attempts + excluded.attempts, seconds = known.seconds + excluded.seconds
+    SET attempts = stored.attempts + excluded.attempts, seconds = stored.seconds + excluded.seconds
 ), {folds.marked(_NAME, "EXISTS (SELECT FROM ahead)")}
 SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :bite AS more
 """)
 
-# One statement has one snapshot, so what is being folded meanwhile is counted once.
+# Folded rows and events beyond the mark in one statement: its one snapshot counts each attempt exactly once, also while
+# a fold commits.
 _SPENT = text(f"""
 SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
     SELECT goal_id, agent_type, attempts, seconds FROM goal_compute WHERE goal_id = ANY (CAST(:goal_ids AS text[]))
     UNION ALL
     SELECT goal_id, agent_type, 1, seconds FROM events
     WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-      AND goal_id = ANY (CAST(:goal_ids AS text[])) AND {_ENDED}
-) known GROUP BY goal_id, agent_type
+      AND goal_id = ANY (CAST(:goal_ids AS text[])) AND {_IS_ATTEMPT}
+) spent GROUP BY goal_id, agent_type
 """)
 
-# All goals, for whoever takes them elsewhere.
+# Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet.
 ALL_SPENT = f"""
 SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
     SELECT goal_id, agent_type, attempts, seconds FROM goal_compute
     UNION ALL
     SELECT goal_id, agent_type, 1, seconds FROM events
-    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AND {_ENDED}
-) known GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
+    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AND {_IS_ATTEMPT}
+) spent GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
 """
 
 _RUNNING = text(f"""
@@ -74,18 +89,17 @@ WHERE w.{LIVE} AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
 GROUP BY t.goal_id
 """)
 
-# The first task from the goal on in the order of one index, so that no other comes into question: by `seq` alone the
-# planner may look for the first task of a goal that has none among all others.
+# The order of one index, starting at the goal: with `seq` alone the planner might scan all tasks for the first one of a
+# goal that has none.
 _FIRST_TYPES = text("""
-SELECT first.goal_id, first.agent_type FROM unnest(CAST(:goal_ids AS text[])) AS asked (id)
+SELECT first.goal_id, first.agent_type FROM unnest(CAST(:goal_ids AS text[])) AS goal (id)
 CROSS JOIN LATERAL (
-    SELECT goal_id, agent_type FROM tasks t WHERE t.goal_id >= asked.id ORDER BY t.goal_id, t.seq LIMIT 1
+    SELECT goal_id, agent_type FROM tasks t WHERE t.goal_id >= goal.id ORDER BY t.goal_id, t.seq LIMIT 1
 ) first
-WHERE first.goal_id = asked.id
+WHERE first.goal_id = goal.id
 """)
 
-
-# Looks at some goals at a time, whichever they are, so that this costs no more however many have tasks.
+# Examines a random sample of goals at a time, so that the cost does not grow with the number of goals that have tasks.
 _PRUNE = deletion(
     "goal_compute",
     f"""goal_id = ANY (ARRAY(
@@ -100,54 +114,46 @@ _PRUNE = deletion(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoalCompute:
-    """All of a goal, and what each agent type has spent of it, in seconds."""
-
-    total: Compute
-    by_agent: dict[AgentType, float]
-
-
 async def fold(connection: AsyncConnection, bite: int = 20_000) -> FoldResult:
-    """Fold about so many of the oldest new events. One at a time: the caller holds a duty's turn."""
+    """Fold about `bite` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
     row = (await connection.execute(_FOLD, {"bite": bite})).mappings().one()
-    return FoldResult(events=row["events"], more=row["more"])
+    return FoldResult(events=row["events"], has_more=row["more"])
 
 
 async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
-    """What each of these goals has cost until now, exactly: also what has just ended, and what runs."""
+    """Exact compute of each of these goals until now, including attempts not folded yet and those that run."""
     values = {"goal_ids": list(goal_ids)}
     spent = (await connection.execute(_SPENT, values)).mappings().all()
     running = {row["goal_id"]: row for row in (await connection.execute(_RUNNING, values)).mappings()}
-    found = {}
+    compute = {}
     for goal_id in goal_ids:
-        ours = [row for row in spent if row["goal_id"] == goal_id]
+        rows = [row for row in spent if row["goal_id"] == goal_id]
         runs = running.get(goal_id)
         total = Compute(
-            spent_seconds=sum(row["seconds"] for row in ours),
-            attempts=sum(row["attempts"] for row in ours),
+            spent_seconds=sum(row["seconds"] for row in rows),
+            attempts=sum(row["attempts"] for row in rows),
             running=runs["running"] if runs else 0,
             running_seconds=runs["seconds"] if runs else 0.0,
         )
-        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in ours}
-        found[goal_id] = GoalCompute(total=total, by_agent=by_agent)
-    return found
+        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in rows}
+        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent)
+    return compute
 
 
 async def first_task_types(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, AgentType]:
-    """Of which type the first live task of each goal is; goals without tasks are left out."""
+    """Agent type of the first live task of each goal; goals without tasks are left out."""
     rows = await connection.execute(_FIRST_TYPES, {"goal_ids": list(goal_ids)})
     return {row.goal_id: AgentType(row.agent_type) for row in rows}
 
 
 async def read(connection: AsyncConnection, goal_id: str) -> GoalCompute:
-    """What a goal has cost until now."""
+    """Exact compute of one goal until now."""
     return (await read_many(connection, [goal_id]))[goal_id]
 
 
 async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:
-    """Forget what goals have cost that are merely named by tasks, once nothing is left of these; returns how many rows.
+    """Delete the compute of goals that were never created and whose tasks are gone; return the number of rows deleted.
 
-    Whoever makes up an id for each run leaves rows for ever otherwise, and every checkpoint holds all of them.
+    A client that invents a goal id for each run would leave rows for ever, and every checkpoint holds all of them.
     """
     return (await connection.execute(_PRUNE, {"bite": bite})).rowcount

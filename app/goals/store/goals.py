@@ -1,4 +1,4 @@
-"""Research goals: what was asked for and where they stand, and the share that each has of the lanes."""
+"""Research goals: rows with their constraints and state, and the weight of each against other goals."""
 
 import json
 from collections.abc import Collection
@@ -21,11 +21,11 @@ DEFAULT_WEIGHT = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewGoal:
-    """A goal as it is created; `weight` None leaves it as it is."""
+    """A goal to create; with `weight` None, a weight that was set before the goal existed stays."""
 
     id: str
     objective: str
-    terms: Constraints
+    constraints: Constraints
     weight: float | None
     created_by: str
     request_hash: bytes
@@ -33,12 +33,12 @@ class NewGoal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A goal as it is kept, the last decision on it as JSON, and why its tasks are held back where they are."""
+    """A stored goal, the last decision on it as JSON, and the reason for which its tasks are held back, if they are."""
 
     id: str
     state: GoalState
     objective: str
-    terms: Constraints
+    constraints: Constraints
     weight: float
     created_by: str
     request_hash: bytes
@@ -51,8 +51,8 @@ class Goal:
 
 
 _CONSTRAINTS = tuple(Constraints.__dataclass_fields__)
-_OWN = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
-_COLUMNS = ", ".join(f"g.{name}" for name in (*_OWN, *_CONSTRAINTS))
+_FIELDS = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
+_COLUMNS = ", ".join(f"g.{name}" for name in (*_FIELDS, *_CONSTRAINTS))
 _SELECT = f"""
 SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
        CASE WHEN h.is_closed THEN h.reason END AS hold
@@ -64,14 +64,15 @@ LEFT JOIN holds h ON h.goal_id = g.id
 """
 
 _CREATE = text(f"""
-INSERT INTO goals AS known (id, weight, state, objective, created_by, request_hash, started_at, {", ".join(_CONSTRAINTS)})
+INSERT INTO goals AS present (id, weight, state, objective, created_by, request_hash, started_at,
+                              {", ".join(_CONSTRAINTS)})
 VALUES (:id, coalesce(CAST(:weight AS float8), 1), 'running', :objective, :created_by, :request_hash, now(),
         {", ".join(f":{name}" for name in _CONSTRAINTS)})
 ON CONFLICT (id) DO UPDATE SET
-    weight = coalesce(CAST(:weight AS float8), known.weight), state = excluded.state, objective = excluded.objective,
+    weight = coalesce(CAST(:weight AS float8), present.weight), state = excluded.state, objective = excluded.objective,
     created_by = excluded.created_by, request_hash = excluded.request_hash, started_at = excluded.started_at,
     {", ".join(f"{name} = excluded.{name}" for name in _CONSTRAINTS)}
-WHERE known.state IS NULL
+WHERE present.state IS NULL
 RETURNING id
 """)
 
@@ -97,12 +98,14 @@ ORDER BY g.id
 """)
 
 _SET_WEIGHT = text("""
-INSERT INTO goals AS known (id, weight) VALUES (:id, :weight)
-ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE known.weight <> excluded.weight
+INSERT INTO goals AS present (id, weight) VALUES (:id, :weight)
+ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE present.weight <> excluded.weight
 """)
 
-# Each by a look into one index, in its order so that no other comes into question: by the id alone the planner may look
-# for the first task of a goal that has none among all others.
+_READ_WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
+
+# One probe each, in the order of the index: with the id alone the planner might scan all tasks for the first one of a
+# goal that has none.
 _NO_TASK = """NOT EXISTS (
           SELECT FROM (
               SELECT FROM {table} t WHERE t.goal_id >= {goal} AND t.goal_id <= {goal} ORDER BY t.goal_id LIMIT 1
@@ -124,13 +127,11 @@ WITH old AS MATERIALIZED (
 DELETE FROM goals WHERE id IN (SELECT id FROM old)
 """)
 
-_READ_WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
-
 
 async def create(connection: AsyncConnection, new: NewGoal) -> bool:
-    """Write down a goal that nobody has created before; False when somebody has. Waits for a rival that is at it."""
+    """Insert a goal; False when it was created before. Waits for a concurrent transaction that creates it."""
     values = {"id": new.id, "weight": new.weight, "objective": new.objective, "created_by": new.created_by}
-    values |= {name: getattr(new.terms, name) for name in _CONSTRAINTS} | {"request_hash": new.request_hash}
+    values |= {name: getattr(new.constraints, name) for name in _CONSTRAINTS} | {"request_hash": new.request_hash}
     return (await connection.execute(_CREATE, values)).first() is not None
 
 
@@ -141,74 +142,74 @@ async def read(connection: AsyncConnection, goal_id: str) -> Goal | None:
 
 
 async def lock(connection: AsyncConnection, goal_id: str) -> Goal | None:
-    """As `read`, and ours until the transaction ends."""
+    """Read a goal and lock it until the transaction ends; None where there is none."""
     if (await connection.execute(_LOCK, {"id": goal_id})).first() is None:
         return None
-    # A statement of its own: only then does it see what the former holder of the lock has done.
+    # A second statement, whose newer snapshot sees what the former holder of the lock has committed.
     return await read(connection, goal_id)
 
 
 async def page(
-    connection: AsyncConnection, *, states: Collection[GoalState], after: str, limit: int
+    connection: AsyncConnection, *, states: Collection[GoalState], after_id: str, limit: int
 ) -> tuple[list[Goal], str | None]:
-    """Goals by id, from `after` on, and where to go on; None at the end."""
-    values = {"states": [state.value for state in states or GoalState], "after": after, "limit": limit + 1}
+    """Goals in the order of their ids, beyond `after_id`, and the id to continue after; None at the end."""
+    values = {"states": [state.value for state in states or GoalState], "after": after_id, "limit": limit + 1}
     rows = (await connection.execute(_PAGE, values)).mappings().all()
-    found = [_goal(row) for row in rows[:limit]]
-    return found, found[-1].id if len(rows) > limit else None
+    items = [_goal(row) for row in rows[:limit]]
+    return items, items[-1].id if len(rows) > limit else None
 
 
 async def read_limited(connection: AsyncConnection) -> list[Goal]:
-    """All goals that go on and have a limit of time or compute."""
+    """All live goals that have a limit of time or compute."""
     rows = (await connection.execute(_READ_LIMITED, {"states": [state.value for state in LIVE_STATES]})).mappings()
     return [_goal(row) for row in rows]
 
 
 async def set_state(connection: AsyncConnection, goal_id: str, state: GoalState, reason: str) -> None:
-    """Put a goal that we hold the lock of into a state."""
+    """Set the state of a goal; the caller holds its lock."""
     await connection.execute(_SET_STATE, {"id": goal_id, "state": state.value, "reason": reason})
 
 
-async def change_limits(connection: AsyncConnection, goal_id: str, terms: Constraints) -> None:
-    """Change those terms that are given, of a goal that we hold the lock of."""
-    given = {name: value for name in _CONSTRAINTS if (value := getattr(terms, name)) is not None}
-    if given:
-        statement = text(f"UPDATE goals SET {', '.join(f'{name} = :{name}' for name in given)} WHERE id = :id")
-        await connection.execute(statement, {**given, "id": goal_id})
+async def change_limits(connection: AsyncConnection, goal_id: str, constraints: Constraints) -> None:
+    """Set those constraints that are not None; the caller holds the lock of the goal."""
+    changes = {name: value for name in _CONSTRAINTS if (value := getattr(constraints, name)) is not None}
+    if changes:
+        statement = text(f"UPDATE goals SET {', '.join(f'{name} = :{name}' for name in changes)} WHERE id = :id")
+        await connection.execute(statement, {**changes, "id": goal_id})
 
 
 async def append_event(connection: AsyncConnection, kind: GoalEvent, goal_id: str, detail: dict[str, Any]) -> None:
-    """Append an event that is about the goal itself."""
+    """Append an event about the goal itself."""
     values = {"kind": kind.value, "goal_id": goal_id, "detail": json.dumps(detail)}
     await connection.execute(_APPEND_EVENT, values)
     notify.note(connection, notify.EVENTS)
 
 
 async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
-    """Give a goal its weight, for the tasks that it submits from now on."""
+    """Set the weight of a goal for tasks submitted from now on; the goal need not exist yet."""
     await connection.execute(_SET_WEIGHT, {"id": goal_id, "weight": weight})
 
 
 async def read_weight(connection: AsyncConnection, goal_id: str) -> float:
-    """The weight of a goal; the usual one for a goal that nobody has weighed."""
-    found = (await connection.execute(_READ_WEIGHT, {"id": goal_id})).scalar()
-    return DEFAULT_WEIGHT if found is None else float(found)
+    """The weight of a goal; DEFAULT_WEIGHT where none was set."""
+    weight = (await connection.execute(_READ_WEIGHT, {"id": goal_id})).scalar()
+    return DEFAULT_WEIGHT if weight is None else float(weight)
 
 
 async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
-    """Forget goals that stopped long ago, with their iterations and what they have cost; returns how many.
+    """Delete goals that stopped more than `days` ago, with their iterations and compute; return the number of goals.
 
-    Every checkpoint holds all goals, so they may not grow without end. A goal stays as long as anything is left of its
-    tasks, which must not be taken for those of a goal that goes on, and whole: as long as it is there each of its
-    decisions can be made again. Who only weighed a goal has made a setting, and that stays.
+    Every checkpoint holds all goals, so they may not grow without end. A goal stays while any of its tasks is left,
+    which would otherwise look like tasks of a live goal; and it goes as a whole, so that every decision can be replayed
+    as long as the goal is there. A goal that was only given a weight is a setting, and stays.
     """
     return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
 
 
 def _goal(row: Any) -> Goal:
-    terms = {name: row[name] for name in _CONSTRAINTS}
-    terms["improvement_unit"] = Unit(row["improvement_unit"]) if row["improvement_unit"] else None
-    terms["rule"] = StoppingRule(row["rule"]) if row["rule"] else None
-    rest = {name: row[name] for name in Goal.__dataclass_fields__ if name not in ("terms", "state", "hold")}
+    values = {name: row[name] for name in _CONSTRAINTS}
+    values["improvement_unit"] = Unit(row["improvement_unit"]) if row["improvement_unit"] else None
+    values["rule"] = StoppingRule(row["rule"]) if row["rule"] else None
+    rest = {name: row[name] for name in Goal.__dataclass_fields__ if name not in ("constraints", "state", "hold")}
     hold = Hold(row["hold"]) if row["hold"] else None
-    return Goal(terms=Constraints(**terms), state=GoalState(row["state"]), hold=hold, **rest)
+    return Goal(constraints=Constraints(**values), state=GoalState(row["state"]), hold=hold, **rest)

@@ -1,4 +1,4 @@
-"""Iterations of research goals: what was reported, what was known then, and what was decided. Rows are only added."""
+"""Iterations of research goals: rows with the report, the inputs of the decision, and the decision; append-only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewIteration:
-    """An iteration with its decision; `report`, `inputs` and `decision` are JSON text."""
+    """An iteration and its decision, to store; `report`, `inputs` and `decision` are JSON text."""
 
     goal_id: str
     number: int
@@ -25,21 +25,21 @@ class NewIteration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iteration(NewIteration):
-    """An iteration as it is kept."""
+    """A stored iteration."""
 
     reported_at: datetime
 
 
-_STORED = tuple(NewIteration.__dataclass_fields__)
+_FIELDS = tuple(NewIteration.__dataclass_fields__)
 _JSON_COLUMNS = ("report", "inputs", "decision")
 _COLUMNS = ", ".join(
-    [*(f"CAST({name} AS text) AS {name}" if name in _JSON_COLUMNS else name for name in _STORED), "reported_at"]
+    [*(f"CAST({name} AS text) AS {name}" if name in _JSON_COLUMNS else name for name in _FIELDS), "reported_at"]
 )
-_VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _STORED)
+_VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _FIELDS)
 
-_ADD = text(f"INSERT INTO goal_iterations ({', '.join(_STORED)}) VALUES ({_VALUES})")
+_ADD = text(f"INSERT INTO goal_iterations ({', '.join(_FIELDS)}) VALUES ({_VALUES})")
 
-_READ_FIRST = text(f"""
+_READ_UP_TO = text(f"""
 SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number <= :number ORDER BY number
 """)
 
@@ -51,25 +51,25 @@ SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number > :af
 
 
 async def add(connection: AsyncConnection, new: NewIteration) -> None:
-    """Write down an iteration; the caller holds the lock of its goal."""
-    await connection.execute(_ADD, {name: getattr(new, name) for name in _STORED})
+    """Insert an iteration; the caller holds the lock of its goal."""
+    await connection.execute(_ADD, {name: getattr(new, name) for name in _FIELDS})
 
 
 async def read(connection: AsyncConnection, goal_id: str, number: int) -> Iteration | None:
-    """One iteration; None when it was never reported."""
+    """Read one iteration; None when it was never reported."""
     row = (await connection.execute(_READ, {"goal_id": goal_id, "number": number})).mappings().first()
     return _iteration(row) if row else None
 
 
-async def read_first(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
-    """The first so many iterations of a goal."""
-    rows = (await connection.execute(_READ_FIRST, {"goal_id": goal_id, "number": number})).mappings()
+async def read_up_to(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
+    """Read the iterations of a goal up to and including `number`, in order."""
+    rows = (await connection.execute(_READ_UP_TO, {"goal_id": goal_id, "number": number})).mappings()
     return [_iteration(row) for row in rows]
 
 
-async def page(connection: AsyncConnection, goal_id: str, *, after: int, limit: int) -> Sequence[Iteration]:
-    """Iterations that follow the number `after`, in order."""
-    rows = (await connection.execute(_PAGE, {"goal_id": goal_id, "after": after, "limit": limit})).mappings()
+async def page(connection: AsyncConnection, goal_id: str, *, after_number: int, limit: int) -> Sequence[Iteration]:
+    """Read up to `limit` iterations beyond `after_number`, in order."""
+    rows = (await connection.execute(_PAGE, {"goal_id": goal_id, "after": after_number, "limit": limit})).mappings()
     return [_iteration(row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Research goals: what was asked for, how each iteration went, what it has cost, and whose tasks are held back."""
+"""Tables of research goals: goals, iterations, compute, and holds on their tasks."""
 
 from sqlalchemy import (
     JSON,
@@ -23,8 +23,8 @@ from app.goals.rules.stopping import StoppingRule, Unit
 from app.kernel.agents import AgentType
 from app.queue.rules.holds import Hold
 
-# A goal that nobody has created, but somebody weighed, has no state. Where a limit or rule is null, the configuration
-# in force decides.
+# A goal that was given a weight but never created has no state. Where a limit or rule is null, the configuration in
+# force decides.
 goals = Table(
     "goals",
     metadata,
@@ -70,7 +70,7 @@ goal_iterations = Table(
     PrimaryKeyConstraint("goal_id", "number", name="goal_iterations_pkey"),
 )
 
-# Seconds on workers of attempts that have ended, folded from the events like the minutes of the queue.
+# Seconds on workers of attempts that have ended, folded from the events as the minutes of the queue are.
 goal_compute = Table(
     "goal_compute",
     metadata,
@@ -82,9 +82,9 @@ goal_compute = Table(
     one_of("agent_type", AgentType),
 )
 
-# Goals whose tasks are held back, and only those: claims look here, and pass over the tasks of a goal that is closed.
-# What makes that cheap is done afterwards: its tasks are taken out of the way (`run_at` infinity), and brought back
-# when it is open again; then the row goes.
+# Goals whose tasks are held back, and only those: claims read this table, and skip tasks of a closed goal. Skipping
+# many would be slow, so a duty then moves its tasks out of the claim index (`run_at` infinity), and back when the goal
+# is open again; then the row is deleted.
 holds = Table(
     "holds",
     metadata,

@@ -11,7 +11,6 @@ from app.db import hot_path
 from app.db.database import Database
 from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
-from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.broker.broker import Broker, LeaseCall
@@ -30,6 +29,7 @@ from tests.support.factories import (
     completion,
     everything,
     fence,
+    goal_request,
     leased,
     ready_worker,
     submission,
@@ -40,10 +40,9 @@ from tests.support.sql import execute, fetch, until_blocked, value
 ALL = frozenset(AgentType)
 
 
-async def created(database: Database, goal_id: str = "goal", **terms: float) -> None:
+async def created(database: Database, goal_id: str = "goal", **constraints: float) -> None:
     async with database.transaction() as connection:
-        order = GoalRequest(id=goal_id, objective="to know", terms=Constraints(**terms), weight=None, by="me")  # type: ignore[arg-type]
-        await goals.create(connection, order)
+        await goals.create(connection, goal_request(goal_id, **constraints))
 
 
 async def pause(database: Database, goal_id: str = "goal") -> None:

@@ -10,9 +10,7 @@ from uuid import uuid4
 import pytest
 
 from app.db.database import Database
-from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
-from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.memory.store import invariants
@@ -22,7 +20,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import expiry, leases
 from app.queue.service.leases import Failure, LeaseService
 from app.queue.store import counters
-from tests.support.factories import completion, fence, ready_worker, submitted
+from tests.support.factories import completion, fence, goal_request, ready_worker, submitted
 from tests.support.sql import until, value
 
 _GOALS = ("red", "green", "blue")
@@ -110,9 +108,7 @@ async def test_nothing_is_leased_while_its_goal_is_paused_and_nothing_is_lost(
     monkeypatch.setattr(budget_enforcement, "BATCH", 7)
     for goal_id in _GOALS:
         async with database.transaction() as connection:
-            await goals.create(
-                connection, GoalRequest(id=goal_id, objective="o", terms=Constraints(), weight=None, by="me")
-            )
+            await goals.create(connection, goal_request(goal_id))
         for agent in _AGENTS:
             await submitted(database, 60, goal_id=goal_id, agent_type=agent)
     leased = "SELECT count(*) FROM events WHERE kind = 'task.assigned' AND goal_id = $1 AND at BETWEEN $2 AND $3"

@@ -13,11 +13,9 @@ import pytest
 from app.admin.rules.config import Iterations as Configured
 from app.db import hot_path, schema
 from app.db.database import Database
-from app.goals.rules.goals import Constraints
 from app.goals.rules.stopping import Quality
 from app.goals.service import budget_enforcement as keeping
 from app.goals.service import goals, iterations
-from app.goals.service.goals import GoalRequest
 from app.goals.service.iterations import IterationReport
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
@@ -32,7 +30,7 @@ from app.queue.store import completions, events
 from app.queue.store.completions import Completion
 from app.queue.store.events import BEGINNING
 from tests.conftest import named, run_on
-from tests.support.factories import completion, everything, holding, leased, ready_worker, submitted
+from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
 from tests.support.sql import execute, fetch, value
 from tests.support.weighing import as_in_example_2, example_2, in_force, tick
 
@@ -307,8 +305,8 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
 async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
     """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
     async with own_database.transaction() as connection:
-        terms = Constraints(compute_budget_seconds=100.0, max_iterations=7)
-        await goals.create(connection, GoalRequest(id="goal", objective="to know", terms=terms, weight=2.0, by="me"))
+        request = goal_request(weight=2.0, compute_budget_seconds=100.0, max_iterations=7)
+        await goals.create(connection, request)
     await _complete(own_database)
     (waiting,) = await submitted(own_database)
     async with own_database.transaction() as connection:
@@ -325,8 +323,8 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             assert found.goal == before.goal
             assert found.compute == before.compute
             assert found.compute.total.attempts == 1
-            replay = iterations.replay("goal", await iterations.history(connection, "goal", 1))
-            assert replay.recorded == replay.replayed
+            replay = iterations.replay("goal", await iterations.read_history(connection, "goal", 1))
+            assert replay.recorded_json == replay.replayed_json
             await goals.resume(connection, "goal", "we are there", "me")
         async with database.transaction() as connection:
             await keeping.enforce_budgets(connection)

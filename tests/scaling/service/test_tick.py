@@ -4,15 +4,13 @@ import pytest
 from sqlalchemy import text
 
 from app.db.database import Database
-from app.goals.rules.goals import Constraints
 from app.goals.service import goals
-from app.goals.service.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.service import tick
 from app.scaling.store import decisions
-from tests.support.factories import leased, ready_worker, submitted
+from tests.support.factories import goal_request, leased, ready_worker, submitted
 from tests.support.pools import arrive, beats, bounds, crew, decided, keep_up, passed
 from tests.support.sql import execute, fetch, value
 
@@ -185,9 +183,7 @@ async def test_tasks_of_a_goal_that_is_on_hold_do_not_count(database: Database) 
     await bounds(database, 2, 100)
     await crew(database, 2, cpu_percent=90.0)
     async with database.transaction() as connection:
-        await goals.create(
-            connection, GoalRequest(id="goal", objective="to know", terms=Constraints(), weight=1.0, by="me")
-        )
+        await goals.create(connection, goal_request(weight=1.0))
         await goals.pause(connection, "goal", "moving house", "me")
     await submitted(database, 300, goal_id="goal")
     decision = await decided(database)
