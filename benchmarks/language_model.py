@@ -12,7 +12,7 @@ import httpx
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
 from benchmarks.surroundings import surroundings
-from worker_agent.llm.serving import Gateway
+from worker_agent.llm.proxy import ModelProxy
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import Lease
 
@@ -58,9 +58,11 @@ async def _measure(calls: int) -> None:
     print(Machine.now())
     async with surroundings() as where, _provider() as url, httpx.AsyncClient(trust_env=False, timeout=30) as client:
         settings = GatewaySettings(base_url=url, models=(_MODEL,))
-        gateway = Gateway(settings, f"http://127.0.0.1:{where.port}", lambda: where.key)
+        gateway = ModelProxy(settings, f"http://127.0.0.1:{where.port}", lambda: where.key)
         gateway.start()
-        access = gateway.open(Lease(task_id="00000000-0000-0000-0000-000000000001", token=1, agent_type="ranking"))
+        access = gateway.open_access(
+            Lease(task_id="00000000-0000-0000-0000-000000000001", token=1, agent_type="ranking")
+        )
         key = {"authorization": f"Bearer {access.environment['OPENAI_API_KEY']}"}
         direct = await _times(lambda: client.post(f"{url}/chat/completions", json=_BODY), calls)
         led = await _times(lambda: client.post(f"{gateway.url}/chat/completions", json=_BODY, headers=key), calls)

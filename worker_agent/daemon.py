@@ -18,7 +18,7 @@ from worker_agent.child_process import ResourceLimits, start_child
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
-from worker_agent.llm.serving import Access, Gateway
+from worker_agent.llm.proxy import ModelProxy, ProxyAccess
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.local_errors import LocalErrors
 from worker_agent.logs import log_action, log_event
@@ -53,8 +53,8 @@ class Daemon:
         self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
         self._handler_run: HandlerRun | None = None
-        self._gateway = self._make_gateway()
-        self._access: Access | None = None
+        self._model_proxy = self._make_model_proxy()
+        self._access: ProxyAccess | None = None
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
         errors = LocalErrors()
@@ -74,8 +74,8 @@ class Daemon:
         """Serve until drained, stopped, refused or superseded."""
         self._catch_signals()
         self._heartbeat.start()
-        if self._gateway is not None:
-            self._gateway.start()
+        if self._model_proxy is not None:
+            self._model_proxy.start()
         self._events.put(ev.Begin())
         try:
             while self._exit is None:
@@ -85,8 +85,8 @@ class Daemon:
             self._heartbeat.stop()
             self._metrics.stop()
             self._calls.close()
-            if self._gateway is not None:
-                self._gateway.stop()
+            if self._model_proxy is not None:
+                self._model_proxy.stop()
         return self._exit
 
     def stop(self) -> None:
@@ -178,21 +178,21 @@ class Daemon:
             sample["goal"] = lease.goal_id
         self._metrics.add(sample)
 
-    def _make_gateway(self) -> Gateway | None:
+    def _make_model_proxy(self) -> ModelProxy | None:
         settings = self._settings.language_model
-        return None if settings is None else Gateway(settings, self._settings.url, self._worker_key)
+        return None if settings is None else ModelProxy(settings, self._settings.url, self._worker_key)
 
     def _worker_key(self) -> str | None:
         registration = self._status.registration
         return None if registration is None else registration.key
 
     def _open_access(self, lease: Lease) -> Mapping[str, str]:
-        if self._gateway is None:
+        if self._model_proxy is None:
             return {}
-        self._access = self._gateway.open(lease)
+        self._access = self._model_proxy.open_access(lease)
         return self._access.environment
 
     def _close_access(self) -> None:
-        if self._gateway is not None and self._access is not None:
-            self._gateway.close(self._access)
+        if self._model_proxy is not None and self._access is not None:
+            self._model_proxy.close_access(self._access)
             self._access = None

@@ -84,7 +84,7 @@ def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[st
         return {}
     order = json.dumps({"tables": tables, "functions": functions})
     try:
-        completed = subprocess.run(
+        probe = subprocess.run(
             [sys.executable, "-m", "worker_agent.handler_probe", order],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[st
             check=True,
             env=environment_without_secrets(),
         )
-        answer: dict[str, Any] = json.loads(completed.stdout)
+        answer: dict[str, Any] = json.loads(probe.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         raise UnusableHandler(f"the handlers could not be imported: {error}") from error
     if answer["problems"]:

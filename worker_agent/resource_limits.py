@@ -14,7 +14,7 @@ _CPU_GRACE_SECONDS = 5
 def confine(*, parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     """Apply every limit to this process; its own children inherit the rlimits."""
     _die_with_parent(parent)
-    _volunteer_for_the_oom_killer()
+    _prefer_for_oom_kill()
     _lower_limit(resource.RLIMIT_CORE, 0)
     _lower_limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
     # RLIMIT_DATA counts writable private memory. RLIMIT_AS would count address space too, of which the runtimes of
@@ -32,7 +32,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _volunteer_for_the_oom_killer() -> None:
+def _prefer_for_oom_kill() -> None:
     """When the machine runs out of memory, the handler shall go and the heartbeat stay."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write("500")

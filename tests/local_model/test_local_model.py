@@ -14,7 +14,7 @@ import pytest
 from examples.local_model.parts import MODEL, PORT_VARIABLE
 from tests.support.ports import free_port
 from worker_agent.language_model import LanguageModel
-from worker_agent.llm.serving import Gateway
+from worker_agent.llm.proxy import ModelProxy
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import Lease
 
@@ -54,11 +54,11 @@ def asked(model_url: str) -> Iterator[LanguageModel]:
 
     permits = Permits()
     with serving(permits.respond) as plane:
-        gateway = Gateway(GatewaySettings(base_url=model_url, models=(MODEL,)), plane.url, lambda: "the-worker")
+        gateway = ModelProxy(GatewaySettings(base_url=model_url, models=(MODEL,)), plane.url, lambda: "the-worker")
         gateway.start()
-        access = gateway.open(Lease(task_id="t", token=1, agent_type="generation", timeout_seconds=300))
+        access = gateway.open_access(Lease(task_id="t", token=1, agent_type="generation", timeout_seconds=300))
         yield LanguageModel(access.environment["OPENAI_BASE_URL"], access.environment["OPENAI_API_KEY"])
-        gateway.close(access)
+        gateway.close_access(access)
         gateway.stop()
     assert set(permits.outcomes) == {"success"}
 

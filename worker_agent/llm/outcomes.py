@@ -7,12 +7,12 @@ from enum import StrEnum
 
 import httpx
 
-from worker_agent.llm.hints import Hints
+from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.wire import JsonObject
 
 _TEXT_CHARACTERS = 300
-_MOST_TOKENS = 100_000_000
-_LATER = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
+_MAX_TOKENS = 100_000_000
+_RETRYABLE_STATUSES = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
 class Outcome(StrEnum):
@@ -27,7 +27,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class TokenUsage:
     """What the model says that it took; None where it does not say."""
 
     prompt: int | None = None
@@ -35,13 +35,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class CallFailure:
     """A call without a usable answer. `body` is what the caller is shown when nothing can be mended."""
 
     outcome: Outcome
     message: str
     status: int | None = None
-    hints: Hints = field(default_factory=Hints)
+    hints: RateLimitHints = field(default_factory=RateLimitHints)
     body: JsonObject | None = None
 
     @property
@@ -51,63 +51,65 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class ModelAnswer:
     """A complete answer: one choice at least, and each says why it ended."""
 
     body: JsonObject
     model: str
-    tokens: Tokens
+    tokens: TokenUsage
 
 
-def read_answer(response: httpx.Response, hints: Hints) -> Answered | Failed:
+def read_answer(response: httpx.Response, hints: RateLimitHints) -> ModelAnswer | CallFailure:
     """The answer to a plain call."""
     if not response.is_success:
         return read_refusal(response.status_code, response.content, hints)
-    body = read_object(response.content)
+    body = parse_json_object(response.content)
     if body is None:
-        return Failed(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=response.status_code)
+        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=response.status_code)
     choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not all(map(_is_whole, choices)):
-        return Failed(outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=response.status_code)
-    return Answered(body=body, model=str(body.get("model") or ""), tokens=read_tokens(body.get("usage")))
+    if not isinstance(choices, list) or not choices or not all(map(_is_complete, choices)):
+        return CallFailure(
+            outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=response.status_code
+        )
+    return ModelAnswer(body=body, model=str(body.get("model") or ""), tokens=read_token_usage(body.get("usage")))
 
 
-def read_refusal(status: int, content: bytes, hints: Hints) -> Failed:
+def read_refusal(status: int, content: bytes, hints: RateLimitHints) -> CallFailure:
     """A status other than success. A proxy in between may have put a page of its own into the answer."""
-    body = read_object(content)
-    message = _message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
-    return Failed(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
+    body = parse_json_object(content)
+    message = _error_message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
+    return CallFailure(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
 
 
-def read_error(error: Exception) -> Failed:
+def read_error(error: Exception) -> CallFailure:
     """A call that got no answer, or only a part of one."""
     if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return Failed(outcome=Outcome.TIMEOUT, message=f"no answer in time ({type(error).__name__})")
-    return Failed(outcome=Outcome.SERVER_ERROR, message=f"{type(error).__name__}: {error}")
+        return CallFailure(outcome=Outcome.TIMEOUT, message=f"no answer in time ({type(error).__name__})")
+    return CallFailure(outcome=Outcome.SERVER_ERROR, message=f"{type(error).__name__}: {error}")
 
 
-def read_tokens(usage: object) -> Tokens:
+def read_token_usage(usage: object) -> TokenUsage:
     """From the member `usage` of an answer."""
     if not isinstance(usage, dict):
-        return Tokens()
+        return TokenUsage()
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if type(count) is int and 0 <= count <= _MOST_TOKENS else None for count in counts)
-    return Tokens(prompt=prompt, completion=completion)
+    prompt, completion = (count if type(count) is int and 0 <= count <= _MAX_TOKENS else None for count in counts)
+    return TokenUsage(prompt=prompt, completion=completion)
 
 
 def _outcome(status: int) -> Outcome:
     if status == 429:
         return Outcome.RATE_LIMITED
-    if status in _LATER or status >= 500 or 300 <= status < 400:
+    if status in _RETRYABLE_STATUSES or status >= 500 or 300 <= status < 400:
         return Outcome.TIMEOUT if status in (408, 504, 524) else Outcome.SERVER_ERROR
     return Outcome.CLIENT_ERROR
 
 
-def _is_whole(choice: object) -> bool:
+def _is_complete(choice: object) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict) and bool(choice.get("finish_reason"))
 
 
-def read_object(content: bytes | str) -> JsonObject | None:
+def parse_json_object(content: bytes | str) -> JsonObject | None:
     """A JSON object; None when it is none. What is no number in JSON (NaN, 1e999) becomes null."""
     try:
         body = json.loads(content, parse_constant=lambda _: None, parse_float=_finite)
@@ -121,7 +123,7 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _message(body: JsonObject | None) -> str:
+def _error_message(body: JsonObject | None) -> str:
     error = (body or {}).get("error")
     text = error.get("message") if isinstance(error, dict) else error
     return str(text)[:_TEXT_CHARACTERS] if text else ""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from worker_agent.llm.outcomes import Failed
+from worker_agent.llm.outcomes import CallFailure
 from worker_agent.wire import JsonObject
 
 
-class Degraded(StrEnum):
+class Degradation(StrEnum):
     """In what way an answer is less than what was asked for."""
 
     CACHED = "cached"
@@ -22,10 +22,10 @@ class Reply:
 
     body: JsonObject
     model: str
-    degraded: Degraded | None = None
+    degradation: Degradation | None = None
 
 
-class NotNow(Exception):
+class NoCapacity(Exception):
     """The model's limits leave no room within the time that the task has; no fault of the task."""
 
     def __init__(self, seconds: float, message: str) -> None:
@@ -33,34 +33,36 @@ class NotNow(Exception):
         self.seconds = seconds
 
 
-class Unavailable(Exception):
+class NoModelAvailable(Exception):
     """No model of the chain gave an answer."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The gateway refuses this very request, whatever model it is for."""
 
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed
+    def __init__(self, failure: CallFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
-def degradation(asked: str, sent_to: str, answered_by: str) -> Degraded | None:
+def degradation_of(asked_model: str, sent_to: str, answered_by: str) -> Degradation | None:
     """How the answer of one model falls short of what was asked of another."""
-    if not is_same(sent_to, answered_by):
-        return Degraded.SUBSTITUTED
-    return None if sent_to == asked else Degraded.FALLBACK
+    if not is_same_model(sent_to, answered_by):
+        return Degradation.SUBSTITUTED
+    return None if sent_to == asked_model else Degradation.FALLBACK
 
 
-def is_same(model: str, other: str) -> bool:
+def is_same_model(model: str, other_model: str) -> bool:
     """Whether two names mean the same model: gateways add a prefix, providers the date of a version."""
-    one, two = _plain(model), _plain(other)
-    return not two or one.startswith(two) or two.startswith(one)
+    first, second = _plain(model), _plain(other_model)
+    return not second or first.startswith(second) or second.startswith(first)
 
 
-def marked(body: JsonObject, *, asked: str, degraded: Degraded | None, stored_at: object = None) -> JsonObject:
+def with_origin(
+    body: JsonObject, *, asked_model: str, degradation: Degradation | None, stored_at: object = None
+) -> JsonObject:
     """The answer with what a caller may want to know of its origin."""
-    note: JsonObject = {"asked_model": asked, "degraded": degraded.value if degraded else None}
+    note: JsonObject = {"asked_model": asked_model, "degraded": degradation.value if degradation else None}
     return {**body, "convener": note | ({"stored_at": stored_at} if stored_at else {})}
 
 

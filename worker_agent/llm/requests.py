@@ -10,11 +10,11 @@ from worker_agent.wire import JsonObject
 # OpenAI's reasoning models refuse `max_tokens`. Gateways put a prefix before the name, or leave its hyphens out.
 _WANTS_COMPLETION_TOKENS = re.compile(r"(?:^|[:/])(?:gpt-?)?(?:o\d|5)")
 _CHARACTERS_PER_TOKEN = 4
-_TOKENS_PER_ANSWER = 512
+_DEFAULT_ANSWER_TOKENS = 512
 # No model reads or writes more; who asks for more is told so by the model.
-_MOST_TOKENS = 100_000_000
+_MAX_TOKENS = 100_000_000
 # Do not change what is answered, so they are no part of the question.
-_INCIDENTAL = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
+_IRRELEVANT_MEMBERS = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
 
 
 def wants_completion_tokens(model: str) -> bool:
@@ -22,11 +22,11 @@ def wants_completion_tokens(model: str) -> bool:
     return _WANTS_COMPLETION_TOKENS.search(model.lower()) is not None
 
 
-def addressed(body: Mapping[str, object], model: str, *, completion_tokens: bool) -> JsonObject:
+def for_model(body: Mapping[str, object], model: str, *, completion_tokens: bool) -> JsonObject:
     """The request for this model; its limit of tokens under the name that the model knows."""
     request: JsonObject = {**body, "model": model}
-    given = [request.pop(name, None) for name in ("max_completion_tokens", "max_tokens")]
-    limit = next((value for value in given if value is not None), None)
+    token_limits = [request.pop(name, None) for name in ("max_completion_tokens", "max_tokens")]
+    limit = next((value for value in token_limits if value is not None), None)
     if limit is not None:
         request["max_completion_tokens" if completion_tokens else "max_tokens"] = limit
     if request.get("stream"):
@@ -38,9 +38,9 @@ def addressed(body: Mapping[str, object], model: str, *, completion_tokens: bool
 
 def digest(body: Mapping[str, object], model: str) -> str:
     """SHA-256 in hexadecimal of model and request, without what does not change the answer; keys sorted, no blanks."""
-    plain = addressed(body, model, completion_tokens=False)
-    asked = {name: value for name, value in plain.items() if name not in _INCIDENTAL}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    plain = for_model(body, model, completion_tokens=False)
+    question = {name: value for name, value in plain.items() if name not in _IRRELEVANT_MEMBERS}
+    return hashlib.sha256(json.dumps(question, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def is_repeatable(body: Mapping[str, object]) -> bool:
@@ -50,8 +50,8 @@ def is_repeatable(body: Mapping[str, object]) -> bool:
 
 def estimated_tokens(body: Mapping[str, object]) -> int:
     """A guess, settled afterwards: four characters of the question to a token, and the longest answer allowed."""
-    asked = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
+    question = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
-    answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _TOKENS_PER_ANSWER)
-    several = body.get("n")
-    return min(_MOST_TOKENS, asked + answer * (several if type(several) is int and several > 0 else 1))
+    answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)
+    choice_count = body.get("n")
+    return min(_MAX_TOKENS, question + answer * (choice_count if type(choice_count) is int and choice_count > 0 else 1))

@@ -15,12 +15,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from worker_agent.llm.calls import Calls, Question
-from worker_agent.llm.holding import Lost, Streaming
-from worker_agent.llm.replies import Degraded, NotNow, Refused, Reply, Unavailable, marked
+from worker_agent.llm.completions import CompletionService, Question
+from worker_agent.llm.held_permit import PermitLost, StreamedReply
+from worker_agent.llm.replies import Degradation, NoCapacity, NoModelAvailable, Reply, RequestRefused, with_origin
 from worker_agent.llm.settings import GatewaySettings
-from worker_agent.llm.tickets import Ticket, Tickets
-from worker_agent.llm.upstream import Broken
+from worker_agent.llm.task_keys import TaskKey, TaskKeys
+from worker_agent.llm.upstream import StreamBroken
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
@@ -28,17 +28,17 @@ MODEL_HEADER = "x-convener-model"
 DEGRADED_HEADER = "x-convener-degraded"
 # The OpenAI client knows it, and would otherwise try again by itself what has been tried enough.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
-_MOST_BYTES = 10 << 20
-Noted = Callable[[Ticket, asyncio.Task[Any]], AbstractContextManager[None]]
+_MAX_BODY_BYTES = 10 << 20
+TrackTask = Callable[[TaskKey, asyncio.Task[Any]], AbstractContextManager[None]]
 
 
 class Server:
     """Serves the tasks that hold a ticket; `calls` is there once the loop runs."""
 
-    def __init__(self, settings: GatewaySettings, tickets: Tickets) -> None:
-        self.calls: Calls | None = None
+    def __init__(self, settings: GatewaySettings, task_keys: TaskKeys) -> None:
+        self.completions: CompletionService | None = None
         self._settings = settings
-        self._tickets = tickets
+        self._task_keys = task_keys
         self._running: dict[str, set[asyncio.Task[Any]]] = defaultdict(set)
         self.app = Starlette(
             routes=[
@@ -47,137 +47,139 @@ class Server:
             ]
         )
 
-    def end(self, ticket: Ticket) -> None:
+    def cancel_calls(self, task_key: TaskKey) -> None:
         """The task is over: what it still waits for is given up."""
-        for task in list(self._running.pop(ticket.secret, ())):
+        for task in list(self._running.pop(task_key.secret, ())):
             task.cancel()
 
     async def _models(self, request: Request) -> Response:
-        if self._ticket(request) is None:
+        if self._task_key(request) is None:
             return _unknown_task()
-        listed = [{"id": name, "object": "model", "owned_by": "convener"} for name in self._settings.models]
-        return _json({"object": "list", "data": listed})
+        models = [{"id": name, "object": "model", "owned_by": "convener"} for name in self._settings.models]
+        return _json({"object": "list", "data": models})
 
     async def _complete(self, request: Request) -> Response:
-        ticket = self._ticket(request)
-        if ticket is None:
+        task_key = self._task_key(request)
+        if task_key is None:
             return _unknown_task()
         try:
-            body = await _read(request)
+            body = await _read_body(request)
         except ValueError as error:
             return _error(400, str(error), "invalid_request_error")
         except ClientDisconnect:
             return Response(status_code=400)
         # The task may have ended while it was being read.
-        if self._ticket(request) is None:
+        if self._task_key(request) is None:
             return _unknown_task()
         model = str(body.get("model") or self._settings.models[0])
-        answering = asyncio.create_task(self._answer(Question(body=body, ticket=ticket, model=model)))
-        with self._noted(ticket, answering):
-            return await _while_wanted(request, answering)
+        answering = asyncio.create_task(self._answer(Question(body=body, task_key=task_key, model=model)))
+        with self._track(task_key, answering):
+            return await _answer_while_connected(request, answering)
 
     async def _answer(self, question: Question) -> Response:
-        assert self.calls is not None, "nobody is served before the loop runs"
-        return await self._outcome(self.calls, question)
+        assert self.completions is not None, "nobody is served before the loop runs"
+        return await self._reply_to(self.completions, question)
 
-    async def _outcome(self, calls: Calls, question: Question) -> Response:
+    async def _reply_to(self, completions: CompletionService, question: Question) -> Response:
         try:
             if question.body.get("stream"):
-                return self._stream(question, await calls.stream(question))
-            return _whole(await calls.answer(question))
-        except NotNow as not_now:
-            retry_after = {"retry-after": str(math.ceil(not_now.seconds))}
-            return _error(429, str(not_now), "convener_not_now", headers=retry_after)
-        except Unavailable as unavailable:
+                return self._stream(question, await completions.stream(question))
+            return _json_reply(await completions.answer(question))
+        except NoCapacity as no_capacity:
+            retry_after = {"retry-after": str(math.ceil(no_capacity.seconds))}
+            return _error(429, str(no_capacity), "convener_not_now", headers=retry_after)
+        except NoModelAvailable as unavailable:
             return _error(503, str(unavailable), "convener_unavailable")
-        except Refused as refused:
-            status = refused.failed.status or 400
-            shown = refused.failed.body
-            return _json(shown, status) if shown else _error(status, str(refused), "invalid_request_error")
+        except RequestRefused as refusal:
+            status = refusal.failure.status or 400
+            error_body = refusal.failure.body
+            return _json(error_body, status) if error_body else _error(status, str(refusal), "invalid_request_error")
 
-    def _stream(self, question: Question, found: Streaming | Reply) -> Response:
-        if isinstance(found, Reply):
-            heads = _heads(found.model, found.degraded)
-            return StreamingResponse(_in_one_piece(found), headers=heads, media_type="text/event-stream")
-        return _Streamed(found, question, self._noted)
+    def _stream(self, question: Question, reply: StreamedReply | Reply) -> Response:
+        if isinstance(reply, Reply):
+            headers = _reply_headers(reply.model, reply.degradation)
+            return StreamingResponse(_reply_as_stream(reply), headers=headers, media_type="text/event-stream")
+        return _StreamedResponse(reply, question, self._track)
 
     @contextmanager
-    def _noted(self, ticket: Ticket, task: asyncio.Task[Any]) -> Iterator[None]:
+    def _track(self, task_key: TaskKey, task: asyncio.Task[Any]) -> Iterator[None]:
         """So that this work can be given up when the task is over; at once if it is."""
-        self._running[ticket.secret].add(task)
-        if self._tickets.find(ticket.secret) is None:
+        self._running[task_key.secret].add(task)
+        if self._task_keys.find(task_key.secret) is None:
             task.cancel()
         try:
             yield
         finally:
-            ours = self._running[ticket.secret]
-            ours.discard(task)
-            if not ours:
-                del self._running[ticket.secret]
+            tasks = self._running[task_key.secret]
+            tasks.discard(task)
+            if not tasks:
+                del self._running[task_key.secret]
 
-    def _ticket(self, request: Request) -> Ticket | None:
+    def _task_key(self, request: Request) -> TaskKey | None:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        return self._tickets.find(secret.strip()) if scheme.lower() == "bearer" else None
+        return self._task_keys.find(secret.strip()) if scheme.lower() == "bearer" else None
 
 
-class _Streamed(StreamingResponse):
+class _StreamedResponse(StreamingResponse):
     """An answer that is passed on piece by piece; however that ends, even before it begins, its permit is let go."""
 
-    def __init__(self, streaming: Streaming, question: Question, noted: Noted) -> None:
-        heads = _heads(streaming.model, streaming.degraded)
-        super().__init__(_pieces(streaming, question), headers=heads, media_type="text/event-stream")
-        self._streaming = streaming
-        self._ticket = question.ticket
-        self._noted = noted
+    def __init__(self, streamed_reply: StreamedReply, question: Question, track: TrackTask) -> None:
+        headers = _reply_headers(streamed_reply.model, streamed_reply.degradation)
+        super().__init__(_stream_events(streamed_reply, question), headers=headers, media_type="text/event-stream")
+        self._streamed_reply = streamed_reply
+        self._task_key = question.task_key
+        self._track = track
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
-            with self._noted(self._ticket, task):
+            with self._track(self._task_key, task):
                 await super().__call__(scope, receive, send)
         finally:
-            await self._streaming.close()
+            await self._streamed_reply.close()
 
 
-async def _pieces(streaming: Streaming, question: Question) -> AsyncIterator[bytes]:
+async def _stream_events(streamed_reply: StreamedReply, question: Question) -> AsyncIterator[bytes]:
     """Once a handler has a part of it, it is too late for another try. Without [DONE] nobody takes it for whole."""
     try:
-        async for chunk in streaming.chunks():
-            yield _event(marked(chunk, asked=question.model, degraded=streaming.degraded))
+        async for chunk in streamed_reply.chunks():
+            yield _server_sent_event(
+                with_origin(chunk, asked_model=question.model, degradation=streamed_reply.degradation)
+            )
         yield b"data: [DONE]\n\n"
-    except Broken as broken:
-        yield _event(_shown(str(broken), "convener_stream_broken"))
-    except Lost:
-        yield _event(_shown("the permit was lost, so the call was ended", "convener_not_now"))
+    except StreamBroken as error:
+        yield _server_sent_event(_error_body(str(error), "convener_stream_broken"))
+    except PermitLost:
+        yield _server_sent_event(_error_body("the permit was lost, so the call was ended", "convener_not_now"))
 
 
-async def _while_wanted(request: Request, answering: asyncio.Task[Response]) -> Response:
+async def _answer_while_connected(request: Request, answering: asyncio.Task[Response]) -> Response:
     """The answer, unless its client has left before it is there, or its task is over."""
-    leaving = asyncio.create_task(_leaves(request))
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answering, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         answering.cancel()
-    await asyncio.wait({answering, leaving})
+    await asyncio.wait({answering, disconnect})
     return _unknown_task() if answering.cancelled() else answering.result()
 
 
-async def _leaves(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     """Returns when the client has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _read(request: Request) -> JsonObject:
+async def _read_body(request: Request) -> JsonObject:
     content = b""
     async for piece in request.stream():
         content += piece
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"the request has more than {_MOST_BYTES >> 20} MiB")
+        if len(content) > _MAX_BODY_BYTES:
+            raise ValueError(f"the request has more than {_MAX_BODY_BYTES >> 20} MiB")
     try:
-        body = json.loads(content, parse_constant=_refuse)
+        body = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ValueError("the request is not JSON") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
@@ -185,7 +187,7 @@ async def _read(request: Request) -> JsonObject:
     return body
 
 
-def _refuse(constant: str) -> float:
+def _refuse_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -194,32 +196,32 @@ def _json(body: JsonObject, status: int = 200, headers: dict[str, str] | None = 
     return Response(json.dumps(body), status, headers, "application/json")
 
 
-def _whole(reply: Reply) -> Response:
-    return _json(reply.body, headers=_heads(reply.model, reply.degraded))
+def _json_reply(reply: Reply) -> Response:
+    return _json(reply.body, headers=_reply_headers(reply.model, reply.degradation))
 
 
-async def _in_one_piece(reply: Reply) -> AsyncIterator[bytes]:
+async def _reply_as_stream(reply: Reply) -> AsyncIterator[bytes]:
     choices = [
         {"index": choice.get("index", 0), "delta": _delta(choice), "finish_reason": choice.get("finish_reason")}
         for choice in reply.body.get("choices", ())
     ]
-    yield _event({**reply.body, "object": "chat.completion.chunk", "choices": choices})
+    yield _server_sent_event({**reply.body, "object": "chat.completion.chunk", "choices": choices})
     yield b"data: [DONE]\n\n"
 
 
 def _delta(choice: JsonObject) -> JsonObject:
     """In a piece, unlike in a whole answer, every call of a tool says which one it is."""
     message: JsonObject = choice.get("message") or {}
-    calls = [{"index": number, **call} for number, call in enumerate(message.get("tool_calls") or ())]
-    return message | ({"tool_calls": calls} if calls else {})
+    tool_calls = [{"index": number, **call} for number, call in enumerate(message.get("tool_calls") or ())]
+    return message | ({"tool_calls": tool_calls} if tool_calls else {})
 
 
-def _heads(model: str, degraded: Degraded | None) -> dict[str, str]:
-    heads = {MODEL_HEADER: "".join(letter if " " <= letter <= "~" else "?" for letter in model).strip()}
-    return heads | ({DEGRADED_HEADER: degraded.value} if degraded else {})
+def _reply_headers(model: str, degradation: Degradation | None) -> dict[str, str]:
+    headers = {MODEL_HEADER: "".join(letter if " " <= letter <= "~" else "?" for letter in model).strip()}
+    return headers | ({DEGRADED_HEADER: degradation.value} if degradation else {})
 
 
-def _event(chunk: JsonObject) -> bytes:
+def _server_sent_event(chunk: JsonObject) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
@@ -228,8 +230,8 @@ def _unknown_task() -> Response:
 
 
 def _error(status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> Response:
-    return _json(_shown(message, kind), status, _DO_NOT_RETRY | (headers or {}))
+    return _json(_error_body(message, kind), status, _DO_NOT_RETRY | (headers or {}))
 
 
-def _shown(message: str, kind: str) -> JsonObject:
+def _error_body(message: str, kind: str) -> JsonObject:
     return {"error": {"message": message, "type": kind, "param": None, "code": kind}}

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 PREFIX = "CONVENER_LLM_"
 KEY_VARIABLE = f"{PREFIX}KEY"
-_MOST = 86_400
+_MAX_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +38,14 @@ def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
     models = tuple(name for word in environment.get(f"{PREFIX}MODELS", "").split(",") if (name := word.strip()))
     if not models:
         raise ValueError(f"{PREFIX}MODELS is not set: name the models to ask, the first choice first")
-    plain = GatewaySettings(base_url=url, key=environment.get(KEY_VARIABLE, "").strip(), models=models)
+    defaults = GatewaySettings(base_url=url, key=environment.get(KEY_VARIABLE, "").strip(), models=models)
     return replace(
-        plain,
-        connect_seconds=_number(environment, "connect_seconds", plain.connect_seconds),
-        first_token_seconds=_number(environment, "first_token_seconds", plain.first_token_seconds),
-        between_tokens_seconds=_number(environment, "between_tokens_seconds", plain.between_tokens_seconds),
-        total_seconds=_number(environment, "total_seconds", plain.total_seconds),
-        attempts=max(1, round(_number(environment, "attempts", plain.attempts))),
+        defaults,
+        connect_seconds=_number(environment, "connect_seconds", defaults.connect_seconds),
+        first_token_seconds=_number(environment, "first_token_seconds", defaults.first_token_seconds),
+        between_tokens_seconds=_number(environment, "between_tokens_seconds", defaults.between_tokens_seconds),
+        total_seconds=_number(environment, "total_seconds", defaults.total_seconds),
+        attempts=max(1, round(_number(environment, "attempts", defaults.attempts))),
     )
 
 
@@ -55,6 +55,6 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
         value = float(environment.get(variable, default))
     except ValueError:
         raise ValueError(f"{variable} must be a number, not {environment[variable]!r}") from None
-    if not 0 < value <= _MOST:
-        raise ValueError(f"{variable} must be above 0 and at most {_MOST}")
+    if not 0 < value <= _MAX_SECONDS:
+        raise ValueError(f"{variable} must be above 0 and at most {_MAX_SECONDS}")
     return value

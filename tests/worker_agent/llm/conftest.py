@@ -14,7 +14,7 @@ import pytest
 from tests.worker_agent.llm.loopback import Loopback, serving
 from tests.worker_agent.llm.provider import Permits, Provider
 from worker_agent.language_model import LanguageModel
-from worker_agent.llm.serving import Access, Gateway
+from worker_agent.llm.proxy import ModelProxy, ProxyAccess
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import Lease
 
@@ -23,14 +23,14 @@ from worker_agent.wire import Lease
 class Bench:
     """Everything around one gateway."""
 
-    gateway: Gateway
+    gateway: ModelProxy
     provider: Provider
     upstream: Loopback
     permits: Permits
     plane: Loopback
-    opened: list[Access] = field(default_factory=list)
+    opened: list[ProxyAccess] = field(default_factory=list)
 
-    def access(self, seconds: float = 60.0, trace: str | None = None) -> Access:
+    def access(self, seconds: float = 60.0, trace: str | None = None) -> ProxyAccess:
         """A task begins, with so much time."""
         lease = Lease(
             task_id="00000000-0000-0000-0000-000000000001",
@@ -40,7 +40,7 @@ class Bench:
             timeout_seconds=seconds + 3.0,
             trace_context=trace,
         )
-        self.opened.append(self.gateway.open(lease))
+        self.opened.append(self.gateway.open_access(lease))
         return self.opened[-1]
 
     def model(self, seconds: float = 60.0) -> LanguageModel:
@@ -90,7 +90,7 @@ def start() -> Iterator[Start]:
                     **options,
                 }  # type: ignore[arg-type]
             )
-            gateway = Gateway(settings, plane.url, lambda: "the-worker", draw=lambda: 0.01)
+            gateway = ModelProxy(settings, plane.url, lambda: "the-worker", draw=lambda: 0.01)
             gateway.start()
             stack.callback(gateway.stop)
             return Bench(gateway=gateway, provider=provider, upstream=upstream, permits=permits, plane=plane)

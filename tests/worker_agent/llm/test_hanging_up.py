@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from tests.worker_agent.llm.loopback import Asked, Wire, serving
-from worker_agent.llm.endings import cancelled_once
-from worker_agent.llm.permits import Plane
+from worker_agent.llm.cancellation import cancel_at_most_once
+from worker_agent.llm.permits import PermitClient
 from worker_agent.llm.settings import GatewaySettings
-from worker_agent.llm.upstream import Upstream
+from worker_agent.llm.upstream import UpstreamClient
 
 _SECONDS = 30.0
 
@@ -19,10 +19,10 @@ _SECONDS = 30.0
 Ask = Callable[[httpx.AsyncClient], Coroutine[object, object, object]]
 _SETTINGS = GatewaySettings(base_url="http://127.0.0.1/v1", models=("gpt-4.1",))
 _WAYS: dict[str, Ask] = {
-    "whole": lambda http: Upstream(_SETTINGS, http).ask({"model": "gpt-4.1"}, None),
-    "stream": lambda http: Upstream(_SETTINGS, http).open({"model": "gpt-4.1"}, None),
+    "whole": lambda http: UpstreamClient(_SETTINGS, http).ask({"model": "gpt-4.1"}, None),
+    "stream": lambda http: UpstreamClient(_SETTINGS, http).open_stream({"model": "gpt-4.1"}, None),
     # A handler that is killed may just be asking for an earlier answer.
-    "control plane": lambda http: Plane(http, lambda: "key").cached("a digest"),
+    "control plane": lambda http: PermitClient(http, lambda: "key").cached_answer("a digest"),
 }
 
 
@@ -66,7 +66,7 @@ async def test_a_result_that_nobody_wants_is_undone() -> None:
         await asyncio.sleep(0)
         undone.append(result)
 
-    doing = asyncio.create_task(cancelled_once(stubborn(), undo))
+    doing = asyncio.create_task(cancel_at_most_once(stubborn(), undo))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     doing.cancel()
@@ -80,4 +80,4 @@ async def test_a_failure_is_passed_on() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await cancelled_once(failing())
+        await cancel_at_most_once(failing())

@@ -16,8 +16,8 @@ from tests.worker_agent.llm.conftest import Bench, Start, settled
 from tests.worker_agent.llm.loopback import Asked, Wire
 from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, hangs, piece, refuses, renews
 from worker_agent.failures import Postponed
-from worker_agent.llm.permits import Permit, Plane, Wish
-from worker_agent.llm.tickets import Ticket
+from worker_agent.llm.permits import Permit, PermitClient, PermitRequest
+from worker_agent.llm.task_keys import TaskKey
 
 _LONG = 30.0
 _TTL = 4.0
@@ -175,10 +175,10 @@ async def test_the_time_of_a_permit_runs_from_before_it_was_asked_for() -> None:
         return httpx.Response(201, json={"permit_id": "p", "token": "t", "ttl_seconds": 0.2})
 
     async with _plane(plane) as http:
-        permit = await Plane(http, lambda: "key").acquire(_wish())
+        permit = await PermitClient(http, lambda: "key").acquire(_permit_request())
         assert isinstance(permit, Permit)
-        assert permit.since <= seen[0]
-        assert permit.ends_at < permit.since + 0.2
+        assert permit.requested_at <= seen[0]
+        assert permit.ends_at < permit.requested_at + 0.2
 
 
 async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_to_a_renewal_is_awaited() -> None:
@@ -191,9 +191,9 @@ async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_
 
     loop = asyncio.get_running_loop()
     async with _plane(plane) as http:
-        permit = Permit(permit_id="p", token="t", ttl_seconds=3.0, since=loop.time())
+        permit = Permit(permit_id="p", token="t", ttl_seconds=3.0, requested_at=loop.time())
         async with asyncio.timeout(_LONG):
-            await Plane(http, lambda: "key").keep(permit)
+            await PermitClient(http, lambda: "key").keep_alive(permit)
     assert asked.is_set()
     assert loop.time() >= permit.ends_at
 
@@ -202,8 +202,8 @@ def _plane(respond: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url="http://plane", transport=httpx.MockTransport(respond))
 
 
-def _wish() -> Wish:
-    ticket = Ticket(
+def _permit_request() -> PermitRequest:
+    task_key = TaskKey(
         secret="s",
         task_id="t",
         agent_type="ranking",
@@ -212,4 +212,4 @@ def _wish() -> Wish:
         trace_context=None,
         ends_at=0.0,
     )
-    return Wish(request_id=uuid4(), model="m", ticket=ticket, estimated_tokens=1, cache_key="0" * 64)
+    return PermitRequest(request_id=uuid4(), model="m", task_key=task_key, estimated_tokens=1, cache_key="0" * 64)

@@ -13,7 +13,7 @@ from tests.worker_agent.llm.conftest import Bench, Start, raw, settled
 from tests.worker_agent.llm.loopback import Asked, Wire
 from tests.worker_agent.llm.provider import MESSAGES, Permits, Provider, completion, piece, refuses
 from worker_agent.failures import Permanent
-from worker_agent.llm.serving import Access
+from worker_agent.llm.proxy import ProxyAccess
 
 
 @pytest.mark.parametrize("slow", ["/llm/permits", "/settle"], ids=["acquiring", "settling"])
@@ -32,7 +32,7 @@ def test_a_task_that_ends_leaves_no_permit_and_asks_no_more(start: Start, slow: 
     asking = threading.Thread(target=_ask_in_vain, args=(bench, access))
     asking.start()
     assert waiting.wait(10)
-    bench.gateway.close(access)
+    bench.gateway.close_access(access)
     asking.join(10)
     asked = len(bench.upstream.asked)
     go_on.set()
@@ -43,7 +43,7 @@ def test_a_task_that_ends_leaves_no_permit_and_asks_no_more(start: Start, slow: 
     assert len(bench.permits.settled) == 1
 
 
-def _ask_in_vain(bench: Bench, access: Access) -> None:
+def _ask_in_vain(bench: Bench, access: ProxyAccess) -> None:
     with contextlib.suppress(OSError, http.client.HTTPException):
         raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])
 

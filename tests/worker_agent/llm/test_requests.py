@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent.llm.requests import addressed, digest, estimated_tokens, is_repeatable, wants_completion_tokens
+from worker_agent.llm.requests import digest, estimated_tokens, for_model, is_repeatable, wants_completion_tokens
 
 ASKED = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 100}
 
@@ -24,17 +24,20 @@ def test_others_do_not(model: str) -> None:
 
 
 def test_the_limit_goes_under_the_name_that_the_model_knows() -> None:
-    assert addressed(ASKED, "gpt-5", completion_tokens=True) == {
+    assert for_model(ASKED, "gpt-5", completion_tokens=True) == {
         "model": "gpt-5",
         "messages": ASKED["messages"],
         "max_completion_tokens": 100,
     }
-    assert addressed({"max_completion_tokens": 7}, "m", completion_tokens=False) == {"model": "m", "max_tokens": 7}
-    assert addressed({}, "m", completion_tokens=True) == {"model": "m"}
+    assert for_model({"max_completion_tokens": 7}, "m", completion_tokens=False) == {
+        "model": "m",
+        "max_tokens": 7,
+    }
+    assert for_model({}, "m", completion_tokens=True) == {"model": "m"}
 
 
 def test_a_stream_is_asked_for_its_cost() -> None:
-    request = addressed({"stream": True, "stream_options": {"x": 1}}, "m", completion_tokens=False)
+    request = for_model({"stream": True, "stream_options": {"x": 1}}, "m", completion_tokens=False)
     assert request["stream_options"] == {"x": 1, "include_usage": True}
 
 

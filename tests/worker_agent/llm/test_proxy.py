@@ -275,7 +275,7 @@ def test_the_end_of_a_task_ends_its_calls(start: Start) -> None:
     end = time.monotonic() + 10
     while not bench.upstream.asked and time.monotonic() < end:
         time.sleep(0.01)
-    bench.gateway.close(access)
+    bench.gateway.close_access(access)
     asking.join(10)
 
     assert outcome

@@ -13,7 +13,7 @@ _MARGIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
+class TaskKey:
     """A running task; `ends_at` is when it has no time left, on the monotonic clock."""
 
     secret: str = field(repr=False)
@@ -25,17 +25,17 @@ class Ticket:
     ends_at: float
 
 
-class Tickets:
+class TaskKeys:
     """The tasks that may ask now; safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._open: dict[str, Ticket] = {}
+        self._active: dict[str, TaskKey] = {}
 
-    def open(self, lease: Lease) -> Ticket:
+    def issue(self, lease: Lease) -> TaskKey:
         """For a task that begins now."""
-        ticket = Ticket(
+        task_key = TaskKey(
             secret=f"task-{secrets.token_urlsafe(24)}",
             task_id=lease.task_id,
             agent_type=lease.agent_type,
@@ -45,15 +45,15 @@ class Tickets:
             ends_at=self._clock() + max(0.0, lease.timeout_seconds - _MARGIN_SECONDS),
         )
         with self._lock:
-            self._open[ticket.secret] = ticket
-        return ticket
+            self._active[task_key.secret] = task_key
+        return task_key
 
-    def close(self, ticket: Ticket) -> None:
+    def revoke(self, task_key: TaskKey) -> None:
         """The task is over."""
         with self._lock:
-            self._open.pop(ticket.secret, None)
+            self._active.pop(task_key.secret, None)
 
-    def find(self, secret: str) -> Ticket | None:
+    def find(self, secret: str) -> TaskKey | None:
         """The task with this secret, while it runs."""
         with self._lock:
-            return self._open.get(secret)
+            return self._active.get(secret)

@@ -6,49 +6,49 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from worker_agent.llm.endings import in_the_background, to_the_end
-from worker_agent.llm.hints import Hints
-from worker_agent.llm.outcomes import Failed, Outcome, read_error
-from worker_agent.llm.permits import Permit, Plane, Settlement
-from worker_agent.llm.replies import Degraded, degradation
-from worker_agent.llm.upstream import Broken, Stream
+from worker_agent.llm.cancellation import run_in_background, run_shielded
+from worker_agent.llm.outcomes import CallFailure, Outcome, read_error
+from worker_agent.llm.permits import Permit, PermitClient, Settlement
+from worker_agent.llm.rate_limit_hints import RateLimitHints
+from worker_agent.llm.replies import Degradation, degradation_of
+from worker_agent.llm.upstream import AnswerStream, StreamBroken
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
-_PATIENCE_SECONDS = 3.0
+_SETTLE_WAIT_SECONDS = 3.0
 
 
-class Lost(Exception):
+class PermitLost(Exception):
     """The permit was lost while its call was under way, so the call has been ended."""
 
 
-class Held:
+class HeldPermit:
     """Renewed until it is settled, which happens once, or lost, which ends the call."""
 
-    def __init__(self, permit: Permit, plane: Plane, *, began: float) -> None:
+    def __init__(self, permit: Permit, permits: PermitClient, *, began: float) -> None:
         self.began = began
         self.is_lost = False
         self._permit = permit
-        self._plane = plane
+        self._permits = permits
         self._end_call: Callable[[], object] | None = None
-        self._keeper = asyncio.create_task(self._keep())
-        self._settled = False
+        self._keeper = asyncio.create_task(self._keep_alive())
+        self._is_settled = False
 
     @asynccontextmanager
-    async def during(self) -> AsyncIterator[None]:
+    async def guard_call(self) -> AsyncIterator[None]:
         """What is waited for in here is ended when the permit is lost; then raises Lost."""
         try:
             async with asyncio.timeout(None) as limit:
-                self.when_lost(lambda: limit.reschedule(0.0))
+                self.on_lost(lambda: limit.reschedule(0.0))
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Lost from None
+            raise PermitLost from None
         finally:
             self._end_call = None
 
-    def when_lost(self, end_call: Callable[[], object]) -> None:
+    def on_lost(self, end_call: Callable[[], object]) -> None:
         """How to end the call, from now on; at once if the permit is lost already."""
         self._end_call = end_call
         if self.is_lost:
@@ -59,17 +59,17 @@ class Held:
 
         While the control plane is away it goes on by itself: whoever wants the answer does not wait for long.
         """
-        if self._settled:
+        if self._is_settled:
             return
-        self._settled = True
+        self._is_settled = True
         self._keeper.cancel()
-        settling = in_the_background(self._plane.settle(self._permit, settlement))
-        await asyncio.wait({settling}, timeout=_PATIENCE_SECONDS)
+        settling = run_in_background(self._permits.settle(self._permit, settlement))
+        await asyncio.wait({settling}, timeout=_SETTLE_WAIT_SECONDS)
         if settling.done():
             settling.result()
 
-    async def _keep(self) -> None:
-        await self._plane.keep(self._permit)
+    async def _keep_alive(self) -> None:
+        await self._permits.keep_alive(self._permit)
         self.is_lost = True
         log.warning("a permit was lost", extra={"fields": {"permit_id": self._permit.permit_id}})
         if self._end_call is not None:
@@ -77,22 +77,22 @@ class Held:
 
 
 @dataclass(slots=True, kw_only=True)
-class Streaming:
+class StreamedReply:
     """An answer on its way; to be closed."""
 
-    held: Held
-    stream: Stream
-    asked: str
+    permit: HeldPermit
+    stream: AnswerStream
+    asked_model: str
     model: str
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        self.held.when_lost(lambda: in_the_background(self.stream.close()))
+        self.permit.on_lost(lambda: run_in_background(self.stream.close()))
 
     @property
-    def degraded(self) -> Degraded | None:
+    def degradation(self) -> Degradation | None:
         """As far as the first piece tells."""
-        return degradation(self.asked, self.model, str(self.stream.first[-1].get("model") or ""))
+        return degradation_of(self.asked_model, self.model, str(self.stream.first_chunks[-1].get("model") or ""))
 
     async def chunks(self) -> AsyncIterator[JsonObject]:
         """All pieces. Raises Broken when they end too early, and Lost; however it ends, the permit is settled."""
@@ -102,27 +102,29 @@ class Streaming:
                 yield chunk
             settlement = Settlement(outcome=Outcome.SUCCESS)
         except Exception as error:
-            if self.held.is_lost:
-                raise Lost from error
-            settlement = failure(error.failed if isinstance(error, Broken) else read_error(error), 0.0)
+            if self.permit.is_lost:
+                raise PermitLost from error
+            settlement = failure_settlement(
+                error.failure if isinstance(error, StreamBroken) else read_error(error), 0.0
+            )
             raise
         finally:
             await self.close(settlement)
 
     async def close(self, settlement: Settlement | None = None) -> None:
         """Hang up, then let the permit go: whoever gets it next may call at once. Safe to repeat."""
-        latency = self.clock() - self.held.began
-        told = settlement or Settlement(outcome=Outcome.CANCELLED)
-        await to_the_end(self._end(replace(told, tokens=self.stream.tokens, latency_seconds=latency)))
+        latency = self.clock() - self.permit.began
+        settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
+        await run_shielded(self._end(replace(settlement, tokens=self.stream.tokens, latency_seconds=latency)))
 
     async def _end(self, settlement: Settlement) -> None:
         try:
             await self.stream.close()
         finally:
-            await self.held.settle(settlement)
+            await self.permit.settle(settlement)
 
 
-def failure(failed: Failed, seconds: float) -> Settlement:
+def failure_settlement(failure: CallFailure, seconds: float) -> Settlement:
     """The settlement of a call without an answer. Only a refusal's headers speak of the model's limits."""
-    hints = failed.hints if failed.outcome is Outcome.RATE_LIMITED else Hints()
-    return Settlement(outcome=failed.outcome, status=failed.status, hints=hints, latency_seconds=seconds)
+    hints = failure.hints if failure.outcome is Outcome.RATE_LIMITED else RateLimitHints()
+    return Settlement(outcome=failure.outcome, status=failure.status, hints=hints, latency_seconds=seconds)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from worker_agent.llm.settings import GatewaySettings
-from worker_agent.llm.tickets import Ticket, Tickets
+from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.wire import Lease
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _BACKLOG = 128
 _STOP_SECONDS = 3.0
-_PLANE_SECONDS = 10.0
+_CONTROL_PLANE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class ProxyAccess:
     """What the handler of one task needs to ask a language model, as variables of its environment."""
 
-    ticket: Ticket
+    task_key: TaskKey
     environment: Mapping[str, str]
 
 
-class Gateway:
+class ModelProxy:
     """`plane_url` is the control plane's address; `key` gives this worker's credential of the moment.
 
     `draw` spreads what is waited: numbers in [0, 1).
@@ -41,19 +41,19 @@ class Gateway:
     def __init__(
         self,
         settings: GatewaySettings,
-        plane_url: str,
+        control_plane_url: str,
         key: Callable[[], str | None],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
-        self._plane_url = plane_url
+        self._control_plane_url = control_plane_url
         self._key = key
         self._draw = draw
-        self._tickets = Tickets()
+        self._task_keys = TaskKeys()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._end: Callable[[Ticket], None] | None = None
-        self._socket = _listening()
+        self._stop_requested: asyncio.Event | None = None
+        self._cancel_calls: Callable[[TaskKey], None] | None = None
+        self._socket = _listening_socket()
         self._thread = Thread(target=self._run, name="llm-gateway", daemon=True)
 
     @property
@@ -65,21 +65,21 @@ class Gateway:
         """Returns at once: who calls before all is loaded waits in the socket's queue."""
         self._thread.start()
 
-    def open(self, lease: Lease) -> Access:
+    def open_access(self, lease: Lease) -> ProxyAccess:
         """Let a task that begins now ask."""
-        ticket = self._tickets.open(lease)
-        return Access(ticket=ticket, environment=_environment(self.url, ticket, self._settings.models[0]))
+        task_key = self._task_keys.issue(lease)
+        return ProxyAccess(task_key=task_key, environment=_environment(self.url, task_key, self._settings.models[0]))
 
-    def close(self, access: Access) -> None:
+    def close_access(self, access: ProxyAccess) -> None:
         """The task is over; what it still waits for is given up."""
-        self._tickets.close(access.ticket)
-        if self._loop is not None and self._end is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end, access.ticket)
+        self._task_keys.revoke(access.task_key)
+        if self._loop is not None and self._cancel_calls is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel_calls, access.task_key)
 
     def stop(self) -> None:
         """End the thread, in order if it goes quickly."""
-        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and self._stop_requested is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_requested.set)
             self._thread.join(_STOP_SECONDS)
         self._socket.close()
 
@@ -93,40 +93,47 @@ class Gateway:
         # Here and not above: a worker without a language model does without all of this.
         import uvicorn
 
-        from worker_agent.llm.calls import Calls
-        from worker_agent.llm.permits import Plane
+        from worker_agent.llm.completions import CompletionService
+        from worker_agent.llm.permits import PermitClient
         from worker_agent.llm.server import Server
-        from worker_agent.llm.upstream import Upstream
+        from worker_agent.llm.upstream import UpstreamClient
 
-        server = Server(self._settings, self._tickets)
-        async with _client(self._plane_url, _PLANE_SECONDS) as plane, _client(self._settings.base_url) as upstream:
-            server.calls = Calls(
+        server = Server(self._settings, self._task_keys)
+        async with (
+            _http_client(self._control_plane_url, _CONTROL_PLANE_SECONDS) as control_plane,
+            _http_client(self._settings.base_url) as upstream,
+        ):
+            server.completions = CompletionService(
                 settings=self._settings,
-                plane=Plane(plane, self._key),
-                upstream=Upstream(self._settings, upstream),
+                permits=PermitClient(control_plane, self._key),
+                upstream=UpstreamClient(self._settings, upstream),
                 draw=self._draw,
             )
             config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
-            web = uvicorn.Server(config)
-            self._end, self._stop, self._loop = server.end, asyncio.Event(), asyncio.get_running_loop()
-            serving = asyncio.create_task(web.serve(sockets=[self._socket]))
-            await self._stop.wait()
-            web.should_exit = web.force_exit = True
+            web_server = uvicorn.Server(config)
+            self._cancel_calls, self._stop_requested, self._loop = (
+                server.cancel_calls,
+                asyncio.Event(),
+                asyncio.get_running_loop(),
+            )
+            serving = asyncio.create_task(web_server.serve(sockets=[self._socket]))
+            await self._stop_requested.wait()
+            web_server.should_exit = web_server.force_exit = True
             await serving
 
 
-def _listening() -> socket.socket:
+def _listening_socket() -> socket.socket:
     """asyncio turns Nagle's algorithm off for sockets that name their protocol only, and `create_server` names none.
 
     With it on, the body of each answer waits about 40 ms for the acknowledgement of its head.
     """
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(_BACKLOG)
-    return listening
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(_BACKLOG)
+    return listener
 
 
-def _client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
+def _http_client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
     import httpx
 
     return httpx.AsyncClient(
@@ -139,11 +146,11 @@ def _client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
     )
 
 
-def _environment(url: str, ticket: Ticket, model: str) -> dict[str, str]:
+def _environment(url: str, task_key: TaskKey, model: str) -> dict[str, str]:
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
     return {
         "OPENAI_BASE_URL": url,
-        "OPENAI_API_KEY": ticket.secret,
+        "OPENAI_API_KEY": task_key.secret,
         "CONVENER_LLM_MODEL": model,
         "NO_PROXY": direct,
         "no_proxy": direct,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent.llm.hints import Hints, duration, pause, read_hints
+from worker_agent.llm.rate_limit_hints import RateLimitHints, backoff_seconds, parse_duration, read_hints
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 
@@ -25,22 +25,22 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
     ],
 )
 def test_durations_come_in_many_forms(text: str, seconds: float) -> None:
-    assert duration(text) == pytest.approx(seconds)
+    assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "0s", "", None, "soon", "s", "1x", "1s later", "nan", "inf", "-5s", "1e3"])
 def test_what_is_no_wait_is_left_out(text: str | None) -> None:
-    assert duration(text) is None
+    assert parse_duration(text) is None
 
 
 @given(st.text(max_size=20))
 def test_no_text_makes_it_stumble(text: str) -> None:
-    seconds = duration(text)
+    seconds = parse_duration(text)
     assert seconds is None or 0 < seconds <= 86_400
 
 
 @pytest.mark.parametrize(
-    ("headers", "least"),
+    ("headers", "min_seconds"),
     [
         ({"retry-after": "7"}, 7.0),
         ({"retry-after": "Tue, 24 Nov 2026 12:00:30 GMT"}, 30.0),
@@ -53,8 +53,8 @@ def test_no_text_makes_it_stumble(text: str) -> None:
         ({}, 0.0),
     ],
 )
-def test_the_least_wait(headers: dict[str, str], least: float) -> None:
-    assert read_hints(headers, NOW).least == pytest.approx(least)
+def test_the_least_wait(headers: dict[str, str], min_seconds: float) -> None:
+    assert read_hints(headers, NOW).min_seconds == pytest.approx(min_seconds)
 
 
 @given(
@@ -65,9 +65,9 @@ def test_the_least_wait(headers: dict[str, str], least: float) -> None:
 def test_a_pause_is_never_shorter_than_told_nor_longer_than_the_jitter_allows(
     refusals: int, draw: float, told: float | None
 ) -> None:
-    least = told or 0.0
-    assert least <= pause(refusals, Hints(retry_after=told), draw) <= least + 60
+    min_seconds = told or 0.0
+    assert min_seconds <= backoff_seconds(refusals, RateLimitHints(retry_after=told), draw) <= min_seconds + 60
 
 
 def test_pauses_grow_with_the_refusals() -> None:
-    assert [pause(k, Hints(), 0.5) for k in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 8.0]
+    assert [backoff_seconds(k, RateLimitHints(), 0.5) for k in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 8.0]

@@ -9,14 +9,14 @@ from email.utils import parsedate_to_datetime
 
 _CAP_SECONDS = 60.0
 # Whoever names more than that does not mean a wait; the task's own time limit is then what counts.
-_LONGEST_SECONDS = 86_400.0
+_MAX_SECONDS = 86_400.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|h|m|s)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hints:
+class RateLimitHints:
     """Seconds until a call may succeed again, as far as the answer's headers say so; None where they do not."""
 
     retry_after: float | None = None
@@ -24,58 +24,58 @@ class Hints:
     reset_tokens: float | None = None
 
     @property
-    def least(self) -> float:
+    def min_seconds(self) -> float:
         """Seconds before which there is no use in trying: Retry-After if given, else the later reset."""
         if self.retry_after is not None:
             return self.retry_after
         return max(self.reset_requests or 0.0, self.reset_tokens or 0.0)
 
 
-def read_hints(headers: Mapping[str, str], now: datetime) -> Hints:
+def read_hints(headers: Mapping[str, str], now: datetime) -> RateLimitHints:
     """From the headers of an answer; what is absent, past or makes no sense is left out."""
-    return Hints(
+    return RateLimitHints(
         retry_after=_milliseconds(headers.get("retry-after-ms")) or _retry_after(headers.get("retry-after"), now),
-        reset_requests=duration(headers.get("x-ratelimit-reset-requests")),
-        reset_tokens=duration(headers.get("x-ratelimit-reset-tokens")),
+        reset_requests=parse_duration(headers.get("x-ratelimit-reset-requests")),
+        reset_tokens=parse_duration(headers.get("x-ratelimit-reset-tokens")),
     )
 
 
-def duration(text: str | None) -> float | None:
+def parse_duration(text: str | None) -> float | None:
     """Seconds of `1s`, `6m0s`, `12ms`, `1h2m3.5s` or a plain number; None for -1, 0 and what is no duration."""
     plain = (text or "").strip().lower()
     if _NUMBER.fullmatch(plain):
-        return _sensible(float(plain))
+        return _plausible(float(plain))
     parts = _PART.findall(plain)
     if not parts or "".join(number + unit for number, unit in parts) != plain:
         return None
-    return _sensible(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    return _plausible(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
-def pause(refusals: int, hints: Hints, draw: float) -> float:
+def backoff_seconds(refusals: int, hints: RateLimitHints, draw: float) -> float:
     """Seconds to wait after so many refusals in a row: full jitter, `U(0, min(60, 2^k))`, never below the hints.
 
     Where there is a hint the jitter comes on top, so that all who were told the same do not come back at once.
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `draw` is in [0, 1).
     """
     jitter = draw * min(_CAP_SECONDS, 2.0 ** min(max(0, refusals), 60))
-    return hints.least + jitter if hints.least else jitter
+    return hints.min_seconds + jitter if hints.min_seconds else jitter
 
 
 def _retry_after(text: str | None, now: datetime) -> float | None:
-    seconds = duration(text)
+    seconds = parse_duration(text)
     if seconds is not None or not text:
         return seconds
     try:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
-    return _sensible((moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    return _plausible((moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
 
 
 def _milliseconds(text: str | None) -> float | None:
-    seconds = duration(text)
-    return None if seconds is None else _sensible(seconds / 1000)
+    seconds = parse_duration(text)
+    return None if seconds is None else _plausible(seconds / 1000)
 
 
-def _sensible(seconds: float) -> float | None:
-    return min(seconds, _LONGEST_SECONDS) if seconds > 0 and math.isfinite(seconds) else None
+def _plausible(seconds: float) -> float | None:
+    return min(seconds, _MAX_SECONDS) if seconds > 0 and math.isfinite(seconds) else None

@@ -7,36 +7,36 @@ from typing import TypeVar
 
 T = TypeVar("T")
 # What must come to its end although nobody waits for it any longer.
-_ending: set["asyncio.Future[None]"] = set()
+_background_tasks: set["asyncio.Future[None]"] = set()
 
 
-async def cancelled_once(work: Awaitable[T], undo: Callable[[T], Awaitable[None]] | None = None) -> T:
+async def cancel_at_most_once(work: Awaitable[T], undo: Callable[[T], Awaitable[None]] | None = None) -> T:
     """Do the work; it is cancelled at most once, however often whoever waits for it is, and has ended when this ends.
 
     httpcore hangs up when it is cancelled, and leaves the connection open for ever when that is cancelled in turn.
     `undo` is for a result that comes in the moment in which nobody wants it any more.
     """
-    doing = asyncio.ensure_future(work)
+    future = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(doing)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
-        doing.cancel()
-        while not doing.done():
+        future.cancel()
+        while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({doing})
-        if not doing.cancelled() and doing.exception() is None and undo is not None:
-            await to_the_end(undo(doing.result()))
+                await asyncio.wait({future})
+        if not future.cancelled() and future.exception() is None and undo is not None:
+            await run_shielded(undo(future.result()))
         raise
 
 
-async def to_the_end(work: Awaitable[None]) -> None:
+async def run_shielded(work: Awaitable[None]) -> None:
     """Do it whole, even if whoever waits for it is cancelled meanwhile; who is cancelled goes no further."""
-    await asyncio.shield(in_the_background(work))
+    await asyncio.shield(run_in_background(work))
 
 
-def in_the_background(work: Awaitable[None]) -> "asyncio.Future[None]":
+def run_in_background(work: Awaitable[None]) -> "asyncio.Future[None]":
     """Do it although nobody waits for it."""
-    doing = asyncio.ensure_future(work)
-    _ending.add(doing)
-    doing.add_done_callback(_ending.discard)
-    return doing
+    future = asyncio.ensure_future(work)
+    _background_tasks.add(future)
+    future.add_done_callback(_background_tasks.discard)
+    return future

@@ -1,0 +1,298 @@
+"""From a question to an answer: permits, the chain of models, waiting, trying again, and earlier answers at need."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+from uuid import uuid4
+
+from worker_agent.llm import requests
+from worker_agent.llm.cancellation import run_in_background
+from worker_agent.llm.held_permit import HeldPermit, PermitLost, StreamedReply, failure_settlement
+from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome
+from worker_agent.llm.permits import (
+    PERMIT_OVER,
+    Permit,
+    PermitClient,
+    PermitRefusal,
+    PermitRequest,
+    PermitsUnavailable,
+    Settlement,
+    UnfitRequest,
+)
+from worker_agent.llm.rate_limit_hints import backoff_seconds
+from worker_agent.llm.replies import (
+    Degradation,
+    NoCapacity,
+    NoModelAvailable,
+    Reply,
+    RequestRefused,
+    degradation_of,
+    with_origin,
+)
+from worker_agent.llm.settings import GatewaySettings
+from worker_agent.llm.task_keys import TaskKey
+from worker_agent.llm.upstream import AnswerStream, UpstreamClient
+from worker_agent.wire import JsonObject
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", ModelAnswer, AnswerStream)
+# Longer than that nobody waits for a model while another one, or an earlier answer, would do.
+_MAX_WAIT_SECONDS = 10.0
+_RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a task wants to know; `model` heads the chain."""
+
+    body: JsonObject
+    task_key: TaskKey
+    model: str
+
+    @property
+    def cache_key(self) -> str:
+        """The digest under which an answer of the model that was asked for is kept."""
+        return requests.digest(self.body, self.model)
+
+
+class _TryNextModel(Exception):
+    """This model cannot answer; `seconds` says when its limits may allow it, None when they are not the reason."""
+
+    def __init__(self, message: str, seconds: float | None = None, cached_answer: JsonObject | None = None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        self.cached_answer = cached_answer
+
+
+class _UseCachedAnswer(Exception):
+    def __init__(self, cached_answer: JsonObject) -> None:
+        super().__init__("an earlier answer")
+        self.cached_answer = cached_answer
+
+
+@dataclass(slots=True, kw_only=True)
+class _ModelTurn:
+    """One model's turn at a question: how often it failed or refused in a row, and how long was waited for it."""
+
+    question: Question
+    model: str
+    has_other: bool
+    failures: int = 0
+    refusals: int = 0
+    waited_seconds: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletionService:
+    """All calls of one worker, which has one task at a time; a task may well ask several questions at once."""
+
+    settings: GatewaySettings
+    permits: PermitClient
+    upstream: UpstreamClient
+    draw: Callable[[], float]
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    # Models that have turned out to refuse `max_tokens`.
+    _learned_models: set[str] = field(default_factory=set)
+
+    async def answer(self, question: Question) -> Reply:
+        """The whole answer. Raises NotNow, Unavailable, Refused."""
+        try:
+            permit, model, answer = await self._through_chain(question, self._ask)
+        except _UseCachedAnswer as result:
+            return _cached_reply(question, result.cached_answer)
+        degradation = degradation_of(question.model, model, answer.model)
+        await permit.settle(
+            Settlement(
+                outcome=Outcome.SUCCESS,
+                tokens=answer.tokens,
+                latency_seconds=self.clock() - permit.began,
+                # Kept for whoever asks the same again while nothing can be had.
+                cache_key=question.cache_key,
+                answer=answer.body if degradation is None else None,
+            )
+        )
+        body = with_origin(answer.body, asked_model=question.model, degradation=degradation)
+        return Reply(body=body, model=answer.model, degradation=degradation)
+
+    async def stream(self, question: Question) -> StreamedReply | Reply:
+        """An answer in pieces, or an earlier one as a whole. Raises as `answer` does."""
+        try:
+            permit, model, stream = await self._through_chain(question, self._open_stream)
+        except _UseCachedAnswer as result:
+            return _cached_reply(question, result.cached_answer)
+        return StreamedReply(permit=permit, stream=stream, asked_model=question.model, model=model, clock=self.clock)
+
+    async def _through_chain(
+        self, question: Question, send: Callable[[JsonObject, TaskKey], Awaitable[T | CallFailure]]
+    ) -> tuple[HeldPermit, str, T]:
+        chain = [question.model, *(name for name in self.settings.models if name != question.model)]
+        problems: list[_TryNextModel] = []
+        for position, model in enumerate(chain):
+            turn = _ModelTurn(question=question, model=model, has_other=position + 1 < len(chain))
+            try:
+                permit, result = await self._ask_model(turn, send)
+            except _TryNextModel as unavailable:
+                log.info("a model cannot answer", extra={"fields": {"model": model, "why": str(unavailable)}})
+                problems.append(unavailable)
+            else:
+                return permit, model, result
+        await self._raise_unanswered(question, problems)
+        raise AssertionError("the line above raises")
+
+    async def _raise_unanswered(self, question: Question, problems: list[_TryNextModel]) -> None:
+        """Nobody answers: an earlier answer, or the reason. Always raises."""
+        answers = (problem.cached_answer for problem in problems if problem.cached_answer)
+        cached_answer = next(answers, None) or await self.permits.cached_answer(question.cache_key)
+        if cached_answer is not None:
+            raise _UseCachedAnswer(cached_answer)
+        waits = [problem.seconds for problem in problems if problem.seconds is not None]
+        reasons = "; ".join(str(problem) for problem in problems)
+        if waits:
+            raise NoCapacity(min(waits), reasons)
+        raise NoModelAvailable(reasons)
+
+    async def _ask_model(
+        self, turn: _ModelTurn, send: Callable[[JsonObject, TaskKey], Awaitable[T | CallFailure]]
+    ) -> tuple[HeldPermit, T]:
+        """Ask one model until it answers. Raises _NextModel, _FromCache, Refused."""
+        while True:
+            permit = await self._acquire_permit(turn)
+            try:
+                async with permit.guard_call():
+                    result = await send(self._request(turn), turn.question.task_key)
+            except PermitLost:
+                # There may be nobody to take it back, which is no reason to wait.
+                run_in_background(self._settle_cancelled(permit))
+                await self._wait(turn, self._retry_delay(), f"the permit for {turn.model} was lost")
+                continue
+            except BaseException:
+                await self._settle_cancelled(permit)
+                raise
+            if not isinstance(result, CallFailure):
+                return permit, result
+            await permit.settle(failure_settlement(result, self.clock() - permit.began))
+            await self._handle_failure(result, turn)
+
+    async def _acquire_permit(self, turn: _ModelTurn) -> HeldPermit:
+        question = turn.question
+        # The same id after a refusal keeps the place in the queue of those who wait.
+        permit_request = PermitRequest(
+            request_id=uuid4(),
+            model=turn.model,
+            task_key=question.task_key,
+            estimated_tokens=requests.estimated_tokens(question.body),
+            cache_key=question.cache_key,
+        )
+        while True:
+            try:
+                answer = await self._acquire(permit_request)
+            except PermitsUnavailable as unavailable:
+                await self._wait(turn, self._retry_delay(), f"no permit: {unavailable}")
+                continue
+            except UnfitRequest as error:
+                raise RequestRefused(
+                    CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
+                ) from error
+            if isinstance(answer, HeldPermit):
+                return answer
+            if answer.reason == PERMIT_OVER:
+                permit_request = replace(permit_request, request_id=uuid4())
+            await self._handle_refusal(answer, turn)
+
+    async def _acquire(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
+        """Raises as `Plane.acquire` does. A permit that comes when nobody waits for it any more is given back."""
+        asking = asyncio.ensure_future(self._request_permit(permit_request))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            run_in_background(self._give_back(asking))
+            raise
+
+    async def _request_permit(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
+        answer = await self.permits.acquire(permit_request)
+        return HeldPermit(answer, self.permits, began=self.clock()) if isinstance(answer, Permit) else answer
+
+    async def _give_back(self, asking: Awaitable[HeldPermit | PermitRefusal]) -> None:
+        with contextlib.suppress(PermitsUnavailable, UnfitRequest):
+            answer = await asking
+            if isinstance(answer, HeldPermit):
+                await self._settle_cancelled(answer)
+
+    async def _handle_refusal(self, refusal: PermitRefusal, turn: _ModelTurn) -> None:
+        """Wait as told, unless there is something better to do."""
+        prefers_cache = (
+            requests.is_repeatable(turn.question.body) or turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
+        )
+        if refusal.cached_answer is not None and (prefers_cache or refusal.reason == "breaker_open"):
+            raise _UseCachedAnswer(refusal.cached_answer)
+        if refusal.reason == "breaker_open":
+            raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
+        # A tenth more at most, so that those who were told the same moment do not all come in it.
+        seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.draw())
+        await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", refusal.cached_answer)
+
+    async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
+        """Back off before the next try, or give this model or the question up."""
+        if failure.outcome is Outcome.RATE_LIMITED:
+            turn.refusals += 1
+            seconds = backoff_seconds(turn.refusals, failure.hints, self.draw())
+            await self._wait(turn, seconds, f"{turn.model} is over its rate")
+            return
+        if failure.is_final:
+            if self._learn_completion_tokens(failure, turn):
+                return
+            raise RequestRefused(failure)
+        turn.refusals, turn.failures = 0, turn.failures + 1
+        if failure.status == 404 or turn.failures >= self.settings.attempts:
+            raise _TryNextModel(f"{turn.model}: {failure.message}")
+        seconds = backoff_seconds(turn.failures, failure.hints, self.draw())
+        if self.clock() + seconds > turn.question.task_key.ends_at:
+            raise _TryNextModel(f"{turn.model}: {failure.message}; no time is left to try again")
+        await self.sleep(seconds)
+
+    def _learn_completion_tokens(self, failure: CallFailure, turn: _ModelTurn) -> bool:
+        is_about_tokens = failure.status == 400 and "max_completion_tokens" in failure.message
+        if not is_about_tokens or turn.model in self._learned_models or "max_tokens" not in self._request(turn):
+            return False
+        self._learned_models.add(turn.model)
+        return True
+
+    def _retry_delay(self) -> float:
+        return _RETRY_SECONDS * (1 + self.draw())
+
+    async def _wait(self, turn: _ModelTurn, seconds: float, why: str, cached_answer: JsonObject | None = None) -> None:
+        """For the model's limits. Raises _NextModel when that takes too long."""
+        turn.waited_seconds += seconds
+        if turn.has_other and turn.waited_seconds > _MAX_WAIT_SECONDS:
+            raise _TryNextModel(f"{why} for another {seconds:.1f} s", seconds, cached_answer)
+        if self.clock() + seconds > turn.question.task_key.ends_at:
+            raise _TryNextModel(f"{why}; the task has no time left to wait {seconds:.1f} s", seconds, cached_answer)
+        await self.sleep(seconds)
+
+    def _request(self, turn: _ModelTurn) -> JsonObject:
+        completion_tokens = turn.model in self._learned_models or requests.wants_completion_tokens(turn.model)
+        return requests.for_model(turn.question.body, turn.model, completion_tokens=completion_tokens)
+
+    async def _settle_cancelled(self, permit: HeldPermit) -> None:
+        await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.began))
+
+    async def _ask(self, request: JsonObject, task_key: TaskKey) -> ModelAnswer | CallFailure:
+        return await self.upstream.ask(request, task_key.trace_context)
+
+    async def _open_stream(self, request: JsonObject, task_key: TaskKey) -> AnswerStream | CallFailure:
+        return await self.upstream.open_stream(request, task_key.trace_context)
+
+
+def _cached_reply(question: Question, cached_answer: JsonObject) -> Reply:
+    answer = cached_answer.get("answer")
+    body = dict(answer) if isinstance(answer, dict) else {}
+    stored_at = cached_answer.get("stored_at")
+    body_with_origin = with_origin(
+        body, asked_model=question.model, degradation=Degradation.CACHED, stored_at=stored_at
+    )
+    return Reply(body=body_with_origin, model=str(body.get("model") or question.model), degradation=Degradation.CACHED)
