@@ -100,13 +100,13 @@ async def conclude(connection: AsyncConnection, turn: Turn, result: dict[str, An
         await connection.execute(_TAKE_BACK, {"duty": turn.duty, "since": turn.seconds_since_last})
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget duties that nobody misses and that last ran long ago; returns how many.
 
     Every host has one of its own, by its name, and hosts come and go. A duty that others may tell to be late stays,
     however long ago it ran; one that was forgotten and is due again gets a new row.
     """
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 async def page(connection: AsyncConnection) -> list[dict[str, Any]]:

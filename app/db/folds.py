@@ -4,11 +4,11 @@
 HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
 
-def bite(name: str) -> str:
-    """Parts of a statement: `mark` (from `since` on), `ahead` (what is to come) and `bite` (`until`, and `more`).
+def batch(name: str) -> str:
+    """Parts of a statement: `mark` (from `since` on), `ahead` (what is to come) and `batch` (`until`, and `more`).
 
-    Below the oldest running transaction no event can appear any more. A bite of about `:bite` events ends between two
-    transactions, as the mark of this name does; one that is larger than a bite is taken whole. One fold of a name at a
+    Below the oldest running transaction no event can appear any more. A batch of about `:limit` events ends between two
+    transactions, as the mark of this name does; one that is larger than a batch is taken whole. One fold of a name at a
     time: the caller holds a duty's turn.
     """
     return f"""mark AS MATERIALIZED (
@@ -16,12 +16,12 @@ def bite(name: str) -> str:
 ), ahead AS MATERIALIZED (
     SELECT e.transaction FROM mark CROSS JOIN LATERAL (
         SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
-        ORDER BY transaction, seq LIMIT :bite + 1
+        ORDER BY transaction, seq LIMIT :limit + 1
     ) e
-), bite AS MATERIALIZED (
-    SELECT CASE WHEN count(*) <= :bite THEN min(mark.until)
+), batch AS MATERIALIZED (
+    SELECT CASE WHEN count(*) <= :limit THEN min(mark.until)
                 WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
-                ELSE max(transaction) END AS until, count(*) > :bite AS more
+                ELSE max(transaction) END AS until, count(*) > :limit AS more
     FROM mark LEFT JOIN ahead ON true
 )"""
 
@@ -29,6 +29,6 @@ def bite(name: str) -> str:
 def marked(name: str, when: str) -> str:
     """The part that moves the mark on, under this condition."""
     return f"""marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{name}', until FROM bite WHERE {when}
+    INSERT INTO folds (name, transaction) SELECT '{name}', until FROM batch WHERE {when}
     ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
 )"""

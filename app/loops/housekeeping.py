@@ -1,7 +1,7 @@
-"""Making room: partitions ahead, old history dropped, and small tables pruned.
+"""Housekeeping: make partitions ahead, drop old ones, and prune the other tables.
 
-Each step is for itself, in transactions that are over in milliseconds: as long as one that has written anything is
-open, nobody can read the events that follow, and nobody should wait for a row or a table that is only being tidied.
+Each step works by itself, in transactions that last milliseconds: while one that has written anything is open, nobody
+can read the events that follow, and nobody should wait for a row or a table that is only being tidied.
 """
 
 import asyncio
@@ -29,25 +29,26 @@ from app.workers.store import hosts, pool, workers
 
 DUTY = "housekeeping"
 EVERY_SECONDS = 600.0
-# Of one table in one round: two million rows, and what is left has to wait, so that every table gets its turn.
-MOST_BITES = 1000
+# Of one table in one round: two million rows. The rest waits for the next round, so that every table gets its turn.
+MAX_BATCHES = 1000
 # In one round, each with up to a thousand iterations: still thousands a day.
 _GOALS = 50
-# Between two bites, so that others get at the disk.
-_BREATH_SECONDS = 0.01
+# Between two batches, so that others get at the disk.
+_PAUSE_SECONDS = 0.01
 
 log = logging.getLogger(__name__)
 
-Bite = Callable[[AsyncConnection], Awaitable[int]]
+DeleteBatch = Callable[[AsyncConnection], Awaitable[int]]
 Step = Callable[[Database], Awaitable[object]]
 
 
 async def run_when_due(database: Database, *, history_days: int, events_days: int) -> dict[str, Any] | None:
-    """One round, unless somebody has begun one lately; what came of it. The turn is claimed before the work.
+    """Run one round unless another process has begun one lately; return its result, or None where it is not due.
 
-    A round in which a step failed counts as none: when that goes on, the health report tells that this duty is late.
-    Should two rounds meet, because one takes long, neither waits for the other.
+    A round in which a step failed counts as none: when that goes on, the health report says that this duty is late.
     """
+    # The turn is claimed in a transaction of its own, before the work: the work takes many. Should two rounds meet,
+    # because one takes long, neither waits for the other, as each deletion skips locked rows.
     async with database.transaction() as connection:
         await duties.ensure(connection, DUTY)
         turn = await duties.claim(connection, DUTY, 0.85 * EVERY_SECONDS)
@@ -61,19 +62,19 @@ async def run_when_due(database: Database, *, history_days: int, events_days: in
 
 
 async def run(database: Database, *, history_days: int, events_days: int) -> dict[str, Any]:
-    """All steps, whatever becomes of the others; what each has come to, and the names of those that failed."""
-    done: dict[str, Any] = {}
-    failed = []
+    """Run all steps, whether or not others fail; return the result of each, and the names of those that `failed`."""
+    results: dict[str, Any] = {}
+    failed_steps = []
     for name, step in _steps(history_days, events_days).items():
         try:
-            done[name] = await step(database)
+            results[name] = await step(database)
         except DatabaseUnavailable as error:
             log.warning("housekeeping: %s did not come about, the next round tries again: %s", name, error)
-            failed.append(name)
+            failed_steps.append(name)
         except Exception:
             log.exception("housekeeping: %s failed, the next round tries again", name)
-            failed.append(name)
-    return {**done, "failed": failed}
+            failed_steps.append(name)
+    return {**results, "failed": failed_steps}
 
 
 def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
@@ -82,14 +83,14 @@ def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
     for table in retention.PARTITIONED:
         steps[f"{table} made"] = partial(_make, table=table)
         steps[f"{table} dropped"] = partial(_drop, table=table, days=days[table])
-        rest = partial(retention.prune_default, table=table, keep_days=days[table])
-        steps[f"{table} default"] = partial(_in_bites, bite=rest)
-    return steps | {name: partial(_in_bites, bite=bite) for name, bite in _bites(history_days).items()}
+        prune_default = partial(retention.prune_default, table=table, keep_days=days[table])
+        steps[f"{table} default"] = partial(_delete_all, delete_batch=prune_default)
+    return steps | {name: partial(_delete_all, delete_batch=prune) for name, prune in _prunes(history_days).items()}
 
 
-def _bites(days: int) -> Mapping[str, Bite]:
-    """Each deletes at most BITE rows, and fewer when there are no more; of goals a few, whose iterations are many."""
-    pushed = SeriesPolicy()
+def _prunes(days: int) -> Mapping[str, DeleteBatch]:
+    """Return a deletion for each table: of at most BATCH rows; of few goals, because each may have many iterations."""
+    series_policy = SeriesPolicy()
     return {
         "keys": keys.prune,
         "workers": partial(workers.prune, days=days),
@@ -105,52 +106,53 @@ def _bites(days: int) -> Mapping[str, Bite]:
         "judgements": partial(ratings.prune, days=days),
         "calls": partial(usage.prune, days=days),
         "utilisation": partial(utilisation.prune, days=days),
-        "pushed": partial(series.prune_points, days=pushed.keep_days),
-        "series": partial(series.prune_names, days=pushed.keep_days),
-        "batches": partial(series.prune_batches, days=pushed.remember_batches_days),
+        "pushed": partial(series.prune_points, days=series_policy.keep_days),
+        "series": partial(series.prune_names, days=series_policy.keep_days),
+        "batches": partial(series.prune_batches, days=series_policy.remember_batches_days),
         "hosts": partial(hosts.prune, days=days),
         "duties": partial(duties.prune, days=days),
-        "goals": partial(goals.prune, days=days, bite=_GOALS),
+        "goals": partial(goals.prune, days=days, limit=_GOALS),
         "goal_compute": compute.prune,
         "context": partial(context.prune, keep=KEEP, days=days),
     }
 
 
-async def _in_bites(database: Database, bite: Bite) -> int:
-    gone = 0
-    for _ in range(MOST_BITES):
+async def _delete_all(database: Database, delete_batch: DeleteBatch) -> int:
+    total = 0
+    for _ in range(MAX_BATCHES):
         async with database.transaction() as connection:
-            last = await bite(connection)
-        gone += last
-        if last < BATCH:
+            count = await delete_batch(connection)
+        total += count
+        # A batch that is not full has met the end, or only rows that others have locked.
+        if count < BATCH:
             break
-        await asyncio.sleep(_BREATH_SECONDS)
-    return gone
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return total
 
 
 async def _make(database: Database, table: str) -> list[str]:
-    """The days for which a partition was made; the first that cannot be made ends this round, as some are ahead."""
+    """Make missing partitions; return their days. The first that cannot be made ends this round: others are ahead."""
     async with database.transaction() as connection:
-        days = await retention.missing(connection, table)
-    made = []
+        days = await retention.missing_days(connection, table)
+    new_days = []
     for day in days:
         async with database.transaction() as connection:
-            if not await retention.make(connection, table, day):
+            if not await retention.create(connection, table, day):
                 log.info("%s is in use: its partition of %s is made in another round", table, day)
                 break
-        made.append(str(day))
-    return made
+        new_days.append(str(day))
+    return new_days
 
 
 async def _drop(database: Database, table: str, days: int) -> list[str]:
-    """The partitions that were dropped. One that is in use ends this round: each try keeps writers waiting a little."""
+    """Drop old partitions; return their names. One that is in use ends this round: each try makes writers wait."""
     async with database.transaction() as connection:
-        old = await retention.older(connection, table, days)
-    dropped = []
-    for name in old:
+        old_names = await retention.old_partitions(connection, table, days)
+    dropped_names = []
+    for name in old_names:
         async with database.transaction() as connection:
             if not await retention.drop(connection, name):
                 log.info("%s, or its table, is in use: it is dropped in another round", name)
                 break
-        dropped.append(name)
-    return dropped
+        dropped_names.append(name)
+    return dropped_names

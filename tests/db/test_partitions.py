@@ -23,7 +23,7 @@ async def _create_ahead(database: Database, days: int = 3) -> list[str]:
 
 async def _drop_older(database: Database, days: int) -> list[str]:
     async with database.transaction() as connection:
-        old = await retention.older(connection, "events", days)
+        old = await retention.old_partitions(connection, "events", days)
         assert all([await retention.drop(connection, name) for name in old])
     return old
 
@@ -91,7 +91,7 @@ async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -
     today = await _today(own_database)
     old = [today - timedelta(days=ago) for ago in (9, 8, 7, 6)]
     for day in old:
-        await execute(own_database, retention._create("events", f"events_{day:%Y%m%d}", day))
+        await execute(own_database, retention._creation("events", day))
         await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
     dropped = await _drop_older(own_database, 7)
     assert dropped == [f"events_{day:%Y%m%d}" for day in old[:2]]

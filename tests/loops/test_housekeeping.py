@@ -1,4 +1,4 @@
-"""Housekeeping: each step for itself, in bites, in nobody's way, and done by one replica at a time."""
+"""Housekeeping: each step for itself, in batches, in nobody's way, and done by one replica at a time."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -33,7 +33,7 @@ async def _old_partition(database: Database, days: int = 9) -> str:
     """An old partition with one row."""
     today: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
     day = today - timedelta(days=days)
-    await execute(database, retention._create("events", f"events_{day:%Y%m%d}", day))
+    await execute(database, retention._creation("events", day))
     await execute(database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
     return f"events_{day:%Y%m%d}"
 
@@ -98,7 +98,7 @@ async def test_a_step_that_fails_keeps_no_other_from_its_work(own_database: Data
     assert await value(own_database, "SELECT count(*) FROM fingerprints") == 0
 
 
-async def test_many_rows_go_in_bites(database: Database) -> None:
+async def test_many_rows_go_in_batches(database: Database) -> None:
     await execute(database, _FINGERPRINTS, 2 * BATCH + 1)
     await execute(database, "INSERT INTO fingerprints (digest, task_id) VALUES ('young', gen_random_uuid())")
     assert (await _round(database))["fingerprints"] == 2 * BATCH + 1

@@ -79,6 +79,6 @@ async def page(connection: AsyncConnection, *, after: str, limit: int, everybody
     return [dict(row) for row in rows.mappings()]
 
 
-async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
     """Forget the credentials of workers that ended more than an hour ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

@@ -18,7 +18,7 @@ from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
-_BITES = 5
+_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ class Said:
 
 
 async def fold(connection: AsyncConnection) -> dict[str, Any]:
-    """Take in new results, in a few bites, and then what was said of them."""
+    """Take in new results, in a few batches, and then what was said of them."""
     counted: Counter[AgentType] = Counter()
     fresh: dict[AgentType, list[Result]] = {}
-    for _ in range(_BITES):
+    for _ in range(_BATCHES):
         news = await performance.fold(connection)
         counted.update(news.counted)
         for agent, last in news.last.items():

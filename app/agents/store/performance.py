@@ -27,10 +27,10 @@ _HAS_NEWS = (
 
 # Only the last results of each agent are handed out; the rest is in the sums.
 _FOLD = text(f"""
-WITH {folds.bite(_NAME)}, taken AS MATERIALIZED (
+WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT transaction, seq, at, agent_type, task_id, kind = 'task.completed' AS succeeded,
            seconds::float8 AS seconds, quality
-    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
+    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
       AND (kind = 'task.completed' OR quality IS NOT NULL)
 ), folded AS (
     INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)
@@ -43,7 +43,7 @@ WITH {folds.bite(_NAME)}, taken AS MATERIALIZED (
         judged = known.judged + excluded.judged, quality = known.quality + excluded.quality,
         seconds = known.seconds + excluded.seconds
 ), {folds.marked(_NAME, _HAS_NEWS)}
-SELECT bite.more, last.* FROM bite LEFT JOIN (
+SELECT batch.more, last.* FROM batch LEFT JOIN (
     SELECT *, count(*) OVER (PARTITION BY agent_type) AS counted,
            row_number() OVER (PARTITION BY agent_type ORDER BY transaction DESC, seq DESC) AS place
     FROM taken
@@ -103,9 +103,9 @@ class Span:
     seconds: float
 
 
-async def fold(connection: AsyncConnection, bite: int = 20_000) -> News:
+async def fold(connection: AsyncConnection, limit: int = 20_000) -> News:
     """Fold about so many of the oldest new events into minutes. One at a time: the caller holds a duty's turn."""
-    rows = (await connection.execute(_FOLD, {"bite": bite})).mappings().all()
+    rows = (await connection.execute(_FOLD, {"limit": limit})).mappings().all()
     found = [row for row in rows if row["agent_type"] is not None]
     last: dict[AgentType, list[Result]] = {}
     for row in found:
@@ -144,9 +144,9 @@ async def spans(
     return [Span(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _told(row: Any) -> Result:

@@ -104,9 +104,9 @@ async def fold(connection: AsyncConnection) -> list[Known]:
     return [_known(row) for row in (await connection.execute(_FOLD)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget what was said long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _known(row: Any) -> Known:

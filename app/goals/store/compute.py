@@ -48,15 +48,15 @@ class GoalCompute:
 
 
 _FOLD = text(f"""
-WITH {folds.bite(_NAME)}, folded AS (
+WITH {folds.batch(_NAME)}, folded AS (
     INSERT INTO goal_compute AS stored (goal_id, agent_type, attempts, seconds)
     SELECT goal_id, agent_type, count(*), sum(seconds::float8) FROM events
-    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite) AND {_IS_ATTEMPT}
+    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch) AND {_IS_ATTEMPT}
     GROUP BY goal_id, agent_type
     ON CONFLICT (goal_id, agent_type) DO UPDATE
     SET attempts = stored.attempts + excluded.attempts, seconds = stored.seconds + excluded.seconds
 ), {folds.marked(_NAME, "EXISTS (SELECT FROM ahead)")}
-SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :bite AS more
+SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 
 # Folded rows and events beyond the mark in one statement: its one snapshot counts each attempt exactly once, also while
@@ -108,16 +108,16 @@ _PRUNE = deletion(
         ) named
         WHERE NOT EXISTS (SELECT FROM goals g WHERE g.id = named.id)
           AND {goals.NO_TASKS.format(goal="named.id")}
-        LIMIT :bite
+        LIMIT :limit
     ))""",
     "goal_id",
 )
 
 
-async def fold(connection: AsyncConnection, bite: int = 20_000) -> FoldResult:
-    """Fold about `bite` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
-    row = (await connection.execute(_FOLD, {"bite": bite})).mappings().one()
-    return FoldResult(events=row["events"], has_more=row["more"])
+async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldResult:
+    """Fold about `limit` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
+    row = (await connection.execute(_FOLD, {"limit": limit})).mappings().one()
+    return FoldResult(events=row["events"], has_more=row["has_more"])
 
 
 async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
@@ -151,9 +151,9 @@ async def read(connection: AsyncConnection, goal_id: str) -> GoalCompute:
     return (await read_many(connection, [goal_id]))[goal_id]
 
 
-async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
     """Delete the compute of goals that were never created and whose tasks are gone; return the number of rows deleted.
 
     A client that invents a goal id for each run would leave rows for ever, and every checkpoint holds all of them.
     """
-    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

@@ -118,7 +118,7 @@ WITH old AS MATERIALIZED (
     SELECT id FROM goals WHERE state = 'stopped' AND ended_at < now() - make_interval(days => :days)
       AND {NO_TASKS.format(goal="goals.id")}
       AND NOT EXISTS (SELECT FROM holds h WHERE h.goal_id = goals.id)
-    ORDER BY id LIMIT :bite FOR UPDATE SKIP LOCKED
+    ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
 ), iterations AS (
     DELETE FROM goal_iterations WHERE goal_id IN (SELECT id FROM old)
 ), computed AS (
@@ -196,14 +196,14 @@ async def read_weight(connection: AsyncConnection, goal_id: str) -> float:
     return DEFAULT_WEIGHT if weight is None else float(weight)
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Delete goals that stopped more than `days` ago, with their iterations and compute; return the number of goals.
 
     Every checkpoint holds all goals, so they may not grow without end. A goal stays while any of its tasks is left,
     which would otherwise look like tasks of a live goal; and it goes as a whole, so that every decision can be replayed
     as long as the goal is there. A goal that was only given a weight is a setting, and stays.
     """
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _goal(row: Any) -> Goal:

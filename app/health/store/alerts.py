@@ -142,9 +142,9 @@ async def page(connection: AsyncConnection, wanted: Wanted, *, before: int | Non
     return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget alerts that were resolved long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _told(symptom: Symptom) -> dict[str, str]:

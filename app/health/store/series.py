@@ -201,19 +201,19 @@ async def current(connection: AsyncConnection) -> list[Current]:
     ]
 
 
-async def prune_points(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune_points(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget old points; returns how many."""
-    return (await connection.execute(_PRUNE_MINUTES, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE_MINUTES, {"days": days, "limit": limit})).rowcount
 
 
-async def prune_names(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune_names(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget series that have no points any more; returns how many. One that is being written to just now stays."""
-    return (await connection.execute(_PRUNE_SERIES, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE_SERIES, {"days": days, "limit": limit})).rowcount
 
 
-async def prune_batches(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune_batches(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget batches that will not come again; returns how many."""
-    return (await connection.execute(_PRUNE_BATCHES, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE_BATCHES, {"days": days, "limit": limit})).rowcount
 
 
 def _columns(asked: Iterable[Series]) -> dict[str, list[str]]:

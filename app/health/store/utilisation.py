@@ -116,9 +116,9 @@ async def steps(
     return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _spread(row: Any, measure: Measure) -> Sample:

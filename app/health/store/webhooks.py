@@ -108,6 +108,6 @@ async def of_alert(connection: AsyncConnection, alert_id: int) -> list[Delivery]
     return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget old deliveries; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

@@ -105,7 +105,7 @@ ORDER BY id LIMIT :limit
 
 _PRUNE = text("""
 DELETE FROM llm_permits WHERE id IN (
-    SELECT id FROM llm_permits WHERE ended_at < now() - interval '1 hour' ORDER BY ended_at LIMIT :bite
+    SELECT id FROM llm_permits WHERE ended_at < now() - interval '1 hour' ORDER BY ended_at LIMIT :limit
     FOR UPDATE SKIP LOCKED
 )
 """)
@@ -184,9 +184,9 @@ async def page(connection: AsyncConnection, *, after_id: UUID, limit: int) -> li
     return [_permit(row) for row in rows]
 
 
-async def prune(connection: AsyncConnection, bite: int = 5000) -> int:
-    """Delete permits that ended an hour ago, at most `bite`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount
+async def prune(connection: AsyncConnection, limit: int = 5000) -> int:
+    """Delete permits that ended an hour ago, at most `limit`; return the number deleted."""
+    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount
 
 
 def request_id_columns(ids: Collection[RequestId]) -> dict[str, list[Any]]:

@@ -197,9 +197,9 @@ async def call_capacity(connection: AsyncConnection, window: timedelta) -> CallC
     return CallCapacity(**(await connection.execute(_CALL_CAPACITY, values)).mappings().one())
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `bite`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
+    """Delete minutes older than `days`, at most `limit`; return the number deleted."""
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _sum(row: Any) -> UsageSum:

@@ -164,12 +164,12 @@ async def history(
     return versions, following
 
 
-async def prune(connection: AsyncConnection, *, keep: int, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, *, keep: int, days: int, limit: int = BATCH) -> int:
     """Forget versions that are older than `days` and not among the newest `keep` of their entry; returns how many.
 
     The last version stays for ever, deletions too: version numbers never start anew.
     """
-    return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "limit": limit})).rowcount
 
 
 def _place(name: Name) -> dict[str, Any]:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 FOLD_EVENTS = "fold events"
 FIND_OLDEST = "find the oldest"
 CHECK_COUNTERS = "check counters"
-_BITES = 5
+_BATCHES = 5
 # Counting reads the whole table: half a second for so much, and longer than a statement may take for twenty times as
 # much. The limit goes by the table, because counters that are wrong may not decide whether they are checked.
 _MOST_BYTES = 512 << 20
@@ -31,12 +31,12 @@ async def fold_counts(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
-    """Fold new events into minutes, in a few bites; what is left after a long break waits for the next turns."""
+    """Fold new events into minutes, in a few batches; what is left after a long break waits for the next turns."""
     folded = 0
-    for _ in range(_BITES):
-        bite = await throughput.fold(connection)
-        folded += bite.events
-        if not bite.more:
+    for _ in range(_BATCHES):
+        batch = await throughput.fold(connection)
+        folded += batch.events
+        if not batch.has_more:
             return {"events": folded}
     return {"events": folded, "behind": True}
 

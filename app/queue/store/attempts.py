@@ -200,6 +200,6 @@ async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, A
 _PRUNE = deletion("task_attempts", "ended_at < now() - make_interval(days => :days)", "ended_at")
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget attempts that ended long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

@@ -116,9 +116,9 @@ async def history(connection: AsyncConnection, *, before: int, limit: int) -> li
     ]
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget old moves; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _standing(row: Any) -> Standing:

@@ -44,6 +44,6 @@ async def duplicates(
     return {digest: task_id for digest, task_id in others.items() if digest not in taken_over}
 
 
-async def prune(connection: AsyncConnection, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
     """Forget what no window reaches back to; returns how many."""
-    return (await connection.execute(_PRUNE, {"bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

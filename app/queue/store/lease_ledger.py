@@ -55,6 +55,6 @@ async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000
     return (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).rowcount
 
 
-async def forget(connection: AsyncConnection, bite: int = BATCH) -> int:
+async def forget(connection: AsyncConnection, limit: int = BATCH) -> int:
     """Drop the lines of workers that nobody remembers; returns how many."""
-    return (await connection.execute(_FORGET, {"bite": bite})).rowcount
+    return (await connection.execute(_FORGET, {"limit": limit})).rowcount

@@ -23,10 +23,10 @@ _NAME = "minutes"
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
 
 _FOLD = text(f"""
-WITH {folds.bite(_NAME)}, taken AS MATERIALIZED (
+WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, agent_type, priority, kind, seconds::float8 AS seconds,
            width_bucket(seconds::float8, CAST(:bounds AS float8[])) AS bucket
-    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM bite)
+    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
 ), bucketed AS (
     SELECT minute, agent_type, priority, kind, bucket,
            count(*) AS n, coalesce(sum(seconds), 0) AS seconds, coalesce(max(seconds), 0) AS longest
@@ -50,7 +50,7 @@ WITH {folds.bite(_NAME)}, taken AS MATERIALIZED (
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
     SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds
 ), {folds.marked(_NAME, "EXISTS (SELECT FROM taken)")}
-SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :bite AS more
+SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 
 _RECENT = text("""
@@ -73,20 +73,20 @@ _PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bite:
+class FoldedBatch:
     """How many events were folded, and whether there are more to fold already."""
 
     events: int
-    more: bool
+    has_more: bool
 
 
-async def fold(connection: AsyncConnection, bite: int = 20_000) -> Bite:
+async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedBatch:
     """Fold about so many of the oldest new events of transactions that are over.
 
     One at a time: the caller holds a duty's turn.
     """
-    row = (await connection.execute(_FOLD, {"bite": bite, "bounds": list(BOUNDS)})).mappings().one()
-    return Bite(events=row["events"], more=row["more"])
+    row = (await connection.execute(_FOLD, {"limit": limit, "bounds": list(BOUNDS)})).mappings().one()
+    return FoldedBatch(events=row["events"], has_more=row["has_more"])
 
 
 async def recent(connection: AsyncConnection, length: timedelta) -> list[MinuteCount]:
@@ -118,6 +118,6 @@ async def finished_per_second(connection: AsyncConnection) -> float:
     return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget what was long ago; returns how many rows."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

@@ -85,7 +85,7 @@ _PRUNE = text("""
 DELETE FROM decisions WHERE id = ANY (ARRAY(
     SELECT id FROM decisions WHERE decided_at < now() - interval '1 day'
       AND (decision_type = 'maintain' OR decided_at < now() - make_interval(days => :days))
-    ORDER BY decided_at LIMIT :bite
+    ORDER BY decided_at LIMIT :limit
 ))
 RETURNING roster_id
 """)
@@ -162,9 +162,9 @@ async def remember(
     await connection.execute(_REMEMBER, values)
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> tuple[int, set[int]]:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> tuple[int, set[int]]:
     """Forget old decisions; returns how many, and the rosters that they referred to."""
-    gone = (await connection.execute(_PRUNE, {"days": days, "bite": bite})).scalars().all()
+    gone = (await connection.execute(_PRUNE, {"days": days, "limit": limit})).scalars().all()
     return len(gone), {roster_id for roster_id in gone if roster_id is not None}
 
 

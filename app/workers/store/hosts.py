@@ -94,10 +94,10 @@ async def leave(connection: AsyncConnection, provisioner: str, host: str) -> Non
     await connection.execute(_LEAVE, {"provisioner": provisioner, "host": host})
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget hosts that were last heard of long ago; returns how many.
 
     A host that was killed did not leave, and where machines get new names it never comes back. One that does counts as
     new after a minute already, so nothing is lost with its row.
     """
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

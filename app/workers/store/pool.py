@@ -256,9 +256,9 @@ async def times(connection: AsyncConnection, shares: Sequence[float], *, newest:
     )
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget replacements of long ago; returns how many."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 async def recovery(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:

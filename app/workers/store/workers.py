@@ -243,9 +243,9 @@ async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, 
     return {row.id: row.name for row in rows}
 
 
-async def prune(connection: AsyncConnection, days: int, bite: int = BATCH) -> int:
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Forget workers that ended long ago; returns how many. Their leases went back when they ended."""
-    return (await connection.execute(_PRUNE, {"days": days, "bite": bite})).rowcount
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _assignment(row: asyncpg.Record) -> Assignment:

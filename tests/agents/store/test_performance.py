@@ -1,4 +1,4 @@
-"""The fold of achievements: bites between transactions, and reads from its mark only."""
+"""The fold of achievements: batches between transactions, and reads from its mark only."""
 
 import re
 from datetime import timedelta
@@ -22,12 +22,12 @@ async def told(database: Database, count: int, kind: str = "task.completed", hou
     await execute(database, _TELL, kind, count, hours_ago)
 
 
-async def fold(database: Database, bite: int) -> performance.News:
+async def fold(database: Database, limit: int) -> performance.News:
     async with database.transaction() as connection:
-        return await performance.fold(connection, bite)
+        return await performance.fold(connection, limit)
 
 
-async def test_a_bite_ends_between_transactions_and_a_larger_one_is_taken_whole(database: Database) -> None:
+async def test_a_batch_ends_between_transactions_and_a_larger_one_is_taken_whole(database: Database) -> None:
     for count in (4, 4, 30, 2):
         await told(database, count)
     found = [await fold(database, 10) for _ in range(5)]
@@ -75,7 +75,7 @@ async def test_the_folds_read_from_their_marks_only(own_database: Database) -> N
     await told(own_database, 100)
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
-        for statement in (performance._FOLD.text.replace(":bite", "20000"), ratings._FOLD.text):
+        for statement in (performance._FOLD.text.replace(":limit", "20000"), ratings._FOLD.text):
             async with own_database.engine.connect() as connection:
                 rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS) {statement}")
                 plan = "\n".join(row[0] for row in rows)

@@ -1,4 +1,4 @@
-"""Minutes are folded from events: every one once, whoever commits when, and in bites that end between transactions."""
+"""Minutes are folded from events: every one once, whoever commits when, in batches that end between transactions."""
 
 import random
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from app.kernel.histograms import BOUNDS, bucket
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount
 from app.queue.store import throughput
-from app.queue.store.throughput import Bite
+from app.queue.store.throughput import FoldedBatch
 from tests.support.sql import execute, fetch, value
 
 _TELL = """
@@ -58,9 +58,9 @@ async def _open(database: Database) -> AsyncIterator[AsyncConnection]:
         await connection.rollback()
 
 
-async def _fold(database: Database, bite: int = 1000) -> Bite:
+async def _fold(database: Database, limit: int = 1000) -> FoldedBatch:
     async with database.transaction() as connection:
-        return await throughput.fold(connection, bite)
+        return await throughput.fold(connection, limit)
 
 
 async def _recent(database: Database) -> list[MinuteCount]:
@@ -76,7 +76,7 @@ async def test_an_event_is_counted_by_minute_lane_and_kind(database: Database) -
     await _told(database, 2, seconds=3.0, ago="0 s")
     await _told(database, 1, "task.submitted", None)
     await _told(database, 1, seconds=0.001, ago="10 min")
-    assert await _fold(database) == Bite(events=4, more=False)
+    assert await _fold(database) == FoldedBatch(events=4, has_more=False)
     found = sorted(await _recent(database), key=lambda minute: (minute.start, minute.kind))
     assert {minute.lane for minute in found} == {Lane(agent_type=AgentType.RANKING, priority=Priority.HIGH)}
     assert [minute.kind for minute in found] == ["task.assigned", "task.assigned", "task.submitted"]
@@ -92,7 +92,7 @@ async def test_an_event_is_counted_by_minute_lane_and_kind(database: Database) -
 async def test_nothing_is_counted_twice(database: Database) -> None:
     await _told(database, 3)
     await _fold(database)
-    assert await _fold(database) == Bite(events=0, more=False)
+    assert await _fold(database) == FoldedBatch(events=0, has_more=False)
     assert await _counted(database) == 3
 
 
@@ -111,7 +111,7 @@ async def test_what_comes_later_is_added(database: Database) -> None:
 async def test_events_that_know_no_priority_are_passed_over(database: Database) -> None:
     await _told(database, 5, priority="NULL")
     assert (await _fold(database)).events == 5
-    assert await _fold(database) == Bite(events=0, more=False)
+    assert await _fold(database) == FoldedBatch(events=0, has_more=False)
     assert await _recent(database) == []
 
 
@@ -136,31 +136,31 @@ async def test_each_event_is_counted_once_whoever_commits_when(database: Databas
                     folded += (await _fold(database, 2)).events
             await (one if draw.random() < 0.5 else other).commit()
             folded += (await _fold(database, 2)).events
-    while (bite := await _fold(database, 2)).events:
-        folded += bite.events
+    while (batch := await _fold(database, 2)).events:
+        folded += batch.events
     told = int(await value(database, "SELECT count(*) FROM events"))
     assert told == folded == await _counted(database)
 
 
-async def test_a_bite_ends_between_transactions(database: Database) -> None:
+async def test_a_batch_ends_between_transactions(database: Database) -> None:
     for count in (4, 4, 4):
         await _told(database, count)
-    assert await _fold(database, 10) == Bite(events=8, more=True)
-    assert await _fold(database, 10) == Bite(events=4, more=False)
+    assert await _fold(database, 10) == FoldedBatch(events=8, has_more=True)
+    assert await _fold(database, 10) == FoldedBatch(events=4, has_more=False)
 
 
-async def test_a_transaction_larger_than_a_bite_is_taken_whole(database: Database) -> None:
+async def test_a_transaction_larger_than_a_batch_is_taken_whole(database: Database) -> None:
     for count in (30, 2):
         await _told(database, count)
-    assert await _fold(database, 10) == Bite(events=30, more=True)
-    assert await _fold(database, 10) == Bite(events=2, more=False)
+    assert await _fold(database, 10) == FoldedBatch(events=30, has_more=True)
+    assert await _fold(database, 10) == FoldedBatch(events=2, has_more=False)
 
 
-async def test_a_bite_of_just_the_right_size(database: Database) -> None:
+async def test_a_batch_of_just_the_right_size(database: Database) -> None:
     await _told(database, 10)
     await _told(database, 1)
-    assert await _fold(database, 10) == Bite(events=10, more=True)
-    assert await _fold(database, 10) == Bite(events=1, more=False)
+    assert await _fold(database, 10) == FoldedBatch(events=10, has_more=True)
+    assert await _fold(database, 10) == FoldedBatch(events=1, has_more=False)
 
 
 async def test_buckets_are_the_same_in_sql(database: Database) -> None:
@@ -203,7 +203,7 @@ async def test_a_fold_reads_from_its_mark_only(own_database: Database) -> None:
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
         async with _open(own_database) as connection:
-            values = {"bite": 20_000, "bounds": list(BOUNDS)}
+            values = {"limit": 20_000, "bounds": list(BOUNDS)}
             rows = await connection.execute(
                 throughput._FOLD.__class__(f"EXPLAIN (ANALYZE) {throughput._FOLD.text}"), values
             )
