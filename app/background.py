@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from app.db.database import Database
-from app.health.service.delivery import Courier, WebhookCourier
+from app.health.service.delivery import MessageSender, WebhookSender
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
 from app.logs import set_up_logging
@@ -53,7 +53,7 @@ async def run(settings: Settings) -> None:
     schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_errands(provisioner)]
-    courier = WebhookCourier(settings.webhook) if settings.webhook else None
+    courier = WebhookSender(settings.webhook) if settings.webhook else None
     if courier is not None:
         schedule = [*schedule, *courier_errands(courier)]
     runner = Runner(_context(settings, database, provisioner, courier), schedule)
@@ -71,7 +71,7 @@ async def run(settings: Settings) -> None:
 
 
 def _context(
-    settings: Settings, database: Database, provisioner: LocalProvisioner | None, courier: Courier | None
+    settings: Settings, database: Database, provisioner: LocalProvisioner | None, courier: MessageSender | None
 ) -> Context:
     return Context(
         database=database,

@@ -17,7 +17,7 @@ from app.db.duties import Turn
 from app.goals.service import budget_enforcement
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service import alerts, observations, utilisation, webhooks
-from app.health.service.delivery import Courier
+from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import permits
 from app.loops import housekeeping
@@ -45,7 +45,7 @@ class Context:
     health: HealthPolicy
     mode: Mode
     provisioner: Provisioner | None
-    courier: Courier | None
+    courier: MessageSender | None
     pool_size: int
     stop_grace_seconds: float
     history_days: int
@@ -142,7 +142,7 @@ ERRANDS: Sequence[Errand] = (
 )
 
 
-def courier_errands(courier: Courier) -> Sequence[Errand]:
+def courier_errands(courier: MessageSender) -> Sequence[Errand]:
     """What tells other services of alerts."""
     return (
         Errand(

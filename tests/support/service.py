@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from app.admin.service.access import create_key
 from app.db.database import Database
-from app.health.service.snapshot_cache import LookPolicy, SnapshotCache
+from app.health.service.snapshot_cache import CachePolicy, SnapshotCache
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.main import create_app
@@ -138,5 +138,5 @@ async def _started(app: FastAPI, keys: dict[Role, str]) -> AsyncIterator[Service
         httpx.AsyncClient(transport=transport, base_url="http://convener", timeout=60) as client,
     ):
         # Whoever has changed something in a test wants to see it at once.
-        app.state.services[SnapshotCache].policy = LookPolicy(fresh_seconds=0)
+        app.state.services[SnapshotCache].policy = CachePolicy(fresh_seconds=0)
         yield Service(app=app, client=client, keys=keys)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.health.rules import utilisation
-from app.health.rules.runtime import LanguageModel, Pool
+from app.health.rules.runtime import LanguageModel, PoolCounts
 from app.health.rules.snapshot import DatabaseCondition, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure, Span
 from app.kernel.agents import AgentType
@@ -15,14 +15,14 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount, QueueSnapshot
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-HOST = utilisation.host("lab")
+HOST = utilisation.host_subject("lab")
 Tasks = Mapping[AgentType, Mapping[str, int]]
 
 
-def pool(**changes: Any) -> Pool:
+def pool(**changes: Any) -> PoolCounts:
     """Ten workers that can run anything, half of them busy; nobody is assigned an agent."""
     usual: dict[str, Any] = {"idle": 5, "busy": 5, "assigned": {}, "able": dict.fromkeys(AgentType, 10)}
-    return Pool(**(usual | changes))
+    return PoolCounts(**(usual | changes))
 
 
 def condition(**changes: Any) -> DatabaseCondition:

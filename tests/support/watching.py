@@ -4,7 +4,7 @@ from typing import Any
 
 from app.db import duties
 from app.db.database import Database
-from app.health.rules.alerts import AlertPolicy, For
+from app.health.rules.alerts import AlertPolicy, Hysteresis
 from app.health.rules.finding import AlertRule
 from app.health.service import alerts
 from app.queue.rules.admission import CapacityPolicy
@@ -12,7 +12,7 @@ from app.queue.service import counters
 from tests.support.factories import submitted
 from tests.support.sql import execute, value
 
-AT_ONCE = AlertPolicy(patience={rule: For(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
+AT_ONCE = AlertPolicy(patience={rule: Hysteresis(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
 
 
 async def look(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:

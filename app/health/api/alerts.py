@@ -7,12 +7,12 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.health.errors import AlertNotFound, AlertResolved
-from app.health.rules.alerts import STANDING, AlertState
+from app.health.rules.alerts import UNRESOLVED, AlertState
 from app.health.rules.finding import AlertRule, Severity
 from app.health.service import alerts as service
 from app.health.store import alerts as store
 from app.health.store import webhooks
-from app.health.store.alerts import Alert, Wanted
+from app.health.store.alerts import Alert, AlertFilter
 from app.http.fields import Body, Limit, Moment, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -97,10 +97,12 @@ async def page(
     An alert opens when its symptom has lasted, and is resolved by itself when it has been away for a while; of each
     rule and subject one stands at most. Opening, getting worse and the end are events too (`alert.opened`, ...).
     """
-    wanted = Wanted(states=state or STANDING, rule=rule, severity=Severity[severity.upper()] if severity else None)
+    wanted = AlertFilter(
+        states=state or UNRESOLVED, rule=rule, severity=Severity[severity.upper()] if severity else None
+    )
     found = await store.page(connection, wanted, before=after, limit=limit + 1)
     following = found[limit - 1].id if len(found) > limit else None
-    items, looked_at = [_shown(alert) for alert in found[:limit]], await service.looked_at(connection)
+    items, looked_at = [_shown(alert) for alert in found[:limit]], await service.last_looked_at(connection)
     return AlertPage(items=items, next=following, looked_at=looked_at)
 
 
@@ -113,7 +115,7 @@ async def page(
 async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
     alert = _shown(await service.read(connection, alert_id))
-    found = await webhooks.of_alert(connection, alert_id)
+    found = await webhooks.read_deliveries(connection, alert_id)
     deliveries = [DeliveryOut(**{name: getattr(each, name) for name in DeliveryOut.model_fields}) for each in found]
     return OneAlertOut(**alert.model_dump(), deliveries=deliveries)
 

@@ -13,10 +13,10 @@ from app.agents.service.agents import Agent
 from app.health.rules import runtime, utilisation
 from app.health.rules.checks import starving_workers
 from app.health.rules.report import Overall, Report
-from app.health.rules.runtime import Pool
+from app.health.rules.runtime import PoolCounts
 from app.health.rules.series import MetricKind
 from app.health.rules.snapshot import FOR_ALERTS, Snapshot
-from app.health.rules.utilisation import SHARES, WORKERS, Measure, UtilisationPolicy
+from app.health.rules.utilisation import PERCENTAGES, WORKERS, Measure, UtilisationPolicy
 from app.kernel.agents import AgentType
 from app.llm.rules.models import concurrency_ceiling
 from app.llm.store import gate, models
@@ -130,7 +130,7 @@ class PoolGauges:
             if (mean := seen.queue.service_times(agent).mean) is not None:
                 self._service.labels(agent.value).set(mean)
 
-    def _show_pool(self, pool: Pool) -> None:
+    def _show_pool(self, pool: PoolCounts) -> None:
         for state, count in (("starting", pool.starting), ("ready", pool.idle), ("busy", pool.busy)):
             self._workers.labels(state).set(count)
         self._workers.labels("draining").set(pool.draining)
@@ -142,11 +142,11 @@ class PoolGauges:
         self._set("workers_failed", pool.failed)
 
     def _show_used(self, seen: Snapshot, policy: UtilisationPolicy) -> None:
-        for measure in SHARES:
-            for subject, span in utilisation.latest(seen.spans, measure, seen.at, policy).items():
+        for measure in PERCENTAGES:
+            for subject, span in utilisation.latest_spans(seen.spans, measure, seen.at, policy).items():
                 self._used.labels(subject, measure.value).set(span.last)
         for name, measure in (("workers_cores", Measure.CORES), ("workers_gigabytes", Measure.GIGABYTES)):
-            found = utilisation.latest(seen.spans, measure, seen.at, policy).get(WORKERS)
+            found = utilisation.latest_spans(seen.spans, measure, seen.at, policy).get(WORKERS)
             self._set(name, found.last if found else None)
 
     def _show_database(self, seen: Snapshot) -> None:
@@ -220,13 +220,13 @@ class ModelGauges:
             self._gauges["cooldown_seconds"].labels(one.model.name).set(concurrency.cooldown_seconds(one.at))
 
 
-async def look(connection: AsyncConnection) -> tuple[list[ModelStatus], int]:
+async def read_models(connection: AsyncConnection) -> tuple[list[ModelStatus], int]:
     """What the gauges show, and how many calls of all models there may be."""
     found = await models.status_page(connection, after_name="", limit=_MOST_MODELS)
     return found, (await gate.read_load(connection)).total_limit
 
 
-class TroubleGauges:
+class WarningGauges:
     """What the look tells; NaN, or no line, where it tells nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

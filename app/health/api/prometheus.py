@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.admin.service.config import CurrentConfig
 from app.agents.service.agents import AgentReports
 from app.health.api import gauges
-from app.health.api.gauges import AgentGauges, ModelGauges, PoolGauges, TroubleGauges
+from app.health.api.gauges import AgentGauges, ModelGauges, PoolGauges, WarningGauges
 from app.health.rules import report
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.guard import requires
@@ -57,7 +57,7 @@ class Gauges:
         self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
         self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
         self._pool = PoolGauges(registry)
-        self._trouble = TroubleGauges(registry)
+        self._trouble = WarningGauges(registry)
         self._models = ModelGauges(registry)
         self._agents = AgentGauges(registry)
 
@@ -68,7 +68,7 @@ class Gauges:
             seen = await services[SnapshotCache].look()
             agents = await services[AgentReports].look(services.database, services[CurrentConfig])
             async with services.database.transaction() as connection:
-                models, most = await gauges.look(connection)
+                models, most = await gauges.read_models(connection)
         except DatabaseUnavailable:
             self._forget()
             self._database.set(0)
@@ -76,7 +76,7 @@ class Gauges:
             self._forget()
             terms = services[SnapshotCache].terms
             self._show(seen.queue, terms.capacity)
-            self._pool.show(seen, report.report(seen, terms.report, terms.capacity), terms.report.utilisation)
+            self._pool.show(seen, report.make_report(seen, terms.report, terms.capacity), terms.report.utilisation)
             self._trouble.show(seen)
             self._agents.show(agents)
             self._models.show(models, most)

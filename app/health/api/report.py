@@ -99,12 +99,12 @@ async def health_report(services: ServicesDep) -> Response:
     without the database. Costs the same however many tasks there are, and is made at most once a second.
     """
     report, answered = await services[SnapshotCache].report()
-    response = answer(shown(report).model_dump_json().encode(), 200 if answered else 503)
+    response = answer(report_out(report).model_dump_json().encode(), 200 if answered else 503)
     response.headers.update({} if answered else _RETRY_AFTER)
     return response
 
 
-def shown(report: Report) -> HealthReportOut:
+def report_out(report: Report) -> HealthReportOut:
     """The report as it goes out."""
     return HealthReportOut(
         timestamp=report.at,

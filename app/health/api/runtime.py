@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.health.api.report import ReasonOut, reason_out
 from app.health.rules import runtime as rules
 from app.health.rules import utilisation
-from app.health.rules.runtime import Pool
+from app.health.rules.runtime import PoolCounts
 from app.health.rules.snapshot import Snapshot
-from app.health.rules.utilisation import SHARES, Measure, UtilisationPolicy
+from app.health.rules.utilisation import PERCENTAGES, Measure, UtilisationPolicy
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import requires
@@ -127,14 +127,14 @@ async def runtime(services: ServicesDep) -> RuntimeOut:
         target_workers=seen.target_workers,
         arrivals_per_second={a: round(rules.arrivals_per_second(seen.queue, a), 3) for a in AgentType},
         service_times={agent: _service(seen.queue, agent) for agent in AgentType},
-        utilisation=used(seen, services[SnapshotCache].terms.report.utilisation),
-        reasons=[reason_out(reason) for reason in rules.unmeasured(seen.queue, seen.language_model)],
+        utilisation=utilisation_out(seen, services[SnapshotCache].terms.report.utilisation),
+        reasons=[reason_out(reason) for reason in rules.unmeasured_metrics(seen.queue, seen.language_model)],
     )
 
 
-def used(seen: Snapshot, policy: UtilisationPolicy) -> dict[str, UsedOut]:
+def utilisation_out(seen: Snapshot, policy: UtilisationPolicy) -> dict[str, UsedOut]:
     """The last samples of each subject."""
-    known = {measure: utilisation.latest(seen.spans, measure, seen.at, policy) for measure in SHARES}
+    known = {measure: utilisation.latest_spans(seen.spans, measure, seen.at, policy) for measure in PERCENTAGES}
     subjects = sorted({subject for spans in known.values() for subject in spans})
 
     def last(subject: str, measure: Measure) -> float | None:
@@ -142,12 +142,12 @@ def used(seen: Snapshot, policy: UtilisationPolicy) -> dict[str, UsedOut]:
         return None if span is None else round(span.last, 2)
 
     return {
-        subject: UsedOut(**{f"{measure.value}_percentage": last(subject, measure) for measure in SHARES})
+        subject: UsedOut(**{f"{measure.value}_percentage": last(subject, measure) for measure in PERCENTAGES})
         for subject in subjects
     }
 
 
-def _workers(pool: Pool) -> WorkerStatusOut:
+def _workers(pool: PoolCounts) -> WorkerStatusOut:
     return WorkerStatusOut(active_workers=pool.busy + pool.draining, idle_workers=pool.idle, failed_workers=pool.failed)
 
 

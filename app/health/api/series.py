@@ -10,11 +10,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy
 from app.health.service import series as service
-from app.health.service.series import Batch
+from app.health.service.series import SampleBatch
 from app.health.store import series as store
-from app.health.store.series import Kept, Wanted
+from app.health.store.series import PointFilter, StoredPoint
 from app.http.fields import AgentName, Body, Bound, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -59,10 +59,10 @@ class SampleIn(Body):
     goal: Word | None = None
 
     @property
-    def pushed(self) -> Pushed:
+    def pushed(self) -> PushedSample:
         """As the operation takes it."""
         labels = {"agent": self.agent or "", "worker": self.worker or "", "goal": self.goal or ""}
-        return Pushed(series=Series(name=self.name, **labels), kind=self.kind, value=self.value, at=self.at)
+        return PushedSample(series=Series(name=self.name, **labels), kind=self.kind, value=self.value, at=self.at)
 
 
 class SamplesIn(Body):
@@ -138,7 +138,7 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
     """
     taken = await service.push(
         connection,
-        Batch(
+        SampleBatch(
             batch_id=batch.batch_id,
             sent_by=caller.key_id,
             digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),
@@ -178,16 +178,16 @@ async def series(
     limit: Annotated[int, Query(ge=1, le=1500)] = 500,
 ) -> SeriesPage:
     """A point for each series and minute in which a sample came; a minute without any has no point."""
-    known = await service.name(connection, name)
+    known = await service.metric_name(connection, name)
     end = until or await now(connection)
-    wanted = Wanted(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
+    wanted = PointFilter(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
     found = await store.page(connection, wanted, after=_place(after), limit=limit + 1)
     following = _cursor(found[limit - 1]) if len(found) > limit else None
     items = [_point(kept, known.kind) for kept in found[:limit]]
     return SeriesPage(name=name, kind=known.kind, since=wanted.since, until=wanted.until, items=items, next=following)
 
 
-def _point(kept: Kept, kind: MetricKind) -> PointOut:
+def _point(kept: StoredPoint, kind: MetricKind) -> PointOut:
     return PointOut(
         minute=kept.minute,
         agent=kept.series.agent or None,
@@ -203,7 +203,7 @@ def _point(kept: Kept, kind: MetricKind) -> PointOut:
     )
 
 
-def _cursor(kept: Kept) -> str:
+def _cursor(kept: StoredPoint) -> str:
     return f"{kept.series_id}/{int(kept.minute.timestamp()) // 60}"
 
 

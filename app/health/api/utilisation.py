@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
 from app.db.database import now
-from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, starts
+from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, step_starts
 from app.health.store import utilisation as store
 from app.http.fields import Bound, Moment, Word
 from app.http.guard import requires
@@ -66,10 +66,10 @@ async def utilisation(
     end = until or await now(connection)
     begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
     _check(begin, end, step)
-    spans = await store.steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
+    spans = await store.read_steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
     known = {(span.subject, span.measure, span.start): span for span in spans}
     subjects = sorted({span.subject for span in spans})
-    steps = starts(begin, end, length)
+    steps = step_starts(begin, end, length)
     return UtilisationOut(
         since=begin,
         until=end,

@@ -50,9 +50,9 @@ def ls(
     table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
     for item in items:
         opened = output.cell(output.age(item["opened_at"], now))
-        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _what(item))
+        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _summary(item))
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
-    _doubt(looked_at, now)
+    _warn_if_stale(looked_at, now)
     if following:
         output.tell_more("--all", "--limit")
 
@@ -61,7 +61,7 @@ def ls(
 def get(alert_id: AlertId, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show an alert: what is wrong, what to do, and who knows of it."""
     with connect(url) as client:
-        _tell(client.get(f"/alerts/{alert_id}"), fmt)
+        _print(client.get(f"/alerts/{alert_id}"), fmt)
 
 
 @app.command(epilog=output.examples("convener alerts ack 7 --note 'the provider has been told'"))
@@ -73,10 +73,10 @@ def ack(
 ) -> None:
     """Say that you know. The alert stays until its symptom is gone."""
     with connect(url) as client:
-        _tell(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
+        _print(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
 
 
-def _doubt(looked_at: str | None, now: datetime) -> None:
+def _warn_if_stale(looked_at: str | None, now: datetime) -> None:
     """Say so when nobody looks, because then no alert means nothing."""
     ago = None if looked_at is None else (now - datetime.fromisoformat(looked_at)).total_seconds()
     if ago is None or ago > _LATE_SECONDS:
@@ -84,13 +84,13 @@ def _doubt(looked_at: str | None, now: datetime) -> None:
         output.errors().print(f"[yellow]the background loops have {when}: `convener loops` runs them[/]")
 
 
-def _tell(alert: Json, fmt: Format) -> None:
+def _print(alert: Json, fmt: Format) -> None:
     if fmt is Format.JSON:
         output.write_json(alert)
         return
     known = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
     rows = [
-        ("what", _what(alert)),
+        ("what", _summary(alert)),
         ("do", alert["advice"]),
         ("severity", _severity(alert)),
         ("state", alert["state"]),
@@ -101,11 +101,11 @@ def _tell(alert: Json, fmt: Format) -> None:
         ("because", alert["resolution"]),
         ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
     ]
-    told = [f"{each['kind']} {_fate(each)}" for each in alert.get("deliveries") or ()]
+    told = [f"{each['kind']} {_delivery_state(each)}" for each in alert.get("deliveries") or ()]
     output.show(output.details([*rows, ("webhook", "; ".join(told) or None)]))
 
 
-def _fate(delivery: Json) -> str:
+def _delivery_state(delivery: Json) -> str:
     tries = f"after {delivery['attempts']} attempts"
     if delivery["delivered_at"]:
         return f"delivered {tries}" if delivery["attempts"] > 1 else "delivered"
@@ -116,5 +116,5 @@ def _severity(alert: Json) -> Text:
     return Text(output.plain(alert["severity"]), style=_SEVERITIES.get(alert["severity"], ""))
 
 
-def _what(alert: Json) -> Text:
+def _summary(alert: Json) -> Text:
     return output.cell(alert["summary"])

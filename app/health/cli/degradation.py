@@ -31,7 +31,7 @@ def get(
     if fmt is Format.JSON:
         output.write_json({**found, "moves": items})
         return
-    _tell(found)
+    _print(found)
     if items:
         table = output.table("WHEN", "MOVE", "STEP", "BY", "WHY", flexible="WHY")
         for item in items:
@@ -57,24 +57,24 @@ def set_step(
     fmt: Output = Format.TABLE,
 ) -> None:
     with connect(url) as client:
-        _answer(client.put("/degradation", {"step": step, "minutes": minutes, "reason": reason}), fmt)
+        _write(client.put("/degradation", {"step": step, "minutes": minutes, "reason": reason}), fmt)
 
 
 @app.command(epilog=output.examples("convener degradation auto"))
 def auto(reason: Why = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Let the rule decide again."""
     with connect(url) as client:
-        _answer(client.put("/degradation", {"step": None, "reason": reason}), fmt)
+        _write(client.put("/degradation", {"step": None, "reason": reason}), fmt)
 
 
-def _answer(found: Json, fmt: Format) -> None:
+def _write(found: Json, fmt: Format) -> None:
     if fmt is Format.JSON:
         output.write_json(found)
     else:
-        _tell(found)
+        _print(found)
 
 
-def _tell(found: Json) -> None:
+def _print(found: Json) -> None:
     hold, reduced, seen = found["hold"], found["reduced_capacity"], found["strain"]
     used = [f"{name.replace('_', ' ')} {_share(share)}" for name, share in (seen.get("resources") or {}).items()]
     rows = [

@@ -198,7 +198,7 @@ def _lines(items: list[Json]) -> Table:
             sum(point[mean] for point in points) / len(points),
             max(point[high] for point in points),
         )
-        line = output.line(_thinned(_by_minute(points, mean)))
+        line = output.line(_thin_out(_by_minute(points, mean)))
         table.add_row(*map(output.cell, labels), *(f"{figure:.6g}" for figure in figures), line)
     return table
 
@@ -210,7 +210,7 @@ def _by_minute(points: list[Json], field: str) -> list[float | None]:
     return [known.get(first + timedelta(minutes=n)) for n in range((last - first) // timedelta(minutes=1) + 1)]
 
 
-def _thinned(values: list[float | None]) -> list[float | None]:
+def _thin_out(values: list[float | None]) -> list[float | None]:
     """As many as fit on a line, each the mean of what is known of its part."""
     size = -(-len(values) // _BLOCKS)
     parts = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]

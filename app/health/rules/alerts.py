@@ -22,11 +22,11 @@ class AlertState(StrEnum):
     RESOLVED = "resolved"
 
 
-STANDING = frozenset({AlertState.OPEN, AlertState.ACKNOWLEDGED})
+UNRESOLVED = frozenset({AlertState.OPEN, AlertState.ACKNOWLEDGED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class For:
+class Hysteresis:
     """Seconds that a symptom lasts before it is an alert, and is away before the alert is resolved."""
 
     opens_after: float
@@ -35,17 +35,17 @@ class For:
 
 # Five minutes for resources and half a minute for starvation are the contract's; a lost worker may be missing for the
 # half minute that its replacement may take; growth by the minute must outlast one batch of submits.
-_PATIENCE: Mapping[AlertRule, For] = {
-    AlertRule.OLDEST_TASK: For(opens_after=0),
-    AlertRule.STUCK_EXECUTING: For(opens_after=0),
-    AlertRule.POOL_BELOW_MINIMUM: For(opens_after=30),
-    AlertRule.RESOURCE_PRESSURE: For(opens_after=300, resolves_after=120),
-    AlertRule.QUEUE_GROWTH: For(opens_after=120),
-    AlertRule.WORKER_STARVATION: For(opens_after=15),
-    AlertRule.BREAKER_OPEN: For(opens_after=0),
-    AlertRule.REPLACEMENT_FAILING: For(opens_after=0),
-    AlertRule.DATABASE_TROUBLE: For(opens_after=60, resolves_after=120),
-    AlertRule.DEGRADED: For(opens_after=0, resolves_after=15),
+_HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
+    AlertRule.OLDEST_TASK: Hysteresis(opens_after=0),
+    AlertRule.STUCK_EXECUTING: Hysteresis(opens_after=0),
+    AlertRule.POOL_BELOW_MINIMUM: Hysteresis(opens_after=30),
+    AlertRule.RESOURCE_PRESSURE: Hysteresis(opens_after=300, resolves_after=120),
+    AlertRule.QUEUE_GROWTH: Hysteresis(opens_after=120),
+    AlertRule.WORKER_STARVATION: Hysteresis(opens_after=15),
+    AlertRule.BREAKER_OPEN: Hysteresis(opens_after=0),
+    AlertRule.REPLACEMENT_FAILING: Hysteresis(opens_after=0),
+    AlertRule.DATABASE_TROUBLE: Hysteresis(opens_after=60, resolves_after=120),
+    AlertRule.DEGRADED: Hysteresis(opens_after=0, resolves_after=15),
 }
 
 
@@ -56,7 +56,7 @@ class AlertPolicy:
     An alert that stands is written anew at most every `refresh` seconds, or when it gets worse.
     """
 
-    patience: Mapping[AlertRule, For] = field(default_factory=lambda: _PATIENCE)
+    patience: Mapping[AlertRule, Hysteresis] = field(default_factory=lambda: _HYSTERESIS)
     blind_after: float = 15.0
     refresh: float = 60.0
 
@@ -71,7 +71,7 @@ class PendingAlert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class UnresolvedAlert:
     """An alert that is not resolved."""
 
     alert_id: int
@@ -81,7 +81,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
+class AlertResolution:
     """An alert that is over, and why."""
 
     alert_id: int
@@ -89,7 +89,7 @@ class Resolution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class AlertUpdate:
     """What an alert says from now on; `is_worse` when people should look again, also those who knew."""
 
     alert_id: int
@@ -108,7 +108,7 @@ class AlertSnapshot:
     symptoms: Sequence[Symptom]
     unknown: Collection[AlertRule] = ()
     spells: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
-    standing: Sequence[Standing] = ()
+    standing: Sequence[UnresolvedAlert] = ()
     looked_at: datetime | None = None
 
 
@@ -117,19 +117,19 @@ class AlertPlan:
     """Alerts to open, to bring up to date and to resolve, and what to remember until the next look."""
 
     opened: Sequence[Symptom] = ()
-    updated: Sequence[Update] = ()
-    resolved: Sequence[Resolution] = ()
+    updated: Sequence[AlertUpdate] = ()
+    resolved: Sequence[AlertResolution] = ()
     spells: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
 
 
-def plan(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPlan:
+def plan_alerts(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPlan:
     """What has lasted opens an alert, what has been away resolves it; each key has one alert at most."""
     seen = {symptom.key: symptom for symptom in snapshot.symptoms}
     standing = {alert.key: alert for alert in snapshot.standing}
     spells = {
         key: spell
         for key in dict.fromkeys([*seen, *standing, *snapshot.spells])
-        if (spell := _watched(key, seen.get(key), snapshot, policy, now, stands=key in standing))
+        if (spell := _next_pending(key, seen.get(key), snapshot, policy, now, stands=key in standing))
     }
     resolved = [r for alert in standing.values() if (r := _resolution(alert, spells[alert.key], policy, now))]
     over = {resolution.alert_id for resolution in resolved}
@@ -149,7 +149,7 @@ def plan(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPl
     )
 
 
-def _watched(
+def _next_pending(
     key: AlertKey,
     symptom: Symptom | None,
     snapshot: AlertSnapshot,
@@ -167,16 +167,16 @@ def _watched(
     if symptom is None:
         if not stands:
             return None
-        was_away = before.away_since if before and _recent(snapshot.looked_at, now, blind) else None
+        was_away = before.away_since if before and _is_recent(snapshot.looked_at, now, blind) else None
         return replace(before or PendingAlert(since=now, seen=now), away_since=was_away or now)
-    if before is not None and _recent(before.seen, now, blind):
+    if before is not None and _is_recent(before.seen, now, blind):
         return PendingAlert(since=before.since, seen=now)
     if symptom.is_fading and not stands:
         return None
     return PendingAlert(since=now, seen=now)
 
 
-def _recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
+def _is_recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
     return moment is not None and now - moment <= span
 
 
@@ -184,26 +184,28 @@ def _has_lasted(key: AlertKey, spell: PendingAlert, policy: AlertPolicy, now: da
     return now - spell.since >= timedelta(seconds=policy.patience[key.rule].opens_after)
 
 
-def _resolution(alert: Standing, spell: PendingAlert, policy: AlertPolicy, now: datetime) -> Resolution | None:
+def _resolution(
+    alert: UnresolvedAlert, spell: PendingAlert, policy: AlertPolicy, now: datetime
+) -> AlertResolution | None:
     if spell.away_since is None:
         return None
     needed = policy.patience[alert.key.rule].resolves_after
     away = now - spell.away_since
     if away < timedelta(seconds=needed):
         return None
-    return Resolution(alert_id=alert.alert_id, reason=f"not seen for {away.total_seconds():.0f} s")
+    return AlertResolution(alert_id=alert.alert_id, reason=f"not seen for {away.total_seconds():.0f} s")
 
 
-def _update(alert: Standing, symptom: Symptom, policy: AlertPolicy, now: datetime) -> Update | None:
+def _update(alert: UnresolvedAlert, symptom: Symptom, policy: AlertPolicy, now: datetime) -> AlertUpdate | None:
     """An alert keeps the worst severity that it had, so that this does not flap either."""
     worse = symptom.severity > alert.severity
     if not worse and now - alert.updated_at < timedelta(seconds=policy.refresh):
         return None
     severity = max(alert.severity, symptom.severity)
-    return Update(alert_id=alert.alert_id, symptom=symptom, severity=severity, is_worse=worse)
+    return AlertUpdate(alert_id=alert.alert_id, symptom=symptom, severity=severity, is_worse=worse)
 
 
-def plain(spells: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
+def pending_to_json(spells: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
     """Spells as JSON has them."""
     return [
         {
@@ -217,7 +219,7 @@ def plain(spells: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
     ]
 
 
-def spells_of(items: Iterable[Mapping[str, Any]]) -> dict[AlertKey, PendingAlert]:
+def pending_from_json(items: Iterable[Mapping[str, Any]]) -> dict[AlertKey, PendingAlert]:
     """Spells that `plain` has written; those of rules that there are no more are left out."""
     known = {rule.value for rule in AlertRule}
     return {

@@ -17,7 +17,7 @@ from app.health.rules.checks import (
     replacement_failing,
 )
 from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
-from app.health.rules.runtime import narrowest
+from app.health.rules.runtime import bottleneck_agent
 from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
@@ -58,18 +58,18 @@ class Report:
     reasons: Sequence[Finding] = ()
 
 
-def report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> Report:
+def make_report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> Report:
     """The report on a snapshot. A figure that nobody has measured is 0, and a note among the reasons says so."""
     reasons = report_findings(snapshot, policy, capacity)
     return Report(
         at=snapshot.at,
-        overall=overall(reasons),
+        overall=overall_health(reasons),
         total_workers=snapshot.pool.total,
         healthy_workers=snapshot.pool.healthy,
         utilization_percentage=100.0 * (snapshot.pool.busy_share or 0.0),
         pending_tasks=snapshot.queue.count(),
         oldest_task_age_seconds=int(oldest_seconds(snapshot.queue) or 0),
-        bottleneck=narrowest(snapshot.queue, snapshot.pool, policy.service),
+        bottleneck=bottleneck_agent(snapshot.queue, snapshot.pool, policy.service),
         cpu_percentage=host_percent(snapshot, Measure.CPU, policy) or 0.0,
         memory_percentage=host_percent(snapshot, Measure.MEMORY, policy) or 0.0,
         llm_api_usage_percentage=100.0 * (snapshot.language_model.usage or 0.0),
@@ -77,7 +77,7 @@ def report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) ->
     )
 
 
-def blind(last: Report | None, at: datetime, code: str, why: str) -> Report:
+def outdated_report(last: Report | None, at: datetime, code: str, why: str) -> Report:
     """The report while the database does not answer: critical, with the figures that were known last.
 
     What was found wrong then is told no more, as nobody knows whether it still is.
@@ -90,7 +90,7 @@ def blind(last: Report | None, at: datetime, code: str, why: str) -> Report:
     return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, why), old])
 
 
-def overall(reasons: Sequence[Finding]) -> Overall:
+def overall_health(reasons: Sequence[Finding]) -> Overall:
     """As bad as the worst finding; notes do not count."""
     levels = {reason.level for reason in reasons}
     if Level.CRITICAL in levels:
@@ -100,7 +100,7 @@ def overall(reasons: Sequence[Finding]) -> Overall:
 
 def host_percent(snapshot: Snapshot, measure: Measure, policy: CheckPolicy) -> float | None:
     """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
-    return utilisation.fullest(snapshot.spans, measure, snapshot.at, policy.utilisation)
+    return utilisation.fullest_host_percent(snapshot.spans, measure, snapshot.at, policy.utilisation)
 
 
 def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> list[Finding]:
@@ -183,7 +183,7 @@ def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     hosts = sorted({span.subject for span in snapshot.spans if utilisation.is_host(span.subject)})
     for host in hosts:
         for measure, name in _NAMES.items():
-            percent = utilisation.mean_of(snapshot.spans, host, measure, least_samples=policy.least_samples)
+            percent = utilisation.sample_mean(snapshot.spans, host, measure, least_samples=policy.least_samples)
             if percent is not None:
                 message = f"{name} of {host} {'are' if measure is Measure.CPU else 'is'} {percent:.0f} % in use"
                 message += ", on the mean of the last minutes"

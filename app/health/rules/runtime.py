@@ -15,7 +15,7 @@ _OUTSTANDING = ("pending", "assigned", "executing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class PoolCounts:
     """Live workers, each counted once, and what became of others lately.
 
     `idle` may be leased to, `busy` hold a task, `draining` leave, `silent` are live workers of any of these kinds that
@@ -68,7 +68,7 @@ def arrivals_per_second(queue: QueueSnapshot, agent: AgentType) -> float:
     return events_within(of_agent, EVENTS_BY_OUTCOME["submitted"], queue.at, RECENT) / RECENT.total_seconds()
 
 
-def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Finding]:
+def unmeasured_metrics(queue: QueueSnapshot, model: LanguageModel) -> list[Finding]:
     """Which runtime metrics are 0 because nothing was measured."""
     found = []
     if completion_seconds(queue) is None:
@@ -81,7 +81,7 @@ def unmeasured(queue: QueueSnapshot, model: LanguageModel) -> list[Finding]:
     return found
 
 
-def narrowest(queue: QueueSnapshot, pool: Pool, policy: ServicePolicy) -> AgentType | None:
+def bottleneck_agent(queue: QueueSnapshot, pool: PoolCounts, policy: ServicePolicy) -> AgentType | None:
     """The agent type with the most outstanding work per worker; None while no task that may run waits.
 
     Workers count for the type that they are assigned; as long as nobody is assigned any, for all they can run.

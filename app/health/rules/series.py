@@ -31,7 +31,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
+class PushedSample:
     """A sample as it came; without a time it is of the moment at which it arrives."""
 
     series: Series
@@ -55,7 +55,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Current:
+class CurrentValue:
     """What was pushed lately under a name, by agent type: the mean of gauges, or what came a second."""
 
     name: str
@@ -79,7 +79,7 @@ class SeriesPolicy:
 
 
 def refusals(
-    samples: Sequence[Pushed], kinds: Mapping[str, MetricKind], now: datetime, policy: SeriesPolicy
+    samples: Sequence[PushedSample], kinds: Mapping[str, MetricKind], now: datetime, policy: SeriesPolicy
 ) -> list[tuple[str, str]]:
     """What is wrong with which value of which sample; `kinds` are those of the names that are known."""
     found: dict[str, MetricKind] = dict(kinds)
@@ -118,7 +118,7 @@ def overflow(new: Iterable[Series], known_series: int, known_names: Iterable[str
     return None
 
 
-def points(samples: Iterable[Pushed], now: datetime) -> list[Point]:
+def fold_samples(samples: Iterable[PushedSample], now: datetime) -> list[Point]:
     """One point for each series and minute, in the order in which they are to be written."""
     gathered: dict[tuple[Series, datetime], list[tuple[datetime, float]]] = defaultdict(list)
     for pushed in samples:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 
-from app.health.rules.alerts import Standing
-from app.health.rules.runtime import LanguageModel, Pool
-from app.health.rules.series import Current
+from app.health.rules.alerts import UnresolvedAlert
+from app.health.rules.runtime import LanguageModel, PoolCounts
+from app.health.rules.series import CurrentValue
 from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.agents import AgentType
 from app.queue.rules.degradation import DegradationStep
@@ -169,20 +169,20 @@ class Snapshot(Observations):
     """
 
     at: datetime
-    pool: Pool
+    pool: PoolCounts
     min_workers: int
     target_workers: int | None = None
     spans: Sequence[Span] = ()
     database: DatabaseCondition
     turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
-    pushed: Sequence[Current] = ()
+    pushed: Sequence[CurrentValue] = ()
     running: Mapping[AgentType, Running] = field(default_factory=dict)
     workers: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
     recovery: Recovery = field(default_factory=Recovery)
     breakers: Mapping[str, bool] = field(default_factory=dict)
     step: DegradationStep = DegradationStep.NONE
-    alerts: Sequence[Standing] = ()
+    alerts: Sequence[UnresolvedAlert] = ()
 
 
 def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:

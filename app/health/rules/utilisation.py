@@ -21,7 +21,7 @@ class Measure(StrEnum):
     GIGABYTES = "gigabytes"
 
 
-SHARES = (Measure.CPU, Measure.MEMORY, Measure.BUSY)
+PERCENTAGES = (Measure.CPU, Measure.MEMORY, Measure.BUSY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class UtilisationPolicy:
     most_points: int = 1500
 
 
-def host(name: str) -> str:
+def host_subject(name: str) -> str:
     """The subject that stands for a host."""
     return f"{_HOST}{name}"
 
@@ -76,41 +76,43 @@ def is_host(subject: str) -> bool:
     return subject.startswith(_HOST)
 
 
-def sample(subject: str, measure: Measure, value: float) -> Sample:
+def single_sample(subject: str, measure: Measure, value: float) -> Sample:
     """A measurement of one thing."""
     return Sample(subject=subject, measure=measure, low=value, mean=value, high=value)
 
 
-def latest(spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy) -> dict[str, Span]:
+def latest_spans(spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy) -> dict[str, Span]:
     """Per subject, the newest span of this measure, unless its last sample is stale by now."""
     fresh = [s for s in spans if s.measure is measure and (now - s.last_at).total_seconds() <= policy.stale_seconds]
     return {span.subject: span for span in sorted(fresh, key=lambda span: span.last_at)}
 
 
-def fullest(spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy) -> float | None:
+def fullest_host_percent(
+    spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy
+) -> float | None:
     """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
-    known = latest(spans, measure, now, policy)
+    known = latest_spans(spans, measure, now, policy)
     hosts = [span.last for subject, span in known.items() if is_host(subject)]
     if hosts:
         return max(hosts)
     return known[WORKERS].last if WORKERS in known else None
 
 
-def mean_of(spans: Iterable[Span], subject: str, measure: Measure, *, least_samples: int = 1) -> float | None:
+def sample_mean(spans: Iterable[Span], subject: str, measure: Measure, *, least_samples: int = 1) -> float | None:
     """The mean of all samples of a subject, None where there are too few."""
     known = [span for span in spans if span.subject == subject and span.measure is measure]
     samples = sum(span.samples for span in known)
     return sum(span.total for span in known) / samples if samples >= max(1, least_samples) else None
 
 
-def starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:
+def step_starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:
     """The beginnings of all steps from the one that holds `since` to the one before `until`."""
-    first = floor(since, step)
+    first = step_start(since, step)
     count = max(0, -((first - until) // step))
     return [first + place * step for place in range(count)]
 
 
-def floor(moment: datetime, step: timedelta) -> datetime:
+def step_start(moment: datetime, step: timedelta) -> datetime:
     """The beginning of the step that holds a moment; steps are counted from 1970, as those of the store are."""
     epoch = datetime.fromtimestamp(0, moment.tzinfo)
     return epoch + (moment - epoch) // step * step

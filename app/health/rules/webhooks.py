@@ -54,7 +54,7 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
-def refusal(addresses: Iterable[str]) -> str | None:
+def refusal_reason(addresses: Iterable[str]) -> str | None:
     """Why a host must not be called that resolves to these addresses; None when it may.
 
     One that is not public spoils all: who answers with both hopes that the other is taken.
@@ -76,7 +76,7 @@ def signature(secret: str, at: datetime, body: bytes) -> str:
     return f"t={seconds},v1={code}"
 
 
-def after_failure(attempts: int, chance: float, now: datetime, policy: WebhookPolicy) -> Plan:
+def retry_at(attempts: int, chance: float, now: datetime, policy: WebhookPolicy) -> Plan:
     """What becomes of a delivery after so many attempts; `chance` is drawn evenly from 0 to 1."""
     if attempts >= policy.attempts:
         return Plan(due_at=None)

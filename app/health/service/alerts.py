@@ -9,7 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import duties
 from app.health.errors import AlertNotFound, AlertResolved
-from app.health.rules.alerts import AlertPlan, AlertPolicy, AlertSnapshot, AlertState, plain, plan, spells_of
+from app.health.rules.alerts import (
+    AlertPlan,
+    AlertPolicy,
+    AlertSnapshot,
+    AlertState,
+    pending_from_json,
+    pending_to_json,
+    plan_alerts,
+)
 from app.health.rules.checks import alert_symptoms
 from app.health.rules.snapshot import FOR_ALERTS, Depth
 from app.health.service import observations, webhooks
@@ -32,21 +40,21 @@ async def watch(
     With `tells`, what others are to hear of it is written down in the same transaction.
     """
     memory = await _memory(connection)
-    seen = await observations.look(connection, capacity, FOR_ALERTS, _depths(memory))
+    seen = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
     symptoms, unknown = alert_symptoms(seen, FOR_ALERTS)
     before = memory.get("looked_at")
     snapshot = AlertSnapshot(
         symptoms=symptoms,
         unknown=unknown,
-        spells=spells_of(memory.get("spells", ())),
-        standing=await alerts.standing(connection),
+        spells=pending_from_json(memory.get("spells", ())),
+        standing=await alerts.unresolved_alerts(connection),
         looked_at=datetime.fromisoformat(before) if before else None,
     )
-    decided = plan(snapshot, policy, seen.queue.at)
+    decided = plan_alerts(snapshot, policy, seen.queue.at)
     return {
-        **await _carry_out(connection, decided, tells=tells),
+        **await _apply(connection, decided, tells=tells),
         "looked_at": seen.queue.at.isoformat(),
-        "spells": plain(decided.spells),
+        "spells": pending_to_json(decided.spells),
         "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in seen.depths],
         "unknown": sorted(unknown),
     }
@@ -78,7 +86,7 @@ async def _acknowledged_before(connection: AsyncConnection, alert_id: int) -> Al
     return alert
 
 
-async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: bool) -> dict[str, int]:
+async def _apply(connection: AsyncConnection, decided: AlertPlan, *, tells: bool) -> dict[str, int]:
     opened = [await alerts.open_alert(connection, symptom) for symptom in decided.opened]
     updated = [await alerts.update(connection, change) for change in decided.updated]
     worse = [alert for alert, change in zip(updated, decided.updated, strict=True) if change.is_worse]
@@ -86,19 +94,19 @@ async def _carry_out(connection: AsyncConnection, decided: AlertPlan, *, tells: 
     for kind, changed in ((AlertKind.OPENED, opened), (AlertKind.WORSENED, worse), (AlertKind.RESOLVED, resolved)):
         for alert in (each for each in changed if each is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
-            await events.announce(connection, kind.value, _told(alert))
+            await events.announce(connection, kind.value, _event_data(alert))
             if tells:
-                await webhooks.tell(connection, kind, alert)
+                await webhooks.enqueue(connection, kind, alert)
     done = {"opened": opened, "updated": updated, "resolved": resolved}
     return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
 
 
-def _told(alert: Alert) -> dict[str, Any]:
+def _event_data(alert: Alert) -> dict[str, Any]:
     key = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
     return {**key, "severity": alert.severity.name.lower(), "summary": alert.summary}
 
 
-async def looked_at(connection: AsyncConnection) -> datetime | None:
+async def last_looked_at(connection: AsyncConnection) -> datetime | None:
     """When somebody last looked whether anything is wrong; None when nobody ever has."""
     moment = (await _memory(connection)).get("looked_at")
     return datetime.fromisoformat(moment) if moment else None

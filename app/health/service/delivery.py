@@ -14,7 +14,7 @@ from typing import Protocol
 
 import httpx
 
-from app.health.rules.webhooks import refusal, signature
+from app.health.rules.webhooks import refusal_reason, signature
 from app.kernel.endpoints import Endpoint
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -26,7 +26,7 @@ _RESOLVE_SECONDS = 5.0
 _MOST_BYTES = 64 * 1024
 
 
-async def resolved(host: str, port: int) -> Sequence[str]:
+async def resolve_host(host: str, port: int) -> Sequence[str]:
     """The addresses of a host, as the system knows them."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -42,15 +42,15 @@ class Message:
     body: bytes
 
 
-class WebhookCourier:
+class WebhookSender:
     """Delivers to one endpoint. Whoever hands in other ways to resolve and to refuse is a test."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         *,
-        resolve: Resolve = resolved,
-        refuse: Callable[[Sequence[str]], str | None] = refusal,
+        resolve: Resolve = resolve_host,
+        refuse: Callable[[Sequence[str]], str | None] = refusal_reason,
         trust: ssl.SSLContext | None = None,
     ) -> None:
         self._endpoint = endpoint
@@ -134,7 +134,7 @@ class NotDelivered(Exception):
     """The other side has not confirmed it; the message says why, and holds nothing that is secret."""
 
 
-class Courier(Protocol):
+class MessageSender(Protocol):
     """Delivers messages."""
 
     async def deliver(self, message: Message) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import config
 from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
-from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest
+from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
 from app.health.store import observations as store
 from app.health.store import utilisation
 from app.kernel.lanes import Priority
@@ -19,7 +19,7 @@ from app.queue.store import degradation
 from app.workers.service.recovery import recovery
 
 
-async def look(
+async def observe(
     connection: AsyncConnection, capacity: CapacityPolicy, policy: CheckPolicy, depths: Sequence[Depth] = ()
 ) -> Observations:
     """How everything stands; `depths` are those of the looks before."""
@@ -29,13 +29,16 @@ async def look(
     return Observations(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
-        running=await store.running(connection, policy.overdue_grace_seconds),
-        workers=await store.pool(connection, minimum),
-        resources={"queue": sum(queue.depth.values()) / capacity.max_queue_size, **await _used(connection, queue.at)},
-        breakers=await store.breakers(connection),
+        running=await store.running_tasks(connection, policy.overdue_grace_seconds),
+        workers=await store.worker_counts(connection, minimum),
+        resources={
+            "queue": sum(queue.depth.values()) / capacity.max_queue_size,
+            **await _used_shares(connection, queue.at),
+        },
+        breakers=await store.open_breakers(connection),
         recovery=await recovery(connection),
-        database=await store.database(connection),
-        step=await step_in_force(connection),
+        database=await store.database_condition(connection),
+        step=await current_step(connection),
     )
 
 
@@ -43,24 +46,26 @@ async def strain(connection: AsyncConnection) -> Strain:
     """How short resources are, and for how long work has been waiting."""
     queue = await status.look(connection)
     waits = [wait.total_seconds() for priority in Priority if (wait := queue.oldest_wait(priority)) is not None]
-    database = await store.database(connection)
+    database = await store.database_condition(connection)
     return Strain(
-        resources={**await _used(connection, queue.at), "database_connections": database.connections},
+        resources={**await _used_shares(connection, queue.at), "database_connections": database.connections},
         capacity_lost=(await recovery(connection)).lost_share,
         oldest_wait_seconds=max(waits, default=0.0),
     )
 
 
-async def step_in_force(connection: AsyncConnection) -> DegradationStep:
+async def current_step(connection: AsyncConnection) -> DegradationStep:
     """The step of degradation in force."""
     standing = await degradation.read(connection)
     return effective_step(standing.ladder, standing.at)
 
 
-async def _used(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:
+async def _used_shares(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:
     """Shares of 1 that are used up; None where nobody has measured."""
-    spans, policy = await utilisation.recent(connection, MINUTE), UtilisationPolicy()
-    percents = {measure.value: fullest(spans, measure, moment, policy) for measure in (Measure.CPU, Measure.MEMORY)}
+    spans, policy = await utilisation.recent_minutes(connection, MINUTE), UtilisationPolicy()
+    percents = {
+        measure.value: fullest_host_percent(spans, measure, moment, policy) for measure in (Measure.CPU, Measure.MEMORY)
+    }
     shares = {name: None if percent is None else percent / 100 for name, percent in percents.items()}
     calls = await usage.recent(connection, MINUTE)
     return {**shares, "llm_permits": calls.in_use / calls.limit}

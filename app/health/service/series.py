@@ -8,47 +8,47 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy, overflow, points, refusals
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, fold_samples, overflow, refusals
 from app.health.store import series
-from app.health.store.series import Name
+from app.health.store.series import MetricName
 from app.queue.errors import IdempotencyMismatch
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class SampleBatch:
     """What somebody sends; `digest` tells it from another batch under the same id."""
 
     batch_id: UUID
     sent_by: str
     digest: bytes
-    samples: Sequence[Pushed] = field(repr=False)
+    samples: Sequence[PushedSample] = field(repr=False)
 
 
-async def push(connection: AsyncConnection, batch: Batch, policy: SeriesPolicy) -> bool:
+async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPolicy) -> bool:
     """Take all samples of a batch; False when they were taken before.
 
     Raises IdempotencyMismatch, SamplesRefused, TooManySeries; then nothing was taken.
     """
-    before = await series.take(connection, batch.sent_by, batch.batch_id, batch.digest)
+    before = await series.register_batch(connection, batch.sent_by, batch.batch_id, batch.digest)
     if before is not None:
         if before != batch.digest:
             raise IdempotencyMismatch("this batch_id was used for other samples")
         return False
     asked = {pushed.series for pushed in batch.samples}
-    ids = await series.find(connection, asked)
+    ids = await series.find_ids(connection, asked)
     if len(ids) < len(asked):
-        await series.queue_up(connection)
+        await series.lock_out_others(connection)
     names = await series.names(connection)
     await _check(connection, batch.samples, names, policy)
     if len(ids) < len(asked):
         ids = await _create(connection, batch.samples, asked, names, policy)
-    await series.add(connection, points(batch.samples, await now(connection)), ids)
+    await series.add_points(connection, fold_samples(batch.samples, await now(connection)), ids)
     return True
 
 
-async def name(connection: AsyncConnection, wanted: str) -> Name:
+async def metric_name(connection: AsyncConnection, wanted: str) -> MetricName:
     """What is known of a name. Raises MetricNotFound."""
     found = next((known for known in await series.names(connection) if known.name == wanted), None)
     if found is None:
@@ -57,7 +57,7 @@ async def name(connection: AsyncConnection, wanted: str) -> Name:
 
 
 async def _check(
-    connection: AsyncConnection, samples: Sequence[Pushed], names: Sequence[Name], policy: SeriesPolicy
+    connection: AsyncConnection, samples: Sequence[PushedSample], names: Sequence[MetricName], policy: SeriesPolicy
 ) -> None:
     wrong = refusals(samples, {known.name: known.kind for known in names}, await now(connection), policy)
     if wrong:
@@ -66,17 +66,17 @@ async def _check(
 
 async def _create(
     connection: AsyncConnection,
-    samples: Sequence[Pushed],
+    samples: Sequence[PushedSample],
     asked: set[Series],
-    names: Sequence[Name],
+    names: Sequence[MetricName],
     policy: SeriesPolicy,
 ) -> dict[Series, int]:
     """Add what is new; nobody else adds anything meanwhile."""
-    new = asked - (await series.find(connection, asked)).keys()
+    new = asked - (await series.find_ids(connection, asked)).keys()
     known = sum(found.series for found in names)
     why = overflow(new, known, [found.name for found in names], policy)
     if why is not None:
         raise TooManySeries(why)
     kinds: dict[str, MetricKind] = {pushed.series.name: pushed.kind for pushed in samples}
-    await series.create(connection, new, kinds)
-    return await series.find(connection, asked)
+    await series.create_series(connection, new, kinds)
+    return await series.find_ids(connection, asked)

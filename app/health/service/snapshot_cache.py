@@ -18,7 +18,7 @@ from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
-from app.health.service.observations import step_in_force
+from app.health.service.observations import current_step
 from app.health.store import alerts, pool_counts, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookPolicy:
+class CachePolicy:
     """Seconds: how long a look is shared, a statement of it may take, and somebody waits for it."""
 
     # Scrapes and browsers come every few seconds; a flood of them costs one look a second.
@@ -47,7 +47,7 @@ class LookPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class SnapshotTerms:
     """By what is judged."""
 
     report: CheckPolicy = FOR_REPORT
@@ -59,7 +59,7 @@ class Terms:
 class SnapshotCache:
     """One per process, over a database of its own with a single connection."""
 
-    def __init__(self, database: Database, terms: Terms, policy: LookPolicy = LookPolicy()) -> None:
+    def __init__(self, database: Database, terms: SnapshotTerms, policy: CachePolicy = CachePolicy()) -> None:
         self.terms = terms
         self.policy = policy
         self._database = database
@@ -86,7 +86,7 @@ class SnapshotCache:
             snapshot = await self.look()
         except DatabaseUnavailable as error:
             return self._blind(error), False
-        return report.report(snapshot, self.terms.report, self.terms.capacity), True
+        return report.make_report(snapshot, self.terms.report, self.terms.capacity), True
 
     def _looked(self, task: asyncio.Task[Snapshot]) -> None:
         self._looking = None
@@ -97,12 +97,12 @@ class SnapshotCache:
     async def _look(self) -> Snapshot:
         try:
             async with asyncio.timeout(self.policy.silence_seconds), self._database.transaction() as connection:
-                await pool_counts.hurry(connection, self.policy.statement_seconds)
-                return await gather(connection, self.terms)
+                await pool_counts.limit_statement_time(connection, self.policy.statement_seconds)
+                return await read_snapshot(connection, self.terms)
         except TimeoutError:
             raise DatabaseUnavailable(_slow(self.policy.silence_seconds), reason=DATABASE_SLOW) from None
         except DatabaseUnavailable as error:
-            if pool_counts.was_slow(error):
+            if pool_counts.is_statement_timeout(error):
                 raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error
             raise DatabaseUnavailable("the database cannot be reached", reason=DATABASE_AWAY) from error
         except Exception as error:
@@ -116,10 +116,10 @@ class SnapshotCache:
         code = error.reason or DATABASE_AWAY
         if self._known is None:
             # The only clock that is left; it dates the report and decides nothing.
-            return report.blind(None, datetime.now(UTC), code, error.detail)
-        last = report.report(self._known, self.terms.report, self.terms.capacity)
+            return report.outdated_report(None, datetime.now(UTC), code, error.detail)
+        last = report.make_report(self._known, self.terms.report, self.terms.capacity)
         moment = last.at + timedelta(seconds=time.monotonic() - self._known_at)
-        return report.blind(last, moment, code, error.detail)
+        return report.outdated_report(last, moment, code, error.detail)
 
     async def close(self) -> None:
         """End a look that is under way, and the connection."""
@@ -129,7 +129,7 @@ class SnapshotCache:
         await self._database.close()
 
 
-async def gather(connection: AsyncConnection, terms: Terms) -> Snapshot:
+async def read_snapshot(connection: AsyncConnection, terms: SnapshotTerms) -> Snapshot:
     """Read everything that is judged: workers and hosts one by one, and nothing that costs anything per task."""
     queue = await status.look(connection)
     version = await config.last(connection)
@@ -138,19 +138,19 @@ async def gather(connection: AsyncConnection, terms: Terms) -> Snapshot:
     return Snapshot(
         at=queue.at,
         queue=queue,
-        pool=await pool_counts.pool(connection, silent_seconds=terms.silent_seconds, lately=RECENT),
+        pool=await pool_counts.read_pool(connection, silent_seconds=terms.silent_seconds, lately=RECENT),
         min_workers=document.worker_pool.min_workers,
         target_workers=await decisions.target(connection),
-        spans=await utilisation.recent(connection, RECENT),
-        database=await store.database(connection),
-        turns=await pool_counts.turns(connection),
-        pushed=await series.current(connection),
-        running=await store.running(connection, FOR_ALERTS.overdue_grace_seconds),
-        workers=await store.pool(connection, None),
+        spans=await utilisation.recent_minutes(connection, RECENT),
+        database=await store.database_condition(connection),
+        turns=await pool_counts.duty_turns(connection),
+        pushed=await series.current_values(connection),
+        running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
+        workers=await store.worker_counts(connection, None),
         recovery=await recovery(connection),
-        breakers=await store.breakers(connection),
-        step=await step_in_force(connection),
-        alerts=await alerts.standing(connection),
+        breakers=await store.open_breakers(connection),
+        step=await current_step(connection),
+        alerts=await alerts.unresolved_alerts(connection),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )
 

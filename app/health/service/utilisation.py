@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
-from app.health.rules.utilisation import Measure, Sample, UtilisationPolicy, host, sample
+from app.health.rules.utilisation import Measure, Sample, UtilisationPolicy, host_subject, single_sample
 from app.health.store import utilisation
 from app.kernel.errors import DatabaseUnavailable
 from app.workers.provisioners.host import Machine
@@ -19,20 +19,20 @@ _APART = 0.6
 
 async def sample_host(database: Database, machine: Machine, name: str, policy: UtilisationPolicy) -> list[Sample]:
     """Measure this host and keep it. What cannot be measured leaves no sample."""
-    reading, subject = machine.read(), host(name)
+    reading, subject = machine.read(), host_subject(name)
     values = {Measure.CPU: reading.cpu, Measure.MEMORY: reading.memory}
-    samples = [sample(subject, measure, value) for measure, value in values.items() if value is not None]
+    samples = [single_sample(subject, measure, value) for measure, value in values.items() if value is not None]
     async with database.transaction() as connection:
-        await utilisation.add(connection, samples, apart_seconds=_APART * policy.every_seconds)
+        await utilisation.add_samples(connection, samples, apart_seconds=_APART * policy.every_seconds)
     return samples
 
 
 async def sample_pool(connection: AsyncConnection, policy: UtilisationPolicy, silent_seconds: float) -> dict[str, Any]:
     """Measure what the workers use, by their own word, and how many of them work."""
-    busy = await utilisation.of_pool(connection)
-    samples = await utilisation.of_workers(connection, fresh_seconds=silent_seconds)
+    busy = await utilisation.sample_pool(connection)
+    samples = await utilisation.sample_workers(connection, fresh_seconds=silent_seconds)
     samples += [busy] if busy else []
-    await utilisation.add(connection, samples, apart_seconds=_APART * policy.every_seconds)
+    await utilisation.add_samples(connection, samples, apart_seconds=_APART * policy.every_seconds)
     return {f"{found.subject} {found.measure}": round(found.mean, 2) for found in samples}
 
 

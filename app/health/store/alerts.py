@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
-from app.health.rules.alerts import STANDING, AlertState, Resolution, Standing, Update
+from app.health.rules.alerts import UNRESOLVED, AlertResolution, AlertState, AlertUpdate, UnresolvedAlert
 from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
 
 
@@ -36,10 +36,10 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class AlertFilter:
     """Which alerts are looked for; None: any."""
 
-    states: Collection[AlertState] = STANDING
+    states: Collection[AlertState] = UNRESOLVED
     rule: AlertRule | None = None
     severity: Severity | None = None
 
@@ -82,10 +82,10 @@ _READ = text(f"SELECT {_COLUMNS} FROM alerts WHERE id = :id")
 _PRUNE = deletion("alerts", "resolved_at < now() - make_interval(days => :days)", "resolved_at")
 
 
-async def standing(connection: AsyncConnection) -> list[Standing]:
+async def unresolved_alerts(connection: AsyncConnection) -> list[UnresolvedAlert]:
     """The alerts that are not resolved."""
     return [
-        Standing(
+        UnresolvedAlert(
             alert_id=row["id"],
             key=AlertKey(rule=AlertRule(row["rule"]), subject=row["subject"]),
             severity=Severity[row["severity"].upper()],
@@ -98,33 +98,33 @@ async def standing(connection: AsyncConnection) -> list[Standing]:
 async def open_alert(connection: AsyncConnection, symptom: Symptom) -> Alert | None:
     """Open an alert; None when one on this key stands already."""
     key = {"rule": symptom.key.rule.value, "subject": symptom.key.subject}
-    values = {**key, **_told(symptom), "severity": _word(symptom.severity)}
-    return _first(await connection.execute(_OPEN, values))
+    values = {**key, **_text_columns(symptom), "severity": _severity_name(symptom.severity)}
+    return _first_alert(await connection.execute(_OPEN, values))
 
 
-async def update(connection: AsyncConnection, change: Update) -> Alert | None:
+async def update(connection: AsyncConnection, change: AlertUpdate) -> Alert | None:
     """What an alert says from now on; None when it is resolved. One that is worse is open again."""
-    values = {"id": change.alert_id, "severity": _word(change.severity), "is_worse": change.is_worse}
-    return _first(await connection.execute(_UPDATE, {**values, **_told(change.symptom)}))
+    values = {"id": change.alert_id, "severity": _severity_name(change.severity), "is_worse": change.is_worse}
+    return _first_alert(await connection.execute(_UPDATE, {**values, **_text_columns(change.symptom)}))
 
 
 async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert | None:
     """Somebody knows; None when the alert is not open."""
-    return _first(await connection.execute(_ACKNOWLEDGE, {"id": alert_id, "by": by, "note": note}))
+    return _first_alert(await connection.execute(_ACKNOWLEDGE, {"id": alert_id, "by": by, "note": note}))
 
 
-async def resolve(connection: AsyncConnection, resolution: Resolution) -> Alert | None:
+async def resolve(connection: AsyncConnection, resolution: AlertResolution) -> Alert | None:
     """It is over; None when it was already."""
     values = {"id": resolution.alert_id, "reason": resolution.reason}
-    return _first(await connection.execute(_RESOLVE, values))
+    return _first_alert(await connection.execute(_RESOLVE, values))
 
 
 async def read(connection: AsyncConnection, alert_id: int) -> Alert | None:
     """One alert; None when there is none, or no more."""
-    return _first(await connection.execute(_READ, {"id": alert_id}))
+    return _first_alert(await connection.execute(_READ, {"id": alert_id}))
 
 
-async def page(connection: AsyncConnection, wanted: Wanted, *, before: int | None, limit: int) -> list[Alert]:
+async def page(connection: AsyncConnection, wanted: AlertFilter, *, before: int | None, limit: int) -> list[Alert]:
     """Alerts below `before`, those that opened last first."""
     # Written out, so that the index of the few that stand can be used.
     filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(wanted.states))})"]
@@ -134,7 +134,7 @@ async def page(connection: AsyncConnection, wanted: Wanted, *, before: int | Non
         values["rule"] = wanted.rule.value
     if wanted.severity is not None:
         filters.append("severity = :severity")
-        values["severity"] = _word(wanted.severity)
+        values["severity"] = _severity_name(wanted.severity)
     if before is not None:
         filters.append("id < :before")
         values["before"] = before
@@ -147,15 +147,15 @@ async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> i
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
-def _told(symptom: Symptom) -> dict[str, str]:
+def _text_columns(symptom: Symptom) -> dict[str, str]:
     return {"summary": symptom.message, "advice": symptom.advice, "facts": json.dumps(dict(symptom.facts))}
 
 
-def _word(severity: Severity) -> str:
+def _severity_name(severity: Severity) -> str:
     return severity.name.lower()
 
 
-def _first(rows: Any) -> Alert | None:
+def _first_alert(rows: Any) -> Alert | None:
     row = rows.mappings().first()
     return _alert(row) if row else None
 

@@ -63,7 +63,7 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
 _BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDER BY model")
 
 
-async def running(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
+async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
     """What workers execute; past its deadline by more than the grace counts as overdue."""
     rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
     return {
@@ -74,19 +74,19 @@ async def running(connection: AsyncConnection, grace_seconds: float) -> dict[Age
     }
 
 
-async def pool(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
+async def worker_counts(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
     """The workers that are past their start."""
     row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
     able = frozenset(map(AgentType, row["idle_for"] or ()))
     return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=able, minimum=minimum)
 
 
-async def breakers(connection: AsyncConnection) -> dict[str, bool]:
+async def open_breakers(connection: AsyncConnection) -> dict[str, bool]:
     """The language models whose circuit breaker is not closed; one that is about to be tried is not either."""
     return dict.fromkeys((await connection.execute(_BREAKERS)).scalars(), True)
 
 
-async def database(connection: AsyncConnection) -> DatabaseCondition:
+async def database_condition(connection: AsyncConnection) -> DatabaseCondition:
     """How the database is, as far as this role may see it: `pg_read_all_stats` lets it see the snapshots of others."""
     held = (await connection.execute(_SNAPSHOT)).mappings().one()
     dead = (await connection.execute(_DEAD_ROWS, {"names": list(_BUSY)})).mappings()

@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.health.rules.runtime import Pool
+from app.health.rules.runtime import PoolCounts
 from app.health.rules.snapshot import DutyTurn
 from app.kernel.agents import AgentType
 from app.queue.store import lease_ledger
@@ -40,28 +40,28 @@ WHERE last_run_at IS NOT NULL
 """)
 
 
-async def hurry(connection: AsyncConnection, seconds: float) -> None:
+async def limit_statement_time(connection: AsyncConnection, seconds: float) -> None:
     """No statement of this transaction may take longer than this, waiting for locks included."""
     await connection.execute(_HURRY, {"limit": f"{max(1, round(seconds * 1000))}ms"})
 
 
-def was_slow(error: BaseException) -> bool:
+def is_statement_timeout(error: BaseException) -> bool:
     """Whether a statement was ended because it took too long, rather than that the database is away."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _CANCELED
 
 
-async def pool(connection: AsyncConnection, *, silent_seconds: float, lately: timedelta) -> Pool:
+async def read_pool(connection: AsyncConnection, *, silent_seconds: float, lately: timedelta) -> PoolCounts:
     """The live workers by what they do, a look at each; and how many were lost lately."""
     row = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
     agents = [dict(found) for found in (await connection.execute(_BY_AGENT)).mappings()]
-    return Pool(
+    return PoolCounts(
         **row,
         assigned={AgentType(found["agent_type"]): found["assigned"] for found in agents},
         able={AgentType(found["agent_type"]): found["able"] for found in agents},
     )
 
 
-async def turns(connection: AsyncConnection) -> list[DutyTurn]:
+async def duty_turns(connection: AsyncConnection) -> list[DutyTurn]:
     """When each background duty last had its turn."""
     return [DutyTurn(**row) for row in (await connection.execute(_TURNS)).mappings()]

@@ -10,12 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
-from app.health.rules.series import Current, MetricKind, Point, Series
+from app.health.rules.series import CurrentValue, MetricKind, Point, Series
 from app.kernel.agents import AgentType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Name:
+class MetricName:
     """A name under which something was pushed, and how many series bear it."""
 
     name: str
@@ -25,7 +25,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class PointFilter:
     """Points of these labels (None: any), from `since` on and before `until`."""
 
     name: str
@@ -37,7 +37,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept(Point):
+class StoredPoint(Point):
     """A point as it is kept."""
 
     series_id: int
@@ -125,7 +125,7 @@ _PRUNE_SERIES = deletion("metric_series", "last_at < now() - make_interval(days 
 _PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval(days => :days)", "received_at")
 
 
-async def take(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
+async def register_batch(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
     """Take the batch; the digest of the one that was taken before under this id, None when there was none.
 
     Waits for a rival that is just taking it, and then knows whether it has.
@@ -137,31 +137,31 @@ async def take(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest
     return before
 
 
-async def find(connection: AsyncConnection, asked: Collection[Series]) -> dict[Series, int]:
+async def find_ids(connection: AsyncConnection, asked: Collection[Series]) -> dict[Series, int]:
     """The ids of the series that are known, which are not forgotten as long as this transaction lasts."""
     labels = _columns(asked)
     await connection.execute(_TOUCH, labels)
     return {_series(row): row["id"] for row in (await connection.execute(_FIND, labels)).mappings()}
 
 
-async def queue_up(connection: AsyncConnection) -> None:
+async def lock_out_others(connection: AsyncConnection) -> None:
     """Wait until nobody else adds series; until the transaction ends, nobody does."""
     await connection.execute(_QUEUE_UP)
 
 
-async def names(connection: AsyncConnection) -> list[Name]:
+async def names(connection: AsyncConnection) -> list[MetricName]:
     """All names that are known."""
     rows = (await connection.execute(_NAMES)).mappings()
-    return [Name(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
+    return [MetricName(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
 
 
-async def create(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
+async def create_series(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
     """Add series; those that are there already stay."""
     named = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
     await connection.execute(_CREATE, {**_columns(new), **named})
 
 
-async def add(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:
+async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:
     """Add points to their minutes."""
     values = {
         "ids": [ids[point.series] for point in points],
@@ -177,20 +177,20 @@ async def add(connection: AsyncConnection, points: Sequence[Point], ids: Mapping
 
 
 async def page(
-    connection: AsyncConnection, wanted: Wanted, *, after: tuple[int, datetime] | None, limit: int
-) -> list[Kept]:
+    connection: AsyncConnection, wanted: PointFilter, *, after: tuple[int, datetime] | None, limit: int
+) -> list[StoredPoint]:
     """Points that follow `after` (a series and a minute), series by series and from the oldest on."""
     series_id, minute = after or (0, wanted.since)
-    values = {name: getattr(wanted, name) for name in Wanted.__dataclass_fields__}
+    values = {name: getattr(wanted, name) for name in PointFilter.__dataclass_fields__}
     values |= {"after_series": series_id, "after_minute": minute, "limit": limit}
-    return [_kept(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+    return [_stored_point(row) for row in (await connection.execute(_PAGE, values)).mappings()]
 
 
-async def current(connection: AsyncConnection) -> list[Current]:
+async def current_values(connection: AsyncConnection) -> list[CurrentValue]:
     """What was pushed within the last minute or two, by name and agent type."""
     rows = (await connection.execute(_CURRENT)).mappings()
     return [
-        Current(
+        CurrentValue(
             name=row["name"],
             kind=MetricKind(row["kind"]),
             agent=AgentType(row["agent"]) if row["agent"] else None,
@@ -225,6 +225,6 @@ def _series(row: Any) -> Series:
     return Series(**{name: row[name] for name in Series.__dataclass_fields__})
 
 
-def _kept(row: Any) -> Kept:
-    plain = {name: row[name] for name in Kept.__dataclass_fields__ if name != "series"}
-    return Kept(series=_series(row), **plain)
+def _stored_point(row: Any) -> StoredPoint:
+    plain = {name: row[name] for name in StoredPoint.__dataclass_fields__ if name != "series"}
+    return StoredPoint(series=_series(row), **plain)

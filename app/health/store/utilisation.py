@@ -68,7 +68,7 @@ GROUP BY 1, 2, 3 ORDER BY 2, 3, 1
 _PRUNE = deletion("utilisation", "minute < now() - make_interval(days => :days)", "minute")
 
 
-async def add(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
+async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
     """Add samples to this minute; returns how many. One that comes too soon after the last is left out."""
     values = {
         "subjects": [sample.subject for sample in samples],
@@ -81,7 +81,7 @@ async def add(connection: AsyncConnection, samples: Sequence[Sample], *, apart_s
     return (await connection.execute(_ADD, values)).rowcount
 
 
-async def of_workers(connection: AsyncConnection, *, fresh_seconds: float) -> list[Sample]:
+async def sample_workers(connection: AsyncConnection, *, fresh_seconds: float) -> list[Sample]:
     """What the workers that were seen lately use, all together; nothing of what none of them has said."""
     row = (await connection.execute(_WORKERS, {"fresh": fresh_seconds})).mappings().one()
     samples = []
@@ -94,7 +94,7 @@ async def of_workers(connection: AsyncConnection, *, fresh_seconds: float) -> li
     return samples
 
 
-async def of_pool(connection: AsyncConnection) -> Sample | None:
+async def sample_pool(connection: AsyncConnection) -> Sample | None:
     """Percent of the workers that may be leased to which hold a task; None without any."""
     row = (await connection.execute(_BUSY)).mappings().one()
     if not row["workers"]:
@@ -103,12 +103,12 @@ async def of_pool(connection: AsyncConnection) -> Sample | None:
     return Sample(subject=POOL, measure=Measure.BUSY, low=percent, mean=percent, high=percent)
 
 
-async def recent(connection: AsyncConnection, length: timedelta) -> list[Span]:
+async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list[Span]:
     """All minutes that reach into the time since `length` ago."""
     return [_span(row) for row in (await connection.execute(_RECENT, {"length": length})).mappings()]
 
 
-async def steps(
+async def read_steps(
     connection: AsyncConnection, *, since: datetime, until: datetime, step: timedelta, subject: str | None = None
 ) -> list[Span]:
     """The minutes from `since` on and before `until`, put together by steps that are counted from 1970."""

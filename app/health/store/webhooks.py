@@ -15,7 +15,7 @@ from app.queue.rules.events import AlertKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class ClaimedDelivery:
     """A delivery that is ours to attempt until `claim_seconds` are over; `attempts` counts this one."""
 
     id: UUID
@@ -77,32 +77,34 @@ WHERE alert_id = :alert_id ORDER BY seq LIMIT 100
 _PRUNE = deletion("webhook_deliveries", "created_at < now() - make_interval(days => :days)", "created_at")
 
 
-async def add(connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str) -> None:
+async def add_delivery(
+    connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str
+) -> None:
     """Write down what is to be told, in the transaction that makes it true."""
     values = {"id": delivery_id, "alert_id": alert_id, "kind": kind.value, "body": body}
     await connection.execute(_ADD, values)
     notify.note(connection, notify.WEBHOOKS)
 
 
-async def claim(connection: AsyncConnection, policy: WebhookPolicy) -> Sequence[Claimed]:
+async def claim(connection: AsyncConnection, policy: WebhookPolicy) -> Sequence[ClaimedDelivery]:
     """Take some that are due; nobody else attempts them for now."""
     values = {"claim": policy.claim_seconds, "most": policy.at_once}
-    return [Claimed(**row) for row in (await connection.execute(_CLAIM, values)).mappings()]
+    return [ClaimedDelivery(**row) for row in (await connection.execute(_CLAIM, values)).mappings()]
 
 
-async def confirm(connection: AsyncConnection, claimed: Claimed) -> bool:
+async def confirm(connection: AsyncConnection, claimed: ClaimedDelivery) -> bool:
     """It has arrived; False when somebody else has claimed it since."""
     values = {"id": claimed.id, "attempts": claimed.attempts}
     return (await connection.execute(_CONFIRM, values)).first() is not None
 
 
-async def postpone(connection: AsyncConnection, claimed: Claimed, due_at: datetime | None, error: str) -> bool:
+async def postpone(connection: AsyncConnection, claimed: ClaimedDelivery, due_at: datetime | None, error: str) -> bool:
     """It has not arrived, and is due again then; None gives it up. False when somebody else has claimed it since."""
     values = {"id": claimed.id, "attempts": claimed.attempts, "due_at": due_at, "error": error[:500]}
     return (await connection.execute(_POSTPONE, values)).first() is not None
 
 
-async def of_alert(connection: AsyncConnection, alert_id: int) -> list[Delivery]:
+async def read_deliveries(connection: AsyncConnection, alert_id: int) -> list[Delivery]:
     """The deliveries of an alert, oldest first."""
     rows = (await connection.execute(_OF_ALERT, {"alert_id": alert_id})).mappings()
     return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]

@@ -137,7 +137,7 @@ async def test_what_has_become_of_the_webhook_is_shown(service: Service, databas
     number = await opened(database, AlertRule.QUEUE_GROWTH, Severity.WARNING)
     assert (await service.get(f"/alerts/{number}"))["deliveries"] == []
     async with database.transaction() as connection:
-        await webhooks.add(connection, UUID(int=1), alert_id=number, kind=AlertKind.OPENED, body="{}")
+        await webhooks.add_delivery(connection, UUID(int=1), alert_id=number, kind=AlertKind.OPENED, body="{}")
         (claimed,) = await webhooks.claim(connection, WebhookPolicy())
         await webhooks.postpone(connection, claimed, None, "hooks.example.org answered 500")
     (delivery,) = (await service.get(f"/alerts/{number}"))["deliveries"]

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.db.database import Database
-from app.health.service.snapshot_cache import LookPolicy, SnapshotCache
+from app.health.service.snapshot_cache import CachePolicy, SnapshotCache
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from tests.support.ports import free_port
@@ -71,7 +71,7 @@ async def test_an_empty_queue(service: Service) -> None:
 async def test_it_answers_in_time_while_a_table_is_locked(service: Service, database: Database) -> None:
     await service.worker()
     await service.get("/health/report")
-    service.app.state.services[SnapshotCache].policy = LookPolicy(fresh_seconds=0)
+    service.app.state.services[SnapshotCache].policy = CachePolicy(fresh_seconds=0)
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
         began = time.monotonic()

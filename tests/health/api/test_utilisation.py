@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.db.database import Database
-from app.health.rules.utilisation import Measure, host, sample
+from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.store import utilisation
 from tests.support.problems import is_problem
 from tests.support.service import Service
@@ -37,7 +37,9 @@ async def test_steps_are_of_the_same_length_and_have_no_gaps(service: Service, d
 
 async def test_the_last_hour_by_the_minute_is_what_is_shown(service: Service, database: Database) -> None:
     async with database.transaction() as connection:
-        await utilisation.add(connection, [sample(host("lab"), Measure.CPU, 12.5)], apart_seconds=0)
+        await utilisation.add_samples(
+            connection, [single_sample(host_subject("lab"), Measure.CPU, 12.5)], apart_seconds=0
+        )
     found = await service.get("/metrics/utilisation")
     steps = found["subjects"]["host:lab"]
     assert len(steps) in (60, 61)
@@ -78,7 +80,9 @@ async def test_the_status_tells_the_health(service: Service) -> None:
 
 async def test_runtime_metrics_show_the_last_samples(service: Service, database: Database) -> None:
     async with database.transaction() as connection:
-        await utilisation.add(connection, [sample(host("lab"), Measure.CPU, 12.5)], apart_seconds=0)
+        await utilisation.add_samples(
+            connection, [single_sample(host_subject("lab"), Measure.CPU, 12.5)], apart_seconds=0
+        )
     used = (await service.get("/metrics/runtime"))["utilisation"]
     assert used == {"host:lab": {"cpu_percentage": 12.5, "memory_percentage": None, "busy_percentage": None}}
     report = await service.get("/health/report")

@@ -6,8 +6,8 @@ from uuid import uuid4
 import httpx
 
 from app.db.database import Database
-from app.health.cli.metrics import _by_minute, _lines, _thinned
-from app.health.rules.utilisation import Measure, host, sample
+from app.health.cli.metrics import _by_minute, _lines, _thin_out
+from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.store import utilisation
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
@@ -62,7 +62,7 @@ def _point(minute: int, value: float, per_second: float | None = None) -> Any:
 
 def test_minutes_without_a_sample_are_blank() -> None:
     assert _by_minute([_point(1, 5.0), _point(2, 6.0), _point(4, 7.0)], "mean") == [5.0, 6.0, None, 7.0]
-    assert _thinned([1.0, 3.0, None, None] + [None] * 55 + [8.0]) == [2.0] + [None] * 28 + [8.0]
+    assert _thin_out([1.0, 3.0, None, None] + [None] * 55 + [8.0]) == [2.0] + [None] * 28 + [8.0]
 
 
 def test_a_counter_is_shown_by_what_came_in_a_minute() -> None:
@@ -72,11 +72,11 @@ def test_a_counter_is_shown_by_what_came_in_a_minute() -> None:
 
 
 async def test_how_busy_all_were(convener: CommandLine, live_service: Service) -> None:
-    name = host(f"lab-{uuid4().hex[:6]}")
+    name = host_subject(f"lab-{uuid4().hex[:6]}")
     assert "nothing was measured" in (await convener("metrics", "utilisation", "--subject", name)).out
     database = Database(live_service.database_url)
     async with database.transaction() as connection:
-        await utilisation.add(connection, [sample(name, Measure.CPU, 50.0)], apart_seconds=0)
+        await utilisation.add_samples(connection, [single_sample(name, Measure.CPU, 50.0)], apart_seconds=0)
     await database.close()
     done = await convener("metrics", "utilisation", "--subject", name, "--since", "2h")
     (row,) = [line for line in done.out.splitlines() if line.startswith(name)]

@@ -11,17 +11,17 @@ from app.health.rules.alerts import (
     AlertPlan,
     AlertPolicy,
     AlertSnapshot,
-    For,
+    Hysteresis,
     PendingAlert,
-    Standing,
-    plain,
-    plan,
-    spells_of,
+    UnresolvedAlert,
+    pending_from_json,
+    pending_to_json,
+    plan_alerts,
 )
 from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 
 KEY = AlertKey(rule=AlertRule.QUEUE_GROWTH)
-POLICY = AlertPolicy(patience={rule: For(opens_after=20, resolves_after=30) for rule in AlertRule})
+POLICY = AlertPolicy(patience={rule: Hysteresis(opens_after=20, resolves_after=30) for rule in AlertRule})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = timedelta(seconds=5)
 
@@ -39,7 +39,7 @@ class Watch:
 
     now: datetime = START
     spells: dict[AlertKey, PendingAlert] = field(default_factory=dict)
-    standing: dict[int, Standing] = field(default_factory=dict)
+    standing: dict[int, UnresolvedAlert] = field(default_factory=dict)
     looked_at: datetime | None = None
     opened: list[datetime] = field(default_factory=list)
     resolved: list[datetime] = field(default_factory=list)
@@ -49,22 +49,24 @@ class Watch:
         snapshot = AlertSnapshot(
             symptoms=symptoms,
             unknown=frozenset(unknown),
-            spells=spells_of(plain(self.spells)),
+            spells=pending_from_json(pending_to_json(self.spells)),
             standing=list(self.standing.values()),
             looked_at=self.looked_at,
         )
-        decided = plan(snapshot, POLICY, self.now)
+        decided = plan_alerts(snapshot, POLICY, self.now)
         for resolution in decided.resolved:
             del self.standing[resolution.alert_id]
             self.resolved.append(self.now)
         for update in decided.updated:
             old = self.standing[update.alert_id]
-            self.standing[update.alert_id] = Standing(
+            self.standing[update.alert_id] = UnresolvedAlert(
                 alert_id=update.alert_id, key=old.key, severity=update.severity, updated_at=self.now
             )
         for new in decided.opened:
             number = len(self.opened)
-            self.standing[number] = Standing(alert_id=number, key=new.key, severity=new.severity, updated_at=self.now)
+            self.standing[number] = UnresolvedAlert(
+                alert_id=number, key=new.key, severity=new.severity, updated_at=self.now
+            )
             self.opened.append(self.now)
         self.spells, self.looked_at = dict(decided.spells), self.now
         return decided

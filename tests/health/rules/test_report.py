@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.health.rules import utilisation
 from app.health.rules.finding import Finding, Level
-from app.health.rules.report import DATABASE_AWAY, Overall, Report, blind, overall, report
+from app.health.rules.report import DATABASE_AWAY, Overall, Report, make_report, outdated_report, overall_health
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_REPORT, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure
@@ -25,7 +25,7 @@ _PAUSE = Pause(agent_type=_RANKING, reason="upkeep", paused_by="key", paused_at=
 
 
 def _report(snapshot: Snapshot) -> Report:
-    return report(snapshot, _POLICY, _CAPACITY)
+    return make_report(snapshot, _POLICY, _CAPACITY)
 
 
 def test_all_is_well_and_every_figure_is_told() -> None:
@@ -125,7 +125,7 @@ def test_a_peak_of_a_moment_is_shown_but_is_no_reason() -> None:
 
 
 def test_the_host_that_has_the_least_left_counts() -> None:
-    other = utilisation.host("other")
+    other = utilisation.host_subject("other")
     values = {HOST: 20.0, other: 70.0, utilisation.WORKERS: 90.0}
     found = _report(well(spans=[span(s, m, v) for s, v in values.items() for m in (Measure.CPU, Measure.MEMORY)]))
     assert (found.cpu_percentage, found.memory_percentage) == (70.0, 70.0)
@@ -167,7 +167,7 @@ def test_the_worst_comes_first() -> None:
 
 def test_without_a_database_the_last_figures_are_told_with_their_age() -> None:
     last = _report(well(pool=pool(idle=4)))
-    found = blind(last, NOON + timedelta(seconds=42), DATABASE_AWAY, "it is away")
+    found = outdated_report(last, NOON + timedelta(seconds=42), DATABASE_AWAY, "it is away")
     assert found.overall is Overall.CRITICAL
     assert found.at == NOON + timedelta(seconds=42)
     assert (found.total_workers, found.cpu_percentage) == (9, 40.0)
@@ -176,7 +176,7 @@ def test_without_a_database_the_last_figures_are_told_with_their_age() -> None:
 
 
 def test_without_a_database_from_the_beginning_nothing_is_known() -> None:
-    found = blind(None, NOON, DATABASE_AWAY, "it is away")
+    found = outdated_report(None, NOON, DATABASE_AWAY, "it is away")
     assert (found.overall, found.total_workers, found.bottleneck) == (Overall.CRITICAL, 0, None)
     assert [reason.code for reason in found.reasons] == [DATABASE_AWAY, "not_measured"]
 
@@ -187,8 +187,8 @@ _REASONS = st.builds(Finding, code=st.text(), level=st.sampled_from(Level), mess
 @given(st.lists(_REASONS), _REASONS)
 def test_one_finding_more_never_makes_it_better(reasons: list[Finding], more: Finding) -> None:
     order = list(Overall)
-    assert order.index(overall([*reasons, more])) >= order.index(overall(reasons))
-    assert overall([*reasons, more]) is overall([more, *reasons])
+    assert order.index(overall_health([*reasons, more])) >= order.index(overall_health(reasons))
+    assert overall_health([*reasons, more]) is overall_health([more, *reasons])
 
 
 _PERCENT = st.floats(0, 100)
@@ -210,6 +210,6 @@ def test_figures_stay_within_their_ranges(pool: Any, least: int, cpu: float, tas
     assert 0 <= found.healthy_workers <= found.total_workers
     assert 0 <= found.utilization_percentage <= 100
     assert 0 <= found.cpu_percentage <= 100
-    assert found.overall is overall(found.reasons)
+    assert found.overall is overall_health(found.reasons)
     assert (found.bottleneck is None) == (tasks == 0)
     assert tasks or found.oldest_task_age_seconds == 0

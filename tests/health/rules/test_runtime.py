@@ -2,7 +2,13 @@
 
 import pytest
 
-from app.health.rules.runtime import LanguageModel, arrivals_per_second, completion_seconds, narrowest, unmeasured
+from app.health.rules.runtime import (
+    LanguageModel,
+    arrivals_per_second,
+    bottleneck_agent,
+    completion_seconds,
+    unmeasured_metrics,
+)
 from app.kernel.agents import AgentType
 from app.scaling.rules.estimates import ServicePolicy
 from tests.support.snapshots import minute, pool, queue
@@ -20,22 +26,22 @@ def test_a_pool_counts_each_worker_once() -> None:
 
 def test_the_narrowest_has_the_most_work_for_each_of_its_workers() -> None:
     waiting = queue({_RANKING: {"pending": 60}, _EVOLUTION: {"pending": 30}})
-    assert narrowest(waiting, pool(), _POLICY) is _RANKING
-    assert narrowest(waiting, pool(assigned={_RANKING: 9, _EVOLUTION: 1}), _POLICY) is _EVOLUTION
+    assert bottleneck_agent(waiting, pool(), _POLICY) is _RANKING
+    assert bottleneck_agent(waiting, pool(assigned={_RANKING: 9, _EVOLUTION: 1}), _POLICY) is _EVOLUTION
     # Nobody is assigned ranking at all.
-    assert narrowest(waiting, pool(assigned={_EVOLUTION: 1}), _POLICY) is _RANKING
+    assert bottleneck_agent(waiting, pool(assigned={_EVOLUTION: 1}), _POLICY) is _RANKING
 
 
 def test_work_is_tasks_times_how_long_they_take() -> None:
     took = [minute(_RANKING, "task.completed", 10, 2.0), minute(_EVOLUTION, "task.completed", 10, 50.0)]
     waiting = queue({_RANKING: {"pending": 60}, _EVOLUTION: {"pending": 30}}, recent=took)
-    assert narrowest(waiting, pool(), _POLICY) is _EVOLUTION
+    assert bottleneck_agent(waiting, pool(), _POLICY) is _EVOLUTION
 
 
 def test_what_runs_is_outstanding_but_makes_no_bottleneck_alone() -> None:
-    assert narrowest(queue({_RANKING: {"executing": 60}}), pool(), _POLICY) is None
+    assert bottleneck_agent(queue({_RANKING: {"executing": 60}}), pool(), _POLICY) is None
     both = queue({_RANKING: {"pending": 1, "executing": 60}, _EVOLUTION: {"pending": 30, "delayed": 600}})
-    assert narrowest(both, pool(), _POLICY) is _RANKING
+    assert bottleneck_agent(both, pool(), _POLICY) is _RANKING
 
 
 def test_means_and_rates() -> None:
@@ -52,7 +58,7 @@ def test_means_and_rates() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    named = [reason.message.split(" ")[0] for reason in unmeasured(queue(count_age=None), LanguageModel())]
+    named = [reason.message.split(" ")[0] for reason in unmeasured_metrics(queue(count_age=None), LanguageModel())]
     assert named == ["avg_task_completion_time_ms", "tasks_per_second", "llm_call_latency_ms"]
     seen = queue(recent=[minute(_RANKING, "task.completed", 3, 2.0)])
-    assert unmeasured(seen, LanguageModel(latency_ms=3.0)) == []
+    assert unmeasured_metrics(seen, LanguageModel(latency_ms=3.0)) == []

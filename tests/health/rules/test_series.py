@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy, overflow, points, refusals
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, fold_samples, overflow, refusals
 
 _NOON = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
 _POLICY = SeriesPolicy(most_series=3, most_names=2, ahead_seconds=60, behind_seconds=3600)
@@ -16,9 +16,9 @@ _A = Series(name="a")
 
 def _pushed(
     value: float = 1.0, *, name: str = "a", kind: MetricKind = MetricKind.GAUGE, ago: float | None = None
-) -> Pushed:
+) -> PushedSample:
     at = None if ago is None else _NOON - timedelta(seconds=ago)
-    return Pushed(series=Series(name=name), kind=kind, value=value, at=at)
+    return PushedSample(series=Series(name=name), kind=kind, value=value, at=at)
 
 
 def test_what_is_in_order_is_taken() -> None:
@@ -35,7 +35,7 @@ def test_what_is_in_order_is_taken() -> None:
         (_pushed(kind=MetricKind.COUNTER), "kind", "a is a gauge"),
     ],
 )
-def test_what_is_not_in_order_is_named(sample: Pushed, path: str, said: str) -> None:
+def test_what_is_not_in_order_is_named(sample: PushedSample, path: str, said: str) -> None:
     ((where, why),) = refusals([_pushed(), sample], {}, _NOON, _POLICY)
     assert where == f"samples.1.{path}"
     assert said in why
@@ -49,10 +49,10 @@ def test_series_and_names_are_bounded() -> None:
 
 
 def test_the_last_sample_is_that_of_the_latest_time() -> None:
-    (point,) = points([_pushed(7, ago=5), _pushed(1, ago=20), _pushed(3, ago=10)], _NOON)
+    (point,) = fold_samples([_pushed(7, ago=5), _pushed(1, ago=20), _pushed(3, ago=10)], _NOON)
     assert (point.samples, point.total, point.low, point.high, point.last) == (3, 11, 1, 7, 7)
     assert point.minute == _NOON.replace(second=0)
-    (point,) = points([_pushed(5), _pushed(9), _pushed(4)], _NOON)
+    (point,) = fold_samples([_pushed(5), _pushed(9), _pushed(4)], _NOON)
     assert point.last == 4
 
 
@@ -67,8 +67,8 @@ _SAMPLES = st.lists(
 
 
 @given(_SAMPLES)
-def test_no_sample_is_lost(samples: list[Pushed]) -> None:
-    found = points(samples, _NOON)
+def test_no_sample_is_lost(samples: list[PushedSample]) -> None:
+    found = fold_samples(samples, _NOON)
     assert sum(point.samples for point in found) == len(samples)
     assert sum(point.total for point in found) == sum(pushed.value for pushed in samples)
     keys: list[Any] = [(point.series, point.minute) for point in found]

@@ -21,18 +21,18 @@ def test_the_latest_is_the_newest_that_is_fresh() -> None:
         span(HOST, Measure.MEMORY, 3.0),
         span(utilisation.POOL, Measure.CPU, 4.0, ago=61),
     ]
-    found = utilisation.latest(spans, Measure.CPU, NOON, _POLICY)
+    found = utilisation.latest_spans(spans, Measure.CPU, NOON, _POLICY)
     assert {subject: span.last for subject, span in found.items()} == {HOST: 1.0}
 
 
 def test_the_mean_is_that_of_samples_not_of_spans() -> None:
     spans = [span(HOST, Measure.CPU, 10.0, samples=9), span(HOST, Measure.CPU, 100.0, samples=1)]
-    assert utilisation.mean_of(spans, HOST, Measure.CPU) == 19.0
-    assert utilisation.mean_of(spans, HOST, Measure.BUSY) is None
+    assert utilisation.sample_mean(spans, HOST, Measure.CPU) == 19.0
+    assert utilisation.sample_mean(spans, HOST, Measure.BUSY) is None
 
 
 def test_hosts_are_told_from_others() -> None:
-    assert utilisation.is_host(utilisation.host("workers"))
+    assert utilisation.is_host(utilisation.host_subject("workers"))
     assert not utilisation.is_host(utilisation.WORKERS)
 
 
@@ -44,7 +44,7 @@ def test_hosts_are_told_from_others() -> None:
 def test_steps_cover_the_time_without_gaps(since: object, length: timedelta, seconds: int) -> None:
     assert isinstance(since, type(NOON))
     step, until = timedelta(seconds=seconds), since + length
-    starts = utilisation.starts(since, until, step)
+    starts = utilisation.step_starts(since, until, step)
     if length > timedelta(0):
         assert starts[0] <= since < starts[0] + step
         assert starts[-1] < until <= starts[-1] + step

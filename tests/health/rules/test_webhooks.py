@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.health.rules.webhooks import WebhookPolicy, after_failure, is_public, refusal, signature
+from app.health.rules.webhooks import WebhookPolicy, is_public, refusal_reason, retry_at, signature
 from app.kernel.endpoints import Endpoint, endpoint
 
 HOSTS = ("hooks.example.org", "Pager.Example.org ")
@@ -76,7 +76,7 @@ def test_a_short_secret_is_none() -> None:
 )  # fmt: skip
 def test_an_address_that_is_not_public(address: str) -> None:
     assert not is_public(address)
-    assert refusal(["93.184.216.34", address]) is not None, "one of them spoils all"
+    assert refusal_reason(["93.184.216.34", address]) is not None, "one of them spoils all"
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_an_address_that_is_not_public(address: str) -> None:
 )
 def test_an_address_that_is_public(address: str) -> None:
     assert is_public(address)
-    assert refusal([address]) is None
+    assert refusal_reason([address]) is None
 
 
 def test_a_host_without_an_address_is_refused() -> None:
-    assert refusal([]) == "the host has no address"
+    assert refusal_reason([]) == "the host has no address"
 
 
 def test_the_signature_is_what_receivers_compute() -> None:
@@ -101,7 +101,7 @@ def test_the_signature_is_what_receivers_compute() -> None:
 
 @given(st.integers(1, 100), st.floats(0, 1))
 def test_waits_grow_within_bounds_and_end(attempts: int, chance: float) -> None:
-    planned = after_failure(attempts, chance, NOW, POLICY)
+    planned = retry_at(attempts, chance, NOW, POLICY)
     if attempts >= POLICY.attempts:
         assert planned.due_at is None
     else:
@@ -111,5 +111,5 @@ def test_waits_grow_within_bounds_and_end(attempts: int, chance: float) -> None:
 
 
 def test_the_whole_jitter_is_used() -> None:
-    assert after_failure(3, 0.0, NOW, POLICY).due_at == NOW
-    assert after_failure(3, 1.0, NOW, POLICY).due_at == NOW + timedelta(seconds=20)
+    assert retry_at(3, 0.0, NOW, POLICY).due_at == NOW
+    assert retry_at(3, 1.0, NOW, POLICY).due_at == NOW + timedelta(seconds=20)

@@ -7,11 +7,11 @@ import pytest
 
 from app.db.database import Database
 from app.health.errors import AlertNotFound, AlertResolved
-from app.health.rules.alerts import AlertPolicy, AlertState, Resolution
+from app.health.rules.alerts import AlertPolicy, AlertResolution, AlertState
 from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 from app.health.service import alerts
 from app.health.store import alerts as store
-from app.health.store.alerts import Alert, Wanted
+from app.health.store.alerts import Alert, AlertFilter
 from tests.support.sql import execute, until_blocked, value
 from tests.support.watching import look, neglected, served
 
@@ -28,7 +28,7 @@ SYMPTOM = Symptom(
 async def known(database: Database) -> list[Alert]:
     """All alerts, newest first."""
     async with database.transaction() as connection:
-        return await store.page(connection, Wanted(states=list(AlertState)), before=None, limit=100)
+        return await store.page(connection, AlertFilter(states=list(AlertState)), before=None, limit=100)
 
 
 async def opened(database: Database) -> Alert:
@@ -131,7 +131,7 @@ async def test_of_two_who_acknowledge_at_once_one_is_kept(database: Database, re
 async def test_acknowledging_while_it_is_resolved(database: Database, replica: Database) -> None:
     alert = await opened(database)
     async with database.transaction() as first:
-        await store.resolve(first, Resolution(alert_id=alert.id, reason="gone"))
+        await store.resolve(first, AlertResolution(alert_id=alert.id, reason="gone"))
         rival = asyncio.create_task(acknowledged(replica, alert.id))
         await until_blocked(database)
     with pytest.raises(AlertResolved):
@@ -143,7 +143,7 @@ async def test_acknowledging_again_when_it_is_over_is_still_answered(database: D
     alert = await opened(database)
     await acknowledged(database, alert.id)
     async with database.transaction() as connection:
-        await store.resolve(connection, Resolution(alert_id=alert.id, reason="gone"))
+        await store.resolve(connection, AlertResolution(alert_id=alert.id, reason="gone"))
     assert (await acknowledged(database, alert.id)).state is AlertState.RESOLVED
     with pytest.raises(AlertNotFound):
         await acknowledged(database, alert.id + 1)
@@ -152,7 +152,7 @@ async def test_acknowledging_again_when_it_is_over_is_still_answered(database: D
 async def test_the_old_are_forgotten_and_those_that_stand_are_not(database: Database) -> None:
     over, standing = await opened(database), None
     async with database.transaction() as connection:
-        await store.resolve(connection, Resolution(alert_id=over.id, reason="gone"))
+        await store.resolve(connection, AlertResolution(alert_id=over.id, reason="gone"))
     standing = await opened(database)
     await execute(database, "UPDATE alerts SET opened_at = now() - interval '99 d', updated_at = opened_at")
     await execute(database, "UPDATE alerts SET resolved_at = now() - interval '99 d' WHERE resolved_at IS NOT NULL")

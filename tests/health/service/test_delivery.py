@@ -11,7 +11,7 @@ import pytest
 
 from app.health.rules.webhooks import signature
 from app.health.service import delivery
-from app.health.service.delivery import Message, NotDelivered, WebhookCourier
+from app.health.service.delivery import Message, NotDelivered, WebhookSender
 from app.kernel.endpoints import Endpoint
 from tests.support.webhook_receiver import HOST, Answer, Authority, Receiver, receiving, saying
 
@@ -43,14 +43,14 @@ class Names:
         return self.answers[min(self.asked, len(self.answers)) - 1]
 
 
-def courier(receiver: Receiver, authority: Authority, **more: Any) -> WebhookCourier:
+def courier(receiver: Receiver, authority: Authority, **more: Any) -> WebhookSender:
     """One that may go to loopback, which only a test can have made."""
     endpoint = Endpoint(host=HOST, port=receiver.port, target=f"/hook?token={TOKEN}", secret=SECRET)
     usual: dict[str, Any] = {"resolve": Names(["127.0.0.1"]), "refuse": lambda _: None, "trust": authority.trust()}
-    return WebhookCourier(endpoint, **(usual | more))
+    return WebhookSender(endpoint, **(usual | more))
 
 
-async def refused(courier: WebhookCourier) -> str:
+async def refused(courier: WebhookSender) -> str:
     """Why it was not delivered; nothing secret is in it."""
     with pytest.raises(NotDelivered) as caught:
         await courier.deliver(MESSAGE)
@@ -74,7 +74,7 @@ async def test_what_is_sent(receiver: Receiver, authority: Authority) -> None:
 async def test_an_address_that_is_not_public_is_never_connected_to(receiver: Receiver, authority: Authority) -> None:
     """With the rule that production has: the server is there, and sees nothing."""
     for addresses in (["127.0.0.1"], ["::1"], ["::ffff:127.0.0.1"], ["93.184.216.34", "127.0.0.1"], []):
-        careful = WebhookCourier(
+        careful = WebhookSender(
             Endpoint(host=HOST, port=receiver.port, target="/", secret=SECRET),
             resolve=Names(addresses),
             trust=authority.trust(),
@@ -215,13 +215,13 @@ async def test_a_name_server_that_does_not_answer(receiver: Receiver, authority:
 @pytest.mark.parametrize("name", ["a..b", "x" * 70])
 async def test_a_name_that_is_none_is_not_resolved(receiver: Receiver, authority: Authority, name: str) -> None:
     async def unusable(host: str, port: int) -> Sequence[str]:
-        return await delivery.resolved(name, port)
+        return await delivery.resolve_host(name, port)
 
     assert "could not be resolved" in await refused(courier(receiver, authority, resolve=unusable))
 
 
 async def test_the_system_resolves_without_a_test() -> None:
     """What the system says of `localhost` is loopback, and so refused."""
-    assert set(await delivery.resolved("localhost", 443)) <= {"127.0.0.1", "::1"}
+    assert set(await delivery.resolve_host("localhost", 443)) <= {"127.0.0.1", "::1"}
     endpoint = Endpoint(host="localhost", port=1, target="/", secret=SECRET)
-    assert "not a public address" in await refused(WebhookCourier(endpoint))
+    assert "not a public address" in await refused(WebhookSender(endpoint))

@@ -2,7 +2,7 @@
 
 from app.db.database import Database
 from app.health.rules.snapshot import FOR_ALERTS
-from app.health.rules.utilisation import Measure, host, sample
+from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.service import observations
 from app.health.store import utilisation
 from app.queue.rules.admission import CapacityPolicy
@@ -18,10 +18,14 @@ async def test_what_is_not_measured_is_not_zero(database: Database) -> None:
 
 async def test_the_fullest_host_counts(database: Database) -> None:
     async with database.transaction() as connection:
-        samples = [sample(host(name), Measure.CPU, percent) for name, percent in (("a", 20.0), ("b", 91.0))]
-        await utilisation.add(connection, [*samples, sample(host("a"), Measure.MEMORY, 40.0)], apart_seconds=5)
+        samples = [
+            single_sample(host_subject(name), Measure.CPU, percent) for name, percent in (("a", 20.0), ("b", 91.0))
+        ]
+        await utilisation.add_samples(
+            connection, [*samples, single_sample(host_subject("a"), Measure.MEMORY, 40.0)], apart_seconds=5
+        )
         strain = await observations.strain(connection)
-        seen = await observations.look(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+        seen = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
     assert strain.resources["cpu"] == 0.91
     assert strain.resources["memory"] == 0.40
     assert seen.resources is not None
@@ -31,7 +35,7 @@ async def test_the_fullest_host_counts(database: Database) -> None:
 async def test_the_queue_is_a_resource(database: Database) -> None:
     await submitted(database, 9)
     async with database.transaction() as connection:
-        seen = await observations.look(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+        seen = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
     assert seen.resources is not None
     assert seen.resources["queue"] == 0.9
     assert [depth.tasks for depth in seen.depths] == [9]

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database, now
 from app.health.errors import SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, Pushed, Series, SeriesPolicy
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy
 from app.health.service import series as service
-from app.health.service.series import Batch
+from app.health.service.series import SampleBatch
 from app.health.store import series
 from app.queue.errors import IdempotencyMismatch
 from tests.support.sql import early_in_a_minute, execute, fetch, until_blocked, value
@@ -21,15 +21,17 @@ _POLICY = SeriesPolicy()
 _TIGHT = SeriesPolicy(most_series=3)
 
 
-def _pushed(name: str = "depth", number: float = 1.0, kind: MetricKind = MetricKind.GAUGE, **labels: str) -> Pushed:
-    return Pushed(series=Series(name=name, **labels), kind=kind, value=number)
+def _pushed(
+    name: str = "depth", number: float = 1.0, kind: MetricKind = MetricKind.GAUGE, **labels: str
+) -> PushedSample:
+    return PushedSample(series=Series(name=name, **labels), kind=kind, value=number)
 
 
-def _batch(*samples: Pushed, batch_id: UUID | None = None, digest: bytes = b"one") -> Batch:
-    return Batch(batch_id=batch_id or uuid4(), sent_by="key", digest=digest, samples=samples)
+def _batch(*samples: PushedSample, batch_id: UUID | None = None, digest: bytes = b"one") -> SampleBatch:
+    return SampleBatch(batch_id=batch_id or uuid4(), sent_by="key", digest=digest, samples=samples)
 
 
-async def _push(database: Database, *samples: Pushed, policy: SeriesPolicy = _POLICY, **batch: Any) -> bool:
+async def _push(database: Database, *samples: PushedSample, policy: SeriesPolicy = _POLICY, **batch: Any) -> bool:
     async with database.transaction() as connection:
         return await service.push(connection, _batch(*samples, **batch), policy)
 
@@ -42,7 +44,7 @@ async def test_samples_end_up_in_their_minute(database: Database) -> None:
     async with database.transaction() as connection:
         moment = await now(connection)
     early = [
-        Pushed(
+        PushedSample(
             series=Series(name="depth"), kind=MetricKind.GAUGE, value=n, at=moment - timedelta(minutes=10, seconds=n)
         )
         for n in (2.0, 1.0, 3.0)
@@ -179,6 +181,6 @@ async def test_the_present_is_the_last_minute(database: Database) -> None:
         " ELSE interval '1 min' END FROM metric_series WHERE id = series_id AND name <> 'depth'",
     )
     async with database.transaction() as connection:
-        found = {(c.name, c.agent): c.value for c in await series.current(connection)}
+        found = {(c.name, c.agent): c.value for c in await series.current_values(connection)}
     assert found.pop(("depth", None)) == 15.0
     assert found == {("writes", "ranking"): 2.0}

@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 
 from app.db.database import Database
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Overall
-from app.health.service.snapshot_cache import LookPolicy, SnapshotCache, Terms, gather
+from app.health.service.snapshot_cache import CachePolicy, SnapshotCache, SnapshotTerms, read_snapshot
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
 from app.queue.rules.admission import CapacityPolicy
@@ -21,8 +21,8 @@ from tests.support.ports import free_port
 from tests.support.proxy import silent_line
 from tests.support.sql import execute, until, until_blocked
 
-_TERMS = Terms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
-_EAGER = LookPolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)
+_TERMS = SnapshotTerms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
+_EAGER = CachePolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_all_who_ask_at_once_share_a_look(database: Database, lookout: Sna
     seen = await asyncio.gather(*(lookout.look() for _ in range(20)))
     assert len({id(snapshot) for snapshot in seen}) == 1
     assert await lookout.look() is not seen[0]
-    lookout.policy = LookPolicy(fresh_seconds=60)
+    lookout.policy = CachePolicy(fresh_seconds=60)
     assert await lookout.look() is await lookout.look()
 
 
@@ -93,7 +93,7 @@ async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(
 
 
 async def test_who_has_lost_patience_leaves_the_look_to_others(database: Database, lookout: SnapshotCache) -> None:
-    lookout.policy = LookPolicy(fresh_seconds=0, statement_seconds=20, patience_seconds=0.05)
+    lookout.policy = CachePolicy(fresh_seconds=0, statement_seconds=20, patience_seconds=0.05)
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(DatabaseUnavailable):
@@ -102,7 +102,7 @@ async def test_who_has_lost_patience_leaves_the_look_to_others(database: Databas
         with pytest.raises(DatabaseUnavailable):
             await lookout.look()
         await until_blocked(database, 1)
-        lookout.policy = LookPolicy(fresh_seconds=0)
+        lookout.policy = CachePolicy(fresh_seconds=0)
         waiting = asyncio.create_task(lookout.look())
         await other.rollback()
     assert (await waiting).pool.total == 0
@@ -154,10 +154,10 @@ async def test_a_database_that_is_not_as_it_should_be_is_told_of(own_database: D
 
 async def test_a_connection_that_has_gone_silent_is_replaced(database: Database) -> None:
     """As after a failover: packets of the old connection get lost, and a new one would be answered."""
-    policy = LookPolicy(fresh_seconds=0, patience_seconds=0.1, silence_seconds=0.3)
+    policy = CachePolicy(fresh_seconds=0, patience_seconds=0.1, silence_seconds=0.3)
     async with silent_line(database.url) as line:
         lookout = SnapshotCache(Database(line.url, connections=1), _TERMS, policy)
-        lookout.policy = LookPolicy(fresh_seconds=0, patience_seconds=30)
+        lookout.policy = CachePolicy(fresh_seconds=0, patience_seconds=30)
         await lookout.look()
         lookout.policy = policy
         line.hush()
@@ -206,7 +206,7 @@ async def _statements(database: Database) -> list[tuple[str, Any]]:
     event.listen(database.engine.sync_engine, "before_cursor_execute", note)
     try:
         async with database.transaction() as connection:
-            await gather(connection, _TERMS)
+            await read_snapshot(connection, _TERMS)
     finally:
         event.remove(database.engine.sync_engine, "before_cursor_execute", note)
     return sent

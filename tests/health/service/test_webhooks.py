@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from app.db.database import Database
-from app.health.rules.alerts import Resolution
+from app.health.rules.alerts import AlertResolution
 from app.health.rules.webhooks import WebhookPolicy
 from app.health.service import alerts, webhooks
 from app.health.service.delivery import Message, NotDelivered
@@ -55,20 +55,20 @@ async def opened(database: Database) -> Alert:
     async with database.transaction() as connection:
         alert = await alert_store.open_alert(connection, SYMPTOM)
         assert alert is not None
-        await webhooks.tell(connection, AlertKind.OPENED, alert)
+        await webhooks.enqueue(connection, AlertKind.OPENED, alert)
     return alert
 
 
 async def resolved(database: Database, alert: Alert) -> None:
     async with database.transaction() as connection:
-        over = await alert_store.resolve(connection, Resolution(alert_id=alert.id, reason="gone"))
+        over = await alert_store.resolve(connection, AlertResolution(alert_id=alert.id, reason="gone"))
         assert over is not None
-        await webhooks.tell(connection, AlertKind.RESOLVED, over)
+        await webhooks.enqueue(connection, AlertKind.RESOLVED, over)
 
 
 async def deliveries(database: Database, alert: Alert) -> list[store.Delivery]:
     async with database.transaction() as connection:
-        return await store.of_alert(connection, alert.id)
+        return await store.read_deliveries(connection, alert.id)
 
 
 async def test_opening_and_end_are_told_with_all_that_is_known(database: Database) -> None:
@@ -106,7 +106,7 @@ async def test_a_kill_between_the_alert_and_the_outbox_leaves_neither(
         raise RuntimeError("killed")
 
     await neglected(database, 11)
-    monkeypatch.setattr(webhooks, "tell", killed)
+    monkeypatch.setattr(webhooks, "enqueue", killed)
     with pytest.raises(RuntimeError):
         await told(database)
     monkeypatch.undo()
@@ -177,7 +177,7 @@ async def test_two_replicas_at_once_send_each_once(database: Database, replica: 
     async with database.transaction() as connection:
         for n in range(12):
             body = json.dumps({"kind": str(n)})
-            await store.add(connection, UUID(int=n), alert_id=n, kind=AlertKind.OPENED, body=body)
+            await store.add_delivery(connection, UUID(int=n), alert_id=n, kind=AlertKind.OPENED, body=body)
     couriers = [Recorder(), Recorder()]
     counts = await asyncio.gather(
         *(webhooks.deliver(db, courier) for db, courier in zip((database, replica), couriers, strict=True))
@@ -192,7 +192,9 @@ async def test_of_an_alert_the_end_waits_for_the_beginning(database: Database) -
     await resolved(database, alert)
     other, courier = UUID(int=7), Recorder(failures=1)
     async with database.transaction() as connection:
-        await store.add(connection, other, alert_id=alert.id + 1, kind=AlertKind.OPENED, body='{"kind": "other"}')
+        await store.add_delivery(
+            connection, other, alert_id=alert.id + 1, kind=AlertKind.OPENED, body='{"kind": "other"}'
+        )
     await webhooks.deliver(database, courier, WebhookPolicy(base=3600, cap=3600, at_once=1))
     assert courier.kinds == ["alert.opened", "other"], "others do not wait"
     await execute(database, "UPDATE webhook_deliveries SET due_at = now() WHERE due_at IS NOT NULL")

@@ -23,7 +23,7 @@ async def seen(database: Database, what: Any, *arguments: Any) -> Any:
 
 
 async def test_running_tasks_by_agent_type(database: Database) -> None:
-    assert await seen(database, observations.running, 30.0) == {}
+    assert await seen(database, observations.running_tasks, 30.0) == {}
     await holding(database)
     _, lease = await holding(database, agent_type=AgentType.GENERATION)
     await execute(
@@ -31,7 +31,7 @@ async def test_running_tasks_by_agent_type(database: Database) -> None:
         "UPDATE tasks SET leased_at = now() - interval '100 s', deadline_at = now() - interval '40 s' WHERE id = $1",
         lease.task_id,
     )
-    found = (await seen(database, observations.running, 30.0))[AgentType.GENERATION]
+    found = (await seen(database, observations.running_tasks, 30.0))[AgentType.GENERATION]
     assert (found.tasks, found.overdue) == (2, 1)
     assert 100 <= found.longest_seconds < 160
 
@@ -43,12 +43,12 @@ async def test_idle_is_who_has_taken_nothing_for_a_while(database: Database) -> 
     await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min' WHERE id <> $1", fresh)
     await execute(database, "UPDATE workers SET state = 'draining' WHERE id = $1", draining)
     await execute(database, "UPDATE workers SET capabilities = '{ranking}' WHERE id = $1", idle)
-    pool = await seen(database, observations.pool, 7)
+    pool = await seen(database, observations.worker_counts, 7)
     assert (pool.alive, pool.idle, pool.idle_for, pool.minimum) == (4, 1, frozenset({AgentType.RANKING}), 7)
     await execute(database, "DELETE FROM tasks WHERE worker_id = $1", busy)
-    assert (await seen(database, observations.pool, 7)).idle == 1, "it took a task a moment ago"
+    assert (await seen(database, observations.worker_counts, 7)).idle == 1, "it took a task a moment ago"
     await execute(database, "UPDATE leases SET leased_at = now() - interval '1 min'")
-    assert (await seen(database, observations.pool, 7)).idle == 2
+    assert (await seen(database, observations.worker_counts, 7)).idle == 2
 
 
 async def slot(database: Database, number: int, state: str, *, age: int, lived: int | None = None) -> Any:
@@ -116,8 +116,8 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
             await asyncio.sleep(0.05)
             for _ in range(3):
                 await execute(database, "INSERT INTO goals (id) VALUES (gen_random_uuid()::text)")
-            held = await seen(database, observations.database)
-        after = await seen(database, observations.database)
+            held = await seen(database, observations.database_condition)
+        after = await seen(database, observations.database_condition)
     finally:
         await other.close()
     assert held.snapshot_seconds >= 0.05
@@ -126,7 +126,7 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
 
 
 async def test_dead_rows_and_connections_are_figures(database: Database) -> None:
-    condition = await seen(database, observations.database)
+    condition = await seen(database, observations.database_condition)
     assert set(condition.dead_rows) >= {"tasks", "leases", "workers"}
     assert 0 < condition.connections < 1
 
@@ -137,4 +137,4 @@ async def test_breakers_that_are_not_closed(database: Database) -> None:
         "INSERT INTO llm_models (model, concurrency, open_until) VALUES ('closed', 1, NULL),"
         " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min')",
     )
-    assert await seen(database, observations.breakers) == {"open": True, "about to be tried": True}
+    assert await seen(database, observations.open_breakers) == {"open": True, "about to be tried": True}

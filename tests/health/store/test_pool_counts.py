@@ -36,7 +36,7 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
         " VALUES (gen_random_uuid(), 'new', 1, 'starting', '{}', '{}')",
     )
     async with database.transaction() as connection:
-        found = await pool_counts.pool(connection, silent_seconds=15, lately=_LATELY)
+        found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
     assert (found.starting, found.idle, found.busy, found.draining) == (1, 2, 1, 1)
     assert (found.silent, found.failed, found.total, found.healthy) == (1, 2, 5, 3)
     assert found.able == dict.fromkeys(AgentType, 3)
@@ -45,7 +45,7 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
 
 async def test_a_pool_of_nobody(database: Database) -> None:
     async with database.transaction() as connection:
-        found = await pool_counts.pool(connection, silent_seconds=15, lately=_LATELY)
+        found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
     assert (found.total, found.failed, found.able, found.assigned) == (0, 0, {}, {})
 
 
@@ -56,7 +56,7 @@ async def test_turns_are_told_with_their_pace(database: Database) -> None:
         " ('never', NULL, 2), ('of a host', now(), NULL)",
     )
     async with database.transaction() as connection:
-        found = {turn.duty: turn for turn in await pool_counts.turns(connection)}
+        found = {turn.duty: turn for turn in await pool_counts.duty_turns(connection)}
     assert set(found) == {"a", "of a host"}
     assert (int(found["a"].seconds_ago), found["a"].every_seconds) == (40, 2.0)
     assert found["of a host"].every_seconds is None
@@ -65,14 +65,14 @@ async def test_turns_are_told_with_their_pace(database: Database) -> None:
 async def test_in_a_hurry_a_long_statement_is_ended_and_known_as_slow(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable) as caught:
         await _sleep(database, hurry=0.02)
-    assert pool_counts.was_slow(caught.value)
+    assert pool_counts.is_statement_timeout(caught.value)
     async with database.transaction() as connection:
         limit = (await connection.execute(text("SHOW statement_timeout"))).scalar_one()
     assert limit == "30s"
-    assert not pool_counts.was_slow(DatabaseUnavailable())
+    assert not pool_counts.is_statement_timeout(DatabaseUnavailable())
 
 
 async def _sleep(database: Database, *, hurry: float) -> None:
     async with database.transaction() as connection:
-        await pool_counts.hurry(connection, hurry)
+        await pool_counts.limit_statement_time(connection, hurry)
         await connection.execute(text("SELECT pg_sleep(5)"))

@@ -7,29 +7,29 @@ import pytest
 
 from app.db import hot_path
 from app.db.database import Database
-from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, host, sample
+from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, host_subject, single_sample
 from app.health.store import utilisation
 from app.workers.store import workers
 from tests.support.factories import beat, leased, ready_worker, submitted
 from tests.support.sql import early_in_a_minute, execute, fetch, until_blocked, value
 
-_LAB = host("lab")
+_LAB = host_subject("lab")
 _HOUR = timedelta(hours=1)
 _MINUTE = timedelta(minutes=1)
 
 
 async def _add(database: Database, *samples: Sample, apart: float = 0.0) -> int:
     async with database.transaction() as connection:
-        return await utilisation.add(connection, samples, apart_seconds=apart)
+        return await utilisation.add_samples(connection, samples, apart_seconds=apart)
 
 
 async def test_samples_of_a_minute_are_put_together(database: Database) -> None:
     await early_in_a_minute(database)
     for low, mean, high in ((1.0, 10.0, 20.0), (5.0, 30.0, 90.0)):
         await _add(database, Sample(subject=WORKERS, measure=Measure.CPU, low=low, mean=mean, high=high))
-    await _add(database, sample(_LAB, Measure.CPU, 7.0))
+    await _add(database, single_sample(_LAB, Measure.CPU, 7.0))
     async with database.transaction() as connection:
-        found = {span.subject: span for span in await utilisation.recent(connection, _HOUR)}
+        found = {span.subject: span for span in await utilisation.recent_minutes(connection, _HOUR)}
     assert found[_LAB].last == 7.0
     span = found[WORKERS]
     assert (span.samples, span.low, span.mean, span.high, span.last) == (2, 1.0, 20.0, 90.0, 30.0)
@@ -37,24 +37,27 @@ async def test_samples_of_a_minute_are_put_together(database: Database) -> None:
 
 async def test_two_processes_of_a_host_count_once(database: Database) -> None:
     await early_in_a_minute(database)
-    await _add(database, sample(_LAB, Measure.CPU, 7.0))
-    assert await _add(database, sample(_LAB, Measure.CPU, 8.0), sample(_LAB, Measure.MEMORY, 1.0), apart=30) == 1
+    await _add(database, single_sample(_LAB, Measure.CPU, 7.0))
+    assert (
+        await _add(database, single_sample(_LAB, Measure.CPU, 8.0), single_sample(_LAB, Measure.MEMORY, 1.0), apart=30)
+        == 1
+    )
     rows = await fetch(database, "SELECT measure, samples FROM utilisation ORDER BY measure")
     assert [tuple(row) for row in rows] == [("cpu", 1), ("memory", 1)]
     await execute(database, "UPDATE utilisation SET last_at = last_at - interval '31 s'")
-    assert await _add(database, sample(_LAB, Measure.CPU, 9.0), apart=30) == 1
+    assert await _add(database, single_sample(_LAB, Measure.CPU, 9.0), apart=30) == 1
 
 
 async def test_rivals_wait_for_each_other_in_one_order_and_lose_nothing(database: Database) -> None:
     await early_in_a_minute(database)
-    cpu, memory = sample(_LAB, Measure.CPU, 1.0), sample(_LAB, Measure.MEMORY, 1.0)
+    cpu, memory = single_sample(_LAB, Measure.CPU, 1.0), single_sample(_LAB, Measure.MEMORY, 1.0)
     await _add(database, cpu, memory)
     async with database.transaction() as first:
-        await utilisation.add(first, [cpu], apart_seconds=0)
+        await utilisation.add_samples(first, [cpu], apart_seconds=0)
         second = asyncio.create_task(_add(database, memory, cpu))
         await until_blocked(database)
         # The second waits without having written anything that the first still wants.
-        await utilisation.add(first, [memory], apart_seconds=0)
+        await utilisation.add_samples(first, [memory], apart_seconds=0)
     await second
     assert await value(database, "SELECT sum(samples) FROM utilisation") == 6
 
@@ -68,7 +71,7 @@ async def test_workers_are_measured_by_what_they_have(database: Database) -> Non
     await hot_path.run(database, lambda c: workers.beat(c, [nothing], 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 2, memory_gb = 1")
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.of_workers(connection, fresh_seconds=15)}
+        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
     cpu, memory = found[Measure.CPU], found[Measure.MEMORY]
     assert (cpu.low, cpu.mean, cpu.high) == (25.0, 50.0, 75.0)
     assert (memory.low, memory.mean, memory.high) == (25.0, 37.5, 50.0)
@@ -82,11 +85,11 @@ async def test_what_is_next_to_nothing_spoils_no_sample(database: Database, leas
     await hot_path.run(database, lambda c: workers.beat(c, said, 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 1, memory_gb = 1")
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.of_workers(connection, fresh_seconds=15)}
+        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
     assert {measure: found[measure].mean for measure in (Measure.CPU, Measure.MEMORY)} == {"cpu": 25.0, "memory": 25.0}
     await execute(database, "UPDATE workers SET cpu_cores = $1, memory_gb = $1 WHERE id = $2", least, other)
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.of_workers(connection, fresh_seconds=15)}
+        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
     assert found[Measure.CORES].mean == 0.5, "cores and gigabytes in use are known, whatever there is of them"
 
 
@@ -95,23 +98,23 @@ async def test_nobody_has_said_anything(database: Database) -> None:
     said = beat(worker_id, cpu_percent=None, memory_mb=None)
     await hot_path.run(database, lambda c: workers.beat(c, [said], 15.0))
     async with database.transaction() as connection:
-        assert await utilisation.of_workers(connection, fresh_seconds=15) == []
+        assert await utilisation.sample_workers(connection, fresh_seconds=15) == []
     await execute(database, "UPDATE workers SET cpu_percent = 5, last_seen_at = now() - interval '1 min'")
     async with database.transaction() as connection:
-        assert await utilisation.of_workers(connection, fresh_seconds=15) == []
+        assert await utilisation.sample_workers(connection, fresh_seconds=15) == []
 
 
 async def test_the_pool_is_busy_by_the_share_that_holds_a_task(database: Database) -> None:
     async with database.transaction() as connection:
-        assert await utilisation.of_pool(connection) is None
+        assert await utilisation.sample_pool(connection) is None
     busy = await ready_worker(database)
     for _ in range(3):
         await ready_worker(database)
     await submitted(database)
     await leased(database, busy)
     async with database.transaction() as connection:
-        found = await utilisation.of_pool(connection)
-    assert found == sample(POOL, Measure.BUSY, 25.0)
+        found = await utilisation.sample_pool(connection)
+    assert found == single_sample(POOL, Measure.BUSY, 25.0)
 
 
 _OLD = """
@@ -126,9 +129,11 @@ async def test_steps_put_minutes_together_and_leave_gaps(database: Database) -> 
     await execute(database, _OLD)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     async with database.transaction() as connection:
-        found = await utilisation.steps(connection, since=start, until=start + 2 * _HOUR, step=10 * _MINUTE)
+        found = await utilisation.read_steps(connection, since=start, until=start + 2 * _HOUR, step=10 * _MINUTE)
         assert (
-            await utilisation.steps(connection, since=start, until=start + _HOUR, step=_MINUTE, subject="host:other")
+            await utilisation.read_steps(
+                connection, since=start, until=start + _HOUR, step=_MINUTE, subject="host:other"
+            )
             == []
         )
     assert [(span.start - start) // _MINUTE for span in found] == [0, 10, 20, 30, 40, 50, 70, 80, 90, 100, 110]
@@ -138,7 +143,7 @@ async def test_steps_put_minutes_together_and_leave_gaps(database: Database) -> 
 
 async def test_what_is_old_is_forgotten(database: Database) -> None:
     await execute(database, _OLD)
-    await _add(database, sample(_LAB, Measure.CPU, 7.0))
+    await _add(database, single_sample(_LAB, Measure.CPU, 7.0))
     async with database.transaction() as connection:
         assert await utilisation.prune(connection, 30) == 110
     assert await value(database, "SELECT count(*) FROM utilisation") == 1
