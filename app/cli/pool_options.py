@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from app.admin.rules.config import ConfigAction, Document
 from app.admin.service import config
-from app.admin.service.config import Order
+from app.admin.service.config import ChangeRequest
 from app.admin.store.config import Version
 from app.db.database import Database
 from app.kernel.modes import Mode
@@ -33,8 +33,8 @@ async def grant(database: Database, initial: Mode, wish: Wish, by: str) -> Versi
         return (await config.change(connection, initial, order, ConfigAction.PATCH, document)).version
 
 
-def _order(found: Version, wish: Wish, by: str) -> Order:
-    return Order(expected=found.version, by=by, reason=wish.reason)
+def _order(found: Version, wish: Wish, by: str) -> ChangeRequest:
+    return ChangeRequest(expected_version=found.version, by=by, reason=wish.reason)
 
 
 def _bounded(document: Document, wish: Wish) -> Document:

@@ -17,7 +17,7 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def expected(if_match: str | None) -> int:
+def expected_version(if_match: str | None) -> int:
     """The version that a change builds on. Raises PreconditionRequired, RequestValidationError."""
     if if_match is None:
         raise PreconditionRequired('send `If-Match: "<version>"`, the ETag of what you have read')
@@ -30,5 +30,5 @@ def expected(if_match: str | None) -> int:
 
 def is_known(version: int, if_none_match: str | None) -> bool:
     """Whether the caller knows this version already."""
-    listed = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]
-    return "*" in listed or etag(version) in listed
+    etags = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]
+    return "*" in etags or etag(version) in etags

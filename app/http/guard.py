@@ -1,4 +1,4 @@
-"""Who is calling, and whether this route is for them. Every route declares what it needs."""
+"""Access control: every route declares the scope that it needs, and the key that is shown must include it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ _SCOPE = "convener_scope"
 
 
 class Authenticator:
-    """Tells whose key it is."""
+    """Recognises keys; the administration provides it."""
 
     async def recognise(self, text: str) -> Principal:
         """The holder of the key. Raises Unauthenticated."""

@@ -38,10 +38,10 @@ def agent_type(name: str) -> AgentType:
     try:
         return AgentType(plain.removesuffix("_agent"))
     except ValueError:
-        known = ", ".join(AgentType)
-        raise ValueError(f"unknown agent type {name[:60]!r}; known are {known}") from None
+        names = ", ".join(AgentType)
+        raise ValueError(f"unknown agent type {name[:60]!r}; known are {names}") from None
 
 
 def _snake(name: str) -> str:
-    separated = "".join(f"_{c}" if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
-    return separated.replace("-", "_").lower()
+    snake_case = "".join(f"_{c}" if c.isupper() and i and name[i - 1].islower() else c for i, c in enumerate(name))
+    return snake_case.replace("-", "_").lower()

@@ -14,9 +14,9 @@ class Change:
     after: Any
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+def changes(old_document: Mapping[str, Any], new_document: Mapping[str, Any]) -> list[Change]:
     """Every single value that differs between two JSON objects, by its path; what is not there is None."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(_leaves(old_document)), dict(_leaves(new_document))
     return [
         Change(path=path, before=old.get(path), after=new.get(path))
         for path in dict.fromkeys([*old, *new])

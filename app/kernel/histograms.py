@@ -40,20 +40,20 @@ class Durations:
         """
         rank = share * sum(self.histogram)
         sums = list(accumulate(self.histogram, initial=0))
-        for place, held in enumerate(self.histogram):
-            if held and sums[place + 1] >= rank:
+        for place, count in enumerate(self.histogram):
+            if count and sums[place + 1] >= rank:
                 lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)
                 upper = min(self.longest, BOUNDS[place] if place < len(BOUNDS) else self.longest)
-                return min(upper, lower + (upper - lower) * (rank - sums[place]) / held)
+                return min(upper, lower + (upper - lower) * (rank - sums[place]) / count)
         return None
 
 
 def total(parts: Iterable[Durations]) -> Durations:
     """All of them together."""
-    known = list(parts)
+    durations = list(parts)
     return Durations(
-        count=sum(part.count for part in known),
-        seconds=sum(part.seconds for part in known),
-        longest=max((part.longest for part in known), default=0.0),
-        histogram=tuple(map(sum, zip_longest(*(part.histogram for part in known), fillvalue=0))),
+        count=sum(part.count for part in durations),
+        seconds=sum(part.seconds for part in durations),
+        longest=max((part.longest for part in durations), default=0.0),
+        histogram=tuple(map(sum, zip_longest(*(part.histogram for part in durations), fillvalue=0))),
     )

@@ -7,7 +7,7 @@ from app.kernel.agents import AgentType
 Weights = Mapping[AgentType, float]
 
 
-def raised(weights: Weights, floor: float) -> dict[AgentType, float]:
+def raise_to_floor(weights: Weights, floor: float) -> dict[AgentType, float]:
     """Weights that sum to 1 with none under the floor; the others keep their proportions."""
     total = sum(weights.values())
     even = {agent: weight / total if total > 0 else 1 / len(weights) for agent, weight in weights.items()}
@@ -20,10 +20,10 @@ def fit(weights: Weights, lower: Weights, upper: Weights) -> dict[AgentType, flo
     def at(c: float) -> dict[AgentType, float]:
         return {agent: min(upper[agent], max(lower[agent], c * weight)) for agent, weight in weights.items()}
 
-    return at(_bisected(lambda c: sum(at(c).values()) < 1))
+    return at(_bisect(lambda c: sum(at(c).values()) < 1))
 
 
-def _bisected(too_small: Callable[[float], bool]) -> float:
+def _bisect(too_small: Callable[[float], bool]) -> float:
     low, high = 0.0, 1.0
     while too_small(high) and high < 1e12:
         high *= 2

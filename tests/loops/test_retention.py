@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.db import duties
 from app.db.database import Database
 from app.goals.rules.stopping import Quality
@@ -29,7 +29,7 @@ async def _pursued(database: Database, *ids: str) -> None:
         async with database.transaction() as connection:
             await goals.create(connection, goal_request(goal_id))
             await iterations.record(
-                connection, goal_id, IterationReport(number=1, quality=Quality(best=1200.0)), Iterations()
+                connection, goal_id, IterationReport(number=1, quality=Quality(best=1200.0)), IterationConfig()
             )
         await execute(database, _COMPUTE, goal_id)
 

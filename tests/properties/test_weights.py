@@ -16,7 +16,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
-from app.kernel.shares import raised
+from app.kernel.shares import raise_to_floor
 from app.memory.store import invariants
 from tests.support.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
 
@@ -40,7 +40,7 @@ async def _deed(database: Database, draw: random.Random) -> None:
             case _:
                 pass
     if what == "configure":
-        shares = raised(named, WeightPolicy().floor)
+        shares = raise_to_floor(named, WeightPolicy().floor)
         await configure(database, {f"{agent}_agent": share for agent, share in shares.items()})
 
 

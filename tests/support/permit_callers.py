@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from app.admin.rules.config import ConfigAction
 from app.admin.service import config
-from app.admin.service.config import Order
+from app.admin.service.config import ChangeRequest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
@@ -47,6 +47,6 @@ async def configure(database: Database, calls: int) -> None:
     async with database.transaction() as connection:
         now = await config.current(connection, Mode.PRODUCTION)
         limits = replace(now.document.resource_limits, max_concurrent_llm_calls=calls)
-        order = Order(expected=now.version, by="test")
+        order = ChangeRequest(expected_version=now.version, by="test")
         document = replace(now.document, resource_limits=limits)
         await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from app.admin.rules.config import ConfigAction, balanced, preset
+from app.admin.rules.config import ConfigAction, balance_weights, preset
 from app.admin.service import config
-from app.admin.service.config import Order
+from app.admin.service.config import ChangeRequest
 from app.db import hot_path
 from app.db.database import Database
 from app.kernel.ids import WorkerId
@@ -28,9 +28,9 @@ async def bounds(database: Database, least: int, most: int, mode: Mode = Mode.PR
     async with database.transaction() as connection:
         before = await config.current(connection, mode)
     pool = replace(before.document.worker_pool, min_workers=least, max_workers=most)
-    document = balanced(replace(preset(mode), worker_pool=pool))
+    document = balance_weights(replace(preset(mode), worker_pool=pool))
     async with database.transaction() as connection:
-        order = Order(expected=before.version, by="test", reason="test")
+        order = ChangeRequest(expected_version=before.version, by="test", reason="test")
         await config.change(connection, mode, order, ConfigAction.SET, document)
 
 

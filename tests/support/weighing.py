@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.admin.rules.config import ConfigAction, document_of, plain
+from app.admin.rules.config import ConfigAction, as_json, from_json
 from app.admin.service import config
 from app.agents.rules import performance as rules
 from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
@@ -33,8 +33,8 @@ async def as_in_example_2(database: Database) -> None:
 async def configure(database: Database, shares: Mapping[str, float]) -> None:
     async with database.transaction() as connection:
         version = await config.current(connection, Mode.PRODUCTION)
-        document = document_of({**plain(version.document), "agent_weights": dict(shares)})
-        order = config.Order(expected=version.version, by="test")
+        document = from_json({**as_json(version.document), "agent_weights": dict(shares)})
+        order = config.ChangeRequest(expected_version=version.version, by="test")
         await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 

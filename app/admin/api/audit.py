@@ -81,24 +81,24 @@ async def page(
     limit: Limit = 100,
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
-    found = await store.page(connection, before=after, action=action, limit=limit + 1)
+    entries = await store.page(connection, below=after, action=action, limit=limit + 1)
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.read")
-    following = found[limit - 1].seq if len(found) > limit else None
-    return AuditPage(items=[_shown(entry) for entry in found[:limit]], next=following)
+    following = entries[limit - 1].seq if len(entries) > limit else None
+    return AuditPage(items=[_entry_out(entry) for entry in entries[:limit]], next=following)
 
 
 @router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])
-async def verify(asked: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
+async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
-    known = Link(seq=asked.known.seq, digest=bytes.fromhex(asked.known.digest)) if asked.known else None
-    found = await service.verify(services.database, known)
+    noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None
+    verdict = await service.verify(services.database, noted_end)
     async with services.database.transaction() as connection:
         await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.verify")
-    end = EndOut(seq=found.end.seq, digest=found.end.digest.hex())
-    return VerdictOut(ok=found.violation is None, entries=found.entries, end=end, violation=found.violation)
+    end = EndOut(seq=verdict.end.seq, digest=verdict.end.digest.hex())
+    return VerdictOut(ok=verdict.violation is None, entries=verdict.entries, end=end, violation=verdict.violation)
 
 
-def _shown(entry: Entry) -> AuditEntryOut:
-    deed = {name: getattr(entry.deed, name) for name in ("by", "action", "before", "after", "reason")}
+def _entry_out(entry: Entry) -> AuditEntryOut:
+    fields = {name: getattr(entry.content, name) for name in ("by", "action", "before", "after", "reason")}
     at = entry.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **deed)
+    return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **fields)

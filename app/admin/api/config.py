@@ -13,18 +13,18 @@ from app.admin.api.config_schemas import (
     DocumentIn,
     ModeIn,
     RollbackIn,
-    changed,
+    apply_patch,
+    changed_out,
+    config_out,
+    document_from,
     history_item,
-    patched,
-    plain_document,
-    shown,
 )
 from app.admin.errors import ConfigRefused, ConfigVersionNotFound
 from app.admin.rules.config import ConfigAction
 from app.admin.service import config as service
-from app.admin.service.config import CurrentConfig, Order, Outcome
+from app.admin.service.config import ChangeRequest, ChangeResult, CurrentConfig
 from app.admin.store import config as store
-from app.http.etags import IfMatch, IfNoneMatch, etag, expected, is_known
+from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
 from app.http.fields import Given, Limit, Sentence
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -72,12 +72,12 @@ async def read(
     `effective_weights` are what the weights come to: no agent has less than 0.02, and `notes` say where one was raised.
     They are where the weights in force begin; `GET /weights` shows what those have become.
     """
-    found = await service.current(connection, services[CurrentConfig].initial)
-    await _noted(connection, services, caller, "config.read")
-    if is_known(found.version, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag(found.version)})
-    response.headers["ETag"] = etag(found.version)
-    return shown(found)
+    version = await service.current(connection, services[CurrentConfig].initial)
+    await _note_read(connection, services, caller, "config.read")
+    if is_known(version.version, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag(version.version)})
+    response.headers["ETag"] = etag(version.version)
+    return config_out(version)
 
 
 @router.put("", summary="Replace the configuration", dependencies=_WRITE, responses=_WRITING)
@@ -87,18 +87,18 @@ async def put(
     services: ServicesDep,
     caller: Caller,
     response: Response,
-    asked: Annotated[Reasoned, Query()],
+    options: Annotated[Reasoned, Query()],
     if_match: IfMatch = None,
 ) -> ChangedOut:
     """All four sections, with every value. Weights are scaled to sum 1; a weight of 0 is raised to 0.02 in effect.
 
     Safe to repeat: the same body sent again with the same If-Match is accepted again.
     """
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
-    outcome = await service.change(
-        connection, services[CurrentConfig].initial, order, ConfigAction.SET, plain_document(document)
+    request = _request(caller, if_match, options.reason, options)
+    result = await service.change(
+        connection, services[CurrentConfig].initial, request, ConfigAction.SET, document_from(document)
     )
-    return _answer(outcome, order, response)
+    return _answer(result, request, response)
 
 
 @router.patch("", summary="Change some of the configuration", dependencies=_WRITE, responses=_WRITING)
@@ -108,18 +108,18 @@ async def patch(
     services: ServicesDep,
     caller: Caller,
     response: Response,
-    asked: Annotated[Reasoned, Query()],
+    options: Annotated[Reasoned, Query()],
     if_match: IfMatch = None,
 ) -> ChangedOut:
     """A JSON merge patch (RFC 7396), like `{"worker_pool": {"max_workers": 20}}`.
 
     A weight that is named gets just that share, and the others make up the rest in their proportions. Safe to repeat.
     """
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=asked.reason, dry_run=asked.dry_run)
-    base = await service.base(connection, services[CurrentConfig].initial, order.expected)
-    document = patched(base.document, merge)
-    outcome = await service.change(connection, services[CurrentConfig].initial, order, ConfigAction.PATCH, document)
-    return _answer(outcome, order, response)
+    request = _request(caller, if_match, options.reason, options)
+    base = await service.base(connection, services[CurrentConfig].initial, request.expected_version)
+    document = apply_patch(base.document, merge)
+    result = await service.change(connection, services[CurrentConfig].initial, request, ConfigAction.PATCH, document)
+    return _answer(result, request, response)
 
 
 @router.get("/history", summary="Read who changed what", dependencies=_READ)
@@ -132,11 +132,11 @@ async def history(
 ) -> ConfigHistoryPage:
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
     await service.current(connection, services[CurrentConfig].initial)
-    found = await store.history(connection, before=after, limit=limit + 1)
-    await _noted(connection, services, caller, "config.history")
-    pairs = zip(found[:limit], [*found[1:], None], strict=False)
-    following = found[limit - 1].version if len(found) > limit else None
-    return ConfigHistoryPage(items=[history_item(version, before) for version, before in pairs], next=following)
+    versions = await store.history(connection, below=after, limit=limit + 1)
+    await _note_read(connection, services, caller, "config.history")
+    pairs = zip(versions[:limit], [*versions[1:], None], strict=False)
+    following = versions[limit - 1].version if len(versions) > limit else None
+    return ConfigHistoryPage(items=[history_item(version, previous) for version, previous in pairs], next=following)
 
 
 @router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)
@@ -145,48 +145,53 @@ async def read_version(
 ) -> ConfigOut:
     """The configuration as it was, and what its weights meant."""
     await service.current(connection, services[CurrentConfig].initial)
-    found = await service.version(connection, version)
-    await _noted(connection, services, caller, "config.version")
-    return shown(found)
+    former = await service.version(connection, version)
+    await _note_read(connection, services, caller, "config.version")
+    return config_out(former)
 
 
 @router.post("/rollback", summary="Return to a former version", dependencies=_WRITE, responses={**_WRITING, **_FINDING})
 async def roll_back(
-    wanted: RollbackIn,
+    body: RollbackIn,
     connection: Writing,
     services: ServicesDep,
     caller: Caller,
     response: Response,
-    asked: Annotated[Trial, Query()],
+    options: Annotated[Trial, Query()],
     if_match: IfMatch = None,
 ) -> ChangedOut:
     """A new version with the mode and all values of that one. Safe to repeat."""
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
-    outcome = await service.roll_back(connection, services[CurrentConfig].initial, order, wanted.version)
-    return _answer(outcome, order, response)
+    request = _request(caller, if_match, body.reason, options)
+    result = await service.roll_back(connection, services[CurrentConfig].initial, request, body.version)
+    return _answer(result, request, response)
 
 
 @router.post("/mode", summary="Change the mode", dependencies=_WRITE, responses=_WRITING)
 async def switch(
-    wanted: ModeIn,
+    body: ModeIn,
     connection: Writing,
     services: ServicesDep,
     caller: Caller,
     response: Response,
-    asked: Annotated[Trial, Query()],
+    options: Annotated[Trial, Query()],
     if_match: IfMatch = None,
 ) -> ChangedOut:
     """The pool becomes the mode's: 2 to 5 workers in development, 10 to 1000 in production, 5 to 50 for trusted
     testers; all else stays as it is. Asking for the mode that is on changes nothing. Safe to repeat."""
-    order = Order(expected=expected(if_match), by=caller.key_id, reason=wanted.reason, dry_run=asked.dry_run)
-    outcome = await service.switch(connection, services[CurrentConfig].initial, order, wanted.mode)
-    return _answer(outcome, order, response)
+    request = _request(caller, if_match, body.reason, options)
+    result = await service.switch(connection, services[CurrentConfig].initial, request, body.mode)
+    return _answer(result, request, response)
 
 
-def _answer(outcome: Outcome, order: Order, response: Response) -> ChangedOut:
-    response.headers["ETag"] = etag(outcome.version.version)
-    return changed(outcome, dry_run=order.dry_run)
+def _request(caller: Principal, if_match: str | None, reason: str, options: Trial) -> ChangeRequest:
+    version = expected_version(if_match)
+    return ChangeRequest(expected_version=version, by=caller.key_id, reason=reason, dry_run=options.dry_run)
 
 
-async def _noted(connection: AsyncConnection, services: ServicesDep, caller: Principal, what: str) -> None:
-    await service.note_read(connection, services[CurrentConfig].initial, caller.key_id, what)
+def _answer(result: ChangeResult, request: ChangeRequest, response: Response) -> ChangedOut:
+    response.headers["ETag"] = etag(result.version.version)
+    return changed_out(result, dry_run=request.dry_run)
+
+
+async def _note_read(connection: AsyncConnection, services: ServicesDep, caller: Principal, action: str) -> None:
+    await service.note_read(connection, services[CurrentConfig].initial, caller.key_id, action)

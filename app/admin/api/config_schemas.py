@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.admin.rules import config as rules
 from app.admin.rules.config import ConfigAction, Document
-from app.admin.service.config import Outcome, content
+from app.admin.service.config import ChangeResult, content
 from app.admin.store.config import Version
 from app.http.fields import Body, Moment, Sentence
 from app.kernel import changes as change_kernel
@@ -154,22 +154,22 @@ class ModeIn(Body):
     reason: Sentence = ""
 
 
-def shown(version: Version) -> ConfigOut:
-    """A version as it is shown."""
+def config_out(version: Version) -> ConfigOut:
+    """A version as it is answered."""
     return ConfigOut.model_validate(_fields(version))
 
 
-def changed(outcome: Outcome, *, dry_run: bool) -> ChangedOut:
-    """What a change has made."""
-    changes = [_change(change) for change in outcome.changes]
-    return ChangedOut.model_validate({**_fields(outcome.version), "changes": changes, "dry_run": dry_run})
+def changed_out(result: ChangeResult, *, dry_run: bool) -> ChangedOut:
+    """A change as it is answered."""
+    changes = [_change(change) for change in result.changes]
+    return ChangedOut.model_validate({**_fields(result.version), "changes": changes, "dry_run": dry_run})
 
 
-def history_item(version: Version, before: Version | None) -> ConfigHistoryItem:
+def history_item(version: Version, previous: Version | None) -> ConfigHistoryItem:
     """A version beside the one before it."""
-    changes = change_kernel.changes(content(before), content(version)) if before else []
-    known = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
-    return ConfigHistoryItem(**known, changes=[_change(change) for change in changes])
+    changes = change_kernel.changes(content(previous), content(version)) if previous else []
+    fields = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
+    return ConfigHistoryItem(**fields, changes=[_change(change) for change in changes])
 
 
 def _fields(version: Version) -> dict[str, Any]:
@@ -177,8 +177,8 @@ def _fields(version: Version) -> dict[str, Any]:
     conduct = rules.conduct(version.mode)
     return {
         **{name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"},
-        **rules.plain(version.document),
-        "effective_weights": {rules.key(agent): weights[agent] for agent in AgentType},
+        **rules.as_json(version.document),
+        "effective_weights": {rules.weight_name(agent): weights[agent] for agent in AgentType},
         "notes": [NoteOut(path=remark.path, message=remark.message) for remark in remarks],
         "conduct": {name: getattr(conduct, name) for name in ConductOut.model_fields},
     }
@@ -188,18 +188,18 @@ def _change(change: Change) -> ChangeOut:
     return ChangeOut(path=change.path, before=change.before, after=change.after)
 
 
-def patched(document: Document, merge: dict[str, Any]) -> Document:
+def apply_patch(document: Document, merge: dict[str, Any]) -> Document:
     """The document after the patch. Raises RequestValidationError."""
     try:
-        checked = DocumentIn.model_validate(rules.merged(rules.plain(document), merge))
+        body = DocumentIn.model_validate(rules.apply_merge_patch(rules.as_json(document), merge))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
     except RecursionError:
         raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
     weights = merge.get("agent_weights") or {}
-    return rules.balanced(plain_document(checked), weights)
+    return rules.balance_weights(document_from(body), weights)
 
 
-def plain_document(checked: BaseModel) -> Document:
+def document_from(body: BaseModel) -> Document:
     """The document that this body is."""
-    return rules.document_of(checked.model_dump())
+    return rules.from_json(body.model_dump())

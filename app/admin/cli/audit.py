@@ -1,4 +1,4 @@
-"""`convener audit`: who did what, when and why, and whether that record is as it was written."""
+"""`convener audit`: reads the audit log and checks that it is as it was written."""
 
 import re
 from typing import Annotated
@@ -44,8 +44,8 @@ def ls(
         return
     table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
     for item in items:
-        told = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
-        table.add_row(output.cell(item["seq"]), *map(output.cell, told))
+        cells = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["seq"]), *map(output.cell, cells))
     output.show(table)
     if following:
         output.tell_more("--all", "--limit")
@@ -72,21 +72,21 @@ def verify(
     """
     seq, _, digest = (end or "").partition(":")
     with connect(url) as client:
-        found = client.post("/audit/verify", {"known": {"seq": int(seq), "digest": digest}} if end else {})
+        verdict = client.post("/audit/verify", {"known": {"seq": int(seq), "digest": digest}} if end else {})
     if fmt is Format.JSON:
-        output.write_json(found)
-    elif found["ok"]:
+        output.write_json(verdict)
+    elif verdict["ok"]:
         output.show(
-            Text(f"ok: {found['entries']:,} entries, ending with {found['end']['seq']}:{found['end']['digest']}")
+            Text(f"ok: {verdict['entries']:,} entries, ending with {verdict['end']['seq']}:{verdict['end']['digest']}")
         )
     else:
-        output.show(Text(output.plain(found["violation"]), "red"))
-    if not found["ok"]:
+        output.show(Text(output.plain(verdict["violation"]), "red"))
+    if not verdict["ok"]:
         raise typer.Exit(ExitCode.REFUSED)
 
 
 def _changes(item: Json) -> str | None:
-    """How many values differ, the number of the version aside."""
+    """Number of values that differ, not counting the version."""
     if not isinstance(item["before"], dict) or not isinstance(item["after"], dict):
         return None
     count = sum(change.path != "version" for change in changes(item["before"], item["after"]))

@@ -1,4 +1,4 @@
-"""`convener config`: what is decided about pool, limits, weights and iterations, and its history."""
+"""`convener config`: the configuration of pool, limits, weights and iterations, and its history."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.admin.rules.config import merged
+from app.admin.rules.config import apply_merge_patch
 from app.kernel.changes import Change, changes
 from app.kernel.modes import Mode
 from app.terminal import output
@@ -29,7 +29,7 @@ VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="as `con
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class _ConfigChange:
     """A change as the service takes it."""
 
     method: str
@@ -38,7 +38,7 @@ class _Wish:
     reason: str
 
     def send(self, client: Client, version: int, *, dry_run: bool) -> Json:
-        """Have it done, or shown. In PATCH the reason cannot be part of the body, which is all about values."""
+        """Make the change, or preview it. A PATCH holds values only, so its reason is in the query."""
         body, query = self.body, {"dry_run": "true"} if dry_run else {}
         if self.method == "PATCH":
             query["reason"] = self.reason
@@ -60,7 +60,7 @@ def patch_of(values: list[str]) -> Json:
             raise typer.BadParameter(f"the value of {path} must be a number, true or false, not {text}") from None
         for name in reversed(path.split(".")):
             part = {name: part}
-        patch = merged(patch, part)
+        patch = apply_merge_patch(patch, part)
     return patch
 
 
@@ -78,12 +78,12 @@ def get(
 ) -> None:
     """Show the configuration in force, its version and mode, and what the weights come to."""
     with connect(url) as client:
-        found = client.get("/config" if version is None else f"/config/versions/{version}")
-        when = output.age(found["changed_at"], client.now)
+        config = client.get("/config" if version is None else f"/config/versions/{version}")
+        when = output.age(config["changed_at"], client.now)
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(config)
     else:
-        output.show(_portrait(found, f"{when} by {found['changed_by']}: {found['reason'] or 'no reason given'}"))
+        output.show(_overview(config, f"{when} by {config['changed_by']}: {config['reason'] or 'no reason given'}"))
 
 
 @app.command(
@@ -101,7 +101,7 @@ def set_values(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Change some values. Shows what that changes, and asks; a weight gets just its share, the others the rest."""
-    _do(_Wish(method="PATCH", path="/config", body=patch_of(values), reason=reason), yes, url, fmt)
+    _change_config(_ConfigChange(method="PATCH", path="/config", body=patch_of(values), reason=reason), yes, url, fmt)
 
 
 @app.command(epilog=output.examples("convener config diff", "convener config diff 3", "convener config diff 3 -o json"))
@@ -117,12 +117,12 @@ def diff(
     with connect(url) as client:
         now = client.get("/config")
         former = client.get(f"/config/versions/{version or max(1, now['version'] - 1)}")
-    found = changes(_decided(former), _decided(now))
+    differences = changes(_content(former), _content(now))
     if fmt is Format.JSON:
-        listed = [{"path": one.path, "before": one.before, "after": one.after} for one in found]
-        output.write_json({"from": former["version"], "to": now["version"], "changes": listed})
+        as_json = [{"path": change.path, "before": change.before, "after": change.after} for change in differences]
+        output.write_json({"from": former["version"], "to": now["version"], "changes": as_json})
     else:
-        output.show(_differences(found))
+        output.show(_differences(differences))
 
 
 @app.command(epilog=output.examples("convener config history", "convener config history --limit 5 -o json"))
@@ -142,10 +142,10 @@ def history(
         "VERSION", "CHANGED", "BY", "ACTION", "CHANGES", "REASON", numbers=["VERSION"], flexible="REASON"
     )
     for item in items:
-        what = [change["path"].rpartition(".")[2] for change in item["changes"]]
-        short = what[0] + (f" and {len(what) - 1} more" if len(what) > 1 else "") if what else None
-        told = (output.age(item["changed_at"], now), item["changed_by"], item["action"], short, item["reason"])
-        table.add_row(output.cell(item["version"]), *map(output.cell, told))
+        names = [change["path"].rpartition(".")[2] for change in item["changes"]]
+        short = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else None
+        cells = (output.age(item["changed_at"], now), item["changed_by"], item["action"], short, item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, cells))
     output.show(table)
 
 
@@ -162,7 +162,9 @@ def rollback(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Put a former version in force again, with its mode. Shows what that changes, and asks."""
-    _do(_Wish(method="POST", path="/config/rollback", body={"version": version}, reason=reason), yes, url, fmt)
+    _change_config(
+        _ConfigChange(method="POST", path="/config/rollback", body={"version": version}, reason=reason), yes, url, fmt
+    )
 
 
 @app.command(
@@ -177,56 +179,58 @@ def mode(
 ) -> None:
     """Show the mode, or change it: the pool gets the bounds of the new mode, all else stays."""
     if wanted is not None:
-        _do(_Wish(method="POST", path="/config/mode", body={"mode": wanted.value}, reason=reason), yes, url, fmt)
+        _change_config(
+            _ConfigChange(method="POST", path="/config/mode", body={"mode": wanted.value}, reason=reason), yes, url, fmt
+        )
         return
     with connect(url) as client:
-        found = client.get("/config")
+        config = client.get("/config")
     if fmt is Format.JSON:
-        output.write_json({"mode": found["mode"], "conduct": found["conduct"]})
+        output.write_json({"mode": config["mode"], "conduct": config["conduct"]})
     else:
-        output.show(output.details([("Mode", found["mode"]), *_conduct(found["conduct"])]))
+        output.show(output.details([("Mode", config["mode"]), *_conduct(config["conduct"])]))
 
 
-def _do(wish: _Wish, yes: bool, url: str | None, fmt: Format) -> None:
-    """Show, ask, do. When somebody else was faster, once more from the start."""
+def _change_config(request: _ConfigChange, yes: bool, url: str | None, fmt: Format) -> None:
+    """Preview, confirm, change; once more from the start when somebody else was faster."""
     with connect(url) as client:
         try:
-            done = _attempt(client, wish, yes)
+            answer = _attempt(client, request, yes)
         except Refusal as refusal:
             if refusal.status != _STALE:
                 raise
             output.errors().print("[dim]somebody has changed the configuration meanwhile; trying again[/]")
-            done = _attempt(client, wish, yes)
+            answer = _attempt(client, request, yes)
     if fmt is Format.JSON:
-        output.write_json(done)
-    elif not done["changes"]:
-        output.show(Text(f"nothing to change; the configuration is at version {done['version']}"))
+        output.write_json(answer)
+    elif not answer["changes"]:
+        output.show(Text(f"nothing to change; the configuration is at version {answer['version']}"))
     else:
-        shown = _differences([Change(**change) for change in done["changes"]])
-        output.show(Group(shown, *_notes(done), Text(f"the configuration is at version {done['version']} now")))
+        table = _differences([Change(**change) for change in answer["changes"]])
+        output.show(Group(table, *_notes(answer), Text(f"the configuration is at version {answer['version']} now")))
 
 
-def _attempt(client: Client, wish: _Wish, yes: bool) -> Json:
+def _attempt(client: Client, request: _ConfigChange, yes: bool) -> Json:
     version = client.get("/config")["version"]
     if not yes:
-        planned = wish.send(client, version, dry_run=True)
-        if not planned["changes"]:
-            return planned
+        preview = request.send(client, version, dry_run=True)
+        if not preview["changes"]:
+            return preview
         # To stderr: what is on stdout must be the result alone.
-        output.errors().print(_differences([Change(**change) for change in planned["changes"]]))
-        typer.confirm(f"change {_counted(len(planned['changes']))}?", abort=True, err=True)
-    return wish.send(client, version, dry_run=False)
+        output.errors().print(_differences([Change(**change) for change in preview["changes"]]))
+        typer.confirm(f"change {_counted(len(preview['changes']))}?", abort=True, err=True)
+    return request.send(client, version, dry_run=False)
 
 
-def _portrait(found: Json, changed: str) -> RenderableType:
+def _overview(config: Json, last_change: str) -> RenderableType:
     table = output.table("PATH", "VALUE", "IN EFFECT", numbers=["VALUE", "IN EFFECT"])
     for section in _SECTIONS:
-        for name, value in found[section].items():
-            effect = _number(found["effective_weights"][name]) if section == "agent_weights" else None
+        for name, value in config[section].items():
+            effect = _number(config["effective_weights"][name]) if section == "agent_weights" else None
             table.add_row(output.cell(f"{section}.{name}"), _value(value), output.cell(effect))
-    facts = [("Version", str(found["version"])), ("Mode", found["mode"]), *_conduct(found["conduct"])]
-    head = output.details([*facts, ("Changed", changed)])
-    return Group(head, Text(""), table, *_notes(found))
+    facts = [("Version", str(config["version"])), ("Mode", config["mode"]), *_conduct(config["conduct"])]
+    head = output.details([*facts, ("Changed", last_change)])
+    return Group(head, Text(""), table, *_notes(config))
 
 
 def _conduct(conduct: Json) -> list[tuple[str, str]]:
@@ -237,15 +241,15 @@ def _conduct(conduct: Json) -> list[tuple[str, str]]:
     return [("Scaling", f"at most times {conduct['growth']:g} in a decision, down after {window}{reads}")]
 
 
-def _notes(found: Json) -> list[Text]:
-    return [Text(output.plain(f"{note['path']}: {note['message']}"), style="yellow") for note in found["notes"]]
+def _notes(config: Json) -> list[Text]:
+    return [Text(output.plain(f"{note['path']}: {note['message']}"), style="yellow") for note in config["notes"]]
 
 
-def _differences(found: Sequence[Change]) -> RenderableType:
-    if not found:
+def _differences(changed_values: Sequence[Change]) -> RenderableType:
+    if not changed_values:
         return Text("no differences")
     table = output.table("PATH", "BEFORE", "AFTER", numbers=["BEFORE", "AFTER"])
-    for change in found:
+    for change in changed_values:
         table.add_row(output.cell(change.path), _value(change.before), _value(change.after))
     return table
 
@@ -263,5 +267,5 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _decided(found: Json) -> Json:
-    return {name: found[name] for name in ("mode", *_SECTIONS)}
+def _content(config: Json) -> Json:
+    return {name: config[name] for name in ("mode", *_SECTIONS)}

@@ -1,4 +1,4 @@
-"""`convener key`: who may do what. Through the service with an admin's key, or, for the first key, on the database."""
+"""`convener key`: makes, lists and revokes keys, through the service or, for the first key, on the database."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -45,15 +45,15 @@ def create(
 ) -> None:
     """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
     if _is_direct(database):
-        made = on_database(_create(role, label))
+        new_key = on_database(_create(role, label))
     else:
         with _connect(url) as client:
-            made = client.post("/keys", {"role": role.value, "label": label})
+            new_key = client.post("/keys", {"role": role.value, "label": label})
     if fmt is Format.JSON:
-        output.write_json(made)
+        output.write_json(new_key)
         return
-    typer.echo(made["key"])
-    output.errors().print(f"[dim]{role} key {made['id']}; shown this once. Give it on as CONVENER_KEY.[/]")
+    typer.echo(new_key["key"])
+    output.errors().print(f"[dim]{role} key {new_key['id']}; shown this once. Give it on as CONVENER_KEY.[/]")
 
 
 @app.command(epilog=output.examples("convener key ls", "convener key ls --database -o json"))
@@ -95,8 +95,8 @@ def revoke(
         output.show(Text(output.plain(f"revoked {key_id}")))
 
 
-def _is_direct(asked: bool) -> bool:
-    return asked or bool(os.environ.get("CONVENER_DATABASE_URL") and not os.environ.get("CONVENER_KEY"))
+def _is_direct(is_requested: bool) -> bool:
+    return is_requested or bool(os.environ.get("CONVENER_DATABASE_URL") and not os.environ.get("CONVENER_KEY"))
 
 
 def _connect(url: str | None) -> Client:

@@ -12,7 +12,7 @@ GENESIS = bytes(32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """Who did what, and why; `before` and `after` are JSON values."""
+    """One recorded action: the key, the action, JSON values before and after it, and the reason."""
 
     by: str
     action: str
@@ -23,11 +23,11 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A deed at its place in the chain; places are counted from 1 without gaps."""
+    """An action at its place in the chain; places are counted from 1 without gaps."""
 
     seq: int
     at: datetime
-    deed: AuditEntry
+    content: AuditEntry
     digest: bytes
 
 
@@ -39,21 +39,21 @@ class Link:
     digest: bytes = GENESIS
 
 
-def chained(link: Link, at: datetime, deed: AuditEntry) -> Entry:
+def next_entry(link: Link, at: datetime, action: AuditEntry) -> Entry:
     """The entry that follows."""
-    return Entry(seq=link.seq + 1, at=at, deed=deed, digest=digest(link.digest, link.seq + 1, at, deed))
+    return Entry(seq=link.seq + 1, at=at, content=action, digest=digest(link.digest, link.seq + 1, at, action))
 
 
-def digest(previous: bytes, seq: int, at: datetime, deed: AuditEntry) -> bytes:
+def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes:
     """SHA-256 of the digest before and of the content as JSON: keys sorted, no blanks, non-ASCII characters escaped."""
     content = {
         "seq": seq,
         "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
-        "by": deed.by,
-        "action": deed.action,
-        "before": deed.before,
-        "after": deed.after,
-        "reason": deed.reason,
+        "by": action.by,
+        "action": action.action,
+        "before": action.before,
+        "after": action.after,
+        "reason": action.reason,
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(previous + text.encode()).digest()
@@ -63,6 +63,6 @@ def flaw(link: Link, entry: Entry) -> str | None:
     """Why the entry cannot be what followed; None when it can."""
     if entry.seq != link.seq + 1:
         return f"entry {link.seq + 1} is missing"
-    if entry.digest != digest(link.digest, entry.seq, entry.at, entry.deed):
+    if entry.digest != digest(link.digest, entry.seq, entry.at, entry.content):
         return f"entry {entry.seq} is not what was written, or does not follow the one before"
     return None

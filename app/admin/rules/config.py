@@ -11,7 +11,7 @@ from typing import Any
 
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.kernel.shares import raised
+from app.kernel.shares import raise_to_floor
 
 # Weights that sum to 1 within this are left alone, so that nobody sees the noise of a division.
 _EPSILON = 1e-9
@@ -30,7 +30,7 @@ class ConfigAction(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPool:
+class PoolConfig:
     """Workers; shares of 1; seconds."""
 
     min_workers: int
@@ -41,7 +41,7 @@ class WorkerPool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResourceLimits:
+class LimitsConfig:
     """Gigabytes and cores of one worker; calls of all workers."""
 
     max_memory_per_worker_gb: float = 4.0
@@ -50,7 +50,7 @@ class ResourceLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentWeights:
+class WeightsConfig:
     """Shares; the reflection agent's is that of the specification's example 2."""
 
     generation_agent: float = 0.25
@@ -62,7 +62,7 @@ class AgentWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Iterations:
+class IterationConfig:
     """Test-time compute of a research goal; the threshold is a gain in win probability."""
 
     enabled: bool = True
@@ -75,10 +75,10 @@ class Iterations:
 class Document:
     """The whole configuration."""
 
-    worker_pool: WorkerPool
-    resource_limits: ResourceLimits
-    agent_weights: AgentWeights
-    test_time_compute: Iterations
+    worker_pool: PoolConfig
+    resource_limits: LimitsConfig
+    agent_weights: WeightsConfig
+    test_time_compute: IterationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """How a mode behaves: `growth` is the most that a decision multiplies the pool by, the window is in seconds."""
+    """Behaviour of a mode: `growth` is the most that one decision multiplies the pool by, the window is in seconds."""
 
     scales: bool
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
@@ -103,11 +103,11 @@ class Conduct:
     bounds: tuple[int, int] | None = None
 
 
-_POOLS: Mapping[Mode, WorkerPool] = {
+_POOLS: Mapping[Mode, PoolConfig] = {
     # The shortest timeout that there is: whoever tries things out wants to see them recover.
-    Mode.DEVELOPMENT: WorkerPool(min_workers=2, max_workers=5, worker_timeout_seconds=60),
-    Mode.PRODUCTION: WorkerPool(min_workers=10, max_workers=1000),
-    Mode.TRUSTED_TESTER: WorkerPool(min_workers=5, max_workers=50),
+    Mode.DEVELOPMENT: PoolConfig(min_workers=2, max_workers=5, worker_timeout_seconds=60),
+    Mode.PRODUCTION: PoolConfig(min_workers=10, max_workers=1000),
+    Mode.TRUSTED_TESTER: PoolConfig(min_workers=5, max_workers=50),
 }
 
 
@@ -126,40 +126,40 @@ _CONDUCTS: Mapping[Mode, Conduct] = {
 
 
 def preset(mode: Mode) -> Document:
-    """What a fresh system in this mode starts with."""
+    """The configuration that a new system in this mode starts with."""
     return Document(
         worker_pool=_POOLS[mode],
-        resource_limits=ResourceLimits(),
-        agent_weights=AgentWeights(),
-        test_time_compute=Iterations(),
+        resource_limits=LimitsConfig(),
+        agent_weights=WeightsConfig(),
+        test_time_compute=IterationConfig(),
     )
 
 
-def switched(document: Document, mode: Mode) -> Document:
+def with_mode(document: Document, mode: Mode) -> Document:
     """The document after a change to this mode: the pool is the mode's, all else stays."""
     return replace(document, worker_pool=_POOLS[mode])
 
 
 def conduct(mode: Mode) -> Conduct:
-    """How a mode behaves. Only the trusted testers' has stricter rules for people."""
+    """Behaviour of a mode. Only that of the trusted testers has stricter rules for people."""
     return _CONDUCTS[mode]
 
 
 def problems(document: Document, mode: Mode) -> list[Remark]:
-    """What cannot be, although each value for itself could."""
-    pool, found = document.worker_pool, []
+    """Contradictions between values, each of which is allowed by itself."""
+    pool, remarks = document.worker_pool, []
     if pool.min_workers > pool.max_workers:
         message = f"must not be above max_workers, which is {pool.max_workers}"
-        found.append(Remark(path="worker_pool.min_workers", message=message))
+        remarks.append(Remark(path="worker_pool.min_workers", message=message))
     if pool.scale_down_threshold >= pool.scale_up_threshold:
         message = f"must be below scale_up_threshold, which is {pool.scale_up_threshold:g}"
-        found.append(Remark(path="worker_pool.scale_down_threshold", message=message))
+        remarks.append(Remark(path="worker_pool.scale_down_threshold", message=message))
     if not any(asdict(document.agent_weights).values()):
-        found.append(Remark(path="agent_weights", message="at least one weight must be above 0"))
-    return found + _outside(pool, mode)
+        remarks.append(Remark(path="agent_weights", message="at least one weight must be above 0"))
+    return remarks + _out_of_bounds(pool, mode)
 
 
-def _outside(pool: WorkerPool, mode: Mode) -> list[Remark]:
+def _out_of_bounds(pool: PoolConfig, mode: Mode) -> list[Remark]:
     bounds = conduct(mode).bounds
     if bounds is None:
         return []
@@ -169,59 +169,59 @@ def _outside(pool: WorkerPool, mode: Mode) -> list[Remark]:
     return [Remark(path=f"worker_pool.{name}", message=message) for name in wrong]
 
 
-def plain(document: Document) -> dict[str, Any]:
+def as_json(document: Document) -> dict[str, Any]:
     """The document as JSON has it."""
     return asdict(document)
 
 
-def document_of(fields: Mapping[str, Any]) -> Document:
+def from_json(fields: Mapping[str, Any]) -> Document:
     """The document that these fields, which have been checked, make up."""
     return Document(
-        worker_pool=WorkerPool(**fields["worker_pool"]),
-        resource_limits=ResourceLimits(**fields["resource_limits"]),
-        agent_weights=AgentWeights(**fields["agent_weights"]),
-        test_time_compute=Iterations(**fields["test_time_compute"]),
+        worker_pool=PoolConfig(**fields["worker_pool"]),
+        resource_limits=LimitsConfig(**fields["resource_limits"]),
+        agent_weights=WeightsConfig(**fields["agent_weights"]),
+        test_time_compute=IterationConfig(**fields["test_time_compute"]),
     )
 
 
-def balanced(document: Document, kept: Collection[str] = ()) -> Document:
+def balance_weights(document: Document, fixed_names: Collection[str] = ()) -> Document:
     """The document with weights that sum to 1.
 
-    Weights named in `kept` stay what they are as long as the others can make up the rest in their proportions; whoever
-    sets one weight to a half means a half.
+    Weights named in `fixed_names` stay what they are as long as the others can make up the rest in their proportions:
+    a weight that is set to a half is meant to be a half.
     """
     weights: dict[str, float] = asdict(document.agent_weights)
-    fixed = sum(weight for name, weight in weights.items() if name in kept)
-    others = sum(weight for name, weight in weights.items() if name not in kept)
-    if others <= 0 or fixed > 1:
-        fixed, others, kept = 0.0, sum(weights.values()), ()
-    room = 1 - fixed
-    if others <= 0 or abs(room - others) <= _EPSILON:
+    fixed_sum = sum(weight for name, weight in weights.items() if name in fixed_names)
+    other_sum = sum(weight for name, weight in weights.items() if name not in fixed_names)
+    if other_sum <= 0 or fixed_sum > 1:
+        fixed_sum, other_sum, fixed_names = 0.0, sum(weights.values()), ()
+    room = 1 - fixed_sum
+    if other_sum <= 0 or abs(room - other_sum) <= _EPSILON:
         return document
-    new = {name: weight if name in kept else weight / others * room for name, weight in weights.items()}
-    return replace(document, agent_weights=AgentWeights(**new))
+    new = {name: weight if name in fixed_names else weight / other_sum * room for name, weight in weights.items()}
+    return replace(document, agent_weights=WeightsConfig(**new))
 
 
-def key(agent: AgentType) -> str:
+def weight_name(agent: AgentType) -> str:
     """The agent's name in the document."""
     return f"{agent.value}_agent"
 
 
 def effective_weights(document: Document, floor: float = WEIGHT_FLOOR) -> tuple[dict[AgentType, float], list[Remark]]:
     """The shares in force, which sum to 1 with none under the floor, and a remark on each that had to be raised."""
-    given = {agent: getattr(document.agent_weights, key(agent)) for agent in AgentType}
-    total = sum(given.values())
-    low = [agent for agent, weight in given.items() if weight < floor * total]
+    weights = {agent: getattr(document.agent_weights, weight_name(agent)) for agent in AgentType}
+    total = sum(weights.values())
+    low = [agent for agent, weight in weights.items() if weight < floor * total]
     if not low and abs(total - 1) <= _EPSILON:
-        return given, []
+        return weights, []
     why = "no agent may be disabled, so it has"
-    return raised(given, floor), [
-        Remark(path=f"agent_weights.{key(agent)}", message=f"{why} {floor:g} instead of {given[agent]:g}")
+    return raise_to_floor(weights, floor), [
+        Remark(path=f"agent_weights.{weight_name(agent)}", message=f"{why} {floor:g} instead of {weights[agent]:g}")
         for agent in low
     ]
 
 
-def merged(target: Any, patch: Any) -> Any:
+def apply_merge_patch(target: Any, patch: Any) -> Any:
     """The JSON value `target` after the merge patch. Source: RFC 7396, section 2."""
     if not isinstance(patch, Mapping):
         return patch
@@ -230,5 +230,5 @@ def merged(target: Any, patch: Any) -> Any:
         if value is None:
             result.pop(name, None)
         else:
-            result[name] = merged(result.get(name), value)
+            result[name] = apply_merge_patch(result.get(name), value)
     return result

@@ -1,4 +1,4 @@
-"""Who may do what: keys, roles and scopes."""
+"""The text of a key, and the digest that is stored of it."""
 
 import hashlib
 import hmac
@@ -24,6 +24,6 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def matches(secret: str, stored: bytes) -> bool:
+def matches(secret: str, stored_digest: bytes) -> bool:
     """Whether the secret belongs to the stored digest; takes the same time for every wrong guess."""
-    return hmac.compare_digest(digest(secret), stored)
+    return hmac.compare_digest(digest(secret), stored_digest)

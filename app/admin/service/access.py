@@ -21,7 +21,7 @@ from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
 
 _TRUST_SECONDS = 5.0
-_REMEMBERED = 20_000
+_MAX_REMEMBERED = 20_000
 
 
 async def create_key(
@@ -44,16 +44,16 @@ class Keyring(Authenticator):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._principals: dict[bytes, tuple[float, Principal]] = {}
         self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
         database.announcer.subscribe(self._hear)
 
     async def recognise(self, text: str) -> Principal:
-        """Whoever holds this key. Raises Unauthenticated."""
+        """The holder of this key. Raises Unauthenticated."""
         fingerprint = hashlib.sha256(text.encode()).digest()
-        known = self._known.get(fingerprint)
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
+        entry = self._principals.get(fingerprint)
+        if entry is not None and entry[0] > time.monotonic():
+            return entry[1]
         principal = await self._look_up(text)
         self._remember(fingerprint, principal)
         return principal
@@ -62,23 +62,23 @@ class Keyring(Authenticator):
         parts = read_key(text)
         if parts is None:
             raise Unauthenticated("a key looks like cvn_<id>_<secret>")
-        stored = await self._lookups(parts[0])
-        if stored is None or not matches(parts[1], stored.secret_hash) or stored.revoked_at is not None:
+        stored_key = await self._lookups(parts[0])
+        if stored_key is None or not matches(parts[1], stored_key.secret_hash) or stored_key.revoked_at is not None:
             raise Unauthenticated("the key is unknown or revoked")
-        worker_id = WorkerId(stored.worker_id) if stored.worker_id else None
-        capabilities = frozenset(map(AgentType, stored.capabilities or ()))
-        return Principal(key_id=stored.id, role=stored.role, worker_id=worker_id, capabilities=capabilities)
+        worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
+        capabilities = frozenset(map(AgentType, stored_key.capabilities or ()))
+        return Principal(key_id=stored_key.id, role=stored_key.role, worker_id=worker_id, capabilities=capabilities)
 
     async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
         """Hundreds of workers beat every few seconds, so their keys are looked up together."""
-        found = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
-        return [found.get(key_id) for key_id in key_ids]
+        keys_by_id = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
+        return [keys_by_id.get(key_id) for key_id in key_ids]
 
     def _remember(self, fingerprint: bytes, principal: Principal) -> None:
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
+        if len(self._principals) >= _MAX_REMEMBERED:
+            self._principals.clear()
+        self._principals[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
 
     def _hear(self, topics: Collection[str]) -> None:
         if notify.KEYS in topics:
-            self._known.clear()
+            self._principals.clear()

@@ -7,14 +7,14 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.audit import AuditEntry, Entry, Link, chained, flaw
+from app.admin.rules.audit import AuditEntry, Entry, Link, flaw, next_entry
 from app.admin.store import audit
 from app.db.database import Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How many entries are sound, the last of them, and what is wrong with the one after; None when nothing is."""
+    """Result of a check: how many entries are sound, the last of them, and the flaw of the next one (None: no flaw)."""
 
     entries: int
     end: Link
@@ -30,43 +30,43 @@ async def record(
     holds this lock takes another, so it cannot be part of a deadlock.
     """
     link, at = await audit.lock_tail(connection)
-    entry = chained(link, at, AuditEntry(by=by, action=action, before=before, after=after, reason=reason))
+    entry = next_entry(link, at, AuditEntry(by=by, action=action, before=before, after=after, reason=reason))
     await audit.append(connection, entry)
     return entry
 
 
-async def verify(database: Database, known: Link | None = None) -> Verdict:
+async def verify(database: Database, noted_end: Link | None = None) -> Verdict:
     """Compute every digest anew, up to the first entry that is not as it was.
 
     Away from the loop, and with no connection held meanwhile: entries are only added, so a look for each batch of them
     sees the same as one for all. What is added in the meantime is checked as well.
 
     Entries that were cut off at the end leave a sound chain behind, so whoever noted an earlier end passes it as
-    `known`: it must still be there.
+    `noted_end`: it must still be there.
     """
     link, violation = Link(), None
     while violation is None:
         async with database.transaction() as connection:
-            entries = await audit.onward(connection, after=link.seq)
+            entries = await audit.entries_after(connection, seq=link.seq)
         if not entries:
             break
-        link, violation = await asyncio.to_thread(_checked, link, entries, known)
-    if violation is None and known is not None and known.seq > link.seq:
-        violation = f"entry {known.seq} is missing; the log ends with {link.seq}"
+        link, violation = await asyncio.to_thread(_check_entries, link, entries, noted_end)
+    if violation is None and noted_end is not None and noted_end.seq > link.seq:
+        violation = f"entry {noted_end.seq} is missing; the log ends with {link.seq}"
     return Verdict(entries=link.seq, end=link, violation=violation)
 
 
-def _checked(link: Link, entries: Sequence[Entry], known: Link | None) -> tuple[Link, str | None]:
+def _check_entries(link: Link, entries: Sequence[Entry], noted_end: Link | None) -> tuple[Link, str | None]:
     """The last entry that is sound, the chain being so up to `link`, and what is wrong with the next one."""
     for entry in entries:
-        violation = flaw(link, entry) or _differs(known, entry)
+        violation = flaw(link, entry) or _differs(noted_end, entry)
         if violation is not None:
             return link, violation
         link = Link(seq=entry.seq, digest=entry.digest)
     return link, None
 
 
-def _differs(known: Link | None, entry: Entry) -> str | None:
-    if known is None or entry.seq != known.seq or entry.digest == known.digest:
+def _differs(noted_end: Link | None, entry: Entry) -> str | None:
+    if noted_end is None or entry.seq != noted_end.seq or entry.digest == noted_end.digest:
         return None
     return f"entry {entry.seq} has another digest than the one that was noted"

@@ -30,18 +30,18 @@ _LOCKS: list[Callable[[AsyncConnection], Awaitable[object]]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A change that somebody wants: built on the version `expected`; a dry run only shows what it would do."""
+class ChangeRequest:
+    """A change that somebody asks for: built on the version `expected_version`; a dry run only shows its effect."""
 
-    expected: int
+    expected_version: int
     by: str
     reason: str = ""
     dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The version that an order has made, and how it differs from the one before.
+class ChangeResult:
+    """The version that a change has made, and how it differs from the one before.
 
     Of a dry run: the version that it builds on, with the values that it would have.
     """
@@ -57,120 +57,128 @@ def lock_before_change(lock: Callable[[AsyncConnection], Awaitable[object]]) -> 
 
 async def current(connection: AsyncConnection, initial: Mode) -> Version:
     """The version in force. Whoever first looks into a new database writes the preset of the mode `initial`."""
-    found = await store.last(connection)
-    if found is not None:
-        return found
-    document = rules.balanced(rules.preset(initial))
+    version_in_force = await store.last(connection)
+    if version_in_force is not None:
+        return version_in_force
+    document = rules.balance_weights(rules.preset(initial))
     new = NewVersion(mode=initial, document=document, changed_by=_NOBODY, reason="preset", action=ConfigAction.INITIAL)
-    made = await store.write(connection, 0, new)
-    if made is not None:
-        await _record(connection, None, made)
-        return made
-    found = await store.last(connection)
-    assert found is not None, "somebody else wrote the first version, and versions are never deleted"
-    return found
+    first = await store.write(connection, 0, new)
+    if first is not None:
+        await _record(connection, None, first)
+        return first
+    # Another process has written the first version meanwhile; versions are never deleted, so it is there.
+    version_in_force = await store.last(connection)
+    assert version_in_force is not None
+    return version_in_force
 
 
 async def version(connection: AsyncConnection, number: int) -> Version:
     """A certain version. Raises ConfigVersionNotFound."""
-    found = await store.read(connection, number)
-    if found is None:
+    former = await store.read(connection, number)
+    if former is None:
         raise ConfigVersionNotFound
-    return found
+    return former
 
 
-async def base(connection: AsyncConnection, initial: Mode, expected: int) -> Version:
+async def base(connection: AsyncConnection, initial: Mode, expected_number: int) -> Version:
     """The version that a change builds on. Raises VersionStale."""
     last = await current(connection, initial)
-    found = await store.read(connection, expected)
-    if found is None:
+    expected_version = await store.read(connection, expected_number)
+    if expected_version is None:
         raise _stale(last)
-    return found
+    return expected_version
 
 
 async def change(
-    connection: AsyncConnection, initial: Mode, order: Order, action: ConfigAction, document: Document
-) -> Outcome:
+    connection: AsyncConnection, initial: Mode, request: ChangeRequest, action: ConfigAction, document: Document
+) -> ChangeResult:
     """Put this document in force. Raises ConfigRefused, VersionStale."""
-    before = await base(connection, initial, order.expected)
-    return await _carry_out(connection, order, action, before, before.mode, document)
+    previous = await base(connection, initial, request.expected_version)
+    return await _carry_out(connection, request, action, previous, previous.mode, document)
 
 
-async def roll_back(connection: AsyncConnection, initial: Mode, order: Order, number: int) -> Outcome:
+async def roll_back(connection: AsyncConnection, initial: Mode, request: ChangeRequest, number: int) -> ChangeResult:
     """Put mode and document of a former version in force. Raises ConfigVersionNotFound, ConfigRefused, VersionStale."""
-    before = await base(connection, initial, order.expected)
+    previous = await base(connection, initial, request.expected_version)
     former = await version(connection, number)
-    return await _carry_out(connection, order, ConfigAction.ROLLBACK, before, former.mode, former.document)
+    return await _carry_out(connection, request, ConfigAction.ROLLBACK, previous, former.mode, former.document)
 
 
-async def switch(connection: AsyncConnection, initial: Mode, order: Order, mode: Mode) -> Outcome:
+async def switch(connection: AsyncConnection, initial: Mode, request: ChangeRequest, mode: Mode) -> ChangeResult:
     """Change to a mode and its pool; to the mode that is on already, nothing. Raises ConfigRefused, VersionStale."""
-    before = await base(connection, initial, order.expected)
-    document = before.document if mode is before.mode else rules.switched(before.document, mode)
-    return await _carry_out(connection, order, ConfigAction.MODE, before, mode, document)
+    previous = await base(connection, initial, request.expected_version)
+    document = previous.document if mode is previous.mode else rules.with_mode(previous.document, mode)
+    return await _carry_out(connection, request, ConfigAction.MODE, previous, mode, document)
 
 
-async def note_read(connection: AsyncConnection, initial: Mode, by: str, what: str) -> None:
-    """Record that somebody has read it, where the mode wants that. Call it last."""
+async def note_read(connection: AsyncConnection, initial: Mode, by: str, action: str) -> None:
+    """Record that somebody has read the configuration, where the mode wants that. Call it last: it locks the log."""
     mode = (await current(connection, initial)).mode
     if rules.conduct(mode).audits_reads:
-        await audit.record(connection, what, by=by)
+        await audit.record(connection, action, by=by)
 
 
 async def _carry_out(
-    connection: AsyncConnection, order: Order, action: ConfigAction, before: Version, mode: Mode, document: Document
-) -> Outcome:
-    _check(before.mode, order, mode, document)
-    document = rules.balanced(document)
-    new = NewVersion(mode=mode, document=document, changed_by=order.by, reason=order.reason, action=action)
-    made = replace(before, mode=mode, document=document)
-    changes = change_kernel.changes(content(before), content(made))
-    if order.dry_run or not changes:
+    connection: AsyncConnection,
+    request: ChangeRequest,
+    action: ConfigAction,
+    previous: Version,
+    mode: Mode,
+    document: Document,
+) -> ChangeResult:
+    _check(previous.mode, request, mode, document)
+    document = rules.balance_weights(document)
+    new = NewVersion(mode=mode, document=document, changed_by=request.by, reason=request.reason, action=action)
+    planned_version = replace(previous, mode=mode, document=document)
+    changes = change_kernel.changes(content(previous), content(planned_version))
+    if request.dry_run or not changes:
         last = await store.last(connection)
-        if last is None or last.version == before.version:
-            return Outcome(version=made, changes=changes)
-    if order.dry_run:
+        if last is None or last.version == previous.version:
+            return ChangeResult(version=planned_version, changes=changes)
+    if request.dry_run:
         raise _stale(last)
-    return Outcome(version=await _write(connection, before, new), changes=changes)
+    return ChangeResult(version=await _write(connection, previous, new), changes=changes)
 
 
-async def _write(connection: AsyncConnection, before: Version, new: NewVersion) -> Version:
+async def _write(connection: AsyncConnection, previous: Version, new: NewVersion) -> Version:
     """Safe to repeat: the same change by the same caller is accepted again with the version that it has made."""
     for lock in _LOCKS:
         await lock(connection)
-    made = await store.write(connection, before.version, new)
-    if made is not None:
+    new_version = await store.write(connection, previous.version, new)
+    if new_version is not None:
         notify.note(connection, notify.CONFIG)
-        await _record(connection, before, made)
-        return made
-    made = await store.read(connection, before.version + 1)
-    if made is None or any(getattr(made, name) != getattr(new, name) for name in NewVersion.__dataclass_fields__):
+        await _record(connection, previous, new_version)
+        return new_version
+    new_version = await store.read(connection, previous.version + 1)
+    if new_version is None or any(
+        getattr(new_version, name) != getattr(new, name) for name in NewVersion.__dataclass_fields__
+    ):
         raise _stale(await store.last(connection))
-    return made
+    return new_version
 
 
-def _check(present: Mode, order: Order, mode: Mode, document: Document) -> None:
-    found = [(remark.path, remark.message) for remark in rules.problems(document, mode)]
-    if rules.conduct(present).wants_reasons and not order.reason.strip():
-        found.append(("reason", f"say why; the mode {present.value} wants a reason for every change"))
-    if found:
-        raise ConfigRefused(found)
+def _check(present: Mode, request: ChangeRequest, mode: Mode, document: Document) -> None:
+    problems = [(remark.path, remark.message) for remark in rules.problems(document, mode)]
+    if rules.conduct(present).wants_reasons and not request.reason.strip():
+        problems.append(("reason", f"say why; the mode {present.value} wants a reason for every change"))
+    if problems:
+        raise ConfigRefused(problems)
 
 
-async def _record(connection: AsyncConnection, before: Version | None, after: Version) -> None:
+async def _record(connection: AsyncConnection, previous: Version | None, current_version: Version) -> None:
     await audit.record(
         connection,
-        f"config.{after.action.value}",
-        by=after.changed_by,
-        before=None if before is None else {"version": before.version, **content(before)},
-        after={"version": after.version, **content(after)},
-        reason=after.reason,
+        f"config.{current_version.action.value}",
+        by=current_version.changed_by,
+        before=None if previous is None else {"version": previous.version, **content(previous)},
+        after={"version": current_version.version, **content(current_version)},
+        reason=current_version.reason,
     )
 
 
 def content(version: Version) -> dict[str, Any]:
-    """What a version decides, without who decided it."""
-    return {"mode": version.mode.value, **rules.plain(version.document)}
+    """Mode and values of a version, without who decided them."""
+    return {"mode": version.mode.value, **rules.as_json(version.document)}
 
 
 def _stale(last: Version | None) -> VersionStale:
@@ -189,7 +197,7 @@ class Effective:
 
 
 def effective(version: Version) -> Effective:
-    """What this version means."""
+    """The version as rules take it: with weights that sum to 1, and the conduct of its mode."""
     weights, _ = rules.effective_weights(version.document)
     return Effective(
         version=version.version,
@@ -209,29 +217,29 @@ class CurrentConfig:
     def __init__(self, database: Database, initial: Mode) -> None:
         self.initial = initial
         self._database = database
-        self._known: Effective | None = None
+        self._config: Effective | None = None
         self._until = 0.0
-        self._heard = 0
+        self._changes_heard = 0
         self._reading = asyncio.Lock()
         database.announcer.subscribe(self._hear)
 
     async def read(self) -> Effective:
         """The configuration; costs nothing while it is known. Raises DatabaseUnavailable."""
-        if self._known is None or time.monotonic() >= self._until:
+        if self._config is None or time.monotonic() >= self._until:
             async with self._reading:
-                if self._known is None or time.monotonic() >= self._until:
-                    self._known = await self._read()
-        return self._known
+                if self._config is None or time.monotonic() >= self._until:
+                    self._config = await self._read()
+        return self._config
 
     async def _read(self) -> Effective:
-        heard, began = self._heard, time.monotonic()
+        changes_heard, began = self._changes_heard, time.monotonic()
         async with self._database.transaction() as connection:
-            found = effective(await current(connection, self.initial))
+            config = effective(await current(connection, self.initial))
         # What was announced meanwhile may not have been seen.
-        self._until = began + _TRUST_SECONDS if heard == self._heard else 0.0
-        return found
+        self._until = began + _TRUST_SECONDS if changes_heard == self._changes_heard else 0.0
+        return config
 
     def _hear(self, topics: Collection[str]) -> None:
         if notify.CONFIG in topics:
-            self._heard += 1
+            self._changes_heard += 1
             self._until = 0.0

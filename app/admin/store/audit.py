@@ -42,27 +42,27 @@ async def lock_tail(connection: AsyncConnection) -> tuple[Link, datetime]:
 
 async def append(connection: AsyncConnection, entry: Entry) -> None:
     """Add the entry that follows the tail, which must be locked."""
-    deed = entry.deed
-    values = {"seq": entry.seq, "at": entry.at, "by": deed.by, "action": deed.action, "reason": deed.reason}
-    texts = {"before": json.dumps(deed.before), "after": json.dumps(deed.after)}
+    content = entry.content
+    values = {"seq": entry.seq, "at": entry.at, "by": content.by, "action": content.action, "reason": content.reason}
+    texts = {"before": json.dumps(content.before), "after": json.dumps(content.after)}
     await connection.execute(_APPEND, {**values, **texts, "digest": entry.digest})
 
 
-async def page(connection: AsyncConnection, *, before: int, action: str | None, limit: int) -> list[Entry]:
-    """Entries below `before`, of one kind of action or of all, newest first."""
-    given = {"before": before, "limit": limit}
+async def page(connection: AsyncConnection, *, below: int, action: str | None, limit: int) -> list[Entry]:
+    """Entries numbered below `below`, of one kind of action or of all, newest first."""
+    parameters = {"before": below, "limit": limit}
     if action is None:
-        rows = await connection.execute(_ANY, given)
+        rows = await connection.execute(_ANY, parameters)
     else:
-        rows = await connection.execute(_ONE_ACTION, {**given, "action": action})
+        rows = await connection.execute(_ONE_ACTION, {**parameters, "action": action})
     return [_entry(row) for row in rows.mappings()]
 
 
-async def onward(connection: AsyncConnection, *, after: int) -> list[Entry]:
-    """The next entries above `after`; none at the end."""
-    return [_entry(row) for row in (await connection.execute(_ONWARD, {"after": after, "limit": _BATCH})).mappings()]
+async def entries_after(connection: AsyncConnection, *, seq: int) -> list[Entry]:
+    """The next entries numbered above `seq`, at most a batch; none at the end."""
+    return [_entry(row) for row in (await connection.execute(_ONWARD, {"after": seq, "limit": _BATCH})).mappings()]
 
 
 def _entry(row: Any) -> Entry:
-    deed = AuditEntry(**{name: row[name] for name in AuditEntry.__dataclass_fields__})
-    return Entry(seq=row["seq"], at=row["at"], deed=deed, digest=row["digest"])
+    action = AuditEntry(**{name: row[name] for name in AuditEntry.__dataclass_fields__})
+    return Entry(seq=row["seq"], at=row["at"], content=action, digest=row["digest"])

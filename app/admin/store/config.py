@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import ConfigAction, Document, document_of, plain
+from app.admin.rules.config import ConfigAction, Document, as_json, from_json
 from app.kernel.modes import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """What is to become the next version."""
+    """The content of the next version."""
 
     mode: Mode
     document: Document
@@ -25,7 +25,7 @@ class NewVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version(NewVersion):
-    """A version as it is kept."""
+    """A stored version of the configuration."""
 
     version: int
     changed_at: datetime
@@ -59,19 +59,19 @@ async def read(connection: AsyncConnection, version: int) -> Version | None:
     return _first(await connection.execute(_READ, {"version": version}))
 
 
-async def write(connection: AsyncConnection, expected: int, new: NewVersion) -> Version | None:
-    """Add the version after `expected` (0: there is none yet); None when that is not the last one any more.
+async def write(connection: AsyncConnection, expected_version: int, new: NewVersion) -> Version | None:
+    """Add the version after `expected_version` (0: there is none yet); None when that is not the last one any more.
 
     Waits for a rival that is just doing the same, and then knows whether it has.
     """
     values = {"mode": new.mode, "changed_by": new.changed_by, "reason": new.reason, "action": new.action}
-    document = json.dumps(plain(new.document), allow_nan=False)
-    return _first(await connection.execute(_WRITE, {**values, "expected": expected, "document": document}))
+    document = json.dumps(as_json(new.document), allow_nan=False)
+    return _first(await connection.execute(_WRITE, {**values, "expected": expected_version, "document": document}))
 
 
-async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Version]:
-    """Versions below `before`, newest first."""
-    rows = (await connection.execute(_HISTORY, {"before": before, "limit": limit})).mappings()
+async def history(connection: AsyncConnection, *, below: int, limit: int) -> list[Version]:
+    """Versions numbered below `below`, newest first."""
+    rows = (await connection.execute(_HISTORY, {"before": below, "limit": limit})).mappings()
     return [_version(row) for row in rows]
 
 
@@ -81,5 +81,5 @@ def _first(rows: Any) -> Version | None:
 
 
 def _version(row: Any) -> Version:
-    known = {"mode": Mode(row["mode"]), "action": ConfigAction(row["action"]), "document": document_of(row["document"])}
-    return Version(**{**row, **known})
+    fields = {"mode": Mode(row["mode"]), "action": ConfigAction(row["action"]), "document": from_json(row["document"])}
+    return Version(**{**row, **fields})

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from app.admin.rules.config import key
+from app.admin.rules.config import weight_name
 from app.admin.service.config import Effective
 from app.agents.rules.steering import Cause, Heading
 from app.agents.rules.weights import WeightPolicy
@@ -137,7 +137,9 @@ def fields(version: Version) -> dict[str, Any]:
         "override": override
         and OverrideOut(weights=named(override.weights), expires_at=override.expires_at, reason=override.reason),
         "agent_weight_adjustments": {
-            key(agent): WeightAdjustmentOut(**{name: getattr(found, name) for name in WeightAdjustmentOut.model_fields})
+            weight_name(agent): WeightAdjustmentOut(
+                **{name: getattr(found, name) for name in WeightAdjustmentOut.model_fields}
+            )
             for agent, found in version.adjustments.items()
         },
     }
@@ -145,7 +147,7 @@ def fields(version: Version) -> dict[str, Any]:
 
 def named(weights: Weights) -> dict[str, float]:
     """Weights by the names of the specification."""
-    return {key(agent): weights[agent] for agent in AgentType}
+    return {weight_name(agent): weights[agent] for agent in AgentType}
 
 
 def _configured(config: Effective) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from app.agents.service import weights
 from app.agents.service.orders import Order
 from app.agents.store import weights as store
 from app.agents.store.weights import Version
-from app.http.etags import IfMatch, etag, expected
+from app.http.etags import IfMatch, etag, expected_version
 from app.http.fields import Limit, Sentence
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -122,4 +122,4 @@ async def _answer(
 
 
 def _order(by: str, reason: str, if_match: str | None) -> Order:
-    return Order(by=by, reason=reason, expected=None if if_match is None else expected(if_match))
+    return Order(by=by, reason=reason, expected=None if if_match is None else expected_version(if_match))

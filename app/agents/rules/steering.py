@@ -22,7 +22,7 @@ from app.agents.rules.weights import (
 )
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.kernel.shares import Weights, raised
+from app.kernel.shares import Weights, raise_to_floor
 
 # Below this two weights are the same number.
 _EPSILON = 1e-9
@@ -123,14 +123,14 @@ def outset(configured: Weights) -> Course:
 
 def commanded(course: Course, weights: Weights, policy: WeightPolicy) -> Course:
     """Headed for these weights."""
-    base = raised(weights, policy.floor)
+    base = raise_to_floor(weights, policy.floor)
     same = _distance(base, course.base) <= _EPSILON
     return course if same else replace(course, base=base, heading=Heading.ORDERED)
 
 
 def overridden(course: Course, override: Override, policy: WeightPolicy) -> Course:
     """Headed for the weights of the override, until it expires."""
-    return replace(course, override=replace(override, weights=raised(override.weights, policy.floor)))
+    return replace(course, override=replace(override, weights=raise_to_floor(override.weights, policy.floor)))
 
 
 def released(course: Course) -> Course:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.admin.rules.config import WEIGHT_FLOOR
 from app.kernel.agents import AgentType
-from app.kernel.shares import Weights, fit, raised
+from app.kernel.shares import Weights, fit, raise_to_floor
 from app.queue.rules.degradation import DegradationStep, suspended_agents
 
 _EARNED, _ORDERED = "the agents have earned", "was ordered"
@@ -155,7 +155,7 @@ def target(
     """
     deviations = _deviations(standings, policy)
     raw = {agent: weight * math.exp(policy.eta * deviations.get(agent, 0.0)) for agent, weight in configured.items()}
-    return raised(raw, policy.floor)
+    return raise_to_floor(raw, policy.floor)
 
 
 def step(current: Weights, goal: Weights, policy: WeightPolicy) -> dict[AgentType, float]:

@@ -137,4 +137,4 @@ def _content(version: Version) -> dict[str, Any]:
 
 
 def _named(found: Weights) -> dict[str, float]:
-    return {documents.key(agent): weight for agent, weight in found.items()}
+    return {documents.weight_name(agent): weight for agent, weight in found.items()}

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
 from app.goals import errors
@@ -224,7 +224,7 @@ async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
     return GoalWeightOut(goal_id=goal_id, weight=await store.read_weight(connection, goal_id))
 
 
-async def _iteration_config(connection: AsyncConnection, services: Services) -> Iterations:
+async def _iteration_config(connection: AsyncConnection, services: Services) -> IterationConfig:
     # Through the connection of the caller: if every connection were held by a caller that waits for a second one, all
     # would wait for ever.
     return (await config.current(connection, services[CurrentConfig].initial)).document.test_time_compute

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.goals.rules import budgets, exploration, stopping
 from app.goals.rules.budgets import Forecast, Limits, Usage
 from app.goals.rules.exploration import Arm, ExplorationPolicy, Trial
@@ -95,7 +95,7 @@ class GoalPolicy:
     exploration: ExplorationPolicy = field(default_factory=ExplorationPolicy)
 
 
-def goal_policy(constraints: Constraints, config: Iterations) -> GoalPolicy:
+def goal_policy(constraints: Constraints, config: IterationConfig) -> GoalPolicy:
     """The policy of a goal: its own constraints, completed by the configuration in force."""
     default = StoppingPolicy()
     threshold, minimum = constraints.improvement_threshold, constraints.min_iterations

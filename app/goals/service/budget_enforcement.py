@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.db import duties
 from app.db.database import Database, now
 from app.goals.rules import goals as rules
@@ -60,7 +60,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
         usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
         usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
-        limits = rules.goal_policy(goal.constraints, Iterations()).limits
+        limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
         due = rules.enforce(usage, limits, capacity, is_metered=meter is not None)
         if due.action is EnforcementAction.STOP:
             stopped_ids += await _stop_goal(connection, goal.id, due.reason)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.admin.service import audit
 from app.db.database import now
 from app.goals.errors import GoalConflict, GoalNotFound, LimitsRefused
@@ -88,7 +88,7 @@ async def lock(connection: AsyncConnection, goal_id: str) -> Goal:
     return goal
 
 
-async def view(connection: AsyncConnection, goal_id: str, config: Iterations) -> GoalView:
+async def view(connection: AsyncConnection, goal_id: str, config: IterationConfig) -> GoalView:
     """A goal with its usage at this moment. Raises GoalNotFound."""
     goal = await read(connection, goal_id)
     goal_compute = await compute.read(connection, goal_id)

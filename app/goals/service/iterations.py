@@ -1,4 +1,4 @@
-"""Iterations of research goals: record and decide, and replay a decision from its recorded inputs."""
+"""IterationConfig of research goals: record and decide, and replay a decision from its recorded inputs."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.db.database import now
 from app.goals.errors import IterationConflict, IterationNotFound
 from app.goals.rules import goals as rules
@@ -56,7 +56,7 @@ class Replay:
 
 
 async def record(
-    connection: AsyncConnection, goal_id: str, report: IterationReport, config: Iterations
+    connection: AsyncConnection, goal_id: str, report: IterationReport, config: IterationConfig
 ) -> RecordedIteration:
     """Record the next iteration and decide on it; the same report again gets the same answer.
 
@@ -78,7 +78,7 @@ async def record(
 
 
 async def read_history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
-    """Iterations up to and including `number`, in order. Raises GoalNotFound, IterationNotFound."""
+    """IterationConfig up to and including `number`, in order. Raises GoalNotFound, IterationNotFound."""
     await service.read(connection, goal_id)
     history = await iterations.read_up_to(connection, goal_id, number)
     if not history or history[-1].number != number:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Usage
 from app.goals.rules.goals import EnforcementAction, LeaseCapacity
@@ -39,7 +39,7 @@ async def meter_new_goal(connection: AsyncConnection, goal: Goal) -> None:
 
     Tasks may have named the goal, and have run, before it was created; these count.
     """
-    limits = rules.goal_policy(goal.constraints, Iterations()).limits
+    limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
     if limits.compute_seconds is None:
         return
     total = (await compute.read(connection, goal.id)).total

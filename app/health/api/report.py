@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from app.admin.rules.config import key
+from app.admin.rules.config import weight_name
 from app.health.rules.finding import Finding
 from app.health.rules.report import Overall, Report
 from app.health.service.snapshot_cache import SnapshotCache
@@ -117,7 +117,7 @@ def report_out(report: Report) -> HealthReportOut:
         queue_health=QueueHealthOut(
             total_pending_tasks=report.pending_tasks,
             oldest_task_age_seconds=report.oldest_task_age_seconds,
-            bottleneck_agent=key(report.bottleneck) if report.bottleneck else None,
+            bottleneck_agent=weight_name(report.bottleneck) if report.bottleneck else None,
         ),
         resource_utilization=ResourcesOut(
             cpu_percentage=round(report.cpu_percentage, _DIGITS),

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
-from app.http.etags import IfMatch, IfNoneMatch, etag, expected, is_known
+from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -75,7 +75,7 @@ async def put(
     if_match: IfMatch = None,
 ) -> ModelOut:
     """All of them at once; what is left out is not limited. In force from the next permit on. Safe to repeat."""
-    await service.set_limits(connection, model, expected(if_match), _limits(wanted), by=caller.key_id)
+    await service.set_limits(connection, model, expected_version(if_match), _limits(wanted), by=caller.key_id)
     found = await _look(connection, model)
     response.headers["ETag"] = etag(found.version)
     return found

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import ResourceLimits
+from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.permits import PermitCounts, PermitRequest, RequestId, Reservation, VirtualTimes
@@ -36,7 +36,7 @@ class GateState:
     is_repeated: bool
 
 
-DEFAULT_LIMIT = {"default_limit": ResourceLimits().max_concurrent_llm_calls}
+DEFAULT_LIMIT = {"default_limit": LimitsConfig().max_concurrent_llm_calls}
 
 _LOCK = text("SELECT turns FROM llm_gate FOR UPDATE")
 

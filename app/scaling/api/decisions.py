@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from app.admin.api.config_schemas import patched
+from app.admin.api.config_schemas import apply_patch
 from app.admin.errors import ConfigRefused
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
@@ -106,7 +106,7 @@ async def what_if(asked: WhatIfIn, services: ServicesDep) -> WhatIfOut:
         inputs = await asyncio.to_thread(service.inputs_of, kept)
         async with services.database.transaction() as connection:
             base = await service.base_document(connection, inputs, asked.mode)
-        document = patched(base, asked.config or {})
+        document = apply_patch(base, asked.config or {})
     variation = Variation(
         document=document,
         mode=asked.mode,

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from app.admin.rules.config import ResourceLimits
+from app.admin.rules.config import LimitsConfig
 from app.agents.rules.weights import under_degradation
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
@@ -68,7 +68,7 @@ class Inputs:
     weights: Mapping[AgentType, float]
     previous_weights: Mapping[AgentType, float]
     weight_reasons: Mapping[AgentType, str] = field(default_factory=dict)
-    limits: ResourceLimits = field(default_factory=ResourceLimits)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     set_aside: Sequence[SetAside] = ()
     first_new: UUID
     new_capabilities: Sequence[AgentType] = tuple(AgentType)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from app.admin.rules.config import ResourceLimits, key
+from app.admin.rules.config import LimitsConfig, weight_name
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
@@ -109,7 +109,7 @@ def inputs_of(roster_text: str, text: str) -> Inputs:
         weights=_by_agent(kept["weights"]),
         previous_weights=_by_agent(kept["previous_weights"]),
         weight_reasons=_by_agent(kept["weight_reasons"]),
-        limits=ResourceLimits(**_known(ResourceLimits, kept["limits"])),
+        limits=LimitsConfig(**_known(LimitsConfig, kept["limits"])),
         set_aside=[SetAside(agent_type=AgentType(a), tasks=tasks, why=why) for a, tasks, why in kept["set_aside"]],
         first_new=UUID(kept["first_new"]),
         new_capabilities=tuple(map(AgentType, kept["new_capabilities"])),
@@ -130,7 +130,7 @@ def outcome(decision: Decision, inputs: Inputs) -> dict[str, Any]:
         "current_workers": plan.current,
         "target_workers": plan.target,
         "agent_weight_adjustments": {
-            key(agent): {"previous_weight": before, "new_weight": after, "reason": _reweighing(inputs, agent)}
+            weight_name(agent): {"previous_weight": before, "new_weight": after, "reason": _reweighing(inputs, agent)}
             for agent, (before, after) in decision.reweighted.items()
         },
         "allocation": _allocation(decision, inputs),
@@ -142,7 +142,7 @@ def outcome(decision: Decision, inputs: Inputs) -> dict[str, Any]:
         "drain_busy": plan.drain_busy,
         "new_workers": [str(worker_id) for worker_id in decision.new],
         "moved_workers": len(decision.moved),
-        "bottleneck_agent": key(decision.bottleneck) if decision.bottleneck else None,
+        "bottleneck_agent": weight_name(decision.bottleneck) if decision.bottleneck else None,
         "mode": inputs.mode,
         "config_version": inputs.config_version,
         "decide_again_after_seconds": plan.decide_again_after_seconds,
@@ -175,9 +175,9 @@ def resource_allocation(
     for place, (worker_id, letter) in enumerate(zip(ids, allocation["agents"], strict=True)):
         agent = _AGENTS[letter]
         if agent is not None:
-            usual = sizes[key(agent)]
+            usual = sizes[weight_name(agent)]
             memory, cores = own.get(place, (usual["memory_gb"], usual["cpu_cores"]))
-            shown[worker_id] = {"assigned_agent": key(agent), "memory_gb": memory, "cpu_cores": cores}
+            shown[worker_id] = {"assigned_agent": weight_name(agent), "memory_gb": memory, "cpu_cores": cores}
     return shown
 
 
@@ -190,7 +190,7 @@ def _allocation(decision: Decision, inputs: Inputs) -> dict[str, Any]:
     return {
         "agents": "".join([_LETTERS[decided.agent if decided else None] for decided in assignments]),
         "sizes": {
-            key(agent): {
+            weight_name(agent): {
                 "memory_gb": limits.memory_gb,
                 "cpu_cores": limits.cpu_cores,
                 "compute_seconds": limits.compute_seconds,

@@ -101,7 +101,7 @@ async def base_document(connection: AsyncConnection, inputs: Inputs, mode: Mode 
     In another mode if wanted, with the pool of that mode. Raises ConfigVersionNotFound.
     """
     document = (await config.version(connection, inputs.config_version)).document
-    return document if mode in (None, inputs.mode) else rules.switched(document, mode)
+    return document if mode in (None, inputs.mode) else rules.with_mode(document, mode)
 
 
 def what_if(kept: Kept, variation: Variation) -> Mapping[str, Any]:

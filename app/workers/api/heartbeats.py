@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from app.admin.rules.config import ResourceLimits
+from app.admin.rules.config import LimitsConfig
 from app.admin.service.config import CurrentConfig
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Body, Moment, Sentence, Word
@@ -126,7 +126,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
     return answer(raw(seen, texts))
 
 
-def _assignment(pulse: HeartbeatReply, limits: ResourceLimits, known: str | None) -> dict[str, Any] | None:
+def _assignment(pulse: HeartbeatReply, limits: LimitsConfig, known: str | None) -> dict[str, Any] | None:
     """What is in force, unless the worker knows it; so it is told again when an answer was lost."""
     in_force = bounded(pulse.assignment, limits, memory_gb=pulse.memory_gb, cpu_cores=pulse.cpu_cores)
     name = version(in_force)

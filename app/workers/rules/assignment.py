@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.admin.rules.config import ResourceLimits
+from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 
@@ -56,7 +56,7 @@ def within(decided: Assignment, *, memory_gb: float | None, cpu_cores: float | N
 
 
 def bounded(
-    decided: Assignment, limits: ResourceLimits, *, memory_gb: float | None, cpu_cores: float | None
+    decided: Assignment, limits: LimitsConfig, *, memory_gb: float | None, cpu_cores: float | None
 ) -> Assignment:
     """The assignment of a worker that has so much: never more than that, nor than the configuration allows."""
     allowed = within(decided, memory_gb=limits.max_memory_per_worker_gb, cpu_cores=limits.max_cpu_per_worker)
@@ -68,12 +68,12 @@ def version(assignment: Assignment) -> str:
     return hashlib.sha256(repr(tuple(assignment)).encode()).hexdigest()[:16]
 
 
-def usual_limits(limits: ResourceLimits) -> TaskLimits:
+def usual_limits(limits: LimitsConfig) -> TaskLimits:
     """Limits of every task that is not known to need more."""
     return base(BASE, largest_limits(limits))
 
 
-def largest_limits(limits: ResourceLimits) -> TaskLimits:
+def largest_limits(limits: LimitsConfig) -> TaskLimits:
     """The most that the configuration lets one task use."""
     return TaskLimits(
         compute_seconds=_MAX_COMPUTE_SECONDS,

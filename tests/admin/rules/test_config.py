@@ -6,24 +6,24 @@ from typing import Any
 import pytest
 
 from app.admin.rules.config import (
-    AgentWeights,
     Document,
-    balanced,
+    WeightsConfig,
+    apply_merge_patch,
+    as_json,
+    balance_weights,
     conduct,
-    document_of,
     effective_weights,
-    merged,
-    plain,
+    from_json,
     preset,
     problems,
-    switched,
+    with_mode,
 )
 from app.kernel.agents import AgentType
 from app.kernel.changes import Change, changes
 from app.kernel.modes import Mode
 from app.scaling.rules.target import scaling_policy
 
-_NOBODY = dict.fromkeys(asdict(AgentWeights()), 0.0)
+_NOBODY = dict.fromkeys(asdict(WeightsConfig()), 0.0)
 
 
 def _with_pool(mode: Mode = Mode.PRODUCTION, **fields: Any) -> Document:
@@ -32,15 +32,15 @@ def _with_pool(mode: Mode = Mode.PRODUCTION, **fields: Any) -> Document:
 
 
 def _weighed(**weights: float) -> Document:
-    return replace(preset(Mode.PRODUCTION), agent_weights=AgentWeights(**{**_NOBODY, **weights}))
+    return replace(preset(Mode.PRODUCTION), agent_weights=WeightsConfig(**{**_NOBODY, **weights}))
 
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_presets_are_free_of_problems_and_survive_json(mode: Mode) -> None:
     document = preset(mode)
     assert problems(document, mode) == []
-    assert balanced(document) is document
-    assert document_of(plain(document)) == document
+    assert balance_weights(document) is document
+    assert from_json(as_json(document)) == document
 
 
 def test_the_modes_are_those_of_the_specification() -> None:
@@ -68,7 +68,7 @@ def test_the_modes_are_those_of_the_specification() -> None:
         (_weighed(), ["agent_weights"]),
         (_weighed(ranking_agent=5e-324), []),
         (
-            replace(_with_pool(min_workers=2, max_workers=1), agent_weights=AgentWeights(**_NOBODY)),
+            replace(_with_pool(min_workers=2, max_workers=1), agent_weights=WeightsConfig(**_NOBODY)),
             ["worker_pool.min_workers", "agent_weights"],
         ),
     ],
@@ -86,14 +86,16 @@ def test_the_pool_of_trusted_testers_stays_moderate() -> None:
 
 
 def test_a_switch_changes_the_pool_alone() -> None:
-    mine = replace(preset(Mode.PRODUCTION), agent_weights=AgentWeights(generation_agent=0.3, reflection_agent=0.1))
-    there = switched(mine, Mode.TRUSTED_TESTER)
+    mine = replace(preset(Mode.PRODUCTION), agent_weights=WeightsConfig(generation_agent=0.3, reflection_agent=0.1))
+    there = with_mode(mine, Mode.TRUSTED_TESTER)
     assert there.worker_pool == preset(Mode.TRUSTED_TESTER).worker_pool
     assert replace(there, worker_pool=mine.worker_pool) == mine
 
 
 def test_weights_are_scaled_to_one() -> None:
-    weights = asdict(balanced(_weighed(generation_agent=1, ranking_agent=0.5, proximity_agent=0.5)).agent_weights)
+    weights = asdict(
+        balance_weights(_weighed(generation_agent=1, ranking_agent=0.5, proximity_agent=0.5)).agent_weights
+    )
     assert weights == {**_NOBODY, "generation_agent": 0.5, "ranking_agent": 0.25, "proximity_agent": 0.25}
 
 
@@ -101,27 +103,27 @@ def test_weights_are_scaled_to_one() -> None:
     "values", [(5e-324, 0, 0, 0, 0, 0), (1e-300, 1, 0, 0, 0, 0), (0.1, 0.7, 0.3, 1 / 3, 1e-9, 1), (1, 1, 1, 1, 1, 1)]
 )
 def test_scaling_twice_is_scaling_once(values: tuple[float, ...]) -> None:
-    once = balanced(_weighed(**dict(zip(_NOBODY, values, strict=True))))
+    once = balance_weights(_weighed(**dict(zip(_NOBODY, values, strict=True))))
     assert sum(asdict(once.agent_weights).values()) == pytest.approx(1, abs=1e-9)
-    assert balanced(once) is once
+    assert balance_weights(once) is once
 
 
 def test_a_weight_that_is_named_gets_just_that_share() -> None:
-    base = balanced(_weighed(generation_agent=0.5, ranking_agent=0.3, evolution_agent=0.2))
+    base = balance_weights(_weighed(generation_agent=0.5, ranking_agent=0.3, evolution_agent=0.2))
     named = replace(base, agent_weights=replace(base.agent_weights, generation_agent=0.75))
-    weights = balanced(named, ["generation_agent"]).agent_weights
+    weights = balance_weights(named, ["generation_agent"]).agent_weights
     assert weights.generation_agent == 0.75
     assert [weights.ranking_agent, weights.evolution_agent] == pytest.approx([0.15, 0.1])
 
 
 def test_names_that_leave_nothing_for_the_others_are_scaled_like_all() -> None:
     alone = _weighed(generation_agent=0.5)
-    assert balanced(alone, ["generation_agent"]).agent_weights.generation_agent == 1
+    assert balance_weights(alone, ["generation_agent"]).agent_weights.generation_agent == 1
     much = _weighed(generation_agent=1, ranking_agent=1, evolution_agent=0.5)
-    weights = balanced(much, ["generation_agent", "ranking_agent"]).agent_weights
+    weights = balance_weights(much, ["generation_agent", "ranking_agent"]).agent_weights
     assert [weights.generation_agent, weights.evolution_agent] == pytest.approx([0.4, 0.2])
     whole = _weighed(generation_agent=1, ranking_agent=0.5)
-    assert balanced(whole, ["generation_agent"]).agent_weights.ranking_agent == 0
+    assert balance_weights(whole, ["generation_agent"]).agent_weights.ranking_agent == 0
 
 
 def test_no_agent_is_disabled_and_who_asks_for_it_is_told() -> None:
@@ -157,7 +159,7 @@ def test_no_agent_is_disabled_and_who_asks_for_it_is_told() -> None:
     ],
 )
 def test_merge_patches(target: Any, patch: Any, result: Any) -> None:
-    assert merged(target, patch) == result
+    assert apply_merge_patch(target, patch) == result
 
 
 def test_changes_are_flat() -> None:

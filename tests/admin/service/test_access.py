@@ -156,7 +156,7 @@ async def test_revoking_twice_is_fine_and_an_unknown_key_is_told(database: Datab
 
 
 async def test_the_memory_is_bounded(database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_REMEMBERED", 3)
+    monkeypatch.setattr(access, "_MAX_REMEMBERED", 3)
     for _ in range(8):
         await keyring.recognise((await _key(database))[1])
-        assert len(keyring._known) <= 3
+        assert len(keyring._principals) <= 3

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from app.admin.rules.config import ConfigAction, plain
+from app.admin.rules.config import ConfigAction, as_json
 from app.admin.service import config as service
-from app.admin.service.config import CurrentConfig, Order
+from app.admin.service.config import ChangeRequest, CurrentConfig
 from app.admin.store import audit as audit_store
 from app.db.database import Database
 from app.kernel.agents import AgentType
@@ -19,7 +19,7 @@ async def _widen(database: Database, version: int, most: int) -> None:
     async with database.transaction() as connection:
         base = await service.base(connection, Mode.PRODUCTION, version)
         wide = replace(base.document, worker_pool=replace(base.document.worker_pool, max_workers=most))
-        order = Order(expected=version, by="me", reason="test")
+        order = ChangeRequest(expected_version=version, by="me", reason="test")
         await service.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, wide)
 
 
@@ -92,14 +92,14 @@ async def test_weights_are_effective_ones(database: Database) -> None:
 
 async def test_every_change_is_audited_in_its_own_transaction(database: Database) -> None:
     await _widen(database, 1, 900)
-    order = Order(expected=2, by="you", reason="never mind")
+    order = ChangeRequest(expected_version=2, by="you", reason="never mind")
     async with database.engine.connect() as given_up:
         await service.switch(given_up, Mode.PRODUCTION, order, Mode.DEVELOPMENT)
         await given_up.rollback()
     async with database.transaction() as connection:
-        entries = await audit_store.page(connection, before=99, action=None, limit=9)
+        entries = await audit_store.page(connection, below=99, action=None, limit=9)
         version = await service.version(connection, 2)
-    deed = entries[0].deed
-    assert [entry.deed.action for entry in entries] == ["config.set", "config.initial"]
+    deed = entries[0].content
+    assert [entry.content.action for entry in entries] == ["config.set", "config.initial"]
     assert (deed.by, deed.reason, deed.before["version"]) == ("me", "test", 1)
-    assert deed.after == {"version": 2, "mode": "production", **plain(version.document)}
+    assert deed.after == {"version": 2, "mode": "production", **as_json(version.document)}

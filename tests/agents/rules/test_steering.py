@@ -24,7 +24,7 @@ from app.agents.rules.steering import (
 from app.agents.rules.weights import Standing, WeightPolicy
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.kernel.shares import Weights, raised
+from app.kernel.shares import Weights, raise_to_floor
 
 ALL = list(AgentType)
 POLICY = WeightPolicy()
@@ -139,7 +139,7 @@ def test_trusted_testers_get_smaller_steps_and_development_the_same_as_productio
 
 
 weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
-    lambda raw: raised(dict(zip(ALL, raw, strict=True)), POLICY.floor)
+    lambda raw: raise_to_floor(dict(zip(ALL, raw, strict=True)), POLICY.floor)
 )  # fmt: skip
 standings = st.dictionaries(
     st.sampled_from(ALL), st.builds(Standing, effectiveness=st.one_of(st.none(), st.floats(0, 1)))

@@ -19,7 +19,7 @@ from app.agents.rules.weights import (
     with_result,
 )
 from app.kernel.agents import AgentType
-from app.kernel.shares import raised
+from app.kernel.shares import raise_to_floor
 
 ALL = list(AgentType)
 POLICY = WeightPolicy()
@@ -28,7 +28,7 @@ CONFIGURED = dict.fromkeys(ALL, 0.17) | {REFLECTION: 0.15}
 AVERAGE = dict.fromkeys(ALL, Standing(effectiveness=0.5, tasks_per_second=0.1))
 
 weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
-    lambda raw: raised(dict(zip(ALL, raw, strict=True)), POLICY.floor)
+    lambda raw: raise_to_floor(dict(zip(ALL, raw, strict=True)), POLICY.floor)
 )  # fmt: skip
 standings = st.dictionaries(
     st.sampled_from(ALL),
@@ -126,9 +126,9 @@ def test_a_better_agent_never_has_a_lower_target(
 
 
 def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> None:
-    found = raised(dict.fromkeys(ALL, 0.0) | {ALL[0]: 3.0, ALL[1]: 1.0}, POLICY.floor)
+    found = raise_to_floor(dict.fromkeys(ALL, 0.0) | {ALL[0]: 3.0, ALL[1]: 1.0}, POLICY.floor)
     assert [round(found[agent], 4) for agent in ALL] == [0.69, 0.23, 0.02, 0.02, 0.02, 0.02]
-    assert raised(dict.fromkeys(ALL, 0.0), POLICY.floor) == pytest.approx(dict.fromkeys(ALL, 1 / 6))
+    assert raise_to_floor(dict.fromkeys(ALL, 0.0), POLICY.floor) == pytest.approx(dict.fromkeys(ALL, 1 / 6))
 
 
 def _after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:

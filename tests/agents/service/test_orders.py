@@ -154,7 +154,7 @@ async def test_no_agent_is_disabled(database: Database) -> None:
 async def test_trusted_testers_say_why(database: Database) -> None:
     async with database.transaction() as connection:
         last = await config.current(connection, Mode.PRODUCTION)
-        order = config.Order(expected=last.version, by="test", reason="guests")
+        order = config.ChangeRequest(expected_version=last.version, by="test", reason="guests")
         await config.switch(connection, Mode.PRODUCTION, order, Mode.TRUSTED_TESTER)
     with pytest.raises(WeightsRefused, match="say why"):
         await command(database, order=Order(by="someone"))

@@ -85,7 +85,7 @@ async def test_example_2_live_and_to_the_number(database: Database) -> None:
 )
 async def test_weights_follow_in_every_mode(database: Database, mode: Mode, step: float) -> None:
     async with database.transaction() as connection:
-        order = config.Order(expected=2, by="test", reason="another mode")
+        order = config.ChangeRequest(expected_version=2, by="test", reason="another mode")
         await config.switch(connection, Mode.PRODUCTION, order, mode)
     await tick(database)
     await example_2(database)

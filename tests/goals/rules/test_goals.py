@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.admin.rules.config import Iterations
+from app.admin.rules.config import IterationConfig
 from app.goals.rules.budgets import Compute, Limits, Usage
 from app.goals.rules.exploration import Arm
 from app.goals.rules.goals import (
@@ -89,10 +89,12 @@ def test_what_is_let_through_fits(spent: float, attempts: int, running: int, wor
 
 
 def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:
-    default = goal_policy(Constraints(), Iterations(min_iterations=4, max_iterations=40, improvement_threshold=0.02))
+    default = goal_policy(
+        Constraints(), IterationConfig(min_iterations=4, max_iterations=40, improvement_threshold=0.02)
+    )
     assert (default.stopping.min_iterations, default.stopping.threshold, default.limits.max_iterations) == (4, 0.02, 40)
     own = goal_policy(
-        Constraints(patience=3, improvement_unit=Unit.RELATIVE, max_iterations=7), Iterations(enabled=False)
+        Constraints(patience=3, improvement_unit=Unit.RELATIVE, max_iterations=7), IterationConfig(enabled=False)
     )
     assert (own.stopping.patience, own.stopping.unit, own.limits.max_iterations) == (3, Unit.RELATIVE, 7)
     assert not own.stopping.judges

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.admin.rules.config import Iterations as Configured
+from app.admin.rules.config import IterationConfig as Configured
 from app.db import hot_path, schema
 from app.db.database import Database
 from app.goals.rules.stopping import Quality

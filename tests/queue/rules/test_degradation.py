@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.agents.rules.weights import WeightPolicy, under_degradation
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.kernel.shares import raised
+from app.kernel.shares import raise_to_floor
 from app.queue.rules.degradation import (
     TOP_STEP,
     DegradationStep,
@@ -244,7 +244,7 @@ def test_each_step_includes_those_below_it() -> None:
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6), st.sampled_from(list(DegradationStep)))
 def test_whatever_is_suspended_keeps_the_floor(values: list[float], step: DegradationStep) -> None:
     policy = WeightPolicy()
-    weights = raised(dict(zip(AgentType, values, strict=True)), policy.floor)
+    weights = raise_to_floor(dict(zip(AgentType, values, strict=True)), policy.floor)
     under: dict[AgentType, Any] = under_degradation(weights, step)
     assert set(under) == set(AgentType)
     assert sum(under.values()) == pytest.approx(1)

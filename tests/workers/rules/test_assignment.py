@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.admin.rules.config import ResourceLimits
+from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.workers.rules.assignment import Assignment, bounded, version
 
@@ -15,12 +15,12 @@ assignments = st.builds(
     cpu_cores=amounts,
     compute_seconds=st.none() | st.floats(600, 3600),
 )
-limits = st.builds(ResourceLimits, max_memory_per_worker_gb=st.floats(1, 64), max_cpu_per_worker=st.floats(0.5, 16))
+limits = st.builds(LimitsConfig, max_memory_per_worker_gb=st.floats(1, 64), max_cpu_per_worker=st.floats(0.5, 16))
 
 
 @given(decided=assignments, limits=limits, memory_gb=amounts, cpu_cores=amounts)
 def test_never_more_than_the_worker_has_or_the_configuration_allows_or_was_decided(
-    decided: Assignment, limits: ResourceLimits, memory_gb: float | None, cpu_cores: float | None
+    decided: Assignment, limits: LimitsConfig, memory_gb: float | None, cpu_cores: float | None
 ) -> None:
     told = bounded(decided, limits, memory_gb=memory_gb, cpu_cores=cpu_cores)
     memory = [decided.memory_gb, memory_gb, limits.max_memory_per_worker_gb]

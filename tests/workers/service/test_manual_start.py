@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.admin.rules import config as rules
-from app.admin.rules.config import ConfigAction, ResourceLimits
+from app.admin.rules.config import ConfigAction, LimitsConfig
 from app.admin.service import config
-from app.admin.service.config import Order
+from app.admin.service.config import ChangeRequest
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.scaling.service import tick
@@ -39,8 +39,8 @@ async def _at_most(database: Database, workers: int) -> None:
     async with database.transaction() as connection:
         now = await config.current(connection, Mode.PRODUCTION)
         pool = {**config.content(now)["worker_pool"], "min_workers": 1, "max_workers": workers}
-        document = rules.document_of({**config.content(now), "worker_pool": pool})
-        order = Order(expected=now.version, by="test")
+        document = rules.from_json({**config.content(now), "worker_pool": pool})
+        order = ChangeRequest(expected_version=now.version, by="test")
         await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
@@ -124,8 +124,8 @@ async def test_a_host_must_have_the_memory_that_the_configuration_promises(datab
 async def _allow(database: Database, memory_gb: float) -> None:
     async with database.transaction() as connection:
         now = await config.current(connection, Mode.PRODUCTION)
-        document = replace(now.document, resource_limits=ResourceLimits(max_memory_per_worker_gb=memory_gb))
-        order = Order(expected=now.version, by="test")
+        document = replace(now.document, resource_limits=LimitsConfig(max_memory_per_worker_gb=memory_gb))
+        order = ChangeRequest(expected_version=now.version, by="test")
         await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
