@@ -79,9 +79,9 @@ class Errand:
 DUTIES: Sequence[Duty] = (
     Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn)),
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
-    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote(db)),
-    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim(db)),
-    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.tick(db, AgingPolicy())),
+    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),
+    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
+    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
     Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
     Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),

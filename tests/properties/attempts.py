@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.kernel.states import TaskState
 from app.queue.service import leases
-from app.queue.service.leases import Failure, Fence, Standing
+from app.queue.service.leases import EndedLease, Failure, Fence
 from app.queue.store.completions import Completion
 from app.queue.store.completions import Renewal as Signal
 from tests.properties.model import Model
@@ -35,7 +35,7 @@ class Sign:
             progress=self.progress,
             checkpoint=self.checkpoint,
         )
-        await service.replicas[self.replica].desk.sign(signal)
+        await service.replicas[self.replica].desk.renew(signal)
         return None
 
     def judge(self, model: Model, observed: object) -> None:
@@ -142,6 +142,6 @@ def _ended(model: Model, fence: Fence, observed: object, outcome: str) -> None:
 
 
 def _stands(observed: object, state: TaskState, *, is_delayed: bool) -> None:
-    assert isinstance(observed, Standing), f"refused with {observed}"
+    assert isinstance(observed, EndedLease), f"refused with {observed}"
     assert observed.state is state
     assert (observed.run_at is not None) == is_delayed

@@ -56,7 +56,9 @@ class CancelMany:
             if task.is_live:
                 model.cancel(task)
         dependents = sum(not task.is_live for task in live) - len(selected)
-        expected = cancel.Outcome(matched=len(selected), cancelled=len(selected), dependents=dependents)
+        expected = cancel.CancelResult(
+            matching_count=len(selected), cancelled_count=len(selected), dependent_count=dependents
+        )
         assert observed == expected, f"{observed} instead of {expected}"
 
 
@@ -102,7 +104,9 @@ class RequeueMany:
         ]
         for task in failed:
             model.requeue(task)
-        assert observed == dead_letters.Outcome(matched=len(failed), done=len(failed)), f"{observed}"
+        assert observed == dead_letters.BulkResult(matching_count=len(failed), processed_count=len(failed)), (
+            f"{observed}"
+        )
 
 
 def _is_selected(task: Task, goal_id: str | None, agent: AgentType | None) -> bool:

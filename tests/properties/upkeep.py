@@ -82,7 +82,7 @@ class Promote:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
-            return (await expiry.promote(connection))["promoted"]
+            return (await expiry.promote_delayed(connection))["promoted"]
 
     def judge(self, model: Model, observed: object) -> None:
         due = [task for task in model.live() if task.run_at is not None and task.run_at <= model.now]
@@ -100,7 +100,7 @@ class Age:
     async def run(self, service: Service) -> object:
         async with service.replicas[self.replica].database.transaction() as connection:
             await duties.ensure(connection, aging.AGE_TASKS)
-            result = await aging.tick(connection, policies.AGEING)
+            result = await aging.age_tasks(connection, policies.AGEING)
             await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
             return result["aged"], result["urgent"]
 

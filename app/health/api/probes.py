@@ -95,7 +95,7 @@ async def overview(services: ServicesDep) -> StatusOut:
     # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
     report, _ = await services[SnapshotCache].report()
     async with services.database.transaction() as connection:
-        queue, workers = await status_service.look(connection), await worker_store.workers_by_state(connection)
+        queue, workers = await status_service.read_snapshot(connection), await worker_store.workers_by_state(connection)
         standing = await alerts.unresolved_alerts(connection)
     finished = {
         end: round(events_within(queue.recent, EVENTS_BY_OUTCOME[end], queue.at, _MINUTE)) for end in FINAL_OUTCOMES

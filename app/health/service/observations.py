@@ -23,7 +23,7 @@ async def observe(
     connection: AsyncConnection, capacity: CapacityPolicy, policy: CheckPolicy, depths: Sequence[Depth] = ()
 ) -> Observations:
     """How everything stands; `depths` are those of the looks before."""
-    queue = await status.look(connection)
+    queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     minimum = version.document.worker_pool.min_workers if version else None
     return Observations(
@@ -44,7 +44,7 @@ async def observe(
 
 async def strain(connection: AsyncConnection) -> Strain:
     """How short resources are, and for how long work has been waiting."""
-    queue = await status.look(connection)
+    queue = await status.read_snapshot(connection)
     waits = [wait.total_seconds() for priority in Priority if (wait := queue.oldest_wait(priority)) is not None]
     database = await store.database_condition(connection)
     return Strain(

@@ -131,7 +131,7 @@ class SnapshotCache:
 
 async def read_snapshot(connection: AsyncConnection, terms: SnapshotTerms) -> Snapshot:
     """Read everything that is judged: workers and hosts one by one, and nothing that costs anything per task."""
-    queue = await status.look(connection)
+    queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     document = version.document if version else preset(terms.initial_mode)
     calls = await usage.recent(connection, RECENT)

@@ -68,7 +68,12 @@ async def requeue_many(wanted: RequeueManyIn, database: InBatches) -> Requeued:
         outcome = await service.count(database, selection, may_run=True)
     else:
         outcome = await service.requeue_many(database, selection, limit=wanted.limit, reason=wanted.reason)
-    return Requeued(matched=outcome.matched, requeued=outcome.done, remaining=outcome.remaining, dry_run=wanted.dry_run)
+    return Requeued(
+        matched=outcome.matching_count,
+        requeued=outcome.processed_count,
+        remaining=outcome.remaining,
+        dry_run=wanted.dry_run,
+    )
 
 
 @router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
@@ -82,7 +87,12 @@ async def purge(wanted: PurgeIn, database: InBatches) -> Purged:
         outcome = await service.count(database, selection)
     else:
         outcome = await service.purge(database, selection, limit=wanted.limit, reason=wanted.reason)
-    return Purged(matched=outcome.matched, purged=outcome.done, remaining=outcome.remaining, dry_run=wanted.dry_run)
+    return Purged(
+        matched=outcome.matching_count,
+        purged=outcome.processed_count,
+        remaining=outcome.remaining,
+        dry_run=wanted.dry_run,
+    )
 
 
 @router.get(

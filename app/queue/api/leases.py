@@ -171,7 +171,7 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
 
 
 async def _sign(services: Services, sign: Renewal) -> Response:
-    expires_at = await services[LeaseService].sign(sign)
+    expires_at = await services[LeaseService].renew(sign)
     held = {"task_id": sign.task_id, "token": sign.token, "state": TaskState.EXECUTING.value, "expires_at": expires_at}
     return answer(raw(held, {}))
 

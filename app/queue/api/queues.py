@@ -141,7 +141,7 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     Costs the same however many tasks there are. Depths are exact; waits and throughput are counted by the background
     loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
-    return _queue(await service.look(connection), services[Admission].policy, advice.model(services))
+    return _queue(await service.read_snapshot(connection), services[Admission].policy, advice.model(services))
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)

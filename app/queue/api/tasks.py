@@ -123,9 +123,9 @@ async def cancel_many(cancellation: CancelManyIn, database: InBatches) -> Cancel
     else:
         outcome = await cancel_service.cancel(database, selection, limit=cancellation.limit, reason=cancellation.reason)
     return CancelledMany(
-        matched=outcome.matched,
-        cancelled=outcome.cancelled,
-        dependents=outcome.dependents,
+        matched=outcome.matching_count,
+        cancelled=outcome.cancelled_count,
+        dependents=outcome.dependent_count,
         remaining=outcome.remaining,
         dry_run=cancellation.dry_run,
     )

@@ -18,11 +18,11 @@ from app.queue.rules.admission import CapacityPolicy, find_overflow, has_room, r
 from app.queue.store import counters, dead_letters, throughput
 from app.settings import Settings
 
-_FRESH_SECONDS = 1.0
+_FRESH_DEPTH_SECONDS = 1.0
 # How much of the queue may be let in between two looks at it: what another process lets in meanwhile is not seen.
 _UNSEEN_SHARE = 0.1
 # Below this share of every bound an estimate, however old, is good enough for one more submit.
-_CERTAIN = 0.5
+_SAFE_SHARE = 0.5
 
 
 def policy_of(settings: Settings) -> CapacityPolicy:
@@ -86,7 +86,7 @@ class Admission:
         Who holds the gate together with others cannot wait for having it alone: two of them would wait for each
         other. Giving it back takes a savepoint, which only who is not certain of the outcome pays for.
         """
-        if self._books(ticket, within=_CERTAIN):
+        if self._books(ticket, within=_SAFE_SHARE):
             if await self._join(connection):
                 await self._refuse_overflow(connection, self._estimate() - ticket.tasks, ticket.tasks)
             return True
@@ -118,7 +118,7 @@ class Admission:
     def _is_stale(self) -> bool:
         unseen = sum(ticket.tasks.total() for ticket in self._tickets)
         too_many = unseen > _UNSEEN_SHARE * self.policy.max_queue_size
-        return too_many or time.monotonic() - self._read_at > _FRESH_SECONDS
+        return too_many or time.monotonic() - self._read_at > _FRESH_DEPTH_SECONDS
 
     def _estimate(self) -> Counter[Priority]:
         return sum((ticket.tasks for ticket in self._tickets), start=self._depth)

@@ -1,4 +1,4 @@
-"""Letting what waits become more urgent."""
+"""Aging of waiting tasks: the duty that raises their priorities."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,29 +11,33 @@ from app.queue.rules.aging import AgingPolicy
 from app.queue.store import aging
 
 AGE_TASKS = "age tasks"
-# A task that was locked at the moment when its time had come is met again within this time.
+# A task that was locked when its time had come was skipped; it is met again within this time.
 _OVERLAP = timedelta(seconds=60)
 
 
-async def tick(connection: AsyncConnection, policy: AgingPolicy) -> dict[str, Any]:
-    """One turn, from where the last one stood. The higher step first, so that nothing climbs two in one turn."""
-    last = (await duties.turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
-    stood: dict[str, str] = dict(last.result.get("stood", {})) if last else {}
-    moved = 0
+async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[str, Any]:
+    """Raise tasks whose time has come, from where the last turn stopped; return the counts and the new positions.
+
+    The result is stored with the duty, so the next turn need not walk over tasks that were looked at already.
+    """
+    last_turn = (await duties.turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
+    positions: dict[str, str] = dict(last_turn.result.get("stood", {})) if last_turn else {}
+    raised_count = 0
     for step in policy.steps:
-        aged = await aging.age(connection, step.priority, step.after, _since(stood, step.priority))
-        moved += aged.tasks
+        aged = await aging.age(connection, step.priority, step.after, _start(positions, step.priority))
+        raised_count += aged.tasks
         if aged.since is not None and aged.until is not None:
-            stood[step.priority.name] = aged.until.isoformat()
-            _go_back(stood, Priority(step.priority + 1), aged.since)
-    return {"aged": moved, "urgent": await aging.hurry(connection, policy.urgent_within), "stood": stood}
+            positions[step.priority.name] = aged.until.isoformat()
+            _move_back(positions, Priority(step.priority + 1), aged.since)
+    urgent_count = await aging.hurry(connection, policy.urgent_within)
+    return {"aged": raised_count, "urgent": urgent_count, "stood": positions}
 
 
-def _go_back(stood: dict[str, str], priority: Priority, since: datetime) -> None:
-    """What came from below may have waited longer than what this priority has looked at already."""
-    if priority.name in stood:
-        stood[priority.name] = min(datetime.fromisoformat(stood[priority.name]), since).isoformat()
+def _move_back(positions: dict[str, str], priority: Priority, since: datetime) -> None:
+    """Include tasks that came from below: they may have waited longer than those already looked at here."""
+    if priority.name in positions:
+        positions[priority.name] = min(datetime.fromisoformat(positions[priority.name]), since).isoformat()
 
 
-def _since(stood: dict[str, str], priority: Priority) -> datetime | None:
-    return datetime.fromisoformat(stood[priority.name]) - _OVERLAP if priority.name in stood else None
+def _start(positions: dict[str, str], priority: Priority) -> datetime | None:
+    return datetime.fromisoformat(positions[priority.name]) - _OVERLAP if priority.name in positions else None

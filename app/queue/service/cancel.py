@@ -1,7 +1,7 @@
-"""Cancelling many tasks by what they have in common: in batches, each in a transaction of its own.
+"""Cancellation of all tasks that a selection matches, in batches with a transaction each.
 
-Readers of events wait for the oldest transaction, so none may last long. A call that was interrupted has done some of
-its work, and may be repeated.
+Readers of events wait for the oldest transaction, so none may last long. A call that was interrupted has done part of
+its work and may be repeated.
 """
 
 from dataclasses import dataclass
@@ -14,36 +14,38 @@ BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How many were selected when the call began, how many of them it cancelled, and how many that waited for those."""
+class CancelResult:
+    """Numbers of tasks that matched when the call began, of those that it cancelled, and of cancelled dependents."""
 
-    matched: int
-    cancelled: int
-    dependents: int
+    matching_count: int
+    cancelled_count: int
+    dependent_count: int
 
     @property
     def remaining(self) -> int:
-        """How many are left."""
-        return max(0, self.matched - self.cancelled)
+        """Number of matching tasks that are not cancelled yet."""
+        return max(0, self.matching_count - self.cancelled_count)
 
 
-async def count(database: Database, selection: Selection) -> Outcome:
-    """What `cancel` would find; nothing is done."""
+async def count(database: Database, selection: Selection) -> CancelResult:
+    """Count the tasks that `cancel` would match; change nothing."""
     async with database.transaction() as connection:
-        return Outcome(matched=await cancel_store.count(connection, selection), cancelled=0, dependents=0)
+        matching_count = await cancel_store.count(connection, selection)
+    return CancelResult(matching_count=matching_count, cancelled_count=0, dependent_count=0)
 
 
-async def cancel(database: Database, selection: Selection, *, limit: int, reason: str) -> Outcome:
-    """End up to `limit` of the selected live tasks, those that were submitted first, and all that wait for them.
+async def cancel(database: Database, selection: Selection, *, limit: int, reason: str) -> CancelResult:
+    """Cancel up to `limit` of the selected live tasks, first submitted first, and all tasks that wait for them.
 
-    Workers that run one hear of it with their next heartbeat or call.
+    Workers learn of it with their next heartbeat or call.
     """
     async with database.transaction() as connection:
-        matched = await cancel_store.count(connection, selection)
+        matching_count = await cancel_store.count(connection, selection)
         ids = await cancel_store.find(connection, selection, limit)
-    cancelled = dependents = 0
+    cancelled_count = dependent_count = 0
     for start in range(0, len(ids), BATCH):
         async with database.transaction() as connection:
-            done = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
-        cancelled, dependents = cancelled + done.selected, dependents + done.dependents
-    return Outcome(matched=matched, cancelled=cancelled, dependents=dependents)
+            batch = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
+        cancelled_count += batch.selected
+        dependent_count += batch.dependents
+    return CancelResult(matching_count=matching_count, cancelled_count=cancelled_count, dependent_count=dependent_count)

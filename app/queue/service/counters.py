@@ -1,4 +1,4 @@
-"""Keeping the numbers of the queue: folding what was added, looking for the oldest, and checking that all is right."""
+"""Duties that maintain the figures of the queue: fold new entries, look for the oldest tasks, check the counters."""
 
 import logging
 from collections.abc import Mapping
@@ -19,55 +19,55 @@ log = logging.getLogger(__name__)
 FOLD_EVENTS = "fold events"
 FIND_OLDEST = "find the oldest"
 CHECK_COUNTERS = "check counters"
-_BATCHES = 5
-# Counting reads the whole table: half a second for so much, and longer than a statement may take for twenty times as
-# much. The limit goes by the table, because counters that are wrong may not decide whether they are checked.
-_MOST_BYTES = 512 << 20
+_MAX_BATCHES = 5
+# Counting reads the whole table: half a second for this size, and longer than a statement may take for twenty times as
+# much. The limit is on the size of the table, because wrong counters must not decide whether they are checked.
+_MAX_TABLE_BYTES = 512 << 20
 
 
 async def fold_counts(connection: AsyncConnection) -> dict[str, Any]:
-    """Fold the changes of counters into totals."""
+    """Fold the changes of counters into totals; return the number folded."""
     return {"changes": await counters.fold(connection)}
 
 
 async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
-    """Fold new events into minutes, in a few batches; what is left after a long break waits for the next turns."""
-    folded = 0
-    for _ in range(_BATCHES):
+    """Fold new events into minutes, at most a few batches a turn; return the number folded, and if any are left."""
+    event_count = 0
+    for _ in range(_MAX_BATCHES):
         batch = await throughput.fold(connection)
-        folded += batch.events
+        event_count += batch.events
         if not batch.has_more:
-            return {"events": folded}
-    return {"events": folded, "behind": True}
+            return {"events": event_count}
+    return {"events": event_count, "behind": True}
 
 
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
-    """Look for the longest-waiting task of each priority; the result is what `oldest` reads."""
+    """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result."""
     turn = (await duties.turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
     moment = await now(connection)
     looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
-    found = await counters.oldest(connection, oldest_wait_floors(oldest(turn), looked_at))
+    oldest = await counters.oldest(connection, oldest_wait_floors(oldest_by_priority(turn), looked_at))
     return {
         "looked_at": moment.isoformat(),
-        "oldest": {priority.name: since.isoformat() for priority, since in found.items()},
+        "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
     }
 
 
-def oldest(turn: LastTurn | None) -> Mapping[Priority, datetime]:
-    """Since when the oldest task of each priority waited at the last look, where any did."""
-    found = turn.result.get("oldest", {}) if turn else {}
-    return {Priority[name]: datetime.fromisoformat(since) for name, since in found.items()}
+def oldest_by_priority(turn: LastTurn | None) -> Mapping[Priority, datetime]:
+    """Start of the longest wait of each priority where any task waits, by the last turn of `find_oldest`."""
+    oldest = turn.result.get("oldest", {}) if turn else {}
+    return {Priority[name]: datetime.fromisoformat(since) for name, since in oldest.items()}
 
 
 async def check_counters(connection: AsyncConnection) -> dict[str, Any]:
-    """Count every task, and put right and report where the counters disagree; not while there are too many."""
+    """Count all tasks, and report and correct counters that disagree; skipped while the table is too large."""
     size = await counters.bytes_to_count(connection)
-    if size > _MOST_BYTES:
+    if size > _MAX_TABLE_BYTES:
         return {"skipped": f"the table of tasks has {size >> 20:,} MB, and counting them would hold up others"}
-    found = await counters.differences(connection)
-    if not found:
+    differences = await counters.differences(connection)
+    if not differences:
         return {"off_by": 0}
-    missing = {f"{c.lane.agent_type} {c.lane.priority.name.lower()} {c.phase}": c.tasks for c in found}
-    log.error("the counters of the queue were wrong and have been put right; this was missing: %s", missing)
-    await counters.correct(connection, found)
-    return {"off_by": sum(abs(count.tasks) for count in found), "missing": missing}
+    missing_tasks = {f"{d.lane.agent_type} {d.lane.priority.name.lower()} {d.phase}": d.tasks for d in differences}
+    log.error("the counters of the queue were wrong and have been put right; this was missing: %s", missing_tasks)
+    await counters.correct(connection, differences)
+    return {"off_by": sum(abs(difference.tasks) for difference in differences), "missing": missing_tasks}

@@ -1,7 +1,7 @@
-"""What becomes of tasks that failed for good: another chance, or oblivion.
+"""Dead letters, the tasks that failed for good: reading, requeueing and purging them.
 
-What is done to many is done in batches, each in a transaction of its own: readers of events wait for the oldest
-transaction, so none may last long. A call that was interrupted has done some of its work, and may be repeated.
+Operations on many run in batches with a transaction each: readers of events wait for the oldest transaction, so none
+may last long. A call that was interrupted has done part of its work and may be repeated.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,20 +22,20 @@ BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How many were selected when the call began, and how many of them it has dealt with."""
+class BulkResult:
+    """Numbers of dead letters that matched when the call began, and of those that it has processed."""
 
-    matched: int
-    done: int
+    matching_count: int
+    processed_count: int
 
     @property
     def remaining(self) -> int:
-        """How many are left."""
-        return max(0, self.matched - self.done)
+        """Number of matching dead letters that are not processed yet."""
+        return max(0, self.matching_count - self.processed_count)
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
-    """Everything about a task that failed. Raises DeadLetterNotFound, also for a task that is something else."""
+    """Everything about a failed task. Raises DeadLetterNotFound, also for a task in another state."""
     task = await tasks.read(connection, task_id)
     if task is None:
         raise DeadLetterNotFound
@@ -45,10 +45,10 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
 
 
 async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> None:
-    """Give a failed task another chance; one that lives already, for somebody was faster, stays as it is.
+    """Put a failed task back into the queue; one that is in the queue already, by a concurrent call, stays as it is.
 
     Raises DeadLetterNotFound when there is no such task, TaskFinished for one that completed or was cancelled, and
-    GoalStopped when nothing may be done for its goal any more.
+    GoalStopped when its goal has stopped.
     """
     letter = await dead_letters.find_one(connection, task_id)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
@@ -62,43 +62,44 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
         raise GoalStopped(f"the research goal {task['goal_id']} has stopped, so the task stays a dead letter")
 
 
-async def requeue_many(database: Database, selection: Selection, *, limit: int, reason: str) -> Outcome:
-    """Give up to `limit` of the selected another chance, those that were submitted first; not of stopped goals."""
-    return await _each(
+async def requeue_many(database: Database, selection: Selection, *, limit: int, reason: str) -> BulkResult:
+    """Requeue up to `limit` of the selected dead letters, first submitted first; none of stopped goals."""
+    return await _process_in_batches(
         database,
         selection,
         limit,
-        lambda connection, some: dead_letters.requeue(connection, some, reason),
+        lambda connection, letters: dead_letters.requeue(connection, letters, reason),
         may_run=True,
     )
 
 
-async def purge(database: Database, selection: Selection, *, limit: int, reason: str) -> Outcome:
-    """Forget up to `limit` of the selected, those that were submitted first."""
-    return await _each(
-        database, selection, limit, lambda connection, some: dead_letters.purge(connection, some, reason)
+async def purge(database: Database, selection: Selection, *, limit: int, reason: str) -> BulkResult:
+    """Delete up to `limit` of the selected dead letters, first submitted first."""
+    return await _process_in_batches(
+        database, selection, limit, lambda connection, letters: dead_letters.purge(connection, letters, reason)
     )
 
 
-async def count(database: Database, selection: Selection, *, may_run: bool = False) -> Outcome:
-    """What one of the others would find, requeueing with `may_run`; nothing is done."""
+async def count(database: Database, selection: Selection, *, may_run: bool = False) -> BulkResult:
+    """Count the dead letters that `purge` would match, or `requeue_many` with `may_run`; change nothing."""
     async with database.transaction() as connection:
-        return Outcome(matched=await dead_letters.count(connection, selection, may_run=may_run), done=0)
+        matching_count = await dead_letters.count(connection, selection, may_run=may_run)
+    return BulkResult(matching_count=matching_count, processed_count=0)
 
 
-async def _each(
+async def _process_in_batches(
     database: Database,
     selection: Selection,
     limit: int,
-    act: Callable[[AsyncConnection, Sequence[Letter]], Awaitable[int]],
+    process: Callable[[AsyncConnection, Sequence[Letter]], Awaitable[int]],
     *,
     may_run: bool = False,
-) -> Outcome:
+) -> BulkResult:
     async with database.transaction() as connection:
-        matched = await dead_letters.count(connection, selection, may_run=may_run)
+        matching_count = await dead_letters.count(connection, selection, may_run=may_run)
         letters = await dead_letters.find(connection, selection, limit, may_run=may_run)
-    done = 0
+    processed_count = 0
     for start in range(0, len(letters), BATCH):
         async with database.transaction() as connection:
-            done += await act(connection, letters[start : start + BATCH])
-    return Outcome(matched=matched, done=done)
+            processed_count += await process(connection, letters[start : start + BATCH])
+    return BulkResult(matching_count=matching_count, processed_count=processed_count)

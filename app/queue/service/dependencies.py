@@ -1,4 +1,4 @@
-"""What a submit owes to the dependencies of its tasks."""
+"""Dependencies of submitted tasks: checked, locked, and recorded with the tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,51 +15,52 @@ from app.queue.store.tasks import NewTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How the tasks that others wait for stand; those that are live stay locked until the transaction ends."""
+class DependencyStates:
+    """States of the tasks that a batch depends on; live ones stay locked until the transaction ends."""
 
     states: Mapping[UUID, str]
 
     def blockers(self, task: NewTask) -> int:
-        """How many dependencies of the task are not met."""
+        """Number of dependencies of the task that have not completed."""
         return len(self._unmet(task))
 
-    async def settle(self, connection: AsyncConnection, created: Sequence[NewTask], *, look_again: bool) -> bool:
-        """Write down who waits for whom. Tasks whose dependency has failed already are cancelled; whether any was.
+    async def record(self, connection: AsyncConnection, new: Sequence[NewTask], *, look_again: bool) -> bool:
+        """Write the edges of the tasks, and cancel those whose dependency has failed; return whether any was cancelled.
 
-        `look_again` where making room for the tasks may have displaced what they wait for.
+        `look_again` is for a submit that may have displaced waiting tasks, their dependencies among them.
         """
-        edges = [Edge(task_id=task.id, depends_on=on) for task in created for on in self._unmet(task)]
+        edges = [Edge(task_id=task.id, depends_on=on) for task in new for on in self._unmet(task)]
         if not edges:
             return False
         await dependencies.connect(connection, edges)
-        waited_for = {edge.depends_on for edge in edges}
-        ours = [task.id for task in created if task.id in waited_for]
-        await dependencies.mark(connection, ours)
-        states = {**self.states, **(await history.states(connection, waited_for) if look_again else {})}
-        hopeless = [on for on in sorted(waited_for) if states.get(on) in (TaskState.FAILED, TaskState.CANCELLED)]
-        for on in hopeless:
-            await dependencies.cancel_dependents(connection, on, _ended(states[on]))
-        return bool(hopeless)
+        dependency_ids = {edge.depends_on for edge in edges}
+        # Dependencies within the batch did not exist yet when the others were locked and marked.
+        batch_ids = [task.id for task in new if task.id in dependency_ids]
+        await dependencies.mark(connection, batch_ids)
+        states = {**self.states, **(await history.states(connection, dependency_ids) if look_again else {})}
+        failed_ids = [on for on in sorted(dependency_ids) if states.get(on) in (TaskState.FAILED, TaskState.CANCELLED)]
+        for on in failed_ids:
+            await dependencies.cancel_dependents(connection, on, _ending_words(states[on]))
+        return bool(failed_ids)
 
     def _unmet(self, task: NewTask) -> list[UUID]:
         return [on for on in task.depends_on if self.states.get(on) != TaskState.COMPLETED]
 
 
-async def standing(connection: AsyncConnection, new: Mapping[UUID, NewTask]) -> Standing:
-    """Look at all dependencies of a batch. Raises DependencyCycle, DependencyMissing."""
-    wanted = {on for task in new.values() for on in task.depends_on}
-    if not wanted:
-        return Standing(states={})
+async def lock_dependencies(connection: AsyncConnection, new: Mapping[UUID, NewTask]) -> DependencyStates:
+    """Check all dependencies of a batch and lock the live ones. Raises DependencyCycle, DependencyMissing."""
+    dependency_ids = {on for task in new.values() for on in task.depends_on}
+    if not dependency_ids:
+        return DependencyStates(states={})
     cycle = find_cycle({task.id: task.depends_on for task in new.values()})
     if cycle is not None:
         raise DependencyCycle("these tasks wait for each other: " + " -> ".join(map(str, cycle)))
-    states = await dependencies.mark(connection, sorted(wanted))
-    missing = sorted(wanted - states.keys() - new.keys())
-    if missing:
-        raise DependencyMissing(f"there is no task {missing[0]} to depend on ({len(missing)} missing in all)")
-    return Standing(states=states)
+    states = await dependencies.mark(connection, sorted(dependency_ids))
+    missing_ids = sorted(dependency_ids - states.keys() - new.keys())
+    if missing_ids:
+        raise DependencyMissing(f"there is no task {missing_ids[0]} to depend on ({len(missing_ids)} missing in all)")
+    return DependencyStates(states=states)
 
 
-def _ended(state: str) -> str:
+def _ending_words(state: str) -> str:
     return "failed" if state == TaskState.FAILED else "was cancelled"

@@ -1,4 +1,4 @@
-"""Taking back leases that expired, and tasks that beat but hang past their deadline."""
+"""Expiry of leases that were not renewed, and of tasks that hang past their deadline while their worker still beats."""
 
 import json
 import random
@@ -21,13 +21,13 @@ from app.queue.service.leases import retry_policy
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
 
-_ENDED_SECONDS = 3600.0
+_ENDED_WORKERS_SECONDS = 3600.0
 
 
 async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) -> dict[str, Any]:
-    """One sweep over the live leases."""
-    # Leases of workers that ended while nobody was sweeping count too.
-    since = _ENDED_SECONDS + turn.seconds_since_last
+    """Expire overdue leases, unless there are so many that the service itself was probably away; return the counts."""
+    # Leases of workers that ended while no sweep ran count too.
+    since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
     live, expired = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
     snapshot = SweepSnapshot(
         expired=expired,
@@ -39,19 +39,19 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
     if reason is not None:
         began = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
         return {"held_back": True, "held_back_since": began.isoformat(), "reason": reason}
-    taken = await attempts.overdue(connection, policy.deadline_grace_seconds, since) if expired else []
-    for attempt in taken:
-        await _take_back(connection, attempt)
-    return {"live": live, "taken_back": len(taken)}
+    overdue = await attempts.overdue(connection, policy.deadline_grace_seconds, since) if expired else []
+    for attempt in overdue:
+        await _end_attempt(connection, attempt)
+    return {"live": live, "taken_back": len(overdue)}
 
 
-async def promote(connection: AsyncConnection) -> dict[str, Any]:
-    """Let delayed tasks run whose time has come."""
+async def promote_delayed(connection: AsyncConnection) -> dict[str, Any]:
+    """Make delayed tasks ready whose time has come; return their number."""
     return {"promoted": await tasks.promote(connection)}
 
 
-async def _take_back(connection: AsyncConnection, attempt: Attempt) -> None:
-    """A hung task has used up its attempt; a lease that fell silent has not."""
+async def _end_attempt(connection: AsyncConnection, attempt: Attempt) -> None:
+    """End an overdue attempt: a hung task has used it up, a lease that was not renewed has not."""
     moment = await now(connection)
     if attempt.lease_expires_at > moment:
         message = "the task ran past its hard deadline while its worker kept beating"
@@ -75,6 +75,6 @@ def _error(code: str, message: str) -> str:
     return json.dumps({"code": code, "message": message, "retryable": True})
 
 
-async def trim(connection: AsyncConnection) -> dict[str, Any]:
-    """Shorten the ledger of leases: of each worker only the last lines are of use."""
+async def trim_ledger(connection: AsyncConnection) -> dict[str, Any]:
+    """Delete all but the last entries of each worker from the ledger of leases; return the number deleted."""
     return {"trimmed": await lease_ledger.trim(connection)}

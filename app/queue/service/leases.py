@@ -1,4 +1,4 @@
-"""What a worker does with its lease: acknowledge, report progress, complete, fail or release it."""
+"""Operations of a worker on its lease: acknowledge, report progress, complete, fail and release."""
 
 import json
 import random
@@ -26,7 +26,7 @@ from app.queue.store.completions import Completion, Renewal, Service
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """Which lease a call is about and who calls; every change is a compare-and-set on all three."""
+    """Identity of a lease and of its caller; every change is a compare-and-set on all three fields."""
 
     task_id: TaskId
     token: int
@@ -35,7 +35,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why an attempt failed, in the words of the worker. `detail` and `usage` are JSON text."""
+    """A failure as the worker reports it. `detail` and `usage` are JSON text."""
 
     code: str
     message: str
@@ -45,30 +45,30 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Where the task is after the call."""
+class EndedLease:
+    """State of a task after its lease was ended by a call, and when it may run again."""
 
     state: TaskState
     run_at: datetime | None = None
 
 
 class LeaseService:
-    """Completions and signs of life, coalesced; failures and releases, one transaction each."""
+    """Completions and renewals, coalesced: those that arrive together share one statement and one commit."""
 
     def __init__(self, database: Database, policy: LeasePolicy, fairness: FairQueue) -> None:
         self._database = database
         self._policy = policy
         self._fairness = fairness
         self._completions: Coalescer[Completion, Service | None] = Coalescer(self._complete, lambda c: c.task_id)
-        self._signs: Coalescer[Renewal, datetime | None] = Coalescer(self._sign, lambda s: s.task_id)
+        self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(self._renew, lambda r: r.task_id)
 
     async def stop(self) -> None:
-        """Finish what has arrived."""
+        """Finish the calls that have arrived."""
         await self._completions.close()
-        await self._signs.close()
+        await self._renewals.close()
 
     async def complete(self, completion: Completion) -> None:
-        """Accept a result, once: the same call again is accepted again, anything else is refused.
+        """Accept a result once; a repetition with the same result is accepted too, anything else is refused.
 
         Raises LeaseExpired, LeaseSuperseded, TaskCancelled, LeaseNotFound.
         """
@@ -80,36 +80,38 @@ class LeaseService:
         async with self._database.transaction() as connection:
             await refuse(connection, fence, unless_completed_with=completion.result_hash)
 
-    async def sign(self, sign: Renewal) -> datetime:
-        """Acknowledge and renew; returns the new expiry. Raises as `complete` does."""
-        expires_at = await self._signs(sign)
+    async def renew(self, renewal: Renewal) -> datetime:
+        """Acknowledge and renew a lease; return the new expiry. Raises as `complete` does."""
+        expires_at = await self._renewals(renewal)
         if expires_at is not None:
             return expires_at
-        fence = Fence(task_id=sign.task_id, token=sign.token, worker_id=sign.worker_id)
+        fence = Fence(task_id=renewal.task_id, token=renewal.token, worker_id=renewal.worker_id)
         async with self._database.transaction() as connection:
             raise await refusal(connection, fence)
 
     async def _complete(self, calls: Sequence[Completion]) -> list[Service | None]:
-        accepted = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
-        rest = [call for call in calls if call.task_id not in accepted]
+        # The common statement skips tasks that others wait for: unblocking those takes locks, so it runs only for the
+        # calls that are left, together with those that are refused.
+        services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
+        rest = [call for call in calls if call.task_id not in services]
         if rest:
-            late, freed = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, rest))
-            accepted |= late
+            more, freed = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, rest))
+            services |= more
             self._database.announcer.announce({notify.work(lane): tag for lane, tag in freed.items()})
-        if accepted:
+        if services:
             self._database.announcer.announce([notify.EVENTS])
-        return [accepted.get(call.task_id) for call in calls]
+        return [services.get(call.task_id) for call in calls]
 
-    async def _sign(self, signs: Sequence[Renewal]) -> list[datetime | None]:
-        renewed = await hot_path.run(self._database, lambda c: completions.sign(c, signs, self._policy))
-        return [renewed.get(sign.task_id) for sign in signs]
+    async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:
+        expiries = await hot_path.run(self._database, lambda c: completions.sign(c, renewals, self._policy))
+        return [expiries.get(renewal.task_id) for renewal in renewals]
 
 
-async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> Standing:
-    """End an attempt as failed: the task is tried again later, or given up. Safe to repeat."""
+async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> EndedLease:
+    """End an attempt as failed: the task is retried later or given up. Safe to repeat."""
     attempt = await attempts.held(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
-        return await _repeated(connection, fence, "failed")
+        return await _repeated_result(connection, fence, "failed")
     verdict = after_failure(
         retry_policy(attempt),
         failures=attempt.failures,
@@ -119,25 +121,25 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> S
         draw=random.random(),  # noqa: S311 - jitter, not a secret
     )
     ending = Ending(
-        outcome="failed", error=_json(failure), usage=failure.usage, is_fault=tasks.is_agent_fault(failure.code)
+        outcome="failed", error=_error_text(failure), usage=failure.usage, is_fault=tasks.is_agent_fault(failure.code)
     )
     await attempts.end(connection, attempt, verdict, ending)
     state = TaskState.FAILED if verdict.event is TaskEvent.FAILED else TaskState.PENDING
-    return Standing(state=state, run_at=verdict.run_at)
+    return EndedLease(state=state, run_at=verdict.run_at)
 
 
-async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_seconds: float = 0.0) -> Standing:
-    """Give a task back unharmed, to be leased again after the delay: no attempt is burnt. Safe to repeat."""
+async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_seconds: float = 0.0) -> EndedLease:
+    """Give a task back, to be leased again after the delay; it costs no attempt. Safe to repeat."""
     attempt = await attempts.held(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
-        return await _repeated(connection, fence, "released")
+        return await _repeated_result(connection, fence, "released")
     run_at = await now(connection) + timedelta(seconds=delay_seconds) if delay_seconds else None
     await give_back(connection, attempt, reason, run_at)
-    return Standing(state=TaskState.PENDING, run_at=run_at)
+    return EndedLease(state=TaskState.PENDING, run_at=run_at)
 
 
 async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, run_at: datetime | None = None) -> None:
-    """Return a task to the queue as if it had not been leased."""
+    """End an attempt so that its task waits again with unchanged counts."""
     verdict = Verdict(
         event=TaskEvent.RELEASED, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
     )
@@ -145,57 +147,57 @@ async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, 
 
 
 def retry_policy(attempt: Attempt) -> RetryPolicy:
-    """The policy that the task was submitted with."""
+    """The retry policy with which the task was submitted."""
     return RetryPolicy(max_attempts=attempt.max_attempts, delays_seconds=attempt.retry_delays)
 
 
 async def refuse(connection: AsyncConnection, fence: Fence, *, unless_completed_with: bytes) -> None:
-    """Raise the reason why the fence stays shut, unless this very result was accepted before."""
-    place = await attempts.trace(connection, fence.task_id)
-    if place and _is_ours(place, fence) and place["result_hash"] == unless_completed_with:
+    """Raise the refusal of a completion, unless this very result was accepted before."""
+    trace = await attempts.trace(connection, fence.task_id)
+    if trace and _matches_fence(trace, fence) and trace["result_hash"] == unless_completed_with:
         return
     raise await refusal(connection, fence)
 
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
-    """Why a call on this lease is refused. Somebody else's lease looks like none at all."""
-    place = await attempts.trace(connection, fence.task_id)
-    if place is None:
+    """The error for a call whose fence does not match. Another worker's lease looks like none, to reveal nothing."""
+    trace = await attempts.trace(connection, fence.task_id)
+    if trace is None:
         return LeaseNotFound()
-    past = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
-    if not _is_ours(place, fence):
-        return _past_refusal(past)
-    if place["place"] == "live":
+    past_outcome = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
+    if not _matches_fence(trace, fence):
+        return _past_refusal(past_outcome)
+    if trace["place"] == "live":
         return LeaseExpired(reason="expired")
-    if place["state"] == TaskState.CANCELLED:
+    if trace["state"] == TaskState.CANCELLED:
         return TaskCancelled(reason="cancelled")
-    return LeaseSuperseded(f"this lease has ended already: the task is {place['state']}", reason="superseded")
+    return LeaseSuperseded(f"this lease has ended already: the task is {trace['state']}", reason="superseded")
 
 
-def _past_refusal(past: str | None) -> ConvenerError:
-    if past is None:
+def _past_refusal(outcome: str | None) -> ConvenerError:
+    if outcome is None:
         return LeaseNotFound()
-    if past in ("expired", "lost"):
+    if outcome in ("expired", "lost"):
         return LeaseExpired(reason="expired")
-    return LeaseSuperseded(f"this lease has ended already: it was {past}", reason="superseded")
+    return LeaseSuperseded(f"this lease has ended already: it was {outcome}", reason="superseded")
 
 
-def _is_ours(place: dict[str, object], fence: Fence) -> bool:
-    return place["token"] == fence.token and place["worker_id"] == fence.worker_id
+def _matches_fence(trace: dict[str, object], fence: Fence) -> bool:
+    return trace["token"] == fence.token and trace["worker_id"] == fence.worker_id
 
 
-async def _repeated(connection: AsyncConnection, fence: Fence, outcome: str) -> Standing:
-    """The answer to a call that had its effect before; raises the refusal where it had not."""
+async def _repeated_result(connection: AsyncConnection, fence: Fence, outcome: str) -> EndedLease:
+    """The answer to a repeated call whose effect is recorded as `outcome`. Raises the refusal when it is not."""
     if await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id) != outcome:
         raise await refusal(connection, fence)
-    place = await attempts.trace(connection, fence.task_id)
-    if place is None:
+    trace = await attempts.trace(connection, fence.task_id)
+    if trace is None:
         raise LeaseNotFound
-    # Whoever has the task by now, this call's own effect was one of these two.
-    given_up = place["state"] == TaskState.FAILED and _is_ours(place, fence)
-    return Standing(state=TaskState.FAILED if given_up else TaskState.PENDING, run_at=place["run_at"])
+    # Another worker may run the task by now, but the effect of this call was one of these two states.
+    is_given_up = trace["state"] == TaskState.FAILED and _matches_fence(trace, fence)
+    return EndedLease(state=TaskState.FAILED if is_given_up else TaskState.PENDING, run_at=trace["run_at"])
 
 
-def _json(failure: Failure) -> str:
-    known = {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
-    return json.dumps(known | ({"detail": json.loads(failure.detail)} if failure.detail else {}))
+def _error_text(failure: Failure) -> str:
+    error = {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
+    return json.dumps(error | ({"detail": json.loads(failure.detail)} if failure.detail else {}))

@@ -1,4 +1,4 @@
-"""Looking at the queue, and pausing and resuming agent types."""
+"""Snapshots of the queue, and pausing and resuming agent types."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -18,43 +18,41 @@ from app.queue.store.counters import Count
 _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 
 
-async def look(connection: AsyncConnection) -> QueueSnapshot:
-    """How the queue stands. Costs the same however many tasks there are: counters, minutes and the turns of duties."""
+async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
+    """Read a snapshot from counters, minutes and turns of duties, so that the cost does not grow with the queue."""
     turns = await duties.turns(connection, _DUTIES)
-    folded, checked = turns.get(counters.FOLD_EVENTS), turns.get(counters.CHECK_COUNTERS)
+    fold_turn, check_turn = turns.get(counters.FOLD_EVENTS), turns.get(counters.CHECK_COUNTERS)
     return QueueSnapshot(
         at=await now(connection),
         tasks=_by_lane(await counter_store.read(connection)),
         recent=await throughput.recent(connection, RECENT),
-        oldest=counters.oldest(turns.get(counters.FIND_OLDEST)),
+        oldest=counters.oldest_by_priority(turns.get(counters.FIND_OLDEST)),
         pauses=await pauses.read(connection),
         served_agents=await status.served(connection),
         dead_letters=await throughput.total(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
-        count_age=folded.ago if folded else None,
-        count_error=int(checked.result.get("off_by", 0)) if checked else 0,
+        count_age=fold_turn.ago if fold_turn else None,
+        count_error=int(check_turn.result.get("off_by", 0)) if check_turn else 0,
     )
 
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
-    """Lease no more tasks of these types; those that run go on. Returns all pauses."""
+    """Lease no more tasks of these types; running tasks go on. Return all pauses."""
     await pauses.pause(connection, agents, reason, by)
     return await pauses.read(connection)
 
 
 async def resume(connection: AsyncConnection, agents: Collection[AgentType]) -> list[Pause]:
-    """Lease tasks of these types again. Returns the pauses that are left.
-
-    Announces every lane of theirs, also those where nothing seems to wait: what is being submitted just now has been
-    announced while the pause was still on.
-    """
+    """Lease tasks of these types again. Return the remaining pauses."""
     await pauses.resume(connection, agents)
+    # Every lane, also one where nothing seems to wait: a task submitted just now was announced during the pause, when
+    # brokers could not lease it.
     lanes = (Lane(agent_type=agent, priority=priority) for agent in agents for priority in Priority)
     notify.note_work(connection, dict.fromkeys(lanes, 0.0))
     return await pauses.read(connection)
 
 
-def _by_lane(found: Iterable[Count]) -> Mapping[Lane, Mapping[str, int]]:
+def _by_lane(counts: Iterable[Count]) -> Mapping[Lane, Mapping[str, int]]:
     tasks: dict[Lane, dict[str, int]] = defaultdict(dict)
-    for count in found:
+    for count in counts:
         tasks[count.lane][count.phase] = count.tasks
     return tasks

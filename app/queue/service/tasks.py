@@ -1,4 +1,4 @@
-"""What the Supervisor does with tasks: submit, read, cancel."""
+"""Operations of the Supervisor on tasks: submit, read and cancel."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ from app.queue.store.attempts import Ending
 from app.queue.store.lanes import Lanes, Place
 from app.queue.store.tasks import NewTask, Taken
 
-_KEYS = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
+_KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A task as the Supervisor wants it; `payload` and `labels` are JSON text."""
+    """A task as the Supervisor submits it; `payload` and `labels` are JSON text."""
 
     id: UUID | None
     agent_type: AgentType
@@ -53,7 +53,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A task after submit, and whether this call created it."""
+    """State of a task after submit, and whether this call created it."""
 
     id: UUID
     state: TaskState
@@ -73,54 +73,55 @@ class Intake:
 
     @property
     def displaces(self) -> bool:
-        """Whether what waits may have to make room."""
+        """Whether a submit may displace waiting tasks."""
         return self.admission is not None and self.admission.policy.displaces
 
 
-_EVERYTHING = Intake()
+_OPEN_INTAKE = Intake()
 
 
 async def submit(
-    connection: AsyncConnection, submissions: Sequence[Submission], intake: Intake = _EVERYTHING
+    connection: AsyncConnection, submissions: Sequence[Submission], intake: Intake = _OPEN_INTAKE
 ) -> list[Submitted]:
-    """Take in all of the tasks or none. A chosen id or idempotency key that exists with the same body is the same task.
+    """Create all of the tasks or none. A chosen id or idempotency key that exists with the same body is the same task.
 
-    Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch;
-    SubmitInFlight while another request with the same key is being worked on; DependencyMissing, DependencyCycle;
-    QueueFull and GoalStopped, which never keep a repeated call from its answer.
+    Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch; SubmitInFlight
+    while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
+    GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
     keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
     goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
     gate = await holds.gate(connection, goal_ids) if goal_ids else holds.Gate()
-    asked = _distinct([_new_task(submission) for submission in submissions])
-    same = await find(connection, asked.values(), intake.duplicate_window_seconds)
-    new = {task_id: task for task_id, task in asked.items() if task_id not in same}
-    wanted = await _urgent(connection, list(new.values()))
-    # Before any task is locked: who has the gate alone may have to wait for tasks.
-    ticket = await _enter(connection, wanted, intake)
-    standing = await dependencies.standing(connection, new)
-    waiting = [_placed(task, standing.blockers(task), gate) for task in wanted]
-    async with lining_up(connection, waiting) as tagged:
-        created = await _take_in(connection, tagged, intake, ticket)
-        _refuse_stopped([task for task in waiting if task.id in created], gate)
-        fresh = [task for task in waiting if task.id in created]
-        if await standing.settle(connection, fresh, look_again=intake.displaces):
+    distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
+    duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
+    new = {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
+    candidates = await _raise_urgent(connection, list(new.values()))
+    # Lock order: the gate of admission before any task, because its sole holder may have to wait for tasks.
+    ticket = await _enter_admission(connection, candidates, intake)
+    dependency_states = await dependencies.lock_dependencies(connection, new)
+    waiting = [_with_blockers(task, dependency_states.blockers(task), gate) for task in candidates]
+    async with reserve_tags(connection, waiting) as tagged_tasks:
+        created = await _insert(connection, tagged_tasks, intake, ticket)
+        new_tasks = [task for task in waiting if task.id in created]
+        _refuse_stopped(new_tasks, gate)
+        # Some of them may be cancelled again at once, so their states are read anew for the answer.
+        if await dependency_states.record(connection, new_tasks, look_again=intake.displaces):
             created = await tasks.taken(connection, list(created))
         if intake.on_submitted is not None:
-            intake.on_submitted(connection, _ready([task for task in waiting if task.id in created]))
-        missing = [task_id for task_id in new if task_id not in created] + list(same.values())
-        known = await tasks.taken(connection, missing) if missing else {}
-        return [_outcome(task, created, known, same) for task in asked.values()]
+            intake.on_submitted(connection, _runnable_agents([task for task in waiting if task.id in created]))
+        existing_ids = [task_id for task_id in new if task_id not in created] + list(duplicates_of.values())
+        existing = await tasks.taken(connection, existing_ids) if existing_ids else {}
+        return [_submitted(task, created, existing, duplicates_of) for task in distinct.values()]
 
 
-def _ready(created: Sequence[NewTask]) -> list[AgentType]:
-    """The types of the tasks that may run at once."""
+def _runnable_agents(created: Sequence[NewTask]) -> list[AgentType]:
+    """Agent types of the tasks that may run at once."""
     return [AgentType(task.agent_type) for task in created if not (task.blockers or task.is_held or task.run_at)]
 
 
-def _placed(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
+def _with_blockers(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
     return replace(task, blockers=blockers, is_held=task.goal_id in gate.held)
 
 
@@ -130,31 +131,32 @@ def _refuse_stopped(created: Sequence[NewTask], gate: holds.Gate) -> None:
             raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
 
 
-async def _enter(connection: AsyncConnection, wanted: Sequence[NewTask], intake: Intake) -> Ticket | None:
+async def _enter_admission(connection: AsyncConnection, candidates: Sequence[NewTask], intake: Intake) -> Ticket | None:
     if intake.admission is None:
         return None
-    priorities = [Priority(task.priority) for task in wanted]
-    return await intake.admission.enter(connection, priorities, all_new=not any(task.id_is_chosen for task in wanted))
+    priorities = [Priority(task.priority) for task in candidates]
+    all_new = not any(task.id_is_chosen for task in candidates)
+    return await intake.admission.enter(connection, priorities, all_new=all_new)
 
 
-async def _take_in(
+async def _insert(
     connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake, ticket: Ticket | None
 ) -> dict[UUID, Taken]:
-    """Insert those whose id is new, where there is room. Of chosen ids only the insert tells which are."""
+    """Insert the tasks whose id is new and check the limits: only the insert shows which chosen ids are new."""
     created = {task.id: task for task in await tasks.insert(connection, waiting)}
     if intake.admission is not None and ticket is not None:
-        entered = [Priority(task.priority) for task in waiting if task.id in created]
-        await intake.admission.settle(connection, ticket, entered)
+        priorities = [Priority(task.priority) for task in waiting if task.id in created]
+        await intake.admission.settle(connection, ticket, priorities)
     return created
 
 
-async def _urgent(connection: AsyncConnection, waiting: list[NewTask]) -> list[NewTask]:
-    """Those whose deadline is near go ahead of everything."""
+async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> list[NewTask]:
+    """Make tasks whose deadline is near critical."""
     if not any(task.deadline for task in waiting):
         return waiting
     moment = await now(connection)
-    near = {task.id for task in waiting if is_urgent(task.deadline, moment)}
-    return [replace(task, priority=Priority.CRITICAL.value) if task.id in near else task for task in waiting]
+    urgent_ids = {task.id for task in waiting if is_urgent(task.deadline, moment)}
+    return [replace(task, priority=Priority.CRITICAL.value) if task.id in urgent_ids else task for task in waiting]
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
@@ -166,13 +168,13 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
 
 
 async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> None:
-    """End a task that has not finished; its worker hears of it with its next heartbeat or call. Safe to repeat.
+    """Cancel a task that has not finished; its worker learns of it with its next heartbeat or call. Safe to repeat.
 
     Raises TaskNotFound, and TaskFinished for a task that completed or failed.
     """
     task = await tasks.lock(connection, task_id)
     if task is None:
-        await _already_cancelled(connection, task_id)
+        await _check_cancelled(connection, task_id)
         return
     state = next_state(task.state, TaskEvent.CANCELLED)
     error = json.dumps({"code": "cancelled", "message": reason})
@@ -195,7 +197,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     )
 
 
-async def _already_cancelled(connection: AsyncConnection, task_id: UUID) -> None:
+async def _check_cancelled(connection: AsyncConnection, task_id: UUID) -> None:
     state = await tasks.finished_state(connection, task_id)
     if state is None:
         raise TaskNotFound
@@ -203,7 +205,7 @@ async def _already_cancelled(connection: AsyncConnection, task_id: UUID) -> None
         raise TaskFinished(f"the task is {state} already")
 
 
-def _distinct(new: list[NewTask]) -> dict[UUID, NewTask]:
+def _distinct_tasks(new: list[NewTask]) -> dict[UUID, NewTask]:
     distinct: dict[UUID, NewTask] = {}
     for task in new:
         if distinct.setdefault(task.id, task).request_hash != task.request_hash:
@@ -211,15 +213,17 @@ def _distinct(new: list[NewTask]) -> dict[UUID, NewTask]:
     return distinct
 
 
-def _outcome(task: NewTask, created: dict[UUID, Taken], known: dict[UUID, Taken], same: dict[UUID, UUID]) -> Submitted:
-    if task.id in same:
-        other = known[same[task.id]]
-        return Submitted(id=other.id, state=TaskState(other.state), created=False)
+def _submitted(
+    task: NewTask, created: dict[UUID, Taken], existing: dict[UUID, Taken], duplicates_of: dict[UUID, UUID]
+) -> Submitted:
+    if task.id in duplicates_of:
+        original = existing[duplicates_of[task.id]]
+        return Submitted(id=original.id, state=TaskState(original.state), created=False)
     if task.id in created:
         return Submitted(id=task.id, state=TaskState(created[task.id].state), created=True)
-    if known[task.id].request_hash != task.request_hash:
+    if existing[task.id].request_hash != task.request_hash:
         raise _conflict(task, f"the task {task.id} exists already with another body")
-    return Submitted(id=task.id, state=TaskState(known[task.id].state), created=False)
+    return Submitted(id=task.id, state=TaskState(existing[task.id].state), created=False)
 
 
 def _conflict(task: NewTask, detail: str) -> ConvenerError:
@@ -227,9 +231,9 @@ def _conflict(task: NewTask, detail: str) -> ConvenerError:
 
 
 def _identity(submission: Submission) -> UUID | None:
-    """The id that the client chose, or the one that its key stands for: equal keys are equal tasks."""
+    """The id that the client chose, or the one derived from its idempotency key: equal keys are equal tasks."""
     if submission.idempotency_key is not None:
-        return uuid5(_KEYS, submission.idempotency_key)
+        return uuid5(_KEY_NAMESPACE, submission.idempotency_key)
     return submission.id
 
 
@@ -256,7 +260,7 @@ def _new_task(submission: Submission) -> NewTask:
 
 
 def _hash(submission: Submission) -> bytes:
-    """Equal for equal bodies, whatever the order of the keys in their objects."""
+    """Hash of the body, independent of the order of keys in its objects."""
     body = [
         submission.agent_type,
         submission.goal_id,
@@ -274,50 +278,55 @@ def _hash(submission: Submission) -> bytes:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
 
 
-async def find(connection: AsyncConnection, new: Iterable[NewTask], window_seconds: float) -> dict[UUID, UUID]:
-    """New task -> the task that is the same work, for those whose agent type and payload were submitted lately.
+async def find_duplicates(
+    connection: AsyncConnection, new: Iterable[NewTask], window_seconds: float
+) -> dict[UUID, UUID]:
+    """New task -> the earlier task with the same agent type and payload, for those submitted within the window.
 
-    A chosen id or an idempotency key says what the same task is better than its payload does.
+    Tasks with a chosen id or an idempotency key are left out: it identifies them better than their payload does.
     """
     digests = {task.id: _digest(task) for task in new if not task.id_is_chosen}
     if window_seconds <= 0 or not digests:
         return {}
-    first: dict[bytes, UUID] = {}
+    first_ids: dict[bytes, UUID] = {}
     for task_id, digest in digests.items():
-        first.setdefault(digest, task_id)
-    known = await duplicates.duplicates(connection, first, window_seconds)
-    same = {task_id: known.get(digest, first[digest]) for task_id, digest in digests.items()}
-    return {task_id: other for task_id, other in same.items() if other != task_id}
+        first_ids.setdefault(digest, task_id)
+    earlier_ids = await duplicates.duplicates(connection, first_ids, window_seconds)
+    originals = {task_id: earlier_ids.get(digest, first_ids[digest]) for task_id, digest in digests.items()}
+    return {task_id: original for task_id, original in originals.items() if original != task_id}
 
 
 def _digest(task: NewTask) -> bytes:
-    """Equal for equal work, whatever the order of the keys in the payload."""
+    """Hash of agent type and payload, independent of the order of keys."""
     body = json.dumps([task.agent_type, json.loads(task.payload)], sort_keys=True)
     return hashlib.sha256(body.encode()).digest()
 
 
 @asynccontextmanager
-async def lining_up(connection: AsyncConnection, new: Sequence[NewTask]) -> AsyncIterator[list[NewTask]]:
-    """The tasks with their tags, in the given order; what is raised inside gives the tags back."""
+async def reserve_tags(connection: AsyncConnection, new: Sequence[NewTask]) -> AsyncIterator[list[NewTask]]:
+    """Give the tasks their tags, in order, for the body of the `with` statement.
+
+    An error in it gives the tags back: a goal whose submits are refused must not fall behind the others for it.
+    """
     memory = shared_by(connection, Lanes)
     groups: dict[Place, list[int]] = defaultdict(list)
     for index, task in enumerate(new):
-        groups[_place(task)].append(index)
+        groups[_place_of(task)].append(index)
     unsure = memory.unsure(groups)
     if unsure:
         memory.learn(await lanes.stand(connection, unsure))
-    reserved = {place: memory.reserve(place, len(indices)) for place, indices in groups.items()}
-    tagged = list(new)
+    tag_runs = {place: memory.reserve(place, len(indices)) for place, indices in groups.items()}
+    tagged_tasks = list(new)
     for place, indices in groups.items():
-        for turn, index in enumerate(indices):
-            tagged[index] = replace(new[index], tag=reserved[place][turn])
+        for position, index in enumerate(indices):
+            tagged_tasks[index] = replace(new[index], tag=tag_runs[place][position])
     try:
-        yield tagged
+        yield tagged_tasks
     except BaseException:
-        for place, tags in reserved.items():
-            memory.give_back(place, tags)
+        for place, tag_run in tag_runs.items():
+            memory.give_back(place, tag_run)
         raise
 
 
-def _place(task: NewTask) -> Place:
+def _place_of(task: NewTask) -> Place:
     return Lane(agent_type=AgentType(task.agent_type), priority=Priority(task.priority)), task.goal_id

@@ -179,7 +179,7 @@ async def _oldest(connection: AsyncConnection, moment: datetime) -> dict[Priorit
     if turn is None:
         return {}
     looked_at = datetime.fromisoformat(turn.result["looked_at"])
-    found, bounds, since = counter_service.oldest(turn), {}, looked_at
+    found, bounds, since = counter_service.oldest_by_priority(turn), {}, looked_at
     for priority in sorted(Priority):
         since = min(since, found.get(priority, looked_at))
         bounds[priority] = max(0.0, (moment - since).total_seconds())

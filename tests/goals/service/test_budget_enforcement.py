@@ -491,9 +491,9 @@ async def test_dead_letters_of_a_stopped_goal_stay_where_they_are(database: Data
         async with database.transaction() as connection:
             await dead_letters.requeue(connection, letters["goal"], "again")
     outcome = await dead_letters.requeue_many(database, Selection(), limit=10, reason="again")
-    assert (outcome.matched, outcome.done) == (1, 1)
+    assert (outcome.matching_count, outcome.processed_count) == (1, 1)
     assert await ready(database) == [letters["other"]]
-    assert (await dead_letters.purge(database, Selection(), limit=10, reason="gone")).done == 1
+    assert (await dead_letters.purge(database, Selection(), limit=10, reason="gone")).processed_count == 1
 
 
 async def _committed(database: Database, desk: LeaseService) -> None:

@@ -71,7 +71,7 @@ async def _keep(databases: Sequence[Database], over: asyncio.Event) -> None:
         await asyncio.gather(*map(budget_enforcement.process_holds, databases))
         async with databases[0].transaction() as connection:
             await budget_enforcement.recapture_tasks(connection)
-            await expiry.promote(connection)
+            await expiry.promote_delayed(connection)
         await asyncio.sleep(0.02)
 
 

@@ -20,7 +20,7 @@ async def _tick(database: Database) -> dict[str, int]:
     """A turn of the duty, with its record."""
     async with database.transaction() as connection:
         await duties.ensure(connection, aging.AGE_TASKS)
-        result = await aging.tick(connection, AgingPolicy())
+        result = await aging.age_tasks(connection, AgingPolicy())
         await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
     return {name: result[name] for name in ("aged", "urgent")}
 

@@ -13,7 +13,7 @@ from app.kernel.states import TaskState
 from app.queue.errors import LeaseNotFound, LeaseSuperseded
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service import leases as service
-from app.queue.service.leases import Failure, LeaseService, Standing
+from app.queue.service.leases import EndedLease, Failure, LeaseService
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Renewal
 from tests.support.factories import completion, everything, fence, holding, leased, ready_worker, submitted
@@ -22,12 +22,12 @@ from tests.support.sql import fetch, value
 _FAILURE = Failure(code="boom", message="it went wrong", retryable=True, detail='{"line":7}', usage='{"cpu_seconds":1}')
 
 
-async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> Standing:
+async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> EndedLease:
     async with database.transaction() as connection:
         return await service.fail(connection, fence(worker, lease), failure)
 
 
-async def _release(database: Database, worker: WorkerId, lease: Lease, delay_seconds: float = 0.0) -> Standing:
+async def _release(database: Database, worker: WorkerId, lease: Lease, delay_seconds: float = 0.0) -> EndedLease:
     async with database.transaction() as connection:
         return await service.release(connection, fence(worker, lease), "not now", delay_seconds)
 
@@ -109,17 +109,17 @@ async def test_a_start_acknowledges_and_renews(database: Database, desk: LeaseSe
     worker = await ready_worker(database)
     await submitted(database)
     lease = await leased(database, worker, acknowledge=False)
-    expires_at = await desk.sign(_sign(worker, lease))
+    expires_at = await desk.renew(_sign(worker, lease))
     assert expires_at > lease.expires_at
     assert (await everything(database, lease.task_id))["state"] == "executing"
-    assert await desk.sign(_sign(worker, lease)) >= expires_at
+    assert await desk.renew(_sign(worker, lease)) >= expires_at
     assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.executing'") == 1
 
 
 async def test_progress_and_checkpoint_survive_a_failure(database: Database, desk: LeaseService) -> None:
     worker, lease = await holding(database)
-    await desk.sign(_sign(worker, lease, progress='{"percent":40,"message":null}', checkpoint='{"step":4}'))
-    await desk.sign(_sign(worker, lease, progress='{"percent":50,"message":null}'))
+    await desk.renew(_sign(worker, lease, progress='{"percent":40,"message":null}', checkpoint='{"step":4}'))
+    await desk.renew(_sign(worker, lease, progress='{"percent":50,"message":null}'))
     await _fail(database, worker, lease)
     again = await leased(database, await ready_worker(database))
     assert (again.attempt, again.checkpoint) == (2, '{"step": 4}')
@@ -151,7 +151,7 @@ async def test_the_last_attempt_that_fails_ends_the_task(database: Database) -> 
         lease = await leased(database, worker)
         assert lease.attempt == number
         standing = await _fail(database, worker, lease)
-    assert standing == Standing(state=TaskState.FAILED)
+    assert standing == EndedLease(state=TaskState.FAILED)
     assert await _fail(database, worker, lease) == standing
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["error"]["code"]) == ("failed", 3, "boom")
@@ -161,14 +161,14 @@ async def test_the_last_attempt_that_fails_ends_the_task(database: Database) -> 
 async def test_what_cannot_be_retried_ends_the_task_at_once(database: Database) -> None:
     worker, lease = await holding(database)
     standing = await _fail(database, worker, lease, replace(_FAILURE, retryable=False))
-    assert standing == Standing(state=TaskState.FAILED)
+    assert standing == EndedLease(state=TaskState.FAILED)
     assert (await everything(database, lease.task_id))["failures"] == 1
 
 
 async def test_a_release_burns_nothing(database: Database) -> None:
     worker, lease = await holding(database)
-    assert await _release(database, worker, lease) == Standing(state=TaskState.PENDING)
-    assert await _release(database, worker, lease) == Standing(state=TaskState.PENDING)
+    assert await _release(database, worker, lease) == EndedLease(state=TaskState.PENDING)
+    assert await _release(database, worker, lease) == EndedLease(state=TaskState.PENDING)
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["rescues"], task["error"]) == ("pending", 0, 0, None)
     again = await leased(database, worker)
@@ -182,7 +182,7 @@ async def test_a_failure_told_again_after_others_took_over_is_answered_as_before
     told = await _fail(database, worker, lease)
     successor = await ready_worker(database)
     again = await leased(database, successor)
-    assert await _fail(database, worker, lease) == told == Standing(state=TaskState.PENDING)
+    assert await _fail(database, worker, lease) == told == EndedLease(state=TaskState.PENDING)
     await desk.complete(completion(successor, again))
     assert await _fail(database, worker, lease) == told
     assert (await everything(database, lease.task_id))["failures"] == 1

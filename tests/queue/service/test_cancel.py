@@ -23,7 +23,7 @@ from tests.support.sql import execute, fetch, until_blocked, value
 _ALL = Selection()
 
 
-async def _cancel(database: Database, selection: Selection = _ALL, limit: int = 10_000) -> cancel.Outcome:
+async def _cancel(database: Database, selection: Selection = _ALL, limit: int = 10_000) -> cancel.CancelResult:
     return await cancel.cancel(database, selection, limit=limit, reason="wrong data")
 
 
@@ -42,7 +42,7 @@ async def _chain(database: Database, length: int, **changes: object) -> list[UUI
 async def test_waiting_tasks_are_cancelled_with_the_reason(database: Database) -> None:
     (task_id,) = await submitted(database)
     outcome = await _cancel(database)
-    assert (outcome.matched, outcome.cancelled, outcome.dependents, outcome.remaining) == (1, 1, 0, 0)
+    assert (outcome.matching_count, outcome.cancelled_count, outcome.dependent_count, outcome.remaining) == (1, 1, 0, 0)
     task = await everything(database, task_id)
     assert (task["state"], task["error"]) == ("cancelled", {"code": "cancelled", "message": "wrong data"})
     assert task["attempts"] == []
@@ -54,7 +54,7 @@ async def test_a_running_task_is_taken_from_its_worker_and_its_attempt_kept(
     database: Database, desk: LeaseService, heartbeats: Heartbeats
 ) -> None:
     worker, lease = await holding(database)
-    assert (await _cancel(database, Selection(states=[TaskState.EXECUTING]))).cancelled == 1
+    assert (await _cancel(database, Selection(states=[TaskState.EXECUTING]))).cancelled_count == 1
     (attempt,) = (await everything(database, lease.task_id))["attempts"]
     assert (attempt["outcome"], attempt["token"], attempt["worker_id"]) == ("cancelled", lease.token, worker)
     assert (attempt["attempt"], attempt["error"]["message"]) == (1, "wrong data")
@@ -76,7 +76,7 @@ async def test_all_that_wait_for_a_cancelled_task_go_with_it(database: Database)
         await tasks.submit(connection, [submission(id=free, depends_on=[other], goal_id="other")])
     selection = Selection(goal_id="chain", states=[TaskState.PENDING])
     outcome = await _cancel(database, selection)
-    assert (outcome.matched, outcome.cancelled, outcome.dependents) == (1, 1, 1000)
+    assert (outcome.matching_count, outcome.cancelled_count, outcome.dependent_count) == (1, 1, 1000)
     left = await fetch(database, "SELECT id, state, blockers FROM tasks ORDER BY seq")
     assert [tuple(row) for row in left] == [(other, "pending", 0), (free, "blocked", 1)]
     assert [tuple(row) for row in await fetch(database, "SELECT task_id FROM task_dependencies")] == [(free,)]
@@ -90,7 +90,12 @@ async def test_all_that_wait_for_a_cancelled_task_go_with_it(database: Database)
 async def test_dependents_that_are_selected_too_have_been_cancelled_for_the_reason_given(database: Database) -> None:
     chain = await _chain(database, 2500, goal_id="chain")
     outcome = await _cancel(database, Selection(goal_id="chain"))
-    assert (outcome.matched, outcome.cancelled, outcome.dependents, outcome.remaining) == (2500, 2500, 0, 0)
+    assert (outcome.matching_count, outcome.cancelled_count, outcome.dependent_count, outcome.remaining) == (
+        2500,
+        2500,
+        0,
+        0,
+    )
     codes = await fetch(database, "SELECT error ->> 'code' AS code, count(*) FROM task_history GROUP BY 1")
     assert [tuple(row) for row in codes] == [("cancelled", len(chain))]
     assert await value(database, "SELECT count(*) FROM tasks") == 0
@@ -114,15 +119,15 @@ async def test_a_filter_cancels_what_it_names_and_nothing_else(database: Databas
         (Selection(created_before=now - timedelta(hours=1)), 0),
         (Selection(goal_id="a", agent_type=AgentType.RANKING), 0),
     ):
-        assert (await cancel.count(database, selection)).matched == count, selection
-    assert (await _cancel(database, Selection(goal_id="b"))).cancelled == 3
+        assert (await cancel.count(database, selection)).matching_count == count, selection
+    assert (await _cancel(database, Selection(goal_id="b"))).cancelled_count == 3
     assert await value(database, "SELECT count(*) FROM tasks") == 5
 
 
 async def test_a_call_ends_at_its_limit_and_says_what_is_left(database: Database) -> None:
     ids = await submitted(database, 1500)
     outcome = await _cancel(database, limit=1200)
-    assert (outcome.matched, outcome.cancelled, outcome.remaining) == (1500, 1200, 300)
+    assert (outcome.matching_count, outcome.cancelled_count, outcome.remaining) == (1500, 1200, 300)
     left = await fetch(database, "SELECT id FROM tasks ORDER BY seq")
     assert [row["id"] for row in left] == ids[1200:]
 
@@ -134,7 +139,7 @@ async def test_a_task_that_completes_first_stays_completed(database: Database) -
         assert await completions.complete(connection, [completion(worker, lease)])
         cancelled = asyncio.create_task(_cancel(database))
         await until_blocked(database)
-    assert ((await cancelled).matched, (await cancelled).cancelled) == (1, 0)
+    assert ((await cancelled).matching_count, (await cancelled).cancelled_count) == (1, 0)
     assert (await everything(database, lease.task_id))["state"] == "completed"
     await connection.close()
 
@@ -147,7 +152,7 @@ async def test_a_task_that_starts_meanwhile_is_no_longer_a_waiting_one(database:
         await connection.execute("UPDATE tasks SET priority = 4")
         cancelled = asyncio.create_task(_cancel(database, Selection(priority=Priority.MEDIUM)))
         await until_blocked(database)
-    assert ((await cancelled).matched, (await cancelled).cancelled) == (1, 0)
+    assert ((await cancelled).matching_count, (await cancelled).cancelled_count) == (1, 0)
     assert (await everything(database, task_id))["state"] == "pending"
     await connection.close()
 
@@ -160,7 +165,7 @@ async def test_a_submit_that_depends_on_a_task_that_is_being_cancelled(database:
         await tasks.submit(connection, [submission(id=dependent, depends_on=[root], goal_id="b")])
         cancelled = asyncio.create_task(_cancel(database, Selection(goal_id="a")))
         await until_blocked(database)
-    assert ((await cancelled).cancelled, (await cancelled).dependents) == (1, 1)
+    assert ((await cancelled).cancelled_count, (await cancelled).dependent_count) == (1, 1)
     assert (await everything(database, dependent))["state"] == "cancelled"
 
 

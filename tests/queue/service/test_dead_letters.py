@@ -96,8 +96,8 @@ async def test_only_failed_tasks_are_dead_letters(database: Database, desk: Leas
         async with database.transaction() as connection:
             with pytest.raises(DeadLetterNotFound):
                 await dead_letters.read(connection, task_id)
-    assert await dead_letters.count(database, _ALL) == dead_letters.Outcome(matched=0, done=0)
-    assert (await dead_letters.purge(database, _ALL, limit=10, reason="")).done == 0
+    assert await dead_letters.count(database, _ALL) == dead_letters.BulkResult(matching_count=0, processed_count=0)
+    assert (await dead_letters.purge(database, _ALL, limit=10, reason="")).processed_count == 0
     assert await value(database, "SELECT count(*) FROM task_history") == 2
 
 
@@ -147,7 +147,7 @@ async def test_many_go_back_in_batches_each_exactly_once(database: Database) -> 
         dead_letters.requeue_many(database, _ALL, limit=10_000, reason="mended"),
         dead_letters.requeue_many(database, _ALL, limit=10_000, reason="mended"),
     )
-    assert first.done + second.done == 2300
+    assert first.processed_count + second.processed_count == 2300
     rows = await fetch(database, "SELECT id FROM tasks ORDER BY seq")
     assert {row["id"] for row in rows} == set(letters)
     assert await value(database, "SELECT count(*) FROM task_history") == 0
@@ -158,11 +158,11 @@ async def test_many_go_back_in_batches_each_exactly_once(database: Database) -> 
 async def test_a_call_ends_at_its_limit_and_says_what_is_left(database: Database) -> None:
     letters = await fill(database, 1500)
     outcome = await dead_letters.requeue_many(database, _ALL, limit=1200, reason="mended")
-    assert (outcome.matched, outcome.done, outcome.remaining) == (1500, 1200, 300)
+    assert (outcome.matching_count, outcome.processed_count, outcome.remaining) == (1500, 1200, 300)
     rows = await fetch(database, "SELECT id FROM tasks ORDER BY seq")
     assert [row["id"] for row in rows] == letters[:1200]
     outcome = await dead_letters.requeue_many(database, _ALL, limit=1200, reason="mended")
-    assert (outcome.matched, outcome.done, outcome.remaining) == (300, 300, 0)
+    assert (outcome.matching_count, outcome.processed_count, outcome.remaining) == (300, 300, 0)
 
 
 async def test_goals_share_the_lane_after_a_requeue_of_many(database: Database) -> None:
@@ -192,9 +192,9 @@ async def test_a_filter_moves_what_it_names_and_nothing_else(database: Database)
         (Selection(labels=[("team", "blue"), ("team", "red")]), 0),
         (Selection(goal_id="a", code="llm_timeout"), 3),
     ):
-        assert (await dead_letters.count(database, selection)).matched == count, selection
+        assert (await dead_letters.count(database, selection)).matching_count == count, selection
     outcome = await dead_letters.requeue_many(database, Selection(goal_id="a", code="llm_timeout"), limit=9, reason="")
-    assert (outcome.matched, outcome.done) == (3, 3)
+    assert (outcome.matching_count, outcome.processed_count) == (3, 3)
     left = await fetch(database, "SELECT goal_id, state FROM task_history")
     assert Counter(map(tuple, left)) == {("a", "failed"): 2, ("b", "failed"): 4, ("a", "cancelled"): 5}
 
@@ -203,7 +203,7 @@ async def test_what_is_purged_leaves_an_event_and_nothing_else(database: Databas
     task_id, lease = await failed(database, code="unsafe")
     kept, _ = await failed(database)
     outcome = await dead_letters.purge(database, Selection(code="unsafe"), limit=10, reason="tidying up")
-    assert (outcome.matched, outcome.done, outcome.remaining) == (1, 1, 0)
+    assert (outcome.matching_count, outcome.processed_count, outcome.remaining) == (1, 1, 0)
     assert [row["id"] for row in await fetch(database, "SELECT id FROM task_history")] == [kept]
     assert [row["task_id"] for row in await fetch(database, "SELECT task_id FROM task_attempts")] == [kept]
     (event,) = await fetch(database, "SELECT * FROM events WHERE kind = 'task.purged'")
@@ -219,7 +219,7 @@ async def test_a_letter_is_either_requeued_or_purged(database: Database) -> None
         assert await store.requeue(connection, [letter], "mended") == 1
         purging = asyncio.create_task(dead_letters.purge(database, _ALL, limit=10, reason=""))
         await until_blocked(database)
-    assert (await purging).done == 0
+    assert (await purging).processed_count == 0
     assert (await everything(database, task_id))["state"] == "pending"
 
 

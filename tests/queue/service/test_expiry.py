@@ -170,12 +170,12 @@ async def test_a_delayed_task_waits_for_its_time(database: Database, broker: Bro
     task_id = (await submitted(database))[0]
     await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour'")
     async with database.transaction() as connection:
-        assert await expiry.promote(connection) == {"promoted": 0}
+        assert await expiry.promote_delayed(connection) == {"promoted": 0}
     assert await _take(database, broker) is None
     await execute(database, "UPDATE tasks SET run_at = now() - interval '1 second'")
     assert await _take(database, broker) is None
     async with database.transaction() as connection:
-        assert await expiry.promote(connection) == {"promoted": 1}
+        assert await expiry.promote_delayed(connection) == {"promoted": 1}
     lease = await _take(database, broker)
     assert lease is not None
     assert lease.task_id == task_id
@@ -187,7 +187,7 @@ async def test_promotion_wakes_who_waits(database: Database) -> None:
     heard: set[str] = set()
     database.announcer.subscribe(heard.update)
     async with database.transaction() as connection:
-        await expiry.promote(connection)
+        await expiry.promote_delayed(connection)
     assert heard == {"work:ranking:2"}
 
 
@@ -212,7 +212,7 @@ async def test_the_ledger_is_trimmed_but_never_forgets_a_live_lease(database: Da
         " FROM leases, generate_series(1, 150) AS former (n)",
     )
     async with database.transaction() as connection:
-        assert await expiry.trim(connection) == {"trimmed": 51}
+        assert await expiry.trim_ledger(connection) == {"trimmed": 51}
         held = await attempts.of_worker(connection, worker)
     assert held is not None
     assert held.token == lease.token

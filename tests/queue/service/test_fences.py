@@ -15,7 +15,7 @@ from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskC
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import expiry, tasks
 from app.queue.service import leases as service
-from app.queue.service.leases import Failure, LeaseService, Standing
+from app.queue.service.leases import EndedLease, Failure, LeaseService
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Renewal
 from app.workers.service import workers
@@ -25,12 +25,12 @@ from tests.support.sql import execute, fetch
 _FAILURE = Failure(code="boom", message="it went wrong", retryable=True, detail='{"line":7}', usage='{"cpu_seconds":1}')
 
 
-async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> Standing:
+async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> EndedLease:
     async with database.transaction() as connection:
         return await service.fail(connection, fence(worker, lease), failure)
 
 
-async def _release(database: Database, worker: WorkerId, lease: Lease) -> Standing:
+async def _release(database: Database, worker: WorkerId, lease: Lease) -> EndedLease:
     async with database.transaction() as connection:
         return await service.release(connection, fence(worker, lease), "not now")
 
@@ -55,7 +55,7 @@ def _sign(worker: WorkerId, lease: Lease, **changes: Any) -> Renewal:
 
 Call = Callable[[Database, LeaseService, WorkerId, Lease], Awaitable[object]]
 _CALLS: dict[str, Call] = {
-    "start": lambda database, desk, worker, lease: desk.sign(_sign(worker, lease)),
+    "start": lambda database, desk, worker, lease: desk.renew(_sign(worker, lease)),
     "complete": lambda database, desk, worker, lease: desk.complete(completion(worker, lease)),
     "fail": lambda database, desk, worker, lease: _fail(database, worker, lease),
     "release": lambda database, desk, worker, lease: _release(database, worker, lease),

@@ -46,7 +46,7 @@ async def _resume(database: Database, *agents: AgentType) -> None:
 
 async def _look(database: Database) -> QueueSnapshot:
     async with database.transaction() as connection:
-        return await status.look(connection)
+        return await status.read_snapshot(connection)
 
 
 async def _oldest(database: Database) -> dict[Priority, timedelta | None]:
