@@ -14,7 +14,7 @@ from app import application
 from app.admin.service.access import Keyring
 from app.admin.service.config import CurrentConfig
 from app.agents.service.agents import AgentReports
-from app.agents.service.weights import follow_weights, take_weights
+from app.agents.service.weights import follow_weights, refresh_weights
 from app.db import schema
 from app.db.database import Database
 from app.db.schema import ExpectedSchema
@@ -99,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
         broker.start()
-        await take_weights(database, config, broker.fairness, broker.degradation)
+        await refresh_weights(database, config, broker.fairness, broker.degradation)
         following = follow_weights(database, config, broker.fairness, broker.degradation)
         weights = asyncio.create_task(following, name="weights")
         sampling = asyncio.create_task(

@@ -26,7 +26,7 @@ _ROUNDS = 40
 async def _deed(database: Database, draw: random.Random) -> None:
     named = {agent: draw.random() for agent in draw.sample(list(AgentType), 6)}
     what = draw.choice(["tick", "tick", "command", "override", "release", "configure"])
-    order = Order(by="someone", expected=draw.choice([None, None, draw.randrange(20)]))
+    order = Order(by="someone", expected_version=draw.choice([None, None, draw.randrange(20)]))
     async with database.transaction() as connection:
         match what:
             case "tick":
@@ -84,12 +84,12 @@ async def test_no_storm_of_orders_breaks_the_weights(database: Database, replica
 
 async def _check_all(database: Database) -> None:
     async with database.transaction() as connection:
-        versions = (await store.history(connection, before=2**62, limit=1000))[::-1]
+        versions = (await store.history(connection, end_version=2**62, limit=1000))[::-1]
         (check,) = [check for check in invariants.CHECKS if check.name == "weights"]
         assert (await invariants.run(connection, check)).violations == 0
     assert [version.version for version in versions] == list(range(1, len(versions) + 1))
     assert sum(bool(version.adjustments) for version in versions) > _ROUNDS / 10
     for one, other in pairwise(versions):
-        moved = one.course.current != other.course.current
+        moved = one.state.current != other.state.current
         assert moved == bool(other.adjustments)
-        assert sum(other.course.current.values()) == pytest.approx(1.0, abs=1e-9)
+        assert sum(other.state.current.values()) == pytest.approx(1.0, abs=1e-9)

@@ -6,9 +6,9 @@ from typing import Any
 from app.admin.rules.config import ConfigAction, as_json, from_json
 from app.admin.service import config
 from app.agents.rules import performance as rules
-from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
+from app.agents.rules.weights import Evidence, WeightPolicy, add_result, effectiveness
 from app.agents.service import performance, weights
-from app.agents.service.weights import InForce
+from app.agents.service.weights import WeightsInForce
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
@@ -52,7 +52,7 @@ async def tick(database: Database) -> dict[str, Any]:
         return await weights.tick(connection)
 
 
-async def in_force(database: Database) -> InForce:
+async def in_force(database: Database) -> WeightsInForce:
     async with database.transaction() as connection:
         known = config.effective(await config.current(connection, Mode.PRODUCTION))
         return await weights.in_force(connection, known)
@@ -80,7 +80,7 @@ def quality_for(wanted: float, count: int) -> float:
     for _ in range(60):
         middle, evidence = (low + high) / 2, Evidence()
         for _ in range(count):
-            evidence = with_result(evidence, middle, 0.0, POLICY)
+            evidence = add_result(evidence, middle, 0.0, POLICY)
         found = effectiveness(evidence, 0.0, POLICY)
         assert found is not None
         low, high = (middle, high) if found < wanted else (low, middle)
@@ -91,5 +91,5 @@ async def example_2(database: Database) -> None:
     """The reflection agent's effectiveness is 0.95 and it is three times as fast as the others, which are at 0.5."""
     for agent in AgentType:
         wanted, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
-        await told(database, agent, quality_for(wanted, rules.REMEMBERED), rules.REMEMBERED, seconds)
+        await told(database, agent, quality_for(wanted, rules.MAX_RESULTS), rules.MAX_RESULTS, seconds)
     await fold(database)

@@ -1,4 +1,4 @@
-"""Agents: what they achieve, how fast they are, and how that has changed."""
+"""Routes of the agents: performance, weight, speed and trend."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
 from app.agents.service import agents as service
-from app.agents.service.agents import Agent, AgentReports
-from app.agents.store.performance import Span
+from app.agents.service.agents import AgentReport, AgentReports
+from app.agents.store.performance import PerformanceSpan
 from app.http.fields import AgentName, Moment
 from app.http.guard import requires
 from app.http.services import ServicesDep
@@ -88,10 +88,9 @@ class AgentsOut(BaseModel):
 @router.get("", summary="List agents", dependencies=_READ)
 async def listing(connection: Reading, services: ServicesDep) -> AgentsOut:
     """What each achieves, and what share of the leases follows from it. The cost does not grow with the history."""
-    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
-    return AgentsOut(
-        items=[AgentOut(**_fields(agent)) for agent in await services[AgentReports].read(connection, known)]
-    )
+    effective = config.effective(await config.current(connection, services[CurrentConfig].initial))
+    reports = await services[AgentReports].read(connection, effective)
+    return AgentsOut(items=[AgentOut(**_fields(report)) for report in reports])
 
 
 @router.get("/{agent_type}", summary="Read an agent and its trend", dependencies=_READ)
@@ -103,35 +102,37 @@ async def read(
     spans: Annotated[int, Query(ge=1, le=1440, description="how many at most")] = 60,
 ) -> TrendOut:
     """One agent, and its results by minute, hour or day."""
-    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
-    (agent,) = [a for a in await services[AgentReports].read(connection, known) if a.agent_type is agent_type]
-    found = await service.trend(connection, agent_type, _STEPS[per], spans)
-    return TrendOut(**_fields(agent), per=per, trend=[_span(span) for span in found])
+    effective = config.effective(await config.current(connection, services[CurrentConfig].initial))
+    reports = await services[AgentReports].read(connection, effective)
+    (report,) = [report for report in reports if report.agent_type is agent_type]
+    trend = await service.trend(connection, agent_type, _STEPS[per], spans)
+    return TrendOut(**_fields(report), per=per, trend=[_span(span) for span in trend])
 
 
-def _fields(agent: Agent) -> dict[str, Any]:
-    achieved = agent.achievement
-    evidence = achieved and EvidenceOut(
-        results=achieved.results,
-        succeeded=achieved.succeeded,
-        judged=achieved.judged,
-        quality=achieved.quality,
-        decayed_results=achieved.evidence.results,
+def _fields(report: AgentReport) -> dict[str, Any]:
+    summary = report.summary
+    evidence = summary and EvidenceOut(
+        results=summary.results,
+        succeeded=summary.successes,
+        judged=summary.rated_results,
+        quality=summary.quality,
+        decayed_results=summary.evidence.results,
     )
-    own = {name: getattr(agent, name) for name in AgentOut.model_fields if hasattr(agent, name)}
-    measured = {
-        "effectiveness": achieved.effectiveness if achieved else None,
-        "service_seconds": achieved.seconds if achieved else None,
+    fields = {name: getattr(report, name) for name in AgentOut.model_fields if hasattr(report, name)}
+    return {
+        **fields,
+        "effectiveness": summary.effectiveness if summary else None,
+        "service_seconds": summary.seconds if summary else None,
+        "evidence": evidence,
     }
-    return {**own, **measured, "evidence": evidence}
 
 
-def _span(span: Span) -> SpanOut:
+def _span(span: PerformanceSpan) -> SpanOut:
     return SpanOut(
         start=span.start,
         results=span.results,
         successes=span.successes,
-        judged=span.judged,
-        quality=span.quality / span.judged if span.judged else None,
+        judged=span.rated_results,
+        quality=span.quality / span.rated_results if span.rated_results else None,
         mean_seconds=span.seconds / span.results if span.results else None,
     )

@@ -1,4 +1,4 @@
-"""What the Supervisor says of results once it has compared them."""
+"""Route of the ratings that the Supervisor gives results once it has compared them."""
 
 from typing import Annotated, Self
 from uuid import UUID
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from app.agents.service import performance as service
-from app.agents.service.performance import Said
+from app.agents.service.performance import RatingInput
 from app.http.fields import AgentName, Body, Word
 from app.http.guard import Caller, requires
 from app.http.problems import documented
@@ -37,15 +37,15 @@ class JudgementIn(Body):
     basis: Word | None = Field(None, description="how it was judged")
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _name_one(self) -> Self:
         if (self.task_id is None) == (self.agent_type is None):
             raise ValueError("name either a task_id or an agent_type")
         return self
 
     @property
-    def said(self) -> Said:
-        """As the operation takes it."""
-        return Said(task_id=self.task_id, agent_type=self.agent_type, quality=self.quality, basis=self.basis)
+    def rating(self) -> RatingInput:
+        """The rating that the operation takes."""
+        return RatingInput(task_id=self.task_id, agent_type=self.agent_type, quality=self.quality, basis=self.basis)
 
 
 class JudgementsIn(Body):
@@ -71,5 +71,5 @@ async def judge(batch: JudgementsIn, connection: Writing, caller: Caller) -> Jud
 
     It counts with the agents within a few seconds, and moves their weights like a quality told with the result.
     """
-    said = [item.said for item in batch.items]
-    return JudgedOut(accepted=await service.judge(connection, batch.request_id, caller.key_id, said))
+    ratings = [item.rating for item in batch.items]
+    return JudgedOut(accepted=await service.record_ratings(connection, batch.request_id, caller.key_id, ratings))

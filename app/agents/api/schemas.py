@@ -1,4 +1,4 @@
-"""Bodies of the weights in force, and of orders about them."""
+"""Bodies of orders about the weights, and of the weights in force."""
 
 from typing import Annotated, Any
 
@@ -16,15 +16,15 @@ from app.kernel.shares import Weights
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _once(given: Any, check: ValidatorFunctionWrapHandler) -> dict[AgentType, float]:
-    """An agent has several names, and which of two shares were meant would be left to their order."""
-    shares: dict[AgentType, float] = check(given)
-    if len(shares) < len(given):
+def _check_unique(value: Any, check: ValidatorFunctionWrapHandler) -> dict[AgentType, float]:
+    # An agent has several names: of two shares for one agent the order of the keys would decide.
+    shares: dict[AgentType, float] = check(value)
+    if len(shares) < len(value):
         raise ValueError("must name each agent once")
     return shares
 
 
-Shares = Annotated[dict[AgentName, Share], Field(min_length=1), WrapValidator(_once)]
+Shares = Annotated[dict[AgentName, Share], Field(min_length=1), WrapValidator(_check_unique)]
 _WEEK = 7 * 86_400
 
 
@@ -112,45 +112,45 @@ class WeightHistoryPage(BaseModel):
     next: int | None
 
 
-def shown(version: Version | None, shares: Weights, config: Effective, policy: WeightPolicy) -> WeightsOut:
-    """The weights in force, and what they come to; None: nothing has moved them yet."""
-    known = fields(version) if version else _configured(config)
-    base = version.course.base if version else config.weights
+def weights_out(version: Version | None, shares: Weights, config: Effective, policy: WeightPolicy) -> WeightsOut:
+    """The weights in force and their shares; version None: as configured."""
+    content = version_fields(version) if version else _initial_fields(config)
+    base = version.state.base if version else config.weights
     return WeightsOut(
-        **known,
-        shares=named(shares),
-        configured=named(config.weights),
-        base=named(base),
-        stepped_at=version.course.stepped_at if version else None,
+        **content,
+        shares=by_name(shares),
+        configured=by_name(config.weights),
+        base=by_name(base),
+        stepped_at=version.state.stepped_at if version else None,
         rule=WeightRuleOut(**{name: getattr(policy, name) for name in WeightRuleOut.model_fields}),
     )
 
 
-def fields(version: Version) -> dict[str, Any]:
-    """A version as it is shown."""
-    course, override = version.course, version.course.override
+def version_fields(version: Version) -> dict[str, Any]:
+    """The fields of a version, by their names in the body."""
+    state, override = version.state, version.state.override
     return {
         **{name: getattr(version, name) for name in ("version", "at", "cause", "changed_by", "reason")},
-        "weights": named(course.current),
-        "target": named(version.target),
-        "heading": course.heading,
+        "weights": by_name(state.current),
+        "target": by_name(version.target),
+        "heading": state.heading,
         "override": override
-        and OverrideOut(weights=named(override.weights), expires_at=override.expires_at, reason=override.reason),
+        and OverrideOut(weights=by_name(override.weights), expires_at=override.expires_at, reason=override.reason),
         "agent_weight_adjustments": {
             weight_name(agent): WeightAdjustmentOut(
-                **{name: getattr(found, name) for name in WeightAdjustmentOut.model_fields}
+                **{name: getattr(adjustment, name) for name in WeightAdjustmentOut.model_fields}
             )
-            for agent, found in version.adjustments.items()
+            for agent, adjustment in version.adjustments.items()
         },
     }
 
 
-def named(weights: Weights) -> dict[str, float]:
-    """Weights by the names of the specification."""
+def by_name(weights: Weights) -> dict[str, float]:
+    """Weights by the agents' names in the specification."""
     return {weight_name(agent): weights[agent] for agent in AgentType}
 
 
-def _configured(config: Effective) -> dict[str, Any]:
-    told = {"version": 0, "at": None, "cause": Cause.CONFIG, "changed_by": "convener", "reason": "as configured"}
-    shares = {"weights": named(config.weights), "target": named(config.weights)}
-    return {**told, **shares, "heading": Heading.EARNING, "override": None, "agent_weight_adjustments": {}}
+def _initial_fields(config: Effective) -> dict[str, Any]:
+    origin = {"version": 0, "at": None, "cause": Cause.CONFIG, "changed_by": "convener", "reason": "as configured"}
+    shares = {"weights": by_name(config.weights), "target": by_name(config.weights)}
+    return {**origin, **shares, "heading": Heading.EARNING, "override": None, "agent_weight_adjustments": {}}

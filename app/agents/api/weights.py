@@ -1,4 +1,4 @@
-"""The weights in force: read, commanded, and overridden for a while."""
+"""Routes of the weights: read, command, override and history."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -8,7 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
-from app.agents.api.schemas import CommandIn, OverrideIn, WeightHistoryPage, WeightsOut, WeightVersionOut, fields, shown
+from app.agents.api.schemas import (
+    CommandIn,
+    OverrideIn,
+    WeightHistoryPage,
+    WeightsOut,
+    WeightVersionOut,
+    version_fields,
+    weights_out,
+)
 from app.agents.errors import WeightsRefused
 from app.agents.rules.steering import policy_in
 from app.agents.service import orders as service
@@ -36,15 +44,14 @@ Reason = Annotated[Sentence, Query(description="why; it is kept")]
 @router.get("", summary="Read the weights in force", dependencies=_READ)
 async def read(connection: Reading, services: ServicesDep, caller: Caller, response: Response) -> WeightsOut:
     """What leases are shared by, since when and why, and where it is headed. The ETag is the version."""
-    found = await store.last(connection)
-    answer = await _answer(connection, services, found, response)
+    answer = await _answer(connection, services, await store.last(connection), response)
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.read")
     return answer
 
 
 @router.put("", summary="Command weights", dependencies=_COMMAND, responses=_REFUSALS)
 async def command(
-    wanted: CommandIn,
+    body: CommandIn,
     connection: Writing,
     services: ServicesDep,
     caller: Caller,
@@ -56,14 +63,14 @@ async def command(
 
     If-Match is optional here: steps change the version. Safe to repeat.
     """
-    order = _order(caller.key_id, wanted.reason, if_match)
-    done = await service.command(connection, services[CurrentConfig].initial, order, wanted.weights)
-    return await _answer(connection, services, done, response)
+    order = _order(caller.key_id, body.reason, if_match)
+    version = await service.command(connection, services[CurrentConfig].initial, order, body.weights)
+    return await _answer(connection, services, version, response)
 
 
 @router.put("/override", summary="Override the weights for a while", dependencies=_COMMAND, responses=_REFUSALS)
 async def override(
-    wanted: OverrideIn,
+    body: OverrideIn,
     connection: Writing,
     services: ServicesDep,
     caller: Caller,
@@ -74,10 +81,10 @@ async def override(
 
     It takes the place of an override before. Even here no weight changes by more than half at once.
     """
-    order = _order(caller.key_id, wanted.reason, if_match)
-    seconds = wanted.expires_in_seconds
-    done = await service.override(connection, services[CurrentConfig].initial, order, wanted.weights, seconds)
-    return await _answer(connection, services, done, response)
+    order = _order(caller.key_id, body.reason, if_match)
+    seconds = body.expires_in_seconds
+    version = await service.override(connection, services[CurrentConfig].initial, order, body.weights, seconds)
+    return await _answer(connection, services, version, response)
 
 
 @router.delete("/override", summary="End the override", dependencies=_COMMAND, responses=_REFUSALS)
@@ -91,8 +98,8 @@ async def release(
 ) -> WeightsOut:
     """The weights go back to what the agents have earned, in the same steps. Without an override, nothing happens."""
     order = _order(caller.key_id, reason, if_match)
-    done = await service.release(connection, services[CurrentConfig].initial, order)
-    return await _answer(connection, services, done, response)
+    version = await service.release(connection, services[CurrentConfig].initial, order)
+    return await _answer(connection, services, version, response)
 
 
 @router.get("/history", summary="Read how the weights changed", dependencies=_READ)
@@ -104,22 +111,24 @@ async def history(
     limit: Limit = 50,
 ) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""
-    found = await store.history(connection, before=after, limit=limit + 1)
+    versions = await store.history(connection, end_version=after, limit=limit + 1)
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.history")
-    following = found[limit - 1].version if len(found) > limit else None
-    return WeightHistoryPage(items=[WeightVersionOut(**fields(version)) for version in found[:limit]], next=following)
+    following = versions[limit - 1].version if len(versions) > limit else None
+    items = [WeightVersionOut(**version_fields(version)) for version in versions[:limit]]
+    return WeightHistoryPage(items=items, next=following)
 
 
 async def _answer(
-    connection: AsyncConnection, services: ServicesDep, found: Version | None, response: Response
+    connection: AsyncConnection, services: ServicesDep, version: Version | None, response: Response
 ) -> WeightsOut:
-    response.headers["ETag"] = etag(found.version if found else 0)
-    if found is not None and not found.adjustments:
-        found = replace(found, adjustments=await store.adjustments(connection))
-    known = config.effective(await config.current(connection, services[CurrentConfig].initial))
-    shares = (await weights.in_force(connection, known)).shares
-    return shown(found, shares, known, policy_in(known.mode))
+    response.headers["ETag"] = etag(version.version if version else 0)
+    # An order between two steps changes no weight; the reasons of the weights are those of the last step.
+    if version is not None and not version.adjustments:
+        version = replace(version, adjustments=await store.adjustments(connection))
+    effective = config.effective(await config.current(connection, services[CurrentConfig].initial))
+    shares = (await weights.in_force(connection, effective)).shares
+    return weights_out(version, shares, effective, policy_in(effective.mode))
 
 
 def _order(by: str, reason: str, if_match: str | None) -> Order:
-    return Order(by=by, reason=reason, expected=None if if_match is None else expected_version(if_match))
+    return Order(by=by, reason=reason, expected_version=None if if_match is None else expected_version(if_match))

@@ -1,8 +1,8 @@
-"""Where the weights are headed: to what people ordered, then to what the agents earn, always in the same small steps.
+"""Steering of the weights: to what people ordered, then to what the agents earn, always in the same small steps.
 
 A command or a change of the configuration sets a new base; the weights go there first, and from then on results move
-them around it. An override goes before all that until it expires. No two changes are closer than the policy says, and
-none is larger, whoever wanted it.
+them around it. An override takes precedence until it expires. No two steps are closer than the policy says, and none is
+larger, whoever ordered it.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,14 @@ from enum import StrEnum
 
 from app.agents.rules.weights import (
     Adjustment,
-    Standing,
+    AgentScore,
     WeightPlan,
     WeightPolicy,
     WeightSnapshot,
     adjust,
-    target,
-    towards,
+    earned_target,
+    pause_reason,
+    step_towards,
 )
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
@@ -49,7 +50,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """Weights that somebody wants for a while, whatever the agents achieve."""
+    """Weights that take precedence until `expires_at`, whatever the agents achieve."""
 
     weights: Weights
     expires_at: datetime
@@ -57,15 +58,15 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """The weights in force and where they are headed.
+class SteeringState:
+    """The weights in force, and where they are headed.
 
-    `configured` is what the configuration said when last seen, `base` that or what was commanded since. `stepped_at` is
-    when the weights last changed, `results` how many results had been counted by then.
+    `configured_weights` are those of the configuration when last read; `base` are these, or those commanded since.
+    `stepped_at` is the time of the last step, and `results` the number of results ever counted by then.
     """
 
     current: Weights
-    configured: Weights
+    configured_weights: Weights
     base: Weights
     heading: Heading = Heading.EARNING
     override: Override | None = None
@@ -74,134 +75,134 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentView:
-    """What is known now: the configured weights, what the agents achieve, and how many results were ever counted."""
+class SteeringSnapshot:
+    """The configured weights, the scores of the agents, and the number of results ever counted, at this moment."""
 
-    configured: Weights
-    standings: Mapping[AgentType, Standing]
+    configured_weights: Weights
+    scores: Mapping[AgentType, AgentScore]
     results: int
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringStep:
-    """One turn of the course; without adjustments the weights stay, and the reason says why."""
+    """The state after one turn; without adjustments the weights stay, and the reason says why."""
 
-    course: Course
+    state: SteeringState
     cause: Cause
     adjustments: Mapping[AgentType, Adjustment]
     reason: str
 
 
 def policy_in(mode: Mode) -> WeightPolicy:
-    """The rule of a mode. Trusted testers get the shorter steps and longer pauses that their pool has as well.
-
-    Development adapts like production: the specification fixes its pool and says nothing of its weights.
-    """
+    """The policy in a mode; trusted testers get smaller steps and longer pauses, as for their pool."""
+    # Development adapts like production: the specification fixes its pool and says nothing of its weights.
     policy = WeightPolicy()
     return replace(policy, largest_step=0.25, least_seconds=300.0) if mode is Mode.TRUSTED_TESTER else policy
 
 
-def completed(named: Weights, base: Weights) -> dict[AgentType, float]:
-    """Weights of all agents: those that are not named share what is left in the proportions of `base`.
+def complete_weights(named: Weights, base: Weights) -> dict[AgentType, float]:
+    """Weights of all agents: those that are not named share the remainder in the proportions of `base`.
 
-    Raises ValueError where nothing is left for them, or nothing is given at all.
+    Raises ValueError where nothing remains for them, or all weights are 0.
     """
-    total, others = sum(named.values()), {agent: weight for agent, weight in base.items() if agent not in named}
-    if total > 1 and others:
+    total, unnamed = sum(named.values()), {agent: weight for agent, weight in base.items() if agent not in named}
+    if total > 1 and unnamed:
         raise ValueError(f"add up to {total:g}, which leaves nothing for the agents that are not named")
-    if total <= 0 and not others:
+    if total <= 0 and not unnamed:
         raise ValueError("at least one weight must be above 0")
-    left = (1 - total) / sum(others.values()) if others else 0.0
-    return {**dict(named), **{agent: weight * left for agent, weight in others.items()}}
+    factor = (1 - total) / sum(unnamed.values()) if unnamed else 0.0
+    return {**dict(named), **{agent: weight * factor for agent, weight in unnamed.items()}}
 
 
-def outset(configured: Weights) -> Course:
-    """Where a new system begins."""
-    return Course(current=configured, configured=configured, base=configured)
+def initial_state(configured_weights: Weights) -> SteeringState:
+    """The state of a new system: the configured weights."""
+    return SteeringState(current=configured_weights, configured_weights=configured_weights, base=configured_weights)
 
 
-def commanded(course: Course, weights: Weights, policy: WeightPolicy) -> Course:
-    """Headed for these weights."""
+def command(state: SteeringState, weights: Weights, policy: WeightPolicy) -> SteeringState:
+    """Head for these weights, which become the base; the same command again changes nothing."""
     base = raise_to_floor(weights, policy.floor)
-    same = _distance(base, course.base) <= _EPSILON
-    return course if same else replace(course, base=base, heading=Heading.ORDERED)
+    is_same = _distance(base, state.base) <= _EPSILON
+    return state if is_same else replace(state, base=base, heading=Heading.ORDERED)
 
 
-def overridden(course: Course, override: Override, policy: WeightPolicy) -> Course:
-    """Headed for the weights of the override, until it expires."""
-    return replace(course, override=replace(override, weights=raise_to_floor(override.weights, policy.floor)))
+def override(state: SteeringState, new_override: Override, policy: WeightPolicy) -> SteeringState:
+    """Head for the weights of the override until it expires."""
+    return replace(state, override=replace(new_override, weights=raise_to_floor(new_override.weights, policy.floor)))
 
 
-def released(course: Course) -> Course:
-    """Without an override, and on the way back."""
-    back = Heading.ORDERED if course.heading is Heading.ORDERED else Heading.RETURNING
-    return replace(course, override=None, heading=back) if course.override else course
+def release(state: SteeringState) -> SteeringState:
+    """End the override and head back: to the earned weights, or to the command that it interrupted."""
+    heading = Heading.ORDERED if state.heading is Heading.ORDERED else Heading.RETURNING
+    return replace(state, override=None, heading=heading) if state.override else state
 
 
-def goal(course: Course, standings: Mapping[AgentType, Standing], policy: WeightPolicy) -> Weights:
-    """The weights that the course leads to, as things stand."""
-    if course.override is not None:
-        return course.override.weights
-    return course.base if course.heading is Heading.ORDERED else target(course.base, standings, policy)
+def current_target(state: SteeringState, scores: Mapping[AgentType, AgentScore], policy: WeightPolicy) -> Weights:
+    """The weights that the state heads for, with these scores."""
+    if state.override is not None:
+        return state.override.weights
+    return state.base if state.heading is Heading.ORDERED else earned_target(state.base, scores, policy)
 
 
-def advance(before: Course, sight: AgentView, policy: WeightPolicy, cause: Cause = Cause.TICK) -> SteeringStep:
-    """Take up what has changed, and make one step if one is due."""
-    course, found = _taken_up(before, sight)
-    plan = _step(course, sight, policy)
-    after = course
+def advance(
+    previous: SteeringState, snapshot: SteeringSnapshot, policy: WeightPolicy, cause: Cause = Cause.TICK
+) -> SteeringStep:
+    """Apply an expiry or a new configuration, then take one step if one is due."""
+    state, changed_cause = _apply_changes(previous, snapshot)
+    plan = _step(state, snapshot, policy)
     if plan.adjustments:
-        after = replace(course, current=plan.weights, stepped_at=sight.now, results=sight.results)
-    if _has_arrived(after, sight, policy):
-        after = replace(after, heading=Heading.EARNING, results=sight.results)
-    return SteeringStep(course=after, cause=found or cause, adjustments=plan.adjustments, reason=plan.reason)
+        state = replace(state, current=plan.weights, stepped_at=snapshot.now, results=snapshot.results)
+    # On arrival results take over; those counted on the way were earned under other weights and are not new any more.
+    if _has_arrived(state, snapshot, policy):
+        state = replace(state, heading=Heading.EARNING, results=snapshot.results)
+    return SteeringStep(state=state, cause=changed_cause or cause, adjustments=plan.adjustments, reason=plan.reason)
 
 
-def _taken_up(course: Course, sight: AgentView) -> tuple[Course, Cause | None]:
-    if course.override is not None and course.override.expires_at <= sight.now:
-        return _reconfigured(released(course), sight)[0], Cause.EXPIRY
-    return _reconfigured(course, sight)
+def _apply_changes(state: SteeringState, snapshot: SteeringSnapshot) -> tuple[SteeringState, Cause | None]:
+    if state.override is not None and state.override.expires_at <= snapshot.now:
+        return _apply_configuration(release(state), snapshot)[0], Cause.EXPIRY
+    return _apply_configuration(state, snapshot)
 
 
-def _reconfigured(course: Course, sight: AgentView) -> tuple[Course, Cause | None]:
-    """The configuration's weights take the place of what was commanded before, once they change."""
-    if _distance(course.configured, sight.configured) <= _EPSILON:
-        return course, None
-    wanted = sight.configured
-    return replace(course, configured=wanted, base=wanted, heading=Heading.ORDERED), Cause.CONFIG
+def _apply_configuration(state: SteeringState, snapshot: SteeringSnapshot) -> tuple[SteeringState, Cause | None]:
+    """Let newly configured weights replace the base, and with it any command before."""
+    if _distance(state.configured_weights, snapshot.configured_weights) <= _EPSILON:
+        return state, None
+    weights = snapshot.configured_weights
+    return replace(state, configured_weights=weights, base=weights, heading=Heading.ORDERED), Cause.CONFIG
 
 
-def _step(course: Course, sight: AgentView, policy: WeightPolicy) -> WeightPlan:
-    since = None if course.stepped_at is None else max(0.0, (sight.now - course.stepped_at).total_seconds())
-    snapshot = WeightSnapshot(
-        configured=course.base,
-        current=course.current,
-        standings=sight.standings,
-        new_results=sight.results - course.results,
+def _step(state: SteeringState, snapshot: SteeringSnapshot, policy: WeightPolicy) -> WeightPlan:
+    since = None if state.stepped_at is None else max(0.0, (snapshot.now - state.stepped_at).total_seconds())
+    weight_snapshot = WeightSnapshot(
+        base=state.base,
+        current=state.current,
+        scores=snapshot.scores,
+        new_results=snapshot.results - state.results,
         seconds_since_last=since,
     )
-    if course.override is None and course.heading is Heading.EARNING:
-        return adjust(snapshot, policy)
+    if state.override is None and state.heading is Heading.EARNING:
+        return adjust(weight_snapshot, policy)
     if since is not None and since < policy.least_seconds:
-        reason = f"the last step was {since:.0f} s ago; {policy.least_seconds:.0f} s apart"
-        return WeightPlan(weights=course.current, adjustments={}, reason=reason)
-    # An order is carried out to the last digit.
+        return WeightPlan(weights=state.current, adjustments={}, reason=pause_reason(since, policy))
+    # An order is carried out to the last digit, or the last small step would be missing for ever.
     exact = replace(policy, least_change=_EPSILON)
-    return towards(goal(course, sight.standings, policy), snapshot, exact, ordered=_ordered(course))
+    target = current_target(state, snapshot.scores, policy)
+    return step_towards(target, weight_snapshot, exact, _order_reason(state))
 
 
-def _ordered(course: Course) -> str | None:
-    if course.override is not None:
+def _order_reason(state: SteeringState) -> str | None:
+    if state.override is not None:
         return "overridden by hand"
-    return "ordered" if course.heading is Heading.ORDERED else None
+    return "ordered" if state.heading is Heading.ORDERED else None
 
 
-def _has_arrived(course: Course, sight: AgentView, policy: WeightPolicy) -> bool:
-    if course.override is not None or course.heading is Heading.EARNING:
+def _has_arrived(state: SteeringState, snapshot: SteeringSnapshot, policy: WeightPolicy) -> bool:
+    if state.override is not None or state.heading is Heading.EARNING:
         return False
-    return _distance(course.current, goal(course, sight.standings, policy)) <= _EPSILON
+    return _distance(state.current, current_target(state, snapshot.scores, policy)) <= _EPSILON
 
 
-def _distance(one: Weights, other: Weights) -> float:
-    return max(abs(one[agent] - other[agent]) for agent in AgentType)
+def _distance(first: Weights, second: Weights) -> float:
+    return max(abs(first[agent] - second[agent]) for agent in AgentType)

@@ -1,7 +1,7 @@
-"""Orders of people and of the Supervisor: a command, an override for a while, and its end; each audited."""
+"""Orders about the weights by people and the Supervisor: a command, an override and its end; each audited."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,36 +11,36 @@ from app.admin.rules import config as documents
 from app.admin.service import audit, config
 from app.agents.errors import WeightsRefused
 from app.agents.rules import steering as rules
-from app.agents.rules.steering import Cause, Course, Override
+from app.agents.rules.steering import Cause, Override, SteeringState
 from app.agents.rules.weights import WeightPolicy
 from app.agents.service import weights
 from app.agents.store import weights as store
-from app.agents.store.weights import NewVersion, Version
+from app.agents.store.weights import Version
 from app.kernel.errors import DatabaseUnavailable, VersionStale
 from app.kernel.modes import Mode
 from app.kernel.shares import Weights
 
 # Each failure means that somebody else has written, and steps are a minute apart.
-_TRIES = 5
+_MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Who wants it and why; with `expected`, only if the weights are at that version still."""
+    """Author and reason of an order; with `expected_version` it holds only for that version of the weights."""
 
     by: str
     reason: str = ""
-    expected: int | None = None
+    expected_version: int | None = None
 
 
-_Change = Callable[[Course, datetime, WeightPolicy], Course]
+_Change = Callable[[SteeringState, datetime, WeightPolicy], SteeringState]
 
 
 async def command(connection: AsyncConnection, initial: Mode, order: Order, named: Weights) -> Version | None:
     """Head for these weights; agents that are not named share the rest. Raises WeightsRefused, VersionStale."""
 
-    def change(course: Course, _: datetime, policy: WeightPolicy) -> Course:
-        return rules.commanded(course, _completed(named, course.base), policy)
+    def change(state: SteeringState, _: datetime, policy: WeightPolicy) -> SteeringState:
+        return rules.command(state, _complete(named, state.base), policy)
 
     return await _carry_out(connection, initial, order, Cause.COMMAND, change)
 
@@ -48,65 +48,58 @@ async def command(connection: AsyncConnection, initial: Mode, order: Order, name
 async def override(
     connection: AsyncConnection, initial: Mode, order: Order, named: Weights, seconds: float
 ) -> Version | None:
-    """Head for these weights, whatever the agents achieve, for so long. Raises WeightsRefused, VersionStale."""
+    """Head for these weights for so many seconds, whatever the agents achieve. Raises WeightsRefused, VersionStale."""
 
-    def change(course: Course, now: datetime, policy: WeightPolicy) -> Course:
+    def change(state: SteeringState, now: datetime, policy: WeightPolicy) -> SteeringState:
         expires_at = now + timedelta(seconds=seconds)
-        wanted = Override(weights=_completed(named, course.base), expires_at=expires_at, reason=order.reason)
-        return rules.overridden(course, wanted, policy)
+        target = _complete(named, state.base)
+        return rules.override(state, Override(weights=target, expires_at=expires_at, reason=order.reason), policy)
 
     return await _carry_out(connection, initial, order, Cause.OVERRIDE, change)
 
 
 async def release(connection: AsyncConnection, initial: Mode, order: Order) -> Version | None:
-    """End the override, if there is one; the automatic weights go on. Raises VersionStale."""
-    return await _carry_out(connection, initial, order, Cause.RELEASE, lambda course, *_: rules.released(course))
+    """End the override, if there is one, and head back. Raises WeightsRefused, VersionStale."""
+    return await _carry_out(connection, initial, order, Cause.RELEASE, lambda state, *_: rules.release(state))
 
 
 async def _carry_out(
     connection: AsyncConnection, initial: Mode, order: Order, cause: Cause, change: _Change
 ) -> Version | None:
-    """Change the course and make the step that is due; the version that this makes.
+    """Change where the weights are headed and take the step that is due; return the version written.
 
-    An order that changes nothing leaves no trace, and the version is the last one; None while there is none.
+    An order that changes nothing writes nothing and returns the last version; None before the first.
     """
     effective = config.effective(await config.current(connection, initial))
     _check_reason(effective.mode, order)
     policy = rules.policy_in(effective.mode)
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         last = await store.last(connection)
         _check_version(last, order)
-        before = last.course if last else rules.outset(effective.weights)
-        sight = await weights.look(connection, effective, policy)
-        wanted = change(before, sight.now, policy)
-        if wanted == before:
+        state = last.state if last else rules.initial_state(effective.weights)
+        snapshot = await weights.read_snapshot(connection, effective, policy)
+        ordered_state = change(state, snapshot.now, policy)
+        if ordered_state == state:
             return last
-        leg = rules.advance(wanted, sight, policy, cause)
-        new = NewVersion(
-            course=leg.course,
-            target=rules.goal(leg.course, sight.standings, policy),
-            adjustments=leg.adjustments,
-            cause=cause,
-            changed_by=order.by,
-            reason=order.reason or leg.reason,
-        )
-        made = await weights.write(connection, last, new)
-        if made is not None:
-            await _record(connection, last, made)
-            return made
+        step = rules.advance(ordered_state, snapshot, policy)
+        step = replace(step, cause=cause, reason=order.reason or step.reason)
+        version = await weights.write(connection, last, weights.new_version(step, snapshot, policy, order.by))
+        if version is not None:
+            await _record(connection, last, version)
+            return version
     raise DatabaseUnavailable("others are changing the weights at this moment; send this one again")
 
 
-def _completed(named: Weights, base: Weights) -> Weights:
+def _complete(named: Weights, base: Weights) -> Weights:
     try:
-        return rules.completed(named, base)
+        return rules.complete_weights(named, base)
     except ValueError as error:
         raise WeightsRefused([("weights", str(error))]) from None
 
 
 def _check_version(last: Version | None, order: Order) -> None:
     version = last.version if last else 0
-    if order.expected is not None and order.expected != version:
+    if order.expected_version is not None and order.expected_version != version:
         raise VersionStale(f"the weights are at version {version} now")
 
 
@@ -115,26 +108,26 @@ def _check_reason(mode: Mode, order: Order) -> None:
         raise WeightsRefused([("reason", f"say why; the mode {mode.value} wants a reason for every change")])
 
 
-async def _record(connection: AsyncConnection, before: Version | None, after: Version) -> None:
+async def _record(connection: AsyncConnection, previous: Version | None, version: Version) -> None:
     await audit.record(
         connection,
-        f"weights.{after.cause.value}",
-        by=after.changed_by,
-        before=_content(before) if before else None,
-        after=_content(after),
-        reason=after.reason,
+        f"weights.{version.cause.value}",
+        by=version.changed_by,
+        before=_content(previous) if previous else None,
+        after=_content(version),
+        reason=version.reason,
     )
 
 
 def _content(version: Version) -> dict[str, Any]:
-    override = version.course.override
+    override = version.state.override
     return {
         "version": version.version,
-        "weights": _named(version.course.current),
-        "target": _named(version.target),
+        "weights": _by_name(version.state.current),
+        "target": _by_name(version.target),
         "override_expires_at": override.expires_at.isoformat() if override else None,
     }
 
 
-def _named(found: Weights) -> dict[str, float]:
-    return {documents.weight_name(agent): weight for agent, weight in found.items()}
+def _by_name(weights: Weights) -> dict[str, float]:
+    return {documents.weight_name(agent): weight for agent, weight in weights.items()}

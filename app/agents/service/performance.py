@@ -1,4 +1,4 @@
-"""What agents achieve: taken from the events and from later judgements into what is known of each."""
+"""Performance of the agents: results from the events and later ratings, folded into the last results of each agent."""
 
 import hashlib
 import json
@@ -11,19 +11,19 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agents.rules import performance as rules
-from app.agents.rules.performance import Recent, Result, quality_gain
+from app.agents.rules.performance import RecentResults, Result, quality_gain
 from app.agents.store import performance, ratings
-from app.agents.store.ratings import Judgement, Known
+from app.agents.store.ratings import Rating, StoredRating
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
-_BATCHES = 5
+_MAX_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """A judgement as it comes in: of a task, or of an agent as such."""
+class RatingInput:
+    """A rating as it comes in: of a task, or of an agent as such."""
 
     quality: float
     task_id: UUID | None = None
@@ -32,80 +32,87 @@ class Said:
 
 
 async def fold(connection: AsyncConnection) -> dict[str, Any]:
-    """Take in new results, in a few batches, and then what was said of them."""
-    counted: Counter[AgentType] = Counter()
-    fresh: dict[AgentType, list[Result]] = {}
-    for _ in range(_BATCHES):
-        news = await performance.fold(connection)
-        counted.update(news.counted)
-        for agent, last in news.last.items():
-            fresh[agent] = rules.remembered(fresh.get(agent, []), last)
-        if not news.more:
+    """Fold new results, in a few batches, and then the ratings of folded results."""
+    counts: Counter[AgentType] = Counter()
+    new_results: dict[AgentType, list[Result]] = {}
+    for _ in range(_MAX_BATCHES):
+        batch = await performance.fold(connection)
+        counts.update(batch.counts)
+        for agent, results in batch.last_results.items():
+            new_results[agent] = rules.append_results(new_results.get(agent, []), results)
+        if not batch.has_more:
             break
-    said, results = await ratings.fold(connection), counted.total()
-    counted.update(judgement.agent_type for judgement in said)
-    if counted:
-        await _remember(connection, counted, fresh, said)
-    return {"results": results, "judgements": len(said), "behind": news.more}
+    # After the results, whose fold moves the mark up to which ratings are taken.
+    new_ratings, result_count = await ratings.fold(connection), counts.total()
+    counts.update(rating.agent_type for rating in new_ratings)
+    if counts:
+        await _store(connection, counts, new_results, new_ratings)
+    return {"results": result_count, "judgements": len(new_ratings), "behind": batch.has_more}
 
 
-async def _remember(
-    connection: AsyncConnection, counted: Mapping[AgentType, int], fresh: Recent, said: Sequence[Known]
+async def _store(
+    connection: AsyncConnection,
+    counts: Mapping[AgentType, int],
+    new_results: RecentResults,
+    new_ratings: Sequence[StoredRating],
 ) -> None:
-    recent = (await performance.memory(connection)).recent
-    known = {agent: rules.remembered(recent.get(agent, []), fresh.get(agent, [])) for agent in counted}
-    for judgement in said:
-        known[judgement.agent_type] = _judged(known[judgement.agent_type], judgement)
-    for agent, results in known.items():
-        await performance.keep(connection, agent, results, counted[agent], quality_gain(results))
+    recent = (await performance.read_results(connection)).recent
+    updated = {agent: rules.append_results(recent.get(agent, []), new_results.get(agent, [])) for agent in counts}
+    for rating in new_ratings:
+        updated[rating.agent_type] = _apply_rating(updated[rating.agent_type], rating)
+    for agent, results in updated.items():
+        await performance.write_results(connection, agent, results, counts[agent], quality_gain(results))
 
 
-async def judge(connection: AsyncConnection, request_id: UUID, by: str, said: Sequence[Said]) -> int:
-    """Keep what is said of tasks or agents, all of it or nothing; returns how much. Safe to repeat.
+def _apply_rating(results: list[Result], rating: StoredRating) -> list[Result]:
+    if rating.task_id is not None:
+        return rules.apply_rating(results, rating.task_id, rating.quality)
+    return rules.append_results(results, [Result(at=rating.judged_at, quality=rating.quality)])
+
+
+async def record_ratings(connection: AsyncConnection, request_id: UUID, by: str, inputs: Sequence[RatingInput]) -> int:
+    """Store ratings of tasks or agents, all or none; return their number. Safe to repeat.
 
     Raises TaskNotFound, TaskNotCompleted, IdempotencyMismatch.
     """
-    digest = hashlib.sha256(json.dumps([asdict(item) for item in said], default=str).encode()).digest()
+    digest = hashlib.sha256(json.dumps([asdict(item) for item in inputs], default=str).encode()).digest()
     if await _is_repeated(connection, request_id, digest):
-        return len(said)
-    agents = await _agents(connection, [item.task_id for item in said if item.task_id])
-    items = [
-        Judgement(
-            agent_type=agents[item.task_id] if item.task_id else _named(item),
+        return len(inputs)
+    agents = await _task_agents(connection, [item.task_id for item in inputs if item.task_id])
+    new_ratings = [
+        Rating(
+            agent_type=agents[item.task_id] if item.task_id else _rated_agent(item),
             quality=item.quality,
             task_id=item.task_id,
             basis=item.basis,
         )
-        for item in said
+        for item in inputs
     ]
-    if not await ratings.add(connection, request_id, digest, by, items):
+    # A rival with the same id was faster: the same body is its repetition, and another is refused.
+    if not await ratings.add(connection, request_id, digest, by, new_ratings):
         await _is_repeated(connection, request_id, digest)
-    return len(said)
+    return len(inputs)
 
 
 async def _is_repeated(connection: AsyncConnection, request_id: UUID, digest: bytes) -> bool:
-    known = await ratings.request_hash(connection, request_id)
-    if known is not None and known != digest:
+    previous_digest = await ratings.request_hash(connection, request_id)
+    if previous_digest is not None and previous_digest != digest:
         raise IdempotencyMismatch("this request_id was used for other judgements")
-    return known is not None
+    return previous_digest is not None
 
 
-async def _agents(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, AgentType]:
-    found = await ratings.tasks(connection, ids)
+async def _task_agents(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, AgentType]:
+    states = await ratings.read_task_states(connection, ids)
     for task_id in ids:
-        if task_id not in found:
+        if task_id not in states:
             raise TaskNotFound(f"there is no task {task_id}")
-        if found[task_id][1] != TaskState.COMPLETED:
-            raise TaskNotCompleted(f"task {task_id} is {found[task_id][1]}; only completed ones have a result to judge")
-    return {task_id: agent for task_id, (agent, _) in found.items()}
+        if states[task_id][1] != TaskState.COMPLETED:
+            raise TaskNotCompleted(
+                f"task {task_id} is {states[task_id][1]}; only completed ones have a result to judge"
+            )
+    return {task_id: agent for task_id, (agent, _) in states.items()}
 
 
-def _named(item: Said) -> AgentType:
+def _rated_agent(item: RatingInput) -> AgentType:
     assert item.agent_type is not None, "a judgement is of a task or of an agent"
     return item.agent_type
-
-
-def _judged(known: list[Result], judgement: Known) -> list[Result]:
-    if judgement.task_id is not None:
-        return rules.judged(known, judgement.task_id, judgement.quality)
-    return rules.remembered(known, [Result(at=judgement.judged_at, quality=judgement.quality)])

@@ -1,4 +1,4 @@
-"""The weights in force: moved by what agents achieve and by orders, in small steps, and known to every process."""
+"""The weights in force: moved in small steps by results and orders, and followed by every process."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from app.admin.service.config import CurrentConfig, Effective
 from app.admin.store import config as config_store
 from app.agents.rules import performance
 from app.agents.rules import steering as rules
-from app.agents.rules.steering import AgentView, Cause, SteeringStep
+from app.agents.rules.steering import Cause, SteeringSnapshot, SteeringStep
 from app.agents.rules.weights import WeightPolicy, under_degradation
 from app.agents.store import performance as performance_store
 from app.agents.store import weights as store
@@ -28,22 +28,20 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service import degradation
 from app.queue.service.degradation import CurrentStep
 
-# Who moves weights when nobody has asked for it.
-_NOBODY = "convener"
-
-
 log = logging.getLogger(__name__)
-# A change is announced; one that nobody heard of is seen after this long.
-_LOOK_SECONDS = 1.0
+# Named in place of a key where a step was not ordered.
+_AUTOMATIC = "convener"
+# A change is announced; one whose announcement was lost is read after this long.
+_POLL_SECONDS = 1.0
 _TOPICS = frozenset({notify.WEIGHTS, notify.CONFIG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InForce:
-    """The weights, why each last changed, and their version; 0 while they are what the configuration says.
+class WeightsInForce:
+    """The weights in force, the reason for each one's last change, and their version; 0: as configured.
 
-    The shares are what they come to under the step of degradation: a suspension is no adjustment of a weight, which
-    may never change by more than half at once.
+    The shares are the weights under the step of degradation. They are kept apart, as a suspension may take away more
+    than a weight may change in one step.
     """
 
     weights: Weights
@@ -53,104 +51,107 @@ class InForce:
 
     @property
     def shares(self) -> Weights:
-        """What leases are shared by, and workers assigned by."""
+        """Shares by which leases are granted and workers assigned."""
         return under_degradation(self.weights, self.step)
 
 
-async def in_force(connection: AsyncConnection, config: Effective) -> InForce:
-    """The weights in force, and the step of degradation that they are under."""
+async def in_force(connection: AsyncConnection, config: Effective) -> WeightsInForce:
+    """Read the weights in force and the step of degradation."""
     step = await degradation.current_step(connection)
     last = await store.last(connection)
     if last is None:
-        return InForce(weights=config.weights, reasons={}, version=0, step=step)
+        return WeightsInForce(weights=config.weights, reasons={}, version=0, step=step)
     adjustments = last.adjustments or await store.adjustments(connection)
     reasons = {agent: adjustment.reason for agent, adjustment in adjustments.items()}
-    return InForce(weights=last.course.current, reasons=reasons, version=last.version, step=step)
+    return WeightsInForce(weights=last.state.current, reasons=reasons, version=last.version, step=step)
 
 
 async def tick(connection: AsyncConnection) -> dict[str, Any]:
-    """One turn: take up what has changed, and make a step if one is due."""
+    """One turn of the duty: take a step if one is due; return the version written, or the reason for none."""
     config = await config_store.last(connection)
     if config is None:
         return {"waiting": "nobody has looked at the configuration yet"}
     effective = configuration.effective(config)
     last = await store.last(connection)
-    before = last.course if last else rules.outset(effective.weights)
+    state = last.state if last else rules.initial_state(effective.weights)
     policy = rules.policy_in(effective.mode)
-    sight = await look(connection, effective, policy)
-    leg = rules.advance(before, sight, policy)
-    if last is not None and leg.course == before:
-        return {"kept": leg.reason}
-    if last is None and not leg.adjustments:
-        leg = replace(leg, cause=Cause.CONFIG, reason="as configured")
-    made = await write(connection, last, _version(leg, sight, policy))
-    return {"version": made.version, "cause": leg.cause.value} if made else {"kept": "somebody else was faster"}
+    snapshot = await read_snapshot(connection, effective, policy)
+    step = rules.advance(state, snapshot, policy)
+    if last is not None and step.state == state:
+        return {"kept": step.reason}
+    if last is None and not step.adjustments:
+        step = replace(step, cause=Cause.CONFIG, reason="as configured")
+    version = await write(connection, last, new_version(step, snapshot, policy))
+    return {"version": version.version, "cause": step.cause.value} if version else {"kept": "somebody else was faster"}
 
 
-async def look(connection: AsyncConnection, config: Effective, policy: WeightPolicy) -> AgentView:
-    """What the next step depends on."""
-    memory = await performance_store.memory(connection)
+async def read_snapshot(connection: AsyncConnection, config: Effective, policy: WeightPolicy) -> SteeringSnapshot:
+    """Read the scores of the agents, from their last results, and the configured weights."""
+    results = await performance_store.read_results(connection)
     moment = await now(connection)
-    found = performance.achievements(memory.recent, moment, policy)
-    return AgentView(
-        configured=config.weights,
-        standings={agent: achievement.standing for agent, achievement in found.items()},
-        results=memory.counted,
+    summaries = performance.summarize(results.recent, moment, policy)
+    return SteeringSnapshot(
+        configured_weights=config.weights,
+        scores={agent: summary.score for agent, summary in summaries.items()},
+        results=results.total,
         now=moment,
     )
 
 
-async def write(connection: AsyncConnection, before: Version | None, new: NewVersion) -> Version | None:
-    """Put it in force, unless somebody else was faster."""
-    made = await store.write(connection, before.version if before else 0, new)
-    if made is not None:
+async def write(connection: AsyncConnection, last: Version | None, new: NewVersion) -> Version | None:
+    """Put a new version in force and announce it; None when somebody else has written since `last`."""
+    version = await store.write(connection, last.version if last else 0, new)
+    if version is not None:
         notify.note(connection, notify.WEIGHTS)
-    return made
+    return version
 
 
-def _version(leg: SteeringStep, sight: AgentView, policy: WeightPolicy) -> NewVersion:
+def new_version(
+    step: SteeringStep, snapshot: SteeringSnapshot, policy: WeightPolicy, by: str = _AUTOMATIC
+) -> NewVersion:
+    """The version that a step leads to, changed `by` a key or automatically."""
     return NewVersion(
-        course=leg.course,
-        target=rules.goal(leg.course, sight.standings, policy),
-        adjustments=leg.adjustments,
-        cause=leg.cause,
-        changed_by=_NOBODY,
-        reason=leg.reason,
+        state=step.state,
+        target=rules.current_target(step.state, snapshot.scores, policy),
+        adjustments=step.adjustments,
+        cause=step.cause,
+        changed_by=by,
+        reason=step.reason,
     )
 
 
 async def follow_weights(
     database: Database, config: CurrentConfig, fairness: FairQueue, degradation: CurrentStep
 ) -> None:
-    """Until cancelled: weights and step of degradation, by which leases are shared, are those in force."""
-    news = asyncio.Event()
+    """Until canceled, keep the shares of this process's leases and its step of degradation those in force."""
+    changed = asyncio.Event()
 
-    def hear(topics: Collection[str]) -> None:
+    def note_change(topics: Collection[str]) -> None:
         if not _TOPICS.isdisjoint(topics):
-            news.set()
+            changed.set()
 
-    database.announcer.subscribe(hear)
+    database.announcer.subscribe(note_change)
     try:
         while True:
-            await take_weights(database, config, fairness, degradation)
+            await refresh_weights(database, config, fairness, degradation)
             try:
-                await asyncio.wait_for(news.wait(), _LOOK_SECONDS)
+                await asyncio.wait_for(changed.wait(), _POLL_SECONDS)
             except TimeoutError:
                 continue
-            news.clear()
+            changed.clear()
     finally:
-        database.announcer.unsubscribe(hear)
+        database.announcer.unsubscribe(note_change)
 
 
-async def take_weights(
+async def refresh_weights(
     database: Database, config: CurrentConfig, fairness: FairQueue, degradation: CurrentStep
 ) -> None:
-    """Share by the weights in force, as far as the database tells them."""
+    """Share leases by the weights in force; while the database is away, by those last read."""
     try:
-        known = await config.read()
+        current_config = await config.read()
         async with database.transaction() as connection:
-            found = await in_force(connection, known)
-        fairness.weights, degradation.step = found.shares, found.step
+            weights = await in_force(connection, current_config)
+        fairness.weights, degradation.step = weights.shares, weights.step
     except DatabaseUnavailable:
         pass
     except Exception:

@@ -1,4 +1,4 @@
-"""What is said of results after they were handed in; folded into what is known of the agents by a duty."""
+"""Ratings of results after they were handed in; folded into the results of the agents by a duty."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ _NAME = "judgements"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """How good a result is, 0 to 1; without a task, how good the agent is."""
+class Rating:
+    """Quality of a result, 0 to 1; without a task, of the agent as such."""
 
     agent_type: AgentType
     quality: float
@@ -26,8 +26,8 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known(Judgement):
-    """A judgement as it is kept."""
+class StoredRating(Rating):
+    """A stored rating."""
 
     judged_at: datetime
 
@@ -42,13 +42,13 @@ ON CONFLICT (request_id, place) DO NOTHING RETURNING id
 
 _HASH = text("SELECT request_hash FROM judgements WHERE request_id = :request_id LIMIT 1")
 
-_FINISHED = text("""
+_TASK_STATES = text("""
 SELECT id, agent_type, state FROM task_history WHERE id = ANY (:ids)
 UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids)
 """)
 
-# A judgement bears a later transaction than the event of the result that it is about, so whoever has folded all events
-# up to a mark has seen the results of all judgements below it.
+# A rating bears a later transaction than the event of its result. So this fold stops at the mark of the fold of events:
+# below it all results that are rated have been folded.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
     SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since,
@@ -72,9 +72,9 @@ _PRUNE = deletion("judgements", "judged_at < now() - make_interval(days => :days
 
 
 async def add(
-    connection: AsyncConnection, request_id: UUID, request_hash: bytes, by: str, items: Sequence[Judgement]
+    connection: AsyncConnection, request_id: UUID, request_hash: bytes, by: str, items: Sequence[Rating]
 ) -> bool:
-    """Keep the judgements of a request; False when there are some of it already. Waits for a rival with the same id."""
+    """Store the ratings of a request; False when it has some already. Waits for a rival with the same id."""
     values = {
         "request_id": request_id,
         "request_hash": request_hash,
@@ -88,26 +88,26 @@ async def add(
 
 
 async def request_hash(connection: AsyncConnection, request_id: UUID) -> bytes | None:
-    """The digest of what was said under this id before; None when nothing was."""
-    found: bytes | None = (await connection.execute(_HASH, {"request_id": request_id})).scalar()
-    return found
+    """The digest of the request with this id; None when there was none."""
+    digest: bytes | None = (await connection.execute(_HASH, {"request_id": request_id})).scalar()
+    return digest
 
 
-async def tasks(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, tuple[AgentType, str]]:
-    """Agent type and state of these tasks, as far as there are such."""
-    rows = (await connection.execute(_FINISHED, {"ids": list(ids)})).mappings()
+async def read_task_states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, tuple[AgentType, str]]:
+    """Agent type and state of each of these tasks that exists."""
+    rows = (await connection.execute(_TASK_STATES, {"ids": list(ids)})).mappings()
     return {row["id"]: (AgentType(row["agent_type"]), row["state"]) for row in rows}
 
 
-async def fold(connection: AsyncConnection) -> list[Known]:
-    """The judgements of results that are folded already, oldest first, each once. The caller holds a duty's turn."""
-    return [_known(row) for row in (await connection.execute(_FOLD)).mappings()]
+async def fold(connection: AsyncConnection) -> list[StoredRating]:
+    """Fold ratings of folded results; return them, oldest first. One at a time: the caller holds a duty's turn."""
+    return [_stored_rating(row) for row in (await connection.execute(_FOLD)).mappings()]
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget what was said long ago; returns how many rows."""
+    """Delete ratings older than `days`, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
-def _known(row: Any) -> Known:
-    return Known(**{**row, "agent_type": AgentType(row["agent_type"])})
+def _stored_rating(row: Any) -> StoredRating:
+    return StoredRating(**{**row, "agent_type": AgentType(row["agent_type"])})

@@ -1,4 +1,4 @@
-"""What agents achieve, what was said of their results later, and the weights that follow from it."""
+"""Tables of the agents' results, of later ratings of these, and of the weights that follow."""
 
 from sqlalchemy import (
     BigInteger,
@@ -22,7 +22,7 @@ from app.agents.rules.steering import Cause, Heading
 from app.db.columns import metadata, moment, one_of
 from app.kernel.agents import AgentType
 
-# Folded from the events, and from the judgements, by a duty.
+# Sums of results and ratings by minute, folded by a duty.
 agent_minutes = Table(
     "agent_minutes",
     metadata,
@@ -36,7 +36,7 @@ agent_minutes = Table(
     PrimaryKeyConstraint("minute", "agent_type", name="agent_minutes_pkey"),
 )
 
-# The last few hundred results of each agent; older ones count for nothing.
+# The last few hundred results of each agent; older ones have decayed to next to nothing.
 agent_results = Table(
     "agent_results",
     metadata,
@@ -47,7 +47,7 @@ agent_results = Table(
     one_of("agent_type", AgentType),
 )
 
-# Said of results after they were handed in; the highest of a task counts.
+# Ratings of results after they were handed in; the last one of a task counts.
 judgements = Table(
     "judgements",
     metadata,
@@ -69,8 +69,8 @@ judgements = Table(
     Index("judgements_judged", "judged_at"),
 )
 
-# Every turn of the course; the last one is in force. Rows are only added, and a trigger sees to that; the primary key
-# lets one of two rivals have the next.
+# Every step of the weights and every order; the last is in force. A trigger refuses all but inserts, and the primary
+# key lets one of two rivals write the next version.
 weights = Table(
     "weights",
     metadata,

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.agents.rules.steering import Cause, Course, Heading, Override
+from app.agents.rules.steering import Cause, Heading, Override, SteeringState
 from app.agents.rules.weights import Adjustment
 from app.kernel.agents import AgentType
 from app.kernel.shares import Weights
@@ -17,9 +17,9 @@ from app.kernel.shares import Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """What is to become the next version."""
+    """A version to be written."""
 
-    course: Course
+    state: SteeringState
     target: Weights
     adjustments: Mapping[AgentType, Adjustment]
     cause: Cause
@@ -29,7 +29,7 @@ class NewVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version(NewVersion):
-    """A version as it is kept."""
+    """A stored version."""
 
     version: int
     at: datetime
@@ -47,9 +47,9 @@ _ADJUSTMENTS = text("""
 SELECT adjustments FROM weights WHERE adjustments <> CAST('{}' AS jsonb) ORDER BY version DESC LIMIT 1
 """)
 
-_HISTORY = text(f"SELECT {_COLUMNS} FROM weights WHERE version < :before ORDER BY version DESC LIMIT :limit")
+_HISTORY = text(f"SELECT {_COLUMNS} FROM weights WHERE version < :end_version ORDER BY version DESC LIMIT :limit")
 
-# Of two rivals that both see the version they build on, the primary key lets one have the next.
+# Compare-and-set on the last version. Of two rivals that both see it as the last, the primary key lets one write.
 _WRITE = text(f"""
 INSERT INTO weights ({_COLUMNS})
 SELECT CAST(:expected AS bigint) + 1, now(), :cause, CAST(:weights AS jsonb), CAST(:target AS jsonb),
@@ -63,70 +63,70 @@ RETURNING {_COLUMNS}
 
 
 async def last(connection: AsyncConnection) -> Version | None:
-    """The version in force; None while there is none."""
+    """The version in force; None before the first."""
     row = (await connection.execute(_LAST)).mappings().first()
     return _version(row) if row else None
 
 
-async def write(connection: AsyncConnection, expected: int, new: NewVersion) -> Version | None:
-    """Add the version after `expected` (0: there is none yet); None when that is not the last one any more.
+async def write(connection: AsyncConnection, expected_version: int, new: NewVersion) -> Version | None:
+    """Add the version after `expected_version` (0: none yet); None when that is not the last any more.
 
-    Waits for a rival that is just doing the same, and then knows whether it has.
+    Waits for a rival that writes the same version until it commits or rolls back.
     """
-    row = (await connection.execute(_WRITE, {"expected": expected, **_values(new)})).mappings().first()
+    row = (await connection.execute(_WRITE, {"expected": expected_version, **_values(new)})).mappings().first()
     return _version(row) if row else None
 
 
 async def adjustments(connection: AsyncConnection) -> dict[AgentType, Adjustment]:
-    """What the last step has changed, and why; nothing where there was none."""
+    """The adjustments of the last step; empty before the first."""
     return _adjustments((await connection.execute(_ADJUSTMENTS)).scalar() or {})
 
 
-async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Version]:
-    """Versions below `before`, newest first."""
-    rows = (await connection.execute(_HISTORY, {"before": before, "limit": limit})).mappings()
+async def history(connection: AsyncConnection, *, end_version: int, limit: int) -> list[Version]:
+    """Versions before `end_version`, newest first."""
+    rows = (await connection.execute(_HISTORY, {"end_version": end_version, "limit": limit})).mappings()
     return [_version(row) for row in rows]
 
 
 def _values(new: NewVersion) -> dict[str, Any]:
-    course, override = new.course, new.course.override
-    told = {"weights": override.weights, "reason": override.reason} if override else {}
+    state, override = new.state, new.state.override
+    override_content = {"weights": override.weights, "reason": override.reason} if override else {}
     return {
         "cause": new.cause.value,
-        "weights": json.dumps(course.current),
+        "weights": json.dumps(state.current),
         "target": json.dumps(new.target),
         "adjustments": json.dumps({agent: asdict(adjustment) for agent, adjustment in new.adjustments.items()}),
-        "configured": json.dumps(course.configured),
-        "base": json.dumps(course.base),
-        "heading": course.heading.value,
-        "override": json.dumps(told),
+        "configured": json.dumps(state.configured_weights),
+        "base": json.dumps(state.base),
+        "heading": state.heading.value,
+        "override": json.dumps(override_content),
         "expires_at": override.expires_at if override else None,
-        "results": course.results,
-        "stepped_at": course.stepped_at,
+        "results": state.results,
+        "stepped_at": state.stepped_at,
         "reason": new.reason,
         "changed_by": new.changed_by,
     }
 
 
 def _version(row: Any) -> Version:
-    plain = {name: row[name] for name in ("version", "at", "changed_by", "reason")}
+    columns = {name: row[name] for name in ("version", "at", "changed_by", "reason")}
     return Version(
-        **plain,
+        **columns,
         cause=Cause(row["cause"]),
         target=_weights(row["target"]),
         adjustments=_adjustments(row["adjustments"]),
-        course=_course(row),
+        state=_state(row),
     )
 
 
-def _course(row: Any) -> Course:
+def _state(row: Any) -> SteeringState:
     override = None
     if row["override"]:
-        told = {**row["override"], "weights": _weights(row["override"]["weights"])}
-        override = Override(**told, expires_at=row["expires_at"])
-    return Course(
+        content = {**row["override"], "weights": _weights(row["override"]["weights"])}
+        override = Override(**content, expires_at=row["expires_at"])
+    return SteeringState(
         current=_weights(row["weights"]),
-        configured=_weights(row["configured"]),
+        configured_weights=_weights(row["configured"]),
         base=_weights(row["base"]),
         heading=Heading(row["heading"]),
         override=override,
@@ -135,9 +135,9 @@ def _course(row: Any) -> Course:
     )
 
 
-def _adjustments(told: Mapping[str, Any]) -> dict[AgentType, Adjustment]:
-    return {AgentType(agent): Adjustment(**adjustment) for agent, adjustment in told.items()}
+def _adjustments(content: Mapping[str, Any]) -> dict[AgentType, Adjustment]:
+    return {AgentType(agent): Adjustment(**adjustment) for agent, adjustment in content.items()}
 
 
-def _weights(told: Mapping[str, float]) -> dict[AgentType, float]:
-    return {AgentType(agent): float(weight) for agent, weight in told.items()}
+def _weights(content: Mapping[str, float]) -> dict[AgentType, float]:
+    return {AgentType(agent): float(weight) for agent, weight in content.items()}

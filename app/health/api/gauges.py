@@ -9,7 +9,7 @@ from math import nan
 from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.agents.service.agents import Agent
+from app.agents.service.agents import AgentReport
 from app.health.rules import runtime, utilisation
 from app.health.rules.checks import starving_workers
 from app.health.rules.report import Overall, Report
@@ -179,10 +179,10 @@ class AgentGauges:
         for gauge in (self._weight, self._target, self._effectiveness, self._quality, self._gain):
             gauge.clear()
 
-    def show(self, agents: Sequence[Agent]) -> None:
+    def show(self, agents: Sequence[AgentReport]) -> None:
         """All agents, as they were looked at."""
         for agent in agents:
-            achieved = agent.achievement
+            achieved = agent.summary
             self._weight.labels(agent.agent_type.value).set(agent.weight)
             self._target.labels(agent.agent_type.value).set(agent.target_weight)
             known = (

@@ -66,7 +66,7 @@ class Gauges:
         self._waiting.set(services[Broker].waiting)
         try:
             seen = await services[SnapshotCache].look()
-            agents = await services[AgentReports].look(services.database, services[CurrentConfig])
+            agents = await services[AgentReports].read_alone(services.database, services[CurrentConfig])
             async with services.database.transaction() as connection:
                 models, most = await gauges.read_models(connection)
         except DatabaseUnavailable:

@@ -14,6 +14,17 @@ from app.llm.rules.concurrency import INITIAL_LIMIT, ConcurrencyState
 from app.llm.rules.models import Model, ModelLimits
 from app.llm.rules.rate_limit import Dimension, Meter
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """A model and its live permits at a moment; `used_at` is None for a model without a row."""
+
+    model: Model
+    at: datetime
+    used_at: datetime | None
+    permits: int
+
+
 _LIMITS = (
     "requests_per_window, tokens_per_window, window_seconds, burst, token_burst, max_concurrency, fallback_models,"
     " input_price, output_price"
@@ -69,16 +80,6 @@ DELETE FROM llm_models WHERE model IN (
     ORDER BY model FOR UPDATE SKIP LOCKED
 )
 """)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStatus:
-    """A model and its live permits at a moment; `used_at` is None for a model without a row."""
-
-    model: Model
-    at: datetime
-    used_at: datetime | None
-    permits: int
 
 
 async def lock(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import config
 from app.admin.service.config import Effective
 from app.agents.service import weights
-from app.agents.service.weights import InForce
+from app.agents.service.weights import WeightsInForce
 from app.agents.store import performance
 from app.db import hot_path
 from app.db.database import Database
@@ -53,7 +53,7 @@ class WorldView:
 
     at: datetime
     config: Effective
-    weights: InForce
+    weights: WeightsInForce
     queue: Queue
     pool: Pool
     owed: Owed
@@ -196,7 +196,7 @@ async def _inputs(connection: AsyncConnection, seen: WorldView) -> tuple[Inputs,
         may_move=_may_move(seen),
         provisions=bool(seen.pool.hosts),
         step=seen.weights.step,
-        quality_gains=await performance.gains(connection),
+        quality_gains=await performance.quality_gains(connection),
         notes=await apply.notes(connection, seen.owed),
     ), known
 

@@ -10,8 +10,8 @@ from app.agents.rules.performance import GainPolicy, Result, quality_gain
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def result(seconds: float | None, quality: float | None, *, succeeded: bool = True) -> Result:
-    return Result(at=NOW, seconds=seconds, quality=quality, succeeded=succeeded)
+def result(seconds: float | None, quality: float | None, *, is_success: bool = True) -> Result:
+    return Result(at=NOW, seconds=seconds, quality=quality, is_success=is_success)
 
 
 def growing(gain: float, noise: float = 0.0, count: int = 60) -> list[Result]:
@@ -45,6 +45,6 @@ def test_too_few_or_too_like_results_say_nothing() -> None:
 
 
 def test_only_judged_successes_count() -> None:
-    unjudged = [result(64.0, None), result(None, 0.9), result(64.0, 0.0, succeeded=False)] * 20
+    unjudged = [result(64.0, None), result(None, 0.9), result(64.0, 0.0, is_success=False)] * 20
     assert quality_gain(unjudged) is None
     assert quality_gain(growing(0.05) + unjudged) == pytest.approx(0.05)

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.agents.rules.performance import REMEMBERED, Achievement, Result, achievements, judged, remembered
-from app.agents.rules.weights import Evidence, WeightPolicy, effectiveness, with_result
+from app.agents.rules.performance import (
+    MAX_RESULTS,
+    PerformanceSummary,
+    Result,
+    append_results,
+    apply_rating,
+    summarize,
+)
+from app.agents.rules.weights import Evidence, WeightPolicy, add_result, effectiveness
 from app.kernel.agents import AgentType
 from app.queue.rules.tasks import is_agent_fault
 
@@ -26,28 +33,28 @@ def results(count: int, quality: float | None = None, *, seconds: float = 1.0) -
 
 
 def failures(count: int) -> list[Result]:
-    return [Result(at=NOW, task_id=uuid4(), seconds=1.0, succeeded=False) for _ in range(count)]
+    return [Result(at=NOW, task_id=uuid4(), seconds=1.0, is_success=False) for _ in range(count)]
 
 
-def effect(found: dict[AgentType, Achievement], agent: AgentType) -> float:
+def effect(found: dict[AgentType, PerformanceSummary], agent: AgentType) -> float:
     """Its effectiveness, which must be known."""
     known = found[agent].effectiveness
     assert known is not None
     return known
 
 
-def achieved(**recent: list[Result]) -> dict[AgentType, Achievement]:
-    return achievements({AgentType[name.upper()]: found for name, found in recent.items()}, NOW, POLICY)
+def achieved(**recent: list[Result]) -> dict[AgentType, PerformanceSummary]:
+    return summarize({AgentType[name.upper()]: found for name, found in recent.items()}, NOW, POLICY)
 
 
 def test_results_that_are_all_judged_count_as_they_were_judged() -> None:
     evidence = Evidence()
     for _ in range(30):
-        evidence = with_result(evidence, 0.8, 1.0, POLICY)
+        evidence = add_result(evidence, 0.8, 1.0, POLICY)
     found = achieved(ranking=results(30, 0.8))[RANKING]
     assert found.evidence.results == pytest.approx(evidence.results)
     assert found.effectiveness == pytest.approx(effectiveness(evidence, 0.0, POLICY))
-    assert (found.results, found.succeeded, found.judged) == (30, 30, 30)
+    assert (found.results, found.successes, found.rated_results) == (30, 30, 30)
     assert found.quality == pytest.approx(0.8)
 
 
@@ -55,7 +62,7 @@ def test_a_failure_counts_as_nothing_at_all() -> None:
     sound, shaky = achieved(ranking=results(20, 0.8)), achieved(ranking=failures(10) + results(20, 0.8))
     assert effect(shaky, RANKING) < effect(sound, RANKING)
     assert shaky[RANKING].quality == pytest.approx(0.8)
-    assert shaky[RANKING].succeeded == 20
+    assert shaky[RANKING].successes == 20
 
 
 def test_while_nothing_is_judged_agents_differ_by_their_failures_alone() -> None:
@@ -81,7 +88,7 @@ def test_a_judgement_takes_the_place_of_the_one_before() -> None:
     known = results(3, 0.9)
     task = known[1].task_id
     assert task is not None
-    after = judged(judged(known, task, 0.1), task, 0.2)
+    after = apply_rating(apply_rating(known, task, 0.1), task, 0.2)
     assert [result.quality for result in after] == [0.9, 0.2, 0.9]
 
 
@@ -89,21 +96,21 @@ def test_a_judgement_of_a_failure_or_of_what_is_forgotten_changes_nothing() -> N
     failed = failures(1)
     task = failed[0].task_id
     assert task is not None
-    assert judged(failed, task, 1.0) == failed
-    assert judged(failed, UUID(int=1), 1.0) == failed
+    assert apply_rating(failed, task, 1.0) == failed
+    assert apply_rating(failed, UUID(int=1), 1.0) == failed
 
 
 def test_only_the_last_results_are_remembered_and_the_rest_would_count_for_nothing() -> None:
-    kept = remembered(results(REMEMBERED), results(5, 0.1))
-    assert len(kept) == REMEMBERED
+    kept = append_results(results(MAX_RESULTS), results(5, 0.1))
+    assert len(kept) == MAX_RESULTS
     assert [result.quality for result in kept[-5:]] == [0.1] * 5
-    assert 0.5 ** (REMEMBERED / POLICY.half_life_results) == pytest.approx(0.01, rel=0.01)
+    assert 0.5 ** (MAX_RESULTS / POLICY.half_life_results) == pytest.approx(0.01, rel=0.01)
 
 
 def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
     slow, fast = achieved(ranking=results(20, 0.5, seconds=30.0)), achieved(ranking=results(20, 0.5, seconds=10.0))
     assert slow[RANKING].effectiveness == fast[RANKING].effectiveness
-    assert fast[RANKING].standing.tasks_per_second == pytest.approx(0.1)
+    assert fast[RANKING].score.tasks_per_second == pytest.approx(0.1)
 
 
 def test_more_results_of_the_same_quality_make_nobody_better() -> None:
@@ -142,7 +149,7 @@ def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool)
                 Result,
                 at=st.floats(0, 1e6).map(lambda seconds: NOW - timedelta(seconds=seconds)),
                 seconds=st.floats(0, 1e6),
-                succeeded=st.booleans(),
+                is_success=st.booleans(),
                 quality=st.one_of(st.none(), st.floats(0, 1)),
             ),
             max_size=60,
@@ -150,5 +157,5 @@ def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool)
     )
 )
 def test_effectiveness_is_a_share_whatever_was_told_in_whatever_order(recent: dict[AgentType, list[Result]]) -> None:
-    for found in achievements(recent, NOW, POLICY).values():
+    for found in summarize(recent, NOW, POLICY).values():
         assert found.effectiveness is None or 0 <= found.effectiveness <= 1

@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.agents.rules.weights import (
+    AgentScore,
     Evidence,
-    Standing,
     WeightPlan,
     WeightPolicy,
     WeightSnapshot,
+    add_result,
     adjust,
+    earned_target,
     effectiveness,
     step,
-    target,
-    with_result,
 )
 from app.kernel.agents import AgentType
 from app.kernel.shares import raise_to_floor
@@ -25,66 +25,66 @@ ALL = list(AgentType)
 POLICY = WeightPolicy()
 REFLECTION = AgentType.REFLECTION
 CONFIGURED = dict.fromkeys(ALL, 0.17) | {REFLECTION: 0.15}
-AVERAGE = dict.fromkeys(ALL, Standing(effectiveness=0.5, tasks_per_second=0.1))
+AVERAGE = dict.fromkeys(ALL, AgentScore(effectiveness=0.5, tasks_per_second=0.1))
 
 weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
     lambda raw: raise_to_floor(dict(zip(ALL, raw, strict=True)), POLICY.floor)
 )  # fmt: skip
-standings = st.dictionaries(
+agent_scores = st.dictionaries(
     st.sampled_from(ALL),
     st.builds(
-        Standing,
+        AgentScore,
         effectiveness=st.one_of(st.none(), st.floats(0, 1)),
         tasks_per_second=st.one_of(st.none(), st.floats(0, 100)),
     ),
 )
 
 
-def plan(current: dict[AgentType, float], standing: dict[AgentType, Standing], results: int = 10) -> WeightPlan:
-    snapshot = WeightSnapshot(configured=CONFIGURED, current=current, standings=standing, new_results=results)
+def plan(current: dict[AgentType, float], scores: dict[AgentType, AgentScore], results: int = 10) -> WeightPlan:
+    snapshot = WeightSnapshot(base=CONFIGURED, current=current, scores=scores, new_results=results)
     return adjust(snapshot, POLICY)
 
 
 def test_example_2_takes_two_steps() -> None:
     """Effectiveness 0.95, and three times faster: 0.15 to 0.25, but by at most half at a time."""
-    standing = AVERAGE | {REFLECTION: Standing(effectiveness=0.95, tasks_per_second=0.3)}
-    first = plan(CONFIGURED, standing)
+    scores = AVERAGE | {REFLECTION: AgentScore(effectiveness=0.95, tasks_per_second=0.3)}
+    first = plan(CONFIGURED, scores)
     assert first.weights[REFLECTION] == pytest.approx(0.225)
     assert first.adjustments[REFLECTION].target == pytest.approx(0.25)
     assert first.adjustments[REFLECTION].reason == "effectiveness 0.95; target 0.25, at most 50% in one step"
-    second = plan(dict(first.weights), standing)
+    second = plan(dict(first.weights), scores)
     assert second.weights[REFLECTION] == pytest.approx(0.25)
     assert sum(first.weights.values()) == pytest.approx(1.0)
     assert sum(second.weights.values()) == pytest.approx(1.0)
-    assert not plan(dict(second.weights), standing).adjustments
+    assert not plan(dict(second.weights), scores).adjustments
 
 
 def test_being_three_times_faster_alone_moves_nothing() -> None:
-    assert not plan(CONFIGURED, AVERAGE | {REFLECTION: Standing(effectiveness=0.5, tasks_per_second=0.3)}).adjustments
+    assert not plan(CONFIGURED, AVERAGE | {REFLECTION: AgentScore(effectiveness=0.5, tasks_per_second=0.3)}).adjustments
 
 
 def test_speed_decides_between_agents_of_equal_quality_by_a_tenth_at_most() -> None:
     fast, slow = ALL[0], ALL[1]
-    standing = AVERAGE | {
-        fast: Standing(effectiveness=0.8, tasks_per_second=50.0),
-        slow: Standing(effectiveness=0.8, tasks_per_second=0.1),
+    scores = AVERAGE | {
+        fast: AgentScore(effectiveness=0.8, tasks_per_second=50.0),
+        slow: AgentScore(effectiveness=0.8, tasks_per_second=0.1),
     }
-    found = target(CONFIGURED, standing, POLICY)
+    found = earned_target(CONFIGURED, scores, POLICY)
     assert found[ALL[2]] < found[slow] < found[fast]
-    equal = target(CONFIGURED, standing | {fast: standing[slow]}, POLICY)
+    equal = earned_target(CONFIGURED, scores | {fast: scores[slow]}, POLICY)
     assert found[fast] / equal[fast] < 1.1
 
 
 def test_equal_agents_have_what_was_configured() -> None:
-    assert target(CONFIGURED, AVERAGE, POLICY) == pytest.approx(CONFIGURED)
-    assert target(CONFIGURED, {}, POLICY) == pytest.approx(CONFIGURED)
+    assert earned_target(CONFIGURED, AVERAGE, POLICY) == pytest.approx(CONFIGURED)
+    assert earned_target(CONFIGURED, {}, POLICY) == pytest.approx(CONFIGURED)
 
 
 @pytest.mark.parametrize(("results", "since", "why"), [(9, None, "9 new results"), (50, 59.0, "59 s ago")])
 def test_a_step_needs_news_and_time(results: int, since: float | None, why: str) -> None:
-    standing = AVERAGE | {REFLECTION: Standing(effectiveness=0.95)}
+    scores = AVERAGE | {REFLECTION: AgentScore(effectiveness=0.95)}
     snapshot = WeightSnapshot(
-        configured=CONFIGURED, current=CONFIGURED, standings=standing, new_results=results, seconds_since_last=since
+        base=CONFIGURED, current=CONFIGURED, scores=scores, new_results=results, seconds_since_last=since
     )
     assert not adjust(snapshot, POLICY).adjustments
     assert why in adjust(snapshot, POLICY).reason
@@ -107,11 +107,11 @@ def test_steps_arrive(current: dict[AgentType, float], goal: dict[AgentType, flo
     assert current == pytest.approx(goal, abs=1e-6)
 
 
-@given(configured=weights, standing=standings)
+@given(configured=weights, scores=agent_scores)
 def test_targets_are_weights_whatever_is_known(
-    configured: dict[AgentType, float], standing: dict[AgentType, Standing]
+    configured: dict[AgentType, float], scores: dict[AgentType, AgentScore]
 ) -> None:
-    found = target(configured, standing, POLICY)
+    found = earned_target(configured, scores, POLICY)
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
     assert min(found.values()) >= POLICY.floor - 1e-12
 
@@ -120,9 +120,9 @@ def test_targets_are_weights_whatever_is_known(
 def test_a_better_agent_never_has_a_lower_target(
     configured: dict[AgentType, float], known: list[float], gain: float
 ) -> None:
-    before = {agent: Standing(effectiveness=value) for agent, value in zip(ALL, known, strict=False)}
-    after = before | {ALL[0]: Standing(effectiveness=min(1.0, known[0] + gain))}
-    assert target(configured, after, POLICY)[ALL[0]] >= target(configured, before, POLICY)[ALL[0]] - 1e-9
+    before = {agent: AgentScore(effectiveness=value) for agent, value in zip(ALL, known, strict=False)}
+    after = before | {ALL[0]: AgentScore(effectiveness=min(1.0, known[0] + gain))}
+    assert earned_target(configured, after, POLICY)[ALL[0]] >= earned_target(configured, before, POLICY)[ALL[0]] - 1e-9
 
 
 def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> None:
@@ -134,7 +134,7 @@ def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> 
 def _after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:
     evidence = Evidence()
     for quality in qualities:
-        evidence = with_result(evidence, quality, seconds_apart, POLICY)
+        evidence = add_result(evidence, quality, seconds_apart, POLICY)
     return evidence
 
 

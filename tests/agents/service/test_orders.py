@@ -30,20 +30,20 @@ async def _configured(database: Database) -> None:
 
 async def command(database: Database, named: Weights = HALF, order: Order = ORDER) -> Version:
     async with database.transaction() as connection:
-        return _made(await orders.command(connection, Mode.PRODUCTION, order, named))
+        return _version(await orders.command(connection, Mode.PRODUCTION, order, named))
 
 
 async def override(database: Database, named: Weights = HALF, seconds: float = 3600.0) -> Version:
     async with database.transaction() as connection:
-        return _made(await orders.override(connection, Mode.PRODUCTION, ORDER, named, seconds))
+        return _version(await orders.override(connection, Mode.PRODUCTION, ORDER, named, seconds))
 
 
 async def release(database: Database) -> Version:
     async with database.transaction() as connection:
-        return _made(await orders.release(connection, Mode.PRODUCTION, ORDER))
+        return _version(await orders.release(connection, Mode.PRODUCTION, ORDER))
 
 
-def _made(version: Version | None) -> Version:
+def _version(version: Version | None) -> Version:
     assert version is not None
     return version
 
@@ -63,9 +63,9 @@ async def walked(database: Database, steps: int) -> list[float]:
 
 
 async def test_a_command_is_reached_in_steps_and_the_others_share_the_rest(database: Database) -> None:
-    made = await command(database)
-    assert (made.cause, made.course.heading, made.changed_by) == (Cause.COMMAND, Heading.ORDERED, "someone")
-    assert made.adjustments[REFLECTION].reason == "ordered; target 0.5, at most 50% in one step"
+    version = await command(database)
+    assert (version.cause, version.state.heading, version.changed_by) == (Cause.COMMAND, Heading.ORDERED, "someone")
+    assert version.adjustments[REFLECTION].reason == "ordered; target 0.5, at most 50% in one step"
     assert await reflection(database) == 0.225
     assert "kept" in await tick(database)
     assert await walked(database, 3) == [0.3375, 0.5, 0.5]
@@ -110,11 +110,11 @@ async def test_an_override_goes_first_and_the_automatic_weights_go_on_when_it_ex
 async def test_an_override_can_be_ended_and_replaced(database: Database) -> None:
     first = await override(database)
     second = await override(database, {REFLECTION: 0.1}, 60.0)
-    assert first.course.override is not None
-    assert second.course.override is not None
-    assert second.course.override.expires_at < first.course.override.expires_at - timedelta(minutes=50)
+    assert first.state.override is not None
+    assert second.state.override is not None
+    assert second.state.override.expires_at < first.state.override.expires_at - timedelta(minutes=50)
     ended = await release(database)
-    assert (ended.course.override, ended.course.heading) == (None, Heading.RETURNING)
+    assert (ended.state.override, ended.state.heading) == (None, Heading.RETURNING)
     assert await walked(database, 1) == [0.15]
     assert (await release(database)).version == await value(database, "SELECT max(version) FROM weights")
 
@@ -141,14 +141,14 @@ async def test_what_cannot_be_is_refused(database: Database) -> None:
         with pytest.raises(WeightsRefused):
             await command(database, named)
     with pytest.raises(VersionStale):
-        await command(database, order=Order(by="someone", expected=7))
+        await command(database, order=Order(by="someone", expected_version=7))
     assert await value(database, "SELECT count(*) FROM weights") == 0
 
 
 async def test_no_agent_is_disabled(database: Database) -> None:
-    made = await command(database, {REFLECTION: 1.0})
-    assert min(made.target.values()) == pytest.approx(0.02)
-    assert made.target[REFLECTION] == pytest.approx(0.9)
+    version = await command(database, {REFLECTION: 1.0})
+    assert min(version.target.values()) == pytest.approx(0.02)
+    assert version.target[REFLECTION] == pytest.approx(0.9)
 
 
 async def test_trusted_testers_say_why(database: Database) -> None:
@@ -169,10 +169,10 @@ async def test_a_command_that_waits_for_a_tick_builds_on_it(database: Database) 
         assert "version" in await weights.tick(connection)
         waiting = asyncio.create_task(command(database))
         await until_blocked(database)
-    made = await waiting
-    assert made.version == 3
+    version = await waiting
+    assert version.version == 3
     # The tick has just made a step, so the command must wait for a minute.
-    assert not made.adjustments
+    assert not version.adjustments
     assert await reflection(database) == 0.225
     assert await walked(database, 2) == [0.3375, 0.5]
 
@@ -188,14 +188,14 @@ async def test_a_tick_that_waits_for_a_command_leaves_it_alone(database: Databas
     assert await reflection(database) == 0.075
 
 
-async def test_of_two_commands_at_once_both_are_kept_and_one_step_is_made(database: Database) -> None:
+async def test_of_two_commands_at_once_both_are_kept_and_one_step_is_version(database: Database) -> None:
     async with database.transaction() as connection:
         await orders.command(connection, Mode.PRODUCTION, ORDER, HALF)
         waiting = asyncio.create_task(command(database, {REFLECTION: 0.4}))
         await until_blocked(database)
     second = await waiting
     assert (second.version, len(second.adjustments)) == (2, 0)
-    assert second.course.base[REFLECTION] == pytest.approx(0.4)
+    assert second.state.base[REFLECTION] == pytest.approx(0.4)
     assert await reflection(database) == 0.225
 
 

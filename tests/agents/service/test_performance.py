@@ -5,11 +5,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app.agents.rules.performance import REMEMBERED, Result
+from app.agents.rules.performance import MAX_RESULTS, Result
 from app.agents.service import performance
-from app.agents.service.performance import Said
+from app.agents.service.performance import RatingInput
 from app.agents.store import performance as store
-from app.agents.store.performance import Memory
+from app.agents.store.performance import StoredResults
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.states import WorkerState
@@ -38,19 +38,19 @@ async def fold(database: Database) -> dict[str, Any]:
         return await performance.fold(connection)
 
 
-async def memory(database: Database) -> Memory:
+async def stored(database: Database) -> StoredResults:
     async with database.transaction() as connection:
-        return await store.memory(connection)
+        return await store.read_results(connection)
 
 
 async def last(database: Database, agent: AgentType = GENERATION) -> list[Result]:
     await fold(database)
-    return list((await memory(database)).recent.get(agent, []))
+    return list((await stored(database)).recent.get(agent, []))
 
 
-async def judge(database: Database, *said: Said, request_id: UUID | None = None) -> int:
+async def rate(database: Database, *ratings: RatingInput, request_id: UUID | None = None) -> int:
     async with database.transaction() as connection:
-        return await performance.judge(connection, request_id or uuid4(), "someone", said)
+        return await performance.record_ratings(connection, request_id or uuid4(), "someone", ratings)
 
 
 async def done(database: Database, desk: LeaseService, quality: float | None = None) -> UUID:
@@ -71,8 +71,8 @@ async def test_a_completion_carries_its_quality_to_the_agent(database: Database,
     task_id = await done(database, desk, 0.8)
     await done(database, desk)
     first, second = await last(database)
-    assert (first.task_id, first.quality, first.succeeded) == (task_id, 0.8, True)
-    assert (second.quality, second.succeeded) == (None, True)
+    assert (first.task_id, first.quality, first.is_success) == (task_id, 0.8, True)
+    assert (second.quality, second.is_success) == (None, True)
     assert first.seconds is not None
     assert await value(database, "SELECT quality FROM task_history WHERE id = $1", task_id) == 0.8
 
@@ -81,7 +81,7 @@ async def test_a_failure_counts_unless_it_came_from_outside(database: Database) 
     await failed(database, "handler_error")
     await failed(database, "rate_limited")
     (result,) = await last(database)
-    assert (result.succeeded, result.quality) == (False, None)
+    assert (result.is_success, result.quality) == (False, None)
 
 
 async def test_a_released_task_and_a_lost_worker_say_nothing_of_the_agent(database: Database) -> None:
@@ -114,10 +114,10 @@ async def test_nothing_is_counted_twice_and_only_the_last_are_remembered(databas
     assert (await fold(database))["results"] == 0
     await told(database, 1, 0.5)
     await fold(database)
-    found = await memory(database)
-    assert found.counted == 401
-    assert len(found.recent[RANKING]) == REMEMBERED
-    assert found.recent[RANKING][-1].quality == 0.5
+    results = await stored(database)
+    assert results.total == 401
+    assert len(results.recent[RANKING]) == MAX_RESULTS
+    assert results.recent[RANKING][-1].quality == 0.5
 
 
 async def test_what_is_not_committed_yet_is_counted_later(database: Database) -> None:
@@ -136,19 +136,19 @@ async def test_a_fold_that_is_cut_off_is_done_again(database: Database) -> None:
     async with database.engine.connect() as connection:
         await performance.fold(connection)
         await connection.rollback()
-    assert (await memory(database)).counted == 0
+    assert (await stored(database)).total == 0
     assert (await fold(database))["results"] == 3
-    assert (await memory(database)).counted == 3
+    assert (await stored(database)).total == 3
 
 
 async def test_a_judgement_takes_the_place_of_what_the_worker_said(database: Database, desk: LeaseService) -> None:
     task_id = await done(database, desk, 0.9)
-    await judge(database, Said(task_id=task_id, quality=0.2, basis="elo"))
+    await rate(database, RatingInput(task_id=task_id, quality=0.2, basis="elo"))
     (result,) = await last(database)
     assert (result.task_id, result.quality) == (task_id, 0.2)
-    await judge(database, Said(task_id=task_id, quality=0.3))
+    await rate(database, RatingInput(task_id=task_id, quality=0.3))
     assert [result.quality for result in await last(database)] == [0.3]
-    assert (await memory(database)).counted == 3
+    assert (await stored(database)).total == 3
 
 
 async def test_a_judgement_waits_for_the_result_that_it_is_about(database: Database, desk: LeaseService) -> None:
@@ -156,32 +156,32 @@ async def test_a_judgement_waits_for_the_result_that_it_is_about(database: Datab
     async with database.engine.connect() as slow:
         await slow.exec_driver_sql("SELECT pg_current_xact_id()")
         task_id = await done(database, desk)
-        await judge(database, Said(task_id=task_id, quality=0.7))
+        await rate(database, RatingInput(task_id=task_id, quality=0.7))
         assert await fold(database) == {"results": 0, "judgements": 0, "behind": False}
         await slow.rollback()
     assert [result.quality for result in await last(database)] == [0.7]
 
 
 async def test_a_judgement_of_an_agent_is_one_more_result(database: Database) -> None:
-    await judge(database, Said(agent_type=RANKING, quality=0.4))
+    await rate(database, RatingInput(agent_type=RANKING, quality=0.4))
     (result,) = await last(database, RANKING)
-    assert (result.task_id, result.succeeded, result.quality) == (None, True, 0.4)
+    assert (result.task_id, result.is_success, result.quality) == (None, True, 0.4)
 
 
 async def test_the_same_request_counts_once(database: Database) -> None:
     request_id = uuid4()
     for _ in range(2):
-        assert await judge(database, Said(agent_type=RANKING, quality=0.4), request_id=request_id) == 1
+        assert await rate(database, RatingInput(agent_type=RANKING, quality=0.4), request_id=request_id) == 1
     assert len(await last(database, RANKING)) == 1
     with pytest.raises(IdempotencyMismatch):
-        await judge(database, Said(agent_type=RANKING, quality=0.5), request_id=request_id)
+        await rate(database, RatingInput(agent_type=RANKING, quality=0.5), request_id=request_id)
 
 
 async def test_a_judgement_needs_a_result(database: Database, desk: LeaseService) -> None:
     task_id = await done(database, desk)
     (waiting,) = await submitted(database)
     with pytest.raises(TaskNotFound):
-        await judge(database, Said(task_id=task_id, quality=1.0), Said(task_id=uuid4(), quality=1.0))
+        await rate(database, RatingInput(task_id=task_id, quality=1.0), RatingInput(task_id=uuid4(), quality=1.0))
     with pytest.raises(TaskNotCompleted):
-        await judge(database, Said(task_id=waiting, quality=1.0))
+        await rate(database, RatingInput(task_id=waiting, quality=1.0))
     assert await value(database, "SELECT count(*) FROM judgements") == 0

@@ -1,4 +1,4 @@
-"""The fold of achievements: batches between transactions, and reads from its mark only."""
+"""The fold of results: batches between transactions, and reads from its mark only."""
 
 import re
 from datetime import timedelta
@@ -22,7 +22,7 @@ async def told(database: Database, count: int, kind: str = "task.completed", hou
     await execute(database, _TELL, kind, count, hours_ago)
 
 
-async def fold(database: Database, limit: int) -> performance.News:
+async def fold(database: Database, limit: int) -> performance.FoldedResults:
     async with database.transaction() as connection:
         return await performance.fold(connection, limit)
 
@@ -30,9 +30,9 @@ async def fold(database: Database, limit: int) -> performance.News:
 async def test_a_batch_ends_between_transactions_and_a_larger_one_is_taken_whole(database: Database) -> None:
     for count in (4, 4, 30, 2):
         await told(database, count)
-    found = [await fold(database, 10) for _ in range(5)]
-    assert [news.counted.get(_RANKING, 0) for news in found] == [8, 30, 2, 0, 0]
-    assert [news.more for news in found] == [True, True, False, False, False]
+    batches = [await fold(database, 10) for _ in range(5)]
+    assert [batch.counts.get(_RANKING, 0) for batch in batches] == [8, 30, 2, 0, 0]
+    assert [batch.has_more for batch in batches] == [True, True, False, False, False]
     assert await value(database, "SELECT sum(results) FROM agent_minutes") == 40
 
 
@@ -40,9 +40,9 @@ async def test_only_completions_and_failures_of_the_agent_are_results(database: 
     await told(database, 3, "task.retrying")
     expired = "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.expired', gen_random_uuid(), 'ranking')"
     await execute(database, expired)
-    news = await fold(database, 100)
-    assert news.counted == {_RANKING: 3}
-    assert [result.succeeded for result in news.last[_RANKING]] == [False] * 3
+    batch = await fold(database, 100)
+    assert batch.counts == {_RANKING: 3}
+    assert [result.is_success for result in batch.last_results[_RANKING]] == [False] * 3
 
 
 async def test_spans_add_up_over_hours_and_old_minutes_are_forgotten(database: Database) -> None:

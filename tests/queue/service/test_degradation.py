@@ -10,7 +10,7 @@ import pytest
 
 from app.admin.service.config import CurrentConfig
 from app.agents.service import weights
-from app.agents.service.weights import take_weights
+from app.agents.service.weights import refresh_weights
 from app.db.database import Database
 from app.health.service import observations
 from app.kernel.agents import AgentType
@@ -128,7 +128,7 @@ async def _broker(database: Database) -> AsyncIterator[Broker]:
 
     broker = Broker(database, LeasePolicy())
     config = CurrentConfig(database, Mode.PRODUCTION)
-    await take_weights(database, config, broker.fairness, broker.degradation)
+    await refresh_weights(database, config, broker.fairness, broker.degradation)
     broker.start()
     yield broker
     await broker.stop()
