@@ -1,4 +1,4 @@
-"""The entrance: `convener-worker`, or `python -m worker_agent`."""
+"""Entry point of `convener-worker` and `python -m worker_agent`."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ _ADVICE = {
 
 
 def main() -> None:
-    """Raises SystemExit with one of the documented exit codes."""
+    """Run the worker; raises SystemExit with one of the documented exit codes."""
     settings, options = read_options(sys.argv[1:], os.environ)
     set_up_logging(options.log_level, as_json=options.json_logs)
     outcome = _serve(Daemon(settings))
-    # Whoever launched this worker starts the next one, which then has a token of its own.
+    # A launched worker leaves its restart to its launcher, as each launch has a token of its own.
     if outcome.restart and settings.launch_token is None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
     if outcome.code in _ADVICE:

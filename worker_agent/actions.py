@@ -1,4 +1,4 @@
-"""Everything that the state machine can ask its shell to do, as values."""
+"""Actions that the state machine asks its shell to perform."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,7 +8,7 @@ from worker_agent.wire import JsonObject, Lease, Progress, TaskError, Usage
 
 
 class ExitCode(IntEnum):
-    """How the process ends, for whoever started it."""
+    """Exit status of the daemon process, as its `--help` documents."""
 
     STOPPED = 0
     CRASHED = 1
@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """Of all calls at most one is under way. `attempt` counts from 0 and sets the backoff before the call is made."""
+    """Call to the control plane, one at a time; `attempt` counts from 0 and sets the backoff before the call."""
 
     attempt: int = 0
     wait_seconds: float = 0.0
@@ -37,7 +37,7 @@ class RequestLease(_Call):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportComplete(_Call):
-    """Asks for the next task in the same call when `next_request_id` is given."""
+    """Report a result; with `next_request_id` the same call leases the next task."""
 
     lease: Lease
     result: JsonObject
@@ -90,12 +90,12 @@ class ReportProgress:
 
 @dataclass(frozen=True, slots=True)
 class SendHeartbeat:
-    """Send a heartbeat without waiting for its time."""
+    """Send a heartbeat now instead of at the next interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetAlarm:
-    """Bring back GraceOver after that many seconds."""
+    """Post GraceExpired after `seconds`."""
 
     seconds: float
 

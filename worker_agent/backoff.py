@@ -1,4 +1,4 @@
-"""How long to wait before a call is made again."""
+"""Exponential backoff with full jitter between repeated calls."""
 
 from collections.abc import Callable
 from random import SystemRandom

@@ -1,4 +1,4 @@
-"""Makes the calls that the state machine asks for, each on its own thread, and posts exactly one answer for each."""
+"""Runs the calls that the state machine asks for, each on its own thread, and posts one answer for each."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Post = Callable[[ev.Event], None]
 
 
 class _PendingCall:
-    """A call under way; whoever sets `answered` first, under the lock, posts the answer."""
+    """Call under way; the thread that first sets `answered_event`, under the lock, posts the answer."""
 
     def __init__(self, call: act.Call) -> None:
         self.call = call
@@ -28,7 +28,7 @@ class _PendingCall:
 
 
 class CallRunner:
-    """`profile` is the body of a registration, `pool_key` the credential for it."""
+    """Calls to the control plane; `profile` is the body of a registration, `pool_key` its credential."""
 
     def __init__(
         self, transport: Transport, *, profile: JsonObject, pool_key: str, post: Post, errors: LocalErrors
@@ -75,10 +75,12 @@ class CallRunner:
 
     def _run_call(self, pending: _PendingCall) -> None:
         call = pending.call
+        # An abort sets the event, which ends the backoff without making the call.
         if not pending.answered_event.wait(max(call.wait_seconds, full_jitter(call.attempt))):
             self._post_answer(pending, self._answer_to(pending))
 
     def _post_answer(self, pending: _PendingCall, answer: ev.Answer) -> bool:
+        # An abort may race with the answer; the machine must get exactly one of them.
         with self._lock:
             if pending.answered_event.is_set():
                 return False
@@ -95,15 +97,15 @@ class CallRunner:
         except Problem as problem:
             self._note_error(pending, problem)
             return _refusal(pending.call, problem)
-        except Exception as error:  # whatever it is, the machine must get its answer
+        except Exception as error:  # whatever it is, the machine waits for an answer
             self._note_error(pending, error, exc_info=True)
-            # A report that cannot even be sent will not be sent the next time either.
-            return (
-                ev.CallRefused("unsendable", repr(error)) if isinstance(pending.call, act.Report) else ev.RetryLater()
-            )
+            if isinstance(pending.call, act.Report):
+                # One that could not even be encoded would fail in every further attempt.
+                return ev.CallRefused("unsendable", repr(error))
+            return ev.RetryLater()
 
     def _note_error(self, pending: _PendingCall, error: Exception, *, exc_info: bool = False) -> None:
-        if pending.answered_event.is_set():  # we cut it off ourselves
+        if pending.answered_event.is_set():  # an abort cut it off
             return
         call, name = pending.call, type(pending.call).__name__
         fields = {"call": name, "attempt": call.attempt, "why": str(error)}
@@ -146,7 +148,7 @@ class CallRunner:
         return ev.ReportAccepted()
 
     def _flush_progress(self, ref: LeaseRef) -> str | None:
-        """A checkpoint must be there before the failure that makes the next attempt need it."""
+        """Send the last progress, as the next attempt may need its checkpoint; return a code when the lease is lost."""
         if self._progress is None or self._progress.ref != ref:
             return None
         lost_code = self._progress.flush()
@@ -167,7 +169,7 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
 
 
 def _registration_refusal(problem: Problem) -> ev.Answer:
-    """A worker that was launched for a place that is taken by now has nothing to come back to, even if it was lost."""
+    """Event for a refused registration; a launched worker that is gone must not register again, even if lost."""
     if problem.code == "worker_gone":
         return ev.CallerGone("stopped" if problem.reason == "stopped" else "superseded")
     return ev.RegistrationRefused(problem.status in (401, 403), str(problem))

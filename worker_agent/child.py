@@ -33,6 +33,7 @@ class MessagePipe:
     """The message pipe to the daemon; whole lines only, from any thread."""
 
     def __init__(self, fd: int) -> None:
+        # Processes that the handler starts must not write messages in its name.
         os.set_inheritable(fd, False)
         self._fd = fd
         self._lock = allocate_lock()
@@ -68,6 +69,7 @@ def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
 
     faulthandler.enable()
     task = Task(**json.load(sys.stdin.buffer), report=pipe.send)
+    # The task has been read; a handler that reads stdin gets its end instead of waiting.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         pipe.write(_encode_result(_call_handler(target, key, task)))
@@ -103,7 +105,7 @@ def _encode_result(result: object) -> bytes:
 
 
 def _describe_error(error: BaseException) -> Json:
-    """The error as the wire has it; what is not a Failure may be tried again."""
+    """The error as the wire has it; anything but a Failure is retryable."""
     if isinstance(error, MemoryError):
         return _error_object("memory_limit", "the handler ran out of the memory allowed to it", True, {})
     if isinstance(error, Failure):
@@ -129,7 +131,7 @@ def _exec_program(command: list[str], pipe: MessagePipe, fd: int) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.environ["CONVENER_PROGRESS_FD"] = str(PROGRESS_FD)
     try:
-        # dup2 leaves the original to close on exec, so that an exec that fails can still be told.
+        # dup2 leaves the original to close on exec, so that a failed exec can still be reported.
         if fd == PROGRESS_FD:
             os.set_inheritable(fd, True)
         else:

@@ -1,4 +1,4 @@
-"""Starts the process that runs one task, in a process group of its own and without the daemon's secrets."""
+"""Starts the process of one task, in a process group of its own and without the daemon's secrets."""
 
 import json
 import math
@@ -19,13 +19,13 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """What one handler may use: GiB of memory in each process, and cores on average over its time limit."""
+    """Limits of one handler: GiB of memory in each process, and cores on average over its time limit."""
 
     memory_gb: float
     cpu_cores: float
 
     def within(self, assignment: Assignment | None) -> "ResourceLimits":
-        """As the control plane has it, but never more than this machine was started with."""
+        """These limits lowered to the assigned ones, never above those that the worker was started with."""
         if assignment is None:
             return self
         return ResourceLimits(
@@ -35,7 +35,7 @@ class ResourceLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildProcess:
-    """A started process and our ends of its pipes, none of which block; `output` is None unless it is a program's."""
+    """A started process and the non-blocking ends of its pipes; `output` is the stdout of a program, else None."""
 
     process: subprocess.Popen[bytes]
     messages: IO[bytes]
@@ -46,9 +46,7 @@ class ChildProcess:
 def start_child(
     lease: Lease, handler: Handler, limits: ResourceLimits, extra_environment: Mapping[str, str]
 ) -> ChildProcess:
-    """To be called in a thread that outlives the task: the kernel kills the child when that thread ends.
-
-    `access` are more variables for its environment.
+    """Start a task in a thread that outlives it; `extra_environment` is added to its variables.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """
@@ -56,6 +54,7 @@ def start_child(
     messages = os.fdopen(read_fd, "rb", buffering=0)
     try:
         with _task_file(lease) as task:
+            # The kernel kills the child when its parent, for Linux the thread that forks here, ends: see `confine`.
             process = subprocess.Popen(
                 [sys.executable, "-m", "worker_agent.child", _order(lease, handler, limits, write_fd)],
                 stdin=task,
@@ -63,6 +62,7 @@ def start_child(
                 stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
                 bufsize=0,
                 pass_fds=(write_fd,),
+                # One signal to the group then reaches the handler's own children; Ctrl-C in a terminal reaches none.
                 process_group=0,
                 env={**_environment(lease, limits), **extra_environment},
             )
@@ -70,6 +70,7 @@ def start_child(
         messages.close()
         raise
     finally:
+        # The child alone holds the writing end, so that the pipe ends with it.
         os.close(write_fd)
     return _child_process(process, messages)
 

@@ -1,4 +1,4 @@
-"""The calls of the contract, each with the body and the time limit that it needs."""
+"""The worker's calls to the control plane, each with its body and time limit."""
 
 import time
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ LONG_POLL_SECONDS = 20
 
 
 def register(transport: Transport, profile: JsonObject, pool_key: str) -> Registration:
-    """Raises Away or Problem, as every call here does."""
+    """Register the worker; raises ApiUnavailable or Problem, as every call here does."""
     answer = transport.post("/workers", profile, key=pool_key, timeout=CALL_SECONDS)
     try:
         return read_registration(answer or {})
@@ -39,7 +39,7 @@ def register(transport: Transport, profile: JsonObject, pool_key: str) -> Regist
 
 
 class Client:
-    """The calls of one registered worker."""
+    """Calls of one registered worker."""
 
     def __init__(self, transport: Transport, registration: Registration) -> None:
         self._transport = transport
@@ -56,9 +56,9 @@ class Client:
         assignment: str | None,
         timeout: float,
     ) -> tuple[tuple[Directive, ...], Assignment | None]:
-        """Report health, renew the lease, and fetch what the control plane wants done.
+        """Report health, renew the lease, and return the directives and the assignment.
 
-        `posting` is the version that is worked by; another is answered with, until it is this one.
+        `assignment` is the version in force; the answer has an assignment as long as its version differs.
         """
         body: JsonObject = {
             "state": state,
@@ -67,7 +67,7 @@ class Client:
             "memory_mb": memory_mb,
             "errors": list(errors),
         }
-        # A control plane that has never told of one may be too old to take this.
+        # A control plane that never sent an assignment may be too old to accept this member.
         if assignment is not None:
             body["assignment"] = assignment
         answer = self._post(f"/workers/{self._registration.worker_id}/heartbeat", body, timeout)
@@ -82,14 +82,14 @@ class Client:
         )
 
     def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
-        """The next task, acknowledged, and the seconds that the control plane took. Repeat with the same request id."""
+        """Lease and acknowledge a task; return it and the seconds the call took. Repeat with the same request id."""
         body = {"request_id": request_id, "wait_seconds": wait_seconds, "agent_types": None, "acknowledge": True}
         started_at = time.monotonic()
         answer = self._post("/lease", body, wait_seconds + CALL_SECONDS)
         return _read_lease(answer), time.monotonic() - started_at
 
     def start(self, ref: LeaseRef) -> None:
-        """Acknowledge a lease that was taken without; the daemon's own always are."""
+        """Acknowledge a lease that was taken without; the daemon's own always are acknowledged."""
         self._post(f"/leases/{ref.task_id}/start", {"token": ref.token})
 
     def progress(self, ref: LeaseRef, progress: Progress) -> None:
@@ -109,7 +109,7 @@ class Client:
         quality: float | None = None,
         next_request_id: str | None = None,
     ) -> Lease | None:
-        """Hand in the result; the answer is the next task when one was asked for and there is one."""
+        """Report the result; return the next task when one was requested and there is one."""
         body: JsonObject = {"token": ref.token, "result": result} | _usage_member(usage)
         if quality is not None:
             body["quality"] = quality

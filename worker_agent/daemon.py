@@ -1,4 +1,4 @@
-"""The shell around the state machine: one queue of events, one loop, and the threads that do what the machine asks."""
+"""The shell around the state machine: one queue of events, one loop, and the threads that perform its actions."""
 
 import logging
 import signal
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
-    """Everything that one daemon is told at its start; `profile` is what it registers with."""
+    """Settings of one daemon; `profile` is the body of its registration."""
 
     url: str
     pool_key: str = field(repr=False)
     profile: JsonObject
-    launch_token: str | None  # in the profile too; whoever has one is replaced by whoever gave it
+    launch_token: str | None  # in the profile too; its issuer starts the replacement
     handlers: Mapping[str, Handler]
     limits: ResourceLimits
     grace_seconds: float
@@ -45,7 +45,7 @@ class DaemonSettings:
 
 
 class Daemon:
-    """`run` returns when the worker is stopped."""
+    """A worker, from its start until it is stopped."""
 
     def __init__(self, settings: DaemonSettings) -> None:
         self._settings = settings
@@ -90,7 +90,7 @@ class Daemon:
         return self._exit
 
     def stop(self) -> None:
-        """What a SIGTERM does; safe in a signal handler and from any thread."""
+        """Stop as on SIGTERM; safe in a signal handler and from any thread."""
         self._events.put(ev.StopSignal())
 
     def _catch_signals(self) -> None:
@@ -114,6 +114,7 @@ class Daemon:
             self._close_access()
             self._metrics.push_now()
         actions = self._machine.handle(event, time.monotonic())
+        # Before the actions, as a heartbeat among them must report the new state.
         self._update_status()
         for action in actions:
             log_action(action)

@@ -27,7 +27,7 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationRefused:
-    """The control plane does not want this worker; `key_refused` tells a wrong key from a wrong request."""
+    """The control plane refused this worker; `key_refused` tells a wrong key from a wrong request."""
 
     key_refused: bool
     message: str
@@ -40,21 +40,21 @@ class LeaseGranted:
 
 @dataclass(frozen=True, slots=True)
 class NoTask:
-    """No work; `quick` says that the control plane did not make us wait for that answer."""
+    """No task is waiting; `quick` says that the control plane did not hold the long poll."""
 
     quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ReportAccepted:
-    """The report was accepted; `lease` is the next task when one was asked for and there is one."""
+    """The report was accepted; `lease` is the next task when one was requested and there is one."""
 
     lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFenced:
-    """The report was refused because the lease is no longer ours."""
+    """The report was refused because the lease is no longer this worker's."""
 
     code: str
 
@@ -74,14 +74,14 @@ class GoodbyeAccepted:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """No answer, or one that says "later". The same call is to be made again, no sooner than `retry_after` seconds."""
+    """No usable answer; the same call is to be made again, after `retry_after` seconds at least."""
 
     retry_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class CallAborted:
-    """We stopped waiting, as an AbortCall asked for; whether the call took effect is not known."""
+    """An AbortCall ended the wait; whether the call took effect is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class HandlerKilled:
     usage: Usage
 
 
-# What comes unasked, at any time.
+# These may come at any time.
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAnswered:
-    """A heartbeat, sent at `sent_at` for the registration with that number, was accepted; a posting is new."""
+    """A heartbeat sent at `sent_at` was accepted; `assignment` is set when its version is new."""
 
     registration_number: int
     sent_at: float
@@ -148,7 +148,7 @@ class HeartbeatAnswered:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A heartbeat for the registration with that number was refused: the control plane has written us off."""
+    """A heartbeat was refused: the control plane has written off the registration with that number."""
 
     registration_number: int
     reason: GoneReason
@@ -156,7 +156,7 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
-    """Progress was refused: that lease is no longer ours."""
+    """Progress was refused because the lease is no longer this worker's."""
 
     ref: LeaseRef
     code: str
@@ -169,7 +169,7 @@ class ProgressMade:
 
 @dataclass(frozen=True, slots=True)
 class StopSignal:
-    """SIGTERM or SIGINT; the second one means now."""
+    """SIGTERM or SIGINT; the second one halts at once."""
 
 
 @dataclass(frozen=True, slots=True)

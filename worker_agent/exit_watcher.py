@@ -1,4 +1,4 @@
-"""Notices that a child has exited, without reaping it, so that its number cannot be given to another process yet."""
+"""Detects that a child has exited without reaping it, so that its pid cannot be reused yet."""
 
 import os
 import select
@@ -11,7 +11,7 @@ _EVENT_WAIT_SECONDS = 60.0
 
 
 class ExitWatcher:
-    """Wakes the selector at the child's exit where the system has process descriptors, else is to be asked often."""
+    """Wakes the selector at the child's exit where the system has pidfds; elsewhere it must be polled."""
 
     def __init__(self, pid: int, selector: selectors.BaseSelector) -> None:
         self._pid = pid

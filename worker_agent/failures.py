@@ -1,4 +1,4 @@
-"""What a handler may raise: failures with a code that people and programs can act on."""
+"""Exceptions that a handler may raise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Transient(Failure):
 
 
 class Postponed(Exception):
-    """Not now, and nobody's fault: the task goes back, burns no attempt, and may be leased again after `seconds`."""
+    """The work cannot be done now: the task is released, costs no attempt, and may be leased again after `seconds`."""
 
     def __init__(self, seconds: float, reason: str = "postponed by its handler") -> None:
         super().__init__(reason)

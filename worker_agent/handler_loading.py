@@ -1,4 +1,4 @@
-"""Finds the function that a target such as `package.module:function` names."""
+"""Loads the function that a target such as `package.module:function` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def load_handler(target: str, key: str | None = None) -> Any:
-    """What `target` names; with a key, the entry under that key.
+    """Load the object that `target` names, or its entry under `key`.
 
     Raises whatever importing the module raises, AttributeError or KeyError for a missing name, ValueError for a target
     without a colon.

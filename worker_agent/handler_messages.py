@@ -1,4 +1,4 @@
-"""Reads what a handler's process says on the message pipe."""
+"""Reads the messages of a handler's process from the message pipe."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from worker_agent.task import MAX_METRIC_VALUE, is_metric_name
 from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
-# As much as the control plane takes for a wait.
+# The longest delay that the control plane accepts.
 MAX_POSTPONEMENT_SECONDS = 3600.0
 
 
@@ -18,7 +18,7 @@ class NotAnObject(ValueError):
 
 
 def read_json_object(text: bytes) -> JsonObject:
-    """Raises NotAnObject; NaN and infinity are not JSON."""
+    """Parse one JSON object; raises NotAnObject, also for NaN and infinity."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -29,7 +29,7 @@ def read_json_object(text: bytes) -> JsonObject:
 
 
 def read_quality(value: JsonObject) -> float | None:
-    """The number from 0 to 1 under the key `quality`; None when there is none, or something else."""
+    """Number from 0 to 1 under the key `quality`; None when it is absent or anything else."""
     quality = value.get("quality")
     if not isinstance(quality, int | float) or isinstance(quality, bool) or not 0 <= quality <= 1:
         return None
@@ -41,9 +41,9 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 class HandlerMessages:
-    """Keeps the newest progress, and what was said about the end; what was measured is passed on at once.
+    """Newest progress, and the result or error of one handler; measurements are passed on at once.
 
-    A line that makes no sense is counted and ignored.
+    An unreadable line is counted and ignored.
     """
 
     def __init__(self, on_measurement: Callable[[JsonObject], None] = lambda _: None) -> None:
@@ -89,6 +89,7 @@ class HandlerMessages:
             message=None if text is None else str(text),
             checkpoint=checkpoint if isinstance(checkpoint, dict) else None,
         )
+        # Newer progress replaces unsent progress, whose checkpoint must not be lost with it.
         if progress.checkpoint is None and self._progress is not None:
             progress = replace(progress, checkpoint=self._progress.checkpoint)
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Decides from the evidence that a handler's process left behind how its task ended."""
+"""Decides how a task ended, from the exit code and the messages of its handler's process."""
 
 import signal
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """`exit_code` is minus the number of the signal that ended the process; only a program has `output`."""
+    """Facts about an ended handler; `exit_code` is minus a signal's number, only a program has `output`."""
 
     exit_code: int
     usage: Usage
@@ -25,7 +25,7 @@ class Evidence:
 
 
 def handler_end(evidence: Evidence) -> ev.HandlerEnd:
-    """A kill or a timeout that came too late to matter does not spoil a result."""
+    """Event for the end of a handler; a kill or a timeout after the result was sent does not spoil it."""
     has_result = evidence.messages.result is not None
     if evidence.is_killed and evidence.exit_code < 0 and not has_result:
         return ev.HandlerKilled(evidence.usage)

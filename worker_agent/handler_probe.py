@@ -1,4 +1,4 @@
-"""Imports handlers in a process of its own and tells, as JSON on stdout, what is there and what is wrong with it."""
+"""Imports handlers in a separate process and prints their keys and problems as JSON on stdout."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from worker_agent.wire import AGENT_TYPES
 def main() -> None:
     request = json.loads(sys.argv[1])
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the modules print while they are imported is not our answer
+    os.dup2(2, 1)  # stdout carries the answer, and modules may print when imported
     problems: list[str] = []
     for target in request["functions"]:
         _load_target(target, problems)

@@ -1,4 +1,4 @@
-"""Runs one handler: collects what its process writes, ends it in time, and posts how it ended."""
+"""Runs one handler: collects its output, enforces its time limit, and posts how it ended."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ class Sink(Protocol):
 
 
 class HandlerRun:
-    """One started handler; posts its progress, and then exactly one end, when its whole process group is dead."""
+    """One started handler; posts its progress, and exactly one end when its whole process group is dead."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class HandlerRun:
         Thread(target=self._collect, name="handler", daemon=True).start()
 
     def kill(self) -> None:
-        """Kill the whole process group now; the end that is posted says so."""
+        """Kill the whole process group now; the posted end says so."""
         self._is_killed = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
-            if not self._is_reaped:  # afterwards the number may be another's
+            if not self._is_reaped:  # afterwards the pid may belong to another process
                 os.killpg(self.pid, number)
 
     def _collect(self) -> None:
         try:
             self._read_until_exit()
-        except Exception:  # whatever it is, the machine must hear of an end
+        except Exception:  # whatever it is, the machine waits for an end
             log.exception("collecting crashed", extra={"fields": {"pid": self.pid}})
         # What the handler left running must not outlive it, nor hold the pipes open.
         self._signal(signal.SIGKILL)
@@ -98,6 +98,7 @@ class HandlerRun:
             if key.data is not None and not _read_into(key.fd, key.data):
                 selector.unregister(key.fileobj)
         self._post_progress()
+        # A result beyond the limit is lost already, so the handler need not finish it.
         if self._message_lines.is_full or self._output.is_full:
             self._signal(signal.SIGKILL)
         if time.monotonic() >= self._deadline:
@@ -108,12 +109,13 @@ class HandlerRun:
             self._signal(signal.SIGKILL)
             self._deadline = math.inf
         else:
+            # SIGTERM first, so that a handler about to finish can still send its result.
             self._timed_out = True
             self._signal(signal.SIGTERM)
             self._deadline = time.monotonic() + TERM_TO_KILL_SECONDS
 
     def _drain_pipes(self) -> None:
-        """What the process wrote before it ended is in the pipes; whoever escaped the group may write for ever."""
+        """Read the rest of the pipes for a limited time, as a process that left the group may write forever."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         for stream, sink in self._sinks:
             with contextlib.suppress(BlockingIOError):
@@ -123,6 +125,7 @@ class HandlerRun:
 
     def _reap(self) -> None:
         with self._lock:
+            # Reaped under the lock, as the pid may be reused from here on: `_signal` must not hit its next owner.
             _, status, rusage = os.wait4(self.pid, 0)
             self._is_reaped = True
         exit_code = os.waitstatus_to_exitcode(status)
@@ -150,7 +153,7 @@ class HandlerRun:
 
 
 def _read_into(fd: int, sink: Sink) -> bool:
-    """Whether there may be more. Raises BlockingIOError when there is nothing now."""
+    """Read once into the sink; return whether more may come. Raises BlockingIOError when nothing is there."""
     data = os.read(fd, _READ_BYTES)
     sink.feed(data)
     return bool(data)

@@ -1,4 +1,4 @@
-"""Which handler serves which agent type, and whether each can be found at all."""
+"""Finds the handler of each agent type and checks that it can be loaded."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _SECRETS = ("CONVENER_KEY", "CONVENER_LAUNCH_TOKEN", "CONVENER_LLM_KEY")
 
 
 class UnusableHandler(ValueError):
-    """A handler that is not written as it must be, or cannot be found."""
+    """A handler is malformed or cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Handler:
 
 
 def parse_handler(text: str) -> tuple[str, Handler]:
-    """`TYPE=module:function` or `TYPE=command:'program args'`; raises UnusableHandler."""
+    """Parse `TYPE=module:function` or `TYPE=command:'program args'`; raises UnusableHandler."""
     agent_type, equals, target = text.partition("=")
     if agent_type not in AGENT_TYPES or not equals:
         raise UnusableHandler(f"{text!r}: write TYPE=module:function, TYPE being one of {', '.join(AGENT_TYPES)}")
@@ -45,15 +45,15 @@ def parse_handler(text: str) -> tuple[str, Handler]:
 
 
 def installed_handlers() -> dict[str, Handler]:
-    """Those that installed packages announce in the entry point group `convener.handlers`, named by agent type."""
+    """Handlers that installed packages declare in the entry point group `convener.handlers`, by agent type."""
     entries = entry_points(group=ENTRY_POINT_GROUP)
     return {entry.name: Handler(target=entry.value) for entry in entries if entry.name in AGENT_TYPES}
 
 
 def collect_handlers(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
-    """All handlers, an explicit one before a module's and that before an installed one; raises UnusableHandler.
+    """Collect all handlers: explicit ones override a module's, which override installed ones.
 
-    Foreign code is imported in a process of its own, never in the daemon.
+    Foreign code is imported in a process of its own, never in the daemon. Raises UnusableHandler.
     """
     tables = [f"{module}:HANDLERS" for module in modules]
     functions = [handler.target for handler in explicit.values() if handler.target]
@@ -65,7 +65,7 @@ def collect_handlers(explicit: dict[str, Handler], modules: Iterable[str]) -> di
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """What code that is not ours may see of our environment: all but the secrets."""
+    """Environment variables for foreign code: all of the daemon's but its secrets."""
     return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 

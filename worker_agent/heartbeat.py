@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus:
-    """What the daemon is about, as a heartbeat tells it.
+    """State of the daemon that a heartbeat reports.
 
-    `number` counts the registrations; `posting` is the version of the limits that are applied.
+    `registration_number` counts the registrations; `assignment` is the version of the limits in force.
     """
 
     registration_number: int = 0
@@ -36,7 +36,7 @@ class DaemonStatus:
 
 
 class HeartbeatSender:
-    """`standing` is read before every beat; what comes back is posted as an event."""
+    """Thread that reads `status` before each heartbeat and posts the answer as an event."""
 
     def __init__(
         self,
@@ -76,15 +76,16 @@ class HeartbeatSender:
             self._wake.clear()
 
     def _send_if_registered(self, sampler: UsageSampler) -> float | None:
-        """Beat once if there is anyone to beat for; the seconds until the next turn, None until woken."""
+        """Send a heartbeat if registered; return the seconds until the next, None to wait for a wake-up."""
         status = self._status()
         registration = status.registration
+        # A registration that is gone gets no further heartbeat, until the machine has a new one.
         if registration is None or status.registration_number == self._gone_registration:
             return None
         started_at = time.monotonic()
         try:
             self._send(status, registration, sampler)
-        except Exception as error:  # a heart that stops costs the worker its life
+        except Exception as error:  # without heartbeats the worker counts as lost
             return self._note_failure(error, registration.heartbeat_interval_seconds)
         self._failures = 0
         return max(0.0, registration.heartbeat_interval_seconds - (time.monotonic() - started_at))
@@ -97,12 +98,13 @@ class HeartbeatSender:
             log.exception("heartbeat crashed")
         log.warning("heartbeat missed", extra={"fields": {"failures": self._failures, "why": str(error)}})
         self._errors.add(f"heartbeat: {error}")
-        # What was refused will be refused again; what was not answered may be answered at any moment.
+        # A refusal will repeat itself until something changes; an outage may end at any moment.
         return interval if isinstance(error, Problem) else full_jitter(self._failures, cap=_MAX_RETRY_SECONDS)
 
     def _send(self, status: DaemonStatus, registration: Registration, sampler: UsageSampler) -> None:
         cpu_percent, memory_mb = sampler.sample(status.handler_pid)
         errors = self._errors.take()
+        # Before the call, as the control plane renews the lease at some moment during it.
         sent_at = time.monotonic()
         try:
             directives, assignment = Client(self._transport, registration).heartbeat(
@@ -115,6 +117,7 @@ class HeartbeatSender:
                 timeout=max(1.0, min(registration.heartbeat_interval_seconds, _MAX_ANSWER_SECONDS)),
             )
         except ApiUnavailable:
+            # Not after a refusal, as these errors may be its reason.
             self._errors.put_back(errors)
             raise
         except Problem as problem:
@@ -128,5 +131,5 @@ class HeartbeatSender:
 
 
 def _means_worker_gone(problem: Problem) -> bool:
-    """An unknown key or worker is no better than a lost one: the remedy, to register again, is the same."""
+    """Whether the worker must register again; an unknown key or worker is treated like a lost one."""
     return problem.code == "worker_gone" or problem.status in (401, 404)

@@ -1,4 +1,4 @@
-"""A language model as a handler sees it: `task.llm`. Loads what it needs when it is used, as every task pays for it."""
+"""The language model of a handler, `task.llm`; imports are deferred, as every task pays for them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-# The worker keeps to the time limit of the task; this only ends what nobody else does.
+# The worker enforces the time limit of the task; this ends only what it missed.
 _LONGEST_SECONDS = 3600.0
 
 
 class Answer:
-    """What the model said. `degraded` is None, or tells in what way it is less than what was asked for."""
+    """A model's answer; `degraded` names the way in which it falls short of the request, None when it does not."""
 
     __slots__ = ("completion_tokens", "degraded", "finish_reason", "model", "prompt_tokens", "raw", "text")
 
@@ -34,7 +34,7 @@ class Answer:
         self.raw = raw
 
     def json(self) -> Any:
-        """The text as JSON, without the fence that many models put around it. Raises Transient when it is none."""
+        """Parse the text as JSON, without the fence that many models put around it. Raises Transient."""
         text = self.text.strip()
         if text.startswith("```"):
             text = text.partition("\n")[2].rpartition("```")[0]
@@ -49,8 +49,8 @@ class Answer:
 class LanguageModel:
     """The language model that the worker of this task may call; every call takes a permit of the control plane.
 
-    Waiting, trying again and other models are seen to: what is raised is final for this attempt. Any OpenAI client does
-    as well: OPENAI_BASE_URL and OPENAI_API_KEY are set for the task.
+    The worker waits, retries and falls back to other models: an exception is final for this attempt. Any OpenAI client
+    works as well: OPENAI_BASE_URL and OPENAI_API_KEY are set for the task.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
@@ -70,7 +70,7 @@ class LanguageModel:
     ) -> Answer:
         """Ask with a text or with messages; `schema` is a JSON schema that the answer must fit.
 
-        Raises Postponed when the model's limits leave no room (the task comes back later, no attempt is burnt),
+        Raises Postponed when the model's limits leave no room (the task comes back later and no attempt is lost),
         Transient when no model answers, Permanent when the request is refused.
         """
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
@@ -83,7 +83,7 @@ class LanguageModel:
         return Answer(self.chat({name: value for name, value in body.items() if value is not None}))
 
     def chat(self, body: Json) -> Json:
-        """A chat completion in the protocol's own shapes. Raises as `ask` does."""
+        """Request a chat completion in the protocol's own shapes. Raises as `ask` does."""
         if not self._url:
             raise Transient("llm_not_configured", "this worker has no language model: set CONVENER_LLM_URL for it")
         status, headers, answer = self._post({**body, "stream": False})

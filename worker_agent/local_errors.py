@@ -1,4 +1,4 @@
-"""The queue of local errors that travels with the next heartbeat."""
+"""Local errors that travel with the next heartbeat."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -31,6 +31,6 @@ class LocalErrors:
         return errors
 
     def put_back(self, errors: Sequence[JsonObject]) -> None:
-        """What could not be delivered goes before what came since; where there is no room the oldest goes."""
+        """Requeue undelivered errors before newer ones; beyond the limit the oldest are dropped."""
         with self._lock:
             self._errors = deque([*errors, *self._errors], maxlen=_LIMIT)

@@ -1,4 +1,4 @@
-"""Log lines that a machine can read: key=value by default, one JSON object a line on request."""
+"""Structured log lines: key=value by default, one JSON object a line on request; and those for events and actions."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("worker_agent")
 
 
 class _StructuredFormatter(logging.Formatter):
-    """Fields come in `extra={"fields": {...}}`."""
+    """Formatter for records with `extra={"fields": {...}}`."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def _quote(value: object) -> str:
 
 
 def set_up_logging(level: str, *, as_json: bool) -> None:
-    """To stderr. The HTTP library's own lines are left out: they add nothing to ours."""
+    """Log to stderr, without the HTTP library's own lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_StructuredFormatter(as_json=as_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

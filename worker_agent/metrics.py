@@ -1,4 +1,4 @@
-"""Metrics that handlers measure: gathered while they run, and pushed in batches beside everything else."""
+"""Pushes metrics that handlers measure, in batches and beside everything else."""
 
 import logging
 import uuid
@@ -10,7 +10,7 @@ from worker_agent.local_errors import LocalErrors
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject
 
-# As many as the control plane takes at once, and five times as many while it is away; then the oldest go.
+# A batch is as many as the control plane accepts; while it is away the oldest beyond five batches are dropped.
 _BATCH = 1000
 _BUFFER_LIMIT = 5 * _BATCH
 _INTERVAL_SECONDS = 5.0
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsPusher:
-    """Safe to use from several threads; its own begins with the first measurement, as most agents make none.
+    """Buffer and thread of one worker's metrics; safe to use from several threads.
 
     A batch whose answer was lost is sent again under its id, so nothing counts twice.
     """
@@ -57,11 +57,11 @@ class MetricsPusher:
                 self._thread.start()
 
     def push_now(self) -> None:
-        """A task is over: what it measured need not wait."""
+        """Push without waiting for the interval, as at the end of a task."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Push what is left, if that is a matter of a moment."""
+        """Push the remaining samples if that takes no longer than a second."""
         self._stop_requested = True
         self._wake.set()
         if self._thread is not None:
@@ -76,13 +76,13 @@ class MetricsPusher:
         while not is_last:
             self._wake.wait(self._interval_seconds)
             self._wake.clear()
-            # Read before the push, so that what is there when the end comes is pushed as well.
+            # Read before the push, so that samples which came before the stop are pushed as well.
             is_last = self._stop_requested
             while self._push(self._transport):
                 continue
 
     def _push(self, transport: Transport) -> bool:
-        """Push a batch; whether there may be another to push at once."""
+        """Push a batch; return whether there may be another to push at once."""
         key, batch = self._key(), self._next_batch()
         if key is None or batch is None:
             return False
@@ -93,7 +93,7 @@ class MetricsPusher:
             return False
         except Problem as problem:
             self._errors.add(f"metrics refused: {problem}")
-        except Exception as error:  # whatever it is, the batch would meet it again
+        except Exception as error:  # whatever it is, the same batch would fail again
             log.exception("metrics could not be pushed")
             self._errors.add(f"metrics: {error}")
         self._batch = None
@@ -101,6 +101,7 @@ class MetricsPusher:
 
     def _next_batch(self) -> JsonObject | None:
         with self._lock:
+            # A batch that was sent keeps its id and its samples until it is answered.
             if self._batch is None and self._samples:
                 count = min(_BATCH, len(self._samples))
                 samples = [self._samples.popleft() for _ in range(count)]

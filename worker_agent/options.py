@@ -1,4 +1,4 @@
-"""The command line and the environment, read into one assignment."""
+"""Reads the command line and the environment into the daemon's settings."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ examples:
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[DaemonSettings, argparse.Namespace]:
-    """Raises SystemExit(2) with a message when they make no sense, and SystemExit(0) for --help and --version."""
+    """Parse both; raises SystemExit(2) with a message when they are invalid, SystemExit(0) for --help and --version."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -1,10 +1,10 @@
-"""What becomes of the bytes that a handler writes: all, the tail, or whole lines; never more than a bound of them."""
+"""Bounded buffers for the bytes that a handler writes: the tail, the head, or whole lines."""
 
 from collections.abc import Callable
 
 
 class TailBuffer:
-    """Keeps the last bytes."""
+    """Keeps the last `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -20,7 +20,7 @@ class TailBuffer:
 
 
 class HeadBuffer:
-    """Keeps everything up to a limit; `is_full` tells that there was more."""
+    """Keeps the first `limit` bytes; `is_full` says that there were more."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -34,7 +34,7 @@ class HeadBuffer:
 
 
 class LineBuffer:
-    """Hands on each whole line; a line beyond the limit is dropped and sets `is_full`."""
+    """Passes on each whole line; a line beyond the limit is dropped and sets `is_full`."""
 
     def __init__(self, limit: int, on_line: Callable[[bytes], None]) -> None:
         self._limit = limit

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressSender:
-    """One slot that newer progress overwrites; a checkpoint stays in it until a newer one comes."""
+    """Holds unsent progress; newer progress replaces it, but a checkpoint stays until a newer one comes."""
 
     def __init__(self, client: Client, ref: LeaseRef, post: Callable[[ev.Event], None], errors: LocalErrors) -> None:
         self.ref = ref
@@ -40,11 +40,11 @@ class ProgressSender:
         Thread(target=self._run, name="progress", daemon=True).start()
 
     def close(self) -> None:
-        """The task is over: forget what is left."""
+        """Drop unsent progress, as the task is over."""
         self._task_over.set()
 
     def flush(self) -> str | None:
-        """Send what is left, now. The code when the lease turns out to be lost; raises Away."""
+        """Send unsent progress now; return the error code when the lease is lost. Raises ApiUnavailable."""
         with self._send_lock:
             with self._slot_lock:
                 progress, self._slot = self._slot, None
@@ -69,7 +69,7 @@ class ProgressSender:
                 attempt = 0
             except ApiUnavailable:
                 attempt += 1
-            except Exception:  # without progress a task is still worth its while
+            except Exception:  # a task is worth finishing without progress
                 log.exception("sending progress crashed")
             self._task_over.wait(PAUSE_SECONDS + full_jitter(attempt))
 

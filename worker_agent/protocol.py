@@ -1,8 +1,8 @@
 """The worker's half of the contract as a state machine without IO: events in, actions out.
 
-It knows no clock, no network and no process; times are passed in. The rules that it keeps, whatever happens in whatever
-order: one call and one handler at a time; nothing is reported about a lease that was fenced off; once the worker winds
-down it takes no other lease; every lease ends in one complete, fail or release, or is lost, or is left to the goodbye.
+It has no clock, no network and no process; times are passed in. Invariants, in any order of events: one call and one
+handler at a time; nothing is reported about a fenced lease; once the worker winds down it takes no other lease; every
+lease ends in one complete, fail or release, or is lost, or is left to the goodbye.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,21 +12,21 @@ from typing import Any, TypeAlias
 from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.actions import Action, ExitCode
-from worker_agent.reports import report_of, report_of_refusal
 from worker_agent.shutdown import Shutdown
 from worker_agent.states import MOVES, Intent, State
-from worker_agent.wire import Assignment, Directive, Lease, Registration, WorkerState
+from worker_agent.wire import Assignment, Directive, Lease, Registration, TaskError, WorkerState
 
 _GOODBYE_ATTEMPTS = 3
 _QUICK_ANSWERS = 3
+_REFUSED = "report_refused"
 
 
 class UnexpectedEvent(Exception):
-    """An event that cannot happen in this state: a bug in the shell around the machine."""
+    """An event cannot happen in this state: a bug in the shell around the machine."""
 
 
 class StateMachine:
-    """`new_id` makes request ids; `grace_seconds` is what a task gets to finish in after a stop."""
+    """State of one worker; `new_id` makes request ids, `grace_seconds` limits the running task after a stop."""
 
     def __init__(self, *, new_id: Callable[[], str], grace_seconds: float) -> None:
         self.state = State.UNREGISTERED
@@ -51,7 +51,7 @@ class StateMachine:
         return "ready" if self.lease is None else "busy"
 
     def handle(self, event: ev.Event, now: float) -> list[Action]:
-        """What to do about `event`, in order; `now` is a monotonic time in seconds.
+        """Actions to take on `event`, in order; `now` is a monotonic time in seconds.
 
         Raises UnexpectedEvent when the event cannot happen in this state.
         """
@@ -62,6 +62,7 @@ class StateMachine:
         reaction = REACTIONS.get((self.state, kind)) or ANYTIME.get(kind)
         if reaction is None:
             raise UnexpectedEvent(f"{kind.__name__} while {self.state.value}")
+        # Whatever the call was, its answer concerns a registration that is gone.
         if self.shutdown.gone_reason is not None and isinstance(event, ev.Answer):
             return self._next_step()
         return reaction(self, event)
@@ -79,7 +80,7 @@ class StateMachine:
         return [call]
 
     def _next_step(self, attempt: int = 0) -> list[Action]:
-        """Nothing is held and no call is under way: what next?"""
+        """Lease, say goodbye, register or exit: the next step when no task is held and no call is under way."""
         self.lease, self._report, self._call, self._is_fenced = None, None, None, False
         if self.shutdown.gone_reason is not None:
             self.registration = None
@@ -104,6 +105,7 @@ class StateMachine:
     def _on_registered(self, event: ev.Registered) -> list[Action]:
         self.registration = event.registration
         self.registrations += 1
+        # Until a heartbeat is accepted, each further registration backs off longer.
         self._unconfirmed_registrations += 1
         if self.shutdown.is_requested:
             return self._next_step()
@@ -141,18 +143,20 @@ class StateMachine:
         return [act.ReportProgress(self.lease, event.progress)]
 
     def _on_handler_end(self, event: ev.HandlerEnd) -> list[Action]:
+        # Another worker may have the task by now; any report under the old token would be refused.
         if self._is_fenced or self.shutdown.gone_reason is not None:
             return self._next_step()
         assert self.lease is not None
         return self._send_report(
-            report_of(event, self.lease, next_request_id=self._new_id(), reason=self.shutdown.reason)
+            _report_of(event, self.lease, next_request_id=self._new_id(), reason=self.shutdown.reason)
         )
 
     def _send_report(self, report: act.Report) -> list[Action]:
-        """Finished work must survive an outage: after a long silence, renew the lease before it is reported."""
+        """Report the task, but renew its lease first after a long silence, as finished work must survive an outage."""
         assert self.registration is not None
         silent = self._now - self._renewed_at
         renew = silent > self.registration.lease_seconds / 2 and self.shutdown.intent < Intent.HALT
+        # A release needs no valid lease: once it has expired, the task is free anyway.
         if renew and not isinstance(report, act.Release):
             self._report = replace(report, attempt=0, wait_seconds=0.0)
             self._enter(State.RENEWING)
@@ -165,7 +169,7 @@ class StateMachine:
         return self._make_call(State.REPORTING, report)
 
     def _on_report_refused(self, event: ev.CallRefused) -> list[Action]:
-        report = report_of_refusal(self._call, event)
+        report = _report_of_refusal(self._call, event)
         # A lease about which nothing is accepted is left to expire.
         return self._next_step() if report is None else self._send_report(report)
 
@@ -220,7 +224,7 @@ class StateMachine:
     def _lose_lease(self, task_id: str | None, token: int | None) -> list[Action]:
         if self.lease is None or task_id != self.lease.task_id or token not in (None, self.lease.token):
             return []
-        # A report under way is answered the same, or was there first.
+        # A report under way gets the same refusal, or was accepted before the lease was lost.
         return [] if self.state is State.REPORTING else self._interrupt(is_fenced=True)
 
     def _on_worker_gone(self, event: ev.WorkerGone) -> list[Action]:
@@ -234,7 +238,7 @@ class StateMachine:
         return self._interrupt(is_fenced=True)
 
     def _interrupt(self, *, is_fenced: bool) -> list[Action]:
-        """Let nothing go on; `fenced` says that nothing may be reported about it either."""
+        """End the call or handler under way; `is_fenced` forbids any report about the lease as well."""
         match self.state:
             case State.READY | State.RENEWING:
                 return self._next_step()
@@ -267,13 +271,42 @@ class StateMachine:
         match self.state:
             case State.READY:
                 return orders + self._next_step()
+            # A long poll must not delay the shutdown; a report under way may finish.
             case State.UNREGISTERED | State.LEASING:
                 return [*orders, act.AbortCall()]
             case _:
                 return [*orders, act.SendHeartbeat()]
 
 
-# Any is the event: each key says which one its reaction receives.
+def _report_of(end: ev.HandlerEnd, lease: Lease, *, next_request_id: str, reason: str) -> act.Report:
+    """Report on an ended handler; `reason` explains why a killed one was killed."""
+    match end:
+        case ev.HandlerFinished(result, usage, quality):
+            return act.ReportComplete(
+                lease=lease, result=result, usage=usage, quality=quality, next_request_id=next_request_id
+            )
+        case ev.HandlerFailed(error, usage):
+            return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.HandlerPostponed(postponement):
+            return act.Release(lease=lease, reason=postponement.reason, delay_seconds=postponement.seconds)
+        case ev.HandlerTimedOut(seconds, usage):
+            error = TaskError(code="timeout", message=f"killed after {seconds:g} s", retryable=True)
+            return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.HandlerKilled():
+            return act.Release(lease=lease, reason=reason)
+
+
+def _report_of_refusal(refused_call: act.Call | None, refusal: ev.CallRefused) -> act.ReportFail | None:
+    """Failure to report in place of a report that was refused for good; None when that was refused as well."""
+    if not isinstance(refused_call, act.ReportComplete | act.ReportFail):
+        return None
+    if isinstance(refused_call, act.ReportFail) and refused_call.error.code == _REFUSED:
+        return None
+    error = TaskError(code=_REFUSED, message=f"{refusal.code}: {refusal.message}", retryable=False)
+    return act.ReportFail(lease=refused_call.lease, error=error, usage=refused_call.usage)
+
+
+# Any stands for the event, whose type is in the key.
 _Reaction: TypeAlias = Callable[[StateMachine, Any], list[Action]]
 
 _CALLING = (State.UNREGISTERED, State.LEASING, State.REPORTING, State.LEAVING)

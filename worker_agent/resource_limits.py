@@ -1,4 +1,4 @@
-"""Confines a handler's process before foreign code runs in it, and reads back how much memory it took."""
+"""Confines a handler's process before foreign code runs in it, and measures its peak memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _CPU_GRACE_SECONDS = 5
 
 def confine(*, parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     """Apply every limit to this process; its own children inherit the rlimits."""
+    # Without its daemon nobody would enforce the handler's time limit, while its task is leased to another worker.
     _die_with_parent(parent)
     _prefer_for_oom_kill()
     _lower_limit(resource.RLIMIT_CORE, 0)
+    # At the soft limit SIGXCPU tells the reason; the hard one ends handlers that ignore it.
     _lower_limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
     # RLIMIT_DATA counts writable private memory. RLIMIT_AS would count address space too, of which the runtimes of
     # Java, Go, JavaScript and CUDA reserve tens of gigabytes that they never touch.
@@ -33,7 +35,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _prefer_for_oom_kill() -> None:
-    """When the machine runs out of memory, the handler shall go and the heartbeat stay."""
+    """Make the kernel kill the handler rather than the daemon when the machine runs out of memory."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write("500")
 
@@ -47,9 +49,9 @@ def _lower_limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process or a child that it waited for has had, in MiB.
+    """Peak memory in MiB of this process or of a child that it waited for.
 
-    On Linux a process's own ru_maxrss also holds what its parent had at the fork, so the kernel's other mark is read.
+    On Linux ru_maxrss starts from the parent's memory at the fork, so VmHWM is read instead.
     """
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "linux":

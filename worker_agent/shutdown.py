@@ -1,4 +1,4 @@
-"""Whether the worker is to go on: what signals, directives and the control plane have said about its end so far."""
+"""Tracks whether the worker is to stop, from signals, directives and the control plane's answers."""
 
 from worker_agent.actions import ExitCode
 from worker_agent.states import Intent
@@ -6,7 +6,7 @@ from worker_agent.wire import Directive, GoneReason
 
 
 class Shutdown:
-    """`grace_seconds` is what a task gets to finish in once the worker is to stop; a plain drain has no such limit."""
+    """Stop requests so far; `grace_seconds` limits the running task after a stop, but not after a plain drain."""
 
     def __init__(self, grace_seconds: float) -> None:
         self.intent = Intent.SERVE
@@ -22,7 +22,7 @@ class Shutdown:
 
     @property
     def is_final(self) -> bool:
-        """No use in registering (again)."""
+        """Whether the worker must not register (again)."""
         return self.is_requested or self.gone_reason in ("stopped", "superseded")
 
     @property
@@ -34,7 +34,7 @@ class Shutdown:
         return self._restart and self.exit_code is ExitCode.STOPPED
 
     def count_signal(self) -> Intent:
-        """The first signal drains, the second halts."""
+        """Intent of one more stop signal: the first drains, the second halts."""
         self._signals += 1
         self.reason = self.reason or "stop signal"
         return Intent.DRAIN if self._signals == 1 else Intent.HALT
@@ -44,12 +44,12 @@ class Shutdown:
         self._restart = self._restart or directive.kind == "restart"
 
     def take_grace(self) -> float | None:
-        """The seconds of grace, once; None ever after."""
+        """Seconds of grace on the first call; None ever after."""
         seconds, self._grace_seconds = self._grace_seconds, None
         return seconds
 
     def raise_intent(self, intent: Intent) -> bool:
-        """Whether that is news."""
+        """Raise the intent, never lower it; return whether it changed."""
         is_news = intent > self.intent
         self.intent = max(self.intent, intent)
         return is_news

@@ -5,7 +5,7 @@ from enum import Enum, IntEnum
 
 
 class State(Enum):
-    """What the worker is doing. UNREGISTERED, LEASING, REPORTING and LEAVING each wait for the answer to one call."""
+    """State of the worker; UNREGISTERED, LEASING, REPORTING and LEAVING each wait for the answer to one call."""
 
     UNREGISTERED = "unregistered"
     READY = "ready"  # registered, but not to ask for work before the next heartbeat is answered
@@ -19,7 +19,7 @@ class State(Enum):
 
 
 class Intent(IntEnum):
-    """How much longer the worker is to work. It only ever grows, whatever the state."""
+    """Degree to which the worker is to stop; it only ever grows, whatever the state."""
 
     SERVE = 0
     DRAIN = 1  # finish the task at hand, take no other

@@ -1,4 +1,4 @@
-"""Makes text that comes from handlers fit to be stored: databases refuse U+0000 and lone surrogates."""
+"""Makes text from handlers fit for databases, which refuse U+0000 and lone surrogates."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ CODE_CHARACTERS = 200
 
 
 def storable(value: Any) -> Any:
-    """The same JSON value with what cannot be stored replaced."""
+    """Return the same JSON value with unstorable characters replaced."""
     if isinstance(value, str):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a handler is given and what it may raise: the whole interface for people who write agents.
+"""The task as a handler receives it: the whole interface for people who write agents.
 
 Every task starts a fresh interpreter that imports this file, so it imports nothing that costs time (dataclasses alone
 would add milliseconds to each task).
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
     Report = Callable[[Json], None]
 
-# What the control plane takes as a value.
+# The largest value that the control plane accepts.
 MAX_METRIC_VALUE = 1e12
 
 
 def is_metric_name(name: str) -> bool:
-    """Lower case, digits and underscores, a letter first; a pattern would cost each task an import."""
+    """Whether the name is lower case, digits and underscores, a letter first; a pattern would cost an import."""
     plain = name.replace("_", "a")
     return plain.isascii() and plain.isalnum() and name.islower() and name[0].isalpha() and len(name) <= 100
 
@@ -87,16 +87,16 @@ class Task:
 
     @property
     def max_depth(self) -> int | None:
-        """Levels to go down at most while resources are short; None: as usual."""
+        """Deepest level allowed while resources are short; None when there is no limit."""
         return self.degradation.get("max_depth") if self.degradation else None
 
     @property
     def batch_factor(self) -> float:
-        """Times the usual size of a batch; below 1 while resources are short."""
+        """Factor for the usual size of a batch; below 1 while resources are short."""
         return float(self.degradation.get("batch_factor", 1.0)) if self.degradation else 1.0
 
     def progress(self, percent: float, message: str | None = None, checkpoint: Json | None = None) -> None:
-        """Tell how far the task is; a checkpoint is handed to the next attempt should this one fail.
+        """Report progress; a checkpoint is handed to the next attempt should this one fail.
 
         Raises ValueError when percent is outside 0..100 or the checkpoint is not JSON.
         """
@@ -106,10 +106,9 @@ class Task:
             self._report({"percent": percent, "message": message, "checkpoint": checkpoint})
 
     def quality(self, value: float) -> None:
-        """Tell how good the result is, from 0 to 1; agents whose results are good get a larger share of the leases.
+        """Rate the result from 0 to 1; agents whose results are good get a larger share of the leases.
 
-        A number from 0 to 1 under the key `quality` of the result says the same; this call goes before it.
-        Raises ValueError when it is outside 0..1.
+        The key `quality` of the result means the same; this call takes precedence. Raises ValueError outside 0..1.
         """
         if not 0 <= value <= 1:
             raise ValueError(f"quality must be within 0..1, not {value}")
@@ -117,10 +116,10 @@ class Task:
             self._report({"quality": float(value)})
 
     def measure(self, name: str, value: float, *, counter: bool = False, by_goal: bool = False) -> None:
-        """Tell a metric: a gauge, or of a counter how much has come since the last time.
+        """Record a metric: the value of a gauge, or the increase of a counter since the last call.
 
-        It is kept by the minute and by agent type, and by research goal where asked to; there is no room for many.
-        Raises ValueError for a name that is not like `gpu_memory_percent`, and for a value that is none.
+        Metrics are kept by minute and agent type, and by research goal with `by_goal`; their number is limited. Raises
+        ValueError for a name that is not like `gpu_memory_percent`, and for an impossible value.
         """
         if not is_metric_name(name):
             raise ValueError(f"a metric is named by lower case, digits and underscores, not {name!r}")

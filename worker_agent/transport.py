@@ -1,4 +1,4 @@
-"""One HTTP connection to the control plane whose waiting calls can be cut off from another thread."""
+"""HTTP connection to the control plane whose waiting calls can be cut off from another thread."""
 
 import json
 import socket
@@ -36,7 +36,7 @@ class Problem(Exception):
 
 
 class Transport:
-    """Safe to use from several threads."""
+    """Client for JSON calls; safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(
@@ -51,9 +51,9 @@ class Transport:
         self._streams: deque[Any] = deque(maxlen=8)
 
     def post(self, path: str, body: JsonObject, *, key: str, timeout: float) -> JsonObject | None:
-        """The JSON object that the control plane answered; None for 204.
+        """Post a JSON object and return the one in the answer; None for 204.
 
-        Raises Away when the same call should be made again later, Problem when it must not be.
+        Raises ApiUnavailable when the same call should be made again later, Problem when it must not be.
         """
         try:
             response = self._http.post(
@@ -68,7 +68,7 @@ class Transport:
         return _read_answer(response)
 
     def abort(self) -> None:
-        """Make every call that waits for an answer raise Away now; later calls connect anew."""
+        """Make every waiting call raise ApiUnavailable now; later calls connect anew."""
         for stream in list(self._streams):
             sock = stream.get_extra_info("socket")
             try:

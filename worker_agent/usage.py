@@ -1,4 +1,4 @@
-"""What processes cost: the bill of one finished run, and the running sample for heartbeats."""
+"""Processor time and memory of processes: the cost of a finished run, and samples for heartbeats."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ _MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
 def measure_usage(rusage: struct_rusage, wall_seconds: float, peak_memory_mb: float | None) -> Usage:
-    """`rusage` covers the handler and the children that it waited for.
+    """Cost of a finished run; `rusage` covers the handler and the children that it waited for.
 
-    Its peak of memory also counts the daemon that it was forked from, so the handler's own figure is taken when known.
+    Its peak memory starts from the daemon's at the fork, so the handler's own figure is preferred.
     """
     peak = rusage.ru_maxrss / _MAXRSS_PER_MB if peak_memory_mb is None else peak_memory_mb
     return Usage(
@@ -56,7 +56,7 @@ def _family(pid: int | None) -> list[psutil.Process]:
 
 
 def _cpu_seconds(family: list[psutil.Process]) -> float:
-    """Counts children that were waited for in their parent, so that a handler's time does not vanish with it."""
+    """Processor time so far, with that of waited-for children, so that a handler's does not vanish at its end."""
     total = 0.0
     for process in family:
         with contextlib.suppress(psutil.Error, OSError):

@@ -1,4 +1,4 @@
-"""The wire's shapes: what the control plane answers, read into frozen values, and what the worker reports."""
+"""Messages of the worker protocol as frozen values, and readers for the control plane's answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRef:
-    """What every call about a lease is fenced by."""
+    """Task and fencing token that every call about a lease must carry."""
 
     task_id: str
     token: int
@@ -33,7 +33,7 @@ class LeaseRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One task, ours until it expires or is reported."""
+    """One task, leased to this worker until it expires or is reported."""
 
     task_id: str
     token: int
@@ -65,7 +65,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What this worker is assigned to, and how much its next tasks may use; `version` names just these values.
+    """Limits for the next tasks of this worker; `version` identifies exactly these values.
 
     The agent and the compute seconds are for people: the control plane chooses the tasks and gives each its time.
     """
@@ -79,7 +79,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one run cost: seconds of wall and of processor time, and the peak of its memory in MiB."""
+    """Cost of one run: seconds of wall and of processor time, and peak memory in MiB."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -88,7 +88,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskError:
-    """Why a task failed, as reported."""
+    """Error of a failed task, as reported."""
 
     code: str
     message: str
@@ -98,7 +98,7 @@ class TaskError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postponement:
-    """A handler could not do its work now, through nobody's fault; seconds until it is worth another try."""
+    """Request of a handler to be tried again after `seconds`, through nobody's fault."""
 
     seconds: float
     reason: str
@@ -106,7 +106,7 @@ class Postponement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a task is, 0 to 100 percent."""
+    """Progress of a task, 0 to 100 percent."""
 
     percent: float
     message: str | None = None
@@ -114,7 +114,7 @@ class Progress:
 
 
 def read_registration(answer: Mapping[str, Any]) -> Registration:
-    """Raises KeyError, TypeError or ValueError when the answer is not a registration."""
+    """Read a registration; raises KeyError, TypeError or ValueError when the answer is none."""
     return Registration(
         worker_id=str(answer["worker_id"]),
         name=str(answer["name"]),
@@ -126,7 +126,7 @@ def read_registration(answer: Mapping[str, Any]) -> Registration:
 
 
 def read_lease(answer: Mapping[str, Any]) -> Lease:
-    """Raises KeyError, TypeError or ValueError when the answer is not a lease; members we do not use are left out."""
+    """Read a lease and ignore unknown members; raises KeyError, TypeError or ValueError when it is none."""
     return Lease(
         task_id=str(answer["task_id"]),
         token=int(answer["token"]),
@@ -144,7 +144,7 @@ def read_lease(answer: Mapping[str, Any]) -> Lease:
 
 
 def read_directives(answer: Mapping[str, Any]) -> tuple[Directive, ...]:
-    """Raises KeyError, TypeError or ValueError when the answer is not one to a heartbeat."""
+    """Read the directives of a heartbeat's answer; raises KeyError, TypeError or ValueError when it is none."""
     return tuple(
         Directive(
             kind=str(directive["kind"]),
@@ -157,9 +157,9 @@ def read_directives(answer: Mapping[str, Any]) -> tuple[Directive, ...]:
 
 
 def read_assignment(answer: Mapping[str, Any]) -> Assignment | None:
-    """None where the answer to a heartbeat brings nothing new, or its control plane is too old to know of postings.
+    """Read an assignment; None where the answer has none, as from an older control plane.
 
-    Raises KeyError, TypeError or ValueError when it is not one.
+    Raises KeyError, TypeError or ValueError when it is malformed.
     """
     limits = answer.get("assignment")
     if limits is None:
@@ -181,5 +181,5 @@ def read_assignment(answer: Mapping[str, Any]) -> Assignment | None:
 
 
 def read_gone_reason(reason: str | None) -> GoneReason:
-    """A worker that is gone without a reason we know registers again."""
+    """Read the reason; an unknown one counts as lost, so that the worker registers again."""
     return cast("GoneReason", reason) if reason in ("stopped", "superseded") else "lost"

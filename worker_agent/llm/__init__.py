@@ -1,5 +1,5 @@
-"""The way to a language model: a server on loopback that speaks the OpenAI-compatible protocol to handlers.
+"""Access to a language model: a server on loopback that speaks the OpenAI-compatible protocol to handlers.
 
 Handlers never see the model's key. Each call takes a permit of the control plane, is sent on to the gateway that the
-environment names, waits and tries again where that helps, and is accounted to its agent and research goal.
+environment names, is retried where that helps, and is accounted to its agent and research goal.
 """

@@ -1,4 +1,4 @@
-"""From a question to an answer: permits, the chain of models, waiting, trying again, and earlier answers at need."""
+"""Answers questions by a chain of models, with permits, waits, retries and, as a last resort, cached answers."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,8 @@ from worker_agent.llm.permits import (
 from worker_agent.llm.rate_limit_hints import backoff_seconds
 from worker_agent.llm.replies import (
     Degradation,
+    NoAnswer,
     NoCapacity,
-    NoModelAvailable,
     Reply,
     RequestRefused,
     degradation_of,
@@ -40,14 +40,14 @@ from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", ModelAnswer, AnswerStream)
-# Longer than that nobody waits for a model while another one, or an earlier answer, would do.
+# The longest wait for a model's limits while another model, or a cached answer, would do.
 _MAX_WAIT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a task wants to know; `model` heads the chain."""
+    """A chat completion requested by a task; `model` heads the chain."""
 
     body: JsonObject
     task_key: TaskKey
@@ -55,7 +55,7 @@ class Question:
 
     @property
     def cache_key(self) -> str:
-        """The digest under which an answer of the model that was asked for is kept."""
+        """Digest under which the answer of the requested model is cached."""
         return requests.digest(self.body, self.model)
 
 
@@ -76,7 +76,7 @@ class _UseCachedAnswer(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class _ModelTurn:
-    """One model's turn at a question: how often it failed or refused in a row, and how long was waited for it."""
+    """One model's turn at a question: its failures and refusals in a row, and the seconds waited for it."""
 
     question: Question
     model: str
@@ -88,7 +88,7 @@ class _ModelTurn:
 
 @dataclass(slots=True, kw_only=True)
 class CompletionService:
-    """All calls of one worker, which has one task at a time; a task may well ask several questions at once."""
+    """Chat completions for one worker, which has one task at a time; a task may ask several at once."""
 
     settings: GatewaySettings
     permits: PermitClient
@@ -100,7 +100,7 @@ class CompletionService:
     _learned_models: set[str] = field(default_factory=set)
 
     async def answer(self, question: Question) -> Reply:
-        """The whole answer. Raises NotNow, Unavailable, Refused."""
+        """Return the whole answer. Raises NoCapacity, NoAnswer, RequestRefused."""
         try:
             permit, model, answer = await self._through_chain(question, self._ask)
         except _UseCachedAnswer as result:
@@ -111,7 +111,7 @@ class CompletionService:
                 outcome=Outcome.SUCCESS,
                 tokens=answer.tokens,
                 latency_seconds=self.clock() - permit.began,
-                # Kept for whoever asks the same again while nothing can be had.
+                # Cached for the same question at a time when no model can be reached.
                 cache_key=question.cache_key,
                 answer=answer.body if degradation is None else None,
             )
@@ -120,7 +120,7 @@ class CompletionService:
         return Reply(body=body, model=answer.model, degradation=degradation)
 
     async def stream(self, question: Question) -> StreamedReply | Reply:
-        """An answer in pieces, or an earlier one as a whole. Raises as `answer` does."""
+        """Return the answer in chunks, or a cached one as a whole. Raises as `answer` does."""
         try:
             permit, model, stream = await self._through_chain(question, self._open_stream)
         except _UseCachedAnswer as result:
@@ -145,7 +145,7 @@ class CompletionService:
         raise AssertionError("the line above raises")
 
     async def _raise_unanswered(self, question: Question, problems: list[_TryNextModel]) -> None:
-        """Nobody answers: an earlier answer, or the reason. Always raises."""
+        """Raise _UseCachedAnswer if an answer is cached, else NoCapacity or NoAnswer."""
         answers = (problem.cached_answer for problem in problems if problem.cached_answer)
         cached_answer = next(answers, None) or await self.permits.cached_answer(question.cache_key)
         if cached_answer is not None:
@@ -154,23 +154,24 @@ class CompletionService:
         reasons = "; ".join(str(problem) for problem in problems)
         if waits:
             raise NoCapacity(min(waits), reasons)
-        raise NoModelAvailable(reasons)
+        raise NoAnswer(reasons)
 
     async def _ask_model(
         self, turn: _ModelTurn, send: Callable[[JsonObject, TaskKey], Awaitable[T | CallFailure]]
     ) -> tuple[HeldPermit, T]:
-        """Ask one model until it answers. Raises _NextModel, _FromCache, Refused."""
+        """Ask one model until it answers. Raises _TryNextModel, _UseCachedAnswer, RequestRefused."""
         while True:
             permit = await self._acquire_permit(turn)
             try:
                 async with permit.guard_call():
                     result = await send(self._request(turn), turn.question.task_key)
             except PermitLost:
-                # There may be nobody to take it back, which is no reason to wait.
+                # The control plane may be away, which is no reason to wait.
                 run_in_background(self._settle_cancelled(permit))
                 await self._wait(turn, self._retry_delay(), f"the permit for {turn.model} was lost")
                 continue
             except BaseException:
+                # Cancelled calls as well: an unsettled permit keeps others waiting until it expires.
                 await self._settle_cancelled(permit)
                 raise
             if not isinstance(result, CallFailure):
@@ -180,7 +181,7 @@ class CompletionService:
 
     async def _acquire_permit(self, turn: _ModelTurn) -> HeldPermit:
         question = turn.question
-        # The same id after a refusal keeps the place in the queue of those who wait.
+        # The same id after a refusal keeps the place in the control plane's queue.
         permit_request = PermitRequest(
             request_id=uuid4(),
             model=turn.model,
@@ -205,7 +206,8 @@ class CompletionService:
             await self._handle_refusal(answer, turn)
 
     async def _acquire(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
-        """Raises as `Plane.acquire` does. A permit that comes when nobody waits for it any more is given back."""
+        """Acquire as `PermitClient.acquire` does; a permit that is granted after cancellation is given back."""
+        # Shielded: a request that is cut off may still be granted, and its permit would be held until it expires.
         asking = asyncio.ensure_future(self._request_permit(permit_request))
         try:
             return await asyncio.shield(asking)
@@ -224,7 +226,7 @@ class CompletionService:
                 await self._settle_cancelled(answer)
 
     async def _handle_refusal(self, refusal: PermitRefusal, turn: _ModelTurn) -> None:
-        """Wait as told, unless there is something better to do."""
+        """Wait for as long as the refusal says, unless a cached answer or another model serves better."""
         prefers_cache = (
             requests.is_repeatable(turn.question.body) or turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
         )
@@ -232,12 +234,12 @@ class CompletionService:
             raise _UseCachedAnswer(refusal.cached_answer)
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
-        # A tenth more at most, so that those who were told the same moment do not all come in it.
+        # A tenth more at most, so that those who got the same delay do not all return at once.
         seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.draw())
         await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", refusal.cached_answer)
 
     async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
-        """Back off before the next try, or give this model or the question up."""
+        """Back off before the next try, or give up on this model or on the question."""
         if failure.outcome is Outcome.RATE_LIMITED:
             turn.refusals += 1
             seconds = backoff_seconds(turn.refusals, failure.hints, self.draw())
@@ -266,7 +268,7 @@ class CompletionService:
         return _RETRY_SECONDS * (1 + self.draw())
 
     async def _wait(self, turn: _ModelTurn, seconds: float, why: str, cached_answer: JsonObject | None = None) -> None:
-        """For the model's limits. Raises _NextModel when that takes too long."""
+        """Wait for the model's limits. Raises _TryNextModel when that takes too long."""
         turn.waited_seconds += seconds
         if turn.has_other and turn.waited_seconds > _MAX_WAIT_SECONDS:
             raise _TryNextModel(f"{why} for another {seconds:.1f} s", seconds, cached_answer)

@@ -1,4 +1,4 @@
-"""A permit for as long as its call lasts, and an answer in pieces, which holds one until its end."""
+"""A permit kept alive during its call, and a streamed reply that holds one until its end."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ class PermitLost(Exception):
 
 
 class HeldPermit:
-    """Renewed until it is settled, which happens once, or lost, which ends the call."""
+    """A permit that is renewed until it is settled, which happens once, or lost, which ends its call."""
 
     def __init__(self, permit: Permit, permits: PermitClient, *, began: float) -> None:
         self.began = began
@@ -36,8 +36,9 @@ class HeldPermit:
 
     @asynccontextmanager
     async def guard_call(self) -> AsyncIterator[None]:
-        """What is waited for in here is ended when the permit is lost; then raises Lost."""
+        """Cancel what is awaited inside when the permit is lost, then raise PermitLost."""
         try:
+            # A timeout without an end, until the loss of the permit moves its end to now.
             async with asyncio.timeout(None) as limit:
                 self.on_lost(lambda: limit.reschedule(0.0))
                 yield
@@ -49,15 +50,15 @@ class HeldPermit:
             self._end_call = None
 
     def on_lost(self, end_call: Callable[[], object]) -> None:
-        """How to end the call, from now on; at once if the permit is lost already."""
+        """Set the function that ends the call when the permit is lost; it runs at once if it is lost already."""
         self._end_call = end_call
         if self.is_lost:
             end_call()
 
     async def settle(self, settlement: Settlement) -> None:
-        """Say how the call went and let the permit go, also when whoever waits for that is cancelled.
+        """Report how the call went and free the permit, even if the caller is cancelled.
 
-        While the control plane is away it goes on by itself: whoever wants the answer does not wait for long.
+        The caller waits for a few seconds at most; while the control plane is away it goes on in the background.
         """
         if self._is_settled:
             return
@@ -78,7 +79,7 @@ class HeldPermit:
 
 @dataclass(slots=True, kw_only=True)
 class StreamedReply:
-    """An answer on its way; to be closed."""
+    """A reply in chunks that are still arriving; to be closed."""
 
     permit: HeldPermit
     stream: AnswerStream
@@ -91,11 +92,11 @@ class StreamedReply:
 
     @property
     def degradation(self) -> Degradation | None:
-        """As far as the first piece tells."""
+        """Degradation, as far as the first chunk tells."""
         return degradation_of(self.asked_model, self.model, str(self.stream.first_chunks[-1].get("model") or ""))
 
     async def chunks(self) -> AsyncIterator[JsonObject]:
-        """All pieces. Raises Broken when they end too early, and Lost; however it ends, the permit is settled."""
+        """Yield all chunks and settle the permit. Raises StreamBroken when they end early, and PermitLost."""
         settlement = Settlement(outcome=Outcome.CANCELLED)
         try:
             async for chunk in self.stream.chunks():
@@ -112,7 +113,7 @@ class StreamedReply:
             await self.close(settlement)
 
     async def close(self, settlement: Settlement | None = None) -> None:
-        """Hang up, then let the permit go: whoever gets it next may call at once. Safe to repeat."""
+        """Hang up, then settle the permit: its next holder may call at once. Safe to repeat."""
         latency = self.clock() - self.permit.began
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
         await run_shielded(self._end(replace(settlement, tokens=self.stream.tokens, latency_seconds=latency)))
@@ -125,6 +126,6 @@ class StreamedReply:
 
 
 def failure_settlement(failure: CallFailure, seconds: float) -> Settlement:
-    """The settlement of a call without an answer. Only a refusal's headers speak of the model's limits."""
+    """Settlement of a call without an answer; only a refusal's headers speak of the model's limits."""
     hints = failure.hints if failure.outcome is Outcome.RATE_LIMITED else RateLimitHints()
     return Settlement(outcome=failure.outcome, status=failure.status, hints=hints, latency_seconds=seconds)

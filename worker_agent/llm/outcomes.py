@@ -1,4 +1,4 @@
-"""What became of one call to the gateway, read from its answer."""
+"""Outcome of one call to the gateway, read from its answer."""
 
 import json
 import math
@@ -16,7 +16,7 @@ _RETRYABLE_STATUSES = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 52
 
 
 class Outcome(StrEnum):
-    """As the control plane has it: what a permit is settled with."""
+    """Outcome of a call in the control plane's terms, as a permit is settled with it."""
 
     SUCCESS = "success"
     RATE_LIMITED = "rate_limited"
@@ -28,7 +28,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """What the model says that it took; None where it does not say."""
+    """Token counts as the model reports them; None where it does not."""
 
     prompt: int | None = None
     completion: int | None = None
@@ -36,7 +36,7 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailure:
-    """A call without a usable answer. `body` is what the caller is shown when nothing can be mended."""
+    """A call without a usable answer; `body` is shown to the caller when nothing can be mended."""
 
     outcome: Outcome
     message: str
@@ -60,7 +60,7 @@ class ModelAnswer:
 
 
 def read_answer(response: httpx.Response, hints: RateLimitHints) -> ModelAnswer | CallFailure:
-    """The answer to a plain call."""
+    """Read the answer to a call without streaming."""
     if not response.is_success:
         return read_refusal(response.status_code, response.content, hints)
     body = parse_json_object(response.content)
@@ -75,21 +75,21 @@ def read_answer(response: httpx.Response, hints: RateLimitHints) -> ModelAnswer 
 
 
 def read_refusal(status: int, content: bytes, hints: RateLimitHints) -> CallFailure:
-    """A status other than success. A proxy in between may have put a page of its own into the answer."""
+    """Read a status other than success; a proxy in between may have answered with a page of its own."""
     body = parse_json_object(content)
     message = _error_message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
     return CallFailure(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
 
 
 def read_error(error: Exception) -> CallFailure:
-    """A call that got no answer, or only a part of one."""
+    """Failure of a call that got no answer, or only a part of one."""
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return CallFailure(outcome=Outcome.TIMEOUT, message=f"no answer in time ({type(error).__name__})")
     return CallFailure(outcome=Outcome.SERVER_ERROR, message=f"{type(error).__name__}: {error}")
 
 
 def read_token_usage(usage: object) -> TokenUsage:
-    """From the member `usage` of an answer."""
+    """Read the member `usage` of an answer."""
     if not isinstance(usage, dict):
         return TokenUsage()
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
@@ -110,7 +110,7 @@ def _is_complete(choice: object) -> bool:
 
 
 def parse_json_object(content: bytes | str) -> JsonObject | None:
-    """A JSON object; None when it is none. What is no number in JSON (NaN, 1e999) becomes null."""
+    """Parse a JSON object; None when it is none. Numbers that JSON lacks (NaN, 1e999) become null."""
     try:
         body = json.loads(content, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):

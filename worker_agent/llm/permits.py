@@ -1,4 +1,4 @@
-"""Permits for calls, asked of the control plane, and what is said to it about them."""
+"""Client for the control plane's permits: acquire, renew and settle them, and read its cached answers."""
 
 import asyncio
 import json
@@ -19,15 +19,15 @@ from worker_agent.wire import JsonObject
 log = logging.getLogger(__name__)
 _MAX_BACKOFF_SECONDS = 2.0
 _RENEWALS_PER_TTL = 3
-# A service that starts anew must not cost a call, so a renewal that failed is tried again sooner.
+# A restart of the control plane must not cost a call, so a failed renewal is retried sooner.
 _TRIES_PER_TTL = 12
-# Of a time to live, what is left for hanging up, and for clocks that do not run alike.
+# Share of a time to live that is reserved for hanging up, and for clocks of different speed.
 _TTL_MARGIN = 0.02
-# What the control plane keeps of one answer; a longer one is not worth losing the settlement for.
+# The longest answer that the control plane caches; with a longer one it would refuse the settlement.
 _MAX_CACHED_BYTES = 200 << 10
-# The request id stands for a permit that is over: the next try needs a new one.
+# The request id belongs to a permit that is over, so the next try needs a new one.
 PERMIT_OVER = "over"
-# The control plane will say the same to the same body, however often it is sent.
+# Statuses that the same body would get however often it is sent.
 _UNFIT_STATUSES = frozenset({400, 413, 422})
 
 
@@ -36,14 +36,14 @@ class PermitsUnavailable(Exception):
 
 
 class UnfitRequest(Exception):
-    """The control plane cannot take the wish as it is, now or later."""
+    """The control plane can never grant this request as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """One call may be made, until it is settled or the time to live is over.
+    """Permission to make one call, until it is settled or its time to live is over.
 
-    That was so many seconds when it was granted or renewed, which was asked for at `since`, on the loop's clock.
+    The time to live counts from `requested_at`, when its grant or renewal was requested, on the loop's clock.
     """
 
     permit_id: str
@@ -53,13 +53,13 @@ class Permit:
 
     @property
     def ends_at(self) -> float:
-        """When the call must be over, as others may have the permit soon after."""
+        """Time by which the call must be over, as another worker may get the permit soon after."""
         return self.requested_at + self.ttl_seconds * (1 - _TTL_MARGIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitRefusal:
-    """Not now. `cached` is an earlier answer to the same request, with `answer` and `stored_at`."""
+    """No permit now; `cached_answer` is an earlier answer to the same request, with `answer` and `stored_at`."""
 
     reason: str
     retry_after: float
@@ -69,7 +69,7 @@ class PermitRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitRequest:
-    """What a permit is asked for."""
+    """Request for permission to make one call."""
 
     request_id: UUID
     model: str
@@ -80,7 +80,7 @@ class PermitRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """How a call went; an answer to keep has its digest beside it."""
+    """Result of a call, as reported to the control plane; an answer to cache has its digest beside it."""
 
     outcome: Outcome
     status: int | None = None
@@ -92,16 +92,16 @@ class Settlement:
 
 
 class PermitClient:
-    """The control plane as far as permits go; `key` gives the credential of the moment, None while there is none."""
+    """Permit calls of one worker; `key` returns its current credential, None while it has none."""
 
     def __init__(self, http: httpx.AsyncClient, key: Callable[[], str | None]) -> None:
         self._http = http
         self._key = key
 
     async def acquire(self, request: PermitRequest) -> Permit | PermitRefusal:
-        """At once one or the other. Repeat with the same request id when the answer was lost.
+        """Request a permit, granted or refused at once. Repeat with the same request id when the answer was lost.
 
-        Raises PlaneAway, and Unfit for a wish that can never be granted.
+        Raises PermitsUnavailable, and UnfitRequest for a request that can never be granted.
         """
         task_key = request.task_key
         body = {
@@ -131,10 +131,11 @@ class PermitClient:
         )
 
     async def keep_alive(self, permit: Permit) -> None:
-        """Renew it until cancelled. Returns when it is lost: its time is nearly over, or the control plane says so."""
+        """Renew the permit until cancelled; return when it is lost, as time runs out or the control plane says."""
         tries = _RENEWALS_PER_TTL
         while True:
             try:
+                # The renewal itself counts: an answer after the end comes too late.
                 async with asyncio.timeout_at(permit.ends_at):
                     await asyncio.sleep(permit.ttl_seconds / tries)
                     renewed_permit = await self._renew(permit)
@@ -148,7 +149,7 @@ class PermitClient:
             permit, tries = renewed_permit, _RENEWALS_PER_TTL
 
     async def _renew(self, permit: Permit) -> Permit | None:
-        """As it lives on; None when it is over. Raises PlaneAway."""
+        """Return the renewed permit; None when it is over. Raises PermitsUnavailable."""
         requested_at = _clock()
         status, answer = await self._call("POST", f"/llm/permits/{permit.permit_id}/renew", {"token": permit.token})
         if status in (404, 409):
@@ -160,7 +161,7 @@ class PermitClient:
         )
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
-        """Say how the call went; tried until the permit's time is over, as it is free by then."""
+        """Report how the call went; retried until the permit's time is over, as it is free by then."""
         body = _settlement_body(permit, settlement)
         backoff_seconds, deadline = 0.2, _clock() + permit.ttl_seconds
         while True:
@@ -174,7 +175,7 @@ class PermitClient:
                 backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
                 continue
             if status in _UNFIT_STATUSES and len(body) > 2:
-                # What a model says is not always what the control plane can keep; the permit is let go all the same.
+                # Not every model's answer can be stored; the permit must be freed all the same.
                 body = {name: body[name] for name in ("token", "outcome")}
                 continue
             if status >= 400:
@@ -183,7 +184,7 @@ class PermitClient:
             return
 
     async def cached_answer(self, cache_key: str) -> JsonObject | None:
-        """The answer kept under this digest, with `answer` and `stored_at`; None when there is none to be had."""
+        """Fetch the answer cached under this digest, with `answer` and `stored_at`; None when there is none."""
         try:
             status, answer = await self._call("GET", f"/llm/cache/{cache_key}", None)
         except PermitsUnavailable:
@@ -195,7 +196,7 @@ class PermitClient:
         if key is None:
             raise PermitsUnavailable("this worker is not registered at the moment")
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        # ASCII, as models leave halves of characters, which UTF-8 has no way to write.
+        # ASCII, as models emit lone surrogates, which UTF-8 cannot encode.
         content = None if body is None else json.dumps(body)
         try:
             response = await cancel_at_most_once(self._http.request(method, path, content=content, headers=headers))

@@ -1,4 +1,4 @@
-"""The gateway in a thread of the worker daemon, from its start to its end."""
+"""The proxy to the language model, in a thread of the worker daemon."""
 
 import asyncio
 import logging
@@ -26,16 +26,16 @@ _CONTROL_PLANE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyAccess:
-    """What the handler of one task needs to ask a language model, as variables of its environment."""
+    """Key of one task, and the environment variables by which its handler reaches the language model."""
 
     task_key: TaskKey
     environment: Mapping[str, str]
 
 
 class ModelProxy:
-    """`plane_url` is the control plane's address; `key` gives this worker's credential of the moment.
+    """Server on loopback for handlers; `key` returns this worker's current credential.
 
-    `draw` spreads what is waited: numbers in [0, 1).
+    `draw` returns random numbers in [0, 1) that spread the waits.
     """
 
     def __init__(
@@ -58,26 +58,27 @@ class ModelProxy:
 
     @property
     def url(self) -> str:
-        """Where handlers find it."""
+        """Base URL for handlers."""
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
 
     def start(self) -> None:
-        """Returns at once: who calls before all is loaded waits in the socket's queue."""
+        """Start the thread and return at once; early calls wait in the socket's queue."""
         self._thread.start()
 
     def open_access(self, lease: Lease) -> ProxyAccess:
-        """Let a task that begins now ask."""
+        """Admit a task that begins now."""
         task_key = self._task_keys.issue(lease)
         return ProxyAccess(task_key=task_key, environment=_environment(self.url, task_key, self._settings.models[0]))
 
     def close_access(self, access: ProxyAccess) -> None:
-        """The task is over; what it still waits for is given up."""
+        """Revoke the access of an ended task and cancel its calls."""
+        # Revoked first: a call that arrives after the cancellation is refused by its key.
         self._task_keys.revoke(access.task_key)
         if self._loop is not None and self._cancel_calls is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._cancel_calls, access.task_key)
 
     def stop(self) -> None:
-        """End the thread, in order if it goes quickly."""
+        """Stop the thread, in order if that takes a few seconds at most."""
         if self._loop is not None and self._stop_requested is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_requested.set)
             self._thread.join(_STOP_SECONDS)
@@ -90,7 +91,7 @@ class ModelProxy:
             log.exception("the way to the language model crashed")
 
     async def _serve(self) -> None:
-        # Here and not above: a worker without a language model does without all of this.
+        # Imported here, as a worker without a language model needs none of this.
         import uvicorn
 
         from worker_agent.llm.completions import CompletionService
@@ -111,11 +112,8 @@ class ModelProxy:
             )
             config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
             web_server = uvicorn.Server(config)
-            self._cancel_calls, self._stop_requested, self._loop = (
-                server.cancel_calls,
-                asyncio.Event(),
-                asyncio.get_running_loop(),
-            )
+            self._cancel_calls, self._stop_requested = server.cancel_calls, asyncio.Event()
+            self._loop = asyncio.get_running_loop()
             serving = asyncio.create_task(web_server.serve(sockets=[self._socket]))
             await self._stop_requested.wait()
             web_server.should_exit = web_server.force_exit = True
@@ -123,7 +121,7 @@ class ModelProxy:
 
 
 def _listening_socket() -> socket.socket:
-    """asyncio turns Nagle's algorithm off for sockets that name their protocol only, and `create_server` names none.
+    """Open a socket on loopback with TCP as its protocol, as asyncio disables Nagle's algorithm only for those.
 
     With it on, the body of each answer waits about 40 ms for the acknowledgement of its head.
     """

@@ -1,4 +1,4 @@
-"""What a refusal says about when to come back, and how long to wait when it says nothing."""
+"""Reads from the headers of a refusal when to retry, and computes the backoff."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _CAP_SECONDS = 60.0
-# Whoever names more than that does not mean a wait; the task's own time limit is then what counts.
+# A longer duration is capped: the time limit of the task ends the wait long before.
 _MAX_SECONDS = 86_400.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|h|m|s)")
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitHints:
-    """Seconds until a call may succeed again, as far as the answer's headers say so; None where they do not."""
+    """Seconds until a call may succeed again, as far as the headers of an answer say; None where they do not."""
 
     retry_after: float | None = None
     reset_requests: float | None = None
@@ -25,14 +25,14 @@ class RateLimitHints:
 
     @property
     def min_seconds(self) -> float:
-        """Seconds before which there is no use in trying: Retry-After if given, else the later reset."""
+        """Seconds before which a retry is useless: Retry-After if present, else the later reset."""
         if self.retry_after is not None:
             return self.retry_after
         return max(self.reset_requests or 0.0, self.reset_tokens or 0.0)
 
 
 def read_hints(headers: Mapping[str, str], now: datetime) -> RateLimitHints:
-    """From the headers of an answer; what is absent, past or makes no sense is left out."""
+    """Read the headers of an answer; absent, past and malformed values are left out."""
     return RateLimitHints(
         retry_after=_milliseconds(headers.get("retry-after-ms")) or _retry_after(headers.get("retry-after"), now),
         reset_requests=parse_duration(headers.get("x-ratelimit-reset-requests")),
@@ -41,7 +41,7 @@ def read_hints(headers: Mapping[str, str], now: datetime) -> RateLimitHints:
 
 
 def parse_duration(text: str | None) -> float | None:
-    """Seconds of `1s`, `6m0s`, `12ms`, `1h2m3.5s` or a plain number; None for -1, 0 and what is no duration."""
+    """Seconds of `1s`, `6m0s`, `12ms`, `1h2m3.5s` or a plain number; None for -1, 0 and anything else."""
     plain = (text or "").strip().lower()
     if _NUMBER.fullmatch(plain):
         return _plausible(float(plain))
@@ -54,8 +54,8 @@ def parse_duration(text: str | None) -> float | None:
 def backoff_seconds(refusals: int, hints: RateLimitHints, draw: float) -> float:
     """Seconds to wait after so many refusals in a row: full jitter, `U(0, min(60, 2^k))`, never below the hints.
 
-    Where there is a hint the jitter comes on top, so that all who were told the same do not come back at once.
-    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `draw` is in [0, 1).
+    Jitter is added to a hint, so that callers with the same hint do not return at once. Source: "Exponential Backoff
+    And Jitter", AWS Architecture Blog, 2015. `draw` is in [0, 1).
     """
     jitter = draw * min(_CAP_SECONDS, 2.0 ** min(max(0, refusals), 60))
     return hints.min_seconds + jitter if hints.min_seconds else jitter

@@ -1,4 +1,4 @@
-"""What a handler gets: an answer, perhaps not quite the one it asked for, or the reason why there is none."""
+"""Replies to a handler: an answer, perhaps a degraded one, or the error that explains its absence."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,17 +8,17 @@ from worker_agent.wire import JsonObject
 
 
 class Degradation(StrEnum):
-    """In what way an answer is less than what was asked for."""
+    """Way in which an answer falls short of the request."""
 
     CACHED = "cached"
     FALLBACK = "fallback"
-    # The gateway has silently taken another model than the one it was told to.
+    # The gateway has silently used another model than the one in the request.
     SUBSTITUTED = "substituted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A whole answer in the protocol's shape, with a member `convener` of ours."""
+    """A whole answer in the protocol's shape, extended by the member `convener`."""
 
     body: JsonObject
     model: str
@@ -33,7 +33,7 @@ class NoCapacity(Exception):
         self.seconds = seconds
 
 
-class NoModelAvailable(Exception):
+class NoAnswer(Exception):
     """No model of the chain gave an answer."""
 
 
@@ -46,7 +46,7 @@ class RequestRefused(Exception):
 
 
 def degradation_of(asked_model: str, sent_to: str, answered_by: str) -> Degradation | None:
-    """How the answer of one model falls short of what was asked of another."""
+    """Degradation of an answer, from the model asked for, the one called, and the one that answered."""
     if not is_same_model(sent_to, answered_by):
         return Degradation.SUBSTITUTED
     return None if sent_to == asked_model else Degradation.FALLBACK
@@ -61,7 +61,7 @@ def is_same_model(model: str, other_model: str) -> bool:
 def with_origin(
     body: JsonObject, *, asked_model: str, degradation: Degradation | None, stored_at: object = None
 ) -> JsonObject:
-    """The answer with what a caller may want to know of its origin."""
+    """Return the answer with its origin in the member `convener`."""
     note: JsonObject = {"asked_model": asked_model, "degraded": degradation.value if degradation else None}
     return {**body, "convener": note | ({"stored_at": stored_at} if stored_at else {})}
 

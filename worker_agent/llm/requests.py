@@ -1,4 +1,4 @@
-"""What is sent to a model: the caller's request made fit for it, its digest, and how many tokens it may take."""
+"""Prepares a caller's request for a model: its shape, its digest, and an estimate of its tokens."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from worker_agent.wire import JsonObject
 _WANTS_COMPLETION_TOKENS = re.compile(r"(?:^|[:/])(?:gpt-?)?(?:o\d|5)")
 _CHARACTERS_PER_TOKEN = 4
 _DEFAULT_ANSWER_TOKENS = 512
-# No model reads or writes more; who asks for more is told so by the model.
+# No model reads or writes more; it refuses a request for more by itself.
 _MAX_TOKENS = 100_000_000
-# Do not change what is answered, so they are no part of the question.
+# These members do not change the answer, so the digest leaves them out.
 _IRRELEVANT_MEMBERS = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
 
 
@@ -23,14 +23,14 @@ def wants_completion_tokens(model: str) -> bool:
 
 
 def for_model(body: Mapping[str, object], model: str, *, completion_tokens: bool) -> JsonObject:
-    """The request for this model; its limit of tokens under the name that the model knows."""
+    """Return the request for this model, with its token limit under the name that the model accepts."""
     request: JsonObject = {**body, "model": model}
     token_limits = [request.pop(name, None) for name in ("max_completion_tokens", "max_tokens")]
     limit = next((value for value in token_limits if value is not None), None)
     if limit is not None:
         request["max_completion_tokens" if completion_tokens else "max_tokens"] = limit
     if request.get("stream"):
-        # Without it a stream never says what it has cost.
+        # Without it a stream never reports its token usage.
         options = request.get("stream_options")
         request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     return request
@@ -44,12 +44,12 @@ def digest(body: Mapping[str, object], model: str) -> str:
 
 
 def is_repeatable(body: Mapping[str, object]) -> bool:
-    """Whether the caller wants the same answer to the same question; several drafts of one are wanted different."""
+    """Whether the caller wants the same answer to the same question, as at temperature 0."""
     return body.get("temperature") == 0
 
 
 def estimated_tokens(body: Mapping[str, object]) -> int:
-    """A guess, settled afterwards: four characters of the question to a token, and the longest answer allowed."""
+    """Estimate, corrected at settlement: a token per four characters of question, plus the longest answer allowed."""
     question = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
     answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)

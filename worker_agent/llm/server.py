@@ -1,4 +1,4 @@
-"""What handlers speak to: the OpenAI-compatible protocol on loopback, for the tasks of this worker alone."""
+"""The OpenAI-compatible protocol on loopback, for the tasks of this worker alone."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from worker_agent.llm.completions import CompletionService, Question
 from worker_agent.llm.held_permit import PermitLost, StreamedReply
-from worker_agent.llm.replies import Degradation, NoCapacity, NoModelAvailable, Reply, RequestRefused, with_origin
+from worker_agent.llm.replies import Degradation, NoAnswer, NoCapacity, Reply, RequestRefused, with_origin
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.llm.upstream import StreamBroken
@@ -26,14 +26,14 @@ from worker_agent.wire import JsonObject
 log = logging.getLogger(__name__)
 MODEL_HEADER = "x-convener-model"
 DEGRADED_HEADER = "x-convener-degraded"
-# The OpenAI client knows it, and would otherwise try again by itself what has been tried enough.
+# Stops the OpenAI client from retrying by itself what has been retried enough.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
 _MAX_BODY_BYTES = 10 << 20
 TrackTask = Callable[[TaskKey, asyncio.Task[Any]], AbstractContextManager[None]]
 
 
 class Server:
-    """Serves the tasks that hold a ticket; `calls` is there once the loop runs."""
+    """Serves the tasks that have a key; `completions` is set once the loop runs."""
 
     def __init__(self, settings: GatewaySettings, task_keys: TaskKeys) -> None:
         self.completions: CompletionService | None = None
@@ -48,7 +48,7 @@ class Server:
         )
 
     def cancel_calls(self, task_key: TaskKey) -> None:
-        """The task is over: what it still waits for is given up."""
+        """Cancel the calls of a task that is over."""
         for task in list(self._running.pop(task_key.secret, ())):
             task.cancel()
 
@@ -68,7 +68,7 @@ class Server:
             return _error(400, str(error), "invalid_request_error")
         except ClientDisconnect:
             return Response(status_code=400)
-        # The task may have ended while it was being read.
+        # The task may have ended while the body was being read.
         if self._task_key(request) is None:
             return _unknown_task()
         model = str(body.get("model") or self._settings.models[0])
@@ -88,7 +88,7 @@ class Server:
         except NoCapacity as no_capacity:
             retry_after = {"retry-after": str(math.ceil(no_capacity.seconds))}
             return _error(429, str(no_capacity), "convener_not_now", headers=retry_after)
-        except NoModelAvailable as unavailable:
+        except NoAnswer as unavailable:
             return _error(503, str(unavailable), "convener_unavailable")
         except RequestRefused as refusal:
             status = refusal.failure.status or 400
@@ -103,7 +103,7 @@ class Server:
 
     @contextmanager
     def _track(self, task_key: TaskKey, task: asyncio.Task[Any]) -> Iterator[None]:
-        """So that this work can be given up when the task is over; at once if it is."""
+        """Have this work cancelled at the end of its task; cancel it at once if the task is over."""
         self._running[task_key.secret].add(task)
         if self._task_keys.find(task_key.secret) is None:
             task.cancel()
@@ -121,7 +121,7 @@ class Server:
 
 
 class _StreamedResponse(StreamingResponse):
-    """An answer that is passed on piece by piece; however that ends, even before it begins, its permit is let go."""
+    """A response in chunks; however it ends, even before it begins, its permit is settled."""
 
     def __init__(self, streamed_reply: StreamedReply, question: Question, track: TrackTask) -> None:
         headers = _reply_headers(streamed_reply.model, streamed_reply.degradation)
@@ -141,7 +141,7 @@ class _StreamedResponse(StreamingResponse):
 
 
 async def _stream_events(streamed_reply: StreamedReply, question: Question) -> AsyncIterator[bytes]:
-    """Once a handler has a part of it, it is too late for another try. Without [DONE] nobody takes it for whole."""
+    """Yield the reply's events; after the first no retry is possible, and without [DONE] it counts as incomplete."""
     try:
         async for chunk in streamed_reply.chunks():
             yield _server_sent_event(
@@ -155,19 +155,20 @@ async def _stream_events(streamed_reply: StreamedReply, question: Question) -> A
 
 
 async def _answer_while_connected(request: Request, answering: asyncio.Task[Response]) -> Response:
-    """The answer, unless its client has left before it is there, or its task is over."""
+    """Return the answer, unless the client disconnects or its task ends first."""
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({answering, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         disconnect.cancel()
         answering.cancel()
+    # The cancelled answer is awaited as well: it still has to settle its permit.
     await asyncio.wait({answering, disconnect})
     return _unknown_task() if answering.cancelled() else answering.result()
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """Returns when the client has hung up."""
+    """Return when the client has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -192,7 +193,7 @@ def _refuse_constant(constant: str) -> float:
 
 
 def _json(body: JsonObject, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """ASCII, as models leave halves of characters, which UTF-8 has no way to write."""
+    """JSON in ASCII, as models emit lone surrogates, which UTF-8 cannot encode."""
     return Response(json.dumps(body), status, headers, "application/json")
 
 
@@ -210,7 +211,7 @@ async def _reply_as_stream(reply: Reply) -> AsyncIterator[bytes]:
 
 
 def _delta(choice: JsonObject) -> JsonObject:
-    """In a piece, unlike in a whole answer, every call of a tool says which one it is."""
+    """Message of a chunk, in which, unlike in a whole answer, every tool call carries its index."""
     message: JsonObject = choice.get("message") or {}
     tool_calls = [{"index": number, **call} for number, call in enumerate(message.get("tool_calls") or ())]
     return message | ({"tool_calls": tool_calls} if tool_calls else {})

@@ -1,4 +1,4 @@
-"""Where the language model is and how patient calls are, from the environment."""
+"""Address, models and time limits of the language model's gateway, from the environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,22 +11,22 @@ _MAX_SECONDS = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """`models` is the chain: the first is the default, the others take its place when it cannot be had; seconds."""
+    """Gateway of the language model; `models` is the chain, the default first, then its fallbacks."""
 
     base_url: str
     key: str = field(default="", repr=False)
     models: tuple[str, ...]
     connect_seconds: float = 5.0
-    # A reasoning model may think for minutes before it says a word.
+    # A reasoning model may think for minutes before its first token.
     first_token_seconds: float = 120.0
     between_tokens_seconds: float = 30.0
     total_seconds: float = 300.0
-    # On each model of the chain; what the model's limits make us wait for is no attempt.
+    # Per model of the chain; waiting for the model's limits is no attempt.
     attempts: int = 4
 
 
 def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
-    """None when no language model is named. Raises ValueError that names the variable."""
+    """Read the settings; None when no language model is named. Raises ValueError that names the variable."""
     url = environment.get(f"{PREFIX}URL", "").strip().rstrip("/")
     if not url:
         return None

@@ -1,4 +1,4 @@
-"""Who is asking: a secret of the task's own, by which a call on loopback is known and accounted."""
+"""Keys of running tasks, by which calls on loopback are authenticated and accounted."""
 
 import secrets
 import time
@@ -8,13 +8,13 @@ from threading import Lock
 
 from worker_agent.wire import Lease
 
-# Left of a task's time for saying how it went.
+# Reserved at the end of a task's time for reporting its result.
 _MARGIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskKey:
-    """A running task; `ends_at` is when it has no time left, on the monotonic clock."""
+    """Key of a running task; `ends_at` is the end of its time, on the monotonic clock."""
 
     secret: str = field(repr=False)
     task_id: str
@@ -26,7 +26,7 @@ class TaskKey:
 
 
 class TaskKeys:
-    """The tasks that may ask now; safe to use from several threads."""
+    """Keys of the tasks that run now; safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class TaskKeys:
         self._active: dict[str, TaskKey] = {}
 
     def issue(self, lease: Lease) -> TaskKey:
-        """For a task that begins now."""
+        """Issue a key to a task that begins now."""
         task_key = TaskKey(
             secret=f"task-{secrets.token_urlsafe(24)}",
             task_id=lease.task_id,
@@ -49,11 +49,11 @@ class TaskKeys:
         return task_key
 
     def revoke(self, task_key: TaskKey) -> None:
-        """The task is over."""
+        """Revoke the key of a task that is over."""
         with self._lock:
             self._active.pop(task_key.secret, None)
 
     def find(self, secret: str) -> TaskKey | None:
-        """The task with this secret, while it runs."""
+        """Return the key with this secret while its task runs."""
         with self._lock:
             return self._active.get(secret)

@@ -1,4 +1,4 @@
-"""One call to the gateway of the language model: a plain one, or a stream whose first words are there."""
+"""Calls to the language model's gateway: plain ones, and streams once their first content is there."""
 
 import asyncio
 import json
@@ -8,18 +8,9 @@ from datetime import UTC, datetime
 
 import httpx
 
+from worker_agent.llm import outcomes
 from worker_agent.llm.cancellation import cancel_at_most_once, run_shielded
-from worker_agent.llm.outcomes import (
-    CallFailure,
-    ModelAnswer,
-    Outcome,
-    TokenUsage,
-    parse_json_object,
-    read_answer,
-    read_error,
-    read_refusal,
-    read_token_usage,
-)
+from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome, TokenUsage
 from worker_agent.llm.rate_limit_hints import read_hints
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import JsonObject
@@ -29,7 +20,7 @@ _MAX_REFUSAL_BYTES = 65_536
 
 
 class StreamBroken(Exception):
-    """A stream that ended before the answer did."""
+    """A stream ended before the answer did."""
 
     def __init__(self, failure: CallFailure) -> None:
         super().__init__(failure.message)
@@ -38,7 +29,7 @@ class StreamBroken(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class AnswerStream:
-    """An answer that comes in pieces: those that are there, and those to come. To be closed."""
+    """An answer in chunks: those already read, and those to come; to be closed."""
 
     first_chunks: list[JsonObject]
     rest: AsyncIterator[JsonObject]
@@ -48,7 +39,7 @@ class AnswerStream:
     _unfinished_choices: set[str] = field(default_factory=set)
 
     async def chunks(self) -> AsyncIterator[JsonObject]:
-        """All pieces in order. Raises Broken when they end before every choice has said why it ends."""
+        """Yield all chunks; raises StreamBroken when they end before every choice has a finish reason."""
         for chunk in self.first_chunks:
             self._record(chunk)
             yield chunk
@@ -56,18 +47,16 @@ class AnswerStream:
             self._record(chunk)
             yield chunk
         if self._unfinished_choices:
-            raise StreamBroken(
-                CallFailure(outcome=Outcome.SERVER_ERROR, message="the stream ended before the answer did")
-            )
+            raise _broken_stream("the stream ended before the answer did")
 
     async def close(self) -> None:
-        """Hang up; whatever is still being written is not paid for any longer."""
+        """Hang up, so that the rest is neither written nor paid for."""
         await self.response.aclose()
 
     def _record(self, chunk: JsonObject) -> None:
         self.model = str(chunk.get("model") or self.model)
         if chunk.get("usage"):
-            self.tokens = read_token_usage(chunk["usage"])
+            self.tokens = outcomes.read_token_usage(chunk["usage"])
         for choice in chunk.get("choices") or ():
             index = str(choice.get("index") or 0)
             if choice.get("finish_reason"):
@@ -77,23 +66,23 @@ class AnswerStream:
 
 
 class UpstreamClient:
-    """The gateway, by the address and with the key of the settings."""
+    """Client for the gateway that the settings name."""
 
     def __init__(self, settings: GatewaySettings, http: httpx.AsyncClient) -> None:
         self._settings = settings
         self._http = http
 
     async def ask(self, request: JsonObject, trace_context: str | None) -> ModelAnswer | CallFailure:
-        """The whole answer."""
+        """Return the whole answer."""
         try:
             async with asyncio.timeout(self._settings.total_seconds):
                 response = await cancel_at_most_once(self._http.send(self._request(request, trace_context)))
         except (httpx.HTTPError, TimeoutError) as error:
-            return read_error(error)
-        return read_answer(response, read_hints(response.headers, datetime.now(UTC)))
+            return outcomes.read_error(error)
+        return outcomes.read_answer(response, read_hints(response.headers, datetime.now(UTC)))
 
     async def open_stream(self, request: JsonObject, trace_context: str | None) -> AnswerStream | CallFailure:
-        """A stream that has begun: up to there a call can still be made anew without anybody noticing."""
+        """Open a stream and read up to its first content, as until then the call can be repeated unnoticed."""
         response: httpx.Response | None = None
         try:
             async with asyncio.timeout(self._settings.first_token_seconds):
@@ -108,7 +97,7 @@ class UpstreamClient:
                 await run_shielded(response.aclose())
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return error.failure if isinstance(error, StreamBroken) else read_error(error)
+            return error.failure if isinstance(error, StreamBroken) else outcomes.read_error(error)
         if not first_chunks or not first_chunks[-1].get("choices"):
             await run_shielded(response.aclose())
             return CallFailure(outcome=Outcome.SERVER_ERROR, message="the stream ended before it began")
@@ -119,19 +108,19 @@ class UpstreamClient:
         headers |= {"authorization": f"Bearer {self._settings.key}"} if self._settings.key else {}
         headers |= {"traceparent": trace_context} if trace_context else {}
         timeout = httpx.Timeout(self._settings.total_seconds, connect=self._settings.connect_seconds)
-        # ASCII, as handlers cut texts in the middle of a character, and UTF-8 has no way to write the half.
+        # ASCII, as handlers cut texts within a character, and UTF-8 cannot encode the half.
         content = json.dumps(request)
         return self._http.build_request("POST", _PATH, content=content, headers=headers, timeout=timeout)
 
     async def _refusal(self, response: httpx.Response) -> CallFailure:
         content = await cancel_at_most_once(_read_beginning(response))
         await run_shielded(response.aclose())
-        return read_refusal(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
+        return outcomes.read_refusal(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
 
     async def _chunks(self, response: httpx.Response) -> AsyncIterator[JsonObject]:
-        """The chunks of a stream of server-sent events. Raises Broken for an error that comes as one, or a stall."""
+        """Yield the chunks of server-sent events; raises StreamBroken for an error event or a stall."""
         lines = response.aiter_lines()
-        # Whoever waits for the first words has a clock of its own.
+        # Until the first chunk, the time limit of `open_stream` applies instead.
         line_timeout: float | None = None
         while True:
             try:
@@ -140,7 +129,7 @@ class UpstreamClient:
             except StopAsyncIteration:
                 return
             except (httpx.HTTPError, TimeoutError) as error:
-                raise StreamBroken(read_error(error)) from error
+                raise StreamBroken(outcomes.read_error(error)) from error
             if not line.startswith("data:"):
                 continue
             text = line[5:].strip()
@@ -160,7 +149,7 @@ async def _read_beginning(response: httpx.Response) -> bytes:
 
 
 async def _until_first_choice(pieces: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:
-    """Up to the first piece with something of the answer in it; the pieces after it stay where they are."""
+    """Yield chunks up to the first with content; later ones stay unread."""
     while True:
         try:
             chunk = await anext(pieces)
@@ -172,16 +161,18 @@ async def _until_first_choice(pieces: AsyncIterator[JsonObject]) -> AsyncIterato
 
 
 def _parse_chunk(text: str) -> JsonObject:
-    chunk = parse_json_object(text)
+    chunk = outcomes.parse_json_object(text)
     if chunk is None:
-        raise StreamBroken(CallFailure(outcome=Outcome.SERVER_ERROR, message="a piece of the stream is not JSON"))
+        raise _broken_stream("a piece of the stream is not JSON")
     choices = chunk.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise StreamBroken(
-            CallFailure(outcome=Outcome.SERVER_ERROR, message="a piece of the stream has choices that are none")
-        )
+        raise _broken_stream("a piece of the stream has choices that are none")
     error = chunk.get("error")
     if error:
         message = error.get("message") if isinstance(error, Mapping) else error
-        raise StreamBroken(CallFailure(outcome=Outcome.SERVER_ERROR, message=f"the stream says: {str(message)[:300]}"))
+        raise _broken_stream(f"the stream says: {str(message)[:300]}")
     return chunk
+
+
+def _broken_stream(message: str) -> StreamBroken:
+    return StreamBroken(CallFailure(outcome=Outcome.SERVER_ERROR, message=message))
