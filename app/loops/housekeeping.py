@@ -99,7 +99,7 @@ def _prunes(days: int) -> Mapping[str, DeleteBatch]:
         "alerts": partial(alerts.prune, days=days),
         "webhooks": partial(webhooks.prune, days=days),
         "degradation": partial(degradation.prune, days=days),
-        "leases": lease_ledger.forget,
+        "leases": lease_ledger.prune,
         "fingerprints": duplicates.prune,
         "minutes": partial(throughput.prune, days=days),
         "performance": partial(performance.prune, days=days),

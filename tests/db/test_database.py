@@ -53,7 +53,7 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
 
 
 async def _look(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[Lane, float]:
-    return await claims.look(connection, LANES)
+    return await claims.ready_lanes(connection, LANES)
 
 
 async def _ask_both_ways(database: Database) -> None:

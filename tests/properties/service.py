@@ -79,13 +79,13 @@ class Replica:
 
     async def exchange(self) -> None:
         """Tell the other replica where the lanes stand, and hear it from it."""
-        memory = self.database.shared(lanes.Lanes)
-        news = memory.news()
-        memory.shared(await hot_path.run(self.database, lambda c: lanes.exchange(c, news)))
+        tag_issuer = self.database.shared(lanes.TagIssuer)
+        times = tag_issuer.unstored_times()
+        tag_issuer.merge_stored_times(await hot_path.run(self.database, lambda c: lanes.exchange_times(c, times)))
 
     async def look_through(self) -> None:
         """Find the work that nobody announced."""
-        found = await hot_path.run(self.database, lambda c: claims.look(c, LANES))
+        found = await hot_path.run(self.database, lambda c: claims.ready_lanes(c, LANES))
         Announcer.announce(self.wire, {notify.work(lane): tag for lane, tag in found.items()})
 
 

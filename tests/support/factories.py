@@ -18,7 +18,7 @@ from app.queue.service import tasks
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission
 from app.queue.store import claims
-from app.queue.store.claims import Ask, Lease
+from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.completions import Completion
 from app.workers.rules.workers import Directive
 from app.workers.service import workers
@@ -128,7 +128,7 @@ async def leased(
 ) -> Lease:
     """The lease that a worker has just received, straight from the store."""
     lane = Lane(agent_type=agent_type, priority=priority)
-    ask = Ask(worker_id=worker_id, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
+    ask = ClaimRequest(worker_id=worker_id, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
     claim = (await hot_path.run(database, lambda c: claims.claim(c, [ask], policy)))[0]
     assert claim.lease is not None
     return claim.lease

@@ -84,7 +84,7 @@ SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::flo
 _RUNNING = text(f"""
 SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
-CROSS JOIN LATERAL {lease_ledger.held("w.id")} t
+CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} t
 WHERE w.{LIVE} AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
 GROUP BY t.goal_id
 """)

@@ -14,7 +14,7 @@ from app.workers.store.tables import LIVE
 _RUNNING = text(f"""
 SELECT held.agent_type, count(*) AS tasks, extract(epoch FROM now() - min(held.leased_at)) AS longest,
        count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
-FROM workers w {lease_ledger.joined("w.id")}
+FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 """)
 
@@ -23,7 +23,7 @@ _POOL = text(f"""
 WITH seen AS (
     SELECT w.state, w.capabilities, w.state = 'ready' AND held.id IS NULL
         AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
-    FROM workers w {lease_ledger.joined("w.id")}
+    FROM workers w {lease_ledger.last_and_held("w.id")}
     LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
     WHERE w.state IN ('ready', 'draining')
 )

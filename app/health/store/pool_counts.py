@@ -24,7 +24,7 @@ SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
        count(*) FILTER (WHERE last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
           AND ended_at > now() - CAST(:lately AS interval)) AS failed
-FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledger.joined("w.id")}
+FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledger.last_and_held("w.id")}
       WHERE w.{LIVE}) live
 """)
 

@@ -46,7 +46,8 @@ FROM (
 """)
 
 _BUSY = text(f"""
-SELECT count(*) AS workers, count(held.id) AS busy FROM workers w {lease_ledger.joined("w.id")} WHERE w.state = 'ready'
+SELECT count(*) AS workers, count(held.id) AS busy FROM workers w {lease_ledger.last_and_held("w.id")}
+WHERE w.state = 'ready'
 """)
 
 _COLUMNS = "subject, measure, samples, total, low, high, last, last_at"

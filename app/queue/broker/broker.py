@@ -26,8 +26,8 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import Fence, release
 from app.queue.store import claims
-from app.queue.store.claims import Ask, Claim, Lease
-from app.queue.store.lanes import Lanes
+from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
+from app.queue.store.lanes import TagIssuer
 
 log = logging.getLogger(__name__)
 _BATCH = 64
@@ -73,7 +73,7 @@ class Broker:
         self._waiters: dict[WorkerId, _Waiter] = {}
         self._backlog = Backlog()
         self._strays = Strays(database)
-        self._turns = Turns(self._backlog, self.fairness, database.shared(Lanes), self.preferences)
+        self._turns = Turns(self._backlog, self.fairness, database.shared(TagIssuer), self.preferences)
         self.degradation = self._turns.degradation
         self._wake = asyncio.Event()
         self._served = Served(database, on_first_leases)
@@ -184,7 +184,7 @@ class Broker:
         return True
 
     async def _look_for_work(self) -> None:
-        self._backlog.ring(await hot_path.run(self._database, lambda c: claims.look(c, self._backlog.stood())))
+        self._backlog.ring(await hot_path.run(self._database, lambda c: claims.ready_lanes(c, self._backlog.stood())))
 
     async def _serve(self) -> None:
         while True:
@@ -235,13 +235,13 @@ class Broker:
             for waiter in batch:
                 waiter.in_flight = False
 
-    def _let_go(self, asks: list[Ask]) -> None:
+    def _let_go(self, asks: list[ClaimRequest]) -> None:
         """What a claim that fails had locked is free again; meanwhile others may have passed over it."""
         self._database.announcer.announce({work(ask.lane): ask.floor for ask in asks if ask.lane is not None})
 
-    def _ask(self, waiter: _Waiter) -> Ask:
+    def _ask(self, waiter: _Waiter) -> ClaimRequest:
         call, lane = waiter.call, waiter.asked
-        return Ask(
+        return ClaimRequest(
             worker_id=call.worker_id,
             request_id=call.request_id,
             lane=lane,
@@ -249,7 +249,7 @@ class Broker:
             floor=self._backlog.floor(lane) if lane else claims.BOTTOM,
         )
 
-    async def _answer(self, waiter: _Waiter, claim: Claim) -> None:
+    async def _answer(self, waiter: _Waiter, claim: ClaimOutcome) -> None:
         if claim.lease is not None:
             await self._hand_over(waiter, claim.lease)
             return
@@ -274,11 +274,11 @@ class Broker:
                 await release(connection, fence, "its worker had hung up")
         self._settle(waiter, lease)
 
-    async def _repeat(self, call: LeaseCall, claim: Claim) -> Lease:
+    async def _repeat(self, call: LeaseCall, claim: ClaimOutcome) -> Lease:
         """The same request again gets the same lease again: its answer was lost."""
         if claim.is_repeat:
             lease = await hot_path.run(
-                self._database, lambda c: claims.held_by_request(c, call.worker_id, call.request_id)
+                self._database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id)
             )
             if lease is not None:
                 return lease

@@ -16,8 +16,8 @@ from app.queue.broker.lane_view import Backlog
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
-from app.queue.store.claims import Ask, Claim
-from app.queue.store.lanes import Lanes
+from app.queue.store.claims import ClaimOutcome, ClaimRequest
+from app.queue.store.lanes import TagIssuer
 
 _REMEMBERED_WORKERS = 20_000
 
@@ -44,11 +44,11 @@ class Preferences:
 class Turns:
     """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
 
-    def __init__(self, backlog: Backlog, fairness: FairQueue, lanes: Lanes, preferences: Preferences) -> None:
+    def __init__(self, backlog: Backlog, fairness: FairQueue, tag_issuer: TagIssuer, preferences: Preferences) -> None:
         self.degradation = CurrentStep()
         self._backlog = backlog
         self._fairness = fairness
-        self._lanes = lanes
+        self._tag_issuer = tag_issuer
         self._preferences = preferences
 
     def choose(self, worker_id: WorkerId, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
@@ -76,7 +76,7 @@ class Turns:
         others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}
         return open_to & others if others else open_to
 
-    def learn(self, asks: Sequence[Ask], found: Sequence[Claim]) -> None:
+    def learn(self, asks: Sequence[ClaimRequest], found: Sequence[ClaimOutcome]) -> None:
         """Where the lanes stand now, and which agent types have run dry."""
         tags: dict[Lane, list[float]] = defaultdict(list)
         dry: set[Lane] = set()
@@ -91,7 +91,7 @@ class Turns:
         for lane in dry | tags.keys():
             self._backlog.found(lane, tags[lane], dry=lane in dry)
             if tags[lane]:
-                self._lanes.passed(lane, max(tags[lane]))
+                self._tag_issuer.advance(lane, max(tags[lane]))
         for agent in {lane.agent_type for lane in dry} - self._backlog.agents():
             self._fairness.mark_idle(agent)
 

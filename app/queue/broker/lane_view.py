@@ -20,7 +20,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
 from app.queue.store import claims, lanes
 from app.queue.store.claims import BOTTOM
-from app.queue.store.lanes import Lanes
+from app.queue.store.lanes import TagIssuer
 
 LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
 _TOPICS = {notify.work(lane): lane for lane in LANES}
@@ -135,9 +135,9 @@ async def keep_in_step(database: Database, look_everywhere: Callable[[], Awaitab
 
 
 async def _exchange(database: Database) -> None:
-    memory = database.shared(Lanes)
-    news = memory.news()
-    memory.shared(await hot_path.run(database, lambda c: lanes.exchange(c, news)))
+    tag_issuer = database.shared(TagIssuer)
+    times = tag_issuer.unstored_times()
+    tag_issuer.merge_stored_times(await hot_path.run(database, lambda c: lanes.exchange_times(c, times)))
 
 
 class Strays:
@@ -150,8 +150,8 @@ class Strays:
 
     async def find(self, stood: Mapping[Lane, float]) -> dict[Lane, float]:
         """Lane -> lowest tag of what lies below where the lane stood, as far as it became ready since the last look."""
-        since, self._looked_at = self._looked_at, await hot_path.run(self._database, claims.moment)
+        since, self._looked_at = self._looked_at, await hot_path.run(self._database, claims.current_time)
         self._turn += 1
         if since is None or self._turn % _FROM_THE_BOTTOM_EVERY == 0:
-            return await hot_path.run(self._database, lambda c: claims.look(c, LANES))
-        return await hot_path.run(self._database, lambda c: claims.strays(c, stood, since - _OVERLAP))
+            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, LANES))
+        return await hot_path.run(self._database, lambda c: claims.ready_below(c, stood, since - _OVERLAP))

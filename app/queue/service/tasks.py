@@ -26,7 +26,7 @@ from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
 from app.queue.store.attempts import Ending
-from app.queue.store.lanes import Lanes, Place
+from app.queue.store.lanes import Flow, TagIssuer
 from app.queue.store.tasks import NewTask, Taken
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
@@ -308,25 +308,25 @@ async def reserve_tags(connection: AsyncConnection, new: Sequence[NewTask]) -> A
 
     An error in it gives the tags back: a goal whose submits are refused must not fall behind the others for it.
     """
-    memory = shared_by(connection, Lanes)
-    groups: dict[Place, list[int]] = defaultdict(list)
+    tag_issuer = shared_by(connection, TagIssuer)
+    groups: dict[Flow, list[int]] = defaultdict(list)
     for index, task in enumerate(new):
-        groups[_place_of(task)].append(index)
-    unsure = memory.unsure(groups)
-    if unsure:
-        memory.learn(await lanes.stand(connection, unsure))
-    tag_runs = {place: memory.reserve(place, len(indices)) for place, indices in groups.items()}
+        groups[_flow_of(task)].append(index)
+    stale_flows = tag_issuer.stale_flows(groups)
+    if stale_flows:
+        tag_issuer.merge_states(await lanes.read_flows(connection, stale_flows))
+    tag_runs = {flow: tag_issuer.issue(flow, len(indices)) for flow, indices in groups.items()}
     tagged_tasks = list(new)
-    for place, indices in groups.items():
+    for flow, indices in groups.items():
         for position, index in enumerate(indices):
-            tagged_tasks[index] = replace(new[index], tag=tag_runs[place][position])
+            tagged_tasks[index] = replace(new[index], tag=tag_runs[flow][position])
     try:
         yield tagged_tasks
     except BaseException:
-        for place, tag_run in tag_runs.items():
-            memory.give_back(place, tag_run)
+        for flow, tag_run in tag_runs.items():
+            tag_issuer.take_back(flow, tag_run)
         raise
 
 
-def _place_of(task: NewTask) -> Place:
+def _flow_of(task: NewTask) -> Flow:
     return Lane(agent_type=AgentType(task.agent_type), priority=Priority(task.priority)), task.goal_id

@@ -80,6 +80,6 @@ async def hurry(connection: AsyncConnection, within: timedelta, limit: int = 100
 async def _move(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> Aged:
     rows = (await connection.execute(statement, values)).mappings().all()
     ready = [row for row in rows if row["state"] == "pending" and row["run_at"] is None]
-    notify.note_work(connection, lanes.lowest(ready))
+    notify.note_work(connection, lanes.lowest_tags(ready))
     moments = [row["waiting_since"] for row in rows]
     return Aged(tasks=len(rows), since=min(moments, default=None), until=max(moments, default=None))

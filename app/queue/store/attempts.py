@@ -69,7 +69,7 @@ FOR UPDATE OF t
 _LEASED = f"""
 SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
-CROSS JOIN LATERAL {lease_ledger.held("w.id")} h
+CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} h
 WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
 """
 
@@ -82,13 +82,11 @@ ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 
 _COUNT = text(f"SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue FROM ({_LEASED}) leased")
 
-# What comes back stands where the lane stands now: further ahead, a claim would have to walk over dead entries to it.
-_REQUEUE = text("""
+_REQUEUE = text(f"""
 UPDATE tasks t SET state = 'pending', worker_id = NULL, lease_expires_at = NULL, deadline_at = NULL, leased_at = NULL,
     failures = :failures, rescues = :rescues, run_at = :run_at, error = coalesce(CAST(:error AS jsonb), error),
     waiting_since = now(), avoid_worker_id = CAST(:avoid AS uuid),
-    tag = greatest(tag, coalesce((SELECT virtual_time FROM lanes l
-                                  WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))
+    tag = {lanes.TAG_ON_RETURN}
 WHERE id = :id RETURNING agent_type, priority, tag
 """)
 
@@ -189,7 +187,7 @@ async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdi
     avoid = None if verdict.event is TaskEvent.RELEASED else attempt.worker_id
     rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
     if verdict.run_at is None:
-        notify.note_work(connection, lanes.lowest(rows.mappings()))
+        notify.note_work(connection, lanes.lowest_tags(rows.mappings()))
 
 
 async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, Any]) -> list[Attempt]:

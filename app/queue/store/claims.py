@@ -1,7 +1,7 @@
-"""Claiming: one task to each of many waiting workers, by one statement that waits for nobody.
+"""Claims: lease one task to each of many waiting workers, by one statement that waits for nobody.
 
-A claim reads a lane from where it last stood (`floor`): below it are only the dead entries of tasks leased before,
-which nothing may have to walk over while an old snapshot keeps them.
+A claim reads a lane from its floor on, the lowest tag at which a task may wait: below are only dead index entries of
+tasks leased before, which vacuum cannot remove, and no claim should walk over, while somebody keeps an old snapshot.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ BOTTOM = float("-inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """One waiting worker and the lane that it is to be served from, at `floor` or above; None asks how it stands."""
+class ClaimRequest:
+    """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state."""
 
     worker_id: WorkerId
     request_id: UUID
@@ -33,7 +33,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One task, given to one worker until `expires_at`. JSON values are kept as text: nobody here reads them.
+    """One task, leased to one worker until `expires_at`. JSON values stay text, because nobody here reads them.
 
     `timeout_seconds` is for this attempt: the task's own timeout, or more where its worker gives its agent more.
     """
@@ -56,8 +56,8 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What became of one Ask: a lease, or how the worker stands instead."""
+class ClaimOutcome:
+    """Result of one request: a lease, or the state of the worker that explains why there is none."""
 
     worker_state: str | None
     holds_another: bool
@@ -71,36 +71,42 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
     t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 
-# A worker whose attempt at a task has failed gets it again only when it asks alone and the task has waited a little;
-# among several asks the places are shifted by one, so that somebody else gets it.
+# Each step keeps the claim safe or cheap:
+# - `request` tells a repeated request from one of a worker that holds another task: both get nothing here.
+# - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP
+#   LOCKED: a task that somebody else is about to lease, cancel or hold is not worth waiting for.
+# - `shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
+#   gets the next one's task. A lone worker gets that task only when it has waited for `avoid_seconds`.
+# - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
+#   the second fails as a whole.
 _CLAIM = f"""
-WITH asked AS MATERIALIZED (
-    SELECT a.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
+WITH request AS MATERIALIZED (
+    SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
            w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
            held.id IS NOT NULL AS holds_another,
-           held.id IS NOT NULL AND last.request_id = a.request_id AS is_repeat
+           held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[])
-         WITH ORDINALITY AS a (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
-    LEFT JOIN workers w ON w.id = a.worker_id
-    {lease_ledger.joined("a.worker_id")}
+         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
+    LEFT JOIN workers w ON w.id = r.worker_id
+    {lease_ledger.last_and_held("r.worker_id")}
 ), eligible AS (
     SELECT *, row_number() OVER (PARTITION BY agent_type, priority ORDER BY turn) AS place
-    FROM asked WHERE worker_state = 'ready' AND NOT holds_another
-      AND NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = asked.agent_type)
-), wanted AS (
+    FROM request WHERE worker_state = 'ready' AND NOT holds_another
+      AND NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = request.agent_type)
+), demand AS (
     SELECT agent_type, priority, min(floor) AS floor, count(*) AS places, array_agg(worker_id) AS workers
     FROM eligible GROUP BY agent_type, priority
 ), picked AS MATERIALIZED (
-    SELECT head.id, head.avoid_worker_id, wanted.agent_type, wanted.priority, wanted.places,
-           row_number() OVER (PARTITION BY wanted.agent_type, wanted.priority ORDER BY head.tag, head.seq) AS place
-    FROM wanted CROSS JOIN LATERAL (
+    SELECT head.id, head.avoid_worker_id, demand.agent_type, demand.priority, demand.places,
+           row_number() OVER (PARTITION BY demand.agent_type, demand.priority ORDER BY head.tag, head.seq) AS place
+    FROM demand CROSS JOIN LATERAL (
         SELECT id, tag, seq, avoid_worker_id FROM tasks
-        WHERE tasks.agent_type = wanted.agent_type AND tasks.priority = wanted.priority
-          AND state = 'pending' AND run_at IS NULL AND tag >= wanted.floor
+        WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
+          AND state = 'pending' AND run_at IS NULL AND tag >= demand.floor
           AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
-          AND (wanted.places > 1 OR avoid_worker_id IS DISTINCT FROM wanted.workers[1]
+          AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
                OR waiting_since < now() - make_interval(secs => $9::float8))
-        ORDER BY tag, seq LIMIT wanted.places FOR UPDATE SKIP LOCKED
+        ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
     ) head
 ), shifted AS (
     SELECT DISTINCT p.agent_type, p.priority FROM picked p JOIN eligible e USING (agent_type, priority, place)
@@ -120,24 +126,24 @@ WITH asked AS MATERIALIZED (
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
     SELECT worker_id, leases_before + 1, task_id, token, request_id, leased_at FROM leased
-), told AS (
+), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds)
     SELECT kind, task_id, agent_type, goal_id, worker_id, token, priority,
            CASE WHEN step = 1 THEN extract(epoch FROM leased_at - waiting_since) END
     FROM leased CROSS JOIN LATERAL (VALUES (1, 'task.assigned'), (2, 'task.executing')) AS move (step, kind)
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
-SELECT asked.worker_state, asked.holds_another, asked.is_repeat, asked.assigned_agent, leased.*
-FROM asked LEFT JOIN leased USING (turn) ORDER BY asked.turn
+SELECT request.worker_state, request.holds_another, request.is_repeat, request.assigned_agent, leased.*
+FROM request LEFT JOIN leased USING (turn) ORDER BY request.turn
 """
 
-_HELD = f"""
+_LEASE_OF_REQUEST = f"""
 SELECT {_LEASE_COLUMNS} FROM {lease_ledger.last_lease("$1")} last
 JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id IS NOT DISTINCT FROM $1
 WHERE last.request_id = $2
 """
 
-_LOOK = """
+_READY_LANES = """
 SELECT lane.agent_type, lane.priority, head.tag
 FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
 CROSS JOIN LATERAL (
@@ -149,15 +155,14 @@ CROSS JOIN LATERAL (
 WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
 """
 
-
-# What became ready lately and lies below where its lane stands: found by the time since when it waits, because going
-# through a lane from its bottom would walk over the dead entries of everything leased before.
-_STRAYS = """
+# By the time since when tasks wait, because going through a lane from its bottom would walk over the dead entries of
+# everything leased before. OFFSET 0 keeps the planner from turning this into such a walk.
+_READY_BELOW = """
 SELECT t.agent_type, t.priority, min(t.tag) AS tag
-FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) asked
+FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) lane_priority
 CROSS JOIN LATERAL (
     SELECT agent_type, priority, tag FROM tasks
-    WHERE tasks.priority = asked.priority AND tasks.priority <= 4 AND state = 'pending' AND run_at IS NULL
+    WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4 AND state = 'pending' AND run_at IS NULL
       AND waiting_since >= $4 OFFSET 0
 ) t
 JOIN unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
@@ -168,26 +173,26 @@ GROUP BY t.agent_type, t.priority
 
 
 async def claim(
-    connection: "asyncpg.Connection[asyncpg.Record]", asks: Sequence[Ask], policy: LeasePolicy
-) -> list[Claim]:
-    """Lease one task to each ask for which there is one; answers in the order of the asks.
+    connection: "asyncpg.Connection[asyncpg.Record]", requests: Sequence[ClaimRequest], policy: LeasePolicy
+) -> list[ClaimOutcome]:
+    """Lease one task to each request for which there is one; return an outcome for each, in their order.
 
     Raises asyncpg.UniqueViolationError when another replica has just served one of the workers.
     """
     rows = await connection.fetch(
         _CLAIM,
-        [ask.worker_id for ask in asks],
-        [ask.request_id for ask in asks],
-        [ask.lane.agent_type if ask.lane else None for ask in asks],
-        [ask.lane.priority if ask.lane else None for ask in asks],
-        [ask.floor for ask in asks],
-        [ask.acknowledge for ask in asks],
+        [request.worker_id for request in requests],
+        [request.request_id for request in requests],
+        [request.lane.agent_type if request.lane else None for request in requests],
+        [request.lane.priority if request.lane else None for request in requests],
+        [request.floor for request in requests],
+        [request.acknowledge for request in requests],
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
     )
     return [
-        Claim(
+        ClaimOutcome(
             worker_state=row["worker_state"],
             holds_another=row["holds_another"],
             is_repeat=bool(row["is_repeat"]),
@@ -198,36 +203,37 @@ async def claim(
     ]
 
 
-async def held_by_request(
+async def lease_of_request(
     connection: "asyncpg.Connection[asyncpg.Record]", worker_id: WorkerId, request_id: UUID
 ) -> Lease | None:
-    """The lease that an earlier call with this request id received, so that a lost answer can be given again."""
-    row = await connection.fetchrow(_HELD, worker_id, request_id)
+    """Return the lease that an earlier call with this request id received, so that a lost answer can be repeated."""
+    row = await connection.fetchrow(_LEASE_OF_REQUEST, worker_id, request_id)
     return _lease(row) if row else None
 
 
-async def strays(
-    connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float], since: datetime
-) -> dict[Lane, float]:
-    """The lanes in which a task that became ready at `since` or later lies below the floor, with the lowest tag."""
-    agents, priorities = [lane.agent_type for lane in floors], [lane.priority for lane in floors]
-    return lanes.lowest(await connection.fetch(_STRAYS, agents, priorities, list(floors.values()), since))
-
-
-async def moment(connection: "asyncpg.Connection[asyncpg.Record]") -> datetime:
-    """The time by the database's clock."""
-    now: datetime = await connection.fetchval("SELECT now()")
-    return now
-
-
-async def look(
+async def ready_lanes(
     connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float] | Iterable[Lane]
 ) -> dict[Lane, float]:
-    """The lanes in which a task may run now, with the lowest tag at `floor` or above: one index probe each."""
-    asked = dict(floors) if isinstance(floors, Mapping) else dict.fromkeys(floors, BOTTOM)
-    agents, priorities = [lane.agent_type for lane in asked], [lane.priority for lane in asked]
-    rows = await connection.fetch(_LOOK, agents, priorities, list(asked.values()))
-    return lanes.lowest(rows)
+    """Return the lanes in which a task may run now, with the lowest tag from the floor on: one index probe each."""
+    lane_floors = dict(floors) if isinstance(floors, Mapping) else dict.fromkeys(floors, BOTTOM)
+    return lanes.lowest_tags(await connection.fetch(_READY_LANES, *_floor_columns(lane_floors)))
+
+
+async def ready_below(
+    connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float], since: datetime
+) -> dict[Lane, float]:
+    """Return the lanes in which a task that became ready at `since` or later lies below the floor: lowest tag each."""
+    return lanes.lowest_tags(await connection.fetch(_READY_BELOW, *_floor_columns(floors), since))
+
+
+async def current_time(connection: "asyncpg.Connection[asyncpg.Record]") -> datetime:
+    """The time by the database's clock."""
+    moment: datetime = await connection.fetchval("SELECT now()")
+    return moment
+
+
+def _floor_columns(floors: Mapping[Lane, float]) -> tuple[list[object], ...]:
+    return [lane.agent_type for lane in floors], [lane.priority for lane in floors], list(floors.values())
 
 
 def _lease(row: asyncpg.Record) -> Lease:

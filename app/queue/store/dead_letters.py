@@ -134,7 +134,7 @@ async def requeue(connection: AsyncConnection, letters: Sequence[Letter], reason
     rows = (await connection.execute(_REQUEUE, _arguments(letters, {"reason": reason}))).mappings().all()
     if rows:
         notify.note(connection, notify.EVENTS)
-        notify.note_work(connection, lanes.lowest(rows))
+        notify.note_work(connection, lanes.lowest_tags(rows))
     return sum(row["tasks"] for row in rows)
 
 

@@ -106,7 +106,7 @@ async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID,
     Ids of tasks that do not exist are left out.
     """
     rows = (await connection.execute(_MARK, {"ids": list(ids)})).mappings().all()
-    notify.note_work(connection, lanes.lowest(row for row in rows if row["is_ready"]))
+    notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["is_ready"]))
     live = {row["id"] for row in rows}
     return dict.fromkeys(live, "live") | await history.states(
         connection, [task_id for task_id in ids if task_id not in live]
@@ -124,7 +124,7 @@ async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed: S
 
     A statement of its own in the completion's transaction, after the locks: only then does it see every edge.
     """
-    return lanes.lowest(await connection.fetch(_UNBLOCK, completed))
+    return lanes.lowest_tags(await connection.fetch(_UNBLOCK, completed))
 
 
 async def lock_waiting(connection: AsyncConnection, ids: Collection[UUID]) -> bool:

@@ -268,7 +268,7 @@ async def let_through(connection: AsyncConnection, goal_id: str, count: int) -> 
 
 async def _back(connection: AsyncConnection, goal_id: str, limit: int) -> int:
     rows = (await connection.execute(_BACK, {"goal_id": goal_id, "limit": limit})).mappings().all()
-    notify.note_work(connection, lanes.lowest(row for row in rows if row["agent_type"]))
+    notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["agent_type"]))
     return int(rows[0]["found"])
 
 

@@ -1,9 +1,6 @@
-"""Where lanes and goals stand, so that a task gets its tag at submit and a claim stays one index scan.
+"""Virtual times of lanes and last tags of goals, so that a task gets its tag at submit and a claim is one index scan.
 
-What every submit and claim would have to update is kept in memory by each process and written once a second: a row
-that changes with every task would make its writers queue up, and its readers walk over its old versions. Nothing is
-lost with a process: the tasks that wait carry their tags, and a virtual time that is a second old only lets a goal
-that submits just then go ahead by what was leased within that second.
+Start-time fair queueing (see `rules.fair_queueing`): within a lane, tasks run in the order of their tags.
 """
 
 import time
@@ -21,137 +18,152 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.fair_queueing import TagRun, assign_tags
 
 _FRESH_SECONDS = 1.0
-_FORGET_SECONDS = 60.0
-_MOST_GOALS = 50_000
+_REMEMBERED_SECONDS = 60.0
+_MAX_FLOWS = 50_000
+
+# Tasks of one goal, or of none, in one lane.
+Flow = tuple[Lane, str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stand:
-    """Where a goal stands in a lane by the database: the later of the lane's time and its own last tag."""
+class FlowState:
+    """Tag that the next task of a flow follows (its last tag or the lane's virtual time) and the weight of its goal."""
 
     tag: float
     weight: float
 
 
 @dataclass(slots=True)
-class _Issued:
+class _IssuedTag:
     tag: float
     weight: float
     read_at: float
 
 
-Place = tuple[Lane, str | None]
+class TagIssuer:
+    """Memory of one process: the virtual time of each lane, and the last tag that it issued to each flow.
 
-
-class Lanes:
-    """What this process knows: the virtual time of each lane, and the last tag it gave to each goal."""
+    The times are written once a second. A row that changed with every task would make its writers queue up, and its
+    readers walk over the old versions. A crash loses nothing: waiting tasks carry their tags, and a virtual time that
+    is a second old only lets a goal go ahead by the tasks leased within that second.
+    """
 
     def __init__(self) -> None:
-        self._virtual: dict[Lane, float] = {}
-        self._shared: dict[Lane, float] = {}
-        self._issued: OrderedDict[Place, _Issued] = OrderedDict()
+        self._virtual_times: dict[Lane, float] = {}
+        self._stored_times: dict[Lane, float] = {}
+        self._issued_tags: OrderedDict[Flow, _IssuedTag] = OrderedDict()
 
-    def passed(self, lane: Lane, tag: float) -> None:
-        """A task with this tag was leased."""
-        self._virtual[lane] = max(tag, self._virtual.get(lane, 0.0))
+    def advance(self, lane: Lane, tag: float) -> None:
+        """Move the virtual time of a lane to the tag of a leased task, unless it is further already."""
+        self._virtual_times[lane] = max(tag, self._virtual_times.get(lane, 0.0))
 
-    def news(self) -> Mapping[Lane, float]:
-        """The virtual times that the database does not know of yet."""
-        return {lane: tag for lane, tag in self._virtual.items() if tag > self._shared.get(lane, 0.0)}
+    def unstored_times(self) -> Mapping[Lane, float]:
+        """The virtual times that are ahead of those in the database."""
+        return {lane: tag for lane, tag in self._virtual_times.items() if tag > self._stored_times.get(lane, 0.0)}
 
-    def shared(self, times: Mapping[Lane, float]) -> None:
-        """What the database knows, from all processes."""
-        self._shared = dict(times)
+    def merge_stored_times(self, times: Mapping[Lane, float]) -> None:
+        """Take over the virtual times in the database, which come from all processes."""
+        self._stored_times = dict(times)
         for lane, tag in times.items():
-            self.passed(lane, tag)
+            self.advance(lane, tag)
 
-    def unsure(self, places: Iterable[Place]) -> list[Place]:
-        """Those about which the database should be asked: another process may have submitted for them since."""
+    def stale_flows(self, flows: Iterable[Flow]) -> list[Flow]:
+        """The flows to read from the database, because other processes may have issued tags to them since."""
+        limit = time.monotonic() - _FRESH_SECONDS
+        return [flow for flow in flows if flow not in self._issued_tags or self._issued_tags[flow].read_at < limit]
+
+    def merge_states(self, states: Mapping[Flow, FlowState]) -> None:
+        """Take over the states of flows in the database; the longest unread flows beyond the limit are forgotten."""
         moment = time.monotonic()
-        return [p for p in places if p not in self._issued or moment - self._issued[p].read_at > _FRESH_SECONDS]
+        for flow, state in states.items():
+            issued = self._issued_tags.get(flow)
+            # A tag of ours that is not in the database may be that of a submit under way; after a minute none is.
+            is_recent = issued is not None and moment - issued.read_at < _REMEMBERED_SECONDS
+            tag = max(state.tag, issued.tag) if issued is not None and is_recent else state.tag
+            self._issued_tags[flow] = _IssuedTag(tag, state.weight, moment)
+            self._issued_tags.move_to_end(flow)
+        while len(self._issued_tags) > _MAX_FLOWS:
+            self._issued_tags.popitem(last=False)
 
-    def learn(self, stands: Mapping[Place, Stand]) -> None:
-        """What the database says of places."""
-        moment = time.monotonic()
-        for place, stand in stands.items():
-            known = self._issued.get(place)
-            recent = known is not None and moment - known.read_at < _FORGET_SECONDS
-            tag = max(stand.tag, known.tag) if known is not None and recent else stand.tag
-            self._issued[place] = _Issued(tag, stand.weight, moment)
-            self._issued.move_to_end(place)
-        while len(self._issued) > _MOST_GOALS:
-            self._issued.popitem(last=False)
+    def issue(self, flow: Flow, count: int) -> TagRun:
+        """Issue tags for the next `count` tasks of a flow; nobody else in this process gets the same."""
+        last = self._issued_tags[flow]
+        virtual_time = self._virtual_times.get(flow[0], 0.0)
+        run = assign_tags(virtual_time=virtual_time, last_tag=last.tag, count=count, weight=last.weight)
+        last.tag = run.last
+        return run
 
-    def reserve(self, place: Place, count: int) -> TagRun:
-        """Tags for the next `count` tasks of a goal; nobody else in this process gets the same."""
-        issued = self._issued[place]
-        virtual_time = self._virtual.get(place[0], 0.0)
-        reserved = assign_tags(virtual_time=virtual_time, last_tag=issued.tag, count=count, weight=issued.weight)
-        issued.tag = reserved.last
-        return reserved
-
-    def give_back(self, place: Place, reserved: TagRun) -> None:
-        """The submit came to nothing: unless the goal has gone on since, it shall not stand further back for it."""
-        issued = self._issued.get(place)
-        if issued is not None and issued.tag == reserved.last:
-            issued.tag = reserved.first - reserved.step
+    def take_back(self, flow: Flow, run: TagRun) -> None:
+        """Undo the issue of tags for a submit that failed, unless the flow has got others since."""
+        last = self._issued_tags.get(flow)
+        if last is not None and last.tag == run.last:
+            last.tag = run.first - run.step
 
 
-# A goal's tasks above the lane's time are those that still wait, so the probe meets no entries of finished ones.
-_STAND = text("""
-SELECT asked.agent_type, asked.priority, asked.goal_id, coalesce(goals.weight, 1) AS weight,
+# Tasks of a flow above the lane's virtual time still wait, so the probe meets no dead entries of finished ones.
+_READ_FLOWS = text("""
+SELECT flow.agent_type, flow.priority, flow.goal_id, coalesce(goals.weight, 1) AS weight,
        greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) AS tag
 FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:goals AS text[]))
-     AS asked (agent_type, priority, goal_id)
-LEFT JOIN lanes ON lanes.agent_type = asked.agent_type AND lanes.priority = asked.priority
-LEFT JOIN goals ON goals.id = asked.goal_id
+     AS flow (agent_type, priority, goal_id)
+LEFT JOIN lanes ON lanes.agent_type = flow.agent_type AND lanes.priority = flow.priority
+LEFT JOIN goals ON goals.id = flow.goal_id
 LEFT JOIN LATERAL (
     SELECT tag FROM tasks t
-    WHERE t.agent_type = asked.agent_type AND t.priority = asked.priority
-      AND coalesce(t.goal_id, '') = coalesce(asked.goal_id, '') AND state IN ('blocked', 'pending') AND t.priority <= 4
+    WHERE t.agent_type = flow.agent_type AND t.priority = flow.priority
+      AND coalesce(t.goal_id, '') = coalesce(flow.goal_id, '') AND state IN ('blocked', 'pending') AND t.priority <= 4
       AND t.tag > coalesce(lanes.virtual_time, 0)
     ORDER BY tag DESC LIMIT 1
 ) last ON true
 """)
 
+# In one order, so that two processes that write at once cannot deadlock. Times only grow, whoever writes last.
 _ADVANCE = """
-INSERT INTO lanes AS known (agent_type, priority, virtual_time)
-SELECT * FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS seen (agent_type, priority, virtual_time)
+INSERT INTO lanes AS stored (agent_type, priority, virtual_time)
+SELECT * FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, virtual_time)
 ORDER BY agent_type, priority
 ON CONFLICT (agent_type, priority) DO UPDATE SET virtual_time = excluded.virtual_time
-WHERE excluded.virtual_time > known.virtual_time
+WHERE excluded.virtual_time > stored.virtual_time
 """
 
 _TIMES = "SELECT agent_type, priority, virtual_time AS tag FROM lanes"
 
 
-async def stand(connection: AsyncConnection, places: Iterable[Place]) -> dict[Place, Stand]:
-    """Where goals stand in lanes."""
-    asked = list(places)
+# The tag of a task `t` that comes back to its lane. Never below the virtual time: claims read on from there, and would
+# have to walk over the dead entries of leased tasks to anything below.
+TAG_ON_RETURN = """greatest(t.tag, coalesce((SELECT virtual_time FROM lanes l
+        WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))"""
+
+
+async def read_flows(connection: AsyncConnection, flows: Iterable[Flow]) -> dict[Flow, FlowState]:
+    """Read the states of flows: one index probe each."""
+    pairs = list(flows)
     values = {
-        "agents": [lane.agent_type.value for lane, _ in asked],
-        "priorities": [lane.priority.value for lane, _ in asked],
-        "goals": [goal_id for _, goal_id in asked],
+        "agents": [lane.agent_type.value for lane, _ in pairs],
+        "priorities": [lane.priority.value for lane, _ in pairs],
+        "goals": [goal_id for _, goal_id in pairs],
     }
-    rows = (await connection.execute(_STAND, values)).mappings()
-    return {(_lane(row), row["goal_id"]): Stand(tag=row["tag"], weight=row["weight"]) for row in rows}
+    rows = (await connection.execute(_READ_FLOWS, values)).mappings()
+    return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
 
 
-async def exchange(connection: "asyncpg.Connection[asyncpg.Record]", known: Mapping[Lane, float]) -> dict[Lane, float]:
-    """Write down the virtual times that this process has seen, and read what all of them have."""
-    if known:
-        agents, priorities = [lane.agent_type for lane in known], [lane.priority for lane in known]
-        await connection.execute(_ADVANCE, agents, priorities, list(known.values()))
-    return lowest(await connection.fetch(_TIMES))
+async def exchange_times(
+    connection: "asyncpg.Connection[asyncpg.Record]", times: Mapping[Lane, float]
+) -> dict[Lane, float]:
+    """Store the virtual times of this process where they are ahead; return the stored times of all lanes."""
+    if times:
+        agents, priorities = [lane.agent_type for lane in times], [lane.priority for lane in times]
+        await connection.execute(_ADVANCE, agents, priorities, list(times.values()))
+    return lowest_tags(await connection.fetch(_TIMES))
 
 
-def lowest(rows: Iterable[Mapping[str, Any] | Any]) -> dict[Lane, float]:
+def lowest_tags(rows: Iterable[Mapping[str, Any] | Any]) -> dict[Lane, float]:
     """Lane -> the lowest tag among rows with agent_type, priority and tag."""
-    found: dict[Lane, float] = {}
+    tags: dict[Lane, float] = {}
     for row in rows:
         lane = _lane(row)
-        found[lane] = min(row["tag"], found.get(lane, row["tag"]))
-    return found
+        tags[lane] = min(row["tag"], tags.get(lane, row["tag"]))
+    return tags
 
 
 def _lane(row: Mapping[str, Any] | Any) -> Lane:

@@ -1,7 +1,8 @@
-"""Which live task a worker holds: the last line of the ledger of leases, as long as the task still agrees with it.
+"""Ledger of leases: a worker holds the task in its last line, as long as that task still agrees.
 
-The ledger is only added to and read from its end, so the answer costs the same however many leases a worker has had,
-also while somebody's old snapshot keeps dead rows from being cleaned up.
+Lines are only added, and read from the end, so a look costs the same however many leases a worker has had, also while
+an old snapshot keeps vacuum from removing dead rows. An index of live tasks by worker would collect a dead entry with
+every lease, all of them at the one place where every look begins.
 """
 
 from sqlalchemy import text
@@ -11,29 +12,27 @@ from app.db.retention import BATCH, deletion
 
 
 def last_lease(worker: str) -> str:
-    """A subquery: the last line of the ledger for the worker that the SQL expression names."""
+    """Return a subquery: the last line of the ledger for the worker that the SQL expression names."""
     return (
         "(SELECT l.n, l.task_id, l.token, l.request_id FROM leases l "
         f"WHERE l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
     )
 
 
-def held(worker: str) -> str:
-    """A subquery, lateral to `last`: the live task that the worker holds by the last line of the ledger, or nothing.
-
-    OFFSET 0 keeps it one look by the task's id. Otherwise the planner may join all live tasks, and walk over all that
-    is dead among them, as soon as it takes them for few or the workers for many.
-    """
+def held_task(worker: str) -> str:
+    """Return a subquery, lateral to `last`: the live task that the worker holds by that line, or no row."""
+    # OFFSET 0 keeps it one look by the task's id. Otherwise the planner may join all live tasks, and walk over all that
+    # is dead among them, as soon as it takes them for few or the workers for many.
     return (
         "(SELECT * FROM tasks held WHERE held.id = last.task_id AND held.token = last.token "
         f"AND held.worker_id IS NOT DISTINCT FROM {worker} OFFSET 0)"
     )
 
 
-def joined(worker: str) -> str:
-    """Joins `last`, the last line of the ledger, and `held`, the live task that the worker holds; both may be null."""
+def last_and_held(worker: str) -> str:
+    """Return joins of `last`, the worker's last line, and `held`, the live task that it holds; both may be null."""
     return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
-    LEFT JOIN LATERAL {held(worker)} held ON true"""
+    LEFT JOIN LATERAL {held_task(worker)} held ON true"""
 
 
 _TRIM = text(f"""
@@ -41,20 +40,20 @@ DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} l
 WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
 """)
 
-_FORGET = deletion(
+_PRUNE = deletion(
     "leases", "NOT EXISTS (SELECT FROM workers w WHERE w.id = leases.worker_id)", "leases.worker_id, leases.n"
 )
 
 
 async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000) -> int:
-    """Keep the last lines of each worker in the ledger; returns how many were dropped.
+    """Delete all but the last `keep` lines of each worker; return the number deleted.
 
-    Looks no further back than `reach` lines, more than a worker writes between two turns: further back are only the
-    dead entries of what was dropped before.
+    It looks no further back than `reach` lines, more than a worker adds between two turns of the duty: further back are
+    only dead entries of lines that were deleted before.
     """
     return (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).rowcount
 
 
-async def forget(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Drop the lines of workers that nobody remembers; returns how many."""
-    return (await connection.execute(_FORGET, {"limit": limit})).rowcount
+async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
+    """Delete lines of workers whose own row is gone, at most `limit`; return the number deleted."""
+    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

@@ -146,13 +146,12 @@ FROM tasks WHERE id = :id FOR UPDATE
 
 _STATE = text("SELECT state FROM task_history WHERE id = :id")
 
-_PROMOTE = text("""
+_PROMOTE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id FROM tasks WHERE run_at <= now() ORDER BY run_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE tasks t SET run_at = NULL, waiting_since = now(),
-    tag = greatest(tag, coalesce((SELECT virtual_time FROM lanes l
-                                  WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))
+    tag = {lanes.TAG_ON_RETURN}
 FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 """)
 
@@ -175,7 +174,7 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     fresh = [task for task in tasks if task.id in inserted]
     notify.note(connection, notify.EVENTS)
     ready = [task for task in fresh if not task.blockers and not task.is_held]
-    notify.note_work(connection, lanes.lowest(_stand(task) for task in ready))
+    notify.note_work(connection, lanes.lowest_tags(_stand(task) for task in ready))
     return [Taken(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
 
@@ -284,5 +283,5 @@ async def finish(
 async def promote(connection: AsyncConnection, limit: int = 1000) -> int:
     """Let tasks run whose time has come; returns how many."""
     rows = (await connection.execute(_PROMOTE, {"limit": limit})).mappings().all()
-    notify.note_work(connection, lanes.lowest(row for row in rows if row["state"] == "pending"))
+    notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["state"] == "pending"))
     return len(rows)

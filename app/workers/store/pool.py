@@ -84,7 +84,7 @@ class Managed:
 _MEMBERS = text(f"""
 SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
        held.id IS NOT NULL AS busy, coalesce(w.directive = 'restart', false) AS restarting
-FROM workers w {lease_ledger.joined("w.id")}
+FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 

@@ -71,7 +71,7 @@ FROM workers w WHERE w.{LIVE} ORDER BY w.id
 """
 
 _BUSY = f"""
-SELECT array_agg(w.id) FROM workers w {lease_ledger.joined("w.id")}
+SELECT array_agg(w.id) FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.id IS NOT NULL
 """
 

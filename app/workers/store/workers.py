@@ -22,7 +22,7 @@ from app.workers.store.tables import LIVE
 
 _WORKERS = text(f"""
 SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
-FROM workers w {lease_ledger.joined("w.id")}
+FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} GROUP BY 1
 """)
 
@@ -123,7 +123,7 @@ SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS
 FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
-_READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.joined('w.id')}"
+_READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
 
 _SIGHTINGS = text(f"""
 SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED

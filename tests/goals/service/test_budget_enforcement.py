@@ -19,7 +19,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import dead_letters, leases, tasks
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims, counters
-from app.queue.store.claims import Ask, Lease
+from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.listing import Selection
 from app.scaling.rules.estimates import Experience, Service
 from app.scaling.service import state
@@ -63,7 +63,7 @@ async def stop(database: Database, goal_id: str = "goal") -> None:
 
 async def asked(database: Database) -> Lease | None:
     """What a new worker gets, straight from the store."""
-    ask = Ask(worker_id=await ready_worker(database), request_id=uuid4(), lane=GENERATION, acknowledge=True)
+    ask = ClaimRequest(worker_id=await ready_worker(database), request_id=uuid4(), lane=GENERATION, acknowledge=True)
     return (await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy())))[0].lease
 
 
@@ -225,7 +225,7 @@ async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database)
     async with (await database.pool()).acquire() as other:
         transaction = other.transaction()
         await transaction.start()
-        ask = Ask(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
+        ask = ClaimRequest(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
         assert (await claims.claim(other, [ask], LeasePolicy()))[0].lease is not None  # type: ignore[arg-type]
         await pause(database)
         sweeping = asyncio.create_task(budget_enforcement.process_holds(database))
@@ -340,7 +340,7 @@ async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseSe
     assert await enforce(database) == {"let_through": 4}
     assert await enforce(database) == {}, "the same room is not given twice"
     assert await ready(database) == ids[1:5]
-    asks = [Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
+    asks = [ClaimRequest(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
     found = [claim.lease for claim in await hot_path.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
     assert sum(lease is not None for lease in found) == 4
     assert await enforce(database) == {"held": ["goal"]}
@@ -372,7 +372,7 @@ async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Databas
     assert await enforce(database) == {"let_through": 5}
     assert await enforce(database) == {}, "the same room is not given twice"
     assert await ready(database) == ids[:5]
-    asks = [Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
+    asks = [ClaimRequest(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
     found = [claim.lease for claim in await hot_path.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
     assert sum(lease is not None for lease in found) == 5
     assert await enforce(database) == {"held": ["goal"]}

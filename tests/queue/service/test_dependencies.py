@@ -18,7 +18,7 @@ from app.queue.service import tasks
 from app.queue.service.leases import Failure, Fence, LeaseService
 from app.queue.service.tasks import Submitted
 from app.queue.store import claims
-from app.queue.store.claims import Ask, Lease
+from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.completions import Completion
 from tests.support import sql
 from tests.support.factories import GENERATION, ready_worker, submission
@@ -31,7 +31,7 @@ async def _submit(database: Database, *wanted: dict[str, Any]) -> list[Submitted
 
 async def _claim(database: Database) -> Lease:
     worker = await ready_worker(database)
-    ask = Ask(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
+    ask = ClaimRequest(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
     found = await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy()))
     lease = found[0].lease
     assert lease is not None

@@ -22,7 +22,7 @@ from app.queue.rules.status import QueueSnapshot
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import counters, status
 from app.queue.store import claims
-from app.queue.store.claims import Ask
+from app.queue.store.claims import ClaimRequest
 from tests.support.factories import GENERATION, leased, ready_worker, submitted
 from tests.support.sql import execute, fetch, until, until_blocked
 from tests.support.turns import take_turn
@@ -160,7 +160,7 @@ async def test_two_that_pause_at_once_do_not_deadlock(database: Database) -> Non
 
 
 async def _claim(database: Database, worker_id: WorkerId) -> bool:
-    ask = Ask(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=True)
+    ask = ClaimRequest(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=True)
     (claim,) = await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy()))
     return claim.lease is not None
 

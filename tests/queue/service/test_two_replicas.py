@@ -20,7 +20,7 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims
-from app.queue.store.claims import Ask, Lease
+from app.queue.store.claims import ClaimRequest, Lease
 from tests.support.factories import GENERATION, completion, leased, ready_worker, submitted
 from tests.support.sql import fetch, until_blocked, value
 
@@ -98,7 +98,7 @@ async def test_the_database_refuses_a_second_lease_of_a_worker(database: Databas
     """Both replicas see an idle worker at once; the unique index lets the first one win."""
     worker_id = await ready_worker(database)
     await submitted(database, 2)
-    asks = [Ask(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=False)]
+    asks = [ClaimRequest(worker_id=worker_id, request_id=uuid4(), lane=GENERATION, acknowledge=False)]
     first, second = await database.connect(), await replica.connect()
     transaction = first.transaction()
     await transaction.start()
@@ -174,7 +174,7 @@ async def test_what_a_claim_that_fails_had_locked_is_found_by_whoever_passed_ove
     transaction = connection.transaction()
     await transaction.start()
     ranking = Lane(agent_type=AgentType.RANKING, priority=GENERATION.priority)
-    asks = [Ask(worker_id=served, request_id=uuid4(), lane=ranking, acknowledge=False)]
+    asks = [ClaimRequest(worker_id=served, request_id=uuid4(), lane=ranking, acknowledge=False)]
     assert (await claims.claim(connection, asks, LeasePolicy()))[0].lease is not None
     failing = asyncio.create_task(one.lease(_call(served, agents=GENERATING)))
     await until_blocked(database)

@@ -14,7 +14,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.broker.lane_view import LANES
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims as store
-from app.queue.store.claims import Ask, Claim
+from app.queue.store.claims import ClaimOutcome, ClaimRequest
 from tests.support.factories import GENERATION, ready_worker, submitted
 from tests.support.sql import execute
 
@@ -28,8 +28,8 @@ async def hot(database: Database) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-def _ask(worker: WorkerId, lane: Lane | None = GENERATION, *, acknowledge: bool = False) -> Ask:
-    return Ask(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
+def _ask(worker: WorkerId, lane: Lane | None = GENERATION, *, acknowledge: bool = False) -> ClaimRequest:
+    return ClaimRequest(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
 
 
 def _lane(priority: Priority) -> Lane:
@@ -40,11 +40,11 @@ async def _workers(database: Database, count: int) -> list[WorkerId]:
     return [await ready_worker(database) for _ in range(count)]
 
 
-async def _claim(hot: Connection, asks: Sequence[Ask]) -> list[Claim]:
+async def _claim(hot: Connection, asks: Sequence[ClaimRequest]) -> list[ClaimOutcome]:
     return await store.claim(hot, asks, LeasePolicy())
 
 
-def _tasks(claims: Sequence[Claim]) -> list[UUID | None]:
+def _tasks(claims: Sequence[ClaimOutcome]) -> list[UUID | None]:
     return [claim.lease.task_id if claim.lease else None for claim in claims]
 
 
@@ -157,7 +157,7 @@ async def test_a_claim_begins_where_it_is_told(database: Database, hot: Connecti
     ids = await submitted(database, 3)
     tags = [row["tag"] for row in await hot.fetch("SELECT tag FROM tasks ORDER BY seq")]
     one, other = await _workers(database, 2)
-    above = Ask(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=False, floor=tags[1])
+    above = ClaimRequest(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=False, floor=tags[1])
     found = (await _claim(hot, [above]))[0].lease
     assert found is not None
     assert (found.task_id, found.tag) == (ids[1], tags[1])
@@ -165,16 +165,16 @@ async def test_a_claim_begins_where_it_is_told(database: Database, hot: Connecti
 
 
 async def test_a_look_finds_the_heads_of_lanes_that_may_run_now(database: Database, hot: Connection) -> None:
-    assert await store.look(hot, LANES) == {}
+    assert await store.ready_lanes(hot, LANES) == {}
     await submitted(database, agent_type=AgentType.RANKING)
     await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour'")
     await submitted(database, 2, agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
     lane = Lane(agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
     head, second = [row["tag"] for row in await hot.fetch("SELECT tag FROM tasks WHERE run_at IS NULL ORDER BY seq")]
-    assert await store.look(hot, LANES) == {lane: head}
-    assert await store.look(hot, {lane: second}) == {lane: second}
+    assert await store.ready_lanes(hot, LANES) == {lane: head}
+    assert await store.ready_lanes(hot, {lane: second}) == {lane: second}
     await execute(database, "INSERT INTO pauses (agent_type, reason, paused_by) VALUES ('evolution', 'test', 'me')")
-    assert await store.look(hot, LANES) == {}
+    assert await store.ready_lanes(hot, LANES) == {}
     assert _tasks(await _claim(hot, [_ask(await ready_worker(database), lane)])) == [None]
 
 

@@ -14,7 +14,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import tasks
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims, counters
-from app.queue.store.claims import Ask
+from app.queue.store.claims import ClaimRequest
 from app.queue.store.counters import Count
 from tests.support.factories import GENERATION, completion, leased, ready_worker, submission, submitted
 from tests.support.sql import execute, fetch, value
@@ -108,7 +108,7 @@ async def _lease_and_complete(database: Database, desk: LeaseService) -> None:
     for _ in range(10):
         rows = await fetch(database, "SELECT priority FROM tasks WHERE state = 'pending' LIMIT 1")
         lane = Lane(agent_type=AgentType.GENERATION, priority=Priority(rows[0]["priority"])) if rows else GENERATION
-        ask = Ask(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=True)
+        ask = ClaimRequest(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=True)
         (claim,) = await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy()))  # noqa: B023
         if claim.lease is not None:
             await desk.complete(completion(worker, claim.lease))

@@ -112,14 +112,16 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
 
 @pytest.mark.slow
 async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
-    plan = await _plans(full, claims._LOOK, ["generation", "proximity"], [1, 2], [0.0, 5.0])
+    plan = await _plans(full, claims._READY_LANES, ["generation", "proximity"], [1, 2], [0.0, 5.0])
     assert "using tasks_claim on tasks" in plan
     assert not _walks(plan, "tasks")
 
 
 @pytest.mark.slow
 async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
-    plan = await _plans(full, _plain(lanes._STAND.text, "agents", "priorities", "goals"), ["ranking"], [2], ["goal"])
+    plan = await _plans(
+        full, _plain(lanes._READ_FLOWS.text, "agents", "priorities", "goals"), ["ranking"], [2], ["goal"]
+    )
     assert "using tasks_tags on tasks" in plan
     assert not _walks(plan, "tasks")
 
@@ -135,7 +137,7 @@ async def test_the_sweep_goes_by_worker(full: Database) -> None:
 @pytest.mark.slow
 async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database) -> None:
     lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
-    plan = await _plans(full, claims._STRAYS, *lanes_asked, datetime.now(UTC))
+    plan = await _plans(full, claims._READY_BELOW, *lanes_asked, datetime.now(UTC))
     assert "using tasks_waiting on tasks" in plan
     assert plan.count("waiting_since >=") == 2
     assert not _walks(plan, "tasks")
