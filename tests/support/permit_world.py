@@ -121,7 +121,7 @@ class World:
             )
             plan = plan_permits(current, [request], self.policy, ConcurrencyPolicy())
             virtual_times = plan.virtual_times
-            for resumed_id in plan.resumed:
+            for resumed_id in plan.resumed_ids:
                 reservations.pop(resumed_id, None)
             began = at if since < 0 else since
             match plan.answers[0]:

@@ -1,4 +1,4 @@
-"""`convener agents`: what each agent achieves, how fast, and how that has changed."""
+"""`convener agents`: performance, speed and trend of the agents."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -50,13 +50,13 @@ Agent = Annotated[
 def listing(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List all agents: effectiveness, weight, quality, and speed."""
     with connect(url) as client:
-        found = client.get("/agents")
+        body = client.get("/agents")
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(body)
         return
     numbers = ["EFFECTIVE", "WEIGHT", "HEADED FOR", "QUALITY", "SUCCEEDED", "SECONDS", "PER MIN"]
     table = output.table("AGENT", *numbers, "", numbers=numbers)
-    for agent in found["items"]:
+    for agent in body["items"]:
         mark = "bottleneck" if agent["is_bottleneck"] else ""
         table.add_row(output.cell(agent["agent_type"]), *map(output.cell, _numbers(agent)), Text(mark, style="yellow"))
     output.show(table)
@@ -74,54 +74,56 @@ def get(
 ) -> None:
     """Show an agent, what its effectiveness rests on, and its trend."""
     with connect(url) as client:
-        found = client.get(f"/agents/{agent}", per=per, spans=spans)
+        item = client.get(f"/agents/{agent}", per=per, spans=spans)
         now = client.now
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(item)
     else:
-        output.show(_portrait(found, now, spans))
+        output.show(_agent_details(item, now, spans))
 
 
 def _numbers(agent: Json) -> list[str | None]:
     evidence = agent["evidence"] or {}
-    succeeded = f"{evidence['succeeded']} of {evidence['results']}" if evidence else None
+    successes = f"{evidence['succeeded']} of {evidence['results']}" if evidence else None
     shares = [_number(agent["effectiveness"]), _number(agent["weight"]), _number(agent["target_weight"])]
     speed = [_number(agent["service_seconds"]), f"{agent['tasks_per_second'] * 60:.1f}"]
-    return [*shares, _number(evidence.get("quality")), succeeded, *speed]
+    return [*shares, _number(evidence.get("quality")), successes, *speed]
 
 
-def _portrait(found: Json, now: datetime, spans: int) -> RenderableType:
-    evidence = found["evidence"]
+def _agent_details(item: Json, now: datetime, spans: int) -> RenderableType:
+    evidence = item["evidence"]
     basis = evidence and (
         f"{evidence['succeeded']} of the last {evidence['results']} results succeeded, {evidence['judged']} were judged"
     )
-    weight, goal, configured = (f"{found[name]:.4f}" for name in ("weight", "target_weight", "configured_weight"))
+    weight, target, configured_weight = (
+        f"{item[name]:.4f}" for name in ("weight", "target_weight", "configured_weight")
+    )
     facts: list[tuple[str, RenderableType | None]] = [
-        ("Agent", found["agent_type"]),
-        ("Effectiveness", _number(found["effectiveness"]) or "too few results to say"),
+        ("Agent", item["agent_type"]),
+        ("Effectiveness", _number(item["effectiveness"]) or "too few results to say"),
         ("Evidence", basis),
         ("Quality", _number(evidence and evidence["quality"])),
-        ("Gain", _gain(found["quality_gain"])),
-        ("Weight", f"{weight}, headed for {goal}, configured {configured}"),
-        ("Seconds a task", _number(found["service_seconds"])),
-        ("Tasks a minute", f"{found['tasks_per_second'] * 60:.1f}"),
-        ("Bottleneck", "yes" if found["is_bottleneck"] else None),
+        ("Gain", _gain(item["quality_gain"])),
+        ("Weight", f"{weight}, headed for {target}, configured {configured_weight}"),
+        ("Seconds a task", _number(item["service_seconds"])),
+        ("Tasks a minute", f"{item['tasks_per_second'] * 60:.1f}"),
+        ("Bottleneck", "yes" if item["is_bottleneck"] else None),
     ]
-    return Group(output.details(facts), Text(""), *_plot(found, now, spans))
+    return Group(output.details(facts), Text(""), *_plot(item, now, spans))
 
 
-def _plot(found: Json, now: datetime, spans: int) -> list[Text]:
-    """One line for how many results there were, one for their quality, the newest at the right."""
-    step = _STEPS[found["per"]]
-    by_start = {datetime.fromisoformat(span["start"]): span for span in found["trend"]}
+def _plot(item: Json, now: datetime, spans: int) -> list[Text]:
+    """Two lines over time: the number of results and their quality, newest at the right."""
+    step = _STEPS[item["per"]]
+    by_start = {datetime.fromisoformat(span["start"]): span for span in item["trend"]}
     last = now - (now - _ORIGIN) % step
     width = min(spans, max(10, output.results().width - 12))
     starts = [last - step * back for back in reversed(range(width))]
     rows: list[Any] = [by_start.get(start) for start in starts]
-    most = max((row["results"] for row in rows if row), default=0)
+    max_results = max((row["results"] for row in rows if row), default=0)
     counts = output.line([row["results"] if row else None for row in rows])
     qualities = output.line([row["quality"] if row else None for row in rows], most=1.0)
-    head = f"each {found['per']} until now; results up to {most:,}, quality from 0 to 1"
+    head = f"each {item['per']} until now; results up to {max_results:,}, quality from 0 to 1"
     return [Text(head, style="dim"), Text(f"results  {counts}"), Text(f"quality  {qualities}")]
 
 

@@ -1,4 +1,4 @@
-"""`convener weights`: what share each agent has, why, where it is headed, and orders about it."""
+"""`convener weights`: weights of the agents, their reasons and targets, and orders about them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -29,9 +29,9 @@ Shares = Annotated[
 def get(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show the weights in force, why each last changed, and where it is headed."""
     with connect(url) as client:
-        found = client.get("/weights")
+        body = client.get("/weights")
         now = client.now
-    _tell(found, now, fmt)
+    _show(body, now, fmt)
 
 
 @app.command(
@@ -45,7 +45,7 @@ def command(
     shares: Shares, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
 ) -> None:
     """Send the weights there, a minute apart by at most half of each; from there on results move them."""
-    _order("/weights", {"weights": _named(shares), "reason": reason}, url, fmt)
+    _order("/weights", {"weights": _parse_shares(shares), "reason": reason}, url, fmt)
 
 
 @app.command(
@@ -62,7 +62,7 @@ def override(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Send the weights there whatever the agents achieve, for a while; then the automatic ones go on."""
-    body = {"weights": _named(shares), "reason": reason, "expires_in_seconds": options.seconds(span)}
+    body = {"weights": _parse_shares(shares), "reason": reason, "expires_in_seconds": options.seconds(span)}
     _order("/weights/override", body, url, fmt)
 
 
@@ -70,9 +70,9 @@ def override(
 def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End the override before it expires."""
     with connect(url) as client:
-        found = client.remove(f"/weights/override?{urlencode({'reason': reason})}", {})
+        body = client.remove(f"/weights/override?{urlencode({'reason': reason})}", {})
         now = client.now
-    _tell(found, now, fmt)
+    _show(body, now, fmt)
 
 
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
@@ -90,64 +90,60 @@ def history(
         return
     table = output.table("VERSION", "AT", "BY", "CAUSE", "CHANGES", "REASON", numbers=["VERSION"], flexible="CHANGES")
     for item in items:
-        told = (output.age(item["at"], now), item["changed_by"], item["cause"], _changes(item), item["reason"])
-        table.add_row(output.cell(item["version"]), *map(output.cell, told))
+        values = (output.age(item["at"], now), item["changed_by"], item["cause"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, values))
     output.show(table)
-
-
-def _change(found: Json) -> float:
-    return abs(float(found["new_weight"]) / float(found["previous_weight"]) - 1)
 
 
 def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
-        found = client.put(path, body)
+        answer = client.put(path, body)
         now = client.now
-    _tell(found, now, fmt)
+    _show(answer, now, fmt)
 
 
-def _tell(found: Json, now: datetime, fmt: Format) -> None:
+def _show(body: Json, now: datetime, fmt: Format) -> None:
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(body)
     else:
-        output.show(_portrait(found, now))
+        output.show(_weights_table(body, now))
 
 
-def _named(shares: list[str]) -> dict[str, float]:
-    """The weights that `agent=share` words mean. Raises BadParameter."""
-    named = {}
+def _parse_shares(shares: list[str]) -> dict[str, float]:
+    """The weights in `agent=share` words. Raises BadParameter."""
+    weights = {}
     for share in shares:
         name, _, value = share.partition("=")
         try:
-            named[agent_type(name).value] = float(value)
+            weights[agent_type(name).value] = float(value)
         except ValueError as error:
             why = str(error) if value.replace(".", "", 1).isdigit() else "write AGENT=WEIGHT, like ranking=0.3"
             raise typer.BadParameter(f"{share}: {why}") from None
-    return named
+    return weights
 
 
-def _portrait(found: Json, now: datetime) -> RenderableType:
+def _weights_table(body: Json, now: datetime) -> RenderableType:
     numbers = ["WEIGHT", "HEADED FOR", "CONFIGURED"]
     table = output.table("AGENT", *numbers, "WHY", numbers=numbers, flexible="WHY")
-    adjustments = found["agent_weight_adjustments"]
-    for name, weight in found["weights"].items():
+    adjustments = body["agent_weight_adjustments"]
+    for name, weight in body["weights"].items():
         why = adjustments[name]["reason"] if name in adjustments else None
-        shares = (f"{share:.4f}" for share in (weight, found["target"][name], found["configured"][name]))
+        shares = (f"{share:.4f}" for share in (weight, body["target"][name], body["configured"][name]))
         table.add_row(*map(output.cell, (name.removesuffix("_agent"), *shares, why)))
-    return Group(table, Text(""), output.details(_facts(found, now)))
+    return Group(table, Text(""), output.details(_facts(body, now)))
 
 
-def _facts(found: Json, now: datetime) -> list[tuple[str, RenderableType | None]]:
-    override, rule = found["override"], found["rule"]
+def _facts(body: Json, now: datetime) -> list[tuple[str, RenderableType | None]]:
+    override, rule = body["override"], body["rule"]
     until = f"{_shares(override['weights'])}, ends {output.age(override['expires_at'], now)}" if override else None
-    about = output.age(found["at"], now)
+    about = output.age(body["at"], now)
     steps = f"at most {rule['largest_step']:.0%} of each, {rule['least_seconds']:.0f} s apart"
     return [
-        ("Version", f"{found['version']}, {about} by {found['changed_by']}" if about else "none yet: as configured"),
-        ("Cause", f"{found['cause']}: {found['reason']}"),
-        ("Heading", found["heading"]),
+        ("Version", f"{body['version']}, {about} by {body['changed_by']}" if about else "none yet: as configured"),
+        ("Cause", f"{body['cause']}: {body['reason']}"),
+        ("Heading", body["heading"]),
         ("Override", until),
-        ("Shares", _shares(found["shares"]) if found["shares"] != found["weights"] else None),
+        ("Shares", _shares(body["shares"]) if body["shares"] != body["weights"] else None),
         ("Steps", steps),
     ]
 
@@ -157,10 +153,14 @@ def _shares(weights: Mapping[str, float]) -> str:
 
 
 def _changes(item: Json) -> str | None:
-    """What changed most comes first."""
-    changes = sorted(item["agent_weight_adjustments"].items(), key=lambda named: -_change(named[1]))
+    """The changed weights, the largest relative change first."""
+    changes = sorted(item["agent_weight_adjustments"].items(), key=lambda change: -_relative_change(change[1]))
     parts = [
-        f"{name.removesuffix('_agent')} {found['previous_weight']:.3g} to {found['new_weight']:.3g}"
-        for name, found in changes
+        f"{name.removesuffix('_agent')} {adjustment['previous_weight']:.3g} to {adjustment['new_weight']:.3g}"
+        for name, adjustment in changes
     ]
     return ", ".join(parts) or None
+
+
+def _relative_change(adjustment: Json) -> float:
+    return abs(float(adjustment["new_weight"]) / float(adjustment["previous_weight"]) - 1)

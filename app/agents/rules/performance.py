@@ -154,10 +154,10 @@ def _presumed_quality(qualities: Sequence[float], common: float | None, policy: 
 def _evidence(results: Sequence[Result], common: float | None, policy: WeightPolicy) -> Evidence:
     # Folded anew from the results each time, not kept: a late rating changes a result in the middle, and with it the
     # presumed quality of all that are not rated.
-    presumed = _presumed_quality(_qualities(results), common, policy)
+    presumed_quality = _presumed_quality(_qualities(results), common, policy)
     evidence, last = Evidence(), results[0].at
     for result in results:
-        quality = (presumed if result.quality is None else result.quality) if result.is_success else 0.0
+        quality = (presumed_quality if result.quality is None else result.quality) if result.is_success else 0.0
         evidence = add_result(evidence, quality, max(0.0, (result.at - last).total_seconds()), policy)
         # Transactions commit out of order, so a result may be a little older than the one before it.
         last = max(last, result.at)

@@ -101,18 +101,19 @@ def policy_in(mode: Mode) -> WeightPolicy:
     return replace(policy, largest_step=0.25, least_seconds=300.0) if mode is Mode.TRUSTED_TESTER else policy
 
 
-def complete_weights(named: Weights, base: Weights) -> dict[AgentType, float]:
+def complete_weights(named_weights: Weights, base: Weights) -> dict[AgentType, float]:
     """Weights of all agents: those that are not named share the remainder in the proportions of `base`.
 
     Raises ValueError where nothing remains for them, or all weights are 0.
     """
-    total, unnamed = sum(named.values()), {agent: weight for agent, weight in base.items() if agent not in named}
-    if total > 1 and unnamed:
+    total = sum(named_weights.values())
+    unnamed_weights = {agent: weight for agent, weight in base.items() if agent not in named_weights}
+    if total > 1 and unnamed_weights:
         raise ValueError(f"add up to {total:g}, which leaves nothing for the agents that are not named")
-    if total <= 0 and not unnamed:
+    if total <= 0 and not unnamed_weights:
         raise ValueError("at least one weight must be above 0")
-    factor = (1 - total) / sum(unnamed.values()) if unnamed else 0.0
-    return {**dict(named), **{agent: weight * factor for agent, weight in unnamed.items()}}
+    factor = (1 - total) / sum(unnamed_weights.values()) if unnamed_weights else 0.0
+    return {**dict(named_weights), **{agent: weight * factor for agent, weight in unnamed_weights.items()}}
 
 
 def initial_state(configured_weights: Weights) -> SteeringState:

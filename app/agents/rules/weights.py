@@ -224,12 +224,12 @@ def under_degradation(
 
     The weights themselves stay as they are: a suspension is temporary, and says nothing of an agent's results.
     """
-    suspended = suspended_agents(step)
-    if not suspended:
+    suspended_types = suspended_agents(step)
+    if not suspended_types:
         return dict(weights)
-    remainder = 1 - policy.floor * len(suspended)
-    active_sum = sum(weight for agent, weight in weights.items() if agent not in suspended)
+    remainder = 1 - policy.floor * len(suspended_types)
+    active_sum = sum(weight for agent, weight in weights.items() if agent not in suspended_types)
     return {
-        agent: policy.floor if agent in suspended else weight / active_sum * remainder
+        agent: policy.floor if agent in suspended_types else weight / active_sum * remainder
         for agent, weight in weights.items()
     }

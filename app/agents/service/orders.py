@@ -36,23 +36,23 @@ class Order:
 _Change = Callable[[SteeringState, datetime, WeightPolicy], SteeringState]
 
 
-async def command(connection: AsyncConnection, initial: Mode, order: Order, named: Weights) -> Version | None:
+async def command(connection: AsyncConnection, initial: Mode, order: Order, named_weights: Weights) -> Version | None:
     """Head for these weights; agents that are not named share the rest. Raises WeightsRefused, VersionStale."""
 
     def change(state: SteeringState, _: datetime, policy: WeightPolicy) -> SteeringState:
-        return rules.command(state, _complete(named, state.base), policy)
+        return rules.command(state, _complete(named_weights, state.base), policy)
 
     return await _carry_out(connection, initial, order, Cause.COMMAND, change)
 
 
 async def override(
-    connection: AsyncConnection, initial: Mode, order: Order, named: Weights, seconds: float
+    connection: AsyncConnection, initial: Mode, order: Order, named_weights: Weights, seconds: float
 ) -> Version | None:
     """Head for these weights for so many seconds, whatever the agents achieve. Raises WeightsRefused, VersionStale."""
 
     def change(state: SteeringState, now: datetime, policy: WeightPolicy) -> SteeringState:
         expires_at = now + timedelta(seconds=seconds)
-        target = _complete(named, state.base)
+        target = _complete(named_weights, state.base)
         return rules.override(state, Override(weights=target, expires_at=expires_at, reason=order.reason), policy)
 
     return await _carry_out(connection, initial, order, Cause.OVERRIDE, change)
@@ -90,9 +90,9 @@ async def _carry_out(
     raise DatabaseUnavailable("others are changing the weights at this moment; send this one again")
 
 
-def _complete(named: Weights, base: Weights) -> Weights:
+def _complete(named_weights: Weights, base: Weights) -> Weights:
     try:
-        return rules.complete_weights(named, base)
+        return rules.complete_weights(named_weights, base)
     except ValueError as error:
         raise WeightsRefused([("weights", str(error))]) from None
 

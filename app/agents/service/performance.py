@@ -57,10 +57,12 @@ async def _store(
     new_ratings: Sequence[StoredRating],
 ) -> None:
     recent = (await performance.read_results(connection)).recent
-    updated = {agent: rules.append_results(recent.get(agent, []), new_results.get(agent, [])) for agent in counts}
+    updated_results = {
+        agent: rules.append_results(recent.get(agent, []), new_results.get(agent, [])) for agent in counts
+    }
     for rating in new_ratings:
-        updated[rating.agent_type] = _apply_rating(updated[rating.agent_type], rating)
-    for agent, results in updated.items():
+        updated_results[rating.agent_type] = _apply_rating(updated_results[rating.agent_type], rating)
+    for agent, results in updated_results.items():
         await performance.write_results(connection, agent, results, counts[agent], quality_gain(results))
 
 

@@ -124,21 +124,21 @@ async def follow_weights(
     database: Database, config: CurrentConfig, fairness: FairQueue, degradation: CurrentStep
 ) -> None:
     """Until canceled, keep the shares of this process's leases and its step of degradation those in force."""
-    changed = asyncio.Event()
+    change_event = asyncio.Event()
 
     def note_change(topics: Collection[str]) -> None:
         if not _TOPICS.isdisjoint(topics):
-            changed.set()
+            change_event.set()
 
     database.announcer.subscribe(note_change)
     try:
         while True:
             await refresh_weights(database, config, fairness, degradation)
             try:
-                await asyncio.wait_for(changed.wait(), _POLL_SECONDS)
+                await asyncio.wait_for(change_event.wait(), _POLL_SECONDS)
             except TimeoutError:
                 continue
-            changed.clear()
+            change_event.clear()
     finally:
         database.announcer.unsubscribe(note_change)
 

@@ -1,4 +1,4 @@
-"""Bodies about language models and their use."""
+"""Bodies about language models and their usage."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Language models: what is allowed, what their services were seen to bear, and what was used."""
+"""Routes of language models: limits, the state of their services, and usage."""
 
 from datetime import timedelta
 from typing import Annotated, Any
@@ -36,10 +36,10 @@ async def page(
     limit: Limit = 100,
 ) -> ModelPage:
     """Those that were called within a day, and those with limits of their own."""
-    found = await models.status_page(connection, after_name=after, limit=limit + 1)
-    most = (await gate.read_load(connection)).total_limit
-    following = found[limit - 1].model.name if len(found) > limit else None
-    return ModelPage(items=[_shown(one, most) for one in found[:limit]], next=following)
+    statuses = await models.status_page(connection, after_name=after, limit=limit + 1)
+    total_limit = (await gate.read_load(connection)).total_limit
+    following = statuses[limit - 1].model.name if len(statuses) > limit else None
+    return ModelPage(items=[_model_out(status, total_limit) for status in statuses[:limit]], next=following)
 
 
 @router.get(
@@ -53,11 +53,11 @@ async def read(
     model: ModelName, connection: Reading, response: Response, if_none_match: IfNoneMatch = None
 ) -> ModelOut | Response:
     """Its limits, with their version as the ETag, and how its service stands. One that nobody knows is at version 0."""
-    found = await _look(connection, model)
-    if is_known(found.version, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag(found.version)})
-    response.headers["ETag"] = etag(found.version)
-    return found
+    model_out = await _read_model(connection, model)
+    if is_known(model_out.version, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag(model_out.version)})
+    response.headers["ETag"] = etag(model_out.version)
+    return model_out
 
 
 @router.put(
@@ -68,17 +68,17 @@ async def read(
 )
 async def put(
     model: ModelName,
-    wanted: LimitsIn,
+    body: LimitsIn,
     connection: Writing,
     caller: Caller,
     response: Response,
     if_match: IfMatch = None,
 ) -> ModelOut:
     """All of them at once; what is left out is not limited. In force from the next permit on. Safe to repeat."""
-    await service.set_limits(connection, model, expected_version(if_match), _limits(wanted), by=caller.key_id)
-    found = await _look(connection, model)
-    response.headers["ETag"] = etag(found.version)
-    return found
+    await service.set_limits(connection, model, expected_version(if_match), _limits(body), by=caller.key_id)
+    model_out = await _read_model(connection, model)
+    response.headers["ETag"] = etag(model_out.version)
+    return model_out
 
 
 @router.get("/usage", summary="What calls of language models came to", dependencies=_READ)
@@ -91,22 +91,22 @@ async def usage(
     """Calls by outcome, tokens, costs and latencies of each model, agent type or goal, those with most calls first."""
     start = since or await now(connection) - timedelta(hours=1)
     return UsagePage(
-        by=by, since=start, items=[_used(one) for one in await usage_store.sums(connection, by, start, limit)]
+        by=by, since=start, items=[_usage_out(item) for item in await usage_store.sums(connection, by, start, limit)]
     )
 
 
-async def _look(connection: AsyncConnection, name: str) -> ModelOut:
-    return _shown(await models.read_status(connection, name), (await gate.read_load(connection)).total_limit)
+async def _read_model(connection: AsyncConnection, name: str) -> ModelOut:
+    return _model_out(await models.read_status(connection, name), (await gate.read_load(connection)).total_limit)
 
 
-def _limits(wanted: LimitsIn) -> ModelLimits:
-    same = {name: getattr(wanted, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__}
+def _limits(body: LimitsIn) -> ModelLimits:
+    limits = {name: getattr(body, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__}
     return ModelLimits(
-        **same, input_price=wanted.input_price_per_million_tokens, output_price=wanted.output_price_per_million_tokens
+        **limits, input_price=body.input_price_per_million_tokens, output_price=body.output_price_per_million_tokens
     )
 
 
-def _shown(portrait: ModelStatus, most: int) -> ModelOut:
+def _model_out(portrait: ModelStatus, total_limit: int) -> ModelOut:
     model, at = portrait.model, portrait.at
     breaker = model.breaker.state(at)
     limits: dict[str, Any] = {
@@ -119,7 +119,7 @@ def _shown(portrait: ModelStatus, most: int) -> ModelOut:
         version=model.version,
         input_price_per_million_tokens=model.limits.input_price,
         output_price_per_million_tokens=model.limits.output_price,
-        limit=model.concurrency.allowed_calls(concurrency_ceiling(model, most)),
+        limit=model.concurrency.allowed_calls(concurrency_ceiling(model, total_limit)),
         in_use=portrait.permits,
         breaker=breaker,
         breaker_open_seconds=model.breaker.remaining_seconds(at) if breaker is BreakerState.OPEN else 0.0,
@@ -130,16 +130,16 @@ def _shown(portrait: ModelStatus, most: int) -> ModelOut:
     )
 
 
-def _used(found: UsageSum) -> UsageOut:
-    latency = found.latency
-    known = {"mean": latency.mean, "p50": latency.percentile(0.5), "p95": latency.percentile(0.95)}
+def _usage_out(usage_sum: UsageSum) -> UsageOut:
+    latency = usage_sum.latency
+    seconds_by_name = {"mean": latency.mean, "p50": latency.percentile(0.5), "p95": latency.percentile(0.95)}
     return UsageOut(
-        name=found.name,
-        calls=sum(found.outcomes.values()),
-        outcomes={outcome.value: count for outcome, count in found.outcomes.items()},
-        prompt_tokens=found.prompt_tokens,
-        completion_tokens=found.completion_tokens,
-        cost_usd=found.cost_usd,
-        held_seconds=found.held_seconds,
-        latency_ms={name: None if seconds is None else seconds * 1000 for name, seconds in known.items()},
+        name=usage_sum.name,
+        calls=sum(usage_sum.outcomes.values()),
+        outcomes={outcome.value: count for outcome, count in usage_sum.outcomes.items()},
+        prompt_tokens=usage_sum.prompt_tokens,
+        completion_tokens=usage_sum.completion_tokens,
+        cost_usd=usage_sum.cost_usd,
+        held_seconds=usage_sum.held_seconds,
+        latency_ms={name: None if seconds is None else seconds * 1000 for name, seconds in seconds_by_name.items()},
     )

@@ -1,4 +1,4 @@
-"""What calls about permits carry and answer."""
+"""Bodies about permits of language-model calls."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -14,10 +14,10 @@ from app.llm.rules.permits import Refused
 
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 # More than any model reads or writes at once.
-_MOST_TOKENS = 100_000_000
+_MAX_TOKENS = 100_000_000
 DAY_SECONDS = 86_400.0
 
-Count = Annotated[int, Field(ge=0, le=_MOST_TOKENS)]
+Count = Annotated[int, Field(ge=0, le=_MAX_TOKENS)]
 # Services send -1 for `unknown`.
 Reset = Annotated[float, Field(ge=-1, le=1e9)]
 CacheKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of model and canonical request")]

@@ -1,4 +1,4 @@
-"""Permits for calls of language models, and cached answers for when there is none."""
+"""Routes of permits for calls of language models, and of cached answers."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ from app.llm.store.permits import Permit
 router = APIRouter(prefix="/llm", tags=["language models"])
 _CALL = [requires(Scope.CALL)]
 _FIRST = UUID(int=0)
-_MOST_ANSWER_BYTES = 256 << 10
+_MAX_ANSWER_BYTES = 256 << 10
 _REFUSED: dict[int | str, dict[str, Any]] = {
     429: {"model": RefusalOut, "description": "`permit_refused`: There is no permit for this call now."}
 }
@@ -55,7 +55,7 @@ _FENCED = documented(PermitNotFound, PermitOver)
 @router.post(
     "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_OVER}
 )
-async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> PermitOut:
+async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> PermitOut:
     """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
     says, nor for one model than its service bears and its limits allow.
 
@@ -63,18 +63,18 @@ async def acquire(wanted: PermitIn, services: ServicesDep, caller: Caller) -> Pe
     """
     if services.stopping:
         raise ShuttingDown
-    cache_key = None if wanted.cache_key is None else bytes.fromhex(wanted.cache_key)
-    acquired = await services[PermitService].acquire(
-        AcquireRequest(permit_request=_permit_request(wanted, caller), cache_key=cache_key)
+    cache_key = None if body.cache_key is None else bytes.fromhex(body.cache_key)
+    acquisition = await services[PermitService].acquire(
+        AcquireRequest(permit_request=_permit_request(body, caller), cache_key=cache_key)
     )
     return PermitOut(
-        permit_id=acquired.permit.id,
-        token=acquired.permit.token,
-        model=acquired.permit.request.model,
-        expires_at=acquired.permit.expires_at,
-        ttl_seconds=acquired.ttl_seconds,
-        limit=acquired.limit,
-        in_use=acquired.in_use,
+        permit_id=acquisition.permit.id,
+        token=acquisition.permit.token,
+        model=acquisition.permit.request.model,
+        expires_at=acquisition.permit.expires_at,
+        ttl_seconds=acquisition.ttl_seconds,
+        limit=acquisition.limit,
+        in_use=acquisition.in_use,
     )
 
 
@@ -95,9 +95,9 @@ async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> Sett
     """
     if services.stopping:
         raise ShuttingDown
-    settled = await services[PermitService].settle(_settlement(permit_id, call))
+    result = await services[PermitService].settle(_settlement(permit_id, call))
     return SettledOut(
-        limit=settled.limit, in_use=settled.in_use, cooldown_seconds=settled.cooldown_seconds, late=settled.late
+        limit=result.limit, in_use=result.in_use, cooldown_seconds=result.cooldown_seconds, late=result.late
     )
 
 
@@ -120,9 +120,9 @@ async def page(
     limit: Limit = 100,
 ) -> PermitPage:
     """Who calls a model right now."""
-    found = await store.page(connection, after_id=after, limit=limit + 1)
-    following = found[limit - 1].id if len(found) > limit else None
-    return PermitPage(items=[_live(permit) for permit in found[:limit]], next=following)
+    permits = await store.page(connection, after_id=after, limit=limit + 1)
+    following = permits[limit - 1].id if len(permits) > limit else None
+    return PermitPage(items=[_live_permit_out(permit) for permit in permits[:limit]], next=following)
 
 
 @router.get(
@@ -133,50 +133,52 @@ async def page(
 )
 async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
     """The last answer that a settlement has left under this key, while it is not too old."""
-    found = (await cache.read(connection, [bytes.fromhex(key)])).values()
-    for answer in found:
+    answers = await cache.read(connection, [bytes.fromhex(key)])
+    for answer in answers.values():
         return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
     raise AnswerNotCached
 
 
-def _permit_request(wanted: PermitIn, caller: Principal) -> PermitRequest:
+def _permit_request(body: PermitIn, caller: Principal) -> PermitRequest:
     return PermitRequest(
-        id=RequestId(caller.key_id, wanted.request_id),
-        model=wanted.model,
-        agent_type=wanted.agent_type,
-        priority=priority_of(wanted.priority),
-        tokens=wanted.estimated_tokens,
-        goal_id=wanted.goal_id,
-        task_id=wanted.task_id,
+        id=RequestId(caller.key_id, body.request_id),
+        model=body.model,
+        agent_type=body.agent_type,
+        priority=priority_of(body.priority),
+        tokens=body.estimated_tokens,
+        goal_id=body.goal_id,
+        task_id=body.task_id,
         worker_id=caller.worker_id,
     )
 
 
 def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
-    told = call.model_dump(mode="json", exclude={"token"})
+    # Two settlements are the same if their bodies are, but for the token, which the permit itself is checked by.
+    content = call.model_dump(mode="json", exclude={"token"})
     report = {name: getattr(call, name) for name in CallReport.__dataclass_fields__ if name != "latency_seconds"}
     answer = None
     if call.cache is not None:
-        limit_size(call.cache.answer, _MOST_ANSWER_BYTES, "answer")
+        limit_size(call.cache.answer, _MAX_ANSWER_BYTES, "answer")
         key = bytes.fromhex(call.cache.key)
         answer = NewAnswer(key=key, answer=call.cache.answer, ttl_seconds=call.cache.ttl_seconds)
     return Settlement(
         permit_id=permit_id,
         token=call.token,
         report=CallReport(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
-        digest=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest(),
+        digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(),
         answer=answer,
     )
 
 
-def _live(permit: Permit) -> LivePermitOut:
-    own = {name: getattr(permit, name) for name in ("is_probe", "granted_at", "expires_at")}
-    asked = {name: getattr(permit.request, name) for name in ("model", "agent_type", "goal_id", "task_id", "worker_id")}
+def _live_permit_out(permit: Permit) -> LivePermitOut:
+    permit_fields = {name: getattr(permit, name) for name in ("is_probe", "granted_at", "expires_at")}
+    names = ("model", "agent_type", "goal_id", "task_id", "worker_id")
+    request_fields = {name: getattr(permit.request, name) for name in names}
     return LivePermitOut(
         permit_id=permit.id,
         key_id=permit.request.id.key_id,
         priority=priority_name(permit.request.priority),
         estimated_tokens=permit.request.tokens,
-        **own,
-        **asked,
+        **permit_fields,
+        **request_fields,
     )

@@ -1,4 +1,4 @@
-"""`convener llm`: language models and their limits, who calls one now, and what calls came to."""
+"""`convener llm`: limits of language models, live permits, and usage."""
 
 import json
 from typing import Annotated, Any
@@ -53,10 +53,10 @@ def ls(limit: Limit = 100, url: Url = None, fmt: Output = Format.TABLE) -> None:
     table = output.table("MODEL", *numbers, "SERVICE", "USED", numbers=numbers, flexible="MODEL")
     for item in items:
         rates = (_rate(item, "requests_per_window"), _rate(item, "tokens_per_window"))
-        told = (item["in_use"], item["limit"], _milliseconds(item["mean_latency_ms"]), *rates)
+        values = (item["in_use"], item["limit"], _milliseconds(item["mean_latency_ms"]), *rates)
         table.add_row(
             output.cell(item["model"]),
-            *map(output.cell, told),
+            *map(output.cell, values),
             _service(item),
             output.cell(output.age(item["used_at"], now)),
         )
@@ -67,12 +67,12 @@ def ls(limit: Limit = 100, url: Url = None, fmt: Output = Format.TABLE) -> None:
 def get(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show the limits of a model, and how its service stands."""
     with connect(url) as client:
-        found = client.get(_path(model))
-        used = output.age(found["used_at"], client.now)
+        item = client.get(_path(model))
+        used_ago = output.age(item["used_at"], client.now)
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(item)
     else:
-        output.show(_portrait(found, used))
+        output.show(_model_details(item, used_ago))
 
 
 @models.command(
@@ -90,19 +90,19 @@ def set_limits(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Change some limits of a model; the others stay. In force from the next permit on."""
-    wanted = _wanted(values)
+    changes = _changes(values)
     with connect(url) as client:
         try:
-            done = _change(client, model, wanted)
+            item = _change(client, model, changes)
         except Refusal as refusal:
             if refusal.status != _STALE:
                 raise
             output.errors().print("[dim]somebody has changed this model meanwhile; trying again[/]")
-            done = _change(client, model, wanted)
+            item = _change(client, model, changes)
     if fmt is Format.JSON:
-        output.write_json(done)
+        output.write_json(item)
     else:
-        output.show(_portrait(done, None))
+        output.show(_model_details(item, None))
 
 
 @app.command(
@@ -121,18 +121,18 @@ def usage(
     if by not in ("model", "agent", "goal"):
         raise typer.BadParameter(f"{by} is none of model, agent and goal", param_hint="--by")
     with connect(url) as client:
-        found = client.get("/llm/usage", by=by, since=since, limit=limit)
+        body = client.get("/llm/usage", by=by, since=since, limit=limit)
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(body)
         return
     numbers = ("CALLS", "FAILED", "PROMPT", "COMPLETION", "COST", "LATENCY", "P95")
     table = output.table(by.upper(), *numbers, numbers=numbers, flexible=by.upper())
-    for item in found["items"]:
-        failed = item["calls"] - item["outcomes"].get("success", 0)
+    for item in body["items"]:
+        failures = item["calls"] - item["outcomes"].get("success", 0)
         tokens = (f"{item['prompt_tokens']:,}", f"{item['completion_tokens']:,}")
         latencies = (_milliseconds(item["latency_ms"]["mean"]), _milliseconds(item["latency_ms"]["p95"]))
-        told = (item["calls"], failed, *tokens, f"${item['cost_usd']:.4f}", *latencies)
-        table.add_row(output.cell(item["name"]), *map(output.cell, told))
+        values = (item["calls"], failures, *tokens, f"${item['cost_usd']:.4f}", *latencies)
+        table.add_row(output.cell(item["name"]), *map(output.cell, values))
     output.show(table)
 
 
@@ -157,22 +157,22 @@ def _path(model: str) -> str:
     return f"/llm/models/{quote(model, safe='/:')}"
 
 
-def _change(client: Client, model: str, wanted: Json) -> Json:
-    found = client.get(_path(model))
-    body = {name: found[name] for name in _LIMITS} | wanted
-    return client.change("PUT", _path(model), body, version=found["version"])
+def _change(client: Client, model: str, changes: Json) -> Json:
+    item = client.get(_path(model))
+    body = {name: item[name] for name in _LIMITS} | changes
+    return client.change("PUT", _path(model), body, version=item["version"])
 
 
-def _wanted(values: list[str]) -> Json:
-    """What `name=value` words mean together. Raises BadParameter."""
-    wanted: Json = {}
+def _changes(values: list[str]) -> Json:
+    """The limits in `name=value` words. Raises BadParameter."""
+    changes: Json = {}
     for value in values:
         name, separator, text = value.partition("=")
         if not separator or name not in _LIMITS:
-            known = ", ".join(_LIMITS)
-            raise typer.BadParameter(f"{value} is not NAME=VALUE, like burst=20; names are {known}")
-        wanted[name] = _value(name, text)
-    return wanted
+            names = ", ".join(_LIMITS)
+            raise typer.BadParameter(f"{value} is not NAME=VALUE, like burst=20; names are {names}")
+        changes[name] = _value(name, text)
+    return changes
 
 
 def _value(name: str, text: str) -> Any:
@@ -186,36 +186,35 @@ def _value(name: str, text: str) -> Any:
         raise typer.BadParameter(f"the value of {name} must be a number or none, not {text}") from None
 
 
-def _portrait(found: Json, used: str | None) -> RenderableType:
-    shown = {name: _limit(found[name]) for name in _LIMITS}
+def _model_details(item: Json, used_ago: str | None) -> RenderableType:
     table = output.table("LIMIT", "VALUE", numbers=["VALUE"])
-    for name, value in shown.items():
-        table.add_row(output.cell(name), output.cell(value))
+    for name in _LIMITS:
+        table.add_row(output.cell(name), output.cell(_limit(item[name])))
     head = output.details(
         [
-            ("Model", found["model"]),
-            ("Version", str(found["version"])),
-            ("Service", _service(found)),
-            ("Calls", f"{found['in_use']} of {found['limit']} that may be under way at once"),
-            ("Latency", _milliseconds(found["mean_latency_ms"])),
-            ("Used", used),
+            ("Model", item["model"]),
+            ("Version", str(item["version"])),
+            ("Service", _service(item)),
+            ("Calls", f"{item['in_use']} of {item['limit']} that may be under way at once"),
+            ("Latency", _milliseconds(item["mean_latency_ms"])),
+            ("Used", used_ago),
         ]
     )
     return Group(head, Text(""), table)
 
 
-def _service(found: Json) -> Text:
-    if found["breaker"] == "open":
-        return Text(f"failing, tried again in {output.duration(found['breaker_open_seconds'])}", style="red")
-    if found["breaker"] == "half_open":
+def _service(item: Json) -> Text:
+    if item["breaker"] == "open":
+        return Text(f"failing, tried again in {output.duration(item['breaker_open_seconds'])}", style="red")
+    if item["breaker"] == "half_open":
         return Text("failing, the next call tries it", style="yellow")
-    if found["cooldown_seconds"]:
-        return Text(f"cooling down for {output.duration(found['cooldown_seconds'])}", style="yellow")
+    if item["cooldown_seconds"]:
+        return Text(f"cooling down for {output.duration(item['cooldown_seconds'])}", style="yellow")
     return Text("works", style="green")
 
 
-def _rate(found: Json, name: str) -> str | None:
-    return None if found[name] is None else f"{found[name]:,} / {output.duration(found['window_seconds'])}"
+def _rate(item: Json, name: str) -> str | None:
+    return None if item[name] is None else f"{item[name]:,} / {output.duration(item['window_seconds'])}"
 
 
 def _milliseconds(value: float | None) -> str | None:

@@ -62,12 +62,12 @@ def record_call(
     policy: ConcurrencyPolicy,
 ) -> ConcurrencyState:
     """The state after a call; `in_use` includes that call, and `ceiling` is the most calls that people allow."""
-    updated = _start_cooldown(state, report, now, policy)
+    state = _start_cooldown(state, report, now, policy)
     if report.outcome in LOSSES:
-        return _decrease(updated, now, policy)
+        return _decrease(state, now, policy)
     if report.outcome is not Outcome.SUCCESS:
-        return updated
-    return _update_latency(_increase(updated, in_use, ceiling), report, policy)
+        return state
+    return _update_latency(_increase(state, in_use, ceiling), report, policy)
 
 
 def _increase(state: ConcurrencyState, in_use: int, ceiling: int) -> ConcurrencyState:

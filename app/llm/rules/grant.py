@@ -34,7 +34,7 @@ class PermitPlan:
     """An answer to each request, in their order; the reservations they resume; meters and virtual times afterwards."""
 
     answers: Sequence[Grant | Denial]
-    resumed: Sequence[RequestId]
+    resumed_ids: Sequence[RequestId]
     meters: Mapping[str, Mapping[Dimension, Meter]]
     virtual_times: VirtualTimes
 
@@ -77,7 +77,7 @@ def plan_permits(
     absent_ids = {reservation.request.id for reservation in absent}
     return PermitPlan(
         answers=[answers[request.id] for request in requests],
-        resumed=[place.request.id for place in snapshot.reservations if place.request.id not in absent_ids],
+        resumed_ids=[place.request.id for place in snapshot.reservations if place.request.id not in absent_ids],
         meters=capacity.charged_meters,
         virtual_times=clock.times(),
     )
@@ -106,20 +106,20 @@ def _match_reservations(
 class _VirtualClock:
     """Virtual times while permits are dealt out, counted twice.
 
-    The order of the queue goes by `_finish`, as if held permits were used as well, or all of them would be held for one
-    agent type. What is stored goes by `_paid`, for granted permits alone: who never comes back has used nothing.
+    `_finish` orders the queue: it counts held permits as well, or all of them would be held for one agent type. What is
+    stored is `_granted_finish`, for granted permits alone: a caller who never comes back has used nothing.
     """
 
     def __init__(self, snapshot: PermitSnapshot, requests: Collection[PermitRequest], policy: PermitPolicy) -> None:
         self._weights = snapshot.weights
         self._default_tokens = policy.default_tokens
         self._virtual = snapshot.virtual_times.virtual
-        self._paid = dict.fromkeys(AgentType, 0.0) | dict(snapshot.virtual_times.finish)
+        self._granted_finish = dict.fromkeys(AgentType, 0.0) | dict(snapshot.virtual_times.finish)
         # An agent type that did not wait starts level with the others: idle time earns no credit.
         arriving = {request.agent_type for request in requests}
         for agent in arriving - {place.request.agent_type for place in snapshot.reservations}:
-            self._paid[agent] = max(self._paid[agent], self._virtual)
-        self._finish = dict(self._paid)
+            self._granted_finish[agent] = max(self._granted_finish[agent], self._virtual)
+        self._finish = dict(self._granted_finish)
 
     def finish(self, agent: AgentType) -> float:
         """Virtual time at which the share of an agent type is used up; the least is furthest behind."""
@@ -132,12 +132,12 @@ class _VirtualClock:
     def grant(self, request: PermitRequest) -> None:
         """Count a permit that is granted."""
         self.reserve(request)
-        self._virtual = max(self._virtual, self._paid[request.agent_type])
-        self._paid[request.agent_type] += self._cost(request)
+        self._virtual = max(self._virtual, self._granted_finish[request.agent_type])
+        self._granted_finish[request.agent_type] += self._cost(request)
 
     def times(self) -> VirtualTimes:
         """The virtual times to store."""
-        return VirtualTimes(finish=self._paid, virtual=self._virtual)
+        return VirtualTimes(finish=self._granted_finish, virtual=self._virtual)
 
     def _cost(self, request: PermitRequest) -> float:
         tokens = request.tokens or self._default_tokens
@@ -196,8 +196,8 @@ class _Capacity:
         self._free = snapshot.total_limit - snapshot.in_use
         self._in_use = Counter({name: count.permits for name, count in counts})
         self._probes = Counter({name: count.probes for name, count in counts})
-        self._queued: Counter[str] = Counter()
-        self._granted: Counter[str] = Counter()
+        self._queue_lengths: Counter[str] = Counter()
+        self._grant_counts: Counter[str] = Counter()
         self._limits = {
             name: model.concurrency.allowed_calls(concurrency_ceiling(model, snapshot.total_limit))
             for name, model in models
@@ -223,9 +223,9 @@ class _Capacity:
         """Take capacity for a permit that is written down."""
         name, is_probe = request.model, self.is_probe(request.model)
         self.take(request)
-        self._granted[name] += 1
+        self._grant_counts[name] += 1
         self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
-        in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._granted[name]
+        in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._grant_counts[name]
         return Grant(request=request, is_probe=is_probe, limit=self._limits[name], in_use=in_use)
 
     def holds_for(self, reservation: Reservation) -> bool:
@@ -239,7 +239,7 @@ class _Capacity:
         """Queue a request behind those before it; return its reason and wait. None: it need not wait."""
         refusal = self.refusal(request)
         if refusal is not None and refusal[0] is Refused.CONCURRENCY:
-            self._queued[request.model] += 1
+            self._queue_lengths[request.model] += 1
         elif refusal is not None and refusal[0] in QUEUED_REASONS:
             self._meters[request.model] = _charge_all(self._meters[request.model], request, self._snapshot.now)
         return refusal
@@ -265,9 +265,9 @@ class _Capacity:
             return None
         # By Little's law one of `limit` permits, each in use for `latency`, is freed every latency / limit seconds.
         latency = self._snapshot.models[request.model].concurrency.mean_latency(self._concurrency_policy)
-        seconds = policy.retry_share * (self._queued[request.model] + 1) * latency / limit
-        bounded = min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds))
-        return Refused.CONCURRENCY, timedelta(seconds=bounded)
+        seconds = policy.retry_share * (self._queue_lengths[request.model] + 1) * latency / limit
+        wait_seconds = min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds))
+        return Refused.CONCURRENCY, timedelta(seconds=wait_seconds)
 
     def _rate_refusal(self, request: PermitRequest) -> Refusal | None:
         waits = {

@@ -133,7 +133,7 @@ async def _write(
         NewPermit(id=time_ordered_uuid(), token=secrets.token_hex(16), request=grant.request, is_probe=grant.is_probe)
         for grant in grants.values()
     ]
-    stored = await permits.insert(connection, new, snapshot.now, policy.ttl_seconds) if new else {}
+    new_permits = await permits.insert(connection, new, snapshot.now, policy.ttl_seconds) if new else {}
     for name in sorted({grant.request.model for grant in grants.values()}):
         if plan.meters[name]:
             await model_store.write_meters(connection, name, plan.meters[name])
@@ -141,10 +141,10 @@ async def _write(
         await gate.write_virtual_times(connection, plan.virtual_times)
     denials = [answer for answer in plan.answers if isinstance(answer, Denial)]
     reservations = [place for denial in denials if (place := denial.reservation(snapshot.now, policy)) is not None]
-    await gate.replace_reservations(connection, plan.resumed, reservations)
+    await gate.replace_reservations(connection, plan.resumed_ids, reservations)
     return {
         request_id: AcquiredPermit(
-            permit=stored[request_id], ttl_seconds=policy.ttl_seconds, limit=grant.limit, in_use=grant.in_use
+            permit=new_permits[request_id], ttl_seconds=policy.ttl_seconds, limit=grant.limit, in_use=grant.in_use
         )
         for request_id, grant in grants.items()
     }

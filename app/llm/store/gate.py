@@ -119,11 +119,11 @@ async def read_state(connection: AsyncConnection, request_ids: Collection[Reques
 
 
 async def replace_reservations(
-    connection: AsyncConnection, resumed: Sequence[RequestId], new: Sequence[Reservation]
+    connection: AsyncConnection, resumed_ids: Sequence[RequestId], new: Sequence[Reservation]
 ) -> None:
     """Delete the resumed reservations and write the new ones, with the gate locked."""
     new_ids = {reservation.request.id for reservation in new}
-    if deleted_ids := [request_id for request_id in resumed if request_id not in new_ids]:
+    if deleted_ids := [request_id for request_id in resumed_ids if request_id not in new_ids]:
         await connection.execute(_DELETE_RESERVATIONS, request_id_columns(deleted_ids))
     if new:
         rows = [

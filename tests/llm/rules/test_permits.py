@@ -111,7 +111,7 @@ def test_a_request_under_another_id_resumes_the_reservation_of_its_caller() -> N
     place = reservation(permit_request(caller="earlier"), due=3)
     busy = replace(snapshot(model(1), in_use={"m": 1}), reservations=[place])
     plan = decided(busy, permit_request(caller="earlier"))
-    assert plan.resumed == [place.request.id]
+    assert plan.resumed_ids == [place.request.id]
     assert denied(plan)[0].since == place.since
 
 
