@@ -21,10 +21,10 @@ from app.loops.schedule import (
     Context,
     Duty,
     Errand,
-    courier_errands,
     host_errands,
     pool_duties,
     pool_errands,
+    webhook_errands,
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import policy_of
@@ -53,10 +53,10 @@ async def run(settings: Settings) -> None:
     schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_errands(provisioner)]
-    courier = WebhookSender(settings.webhook) if settings.webhook else None
-    if courier is not None:
-        schedule = [*schedule, *courier_errands(courier)]
-    runner = Runner(_context(settings, database, provisioner, courier), schedule)
+    webhook_sender = WebhookSender(settings.webhook) if settings.webhook else None
+    if webhook_sender is not None:
+        schedule = [*schedule, *webhook_errands(webhook_sender)]
+    runner = Runner(_context(settings, database, provisioner, webhook_sender), schedule)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
@@ -71,7 +71,7 @@ async def run(settings: Settings) -> None:
 
 
 def _context(
-    settings: Settings, database: Database, provisioner: LocalProvisioner | None, courier: MessageSender | None
+    settings: Settings, database: Database, provisioner: LocalProvisioner | None, webhook_sender: MessageSender | None
 ) -> Context:
     return Context(
         database=database,
@@ -83,7 +83,7 @@ def _context(
         ),
         mode=settings.mode or Mode.PRODUCTION,
         provisioner=provisioner,
-        courier=courier,
+        webhook_sender=webhook_sender,
         pool_size=settings.pool_size,
         stop_grace_seconds=_patience(settings),
         history_days=settings.history_days,

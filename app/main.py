@@ -19,7 +19,7 @@ from app.db import schema
 from app.db.database import Database
 from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
-from app.health.service.snapshot_cache import SnapshotCache, SnapshotTerms
+from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.utilisation import keep_sampling
 from app.http.bounds import BoundedHeads
 from app.http.services import PayloadLimit, Services
@@ -58,7 +58,7 @@ def services_for(settings: Settings, database: Database) -> Services:
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
     admission, bursts = Admission(capacity), Bursts(database, config)
-    terms = SnapshotTerms(capacity=capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
+    terms = SnapshotSettings(capacity=capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
     return Services(
         database,
         Keyring(database),

@@ -45,7 +45,7 @@ class Context:
     health: HealthPolicy
     mode: Mode
     provisioner: Provisioner | None
-    courier: MessageSender | None
+    webhook_sender: MessageSender | None
     pool_size: int
     stop_grace_seconds: float
     history_days: int
@@ -91,7 +91,9 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda _, db, turn: _watch_resources(db)),
     Duty(
-        name=alerts.WATCH, seconds=5, run=lambda c, db, turn: alerts.watch(db, c.capacity, tells=c.courier is not None)
+        name=alerts.WATCH,
+        seconds=5,
+        run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.
@@ -142,13 +144,13 @@ ERRANDS: Sequence[Errand] = (
 )
 
 
-def courier_errands(courier: MessageSender) -> Sequence[Errand]:
+def webhook_errands(webhook_sender: MessageSender) -> Sequence[Errand]:
     """What tells other services of alerts."""
     return (
         Errand(
             name="deliver webhooks",
             seconds=5,
-            run=lambda c: webhooks.deliver(c.database, courier),
+            run=lambda c: webhooks.deliver(c.database, webhook_sender),
             wakes_on=notify.WEBHOOKS,
         ),
     )

@@ -23,7 +23,7 @@ def context(database: Database) -> Context:
         health=HealthPolicy(),
         mode=Mode.DEVELOPMENT,
         provisioner=None,
-        courier=None,
+        webhook_sender=None,
         pool_size=0,
         stop_grace_seconds=1,
         history_days=30,

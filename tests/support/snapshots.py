@@ -62,7 +62,7 @@ def well(**changes: Any) -> Snapshot:
         min_workers=10,
         spans=[span(HOST, Measure.CPU, 40.0), span(HOST, Measure.MEMORY, 30.0)],
         database=condition(),
-        turns=[DutyTurn(duty="sweep leases", seconds_ago=0.5, every_seconds=1.0)],
+        duty_turns=[DutyTurn(duty="sweep leases", seconds_ago=0.5, every_seconds=1.0)],
         language_model=LanguageModel(latency_ms=800.0, usage=0.25),
     )
     return replace(usual, **changes)

@@ -12,7 +12,7 @@ from app.queue.service import counters
 from tests.support.factories import submitted
 from tests.support.sql import execute, value
 
-AT_ONCE = AlertPolicy(patience={rule: Hysteresis(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
+AT_ONCE = AlertPolicy(hysteresis={rule: Hysteresis(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
 
 
 async def look(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is wrong and somebody should know of, what was, and who knows."""
+"""Alerts of the present and the past, and their acknowledgement."""
 
 from typing import Annotated
 from uuid import UUID
@@ -97,12 +97,12 @@ async def page(
     An alert opens when its symptom has lasted, and is resolved by itself when it has been away for a while; of each
     rule and subject one stands at most. Opening, getting worse and the end are events too (`alert.opened`, ...).
     """
-    wanted = AlertFilter(
+    selection = AlertFilter(
         states=state or UNRESOLVED, rule=rule, severity=Severity[severity.upper()] if severity else None
     )
-    found = await store.page(connection, wanted, before=after, limit=limit + 1)
-    following = found[limit - 1].id if len(found) > limit else None
-    items, looked_at = [_shown(alert) for alert in found[:limit]], await service.last_looked_at(connection)
+    alerts = await store.page(connection, selection, below_id=after, limit=limit + 1)
+    following = alerts[limit - 1].id if len(alerts) > limit else None
+    items, looked_at = [_alert_out(alert) for alert in alerts[:limit]], await service.last_looked_at(connection)
     return AlertPage(items=items, next=following, looked_at=looked_at)
 
 
@@ -114,9 +114,11 @@ async def page(
 )
 async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
-    alert = _shown(await service.read(connection, alert_id))
-    found = await webhooks.read_deliveries(connection, alert_id)
-    deliveries = [DeliveryOut(**{name: getattr(each, name) for name in DeliveryOut.model_fields}) for each in found]
+    alert = _alert_out(await service.read(connection, alert_id))
+    deliveries = [
+        DeliveryOut(**{name: getattr(delivery, name) for name in DeliveryOut.model_fields})
+        for delivery in await webhooks.read_deliveries(connection, alert_id)
+    ]
     return OneAlertOut(**alert.model_dump(), deliveries=deliveries)
 
 
@@ -126,15 +128,15 @@ async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     dependencies=[requires(Scope.OPERATE)],
     responses=documented(AlertNotFound, AlertResolved),
 )
-async def acknowledge(alert_id: AlertId, wanted: AcknowledgeIn, connection: Writing, caller: Caller) -> AlertOut:
+async def acknowledge(alert_id: AlertId, body: AcknowledgeIn, connection: Writing, caller: Caller) -> AlertOut:
     """Somebody knows. It stays until its symptom is gone, and is open again should it get worse.
 
     Safe to repeat: who is first is kept. There is no way to resolve an alert by hand, because its symptom would open it
     again.
     """
-    return _shown(await service.acknowledge(connection, alert_id, by=caller.key_id, note=wanted.note))
+    return _alert_out(await service.acknowledge(connection, alert_id, by=caller.key_id, note=body.note))
 
 
-def _shown(alert: Alert) -> AlertOut:
-    known = {name: getattr(alert, name) for name in AlertOut.model_fields if name != "severity"}
-    return AlertOut(severity=alert.severity.name.lower(), **known)
+def _alert_out(alert: Alert) -> AlertOut:
+    fields = {name: getattr(alert, name) for name in AlertOut.model_fields if name != "severity"}
+    return AlertOut(severity=alert.severity.name.lower(), **fields)

@@ -1,4 +1,4 @@
-"""What is given up while resources are short, why, and until when; and operators who know better."""
+"""The step of degradation in force with its reason, and the hold by which operators overrule it."""
 
 from datetime import timedelta
 from typing import Annotated, Any
@@ -94,19 +94,19 @@ async def read(connection: Reading) -> DegradationOut:
     Lease and heartbeat answers and `GET /queues` carry the advice too, and answers to submits the header
     `Convener-Degradation`, as long as there is any. Every move is an event `degradation.moved`.
     """
-    return await _shown(connection, await store.read(connection))
+    return await _degradation_out(connection, await store.read(connection))
 
 
 @router.put("", summary="Hold a step, or let the rule decide", dependencies=[requires(Scope.OPERATE)])
-async def put(wanted: HoldIn, connection: Writing, caller: Caller) -> DegradationOut:
+async def put(body: HoldIn, connection: Writing, caller: Caller) -> DegradationOut:
     """Audited. An operator may skip steps, which the rule never does; sending it again holds it from now on."""
-    if wanted.step is None:
-        standing = await service.release(connection, by=caller.key_id, reason=wanted.reason)
+    if body.step is None:
+        state = await service.release(connection, by=caller.key_id, reason=body.reason)
     else:
-        length = timedelta(minutes=wanted.minutes)
-        step, by = DegradationStep(wanted.step), caller.key_id
-        standing = await service.hold(connection, step, length, by=by, reason=wanted.reason)
-    return await _shown(connection, standing)
+        length = timedelta(minutes=body.minutes)
+        step, by = DegradationStep(body.step), caller.key_id
+        state = await service.hold(connection, step, length, by=by, reason=body.reason)
+    return await _degradation_out(connection, state)
 
 
 @router.get("/history", summary="How the ladder moved", dependencies=[requires(Scope.READ)])
@@ -116,15 +116,15 @@ async def history(
     limit: Limit = 100,
 ) -> MovePage:
     """Every move with its reason, newest first."""
-    found = await store.history(connection, before=after, limit=limit + 1)
-    following = found[limit - 1].id if len(found) > limit else None
-    items = [MoveOut(**{name: getattr(move, name) for name in MoveOut.model_fields}) for move in found[:limit]]
+    moves = await store.history(connection, before=after, limit=limit + 1)
+    following = moves[limit - 1].id if len(moves) > limit else None
+    items = [MoveOut(**{name: getattr(move, name) for name in MoveOut.model_fields}) for move in moves[:limit]]
     return MovePage(items=items, next=following)
 
 
-async def _shown(connection: AsyncConnection, standing: Standing) -> DegradationOut:
-    ladder, step = standing.ladder, rules.effective_step(standing.ladder, standing.at)
-    told = service.CurrentStep(step=step).told
+async def _degradation_out(connection: AsyncConnection, state: Standing) -> DegradationOut:
+    ladder, step = state.ladder, rules.effective_step(state.ladder, state.at)
+    advice = service.CurrentStep(step=step).told
     recovery = await recovery_service.recovery(connection)
     return DegradationOut(
         step=step.value,
@@ -133,10 +133,10 @@ async def _shown(connection: AsyncConnection, standing: Standing) -> Degradation
         expires_at=ladder.expires_at if step else None,
         reason=ladder.reason or None,
         hold=HoldOut(until=ladder.hold.until, by=ladder.hold.by) if ladder.hold else None,
-        advice=AdviceOut(**told) if told else None,
+        advice=AdviceOut(**advice) if advice else None,
         suspended_agents=sorted(rules.suspended_agents(step)),
         looked_at=ladder.looked_at,
-        strain=dict(standing.strain),
+        strain=dict(state.strain),
         reduced_capacity=ReducedOut(
             is_reduced=recovery.is_reduced, reason=recovery.reason or None, lost_share=recovery.lost_share
         ),

@@ -1,4 +1,4 @@
-"""Gauges of pool, health, hosts and database for Prometheus, set from one look at everything.
+"""Gauges of pool, health, hosts and database for Prometheus, set from one snapshot of the system.
 
 No label stands for a task, a goal or a worker: there are too many, and they come and go.
 """
@@ -23,8 +23,8 @@ from app.llm.store import gate, models
 from app.llm.store.models import ModelStatus
 
 _STATES = (Overall.HEALTHY, Overall.DEGRADED, Overall.CRITICAL)
-# What can be told without labels: name -> meaning.
-_PLAIN = {
+# Gauges without labels: name -> help text.
+_POOL_GAUGES = {
     "queue_depth_total": "Tasks that are queued: pending, delayed or blocked",
     "oldest_task_age_seconds": "For how long the longest-waiting task that may run has waited; 0 when none waits",
     "workers_live": "Workers that are starting, ready, busy or draining",
@@ -43,17 +43,14 @@ _PLAIN = {
     "database_connections_percent": "Percent of the connections that the server allows which are in use",
 }
 
-
 # Callers name models, and what they make up must not fill the memory of whoever scrapes.
-_MOST_MODELS = 50
-_MEANINGS = {
+_MAX_MODELS = 50
+_MODEL_GAUGES = {
     "in_use": "Calls of a language model that are under way",
     "limit": "Calls of a language model that may be under way: what its service was seen to bear",
     "cooldown_seconds": "For so long the service of a language model wants to be left alone",
 }
-
-
-_CONDITIONS = {
+_WARNINGS = {
     "workers_starving": "Workers that idle although tasks wait that they can run",
     "pool_capacity_lost": "Share of the pool that cannot be replaced, from 0 to 1",
     "pool_slots_failing": "Places of the pool whose workers keep dying young",
@@ -63,22 +60,26 @@ _CONDITIONS = {
 
 
 class PoolGauges:
-    """What the look tells; NaN, or no line, where it tells nothing."""
+    """Gauges of queue, pool, hosts and the health report; NaN, or no line, where nothing is known."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._plain = {name: Gauge(f"convener_{name}", meaning, registry=registry) for name, meaning in _PLAIN.items()}
-        self._labelled: list[Gauge] = []
+        self._plain = {name: Gauge(f"convener_{name}", text, registry=registry) for name, text in _POOL_GAUGES.items()}
+        self._with_labels: list[Gauge] = []
         self._registry = registry
         self._depth = self._gauge("queue_depth", "Tasks that are queued: pending, delayed or blocked", "agent")
         self._arrivals = self._gauge("arrivals_per_second", "Tasks submitted, over the last five minutes", "agent")
         self._service = self._gauge("service_seconds", "Mean time from lease to completion lately", "agent")
         self._workers = self._gauge("workers", "Live workers", "state")
-        self._assigned = self._gauge("workers_assigned", "Live workers that are to prefer an agent type", "agent")
-        self._used = self._gauge("utilisation_percent", "Last sample of cpu, memory or busy", "subject", "measure")
+        self._assigned_workers = self._gauge(
+            "workers_assigned", "Live workers that are to prefer an agent type", "agent"
+        )
+        self._utilisation = self._gauge(
+            "utilisation_percent", "Last sample of cpu, memory or busy", "subject", "measure"
+        )
         self._findings = self._gauge("health_findings", "What the health report finds", "code", "level")
         self._duties = self._gauge("duty_age_seconds", "Since the last turn of a background duty", "duty")
         self._dead = self._gauge("database_dead_rows", "Dead rows of a busy table", "table")
-        self._pushed = {
+        self._pushed_values = {
             MetricKind.GAUGE: self._gauge(
                 "pushed_gauge", "Mean of the gauges that were pushed lately", "name", "agent"
             ),
@@ -87,72 +88,73 @@ class PoolGauges:
             ),
         }
 
-    def forget(self) -> None:
-        """What is over, or unknown, is not told."""
-        for gauge in self._labelled:
+    def clear(self) -> None:
+        """Drop all values, lest one that is over or unknown stays in sight."""
+        for gauge in self._with_labels:
             gauge.clear()
         for gauge in self._plain.values():
             gauge.set(nan)
 
-    def show(self, seen: Snapshot, report: Report, policy: UtilisationPolicy) -> None:
-        """Everything of a look, and of the report on it."""
-        self._show_queue(seen, report)
-        self._show_pool(seen.pool)
-        self._show_used(seen, policy)
-        self._show_database(seen)
-        self._set("workers_minimum", seen.min_workers)
-        self._set("workers_target", seen.target_workers)
-        self._set("health_state", _STATES.index(report.overall))
+    def update(self, snapshot: Snapshot, report: Report, policy: UtilisationPolicy) -> None:
+        """Set all from a snapshot and the report on it."""
+        self._set_queue(snapshot, report)
+        self._set_pool(snapshot.pool)
+        self._set_utilisation(snapshot, policy)
+        self._set_database(snapshot)
+        self._set_plain("workers_minimum", snapshot.min_workers)
+        self._set_plain("workers_target", snapshot.target_workers)
+        self._set_plain("health_state", _STATES.index(report.overall))
         for reason in report.reasons:
             self._findings.labels(reason.code, reason.level.value).inc()
-        for found in seen.pushed:
-            self._pushed[found.kind].labels(found.name, found.agent.value if found.agent else "").set(found.value)
-        for turn in seen.turns:
+        for value in snapshot.pushed_values:
+            agent = value.agent.value if value.agent else ""
+            self._pushed_values[value.kind].labels(value.name, agent).set(value.value)
+        for turn in snapshot.duty_turns:
             self._duties.labels(turn.duty).set(turn.seconds_ago)
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        self._labelled.append(Gauge(f"convener_{name}", meaning, labels, registry=self._registry))
-        return self._labelled[-1]
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        self._with_labels.append(Gauge(f"convener_{name}", text, labels, registry=self._registry))
+        return self._with_labels[-1]
 
-    def _set(self, name: str, value: float | None) -> None:
+    def _set_plain(self, name: str, value: float | None) -> None:
         self._plain[name].set(nan if value is None else value)
 
-    def _show_queue(self, seen: Snapshot, report: Report) -> None:
-        self._set("queue_depth_total", report.pending_tasks)
-        self._set("oldest_task_age_seconds", report.oldest_task_age_seconds)
-        self._set("task_completion_seconds", runtime.completion_seconds(seen.queue))
-        latency = seen.language_model.latency_ms
-        self._set("llm_latency_seconds", None if latency is None else latency / 1000)
-        self._set("llm_usage_percent", _percent(seen.language_model.usage))
+    def _set_queue(self, snapshot: Snapshot, report: Report) -> None:
+        self._set_plain("queue_depth_total", report.pending_tasks)
+        self._set_plain("oldest_task_age_seconds", report.oldest_task_age_seconds)
+        self._set_plain("task_completion_seconds", runtime.completion_seconds(snapshot.queue))
+        latency = snapshot.language_model.latency_ms
+        self._set_plain("llm_latency_seconds", None if latency is None else latency / 1000)
+        self._set_plain("llm_usage_percent", _percent(snapshot.language_model.usage))
         for agent in AgentType:
-            self._depth.labels(agent.value).set(seen.queue.count(agent=agent))
-            self._arrivals.labels(agent.value).set(runtime.arrivals_per_second(seen.queue, agent))
-            if (mean := seen.queue.service_times(agent).mean) is not None:
+            self._depth.labels(agent.value).set(snapshot.queue.count(agent=agent))
+            self._arrivals.labels(agent.value).set(runtime.arrivals_per_second(snapshot.queue, agent))
+            if (mean := snapshot.queue.service_times(agent).mean) is not None:
                 self._service.labels(agent.value).set(mean)
 
-    def _show_pool(self, pool: PoolCounts) -> None:
+    def _set_pool(self, pool: PoolCounts) -> None:
         for state, count in (("starting", pool.starting), ("ready", pool.idle), ("busy", pool.busy)):
             self._workers.labels(state).set(count)
         self._workers.labels("draining").set(pool.draining)
         for agent in AgentType:
-            self._assigned.labels(agent.value).set(pool.assigned.get(agent, 0))
-        self._set("workers_live", pool.total)
-        self._set("workers_healthy", pool.healthy)
-        self._set("workers_silent", pool.silent)
-        self._set("workers_failed", pool.failed)
+            self._assigned_workers.labels(agent.value).set(pool.assigned.get(agent, 0))
+        self._set_plain("workers_live", pool.total)
+        self._set_plain("workers_healthy", pool.healthy)
+        self._set_plain("workers_silent", pool.silent)
+        self._set_plain("workers_failed", pool.failed)
 
-    def _show_used(self, seen: Snapshot, policy: UtilisationPolicy) -> None:
+    def _set_utilisation(self, snapshot: Snapshot, policy: UtilisationPolicy) -> None:
         for measure in PERCENTAGES:
-            for subject, span in utilisation.latest_spans(seen.spans, measure, seen.at, policy).items():
-                self._used.labels(subject, measure.value).set(span.last)
+            for subject, span in utilisation.latest_spans(snapshot.spans, measure, snapshot.at, policy).items():
+                self._utilisation.labels(subject, measure.value).set(span.last)
         for name, measure in (("workers_cores", Measure.CORES), ("workers_gigabytes", Measure.GIGABYTES)):
-            found = utilisation.latest_spans(seen.spans, measure, seen.at, policy).get(WORKERS)
-            self._set(name, found.last if found else None)
+            amount = utilisation.latest_spans(snapshot.spans, measure, snapshot.at, policy).get(WORKERS)
+            self._set_plain(name, amount.last if amount else None)
 
-    def _show_database(self, seen: Snapshot) -> None:
-        condition = seen.database
-        self._set("database_oldest_snapshot_seconds", condition.snapshot_seconds)
-        self._set("database_connections_percent", 100.0 * condition.connections)
+    def _set_database(self, snapshot: Snapshot) -> None:
+        condition = snapshot.database
+        self._set_plain("database_oldest_snapshot_seconds", condition.snapshot_seconds)
+        self._set_plain("database_connections_percent", 100.0 * condition.connections)
         for table, dead in condition.dead_rows.items():
             self._dead.labels(table).set(dead)
 
@@ -162,11 +164,11 @@ def _percent(share: float | None) -> float | None:
 
 
 class AgentGauges:
-    """A line for each agent; none for what is not known of it."""
+    """Gauges of each agent; a figure that is not known has no line."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, meaning: str) -> Gauge:
-            return Gauge(f"convener_agent_{name}", meaning, ["agent"], registry=registry)
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"convener_agent_{name}", text, ["agent"], registry=registry)
 
         self._weight = gauge("weight", "Share of the leases in force")
         self._target = gauge("target_weight", "Where the share is headed")
@@ -174,65 +176,63 @@ class AgentGauges:
         self._quality = gauge("quality", "Mean quality of the last results that were judged")
         self._gain = gauge("quality_gain", "Quality by each doubling of a task's time")
 
-    def forget(self) -> None:
-        """Tell nothing."""
+    def clear(self) -> None:
+        """Drop all values."""
         for gauge in (self._weight, self._target, self._effectiveness, self._quality, self._gain):
             gauge.clear()
 
-    def show(self, agents: Sequence[AgentReport]) -> None:
-        """All agents, as they were looked at."""
+    def update(self, agents: Sequence[AgentReport]) -> None:
+        """Set the gauges of all agents."""
         for agent in agents:
-            achieved = agent.summary
+            summary = agent.summary
             self._weight.labels(agent.agent_type.value).set(agent.weight)
             self._target.labels(agent.agent_type.value).set(agent.target_weight)
-            known = (
-                (self._effectiveness, achieved.effectiveness if achieved else None),
-                (self._quality, achieved.quality if achieved else None),
+            figures = (
+                (self._effectiveness, summary.effectiveness if summary else None),
+                (self._quality, summary.quality if summary else None),
                 (self._gain, agent.quality_gain),
             )
-            for gauge, value in known:
+            for gauge, value in figures:
                 if value is not None:
                     gauge.labels(agent.agent_type.value).set(value)
 
 
 class ModelGauges:
-    """What is known of the models that were called within a day, or have limits of their own."""
+    """Gauges of the language models that were called within a day, or have limits of their own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._gauges = {
-            name: Gauge(f"convener_llm_{name}", meaning, ["model"], registry=registry)
-            for name, meaning in _MEANINGS.items()
+            name: Gauge(f"convener_llm_{name}", text, ["model"], registry=registry)
+            for name, text in _MODEL_GAUGES.items()
         }
 
-    def forget(self) -> None:
-        """What is over, or unknown, is not told."""
+    def clear(self) -> None:
+        """Drop all values, lest one that is over or unknown stays in sight."""
         for gauge in self._gauges.values():
             gauge.clear()
 
-    def show(self, found: Sequence[ModelStatus], most: int) -> None:
-        """A line a model."""
-        for one in found:
-            concurrency = one.model.concurrency
-            self._gauges["in_use"].labels(one.model.name).set(one.permits)
-            self._gauges["limit"].labels(one.model.name).set(
-                concurrency.allowed_calls(concurrency_ceiling(one.model, most))
+    def update(self, statuses: Sequence[ModelStatus], total_limit: int) -> None:
+        """Set the gauges of all models; `total_limit` bounds the calls of all together."""
+        for status in statuses:
+            concurrency = status.model.concurrency
+            self._gauges["in_use"].labels(status.model.name).set(status.permits)
+            self._gauges["limit"].labels(status.model.name).set(
+                concurrency.allowed_calls(concurrency_ceiling(status.model, total_limit))
             )
-            self._gauges["cooldown_seconds"].labels(one.model.name).set(concurrency.cooldown_seconds(one.at))
+            self._gauges["cooldown_seconds"].labels(status.model.name).set(concurrency.cooldown_seconds(status.at))
 
 
 async def read_models(connection: AsyncConnection) -> tuple[list[ModelStatus], int]:
-    """What the gauges show, and how many calls of all models there may be."""
-    found = await models.status_page(connection, after_name="", limit=_MOST_MODELS)
-    return found, (await gate.read_load(connection)).total_limit
+    """Status of the models to show, and how many calls of all models there may be."""
+    statuses = await models.status_page(connection, after_name="", limit=_MAX_MODELS)
+    return statuses, (await gate.read_load(connection)).total_limit
 
 
 class WarningGauges:
-    """What the look tells; NaN, or no line, where it tells nothing."""
+    """Gauges of what alerts watch; NaN, or no line, where nothing is known."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._plain = {
-            name: Gauge(f"convener_{name}", meaning, registry=registry) for name, meaning in _CONDITIONS.items()
-        }
+        self._plain = {name: Gauge(f"convener_{name}", text, registry=registry) for name, text in _WARNINGS.items()}
         self._overdue = Gauge(
             "convener_tasks_overdue", "Tasks past their deadline that nobody has ended", ["agent"], registry=registry
         )
@@ -249,26 +249,26 @@ class WarningGauges:
             "convener_alerts", "Alerts that are not resolved", ["rule", "subject", "severity"], registry=registry
         )
 
-    def forget(self) -> None:
-        """What is over, or unknown, is not told."""
-        for labelled in (self._overdue, self._longest, self._breakers, self._alerts):
-            labelled.clear()
+    def clear(self) -> None:
+        """Drop all values, lest one that is over or unknown stays in sight."""
+        for gauge_by_label in (self._overdue, self._longest, self._breakers, self._alerts):
+            gauge_by_label.clear()
         for gauge in self._plain.values():
             gauge.set(nan)
 
-    def show(self, seen: Snapshot) -> None:
-        """Everything of a look that may be trouble."""
-        self._plain["workers_starving"].set(starving_workers(seen.queue, seen.workers, FOR_ALERTS))
-        self._plain["pool_capacity_lost"].set(seen.recovery.lost_share)
-        self._plain["pool_slots_failing"].set(len(seen.recovery.failing))
-        self._plain["degradation_step"].set(seen.step)
-        self._plain["database_oldest_snapshot_transactions"].set(seen.database.snapshot_transactions)
+    def update(self, snapshot: Snapshot) -> None:
+        """Set all from a snapshot."""
+        self._plain["workers_starving"].set(starving_workers(snapshot.queue, snapshot.workers, FOR_ALERTS))
+        self._plain["pool_capacity_lost"].set(snapshot.recovery.lost_share)
+        self._plain["pool_slots_failing"].set(len(snapshot.recovery.failing))
+        self._plain["degradation_step"].set(snapshot.step)
+        self._plain["database_oldest_snapshot_transactions"].set(snapshot.database.snapshot_transactions)
         for agent in AgentType:
-            running = seen.running.get(agent)
+            running = snapshot.running.get(agent)
             self._overdue.labels(agent.value).set(running.overdue if running else 0)
             self._longest.labels(agent.value).set(running.longest_seconds if running else 0)
-        for model, is_open in seen.breakers.items():
+        for model, is_open in snapshot.breakers.items():
             self._breakers.labels(model).set(is_open)
-        for alert in seen.alerts:
+        for alert in snapshot.alerts:
             labels = (alert.key.rule.value, alert.key.subject, alert.severity.name.lower())
             self._alerts.labels(*labels).set(1)

@@ -1,4 +1,4 @@
-"""Whether the service lives, is ready, and what it is doing."""
+"""Probes of life and readiness, and an overview of the system."""
 
 from collections import Counter, defaultdict
 from datetime import timedelta
@@ -82,10 +82,12 @@ async def readyz(services: ServicesDep) -> Response:
         raise ShuttingDown
     async with services.database.transaction() as connection:
         await status.ping(connection)
-    found = await schema.revision(services.database.engine)
-    if found != services[ExpectedSchema].revision:
-        expected = services[ExpectedSchema].revision
-        raise DatabaseUnavailable(f"the schema is at {found}, this version needs {expected}: run `convener db migrate`")
+    revision = await schema.revision(services.database.engine)
+    if revision != services[ExpectedSchema].revision:
+        expected_revision = services[ExpectedSchema].revision
+        raise DatabaseUnavailable(
+            f"the schema is at {revision}, this version needs {expected_revision}: run `convener db migrate`"
+        )
     return JSONResponse({"status": "ready"})
 
 
@@ -96,17 +98,17 @@ async def overview(services: ServicesDep) -> StatusOut:
     report, _ = await services[SnapshotCache].report()
     async with services.database.transaction() as connection:
         queue, workers = await status_service.read_snapshot(connection), await worker_store.workers_by_state(connection)
-        standing = await alerts.unresolved_alerts(connection)
-    finished = {
+        unresolved_alerts = await alerts.unresolved_alerts(connection)
+    finished_counts = {
         end: round(events_within(queue.recent, EVENTS_BY_OUTCOME[end], queue.at, _MINUTE)) for end in FINAL_OUTCOMES
     }
     return StatusOut(
         tasks=_tasks(queue),
         workers=workers,
-        finished_last_minute={end: count for end, count in finished.items() if count},
+        finished_last_minute={end: count for end, count in finished_counts.items() if count},
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in FINAL_OUTCOMES), 2),
         waiting_leases=services[Broker].waiting,
-        alerts=Counter(alert.severity.name.lower() for alert in standing),
+        alerts=Counter(alert.severity.name.lower() for alert in unresolved_alerts),
         warnings=warnings(queue, services[Admission].policy),
         overall_health=report.overall,
         health_reasons=[reason.message for reason in report.reasons if reason.level is not Level.NOTE],

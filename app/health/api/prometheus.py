@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: the requests, and gauges of our own."""
+"""The metrics that Prometheus scrapes: requests, and gauges of this service."""
 
 from datetime import timedelta
 from math import nan
@@ -30,15 +30,15 @@ _SHARES = (0.5, 0.95, 0.99, 1.0)
 
 
 class Gauges:
-    """Numbers that are read when somebody asks for them.
+    """Gauges that are set whenever they are scraped.
 
-    Every replica tells the same of the queue, so take the maximum over them, not the sum. Waits are quantiles over
-    the last five minutes: true histograms would have to count from a beginning that no replica remembers.
+    Every replica serves the same figures of the queue, so take the maximum over them, not the sum. Waits are quantiles
+    over the last five minutes: true histograms would have to count from a beginning that no replica remembers.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._shown: list[Gauge] = []
+        self._with_labels: list[Gauge] = []
         self._tasks = self._gauge("convener_tasks", "Live tasks", "agent", "priority", "phase")
         self._limit = self._gauge("convener_queue_limit", "How many tasks may wait", "priority")
         self._waits = self._gauge(
@@ -49,70 +49,71 @@ class Gauges:
         )
         self._oldest = self._gauge("convener_oldest_wait_seconds", "Age of the oldest task that may run", "priority")
         self._rates = self._gauge("convener_tasks_per_second", "Over the last minute", "what")
-        self._paused = self._gauge("convener_paused", "Agent types whose tasks are not leased", "agent")
+        self._paused_agents = self._gauge("convener_paused", "Agent types whose tasks are not leased", "agent")
         self._dead = Gauge("convener_dead_letters_last_hour", "Tasks given up in the last hour", registry=registry)
-        self._miscounted = Gauge(
+        self._miscounted_tasks = Gauge(
             "convener_miscounted_tasks", "By how many the counters were off when last checked", registry=registry
         )
         self._waiting = Gauge("convener_waiting_leases", "Lease calls that wait for a task", registry=registry)
         self._database = Gauge("convener_database_up", "Whether the database answers in time", registry=registry)
         self._pool = PoolGauges(registry)
-        self._trouble = WarningGauges(registry)
+        self._warnings = WarningGauges(registry)
         self._models = ModelGauges(registry)
         self._agents = AgentGauges(registry)
 
     async def render(self, services: Services) -> bytes:
-        """The text that Prometheus reads; without a database it still says so."""
+        """The text that Prometheus reads; while the database is away it says that, and no old figures."""
         self._waiting.set(services[Broker].waiting)
         try:
-            seen = await services[SnapshotCache].look()
+            snapshot = await services[SnapshotCache].read()
             agents = await services[AgentReports].read_alone(services.database, services[CurrentConfig])
             async with services.database.transaction() as connection:
-                models, most = await gauges.read_models(connection)
+                models, total_limit = await gauges.read_models(connection)
         except DatabaseUnavailable:
-            self._forget()
+            self._clear()
             self._database.set(0)
         else:
-            self._forget()
-            terms = services[SnapshotCache].terms
-            self._show(seen.queue, terms.capacity)
-            self._pool.show(seen, report.make_report(seen, terms.report, terms.capacity), terms.report.utilisation)
-            self._trouble.show(seen)
-            self._agents.show(agents)
-            self._models.show(models, most)
+            self._clear()
+            settings = services[SnapshotCache].settings
+            self._set_queue(snapshot.queue, settings.capacity)
+            health_report = report.make_report(snapshot, settings.report, settings.capacity)
+            self._pool.update(snapshot, health_report, settings.report.utilisation)
+            self._warnings.update(snapshot)
+            self._agents.update(agents)
+            self._models.update(models, total_limit)
             self._database.set(1)
         return generate_latest(self._registry)
 
-    def _forget(self) -> None:
-        """What is over, or unknown, is not told."""
-        for gauge in self._shown:
+    def _clear(self) -> None:
+        """Drop all values, lest one that is over or unknown stays in sight."""
+        for gauge in self._with_labels:
             gauge.clear()
-        self._pool.forget()
-        self._trouble.forget()
-        self._agents.forget()
-        self._models.forget()
+        self._pool.clear()
+        self._warnings.clear()
+        self._agents.clear()
+        self._models.clear()
         self._dead.set(nan)
-        self._miscounted.set(nan)
+        self._miscounted_tasks.set(nan)
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        self._shown.append(Gauge(name, meaning, labels, registry=self._registry))
-        return self._shown[-1]
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        self._with_labels.append(Gauge(name, text, labels, registry=self._registry))
+        return self._with_labels[-1]
 
-    def _show(self, queue: QueueSnapshot, policy: CapacityPolicy) -> None:
+    def _set_queue(self, queue: QueueSnapshot, policy: CapacityPolicy) -> None:
         for lane, phases in queue.tasks.items():
             for phase, count in phases.items():
                 self._tasks.labels(lane.agent_type.value, lane.priority.name.lower(), phase).set(count)
-        for what in EVENTS_BY_OUTCOME:
-            self._rates.labels(what).set(queue.per_second(what, _MINUTE))
+        for outcome in EVENTS_BY_OUTCOME:
+            self._rates.labels(outcome).set(queue.per_second(outcome, _MINUTE))
         for pause in queue.pauses:
-            self._paused.labels(pause.agent_type.value).set(1)
+            self._paused_agents.labels(pause.agent_type.value).set(1)
         self._dead.set(queue.dead_letters)
-        self._miscounted.set(queue.count_error)
+        self._miscounted_tasks.set(queue.count_error)
         self._limit.labels("all").set(policy.max_queue_size)
         for priority in Priority:
-            self._show_priority(queue, policy, priority)
+            self._set_priority(queue, policy, priority)
 
-    def _show_priority(self, queue: QueueSnapshot, policy: CapacityPolicy, priority: Priority) -> None:
+    def _set_priority(self, queue: QueueSnapshot, policy: CapacityPolicy, priority: Priority) -> None:
         name, waits, oldest = priority.name.lower(), queue.wait_times(priority), queue.oldest_wait(priority)
         self._limit.labels(name).set(policy.quota(priority))
         for share in _SHARES:

@@ -98,14 +98,14 @@ async def health_report(services: ServicesDep) -> Response:
     known last. At any other time with 200, whatever the verdict. It needs no key, because keys cannot be checked
     without the database. Costs the same however many tasks there are, and is made at most once a second.
     """
-    report, answered = await services[SnapshotCache].report()
-    response = answer(report_out(report).model_dump_json().encode(), 200 if answered else 503)
-    response.headers.update({} if answered else _RETRY_AFTER)
+    report, is_current = await services[SnapshotCache].report()
+    response = answer(report_out(report).model_dump_json().encode(), 200 if is_current else 503)
+    response.headers.update({} if is_current else _RETRY_AFTER)
     return response
 
 
 def report_out(report: Report) -> HealthReportOut:
-    """The report as it goes out."""
+    """The report in the shape of the specification."""
     return HealthReportOut(
         timestamp=report.at,
         overall_health=report.overall,
@@ -129,5 +129,5 @@ def report_out(report: Report) -> HealthReportOut:
 
 
 def reason_out(finding: Finding) -> ReasonOut:
-    """A finding as it goes out."""
+    """A finding in the shape of the answer."""
     return ReasonOut(code=finding.code, level=finding.level.value, message=finding.message)

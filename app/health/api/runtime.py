@@ -1,4 +1,4 @@
-"""The specification's runtime metrics, and what else is measured of the present."""
+"""The specification's runtime metrics, and other measurements of the present."""
 
 from datetime import timedelta
 from typing import Any
@@ -117,28 +117,30 @@ async def runtime(services: ServicesDep) -> RuntimeOut:
     Costs the same however many tasks there are. A figure of the specification that nobody has measured is 0, and
     `reasons` say so; ours are null then.
     """
-    seen = await services[SnapshotCache].look()
+    snapshot = await services[SnapshotCache].read()
     return RuntimeOut(
-        queue_depth=QueueDepthOut(**{f"{agent}_tasks": seen.queue.count(agent=agent) for agent in AgentType}),
-        worker_status=_workers(seen.pool),
-        performance_metrics=_performance(seen),
-        at=seen.at,
-        starting_workers=seen.pool.starting,
-        target_workers=seen.target_workers,
-        arrivals_per_second={a: round(rules.arrivals_per_second(seen.queue, a), 3) for a in AgentType},
-        service_times={agent: _service(seen.queue, agent) for agent in AgentType},
-        utilisation=utilisation_out(seen, services[SnapshotCache].terms.report.utilisation),
-        reasons=[reason_out(reason) for reason in rules.unmeasured_metrics(seen.queue, seen.language_model)],
+        queue_depth=QueueDepthOut(**{f"{agent}_tasks": snapshot.queue.count(agent=agent) for agent in AgentType}),
+        worker_status=_workers(snapshot.pool),
+        performance_metrics=_performance(snapshot),
+        at=snapshot.at,
+        starting_workers=snapshot.pool.starting,
+        target_workers=snapshot.target_workers,
+        arrivals_per_second={a: round(rules.arrivals_per_second(snapshot.queue, a), 3) for a in AgentType},
+        service_times={agent: _service(snapshot.queue, agent) for agent in AgentType},
+        utilisation=utilisation_out(snapshot, services[SnapshotCache].settings.report.utilisation),
+        reasons=[reason_out(reason) for reason in rules.unmeasured_metrics(snapshot.queue, snapshot.language_model)],
     )
 
 
-def utilisation_out(seen: Snapshot, policy: UtilisationPolicy) -> dict[str, UsedOut]:
-    """The last samples of each subject."""
-    known = {measure: utilisation.latest_spans(seen.spans, measure, seen.at, policy) for measure in PERCENTAGES}
-    subjects = sorted({subject for spans in known.values() for subject in spans})
+def utilisation_out(snapshot: Snapshot, policy: UtilisationPolicy) -> dict[str, UsedOut]:
+    """The last samples of each subject that was measured within a minute."""
+    spans_by_measure = {
+        measure: utilisation.latest_spans(snapshot.spans, measure, snapshot.at, policy) for measure in PERCENTAGES
+    }
+    subjects = sorted({subject for spans in spans_by_measure.values() for subject in spans})
 
     def last(subject: str, measure: Measure) -> float | None:
-        span = known[measure].get(subject)
+        span = spans_by_measure[measure].get(subject)
         return None if span is None else round(span.last, 2)
 
     return {
@@ -151,21 +153,21 @@ def _workers(pool: PoolCounts) -> WorkerStatusOut:
     return WorkerStatusOut(active_workers=pool.busy + pool.draining, idle_workers=pool.idle, failed_workers=pool.failed)
 
 
-def _performance(seen: Snapshot) -> PerformanceOut:
+def _performance(snapshot: Snapshot) -> PerformanceOut:
     return PerformanceOut(
-        avg_task_completion_time_ms=_ms(rules.completion_seconds(seen.queue)) or 0.0,
-        tasks_per_second=round(seen.queue.per_second("completed", _MINUTE), 3),
-        llm_call_latency_ms=round(seen.language_model.latency_ms or 0.0, 1),
+        avg_task_completion_time_ms=_ms(rules.completion_seconds(snapshot.queue)) or 0.0,
+        tasks_per_second=round(snapshot.queue.per_second("completed", _MINUTE), 3),
+        llm_call_latency_ms=round(snapshot.language_model.latency_ms or 0.0, 1),
     )
 
 
 def _service(queue: QueueSnapshot, agent: AgentType) -> ServiceTimeOut:
-    known = queue.service_times(agent)
+    durations = queue.service_times(agent)
     return ServiceTimeOut(
-        tasks=known.count,
-        mean_ms=_ms(known.mean),
-        p50_ms=_ms(known.percentile(0.5)),
-        p95_ms=_ms(known.percentile(0.95)),
+        tasks=durations.count,
+        mean_ms=_ms(durations.mean),
+        p50_ms=_ms(durations.percentile(0.5)),
+        p95_ms=_ms(durations.percentile(0.95)),
     )
 
 

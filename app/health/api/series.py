@@ -1,4 +1,4 @@
-"""Metrics that workers and agents push, and what has become of them minute by minute."""
+"""Metrics that workers and agents push, and their points minute by minute."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -26,8 +26,8 @@ router = APIRouter(prefix="/metrics", tags=["health"])
 _POLICY = SeriesPolicy()
 _HOUR = timedelta(hours=1)
 # Far beyond what anybody measures, and still exact to a thousandth in a double.
-_MOST = 1e12
-_LEAST = 1e-300
+_MAX_VALUE = 1e12
+_MIN_VALUE = 1e-300
 _EXAMPLE: dict[str, Any] = {
     "batch_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c",
     "samples": [
@@ -40,11 +40,11 @@ Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower
 
 
 def _measurable(value: float) -> float:
-    """What is nearer to nothing than any measurement is nothing: a rate made of it would be no number."""
-    return value if abs(value) >= _LEAST else 0.0
+    """Take a value nearer to 0 than any measurement for 0: a rate computed from it would be no number."""
+    return value if abs(value) >= _MIN_VALUE else 0.0
 
 
-Value = Annotated[float, Field(strict=True, ge=-_MOST, le=_MOST), AfterValidator(_measurable)]
+Value = Annotated[float, Field(strict=True, ge=-_MAX_VALUE, le=_MAX_VALUE), AfterValidator(_measurable)]
 
 
 class SampleIn(Body):
@@ -59,8 +59,8 @@ class SampleIn(Body):
     goal: Word | None = None
 
     @property
-    def pushed(self) -> PushedSample:
-        """As the operation takes it."""
+    def sample(self) -> PushedSample:
+        """The sample as the operation takes it."""
         labels = {"agent": self.agent or "", "worker": self.worker or "", "goal": self.goal or ""}
         return PushedSample(series=Series(name=self.name, **labels), kind=self.kind, value=self.value, at=self.at)
 
@@ -136,18 +136,18 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
     There may be 2,000 series, a series being a name with its labels, and 100 names. They are kept by the minute for a
     week, and Prometheus reads them by name and agent.
     """
-    taken = await service.push(
+    is_new = await service.push(
         connection,
         SampleBatch(
             batch_id=batch.batch_id,
             sent_by=caller.key_id,
             digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),
-            samples=[sample.pushed for sample in batch.samples],
+            samples=[sample.sample for sample in batch.samples],
         ),
         _POLICY,
     )
-    response.status_code = 201 if taken else 200
-    return PushedOut(accepted=len(batch.samples), repeated=not taken)
+    response.status_code = 201 if is_new else 200
+    return PushedOut(accepted=len(batch.samples), repeated=not is_new)
 
 
 @router.get("/names", summary="List the metrics that were pushed", dependencies=[requires(Scope.READ)])
@@ -178,38 +178,40 @@ async def series(
     limit: Annotated[int, Query(ge=1, le=1500)] = 500,
 ) -> SeriesPage:
     """A point for each series and minute in which a sample came; a minute without any has no point."""
-    known = await service.metric_name(connection, name)
+    metric = await service.metric_name(connection, name)
     end = until or await now(connection)
-    wanted = PointFilter(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
-    found = await store.page(connection, wanted, after=_place(after), limit=limit + 1)
-    following = _cursor(found[limit - 1]) if len(found) > limit else None
-    items = [_point(kept, known.kind) for kept in found[:limit]]
-    return SeriesPage(name=name, kind=known.kind, since=wanted.since, until=wanted.until, items=items, next=following)
-
-
-def _point(kept: StoredPoint, kind: MetricKind) -> PointOut:
-    return PointOut(
-        minute=kept.minute,
-        agent=kept.series.agent or None,
-        worker=kept.series.worker or None,
-        goal=kept.series.goal or None,
-        samples=kept.samples,
-        sum=kept.total,
-        min=kept.low,
-        mean=kept.total / kept.samples,
-        max=kept.high,
-        last=kept.last,
-        per_second=kept.total / 60 if kind is MetricKind.COUNTER else None,
+    selection = PointFilter(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
+    points = await store.page(connection, selection, after_point=_position(after), limit=limit + 1)
+    following = _cursor(points[limit - 1]) if len(points) > limit else None
+    items = [_point_out(point, metric.kind) for point in points[:limit]]
+    return SeriesPage(
+        name=name, kind=metric.kind, since=selection.since, until=selection.until, items=items, next=following
     )
 
 
-def _cursor(kept: StoredPoint) -> str:
-    return f"{kept.series_id}/{int(kept.minute.timestamp()) // 60}"
+def _point_out(point: StoredPoint, kind: MetricKind) -> PointOut:
+    return PointOut(
+        minute=point.minute,
+        agent=point.series.agent or None,
+        worker=point.series.worker or None,
+        goal=point.series.goal or None,
+        samples=point.samples,
+        sum=point.total,
+        min=point.low,
+        mean=point.total / point.samples,
+        max=point.high,
+        last=point.last,
+        per_second=point.total / 60 if kind is MetricKind.COUNTER else None,
+    )
 
 
-def _place(after: str | None) -> tuple[int, datetime] | None:
-    """What a cursor says: the series, and the minute by its number since 1970."""
-    if after is None:
+def _cursor(point: StoredPoint) -> str:
+    return f"{point.series_id}/{int(point.minute.timestamp()) // 60}"
+
+
+def _position(cursor: str | None) -> tuple[int, datetime] | None:
+    """Series and minute that a cursor names, the minute by its number since 1970."""
+    if cursor is None:
         return None
-    series_id, minute = map(int, after.split("/"))
+    series_id, minute = map(int, cursor.split("/"))
     return series_id, datetime.fromtimestamp(60 * minute, UTC)

@@ -1,4 +1,4 @@
-"""How busy hosts, workers and the pool were."""
+"""Utilisation of hosts, workers and the pool over time."""
 
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -16,7 +16,7 @@ from app.http.transactions import Reading
 from app.kernel.access import Scope
 
 router = APIRouter(prefix="/metrics", tags=["health"])
-_MOST_POINTS = UtilisationPolicy().most_points
+_MAX_POINTS = UtilisationPolicy().max_points
 _MINUTE = 60
 _DIGITS = 2
 
@@ -67,22 +67,22 @@ async def utilisation(
     begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
     _check(begin, end, step)
     spans = await store.read_steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
-    known = {(span.subject, span.measure, span.start): span for span in spans}
+    spans_by_step = {(span.subject, span.measure, span.start): span for span in spans}
     subjects = sorted({span.subject for span in spans})
     steps = step_starts(begin, end, length)
     return UtilisationOut(
         since=begin,
         until=end,
         step_seconds=step,
-        subjects={name: [_step(known, name, start) for start in steps] for name in subjects},
+        subjects={name: [_step(spans_by_step, name, start) for start in steps] for name in subjects},
     )
 
 
 def _check(since: datetime, until: datetime, step: int) -> None:
     seconds = (until - since).total_seconds()
-    if seconds / step > _MOST_POINTS:
-        least = -(-int(seconds) // (_MOST_POINTS * _MINUTE)) * _MINUTE
-        message = f"there would be {seconds / step:,.0f} steps; take a step of {least:,} s, or a shorter time"
+    if seconds / step > _MAX_POINTS:
+        smallest_step = -(-int(seconds) // (_MAX_POINTS * _MINUTE)) * _MINUTE
+        message = f"there would be {seconds / step:,.0f} steps; take a step of {smallest_step:,} s, or a shorter time"
         raise RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
 
 
@@ -90,9 +90,11 @@ def _floor(moment: datetime) -> datetime:
     return moment.replace(second=0, microsecond=0)
 
 
-def _step(known: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime) -> UtilisationStepOut:
+def _step(
+    spans_by_step: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime
+) -> UtilisationStepOut:
     def spread(measure: Measure) -> SpreadOut | None:
-        span = known.get((subject, measure, start))
+        span = spans_by_step.get((subject, measure, start))
         if span is None:
             return None
         return SpreadOut(min=round(span.low, _DIGITS), mean=round(span.mean, _DIGITS), max=round(span.high, _DIGITS))

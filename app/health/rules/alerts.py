@@ -27,7 +27,7 @@ UNRESOLVED = frozenset({AlertState.OPEN, AlertState.ACKNOWLEDGED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hysteresis:
-    """Seconds that a symptom lasts before it is an alert, and is away before the alert is resolved."""
+    """Seconds that a symptom lasts before it is an alert, and is absent before the alert is resolved."""
 
     opens_after: float
     resolves_after: float = 60.0
@@ -41,6 +41,7 @@ _HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
     AlertRule.POOL_BELOW_MINIMUM: Hysteresis(opens_after=30),
     AlertRule.RESOURCE_PRESSURE: Hysteresis(opens_after=300, resolves_after=120),
     AlertRule.QUEUE_GROWTH: Hysteresis(opens_after=120),
+    # The check itself counts a worker as idle only after 30 s.
     AlertRule.WORKER_STARVATION: Hysteresis(opens_after=15),
     AlertRule.BREAKER_OPEN: Hysteresis(opens_after=0),
     AlertRule.REPLACEMENT_FAILING: Hysteresis(opens_after=0),
@@ -51,28 +52,29 @@ _HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertPolicy:
-    """`blind_after`: seconds without a look after which nobody can say what has lasted, three turns of the duty.
+    """Hysteresis of each rule, and two times in seconds.
 
-    An alert that stands is written anew at most every `refresh` seconds, or when it gets worse.
+    After `blind_after` without an observation nobody can say what has lasted: three turns of the duty. An unresolved
+    alert is written anew every `refresh` at most, or when it gets worse.
     """
 
-    patience: Mapping[AlertRule, Hysteresis] = field(default_factory=lambda: _HYSTERESIS)
+    hysteresis: Mapping[AlertRule, Hysteresis] = field(default_factory=lambda: _HYSTERESIS)
     blind_after: float = 15.0
     refresh: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingAlert:
-    """A symptom that is being watched: since when without a break, when last seen, and since when it is away."""
+    """A symptom under watch: since when without a break, when last observed, and since when it has been absent."""
 
     since: datetime
-    seen: datetime
-    away_since: datetime | None = None
+    last_observed_at: datetime
+    absent_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnresolvedAlert:
-    """An alert that is not resolved."""
+    """An alert that is open or acknowledged."""
 
     alert_id: int
     key: AlertKey
@@ -90,7 +92,7 @@ class AlertResolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertUpdate:
-    """What an alert says from now on; `is_worse` when people should look again, also those who knew."""
+    """New text and severity of an alert; `is_worse` when people should look again, also those who acknowledged it."""
 
     alert_id: int
     symptom: Symptom
@@ -100,52 +102,56 @@ class AlertUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSnapshot:
-    """What was seen just now and what is remembered.
+    """Symptoms observed just now, and the memory of earlier observations.
 
-    `unknown` are the rules that could not be judged; `looked_at` is when somebody last looked.
+    `unknown` are the rules that could not be judged; `last_observed_at` is when somebody last observed anything.
     """
 
     symptoms: Sequence[Symptom]
     unknown: Collection[AlertRule] = ()
-    spells: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
-    standing: Sequence[UnresolvedAlert] = ()
-    looked_at: datetime | None = None
+    pending: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
+    alerts: Sequence[UnresolvedAlert] = ()
+    last_observed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertPlan:
-    """Alerts to open, to bring up to date and to resolve, and what to remember until the next look."""
+    """Alerts to open, to update and to resolve, and what to remember until the next observation."""
 
-    opened: Sequence[Symptom] = ()
-    updated: Sequence[AlertUpdate] = ()
-    resolved: Sequence[AlertResolution] = ()
-    spells: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
+    to_open: Sequence[Symptom] = ()
+    to_update: Sequence[AlertUpdate] = ()
+    to_resolve: Sequence[AlertResolution] = ()
+    pending: Mapping[AlertKey, PendingAlert] = field(default_factory=dict)
 
 
 def plan_alerts(snapshot: AlertSnapshot, policy: AlertPolicy, now: datetime) -> AlertPlan:
-    """What has lasted opens an alert, what has been away resolves it; each key has one alert at most."""
-    seen = {symptom.key: symptom for symptom in snapshot.symptoms}
-    standing = {alert.key: alert for alert in snapshot.standing}
-    spells = {
-        key: spell
-        for key in dict.fromkeys([*seen, *standing, *snapshot.spells])
-        if (spell := _next_pending(key, seen.get(key), snapshot, policy, now, stands=key in standing))
+    """Open alerts on symptoms that have lasted and resolve those whose symptom has long been absent, one for a key."""
+    symptoms = {symptom.key: symptom for symptom in snapshot.symptoms}
+    alerts = {alert.key: alert for alert in snapshot.alerts}
+    pending = {
+        key: entry
+        for key in dict.fromkeys([*symptoms, *alerts, *snapshot.pending])
+        if (entry := _next_pending(key, symptoms.get(key), snapshot, policy, now, has_alert=key in alerts))
     }
-    resolved = [r for alert in standing.values() if (r := _resolution(alert, spells[alert.key], policy, now))]
-    over = {resolution.alert_id for resolution in resolved}
+    to_resolve = [r for alert in alerts.values() if (r := _resolution(alert, pending[alert.key], policy, now))]
+    resolved_ids = {resolution.alert_id for resolution in to_resolve}
     return AlertPlan(
-        opened=[
+        to_open=[
             symptom
-            for key, symptom in seen.items()
-            if key not in standing and not symptom.is_fading and _has_lasted(key, spells[key], policy, now)
+            for key, symptom in symptoms.items()
+            if key not in alerts and not symptom.is_fading and _has_lasted(key, pending[key], policy, now)
         ],
-        updated=[
+        to_update=[
             update
-            for key, alert in standing.items()
-            if key in seen and (update := _update(alert, seen[key], policy, now))
+            for key, alert in alerts.items()
+            if key in symptoms and (update := _update(alert, symptoms[key], policy, now))
         ],
-        resolved=resolved,
-        spells={m: spell for m, spell in spells.items() if m not in standing or standing[m].alert_id not in over},
+        to_resolve=to_resolve,
+        pending={
+            key: entry
+            for key, entry in pending.items()
+            if key not in alerts or alerts[key].alert_id not in resolved_ids
+        },
     )
 
 
@@ -156,78 +162,79 @@ def _next_pending(
     policy: AlertPolicy,
     now: datetime,
     *,
-    stands: bool,
+    has_alert: bool,
 ) -> PendingAlert | None:
-    """The spell as it is after this look; None when there is nothing to watch."""
-    before = snapshot.spells.get(key)
+    """Watch of a key after this observation; None when there is nothing to watch."""
+    previous = snapshot.pending.get(key)
     if key.rule in snapshot.unknown:
-        known = before or (PendingAlert(since=now, seen=now) if stands else None)
-        return replace(known, away_since=None) if known else None
-    blind = timedelta(seconds=policy.blind_after)
+        # Absence has to be observed without a break as well, so its clock starts anew after a time of not knowing.
+        watch = previous or (PendingAlert(since=now, last_observed_at=now) if has_alert else None)
+        return replace(watch, absent_since=None) if watch else None
+    limit = timedelta(seconds=policy.blind_after)
     if symptom is None:
-        if not stands:
+        if not has_alert:
             return None
-        was_away = before.away_since if before and _is_recent(snapshot.looked_at, now, blind) else None
-        return replace(before or PendingAlert(since=now, seen=now), away_since=was_away or now)
-    if before is not None and _is_recent(before.seen, now, blind):
-        return PendingAlert(since=before.since, seen=now)
-    if symptom.is_fading and not stands:
+        is_continuous = previous is not None and _is_recent(snapshot.last_observed_at, now, limit)
+        absent_since = previous.absent_since if previous and is_continuous else None
+        return replace(previous or PendingAlert(since=now, last_observed_at=now), absent_since=absent_since or now)
+    if previous is not None and _is_recent(previous.last_observed_at, now, limit):
+        return PendingAlert(since=previous.since, last_observed_at=now)
+    if symptom.is_fading and not has_alert:
         return None
-    return PendingAlert(since=now, seen=now)
+    return PendingAlert(since=now, last_observed_at=now)
 
 
 def _is_recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
     return moment is not None and now - moment <= span
 
 
-def _has_lasted(key: AlertKey, spell: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
-    return now - spell.since >= timedelta(seconds=policy.patience[key.rule].opens_after)
+def _has_lasted(key: AlertKey, pending: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
+    return now - pending.since >= timedelta(seconds=policy.hysteresis[key.rule].opens_after)
 
 
 def _resolution(
-    alert: UnresolvedAlert, spell: PendingAlert, policy: AlertPolicy, now: datetime
+    alert: UnresolvedAlert, pending: PendingAlert, policy: AlertPolicy, now: datetime
 ) -> AlertResolution | None:
-    if spell.away_since is None:
+    if pending.absent_since is None:
         return None
-    needed = policy.patience[alert.key.rule].resolves_after
-    away = now - spell.away_since
-    if away < timedelta(seconds=needed):
+    absence = now - pending.absent_since
+    if absence < timedelta(seconds=policy.hysteresis[alert.key.rule].resolves_after):
         return None
-    return AlertResolution(alert_id=alert.alert_id, reason=f"not seen for {away.total_seconds():.0f} s")
+    return AlertResolution(alert_id=alert.alert_id, reason=f"not seen for {absence.total_seconds():.0f} s")
 
 
 def _update(alert: UnresolvedAlert, symptom: Symptom, policy: AlertPolicy, now: datetime) -> AlertUpdate | None:
     """An alert keeps the worst severity that it had, so that this does not flap either."""
-    worse = symptom.severity > alert.severity
-    if not worse and now - alert.updated_at < timedelta(seconds=policy.refresh):
+    is_worse = symptom.severity > alert.severity
+    if not is_worse and now - alert.updated_at < timedelta(seconds=policy.refresh):
         return None
     severity = max(alert.severity, symptom.severity)
-    return AlertUpdate(alert_id=alert.alert_id, symptom=symptom, severity=severity, is_worse=worse)
+    return AlertUpdate(alert_id=alert.alert_id, symptom=symptom, severity=severity, is_worse=is_worse)
 
 
-def pending_to_json(spells: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
-    """Spells as JSON has them."""
+def pending_to_json(pending: Mapping[AlertKey, PendingAlert]) -> list[dict[str, Any]]:
+    """Pending alerts as the duty remembers them from turn to turn."""
     return [
         {
             "rule": key.rule.value,
             "subject": key.subject,
-            "since": spell.since.isoformat(),
-            "seen": spell.seen.isoformat(),
-            "away_since": spell.away_since.isoformat() if spell.away_since else None,
+            "since": entry.since.isoformat(),
+            "seen": entry.last_observed_at.isoformat(),
+            "away_since": entry.absent_since.isoformat() if entry.absent_since else None,
         }
-        for key, spell in spells.items()
+        for key, entry in pending.items()
     ]
 
 
 def pending_from_json(items: Iterable[Mapping[str, Any]]) -> dict[AlertKey, PendingAlert]:
-    """Spells that `plain` has written; those of rules that there are no more are left out."""
-    known = {rule.value for rule in AlertRule}
+    """Pending alerts that `pending_to_json` has written; those of rules that no longer exist are left out."""
+    rules = {rule.value for rule in AlertRule}
     return {
         AlertKey(rule=AlertRule(item["rule"]), subject=item["subject"]): PendingAlert(
             since=datetime.fromisoformat(item["since"]),
-            seen=datetime.fromisoformat(item["seen"]),
-            away_since=datetime.fromisoformat(item["away_since"]) if item["away_since"] else None,
+            last_observed_at=datetime.fromisoformat(item["seen"]),
+            absent_since=datetime.fromisoformat(item["away_since"]) if item["away_since"] else None,
         )
         for item in items
-        if item["rule"] in known
+        if item["rule"] in rules
     }

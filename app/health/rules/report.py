@@ -130,15 +130,15 @@ def _for_report(finding: Finding) -> Finding | None:
 
 
 def _loops(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
-    if not snapshot.turns:
+    if not snapshot.duty_turns:
         yield critical("loops_never_ran", "no background duty has ever run; `convener loops` runs them")
         return
-    ago = min(turn.seconds_ago for turn in snapshot.turns)
+    ago = min(turn.seconds_ago for turn in snapshot.duty_turns)
     if ago > policy.loops_silent_seconds:
         message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
         yield critical("loops_silent", message)
         return
-    for turn in snapshot.turns:
+    for turn in snapshot.duty_turns:
         interval = turn.every_seconds
         if interval is not None and turn.seconds_ago > policy.missed_turns * interval + policy.loops_silent_seconds:
             late = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {turn.seconds_ago:,.0f} s"

@@ -174,9 +174,9 @@ class Snapshot(Observations):
     target_workers: int | None = None
     spans: Sequence[Span] = ()
     database: DatabaseCondition
-    turns: Sequence[DutyTurn] = ()
+    duty_turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
-    pushed: Sequence[CurrentValue] = ()
+    pushed_values: Sequence[CurrentValue] = ()
     running: Mapping[AgentType, Running] = field(default_factory=dict)
     workers: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
     recovery: Recovery = field(default_factory=Recovery)

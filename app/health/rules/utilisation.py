@@ -63,7 +63,7 @@ class UtilisationPolicy:
     # Twelve samples missed: whoever measured is gone.
     stale_seconds: float = 60.0
     # More points than a screen has columns would be drawn over each other.
-    most_points: int = 1500
+    max_points: int = 1500
 
 
 def host_subject(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Telling another service of alerts: where that may be, how it knows that it is us, and how often we try.
+"""Rules of webhooks: which addresses may be called, how a message is signed, and when an attempt is repeated.
 
-The address is the operator's, but what answers there may not be: so only https, only to hosts on a list, and never to
-an address that is not public, which is how a service behind the firewall would be reached through us.
+The URL is the operator's, but what answers there may not be: so only https, only to hosts on a list, and never to an
+address that is not public, which is how a service behind the firewall would be reached through this one.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 # Mapped and translated addresses stand for the IPv4 address within them (RFC 4291, RFC 6052); tunnels (6to4, Teredo)
-# end where their address says, which is nowhere that we would look.
+# end where their address says, which nobody checks here.
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 _TUNNELS = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32"))
 
@@ -31,54 +31,47 @@ class WebhookPolicy:
     at_once: int = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """After an attempt that failed: when to try again, None when it is given up."""
-
-    due_at: datetime | None
-
-
 def is_public(address: str) -> bool:
     """Whether the address is one of the public Internet, by the registries of IANA."""
     try:
-        found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+        parsed: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.scope_id is not None or any(found in tunnel for tunnel in _TUNNELS):
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.scope_id is not None or any(parsed in tunnel for tunnel in _TUNNELS):
             return False
-        inner = found.ipv4_mapped
-        if found in _TRANSLATED:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
-        found = inner or found
-    return found.is_global and not found.is_multicast and not found.is_reserved
+        inner = parsed.ipv4_mapped
+        if parsed in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF)
+        parsed = inner or parsed
+    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
 def refusal_reason(addresses: Iterable[str]) -> str | None:
-    """Why a host must not be called that resolves to these addresses; None when it may.
+    """Reason not to call a host that resolves to these addresses; None when it may be called.
 
-    One that is not public spoils all: who answers with both hopes that the other is taken.
+    A single address that is not public refuses the host: whoever answers with both hopes that it is taken.
     """
-    known = list(addresses)
-    if not known:
+    resolved_addresses = list(addresses)
+    if not resolved_addresses:
         return "the host has no address"
-    wrong = [address for address in known if not is_public(address)]
-    return f"the host resolves to {wrong[0]}, which is not a public address" if wrong else None
+    private = next((address for address in resolved_addresses if not is_public(address)), None)
+    return f"the host resolves to {private}, which is not a public address" if private is not None else None
 
 
 def signature(secret: str, at: datetime, body: bytes) -> str:
-    """What the header `Convener-Signature` says: the time in seconds, and the HMAC-SHA256 of `<time>.<body>`.
+    """Value of the header `Convener-Signature`: the time in seconds, and the HMAC-SHA256 of `<time>.<body>`.
 
-    Whoever checks it compares in constant time, and refuses what is older than a few minutes.
+    A receiver compares it in constant time, and refuses what is older than a few minutes.
     """
     seconds = int(at.timestamp())
     code = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={seconds},v1={code}"
 
 
-def retry_at(attempts: int, chance: float, now: datetime, policy: WebhookPolicy) -> Plan:
-    """What becomes of a delivery after so many attempts; `chance` is drawn evenly from 0 to 1."""
+def retry_at(attempts: int, chance: float, now: datetime, policy: WebhookPolicy) -> datetime | None:
+    """Time of the next attempt after so many; None: give up. `chance` is drawn evenly from 0 to 1."""
     if attempts >= policy.attempts:
-        return Plan(due_at=None)
+        return None
     wait = chance * min(policy.cap, policy.base * 2 ** (attempts - 1))
-    return Plan(due_at=now + timedelta(seconds=wait))
+    return now + timedelta(seconds=wait)

@@ -1,4 +1,4 @@
-"""Alerts: opened and resolved by a duty that looks every few seconds, acknowledged by people."""
+"""Alerts: opened and resolved by a duty that observes the system every few seconds, acknowledged by people."""
 
 import logging
 from datetime import datetime
@@ -33,41 +33,43 @@ _POLICY = AlertPolicy()
 
 
 async def watch(
-    connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY, *, tells: bool = False
+    connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY, *, with_webhooks: bool = False
 ) -> dict[str, Any]:
-    """Look, and open, bring up to date and resolve alerts. The result of the turn is what the next one remembers.
+    """Observe the system, and open, update and resolve alerts; the result is what the next turn remembers.
 
-    With `tells`, what others are to hear of it is written down in the same transaction.
+    With `with_webhooks` a message for each change is put in the outbox in the same transaction.
     """
     memory = await _memory(connection)
-    seen = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
-    symptoms, unknown = alert_symptoms(seen, FOR_ALERTS)
-    before = memory.get("looked_at")
+    observed = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
+    symptoms, unknown_rules = alert_symptoms(observed, FOR_ALERTS)
+    last_observed = memory.get("looked_at")
     snapshot = AlertSnapshot(
         symptoms=symptoms,
-        unknown=unknown,
-        spells=pending_from_json(memory.get("spells", ())),
-        standing=await alerts.unresolved_alerts(connection),
-        looked_at=datetime.fromisoformat(before) if before else None,
+        unknown=unknown_rules,
+        pending=pending_from_json(memory.get("spells", ())),
+        alerts=await alerts.unresolved_alerts(connection),
+        last_observed_at=datetime.fromisoformat(last_observed) if last_observed else None,
     )
-    decided = plan_alerts(snapshot, policy, seen.queue.at)
+    plan = plan_alerts(snapshot, policy, observed.queue.at)
+    # The database keeps only the alerts: what has to last from turn to turn is the result of the duty, written in the
+    # same transaction, so a crash forgets both the turn and what it saw.
     return {
-        **await _apply(connection, decided, tells=tells),
-        "looked_at": seen.queue.at.isoformat(),
-        "spells": pending_to_json(decided.spells),
-        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in seen.depths],
-        "unknown": sorted(unknown),
+        **await _apply(connection, plan, with_webhooks=with_webhooks),
+        "looked_at": observed.queue.at.isoformat(),
+        "spells": pending_to_json(plan.pending),
+        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in observed.depths],
+        "unknown": sorted(unknown_rules),
     }
 
 
 async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert:
-    """Somebody knows of it. Who is first is kept; again changes nothing. Raises AlertNotFound, AlertResolved."""
+    """Note that somebody knows of an alert; whoever was first is kept. Raises AlertNotFound, AlertResolved."""
     alert = await alerts.acknowledge(connection, alert_id, by=by, note=note)
     if alert is None:
-        return await _acknowledged_before(connection, alert_id)
-    before, after = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
-    key = {"rule": alert.rule.value, "subject": alert.subject}
-    await audit.record(connection, "alert.acknowledge", by=by, before=before, after={**after, **key}, reason=note)
+        return await _already_acknowledged(connection, alert_id)
+    open_state, new_state = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
+    new_state |= {"rule": alert.rule.value, "subject": alert.subject}
+    await audit.record(connection, "alert.acknowledge", by=by, before=open_state, after=new_state, reason=note)
     return alert
 
 
@@ -79,37 +81,46 @@ async def read(connection: AsyncConnection, alert_id: int) -> Alert:
     return alert
 
 
-async def _acknowledged_before(connection: AsyncConnection, alert_id: int) -> Alert:
+async def last_looked_at(connection: AsyncConnection) -> datetime | None:
+    """Time of the last turn of the duty; None when it never had one."""
+    moment = (await _memory(connection)).get("looked_at")
+    return datetime.fromisoformat(moment) if moment else None
+
+
+async def _already_acknowledged(connection: AsyncConnection, alert_id: int) -> Alert:
     alert = await read(connection, alert_id)
     if alert.acknowledged_by is None:
         raise AlertResolved
     return alert
 
 
-async def _apply(connection: AsyncConnection, decided: AlertPlan, *, tells: bool) -> dict[str, int]:
-    opened = [await alerts.open_alert(connection, symptom) for symptom in decided.opened]
-    updated = [await alerts.update(connection, change) for change in decided.updated]
-    worse = [alert for alert, change in zip(updated, decided.updated, strict=True) if change.is_worse]
-    resolved = [await alerts.resolve(connection, resolution) for resolution in decided.resolved]
-    for kind, changed in ((AlertKind.OPENED, opened), (AlertKind.WORSENED, worse), (AlertKind.RESOLVED, resolved)):
-        for alert in (each for each in changed if each is not None):
+async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks: bool) -> dict[str, int]:
+    """Carry out the plan and announce each change; return the numbers of alerts opened, updated and resolved.
+
+    The statements return None for an alert that another replica has opened or resolved meanwhile: it is not announced
+    twice.
+    """
+    opened_alerts = [await alerts.open_alert(connection, symptom) for symptom in plan.to_open]
+    updated_alerts = [await alerts.update(connection, update) for update in plan.to_update]
+    worse_alerts = [alert for alert, update in zip(updated_alerts, plan.to_update, strict=True) if update.is_worse]
+    resolved_alerts = [await alerts.resolve(connection, resolution) for resolution in plan.to_resolve]
+    for kind, changed_alerts in (
+        (AlertKind.OPENED, opened_alerts),
+        (AlertKind.WORSENED, worse_alerts),
+        (AlertKind.RESOLVED, resolved_alerts),
+    ):
+        for alert in (alert for alert in changed_alerts if alert is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
             await events.announce(connection, kind.value, _event_data(alert))
-            if tells:
+            if with_webhooks:
                 await webhooks.enqueue(connection, kind, alert)
-    done = {"opened": opened, "updated": updated, "resolved": resolved}
-    return {what: sum(alert is not None for alert in changed) for what, changed in done.items()}
+    changes = {"opened": opened_alerts, "updated": updated_alerts, "resolved": resolved_alerts}
+    return {name: sum(alert is not None for alert in changed_alerts) for name, changed_alerts in changes.items()}
 
 
 def _event_data(alert: Alert) -> dict[str, Any]:
-    key = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
-    return {**key, "severity": alert.severity.name.lower(), "summary": alert.summary}
-
-
-async def last_looked_at(connection: AsyncConnection) -> datetime | None:
-    """When somebody last looked whether anything is wrong; None when nobody ever has."""
-    moment = (await _memory(connection)).get("looked_at")
-    return datetime.fromisoformat(moment) if moment else None
+    identity = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
+    return {**identity, "severity": alert.severity.name.lower(), "summary": alert.summary}
 
 
 async def _memory(connection: AsyncConnection) -> dict[str, Any]:

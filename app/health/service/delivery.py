@@ -1,4 +1,4 @@
-"""Delivers messages by HTTPS: to the address that was checked, under the name that was asked for, and no further.
+"""Delivery of webhook messages by HTTPS, to an address that was checked and nowhere else.
 
 The host is resolved once for each attempt, every address is checked, and the connection goes to one of those: whoever
 changes the name in between changes nothing. The certificate is that of the name. No redirect and no proxy is followed.
@@ -22,20 +22,20 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 _TIMEOUT = httpx.Timeout(5.0)
 _WHOLE_SECONDS = 15.0
 _RESOLVE_SECONDS = 5.0
-# An answer is a status; what else it says is read no further than this.
-_MOST_BYTES = 64 * 1024
+# Only the status of an answer counts; its body is read no further than this.
+_MAX_BODY_BYTES = 64 * 1024
 
 
 async def resolve_host(host: str, port: int) -> Sequence[str]:
-    """The addresses of a host, as the system knows them."""
+    """Addresses of a host by the resolver of the system, without repetitions."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What is told; a message that is sent again keeps its id. `at` is when it is sent, by the database's clock."""
+    """A signed body; one that is sent again keeps its id. `at` is when it is sent, by the database's clock."""
 
     id: str
     at: datetime
@@ -43,7 +43,7 @@ class Message:
 
 
 class WebhookSender:
-    """Delivers to one endpoint. Whoever hands in other ways to resolve and to refuse is a test."""
+    """Delivers to one endpoint; tests pass other ways to resolve and to refuse a host."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class WebhookSender:
             raise NotDelivered(f"{self._endpoint.host} has not answered within {_WHOLE_SECONDS:g} s") from None
         except httpx.HTTPError as error:
             # The text of the error may hold the URL, its kind does not.
-            raise NotDelivered(f"{self._endpoint.host}: {_kind(error)}") from None
+            raise NotDelivered(f"{self._endpoint.host}: {_description(error)}") from None
         except httpx.InvalidURL:
             raise NotDelivered(f"{self._endpoint.host}: the URL in the settings cannot be used") from None
         if 300 <= status < 400:
@@ -78,15 +78,15 @@ class WebhookSender:
     async def _address(self) -> str:
         host = self._endpoint.host
         try:
-            found = await asyncio.wait_for(self._resolve(host, self._endpoint.port), _RESOLVE_SECONDS)
+            addresses = await asyncio.wait_for(self._resolve(host, self._endpoint.port), _RESOLVE_SECONDS)
         except TimeoutError:
             raise NotDelivered(f"{host} could not be resolved within {_RESOLVE_SECONDS:g} s") from None
         except (OSError, UnicodeError):  # the second for a name whose labels are empty or too long
             raise NotDelivered(f"{host} could not be resolved") from None
-        why = self._refuse(found)
-        if why is not None:
-            raise NotDelivered(f"{host}: {why}")
-        return found[0]
+        reason = self._refuse(addresses)
+        if reason is not None:
+            raise NotDelivered(f"{host}: {reason}")
+        return addresses[0]
 
     async def _send(self, message: Message, address: str) -> int:
         endpoint = self._endpoint
@@ -107,20 +107,20 @@ class WebhookSender:
                 "POST", url, content=message.body, headers=headers, extensions={"sni_hostname": endpoint.host}
             ) as response,
         ):
-            await _read_some(response)
+            await _drain(response)
             return response.status_code
 
 
-async def _read_some(response: httpx.Response) -> None:
-    """To the end of a short answer; a long one is cut off with its connection."""
+async def _drain(response: httpx.Response) -> None:
+    """Read a short answer to its end; a long one is cut off with its connection."""
     size = 0
     async for chunk in response.aiter_raw():
         size += len(chunk)
-        if size > _MOST_BYTES:
+        if size > _MAX_BODY_BYTES:
             return
 
 
-def _kind(error: httpx.HTTPError) -> str:
+def _description(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
         return "its certificate is not valid for this name, or nobody vouches for it"
     if isinstance(error, httpx.TimeoutException):
@@ -131,12 +131,12 @@ def _kind(error: httpx.HTTPError) -> str:
 
 
 class NotDelivered(Exception):
-    """The other side has not confirmed it; the message says why, and holds nothing that is secret."""
+    """The other side has not confirmed the message; the text says why, and holds nothing secret."""
 
 
 class MessageSender(Protocol):
-    """Delivers messages."""
+    """Delivers messages to one place."""
 
     async def deliver(self, message: Message) -> None:
-        """Return once the other side has confirmed it. Raises NotDelivered."""
+        """Return once the other side has confirmed the message. Raises NotDelivered."""
         ...

@@ -1,4 +1,4 @@
-"""One look at everything that alerts and degradation go by, at a cost that does not grow with the number of tasks."""
+"""Observations for alerts and degradation, at a cost that does not grow with the number of tasks."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -22,7 +22,7 @@ from app.workers.service.recovery import recovery
 async def observe(
     connection: AsyncConnection, capacity: CapacityPolicy, policy: CheckPolicy, depths: Sequence[Depth] = ()
 ) -> Observations:
-    """How everything stands; `depths` are those of the looks before."""
+    """Read all that alerts watch; `depths` are those of earlier observations."""
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     minimum = version.document.worker_pool.min_workers if version else None

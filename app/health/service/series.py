@@ -1,4 +1,4 @@
-"""Taking metrics that workers and agents push: a batch as a whole, and once."""
+"""Metrics that workers and agents push: a batch is taken as a whole, and once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,13 @@ from app.health.store import series
 from app.health.store.series import MetricName
 from app.queue.errors import IdempotencyMismatch
 
-_SHOWN = 20
+# So many refusals tell a sender enough.
+_MAX_REFUSALS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBatch:
-    """What somebody sends; `digest` tells it from another batch under the same id."""
+    """Samples sent together; `digest` distinguishes them from another batch under the same id."""
 
     batch_id: UUID
     sent_by: str
@@ -27,56 +28,57 @@ class SampleBatch:
 
 
 async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPolicy) -> bool:
-    """Take all samples of a batch; False when they were taken before.
+    """Store all samples of a batch; False when they were stored before.
 
-    Raises IdempotencyMismatch, SamplesRefused, TooManySeries; then nothing was taken.
+    Raises IdempotencyMismatch, SamplesRefused, TooManySeries; then nothing is stored.
     """
-    before = await series.register_batch(connection, batch.sent_by, batch.batch_id, batch.digest)
-    if before is not None:
-        if before != batch.digest:
+    earlier_digest = await series.register_batch(connection, batch.sent_by, batch.batch_id, batch.digest)
+    if earlier_digest is not None:
+        if earlier_digest != batch.digest:
             raise IdempotencyMismatch("this batch_id was used for other samples")
         return False
-    asked = {pushed.series for pushed in batch.samples}
-    ids = await series.find_ids(connection, asked)
-    if len(ids) < len(asked):
-        await series.lock_out_others(connection)
+    batch_series = {sample.series for sample in batch.samples}
+    ids = await series.find_ids(connection, batch_series)
+    if len(ids) < len(batch_series):
+        # Locked before names and numbers are read, which would else be out of date when series are added.
+        await series.lock_series(connection)
     names = await series.names(connection)
     await _check(connection, batch.samples, names, policy)
-    if len(ids) < len(asked):
-        ids = await _create(connection, batch.samples, asked, names, policy)
+    if len(ids) < len(batch_series):
+        ids = await _create(connection, batch.samples, batch_series, names, policy)
     await series.add_points(connection, fold_samples(batch.samples, await now(connection)), ids)
     return True
 
 
-async def metric_name(connection: AsyncConnection, wanted: str) -> MetricName:
-    """What is known of a name. Raises MetricNotFound."""
-    found = next((known for known in await series.names(connection) if known.name == wanted), None)
-    if found is None:
+async def metric_name(connection: AsyncConnection, name: str) -> MetricName:
+    """Kind and series of a name. Raises MetricNotFound."""
+    metric = next((metric for metric in await series.names(connection) if metric.name == name), None)
+    if metric is None:
         raise MetricNotFound
-    return found
+    return metric
 
 
 async def _check(
     connection: AsyncConnection, samples: Sequence[PushedSample], names: Sequence[MetricName], policy: SeriesPolicy
 ) -> None:
-    wrong = refusals(samples, {known.name: known.kind for known in names}, await now(connection), policy)
+    wrong = refusals(samples, {name.name: name.kind for name in names}, await now(connection), policy)
     if wrong:
-        raise SamplesRefused(wrong[:_SHOWN])
+        raise SamplesRefused(wrong[:_MAX_REFUSALS])
 
 
 async def _create(
     connection: AsyncConnection,
     samples: Sequence[PushedSample],
-    asked: set[Series],
+    batch_series: set[Series],
     names: Sequence[MetricName],
     policy: SeriesPolicy,
 ) -> dict[Series, int]:
-    """Add what is new; nobody else adds anything meanwhile."""
-    new = asked - (await series.find_ids(connection, asked)).keys()
-    known = sum(found.series for found in names)
-    why = overflow(new, known, [found.name for found in names], policy)
-    if why is not None:
-        raise TooManySeries(why)
-    kinds: dict[str, MetricKind] = {pushed.series.name: pushed.kind for pushed in samples}
+    """Add the new series and return the ids of all; no other transaction adds any meanwhile. Raises TooManySeries."""
+    new = batch_series - (await series.find_ids(connection, batch_series)).keys()
+    series_count = sum(name.series for name in names)
+    reason = overflow(new, series_count, [name.name for name in names], policy)
+    if reason is not None:
+        raise TooManySeries(reason)
+    kinds: dict[str, MetricKind] = {sample.series.name: sample.kind for sample in samples}
     await series.create_series(connection, new, kinds)
-    return await series.find_ids(connection, asked)
+    return await series.find_ids(connection, batch_series)

@@ -1,6 +1,6 @@
-"""A look at everything, for whoever judges: one at a time, shared by all who ask meanwhile, and never for long.
+"""Snapshots of the whole system: read one at a time, shared by all callers meanwhile, and within a second.
 
-It has a connection of its own, so that it sees what is wrong also when all others are taken.
+The cache has a connection of its own, so that it sees what is wrong also when all others are taken.
 """
 
 import asyncio
@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePolicy:
-    """Seconds: how long a look is shared, a statement of it may take, and somebody waits for it."""
+    """Seconds that a snapshot is shared, that a statement of it may take, and that a caller waits for it."""
 
-    # Scrapes and browsers come every few seconds; a flood of them costs one look a second.
+    # Scrapes and browsers come every few seconds; a flood of them costs one snapshot a second.
     fresh_seconds: float = 1.0
     statement_seconds: float = 0.5
     # A report is promised within one second.
-    patience_seconds: float = 0.8
+    wait_seconds: float = 0.8
     # A server that is gone without a word leaves a connection that never answers: another is made then.
     silence_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotTerms:
-    """By what is judged."""
+class SnapshotSettings:
+    """Policies of the report, and settings that a snapshot depends on."""
 
     report: CheckPolicy = FOR_REPORT
     capacity: CapacityPolicy
@@ -57,48 +57,48 @@ class SnapshotTerms:
 
 
 class SnapshotCache:
-    """One per process, over a database of its own with a single connection."""
+    """One for each process, over a database of its own with a single connection."""
 
-    def __init__(self, database: Database, terms: SnapshotTerms, policy: CachePolicy = CachePolicy()) -> None:
-        self.terms = terms
+    def __init__(self, database: Database, settings: SnapshotSettings, policy: CachePolicy = CachePolicy()) -> None:
+        self.settings = settings
         self.policy = policy
         self._database = database
-        self._looking: asyncio.Task[Snapshot] | None = None
-        self._known: Snapshot | None = None
-        self._known_at = 0.0
+        self._loading: asyncio.Task[Snapshot] | None = None
+        self._latest: Snapshot | None = None
+        self._latest_at = 0.0
 
-    async def look(self) -> Snapshot:
-        """How everything stands, at most a second ago. Raises DatabaseUnavailable, in time."""
-        if self._known is not None and time.monotonic() - self._known_at < self.policy.fresh_seconds:
-            return self._known
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="lookout")
-            self._looking.add_done_callback(self._looked)
-        # The look goes on for others when this caller leaves, and ends by the limits of its own statements.
-        done, _ = await asyncio.wait([self._looking], timeout=self.policy.patience_seconds)
-        if not done:
-            raise DatabaseUnavailable(_slow(self.policy.patience_seconds), reason=DATABASE_SLOW)
-        return done.pop().result()
+    async def read(self) -> Snapshot:
+        """A snapshot that is at most a second old. Raises DatabaseUnavailable after `wait_seconds` at the latest."""
+        if self._latest is not None and time.monotonic() - self._latest_at < self.policy.fresh_seconds:
+            return self._latest
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name="read snapshot")
+            self._loading.add_done_callback(self._keep)
+        # Loading goes on for others when this caller leaves, and ends by the limits of its own statements.
+        finished, _ = await asyncio.wait([self._loading], timeout=self.policy.wait_seconds)
+        if not finished:
+            raise DatabaseUnavailable(_slow(self.policy.wait_seconds), reason=DATABASE_SLOW)
+        return finished.pop().result()
 
     async def report(self) -> tuple[Report, bool]:
         """The health report, and whether the database has answered."""
         try:
-            snapshot = await self.look()
+            snapshot = await self.read()
         except DatabaseUnavailable as error:
-            return self._blind(error), False
-        return report.make_report(snapshot, self.terms.report, self.terms.capacity), True
+            return self._outdated_report(error), False
+        return report.make_report(snapshot, self.settings.report, self.settings.capacity), True
 
-    def _looked(self, task: asyncio.Task[Snapshot]) -> None:
-        self._looking = None
-        # Asked for here as well, because nobody may be waiting any more.
+    def _keep(self, task: asyncio.Task[Snapshot]) -> None:
+        self._loading = None
+        # The exception is fetched here as well, because nobody may be waiting any more and asyncio would complain.
         if not task.cancelled() and task.exception() is None:
-            self._known, self._known_at = task.result(), time.monotonic()
+            self._latest, self._latest_at = task.result(), time.monotonic()
 
-    async def _look(self) -> Snapshot:
+    async def _load(self) -> Snapshot:
         try:
             async with asyncio.timeout(self.policy.silence_seconds), self._database.transaction() as connection:
                 await pool_counts.limit_statement_time(connection, self.policy.statement_seconds)
-                return await read_snapshot(connection, self.terms)
+                return await read_snapshot(connection, self.settings)
         except TimeoutError:
             raise DatabaseUnavailable(_slow(self.policy.silence_seconds), reason=DATABASE_SLOW) from None
         except DatabaseUnavailable as error:
@@ -112,39 +112,39 @@ class SnapshotCache:
                 "the database cannot be read; the log of the API says why", reason=DATABASE_AWAY
             ) from error
 
-    def _blind(self, error: DatabaseUnavailable) -> Report:
+    def _outdated_report(self, error: DatabaseUnavailable) -> Report:
         code = error.reason or DATABASE_AWAY
-        if self._known is None:
+        if self._latest is None:
             # The only clock that is left; it dates the report and decides nothing.
             return report.outdated_report(None, datetime.now(UTC), code, error.detail)
-        last = report.make_report(self._known, self.terms.report, self.terms.capacity)
-        moment = last.at + timedelta(seconds=time.monotonic() - self._known_at)
+        last = report.make_report(self._latest, self.settings.report, self.settings.capacity)
+        moment = last.at + timedelta(seconds=time.monotonic() - self._latest_at)
         return report.outdated_report(last, moment, code, error.detail)
 
     async def close(self) -> None:
-        """End a look that is under way, and the connection."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        """End the loading that is under way, and the connection."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
         await self._database.close()
 
 
-async def read_snapshot(connection: AsyncConnection, terms: SnapshotTerms) -> Snapshot:
-    """Read everything that is judged: workers and hosts one by one, and nothing that costs anything per task."""
+async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings) -> Snapshot:
+    """Read all that is judged: each worker and host, and nothing whose cost grows with the number of tasks."""
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
-    document = version.document if version else preset(terms.initial_mode)
+    document = version.document if version else preset(settings.initial_mode)
     calls = await usage.recent(connection, RECENT)
     return Snapshot(
         at=queue.at,
         queue=queue,
-        pool=await pool_counts.read_pool(connection, silent_seconds=terms.silent_seconds, lately=RECENT),
+        pool=await pool_counts.read_pool(connection, silent_seconds=settings.silent_seconds, lately=RECENT),
         min_workers=document.worker_pool.min_workers,
         target_workers=await decisions.target(connection),
         spans=await utilisation.recent_minutes(connection, RECENT),
         database=await store.database_condition(connection),
-        turns=await pool_counts.duty_turns(connection),
-        pushed=await series.current_values(connection),
+        duty_turns=await pool_counts.duty_turns(connection),
+        pushed_values=await series.current_values(connection),
         running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
         workers=await store.worker_counts(connection, None),
         recovery=await recovery(connection),

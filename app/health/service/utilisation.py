@@ -1,4 +1,4 @@
-"""Sampling how busy this host, the workers and the pool are."""
+"""Samples of the utilisation of this host, the workers and the pool."""
 
 import asyncio
 import logging
@@ -13,12 +13,12 @@ from app.kernel.errors import DatabaseUnavailable
 from app.workers.provisioners.host import Machine
 
 log = logging.getLogger(__name__)
-# Processes of one host that sample by turns leave out whatever comes within this part of the interval.
+# Several processes of one host sample it: one that comes within this part of the interval after another adds nothing.
 _APART = 0.6
 
 
 async def sample_host(database: Database, machine: Machine, name: str, policy: UtilisationPolicy) -> list[Sample]:
-    """Measure this host and keep it. What cannot be measured leaves no sample."""
+    """Measure this host and store the samples; what cannot be measured leaves none."""
     reading, subject = machine.read(), host_subject(name)
     values = {Measure.CPU: reading.cpu, Measure.MEMORY: reading.memory}
     samples = [single_sample(subject, measure, value) for measure, value in values.items() if value is not None]
@@ -28,16 +28,16 @@ async def sample_host(database: Database, machine: Machine, name: str, policy: U
 
 
 async def sample_pool(connection: AsyncConnection, policy: UtilisationPolicy, silent_seconds: float) -> dict[str, Any]:
-    """Measure what the workers use, by their own word, and how many of them work."""
+    """Store what the workers report to use, and how many of them are busy; return the means."""
     busy = await utilisation.sample_pool(connection)
     samples = await utilisation.sample_workers(connection, fresh_seconds=silent_seconds)
     samples += [busy] if busy else []
     await utilisation.add_samples(connection, samples, apart_seconds=_APART * policy.every_seconds)
-    return {f"{found.subject} {found.measure}": round(found.mean, 2) for found in samples}
+    return {f"{sample.subject} {sample.measure}": round(sample.mean, 2) for sample in samples}
 
 
 async def keep_sampling(database: Database, machine: Machine, name: str, policy: UtilisationPolicy) -> None:
-    """Until cancelled: sample the host of a process that runs no loops."""
+    """Sample the host of a process that runs no loops, until canceled."""
     while True:
         await asyncio.sleep(policy.every_seconds)
         try:

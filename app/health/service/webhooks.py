@@ -1,4 +1,4 @@
-"""Webhooks: what is told of an alert is written down with the change, and delivered outside of any transaction."""
+"""Webhooks: a message is put in the outbox with the change of the alert, and delivered outside any transaction."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ _POLICY = WebhookPolicy()
 
 
 async def enqueue(connection: AsyncConnection, kind: AlertKind, alert: Alert) -> None:
-    """Write down that others are to hear of it."""
+    """Put a message about the alert in the outbox, in the transaction that changes it."""
     delivery_id = time_ordered_uuid()
     body = {
         "id": str(delivery_id),
@@ -43,37 +43,38 @@ async def enqueue(connection: AsyncConnection, kind: AlertKind, alert: Alert) ->
     await store.add_delivery(connection, delivery_id, alert_id=alert.id, kind=kind, body=json.dumps(body))
 
 
-async def deliver(database: Database, courier: MessageSender, policy: WebhookPolicy = _POLICY) -> int:
-    """Attempt what is due, some at a time; returns how many have arrived.
+async def deliver(database: Database, sender: MessageSender, policy: WebhookPolicy = _POLICY) -> int:
+    """Attempt the deliveries that are due, some at a time; return how many have arrived.
 
-    At least once: a crash between the answer and its record has it sent again, under the same id.
+    At least once: a crash between the answer and its record has the message sent again, under the same id.
     """
-    arrived = 0
+    arrived_count = 0
     while True:
         async with database.transaction() as connection:
-            claimed = await store.claim(connection, policy)
-        if not claimed:
-            return arrived
-        arrived += sum(await asyncio.gather(*(_attempt(database, courier, one, policy) for one in claimed)))
+            deliveries = await store.claim(connection, policy)
+        if not deliveries:
+            return arrived_count
+        attempts = (_attempt(database, sender, delivery, policy) for delivery in deliveries)
+        arrived_count += sum(await asyncio.gather(*attempts))
 
 
-async def _attempt(database: Database, courier: MessageSender, claimed: ClaimedDelivery, policy: WebhookPolicy) -> bool:
-    message = Message(id=str(claimed.id), at=claimed.at, body=claimed.body.encode())
+async def _attempt(database: Database, sender: MessageSender, delivery: ClaimedDelivery, policy: WebhookPolicy) -> bool:
+    message = Message(id=str(delivery.id), at=delivery.at, body=delivery.body.encode())
     try:
-        await courier.deliver(message)
+        await sender.deliver(message)
     except NotDelivered as error:
-        await _record_failure(database, claimed, str(error), policy)
+        await _record_failure(database, delivery, str(error), policy)
         return False
     async with database.transaction() as connection:
-        return await store.confirm(connection, claimed)
+        return await store.confirm(connection, delivery)
 
 
-async def _record_failure(database: Database, claimed: ClaimedDelivery, why: str, policy: WebhookPolicy) -> None:
+async def _record_failure(database: Database, delivery: ClaimedDelivery, why: str, policy: WebhookPolicy) -> None:
     chance = random.random()  # noqa: S311 - jitter, not a secret
     async with database.transaction() as connection:
-        planned = retry_at(claimed.attempts, chance, await now(connection), policy)
-        await store.postpone(connection, claimed, planned.due_at, why)
-    if planned.due_at is None:
-        log.error("webhook %s is given up after %d attempts: %s", claimed.id, claimed.attempts, why)
+        due_at = retry_at(delivery.attempts, chance, await now(connection), policy)
+        await store.postpone(connection, delivery, due_at, why)
+    if due_at is None:
+        log.error("webhook %s is given up after %d attempts: %s", delivery.id, delivery.attempts, why)
     else:
-        log.warning("webhook %s, attempt %d: %s", claimed.id, claimed.attempts, why)
+        log.warning("webhook %s, attempt %d: %s", delivery.id, delivery.attempts, why)

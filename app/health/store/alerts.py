@@ -1,4 +1,4 @@
-"""Alerts: opened, brought up to date, acknowledged and resolved; of each key one stands at most."""
+"""Statements on alerts; of each key at most one is unresolved, which a unique index enforces."""
 
 import json
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """All that is known of one alert."""
+    """A row of the table."""
 
     id: int
     rule: AlertRule
@@ -37,7 +37,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertFilter:
-    """Which alerts are looked for; None: any."""
+    """Alerts to select; None: any."""
 
     states: Collection[AlertState] = UNRESOLVED
     rule: AlertRule | None = None
@@ -56,7 +56,7 @@ ON CONFLICT (rule, subject) WHERE {_STANDS} DO NOTHING
 RETURNING {_COLUMNS}
 """)
 
-# Whoever knew of it did not know that it is worse now.
+# An acknowledgement does not cover what has got worse since.
 _UPDATE = text(f"""
 UPDATE alerts SET severity = :severity, summary = :summary, advice = :advice, facts = CAST(:facts AS jsonb),
     updated_at = now(), state = CASE WHEN :is_worse THEN 'open' ELSE state END,
@@ -83,7 +83,7 @@ _PRUNE = deletion("alerts", "resolved_at < now() - make_interval(days => :days)"
 
 
 async def unresolved_alerts(connection: AsyncConnection) -> list[UnresolvedAlert]:
-    """The alerts that are not resolved."""
+    """The alerts that are open or acknowledged."""
     return [
         UnresolvedAlert(
             alert_id=row["id"],
@@ -96,54 +96,54 @@ async def unresolved_alerts(connection: AsyncConnection) -> list[UnresolvedAlert
 
 
 async def open_alert(connection: AsyncConnection, symptom: Symptom) -> Alert | None:
-    """Open an alert; None when one on this key stands already."""
-    key = {"rule": symptom.key.rule.value, "subject": symptom.key.subject}
-    values = {**key, **_text_columns(symptom), "severity": _severity_name(symptom.severity)}
+    """Open an alert; None when one of this key is unresolved already."""
+    identity = {"rule": symptom.key.rule.value, "subject": symptom.key.subject}
+    values = {**identity, **_text_columns(symptom), "severity": _severity_name(symptom.severity)}
     return _first_alert(await connection.execute(_OPEN, values))
 
 
-async def update(connection: AsyncConnection, change: AlertUpdate) -> Alert | None:
-    """What an alert says from now on; None when it is resolved. One that is worse is open again."""
-    values = {"id": change.alert_id, "severity": _severity_name(change.severity), "is_worse": change.is_worse}
-    return _first_alert(await connection.execute(_UPDATE, {**values, **_text_columns(change.symptom)}))
+async def update(connection: AsyncConnection, update: AlertUpdate) -> Alert | None:
+    """Give an alert its new text; None when it is resolved. One that got worse is open again."""
+    values = {"id": update.alert_id, "severity": _severity_name(update.severity), "is_worse": update.is_worse}
+    return _first_alert(await connection.execute(_UPDATE, {**values, **_text_columns(update.symptom)}))
 
 
 async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert | None:
-    """Somebody knows; None when the alert is not open."""
+    """Note who knows of an open alert; None when it is not open."""
     return _first_alert(await connection.execute(_ACKNOWLEDGE, {"id": alert_id, "by": by, "note": note}))
 
 
 async def resolve(connection: AsyncConnection, resolution: AlertResolution) -> Alert | None:
-    """It is over; None when it was already."""
+    """End an alert; None when it has ended already."""
     values = {"id": resolution.alert_id, "reason": resolution.reason}
     return _first_alert(await connection.execute(_RESOLVE, values))
 
 
 async def read(connection: AsyncConnection, alert_id: int) -> Alert | None:
-    """One alert; None when there is none, or no more."""
+    """One alert; None when it does not exist, or no longer."""
     return _first_alert(await connection.execute(_READ, {"id": alert_id}))
 
 
-async def page(connection: AsyncConnection, wanted: AlertFilter, *, before: int | None, limit: int) -> list[Alert]:
-    """Alerts below `before`, those that opened last first."""
-    # Written out, so that the index of the few that stand can be used.
-    filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(wanted.states))})"]
+async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id: int | None, limit: int) -> list[Alert]:
+    """Alerts with smaller ids than `below_id`, newest first."""
+    # Written out, so that the partial index of the few unresolved ones can be used.
+    filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(selection.states))})"]
     values: dict[str, Any] = {"limit": limit}
-    if wanted.rule is not None:
+    if selection.rule is not None:
         filters.append("rule = :rule")
-        values["rule"] = wanted.rule.value
-    if wanted.severity is not None:
+        values["rule"] = selection.rule.value
+    if selection.severity is not None:
         filters.append("severity = :severity")
-        values["severity"] = _severity_name(wanted.severity)
-    if before is not None:
-        filters.append("id < :before")
-        values["before"] = before
+        values["severity"] = _severity_name(selection.severity)
+    if below_id is not None:
+        filters.append("id < :below_id")
+        values["below_id"] = below_id
     query = f"SELECT {_COLUMNS} FROM alerts WHERE {' AND '.join(filters)} ORDER BY id DESC LIMIT :limit"
     return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget alerts that were resolved long ago; returns how many."""
+    """Delete alerts resolved more than `days` ago, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
@@ -161,6 +161,5 @@ def _first_alert(rows: Any) -> Alert | None:
 
 
 def _alert(row: Any) -> Alert:
-    known = dict(row)
-    words = {"rule": AlertRule(row["rule"]), "state": AlertState(row["state"])}
-    return Alert(**{**known, **words, "severity": Severity[row["severity"].upper()]})
+    enums = {"rule": AlertRule(row["rule"]), "state": AlertState(row["state"])}
+    return Alert(**{**row, **enums, "severity": Severity[row["severity"].upper()]})

@@ -1,6 +1,6 @@
-"""What is looked at for alerts beside the counters of the queue: workers and their tasks, slots, and the database.
+"""Statements on what alerts watch beside the queue: workers and their tasks, breakers, and the database.
 
-Every statement looks at each worker or connection, and at no other tasks than those that workers hold.
+Each reads every worker or connection, and no other tasks than those that workers hold.
 """
 
 from sqlalchemy import text
@@ -18,9 +18,9 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 """)
 
-# A worker that took its last task a moment ago does many short ones, and idles only for the look.
+# A worker that took its last task a moment ago does many short ones, and idles only at this moment.
 _POOL = text(f"""
-WITH seen AS (
+WITH living AS (
     SELECT w.state, w.capabilities, w.state = 'ready' AND held.id IS NULL
         AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
     FROM workers w {lease_ledger.last_and_held("w.id")}
@@ -28,10 +28,9 @@ WITH seen AS (
     WHERE w.state IN ('ready', 'draining')
 )
 SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
-       (SELECT array_agg(DISTINCT agent) FROM seen CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
-FROM seen
+       (SELECT array_agg(DISTINCT agent) FROM living CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
+FROM living
 """)
-
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database.
 _SNAPSHOT = text("""
@@ -47,8 +46,8 @@ SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS t
 ) held
 """)
 
-# The tables that every task goes through, or every beat.
-_BUSY = ("tasks", "leases", "queue_changes", "workers", "lanes", "queue_counts", "loop_ticks")
+# Tables that every task or every heartbeat writes to.
+_BUSY_TABLES = ("tasks", "leases", "queue_changes", "workers", "lanes", "queue_counts", "loop_ticks")
 _DEAD_ROWS = text("""
 SELECT name, pg_stat_get_dead_tuples(to_regclass(name)) AS dead FROM unnest(CAST(:names AS text[])) AS name
 WHERE to_regclass(name) IS NOT NULL
@@ -64,7 +63,7 @@ _BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDE
 
 
 async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
-    """What workers execute; past its deadline by more than the grace counts as overdue."""
+    """Executing tasks by agent type; one past its deadline by more than the grace counts as overdue."""
     rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
     return {
         AgentType(row["agent_type"]): Running(
@@ -75,24 +74,27 @@ async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> di
 
 
 async def worker_counts(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
-    """The workers that are past their start."""
+    """Counts of the workers that are past their start; `minimum` is passed on."""
     row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
-    able = frozenset(map(AgentType, row["idle_for"] or ()))
-    return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=able, minimum=minimum)
+    agents = frozenset(map(AgentType, row["idle_for"] or ()))
+    return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
 
 
 async def open_breakers(connection: AsyncConnection) -> dict[str, bool]:
-    """The language models whose circuit breaker is not closed; one that is about to be tried is not either."""
+    """True for each language model whose circuit breaker is open or about to be tried."""
     return dict.fromkeys((await connection.execute(_BREAKERS)).scalars(), True)
 
 
 async def database_condition(connection: AsyncConnection) -> DatabaseCondition:
-    """How the database is, as far as this role may see it: `pg_read_all_stats` lets it see the snapshots of others."""
-    held = (await connection.execute(_SNAPSHOT)).mappings().one()
-    dead = (await connection.execute(_DEAD_ROWS, {"names": list(_BUSY)})).mappings()
+    """Snapshots, dead rows and connections, as far as this role may see them.
+
+    `pg_read_all_stats` lets it see the snapshots of other roles.
+    """
+    oldest = (await connection.execute(_SNAPSHOT)).mappings().one()
+    dead = (await connection.execute(_DEAD_ROWS, {"names": list(_BUSY_TABLES)})).mappings()
     return DatabaseCondition(
-        snapshot_seconds=float(held["seconds"]),
-        snapshot_transactions=held["transactions"],
+        snapshot_seconds=float(oldest["seconds"]),
+        snapshot_transactions=oldest["transactions"],
         dead_rows={row["name"]: row["dead"] for row in dead},
         connections=float((await connection.execute(_CONNECTIONS)).scalar_one()),
     )

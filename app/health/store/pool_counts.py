@@ -1,4 +1,4 @@
-"""How the pool and the background duties stand: each by one look that costs nothing per task."""
+"""Statements on the pool and the background duties, none of which reads the tasks."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ from app.workers.store.tables import LIVE
 _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
 _CANCELED = "57014"
 
-# One that is starting has not been seen yet, so it is not silent.
+# A starting worker has never been seen (`last_seen_at` is null), so it does not count as silent.
 _POOL = text(f"""
 SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
        count(*) FILTER (WHERE state = 'ready' AND held IS NULL) AS idle,
@@ -41,27 +41,27 @@ WHERE last_run_at IS NOT NULL
 
 
 async def limit_statement_time(connection: AsyncConnection, seconds: float) -> None:
-    """No statement of this transaction may take longer than this, waiting for locks included."""
+    """Let no statement of this transaction take longer, waiting for locks included."""
     await connection.execute(_HURRY, {"limit": f"{max(1, round(seconds * 1000))}ms"})
 
 
 def is_statement_timeout(error: BaseException) -> bool:
-    """Whether a statement was ended because it took too long, rather than that the database is away."""
+    """Whether a statement was ended for its length, while the database is there."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _CANCELED
 
 
 async def read_pool(connection: AsyncConnection, *, silent_seconds: float, lately: timedelta) -> PoolCounts:
-    """The live workers by what they do, a look at each; and how many were lost lately."""
-    row = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
-    agents = [dict(found) for found in (await connection.execute(_BY_AGENT)).mappings()]
+    """Live workers by state, and how many ended as lost or failed within `lately`."""
+    counts = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
+    agents = [dict(row) for row in (await connection.execute(_BY_AGENT)).mappings()]
     return PoolCounts(
-        **row,
-        assigned={AgentType(found["agent_type"]): found["assigned"] for found in agents},
-        able={AgentType(found["agent_type"]): found["able"] for found in agents},
+        **counts,
+        assigned={AgentType(row["agent_type"]): row["assigned"] for row in agents},
+        able={AgentType(row["agent_type"]): row["able"] for row in agents},
     )
 
 
 async def duty_turns(connection: AsyncConnection) -> list[DutyTurn]:
-    """When each background duty last had its turn."""
+    """Last turn of each background duty that ever had one."""
     return [DutyTurn(**row) for row in (await connection.execute(_TURNS)).mappings()]

@@ -1,4 +1,4 @@
-"""Series that were pushed, with a point a minute each."""
+"""Statements on pushed series, with one point a minute for each."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.kernel.agents import AgentType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricName:
-    """A name under which something was pushed, and how many series bear it."""
+    """Name of a metric, with the number of its series."""
 
     name: str
     kind: MetricKind
@@ -26,7 +26,7 @@ class MetricName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointFilter:
-    """Points of these labels (None: any), from `since` on and before `until`."""
+    """Points to select: of these labels (None: any), from `since` on and before `until`."""
 
     name: str
     since: datetime
@@ -38,7 +38,7 @@ class PointFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPoint(Point):
-    """A point as it is kept."""
+    """A point with the id of its series."""
 
     series_id: int
 
@@ -50,17 +50,17 @@ ON CONFLICT DO NOTHING RETURNING digest
 
 _TAKEN = text("SELECT digest FROM metric_batches WHERE sent_by = :sent_by AND batch_id = :batch_id")
 
-# Whoever adds series queues up, so that each counts those of the one before.
-_QUEUE_UP = text("SELECT pg_advisory_xact_lock(7241, 9)")
+# Senders of new series take turns, so that each counts those of the one before and the bound holds.
+_LOCK_SERIES = text("SELECT pg_advisory_xact_lock(7241, 9)")
 
 _LABELS = """unnest(CAST(:names AS text[]), CAST(:agents AS text[]), CAST(:workers AS text[]), CAST(:goals AS text[]))
-     AS asked (name, agent, worker, goal)"""
+     AS requested (name, agent, worker, goal)"""
 
 _FIND = text(f"""
 SELECT s.id, s.name, s.agent, s.worker, s.goal FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
 """)
 
-# One that was just about to be forgotten is locked by this, and stays; one that was forgotten is not found after it.
+# A series that is about to be deleted is locked by this and stays; one that was deleted is not found afterwards.
 _TOUCH = text(f"""
 UPDATE metric_series SET last_at = now() WHERE id IN (
     SELECT s.id FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
@@ -70,8 +70,8 @@ UPDATE metric_series SET last_at = now() WHERE id IN (
 
 _CREATE = text(f"""
 INSERT INTO metric_series (name, kind, agent, worker, goal)
-SELECT asked.name, kinds.kind, agent, worker, goal FROM {_LABELS}
-JOIN unnest(CAST(:kind_names AS text[]), CAST(:kinds AS text[])) AS kinds (name, kind) ON kinds.name = asked.name
+SELECT requested.name, kinds.kind, agent, worker, goal FROM {_LABELS}
+JOIN unnest(CAST(:kind_names AS text[]), CAST(:kinds AS text[])) AS kinds (name, kind) ON kinds.name = requested.name
 ON CONFLICT DO NOTHING
 """)
 
@@ -126,43 +126,43 @@ _PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval
 
 
 async def register_batch(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
-    """Take the batch; the digest of the one that was taken before under this id, None when there was none.
+    """Register a batch; return the digest of the batch registered before under this id, None when there was none.
 
-    Waits for a rival that is just taking it, and then knows whether it has.
+    Waits for another transaction that is registering it, and then knows whether it has.
     """
     values = {"sent_by": sent_by, "batch_id": batch_id, "digest": digest}
     if (await connection.execute(_TAKE, values)).first() is not None:
         return None
-    before: bytes = (await connection.execute(_TAKEN, values)).scalar_one()
-    return before
+    earlier_digest: bytes = (await connection.execute(_TAKEN, values)).scalar_one()
+    return earlier_digest
 
 
-async def find_ids(connection: AsyncConnection, asked: Collection[Series]) -> dict[Series, int]:
-    """The ids of the series that are known, which are not forgotten as long as this transaction lasts."""
-    labels = _columns(asked)
+async def find_ids(connection: AsyncConnection, series: Collection[Series]) -> dict[Series, int]:
+    """Ids of the series that exist; none of these is deleted while this transaction lasts."""
+    labels = _columns(series)
     await connection.execute(_TOUCH, labels)
     return {_series(row): row["id"] for row in (await connection.execute(_FIND, labels)).mappings()}
 
 
-async def lock_out_others(connection: AsyncConnection) -> None:
-    """Wait until nobody else adds series; until the transaction ends, nobody does."""
-    await connection.execute(_QUEUE_UP)
+async def lock_series(connection: AsyncConnection) -> None:
+    """Wait until no other transaction adds series, and let none do so until this one ends."""
+    await connection.execute(_LOCK_SERIES)
 
 
 async def names(connection: AsyncConnection) -> list[MetricName]:
-    """All names that are known."""
+    """All names of metrics."""
     rows = (await connection.execute(_NAMES)).mappings()
     return [MetricName(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
 
 
 async def create_series(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
-    """Add series; those that are there already stay."""
-    named = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
-    await connection.execute(_CREATE, {**_columns(new), **named})
+    """Add series; existing ones stay as they are."""
+    kind_columns = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
+    await connection.execute(_CREATE, {**_columns(new), **kind_columns})
 
 
 async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:
-    """Add points to their minutes."""
+    """Add points to the minutes that are stored."""
     values = {
         "ids": [ids[point.series] for point in points],
         "minutes": [point.minute for point in points],
@@ -177,17 +177,17 @@ async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: 
 
 
 async def page(
-    connection: AsyncConnection, wanted: PointFilter, *, after: tuple[int, datetime] | None, limit: int
+    connection: AsyncConnection, selection: PointFilter, *, after_point: tuple[int, datetime] | None, limit: int
 ) -> list[StoredPoint]:
-    """Points that follow `after` (a series and a minute), series by series and from the oldest on."""
-    series_id, minute = after or (0, wanted.since)
-    values = {name: getattr(wanted, name) for name in PointFilter.__dataclass_fields__}
+    """Points that follow `after_point` (id of a series, and a minute), series by series, oldest first."""
+    series_id, minute = after_point or (0, selection.since)
+    values = {name: getattr(selection, name) for name in PointFilter.__dataclass_fields__}
     values |= {"after_series": series_id, "after_minute": minute, "limit": limit}
     return [_stored_point(row) for row in (await connection.execute(_PAGE, values)).mappings()]
 
 
 async def current_values(connection: AsyncConnection) -> list[CurrentValue]:
-    """What was pushed within the last minute or two, by name and agent type."""
+    """Values pushed within the last minute or two, by name and agent type."""
     rows = (await connection.execute(_CURRENT)).mappings()
     return [
         CurrentValue(
@@ -202,23 +202,26 @@ async def current_values(connection: AsyncConnection) -> list[CurrentValue]:
 
 
 async def prune_points(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget old points; returns how many."""
+    """Delete points older than `days`, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE_MINUTES, {"days": days, "limit": limit})).rowcount
 
 
 async def prune_names(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget series that have no points any more; returns how many. One that is being written to just now stays."""
+    """Delete series without points, at most `bite`; return the number deleted.
+
+    A series that another transaction is just writing to stays.
+    """
     return (await connection.execute(_PRUNE_SERIES, {"days": days, "limit": limit})).rowcount
 
 
 async def prune_batches(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget batches that will not come again; returns how many."""
+    """Delete batches older than `days`, which no sender repeats, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE_BATCHES, {"days": days, "limit": limit})).rowcount
 
 
-def _columns(asked: Iterable[Series]) -> dict[str, list[str]]:
-    known = sorted(asked)
-    return {f"{name}s": [getattr(series, name) for series in known] for name in Series.__dataclass_fields__}
+def _columns(series: Iterable[Series]) -> dict[str, list[str]]:
+    ordered = sorted(series)
+    return {f"{name}s": [getattr(entry, name) for entry in ordered] for name in Series.__dataclass_fields__}
 
 
 def _series(row: Any) -> Series:
@@ -226,5 +229,5 @@ def _series(row: Any) -> Series:
 
 
 def _stored_point(row: Any) -> StoredPoint:
-    plain = {name: row[name] for name in StoredPoint.__dataclass_fields__ if name != "series"}
-    return StoredPoint(series=_series(row), **plain)
+    figures = {name: row[name] for name in StoredPoint.__dataclass_fields__ if name != "series"}
+    return StoredPoint(series=_series(row), **figures)

@@ -1,4 +1,4 @@
-"""Utilisation by the minute: each sample is added to its minute at once."""
+"""Statements on utilisation by the minute; a sample is added to its minute at once."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -26,8 +26,8 @@ SET samples = known.samples + 1, total = known.total + excluded.total, low = lea
 WHERE known.last_at <= now() - make_interval(secs => :apart)
 """)
 
-# What each worker last said, as a share of what it has; those that have not said are no zeros, they are left out. What
-# is next to nothing counts as that: dividing it by what is not, or the other way around, would fail for all.
+# Last heartbeat of each worker, as a share of what it has; workers that did not report are left out, not counted as 0.
+# Figures near 0 are cut off: one absurd quotient would overflow and make the statement fail for all workers.
 _WORKERS = text(f"""
 SELECT count(cpu) AS cpus, min(cpu) AS cpu_low, avg(cpu) AS cpu_mean, max(cpu) AS cpu_high, sum(cores) AS cores,
        count(memory) AS memories, min(memory) AS memory_low, avg(memory) AS memory_mean, max(memory) AS memory_high,
@@ -41,7 +41,7 @@ FROM (
                CASE WHEN cpu_cores >= 0.001 THEN cpu_cores END AS cpu_cores,
                CASE WHEN memory_gb >= 0.001 THEN memory_gb END AS memory_gb
         FROM workers WHERE {LIVE} AND last_seen_at > now() - make_interval(secs => :fresh)
-    ) said
+    ) reported
 ) live
 """)
 
@@ -70,7 +70,7 @@ _PRUNE = deletion("utilisation", "minute < now() - make_interval(days => :days)"
 
 
 async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
-    """Add samples to this minute; returns how many. One that comes too soon after the last is left out."""
+    """Add samples to this minute, except those too soon after the last; return the number added."""
     values = {
         "subjects": [sample.subject for sample in samples],
         "measures": [sample.measure.value for sample in samples],
@@ -83,7 +83,7 @@ async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *,
 
 
 async def sample_workers(connection: AsyncConnection, *, fresh_seconds: float) -> list[Sample]:
-    """What the workers that were seen lately use, all together; nothing of what none of them has said."""
+    """Samples over all workers seen lately; no sample of a measure that none of them has reported."""
     row = (await connection.execute(_WORKERS, {"fresh": fresh_seconds})).mappings().one()
     samples = []
     if row["cpus"]:
@@ -96,7 +96,7 @@ async def sample_workers(connection: AsyncConnection, *, fresh_seconds: float) -
 
 
 async def sample_pool(connection: AsyncConnection) -> Sample | None:
-    """Percent of the workers that may be leased to which hold a task; None without any."""
+    """Percent of the ready workers that hold a task; None without any ready worker."""
     row = (await connection.execute(_BUSY)).mappings().one()
     if not row["workers"]:
         return None
@@ -105,20 +105,20 @@ async def sample_pool(connection: AsyncConnection) -> Sample | None:
 
 
 async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list[Span]:
-    """All minutes that reach into the time since `length` ago."""
+    """The minutes that reach into the last `length` of time."""
     return [_span(row) for row in (await connection.execute(_RECENT, {"length": length})).mappings()]
 
 
 async def read_steps(
     connection: AsyncConnection, *, since: datetime, until: datetime, step: timedelta, subject: str | None = None
 ) -> list[Span]:
-    """The minutes from `since` on and before `until`, put together by steps that are counted from 1970."""
+    """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970."""
     values = {"since": since, "until": until, "step": step, "subject": subject}
     return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget what was long ago; returns how many rows."""
+    """Delete minutes older than `days`, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 

@@ -1,4 +1,4 @@
-"""The outbox of webhooks: a delivery is written with what it tells of, claimed by one process, and confirmed or not."""
+"""Statements on the outbox of webhooks: a delivery is added with its alert, claimed by one process, then confirmed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.queue.rules.events import AlertKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedDelivery:
-    """A delivery that is ours to attempt until `claim_seconds` are over; `attempts` counts this one."""
+    """A delivery that only the caller attempts until its claim is over; `attempts` counts this attempt."""
 
     id: UUID
     body: str
@@ -26,7 +26,7 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """How a delivery stands; with `due_at` it is tried again."""
+    """State of a delivery; with `due_at` it is attempted again."""
 
     id: UUID
     kind: AlertKind
@@ -43,8 +43,8 @@ INSERT INTO webhook_deliveries (id, alert_id, kind, body, created_at, due_at)
 VALUES (:id, :alert_id, :kind, :body, now(), now())
 """)
 
-# Of an alert one after the other, so that nobody hears of an end before the beginning. A crash after the claim costs
-# one attempt: the delivery is due again when the claim is over.
+# Deliveries of one alert go one after the other, so that no receiver hears of its end before its beginning. A crash
+# after the claim costs one attempt: the delivery is due again when the claim is over.
 _CLAIM = text("""
 UPDATE webhook_deliveries SET attempts = attempts + 1, due_at = now() + make_interval(secs => :claim)
 WHERE id IN (
@@ -52,12 +52,12 @@ WHERE id IN (
     WHERE d.due_at <= now() AND NOT EXISTS (
         SELECT FROM webhook_deliveries e WHERE e.alert_id = d.alert_id AND e.seq < d.seq AND e.due_at IS NOT NULL
     )
-    ORDER BY d.due_at LIMIT :most FOR UPDATE SKIP LOCKED
+    ORDER BY d.due_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 RETURNING id, body, attempts, now() AS at
 """)
 
-# Whoever has claimed it since has another number of attempts.
+# The number of attempts is the fence: a later claim has raised it.
 _CONFIRM = text("""
 UPDATE webhook_deliveries SET delivered_at = now(), due_at = NULL, last_error = NULL
 WHERE id = :id AND attempts = :attempts AND due_at IS NOT NULL RETURNING id
@@ -80,27 +80,27 @@ _PRUNE = deletion("webhook_deliveries", "created_at < now() - make_interval(days
 async def add_delivery(
     connection: AsyncConnection, delivery_id: UUID, *, alert_id: int, kind: AlertKind, body: str
 ) -> None:
-    """Write down what is to be told, in the transaction that makes it true."""
+    """Put a message in the outbox, in the transaction of the change that it reports."""
     values = {"id": delivery_id, "alert_id": alert_id, "kind": kind.value, "body": body}
     await connection.execute(_ADD, values)
     notify.note(connection, notify.WEBHOOKS)
 
 
 async def claim(connection: AsyncConnection, policy: WebhookPolicy) -> Sequence[ClaimedDelivery]:
-    """Take some that are due; nobody else attempts them for now."""
-    values = {"claim": policy.claim_seconds, "most": policy.at_once}
+    """Claim deliveries that are due, at most `at_once`; nobody else attempts them until the claim is over."""
+    values = {"claim": policy.claim_seconds, "limit": policy.at_once}
     return [ClaimedDelivery(**row) for row in (await connection.execute(_CLAIM, values)).mappings()]
 
 
-async def confirm(connection: AsyncConnection, claimed: ClaimedDelivery) -> bool:
-    """It has arrived; False when somebody else has claimed it since."""
-    values = {"id": claimed.id, "attempts": claimed.attempts}
+async def confirm(connection: AsyncConnection, delivery: ClaimedDelivery) -> bool:
+    """Note that a delivery has arrived; False when somebody else has claimed it since."""
+    values = {"id": delivery.id, "attempts": delivery.attempts}
     return (await connection.execute(_CONFIRM, values)).first() is not None
 
 
-async def postpone(connection: AsyncConnection, claimed: ClaimedDelivery, due_at: datetime | None, error: str) -> bool:
-    """It has not arrived, and is due again then; None gives it up. False when somebody else has claimed it since."""
-    values = {"id": claimed.id, "attempts": claimed.attempts, "due_at": due_at, "error": error[:500]}
+async def postpone(connection: AsyncConnection, delivery: ClaimedDelivery, due_at: datetime | None, error: str) -> bool:
+    """Note a failed attempt and the time of the next; None gives up. False when somebody else has claimed it since."""
+    values = {"id": delivery.id, "attempts": delivery.attempts, "due_at": due_at, "error": error[:500]}
     return (await connection.execute(_POSTPONE, values)).first() is not None
 
 
@@ -111,5 +111,5 @@ async def read_deliveries(connection: AsyncConnection, alert_id: int) -> list[De
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget old deliveries; returns how many."""
+    """Delete deliveries older than `days`, at most `bite`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

@@ -21,7 +21,7 @@ from app.health.rules.alerts import (
 from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
 
 KEY = AlertKey(rule=AlertRule.QUEUE_GROWTH)
-POLICY = AlertPolicy(patience={rule: Hysteresis(opens_after=20, resolves_after=30) for rule in AlertRule})
+POLICY = AlertPolicy(hysteresis={rule: Hysteresis(opens_after=20, resolves_after=30) for rule in AlertRule})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TICK = timedelta(seconds=5)
 
@@ -38,9 +38,9 @@ class Watch:
     """Plays the duty, the table and the clock."""
 
     now: datetime = START
-    spells: dict[AlertKey, PendingAlert] = field(default_factory=dict)
-    standing: dict[int, UnresolvedAlert] = field(default_factory=dict)
-    looked_at: datetime | None = None
+    pending: dict[AlertKey, PendingAlert] = field(default_factory=dict)
+    alerts: dict[int, UnresolvedAlert] = field(default_factory=dict)
+    last_observed_at: datetime | None = None
     opened: list[datetime] = field(default_factory=list)
     resolved: list[datetime] = field(default_factory=list)
 
@@ -49,26 +49,26 @@ class Watch:
         snapshot = AlertSnapshot(
             symptoms=symptoms,
             unknown=frozenset(unknown),
-            spells=pending_from_json(pending_to_json(self.spells)),
-            standing=list(self.standing.values()),
-            looked_at=self.looked_at,
+            pending=pending_from_json(pending_to_json(self.pending)),
+            alerts=list(self.alerts.values()),
+            last_observed_at=self.last_observed_at,
         )
         decided = plan_alerts(snapshot, POLICY, self.now)
-        for resolution in decided.resolved:
-            del self.standing[resolution.alert_id]
+        for resolution in decided.to_resolve:
+            del self.alerts[resolution.alert_id]
             self.resolved.append(self.now)
-        for update in decided.updated:
-            old = self.standing[update.alert_id]
-            self.standing[update.alert_id] = UnresolvedAlert(
+        for update in decided.to_update:
+            old = self.alerts[update.alert_id]
+            self.alerts[update.alert_id] = UnresolvedAlert(
                 alert_id=update.alert_id, key=old.key, severity=update.severity, updated_at=self.now
             )
-        for new in decided.opened:
+        for new in decided.to_open:
             number = len(self.opened)
-            self.standing[number] = UnresolvedAlert(
+            self.alerts[number] = UnresolvedAlert(
                 alert_id=number, key=new.key, severity=new.severity, updated_at=self.now
             )
             self.opened.append(self.now)
-        self.spells, self.looked_at = dict(decided.spells), self.now
+        self.pending, self.last_observed_at = dict(decided.pending), self.now
         return decided
 
     def looks(self, count: int, *symptoms: Symptom, unknown: Iterable[AlertRule] = ()) -> None:
@@ -79,7 +79,7 @@ class Watch:
 def opened() -> Watch:
     watch = Watch()
     watch.looks(5, RAISED)
-    assert len(watch.standing) == 1
+    assert len(watch.alerts) == 1
     return watch
 
 
@@ -105,7 +105,7 @@ def test_it_is_resolved_when_it_has_been_away_for_a_while() -> None:
     assert watch.resolved == []
     watch.look()
     assert len(watch.resolved) == 1
-    assert watch.spells == {}
+    assert watch.pending == {}
 
 
 def test_a_fading_symptom_opens_nothing_and_keeps_what_stands() -> None:
@@ -146,17 +146,17 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
 
 def test_getting_worse_is_told_at_once_and_getting_better_never() -> None:
     watch = opened()
-    (update,) = watch.look(WORSE).updated
+    (update,) = watch.look(WORSE).to_update
     assert (update.severity, update.is_worse) == (Severity.CRITICAL, True)
-    assert watch.look(RAISED).updated == []
+    assert watch.look(RAISED).to_update == []
     watch.looks(10, RAISED)
-    (update,) = watch.look(RAISED).updated
+    (update,) = watch.look(RAISED).to_update
     assert (update.severity, update.is_worse) == (Severity.CRITICAL, False)
 
 
 def test_an_alert_that_nothing_is_remembered_of_is_given_its_time() -> None:
     watch = opened()
-    watch.spells = {}
+    watch.pending = {}
     watch.looks(6)
     assert watch.resolved == []
     watch.look()
@@ -168,9 +168,9 @@ def test_subjects_of_a_rule_are_apart() -> None:
     watch = Watch()
     watch.looks(5, cpu)
     watch.looks(5, cpu, memory)
-    assert {alert.key.subject for alert in watch.standing.values()} == {"cpu", "memory"}
+    assert {alert.key.subject for alert in watch.alerts.values()} == {"cpu", "memory"}
     watch.looks(7, memory)
-    assert {alert.key.subject for alert in watch.standing.values()} == {"memory"}
+    assert {alert.key.subject for alert in watch.alerts.values()} == {"memory"}
 
 
 @given(st.lists(st.sampled_from(["raised", "worse", "fading", "away", "unknown", "blind"]), max_size=120))
@@ -181,11 +181,11 @@ def test_nothing_flaps_whatever_the_noise(noise: list[str]) -> None:
     for kind in noise:
         after = timedelta(minutes=3) if kind == "blind" else TICK
         watch.look(*seen.get(kind, []), unknown=[KEY.rule] if kind == "unknown" else [], after=after)
-        assert len(watch.standing) <= 1
-    patience = POLICY.patience[KEY.rule]
-    least = timedelta(seconds=patience.opens_after + patience.resolves_after)
+        assert len(watch.alerts) <= 1
+    hysteresis = POLICY.hysteresis[KEY.rule]
+    least = timedelta(seconds=hysteresis.opens_after + hysteresis.resolves_after)
     for first, second in zip(watch.opened, watch.opened[1:], strict=False):
         assert second - first >= least
     assert len(watch.resolved) in (len(watch.opened), len(watch.opened) - 1)
     for start, end in zip(watch.opened, watch.resolved, strict=False):
-        assert end - start >= timedelta(seconds=patience.resolves_after)
+        assert end - start >= timedelta(seconds=hysteresis.resolves_after)

@@ -56,8 +56,8 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "level"),
     [
-        ({"turns": []}, "loops_never_ran", Level.CRITICAL),
-        ({"turns": [DutyTurn(duty="a", seconds_ago=60, every_seconds=1)]}, "loops_silent", Level.CRITICAL),
+        ({"duty_turns": []}, "loops_never_ran", Level.CRITICAL),
+        ({"duty_turns": [DutyTurn(duty="a", seconds_ago=60, every_seconds=1)]}, "loops_silent", Level.CRITICAL),
         ({"pool": pool(idle=0, busy=0, starting=10)}, "no_healthy_worker", Level.CRITICAL),
         ({"pool": pool(silent=10)}, "no_healthy_worker", Level.CRITICAL),
         ({"pool": pool(idle=4)}, "pool_below_minimum", Level.DEGRADED),
@@ -110,12 +110,12 @@ def test_what_is_ordinary_is_no_reason(changes: dict[str, Any]) -> None:
 def test_a_duty_that_is_late_is_told_by_its_name() -> None:
     alive = DutyTurn(duty="sweep leases", seconds_ago=1, every_seconds=1)
     late = DutyTurn(duty="fold events", seconds_ago=37, every_seconds=2)
-    (reason,) = _report(well(turns=[alive, late])).reasons
+    (reason,) = _report(well(duty_turns=[alive, late])).reasons
     assert (reason.code, reason.level) == ("duty_late", Level.DEGRADED)
     assert "`fold events`" in reason.message
     in_time = DutyTurn(duty="housekeeping", seconds_ago=1700, every_seconds=600)
     of_a_host = DutyTurn(duty="fleet local lab", seconds_ago=99_999, every_seconds=None)
-    assert _report(well(turns=[alive, in_time, of_a_host])).reasons == []
+    assert _report(well(duty_turns=[alive, in_time, of_a_host])).reasons == []
 
 
 def test_a_peak_of_a_moment_is_shown_but_is_no_reason() -> None:
@@ -161,7 +161,7 @@ def test_what_nobody_has_measured_is_noted() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    found = _report(well(pool=pool(idle=4, silent=1), turns=[], language_model=LanguageModel()))
+    found = _report(well(pool=pool(idle=4, silent=1), duty_turns=[], language_model=LanguageModel()))
     assert [reason.level for reason in found.reasons] == [Level.CRITICAL, Level.DEGRADED, Level.NOTE, Level.NOTE]
 
 

@@ -28,7 +28,7 @@ SYMPTOM = Symptom(
 async def known(database: Database) -> list[Alert]:
     """All alerts, newest first."""
     async with database.transaction() as connection:
-        return await store.page(connection, AlertFilter(states=list(AlertState)), before=None, limit=100)
+        return await store.page(connection, AlertFilter(states=list(AlertState)), below_id=None, limit=100)
 
 
 async def opened(database: Database) -> Alert:

@@ -43,24 +43,24 @@ class Names:
         return self.answers[min(self.asked, len(self.answers)) - 1]
 
 
-def courier(receiver: Receiver, authority: Authority, **more: Any) -> WebhookSender:
+def sender(receiver: Receiver, authority: Authority, **more: Any) -> WebhookSender:
     """One that may go to loopback, which only a test can have made."""
     endpoint = Endpoint(host=HOST, port=receiver.port, target=f"/hook?token={TOKEN}", secret=SECRET)
     usual: dict[str, Any] = {"resolve": Names(["127.0.0.1"]), "refuse": lambda _: None, "trust": authority.trust()}
     return WebhookSender(endpoint, **(usual | more))
 
 
-async def refused(courier: WebhookSender) -> str:
+async def refused(sender: WebhookSender) -> str:
     """Why it was not delivered; nothing secret is in it."""
     with pytest.raises(NotDelivered) as caught:
-        await courier.deliver(MESSAGE)
+        await sender.deliver(MESSAGE)
     assert TOKEN not in str(caught.value)
     assert SECRET not in str(caught.value)
     return str(caught.value)
 
 
 async def test_what_is_sent(receiver: Receiver, authority: Authority) -> None:
-    await courier(receiver, authority).deliver(MESSAGE)
+    await sender(receiver, authority).deliver(MESSAGE)
     (request,) = receiver.requests
     assert request.line == f"POST /hook?token={TOKEN} HTTP/1.1"
     assert request.headers["host"] == f"{HOST}:{receiver.port}"
@@ -92,13 +92,13 @@ async def test_a_name_that_changes_its_address_changes_nothing(receiver: Receive
         checked.append(addresses)
         return None
 
-    await courier(receiver, authority, resolve=names, refuse=refuse).deliver(MESSAGE)
+    await sender(receiver, authority, resolve=names, refuse=refuse).deliver(MESSAGE)
     assert (names.asked, checked, receiver.connections) == (1, [["127.0.0.1"]], 1)
 
 
 async def test_each_attempt_is_checked_anew(receiver: Receiver, authority: Authority) -> None:
     names = Names(["127.0.0.1"], ["10.0.0.1"])
-    two = courier(receiver, authority, resolve=names, refuse=lambda a: None if a == ["127.0.0.1"] else "not that one")
+    two = sender(receiver, authority, resolve=names, refuse=lambda a: None if a == ["127.0.0.1"] else "not that one")
     await two.deliver(MESSAGE)
     assert "not that one" in await refused(two)
     assert receiver.connections == 1
@@ -106,31 +106,31 @@ async def test_each_attempt_is_checked_anew(receiver: Receiver, authority: Autho
 
 async def test_a_certificate_of_another_name(authority: Authority) -> None:
     async with receiving(authority, name="evil.example.org") as receiver:
-        assert "certificate" in await refused(courier(receiver, authority))
+        assert "certificate" in await refused(sender(receiver, authority))
     assert receiver.requests == []
 
 
 async def test_a_certificate_that_nobody_vouches_for(receiver: Receiver) -> None:
-    assert "certificate" in await refused(courier(receiver, Authority()))
+    assert "certificate" in await refused(sender(receiver, Authority()))
     assert receiver.requests == []
 
 
 async def test_the_authorities_of_the_system_are_the_default(receiver: Receiver) -> None:
-    assert "certificate" in await refused(courier(receiver, Authority(), trust=None))
+    assert "certificate" in await refused(sender(receiver, Authority(), trust=None))
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
 async def test_redirects_are_not_followed(authority: Authority, receiver: Receiver, status: str) -> None:
     elsewhere = f"Location: https://{HOST}:{receiver.port}/stolen"
     async with receiving(authority, saying(status, elsewhere)) as first:
-        assert "redirects are not followed" in await refused(courier(first, authority))
+        assert "redirects are not followed" in await refused(sender(first, authority))
     assert (len(first.requests), receiver.connections) == (1, 0)
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "404 Not Found", "410 Gone", "429 Slow Down", "500 Oh", "503 Busy"])
 async def test_only_a_success_counts(authority: Authority, status: str) -> None:
     async with receiving(authority, saying(status, body=b"x" * 1000)) as receiver:
-        assert status[:3] in await refused(courier(receiver, authority))
+        assert status[:3] in await refused(sender(receiver, authority))
 
 
 async def _never(_: asyncio.StreamWriter) -> None:
@@ -159,7 +159,7 @@ async def test_an_answer_that_does_not_come(authority: Authority, answer: Answer
     monkeypatch.setattr(delivery, "_WHOLE_SECONDS", 0.5)
     monkeypatch.setattr(delivery, "_TIMEOUT", httpx.Timeout(0.3))
     async with receiving(authority, answer) as receiver:
-        assert HOST in await refused(courier(receiver, authority))
+        assert HOST in await refused(sender(receiver, authority))
     assert len(receiver.requests) == 1
 
 
@@ -176,7 +176,7 @@ async def test_a_long_answer_is_cut_off(authority: Authority) -> None:
                 await writer.drain()
 
     async with receiving(authority, endless) as receiver:
-        await courier(receiver, authority).deliver(MESSAGE)
+        await sender(receiver, authority).deliver(MESSAGE)
     assert written < 50 << 20
 
 
@@ -185,21 +185,21 @@ async def test_no_proxy_of_the_surroundings_is_used(
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    await courier(receiver, authority).deliver(MESSAGE)
+    await sender(receiver, authority).deliver(MESSAGE)
     assert len(receiver.requests) == 1
 
 
 async def test_nobody_there(authority: Authority) -> None:
     async with receiving(authority) as receiver:
         pass
-    assert await refused(courier(receiver, authority)) == f"{HOST}: no connection"
+    assert await refused(sender(receiver, authority)) == f"{HOST}: no connection"
 
 
 async def test_a_name_that_there_is_not(receiver: Receiver, authority: Authority) -> None:
     async def unknown(host: str, port: int) -> Sequence[str]:
         raise OSError("no such name")
 
-    assert "could not be resolved" in await refused(courier(receiver, authority, resolve=unknown))
+    assert "could not be resolved" in await refused(sender(receiver, authority, resolve=unknown))
 
 
 async def test_a_name_server_that_does_not_answer(receiver: Receiver, authority: Authority, monkeypatch: Any) -> None:
@@ -209,7 +209,7 @@ async def test_a_name_server_that_does_not_answer(receiver: Receiver, authority:
         await asyncio.sleep(60)
         return []
 
-    assert "could not be resolved within" in await refused(courier(receiver, authority, resolve=waits))
+    assert "could not be resolved within" in await refused(sender(receiver, authority, resolve=waits))
 
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 70])
@@ -217,7 +217,7 @@ async def test_a_name_that_is_none_is_not_resolved(receiver: Receiver, authority
     async def unusable(host: str, port: int) -> Sequence[str]:
         return await delivery.resolve_host(name, port)
 
-    assert "could not be resolved" in await refused(courier(receiver, authority, resolve=unusable))
+    assert "could not be resolved" in await refused(sender(receiver, authority, resolve=unusable))
 
 
 async def test_the_system_resolves_without_a_test() -> None:

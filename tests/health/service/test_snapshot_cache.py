@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 
 from app.db.database import Database
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Overall
-from app.health.service.snapshot_cache import CachePolicy, SnapshotCache, SnapshotTerms, read_snapshot
+from app.health.service.snapshot_cache import CachePolicy, SnapshotCache, SnapshotSettings, read_snapshot
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
 from app.queue.rules.admission import CapacityPolicy
@@ -21,40 +21,40 @@ from tests.support.ports import free_port
 from tests.support.proxy import silent_line
 from tests.support.sql import execute, until, until_blocked
 
-_TERMS = SnapshotTerms(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
-_EAGER = CachePolicy(fresh_seconds=0, statement_seconds=0.2, patience_seconds=0.5)
+_SETTINGS = SnapshotSettings(capacity=CapacityPolicy(), initial_mode=Mode.DEVELOPMENT, silent_seconds=15)
+_EAGER = CachePolicy(fresh_seconds=0, statement_seconds=0.2, wait_seconds=0.5)
 
 
 @pytest.fixture
-async def lookout(database: Database) -> AsyncIterator[SnapshotCache]:
-    lookout = SnapshotCache(Database(database.url, connections=1), _TERMS, _EAGER)
-    yield lookout
-    await lookout.close()
+async def cache(database: Database) -> AsyncIterator[SnapshotCache]:
+    cache = SnapshotCache(Database(database.url, connections=1), _SETTINGS, _EAGER)
+    yield cache
+    await cache.close()
 
 
-async def test_a_fresh_system_with_workers_is_seen(database: Database, lookout: SnapshotCache) -> None:
+async def test_a_fresh_system_with_workers_is_seen(database: Database, cache: SnapshotCache) -> None:
     for _ in range(2):
         await ready_worker(database)
     await submitted(database, 3)
-    seen = await lookout.look()
+    seen = await cache.read()
     assert (seen.pool.idle, seen.min_workers, seen.target_workers, seen.queue.count()) == (2, 2, None, 3)
-    report, answered = await lookout.report()
+    report, answered = await cache.report()
     assert answered
     # Nothing has ever run the duties.
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, "loops_never_ran")
 
 
-async def test_loops_that_have_stopped_for_a_minute_are_critical(database: Database, lookout: SnapshotCache) -> None:
+async def test_loops_that_have_stopped_for_a_minute_are_critical(database: Database, cache: SnapshotCache) -> None:
     for _ in range(2):
         await ready_worker(database)
     await execute(database, "INSERT INTO loop_ticks (duty, last_run_at, every_seconds) VALUES ('a', now(), 1)")
-    assert (await lookout.report())[0].overall is Overall.HEALTHY
+    assert (await cache.report())[0].overall is Overall.HEALTHY
     await execute(database, "UPDATE loop_ticks SET last_run_at = now() - interval '1 min'")
-    report, _ = await lookout.report()
+    report, _ = await cache.report()
     assert [(r.code, r.level) for r in report.reasons if r.level != "note"] == [("loops_silent", "critical")]
 
 
-async def test_the_target_is_that_of_the_last_decision(database: Database, lookout: SnapshotCache) -> None:
+async def test_the_target_is_that_of_the_last_decision(database: Database, cache: SnapshotCache) -> None:
     for target in (4, 7):
         await execute(
             database,
@@ -62,26 +62,24 @@ async def test_the_target_is_that_of_the_last_decision(database: Database, looko
             " VALUES (now(), 'scale_up', 1, $1, '{}', '{}')",
             target,
         )
-    assert (await lookout.look()).target_workers == 7
+    assert (await cache.read()).target_workers == 7
 
 
-async def test_all_who_ask_at_once_share_a_look(database: Database, lookout: SnapshotCache) -> None:
-    seen = await asyncio.gather(*(lookout.look() for _ in range(20)))
+async def test_all_who_ask_at_once_share_a_look(database: Database, cache: SnapshotCache) -> None:
+    seen = await asyncio.gather(*(cache.read() for _ in range(20)))
     assert len({id(snapshot) for snapshot in seen}) == 1
-    assert await lookout.look() is not seen[0]
-    lookout.policy = CachePolicy(fresh_seconds=60)
-    assert await lookout.look() is await lookout.look()
+    assert await cache.read() is not seen[0]
+    cache.policy = CachePolicy(fresh_seconds=60)
+    assert await cache.read() is await cache.read()
 
 
-async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(
-    database: Database, lookout: SnapshotCache
-) -> None:
+async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(database: Database, cache: SnapshotCache) -> None:
     await ready_worker(database)
-    await lookout.report()
+    await cache.report()
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
         began = time.monotonic()
-        report, answered = await lookout.report()
+        report, answered = await cache.report()
         took = time.monotonic() - began
         await other.rollback()
     assert not answered
@@ -89,92 +87,92 @@ async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_SLOW)
     assert report.total_workers == 1
     assert report.reasons[1].code == "out_of_date"
-    assert (await lookout.report())[1]
+    assert (await cache.report())[1]
 
 
-async def test_who_has_lost_patience_leaves_the_look_to_others(database: Database, lookout: SnapshotCache) -> None:
-    lookout.policy = CachePolicy(fresh_seconds=0, statement_seconds=20, patience_seconds=0.05)
+async def test_who_stops_waiting_leaves_the_look_to_others(database: Database, cache: SnapshotCache) -> None:
+    cache.policy = CachePolicy(fresh_seconds=0, statement_seconds=20, wait_seconds=0.05)
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
         with pytest.raises(DatabaseUnavailable):
-            await lookout.look()
+            await cache.read()
         await until_blocked(database)
         with pytest.raises(DatabaseUnavailable):
-            await lookout.look()
+            await cache.read()
         await until_blocked(database, 1)
-        lookout.policy = CachePolicy(fresh_seconds=0)
-        waiting = asyncio.create_task(lookout.look())
+        cache.policy = CachePolicy(fresh_seconds=0)
+        waiting = asyncio.create_task(cache.read())
         await other.rollback()
     assert (await waiting).pool.total == 0
 
 
 async def test_without_a_database_it_still_reports() -> None:
-    lookout = SnapshotCache(
-        Database(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", connections=1), _TERMS, _EAGER
+    cache = SnapshotCache(
+        Database(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", connections=1), _SETTINGS, _EAGER
     )
-    report, answered = await lookout.report()
+    report, answered = await cache.report()
     assert not answered
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
-    await lookout.close()
+    await cache.close()
 
 
 async def test_a_database_that_goes_and_comes_back(own_database: Database, server_url: str) -> None:
-    lookout = SnapshotCache(Database(own_database.url, connections=1), _TERMS, _EAGER)
+    cache = SnapshotCache(Database(own_database.url, connections=1), _SETTINGS, _EAGER)
     await ready_worker(own_database)
-    assert (await lookout.report())[1]
+    assert (await cache.report())[1]
     name = own_database.url.rpartition("/")[2]
     await run_on(server_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await run_on(server_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
 
     async def gone() -> bool:
-        return not (await lookout.report())[1]
+        return not (await cache.report())[1]
 
     await until(gone)
-    report, _ = await lookout.report()
+    report, _ = await cache.report()
     assert [reason.code for reason in report.reasons] == [DATABASE_AWAY, "out_of_date"]
     assert report.total_workers == 1
     await run_on(server_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     async def back() -> bool:
-        return (await lookout.report())[1]
+        return (await cache.report())[1]
 
     await until(back)
-    await lookout.close()
+    await cache.close()
 
 
 async def test_a_database_that_is_not_as_it_should_be_is_told_of(own_database: Database) -> None:
     await execute(own_database, "DROP TABLE utilisation")
-    lookout = SnapshotCache(Database(own_database.url, connections=1), _TERMS, _EAGER)
-    report, answered = await lookout.report()
+    cache = SnapshotCache(Database(own_database.url, connections=1), _SETTINGS, _EAGER)
+    report, answered = await cache.report()
     assert not answered
     assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
     assert "the log of the API says why" in report.reasons[0].message
-    await lookout.close()
+    await cache.close()
 
 
 async def test_a_connection_that_has_gone_silent_is_replaced(database: Database) -> None:
     """As after a failover: packets of the old connection get lost, and a new one would be answered."""
-    policy = CachePolicy(fresh_seconds=0, patience_seconds=0.1, silence_seconds=0.3)
+    policy = CachePolicy(fresh_seconds=0, wait_seconds=0.1, silence_seconds=0.3)
     async with silent_line(database.url) as line:
-        lookout = SnapshotCache(Database(line.url, connections=1), _TERMS, policy)
-        lookout.policy = CachePolicy(fresh_seconds=0, patience_seconds=30)
-        await lookout.look()
-        lookout.policy = policy
+        cache = SnapshotCache(Database(line.url, connections=1), _SETTINGS, policy)
+        cache.policy = CachePolicy(fresh_seconds=0, wait_seconds=30)
+        await cache.read()
+        cache.policy = policy
         line.hush()
         with pytest.raises(DatabaseUnavailable):
-            await lookout.look()
+            await cache.read()
 
         async def answered() -> bool:
-            return (await lookout.report())[1]
+            return (await cache.report())[1]
 
         await until(answered)
-        await lookout.close()
+        await cache.close()
 
 
-async def test_all_connections_of_others_may_be_taken(database: Database, lookout: SnapshotCache) -> None:
+async def test_all_connections_of_others_may_be_taken(database: Database, cache: SnapshotCache) -> None:
     async with asyncio.TaskGroup() as group:
         taken = [await database.engine.connect() for _ in range(10)]
-        look = group.create_task(lookout.look())
+        look = group.create_task(cache.read())
     for connection in taken:
         await connection.close()
     assert look.result().database.connections > 0
@@ -206,7 +204,7 @@ async def _statements(database: Database) -> list[tuple[str, Any]]:
     event.listen(database.engine.sync_engine, "before_cursor_execute", note)
     try:
         async with database.transaction() as connection:
-            await read_snapshot(connection, _TERMS)
+            await read_snapshot(connection, _SETTINGS)
     finally:
         event.remove(database.engine.sync_engine, "before_cursor_execute", note)
     return sent

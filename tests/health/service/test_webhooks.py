@@ -24,7 +24,7 @@ EAGER = WebhookPolicy(attempts=3, base=0.0, cap=0.0)
 
 
 class Recorder:
-    """A courier that remembers, and fails as often as told."""
+    """A sender that remembers, and fails as often as told."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -47,7 +47,7 @@ async def told(database: Database) -> dict[str, Any]:
     from app.queue.rules.admission import CapacityPolicy
 
     async with database.transaction() as connection:
-        return await alerts.watch(connection, CapacityPolicy(), AT_ONCE, tells=True)
+        return await alerts.watch(connection, CapacityPolicy(), AT_ONCE, with_webhooks=True)
 
 
 async def opened(database: Database) -> Alert:
@@ -78,19 +78,19 @@ async def test_opening_and_end_are_told_with_all_that_is_known(database: Databas
     await told(database)
     await served(database)
     await told(database)
-    courier = Recorder()
-    await webhooks.deliver(database, courier)
-    assert courier.kinds == ["alert.opened", "alert.worsened", "alert.resolved"]
-    first = json.loads(courier.messages[0].body)
-    assert first["id"] == courier.messages[0].id
+    sender = Recorder()
+    await webhooks.deliver(database, sender)
+    assert sender.kinds == ["alert.opened", "alert.worsened", "alert.resolved"]
+    first = json.loads(sender.messages[0].body)
+    assert first["id"] == sender.messages[0].id
     assert (first["alert"]["rule"], first["alert"]["severity"], first["alert"]["state"]) == (
         "oldest_task",
         "warning",
         "open",
     )
     assert first["alert"]["advice"]
-    assert json.loads(courier.messages[2].body)["alert"]["resolved_at"]
-    assert await webhooks.deliver(database, courier) == 0
+    assert json.loads(sender.messages[2].body)["alert"]["resolved_at"]
+    assert await webhooks.deliver(database, sender) == 0
 
 
 async def test_without_a_webhook_nothing_is_written(database: Database) -> None:
@@ -117,19 +117,19 @@ async def test_a_kill_between_the_alert_and_the_outbox_leaves_neither(
 
 
 async def test_a_failure_is_tried_again_under_the_same_id(database: Database) -> None:
-    alert, courier = await opened(database), Recorder(failures=2)
-    assert await webhooks.deliver(database, courier, EAGER) == 1
-    assert len({message.id for message in courier.messages}) == 1
-    assert len({message.body for message in courier.messages}) == 1
+    alert, sender = await opened(database), Recorder(failures=2)
+    assert await webhooks.deliver(database, sender, EAGER) == 1
+    assert len({message.id for message in sender.messages}) == 1
+    assert len({message.body for message in sender.messages}) == 1
     (delivery,) = await deliveries(database, alert)
     assert (delivery.attempts, delivery.due_at, delivery.last_error) == (3, None, None)
     assert delivery.delivered_at is not None
 
 
 async def test_it_is_given_up_after_a_while_and_shown(database: Database) -> None:
-    alert, courier = await opened(database), Recorder(failures=99)
-    assert await webhooks.deliver(database, courier, EAGER) == 0
-    assert len(courier.messages) == EAGER.attempts
+    alert, sender = await opened(database), Recorder(failures=99)
+    assert await webhooks.deliver(database, sender, EAGER) == 0
+    assert len(sender.messages) == EAGER.attempts
     (delivery,) = await deliveries(database, alert)
     assert delivery.due_at is delivery.delivered_at is None
     assert delivery.given_up_at is not None
@@ -137,11 +137,11 @@ async def test_it_is_given_up_after_a_while_and_shown(database: Database) -> Non
 
 
 async def test_a_wait_is_kept(database: Database) -> None:
-    alert, courier = await opened(database), Recorder(failures=1)
-    await webhooks.deliver(database, courier, WebhookPolicy(base=3600, cap=3600))
+    alert, sender = await opened(database), Recorder(failures=1)
+    await webhooks.deliver(database, sender, WebhookPolicy(base=3600, cap=3600))
     await execute(database, "UPDATE webhook_deliveries SET due_at = now() + interval '1 min'")
-    assert await webhooks.deliver(database, courier) == 0
-    assert len(courier.messages) == 1
+    assert await webhooks.deliver(database, sender) == 0
+    assert len(sender.messages) == 1
     (delivery,) = await deliveries(database, alert)
     assert delivery.last_error is not None
 
@@ -150,11 +150,11 @@ async def test_a_kill_after_the_claim_has_it_sent_again_when_the_claim_is_over(d
     alert = await opened(database)
     async with database.transaction() as connection:
         (claimed,) = await store.claim(connection, WebhookPolicy())
-    courier = Recorder()
-    assert await webhooks.deliver(database, courier) == 0, "somebody is at it"
+    sender = Recorder()
+    assert await webhooks.deliver(database, sender) == 0, "somebody is at it"
     await execute(database, "UPDATE webhook_deliveries SET due_at = now()")
-    assert await webhooks.deliver(database, courier) == 1
-    assert courier.messages[0].id == str(claimed.id)
+    assert await webhooks.deliver(database, sender) == 1
+    assert sender.messages[0].id == str(claimed.id)
     async with database.transaction() as connection:
         assert not await store.confirm(connection, claimed), "the one that was thought dead comes too late"
         assert not await store.postpone(connection, claimed, None, "late")
@@ -178,28 +178,28 @@ async def test_two_replicas_at_once_send_each_once(database: Database, replica: 
         for n in range(12):
             body = json.dumps({"kind": str(n)})
             await store.add_delivery(connection, UUID(int=n), alert_id=n, kind=AlertKind.OPENED, body=body)
-    couriers = [Recorder(), Recorder()]
+    senders = [Recorder(), Recorder()]
     counts = await asyncio.gather(
-        *(webhooks.deliver(db, courier) for db, courier in zip((database, replica), couriers, strict=True))
+        *(webhooks.deliver(db, sender) for db, sender in zip((database, replica), senders, strict=True))
     )
     assert sum(counts) == 12
-    sent = [message.id for courier in couriers for message in courier.messages]
+    sent = [message.id for sender in senders for message in sender.messages]
     assert sorted(sent) == sorted(str(UUID(int=n)) for n in range(12))
 
 
 async def test_of_an_alert_the_end_waits_for_the_beginning(database: Database) -> None:
     alert = await opened(database)
     await resolved(database, alert)
-    other, courier = UUID(int=7), Recorder(failures=1)
+    other, sender = UUID(int=7), Recorder(failures=1)
     async with database.transaction() as connection:
         await store.add_delivery(
             connection, other, alert_id=alert.id + 1, kind=AlertKind.OPENED, body='{"kind": "other"}'
         )
-    await webhooks.deliver(database, courier, WebhookPolicy(base=3600, cap=3600, at_once=1))
-    assert courier.kinds == ["alert.opened", "other"], "others do not wait"
+    await webhooks.deliver(database, sender, WebhookPolicy(base=3600, cap=3600, at_once=1))
+    assert sender.kinds == ["alert.opened", "other"], "others do not wait"
     await execute(database, "UPDATE webhook_deliveries SET due_at = now() WHERE due_at IS NOT NULL")
-    await webhooks.deliver(database, courier)
-    assert courier.kinds == ["alert.opened", "other", "alert.opened", "alert.resolved"]
+    await webhooks.deliver(database, sender)
+    assert sender.kinds == ["alert.opened", "other", "alert.opened", "alert.resolved"]
 
 
 async def test_the_old_are_forgotten(database: Database) -> None:
