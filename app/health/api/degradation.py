@@ -124,7 +124,7 @@ async def history(
 
 async def _degradation_out(connection: AsyncConnection, state: Standing) -> DegradationOut:
     ladder, step = state.ladder, rules.effective_step(state.ladder, state.at)
-    advice = service.CurrentStep(step=step).told
+    advice = service.CurrentStep(step=step).advice
     recovery = await recovery_service.recovery(connection)
     return DegradationOut(
         step=step.value,

@@ -1,4 +1,4 @@
-"""What is asked of those who work and those who submit while resources are short, as part of other answers."""
+"""Advice for workers and the Supervisor while resources are short, sent along with other answers."""
 
 import json
 from typing import Any
@@ -28,26 +28,23 @@ class AdviceOut(BaseModel):
 
 def text(services: Services) -> str | None:
     """The advice as JSON text, None when everything runs as usual."""
-    told = services[CurrentStep].told
-    return json.dumps(told) if told else None
+    advice = services[CurrentStep].advice
+    return json.dumps(advice) if advice else None
 
 
 def model(services: Services) -> AdviceOut | None:
     """The advice as part of a body, None when everything runs as usual."""
-    told = services[CurrentStep].told
-    return AdviceOut(**told) if told else None
+    advice = services[CurrentStep].advice
+    return AdviceOut(**advice) if advice else None
 
 
-def note(response: Response, services: Services) -> None:
-    """Tell whoever submits, where there is anything to tell."""
-    told = services[CurrentStep].told
-    if told is not None:
-        response.headers[HEADER] = "; ".join(f"{_dashed(name)}={_word(value)}" for name, value in told.items())
+def add_header(response: Response, services: Services) -> None:
+    """Add the advice, if there is any, to the headers of an answer to a submit."""
+    advice = services[CurrentStep].advice
+    if advice is not None:
+        fields = (f"{name.replace('_', '-')}={_header_value(value)}" for name, value in advice.items())
+        response.headers[HEADER] = "; ".join(fields)
 
 
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _word(value: Any) -> str:
+def _header_value(value: Any) -> str:
     return "any" if value is None else f"{value:g}"

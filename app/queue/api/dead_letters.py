@@ -1,4 +1,4 @@
-"""Tasks that failed for good: looked at, put back into the queue, or forgotten."""
+"""Routes of dead letters, the tasks that failed for good: listing, reading, requeueing and purging."""
 
 from typing import Annotated
 from uuid import UUID
@@ -48,50 +48,49 @@ class Purged(BaseModel):
 @router.get("", summary="List dead letters", dependencies=[requires(Scope.READ)])
 async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> TaskPage:
     """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
-    found = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
-    following = None if found.next is None else str(found.next)
-    return TaskPage(items=[summary(row) for row in found.items], next=following)
+    rows = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 
 @router.post(
     "/requeue", summary="Requeue the dead letters that a filter selects", dependencies=[requires(Scope.SUBMIT)]
 )
-async def requeue_many(wanted: RequeueManyIn, database: InBatches) -> Requeued:
+async def requeue_many(order: RequeueManyIn, database: InBatches) -> Requeued:
     """As for a single one; those that were submitted first go first, and goals share the queue as ever.
 
     Those of research goals that have stopped are left out.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
-    selection = wanted.filter.selection()
-    if wanted.dry_run:
+    selection = order.filter.selection()
+    if order.dry_run:
         outcome = await service.count(database, selection, may_run=True)
     else:
-        outcome = await service.requeue_many(database, selection, limit=wanted.limit, reason=wanted.reason)
+        outcome = await service.requeue_many(database, selection, limit=order.limit, reason=order.reason)
     return Requeued(
         matched=outcome.matching_count,
         requeued=outcome.processed_count,
         remaining=outcome.remaining,
-        dry_run=wanted.dry_run,
+        dry_run=order.dry_run,
     )
 
 
 @router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
-async def purge(wanted: PurgeIn, database: InBatches) -> Purged:
+async def purge(order: PurgeIn, database: InBatches) -> Purged:
     """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
-    selection = wanted.filter.selection()
-    if wanted.dry_run:
+    selection = order.filter.selection()
+    if order.dry_run:
         outcome = await service.count(database, selection)
     else:
-        outcome = await service.purge(database, selection, limit=wanted.limit, reason=wanted.reason)
+        outcome = await service.purge(database, selection, limit=order.limit, reason=order.reason)
     return Purged(
         matched=outcome.matching_count,
         purged=outcome.processed_count,
         remaining=outcome.remaining,
-        dry_run=wanted.dry_run,
+        dry_run=order.dry_run,
     )
 
 
@@ -112,11 +111,11 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     dependencies=[requires(Scope.SUBMIT)],
     responses=documented(DeadLetterNotFound, TaskFinished, GoalStopped),
 )
-async def requeue(task_id: UUID, wanted: RequeueIn, connection: Writing) -> TaskOut:
+async def requeue(task_id: UUID, order: RequeueIn, connection: Writing) -> TaskOut:
     """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.
 
     Tasks that waited for it were cancelled when it failed, and stay so: submit them anew. Requeueing a task that is
     in the queue already changes nothing, and answers how it stands.
     """
-    await service.requeue(connection, task_id, wanted.reason)
+    await service.requeue(connection, task_id, order.reason)
     return whole(await tasks.read(connection, task_id))

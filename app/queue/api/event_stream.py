@@ -1,4 +1,4 @@
-"""Reading events as they come: a look at a time, with a wait in between that holds no connection."""
+"""Followers of events: they read page after page and wait in between without holding a connection."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -12,69 +12,69 @@ from app.queue.rules.events import EventKind
 from app.queue.store import events
 from app.queue.store.events import Cursor, Event
 
-_LOOK_AGAIN_SECONDS = 1.0
-# A burst is read as one page.
+_POLL_SECONDS = 1.0
+# Announcements of one burst of events are waited for, so that it is read as one page.
 _BURST_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which events are wanted; without a goal or kinds, all of them."""
+class EventFilter:
+    """A selection of events by goal and kinds; an empty one selects all."""
 
     goal_id: str | None = None
     kinds: Collection[EventKind] = ()
 
-    def among(self, found: Sequence[Event]) -> list[Event]:
-        """Those of the events that are wanted."""
+    def select(self, events: Sequence[Event]) -> list[Event]:
+        """The events that match."""
         return [
             event
-            for event in found
+            for event in events
             if (self.goal_id is None or event.goal_id == self.goal_id) and (not self.kinds or event.kind in self.kinds)
         ]
 
 
 class EventReaders:
-    """Lets a few requests at a time look for events: those who begin far back read page after page."""
+    """A limit on concurrent reads of events: clients that begin far back read page after page."""
 
-    def __init__(self, at_once: int = 3) -> None:
-        # Fewer than the connections that there are, so that others get one meanwhile.
-        self.turn = asyncio.Semaphore(at_once)
+    def __init__(self, max_concurrency: int = 3) -> None:
+        # Fewer than the connections of the pool, so that other requests get one meanwhile.
+        self.slots = asyncio.Semaphore(max_concurrency)
 
 
 class Follower:
-    """Reads on from a cursor; it hears when something has happened for as long as it is entered."""
+    """A reader of the events after a cursor; inside its `with` block it is woken by announcements."""
 
     def __init__(self, services: Services, cursor: Cursor) -> None:
         self.cursor = cursor
         self._services = services
-        self._rung = asyncio.Event()
+        self._announced = asyncio.Event()
 
     def __enter__(self) -> "Follower":
-        self._services.database.announcer.subscribe(self._hear)
+        self._services.database.announcer.subscribe(self._on_announcement)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._services.database.announcer.unsubscribe(self._hear)
+        self._services.database.announcer.unsubscribe(self._on_announcement)
 
-    async def look(self, limit: int) -> Sequence[Event]:
-        """The events that follow, up to `limit`; the cursor passes over them. Raises DatabaseUnavailable."""
-        async with self._services[EventReaders].turn, self._services.database.transaction() as connection:
-            found = await events.read(connection, self.cursor, limit)
-        if found:
-            self.cursor = found[-1].cursor
-        return found
+    async def read_page(self, limit: int) -> Sequence[Event]:
+        """Read up to `limit` of the next events and move the cursor behind them. Raises DatabaseUnavailable."""
+        async with self._services[EventReaders].slots, self._services.database.transaction() as connection:
+            page = await events.read(connection, self.cursor, limit)
+        if page:
+            self.cursor = page[-1].cursor
+        return page
 
     async def wait(self, seconds: float = inf) -> None:
-        """Until something has happened, but no longer than a second or `seconds`."""
+        """Wait for an announcement of events, but no longer than a second or `seconds`."""
         try:
-            await asyncio.wait_for(self._rung.wait(), min(seconds, _LOOK_AGAIN_SECONDS))
+            await asyncio.wait_for(self._announced.wait(), min(seconds, _POLL_SECONDS))
             await asyncio.sleep(_BURST_SECONDS)
         except TimeoutError:
             pass
-        self._rung.clear()
+        self._announced.clear()
 
-    def _hear(self, topics: Collection[str]) -> None:
+    def _on_announcement(self, topics: Collection[str]) -> None:
         if notify.EVENTS in topics:
-            self._rung.set()
+            self._announced.set()

@@ -1,4 +1,4 @@
-"""Every change of state, from a cursor on: in pages, or as a stream of server-sent events."""
+"""Routes of events: pages from a cursor on, with long polling, and streams of server-sent events."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from app.http.services import Services, ServicesDep
 from app.http.streaming import EventStream, Message, Turn, until_gone
 from app.kernel.access import Scope
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
-from app.queue.api.event_stream import Follower, Wanted
+from app.queue.api.event_stream import EventFilter, Follower
 from app.queue.rules.events import EVENT_KINDS, EventKind
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
@@ -58,7 +58,7 @@ Goal = Annotated[Word | None, Query(description="only of this research goal")]
 
 
 def _kind(value: object) -> EventKind:
-    """One complaint, where a union would have one for each of its parts."""
+    """Parse a kind; a plain union of enums would report an error for each of its parts."""
     if isinstance(value, str) and value in _KINDS_BY_NAME:
         return _KINDS_BY_NAME[value]
     raise ValueError(f"must be one of {', '.join(_KINDS_BY_NAME)}")
@@ -92,14 +92,15 @@ async def page(
 
     A client that accepts `text/event-stream` gets the stream of `GET /events/stream` instead.
     """
-    wanted = Wanted(goal_id=goal_id, kinds=kind or ())
+    event_filter = EventFilter(goal_id=goal_id, kinds=kind or ())
     if _STREAM in request.headers.get("accept", ""):
-        return await _streamed(request, services, last_event_id or after, wanted)
-    start = await _start(services, after)
-    follow = _follow(services, start, wanted, limit, wait_seconds)
-    found = await (until_gone(request, follow) if wait_seconds else follow)
-    items, cursor = found or ([], start)
-    return EventPage(items=[_plain(event) for event in items], next=str(cursor))
+        return await _open_stream(request, services, last_event_id or after, event_filter)
+    start = await _parse_cursor(services, after)
+    reading = _read_until_found(services, start, event_filter, limit, wait_seconds)
+    # None: the client hung up, and nobody will see this answer.
+    result = await (until_gone(request, reading) if wait_seconds else reading)
+    items, cursor = result or ([], start)
+    return EventPage(items=[_event_out(event) for event in items], next=str(cursor))
 
 
 @router.get(
@@ -122,32 +123,37 @@ async def stream(
     A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
     has come where nothing was wanted; there is a comment every 15 s when nothing happens.
     """
-    return await _streamed(request, services, last_event_id or after, Wanted(goal_id=goal_id, kinds=kind or ()))
+    event_filter = EventFilter(goal_id=goal_id, kinds=kind or ())
+    return await _open_stream(request, services, last_event_id or after, event_filter)
 
 
-async def _streamed(request: Request, services: Services, after: str | None, wanted: Wanted) -> EventStream:
-    start = await _start(services, after)
-    return EventStream(str(start), _turns(request, services, start, wanted))
+async def _open_stream(
+    request: Request, services: Services, cursor_text: str | None, event_filter: EventFilter
+) -> EventStream:
+    start = await _parse_cursor(services, cursor_text)
+    return EventStream(str(start), _turns(request, services, start, event_filter))
 
 
-async def _turns(request: Request, services: Services, start: Cursor, wanted: Wanted) -> AsyncGenerator[Turn, None]:
-    """A turn whenever something was found, and at least every second, until one side ends it or the key has ended.
+async def _turns(
+    request: Request, services: Services, start: Cursor, event_filter: EventFilter
+) -> AsyncGenerator[Turn, None]:
+    """Yield a turn for every page, and at least every second, until one side closes or the key expires.
 
-    An outage of the database is waited out: a client that is turned away would not come again.
+    An outage of the database is waited out: a client that got an error would not connect again.
     """
     with Follower(services, start) as follower:
-        while await _is_welcome(request, services) and not await request.is_disconnected():
+        while await _may_continue(request, services) and not await request.is_disconnected():
             try:
-                found = await follower.look(_PAGE)
+                page = await follower.read_page(_PAGE)
             except DatabaseUnavailable:
-                found = ()
-            yield Turn(wanted=[_message(event) for event in wanted.among(found)], place=str(follower.cursor))
-            if len(found) < _PAGE and not services.stopping:
+                page = ()
+            yield Turn(wanted=[_message(event) for event in event_filter.select(page)], place=str(follower.cursor))
+            if len(page) < _PAGE and not services.stopping:
                 await follower.wait()
 
 
-async def _is_welcome(request: Request, services: Services) -> bool:
-    """Whether the key still opens this, and the service goes on."""
+async def _may_continue(request: Request, services: Services) -> bool:
+    """Whether the key is still valid and the service is not shutting down. In an outage the stream goes on."""
     try:
         await admit(services, request.headers.get("authorization"), Scope.READ)
     except DatabaseUnavailable:
@@ -157,29 +163,30 @@ async def _is_welcome(request: Request, services: Services) -> bool:
     return True
 
 
-async def _follow(
-    services: Services, start: Cursor, wanted: Wanted, limit: int, wait_seconds: float
+async def _read_until_found(
+    services: Services, start: Cursor, event_filter: EventFilter, limit: int, wait_seconds: float
 ) -> tuple[list[Event], Cursor]:
-    """Read until something is there."""
+    """Read until an event matches or `wait_seconds` have passed."""
     clock = asyncio.get_running_loop().time
     end = clock() + wait_seconds
     with Follower(services, start) as follower:
         while True:
-            found = await follower.look(limit)
-            items, left = wanted.among(found), end - clock()
-            if items or left <= 0 or services.stopping:
+            page = await follower.read_page(limit)
+            items, remaining_seconds = event_filter.select(page), end - clock()
+            if items or remaining_seconds <= 0 or services.stopping:
                 return items, follower.cursor
-            if not found:
-                await follower.wait(left)
+            # Only an empty page means that the end is reached: one without a match leads on at once.
+            if not page:
+                await follower.wait(remaining_seconds)
 
 
-async def _start(services: Services, after: str | None) -> Cursor:
-    if after is None:
+async def _parse_cursor(services: Services, text: str | None) -> Cursor:
+    if text is None:
         return BEGINNING
-    if after == "now":
+    if text == "now":
         async with services.database.transaction() as connection:
             return await events.latest(connection)
-    match = re.fullmatch(r"(\d{1,18})-(\d{1,19})", after)
+    match = re.fullmatch(r"(\d{1,18})-(\d{1,19})", text)
     if match is None:
         message = "not a cursor; use `next` of a page, or `now`"
         raise RequestValidationError([{"type": "cursor", "loc": ("query", "after"), "msg": message}])
@@ -187,9 +194,9 @@ async def _start(services: Services, after: str | None) -> Cursor:
 
 
 def _message(event: Event) -> Message:
-    return Message(id=str(event.cursor), kind=event.kind, data=_plain(event).model_dump_json())
+    return Message(id=str(event.cursor), kind=event.kind, data=_event_out(event).model_dump_json())
 
 
-def _plain(event: Event) -> EventOut:
-    known = {name: getattr(event, name) for name in EventOut.model_fields if name != "cursor"}
-    return EventOut(cursor=str(event.cursor), **known)
+def _event_out(event: Event) -> EventOut:
+    fields = {name: getattr(event, name) for name in EventOut.model_fields if name != "cursor"}
+    return EventOut(cursor=str(event.cursor), **fields)

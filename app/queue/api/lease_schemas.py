@@ -1,4 +1,4 @@
-"""What lease calls carry and answer."""
+"""Requests and answers of the lease routes."""
 
 from uuid import UUID
 

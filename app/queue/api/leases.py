@@ -1,4 +1,4 @@
-"""Where workers live: ask for a task, tell how it goes, hand in the result."""
+"""Routes of workers on leases: lease a task, report progress, hand in the result, fail or release it."""
 
 import hashlib
 from uuid import UUID
@@ -50,69 +50,70 @@ from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
 router = APIRouter(tags=["leases"], route_class=LeanRoute)
-_HOLDER = [requires(Scope.LEASE)]
-_FENCED = documented(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
-_STANDING = documented(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
+_WORKER_ONLY = [requires(Scope.LEASE)]
+_FENCE_REFUSALS = documented(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
+_WORKER_REFUSALS = documented(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
 
 
 @router.post(
     "/lease",
     summary="Lease one task",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=LeaseOut,
-    responses={204: {"description": "nothing to do within the wait"}, **_STANDING},
+    responses={204: {"description": "nothing to do within the wait"}, **_WORKER_REFUSALS},
 )
 async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request: Request) -> Response:
     """One task for this worker, waiting for it up to `wait_seconds`."""
-    wanted = _wanted(call, principal)
+    lease_call = _lease_call(call, principal)
     wait = min(call.wait_seconds, services[LeasePolicy].max_wait_seconds)
-    found = (
-        await until_gone(request, services[Broker].lease(wanted, wait))
+    # Without a wait the answer comes at once, so watching the connection would only cost time.
+    lease = (
+        await until_gone(request, services[Broker].lease(lease_call, wait))
         if wait
-        else await services[Broker].lease(wanted)
+        else await services[Broker].lease(lease_call)
     )
-    return answer(_render(found, services)) if found else Response(status_code=204)
+    return answer(_render(lease, services)) if lease else Response(status_code=204)
 
 
 @router.post(
     "/leases/{task_id}/start",
     summary="Acknowledge a lease",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=HeldOut,
-    responses=_FENCED,
+    responses=_FENCE_REFUSALS,
 )
 async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: ServicesDep) -> Response:
     """Acknowledge a lease: the task begins."""
-    return await _sign(services, Renewal(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
+    return await _renew(services, Renewal(task_id=TaskId(task_id), token=call.token, worker_id=worker_of(principal)))
 
 
 @router.post(
     "/leases/{task_id}/progress",
     summary="Report progress and renew",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=HeldOut,
-    responses=_FENCED,
+    responses=_FENCE_REFUSALS,
 )
 async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
     """Report progress, which also renews the lease."""
     limit(call.checkpoint, services[PayloadLimit].max_bytes, "checkpoint")
-    told = call.model_dump_json(include={"percent", "message"})
-    sign = Renewal(
+    report = call.model_dump_json(include={"percent", "message"})
+    renewal = Renewal(
         task_id=TaskId(task_id),
         token=call.token,
         worker_id=worker_of(principal),
-        progress=told,
+        progress=report,
         checkpoint=call.checkpoint,
     )
-    return await _sign(services, sign)
+    return await _renew(services, renewal)
 
 
 @router.post(
     "/leases/{task_id}/complete",
     summary="Hand in the result",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=CompletedOut,
-    responses=_FENCED,
+    responses=_FENCE_REFUSALS,
 )
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
@@ -126,18 +127,19 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
         usage=_usage(call.usage),
         quality=call.quality,
     )
+    # Committed before the next task is claimed: a failed claim must not cost the result.
     await services[LeaseService].complete(completion)
-    following = await _next(services, principal, call.next) if call.next else None
-    done = {"task_id": task_id, "state": TaskState.COMPLETED.value}
-    return answer(raw(done, {"lease": _render(following, services).decode() if following else None}))
+    next_lease = await _next(services, principal, call.next) if call.next else None
+    fields = {"task_id": task_id, "state": TaskState.COMPLETED.value}
+    return answer(raw(fields, {"lease": _render(next_lease, services).decode() if next_lease else None}))
 
 
 @router.post(
     "/leases/{task_id}/fail",
     summary="Report a failed attempt",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=EndedOut,
-    responses=_FENCED,
+    responses=_FENCE_REFUSALS,
 )
 async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
     """Report that the attempt failed: the task is tried again after a delay, or given up."""
@@ -150,42 +152,42 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
         usage=_usage(call.usage),
     )
     async with services.database.transaction() as connection:
-        standing = await service.fail(connection, _fence(task_id, call.token, principal), failure)
-    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+        ended_lease = await service.fail(connection, _fence(task_id, call.token, principal), failure)
+    return answer(raw({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
 @router.post(
     "/leases/{task_id}/release",
     summary="Give the task back",
-    dependencies=_HOLDER,
+    dependencies=_WORKER_ONLY,
     response_model=EndedOut,
-    responses=_FENCED,
+    responses=_FENCE_REFUSALS,
 )
 async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: ServicesDep) -> Response:
     """Give the task back; this burns no attempt. With a delay nobody gets it before."""
     async with services.database.transaction() as connection:
-        standing = await service.release(
+        ended_lease = await service.release(
             connection, _fence(task_id, call.token, principal), call.reason, call.delay_seconds
         )
-    return answer(raw({"task_id": task_id, "state": standing.state.value, "run_at": standing.run_at}, {}))
+    return answer(raw({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
-async def _sign(services: Services, sign: Renewal) -> Response:
-    expires_at = await services[LeaseService].renew(sign)
-    held = {"task_id": sign.task_id, "token": sign.token, "state": TaskState.EXECUTING.value, "expires_at": expires_at}
-    return answer(raw(held, {}))
+async def _renew(services: Services, renewal: Renewal) -> Response:
+    expires_at = await services[LeaseService].renew(renewal)
+    identity = {"task_id": renewal.task_id, "token": renewal.token}
+    return answer(raw({**identity, "state": TaskState.EXECUTING.value, "expires_at": expires_at}, {}))
 
 
-async def _next(services: Services, principal: Principal, wanted: NextIn) -> Lease | None:
-    """The result is safe by now, so whatever keeps the next lease back must not make the call look failed."""
+async def _next(services: Services, principal: Principal, call: NextIn) -> Lease | None:
+    """Lease the next task, or None. The result is stored by now, so no refusal may make the call look failed."""
     try:
-        return await services[Broker].lease(_wanted(wanted, principal))
+        return await services[Broker].lease(_lease_call(call, principal))
     except ConvenerError:
         return None
 
 
-def _wanted(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
-    """What the worker asks for, and never more than it said that it can run."""
+def _lease_call(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
+    """The call for a task, limited to agent types that the worker registered for."""
     can_run = principal.capabilities
     return LeaseCall(
         worker_id=worker_of(principal),
@@ -196,9 +198,9 @@ def _wanted(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
 
 
 def _outcome_hash(call: CompleteIn) -> bytes:
-    """By this a repeated call is known. What the attempt cost may have been measured anew; what came of it may not."""
-    told = call.result if call.quality is None else f"{call.result}{call.quality!r}"
-    return hashlib.sha256(told.encode()).digest()
+    """Hash by which a repeated call is recognized; it leaves out the usage, which may be measured anew."""
+    outcome = call.result if call.quality is None else f"{call.result}{call.quality!r}"
+    return hashlib.sha256(outcome.encode()).digest()
 
 
 def _usage(usage: Usage | None) -> str | None:

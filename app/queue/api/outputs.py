@@ -1,4 +1,4 @@
-"""What agents have produced, each result once to whoever keeps the token."""
+"""Route of results: pages in the order of completion, from a continuation token on."""
 
 import re
 from typing import Annotated, Any
@@ -62,19 +62,19 @@ async def page(
 
     A token is good for any filter. A result that is just being written appears later, never in a place already read.
     """
-    start = await _start(connection, after)
-    wanted = agent_type.value if agent_type else None
-    found = await store.page(connection, start, agent_type=wanted, goal_id=goal_id, limit=limit)
-    items = [OutputOut.model_validate(_plain(output)) for output in found.items]
-    return OutputPage(items=items, next=_token(found.next), more=found.more)
+    start = await _parse_token(connection, after)
+    agent_name = agent_type.value if agent_type else None
+    rows = await store.page(connection, start, agent_type=agent_name, goal_id=goal_id, limit=limit)
+    items = [OutputOut.model_validate(_output_fields(output)) for output in rows.items]
+    return OutputPage(items=items, next=_token(rows.next), more=rows.more)
 
 
-async def _start(connection: AsyncConnection, after: str | None) -> Cursor:
-    if after is None:
+async def _parse_token(connection: AsyncConnection, text: str | None) -> Cursor:
+    if text is None:
         return BEGINNING
-    if after == "now":
+    if text == "now":
         return await events.latest(connection)
-    match = re.fullmatch(r"o(\d{1,18})-(\d{1,19})", after)
+    match = re.fullmatch(r"o(\d{1,18})-(\d{1,19})", text)
     if match is None:
         message = "not a continuation token; use `next` of a page, or `now`"
         raise RequestValidationError([{"type": "token", "loc": ("query", "after"), "msg": message}])
@@ -85,6 +85,6 @@ def _token(cursor: Cursor) -> str:
     return f"o{cursor}"
 
 
-def _plain(output: Output) -> dict[str, Any]:
-    shown = {name: getattr(output, name) for name in OutputOut.model_fields if name not in ("token", "priority")}
-    return {**shown, "token": _token(output.cursor), "priority": priority_name(output.priority)}
+def _output_fields(output: Output) -> dict[str, Any]:
+    fields = {name: getattr(output, name) for name in OutputOut.model_fields if name not in ("token", "priority")}
+    return {**fields, "token": _token(output.cursor), "priority": priority_name(output.priority)}

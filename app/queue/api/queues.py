@@ -1,4 +1,4 @@
-"""How the queue stands, and pausing and resuming agent types."""
+"""Routes of the queue as a whole: its figures, and pausing and resuming agent types."""
 
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -141,7 +141,7 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     Costs the same however many tasks there are. Depths are exact; waits and throughput are counted by the background
     loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
-    return _queue(await service.read_snapshot(connection), services[Admission].policy, advice.model(services))
+    return _queue_out(await service.read_snapshot(connection), services[Admission].policy, advice.model(services))
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)
@@ -170,14 +170,14 @@ async def resume_one(agent_type: AgentName, connection: Writing) -> PausesOut:
 
 
 async def _pause(connection: Writing, agents: Collection[AgentType], reason: str, by: str) -> PausesOut:
-    return PausesOut(paused=[_paused(found) for found in await service.pause(connection, agents, reason, by)])
+    return PausesOut(paused=[_pause_out(pause) for pause in await service.pause(connection, agents, reason, by)])
 
 
 async def _resume(connection: Writing, agents: Collection[AgentType]) -> PausesOut:
-    return PausesOut(paused=[_paused(found) for found in await service.resume(connection, agents)])
+    return PausesOut(paused=[_pause_out(pause) for pause in await service.resume(connection, agents)])
 
 
-def _queue(queue: QueueSnapshot, policy: CapacityPolicy, asked: AdviceOut | None) -> QueueOut:
+def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: AdviceOut | None) -> QueueOut:
     return QueueOut(
         at=queue.at,
         depth=DepthOut(
@@ -190,8 +190,8 @@ def _queue(queue: QueueSnapshot, policy: CapacityPolicy, asked: AdviceOut | None
         throughput=ThroughputOut(last_minute=_rates(queue, timedelta(minutes=1)), last_5_minutes=_rates(queue, RECENT)),
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
         service_times={agent: DurationsOut(**_durations(queue.service_times(agent))) for agent in AgentType},
-        paused=[_paused(found) for found in queue.pauses],
-        degradation=asked,
+        paused=[_pause_out(pause) for pause in queue.pauses],
+        degradation=degradation,
         dead_letters_last_hour=queue.dead_letters,
         counted_seconds_ago=_seconds(queue.count_age),
         warnings=status.warnings(queue, policy),
@@ -225,25 +225,25 @@ def _capacity(depth: Mapping[Priority, int], policy: CapacityPolicy) -> Capacity
 
 
 def _rates(queue: QueueSnapshot, length: timedelta) -> RatesOut:
-    return RatesOut(**{what: round(queue.per_second(what, length), 3) for what in RatesOut.model_fields})
+    return RatesOut(**{outcome: round(queue.per_second(outcome, length), 3) for outcome in RatesOut.model_fields})
 
 
 def _waits(queue: QueueSnapshot, priority: Priority) -> WaitsOut:
     return WaitsOut(**_durations(queue.wait_times(priority)), oldest_waiting=_seconds(queue.oldest_wait(priority)))
 
 
-def _durations(known: Durations) -> dict[str, float | None]:
+def _durations(durations: Durations) -> dict[str, float | None]:
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-    percentiles = {name: known.percentile(share) for name, share in shares.items()}
-    seconds = {**percentiles, "longest": known.longest if known.count else None}
-    return {"tasks": known.count, **{name: s if s is None else round(s, 3) for name, s in seconds.items()}}
+    percentiles = {name: durations.percentile(share) for name, share in shares.items()}
+    seconds = {**percentiles, "longest": durations.longest if durations.count else None}
+    return {"tasks": durations.count, **{name: s if s is None else round(s, 3) for name, s in seconds.items()}}
 
 
 def _seconds(length: timedelta | None) -> float | None:
     return None if length is None else round(length.total_seconds(), 3)
 
 
-def _paused(found: Pause) -> PauseOut:
+def _pause_out(pause: Pause) -> PauseOut:
     return PauseOut(
-        agent_type=found.agent_type, reason=found.reason, paused_by=found.paused_by, paused_at=found.paused_at
+        agent_type=pause.agent_type, reason=pause.reason, paused_by=pause.paused_by, paused_at=pause.paused_at
     )

@@ -1,4 +1,4 @@
-"""Which tasks are meant, in queries and in bodies: by the same names, so that what was listed can be acted on."""
+"""Filters of tasks in queries and bodies, with the same names, so that a listing shows what an action would affect."""
 
 from typing import Annotated, Literal, Self
 from uuid import UUID
@@ -10,11 +10,11 @@ from app.kernel.states import TaskState
 from app.queue.store.listing import Selection
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _paired(value: str) -> str:
+def _check_pair(value: str) -> str:
     name, separator, _ = value.partition(":")
     if not name or not separator:
         raise ValueError("must be key:value")
@@ -22,17 +22,17 @@ def _paired(value: str) -> str:
 
 
 LabelPairs = Annotated[
-    list[Annotated[Sentence, AfterValidator(_paired)]],
-    BeforeValidator(_listed),
+    list[Annotated[Sentence, AfterValidator(_check_pair)]],
+    BeforeValidator(_as_list),
     Field(max_length=10, description="key:value; with several, a task must carry all of them"),
 ]
 LiveState = Literal["blocked", "pending", "assigned", "executing"]
-Most = Annotated[int, Field(ge=1, le=10_000, description="how many at most in this call")]
+BatchLimit = Annotated[int, Field(ge=1, le=10_000, description="how many at most in this call")]
 After = Annotated[int | None, Field(ge=0, le=2**63 - 1, description="`next` of the page before")]
 
 
 def pairs(labels: list[str]) -> list[tuple[str, str]]:
-    """Labels as the store takes them."""
+    """Split `key:value` labels into pairs."""
     return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
 
 
@@ -54,7 +54,7 @@ class TaskQuery(Given):
     limit: Limit = 50
 
     def selection(self) -> Selection:
-        """What the store takes."""
+        """The filter as a selection for the store."""
         return Selection(
             agent_type=self.agent_type,
             goal_id=self.goal_id,
@@ -70,8 +70,8 @@ class TaskQuery(Given):
         )
 
 
-class _Letters(Given):
-    """What dead letters are chosen by."""
+class _LetterFields(Given):
+    """Fields that select dead letters."""
 
     agent_type: AgentName | None = None
     goal_id: Word | None = None
@@ -81,7 +81,7 @@ class _Letters(Given):
     label: LabelPairs = Field(default_factory=list)
 
     def selection(self) -> Selection:
-        """What the store takes."""
+        """The filter as a selection for the store."""
         return Selection(
             agent_type=self.agent_type,
             goal_id=self.goal_id,
@@ -93,31 +93,32 @@ class _Letters(Given):
         )
 
 
-class LetterQuery(_Letters):
+class LetterQuery(_LetterFields):
     """What `GET /dead-letters` takes; all filters must agree."""
 
     after: After = None
     limit: Limit = 50
 
 
-class Deliberate(Body):
+class ExplicitFilter(Body):
     """A filter that must say something: an empty object is too easily sent by mistake."""
 
     everything: bool = Field(False, alias="all", description="true instead of any other field: really all of them")
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        named = any(getattr(self, name) not in (None, []) for name in type(self).model_fields if name != "everything")
-        if named == self.everything:
+    def _check_explicit(self) -> Self:
+        names = [name for name in type(self).model_fields if name != "everything"]
+        is_selective = any(getattr(self, name) not in (None, []) for name in names)
+        if is_selective == self.everything:
             raise ValueError('give at least one field, or {"all": true} alone for everything')
         return self
 
 
-class LetterFilter(_Letters, Deliberate):
+class LetterFilter(_LetterFields, ExplicitFilter):
     """Which dead letters; all fields must agree."""
 
 
-class CancelFilter(Deliberate):
+class CancelFilter(ExplicitFilter):
     """Which tasks that have not finished; all fields must agree."""
 
     agent_type: AgentName | None = None
@@ -128,7 +129,7 @@ class CancelFilter(Deliberate):
     created_before: Moment | None = None
 
     def selection(self) -> Selection:
-        """What the store takes."""
+        """The filter as a selection for the store."""
         return Selection(
             agent_type=self.agent_type,
             goal_id=self.goal_id,
@@ -139,28 +140,28 @@ class CancelFilter(Deliberate):
         )
 
 
-class Many(Body):
-    """How much to do in one call."""
+class BulkRequest(Body):
+    """Limit and mode of an operation on many tasks."""
 
-    limit: Most = 10_000
+    limit: BatchLimit = 10_000
     dry_run: bool = Field(False, description="only count what matches")
 
 
-class CancelManyIn(Many):
+class CancelManyIn(BulkRequest):
     """Which tasks to cancel, and why."""
 
     filter: CancelFilter
     reason: Sentence = "cancelled"
 
 
-class RequeueManyIn(Many):
+class RequeueManyIn(BulkRequest):
     """Which dead letters to put back into the queue, and why."""
 
     filter: LetterFilter
     reason: Sentence = "requeued"
 
 
-class PurgeIn(Many):
+class PurgeIn(BulkRequest):
     """Which dead letters to forget, and why."""
 
     filter: LetterFilter

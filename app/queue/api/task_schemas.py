@@ -1,4 +1,4 @@
-"""Tasks on the wire: as they are submitted, and as they are shown."""
+"""Schemas of tasks: as they are submitted, and as they are shown."""
 
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -43,8 +43,8 @@ class RetryIn(Body):
     )
 
 
-# One for all: Pydantic would otherwise build a new one for each of the thousand tasks of a batch.
-_USUAL_RETRY = RetryIn()
+# Shared: otherwise Pydantic would build one for each of the thousand tasks of a batch.
+_DEFAULT_RETRY = RetryIn()
 
 
 class TaskIn(Body):
@@ -61,7 +61,7 @@ class TaskIn(Body):
     timeout_seconds: float = Field(600, ge=1, le=86_400, description="wall time that one attempt may take")
     deadline: Moment | None = None
     run_at: Moment | None = Field(None, description="not before this time")
-    retry: RetryIn = Field(default_factory=lambda: _USUAL_RETRY)
+    retry: RetryIn = Field(default_factory=lambda: _DEFAULT_RETRY)
     trace_context: Word | None = Field(None, description="W3C traceparent")
     idempotency_key: Word | None = Field(None, description="equal keys are one task; instead of choosing the `id`")
     depends_on: list[UUID] = Field(
@@ -77,10 +77,10 @@ class TaskIn(Body):
         return self
 
     def submission(self, max_payload_bytes: int) -> Submission:
-        """What the operation takes. Raises PayloadTooLarge."""
+        """The submission for the service. Raises PayloadTooLarge."""
         limit(self.payload, max_payload_bytes, "payload")
         retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
-        plain = {name: getattr(self, name) for name in ("id", "agent_type", "goal_id", "timeout_seconds", "deadline")}
+        fields = {name: getattr(self, name) for name in ("id", "agent_type", "goal_id", "timeout_seconds", "deadline")}
         return Submission(
             priority=priority_of(self.priority),
             payload=self.payload,
@@ -90,7 +90,7 @@ class TaskIn(Body):
             trace_context=self.trace_context,
             idempotency_key=self.idempotency_key,
             depends_on=self.depends_on,
-            **plain,
+            **fields,
         )
 
 
@@ -192,16 +192,17 @@ class CancelIn(Body):
 
 
 def whole(row: dict[str, Any]) -> TaskOut:
-    """Everything about a task, as it is read."""
-    return TaskOut.model_validate(_plain(row))
+    """The row of a task with everything about it."""
+    return TaskOut.model_validate(_task_fields(row))
 
 
 def summary(row: dict[str, Any]) -> TaskSummary:
-    """A task as it is listed."""
-    return TaskSummary.model_validate(_plain(row))
+    """The row of a task as an item of a list."""
+    return TaskSummary.model_validate(_task_fields(row))
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    finished = row["state"] in ("completed", "failed", "cancelled")
-    attempt = max(1, row["failures"] + (0 if finished and row["state"] != "completed" else 1))
+def _task_fields(row: dict[str, Any]) -> dict[str, Any]:
+    # A failed or cancelled task has no next attempt, and its failures include the last one.
+    is_over = row["state"] in ("failed", "cancelled")
+    attempt = max(1, row["failures"] + (0 if is_over else 1))
     return {**row, "priority": priority_name(row["priority"]), "attempt": attempt}

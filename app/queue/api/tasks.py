@@ -1,4 +1,4 @@
-"""What the Supervisor does with tasks."""
+"""Routes of tasks for the Supervisor: submit, list, read and cancel."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -78,14 +78,13 @@ class CancelledMany(BaseModel):
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
     """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
-    submitted = (
-        await service.submit(connection, [task.submission(services[PayloadLimit].max_bytes)], services[Intake])
-    )[0]
-    if not submitted.created:
+    submission = task.submission(services[PayloadLimit].max_bytes)
+    (result,) = await service.submit(connection, [submission], services[Intake])
+    if not result.created:
         response.status_code = 200
-    response.headers["Location"] = f"/tasks/{submitted.id}"
-    advice.note(response, services)
-    return whole(await service.read(connection, submitted.id))
+    response.headers["Location"] = f"/tasks/{result.id}"
+    advice.add_header(response, services)
+    return whole(await service.read(connection, result.id))
 
 
 @router.post(
@@ -98,17 +97,16 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
 async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing, response: Response) -> BatchOut:
     """One transaction for all; durable before the answer."""
     submissions = [task.submission(services[PayloadLimit].max_bytes) for task in batch.tasks]
-    submitted = await service.submit(connection, submissions, services[Intake])
-    advice.note(response, services)
-    return BatchOut(tasks=[SubmittedOut(id=s.id, state=s.state, created=s.created) for s in submitted])
+    results = await service.submit(connection, submissions, services[Intake])
+    advice.add_header(response, services)
+    return BatchOut(tasks=[SubmittedOut(id=r.id, state=r.state, created=r.created) for r in results])
 
 
 @router.get("", summary="List tasks", dependencies=[requires(Scope.READ)])
 async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> TaskPage:
     """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
-    found = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
-    following = None if found.next is None else str(found.next)
-    return TaskPage(items=[summary(row) for row in found.items], next=following)
+    rows = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 
 @router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])

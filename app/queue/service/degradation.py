@@ -34,8 +34,8 @@ class CurrentStep:
     step: DegradationStep = DegradationStep.NONE
 
     @property
-    def told(self) -> dict[str, Any] | None:
-        """What workers and the Supervisor are told; None when everything runs as usual."""
+    def advice(self) -> dict[str, Any] | None:
+        """The advice for workers and the Supervisor, as JSON; None when everything runs as usual."""
         return {"step": self.step.value, **asdict(advice(self.step))} if self.step else None
 
 

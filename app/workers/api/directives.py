@@ -14,7 +14,7 @@ from app.http.problems import documented
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
 from app.kernel.access import Scope
-from app.queue.api.task_filters import Deliberate, LabelPairs, Many, pairs
+from app.queue.api.task_filters import BulkRequest, ExplicitFilter, LabelPairs, pairs
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.workers.api.workers import ReasonIn, WorkerOut, shown
 from app.workers.errors import StartRefused
@@ -37,7 +37,7 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class CrewFilter(Deliberate):
+class CrewFilter(ExplicitFilter):
     """Which live workers; all fields must agree."""
 
     name: list[Word] = Field(default_factory=list, max_length=1000, description="any of these")
@@ -49,7 +49,7 @@ class CrewFilter(Deliberate):
         return WorkerSelector(names=self.name, agent_type=self.agent_type, labels=pairs(self.label))
 
 
-class CrewIn(Many):
+class CrewIn(BulkRequest):
     """Which workers to tell, and why."""
 
     filter: CrewFilter

@@ -109,7 +109,7 @@ async def test_events_of_one_goal(service: Service) -> None:
 
 async def _follower(service: Service, monkeypatch: pytest.MonkeyPatch, **query: Any) -> "asyncio.Task[Any]":
     """A long poll that has begun to wait, and that only a ring can wake."""
-    monkeypatch.setattr(event_stream, "_LOOK_AGAIN_SECONDS", 600.0)
+    monkeypatch.setattr(event_stream, "_POLL_SECONDS", 600.0)
     listeners = service.app.state.services.database.announcer._listeners
     before = len(listeners)
     poll = asyncio.create_task(service.get("/events", wait_seconds=30, **query))
