@@ -109,5 +109,5 @@ class Exit:
 
 Report: TypeAlias = ReportComplete | ReportFail | Release
 Call: TypeAlias = Register | RequestLease | Report | Goodbye
-Order: TypeAlias = AbortCall | RunHandler | KillHandler | ReportProgress | SendHeartbeat | SetAlarm | Exit
-Action: TypeAlias = Call | Order
+LocalAction: TypeAlias = AbortCall | RunHandler | KillHandler | ReportProgress | SendHeartbeat | SetAlarm | Exit
+Action: TypeAlias = Call | LocalAction

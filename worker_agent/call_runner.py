@@ -16,7 +16,7 @@ from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, Registratio
 _QUICK_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
-Post = Callable[[ev.Event], None]
+PostEvent = Callable[[ev.Event], None]
 
 
 class _PendingCall:
@@ -31,7 +31,7 @@ class CallRunner:
     """Calls to the control plane; `profile` is the body of a registration, `pool_key` its credential."""
 
     def __init__(
-        self, transport: Transport, *, profile: JsonObject, pool_key: str, post: Post, errors: LocalErrors
+        self, transport: Transport, *, profile: JsonObject, pool_key: str, post: PostEvent, errors: LocalErrors
     ) -> None:
         self._transport = transport
         self._profile = profile

@@ -1,6 +1,6 @@
 """The process that runs one task: confines itself, then calls a python function or becomes a program.
 
-The daemon starts `python -m worker_agent.child ORDER` with the task as JSON on stdin. ORDER (JSON) names the limits,
+The daemon starts `python -m worker_agent.child SPEC` with the task as JSON on stdin. SPEC (JSON) names the limits,
 the message pipe's `fd`, and either `target` and `key` or `command`. On the message pipe every line is one JSON object:
 {"percent", "message", "checkpoint"}, {"quality"}, {"measured", "value", "counter", "by_goal"}, {"result"}, {"error"} or
 {"postponed": {"seconds", "reason"}}. stdout and stderr belong to the handler.
@@ -50,13 +50,13 @@ class MessagePipe:
 
 
 def main() -> None:
-    order = json.loads(sys.argv[1])
-    confine(parent=order["parent"], memory_bytes=order["memory_bytes"], cpu_seconds=order["cpu_seconds"])
-    pipe = MessagePipe(order["fd"])
-    if order["command"]:
-        _exec_program(order["command"], pipe, order["fd"])
+    spec = json.loads(sys.argv[1])
+    confine(parent=spec["parent"], memory_bytes=spec["memory_bytes"], cpu_seconds=spec["cpu_seconds"])
+    pipe = MessagePipe(spec["fd"])
+    if spec["command"]:
+        _exec_program(spec["command"], pipe, spec["fd"])
     else:
-        _run_function(order["target"], order["key"], pipe)
+        _run_function(spec["target"], spec["key"], pipe)
     pipe.send({"peak_memory_mb": peak_memory_mb()})
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -56,7 +56,7 @@ def start_child(
         with _task_file(lease) as task:
             # The kernel kills the child when its parent, for Linux the thread that forks here, ends: see `confine`.
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker_agent.child", _order(lease, handler, limits, write_fd)],
+                [sys.executable, "-m", "worker_agent.child", _spec(lease, handler, limits, write_fd)],
                 stdin=task,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
@@ -85,7 +85,7 @@ def _child_process(process: subprocess.Popen[bytes], messages: IO[bytes]) -> Chi
     return ChildProcess(process=process, messages=messages, console=process.stderr, output=process.stdout)
 
 
-def _order(lease: Lease, handler: Handler, limits: ResourceLimits, fd: int) -> str:
+def _spec(lease: Lease, handler: Handler, limits: ResourceLimits, fd: int) -> str:
     return json.dumps(
         {
             "parent": os.getpid(),

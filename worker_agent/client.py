@@ -25,7 +25,7 @@ from worker_agent.wire import (
 )
 
 CALL_SECONDS = 10.0
-FAREWELL_SECONDS = 3.0
+GOODBYE_SECONDS = 3.0
 LONG_POLL_SECONDS = 20
 
 
@@ -78,7 +78,7 @@ class Client:
 
     def goodbye(self, reason: str) -> None:
         self._post(
-            f"/workers/{self._registration.worker_id}/goodbye", {"reason": storable_message(reason)}, FAREWELL_SECONDS
+            f"/workers/{self._registration.worker_id}/goodbye", {"reason": storable_message(reason)}, GOODBYE_SECONDS
         )
 
     def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
@@ -131,7 +131,7 @@ class Client:
         body: JsonObject = {"token": ref.token, "reason": storable_message(reason)}
         if delay_seconds:
             body["delay_seconds"] = round(delay_seconds, 3)
-        self._post(f"/leases/{ref.task_id}/release", body, FAREWELL_SECONDS)
+        self._post(f"/leases/{ref.task_id}/release", body, GOODBYE_SECONDS)
 
     def _post(self, path: str, body: JsonObject, timeout: float = CALL_SECONDS) -> JsonObject | None:
         return self._transport.post(path, body, key=self._registration.key, timeout=timeout)

@@ -134,7 +134,7 @@ class Daemon:
             assignment=None if machine.assignment is None else machine.assignment.version,
         )
 
-    def _perform(self, action: act.Order) -> None:
+    def _perform(self, action: act.LocalAction) -> None:
         match action:
             case act.RunHandler(lease):
                 self._start_handler(lease)

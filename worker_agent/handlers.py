@@ -82,10 +82,10 @@ def _split(command: str) -> tuple[str, ...]:
 def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[str]]:
     if not (tables or functions):
         return {}
-    order = json.dumps({"tables": tables, "functions": functions})
+    request = json.dumps({"tables": tables, "functions": functions})
     try:
         probe = subprocess.run(
-            [sys.executable, "-m", "worker_agent.handler_probe", order],
+            [sys.executable, "-m", "worker_agent.handler_probe", request],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=_PROBE_SECONDS,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 # The worker enforces the time limit of the task; this ends only what it missed.
-_LONGEST_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 3600.0
 
 
 class Answer:
@@ -102,7 +102,7 @@ class LanguageModel:
         from urllib.parse import urlsplit
 
         parts = urlsplit(self._url)
-        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_LONGEST_SECONDS)
+        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_SECONDS)
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         try:
             connection.request("POST", f"{parts.path}/chat/completions", json.dumps(body), headers)

@@ -43,8 +43,8 @@ class LineBuffer:
         self.is_full = False
 
     def feed(self, data: bytes) -> None:
-        *ended_parts, rest = data.split(b"\n")
-        for part in ended_parts:
+        *line_ends, rest = data.split(b"\n")
+        for part in line_ends:
             line, self._partial_line = self._partial_line + part, bytearray()
             if len(line) <= self._limit:
                 self._on_line(bytes(line))

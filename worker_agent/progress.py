@@ -57,9 +57,9 @@ class ProgressSender:
                 raise
             return self._lost_code
 
-    def _put_back(self, unsent: Progress) -> None:
+    def _put_back(self, unsent_progress: Progress) -> None:
         with self._slot_lock:
-            self._slot = unsent if self._slot is None else _merge(unsent, self._slot)
+            self._slot = unsent_progress if self._slot is None else _merge(unsent_progress, self._slot)
 
     def _run(self) -> None:
         attempt = 0

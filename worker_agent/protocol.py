@@ -59,7 +59,7 @@ class StateMachine:
         if self.state is State.STOPPED:
             return []
         kind = type(event)
-        reaction = REACTIONS.get((self.state, kind)) or ANYTIME.get(kind)
+        reaction = REACTIONS.get((self.state, kind)) or ANYTIME_REACTIONS.get(kind)
         if reaction is None:
             raise UnexpectedEvent(f"{kind.__name__} while {self.state.value}")
         # Whatever the call was, its answer concerns a registration that is gone.
@@ -69,10 +69,10 @@ class StateMachine:
 
     # The one place where the state changes, and the three that use it most.
 
-    def _enter(self, to: State) -> None:
-        if to is not self.state and to not in MOVES[self.state]:
-            raise UnexpectedEvent(f"no move from {self.state.value} to {to.value}")
-        self.state = to
+    def _enter(self, target: State) -> None:
+        if target is not self.state and target not in MOVES[self.state]:
+            raise UnexpectedEvent(f"no move from {self.state.value} to {target.value}")
+        self.state = target
 
     def _make_call(self, state: State, call: act.Call) -> list[Action]:
         self._enter(state)
@@ -154,8 +154,8 @@ class StateMachine:
     def _send_report(self, report: act.Report) -> list[Action]:
         """Report the task, but renew its lease first after a long silence, as finished work must survive an outage."""
         assert self.registration is not None
-        silent = self._now - self._renewed_at
-        renew = silent > self.registration.lease_seconds / 2 and self.shutdown.intent < Intent.HALT
+        silence_seconds = self._now - self._renewed_at
+        renew = silence_seconds > self.registration.lease_seconds / 2 and self.shutdown.intent < Intent.HALT
         # A release needs no valid lease: once it has expired, the task is free anyway.
         if renew and not isinstance(report, act.Release):
             self._report = replace(report, attempt=0, wait_seconds=0.0)
@@ -201,20 +201,20 @@ class StateMachine:
         self._renewed_at = max(self._renewed_at, event.sent_at)
         # For the next task: the one that runs keeps what it was started with.
         self.assignment = event.assignment or self.assignment
-        orders = [action for directive in event.directives for action in self._obey(directive)]
+        actions = [action for directive in event.directives for action in self._follow_directive(directive)]
         if self.state is State.READY:
-            orders += self._next_step()
+            actions += self._next_step()
         elif self.state is State.RENEWING and self._report is not None:
-            orders += self._make_report(self._report)
-        return orders
+            actions += self._make_report(self._report)
+        return actions
 
-    def _obey(self, directive: Directive) -> list[Action]:
+    def _follow_directive(self, directive: Directive) -> list[Action]:
         match directive.kind:
             case "cancel_task":
                 return self._lose_lease(directive.task_id, directive.token)
             case "drain" | "stop" | "restart":
                 self.shutdown.note_directive(directive)
-                return self._wind_down(Intent.DRAIN, hurry=directive.kind != "drain")
+                return self._wind_down(Intent.DRAIN, with_deadline=directive.kind != "drain")
             case _:  # a newer control plane may know more than we do
                 return []
 
@@ -255,27 +255,27 @@ class StateMachine:
     # Winding down.
 
     def _on_stop_signal(self, _: ev.StopSignal) -> list[Action]:
-        return self._wind_down(self.shutdown.count_signal(), hurry=True)
+        return self._wind_down(self.shutdown.count_signal(), with_deadline=True)
 
     def _on_grace_expired(self, _: ev.GraceExpired) -> list[Action]:
-        return self._wind_down(Intent.HALT, hurry=False)
+        return self._wind_down(Intent.HALT, with_deadline=False)
 
-    def _wind_down(self, intent: Intent, *, hurry: bool) -> list[Action]:
-        is_news = self.shutdown.raise_intent(intent)
+    def _wind_down(self, intent: Intent, *, with_deadline: bool) -> list[Action]:
+        has_changed = self.shutdown.raise_intent(intent)
         if intent is Intent.HALT:
             return self._interrupt(is_fenced=False)
-        grace = self.shutdown.take_grace() if hurry else None
-        orders: list[Action] = [] if grace is None else [act.SetAlarm(grace)]
-        if not is_news:
-            return orders
+        grace = self.shutdown.take_grace() if with_deadline else None
+        actions: list[Action] = [] if grace is None else [act.SetAlarm(grace)]
+        if not has_changed:
+            return actions
         match self.state:
             case State.READY:
-                return orders + self._next_step()
+                return actions + self._next_step()
             # A long poll must not delay the shutdown; a report under way may finish.
             case State.UNREGISTERED | State.LEASING:
-                return [*orders, act.AbortCall()]
+                return [*actions, act.AbortCall()]
             case _:
-                return [*orders, act.SendHeartbeat()]
+                return [*actions, act.SendHeartbeat()]
 
 
 def _report_of(end: ev.HandlerEnd, lease: Lease, *, next_request_id: str, reason: str) -> act.Report:
@@ -330,7 +330,7 @@ REACTIONS: Mapping[tuple[State, type], _Reaction] = {
     **{(state, ev.CallerGone): StateMachine._on_caller_gone for state in _CALLING},
     **{(state, end): StateMachine._on_handler_end for state in _HANDLING for end in _HANDLER_ENDS},
 }
-ANYTIME: Mapping[type, _Reaction] = {
+ANYTIME_REACTIONS: Mapping[type, _Reaction] = {
     ev.HeartbeatAnswered: StateMachine._on_heartbeat,
     ev.WorkerGone: StateMachine._on_worker_gone,
     ev.LeaseLost: StateMachine._on_lease_lost,

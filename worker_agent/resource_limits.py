@@ -53,9 +53,9 @@ def peak_memory_mb() -> float:
 
     On Linux ru_maxrss starts from the parent's memory at the fork, so VmHWM is read instead.
     """
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            own = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), own)
+            own_peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), own_peak)
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / unit
+    return max(own_peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / unit

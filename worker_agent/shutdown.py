@@ -50,6 +50,6 @@ class Shutdown:
 
     def raise_intent(self, intent: Intent) -> bool:
         """Raise the intent, never lower it; return whether it changed."""
-        is_news = intent > self.intent
+        has_changed = intent > self.intent
         self.intent = max(self.intent, intent)
-        return is_news
+        return has_changed

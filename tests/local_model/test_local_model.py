@@ -47,7 +47,7 @@ async def model_url() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def asked(model_url: str) -> Iterator[LanguageModel]:
+def model(model_url: str) -> Iterator[LanguageModel]:
     """The model as a handler sees it; permits come from a control plane that grants everything."""
     from tests.worker_agent.llm.loopback import serving
     from tests.worker_agent.llm.provider import Permits
@@ -63,18 +63,18 @@ def asked(model_url: str) -> Iterator[LanguageModel]:
     assert set(permits.outcomes) == {"success"}
 
 
-async def test_it_writes_in_the_shape_that_a_schema_asks_for(asked: LanguageModel) -> None:
+async def test_it_writes_in_the_shape_that_a_schema_asks_for(model: LanguageModel) -> None:
     schema = {"type": "array", "items": {"enum": ["a^1", "a^2", "a^3"]}, "minItems": 4, "maxItems": 4}
 
-    answer = await asyncio.to_thread(asked.ask, "Write four laws.", schema=schema, max_tokens=100)
+    answer = await asyncio.to_thread(model.ask, "Write four laws.", schema=schema, max_tokens=100)
 
     assert len(answer.json()) == 4
     assert set(answer.json()) <= {"a^1", "a^2", "a^3"}
     assert answer.completion_tokens > 0
 
 
-async def test_it_writes_text(asked: LanguageModel) -> None:
-    answer = await asyncio.to_thread(asked.ask, "Say something about planets.", max_tokens=20)
+async def test_it_writes_text(model: LanguageModel) -> None:
+    answer = await asyncio.to_thread(model.ask, "Say something about planets.", max_tokens=20)
 
     assert answer.text.strip()
     assert answer.degraded is None

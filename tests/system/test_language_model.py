@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.system.conftest import Up, until
-from tests.worker_agent.llm.loopback import Asked, Wire, serving
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter, serving
 from tests.worker_agent.llm.provider import Act, Provider, closes_mid_body, hangs, refuses, says
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ async def test_the_work_gets_done_whatever_the_provider_does(asking: Callable[..
     assert {task["state"] for task in tasks} == {"completed"}
     assert {task["result"]["text"] for task in tasks} == {"It is a law."}
     assert {task["failures"] for task in tasks} == {0}, "no trouble of the provider is an attempt of a task"
-    assert provider.most <= _LIMIT, "the provider has seen more calls at once than the configuration allows"
+    assert provider.peak <= _LIMIT, "the provider has seen more calls at once than the configuration allows"
     assert await _in_use(up) == 0
 
 
@@ -123,7 +123,7 @@ async def test_a_dead_workers_permit_is_free_again(asking: Callable[..., Any]) -
     with serving(provider.respond) as upstream:
         up = await asking(upstream.url)
         ids = await _submit(up, [{"question": f"Why {number}?"} for number in range(4)], timeout_seconds=120)
-        await until(lambda: len(upstream.asked) == _LIMIT, what="both permits in use")
+        await until(lambda: len(upstream.requests) == _LIMIT, what="both permits in use")
         assert await _in_use(up) == _LIMIT
         for worker in await _workers(up):
             os.kill(worker["pid"], signal.SIGKILL)
@@ -138,8 +138,8 @@ async def test_a_dead_workers_permit_is_free_again(asking: Callable[..., Any]) -
 async def test_a_task_that_ends_in_any_way_hangs_up_and_lets_its_permit_go(asking: Callable[..., Any]) -> None:
     hung_up: list[bool] = []
 
-    def endless(asked: Asked, wire: Wire) -> None:
-        hung_up.append(wire.sees_hang_up(60))
+    def endless(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        hung_up.append(writer.sees_hang_up(60))
 
     async def cancel(task: str, worker: psutil.Process, handler: psutil.Process) -> None:
         async with _client(up) as client:
@@ -158,7 +158,7 @@ async def test_a_task_that_ends_in_any_way_hangs_up_and_lets_its_permit_go(askin
         up = await asking(upstream.url, total_seconds=300)
         for number, end in enumerate(ways, 1):
             (task,) = await _submit(up, [{"question": "Why?"}], retry={"max_attempts": 1})
-            await until(lambda number=number: len(upstream.asked) == number, what="the call")  # type: ignore[misc]
+            await until(lambda number=number: len(upstream.requests) == number, what="the call")  # type: ignore[misc]
             assert await _in_use(up) == 1
             (pair,) = [(w, h) for w in await _processes(up) for h in w.children()]
 
@@ -175,9 +175,9 @@ async def test_a_task_that_ends_in_any_way_hangs_up_and_lets_its_permit_go(askin
 async def test_a_rate_that_outlasts_a_tasks_time_burns_no_attempt(asking: Callable[..., Any]) -> None:
     opens = time.monotonic() + 8
 
-    def limited(asked: Asked, wire: Wire) -> None:
+    def limited(request: ReceivedRequest, writer: ResponseWriter) -> None:
         wait = opens - time.monotonic()
-        (refuses(429, {"retry-after": str(max(1, round(wait)))}) if wait > 0 else says("At last."))(asked, wire)
+        (refuses(429, {"retry-after": str(max(1, round(wait)))}) if wait > 0 else says("At last."))(request, writer)
 
     with serving(Provider.of(then=limited).respond) as upstream:
         up = await asking(upstream.url)

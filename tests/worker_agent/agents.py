@@ -121,9 +121,9 @@ def advance_and_linger(task: Task) -> Json:
 
 
 def finish_late(_: Task) -> Json:
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
-    told = threading.Event()
-    told.wait(300)
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    terminated = threading.Event()
+    terminated.wait(300)
     return {"late": True}
 
 
@@ -132,9 +132,9 @@ def linger(task: Task) -> Json:
     if task.payload.get("deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     grandchild = subprocess.Popen(["sleep", "300"])
-    told = Path(task.payload["file"])
-    told.with_suffix(".new").write_text(f"{os.getpid()} {grandchild.pid}")
-    told.with_suffix(".new").rename(told)
+    pid_file = Path(task.payload["file"])
+    pid_file.with_suffix(".new").write_text(f"{os.getpid()} {grandchild.pid}")
+    pid_file.with_suffix(".new").rename(pid_file)
     time.sleep(task.payload.get("seconds", 300))
     return {"lingered": True}
 
@@ -160,7 +160,7 @@ async def asynchronous(task: Task) -> Json:
     return {"awaited": task.payload}
 
 
-DEEDS: dict[str, Callable[[Task], Any]] = {
+BEHAVIORS: dict[str, Callable[[Task], Any]] = {
     each.__name__: each
     for each in (
         echo,
@@ -194,7 +194,7 @@ DEEDS: dict[str, Callable[[Task], Any]] = {
 
 
 def act(task: Task) -> Any:
-    return DEEDS[task.payload["do"]](task)
+    return BEHAVIORS[task.payload["do"]](task)
 
 
 HANDLERS: dict[str, Callable[[Task], Any]] = dict.fromkeys(AGENT_TYPES, act)

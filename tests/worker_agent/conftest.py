@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker_agent.plane import POOL_KEY, Plane, served
+from tests.worker_agent.fake_control_plane import POOL_KEY, FakeControlPlane, served
 
 PATIENCE = 60.0
 ROOT = Path(__file__).parents[2]
@@ -36,12 +36,12 @@ StartWorker = Callable[..., Worker]
 
 
 @pytest.fixture
-def plane() -> Plane:
-    return Plane()
+def plane() -> FakeControlPlane:
+    return FakeControlPlane()
 
 
 @pytest.fixture
-def url(plane: Plane) -> Iterator[str]:
+def url(plane: FakeControlPlane) -> Iterator[str]:
     with served(plane) as address:
         yield address
 

@@ -6,8 +6,8 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
+from tests.worker_agent.fake_control_plane import POOL_KEY, Answer, FakeControlPlane, problem, served
 from tests.worker_agent.machines import USAGE, lease
-from tests.worker_agent.plane import POOL_KEY, Answer, Plane, problem, served
 from tests.worker_agent.waiting import PATIENCE
 from worker_agent import actions as act
 from worker_agent import events as ev
@@ -47,7 +47,7 @@ def subject(url: str) -> Iterator[Subject]:
         subject.events.get_nowait()
 
 
-def test_calls_and_answers_match(plane: Plane, subject: Subject) -> None:
+def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> None:
     plane.longest_wait = 0.0
     assert subject.answer_to(act.RequestLease(request_id="r-1")) == ev.NoTask(quick=True)
     plane.submit({"do": "echo"})
@@ -74,7 +74,7 @@ def test_calls_and_answers_match(plane: Plane, subject: Subject) -> None:
     ],
 )
 def test_refusals_are_told_apart(
-    plane: Plane, subject: Subject, call: act.Call, answer: Answer, event: ev.Event
+    plane: FakeControlPlane, subject: Subject, call: act.Call, answer: Answer, event: ev.Event
 ) -> None:
     for kind in ("register", "lease", "complete"):
         plane.script[kind].append(answer)
@@ -90,7 +90,7 @@ def test_what_cannot_be_sent_is_refused_rather_than_tried_for_ever(subject: Subj
 
 
 def test_an_aborted_call_is_answered_once() -> None:
-    plane = Plane(longest_wait=25.0)
+    plane = FakeControlPlane(longest_wait=25.0)
     with served(plane) as url:
         subject = Subject(url)
         subject.runner.abort()  # nothing is under way
@@ -104,14 +104,14 @@ def test_an_aborted_call_is_answered_once() -> None:
         subject.runner.close()
 
 
-def test_a_call_that_waits_for_its_turn_can_be_aborted(subject: Subject, plane: Plane) -> None:
+def test_a_call_that_waits_for_its_turn_can_be_aborted(subject: Subject, plane: FakeControlPlane) -> None:
     subject.runner.start_call(act.RequestLease(request_id="r", attempt=1, wait_seconds=3600.0))
     subject.runner.abort()
     assert subject.answer() == ev.CallAborted()
     assert not plane.of("lease")
 
 
-def test_progress_is_sent_before_the_report_and_never_after(plane: Plane, subject: Subject) -> None:
+def test_progress_is_sent_before_the_report_and_never_after(plane: FakeControlPlane, subject: Subject) -> None:
     for percent in range(0, 100, 10):
         checkpoint = {"at": percent} if percent == 50 else None
         subject.runner.report_progress(lease(), Progress(percent=percent, checkpoint=checkpoint))
@@ -124,7 +124,7 @@ def test_progress_is_sent_before_the_report_and_never_after(plane: Plane, subjec
     assert {"at": 50} in [body.get("checkpoint") for body in sent]
 
 
-def test_a_fence_found_by_progress_stops_the_report(plane: Plane, subject: Subject) -> None:
+def test_a_fence_found_by_progress_stops_the_report(plane: FakeControlPlane, subject: Subject) -> None:
     plane.script["progress"].append(problem(409, "lease_superseded"))
     subject.runner.report_progress(lease(), Progress(percent=10))
     subject.runner.start_call(REPORT)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.worker_agent.conftest import StartWorker
-from tests.worker_agent.plane import LOST, POOL_KEY, Answer, Plane, problem, served
+from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, problem, served
 from tests.worker_agent.processes import is_dead, pids_in, wait_until_dead
 from tests.worker_agent.waiting import until
 
@@ -18,7 +18,7 @@ UNAVAILABLE = Answer(status=503, body={"code": "shutting_down"}, headers=(("retr
 FOREVER = 25.0
 
 
-def test_the_whole_day_of_a_worker(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_the_whole_day_of_a_worker(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     tasks = [plane.submit({"do": "echo", "n": n}, goal_id="g", checkpoint={"n": n}) for n in range(3)]
     options = ("--name", "one", "--capabilities", "generation,ranking", "--memory-gb", "2", "--cpu", "1.5")
     worker = start_worker(url, *options, "--labels", "site=lab", "rack=3", CONVENER_LAUNCH_TOKEN="a-token")
@@ -53,7 +53,7 @@ def test_the_whole_day_of_a_worker(plane: Plane, url: str, start_worker: StartWo
 
 
 def test_heartbeats_tell_state_lease_and_load(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "pids"
     task = plane.submit({"do": "linger", "file": str(file)})
@@ -68,7 +68,9 @@ def test_heartbeats_tell_state_lease_and_load(
     assert worker.exit_code() == 0
 
 
-def test_a_lost_answer_is_asked_for_again_under_the_same_id(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_lost_answer_is_asked_for_again_under_the_same_id(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     task = plane.submit({"do": "echo"})
     plane.script["register"].append(UNAVAILABLE)
     plane.script["lease"] += [LOST, UNAVAILABLE]
@@ -81,7 +83,9 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_id(plane: Plane, url: s
     assert len({str(call.body) for call in reports}) == 1
 
 
-def test_a_fenced_completion_is_not_reported_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_fenced_completion_is_not_reported_again(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     first = plane.submit({"do": "echo"})
     plane.script["complete"].append(problem(409, "lease_superseded"))
     start_worker(url)
@@ -92,7 +96,7 @@ def test_a_fenced_completion_is_not_reported_again(plane: Plane, url: str, start
 
 
 def test_a_cancelled_task_is_killed_and_not_reported(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "pids"
     task = plane.submit({"do": "linger", "file": str(file), "deaf": True})
@@ -105,7 +109,7 @@ def test_a_cancelled_task_is_killed_and_not_reported(
     assert not [call for call in plane.calls if task in call.path]
 
 
-def test_a_refused_progress_ends_the_task(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_refused_progress_ends_the_task(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     task = plane.submit({"do": "advance_and_linger"})
     plane.script["progress"].append(problem(409, "lease_expired"))
     start_worker(url)
@@ -115,18 +119,20 @@ def test_a_refused_progress_ends_the_task(plane: Plane, url: str, start_worker: 
     assert {call.kind for call in plane.calls if task in call.path} == {"progress"}
 
 
-def test_a_checkpoint_arrives_before_the_failure(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_checkpoint_arrives_before_the_failure(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     plane.submit({"do": "advance"})
     plane.script["progress"] += [UNAVAILABLE] * 2
     start_worker(url)
     (failure,) = plane.wait_for("fail")
-    before = plane.calls[: plane.calls.index(failure)]
-    progress = [call.body for call in before if call.kind == "progress"]
+    earlier_calls = plane.calls[: plane.calls.index(failure)]
+    progress = [call.body for call in earlier_calls if call.kind == "progress"]
     assert progress[-1] == {"token": 1, "percent": 90.0, "checkpoint": {"step": 4}}
     assert failure.body["error"]["code"] == "interrupted"
 
 
-def test_finished_work_survives_an_outage(plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path) -> None:
+def test_finished_work_survives_an_outage(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
     plane.lease_seconds = 2.0
     file = tmp_path / "pids"
     plane.submit({"do": "linger", "file": str(file), "seconds": 2.5})
@@ -145,8 +151,8 @@ def test_finished_work_survives_an_outage(plane: Plane, url: str, start_worker: 
     assert any(back < call.at < report.at and call.body["lease"] for call in plane.of("heartbeat"))
 
 
-def test_a_control_plane_that_comes_late_is_waited_for(plane: Plane, start_worker: StartWorker) -> None:
-    with served(Plane()) as address:
+def test_a_control_plane_that_comes_late_is_waited_for(plane: FakeControlPlane, start_worker: StartWorker) -> None:
+    with served(FakeControlPlane()) as address:
         port = int(address.rsplit(":", 1)[-1])
     worker = start_worker(address)
     until(lambda: "ConnectError" in worker.log.read_text())
@@ -155,7 +161,7 @@ def test_a_control_plane_that_comes_late_is_waited_for(plane: Plane, start_worke
         plane.wait_for("complete")
 
 
-def test_a_signal_cuts_the_long_poll_short(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_signal_cuts_the_long_poll_short(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     plane.longest_wait = FOREVER
     worker = start_worker(url)
     plane.wait_for("lease")
@@ -165,7 +171,9 @@ def test_a_signal_cuts_the_long_poll_short(plane: Plane, url: str, start_worker:
     assert plane.of("goodbye")[0].at - plane.of("lease")[0].at < FOREVER
 
 
-def test_a_signal_lets_the_task_finish(plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path) -> None:
+def test_a_signal_lets_the_task_finish(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
     file = tmp_path / "pids"
     plane.submit({"do": "linger", "file": str(file), "seconds": 1.5})
     plane.submit({"do": "echo"})
@@ -182,7 +190,7 @@ def test_a_signal_lets_the_task_finish(plane: Plane, url: str, start_worker: Sta
 
 @pytest.mark.parametrize("second_signal", [False, True])
 def test_after_the_grace_the_task_is_handed_back(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path, second_signal: bool
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path, second_signal: bool
 ) -> None:
     file = tmp_path / "pids"
     task = plane.submit({"do": "linger", "file": str(file), "deaf": True})
@@ -200,7 +208,7 @@ def test_after_the_grace_the_task_is_handed_back(
 
 
 def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartWorker) -> None:
-    with served(Plane()) as address:
+    with served(FakeControlPlane()) as address:
         pass
     worker = start_worker(address)
     until(lambda: "attempt=3" in worker.log.read_text())
@@ -209,7 +217,7 @@ def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartW
 
 
 def test_a_killed_daemon_takes_its_handler_along(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "pids"
     plane.submit({"do": "linger", "file": str(file), "deaf": True})
@@ -221,7 +229,7 @@ def test_a_killed_daemon_takes_its_handler_along(
         psutil.Process(grandchild).kill()
 
 
-def test_a_stop_directive_drains(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_stop_directive_drains(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     worker = start_worker(url)
     plane.wait_for("lease")
     plane.direct("stop")
@@ -229,7 +237,9 @@ def test_a_stop_directive_drains(plane: Plane, url: str, start_worker: StartWork
     assert plane.of("goodbye")[0].body == {"reason": "the test says so"}
 
 
-def test_a_restarted_worker_comes_back_under_its_name(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_restarted_worker_comes_back_under_its_name(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     start_worker(url, "--name", "phoenix")
     plane.wait_for("lease")
     plane.direct("restart")
@@ -240,7 +250,7 @@ def test_a_restarted_worker_comes_back_under_its_name(plane: Plane, url: str, st
 
 
 def test_a_lost_worker_kills_its_task_and_registers_again(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "pids"
     task = plane.submit({"do": "linger", "file": str(file)})
@@ -255,7 +265,9 @@ def test_a_lost_worker_kills_its_task_and_registers_again(
     assert not [call for call in plane.calls if task in call.path]
 
 
-def test_an_unknown_key_is_met_by_registering_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_an_unknown_key_is_met_by_registering_again(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.script["lease"].append(problem(401, "unauthorized"))
     start_worker(url)
     plane.wait_for("register", 2)
@@ -264,7 +276,7 @@ def test_an_unknown_key_is_met_by_registering_again(plane: Plane, url: str, star
 
 @pytest.mark.parametrize(("reason", "code"), [("stopped", 0), ("superseded", 4)])
 def test_a_worker_that_was_stopped_or_superseded_exits(
-    plane: Plane, url: str, start_worker: StartWorker, tmp_path: Path, reason: str, code: int
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path, reason: str, code: int
 ) -> None:
     file = tmp_path / "pids"
     plane.submit({"do": "linger", "file": str(file)})
@@ -287,7 +299,7 @@ def test_a_worker_that_was_stopped_or_superseded_exits(
     ],
 )
 def test_a_refused_registration_says_what_to_do(
-    plane: Plane, url: str, start_worker: StartWorker, answer: Answer, code: int, advice: str
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, answer: Answer, code: int, advice: str
 ) -> None:
     plane.script["register"].append(answer)
     worker = start_worker(url)
@@ -296,7 +308,9 @@ def test_a_refused_registration_says_what_to_do(
     assert "verysecret" not in worker.log.read_text()
 
 
-def test_a_result_that_is_refused_is_reported_as_a_failure(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_result_that_is_refused_is_reported_as_a_failure(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.submit({"do": "echo"})
     plane.script["complete"].append(problem(422, "invalid", detail="a NUL"))
     start_worker(url)
@@ -305,7 +319,9 @@ def test_a_result_that_is_refused_is_reported_as_a_failure(plane: Plane, url: st
     assert failure.body["error"]["retryable"] is False
 
 
-def test_errors_that_no_database_can_hold_are_made_fit(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_errors_that_no_database_can_hold_are_made_fit(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.submit({"do": "unstorable"})
     start_worker(url)
     (failure,) = plane.wait_for("fail")
@@ -318,17 +334,19 @@ def test_errors_that_no_database_can_hold_are_made_fit(plane: Plane, url: str, s
 
 
 def test_a_heartbeat_is_not_refused_twice_for_the_same_errors(
-    plane: Plane, url: str, start_worker: StartWorker
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
     plane.script["lease"].append(UNAVAILABLE)
     plane.script["heartbeat"] += [Answer(body={"directives": []}), problem(422, "invalid")]
     start_worker(url)
     plane.wait_for("heartbeat", 4)
-    told = [call.body["errors"] for call in plane.of("heartbeat")]
-    assert sum(any("RequestLease" in error["message"] for error in errors) for errors in told) <= 1
+    reported_errors = [call.body["errors"] for call in plane.of("heartbeat")]
+    assert sum(any("RequestLease" in error["message"] for error in errors) for errors in reported_errors) <= 1
 
 
-def test_local_errors_travel_with_the_next_heartbeat(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_local_errors_travel_with_the_next_heartbeat(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.script["lease"].append(UNAVAILABLE)
     start_worker(url)
     until(lambda: any(call.body["errors"] for call in plane.of("heartbeat")))
@@ -337,20 +355,22 @@ def test_local_errors_travel_with_the_next_heartbeat(plane: Plane, url: str, sta
     assert errors[0]["at"]
 
 
-def test_a_task_without_a_handler_goes_to_another_worker(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_task_without_a_handler_goes_to_another_worker(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.submit({"do": "echo"}, agent_type="ranking")
     start_worker(url, "--capabilities", "generation")
     (failure,) = plane.wait_for("fail")
     assert (failure.body["error"]["code"], failure.body["error"]["retryable"]) == ("handler_unavailable", True)
 
 
-def _confinement(plane: Plane, count: int) -> Any:
+def _confinement(plane: FakeControlPlane, count: int) -> Any:
     plane.submit({"do": "confined"}, timeout_seconds=50)
     return plane.wait_for("complete", count)[-1].body["result"]
 
 
 def test_new_limits_hold_for_the_next_task_and_never_pass_the_workers_own(
-    plane: Plane, url: str, start_worker: StartWorker
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
     plane.assignment = {"version": "one", "agent": "ranking", "memory_gb": 1.5, "cpu_cores": 2, "compute_seconds": None}
     start_worker(url, "--memory-gb", "3", "--cpu", "4")
@@ -360,7 +380,9 @@ def test_new_limits_hold_for_the_next_task_and_never_pass_the_workers_own(
     assert _confinement(plane, 2) == {"DATA": 3 * 2**30, "CPU": 200, "threads": "4", "go": "4"}
 
 
-def test_limits_whose_answer_was_lost_are_told_again(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_limits_whose_answer_was_lost_are_told_again(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.assignment = {"version": "one", "agent": None, "memory_gb": 1.5, "cpu_cores": 0.5, "compute_seconds": None}
     plane.script["heartbeat"].extend([LOST, LOST])
     start_worker(url)

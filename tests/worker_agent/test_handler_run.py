@@ -197,13 +197,13 @@ def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CONVENER_LLM_KEY", "the-gateway")
     monkeypatch.setenv("CONVENER_LAUNCH_TOKEN", "token")
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    found = finished({"do": "environment"}, trace_context=trace)["environment"]
-    assert found == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}
+    variables = finished({"do": "environment"}, trace_context=trace)["environment"]
+    assert variables == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}
 
 
 def test_what_is_asked_for_while_resources_are_short_reaches_the_handler() -> None:
-    asked = {"step": 3, "max_depth": 2, "batch_factor": 0.5}
-    assert finished({"do": "thrifty"}, degradation=asked) == {"depth": 2, "batch": 5, "degradation": asked}
+    degradation = {"step": 3, "max_depth": 2, "batch_factor": 0.5}
+    assert finished({"do": "thrifty"}, degradation=degradation) == {"depth": 2, "batch": 5, "degradation": degradation}
     assert finished({"do": "thrifty"}) == {"depth": None, "batch": 10, "degradation": None}
 
 

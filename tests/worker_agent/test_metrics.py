@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.worker_agent.conftest import StartWorker
-from tests.worker_agent.plane import LOST, Plane, problem, served
+from tests.worker_agent.fake_control_plane import LOST, FakeControlPlane, problem, served
 from tests.worker_agent.waiting import until
 from worker_agent import Task
 from worker_agent.handler_messages import HandlerMessages
@@ -19,11 +19,13 @@ from worker_agent.transport import Transport
 Json = dict[str, Any]
 
 
-def _samples(plane: Plane) -> list[Json]:
+def _samples(plane: FakeControlPlane) -> list[Json]:
     return [sample for call in plane.of("samples") for sample in call.body["samples"]]
 
 
-def test_what_a_handler_measures_is_pushed_with_its_labels(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_what_a_handler_measures_is_pushed_with_its_labels(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.submit({"do": "measure", "times": 3}, goal_id="kepler")
     worker = start_worker(url)
     plane.wait_for("complete")
@@ -43,7 +45,9 @@ def test_what_a_handler_measures_is_pushed_with_its_labels(plane: Plane, url: st
     assert {call.path for call in plane.of("samples")} == {"/metrics/samples"}
 
 
-def test_a_worker_that_measures_nothing_pushes_nothing(plane: Plane, url: str, start_worker: StartWorker) -> None:
+def test_a_worker_that_measures_nothing_pushes_nothing(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
     plane.submit({"do": "echo"})
     worker = start_worker(url)
     plane.wait_for("complete")
@@ -73,7 +77,7 @@ def pushing(url: str) -> Iterator[_Pushing]:
     pushing.measurements.stop()
 
 
-def test_a_batch_whose_answer_was_lost_is_sent_again_under_its_id(plane: Plane, pushing: _Pushing) -> None:
+def test_a_batch_whose_answer_was_lost_is_sent_again_under_its_id(plane: FakeControlPlane, pushing: _Pushing) -> None:
     plane.script["samples"].extend([LOST, problem(503, "shutting_down")])
     pushing.add(1.0)
     calls = plane.wait_for("samples", 3)
@@ -82,7 +86,7 @@ def test_a_batch_whose_answer_was_lost_is_sent_again_under_its_id(plane: Plane, 
     assert plane.wait_for("samples", 4)[3].body["batch_id"] != calls[0].body["batch_id"]
 
 
-def test_what_is_refused_is_dropped_and_told(plane: Plane, pushing: _Pushing) -> None:
+def test_what_is_refused_is_dropped_and_told(plane: FakeControlPlane, pushing: _Pushing) -> None:
     plane.script["samples"].append(problem(422, "too_many_series"))
     pushing.add(1.0)
     plane.wait_for("samples")
@@ -91,7 +95,9 @@ def test_what_is_refused_is_dropped_and_told(plane: Plane, pushing: _Pushing) ->
     assert "too_many_series" in pushing.errors.take()[0]["message"]
 
 
-def test_batches_are_not_larger_than_is_taken_and_nothing_grows_without_bound(plane: Plane, pushing: _Pushing) -> None:
+def test_batches_are_not_larger_than_is_taken_and_nothing_grows_without_bound(
+    plane: FakeControlPlane, pushing: _Pushing
+) -> None:
     pushing.key = None
     pushing.add(*map(float, range(6000)))
     pushing.key = "key"
@@ -101,7 +107,7 @@ def test_batches_are_not_larger_than_is_taken_and_nothing_grows_without_bound(pl
     assert "1000 measurements were dropped" in pushing.errors.take()[0]["message"]
 
 
-def test_what_is_left_at_the_end_is_pushed(plane: Plane, url: str) -> None:
+def test_what_is_left_at_the_end_is_pushed(plane: FakeControlPlane, url: str) -> None:
     pushing = _Pushing(url)
     pushing.measurements = MetricsPusher(
         partial(Transport, url), key=lambda: "key", errors=pushing.errors, interval_seconds=3600
@@ -112,7 +118,7 @@ def test_what_is_left_at_the_end_is_pushed(plane: Plane, url: str) -> None:
 
 
 def test_nobody_is_there_any_more() -> None:
-    plane = Plane()
+    plane = FakeControlPlane()
     with served(plane) as url:
         pass
     pushing = _Pushing(url)
@@ -122,8 +128,8 @@ def test_nobody_is_there_any_more() -> None:
 
 
 def test_a_task_says_what_is_no_metric() -> None:
-    said: list[Json] = []
-    task = Task(agent_type="ranking", payload={}, report=said.append)
+    reports: list[Json] = []
+    task = Task(agent_type="ranking", payload={}, report=reports.append)
     for name in ("", "Depth", "1st", "_a", "a b", "a-b", "tiefe_ä", "a" * 101):
         with pytest.raises(ValueError, match="a metric is named"):
             task.measure(name, 1)
@@ -132,9 +138,9 @@ def test_a_task_says_what_is_no_metric() -> None:
             task.measure("depth", value)
     with pytest.raises(ValueError, match="is no value"):
         task.measure("depth", -1, counter=True)
-    assert said == []
+    assert reports == []
     task.measure("depth_2", -1.5, by_goal=True)
-    assert said == [{"measured": "depth_2", "value": -1.5, "counter": False, "by_goal": True}]
+    assert reports == [{"measured": "depth_2", "value": -1.5, "counter": False, "by_goal": True}]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +156,8 @@ def test_a_task_says_what_is_no_metric() -> None:
 )
 def test_a_program_that_measures_nonsense_is_not_passed_on(line: bytes) -> None:
     taken: list[Json] = []
-    mailbox = HandlerMessages(taken.append)
-    mailbox.receive(line)
-    assert (taken, mailbox.unreadable_count) == ([], 1)
-    mailbox.receive(b'{"measured": "a", "value": 2}')
+    messages = HandlerMessages(taken.append)
+    messages.receive(line)
+    assert (taken, messages.unreadable_count) == ([], 1)
+    messages.receive(b'{"measured": "a", "value": 2}')
     assert taken == [{"name": "a", "kind": "gauge", "value": 2.0, "by_goal": False}]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker_agent.plane import POOL_KEY
+from tests.worker_agent.fake_control_plane import POOL_KEY
 from worker_agent.daemon import DaemonSettings
 from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
 from worker_agent.options import read_options

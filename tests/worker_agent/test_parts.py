@@ -67,20 +67,20 @@ def test_only_json_objects_are_results(text: bytes) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_a_mailbox_survives_whatever_comes(line: bytes) -> None:
+def test_messages_survive_any_line(line: bytes) -> None:
     HandlerMessages().receive(line)
 
 
-def test_a_mailbox_keeps_the_newest_progress_and_the_last_checkpoint() -> None:
-    mailbox = HandlerMessages()
+def test_messages_keep_the_newest_progress_and_the_last_checkpoint() -> None:
+    messages = HandlerMessages()
     lines = ({"percent": 10, "checkpoint": {"n": 1}}, {"percent": 400, "message": 5}, {"percent": "much"}, {"sing": 1})
     for line in lines:
-        mailbox.receive(json.dumps(line).encode())
-    progress = mailbox.take_progress()
+        messages.receive(json.dumps(line).encode())
+    progress = messages.take_progress()
     assert progress is not None
     assert (progress.percent, progress.message, progress.checkpoint) == (100.0, "5", {"n": 1})
-    assert mailbox.take_progress() is None
-    assert mailbox.unreadable_count == 1
+    assert messages.take_progress() is None
+    assert messages.unreadable_count == 1
 
 
 def test_local_errors_keep_their_order_and_their_number() -> None:
@@ -116,12 +116,12 @@ def test_the_container_limits_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_json", [False, True])
 def test_log_lines_can_be_read_by_machines(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+    previous_setup = (root.handlers[:], root.level)
     try:
         set_up_logging("info", as_json=as_json)
         logging.getLogger("worker_agent").info("task started", extra={"fields": {"task": "t-1", "why": 'a "b"\nc'}})
     finally:
-        root.handlers[:], root.level = before[0], before[1]
+        root.handlers[:], root.level = previous_setup[0], previous_setup[1]
     (line,) = capsys.readouterr().err.splitlines()
     if as_json:
         assert json.loads(line).items() >= {"event": "task started", "task": "t-1", "why": 'a "b"\nc'}.items()
@@ -130,10 +130,10 @@ def test_log_lines_can_be_read_by_machines(as_json: bool, capsys: pytest.Capture
 
 
 def test_a_task_can_be_made_to_test_a_handler() -> None:
-    told: list[object] = []
-    task = Task(agent_type="ranking", payload={"n": 1}, report=told.append)
+    reports: list[object] = []
+    task = Task(agent_type="ranking", payload={"n": 1}, report=reports.append)
     task.progress(50, checkpoint={"n": 1})
-    assert told == [{"percent": 50, "message": None, "checkpoint": {"n": 1}}]
+    assert reports == [{"percent": 50, "message": None, "checkpoint": {"n": 1}}]
     Task(agent_type="ranking", payload={}).progress(100)
     for percent in (-1, 100.1, float("nan")):
         with pytest.raises(ValueError, match="percent"):
@@ -150,10 +150,12 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "memory_gb", "cpu_cores"), [(None, 4.0, 2.0), (assignment(memory_gb=2, cpu_cores=0.5), 2.0, 0.5)]
+    ("assigned", "memory_gb", "cpu_cores"), [(None, 4.0, 2.0), (assignment(memory_gb=2, cpu_cores=0.5), 2.0, 0.5)]
 )
-def test_limits_are_as_the_control_plane_has_them(told: Assignment | None, memory_gb: float, cpu_cores: float) -> None:
-    assert ResourceLimits(memory_gb=4, cpu_cores=2).within(told) == ResourceLimits(
+def test_limits_are_as_the_control_plane_has_them(
+    assigned: Assignment | None, memory_gb: float, cpu_cores: float
+) -> None:
+    assert ResourceLimits(memory_gb=4, cpu_cores=2).within(assigned) == ResourceLimits(
         memory_gb=memory_gb, cpu_cores=cpu_cores
     )
 
@@ -164,7 +166,7 @@ def test_limits_never_pass_what_the_worker_was_started_with() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"memory_gb": 0}, {"cpu_cores": -1}, {"memory_gb": "much"}, {"version": ...}])
-def test_a_posting_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:
+def test_an_assignment_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:
     sound = {"version": "one", "memory_gb": 1, "cpu_cores": 1}
     assert read_assignment({"assignment": sound}) is not None
     broken = {key: value for key, value in (sound | wrong).items() if value is not ...}
@@ -172,5 +174,5 @@ def test_a_posting_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> Non
         read_assignment({"assignment": broken})
 
 
-def test_an_answer_of_an_older_control_plane_brings_no_posting() -> None:
+def test_an_answer_of_an_older_control_plane_brings_no_assignment() -> None:
     assert read_assignment({"worker_id": "w", "state": "ready", "directives": []}) is None

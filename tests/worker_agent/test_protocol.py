@@ -23,7 +23,7 @@ from tests.worker_agent.machines import (
 )
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.protocol import ANYTIME, REACTIONS, UnexpectedEvent
+from worker_agent.protocol import ANYTIME_REACTIONS, REACTIONS, UnexpectedEvent
 from worker_agent.states import MOVES, Intent, State
 from worker_agent.wire import Directive, LeaseRef, Progress
 
@@ -351,8 +351,8 @@ def test_a_task_that_was_postponed_is_handed_back_with_the_wait() -> None:
 
 
 def test_every_event_is_in_one_table() -> None:
-    assert {kind for _, kind in REACTIONS} | set(ANYTIME) == set(get_args(ev.Event))
-    assert not {kind for _, kind in REACTIONS} & set(ANYTIME)
+    assert {kind for _, kind in REACTIONS} | set(ANYTIME_REACTIONS) == set(get_args(ev.Event))
+    assert not {kind for _, kind in REACTIONS} & set(ANYTIME_REACTIONS)
 
 
 def test_what_cannot_happen_is_refused_and_nothing_happens_to_a_stopped_worker() -> None:
@@ -366,7 +366,7 @@ def test_the_ways_to_the_states_lead_there(state: State) -> None:
     assert brought_to(state).state is state
 
 
-def test_a_posting_holds_until_another_comes_and_survives_a_new_registration() -> None:
+def test_an_assignment_holds_until_another_comes_and_survives_a_new_registration() -> None:
     subject = brought_to(State.READY)
     feed(subject, beat(assignment=assignment("one")))
     assert subject.assignment == assignment("one")
@@ -378,7 +378,7 @@ def test_a_posting_holds_until_another_comes_and_survives_a_new_registration() -
     assert subject.assignment == assignment("two")
 
 
-def test_a_posting_for_an_earlier_registration_is_not_taken() -> None:
+def test_an_assignment_for_an_earlier_registration_is_not_taken() -> None:
     subject = brought_to(State.RUNNING)
     feed(
         subject,

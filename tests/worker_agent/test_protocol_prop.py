@@ -48,13 +48,13 @@ class Shell:
         self.deliver(ev.Begin())
 
     def deliver(self, event: ev.Event) -> None:
-        before = self.machine.lease
+        previous_lease = self.machine.lease
         self.foresee(event)
         for action in self.machine.handle(event, self.now):
             self.perform(action)
         assert self.winding_down or not self.machine.shutdown.is_requested, "nobody told it to wind down"
-        if before is not None and before != self.machine.lease:
-            self.let_go(before, event)
+        if previous_lease is not None and previous_lease != self.machine.lease:
+            self.let_go(previous_lease, event)
 
     def foresee(self, event: ev.Event) -> None:
         """Note what the event forbids, before the machine hears of it."""

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, problem, served
 from tests.worker_agent.machines import registration
-from tests.worker_agent.plane import LOST, POOL_KEY, Answer, Plane, problem, served
 from worker_agent.client import Client, register
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import LeaseRef
@@ -35,7 +35,7 @@ def call(transport: Transport) -> object:
     ],
 )
 def test_no_answer_or_a_later_one_is_away(
-    plane: Plane, transport: Transport, answer: Answer, retry_after: float
+    plane: FakeControlPlane, transport: Transport, answer: Answer, retry_after: float
 ) -> None:
     plane.script["start"].append(answer)
     with pytest.raises(ApiUnavailable) as caught:
@@ -46,7 +46,7 @@ def test_no_answer_or_a_later_one_is_away(
 
 
 def test_a_proxy_does_not_stand_between_us_and_loopback(
-    plane: Plane, url: str, monkeypatch: pytest.MonkeyPatch
+    plane: FakeControlPlane, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
@@ -55,7 +55,7 @@ def test_a_proxy_does_not_stand_between_us_and_loopback(
     transport.close()
 
 
-def test_a_refusal_is_a_problem(plane: Plane, transport: Transport) -> None:
+def test_a_refusal_is_a_problem(plane: FakeControlPlane, transport: Transport) -> None:
     plane.script["start"].append(problem(409, "worker_gone", detail="gone", reason="lost"))
     with pytest.raises(Problem, match="409 worker_gone: gone") as caught:
         call(transport)
@@ -63,7 +63,7 @@ def test_a_refusal_is_a_problem(plane: Plane, transport: Transport) -> None:
     transport.close()
 
 
-def test_a_refusal_by_somebody_else_is_a_problem_too(plane: Plane, transport: Transport) -> None:
+def test_a_refusal_by_somebody_else_is_a_problem_too(plane: FakeControlPlane, transport: Transport) -> None:
     plane.script["start"].append(Answer(status=404))
     with pytest.raises(Problem, match="404 unknown"):
         call(transport)
@@ -71,7 +71,7 @@ def test_a_refusal_by_somebody_else_is_a_problem_too(plane: Plane, transport: Tr
 
 
 def test_a_waiting_call_is_cut_off_and_the_next_one_connects_anew() -> None:
-    plane = Plane(longest_wait=25.0)
+    plane = FakeControlPlane(longest_wait=25.0)
     with served(plane) as address:
         transport = Transport(address)
         client = Client(transport, registration())
@@ -97,7 +97,7 @@ def test_a_waiting_call_is_cut_off_and_the_next_one_connects_anew() -> None:
 
 @pytest.mark.parametrize("body", [{}, {"worker_id": "w", "name": "n", "incarnation": "x", "key": "k"}])
 def test_a_registration_that_cannot_be_read_is_asked_for_again(
-    plane: Plane, transport: Transport, body: dict[str, object]
+    plane: FakeControlPlane, transport: Transport, body: dict[str, object]
 ) -> None:
     plane.script["register"].append(Answer(status=201, body=body))
     with pytest.raises(ApiUnavailable, match="no registration"):
@@ -107,7 +107,7 @@ def test_a_registration_that_cannot_be_read_is_asked_for_again(
 
 @pytest.mark.parametrize("body", [{"task_id": "t"}, {"task_id": "t", "token": 1, "agent_type": "x", "payload": 3}])
 def test_a_lease_that_cannot_be_read_is_asked_for_again(
-    plane: Plane, transport: Transport, body: dict[str, object]
+    plane: FakeControlPlane, transport: Transport, body: dict[str, object]
 ) -> None:
     plane.script["lease"].append(Answer(body=body))
     with pytest.raises(ApiUnavailable, match="unreadable lease"):

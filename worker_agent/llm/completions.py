@@ -93,7 +93,7 @@ class CompletionService:
     settings: GatewaySettings
     permits: PermitClient
     upstream: UpstreamClient
-    draw: Callable[[], float]
+    random_fraction: Callable[[], float]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     # Models that have turned out to refuse `max_tokens`.
@@ -110,7 +110,7 @@ class CompletionService:
             Settlement(
                 outcome=Outcome.SUCCESS,
                 tokens=answer.tokens,
-                latency_seconds=self.clock() - permit.began,
+                latency_seconds=self.clock() - permit.started_at,
                 # Cached for the same question at a time when no model can be reached.
                 cache_key=question.cache_key,
                 answer=answer.body if degradation is None else None,
@@ -176,7 +176,7 @@ class CompletionService:
                 raise
             if not isinstance(result, CallFailure):
                 return permit, result
-            await permit.settle(failure_settlement(result, self.clock() - permit.began))
+            await permit.settle(failure_settlement(result, self.clock() - permit.started_at))
             await self._handle_failure(result, turn)
 
     async def _acquire_permit(self, turn: _ModelTurn) -> HeldPermit:
@@ -208,20 +208,20 @@ class CompletionService:
     async def _acquire(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
         """Acquire as `PermitClient.acquire` does; a permit that is granted after cancellation is given back."""
         # Shielded: a request that is cut off may still be granted, and its permit would be held until it expires.
-        asking = asyncio.ensure_future(self._request_permit(permit_request))
+        acquisition = asyncio.ensure_future(self._request_permit(permit_request))
         try:
-            return await asyncio.shield(asking)
+            return await asyncio.shield(acquisition)
         except asyncio.CancelledError:
-            run_in_background(self._give_back(asking))
+            run_in_background(self._give_back(acquisition))
             raise
 
     async def _request_permit(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
         answer = await self.permits.acquire(permit_request)
-        return HeldPermit(answer, self.permits, began=self.clock()) if isinstance(answer, Permit) else answer
+        return HeldPermit(answer, self.permits, started_at=self.clock()) if isinstance(answer, Permit) else answer
 
-    async def _give_back(self, asking: Awaitable[HeldPermit | PermitRefusal]) -> None:
+    async def _give_back(self, acquisition: Awaitable[HeldPermit | PermitRefusal]) -> None:
         with contextlib.suppress(PermitsUnavailable, UnfitRequest):
-            answer = await asking
+            answer = await acquisition
             if isinstance(answer, HeldPermit):
                 await self._settle_cancelled(answer)
 
@@ -235,14 +235,14 @@ class CompletionService:
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
         # A tenth more at most, so that those who got the same delay do not all return at once.
-        seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.draw())
+        seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.random_fraction())
         await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", refusal.cached_answer)
 
     async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
         """Back off before the next try, or give up on this model or on the question."""
         if failure.outcome is Outcome.RATE_LIMITED:
             turn.refusals += 1
-            seconds = backoff_seconds(turn.refusals, failure.hints, self.draw())
+            seconds = backoff_seconds(turn.refusals, failure.hints, self.random_fraction())
             await self._wait(turn, seconds, f"{turn.model} is over its rate")
             return
         if failure.is_final:
@@ -252,7 +252,7 @@ class CompletionService:
         turn.refusals, turn.failures = 0, turn.failures + 1
         if failure.status == 404 or turn.failures >= self.settings.attempts:
             raise _TryNextModel(f"{turn.model}: {failure.message}")
-        seconds = backoff_seconds(turn.failures, failure.hints, self.draw())
+        seconds = backoff_seconds(turn.failures, failure.hints, self.random_fraction())
         if self.clock() + seconds > turn.question.task_key.ends_at:
             raise _TryNextModel(f"{turn.model}: {failure.message}; no time is left to try again")
         await self.sleep(seconds)
@@ -265,15 +265,17 @@ class CompletionService:
         return True
 
     def _retry_delay(self) -> float:
-        return _RETRY_SECONDS * (1 + self.draw())
+        return _RETRY_SECONDS * (1 + self.random_fraction())
 
-    async def _wait(self, turn: _ModelTurn, seconds: float, why: str, cached_answer: JsonObject | None = None) -> None:
+    async def _wait(
+        self, turn: _ModelTurn, seconds: float, reason: str, cached_answer: JsonObject | None = None
+    ) -> None:
         """Wait for the model's limits. Raises _TryNextModel when that takes too long."""
         turn.waited_seconds += seconds
         if turn.has_other and turn.waited_seconds > _MAX_WAIT_SECONDS:
-            raise _TryNextModel(f"{why} for another {seconds:.1f} s", seconds, cached_answer)
+            raise _TryNextModel(f"{reason} for another {seconds:.1f} s", seconds, cached_answer)
         if self.clock() + seconds > turn.question.task_key.ends_at:
-            raise _TryNextModel(f"{why}; the task has no time left to wait {seconds:.1f} s", seconds, cached_answer)
+            raise _TryNextModel(f"{reason}; the task has no time left to wait {seconds:.1f} s", seconds, cached_answer)
         await self.sleep(seconds)
 
     def _request(self, turn: _ModelTurn) -> JsonObject:
@@ -281,7 +283,7 @@ class CompletionService:
         return requests.for_model(turn.question.body, turn.model, completion_tokens=completion_tokens)
 
     async def _settle_cancelled(self, permit: HeldPermit) -> None:
-        await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.began))
+        await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.started_at))
 
     async def _ask(self, request: JsonObject, task_key: TaskKey) -> ModelAnswer | CallFailure:
         return await self.upstream.ask(request, task_key.trace_context)

@@ -25,13 +25,13 @@ class PermitLost(Exception):
 class HeldPermit:
     """A permit that is renewed until it is settled, which happens once, or lost, which ends its call."""
 
-    def __init__(self, permit: Permit, permits: PermitClient, *, began: float) -> None:
-        self.began = began
+    def __init__(self, permit: Permit, permits: PermitClient, *, started_at: float) -> None:
+        self.started_at = started_at
         self.is_lost = False
         self._permit = permit
         self._permits = permits
         self._end_call: Callable[[], object] | None = None
-        self._keeper = asyncio.create_task(self._keep_alive())
+        self._renewal_task = asyncio.create_task(self._keep_alive())
         self._is_settled = False
 
     @asynccontextmanager
@@ -63,11 +63,11 @@ class HeldPermit:
         if self._is_settled:
             return
         self._is_settled = True
-        self._keeper.cancel()
-        settling = run_in_background(self._permits.settle(self._permit, settlement))
-        await asyncio.wait({settling}, timeout=_SETTLE_WAIT_SECONDS)
-        if settling.done():
-            settling.result()
+        self._renewal_task.cancel()
+        settlement_task = run_in_background(self._permits.settle(self._permit, settlement))
+        await asyncio.wait({settlement_task}, timeout=_SETTLE_WAIT_SECONDS)
+        if settlement_task.done():
+            settlement_task.result()
 
     async def _keep_alive(self) -> None:
         await self._permits.keep_alive(self._permit)
@@ -114,7 +114,7 @@ class StreamedReply:
 
     async def close(self, settlement: Settlement | None = None) -> None:
         """Hang up, then settle the permit: its next holder may call at once. Safe to repeat."""
-        latency = self.clock() - self.permit.began
+        latency = self.clock() - self.permit.started_at
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
         await run_shielded(self._end(replace(settlement, tokens=self.stream.tokens, latency_seconds=latency)))
 

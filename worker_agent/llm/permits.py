@@ -121,8 +121,8 @@ class PermitClient:
         if status == 409:
             return PermitRefusal(reason=PERMIT_OVER, retry_after=0.0)
         if status != 201:
-            why = f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}"
-            raise UnfitRequest(why) if status in _UNFIT_STATUSES else PermitsUnavailable(why)
+            message = f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}"
+            raise UnfitRequest(message) if status in _UNFIT_STATUSES else PermitsUnavailable(message)
         return Permit(
             permit_id=str(answer["permit_id"]),
             token=str(answer["token"]),

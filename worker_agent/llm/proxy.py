@@ -35,7 +35,7 @@ class ProxyAccess:
 class ModelProxy:
     """Server on loopback for handlers; `key` returns this worker's current credential.
 
-    `draw` returns random numbers in [0, 1) that spread the waits.
+    `random_fraction` returns random numbers in [0, 1) that spread the waits.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class ModelProxy:
         settings: GatewaySettings,
         control_plane_url: str,
         key: Callable[[], str | None],
-        draw: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
         self._control_plane_url = control_plane_url
         self._key = key
-        self._draw = draw
+        self._random_fraction = random_fraction
         self._task_keys = TaskKeys()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Event | None = None
@@ -108,16 +108,16 @@ class ModelProxy:
                 settings=self._settings,
                 permits=PermitClient(control_plane, self._key),
                 upstream=UpstreamClient(self._settings, upstream),
-                draw=self._draw,
+                random_fraction=self._random_fraction,
             )
             config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
             web_server = uvicorn.Server(config)
             self._cancel_calls, self._stop_requested = server.cancel_calls, asyncio.Event()
             self._loop = asyncio.get_running_loop()
-            serving = asyncio.create_task(web_server.serve(sockets=[self._socket]))
+            server_task = asyncio.create_task(web_server.serve(sockets=[self._socket]))
             await self._stop_requested.wait()
             web_server.should_exit = web_server.force_exit = True
-            await serving
+            await server_task
 
 
 def _listening_socket() -> socket.socket:
@@ -145,11 +145,11 @@ def _http_client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
 
 
 def _environment(url: str, task_key: TaskKey, model: str) -> dict[str, str]:
-    direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
+    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
     return {
         "OPENAI_BASE_URL": url,
         "OPENAI_API_KEY": task_key.secret,
         "CONVENER_LLM_MODEL": model,
-        "NO_PROXY": direct,
-        "no_proxy": direct,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
     }

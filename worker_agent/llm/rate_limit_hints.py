@@ -51,13 +51,13 @@ def parse_duration(text: str | None) -> float | None:
     return _plausible(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
-def backoff_seconds(refusals: int, hints: RateLimitHints, draw: float) -> float:
+def backoff_seconds(refusals: int, hints: RateLimitHints, random_fraction: float) -> float:
     """Seconds to wait after so many refusals in a row: full jitter, `U(0, min(60, 2^k))`, never below the hints.
 
     Jitter is added to a hint, so that callers with the same hint do not return at once. Source: "Exponential Backoff
-    And Jitter", AWS Architecture Blog, 2015. `draw` is in [0, 1).
+    And Jitter", AWS Architecture Blog, 2015. `random_fraction` is in [0, 1).
     """
-    jitter = draw * min(_CAP_SECONDS, 2.0 ** min(max(0, refusals), 60))
+    jitter = random_fraction * min(_CAP_SECONDS, 2.0 ** min(max(0, refusals), 60))
     return hints.min_seconds + jitter if hints.min_seconds else jitter
 
 
@@ -66,10 +66,10 @@ def _retry_after(text: str | None, now: datetime) -> float | None:
     if seconds is not None or not text:
         return seconds
     try:
-        moment = parsedate_to_datetime(text)
+        retry_at = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
-    return _plausible((moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    return _plausible((retry_at.replace(tzinfo=retry_at.tzinfo or UTC) - now).total_seconds())
 
 
 def _milliseconds(text: str | None) -> float | None:

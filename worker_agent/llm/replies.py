@@ -54,7 +54,7 @@ def degradation_of(asked_model: str, sent_to: str, answered_by: str) -> Degradat
 
 def is_same_model(model: str, other_model: str) -> bool:
     """Whether two names mean the same model: gateways add a prefix, providers the date of a version."""
-    first, second = _plain(model), _plain(other_model)
+    first, second = _normalized_name(model), _normalized_name(other_model)
     return not second or first.startswith(second) or second.startswith(first)
 
 
@@ -62,9 +62,9 @@ def with_origin(
     body: JsonObject, *, asked_model: str, degradation: Degradation | None, stored_at: object = None
 ) -> JsonObject:
     """Return the answer with its origin in the member `convener`."""
-    note: JsonObject = {"asked_model": asked_model, "degraded": degradation.value if degradation else None}
-    return {**body, "convener": note | ({"stored_at": stored_at} if stored_at else {})}
+    origin: JsonObject = {"asked_model": asked_model, "degraded": degradation.value if degradation else None}
+    return {**body, "convener": origin | ({"stored_at": stored_at} if stored_at else {})}
 
 
-def _plain(name: str) -> str:
+def _normalized_name(name: str) -> str:
     return "".join(character for character in name.lower().rpartition(":")[2].rpartition("/")[2] if character.isalnum())

@@ -72,9 +72,9 @@ class Server:
         if self._task_key(request) is None:
             return _unknown_task()
         model = str(body.get("model") or self._settings.models[0])
-        answering = asyncio.create_task(self._answer(Question(body=body, task_key=task_key, model=model)))
-        with self._track(task_key, answering):
-            return await _answer_while_connected(request, answering)
+        answer_task = asyncio.create_task(self._answer(Question(body=body, task_key=task_key, model=model)))
+        with self._track(task_key, answer_task):
+            return await _answer_while_connected(request, answer_task)
 
     async def _answer(self, question: Question) -> Response:
         assert self.completions is not None, "nobody is served before the loop runs"
@@ -154,17 +154,17 @@ async def _stream_events(streamed_reply: StreamedReply, question: Question) -> A
         yield _server_sent_event(_error_body("the permit was lost, so the call was ended", "convener_not_now"))
 
 
-async def _answer_while_connected(request: Request, answering: asyncio.Task[Response]) -> Response:
+async def _answer_while_connected(request: Request, answer_task: asyncio.Task[Response]) -> Response:
     """Return the answer, unless the client disconnects or its task ends first."""
-    disconnect = asyncio.create_task(_wait_for_disconnect(request))
+    disconnect_task = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({answering, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        disconnect.cancel()
-        answering.cancel()
+        disconnect_task.cancel()
+        answer_task.cancel()
     # The cancelled answer is awaited as well: it still has to settle its permit.
-    await asyncio.wait({answering, disconnect})
-    return _unknown_task() if answering.cancelled() else answering.result()
+    await asyncio.wait({answer_task, disconnect_task})
+    return _unknown_task() if answer_task.cancelled() else answer_task.result()
 
 
 async def _wait_for_disconnect(request: Request) -> None:

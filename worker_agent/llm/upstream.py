@@ -86,8 +86,8 @@ class UpstreamClient:
         response: httpx.Response | None = None
         try:
             async with asyncio.timeout(self._settings.first_token_seconds):
-                sending = self._http.send(self._request(request, trace_context), stream=True)
-                response = await cancel_at_most_once(sending, undo=httpx.Response.aclose)
+                pending_response = self._http.send(self._request(request, trace_context), stream=True)
+                response = await cancel_at_most_once(pending_response, undo=httpx.Response.aclose)
                 if not response.is_success:
                     return await self._refusal(response)
                 rest = self._chunks(response)

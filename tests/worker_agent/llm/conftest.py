@@ -52,12 +52,12 @@ class Bench:
 Start = Callable[..., Bench]
 
 
-def settled(bench: Bench, wanted: int) -> None:
+def wait_until_settled(bench: Bench, count: int) -> None:
     """Wait until so many calls are settled, and nothing is held any longer."""
     end = time.monotonic() + 10
-    while (len(bench.permits.settled) < wanted or bench.permits.live) and time.monotonic() < end:
+    while (len(bench.permits.settlements) < count or bench.permits.live) and time.monotonic() < end:
         time.sleep(0.01)
-    assert len(bench.permits.settled) == wanted
+    assert len(bench.permits.settlements) == count
     assert not bench.permits.live
 
 
@@ -90,7 +90,7 @@ def start() -> Iterator[Start]:
                     **options,
                 }  # type: ignore[arg-type]
             )
-            gateway = ModelProxy(settings, plane.url, lambda: "the-worker", draw=lambda: 0.01)
+            gateway = ModelProxy(settings, plane.url, lambda: "the-worker", random_fraction=lambda: 0.01)
             gateway.start()
             stack.callback(gateway.stop)
             return Bench(gateway=gateway, provider=provider, upstream=upstream, permits=permits, plane=plane)

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ReceivedRequest:
     """A request that has come in."""
 
     method: str
@@ -21,7 +21,7 @@ class Asked:
     body: Json
 
 
-class Wire:
+class ResponseWriter:
     """The way back to the caller."""
 
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
@@ -61,7 +61,7 @@ class Wire:
             return True
 
 
-Respond = Callable[[Asked, Wire], None]
+Respond = Callable[[ReceivedRequest, ResponseWriter], None]
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Loopback:
     """A running server, and what it was asked."""
 
     url: str
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
 
 
 @contextmanager
@@ -83,10 +83,12 @@ def serving(respond: Respond) -> Iterator[Loopback]:
             length = int(self.headers.get("content-length") or 0)
             content = self.rfile.read(length)
             headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(method=self.command, path=self.path, headers=headers, body=json.loads(content or b"{}"))
-            server.asked.append(asked)
+            request = ReceivedRequest(
+                method=self.command, path=self.path, headers=headers, body=json.loads(content or b"{}")
+            )
+            server.requests.append(request)
             try:
-                respond(asked, Wire(self))
+                respond(request, ResponseWriter(self))
             except OSError:  # the caller has hung up, as some tests want
                 self.close_connection = True
 

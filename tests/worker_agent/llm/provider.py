@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from tests.worker_agent.llm.loopback import Asked, Json, Wire
+from tests.worker_agent.llm.loopback import Json, ReceivedRequest, ResponseWriter
 
-Act = Callable[[Asked, Wire], None]
+Act = Callable[[ReceivedRequest, ResponseWriter], None]
 MESSAGES = [{"role": "user", "content": "Why does T grow with a?"}]
 
 
@@ -37,17 +37,17 @@ def piece(text: str, model: str, finish_reason: str | None = None) -> str:
 def says(text: str) -> Act:
     """A good answer, as a stream where one is asked for."""
 
-    def act(asked: Asked, wire: Wire) -> None:
-        model = asked.body["model"]
-        if not asked.body.get("stream"):
-            wire.answer(200, completion(text, model))
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        model = request.body["model"]
+        if not request.body.get("stream"):
+            writer.answer(200, completion(text, model))
             return
-        wire.begin({"content-type": "text/event-stream"})
+        writer.begin({"content-type": "text/event-stream"})
         for word in text.split():
-            wire.write(piece(f"{word} ", model))
-        wire.write(piece("", model, "stop"))
+            writer.write(piece(f"{word} ", model))
+        writer.write(piece("", model, "stop"))
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        wire.write(f"data: {json.dumps({'model': model, 'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n")
+        writer.write(f"data: {json.dumps({'model': model, 'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n")
 
     return act
 
@@ -55,32 +55,32 @@ def says(text: str) -> Act:
 def refuses(status: int, headers: dict[str, str] | None = None, body: object = None) -> Act:
     """An error, in the shape of the protocol unless another body is given."""
     shown = {"error": {"message": f"scripted {status}", "type": "x"}} if body is None else body
-    return lambda asked, wire: wire.answer(status, shown, headers)
+    return lambda request, writer: writer.answer(status, shown, headers)
 
 
 def hangs(seconds: float) -> Act:
     """Silence."""
-    return lambda asked, wire: time.sleep(seconds)
+    return lambda request, writer: time.sleep(seconds)
 
 
-def closes_mid_body(asked: Asked, wire: Wire) -> None:
+def closes_mid_body(request: ReceivedRequest, writer: ResponseWriter) -> None:
     """Half an answer, then the end of the connection, although a longer one was promised."""
-    wire.begin({"content-type": "application/json", "content-length": "5000"})
-    wire.write('{"id": "chatcmpl-1", "choices": [{"index": 0, "mess')
+    writer.begin({"content-type": "application/json", "content-length": "5000"})
+    writer.write('{"id": "chatcmpl-1", "choices": [{"index": 0, "mess')
 
 
-def cuts_the_stream(asked: Asked, wire: Wire) -> None:
+def cuts_the_stream(request: ReceivedRequest, writer: ResponseWriter) -> None:
     """A stream that ends like a proper one, but whose answer does not."""
-    wire.begin({"content-type": "text/event-stream"})
-    wire.write(piece("It ", asked.body["model"]) + "data: [DONE]\n\n")
+    writer.begin({"content-type": "text/event-stream"})
+    writer.write(piece("It ", request.body["model"]) + "data: [DONE]\n\n")
 
 
 def stalls(seconds: float) -> Act:
     """A stream that falls silent in the middle."""
 
-    def act(asked: Asked, wire: Wire) -> None:
-        wire.begin({"content-type": "text/event-stream"})
-        wire.write(piece("It ", asked.body["model"]))
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        writer.begin({"content-type": "text/event-stream"})
+        writer.write(piece("It ", request.body["model"]))
         time.sleep(seconds)
 
     return act
@@ -92,7 +92,7 @@ class Provider:
 
     script: deque[Act]
     finally_: Act
-    most: int = 0
+    peak: int = 0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -100,21 +100,21 @@ class Provider:
     def of(cls, *script: Act, then: Act | None = None) -> "Provider":
         return cls(deque(script), then or says("It is a law."))
 
-    def respond(self, asked: Asked, wire: Wire) -> None:
+    def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         with self._lock:
             self._now += 1
-            self.most = max(self.most, self._now)
+            self.peak = max(self.peak, self._now)
             act = self.script.popleft() if self.script else self.finally_
         try:
-            act(asked, wire)
+            act(request, writer)
         finally:
             with self._lock:
                 self._now -= 1
 
 
-def renews(asked: Asked, wire: Wire) -> None:
+def renews(request: ReceivedRequest, writer: ResponseWriter) -> None:
     """The control plane lets a permit live on."""
-    wire.answer(200, {"expires_at": "2026-11-24T12:00:00Z"})
+    writer.answer(200, {"expires_at": "2026-11-24T12:00:00Z"})
 
 
 @dataclass(slots=True)
@@ -123,9 +123,9 @@ class Permits:
 
     refusals: deque[Json] = field(default_factory=deque)
     live: set[str] = field(default_factory=set)
-    settled: list[Json] = field(default_factory=list)
+    settlements: list[Json] = field(default_factory=list)
     cache: dict[str, Json] = field(default_factory=dict)
-    renewed: int = 0
+    renewal_count: int = 0
     ttl_seconds: float = 60.0
     # What becomes of a renewal.
     on_renewal: Act | None = None
@@ -133,33 +133,33 @@ class Permits:
     def refuse(self, reasons: Iterable[Json]) -> None:
         self.refusals.extend(reasons)
 
-    def respond(self, asked: Asked, wire: Wire) -> None:
-        if asked.headers.get("authorization") != "Bearer the-worker":
-            wire.answer(401, {"code": "unauthorized"})
-        elif asked.path.startswith("/llm/cache/"):
-            found = self.cache.get(asked.path.rpartition("/")[2])
-            wire.answer(200 if found else 404, found or {"code": "answer_not_cached"})
-        elif asked.path == "/llm/permits":
-            self._acquire(wire)
-        elif asked.path.endswith("/renew"):
-            self.renewed += 1
-            (self.on_renewal or renews)(asked, wire)
+    def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+        if request.headers.get("authorization") != "Bearer the-worker":
+            writer.answer(401, {"code": "unauthorized"})
+        elif request.path.startswith("/llm/cache/"):
+            answer = self.cache.get(request.path.rpartition("/")[2])
+            writer.answer(200 if answer else 404, answer or {"code": "answer_not_cached"})
+        elif request.path == "/llm/permits":
+            self._acquire(writer)
+        elif request.path.endswith("/renew"):
+            self.renewal_count += 1
+            (self.on_renewal or renews)(request, writer)
         else:
-            self.live.discard(asked.path.split("/")[3])
-            self.settled.append(asked.body)
-            wire.answer(200, {"limit": 5, "in_use": len(self.live), "cooldown_seconds": 0, "late": False})
+            self.live.discard(request.path.split("/")[3])
+            self.settlements.append(request.body)
+            writer.answer(200, {"limit": 5, "in_use": len(self.live), "cooldown_seconds": 0, "late": False})
 
-    def _acquire(self, wire: Wire) -> None:
+    def _acquire(self, writer: ResponseWriter) -> None:
         if self.refusals:
             refusal = {"retry_after": 0.01, "reason": "concurrency", "fallback_models": [], "cached": None}
-            wire.answer(429, {"code": "permit_refused", **refusal, **self.refusals.popleft()}, {"retry-after": "1"})
+            writer.answer(429, {"code": "permit_refused", **refusal, **self.refusals.popleft()}, {"retry-after": "1"})
             return
         permit = str(uuid4())
         self.live.add(permit)
         granted = {"permit_id": permit, "token": "t", "ttl_seconds": self.ttl_seconds, "limit": 5, "in_use": 1}
-        wire.answer(201, granted)
+        writer.answer(201, granted)
 
     @property
     def outcomes(self) -> list[str]:
         """How calls went, in the order of their settlement."""
-        return [str(each["outcome"]) for each in self.settled]
+        return [str(each["outcome"]) for each in self.settlements]

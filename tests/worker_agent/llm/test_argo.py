@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.support.ports import free_port
-from tests.worker_agent.llm.conftest import Bench, Start, raw, settled
-from tests.worker_agent.llm.loopback import Asked, Loopback, Wire, serving
+from tests.worker_agent.llm.conftest import Bench, Start, raw, wait_until_settled
+from tests.worker_agent.llm.loopback import Loopback, ReceivedRequest, ResponseWriter, serving
 from tests.worker_agent.llm.provider import MESSAGES, Act, Provider, cuts_the_stream, hangs, refuses, says
 from worker_agent.failures import Transient
 
@@ -34,17 +34,17 @@ class Behind:
         self.provider = Provider.of()
         self.server: Loopback | None = None
 
-    def respond(self, asked: Asked, wire: Wire) -> None:
-        if asked.method == "GET":  # the proxy asks for the models when it starts, and does without
-            wire.answer(404, {})
+    def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+        if request.method == "GET":  # the proxy asks for the models when it starts, and does without
+            writer.answer(404, {})
             return
-        self.provider.respond(asked, wire)
+        self.provider.respond(request, writer)
 
     @property
-    def asked(self) -> list[Asked]:
+    def requests(self) -> list[ReceivedRequest]:
         """The calls since the test began."""
         assert self.server is not None
-        return [asked for asked in self.server.asked if asked.method == "POST"]
+        return [request for request in self.server.requests if request.method == "POST"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def argo(proxy: tuple[str, Behind], start: Start) -> "Argo":
     """A gateway that goes through the proxy."""
     url, behind = proxy
     assert behind.server is not None
-    behind.server.asked.clear()
+    behind.server.requests.clear()
     return Argo(url, behind, start)
 
 
@@ -112,7 +112,7 @@ def test_an_answer_comes_through(argo: Argo) -> None:
     answer = argo(says("It is a law.")).model().ask("Why?", max_tokens=9)
 
     assert (answer.text, answer.degraded) == ("It is a law.", None)
-    assert argo.behind.asked[0].body["max_completion_tokens"] == 9, "the proxy renames the limit"
+    assert argo.behind.requests[0].body["max_completion_tokens"] == 9, "the proxy renames the limit"
 
 
 def test_a_schema_comes_through(argo: Argo) -> None:
@@ -120,7 +120,7 @@ def test_a_schema_comes_through(argo: Argo) -> None:
 
     argo(says('{"p": 3}')).model().ask("Which?", schema=schema)
 
-    assert argo.behind.asked[0].body["response_format"]["json_schema"]["schema"] == schema
+    assert argo.behind.requests[0].body["response_format"]["json_schema"]["schema"] == schema
 
 
 def test_a_name_that_the_proxy_does_not_know_is_answered_by_another_model_and_noticed(argo: Argo) -> None:
@@ -135,7 +135,7 @@ def test_a_429_arrives_bare_and_the_back_off_stands_on_its_own(argo: Argo) -> No
     assert bench.model().ask("Why?").text == "It is a law."
 
     assert bench.permits.outcomes == ["rate_limited", "success"]
-    assert "retry_after_seconds" not in bench.permits.settled[0]
+    assert "retry_after_seconds" not in bench.permits.settlements[0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_trouble_behind_the_proxy_is_mended_by_asking_again(argo: Argo, trouble:
 
 
 def test_a_proxy_that_reaches_nobody_does_not_make_the_request_wrong(argo: Argo) -> None:
-    def hangs_up(asked: Asked, wire: Wire) -> None:
+    def hangs_up(request: ReceivedRequest, writer: ResponseWriter) -> None:
         raise ConnectionResetError
 
     bench = argo(hangs_up)
@@ -180,7 +180,7 @@ def test_a_stream_comes_through(argo: Argo) -> None:
     _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert content.endswith(b"data: [DONE]\n\n")
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes == ["success"]
 
 
@@ -199,5 +199,5 @@ def test_a_stream_of_garbage_is_asked_for_again(argo: Argo) -> None:
     _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert content.endswith(b"data: [DONE]\n\n")
-    settled(bench, 2)
+    wait_until_settled(bench, 2)
     assert bench.permits.outcomes == ["server_error", "success"]

@@ -7,7 +7,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from tests.worker_agent.llm.loopback import Asked, Wire, serving
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter, serving
 from worker_agent.llm.cancellation import cancel_at_most_once
 from worker_agent.llm.permits import PermitClient
 from worker_agent.llm.settings import GatewaySettings
@@ -33,11 +33,11 @@ async def test_two_cancellations_that_follow_each_other(way: str, begins: bool, 
     reached, hung_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def endless(asked: Asked, wire: Wire) -> None:
+    def endless(request: ReceivedRequest, writer: ResponseWriter) -> None:
         if begins:
-            wire.begin({"content-type": "text/event-stream"})
+            writer.begin({"content-type": "text/event-stream"})
         loop.call_soon_threadsafe(reached.set)
-        if wire.sees_hang_up(_SECONDS):
+        if writer.sees_hang_up(_SECONDS):
             loop.call_soon_threadsafe(hung_up.set)
 
     with serving(endless) as server:

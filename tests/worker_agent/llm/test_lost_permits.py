@@ -12,8 +12,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.worker_agent.llm.conftest import Bench, Start, settled
-from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.conftest import Bench, Start, wait_until_settled
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
 from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, hangs, piece, refuses, renews
 from worker_agent.failures import Postponed
 from worker_agent.llm.permits import Permit, PermitClient, PermitRequest
@@ -33,21 +33,21 @@ class Endless:
     began: threading.Event = field(default_factory=threading.Event)
     hung_up: threading.Event = field(default_factory=threading.Event)
 
-    def act(self, asked: Asked, wire: Wire) -> None:
+    def act(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         """As the provider."""
-        if asked.body.get("stream"):
-            wire.begin({"content-type": "text/event-stream"})
-            wire.write(piece("It ", asked.body["model"]))
+        if request.body.get("stream"):
+            writer.begin({"content-type": "text/event-stream"})
+            writer.write(piece("It ", request.body["model"]))
         self.began.set()
         if self.goes_on:
-            self._write(asked, wire)
-        elif wire.sees_hang_up(_LONG):
+            self._write(request, writer)
+        elif writer.sees_hang_up(_LONG):
             self.hung_up.set()
 
-    def _write(self, asked: Asked, wire: Wire) -> None:
+    def _write(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         try:
             while True:
-                wire.write(piece("is " * 1000, asked.body["model"]))
+                writer.write(piece("is " * 1000, request.body["model"]))
         except OSError:
             self.hung_up.set()
 
@@ -57,18 +57,18 @@ def test_a_call_whose_permit_is_lost_is_ended_and_made_anew(start: Start, loss: 
     endless = Endless()
     renewals: list[str] = []
 
-    def loses_the_first(asked: Asked, wire: Wire) -> None:
-        renewals.append(asked.path)
-        (loss if asked.path == renewals[0] else renews)(asked, wire)
+    def loses_the_first(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        renewals.append(request.path)
+        (loss if request.path == renewals[0] else renews)(request, writer)
 
     bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=loses_the_first))
 
     assert bench.model().ask("Why?").text == "It is a law."
 
     assert endless.hung_up.wait(_LONG)
-    ids = [asked.body["request_id"] for asked in bench.plane.asked if asked.path == "/llm/permits"]
+    ids = [request.body["request_id"] for request in bench.plane.requests if request.path == "/llm/permits"]
     assert len(set(ids)) == 2
-    settled(bench, 2)
+    wait_until_settled(bench, 2)
     assert sorted(bench.permits.outcomes) == ["cancelled", "success"]
 
 
@@ -76,9 +76,9 @@ def test_a_call_whose_permit_is_lost_is_ended_and_made_anew(start: Start, loss: 
 def test_a_stream_whose_permit_is_lost_is_ended_and_says_so(start: Start, loss: Act) -> None:
     endless, is_read = Endless(), threading.Event()
 
-    def loses_what_is_read(asked: Asked, wire: Wire) -> None:
+    def loses_what_is_read(request: ReceivedRequest, writer: ResponseWriter) -> None:
         is_read.wait(_LONG)
-        loss(asked, wire)
+        loss(request, writer)
 
     bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=loses_what_is_read))
     connection = _asking(bench, stream=True)
@@ -91,7 +91,7 @@ def test_a_stream_whose_permit_is_lost_is_ended_and_says_so(start: Start, loss: 
     assert b"convener_not_now" in content
     assert b"[DONE]" not in content
     assert endless.hung_up.wait(_LONG)
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes == ["cancelled"]
 
 
@@ -103,22 +103,22 @@ def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
     assert endless.hung_up.wait(_LONG)
 
     connection.close()
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
 
 
 def test_a_task_without_time_for_another_permit_comes_back_later(start: Start) -> None:
     permits = Permits(ttl_seconds=_TTL, on_renewal=refuses(409))
 
-    def last(asked: Asked, wire: Wire) -> None:
+    def last(request: ReceivedRequest, writer: ResponseWriter) -> None:
         permits.refuse([{"retry_after": 3600.0}])
-        Endless().act(asked, wire)
+        Endless().act(request, writer)
 
     bench = start(Provider.of(last), permits, models=("gpt-4.1",))
 
     with pytest.raises(Postponed):
         bench.model().ask("Why?")
 
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -131,7 +131,7 @@ def test_a_client_that_leaves_ends_its_call(start: Start, stream: bool) -> None:
     connection.close()
 
     assert endless.hung_up.wait(_LONG)
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes == ["cancelled"]
 
 
@@ -140,12 +140,12 @@ def test_a_permit_is_let_go_as_soon_as_the_control_plane_is_back(start: Start) -
     is_back, tried = threading.Event(), threading.Semaphore(0)
 
     class Away(Permits):
-        def respond(self, asked: Asked, wire: Wire) -> None:
-            if asked.path.endswith("/settle") and not is_back.is_set():
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if request.path.endswith("/settle") and not is_back.is_set():
                 tried.release()
-                wire.answer(503, {"code": "shutting_down"})
+                writer.answer(503, {"code": "shutting_down"})
             else:
-                Permits.respond(self, asked, wire)
+                Permits.respond(self, request, writer)
 
     bench = start(Provider.of(), Away())
 
@@ -154,7 +154,7 @@ def test_a_permit_is_let_go_as_soon_as_the_control_plane_is_back(start: Start) -
     for _ in range(5):
         assert tried.acquire(timeout=_LONG)
     is_back.set()
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
 
 
 def _asking(bench: Bench, *, stream: bool) -> http.client.HTTPConnection:
@@ -168,24 +168,24 @@ def _asking(bench: Bench, *, stream: bool) -> http.client.HTTPConnection:
 
 async def test_the_time_of_a_permit_runs_from_before_it_was_asked_for() -> None:
     """The answer may take long, and the control plane counts from within."""
-    seen: list[float] = []
+    request_times: list[float] = []
 
     async def plane(_: httpx.Request) -> httpx.Response:
-        seen.append(asyncio.get_running_loop().time())
+        request_times.append(asyncio.get_running_loop().time())
         return httpx.Response(201, json={"permit_id": "p", "token": "t", "ttl_seconds": 0.2})
 
     async with _plane(plane) as http:
         permit = await PermitClient(http, lambda: "key").acquire(_permit_request())
         assert isinstance(permit, Permit)
-        assert permit.requested_at <= seen[0]
+        assert permit.requested_at <= request_times[0]
         assert permit.ends_at < permit.requested_at + 0.2
 
 
 async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_to_a_renewal_is_awaited() -> None:
-    asked = asyncio.Event()
+    renewal_requested = asyncio.Event()
 
     async def plane(_: httpx.Request) -> httpx.Response:
-        asked.set()
+        renewal_requested.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody answers")
 
@@ -194,7 +194,7 @@ async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_
         permit = Permit(permit_id="p", token="t", ttl_seconds=3.0, requested_at=loop.time())
         async with asyncio.timeout(_LONG):
             await PermitClient(http, lambda: "key").keep_alive(permit)
-    assert asked.is_set()
+    assert renewal_requested.is_set()
     assert loop.time() >= permit.ends_at
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker_agent.llm.conftest import Bench, Start, raw, settled
-from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.conftest import Bench, Start, raw, wait_until_settled
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
 from tests.worker_agent.llm.provider import MESSAGES, Permits, Provider, completion, piece, refuses
 from worker_agent.failures import Permanent
 from worker_agent.llm.proxy import ProxyAccess
@@ -21,11 +21,11 @@ def test_a_task_that_ends_leaves_no_permit_and_asks_no_more(start: Start, slow: 
     waiting, go_on = threading.Event(), threading.Event()
 
     class Slow(Permits):
-        def respond(self, asked: Asked, wire: Wire) -> None:
-            if asked.path.endswith(slow) and not waiting.is_set():
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if request.path.endswith(slow) and not waiting.is_set():
                 waiting.set()
                 go_on.wait(10)
-            Permits.respond(self, asked, wire)
+            Permits.respond(self, request, writer)
 
     bench = start(Provider.of(then=refuses(500)), Slow(), attempts=9)
     access = bench.access()
@@ -34,13 +34,13 @@ def test_a_task_that_ends_leaves_no_permit_and_asks_no_more(start: Start, slow: 
     assert waiting.wait(10)
     bench.gateway.close_access(access)
     asking.join(10)
-    asked = len(bench.upstream.asked)
+    request_count = len(bench.upstream.requests)
     go_on.set()
 
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     time.sleep(0.2)
-    assert len(bench.upstream.asked) == asked
-    assert len(bench.permits.settled) == 1
+    assert len(bench.upstream.requests) == request_count
+    assert len(bench.permits.settlements) == 1
 
 
 def _ask_in_vain(bench: Bench, access: ProxyAccess) -> None:
@@ -63,12 +63,12 @@ def test_odd_answers_arrive(start: Start, answer: Any, stream: bool) -> None:
     message = answer["choices"][0]["message"]
     event = answer | {"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]}
 
-    def act(asked: Asked, wire: Wire) -> None:
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
         if not stream:
-            wire.answer(200, answer)
+            writer.answer(200, answer)
             return
-        wire.begin({"content-type": "text/event-stream"})
-        wire.write(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+        writer.begin({"content-type": "text/event-stream"})
+        writer.write(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
 
     bench = start(Provider.of(then=act))
 
@@ -78,38 +78,38 @@ def test_odd_answers_arrive(start: Start, answer: Any, stream: bool) -> None:
     assert "x-evil" not in headers
     assert json.dumps(message["content"]).encode() in content
     assert b"NaN" not in content
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes == ["success"]
-    assert bench.permits.settled[0].get("completion_tokens", 3) == 3
+    assert bench.permits.settlements[0].get("completion_tokens", 3) == 3
 
 
 def test_a_settlement_that_the_control_plane_cannot_take_is_made_without_its_details(start: Start) -> None:
     class Strict(Permits):
-        def respond(self, asked: Asked, wire: Wire) -> None:
-            if "cache" in asked.body:
-                wire.answer(422, {"code": "invalid_request"})
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if "cache" in request.body:
+                writer.answer(422, {"code": "invalid_request"})
             else:
-                Permits.respond(self, asked, wire)
+                Permits.respond(self, request, writer)
 
     bench = start(Provider.of(), Strict())
 
     assert bench.model().ask("Why?").text == "It is a law."
 
-    settled(bench, 1)
-    assert bench.permits.settled == [{"token": "t", "outcome": "success"}]
+    wait_until_settled(bench, 1)
+    assert bench.permits.settlements == [{"token": "t", "outcome": "success"}]
 
 
 def test_a_wish_that_can_never_be_granted_is_refused_at_once(start: Start) -> None:
     class Strict(Permits):
-        def respond(self, asked: Asked, wire: Wire) -> None:
-            wire.answer(422, {"code": "invalid_request", "detail": "model: too long"})
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            writer.answer(422, {"code": "invalid_request", "detail": "model: too long"})
 
     bench = start(Provider.of(), Strict())
 
     with pytest.raises(Permanent, match="model: too long"):
         bench.model(seconds=3).ask("Why?")
 
-    assert len(bench.plane.asked) == 1
+    assert len(bench.plane.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,22 +126,22 @@ def test_odd_requests_are_passed_on_or_refused(start: Start, odd: Any, status: i
 
     assert raw(bench, odd)[0] == status
 
-    settled(bench, 1 if status == 200 else 0)
-    assert all(asked.body.get("estimated_tokens", 0) <= 100_000_000 for asked in bench.plane.asked)
+    wait_until_settled(bench, 1 if status == 200 else 0)
+    assert all(request.body.get("estimated_tokens", 0) <= 100_000_000 for request in bench.plane.requests)
 
 
 @pytest.mark.parametrize("text", ['{"choices":[5]}', '{"choices":{"a":1}}', "[" * 50_000], ids=["5", "a", "deep"])
 def test_a_stream_with_an_odd_piece_breaks_off_in_order(start: Start, text: str) -> None:
-    def act(asked: Asked, wire: Wire) -> None:
-        wire.begin({"content-type": "text/event-stream"})
-        wire.write(piece("It ", asked.body["model"]) + f"data: {text}\n\n")
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        writer.begin({"content-type": "text/event-stream"})
+        writer.write(piece("It ", request.body["model"]) + f"data: {text}\n\n")
 
     bench = start(Provider.of(act))
 
     _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert b"convener_stream_broken" in content
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
 
 
 def test_an_earlier_answer_with_calls_of_tools_numbers_them_in_a_stream(start: Start) -> None:

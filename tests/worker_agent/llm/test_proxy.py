@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker_agent.llm.conftest import Start, raw, settled
-from tests.worker_agent.llm.loopback import Asked, Wire
+from tests.worker_agent.llm.conftest import Start, raw, wait_until_settled
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
 from tests.worker_agent.llm.provider import (
     MESSAGES,
     Act,
@@ -31,15 +31,23 @@ def test_an_answer_comes_back_and_is_accounted(start: Start) -> None:
     answer = bench.model().ask("Why?", system="Be brief.", max_tokens=50, temperature=0)
 
     assert (answer.text, answer.model, answer.degraded) == ("Because of gravity.", "gpt-4.1", None)
-    (sent,) = bench.upstream.asked
+    (sent,) = bench.upstream.requests
     assert sent.headers["authorization"] == "Bearer the-gateway"
     assert sent.body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert sent.body["max_tokens"] == 50
-    wish = bench.plane.asked[0].body
-    assert (wish["agent_type"], wish["goal_id"], wish["model"]) == ("generation", "kepler", "gpt-4.1")
-    (settled,) = bench.permits.settled
-    assert (settled["outcome"], settled["prompt_tokens"], settled["completion_tokens"]) == ("success", 7, 3)
-    assert settled["cache"]["key"] == wish["cache_key"]
+    permit_request = bench.plane.requests[0].body
+    assert (permit_request["agent_type"], permit_request["goal_id"], permit_request["model"]) == (
+        "generation",
+        "kepler",
+        "gpt-4.1",
+    )
+    (settlement,) = bench.permits.settlements
+    assert (
+        settlement["outcome"],
+        settlement["prompt_tokens"],
+        settlement["completion_tokens"],
+    ) == ("success", 7, 3)
+    assert settlement["cache"]["key"] == permit_request["cache_key"]
 
 
 def test_the_trace_goes_on(start: Start) -> None:
@@ -48,7 +56,7 @@ def test_the_trace_goes_on(start: Start) -> None:
 
     raw(bench, {"messages": MESSAGES}, bench.access(trace=trace).environment["OPENAI_API_KEY"])
 
-    assert bench.upstream.asked[0].headers["traceparent"] == trace
+    assert bench.upstream.requests[0].headers["traceparent"] == trace
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,7 @@ def test_resets_of_minus_one_are_no_wait(start: Start) -> None:
 
     assert bench.model().ask("Why?").text == "It is a law."
 
-    assert "reset_requests_seconds" not in bench.permits.settled[0]
+    assert "reset_requests_seconds" not in bench.permits.settlements[0]
 
 
 def test_who_has_no_time_left_to_wait_is_told_when_to_come_back(start: Start) -> None:
@@ -118,8 +126,8 @@ def test_who_has_no_time_left_to_wait_is_told_when_to_come_back(start: Start) ->
 
 def test_another_model_answers_when_the_first_cannot(start: Start) -> None:
 
-    def by_model(asked: Any, wire: Any) -> None:
-        (says("I am small.") if asked.body["model"] == "gpt-4.1-mini" else refuses(500))(asked, wire)
+    def by_model(request: Any, writer: Any) -> None:
+        (says("I am small.") if request.body["model"] == "gpt-4.1-mini" else refuses(500))(request, writer)
 
     bench = start(Provider.of(then=by_model), attempts=2)
 
@@ -127,7 +135,7 @@ def test_another_model_answers_when_the_first_cannot(start: Start) -> None:
 
     assert (answer.text, answer.model, answer.degraded) == ("I am small.", "gpt-4.1-mini", "fallback")
     assert bench.permits.outcomes == ["server_error", "server_error", "success"]
-    assert "cache" not in bench.permits.settled[-1], "what another model said is no answer of the first"
+    assert "cache" not in bench.permits.settlements[-1], "what another model said is no answer of the first"
 
 
 def test_an_open_breaker_leads_to_the_next_model_at_once(start: Start) -> None:
@@ -150,14 +158,14 @@ def test_an_earlier_answer_serves_in_hard_times_and_says_so(start: Start) -> Non
     answer = bench.model().ask("Why?")
 
     assert (answer.text, answer.degraded) == ("As I said.", "cached")
-    assert not bench.upstream.asked
+    assert not bench.upstream.requests
 
 
 def test_an_earlier_answer_is_looked_for_when_every_model_has_failed(start: Start) -> None:
     bench = start(Provider.of(then=refuses(500)), attempts=1)
     with pytest.raises(Transient):
         bench.model().ask("Why?")
-    key = bench.plane.asked[0].body["cache_key"]
+    key = bench.plane.requests[0].body["cache_key"]
     bench.permits.cache[key] = {"answer": completion("As I said.", "gpt-4.1"), "stored_at": "2026-11-24T12:00:00Z"}
 
     status, headers, content = raw(bench, {"messages": [{"role": "user", "content": "Why?"}], "model": "gpt-4.1"})
@@ -173,7 +181,7 @@ def test_permits_are_waited_for(start: Start) -> None:
 
     assert bench.model().ask("Why?").text == "It is a law."
 
-    ids = [asked.body["request_id"] for asked in bench.plane.asked if asked.path == "/llm/permits"]
+    ids = [request.body["request_id"] for request in bench.plane.requests if request.path == "/llm/permits"]
     assert len(ids) == 3
     assert len(set(ids)) == 1, "the same request keeps its place among those who wait"
 
@@ -188,14 +196,16 @@ def test_a_request_that_can_never_be_served_is_shown_as_the_gateway_refused_it(s
 
 
 def test_a_model_that_wants_the_other_limit_gets_it(start: Start) -> None:
-    told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-    bench = start(Provider.of(refuses(400, body={"error": {"message": told}})))
+    refusal = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    bench = start(Provider.of(refuses(400, body={"error": {"message": refusal}})))
     model = bench.model()
 
     assert model.ask("Why?", max_tokens=9).text == "It is a law."
     model.ask("Why else?", max_tokens=9)
 
-    limits = [("max_tokens" in asked.body, "max_completion_tokens" in asked.body) for asked in bench.upstream.asked]
+    limits = [
+        ("max_tokens" in request.body, "max_completion_tokens" in request.body) for request in bench.upstream.requests
+    ]
     assert limits == [(True, False), (False, True), (False, True)]
 
 
@@ -216,8 +226,11 @@ def test_a_stream_is_passed_on_piece_by_piece(start: Start) -> None:
     assert lines[-1] == "[DONE]"
     pieces = [json.loads(line) for line in lines[:-1]]
     assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == "It is a law. "
-    settled(bench, 1)
-    assert (bench.permits.settled[0]["outcome"], bench.permits.settled[0]["completion_tokens"]) == ("success", 3)
+    wait_until_settled(bench, 1)
+    assert (bench.permits.settlements[0]["outcome"], bench.permits.settlements[0]["completion_tokens"]) == (
+        "success",
+        3,
+    )
 
 
 def test_a_stream_that_fails_before_its_first_word_is_asked_for_again(start: Start) -> None:
@@ -226,7 +239,7 @@ def test_a_stream_that_fails_before_its_first_word_is_asked_for_again(start: Sta
     _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
 
     assert content.endswith(b"data: [DONE]\n\n")
-    settled(bench, 2)
+    wait_until_settled(bench, 2)
     assert bench.permits.outcomes == ["server_error", "success"]
 
 
@@ -238,19 +251,19 @@ def test_a_stream_that_breaks_off_does_not_look_whole(start: Start, act: Act) ->
 
     assert b"[DONE]" not in content
     assert b"convener_stream_broken" in content
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes[0] in ("server_error", "timeout")
 
 
 def test_a_long_call_keeps_its_permit(start: Start) -> None:
     permits = Permits(ttl_seconds=6.0)
 
-    def slowly(asked: Asked, wire: Wire) -> None:
+    def slowly(request: ReceivedRequest, writer: ResponseWriter) -> None:
         """For longer than a permit lives that nobody renews."""
         end = time.monotonic() + 30
-        while permits.renewed < 3 and time.monotonic() < end:
+        while permits.renewal_count < 3 and time.monotonic() < end:
             time.sleep(0.01)
-        says("Done.")(asked, wire)
+        says("Done.")(request, writer)
 
     bench = start(Provider.of(slowly), permits)
 
@@ -273,14 +286,14 @@ def test_the_end_of_a_task_ends_its_calls(start: Start) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     end = time.monotonic() + 10
-    while not bench.upstream.asked and time.monotonic() < end:
+    while not bench.upstream.requests and time.monotonic() < end:
         time.sleep(0.01)
     bench.gateway.close_access(access)
     asking.join(10)
 
     assert outcome
     assert outcome[0] != 200
-    settled(bench, 1)
+    wait_until_settled(bench, 1)
     assert bench.permits.outcomes == ["cancelled"]
     assert raw(bench, {"messages": MESSAGES}, access.environment["OPENAI_API_KEY"])[0] == 401
 
@@ -290,7 +303,7 @@ def test_only_running_tasks_may_ask(start: Start, secret: str) -> None:
     bench = start(Provider.of())
 
     assert raw(bench, {"messages": MESSAGES}, secret)[0] == 401
-    assert not bench.plane.asked
+    assert not bench.plane.requests
 
 
 @pytest.mark.parametrize(
@@ -303,4 +316,4 @@ def test_a_request_without_messages_is_refused_before_anything_is_asked(start: S
 
     assert status == 400
     assert "messages" in json.loads(content)["error"]["message"]
-    assert not bench.plane.asked
+    assert not bench.plane.requests

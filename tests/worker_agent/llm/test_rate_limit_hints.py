@@ -63,10 +63,10 @@ def test_the_least_wait(headers: dict[str, str], min_seconds: float) -> None:
     st.none() | st.floats(min_value=0.001, max_value=3600),
 )
 def test_a_pause_is_never_shorter_than_told_nor_longer_than_the_jitter_allows(
-    refusals: int, draw: float, told: float | None
+    refusals: int, draw: float, retry_after: float | None
 ) -> None:
-    min_seconds = told or 0.0
-    assert min_seconds <= backoff_seconds(refusals, RateLimitHints(retry_after=told), draw) <= min_seconds + 60
+    min_seconds = retry_after or 0.0
+    assert min_seconds <= backoff_seconds(refusals, RateLimitHints(retry_after=retry_after), draw) <= min_seconds + 60
 
 
 def test_pauses_grow_with_the_refusals() -> None:

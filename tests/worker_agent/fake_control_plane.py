@@ -45,7 +45,7 @@ def problem(status: int, code: str, **more: Any) -> Answer:
     return Answer(status=status, body={"code": code, "title": code, "status": status, **more})
 
 
-class Plane:
+class FakeControlPlane:
     """Answers as the contract says unless `script` has something else for the next calls of a kind."""
 
     def __init__(self, *, beat_seconds: float = 0.2, lease_seconds: float = 15.0, longest_wait: float = 1.0) -> None:
@@ -167,7 +167,7 @@ def _kind(path: str) -> str:
     return "register" if path == "/workers" else path.rsplit("/", 1)[-1]
 
 
-def _handler(plane: Plane) -> type[BaseHTTPRequestHandler]:
+def _handler(plane: FakeControlPlane) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -205,7 +205,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(plane: Plane, port: int = 0) -> Iterator[str]:
+def served(plane: FakeControlPlane, port: int = 0) -> Iterator[str]:
     """The address under which the plane answers."""
     server = _Server(("127.0.0.1", port), _handler(plane))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
