@@ -29,7 +29,7 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
         if aged.since is not None and aged.until is not None:
             positions[step.priority.name] = aged.until.isoformat()
             _move_back(positions, Priority(step.priority + 1), aged.since)
-    urgent_count = await aging.hurry(connection, policy.urgent_within)
+    urgent_count = await aging.expedite(connection, policy.urgent_within)
     return {"aged": raised_count, "urgent": urgent_count, "stood": positions}
 
 

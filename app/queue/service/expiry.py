@@ -39,7 +39,7 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
     if reason is not None:
         began = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
         return {"held_back": True, "held_back_since": began.isoformat(), "reason": reason}
-    overdue = await attempts.overdue(connection, policy.deadline_grace_seconds, since) if expired else []
+    overdue = await attempts.lock_overdue(connection, policy.deadline_grace_seconds, since) if expired else []
     for attempt in overdue:
         await _end_attempt(connection, attempt)
     return {"live": live, "taken_back": len(overdue)}

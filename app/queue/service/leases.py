@@ -21,7 +21,7 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy, Verdict, after_failure
 from app.queue.store import attempts, completions
 from app.queue.store.attempts import Attempt, Ending
-from app.queue.store.completions import Completion, Renewal, Service
+from app.queue.store.completions import Completion, Renewal, ServiceTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class LeaseService:
         self._database = database
         self._policy = policy
         self._fairness = fairness
-        self._completions: Coalescer[Completion, Service | None] = Coalescer(self._complete, lambda c: c.task_id)
+        self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(self._complete, lambda c: c.task_id)
         self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(self._renew, lambda r: r.task_id)
 
     async def stop(self) -> None:
@@ -89,7 +89,7 @@ class LeaseService:
         async with self._database.transaction() as connection:
             raise await refusal(connection, fence)
 
-    async def _complete(self, calls: Sequence[Completion]) -> list[Service | None]:
+    async def _complete(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
         # The common statement skips tasks that others wait for: unblocking those takes locks, so it runs only for the
         # calls that are left, together with those that are refused.
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
@@ -103,13 +103,13 @@ class LeaseService:
         return [services.get(call.task_id) for call in calls]
 
     async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:
-        expiries = await hot_path.run(self._database, lambda c: completions.sign(c, renewals, self._policy))
+        expiries = await hot_path.run(self._database, lambda c: completions.renew(c, renewals, self._policy))
         return [expiries.get(renewal.task_id) for renewal in renewals]
 
 
 async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> EndedLease:
     """End an attempt as failed: the task is retried later or given up. Safe to repeat."""
-    attempt = await attempts.held(connection, fence.task_id, fence.token, fence.worker_id)
+    attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "failed")
     verdict = after_failure(
@@ -130,7 +130,7 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> E
 
 async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_seconds: float = 0.0) -> EndedLease:
     """Give a task back, to be leased again after the delay; it costs no attempt. Safe to repeat."""
-    attempt = await attempts.held(connection, fence.task_id, fence.token, fence.worker_id)
+    attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "released")
     run_at = await now(connection) + timedelta(seconds=delay_seconds) if delay_seconds else None
@@ -153,7 +153,7 @@ def retry_policy(attempt: Attempt) -> RetryPolicy:
 
 async def refuse(connection: AsyncConnection, fence: Fence, *, unless_completed_with: bytes) -> None:
     """Raise the refusal of a completion, unless this very result was accepted before."""
-    trace = await attempts.trace(connection, fence.task_id)
+    trace = await attempts.task_status(connection, fence.task_id)
     if trace and _matches_fence(trace, fence) and trace["result_hash"] == unless_completed_with:
         return
     raise await refusal(connection, fence)
@@ -161,7 +161,7 @@ async def refuse(connection: AsyncConnection, fence: Fence, *, unless_completed_
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
     """The error for a call whose fence does not match. Another worker's lease looks like none, to reveal nothing."""
-    trace = await attempts.trace(connection, fence.task_id)
+    trace = await attempts.task_status(connection, fence.task_id)
     if trace is None:
         return LeaseNotFound()
     past_outcome = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
@@ -190,7 +190,7 @@ async def _repeated_result(connection: AsyncConnection, fence: Fence, outcome: s
     """The answer to a repeated call whose effect is recorded as `outcome`. Raises the refusal when it is not."""
     if await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id) != outcome:
         raise await refusal(connection, fence)
-    trace = await attempts.trace(connection, fence.task_id)
+    trace = await attempts.task_status(connection, fence.task_id)
     if trace is None:
         raise LeaseNotFound
     # Another worker may run the task by now, but the effect of this call was one of these two states.

@@ -27,7 +27,7 @@ from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
 from app.queue.store.attempts import Ending
 from app.queue.store.lanes import Flow, TagIssuer
-from app.queue.store.tasks import NewTask, Taken
+from app.queue.store.tasks import NewTask, StoredTask
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 
@@ -108,11 +108,11 @@ async def submit(
         _refuse_stopped(new_tasks, gate)
         # Some of them may be cancelled again at once, so their states are read anew for the answer.
         if await dependency_states.record(connection, new_tasks, look_again=intake.displaces):
-            created = await tasks.taken(connection, list(created))
+            created = await tasks.find(connection, list(created))
         if intake.on_submitted is not None:
             intake.on_submitted(connection, _runnable_agents([task for task in waiting if task.id in created]))
         existing_ids = [task_id for task_id in new if task_id not in created] + list(duplicates_of.values())
-        existing = await tasks.taken(connection, existing_ids) if existing_ids else {}
+        existing = await tasks.find(connection, existing_ids) if existing_ids else {}
         return [_submitted(task, created, existing, duplicates_of) for task in distinct.values()]
 
 
@@ -141,7 +141,7 @@ async def _enter_admission(connection: AsyncConnection, candidates: Sequence[New
 
 async def _insert(
     connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake, ticket: Ticket | None
-) -> dict[UUID, Taken]:
+) -> dict[UUID, StoredTask]:
     """Insert the tasks whose id is new and check the limits: only the insert shows which chosen ids are new."""
     created = {task.id: task for task in await tasks.insert(connection, waiting)}
     if intake.admission is not None and ticket is not None:
@@ -179,7 +179,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     state = next_state(task.state, TaskEvent.CANCELLED)
     error = json.dumps({"code": "cancelled", "message": reason})
     if task.worker_id is not None:
-        attempt = await attempts.of_worker(connection, task.worker_id)
+        attempt = await attempts.lock_of_worker(connection, task.worker_id)
         if attempt is not None:
             await attempts.record(connection, attempt, Ending(outcome="cancelled", error=error))
     await tasks.finish(connection, task.id, state, failures=task.failures, rescues=task.rescues, error=error)
@@ -214,7 +214,7 @@ def _distinct_tasks(new: list[NewTask]) -> dict[UUID, NewTask]:
 
 
 def _submitted(
-    task: NewTask, created: dict[UUID, Taken], existing: dict[UUID, Taken], duplicates_of: dict[UUID, UUID]
+    task: NewTask, created: dict[UUID, StoredTask], existing: dict[UUID, StoredTask], duplicates_of: dict[UUID, UUID]
 ) -> Submitted:
     if task.id in duplicates_of:
         original = existing[duplicates_of[task.id]]

@@ -1,4 +1,4 @@
-"""Moving tasks to a higher priority: they enter the lane at its head, in turns with the other goals."""
+"""Aging: raise the priority of tasks that wait long or whose deadline is near, so that they enter another lane."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,9 +11,10 @@ from app.db import notify
 from app.kernel.lanes import Priority
 from app.queue.store import lanes
 
-# Behind what the goal has in that lane already, and ahead of what it submits from now on.
-_PLACED = """
-, stands AS (
+# Tasks that move get tags behind those which their goal has in the new lane already, one step of its weight apart, as a
+# submit would give them: so they come at the head of that lane, yet take turns with the tasks of other goals.
+_MOVE = """
+, flow AS (
     SELECT goal.agent_type, goal.goal_id, coalesce(goals.weight, 1) AS weight,
            greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) AS tag
     FROM (SELECT DISTINCT agent_type, goal_id FROM due) goal
@@ -27,36 +28,36 @@ _PLACED = """
         ORDER BY tag DESC LIMIT 1
     ) last ON true
 ), placed AS (
-    SELECT due.id, stands.tag + stands.weight ^ -1
+    SELECT due.id, flow.tag + flow.weight ^ -1
            * row_number() OVER (PARTITION BY due.agent_type, due.goal_id ORDER BY due.tag, due.seq) AS tag
-    FROM due JOIN stands ON stands.agent_type = due.agent_type AND stands.goal_id IS NOT DISTINCT FROM due.goal_id
+    FROM due JOIN flow ON flow.agent_type = due.agent_type AND flow.goal_id IS NOT DISTINCT FROM due.goal_id
 )
 UPDATE tasks t SET priority = :to, tag = placed.tag FROM placed WHERE t.id = placed.id
 RETURNING t.agent_type, t.priority, t.tag, t.state, t.run_at, t.waiting_since
 """
 
-# From `since` on: before it are only the entries of what has aged or was leased already.
+# From `since` on: before it are only index entries of tasks that have aged or were leased already.
 _AGE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id, agent_type, goal_id, tag, seq FROM tasks
     WHERE priority = :from AND priority <= 4 AND state = 'pending' AND run_at IS NULL
       AND waiting_since >= coalesce(CAST(:since AS timestamptz), '-infinity')
-      AND waiting_since <= now() - CAST(:after AS interval)
+      AND waiting_since <= now() - CAST(:min_wait AS interval)
     ORDER BY waiting_since LIMIT :limit FOR UPDATE SKIP LOCKED
-){_PLACED}""")
+){_MOVE}""")
 
-_HURRY = text(f"""
+_EXPEDITE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id, agent_type, goal_id, tag, seq FROM tasks
     WHERE deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')
       AND deadline < now() + CAST(:within AS interval)
     ORDER BY deadline LIMIT :limit FOR UPDATE SKIP LOCKED
-){_PLACED}""")
+){_MOVE}""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aged:
-    """How many tasks were moved, and since when those that have waited most and least of them had been waiting."""
+class AgingResult:
+    """Number of tasks that moved, and the earliest and latest time since when one of them had been waiting."""
 
     tasks: int
     since: datetime | None
@@ -64,22 +65,22 @@ class Aged:
 
 
 async def age(
-    connection: AsyncConnection, priority: Priority, after: timedelta, since: datetime | None, limit: int = 200
-) -> Aged:
-    """Move tasks that have waited this long, from `since` on, from `priority` to the next higher; at most `limit`."""
-    values = {"from": priority.value, "to": priority.value + 1, "after": after, "since": since, "limit": limit}
+    connection: AsyncConnection, priority: Priority, min_wait: timedelta, since: datetime | None, limit: int = 200
+) -> AgingResult:
+    """Raise tasks of a priority to the next one, at most `limit`, that wait for `min_wait` or longer, since `since`."""
+    values = {"from": priority.value, "to": priority.value + 1, "min_wait": min_wait, "since": since, "limit": limit}
     return await _move(connection, _AGE, values)
 
 
-async def hurry(connection: AsyncConnection, within: timedelta, limit: int = 1000) -> int:
-    """Make tasks critical whose deadline is near or past; returns how many."""
+async def expedite(connection: AsyncConnection, within: timedelta, limit: int = 1000) -> int:
+    """Make tasks critical whose deadline is past or comes within this time; return their number."""
     values = {"to": Priority.CRITICAL.value, "within": within, "limit": limit}
-    return (await _move(connection, _HURRY, values)).tasks
+    return (await _move(connection, _EXPEDITE, values)).tasks
 
 
-async def _move(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> Aged:
+async def _move(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> AgingResult:
     rows = (await connection.execute(statement, values)).mappings().all()
     ready = [row for row in rows if row["state"] == "pending" and row["run_at"] is None]
     notify.note_work(connection, lanes.lowest_tags(ready))
     moments = [row["waiting_since"] for row in rows]
-    return Aged(tasks=len(rows), since=min(moments, default=None), until=max(moments, default=None))
+    return AgingResult(tasks=len(rows), since=min(moments, default=None), until=max(moments, default=None))

@@ -1,4 +1,4 @@
-"""Attempts that end without a result: failed, released, expired or lost; and what is known of old leases."""
+"""Attempts: locked by their lease, ended without a result (failed, released, expired, lost), and recorded."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from app.queue.store import events, lanes, lease_ledger, tasks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A leased task under our lock."""
+    """A leased task whose row this transaction has locked."""
 
     id: UUID
     state: TaskState
@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended: a word for the record, the error and usage as JSON text, and whether the agent failed."""
+    """End of an attempt: its outcome for the record, error and usage as JSON text, and whether the agent failed."""
 
     outcome: str
     error: str | None = None
@@ -53,19 +53,21 @@ _COLUMNS = (
     "t.token, t.worker_id, t.leased_at, t.lease_expires_at, t.deadline_at"
 )
 
-_HELD = text(f"""
+# The fence: only this lease of this worker, and only until it expires. A worker that was believed lost and comes back
+# holds an old token, so nothing that it says can touch the attempt of another.
+_LOCK = text(f"""
 SELECT {_COLUMNS} FROM tasks t
 WHERE id = :id AND token = :token AND worker_id = :worker_id AND lease_expires_at > now() FOR UPDATE
 """)
 
-_OF_WORKER = text(f"""
+_LOCK_OF_WORKER = text(f"""
 SELECT {_COLUMNS} FROM {lease_ledger.last_lease(":worker_id")} last
 JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = :worker_id
 FOR UPDATE OF t
 """)
 
-# Each worker's last lease, from the end of the ledger. Of those that have ended, only the ones that ended since shortly
-# before the last sweep: a claim that was under way may have served one while it was ending.
+# Goes by the last lease of each worker: an index of leased tasks would be full of dead entries. Of workers that have
+# ended only the recent ones count: a claim under way may have served one while it was ending.
 _LEASED = f"""
 SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
@@ -95,7 +97,7 @@ INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcom
 VALUES (:task_id, :attempt, :token, :worker_id, :leased_at, :outcome, CAST(:error AS jsonb), CAST(:usage AS jsonb))
 """)
 
-_TRACE = text("""
+_STATUS = text("""
 SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash,
        CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at
 FROM tasks WHERE id = :id
@@ -103,45 +105,45 @@ UNION ALL
 SELECT 'finished', state, token, worker_id, result_hash, NULL FROM task_history WHERE id = :id
 """)
 
-_PAST = text("""
+_OUTCOME = text("""
 SELECT outcome FROM task_attempts WHERE task_id = :id AND token = :token AND worker_id = :worker_id
 """)
 
 
-async def held(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> Attempt | None:
-    """The attempt that this lease stands for, locked; None when the fence does not open."""
-    rows = await _attempts(connection, _HELD, {"id": task_id, "token": token, "worker_id": worker_id})
+async def lock(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> Attempt | None:
+    """Lock the attempt of this lease; None when the lease is over."""
+    rows = await _attempts(connection, _LOCK, {"id": task_id, "token": token, "worker_id": worker_id})
     return rows[0] if rows else None
 
 
-async def of_worker(connection: AsyncConnection, worker_id: UUID) -> Attempt | None:
-    """The attempt that a worker is busy with, locked."""
-    rows = await _attempts(connection, _OF_WORKER, {"worker_id": worker_id})
+async def lock_of_worker(connection: AsyncConnection, worker_id: UUID) -> Attempt | None:
+    """Lock the attempt that a worker runs; None when it runs none."""
+    rows = await _attempts(connection, _LOCK_OF_WORKER, {"worker_id": worker_id})
     return rows[0] if rows else None
 
 
-async def overdue(
+async def lock_overdue(
     connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
 ) -> list[Attempt]:
-    """Attempts whose lease expired or whose hard deadline passed, locked; whoever holds a lock already is skipped.
+    """Lock attempts whose lease has expired or whose deadline is more than `grace_seconds` ago, at most `limit`.
 
-    Looks at live workers and at those that ended within the last `since_seconds`.
+    Considers live workers and those that ended within the last `since_seconds`; skips rows that others have locked.
     """
     values = {"grace": grace_seconds, "since": since_seconds, "limit": limit}
     return await _attempts(connection, _OVERDUE, values)
 
 
 async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> tuple[int, int]:
-    """Live leases, and how many of them are overdue."""
+    """Number of live leases, and of those among them that are overdue."""
     row = (await connection.execute(_COUNT, {"grace": grace_seconds, "since": since_seconds})).mappings().one()
     return row["live"], row["overdue"]
 
 
 async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
-    """Carry out the verdict on an attempt that we hold the lock of, and keep it in the record."""
+    """Carry out the verdict on an attempt that the caller has locked: end or requeue its task, and record it."""
     if verdict.event is TaskEvent.FAILED:
-        outcome = {"failures": verdict.failures, "rescues": verdict.rescues}
-        await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **outcome)
+        counts = {"failures": verdict.failures, "rescues": verdict.rescues}
+        await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **counts)
     else:
         await _requeue(connection, attempt, verdict, ending)
     await record(connection, attempt, ending)
@@ -161,23 +163,23 @@ async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, e
 
 
 async def record(connection: AsyncConnection, attempt: Attempt, ending: Ending) -> None:
-    """Keep an attempt that did not complete its task."""
+    """Record an attempt that did not complete its task."""
     values = {"task_id": attempt.id, "attempt": attempt.failures + 1, "token": attempt.token}
     times = {"worker_id": attempt.worker_id, "leased_at": attempt.leased_at}
     end = {"outcome": ending.outcome, "error": ending.error, "usage": ending.usage}
     await connection.execute(_RECORD, {**values, **times, **end})
 
 
-async def trace(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
-    """Where a task is now and under which token, live or finished."""
-    row = (await connection.execute(_TRACE, {"id": task_id})).mappings().first()
+async def task_status(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+    """State, token, worker and result of a task, live or finished; None when there is no such task."""
+    row = (await connection.execute(_STATUS, {"id": task_id})).mappings().first()
     return dict(row) if row else None
 
 
 async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, worker_id: UUID) -> str | None:
-    """How an earlier lease of this worker on the task ended, or None when it never held it."""
+    """Outcome of an earlier lease of this worker on the task; None when it held no such lease, or holds it still."""
     outcome: str | None = (
-        await connection.execute(_PAST, {"id": task_id, "token": token, "worker_id": worker_id})
+        await connection.execute(_OUTCOME, {"id": task_id, "token": token, "worker_id": worker_id})
     ).scalar()
     return outcome
 
@@ -199,5 +201,5 @@ _PRUNE = deletion("task_attempts", "ended_at < now() - make_interval(days => :da
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget attempts that ended long ago; returns how many."""
+    """Delete attempts that ended more than `days` ago, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

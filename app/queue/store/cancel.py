@@ -1,4 +1,4 @@
-"""Cancelling many tasks at once: found by what they have in common, ended with all that wait for them."""
+"""Cancel many selected tasks at once, with all tasks that depend on them."""
 
 import json
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from app.queue.store.listing import Selection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled:
-    """How many of the selected tasks were cancelled, and how many others only because they waited for those."""
+    """Number of selected tasks that were cancelled, and of others that were because they depended on those."""
 
     selected: int
     dependents: int
 
 
-# Whoever completes a task locks it first and then, in the order of their ids, those that wait for it. So the free
-# tasks come first here too, and those that wait come after.
+# A completion locks its task first and then, in the order of their ids, the dependents. So this locks tasks that depend
+# on nothing first, too, and blocked ones after them: two transactions never wait for each other.
 _LOCK_FREE = "SELECT id FROM tasks WHERE {where} ORDER BY id FOR UPDATE"
 
-# Every task once, however many it waited for: the work grows with the number of tasks and edges.
+# UNION visits every dependent once, however many paths lead to it: the work grows with the number of tasks and edges.
 _CANCEL = """
 WITH RECURSIVE chosen AS MATERIALIZED (
     SELECT id FROM tasks WHERE {where}
@@ -37,23 +37,23 @@ WITH RECURSIVE chosen AS MATERIALIZED (
 ), cause AS (
     SELECT DISTINCT ON (d.task_id) d.task_id, d.depends_on
     FROM task_dependencies d JOIN doomed ON d.depends_on = doomed.id ORDER BY d.task_id, d.depends_on
-), gone AS (
+), deleted AS (
     DELETE FROM tasks t USING doomed WHERE t.id = doomed.id RETURNING t.*
 ), ended AS MATERIALIZED (
     SELECT doomed.*, CASE WHEN selected THEN CAST(:error AS jsonb) ELSE jsonb_build_object(
                'code', 'dependency_failed',
                'message', 'it depends on the task ' || cause.depends_on || ', which was cancelled',
                'dependency', cause.depends_on) END AS why
-    FROM (SELECT gone.*, coalesce({selected}, false) AS selected FROM gone) doomed
+    FROM (SELECT deleted.*, coalesce({selected}, false) AS selected FROM deleted) doomed
     LEFT JOIN cause ON cause.task_id = doomed.id
 ), finished AS (
     {finish}
 ), cut AS (
-    DELETE FROM task_dependencies d USING gone WHERE d.task_id = gone.id
+    DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
 ), recorded AS (
     INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome, error)
     SELECT id, failures + 1, token, worker_id, leased_at, 'cancelled', why FROM ended WHERE worker_id IS NOT NULL
-), told AS (
+), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, detail)
     SELECT '{kind}', id, agent_type, goal_id, worker_id, token, priority, extract(epoch FROM now() - leased_at),
            CASE WHEN selected THEN CAST(:detail AS jsonb) ELSE why END
@@ -64,7 +64,7 @@ SELECT count(*) FILTER (WHERE selected) AS selected, count(*) FILTER (WHERE NOT 
 
 
 async def count(connection: AsyncConnection, selection: Selection) -> int:
-    """How many live tasks are selected."""
+    """Number of live tasks that are selected."""
     query = text(f"SELECT count(*) FROM tasks WHERE {selection.where()}")
     number: int = (await connection.execute(query, selection.values())).scalar_one()
     return number
@@ -77,15 +77,15 @@ async def find(connection: AsyncConnection, selection: Selection, limit: int) ->
 
 
 async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Selection, reason: str) -> Cancelled:
-    """Cancel those of these tasks that are live and selected still, and all that wait for them, however indirectly.
+    """Cancel those of these tasks that are still live and selected, and all their direct and indirect dependents.
 
-    An attempt that runs is kept in the record; its worker hears of the end with its next heartbeat or call.
+    Running attempts are recorded as cancelled; their workers learn of it with their next heartbeat or call.
     """
     values = {**selection.values(), "ids": list(ids)}
-    await connection.execute(text(_LOCK_FREE.format(where=_ours(selection, "state <> 'blocked'"))), values)
+    await connection.execute(text(_LOCK_FREE.format(where=_selected_ids(selection, "state <> 'blocked'"))), values)
     await dependencies.lock_waiting(connection, ids)
     error, detail = json.dumps({"code": "cancelled", "message": reason}), json.dumps({"reason": reason})
-    where = {"where": _ours(selection), "selected": selection.where()}
+    where = {"where": _selected_ids(selection), "selected": selection.where()}
     finish = history.entry("ended AS deleted", "'cancelled'", error="deleted.why")
     statement = text(_CANCEL.format(**where, finish=finish, kind=TaskEvent.CANCELLED))
     row = (await connection.execute(statement, {**values, "error": error, "detail": detail})).one()
@@ -94,5 +94,5 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     return Cancelled(selected=row.selected, dependents=row.dependents)
 
 
-def _ours(selection: Selection, *more: str) -> str:
-    return selection.where("id = ANY (:ids)", *more)
+def _selected_ids(selection: Selection, *conditions: str) -> str:
+    return selection.where("id = ANY (:ids)", *conditions)

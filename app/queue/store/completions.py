@@ -1,8 +1,8 @@
-"""The hot path: renewing and finishing leases, one coalesced statement for all concurrent callers.
+"""The hot path: renew leases and complete tasks, by one statement for all concurrent callers.
 
-Lock order, here and everywhere: workers before tasks, several rows of a table by id. Claims skip locked rows, so
-they wait for nobody. Completions and claims are separate transactions: together they deadlock, because SKIP LOCKED
-may lock the newest version of a row that another transaction is finishing.
+Lock order, here and everywhere: workers before tasks, several rows of a table by id. Claims skip locked rows, so they
+wait for nobody. A completion and a claim never share a transaction: they would deadlock, because SKIP LOCKED may lock
+the newest version of a row that another transaction is finishing.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """How long a completed task held its lease."""
+class ServiceTime:
+    """Time for which a completed task held its lease."""
 
     agent_type: AgentType
     seconds: float
@@ -43,7 +43,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
-    """A sign of life for one lease: a start (percent None) or progress, with what the next attempt should know."""
+    """Renewal of one lease; progress and the checkpoint for the next attempt are JSON text, None keeps the old ones."""
 
     task_id: TaskId
     token: int
@@ -52,8 +52,9 @@ class Renewal:
     checkpoint: str | None = None
 
 
-# The predicate of every fence: this lease, held by this worker, not yet expired. An equality of workers would let the
-# planner walk the index of leases and all its dead entries, where the key of the task leads to one row.
+# The fence: exactly this lease, of this worker, not expired yet. Whoever lost a lease holds an old token, so what it
+# still sends changes nothing. IS NOT DISTINCT FROM keeps the planner from any index by worker, where it would walk over
+# all dead entries of the worker; the key of the task leads to one row.
 _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
@@ -81,7 +82,7 @@ WITH call AS MATERIALIZED (
     DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*, held.quality
 ), finished AS (
     {_FINISH}
-), told AS (
+), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, quality)
     SELECT 'task.completed', id, agent_type, goal_id, worker_id, token, priority,
            extract(epoch FROM now() - leased_at), quality
@@ -95,7 +96,7 @@ _COMPLETE = _completion("NOT t.has_dependents")
 _COMPLETE_ANY = _completion("true")
 _LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t"
 
-_SIGN = f"""
+_RENEW = f"""
 WITH call AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::jsonb[])
         AS c (task_id, token, worker_id, progress, checkpoint)
@@ -106,10 +107,10 @@ WITH call AS MATERIALIZED (
     SET state = 'executing', lease_expires_at = now() + make_interval(secs => $6::float8),
         progress = coalesce(held.progress, t.progress), checkpoint = coalesce(held.checkpoint, t.checkpoint)
     FROM held WHERE t.id = held.id
-    RETURNING t.id, t.lease_expires_at, held.state AS before, t.agent_type, t.goal_id, t.worker_id, t.token
-), told AS (
+    RETURNING t.id, t.lease_expires_at, held.state AS state_before, t.agent_type, t.goal_id, t.worker_id, t.token
+), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token)
-    SELECT 'task.executing', id, agent_type, goal_id, worker_id, token FROM renewed WHERE before = 'assigned'
+    SELECT 'task.executing', id, agent_type, goal_id, worker_id, token FROM renewed WHERE state_before = 'assigned'
 )
 SELECT id, lease_expires_at FROM renewed
 """
@@ -117,34 +118,32 @@ SELECT id, lease_expires_at FROM renewed
 
 async def complete(
     connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
-) -> dict[UUID, Service]:
-    """Move the tasks whose lease the calls hold into history; returns what those accepted cost.
+) -> dict[UUID, ServiceTime]:
+    """Complete the tasks whose leases the calls hold; return the service times of those that were accepted.
 
-    Leaves tasks alone that others wait for: `complete_and_unblock` takes them.
+    Leaves alone tasks that have dependents, which are for `complete_and_unblock`.
     """
-    return _services(await connection.fetch(_COMPLETE, *_columns(calls)))
+    return _service_times(await connection.fetch(_COMPLETE, *_columns(calls)))
 
 
 async def complete_and_unblock(
     connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
-) -> tuple[dict[UUID, Service], dict[Lane, float]]:
-    """As `complete`, for tasks that others may wait for; also returns the lanes and lowest tags of those let go.
-
-    Locks first, so that the statements which follow see every edge that was written before.
-    """
+) -> tuple[dict[UUID, ServiceTime], dict[Lane, float]]:
+    """As `complete`, also for tasks with dependents; return the lanes and lowest tags of unblocked tasks as well."""
+    # The locks come by a statement of their own: only one that begins after them sees every edge written before.
     async with connection.transaction():
         await connection.fetch(_LOCK_HELD, *_columns(calls))
-        accepted = _services(await connection.fetch(_COMPLETE_ANY, *_columns(calls)))
-        freed = await dependencies.unblock(connection, list(accepted)) if accepted else {}
-    return accepted, freed
+        service_times = _service_times(await connection.fetch(_COMPLETE_ANY, *_columns(calls)))
+        tags = await dependencies.unblock(connection, list(service_times)) if service_times else {}
+    return service_times, tags
 
 
-async def sign(
-    connection: "asyncpg.Connection[asyncpg.Record]", signs: Sequence[Renewal], policy: LeasePolicy
+async def renew(
+    connection: "asyncpg.Connection[asyncpg.Record]", renewals: Sequence[Renewal], policy: LeasePolicy
 ) -> dict[UUID, datetime]:
-    """Acknowledge and renew leases, keeping progress and checkpoints; returns the new expiry of those still held."""
+    """Acknowledge and renew leases, storing progress and checkpoints; return the new expiry of those still held."""
     rows = await connection.fetch(
-        _SIGN, *columns(signs, "task_id", "token", "worker_id", "progress", "checkpoint"), policy.lease_seconds
+        _RENEW, *columns(renewals, "task_id", "token", "worker_id", "progress", "checkpoint"), policy.lease_seconds
     )
     return {row["id"]: row["lease_expires_at"] for row in rows}
 
@@ -153,5 +152,5 @@ def _columns(calls: Sequence[Completion]) -> list[list[object]]:
     return columns(calls, "task_id", "token", "worker_id", "result", "result_hash", "usage", "quality")
 
 
-def _services(rows: Sequence[asyncpg.Record]) -> dict[UUID, Service]:
-    return {row["id"]: Service(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}
+def _service_times(rows: Sequence[asyncpg.Record]) -> dict[UUID, ServiceTime]:
+    return {row["id"]: ServiceTime(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}

@@ -21,15 +21,15 @@ from app.kernel.states import FINISHED, TaskState
 
 LOOK = 50_000
 
-_COLUMNS = (
+COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
     "rescues, token, worker_id, created_at, waiting_since, leased_at, progress, depends_on, idempotency_key"
 )
-_LIVE = (
+LIVE_COLUMNS = (
     "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
     "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
 )
-_PAST = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
+HISTORY_COLUMNS = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
 # Finished tasks are kept in partitions of a day: whole days bound what is looked at, and leave out no row of them.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",
@@ -125,7 +125,7 @@ class _Source:
         """The rows to keep among those to look at."""
         seen = f"SELECT * FROM {self.table} WHERE {self.looked} ORDER BY seq DESC LIMIT :look"
         return (
-            f"{self.name} AS MATERIALIZED (SELECT {_COLUMNS}, {self.columns} FROM ({seen}) seen "
+            f"{self.name} AS MATERIALIZED (SELECT {COLUMNS}, {self.columns} FROM ({seen}) seen "
             f"WHERE {self.kept} ORDER BY seq DESC LIMIT :limit)"
         )
 
@@ -159,9 +159,9 @@ def _sources(selection: Selection, before: int | None) -> list[_Source]:
     # Spelt out, so that the index of dead letters serves it.
     failed = ["state = 'failed'"] if states == {TaskState.FAILED} else []
     kept = _all(conditions.values())
-    live = _Source(name="live", table="tasks", columns=_LIVE, looked=_all(found), kept=kept)
+    live = _Source(name="live", table="tasks", columns=LIVE_COLUMNS, looked=_all(found), kept=kept)
     past = _Source(
-        name="past", table="task_history", columns=_PAST, looked=_all([*found, *finished, *failed]), kept=kept
+        name="past", table="task_history", columns=HISTORY_COLUMNS, looked=_all([*found, *finished, *failed]), kept=kept
     )
     return [
         *([live] if not finished and (not states or states - FINISHED) else []),

@@ -1,4 +1,4 @@
-"""Tasks: taken in, read, listed, and moved into history when they end without a result."""
+"""Tasks: insert, read and lock them, and move them into history when they end without a result."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.kernel.states import TaskState
 from app.queue.store import dependencies, history, lanes
+from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task as it is stored at submit; JSON values as text."""
+    """A task to insert; JSON values are text."""
 
     id: UUID
     id_is_chosen: bool
@@ -40,13 +41,13 @@ class NewTask:
 
     @property
     def state(self) -> TaskState:
-        """Where the task begins."""
+        """State in which the task begins."""
         return TaskState.BLOCKED if self.blockers else TaskState.PENDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """What is known of a task after submit."""
+class StoredTask:
+    """Id, state and request hash of a task that exists, live or finished."""
 
     id: UUID
     state: str
@@ -77,21 +78,21 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id, seq, agent_type, goal_id, priority
 """
 
-_TAKE_IN_CHOSEN = text(_INSERT)
+_INSERT_ONLY = text(_INSERT)
 
-_TAKE_IN = text(f"""
-WITH fresh AS ({_INSERT}), told AS (
+_INSERT_AND_LOG = text(f"""
+WITH fresh AS ({_INSERT}), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
     SELECT 'task.submitted', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
 )
 SELECT id FROM fresh
 """)
 
-_DROP_FINISHED = text("""
+_DELETE_FINISHED = text("""
 DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
 """)
 
-_TELL = text("""
+_LOG_SUBMITTED = text("""
 INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
 SELECT 'task.submitted', id, agent_type, goal_id, priority FROM tasks WHERE id = ANY (:ids) ORDER BY seq
 """)
@@ -100,28 +101,17 @@ _RESERVE = text("""
 SELECT pg_try_advisory_xact_lock(hashtextextended(key, 7241)) FROM unnest(CAST(:keys AS text[])) AS key
 """)
 
-_TAKEN = text("""
+_FIND = text("""
 SELECT id, state, request_hash FROM tasks WHERE id = ANY (:ids)
 UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 """)
 
-_COLUMNS = (
-    "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
-    "rescues, token, worker_id, created_at, waiting_since, leased_at, progress, depends_on, idempotency_key"
-)
-# A task that is held back runs when its goal goes on, and not before its own time.
-_LIVE = (
-    "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
-    "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
-)
-_PAST = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
-
 _READ = text(f"""
-SELECT {_COLUMNS}, {_LIVE}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
+SELECT {COLUMNS}, {LIVE_COLUMNS}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
        NULL::float8 AS quality
 FROM tasks WHERE id = :id
 UNION ALL
-SELECT {_COLUMNS}, {_PAST}, payload, checkpoint, result, usage, quality FROM task_history WHERE id = :id
+SELECT {COLUMNS}, {HISTORY_COLUMNS}, payload, checkpoint, result, usage, quality FROM task_history WHERE id = :id
 """)
 
 _ATTEMPTS = text("""
@@ -156,26 +146,24 @@ FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 """)
 
 
-async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[Taken]:
-    """Take in the tasks whose id is new; returns only those, the rest exist already.
-
-    A chosen id may belong to a task that finished between our snapshot and our insert. The insert succeeds only
-    after that task's row is gone for good, so a look into history by a later statement is certain to see it.
-    """
+async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[StoredTask]:
+    """Insert the tasks whose ids are new; return only those, as the others exist already."""
     columns = {name: [getattr(task, name) for task in tasks] for name in _ARRAYS}
     # Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
     columns["retry_delays"] = [_array(task.retry_delays) for task in tasks]
     columns["depends_on"] = [_array(task.depends_on) for task in tasks]
-    chosen = [task.id for task in tasks if task.id_is_chosen]
-    inserted = set((await connection.execute(_TAKE_IN_CHOSEN if chosen else _TAKE_IN, columns)).scalars())
-    if chosen:
-        inserted -= set((await connection.execute(_DROP_FINISHED, {"ids": chosen})).scalars())
-        await connection.execute(_TELL, {"ids": list(inserted)})
-    fresh = [task for task in tasks if task.id in inserted]
+    chosen_ids = [task.id for task in tasks if task.id_is_chosen]
+    new_ids = set((await connection.execute(_INSERT_ONLY if chosen_ids else _INSERT_AND_LOG, columns)).scalars())
+    if chosen_ids:
+        # An id that the client chose may belong to a task that finished between our snapshot and our insert. The insert
+        # succeeds only when that task's row is gone for good, so a later statement is certain to see it in history.
+        new_ids -= set((await connection.execute(_DELETE_FINISHED, {"ids": chosen_ids})).scalars())
+        await connection.execute(_LOG_SUBMITTED, {"ids": list(new_ids)})
+    fresh = [task for task in tasks if task.id in new_ids]
     notify.note(connection, notify.EVENTS)
     ready = [task for task in fresh if not task.blockers and not task.is_held]
-    notify.note_work(connection, lanes.lowest_tags(_stand(task) for task in ready))
-    return [Taken(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
+    notify.note_work(connection, lanes.lowest_tags(_lane_and_tag(task) for task in ready))
+    return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
 
 _ARRAYS = (
@@ -198,7 +186,7 @@ _ARRAYS = (
 )
 
 
-def _stand(task: NewTask) -> dict[str, object]:
+def _lane_and_tag(task: NewTask) -> dict[str, object]:
     return {"agent_type": task.agent_type, "priority": task.priority, "tag": task.tag}
 
 
@@ -207,24 +195,24 @@ def _array(values: Iterable[object]) -> str:
 
 
 async def reserve_keys(connection: AsyncConnection, keys: Collection[str]) -> bool:
-    """Whether no other transaction is at work on any of these idempotency keys; they are ours until this one ends."""
+    """Reserve idempotency keys until the transaction ends; False when another transaction has one of them."""
     rows = await connection.execute(_RESERVE, {"keys": sorted(set(keys))})
     return all(rows.scalars())
 
 
-async def taken(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Taken]:
-    """The tasks of these ids that exist, live or finished."""
-    rows = (await connection.execute(_TAKEN, {"ids": list(ids)})).mappings()
-    return {row["id"]: Taken(**row) for row in rows}
+async def find(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, StoredTask]:
+    """Return the tasks of these ids that exist, live or finished."""
+    rows = (await connection.execute(_FIND, {"ids": list(ids)})).mappings()
+    return {row["id"]: StoredTask(**row) for row in rows}
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
-    """Everything about one task, with the attempts that did not complete it."""
+    """Return everything about one task, with the attempts that did not complete it; None when there is no such task."""
     row = (await connection.execute(_READ, {"id": task_id})).mappings().first()
     if row is None:
         return None
     if not row["token"]:
-        # Never leased, so there is no attempt to look for.
+        # Never leased, so it has no attempts.
         return {**row, "attempts": []}
     attempts = (await connection.execute(_ATTEMPTS, {"id": task_id})).mappings()
     return {**row, "attempts": [dict(attempt) for attempt in attempts]}
@@ -232,7 +220,7 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTask:
-    """A live task under our lock."""
+    """A live task whose row this transaction has locked."""
 
     id: UUID
     state: TaskState
@@ -254,7 +242,7 @@ async def lock(connection: AsyncConnection, task_id: UUID) -> LiveTask | None:
 
 
 async def finished_state(connection: AsyncConnection, task_id: UUID) -> TaskState | None:
-    """How a task ended, or None when it is not in history."""
+    """Return the final state of a task; None when it is not in history."""
     state = (await connection.execute(_STATE, {"id": task_id})).scalar()
     return TaskState(state) if state else None
 
@@ -269,10 +257,7 @@ async def finish(
     error: str | None = None,
     usage: str | None = None,
 ) -> None:
-    """Move a task that did not complete into history, as failed or cancelled, and cancel all that waited for it.
-
-    The caller holds its lock.
-    """
+    """Move a task that the caller has locked into history, as failed or cancelled, and cancel its dependents."""
     values = {"failures": failures, "rescues": rescues, "error": error, "usage": usage}
     await connection.execute(_FINISH, {"id": task_id, "state": state.value, **values})
     await dependencies.cancel_dependents(
@@ -281,7 +266,7 @@ async def finish(
 
 
 async def promote(connection: AsyncConnection, limit: int = 1000) -> int:
-    """Let tasks run whose time has come; returns how many."""
+    """Make delayed tasks ready whose time has come, at most `limit`; return their number."""
     rows = (await connection.execute(_PROMOTE, {"limit": limit})).mappings().all()
     notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["state"] == "pending"))
     return len(rows)

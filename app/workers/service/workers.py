@@ -116,7 +116,7 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
     Safe to repeat; false when the worker was over already.
     """
     ended = await workers.end(connection, worker_id, WorkerState.STOPPED, reason)
-    attempt = await attempts.of_worker(connection, worker_id)
+    attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
         await give_back(connection, attempt, reason)
     await permits.end_lost(connection, worker_id)
@@ -135,7 +135,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
     ended = await workers.end(connection, worker_id, state, reason)
     if ended is None:
         return False
-    attempt = await attempts.of_worker(connection, worker_id)
+    attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
         verdict = after_rescue(
             retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=f"worker lost: {reason}"

@@ -213,6 +213,6 @@ async def test_the_ledger_is_trimmed_but_never_forgets_a_live_lease(database: Da
     )
     async with database.transaction() as connection:
         assert await expiry.trim_ledger(connection) == {"trimmed": 51}
-        held = await attempts.of_worker(connection, worker)
+        held = await attempts.lock_of_worker(connection, worker)
     assert held is not None
     assert held.token == lease.token

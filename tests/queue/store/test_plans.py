@@ -99,7 +99,7 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
         ids, tokens, nothing = _ids(batch), [1] * batch, [None] * batch
         fence = [ids, tokens, _ids(batch)]
         complete = await _plans(full, completions._COMPLETE, *fence, ["{}"] * batch, [b""] * batch, nothing, nothing)
-        sign = await _plans(full, completions._SIGN, *fence, nothing, nothing, 15.0)
+        sign = await _plans(full, completions._RENEW, *fence, nothing, nothing, 15.0)
         numbers = [0.0] * batch
         beats = [_ids(batch), [False] * batch, ids, tokens, numbers, numbers, nothing, 15.0]
         beat = await _plans(full, workers._BEAT, *beats)
