@@ -12,7 +12,7 @@ from app.agents.api import agents, performance, weights
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
 from app.http import openapi, problems
-from app.http.bounds import BodyLimit, WrittenOut
+from app.http.bounds import AddressCheck, BodyLimit
 from app.http.fast_routes import FastLane, LeanRoute
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
@@ -89,7 +89,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)
-    app.add_middleware(WrittenOut, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
+    app.add_middleware(AddressCheck, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
     problems.install(app)
     openapi.install(app)
     prometheus.install(app)
@@ -102,6 +102,6 @@ def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> N
     inner = app.build_middleware_stack
 
     def stack() -> ASGIApp:
-        return BodyLimit(FastLane(inner(), lean), most=max_body_bytes)
+        return BodyLimit(FastLane(inner(), lean), max_bytes=max_body_bytes)
 
     app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

@@ -1,1 +1,1 @@
-"""What the routes of every feature share: bounds, problems, fast routes, streams, documentation."""
+"""Parts that the routes of every feature share: access control, bounds, problems, fast routes, streams, OpenAPI."""

@@ -1,5 +1,4 @@
-"""Bounds what a client can hold without a key: the memory of a head that does not end, and a connection on which no
-request gets finished."""
+"""Bounds of requests: size of head and body, and the time that an unfinished request may hold a connection."""
 
 import asyncio
 from collections import defaultdict
@@ -16,66 +15,66 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from app.http import problems
 
 # Far above what any client sends; node.js and nginx stop at 16 and 32 KiB.
-MOST_BYTES = 1 << 20
+MAX_HEAD_BYTES = 1 << 20
 # For a whole head, and for each next piece of a body; both wait a minute in node.js and nginx too.
-PATIENCE_SECONDS = 60.0
+IDLE_SECONDS = 60.0
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """The HTTP protocol of uvicorn, which counts what comes between one thing that is complete and the next."""
+    """uvicorn's HTTP protocol, with bounds on the bytes of a head and on the time that a request stays unfinished."""
 
-    patience_seconds = PATIENCE_SECONDS
+    idle_seconds = IDLE_SECONDS
     _pending = 0
     _in_head = True
     _is_whole = True
     _giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Somebody has connected, and has a while to say what for."""
+        """Begin to wait for the first request."""
         super().connection_made(transport)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is waited for any more."""
+        """Stop waiting."""
         self._wait_no_longer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass it on to the parser, and refuse what it only piles up."""
+        """Pass bytes to the parser, and refuse a head that it only accumulates."""
         self._pending += len(data)
         super().data_received(data)
-        if self._pending > MOST_BYTES:
-            self.logger.warning("the head of a request is larger than %s bytes", MOST_BYTES)
+        if self._pending > MAX_HEAD_BYTES:
+            self.logger.warning("the head of a request is larger than %s bytes", MAX_HEAD_BYTES)
             self.send_400_response("The head of the request is too large.")
         # Most requests are whole when they come; no timer is made for those.
-        awaited = self._pending > 0 or not self._is_whole
-        if not (awaited and self._in_head):
+        more_expected = self._pending > 0 or not self._is_whole
+        if not (more_expected and self._in_head):
             self._wait_no_longer()
-        if awaited and self._giving_up is None:
+        if more_expected and self._giving_up is None:
             self._wait()
 
     def on_message_begin(self) -> None:
-        """The first bytes of a request."""
+        """Note that a request has begun."""
         self._in_head, self._is_whole = True, False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is over."""
+        """Note that the head is complete."""
         self._pending, self._in_head = 0, False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body is passed on; what may follow it are trailers, which are a head again."""
+        """Note that part of the body was passed on; what may follow are trailers, which count as a head again."""
         self._pending = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of a request is here."""
+        """Note that the request is complete."""
         self._pending, self._in_head, self._is_whole = 0, True, True
         super().on_message_complete()
 
     def _wait(self) -> None:
-        self._giving_up = self.loop.call_later(self.patience_seconds, self._give_up)
+        self._giving_up = self.loop.call_later(self.idle_seconds, self._give_up)
 
     def _wait_no_longer(self) -> None:
         if self._giving_up is not None:
@@ -102,7 +101,7 @@ def _is_answered(cycle: RequestResponseCycle | None) -> bool:
     return cycle is None or cycle.response_complete
 
 
-class WrittenOut:
+class AddressCheck:
     """Answers 405 to methods that an address does not have, before the router tries it as the id of something.
 
     And 400 to an address that is not UTF-8: the server replaces what it cannot read, so that many would be one.
@@ -140,30 +139,30 @@ def _is_readable(scope: Scope) -> bool:
 class BodyLimit:
     """Answers 413 as a problem: at once when the length is announced, else as soon as too much has come."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self._most = most
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if announced.isdigit() and int(announced) > self._most:
+        content_length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if content_length.isdigit() and int(content_length) > self._max_bytes:
             await problems.from_status(413)(scope, receive, send)
             return
-        await self._app(scope, receive if announced else self._counting(receive), send)
+        await self._app(scope, receive if content_length else self._counting(receive), send)
 
     def _counting(self, receive: Receive) -> Receive:
-        come = 0
+        received = 0
 
-        async def counted() -> Message:
-            nonlocal come
+        async def count_received() -> Message:
+            nonlocal received
             message = await receive()
-            come += len(message.get("body", b""))
-            if come > self._most:
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
                 raise HTTPException(413)
             return message
 
-        return counted
+        return count_received

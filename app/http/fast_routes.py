@@ -35,7 +35,7 @@ class LeanRoute(APIRoute):
             raise TypeError(f"{self.path} does not declare what it needs")
         self._needs = scope
         self._model: type[BaseModel] = hints["call"]
-        self._wanted = frozenset(inspect.signature(self.endpoint).parameters)
+        self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
         self._from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
         self.app = self._serve
 
@@ -55,7 +55,7 @@ class LeanRoute(APIRoute):
             # Died in the middle of its body: nobody is left to answer, and nothing went wrong here.
             return
         except Exception as error:
-            response = problems.unexpected(error)
+            response = problems.from_exception(error)
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -64,10 +64,10 @@ class LeanRoute(APIRoute):
         call = self._model.model_validate_json(await request.body() or b"{}")
         if services.stopping:
             raise ShuttingDown
-        known = {"call": call, "principal": principal, "services": services, "request": request}
-        given = {name: value for name, value in known.items() if name in self._wanted}
-        given |= {name: _uuid(request, name) for name in self._from_path}
-        response: Response = await self.endpoint(**given)
+        available = {"call": call, "principal": principal, "services": services, "request": request}
+        arguments = {name: value for name, value in available.items() if name in self._parameters}
+        arguments |= {name: _uuid(request, name) for name in self._from_path}
+        response: Response = await self.endpoint(**arguments)
         return response
 
 
@@ -85,9 +85,9 @@ class FastLane:
         """ASGI."""
         if scope["type"] == "http" and scope["method"] == "POST":
             for match, serve in self._routes:
-                found = match(scope["path"])
-                if found is not None:
-                    scope["path_params"] = found.groupdict()
+                match_result = match(scope["path"])
+                if match_result is not None:
+                    scope["path_params"] = match_result.groupdict()
                     await serve(scope, receive, send)
                     return
         await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Types that several bodies share."""
+"""Types of fields that several bodies and queries share."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -18,65 +18,67 @@ from pydantic_core import CoreSchema
 from app.kernel.agents import AgentType, agent_type
 from app.kernel.lanes import Priority
 
-_NUMBERED: dict[object, str] = {1: "low", 2: "medium", 3: "high"}
+_PRIORITY_NUMBERS: dict[object, str] = {1: "low", 2: "medium", 3: "high"}
 
 
-def _named(value: object) -> object:
+def _name_of_number(value: object) -> object:
     """Parts of the wider system number priorities: 3 is high, 2 medium, 1 low."""
-    return _NUMBERED.get(value, value) if type(value) is int else value
+    return _PRIORITY_NUMBERS.get(value, value) if type(value) is int else value
 
 
 PriorityName = Literal["low", "medium", "high", "critical"]
-PriorityIn = Annotated[PriorityName, BeforeValidator(_named)]
+PriorityIn = Annotated[PriorityName, BeforeValidator(_name_of_number)]
 
 
-def _agent(value: object) -> AgentType:
+def _parse_agent(value: object) -> AgentType:
     if not isinstance(value, str):
         raise ValueError("must be the name of an agent type")
     return agent_type(value)
 
 
 AgentName = Annotated[
-    AgentType, BeforeValidator(_agent), WithJsonSchema({"type": "string", "enum": [agent.value for agent in AgentType]})
+    AgentType,
+    BeforeValidator(_parse_agent),
+    WithJsonSchema({"type": "string", "enum": [agent.value for agent in AgentType]}),
 ]
 
 
-def _storable(value: str) -> str:
+def _check_storable(value: str) -> str:
     if "\x00" in value:
         raise ValueError("must not contain the character U+0000")
     return value
 
 
-Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_storable)]
 
 
-def _addressable(value: str) -> str:
+def _check_addressable(value: str) -> str:
     if "/" in value or value in (".", ".."):
         raise ValueError("must have no / in it and be neither . nor .., because the address of a goal is /goals/{id}")
     return value
 
 
 # For what names a goal first. What only refers to one takes any word: tasks of former versions may belong to others.
-NewGoalId = Annotated[Word, AfterValidator(_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
-Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_storable)]
+NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
+Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]
 
 
-def _written_out(value: object) -> object:
+def _is_text(value: object) -> object:
     """Pydantic would also take a number, as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
         return value
     raise ValueError("must be a time like 2026-11-24T12:00:00Z")
 
 
-def _finite(value: datetime) -> datetime:
+def _check_calendar(value: datetime) -> datetime:
     """The ends of the calendar are read back from the database as infinity."""
     if not 1 < value.year < 9999:
         raise ValueError("must lie in the years from 2 to 9998")
     return value
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_finite)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_is_text), AfterValidator(_check_calendar)]
 # A bound of a time that somebody asks about: what comes before has no history, and arithmetic with it may fail.
 Bound = Annotated[Moment, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
 Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -106,13 +108,13 @@ def _take_literally(schema: Any) -> None:
             _take_literally(part)
 
 
-class Given(BaseModel):
-    """What a caller gives, in a query or a body: unknown keys are refused, so that a misspelt one is noticed."""
+class StrictModel(BaseModel):
+    """Values of a query or body: unknown keys are refused, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Body(Given):
+class Body(StrictModel):
     """A request body, where "1" and true are no numbers; in a query all is text."""
 
     @classmethod

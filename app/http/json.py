@@ -35,13 +35,13 @@ OptionalJsonObject = Annotated[
 ]
 
 
-def limit(text: str | None, most: int, what: str) -> None:
+def check_size(text: str | None, max_bytes: int, name: str) -> None:
     """Raise PayloadTooLarge when the text is longer than `most` bytes."""
-    if text is not None and len(text) * 4 > most and (size := len(text.encode())) > most:
-        raise PayloadTooLarge(f"the {what} has {size} bytes; this service accepts {most}")
+    if text is not None and len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
+        raise PayloadTooLarge(f"the {name} has {size} bytes; this service accepts {max_bytes}")
 
 
-def raw(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
+def join(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
     """A JSON object of plain fields and of values that are JSON text already."""
     head = to_json(fields).decode()
     tail = "".join(f',"{name}":{text if text is not None else "null"}' for name, text in texts.items())

@@ -1,4 +1,4 @@
-"""What the description of the API says of problems: what is answered, where the framework would describe its own."""
+"""Corrects the OpenAPI document: it describes the problems that are answered instead of the framework's own errors."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from app.http.problems import MEDIA_TYPE, PLAIN, Problem
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
-_OTHERS = {
+_OTHER_PROBLEMS = {
     "description": "Any other problem; `GET /problems` lists them all",
     "content": {MEDIA_TYPE: {"schema": _PROBLEM}},
 }
-_OF_THE_FRAMEWORK = {"$ref": "#/components/schemas/HTTPValidationError"}
+_FRAMEWORK_ERROR = {"$ref": "#/components/schemas/HTTPValidationError"}
 
 
 def install(app: FastAPI) -> None:
@@ -22,30 +22,30 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _tell_of_problems(describe())
+            _describe_problems(describe())
         return describe()
 
     app.openapi = openapi  # type: ignore[method-assign]  # the place where FastAPI asks for it
 
 
-def _tell_of_problems(schema: dict[str, Any]) -> None:
+def _describe_problems(schema: dict[str, Any]) -> None:
     types = schema["components"]["schemas"]
     for operations in schema["paths"].values():
         for operation in operations.values():
-            _correct(operation["responses"], types)
-    _forget_what_nobody_uses(schema)
+            _correct_responses(operation["responses"], types)
+    _drop_unused_schemas(schema)
 
 
-def _correct(responses: dict[str, Any], types: dict[str, Any]) -> None:
+def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None:
     for status, response in responses.items():
         if status.isdigit() and int(status) >= 400:
-            told = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
-            told = _PROBLEM if told == _OF_THE_FRAMEWORK else told
-            if _is_problem(types[told["$ref"].rpartition("/")[2]]):
-                response["content"] = {MEDIA_TYPE: {"schema": told}}
+            schema = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
+            schema = _PROBLEM if schema == _FRAMEWORK_ERROR else schema
+            if _is_problem(types[schema["$ref"].rpartition("/")[2]]):
+                response["content"] = {MEDIA_TYPE: {"schema": schema}}
     if "422" in responses:
-        responses["422"]["description"] = _with_invalid(responses["422"]["description"])
-    responses["default"] = _OTHERS
+        responses["422"]["description"] = _describe_422(responses["422"]["description"])
+    responses["default"] = _OTHER_PROBLEMS
 
 
 def _is_problem(kind: dict[str, Any]) -> bool:
@@ -53,16 +53,16 @@ def _is_problem(kind: dict[str, Any]) -> bool:
     return set(Problem.model_fields) <= set(kind["properties"])
 
 
-def _forget_what_nobody_uses(schema: dict[str, Any]) -> None:
-    """Types that stand behind a description of ours, and those of the framework's own problems."""
+def _drop_unused_schemas(schema: dict[str, Any]) -> None:
+    """Drop schemas that nothing refers to any more, as those of the framework's own errors."""
     types = schema["components"]["schemas"]
     while unused := types.keys() - set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
         for name in unused:
             del types[name]
 
 
-def _with_invalid(description: str) -> str:
-    """What our routes say of 422 themselves, and the problem that every one of them may have."""
+def _describe_422(description: str) -> str:
+    """Description of 422: the problem that every route may have, and what the route says of its own."""
     code, title = PLAIN[422]
-    said = "" if description == "Validation Error" else f" {description}"
-    return f"`{code}`: {title}.{said}"
+    own_words = "" if description == "Validation Error" else f" {description}"
+    return f"`{code}`: {title}.{own_words}"

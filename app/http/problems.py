@@ -123,7 +123,7 @@ def from_status(status: int, detail: str | None = None, headers: Mapping[str, st
     return _render(status, code, title, detail or title, headers=headers)
 
 
-def unexpected(error: Exception) -> Response:
+def from_exception(error: Exception) -> Response:
     """Logged in full; the caller learns only that it happened."""
     log.error("unexpected error", exc_info=error)
     return from_status(500)
@@ -144,11 +144,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_allowed(request))
+            headers["Allow"] = ", ".join(_allowed_methods(request))
         return from_status(error.status_code, error.detail, headers)
 
     async def any_error(_: Request, error: Exception) -> Response:
-        return unexpected(error)
+        return from_exception(error)
 
     app.add_exception_handler(ConvenerError, domain_error)
     app.add_exception_handler(RequestValidationError, validation_error)
@@ -156,7 +156,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, any_error)
 
 
-def _allowed(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     """The methods of this address; the framework knows only those of the first route that it tried."""
     routes = request.app.routes
     return [
@@ -166,7 +166,7 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def documented(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:
+def responses_for(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 HEARTBEAT_SECONDS = 15.0
 _RECONNECT_AFTER_MILLISECONDS = 2000
 # How much later than what was passed over a client may be told so: it is read again after a broken connection.
-_PLACE_SECONDS = 1.0
+_CURSOR_SECONDS = 1.0
 
 
 T = TypeVar("T")
@@ -30,39 +30,39 @@ class Message:
     kind: str
     data: str
 
-    def written(self) -> bytes:
+    def encode(self) -> bytes:
         """As it goes over the wire."""
         return format_sse_event(id=self.id, event=self.kind, data_str=self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What one look has brought: what the client wants of it, and the place behind all that was looked at."""
+class Batch:
+    """Result of one read: the messages that the client selects, and the cursor behind everything that was read."""
 
-    wanted: Sequence[Message]
-    place: str
+    messages: Sequence[Message]
+    cursor: str
 
 
 class EventStream(EventSourceResponse):
-    """An answer that goes on until its turns end.
+    """An answer that goes on until its batches end.
 
-    A turn is sent before the next is asked for, so a slow client slows down its own reading, and nothing piles up.
-    Nobody is cancelled when the client hangs up, for that could be in the middle of a query: the turns must see it.
+    A batch is sent before the next is asked for, so a slow client slows down its own reading, and nothing piles up.
+    Nobody is cancelled when the client hangs up, for that could be in the middle of a query: the batches must see it.
     """
 
-    def __init__(self, start: str, turns: AsyncGenerator[Turn, None]) -> None:
-        self._parts = (turns, _written(start, turns))
+    def __init__(self, start: str, batches: AsyncGenerator[Batch, None]) -> None:
+        self._parts = (batches, _encode(start, batches))
         # A proxy must hand on at once what it receives.
         super().__init__(self._parts[1], headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI; whatever ends it, nothing of the stream is left behind."""
-        turns, text = self._parts
-        async with aclosing(turns), aclosing(text):
+        batches, text = self._parts
+        async with aclosing(batches), aclosing(text):
             await self.stream_response(send)
 
 
-async def _written(start: str, turns: AsyncGenerator[Turn, None]) -> AsyncGenerator[bytes, None]:
+async def _encode(start: str, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[bytes, None]:
     """The bytes of a stream.
 
     A message without data is not shown to a client, but its id is remembered and sent when it connects again. So it
@@ -70,15 +70,15 @@ async def _written(start: str, turns: AsyncGenerator[Turn, None]) -> AsyncGenera
     """
     yield format_sse_event(id=start, retry=_RECONNECT_AFTER_MILLISECONDS)
     clock = asyncio.get_running_loop().time
-    told, sent_at = start, clock()
-    async for turn in turns:
+    last_id, sent_at = start, clock()
+    async for batch in batches:
         silent = clock() - sent_at
-        if turn.wanted:
-            told = turn.wanted[-1].id
-            yield b"".join(message.written() for message in turn.wanted)
-        elif turn.place != told and silent >= _PLACE_SECONDS:
-            told = turn.place
-            yield format_sse_event(id=told)
+        if batch.messages:
+            last_id = batch.messages[-1].id
+            yield b"".join(message.encode() for message in batch.messages)
+        elif batch.cursor != last_id and silent >= _CURSOR_SECONDS:
+            last_id = batch.cursor
+            yield format_sse_event(id=last_id)
         elif silent >= HEARTBEAT_SECONDS:
             yield KEEPALIVE_COMMENT
         else:
@@ -86,18 +86,18 @@ async def _written(start: str, turns: AsyncGenerator[Turn, None]) -> AsyncGenera
         sent_at = clock()
 
 
-async def until_gone(request: Request, work: Coroutine[Any, Any, T | None]) -> T | None:
-    """The outcome of `work`, or None as soon as the client hangs up: nobody would hear the answer."""
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T | None]) -> T | None:
+    """The result of `work`, or None as soon as the client disconnects: nobody would read the answer."""
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_hang_up(request))
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
-async def _hang_up(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

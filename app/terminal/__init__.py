@@ -1,1 +1,1 @@
-"""What the commands of every feature share: the client, output, options, failures."""
+"""Parts that the commands of every feature share: the client, output, options, failures."""

@@ -1,4 +1,4 @@
-"""Doing something to all that a filter selects: counted first, then confirmed, then done call by call."""
+"""Bulk commands: count what a filter selects, confirm, then change it in batches."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,77 +11,86 @@ from app.terminal import output
 from app.terminal.client import Client, Json
 from app.terminal.output import Format
 
-_MOST_A_CALL = 10_000
+_MAX_PER_CALL = 10_000
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only count them")]
 Everything = Annotated[bool, typer.Option("--all", help="really all of them, instead of a filter")]
-Most = Annotated[int | None, typer.Option("--limit", help="how many at most", min=1)]
+MaxCount = Annotated[int | None, typer.Option("--limit", help="how many at most", min=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """What is done to many things: the route, its verb before and after, and what such a thing is called."""
+    """A bulk action: its route, its verb as imperative and as participle, and the noun for one thing."""
 
     path: str
     verb: str
-    done: str
+    participle: str
     thing: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How it is done."""
+class Confirmation:
+    """Answers that the options of a command give in advance."""
 
     yes: bool
     dry_run: bool
     limit: int | None
 
 
-def chosen(everything: bool, **filters: object) -> Json:
+def selection(everything: bool, **filters: object) -> Json:
     """The filter as the service takes it. Raises BadParameter unless it says something, or --all does."""
-    given = {name: value for name, value in filters.items() if value not in (None, [])}
-    if bool(given) == everything:
+    filters_set = {name: value for name, value in filters.items() if value not in (None, [])}
+    if bool(filters_set) == everything:
         raise typer.BadParameter("say which: by ids, by at least one filter, or --all alone for really all of them")
-    return given or {"all": True}
+    return filters_set or {"all": True}
 
 
-def ids_alone(*others: object) -> None:
+def refuse_filters(*filter_values: object) -> None:
     """Raises BadParameter when anything that belongs to a filter comes with ids."""
-    if any(others):
+    if any(filter_values):
         raise typer.BadParameter("ids go alone: no filter, --all, --dry-run or --limit with them")
 
 
-def run(client: Client, deed: Action, body: Json, terms: Terms, fmt: Format) -> None:
-    """Count, ask, and do it until nothing is left of what was counted."""
-    found = client.post(deed.path, {**body, "dry_run": True})["matched"]
+def run(client: Client, action: Action, body: Json, terms: Confirmation, fmt: Format) -> None:
+    """Count, confirm, and repeat the action until nothing is left of what was counted."""
+    matched = client.post(action.path, {**body, "dry_run": True})["matched"]
     if terms.dry_run:
-        _tell(
-            {"matched": found, deed.done: 0, "dry_run": True}, f"{plural(found, deed.thing)} would be {deed.done}", fmt
+        _show_result(
+            {"matched": matched, action.participle: 0, "dry_run": True},
+            f"{plural(matched, action.thing)} would be {action.participle}",
+            fmt,
         )
         return
-    most = found if terms.limit is None else min(found, terms.limit)
-    if most and not terms.yes:
-        typer.confirm(f"{deed.verb} {plural(most, deed.thing)}?", abort=True, err=True)
-    done, others = _work(client, deed, body, most)
-    more = f", and {others:,} that waited for them" if others else ""
-    result = {"matched": found, deed.done: done, "dry_run": False}
-    _tell(result | ({"dependents": others} if others else {}), f"{deed.done} {plural(done, deed.thing)}{more}", fmt)
+    count = matched if terms.limit is None else min(matched, terms.limit)
+    if count and not terms.yes:
+        typer.confirm(f"{action.verb} {plural(count, action.thing)}?", abort=True, err=True)
+    changed_count, dependents = _run_batches(client, action, body, count)
+    suffix = f", and {dependents:,} that waited for them" if dependents else ""
+    result = {"matched": matched, action.participle: changed_count, "dry_run": False}
+    _show_result(
+        result | ({"dependents": dependents} if dependents else {}),
+        f"{action.participle} {plural(changed_count, action.thing)}{suffix}",
+        fmt,
+    )
 
 
-def _work(client: Client, deed: Action, body: Json, most: int) -> tuple[int, int]:
-    done = others = 0
-    with output.errors().status(deed.path) as seen:
-        while done < most:
-            answer = client.post(deed.path, {**body, "limit": min(_MOST_A_CALL, most - done)})
-            done, others = done + answer[deed.done], others + answer.get("dependents", 0)
-            seen.update(f"{deed.done}: {done:,} of {most:,}")
-            # Somebody else was faster with the rest.
-            if not answer[deed.done]:
+def _run_batches(client: Client, action: Action, body: Json, count: int) -> tuple[int, int]:
+    changed_count = dependents = 0
+    with output.errors().status(action.path) as progress:
+        while changed_count < count:
+            answer = client.post(action.path, {**body, "limit": min(_MAX_PER_CALL, count - changed_count)})
+            changed_count, dependents = (
+                changed_count + answer[action.participle],
+                dependents + answer.get("dependents", 0),
+            )
+            progress.update(f"{action.participle}: {changed_count:,} of {count:,}")
+            # Another caller has changed the rest meanwhile.
+            if not answer[action.participle]:
                 break
-    return done, others
+    return changed_count, dependents
 
 
-def _tell(result: Json, sentence: str, fmt: Format) -> None:
+def _show_result(result: Json, sentence: str, fmt: Format) -> None:
     if fmt is Format.JSON:
         output.write_json(result)
     else:

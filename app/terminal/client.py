@@ -73,11 +73,11 @@ class Refusal(Failure):
         code, title = str(problem.get("code", "")), str(problem.get("title", "the request failed"))
         fields = [f"{field.get('path')}: {field.get('message')}" for field in problem.get("errors") or []]
         detail = str(problem.get("detail") or "")
-        said = fields or ([detail] if detail not in ("", title) else [])
+        explanations = fields or ([detail] if detail not in ("", title) else [])
         super().__init__(
             f"{title} ({status} {code})",
             _CODES.get(status, ExitCode.REFUSED),
-            details=said,
+            details=explanations,
             hint=_HINTS.get(code, "correct the values named above" if status == 422 else None),
         )
 
@@ -107,10 +107,10 @@ class Client:
 
     def get(self, path: str, *, wait_seconds: float = 0, **parameters: Any) -> Json:
         """Read; parameters that are None are left out."""
-        given = {name: value for name, value in parameters.items() if value is not None}
+        query = {name: value for name, value in parameters.items() if value is not None}
         if wait_seconds:
-            given["wait_seconds"] = wait_seconds
-        return self._json("GET", path, params=given, timeout=_TIMEOUT_SECONDS + wait_seconds)
+            query["wait_seconds"] = wait_seconds
+        return self._json("GET", path, params=query, timeout=_TIMEOUT_SECONDS + wait_seconds)
 
     def report(self, path: str) -> Json:
         """Read how the service is, in one try: a report with 503 is an answer too, a problem is none."""
@@ -152,20 +152,20 @@ class Client:
         return answer["items"], answer["next"]
 
     def pages(
-        self, path: str, most: int | None, seen: Callable[[int], object] = lambda _: None, **parameters: Any
+        self, path: str, max_items: int | None, on_page: Callable[[int], object] = lambda _: None, **parameters: Any
     ) -> tuple[list[Json], str | None]:
-        """Up to `most` items (all when None) from as many pages as it takes, and the cursor of what follows.
+        """Up to `max_items` items (all when None) from as many pages as it takes, and the cursor of what follows.
 
-        `seen` is told after each page how many items there are.
+        `on_page` is called after each page with the number of items so far.
         """
         items: list[Json] = []
         after: str | None = parameters.pop("after", None)
-        while most is None or len(items) < most:
-            limit = PAGE if most is None else min(PAGE, most - len(items))
+        while max_items is None or len(items) < max_items:
+            limit = PAGE if max_items is None else min(PAGE, max_items - len(items))
             page = self.get(path, limit=limit, after=after, **parameters)
             items += page["items"]
             after = page["next"]
-            seen(len(items))
+            on_page(len(items))
             if after is None:
                 break
         return items, after
@@ -174,7 +174,7 @@ class Client:
         response = self._send(method, path, **request)
         answer = _object(response)
         if answer is None:
-            raise _stranger(response)
+            raise _not_convener(response)
         return answer
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -186,9 +186,9 @@ class Client:
 
     def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Wait and repeat as the service asks to, a few times."""
-        for left in reversed(range(_TRIES)):
+        for tries_left in reversed(range(_TRIES)):
             response = self._once(method, path, **request)
-            if response.status_code not in (429, 503) or not left:
+            if response.status_code not in (429, 503) or not tries_left:
                 break
             time.sleep(_retry_after(response))
         return response
@@ -207,17 +207,17 @@ def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Clie
 
 def _time_of(response: httpx.Response) -> datetime:
     """By our clock; by that of the service where the two are far apart, so that ages are right all the same."""
-    ours = datetime.now(UTC)
+    local_time = datetime.now(UTC)
     try:
-        theirs = parsedate_to_datetime(response.headers.get("date", ""))
+        service_time = parsedate_to_datetime(response.headers.get("date", ""))
     except ValueError:
-        return ours
-    return theirs if abs((theirs - ours).total_seconds()) > _CLOCKS_APART_SECONDS else ours
+        return local_time
+    return service_time if abs((service_time - local_time).total_seconds()) > _CLOCKS_APART_SECONDS else local_time
 
 
 def _refusal(response: httpx.Response) -> Failure:
     problem = _object(response)
-    return Refusal(response.status_code, problem) if problem and "code" in problem else _stranger(response)
+    return Refusal(response.status_code, problem) if problem and "code" in problem else _not_convener(response)
 
 
 def _object(response: httpx.Response) -> Json | None:
@@ -228,7 +228,7 @@ def _object(response: httpx.Response) -> Json | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _stranger(response: httpx.Response) -> Failure:
+def _not_convener(response: httpx.Response) -> Failure:
     return Failure(
         f"{response.url} answers, but not like Convener ({response.status_code})",
         ExitCode.REFUSED,

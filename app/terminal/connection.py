@@ -27,7 +27,7 @@ class Access:
 def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
     """Raises Failure when the address is none, or when no key is to be found."""
     state = settings().state_directory
-    address = _checked(url or _read(state / "url") or DEFAULT_URL)
+    address = _check_url(url or _read(state / "url") or DEFAULT_URL)
     key = os.environ.get("CONVENER_KEY", "").strip() or _kept_key(address, state, key_files)
     if key is None:
         raise Failure(
@@ -56,7 +56,7 @@ def is_loopback(url: str) -> bool:
     return httpx.URL(url).host in _LOOPBACK
 
 
-def _checked(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parts = httpx.URL(url)
         usable = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 80) < 65536

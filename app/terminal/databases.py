@@ -84,14 +84,14 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
         await database.close()
 
 
-def _failure(meaning: Exception, error: Exception) -> Failure:
+def _failure(translated: Exception, error: Exception) -> Failure:
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
-    said = str(cause).strip().splitlines() or [type(cause).__name__]
-    if isinstance(meaning, DatabaseUnavailable):
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    if isinstance(translated, DatabaseUnavailable):
         hint = "is it running, and is CONVENER_DATABASE_URL its address?"
-        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=said[:1], hint=hint)
+        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=lines[:1], hint=hint)
     hint = "`convener db status` tells whether its schema is the one that this version needs"
-    return Failure("the database refused", ExitCode.REFUSED, details=said[:1], hint=hint)
+    return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
 
 
 def bundled_url() -> str | None:
@@ -100,12 +100,12 @@ def bundled_url() -> str | None:
     from app.postgres.cluster import Cluster
     from app.postgres.errors import BinariesMissing
 
-    known = settings()
-    if known.database_url is not None:
+    configured = settings()
+    if configured.database_url is not None:
         return None
     try:
-        binaries = find_binaries(str(known.postgres_bin) if known.postgres_bin else None)
-        cluster = Cluster(directory=known.state_directory / "postgres", binaries=binaries)
+        binaries = find_binaries(str(configured.postgres_bin) if configured.postgres_bin else None)
+        cluster = Cluster(directory=configured.state_directory / "postgres", binaries=binaries)
         return cluster.url if cluster.port is not None else None
     except (BinariesMissing, OSError):
         return None
@@ -121,13 +121,13 @@ def new_server() -> Iterator[str]:
     from app.postgres.cluster import Cluster
     from app.postgres.server import Server
 
-    known = settings()
-    binaries = find_binaries(str(known.postgres_bin) if known.postgres_bin else None)
-    cluster = Cluster(directory=known.state_directory / "postgres", binaries=binaries)
+    configured = settings()
+    binaries = find_binaries(str(configured.postgres_bin) if configured.postgres_bin else None)
+    cluster = Cluster(directory=configured.state_directory / "postgres", binaries=binaries)
     with cluster.acquire():
         if not cluster.initialise():
             hint = "name another, which is to be made, as CONVENER_STATE_DIRECTORY"
-            raise Failure(f"there is a database in {known.state_directory} already", ExitCode.REFUSED, hint=hint)
+            raise Failure(f"there is a database in {configured.state_directory} already", ExitCode.REFUSED, hint=hint)
         server = Server(cluster=cluster)
         try:
             asyncio.run(server.start())

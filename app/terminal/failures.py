@@ -1,4 +1,4 @@
-"""What makes a command fail: a sentence, what to do about it, and the exit code that scripts rely on."""
+"""Failures of commands: a sentence, a hint at what to do, and the exit code that scripts rely on."""
 
 from collections.abc import Sequence
 from enum import IntEnum

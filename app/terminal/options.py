@@ -19,7 +19,7 @@ from app.terminal.output import Format
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")]
 Every = Annotated[float, typer.Option(help="seconds between two looks", min=0.1, max=3600)]
-Board = Callable[[Json], RenderableType]
+Renderer = Callable[[Json], RenderableType]
 
 
 def _agent(value: str | None) -> str | None:
@@ -49,23 +49,23 @@ def _label(values: list[str] | None) -> list[str]:
     return values or []
 
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
-def seconds(value: str) -> float:
-    """How long `90s`, `30min`, `2h` or `3d` is. Raises BadParameter."""
-    found = _AGO.fullmatch(value)
-    if found is None:
+def parse_duration(value: str) -> float:
+    """Seconds of a duration like `90s`, `30min`, `2h` or `3d`. Raises BadParameter."""
+    match = _DURATION.fullmatch(value)
+    if match is None:
         raise typer.BadParameter(f"{value} is not a time like 90s, 30min, 2h or 3d")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _moment(value: str | None) -> str | None:
     if value is None:
         return None
     try:
-        if ago := _AGO.fullmatch(value):
+        if ago := _DURATION.fullmatch(value):
             return (datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]])).isoformat()
         # What is said without a time zone is meant in that of this machine.
         return datetime.fromisoformat(value).astimezone(UTC).isoformat()
@@ -96,36 +96,38 @@ Whole = Annotated[bool, typer.Option("--all", help="all of them, however many")]
 After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier answer: go on from there")]
 
 
-def look(path: str, board: Board, url: str | None, fmt: Format, *, every: float | None) -> None:
-    """Show what the service answers at `path`; every so many seconds when `every` is given.
+def show_path(path: str, board: Renderer, url: str | None, fmt: Format, *, interval: float | None) -> None:
+    """Show what the service answers at `path`; every `interval` seconds when it is given.
 
     `board` makes the answer readable. With JSON, a watch writes one object a line.
     """
     with connect(url) as client:
-        if every is not None:
-            _watch(client, path, board, fmt, every)
+        if interval is not None:
+            _watch(client, path, board, fmt, interval)
         elif fmt is Format.JSON:
             output.write_json(client.get(path))
         else:
             output.show(board(client.get(path)))
 
 
-def _watch(client: Client, path: str, board: Board, fmt: Format, seconds: float) -> None:
+def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: float) -> None:
     console = output.results()
     if fmt is Format.TABLE and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            for seen in _looks(client, path, seconds):
-                live.update(Text(seen.message, style="red") if isinstance(seen, Failure) else board(seen), refresh=True)
-    for seen in _looks(client, path, seconds):
-        if isinstance(seen, Failure):
-            seen.show()
+            for answer in _poll(client, path, seconds):
+                live.update(
+                    Text(answer.message, style="red") if isinstance(answer, Failure) else board(answer), refresh=True
+                )
+    for answer in _poll(client, path, seconds):
+        if isinstance(answer, Failure):
+            answer.show()
         elif fmt is Format.JSON:
-            output.write_json(seen, one_line=True)
+            output.write_json(answer, one_line=True)
         else:
-            console.print(board(seen))
+            console.print(board(answer))
 
 
-def _looks(client: Client, path: str, seconds: float) -> Iterator[Json | Failure]:
+def _poll(client: Client, path: str, seconds: float) -> Iterator[Json | Failure]:
     """Look again and again; an outage is told of, and does not end it."""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""How results look: tables for people, JSON for programs. Only results go to stdout; everything else to stderr."""
+"""Output of results: tables for people, JSON for programs. Only results go to stdout, everything else to stderr."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 class Format(StrEnum):
-    """What `-o` takes."""
+    """Values of `-o`."""
 
     TABLE = "table"
     JSON = "json"
@@ -52,12 +52,12 @@ def errors() -> Console:
 def show(thing: RenderableType) -> None:
     """Print a result for people, without the blanks that fill up lines."""
     console = results()
-    with console.capture() as captured:
+    with console.capture() as capture:
         console.print(thing)
-    typer.echo("\n".join(line.rstrip(" ") for line in captured.get().splitlines()))
+    typer.echo("\n".join(line.rstrip(" ") for line in capture.get().splitlines()))
 
 
-def tell_more(*ways: str) -> None:
+def hint_at_more(*ways: str) -> None:
     """Say that a list goes on, and by which options to see the rest."""
     errors().print(f"[dim]there are more: {', '.join(ways[:-1])}, or {ways[-1]}[/]")
 
@@ -79,13 +79,13 @@ def table(
 
     `numbers` are aligned to the right; the columns `whole` hold ids.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="bold")
+    empty_table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="bold")
     for name in columns:
         # An id is 36 characters long; a shortened one could not be copied.
         width = 36 if name in whole else None
-        made.add_column(name, no_wrap=name != flexible, min_width=width, overflow="ellipsis")
-        made.columns[-1].justify = "right" if name in numbers else "left"
-    return made
+        empty_table.add_column(name, no_wrap=name != flexible, min_width=width, overflow="ellipsis")
+        empty_table.columns[-1].justify = "right" if name in numbers else "left"
+    return empty_table
 
 
 def cell(value: object) -> Text:
@@ -143,18 +143,18 @@ def examples(*lines: str) -> str:
     return "Examples:\n" + "\n".join(f"$ {line}" for line in lines)
 
 
-def line(values: Sequence[float | None], least: float = 0.0, most: float | None = None) -> str:
-    """A block for each value, from `least` to `most` (the largest of them, if not given); a blank where there is none.
+def sparkline(values: Sequence[float | None], low: float = 0.0, high: float | None = None) -> str:
+    """A block for each value, from `low` to `high` (the largest of them, if not given); a blank where there is none.
 
     Values outside are drawn at the edge.
     """
-    known = [value for value in values if value is not None]
-    top = most if most is not None else max(known, default=least)
-    return "".join(" " if value is None else _block(value, least, top) for value in values)
+    numbers = [value for value in values if value is not None]
+    top = high if high is not None else max(numbers, default=low)
+    return "".join(" " if value is None else _block(value, low, top) for value in values)
 
 
-def _block(value: float, least: float, most: float) -> str:
-    share = (value - least) / (most - least) if most > least else 0.0
+def _block(value: float, low: float, high: float) -> str:
+    share = (value - low) / (high - low) if high > low else 0.0
     return _LEVELS[round(max(0.0, min(1.0, share)) * (len(_LEVELS) - 1))]
 
 
@@ -163,7 +163,7 @@ def count(number: int) -> Text:
     return Text(f"{number:,}") if number else Text("0", style="dim")
 
 
-def cautions(warnings: Sequence[str]) -> list[Text]:
+def warning_lines(warnings: Sequence[str]) -> list[Text]:
     """A line for each warning, after an empty one."""
     lines = [Text.assemble(("Warning ", "bold yellow"), plain(warning)) for warning in warnings]
     return [Text(""), *lines] if lines else []

@@ -16,7 +16,7 @@ _GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 async def port(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Port]:
-    monkeypatch.setattr(BoundedHeads, "patience_seconds", 1.0)
+    monkeypatch.setattr(BoundedHeads, "idle_seconds", 1.0)
     async with on_a_port(database) as port:
         yield port
 
@@ -75,7 +75,7 @@ async def test_a_long_poll_is_no_half_request(port: Port) -> None:
 
 @pytest.mark.slow
 async def test_who_is_slow_but_goes_on_is_heard(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedHeads, "patience_seconds", 5.0)
+    monkeypatch.setattr(BoundedHeads, "idle_seconds", 5.0)
     body = b'{"agent_type": "ranking", "payload": {"a": "' + b"a" * 20 + b'"}}'
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     writer.write(_submit(port, len(body)))

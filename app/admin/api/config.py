@@ -25,9 +25,9 @@ from app.admin.service import config as service
 from app.admin.service.config import ChangeRequest, ChangeResult, CurrentConfig
 from app.admin.store import config as store
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
-from app.http.fields import Given, Limit, Sentence
+from app.http.fields import Limit, Sentence, StrictModel
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
@@ -37,11 +37,11 @@ router = APIRouter(prefix="/config", tags=["config"])
 _NEWEST = 2**63 - 1
 _READ = [requires(Scope.READ)]
 _WRITE = [requires(Scope.CONFIGURE)]
-_WRITING = documented(errors.PreconditionRequired, errors.VersionStale, ConfigRefused)
-_FINDING = documented(ConfigVersionNotFound)
+_WRITING = responses_for(errors.PreconditionRequired, errors.VersionStale, ConfigRefused)
+_FINDING = responses_for(ConfigVersionNotFound)
 
 
-class Trial(Given):
+class Trial(StrictModel):
     """Whether the change is only tried. Unknown names are refused: a misspelt `dry_run` must not change anything."""
 
     dry_run: bool = Field(False, description="change nothing, only show what would change")

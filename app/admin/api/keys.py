@@ -9,7 +9,7 @@ from app.admin.service import access as service
 from app.admin.store import keys as store
 from app.http.fields import Body, Limit, Moment, Word
 from app.http.guard import requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Role, Scope
 from app.kernel.errors import KeyNotFound
@@ -67,7 +67,7 @@ async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] 
 
 
 @router.delete(
-    "/{key_id}", summary="Revoke a key", status_code=204, dependencies=_ADMIN, responses=documented(KeyNotFound)
+    "/{key_id}", summary="Revoke a key", status_code=204, dependencies=_ADMIN, responses=responses_for(KeyNotFound)
 )
 async def revoke(key_id: str, connection: Writing) -> None:
     """It stops working within 5 s everywhere."""

@@ -48,7 +48,7 @@ def ls(
         table.add_row(output.cell(item["seq"]), *map(output.cell, cells))
     output.show(table)
     if following:
-        output.tell_more("--all", "--limit")
+        output.hint_at_more("--all", "--limit")
 
 
 @app.command(

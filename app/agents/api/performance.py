@@ -11,13 +11,13 @@ from app.agents.service import performance as service
 from app.agents.service.performance import RatingInput
 from app.http.fields import AgentName, Body, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import Writing
 from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
 router = APIRouter(prefix="/metrics", tags=["agents"])
-_REFUSALS = documented(TaskNotFound, TaskNotCompleted, IdempotencyMismatch)
+_REFUSALS = responses_for(TaskNotFound, TaskNotCompleted, IdempotencyMismatch)
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 _EXAMPLE: JsonDict = {
     "request_id": _ID,

@@ -27,7 +27,7 @@ from app.agents.store.weights import Version
 from app.http.etags import IfMatch, etag, expected_version
 from app.http.fields import Limit, Sentence
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/weights", tags=["agents"])
 _NEWEST = 2**63 - 1
 _READ = [requires(Scope.READ)]
 _COMMAND = [requires(Scope.WEIGH)]
-_REFUSALS = documented(errors.VersionStale, WeightsRefused)
+_REFUSALS = responses_for(errors.VersionStale, WeightsRefused)
 Reason = Annotated[Sentence, Query(description="why; it is kept")]
 
 

@@ -121,8 +121,8 @@ def _plot(item: Json, now: datetime, spans: int) -> list[Text]:
     starts = [last - step * back for back in reversed(range(width))]
     rows: list[Any] = [by_start.get(start) for start in starts]
     max_results = max((row["results"] for row in rows if row), default=0)
-    counts = output.line([row["results"] if row else None for row in rows])
-    qualities = output.line([row["quality"] if row else None for row in rows], most=1.0)
+    counts = output.sparkline([row["results"] if row else None for row in rows])
+    qualities = output.sparkline([row["quality"] if row else None for row in rows], high=1.0)
     head = f"each {item['per']} until now; results up to {max_results:,}, quality from 0 to 1"
     return [Text(head, style="dim"), Text(f"results  {counts}"), Text(f"quality  {qualities}")]
 

@@ -62,7 +62,7 @@ def override(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Send the weights there whatever the agents achieve, for a while; then the automatic ones go on."""
-    body = {"weights": _parse_shares(shares), "reason": reason, "expires_in_seconds": options.seconds(span)}
+    body = {"weights": _parse_shares(shares), "reason": reason, "expires_in_seconds": options.parse_duration(span)}
     _order("/weights/override", body, url, fmt)
 
 

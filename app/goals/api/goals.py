@@ -36,7 +36,7 @@ from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
 from app.http.fields import Body, Limit, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import Services, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
@@ -45,8 +45,8 @@ from app.queue.errors import GoalStopped
 router = APIRouter(prefix="/goals", tags=["goals"])
 GoalId = Annotated[Word, Path()]
 Number = Annotated[int, Path(ge=1, le=1000)]
-_FOUND = documented(errors.GoalNotFound)
-_LIVE = documented(errors.GoalNotFound, GoalStopped)
+_FOUND = responses_for(errors.GoalNotFound)
+_LIVE = responses_for(errors.GoalNotFound, GoalStopped)
 
 
 class GoalWeightIn(Body):
@@ -67,7 +67,7 @@ class GoalWeightOut(BaseModel):
     summary="Create a research goal",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
-    responses={200: {"model": GoalOut, "description": "it exists already"}, **documented(errors.GoalConflict)},
+    responses={200: {"model": GoalOut, "description": "it exists already"}, **responses_for(errors.GoalConflict)},
 )
 async def create(
     body: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
@@ -140,7 +140,7 @@ async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connectio
     "/{goal_id}/extend",
     summary="Change the limits of a research goal",
     dependencies=[requires(Scope.SUBMIT)],
-    responses=documented(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
+    responses=responses_for(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
 )
 async def extend(
     goal_id: GoalId, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
@@ -157,7 +157,7 @@ async def extend(
     dependencies=[requires(Scope.SUBMIT)],
     responses={
         200: {"model": IterationOut, "description": "it was reported before"},
-        **documented(errors.GoalNotFound, GoalStopped, errors.IterationConflict),
+        **responses_for(errors.GoalNotFound, GoalStopped, errors.IterationConflict),
     },
 )
 async def report(
@@ -196,7 +196,7 @@ async def iteration_page(
     "/{goal_id}/iterations/{number}/replay",
     summary="Decide again on an iteration",
     dependencies=[requires(Scope.READ)],
-    responses=documented(errors.GoalNotFound, errors.IterationNotFound),
+    responses=responses_for(errors.GoalNotFound, errors.IterationNotFound),
 )
 async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""

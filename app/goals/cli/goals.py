@@ -13,7 +13,7 @@ from app.goals.rules.stopping import StoppingRule, Unit
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import After, Limit, Reason, Whole, seconds
+from app.terminal.options import After, Limit, Reason, Whole, parse_duration
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ GoalId = Annotated[str, typer.Argument(metavar="GOAL", help="the id of the goal"
 
 
 def _seconds(value: str | None) -> float | None:
-    return None if value is None else seconds(value)
+    return None if value is None else parse_duration(value)
 
 
 def _time_option(name: str, description: str) -> Any:
@@ -72,7 +72,7 @@ def ls(
         )
     output.show(table)
     if following:
-        output.tell_more("--all", "--limit", f"--after {following}")
+        output.hint_at_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(

@@ -15,7 +15,7 @@ from app.health.store import webhooks
 from app.health.store.alerts import Alert, AlertFilter
 from app.http.fields import Body, Limit, Moment, Sentence, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.queue.rules.events import AlertKind
@@ -110,7 +110,7 @@ async def page(
     "/{alert_id}",
     summary="Read an alert",
     dependencies=[requires(Scope.READ)],
-    responses=documented(AlertNotFound),
+    responses=responses_for(AlertNotFound),
 )
 async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
@@ -126,7 +126,7 @@ async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     "/{alert_id}/acknowledge",
     summary="Acknowledge an alert",
     dependencies=[requires(Scope.OPERATE)],
-    responses=documented(AlertNotFound, AlertResolved),
+    responses=responses_for(AlertNotFound, AlertResolved),
 )
 async def acknowledge(alert_id: AlertId, body: AcknowledgeIn, connection: Writing, caller: Caller) -> AlertOut:
     """Somebody knows. It stays until its symptom is gone, and is open again should it get worse.

@@ -74,7 +74,7 @@ async def livez() -> Alive:
     summary="Can it serve?",
     dependencies=_PUBLIC,
     response_model=Alive,
-    responses=problems.documented(DatabaseUnavailable),
+    responses=problems.responses_for(DatabaseUnavailable),
 )
 async def readyz(services: ServicesDep) -> Response:
     """Ready means: the database answers, its schema is the expected one, and no shutdown has begun."""

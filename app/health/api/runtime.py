@@ -15,7 +15,7 @@ from app.health.rules.utilisation import PERCENTAGES, Measure, UtilisationPolicy
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
@@ -109,7 +109,7 @@ class RuntimeOut(BaseModel):
     "/metrics/runtime",
     summary="Read the runtime metrics",
     dependencies=[requires(Scope.READ)],
-    responses=documented(DatabaseUnavailable),
+    responses=responses_for(DatabaseUnavailable),
 )
 async def runtime(services: ServicesDep) -> RuntimeOut:
     """What waits, who works, and how fast, at most a second old.

@@ -17,7 +17,7 @@ from app.health.store import series as store
 from app.health.store.series import PointFilter, StoredPoint
 from app.http.fields import AgentName, Body, Bound, Moment, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch
@@ -35,7 +35,7 @@ _EXAMPLE: dict[str, Any] = {
         {"name": "gpu_memory_percent", "kind": "gauge", "value": 61.5, "worker": "lab-1"},
     ],
 }
-_PUSHING = documented(SamplesRefused, TooManySeries, IdempotencyMismatch)
+_PUSHING = responses_for(SamplesRefused, TooManySeries, IdempotencyMismatch)
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")]
 
 
@@ -162,7 +162,7 @@ async def names(connection: Reading) -> NamesOut:
     "/series",
     summary="Read a metric that was pushed",
     dependencies=[requires(Scope.READ)],
-    responses=documented(MetricNotFound),
+    responses=responses_for(MetricNotFound),
 )
 async def series(
     connection: Reading,

@@ -54,7 +54,7 @@ def ls(
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
     _warn_if_stale(looked_at, now)
     if following:
-        output.tell_more("--all", "--limit")
+        output.hint_at_more("--all", "--limit")
 
 
 @app.command(epilog=output.examples("convener alerts get 7", "convener alerts get 7 -o json | jq .facts"))

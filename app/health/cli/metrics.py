@@ -33,7 +33,7 @@ _AMOUNTS = {"cores": "cores", "memory_gb": "memory GB"}
 )
 def runtime(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show what waits, who works, how fast, and how busy hosts and workers are."""
-    options.look("/metrics/runtime", board, url, fmt, every=every if watch else None)
+    options.show_path("/metrics/runtime", board, url, fmt, interval=every if watch else None)
 
 
 @app.command(
@@ -169,7 +169,7 @@ def _busy(subjects: dict[str, list[Json]]) -> Table:
                     sum(part["mean"] for part in known) / len(known),
                     max(p["max"] for p in known),
                 )
-                line = output.line(means, most=100.0 if field in _PERCENT else None)
+                line = output.sparkline(means, high=100.0 if field in _PERCENT else None)
                 table.add_row(output.cell(subject), name, *(f"{figure:.4g}" for figure in figures), line)
     return table
 
@@ -198,7 +198,7 @@ def _lines(items: list[Json]) -> Table:
             sum(point[mean] for point in points) / len(points),
             max(point[high] for point in points),
         )
-        line = output.line(_thin_out(_by_minute(points, mean)))
+        line = output.sparkline(_thin_out(_by_minute(points, mean)))
         table.add_row(*map(output.cell, labels), *(f"{figure:.6g}" for figure in figures), line)
     return table
 

@@ -11,7 +11,7 @@ from app.kernel.states import FINISHED, TaskState
 from app.terminal import options, output
 from app.terminal.client import Json, Url
 from app.terminal.options import Every, Watch
-from app.terminal.output import Format, Output, cautions, count
+from app.terminal.output import Format, Output, count, warning_lines
 
 EPILOG = output.examples("convener status", "convener status --watch --every 1", "convener status -o json")
 _LIVE_STATES = [state.value for state in TaskState if state not in FINISHED]
@@ -19,7 +19,7 @@ _LIVE_STATES = [state.value for state in TaskState if state not in FINISHED]
 
 def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
-    options.look("/status", board, url, fmt, every=every if watch else None)
+    options.show_path("/status", board, url, fmt, interval=every if watch else None)
 
 
 def board(status: Json) -> RenderableType:
@@ -38,7 +38,7 @@ def board(status: Json) -> RenderableType:
         ("Alerts", _alerts(status["alerts"])),
         ("Last minute", f"{_listed(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second"),
     ]
-    return Group(table, Text(""), output.details(lines), *cautions(status["warnings"]))
+    return Group(table, Text(""), output.details(lines), *warning_lines(status["warnings"]))
 
 
 def _alerts(counts: Mapping[str, int]) -> Text | None:

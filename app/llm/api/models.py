@@ -10,7 +10,7 @@ from app.db.database import now
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
@@ -25,7 +25,7 @@ from app.llm.store.usage import Grouping, UsageSum
 
 router = APIRouter(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
-_CHANGING = documented(errors.PreconditionRequired, errors.VersionStale)
+_CHANGING = responses_for(errors.PreconditionRequired, errors.VersionStale)
 ModelName = Annotated[Word, Path(description="as callers name it; slashes and colons are part of it")]
 
 

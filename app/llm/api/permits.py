@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path, Query
 
 from app.http.fields import Limit, priority_name, priority_of
 from app.http.guard import Caller, requires
-from app.http.json import limit as limit_size
-from app.http.problems import documented
+from app.http.json import check_size as limit_size
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
@@ -48,8 +48,8 @@ _MAX_ANSWER_BYTES = 256 << 10
 _REFUSED: dict[int | str, dict[str, Any]] = {
     429: {"model": RefusalOut, "description": "`permit_refused`: There is no permit for this call now."}
 }
-_OVER = documented(PermitOver)
-_FENCED = documented(PermitNotFound, PermitOver)
+_OVER = responses_for(PermitOver)
+_FENCED = responses_for(PermitNotFound, PermitOver)
 
 
 @router.post(
@@ -129,7 +129,7 @@ async def page(
     "/cache/{key}",
     summary="Read a cached answer",
     dependencies=_CALL,
-    responses=documented(AnswerNotCached),
+    responses=responses_for(AnswerNotCached),
 )
 async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
     """The last answer that a settlement has left under this key, while it is not too old."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from app.http.fields import Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
 from app.http.json import answer
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -18,7 +18,7 @@ from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint
 
 router = APIRouter(prefix="/checkpoints", tags=["context"])
-_FOUND = documented(CheckpointNotFound)
+_FOUND = responses_for(CheckpointNotFound)
 _NEWEST = 2**63 - 1
 Id = Annotated[int, Path(ge=1, le=_NEWEST)]
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from app.http.etags import etag, is_known
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import Caller, requires
-from app.http.json import limit as limit_size
+from app.http.json import check_size as limit_size
 from app.http.json import object_text
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
@@ -23,8 +23,8 @@ from app.memory.store import context as store
 from app.memory.store.context import Name, Version, Write
 
 router = APIRouter(prefix="/context", tags=["context"])
-_WRITING = documented(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
-_FOUND = documented(ContextNotFound)
+_WRITING = responses_for(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
+_FOUND = responses_for(ContextNotFound)
 _NEWEST = 2**63 - 1
 
 

@@ -107,7 +107,7 @@ def ls(
         return
     output.show(_listing(items, now, values=values))
     if following:
-        output.tell_more("--all", "--limit", f"--after {following}")
+        output.hint_at_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.http.fields import Body, Sentence
 from app.http.guard import requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel.access import Scope
 from app.queue.api.task_filters import LetterQuery, PurgeIn, RequeueManyIn
@@ -98,7 +98,7 @@ async def purge(order: PurgeIn, database: InBatches) -> Purged:
     "/{task_id}",
     summary="Read a dead letter",
     dependencies=[requires(Scope.READ)],
-    responses=documented(DeadLetterNotFound),
+    responses=responses_for(DeadLetterNotFound),
 )
 async def read(task_id: UUID, connection: Reading) -> TaskOut:
     """Everything about it: the payload, the error, and every attempt."""
@@ -109,7 +109,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     "/{task_id}/requeue",
     summary="Requeue a dead letter",
     dependencies=[requires(Scope.SUBMIT)],
-    responses=documented(DeadLetterNotFound, TaskFinished, GoalStopped),
+    responses=responses_for(DeadLetterNotFound, TaskFinished, GoalStopped),
 )
 async def requeue(task_id: UUID, order: RequeueIn, connection: Writing) -> TaskOut:
     """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.

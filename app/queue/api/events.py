@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import admit, requires
 from app.http.services import Services, ServicesDep
-from app.http.streaming import EventStream, Message, Turn, until_gone
+from app.http.streaming import Batch, EventStream, Message, until_disconnect
 from app.kernel.access import Scope
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
 from app.queue.api.event_stream import EventFilter, Follower
@@ -98,7 +98,7 @@ async def page(
     start = await _parse_cursor(services, after)
     reading = _read_until_found(services, start, event_filter, limit, wait_seconds)
     # None: the client hung up, and nobody will see this answer.
-    result = await (until_gone(request, reading) if wait_seconds else reading)
+    result = await (until_disconnect(request, reading) if wait_seconds else reading)
     items, cursor = result or ([], start)
     return EventPage(items=[_event_out(event) for event in items], next=str(cursor))
 
@@ -136,7 +136,7 @@ async def _open_stream(
 
 async def _turns(
     request: Request, services: Services, start: Cursor, event_filter: EventFilter
-) -> AsyncGenerator[Turn, None]:
+) -> AsyncGenerator[Batch, None]:
     """Yield a turn for every page, and at least every second, until one side closes or the key expires.
 
     An outage of the database is waited out: a client that got an error would not connect again.
@@ -147,7 +147,7 @@ async def _turns(
                 page = await follower.read_page(_PAGE)
             except DatabaseUnavailable:
                 page = ()
-            yield Turn(wanted=[_message(event) for event in event_filter.select(page)], place=str(follower.cursor))
+            yield Batch(messages=[_message(event) for event in event_filter.select(page)], cursor=str(follower.cursor))
             if len(page) < _PAGE and not services.stopping:
                 await follower.wait()
 

@@ -10,10 +10,10 @@ from starlette.responses import Response
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Usage, priority_name
 from app.http.guard import Caller, requires, worker_of
-from app.http.json import answer, limit, raw
-from app.http.problems import documented
+from app.http.json import answer, check_size, join
+from app.http.problems import responses_for
 from app.http.services import PayloadLimit, Services, ServicesDep
-from app.http.streaming import until_gone
+from app.http.streaming import until_disconnect
 from app.kernel import errors
 from app.kernel.access import Principal, Scope
 from app.kernel.errors import ConvenerError
@@ -51,8 +51,8 @@ from app.queue.store.completions import Completion, Renewal
 
 router = APIRouter(tags=["leases"], route_class=LeanRoute)
 _WORKER_ONLY = [requires(Scope.LEASE)]
-_FENCE_REFUSALS = documented(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
-_WORKER_REFUSALS = documented(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
+_FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
+_WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
 
 
 @router.post(
@@ -68,7 +68,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     wait = min(call.wait_seconds, services[LeasePolicy].max_wait_seconds)
     # Without a wait the answer comes at once, so watching the connection would only cost time.
     lease = (
-        await until_gone(request, services[Broker].lease(lease_call, wait))
+        await until_disconnect(request, services[Broker].lease(lease_call, wait))
         if wait
         else await services[Broker].lease(lease_call)
     )
@@ -96,7 +96,7 @@ async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: 
 )
 async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services: ServicesDep) -> Response:
     """Report progress, which also renews the lease."""
-    limit(call.checkpoint, services[PayloadLimit].max_bytes, "checkpoint")
+    check_size(call.checkpoint, services[PayloadLimit].max_bytes, "checkpoint")
     report = call.model_dump_json(include={"percent", "message"})
     renewal = Renewal(
         task_id=TaskId(task_id),
@@ -117,7 +117,7 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 )
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
-    limit(call.result, services[PayloadLimit].max_bytes, "result")
+    check_size(call.result, services[PayloadLimit].max_bytes, "result")
     completion = Completion(
         task_id=TaskId(task_id),
         token=call.token,
@@ -131,7 +131,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     await services[LeaseService].complete(completion)
     next_lease = await _next(services, principal, call.next) if call.next else None
     fields = {"task_id": task_id, "state": TaskState.COMPLETED.value}
-    return answer(raw(fields, {"lease": _render(next_lease, services).decode() if next_lease else None}))
+    return answer(join(fields, {"lease": _render(next_lease, services).decode() if next_lease else None}))
 
 
 @router.post(
@@ -143,7 +143,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 )
 async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
     """Report that the attempt failed: the task is tried again after a delay, or given up."""
-    limit(call.error.detail, services[PayloadLimit].max_bytes, "detail")
+    check_size(call.error.detail, services[PayloadLimit].max_bytes, "detail")
     failure = Failure(
         code=call.error.code,
         message=call.error.message,
@@ -153,7 +153,7 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
     )
     async with services.database.transaction() as connection:
         ended_lease = await service.fail(connection, _fence(task_id, call.token, principal), failure)
-    return answer(raw({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
+    return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
 @router.post(
@@ -169,13 +169,13 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
         ended_lease = await service.release(
             connection, _fence(task_id, call.token, principal), call.reason, call.delay_seconds
         )
-    return answer(raw({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
+    return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
 async def _renew(services: Services, renewal: Renewal) -> Response:
     expires_at = await services[LeaseService].renew(renewal)
     identity = {"task_id": renewal.task_id, "token": renewal.token}
-    return answer(raw({**identity, "state": TaskState.EXECUTING.value, "expires_at": expires_at}, {}))
+    return answer(join({**identity, "state": TaskState.EXECUTING.value, "expires_at": expires_at}, {}))
 
 
 async def _next(services: Services, principal: Principal, call: NextIn) -> Lease | None:
@@ -226,4 +226,4 @@ def _render(lease: Lease, services: Services) -> bytes:
         "trace_context": lease.trace_context,
     }
     texts = {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint}
-    return raw(plain, texts | {"degradation": advice.text(services)})
+    return join(plain, texts | {"degradation": advice.text(services)})

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from app.http.fields import AgentName, Body, Given, Limit, Moment, PriorityIn, Sentence, Word, priority_of
+from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Sentence, StrictModel, Word, priority_of
 from app.kernel.states import TaskState
 from app.queue.store.listing import Selection
 
@@ -36,7 +36,7 @@ def pairs(labels: list[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
 
 
-class TaskQuery(Given):
+class TaskQuery(StrictModel):
     """What `GET /tasks` takes; all filters must agree. Of times, the first is included and the second is not."""
 
     goal_id: Word | None = None
@@ -70,7 +70,7 @@ class TaskQuery(Given):
         )
 
 
-class _LetterFields(Given):
+class _LetterFields(StrictModel):
     """Fields that select dead letters."""
 
     agent_type: AgentName | None = None

@@ -19,7 +19,7 @@ from app.http.fields import (
     priority_name,
     priority_of,
 )
-from app.http.json import JsonObject, limit, object_text
+from app.http.json import JsonObject, check_size, object_text
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import RetryPolicy
@@ -78,7 +78,7 @@ class TaskIn(Body):
 
     def submission(self, max_payload_bytes: int) -> Submission:
         """The submission for the service. Raises PayloadTooLarge."""
-        limit(self.payload, max_payload_bytes, "payload")
+        check_size(self.payload, max_payload_bytes, "payload")
         retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
         fields = {name: getattr(self, name) for name in ("id", "agent_type", "goal_id", "timeout_seconds", "deadline")}
         return Submission(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.http.guard import requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel import errors
@@ -42,7 +42,7 @@ from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
-_REFUSED = documented(
+_REFUSED = responses_for(
     TaskConflict,
     SubmitInFlight,
     errors.PayloadTooLarge,
@@ -133,7 +133,7 @@ async def cancel_many(cancellation: CancelManyIn, database: InBatches) -> Cancel
     "/{task_id}",
     summary="Read a task",
     dependencies=[requires(Scope.READ)],
-    responses=documented(TaskNotFound),
+    responses=responses_for(TaskNotFound),
 )
 async def read(task_id: UUID, connection: Reading) -> TaskOut:
     """Everything about it: payload, progress, result, and the attempts that failed."""
@@ -144,7 +144,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     "/{task_id}/cancel",
     summary="Cancel a task",
     dependencies=[requires(Scope.SUBMIT)],
-    responses=documented(TaskNotFound, TaskFinished),
+    responses=responses_for(TaskNotFound, TaskFinished),
 )
 async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing) -> TaskOut:
     """It ends now; a worker that runs it stops with its next heartbeat. Cancelling twice is fine."""

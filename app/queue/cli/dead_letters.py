@@ -8,7 +8,7 @@ from rich.text import Text
 
 from app.queue.cli.views import letters, portrait
 from app.terminal import bulk, output
-from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Url, connect
 from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
 from app.terminal.output import Format, Output
@@ -16,8 +16,8 @@ from app.terminal.output import Format, Output
 app = typer.Typer(help="See tasks that failed for good, requeue them, or forget them.", no_args_is_help=True)
 FailedAfter = Annotated[str | None, moment_option("--failed-after", "failed since then")]
 FailedBefore = Annotated[str | None, moment_option("--failed-before", "failed before")]
-_REQUEUE = Action(path="/dead-letters/requeue", verb="requeue", done="requeued", thing="dead letter")
-_PURGE = Action(path="/dead-letters/purge", verb="forget for good", done="purged", thing="dead letter")
+_REQUEUE = Action(path="/dead-letters/requeue", verb="requeue", participle="requeued", thing="dead letter")
+_PURGE = Action(path="/dead-letters/purge", verb="forget for good", participle="purged", thing="dead letter")
 
 
 @app.command(
@@ -48,7 +48,7 @@ def ls(
         return
     output.show(letters(items, client.now))
     if following:
-        output.tell_more("--all", "--limit", f"--after {following}")
+        output.hint_at_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(
@@ -85,7 +85,7 @@ def requeue(
     failed_before: FailedBefore = None,
     everything: Everything = False,
     reason: Reason = "requeued by an operator",
-    limit: Most = None,
+    limit: MaxCount = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
@@ -98,7 +98,7 @@ def requeue(
     """
     filters = _filters(goal, agent, code, label, failed_after, failed_before)
     if task_ids:
-        bulk.ids_alone(everything, dry_run, limit, *filters.values())
+        bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
             done = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
         if fmt is Format.JSON:
@@ -106,9 +106,9 @@ def requeue(
         else:
             output.show(Text("\n".join(f"{task['id']} is {task['state']}" for task in done)))
         return
-    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
     with connect(url) as client:
-        bulk.run(client, _REQUEUE, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+        bulk.run(client, _REQUEUE, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
 
 
 @app.command(
@@ -126,7 +126,7 @@ def purge(
     failed_before: FailedBefore = None,
     everything: Everything = False,
     reason: Reason = "purged by an operator",
-    limit: Most = None,
+    limit: MaxCount = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
@@ -134,9 +134,9 @@ def purge(
 ) -> None:
     """Forget failed tasks and their attempts for good; an event is left of each. Counts first, and asks."""
     filters = _filters(goal, agent, code, label, failed_after, failed_before)
-    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
     with connect(url) as client:
-        bulk.run(client, _PURGE, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+        bulk.run(client, _PURGE, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
 
 
 def _filters(

@@ -13,7 +13,7 @@ from app.kernel.agents import AgentType, agent_type
 from app.terminal import options, output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Every, Reason, Watch
-from app.terminal.output import Format, Output, cautions, count
+from app.terminal.output import Format, Output, count, warning_lines
 
 app = typer.Typer(
     short_help="See how the queue stands, pause and resume it.",
@@ -50,7 +50,7 @@ All = Annotated[bool, typer.Option("--all", help="all agent types")]
 )
 def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show depth, capacity, waits, throughput and service times, what is paused, and warnings."""
-    options.look("/queues", board, url, fmt, every=every if watch else None)
+    options.show_path("/queues", board, url, fmt, interval=every if watch else None)
 
 
 @app.command(
@@ -104,7 +104,7 @@ def board(queue: Json) -> RenderableType:
     now = datetime.fromisoformat(queue["at"])
     lines += [("Paused", _pause(found, now)) for found in queue["paused"]]
     tables = (_priorities(queue), Text(""), _types(queue), Text(""))
-    return Group(*tables, output.details(lines), *cautions(queue["warnings"]))
+    return Group(*tables, output.details(lines), *warning_lines(queue["warnings"]))
 
 
 def _priorities(queue: Json) -> Table:

@@ -11,7 +11,7 @@ from app.queue.cli import submit
 from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import listing, portrait
 from app.terminal import bulk, output
-from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Client, Url, connect
 from app.terminal.failures import Failure
 from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
@@ -21,7 +21,7 @@ app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
 TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
-_CANCEL = Action(path="/tasks/cancel", verb="cancel", done="cancelled", thing="task")
+_CANCEL = Action(path="/tasks/cancel", verb="cancel", participle="cancelled", thing="task")
 
 
 @app.command(
@@ -74,7 +74,7 @@ def ls(
         return
     output.show(listing(items, client.now))
     if following:
-        output.tell_more("--all", "--limit", f"--after {following}")
+        output.hint_at_more("--all", "--limit", f"--after {following}")
 
 
 @app.command(
@@ -107,7 +107,7 @@ def cancel(
     created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
     everything: Everything = False,
     reason: Reason = "cancelled by an operator",
-    limit: Most = None,
+    limit: MaxCount = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     url: Url = None,
@@ -127,13 +127,13 @@ def cancel(
         "created_before": created_before,
     }
     if task_ids:
-        bulk.ids_alone(everything, dry_run, limit, *filters.values())
+        bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
             _cancel_each(client, task_ids, reason, fmt)
         return
-    body = {"filter": bulk.chosen(everything, **filters), "reason": reason}
+    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
     with connect(url) as client:
-        bulk.run(client, _CANCEL, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+        bulk.run(client, _CANCEL, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
 
 
 def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:

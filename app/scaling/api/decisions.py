@@ -11,7 +11,7 @@ from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from app.http.fields import Limit
 from app.http.guard import requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -41,7 +41,7 @@ from app.scaling.store.decisions import Kept
 router = APIRouter(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
 _NEWEST = 2**63 - 1
-_FINDING = documented(DecisionNotFound)
+_FINDING = responses_for(DecisionNotFound)
 DecisionId = Annotated[int, Path(ge=1, le=_NEWEST)]
 
 
@@ -95,7 +95,7 @@ async def replay_many(asked: ReplayManyIn, services: ServicesDep) -> ReplayManyO
     "/what-if",
     summary="Decide under another configuration",
     dependencies=_READ,
-    responses=documented(DecisionNotFound, ConfigRefused),
+    responses=responses_for(DecisionNotFound, ConfigRefused),
 )
 async def what_if(asked: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     """What would have been decided then, had the configuration been another. Changes nothing."""

@@ -45,7 +45,7 @@ def ls(
         table.add_row(*map(output.cell, (item["id"], *told, item["target_workers"], item["need"], item["reasons"][0])))
     output.show(table)
     if following:
-        output.tell_more("--all", "--limit")
+        output.hint_at_more("--all", "--limit")
 
 
 @app.command(epilog=output.examples("convener decisions explain", "convener decisions explain 42 -o json"))

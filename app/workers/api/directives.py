@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service.config import CurrentConfig
 from app.http.fields import AgentName, Body, Sentence, Word
 from app.http.guard import Caller, requires
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
 from app.kernel.access import Scope
@@ -27,7 +27,7 @@ from app.workers.store.directives import WorkerSelector
 
 router = APIRouter(tags=["workers"])
 _OPERATOR = [requires(Scope.OPERATE)]
-_DIRECTED = documented(WorkerNotFound, WorkerGone)
+_DIRECTED = responses_for(WorkerNotFound, WorkerGone)
 
 
 _EXAMPLE: dict[str, Any] = {
@@ -176,7 +176,7 @@ class StartedOut(BaseModel):
     summary="Start workers",
     status_code=201,
     dependencies=[requires(Scope.OPERATE)],
-    responses=documented(StartRefused),
+    responses=responses_for(StartRefused),
 )
 async def start(wanted: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
     """On the hosts that start workers, the next where most room is left; within the maximum of the configuration and

@@ -13,8 +13,8 @@ from app.admin.service.config import CurrentConfig
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Body, Moment, Sentence, Word
 from app.http.guard import Caller, requires
-from app.http.json import answer, raw
-from app.http.problems import documented
+from app.http.json import answer, join
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
@@ -100,7 +100,7 @@ class BeatOut(BaseModel):
     summary="Report health",
     dependencies=[requires(Scope.LEASE)],
     response_model=BeatOut,
-    responses=documented(WorkerGone, WorkerNotFound),
+    responses=responses_for(WorkerGone, WorkerNotFound),
 )
 async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: ServicesDep) -> Response:
     """Renews the lease it names; the answer may carry directives, and a new assignment until the worker names it."""
@@ -123,7 +123,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         "assignment": _assignment(pulse, limits, call.assignment),
     }
     texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
-    return answer(raw(seen, texts))
+    return answer(join(seen, texts))
 
 
 def _assignment(pulse: HeartbeatReply, limits: LimitsConfig, known: str | None) -> dict[str, Any] | None:

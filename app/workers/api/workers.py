@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.http.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.json import object_text
-from app.http.problems import documented
+from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
@@ -119,7 +119,7 @@ class StoppedOut(BaseModel):
     summary="Register a worker",
     status_code=201,
     dependencies=[requires(Scope.REGISTER)],
-    responses=documented(WorkerGone),
+    responses=responses_for(WorkerGone),
 )
 async def register(
     registration: RegistrationIn, principal: Caller, services: ServicesDep, connection: Writing
@@ -180,7 +180,7 @@ async def page(
     "/workers/{worker_id}",
     summary="Read a worker",
     dependencies=[requires(Scope.READ)],
-    responses=documented(WorkerNotFound),
+    responses=responses_for(WorkerNotFound),
 )
 async def read(worker_id: UUID, connection: Reading) -> WorkerOut:
     """Everything about it."""

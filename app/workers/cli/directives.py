@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from app.terminal import bulk, output
-from app.terminal.bulk import Action, DryRun, Everything, Most, Terms, Yes
+from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import AgentOption, Labels, Reason
@@ -17,13 +17,13 @@ from app.terminal.output import Format, Output
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
 _WHY = "asked by an operator"
 _SUMMARIES = {
-    Action(path="/workers/drain", verb="drain", done="drained", thing="worker"): (
+    Action(path="/workers/drain", verb="drain", participle="drained", thing="worker"): (
         "Let workers finish their task and end. The pool starts others in their place."
     ),
-    Action(path="/workers/stop", verb="stop", done="stopped", thing="worker"): (
+    Action(path="/workers/stop", verb="stop", participle="stopped", thing="worker"): (
         "End workers after a grace period; an unfinished task goes back to the queue without burning an attempt."
     ),
-    Action(path="/workers/restart", verb="restart", done="restarted", thing="worker"): (
+    Action(path="/workers/restart", verb="restart", participle="restarted", thing="worker"): (
         "Stop workers, and start new processes in their places: neither a loss nor a crash."
     ),
 }
@@ -71,19 +71,19 @@ def _directive(action: Action) -> Callable[..., None]:
         label: Labels = None,
         everything: Everything = False,
         reason: Reason = _WHY,
-        limit: Most = None,
+        limit: MaxCount = None,
         dry_run: DryRun = False,
         yes: Yes = False,
         url: Url = None,
         fmt: Output = Format.TABLE,
     ) -> None:
         if workers:
-            bulk.ids_alone(everything, dry_run, limit, agent, label)
+            bulk.refuse_filters(everything, dry_run, limit, agent, label)
             _tell_each(action.verb, workers, reason, url, fmt)
             return
-        body = {"filter": bulk.chosen(everything, agent_type=agent, label=label), "reason": reason}
+        body = {"filter": bulk.selection(everything, agent_type=agent, label=label), "reason": reason}
         with connect(url) as client:
-            bulk.run(client, action, body, Terms(yes=yes, dry_run=dry_run, limit=limit), fmt)
+            bulk.run(client, action, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
 
     return command
 

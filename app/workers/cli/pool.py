@@ -10,7 +10,7 @@ from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Limit
-from app.terminal.output import Format, Output, cautions
+from app.terminal.output import Format, Output, warning_lines
 
 REPLACEMENTS_EPILOG = output.examples(
     "convener workers replacements", "convener workers replacements --limit 5 -o json"
@@ -93,7 +93,7 @@ def board(fleet: Json, now: datetime) -> RenderableType:
         return output.details(lines)
     places = plural(len(fleet["resting"]), "place rests", "places rest")
     why = f"{places} because workers there died soon after starting"
-    return Group(output.details(lines), *cautions([f"reduced capacity: {why}"]), Text(""), _resting(fleet, now))
+    return Group(output.details(lines), *warning_lines([f"reduced capacity: {why}"]), Text(""), _resting(fleet, now))
 
 
 def _resting(fleet: Json, now: datetime) -> Table:

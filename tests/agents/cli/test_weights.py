@@ -88,7 +88,7 @@ async def test_agents_for_people_and_programs(convener: CommandLine, database: D
 
 
 def test_a_line_of_numbers() -> None:
-    assert output.line([0, None, 0.5, 1, 2], most=1.0) == "▁ ▅██"
-    assert output.line([1, 2, 4]) == "▃▅█"
-    assert output.line([]) == ""
-    assert output.line([0, 0]) == "▁▁"
+    assert output.sparkline([0, None, 0.5, 1, 2], high=1.0) == "▁ ▅██"
+    assert output.sparkline([1, 2, 4]) == "▃▅█"
+    assert output.sparkline([]) == ""
+    assert output.sparkline([0, 0]) == "▁▁"
