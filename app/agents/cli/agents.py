@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _STEPS = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}
-# The moment from which the service counts spans.
+# The service counts spans from this moment.
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
 
 

@@ -80,6 +80,7 @@ def summarize(recent: RecentResults, now: datetime, policy: WeightPolicy) -> dic
     """Summary for each agent with results, comparable with each other."""
     common = _common_quality(recent.values())
     evidence = {agent: _evidence(results, common, policy) for agent, results in recent.items() if results}
+    # Evidence decays while an agent is idle too, until too little is left to judge it by.
     idle_seconds = {agent: max(0.0, (now - recent[agent][-1].at).total_seconds()) for agent in evidence}
     counts = [decayed_results(evidence[agent], idle_seconds[agent], policy) for agent in evidence]
     # An agent with hardly any results is left out here, or it would make all others uncertain too.

@@ -135,6 +135,7 @@ def override(state: SteeringState, new_override: Override, policy: WeightPolicy)
 
 def release(state: SteeringState) -> SteeringState:
     """End the override and head back: to the earned weights, or to the command that it interrupted."""
+    # Returning, not earning: the way back needs no new results, as the override was not earned by any.
     heading = Heading.ORDERED if state.heading is Heading.ORDERED else Heading.RETURNING
     return replace(state, override=None, heading=heading) if state.override else state
 
@@ -200,6 +201,7 @@ def _order_reason(state: SteeringState) -> str | None:
 
 
 def _has_arrived(state: SteeringState, snapshot: SteeringSnapshot, policy: WeightPolicy) -> bool:
+    # An override holds the weights where it has brought them, until it ends.
     if state.override is not None or state.heading is Heading.EARNING:
         return False
     return _distance(state.current, current_target(state, snapshot.scores, policy)) <= _EPSILON

@@ -21,15 +21,17 @@ _EARNED, _ORDERED = "the agents have earned", "was ordered"
 class WeightPolicy:
     """Shares of 1, counts of results, and seconds."""
 
-    # An agent without leases would bring no results, and so never earn its way back.
+    # Exploration: an agent without leases would bring no results, and so never earn its way back.
     floor: float = WEIGHT_FLOOR
     largest_step: float = 0.5
     least_results: int = 10
     least_seconds: float = 60.0
     # 1.413, by the specification's example 2: effectiveness 0.95 among others at 0.5 takes a weight of 0.15 to 0.25.
     eta: float = math.log((0.25 / 0.75) / (0.15 / 0.85)) / 0.45
+    # Effectiveness within this is equal, and between equals speed counts for at most this share of the deviation.
     tie_tolerance: float = 0.01
     tie_bonus: float = 0.1
+    # Agents change, so the past counts less: by the day where results are few, by the result where they are many.
     daily_decay: float = 0.9
     half_life_results: float = 50.0
     # Standard deviations: one-sided 95 %.

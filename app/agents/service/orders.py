@@ -82,6 +82,7 @@ async def _carry_out(
         if ordered_state == state:
             return last
         step = rules.advance(ordered_state, snapshot, policy)
+        # Named by the order even if a new configuration came in the same turn: the order is the later word.
         step = replace(step, cause=cause, reason=order.reason or step.reason)
         version = await weights.write(connection, last, weights.new_version(step, snapshot, policy, order.by))
         if version is not None:

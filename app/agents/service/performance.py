@@ -18,6 +18,7 @@ from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
+# One turn stays short, and a backlog is worked off over several.
 _MAX_BATCHES = 5
 
 
@@ -56,6 +57,7 @@ async def _store(
     new_results: RecentResults,
     new_ratings: Sequence[StoredRating],
 ) -> None:
+    # Without a lock: the duty's turn keeps other folds away between this read and the writes.
     recent = (await performance.read_results(connection)).recent
     updated_results = {
         agent: rules.append_results(recent.get(agent, []), new_results.get(agent, [])) for agent in counts

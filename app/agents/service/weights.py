@@ -61,6 +61,7 @@ async def in_force(connection: AsyncConnection, config: Effective) -> WeightsInF
     last = await store.last(connection)
     if last is None:
         return WeightsInForce(weights=config.weights, reasons={}, version=0, step=step)
+    # An order between two steps adjusts nothing, so the reasons are those of the last step.
     adjustments = last.adjustments or await store.adjustments(connection)
     reasons = {agent: adjustment.reason for agent, adjustment in adjustments.items()}
     return WeightsInForce(weights=last.state.current, reasons=reasons, version=last.version, step=step)
@@ -79,6 +80,7 @@ async def tick(connection: AsyncConnection) -> dict[str, Any]:
     step = rules.advance(state, snapshot, policy)
     if last is not None and step.state == state:
         return {"kept": step.reason}
+    # The first turn writes the configured weights, so that the history begins with them.
     if last is None and not step.adjustments:
         step = replace(step, cause=Cause.CONFIG, reason="as configured")
     version = await write(connection, last, new_version(step, snapshot, policy))
@@ -130,6 +132,7 @@ async def follow_weights(
         if not _TOPICS.isdisjoint(topics):
             change_event.set()
 
+    # Before the first read, so that no change falls between the two.
     database.announcer.subscribe(note_change)
     try:
         while True:

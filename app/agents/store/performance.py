@@ -56,7 +56,8 @@ _HAS_WORK = (
     "EXISTS (SELECT FROM ahead) OR EXISTS (SELECT FROM judgements WHERE transaction >= (SELECT since FROM mark))"
 )
 
-# Sums for all events of the batch, but only the last results of each agent are returned: older ones are not kept.
+# Sums for all events of the batch, but only the last results of each agent are returned: older ones are not kept. An
+# event other than a completion has a quality, which is 0, only where the agent itself was at fault.
 _FOLD = text(f"""
 WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT transaction, seq, at, agent_type, task_id, kind = 'task.completed' AS is_success,
@@ -93,6 +94,7 @@ SET counted = known.counted + excluded.counted, recent = excluded.recent, gain =
 
 _QUALITY_GAINS = text("SELECT agent_type, gain FROM agent_results WHERE gain IS NOT NULL")
 
+# The command line counts spans from the same origin.
 _SPANS = text("""
 SELECT date_bin(CAST(:step AS interval), minute, timestamptz '2000-01-01 00:00:00+00') AS start, agent_type,
        sum(results)::bigint AS results, sum(successes)::bigint AS successes, sum(judged)::bigint AS rated_results,

@@ -40,8 +40,10 @@ FROM unnest(CAST(:agents AS text[]), CAST(:tasks AS uuid[]), CAST(:qualities AS 
 ON CONFLICT (request_id, place) DO NOTHING RETURNING id
 """)
 
+# Every row of a request bears the digest of its whole body.
 _HASH = text("SELECT request_hash FROM judgements WHERE request_id = :request_id LIMIT 1")
 
+# Completed tasks lie in the history; the others are read to tell a task that is not completed from one that is unknown.
 _TASK_STATES = text("""
 SELECT id, agent_type, state FROM task_history WHERE id = ANY (:ids)
 UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids)

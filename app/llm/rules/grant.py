@@ -67,6 +67,7 @@ def plan_permits(
             capacity.take(request)
             clock.reserve(request)
     # Then the waits: those who are left queue up behind each other, the absent too, so each is told a time of its own.
+    # Capacity only shrinks during a decision, so whoever was refused above is refused again, and answered.
     unanswered_ids -= answers.keys()
     for place in _in_queue_order(waiting, unanswered_ids, snapshot, policy, clock):
         request, refusal = place.request, capacity.enqueue(place.request)
@@ -132,6 +133,7 @@ class _VirtualClock:
     def grant(self, request: PermitRequest) -> None:
         """Count a permit that is granted."""
         self.reserve(request)
+        # Virtual time is the start tag of the last permit granted, as in start-time fair queueing.
         self._virtual = max(self._virtual, self._granted_finish[request.agent_type])
         self._granted_finish[request.agent_type] += self._cost(request)
 
@@ -149,6 +151,7 @@ class _QueueEntry(NamedTuple):
 
     urgency: int
     since: datetime
+    # Unique, so that reservations themselves are never compared.
     number: int
     reservation: Reservation
 
@@ -204,7 +207,7 @@ class _Capacity:
         }
         self._states = {name: model.breaker.state(snapshot.now) for name, model in models}
         self._meters = {name: meters(model, snapshot.now) for name, model in models}
-        # These are written down: charged for granted permits only.
+        # These are stored: charged for granted permits only, as held and waiting requests have cost nothing yet.
         self.charged_meters = {name: dict(by_dimension) for name, by_dimension in self._meters.items()}
 
     def refusal(self, request: PermitRequest) -> Refusal | None:

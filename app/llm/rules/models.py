@@ -76,4 +76,5 @@ def call_cost(limits: ModelLimits, prompt_tokens: int | None, completion_tokens:
 
 def is_usable(model: Model, now: datetime) -> bool:
     """Whether neither an open breaker nor a cool-down rules this model out now."""
+    # Half-open counts as usable: somebody has to be the probe.
     return model.breaker.state(now) is not BreakerState.OPEN and not model.concurrency.cooldown_seconds(now)

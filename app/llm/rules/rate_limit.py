@@ -47,4 +47,5 @@ def charge(meter: Meter, cost: int, now: datetime) -> Meter:
 
 def correct(meter: Meter, difference: int) -> Meter:
     """The meter after a call cost `difference` units more than it was charged; negative: less."""
+    # A refund may move `tat` behind now, where the other rules ignore it: it never allows more than the burst.
     return replace(meter, tat=meter.tat + meter.duration(difference))

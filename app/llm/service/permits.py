@@ -37,6 +37,7 @@ class PermitService:
         self._concurrency_policy = concurrency_policy or ConcurrencyPolicy()
         self._database = database
         self._fairness = fairness
+        # Keyed by request: a repetition goes into a later batch, where it sees the permit of the first attempt.
         self._acquire_batches: Coalescer[AcquireRequest, AcquireResult] = Coalescer(
             self._acquire, lambda request: request.permit_request.id
         )
@@ -96,6 +97,7 @@ async def release(connection: AsyncConnection, permit_id: UUID, token: str) -> N
     permit = (await permits.lock(connection, names)).get(permit_id)
     if permit is None:
         raise PermitNotFound
+    # Released before, and the answer was lost: nothing is refunded twice.
     if permit.token == token and permit.ending is Ending.RELEASED:
         return
     if (error := permit_error(permit, token)) is not None:

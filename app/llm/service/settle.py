@@ -98,6 +98,7 @@ class _SettlementBatch:
             return PermitNotFound()
         if (error := token_error(permit, settlement.token)) is not None:
             return error
+        # The call was made even where its permit ended first, and the service has charged for it: so it counts, late.
         late = permit.ending in (Ending.EXPIRED, Ending.LOST)
         if permit.digest == settlement.digest:
             return self._result(permit, late=late)
@@ -110,7 +111,9 @@ class _SettlementBatch:
         ending = permit.ending if late and permit.ending else Ending.SETTLED
         self._endings.append((permit.id, ending, settlement.digest))
         if settlement.answer is not None and settlement.report.outcome is Outcome.SUCCESS:
+            # Of two answers under one key the later stays; `write` takes their locks in the order of keys.
             self._answers[settlement.answer.key] = (permit.request.model, settlement.answer)
+        # A late one was not counted as live any more.
         self._in_use[permit.request.model] -= not late
         return self._result(permit, late=late)
 

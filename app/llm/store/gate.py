@@ -38,6 +38,8 @@ class GateState:
 
 DEFAULT_LIMIT = {"default_limit": LimitsConfig().max_concurrent_llm_calls}
 
+# Live permits are counted from their rows, not kept in a counter: they end by the clock and with their workers as well,
+# and a counter would drift. So nobody may grant between a count and the insert that follows it.
 _LOCK = text("SELECT turns FROM llm_gate FOR UPDATE")
 
 _CREATE = text("INSERT INTO llm_gate (turns) VALUES ('{}') ON CONFLICT DO NOTHING")
@@ -93,6 +95,7 @@ _PRUNE = text("DELETE FROM llm_claims WHERE lapses < now()")
 async def lock(connection: AsyncConnection) -> VirtualTimes:
     """Keep others from granting permits until the transaction ends; return the virtual times."""
     times = (await connection.execute(_LOCK)).scalar_one_or_none()
+    # The first caller of all creates the row; a rival that does so too waits in the insert, and then for the lock.
     if times is None:
         await connection.execute(_CREATE)
         times = (await connection.execute(_LOCK)).scalar_one()
@@ -122,6 +125,7 @@ async def replace_reservations(
     connection: AsyncConnection, resumed_ids: Sequence[RequestId], new: Sequence[Reservation]
 ) -> None:
     """Delete the resumed reservations and write the new ones, with the gate locked."""
+    # A request that is refused again keeps its row, which the insert updates.
     new_ids = {reservation.request.id for reservation in new}
     if deleted_ids := [request_id for request_id in resumed_ids if request_id not in new_ids]:
         await connection.execute(_DELETE_RESERVATIONS, request_id_columns(deleted_ids))

@@ -33,8 +33,10 @@ _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
 _SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until"
 _COLUMNS = f"model, version, {_LIMITS}, {_SERVICE}, requests_tat, tokens_tat"
 
+# PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
 _LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
 
+# In the order of names too: an insert waits for a rival that inserts the same name, as for a lock.
 _ENSURE = text("""
 INSERT INTO llm_models (model, concurrency)
 SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS wanted (name) ORDER BY name ON CONFLICT DO NOTHING
@@ -73,6 +75,7 @@ UPDATE llm_models SET version = version + 1,
 WHERE model = :model
 """)
 
+# Callers make up names of models, so those that hold no settings of people must not pile up.
 _PRUNE = text("""
 DELETE FROM llm_models WHERE model IN (
     SELECT model FROM llm_models m WHERE version = 0 AND used_at < now() - interval '1 day'

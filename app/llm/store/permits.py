@@ -76,6 +76,7 @@ _LOCK = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uu
 
 _MODEL_NAMES = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
 
+# By `clock_timestamp()`: `now()` is when the transaction began, and it may have waited for the row since.
 _RENEW = text("""
 UPDATE llm_permits SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
 WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp() RETURNING expires_at

@@ -22,6 +22,8 @@ from app.db.columns import metadata, moment, one_of
 from app.kernel.agents import AgentType
 from app.llm.rules.permits import Ending
 
+# Rows that are updated with every call. Half-empty pages let an update stay on its page, without touching an index, and
+# vacuum runs by the number of dead rows, whatever the size of the table.
 _BUSY = {"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "500"}
 
 # One row, locked by whoever grants permits, so that no two transactions count the live permits of all models at once.

@@ -105,6 +105,7 @@ ON CONFLICT (minute, model, agent_type, goal_id, outcome) DO UPDATE SET
     )
 """)
 
+# Percentiles of parts cannot be combined, so histograms are added bucket by bucket.
 _SUMS = """
 WITH parts AS MATERIALIZED (
     SELECT {key} AS name, * FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute'
