@@ -18,7 +18,16 @@ from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
 from app.kernel.shares import raise_to_floor
 from app.memory.store import invariants
-from tests.support.weighing import as_in_example_2, configure, fold, in_force, minute_passes, override_ends, tick, told
+from tests.support.agent_results import (
+    add_results,
+    configure,
+    configure_example_2,
+    end_override,
+    fold,
+    in_force,
+    let_minute_pass,
+    tick,
+)
 
 _ROUNDS = 40
 
@@ -47,12 +56,12 @@ async def _deed(database: Database, draw: random.Random) -> None:
 async def _between(database: Database, draw: random.Random) -> None:
     """Time passes, and agents achieve something."""
     if draw.random() < 0.3:
-        await told(database, draw.choice(list(AgentType)), draw.random(), 12)
+        await add_results(database, draw.choice(list(AgentType)), draw.random(), 12)
         await fold(database)
     if draw.random() < 0.2:
-        await override_ends(database)
+        await end_override(database)
     if draw.random() < 0.6:
-        await minute_passes(database)
+        await let_minute_pass(database)
 
 
 @pytest.fixture
@@ -66,7 +75,7 @@ async def replica(database: Database) -> AsyncIterator[Database]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_storm_of_orders_breaks_the_weights(database: Database, replica: Database, seed: int) -> None:
     draw = random.Random(seed)
-    await as_in_example_2(database)
+    await configure_example_2(database)
     await tick(database)
     for _ in range(_ROUNDS):
         before = await in_force(database)

@@ -31,7 +31,7 @@ def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **reported: A
     return Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
 
 
-async def set_most(database: Database, calls: int, *, service_bears: float = 100) -> None:
+async def allow_calls(database: Database, calls: int, *, service_bears: float = 100) -> None:
     """Let the configuration allow so many calls, and let the service of model m bear so many."""
     await execute(
         database,

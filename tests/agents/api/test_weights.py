@@ -7,16 +7,23 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support.agent_results import (
+    add_example_2_results,
+    configure,
+    configure_example_2,
+    fold,
+    let_minute_pass,
+    tick,
+)
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker
-from tests.support.weighing import as_in_example_2, configure, example_2, fold, minute_passes, tick
 
 _HALF = {"weights": {"reflection_agent": 0.5}, "reason": "reviews lag behind"}
 
 
 @pytest.fixture(autouse=True)
 async def _configured(service: Service, database: Database) -> None:
-    await as_in_example_2(database)
+    await configure_example_2(database)
 
 
 async def put(
@@ -38,7 +45,7 @@ async def test_before_anything_has_moved_them(service: Service) -> None:
 
 async def test_example_2_from_the_results_to_the_reasons(service: Service, database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     found = await service.get("/weights")
     assert found["cause"] == "tick"
@@ -83,7 +90,7 @@ async def test_commands_and_overrides_of_supervisors_and_operators(service: Serv
     # It makes no step within the minute, and so the last step's reasons still hold.
     assert found["agent_weight_adjustments"]["reflection_agent"]["new_weight"] == pytest.approx(0.225)
     assert (await service.get("/weights/history"))["items"][0]["agent_weight_adjustments"] == {}
-    await minute_passes(database)
+    await let_minute_pass(database)
     ended = await service.ask("DELETE", "/weights/override", params={"reason": "all is done"}, key=Role.OPERATOR)
     assert (ended.status_code, ended.json()["override"], ended.json()["heading"]) == (200, None, "ordered")
     assert (ended.headers["ETag"], ended.json()["reason"]) == ('"3"', "all is done")

@@ -7,9 +7,9 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.terminal import output
+from tests.support.agent_results import add_results, fold, let_minute_pass, tick
 from tests.support.command_line import CommandLine, Service
 from tests.support.sql import execute
-from tests.support.weighing import fold, minute_passes, tick, told
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ async def test_weights_for_people_and_programs(convener: CommandLine, database: 
     assert "ordered; target 0.3, at most 50% in one step" in line
     found = (await convener("weights", "get", "-o", "json")).json
     assert found["weights"]["reflection_agent"] == pytest.approx(0.225)
-    await minute_passes(database)
+    await let_minute_pass(database)
     during = await convener("weights", "override", "ranking=0.5", "--for", "30min", "-o", "json")
     assert during.json["override"]["weights"]["ranking_agent"] == pytest.approx(0.5)
     assert "Override" in (await convener("weights", "get")).out
@@ -69,7 +69,7 @@ async def test_agents_for_people_and_programs(convener: CommandLine, database: D
     await fold(database)
     for table in ("agent_results", "agent_minutes"):
         await execute(database, f"DELETE FROM {table}")
-    await told(database, AgentType.PROXIMITY, 0.75, 30, seconds=2.0)
+    await add_results(database, AgentType.PROXIMITY, 0.75, 30, seconds=2.0)
     await fold(database)
     listed = await convener("agents", "ls", COLUMNS="120")
     (line,) = [line for line in listed.out.splitlines() if line.startswith("proximity")]

@@ -36,14 +36,14 @@ def failures(count: int) -> list[Result]:
     return [Result(at=NOW, task_id=uuid4(), seconds=1.0, is_success=False) for _ in range(count)]
 
 
-def effect(found: dict[AgentType, PerformanceSummary], agent: AgentType) -> float:
+def effectiveness_of(found: dict[AgentType, PerformanceSummary], agent: AgentType) -> float:
     """Its effectiveness, which must be known."""
     known = found[agent].effectiveness
     assert known is not None
     return known
 
 
-def achieved(**recent: list[Result]) -> dict[AgentType, PerformanceSummary]:
+def summaries(**recent: list[Result]) -> dict[AgentType, PerformanceSummary]:
     return summarize({AgentType[name.upper()]: found for name, found in recent.items()}, NOW, POLICY)
 
 
@@ -51,7 +51,7 @@ def test_results_that_are_all_judged_count_as_they_were_judged() -> None:
     evidence = Evidence()
     for _ in range(30):
         evidence = add_result(evidence, 0.8, 1.0, POLICY)
-    found = achieved(ranking=results(30, 0.8))[RANKING]
+    found = summaries(ranking=results(30, 0.8))[RANKING]
     assert found.evidence.results == pytest.approx(evidence.results)
     assert found.effectiveness == pytest.approx(effectiveness(evidence, 0.0, POLICY))
     assert (found.results, found.successes, found.rated_results) == (30, 30, 30)
@@ -59,28 +59,28 @@ def test_results_that_are_all_judged_count_as_they_were_judged() -> None:
 
 
 def test_a_failure_counts_as_nothing_at_all() -> None:
-    sound, shaky = achieved(ranking=results(20, 0.8)), achieved(ranking=failures(10) + results(20, 0.8))
-    assert effect(shaky, RANKING) < effect(sound, RANKING)
+    sound, shaky = summaries(ranking=results(20, 0.8)), summaries(ranking=failures(10) + results(20, 0.8))
+    assert effectiveness_of(shaky, RANKING) < effectiveness_of(sound, RANKING)
     assert shaky[RANKING].quality == pytest.approx(0.8)
     assert shaky[RANKING].successes == 20
 
 
 def test_while_nothing_is_judged_agents_differ_by_their_failures_alone() -> None:
-    found = achieved(ranking=results(30), evolution=results(30), generation=results(20) + failures(10))
-    assert effect(found, RANKING) == effect(found, EVOLUTION)
-    assert effect(found, AgentType.GENERATION) < effect(found, RANKING)
+    found = summaries(ranking=results(30), evolution=results(30), generation=results(20) + failures(10))
+    assert effectiveness_of(found, RANKING) == effectiveness_of(found, EVOLUTION)
+    assert effectiveness_of(found, AgentType.GENERATION) < effectiveness_of(found, RANKING)
     assert found[RANKING].quality is None
 
 
 def test_an_agent_that_nobody_judges_is_presumed_to_be_like_the_others() -> None:
-    found = achieved(ranking=results(40, 0.6), evolution=results(40))
+    found = summaries(ranking=results(40, 0.6), evolution=results(40))
     assert found[EVOLUTION].effectiveness == pytest.approx(found[RANKING].effectiveness)
 
 
 def test_few_judgements_say_little_of_all_the_other_results() -> None:
-    few = effect(achieved(ranking=results(60) + results(2, 1.0), evolution=results(60, 0.5)), RANKING)
-    many = effect(achieved(ranking=results(30) + results(30, 1.0), evolution=results(60, 0.5)), RANKING)
-    like_others = effect(achieved(evolution=results(60, 0.5)), EVOLUTION)
+    few = effectiveness_of(summaries(ranking=results(60) + results(2, 1.0), evolution=results(60, 0.5)), RANKING)
+    many = effectiveness_of(summaries(ranking=results(30) + results(30, 1.0), evolution=results(60, 0.5)), RANKING)
+    like_others = effectiveness_of(summaries(evolution=results(60, 0.5)), EVOLUTION)
     assert like_others < few < like_others + 0.15 < many
 
 
@@ -108,29 +108,31 @@ def test_only_the_last_results_are_remembered_and_the_rest_would_count_for_nothi
 
 
 def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
-    slow, fast = achieved(ranking=results(20, 0.5, seconds=30.0)), achieved(ranking=results(20, 0.5, seconds=10.0))
+    slow, fast = summaries(ranking=results(20, 0.5, seconds=30.0)), summaries(ranking=results(20, 0.5, seconds=10.0))
     assert slow[RANKING].effectiveness == fast[RANKING].effectiveness
     assert fast[RANKING].score.tasks_per_second == pytest.approx(0.1)
 
 
 def test_more_results_of_the_same_quality_make_nobody_better() -> None:
     """Who is three times faster has three times the results."""
-    found = achieved(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
-    assert effect(found, RANKING) == pytest.approx(effect(found, EVOLUTION))
-    assert effect(found, RANKING) == pytest.approx(effect(found, AgentType.GENERATION))
-    alone = achieved(ranking=results(60, 0.6))
-    assert effect(found, RANKING) < effect(alone, RANKING)
+    found = summaries(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
+    assert effectiveness_of(found, RANKING) == pytest.approx(effectiveness_of(found, EVOLUTION))
+    assert effectiveness_of(found, RANKING) == pytest.approx(effectiveness_of(found, AgentType.GENERATION))
+    alone = summaries(ranking=results(60, 0.6))
+    assert effectiveness_of(found, RANKING) < effectiveness_of(alone, RANKING)
 
 
 def test_an_agent_that_is_hardly_known_makes_nobody_less_sure() -> None:
-    found = achieved(ranking=results(60, 0.6), evolution=results(5, 0.6))
+    found = summaries(ranking=results(60, 0.6), evolution=results(5, 0.6))
     assert found[EVOLUTION].effectiveness is None
-    assert effect(found, RANKING) == pytest.approx(effect(achieved(ranking=results(60, 0.6)), RANKING))
+    assert effectiveness_of(found, RANKING) == pytest.approx(
+        effectiveness_of(summaries(ranking=results(60, 0.6)), RANKING)
+    )
 
 
 def test_agents_without_results_are_not_known() -> None:
-    assert achieved(ranking=[]) == {}
-    assert achieved(ranking=results(9, 1.0))[RANKING].effectiveness is None
+    assert summaries(ranking=[]) == {}
+    assert summaries(ranking=results(9, 1.0))[RANKING].effectiveness is None
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> 
     assert raise_to_floor(dict.fromkeys(ALL, 0.0), POLICY.floor) == pytest.approx(dict.fromkeys(ALL, 1 / 6))
 
 
-def _after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:
+def evidence_after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:
     evidence = Evidence()
     for quality in qualities:
         evidence = add_result(evidence, quality, seconds_apart, POLICY)
@@ -139,13 +139,16 @@ def _after(qualities: list[float], seconds_apart: float = 60.0) -> Evidence:
 
 
 def test_too_few_results_say_nothing() -> None:
-    assert effectiveness(_after([1.0] * 9), 0.0, POLICY) is None
-    assert effectiveness(_after([1.0] * 10), 0.0, POLICY) is not None
+    assert effectiveness(evidence_after([1.0] * 9), 0.0, POLICY) is None
+    assert effectiveness(evidence_after([1.0] * 10), 0.0, POLICY) is not None
     assert effectiveness(Evidence(), 0.0, POLICY) is None
 
 
 def test_effectiveness_is_a_lower_bound_that_more_results_raise() -> None:
-    few, many = effectiveness(_after([0.8] * 12), 0.0, POLICY), effectiveness(_after([0.8] * 200), 0.0, POLICY)
+    few, many = (
+        effectiveness(evidence_after([0.8] * 12), 0.0, POLICY),
+        effectiveness(evidence_after([0.8] * 200), 0.0, POLICY),
+    )
     assert few is not None
     assert many is not None
     assert few < many < 0.8
@@ -153,9 +156,9 @@ def test_effectiveness_is_a_lower_bound_that_more_results_raise() -> None:
 
 
 def test_old_results_fade_by_number_or_by_time_whichever_is_faster() -> None:
-    assert _after([1.0] + [0.0] * 50).quality == pytest.approx(0.5)
-    assert _after([1.0, 0.0], seconds_apart=86_400.0).quality == pytest.approx(0.9)
-    settled = _after([0.9] * 100)
+    assert evidence_after([1.0] + [0.0] * 50).quality == pytest.approx(0.5)
+    assert evidence_after([1.0, 0.0], seconds_apart=86_400.0).quality == pytest.approx(0.9)
+    settled = evidence_after([0.9] * 100)
     fresh, stale = effectiveness(settled, 0.0, POLICY), effectiveness(settled, 30 * 86_400.0, POLICY)
     assert fresh is not None
     assert stale is None
@@ -163,6 +166,6 @@ def test_old_results_fade_by_number_or_by_time_whichever_is_faster() -> None:
 
 @given(qualities=st.lists(st.floats(0, 1), min_size=10, max_size=100))
 def test_effectiveness_is_a_share(qualities: list[float]) -> None:
-    found = effectiveness(_after(qualities), 0.0, POLICY)
+    found = effectiveness(evidence_after(qualities), 0.0, POLICY)
     assert found is not None
     assert 0 <= found <= 1

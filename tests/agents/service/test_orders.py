@@ -16,8 +16,16 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
 from app.kernel.shares import Weights
+from tests.support.agent_results import (
+    REFLECTION,
+    add_example_2_results,
+    configure_example_2,
+    end_override,
+    in_force,
+    let_minute_pass,
+    tick,
+)
 from tests.support.sql import fetch, until_blocked, value
-from tests.support.weighing import REFLECTION, as_in_example_2, example_2, in_force, minute_passes, override_ends, tick
 
 HALF = {REFLECTION: 0.5}
 ORDER = Order(by="someone", reason="reviews lag behind")
@@ -25,7 +33,7 @@ ORDER = Order(by="someone", reason="reviews lag behind")
 
 @pytest.fixture(autouse=True)
 async def _configured(database: Database) -> None:
-    await as_in_example_2(database)
+    await configure_example_2(database)
 
 
 async def command(database: Database, named: Weights = HALF, order: Order = ORDER) -> Version:
@@ -52,11 +60,11 @@ async def reflection(database: Database) -> float:
     return round((await in_force(database)).weights[REFLECTION], 6)
 
 
-async def walked(database: Database, steps: int) -> list[float]:
+async def weights_after_steps(database: Database, steps: int) -> list[float]:
     """The weight of the reflection agent after each of so many steps, a minute apart."""
     found = []
     for _ in range(steps):
-        await minute_passes(database)
+        await let_minute_pass(database)
         await tick(database)
         found.append(await reflection(database))
     return found
@@ -68,7 +76,7 @@ async def test_a_command_is_reached_in_steps_and_the_others_share_the_rest(datab
     assert version.adjustments[REFLECTION].reason == "ordered; target 0.5, at most 50% in one step"
     assert await reflection(database) == 0.225
     assert "kept" in await tick(database)
-    assert await walked(database, 3) == [0.3375, 0.5, 0.5]
+    assert await weights_after_steps(database, 3) == [0.3375, 0.5, 0.5]
     found = (await in_force(database)).weights
     assert all(found[agent] == pytest.approx(0.1) for agent in AgentType if agent is not REFLECTION)
 
@@ -77,7 +85,7 @@ async def test_a_second_command_within_a_minute_waits_for_its_turn(database: Dat
     await command(database)
     await command(database, {REFLECTION: 0.05})
     assert await reflection(database) == 0.225
-    assert await walked(database, 3) == [0.1125, 0.05625, 0.05]
+    assert await weights_after_steps(database, 3) == [0.1125, 0.05625, 0.05]
 
 
 async def test_the_same_command_again_leaves_no_trace(database: Database) -> None:
@@ -89,20 +97,20 @@ async def test_the_same_command_again_leaves_no_trace(database: Database) -> Non
 
 async def test_results_move_the_weights_around_what_was_commanded(database: Database) -> None:
     await command(database, {REFLECTION: 0.2})
-    assert await walked(database, 1) == [0.2]
-    await example_2(database)
-    (after,) = await walked(database, 1)
+    assert await weights_after_steps(database, 1) == [0.2]
+    await add_example_2_results(database)
+    (after,) = await weights_after_steps(database, 1)
     assert 0.2 < after <= 0.3
 
 
 async def test_an_override_goes_first_and_the_automatic_weights_go_on_when_it_expires(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await override(database)
-    assert await walked(database, 3) == [0.3375, 0.5, 0.5]
-    await override_ends(database)
+    assert await weights_after_steps(database, 3) == [0.3375, 0.5, 0.5]
+    await end_override(database)
     assert (await tick(database))["cause"] == "expiry"
-    assert await walked(database, 2) == [0.25, 0.25]
+    assert await weights_after_steps(database, 2) == [0.25, 0.25]
     (last, *_) = await fetch(database, "SELECT heading, override FROM weights ORDER BY version DESC")
     assert tuple(last) == ("earning", "{}")
 
@@ -115,7 +123,7 @@ async def test_an_override_can_be_ended_and_replaced(database: Database) -> None
     assert second.state.override.expires_at < first.state.override.expires_at - timedelta(minutes=50)
     ended = await release(database)
     assert (ended.state.override, ended.state.heading) == (None, Heading.RETURNING)
-    assert await walked(database, 1) == [0.15]
+    assert await weights_after_steps(database, 1) == [0.15]
     assert (await release(database)).version == await value(database, "SELECT max(version) FROM weights")
 
 
@@ -123,14 +131,14 @@ async def test_ending_no_override_does_nothing_not_even_a_step_that_is_due(datab
     async with database.transaction() as connection:
         assert await orders.release(connection, Mode.PRODUCTION, ORDER) is None
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     assert (await release(database)).version == 1
     assert await reflection(database) == 0.15
 
 
 async def test_the_reason_of_a_step_is_told_also_after_an_order_that_only_turned_the_course(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     await override(database)
     assert (await in_force(database)).reasons[REFLECTION].startswith("effectiveness 0.95; target 0.25")
@@ -164,7 +172,7 @@ async def test_trusted_testers_say_why(database: Database) -> None:
 
 async def test_a_command_that_waits_for_a_tick_builds_on_it(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     async with database.transaction() as connection:
         assert "version" in await weights.tick(connection)
         waiting = asyncio.create_task(command(database))
@@ -174,12 +182,12 @@ async def test_a_command_that_waits_for_a_tick_builds_on_it(database: Database) 
     # The tick has just made a step, so the command must wait for a minute.
     assert not version.adjustments
     assert await reflection(database) == 0.225
-    assert await walked(database, 2) == [0.3375, 0.5]
+    assert await weights_after_steps(database, 2) == [0.3375, 0.5]
 
 
 async def test_a_tick_that_waits_for_a_command_leaves_it_alone(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     async with database.transaction() as connection:
         await orders.command(connection, Mode.PRODUCTION, ORDER, {REFLECTION: 0.05})
         waiting = asyncio.create_task(tick(database))
@@ -202,7 +210,7 @@ async def test_of_two_commands_at_once_both_are_kept_and_one_step_is_version(dat
 async def test_an_override_that_expires_while_its_tick_waits(database: Database) -> None:
     """Whatever the order, it is over once, and the weights change by at most half in the minute."""
     await override(database, seconds=1.0)
-    await override_ends(database)
+    await end_override(database)
     async with database.transaction() as connection:
         await orders.command(connection, Mode.PRODUCTION, ORDER, {REFLECTION: 0.3})
         waiting = asyncio.create_task(tick(database))

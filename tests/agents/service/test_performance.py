@@ -20,17 +20,17 @@ from tests.support.factories import completion, fence, holding, submitted
 from tests.support.sql import execute, value
 
 GENERATION, RANKING = AgentType.GENERATION, AgentType.RANKING
-_TELL = """
+_ADD_EVENTS = """
 INSERT INTO events (kind, task_id, agent_type, seconds, quality, at)
 SELECT $1, gen_random_uuid(), 'ranking', 2, $2, now() - make_interval(mins => $4::integer)
 FROM generate_series(1, $3::integer)
 """
 
 
-async def told(
+async def add_events(
     database: Database, count: int = 1, quality: float | None = None, kind: str = "task.completed", minutes_ago: int = 0
 ) -> None:
-    await execute(database, _TELL, kind, quality, count, minutes_ago)
+    await execute(database, _ADD_EVENTS, kind, quality, count, minutes_ago)
 
 
 async def fold(database: Database) -> dict[str, Any]:
@@ -43,7 +43,7 @@ async def stored(database: Database) -> StoredResults:
         return await store.read_results(connection)
 
 
-async def last(database: Database, agent: AgentType = GENERATION) -> list[Result]:
+async def last_results(database: Database, agent: AgentType = GENERATION) -> list[Result]:
     await fold(database)
     return list((await stored(database)).recent.get(agent, []))
 
@@ -53,7 +53,7 @@ async def rate(database: Database, *ratings: RatingInput, request_id: UUID | Non
         return await performance.record_ratings(connection, request_id or uuid4(), "someone", ratings)
 
 
-async def done(database: Database, desk: LeaseService, quality: float | None = None) -> UUID:
+async def complete_task(database: Database, desk: LeaseService, quality: float | None = None) -> UUID:
     """The id of a task that was just completed."""
     worker, lease = await holding(database)
     call = completion(worker, lease, quality=quality)
@@ -61,16 +61,16 @@ async def done(database: Database, desk: LeaseService, quality: float | None = N
     return lease.task_id
 
 
-async def failed(database: Database, code: str) -> None:
+async def fail_task(database: Database, code: str) -> None:
     worker, lease = await holding(database)
     async with database.transaction() as connection:
         await fail(connection, fence(worker, lease), Failure(code=code, message="no", retryable=False))
 
 
 async def test_a_completion_carries_its_quality_to_the_agent(database: Database, desk: LeaseService) -> None:
-    task_id = await done(database, desk, 0.8)
-    await done(database, desk)
-    first, second = await last(database)
+    task_id = await complete_task(database, desk, 0.8)
+    await complete_task(database, desk)
+    first, second = await last_results(database)
     assert (first.task_id, first.quality, first.is_success) == (task_id, 0.8, True)
     assert (second.quality, second.is_success) == (None, True)
     assert first.seconds is not None
@@ -78,9 +78,9 @@ async def test_a_completion_carries_its_quality_to_the_agent(database: Database,
 
 
 async def test_a_failure_counts_unless_it_came_from_outside(database: Database) -> None:
-    await failed(database, "handler_error")
-    await failed(database, "rate_limited")
-    (result,) = await last(database)
+    await fail_task(database, "handler_error")
+    await fail_task(database, "rate_limited")
+    (result,) = await last_results(database)
     assert (result.is_success, result.quality) == (False, None)
 
 
@@ -91,15 +91,15 @@ async def test_a_released_task_and_a_lost_worker_say_nothing_of_the_agent(databa
     other, _ = await holding(database)
     async with database.transaction() as connection:
         await workers.lose(connection, other, WorkerState.LOST, "silent")
-    assert await last(database) == []
+    assert await last_results(database) == []
 
 
 async def test_minutes_add_up(database: Database) -> None:
-    await told(database, 2, 0.5)
-    await told(database, 1)
+    await add_events(database, 2, 0.5)
+    await add_events(database, 1)
     await fold(database)
-    await told(database, 1, 0.0, "task.failed")
-    await told(database, 3, 0.25, minutes_ago=10)
+    await add_events(database, 1, 0.0, "task.failed")
+    await add_events(database, 3, 0.25, minutes_ago=10)
     await fold(database)
     assert await value(database, "SELECT count(*) FROM agent_minutes") == 2
     row = await value(
@@ -109,10 +109,10 @@ async def test_minutes_add_up(database: Database) -> None:
 
 
 async def test_nothing_is_counted_twice_and_only_the_last_are_remembered(database: Database) -> None:
-    await told(database, 400)
+    await add_events(database, 400)
     assert (await fold(database))["results"] == 400
     assert (await fold(database))["results"] == 0
-    await told(database, 1, 0.5)
+    await add_events(database, 1, 0.5)
     await fold(database)
     results = await stored(database)
     assert results.total == 401
@@ -125,14 +125,14 @@ async def test_what_is_not_committed_yet_is_counted_later(database: Database) ->
         await slow.exec_driver_sql(
             "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.completed', gen_random_uuid(), 'ranking')"
         )
-        await told(database)
+        await add_events(database)
         assert (await fold(database))["results"] == 0
         await slow.commit()
     assert (await fold(database))["results"] == 2
 
 
 async def test_a_fold_that_is_cut_off_is_done_again(database: Database) -> None:
-    await told(database, 3)
+    await add_events(database, 3)
     async with database.engine.connect() as connection:
         await performance.fold(connection)
         await connection.rollback()
@@ -142,12 +142,12 @@ async def test_a_fold_that_is_cut_off_is_done_again(database: Database) -> None:
 
 
 async def test_a_judgement_takes_the_place_of_what_the_worker_said(database: Database, desk: LeaseService) -> None:
-    task_id = await done(database, desk, 0.9)
+    task_id = await complete_task(database, desk, 0.9)
     await rate(database, RatingInput(task_id=task_id, quality=0.2, basis="elo"))
-    (result,) = await last(database)
+    (result,) = await last_results(database)
     assert (result.task_id, result.quality) == (task_id, 0.2)
     await rate(database, RatingInput(task_id=task_id, quality=0.3))
-    assert [result.quality for result in await last(database)] == [0.3]
+    assert [result.quality for result in await last_results(database)] == [0.3]
     assert (await stored(database)).total == 3
 
 
@@ -155,16 +155,16 @@ async def test_a_judgement_waits_for_the_result_that_it_is_about(database: Datab
     """An open transaction holds the result's event back; the judgement, committed long ago, must not overtake it."""
     async with database.engine.connect() as slow:
         await slow.exec_driver_sql("SELECT pg_current_xact_id()")
-        task_id = await done(database, desk)
+        task_id = await complete_task(database, desk)
         await rate(database, RatingInput(task_id=task_id, quality=0.7))
         assert await fold(database) == {"results": 0, "judgements": 0, "behind": False}
         await slow.rollback()
-    assert [result.quality for result in await last(database)] == [0.7]
+    assert [result.quality for result in await last_results(database)] == [0.7]
 
 
 async def test_a_judgement_of_an_agent_is_one_more_result(database: Database) -> None:
     await rate(database, RatingInput(agent_type=RANKING, quality=0.4))
-    (result,) = await last(database, RANKING)
+    (result,) = await last_results(database, RANKING)
     assert (result.task_id, result.is_success, result.quality) == (None, True, 0.4)
 
 
@@ -172,13 +172,13 @@ async def test_the_same_request_counts_once(database: Database) -> None:
     request_id = uuid4()
     for _ in range(2):
         assert await rate(database, RatingInput(agent_type=RANKING, quality=0.4), request_id=request_id) == 1
-    assert len(await last(database, RANKING)) == 1
+    assert len(await last_results(database, RANKING)) == 1
     with pytest.raises(IdempotencyMismatch):
         await rate(database, RatingInput(agent_type=RANKING, quality=0.5), request_id=request_id)
 
 
 async def test_a_judgement_needs_a_result(database: Database, desk: LeaseService) -> None:
-    task_id = await done(database, desk)
+    task_id = await complete_task(database, desk)
     (waiting,) = await submitted(database)
     with pytest.raises(TaskNotFound):
         await rate(database, RatingInput(task_id=task_id, quality=1.0), RatingInput(task_id=uuid4(), quality=1.0))

@@ -16,23 +16,23 @@ from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
-from tests.support.sql import execute, fetch, until, until_blocked, value
-from tests.support.weighing import (
+from tests.support.agent_results import (
     REFLECTION,
-    as_in_example_2,
+    add_example_2_results,
+    add_results,
     configure,
-    example_2,
+    configure_example_2,
     fold,
     in_force,
-    minute_passes,
+    let_minute_pass,
     tick,
-    told,
 )
+from tests.support.sql import execute, fetch, until, until_blocked, value
 
 
 @pytest.fixture(autouse=True)
 async def _configured(database: Database) -> None:
-    await as_in_example_2(database)
+    await configure_example_2(database)
 
 
 @asynccontextmanager
@@ -60,23 +60,23 @@ async def test_the_first_tick_begins_with_the_configured_weights(database: Datab
 
 async def test_example_2_live_and_to_the_number(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     first = await in_force(database)
     assert first.weights[REFLECTION] == pytest.approx(0.225, abs=1e-9)
     assert sum(first.weights.values()) == pytest.approx(1.0, abs=1e-9)
     assert first.reasons[REFLECTION] == "effectiveness 0.95; target 0.25, at most 50% in one step"
     assert await tick(database) == {"kept": "0 new results; a step takes 10"}
-    await example_2(database)
+    await add_example_2_results(database)
     assert "s ago" in (await tick(database))["kept"]
-    await minute_passes(database)
+    await let_minute_pass(database)
     await tick(database)
     second = await in_force(database)
     assert second.weights[REFLECTION] == pytest.approx(0.25, abs=1e-6)
     assert sum(second.weights.values()) == pytest.approx(1.0, abs=1e-9)
     assert second.reasons[REFLECTION] == "effectiveness 0.95; target 0.25"
-    await minute_passes(database)
-    await example_2(database)
+    await let_minute_pass(database)
+    await add_example_2_results(database)
     assert await tick(database) == {"kept": "the weights are what the agents have earned"}
 
 
@@ -88,7 +88,7 @@ async def test_weights_follow_in_every_mode(database: Database, mode: Mode, step
         order = config.ChangeRequest(expected_version=2, by="test", reason="another mode")
         await config.switch(connection, Mode.PRODUCTION, order, mode)
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     assert (await in_force(database)).weights[REFLECTION] == pytest.approx(step)
 
@@ -97,7 +97,7 @@ async def test_three_times_faster_alone_moves_nothing(database: Database) -> Non
     await tick(database)
     for agent in AgentType:
         count, seconds = (90, 1.0) if agent is REFLECTION else (30, 3.0)
-        await told(database, agent, 0.6, count, seconds)
+        await add_results(database, agent, 0.6, count, seconds)
     await fold(database)
     assert await tick(database) == {"kept": "the weights are what the agents have earned"}
 
@@ -107,16 +107,16 @@ async def test_a_change_of_the_configuration_is_taken_up_in_steps(database: Data
     await configure(database, dict.fromkeys((f"{agent}_agent" for agent in AgentType), 0.1) | {"ranking_agent": 0.5})
     assert (await tick(database))["cause"] == "config"
     assert (await in_force(database)).weights[AgentType.RANKING] == pytest.approx(0.255)
-    await minute_passes(database)
+    await let_minute_pass(database)
     await tick(database)
-    await minute_passes(database)
+    await let_minute_pass(database)
     await tick(database)
     assert (await in_force(database)).weights[AgentType.RANKING] == pytest.approx(0.5)
 
 
 async def test_of_two_ticks_one_writes(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     async with a_tick_that_hesitates(database):
         other = asyncio.create_task(tick(database))
         await until_blocked(database)
@@ -127,7 +127,7 @@ async def test_of_two_ticks_one_writes(database: Database) -> None:
 
 async def test_a_tick_that_dies_leaves_its_step_to_the_next(database: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     with pytest.raises(RuntimeError):
         async with a_tick_that_hesitates(database):
             raise RuntimeError("killed before the commit")
@@ -138,7 +138,7 @@ async def test_a_tick_that_dies_leaves_its_step_to_the_next(database: Database) 
 
 async def test_another_process_goes_on_where_this_one_ended(database: Database, replica: Database) -> None:
     await tick(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     assert await in_force(replica) == await in_force(database)
     assert await tick(replica) == {"kept": "0 new results; a step takes 10"}
@@ -159,7 +159,7 @@ async def test_every_replica_shares_leases_by_the_weights_in_force(database: Dat
     ]
     try:
         await tick(database)
-        await example_2(database)
+        await add_example_2_results(database)
         await tick(database)
 
         async def followed() -> bool:

@@ -10,7 +10,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from tests.support.sql import execute, value
 
-_TELL = """
+_ADD_EVENTS = """
 INSERT INTO events (kind, task_id, agent_type, seconds, quality, at)
 SELECT $1, gen_random_uuid(), 'ranking', 2, 0.5, now() - make_interval(hours => $3)
 FROM generate_series(1, $2::integer)
@@ -18,8 +18,8 @@ FROM generate_series(1, $2::integer)
 _RANKING = AgentType.RANKING
 
 
-async def told(database: Database, count: int, kind: str = "task.completed", hours_ago: int = 0) -> None:
-    await execute(database, _TELL, kind, count, hours_ago)
+async def add_events(database: Database, count: int, kind: str = "task.completed", hours_ago: int = 0) -> None:
+    await execute(database, _ADD_EVENTS, kind, count, hours_ago)
 
 
 async def fold(database: Database, limit: int) -> performance.FoldedResults:
@@ -29,7 +29,7 @@ async def fold(database: Database, limit: int) -> performance.FoldedResults:
 
 async def test_a_batch_ends_between_transactions_and_a_larger_one_is_taken_whole(database: Database) -> None:
     for count in (4, 4, 30, 2):
-        await told(database, count)
+        await add_events(database, count)
     batches = [await fold(database, 10) for _ in range(5)]
     assert [batch.counts.get(_RANKING, 0) for batch in batches] == [8, 30, 2, 0, 0]
     assert [batch.has_more for batch in batches] == [True, True, False, False, False]
@@ -37,7 +37,7 @@ async def test_a_batch_ends_between_transactions_and_a_larger_one_is_taken_whole
 
 
 async def test_only_completions_and_failures_of_the_agent_are_results(database: Database) -> None:
-    await told(database, 3, "task.retrying")
+    await add_events(database, 3, "task.retrying")
     expired = "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.expired', gen_random_uuid(), 'ranking')"
     await execute(database, expired)
     batch = await fold(database, 100)
@@ -47,7 +47,7 @@ async def test_only_completions_and_failures_of_the_agent_are_results(database: 
 
 async def test_spans_add_up_over_hours_and_old_minutes_are_forgotten(database: Database) -> None:
     for hours in (0, 0, 5, 100):
-        await told(database, 2, hours_ago=hours)
+        await add_events(database, 2, hours_ago=hours)
     await fold(database, 100)
     async with database.transaction() as connection:
         found = await performance.spans(connection, timedelta(days=9), timedelta(hours=1), [_RANKING])
@@ -67,12 +67,12 @@ async def test_the_folds_read_from_their_marks_only(own_database: Database) -> N
     SELECT gen_random_uuid(), 1, '', 'ranking', 1, 'me' FROM generate_series(1, 20000)
     """
     for _ in range(5):
-        await told(own_database, 10_000)
+        await add_events(own_database, 10_000)
         await execute(own_database, say)
         await fold(own_database, 20_000)
         async with own_database.transaction() as connection:
             await ratings.fold(connection)
-    await told(own_database, 100)
+    await add_events(own_database, 100)
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
         for statement in (performance._FOLD.text.replace(":limit", "20000"), ratings._FOLD.text):

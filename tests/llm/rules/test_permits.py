@@ -23,13 +23,13 @@ from app.llm.rules.permits import (
     Refused,
     Reservation,
 )
-from tests.support.permit_world import START, Caller, World, model, permit_request, snapshot
+from tests.support.permit_simulation import START, Caller, PermitSimulation, model, permit_request, snapshot
 
 A, B = AgentType.GENERATION, AgentType.RANKING
 POLICY = PermitPolicy()
 
 
-def decided(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
+def decide(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
     return plan_permits(current, requests, POLICY, ConcurrencyPolicy())
 
 
@@ -48,42 +48,42 @@ def reservation(request: PermitRequest, *, since: float = -10.0, due: float = 0.
 
 def test_as_many_as_the_model_and_all_models_together_may_have() -> None:
     requests = [permit_request(model="m") for _ in range(6)] + [permit_request(model="n") for _ in range(6)]
-    plan = decided(snapshot(model(4), model(4, name="n"), total_limit=6, in_use={"m": 1}), *requests)
+    plan = decide(snapshot(model(4), model(4, name="n"), total_limit=6, in_use={"m": 1}), *requests)
     assert [request.model for request in granted(plan)].count("m") <= 3
     assert len(granted(plan)) == 5
     assert {answer.reason for answer in denied(plan)} == {Refused.CONCURRENCY}
 
 
 def test_a_configuration_that_shrank_gives_nobody_a_new_one() -> None:
-    plan = decided(snapshot(model(20), total_limit=2, in_use={"m": 5}), permit_request())
+    plan = decide(snapshot(model(20), total_limit=2, in_use={"m": 5}), permit_request())
     assert denied(plan)[0].reason is Refused.CONCURRENCY
 
 
 def test_a_cooldown_and_an_open_breaker_hold_for_everybody() -> None:
     cooling = replace(model(), concurrency=ConcurrencyState(cooldown_until=START + timedelta(seconds=9)))
-    (answer,) = denied(decided(snapshot(cooling), permit_request()))
+    (answer,) = denied(decide(snapshot(cooling), permit_request()))
     assert (answer.reason, answer.retry_after, answer.reservation(START, POLICY)) == (
         Refused.COOLDOWN,
         timedelta(seconds=9),
         None,
     )
     broken = replace(model(), breaker=Breaker(failures=3, open_until=START + timedelta(seconds=30)))
-    (answer,) = denied(decided(snapshot(broken), permit_request()))
+    (answer,) = denied(decide(snapshot(broken), permit_request()))
     assert (answer.reason, answer.retry_after) == (Refused.BREAKER_OPEN, timedelta(seconds=30))
 
 
 def test_one_of_sixty_four_tries_a_broken_model() -> None:
     broken = replace(model(20), breaker=Breaker(failures=3, open_until=START))
-    plan = decided(snapshot(broken), *[permit_request() for _ in range(64)])
+    plan = decide(snapshot(broken), *[permit_request() for _ in range(64)])
     assert len(granted(plan)) == 1
     assert plan.answers[0] == Grant(request=granted(plan)[0], is_probe=True, limit=20, in_use=1)
     trying = replace(snapshot(broken, in_use={"m": 1}), permit_counts={"m": PermitCounts(permits=1, probes=1)})
-    assert granted(decided(trying, permit_request())) == []
+    assert granted(decide(trying, permit_request())) == []
 
 
 def test_rates_are_shared_out_in_turn_and_each_is_told_its_own_time() -> None:
     limited = model(50, limits=ModelLimits(requests_per_window=60, burst=2))
-    plan = decided(snapshot(limited), *[permit_request() for _ in range(5)])
+    plan = decide(snapshot(limited), *[permit_request() for _ in range(5)])
     assert len(granted(plan)) == 2
     assert [answer.retry_after.total_seconds() for answer in denied(plan)] == [1, 2, 3]
     assert {answer.reason for answer in denied(plan)} == {Refused.REQUESTS}
@@ -92,25 +92,25 @@ def test_rates_are_shared_out_in_turn_and_each_is_told_its_own_time() -> None:
 def test_a_throttled_model_does_not_block_another() -> None:
     limited = model(50, limits=ModelLimits(tokens_per_window=60, token_burst=1), name="slow")
     first, second = permit_request(model="slow", tokens=50), permit_request(model="slow", tokens=50)
-    plan = decided(snapshot(limited, model()), first, second, permit_request())
+    plan = decide(snapshot(limited, model()), first, second, permit_request())
     assert [request.model for request in granted(plan)] == ["slow", "m"]
 
 
 def test_a_later_comer_does_not_overtake_one_who_is_about_to_come_back() -> None:
     current = replace(snapshot(model(1)), reservations=[reservation(permit_request(caller="earlier"), due=0.05)])
-    assert granted(decided(current, permit_request(caller="later"))) == []
-    assert len(granted(decided(current, current.reservations[0].request))) == 1
+    assert granted(decide(current, permit_request(caller="later"))) == []
+    assert len(granted(decide(current, current.reservations[0].request))) == 1
 
 
 def test_no_permit_is_kept_for_one_who_is_not_due() -> None:
     current = replace(snapshot(model(1)), reservations=[reservation(permit_request(caller="earlier"), due=3)])
-    assert len(granted(decided(current, permit_request(caller="later")))) == 1
+    assert len(granted(decide(current, permit_request(caller="later")))) == 1
 
 
 def test_a_request_under_another_id_resumes_the_reservation_of_its_caller() -> None:
     place = reservation(permit_request(caller="earlier"), due=3)
     busy = replace(snapshot(model(1), in_use={"m": 1}), reservations=[place])
-    plan = decided(busy, permit_request(caller="earlier"))
+    plan = decide(busy, permit_request(caller="earlier"))
     assert plan.resumed_ids == [place.request.id]
     assert denied(plan)[0].since == place.since
 
@@ -119,60 +119,62 @@ def test_an_agent_type_behind_its_share_goes_first() -> None:
     requests = [permit_request(A, caller=f"a{n}") for n in range(8)] + [
         permit_request(B, caller=f"b{n}") for n in range(2)
     ]
-    plan = decided(snapshot(model(4)), *requests)
+    plan = decide(snapshot(model(4)), *requests)
     assert sorted(request.agent_type for request in granted(plan)) == [A, A, B, B]
 
 
 def test_priority_goes_before_shares_and_grows_while_a_request_waits() -> None:
     low, high = replace(permit_request(B), priority=Priority.LOW), replace(permit_request(A), priority=Priority.HIGH)
-    assert granted(decided(snapshot(model(1)), low, high)) == [high]
+    assert granted(decide(snapshot(model(1)), low, high)) == [high]
     current = replace(snapshot(model(1)), reservations=[reservation(low, since=-2 * POLICY.aging_seconds - 1)])
-    assert granted(decided(current, low, high)) == [low]
+    assert granted(decide(current, low, high)) == [low]
 
 
 @pytest.mark.parametrize(("calm", "limit"), [(4, 4), (20, 4), (4, 1)])
 def test_shares_of_agent_types_hold_whoever_has_more_callers(calm: int, limit: int) -> None:
     crowd = [Caller(name=f"a{n}", agent=A) for n in range(20)]
-    world = World(callers=[*crowd, *(Caller(name=f"b{n}", agent=B) for n in range(calm))], limit=limit)
+    simulation = PermitSimulation(callers=[*crowd, *(Caller(name=f"b{n}", agent=B) for n in range(calm))], limit=limit)
     seconds = 240 / limit
-    world.run(seconds)
-    assert world.share(B) == pytest.approx(0.5, abs=0.05)
-    assert world.busy_seconds > 0.85 * limit * seconds
+    simulation.run(seconds)
+    assert simulation.share(B) == pytest.approx(0.5, abs=0.05)
+    assert simulation.busy_seconds > 0.85 * limit * seconds
 
 
 def test_shares_follow_the_weights() -> None:
     callers = [Caller(name=f"{agent}{n}", agent=agent) for agent in (A, B) for n in range(12)]
-    world = World(callers=callers, limit=4, weights={**dict.fromkeys(AgentType, 0.1), B: 0.3})
-    world.run(60)
-    assert world.share(B) == pytest.approx(0.75, abs=0.05)
+    simulation = PermitSimulation(callers=callers, limit=4, weights={**dict.fromkeys(AgentType, 0.1), B: 0.3})
+    simulation.run(60)
+    assert simulation.share(B) == pytest.approx(0.75, abs=0.05)
 
 
 def test_one_among_many_waits_about_a_call_and_not_a_queue() -> None:
-    world = World(callers=[*(Caller(name=f"a{n}", agent=A) for n in range(30)), Caller(name="b", agent=B)], limit=4)
-    world.run(50)
-    assert world.longest_wait["b"] < 2.5
+    simulation = PermitSimulation(
+        callers=[*(Caller(name=f"a{n}", agent=A) for n in range(30)), Caller(name="b", agent=B)], limit=4
+    )
+    simulation.run(50)
+    assert simulation.longest_wait["b"] < 2.5
 
 
 def test_new_names_for_every_try_change_nothing() -> None:
-    callers = [Caller(name=f"{agent}{n}", agent=agent, renames=True) for agent in (A, B) for n in range(10)]
-    world = World(callers=callers, limit=4)
-    world.run(50)
-    assert world.share(B) == pytest.approx(0.5, abs=0.05)
-    assert world.busy_seconds > 0.85 * 4 * 50
+    callers = [Caller(name=f"{agent}{n}", agent=agent, uses_new_ids=True) for agent in (A, B) for n in range(10)]
+    simulation = PermitSimulation(callers=callers, limit=4)
+    simulation.run(50)
+    assert simulation.share(B) == pytest.approx(0.5, abs=0.05)
+    assert simulation.busy_seconds > 0.85 * 4 * 50
 
 
 def test_low_priority_is_not_starved() -> None:
     urgent = [Caller(name=f"a{n}", agent=A, priority=Priority.CRITICAL) for n in range(8)]
-    world = World(callers=[*urgent, Caller(name="b", agent=B, priority=Priority.LOW)], limit=4)
-    world.run(200)
-    assert world.served["b"] >= 2
+    simulation = PermitSimulation(callers=[*urgent, Caller(name="b", agent=B, priority=Priority.LOW)], limit=4)
+    simulation.run(200)
+    assert simulation.served["b"] >= 2
 
 
 def test_those_who_never_come_back_do_not_stop_the_others() -> None:
-    fickle = [Caller(name=f"a{n}", agent=A, fickle=True) for n in range(30)]
-    world = World(callers=[*fickle, *(Caller(name=f"b{n}", agent=B) for n in range(8))], limit=4)
-    world.run(50)
-    assert world.busy_seconds > 0.75 * 4 * 50
+    gives_up = [Caller(name=f"a{n}", agent=A, gives_up=True) for n in range(30)]
+    simulation = PermitSimulation(callers=[*gives_up, *(Caller(name=f"b{n}", agent=B) for n in range(8))], limit=4)
+    simulation.run(50)
+    assert simulation.busy_seconds > 0.75 * 4 * 50
 
 
 _REQUESTS = st.lists(
@@ -216,7 +218,7 @@ def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
         snapshot(*models, total_limit=total_limit, in_use=in_use),
         reservations=[reservation(request, due=late, since=-late) for request in absent],
     )
-    plan = decided(current, *requests)
+    plan = decide(current, *requests)
     assert [answer.request.id for answer in plan.answers] == [request.id for request in requests]
     grants = granted(plan)
     assert not grants or len(grants) <= total_limit - current.in_use
@@ -227,6 +229,6 @@ def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
         if open_for is not None:
             assert new <= (timedelta(seconds=open_for) <= timedelta())
     assert all(answer.retry_after > timedelta() for answer in denied(plan))
-    again = decided(replace(current, reservations=[]), *requests)
+    again = decide(replace(current, reservations=[]), *requests)
     if not absent or late > 1:
         assert len(granted(again)) == len(grants), "reservations that are not due keep nothing back"

@@ -26,7 +26,7 @@ from app.llm.store.cache import NewAnswer
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS, FairQueue
 from app.workers.service import workers
 from tests.support.factories import ready_worker
-from tests.support.permit_callers import configure, request, set_most, settlement
+from tests.support.permit_callers import allow_calls, configure, request, settlement
 from tests.support.sql import execute, until, until_blocked, value
 
 POLICY, PRESSURE = PermitPolicy(), ConcurrencyPolicy()
@@ -34,17 +34,17 @@ _EXPIRE = "UPDATE llm_permits SET expires_at = now() - interval '1 s'"
 
 
 @pytest.fixture
-async def desk(database: Database) -> AsyncIterator[PermitService]:
-    async with opened(database) as desk:
-        yield desk
+async def permit_service(database: Database) -> AsyncIterator[PermitService]:
+    async with opened(database) as permit_service:
+        yield permit_service
 
 
 @asynccontextmanager
 async def opened(database: Database) -> AsyncIterator[PermitService]:
-    """A desk as a process of the service has it."""
-    desk = PermitService(database, FairQueue())
-    yield desk
-    await desk.stop()
+    """A permit service as a process of the service has it."""
+    permit_service = PermitService(database, FairQueue())
+    yield permit_service
+    await permit_service.stop()
 
 
 async def acquire_on(connection: AsyncConnection, *requests: AcquireRequest) -> list[Any]:
@@ -56,10 +56,11 @@ async def in_use(database: Database) -> int:
 
 
 async def test_two_replicas_never_give_out_more_than_there_are(database: Database, replica: Database) -> None:
-    await set_most(database, 5)
+    await allow_calls(database, 5)
     async with opened(database) as one, opened(replica) as other:
         answers = await asyncio.gather(
-            *(desk.acquire(request()) for _ in range(32) for desk in (one, other)), return_exceptions=True
+            *(permit_service.acquire(request()) for _ in range(32) for permit_service in (one, other)),
+            return_exceptions=True,
         )
     assert sum(isinstance(answer, AcquiredPermit) for answer in answers) == 5
     assert sum(isinstance(answer, PermitRefused) for answer in answers) == 59
@@ -67,20 +68,22 @@ async def test_two_replicas_never_give_out_more_than_there_are(database: Databas
 
 
 async def test_whoever_comes_second_waits_and_counts_what_the_first_has_taken(
-    database: Database, desk: PermitService
+    database: Database, permit_service: PermitService
 ) -> None:
-    await set_most(database, 3)
+    await allow_calls(database, 3)
     async with database.transaction() as connection:
         assert len(await acquire_on(connection, request("a"), request("b"), request("c"))) == 3
-        second = asyncio.create_task(desk.acquire(request("d")))
+        second = asyncio.create_task(permit_service.acquire(request("d")))
         await until_blocked(database)
     with pytest.raises(PermitRefused) as refused:
         await second
     assert refused.value.reason == "concurrency"
 
 
-async def test_a_transaction_that_is_rolled_back_leaves_nothing_behind(database: Database, desk: PermitService) -> None:
-    await set_most(database, 1)
+async def test_a_transaction_that_is_rolled_back_leaves_nothing_behind(
+    database: Database, permit_service: PermitService
+) -> None:
+    await allow_calls(database, 1)
 
     async def crash() -> None:
         async with database.transaction() as connection:
@@ -89,12 +92,12 @@ async def test_a_transaction_that_is_rolled_back_leaves_nothing_behind(database:
 
     with pytest.raises(ZeroDivisionError):
         await crash()
-    await desk.acquire(request())
+    await permit_service.acquire(request())
 
 
-async def test_a_renewal_that_is_under_way_is_counted(database: Database, desk: PermitService) -> None:
-    await set_most(database, 1)
-    held = (await desk.acquire(request())).permit
+async def test_a_renewal_that_is_under_way_is_counted(database: Database, permit_service: PermitService) -> None:
+    await allow_calls(database, 1)
+    held = (await permit_service.acquire(request())).permit
     await execute(database, "UPDATE llm_permits SET expires_at = clock_timestamp() + interval '0.3 s'")
     async with database.transaction() as connection:
         await permits.renew(connection, held.id, held.token, POLICY)
@@ -103,16 +106,16 @@ async def test_a_renewal_that_is_under_way_is_counted(database: Database, desk: 
             return bool(await value(database, "SELECT expires_at < clock_timestamp() FROM llm_permits"))
 
         await until(expired)
-        rival = asyncio.create_task(desk.acquire(request()))
+        rival = asyncio.create_task(permit_service.acquire(request()))
         await until_blocked(database)
     with pytest.raises(PermitRefused):
         await rival
     assert await in_use(database) == 1
 
 
-async def test_an_expired_permit_is_not_renewed(database: Database, desk: PermitService) -> None:
+async def test_an_expired_permit_is_not_renewed(database: Database, permit_service: PermitService) -> None:
     """Neither before somebody has ended it, nor while that is under way, nor afterwards."""
-    held = (await desk.acquire(request())).permit
+    held = (await permit_service.acquire(request())).permit
     await execute(database, _EXPIRE)
 
     async def renewed() -> str | None:
@@ -128,36 +131,36 @@ async def test_an_expired_permit_is_not_renewed(database: Database, desk: Permit
     assert [*reasons, await renewed()] == ["expired"] * 3
 
 
-async def test_locks_are_taken_in_one_order(database: Database, desk: PermitService) -> None:
+async def test_locks_are_taken_in_one_order(database: Database, permit_service: PermitService) -> None:
     """A settlement that waits for its model holds no permit yet, so the holder of the model can end permits."""
-    held = (await desk.acquire(request())).permit
+    held = (await permit_service.acquire(request())).permit
     await execute(database, _EXPIRE)
     async with database.transaction() as connection:
         await gate.lock(connection)
         await models.lock(connection, ["m"])
-        settling = asyncio.create_task(desk.settle(settlement(held)))
+        settling = asyncio.create_task(permit_service.settle(settlement(held)))
         await until_blocked(database)
         assert await store.expire(connection) == 1
     assert (await settling).late
 
 
-async def test_a_settlement_does_not_wait_at_the_gate(database: Database, desk: PermitService) -> None:
-    held = (await desk.acquire(request())).permit
+async def test_a_settlement_does_not_wait_at_the_gate(database: Database, permit_service: PermitService) -> None:
+    held = (await permit_service.acquire(request())).permit
     async with database.transaction() as connection:
         await gate.lock(connection)
-        assert not (await desk.settle(settlement(held))).late
+        assert not (await permit_service.settle(settlement(held))).late
 
 
 async def test_everything_at_once_ends_without_a_deadlock(own_database: Database) -> None:
     # One of its own: other tests make deadlocks on purpose, and the server counts them for each database.
     database, replica = own_database, Database(own_database.url)
-    await set_most(database, 8)
+    await allow_calls(database, 8)
     async with opened(database) as one, opened(replica) as other:
 
-        async def call(desk: PermitService, number: int) -> None:
+        async def call(permit_service: PermitService, number: int) -> None:
             for turn in range(12):
                 try:
-                    found = await desk.acquire(request("abc"[(number + turn) % 3], task_id=uuid4()))
+                    found = await permit_service.acquire(request("abc"[(number + turn) % 3], task_id=uuid4()))
                 except PermitRefused:
                     await asyncio.sleep(0.005)
                     continue
@@ -166,51 +169,51 @@ async def test_everything_at_once_ends_without_a_deadlock(own_database: Database
                         await permits.release(connection, found.permit.id, found.permit.token)
                 else:
                     outcome = list(Outcome)[turn % 2]
-                    await desk.settle(settlement(found.permit, outcome, prompt_tokens=number))
+                    await permit_service.settle(settlement(found.permit, outcome, prompt_tokens=number))
 
         async def sweep() -> None:
             for _ in range(20):
                 async with replica.transaction() as connection:
                     await permits.sweep(connection)
 
-        await asyncio.gather(*(call(desk, n) for n, desk in enumerate([one, other] * 8)), sweep())
+        await asyncio.gather(*(call(permit_service, n) for n, permit_service in enumerate([one, other] * 8)), sweep())
     assert await in_use(database) == 0
     await replica.close()
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert await value(database, deadlocks) == 0
 
 
-async def test_a_crash_frees_a_permit_when_its_time_is_over(database: Database, desk: PermitService) -> None:
-    await set_most(database, 1)
-    held = (await desk.acquire(request(tokens=100))).permit
+async def test_a_crash_frees_a_permit_when_its_time_is_over(database: Database, permit_service: PermitService) -> None:
+    await allow_calls(database, 1)
+    held = (await permit_service.acquire(request(tokens=100))).permit
     with pytest.raises(PermitRefused):
-        await desk.acquire(request())
+        await permit_service.acquire(request())
     await execute(database, _EXPIRE)
-    await desk.acquire(request())
+    await permit_service.acquire(request())
     late = settlement(held, prompt_tokens=700)
-    assert (await desk.settle(late)).late
-    assert (await desk.settle(late)).late
+    assert (await permit_service.settle(late)).late
+    assert (await permit_service.settle(late)).late
     assert await in_use(database) == 1
     assert await value(database, "SELECT sum(prompt_tokens)::int FROM llm_minutes") == 700
     with pytest.raises(PermitOver) as over:
-        await desk.settle(settlement(held, prompt_tokens=701))
+        await permit_service.settle(settlement(held, prompt_tokens=701))
     assert over.value.reason == "settled"
 
 
 @pytest.mark.parametrize("goodbye", [False, True])
 async def test_a_worker_that_ends_gives_its_permits_back_at_once(
-    database: Database, desk: PermitService, goodbye: bool
+    database: Database, permit_service: PermitService, goodbye: bool
 ) -> None:
-    await set_most(database, 1)
+    await allow_calls(database, 1)
     worker_id = await ready_worker(database)
-    held = (await desk.acquire(request(worker_id=worker_id))).permit
+    held = (await permit_service.acquire(request(worker_id=worker_id))).permit
     async with database.transaction() as connection:
         if goodbye:
             await workers.say_goodbye(connection, worker_id, "done")
         else:
             await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
-    await desk.acquire(request())
-    assert (await desk.settle(settlement(held))).late
+    await permit_service.acquire(request())
+    assert (await permit_service.settle(settlement(held))).late
     async with database.transaction() as connection:
         with pytest.raises(PermitOver) as over:
             await permits.renew(connection, held.id, held.token, POLICY)
@@ -218,64 +221,68 @@ async def test_a_worker_that_ends_gives_its_permits_back_at_once(
 
 
 async def test_a_silent_worker_may_still_be_calling_and_keeps_its_permits_for_their_time(
-    database: Database, desk: PermitService
+    database: Database, permit_service: PermitService
 ) -> None:
-    await set_most(database, 1)
+    await allow_calls(database, 1)
     worker_id = await ready_worker(database)
-    held = (await desk.acquire(request(worker_id=worker_id))).permit
+    held = (await permit_service.acquire(request(worker_id=worker_id))).permit
     async with database.transaction() as connection:
         assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
     with pytest.raises(PermitRefused):
-        await desk.acquire(request())
+        await permit_service.acquire(request())
     async with database.transaction() as connection:
         await permits.renew(connection, held.id, held.token, POLICY)
-    assert not (await desk.settle(settlement(held))).late
+    assert not (await permit_service.settle(settlement(held))).late
     assert await in_use(database) == 0
 
 
 async def test_a_silent_worker_whose_process_is_then_seen_to_end_calls_nobody_any_more(
-    database: Database, desk: PermitService
+    database: Database, permit_service: PermitService
 ) -> None:
-    await set_most(database, 1)
+    await allow_calls(database, 1)
     worker_id = await ready_worker(database)
-    await desk.acquire(request(worker_id=worker_id))
+    await permit_service.acquire(request(worker_id=worker_id))
     async with database.transaction() as connection:
         assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
     async with database.transaction() as connection:
         assert not await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
-    await desk.acquire(request())
+    await permit_service.acquire(request())
 
 
-async def test_a_probe_whose_owner_crashed_makes_room_for_another(database: Database, desk: PermitService) -> None:
-    await set_most(database, 10)
+async def test_a_probe_whose_owner_crashed_makes_room_for_another(
+    database: Database, permit_service: PermitService
+) -> None:
+    await allow_calls(database, 10)
     await execute(database, "UPDATE llm_models SET failures = 3, open_until = now()")
-    answers = await asyncio.gather(*(desk.acquire(request()) for _ in range(64)), return_exceptions=True)
+    answers = await asyncio.gather(*(permit_service.acquire(request()) for _ in range(64)), return_exceptions=True)
     (probe,) = [answer.permit for answer in answers if isinstance(answer, AcquiredPermit)]
     assert probe.is_probe
     assert {answer.reason for answer in answers if isinstance(answer, PermitRefused)} == {"breaker_open"}
     await execute(database, _EXPIRE)
-    assert (await desk.acquire(request())).permit.is_probe
+    assert (await permit_service.acquire(request())).permit.is_probe
     # The first one's news are old: another has taken its place.
-    await desk.settle(settlement(probe))
+    await permit_service.settle(settlement(probe))
     assert await value(database, "SELECT open_until IS NULL FROM llm_models WHERE model = 'm'") is False
 
 
-async def test_a_configuration_that_shrinks_gives_nobody_a_new_permit(database: Database, desk: PermitService) -> None:
-    await set_most(database, 4)
-    held = [(await desk.acquire(request())).permit for _ in range(4)]
-    await set_most(database, 2)
+async def test_a_configuration_that_shrinks_gives_nobody_a_new_permit(
+    database: Database, permit_service: PermitService
+) -> None:
+    await allow_calls(database, 4)
+    held = [(await permit_service.acquire(request())).permit for _ in range(4)]
+    await allow_calls(database, 2)
     for permit in held[:2]:
         with pytest.raises(PermitRefused):
-            await desk.acquire(request())
-        await desk.settle(settlement(permit))
+            await permit_service.acquire(request())
+        await permit_service.settle(settlement(permit))
     with pytest.raises(PermitRefused):
-        await desk.acquire(request())
-    await desk.settle(settlement(held[2]))
-    await desk.acquire(request())
+        await permit_service.acquire(request())
+    await permit_service.settle(settlement(held[2]))
+    await permit_service.acquire(request())
 
 
 async def test_a_change_of_the_configuration_waits_for_permits_that_are_being_granted(database: Database) -> None:
-    await set_most(database, 4)
+    await allow_calls(database, 4)
     async with database.transaction() as connection:
         await acquire_on(connection, request(), request(), request())
         changing = asyncio.create_task(configure(database, 1))
@@ -284,38 +291,38 @@ async def test_a_change_of_the_configuration_waits_for_permits_that_are_being_gr
     await changing
 
 
-async def test_a_release_gives_back_only_what_was_charged(database: Database, desk: PermitService) -> None:
+async def test_a_release_gives_back_only_what_was_charged(database: Database, permit_service: PermitService) -> None:
     await execute(
         database,
         "INSERT INTO llm_models (model, concurrency, requests_per_window, burst, window_seconds)"
         " VALUES ('m', 100, 1, 2, 3600)",
     )
-    first = (await desk.acquire(request())).permit
-    await desk.acquire(request())
+    first = (await permit_service.acquire(request())).permit
+    await permit_service.acquire(request())
     for _ in range(3):
         async with database.transaction() as connection:
             await permits.release(connection, first.id, first.token)
-    await desk.acquire(request())
+    await permit_service.acquire(request())
     with pytest.raises(PermitRefused):
-        await desk.acquire(request())
+        await permit_service.acquire(request())
 
 
-async def test_settlements_of_one_batch_are_each_answered(database: Database, desk: PermitService) -> None:
-    held = [(await desk.acquire(request("abcd"[n % 4]))).permit for n in range(8)]
+async def test_settlements_of_one_batch_are_each_answered(database: Database, permit_service: PermitService) -> None:
+    held = [(await permit_service.acquire(request("abcd"[n % 4]))).permit for n in range(8)]
     unknown = Settlement(permit_id=UUID(int=1), token="x", report=CallReport(outcome=Outcome.SUCCESS), digest=b"")
     calls = [
         *(settlement(permit, prompt_tokens=1) for permit in held),
         replace(settlement(held[0]), token="y"),
         unknown,
     ]
-    answers = await asyncio.gather(*(desk.settle(call) for call in calls), return_exceptions=True)
+    answers = await asyncio.gather(*(permit_service.settle(call) for call in calls), return_exceptions=True)
     assert [isinstance(answer, SettlementResult) for answer in answers] == [True] * 8 + [False, False]
     assert await value(database, "SELECT sum(calls)::int FROM llm_minutes") == 8
 
 
-async def test_the_sweep_forgets_what_is_long_over(database: Database, desk: PermitService) -> None:
-    settled, live = (await desk.acquire(request())).permit, (await desk.acquire(request())).permit
-    await desk.settle(settlement(settled))
+async def test_the_sweep_forgets_what_is_long_over(database: Database, permit_service: PermitService) -> None:
+    settled, live = (await permit_service.acquire(request())).permit, (await permit_service.acquire(request())).permit
+    await permit_service.settle(settlement(settled))
     await execute(database, "UPDATE llm_permits SET ended_at = now() - interval '2 h' WHERE ended_at IS NOT NULL")
     async with database.transaction() as connection:
         swept = await permits.sweep(connection)
@@ -336,32 +343,32 @@ async def test_the_cache_keeps_the_newest_within_its_bounds(connection: AsyncCon
 
 
 async def test_the_place_of_one_who_was_refused_is_kept_until_the_claim_lapses(
-    database: Database, desk: PermitService
+    database: Database, permit_service: PermitService
 ) -> None:
-    await set_most(database, 1)
-    held, earlier = (await desk.acquire(request())).permit, request()
+    await allow_calls(database, 1)
+    held, earlier = (await permit_service.acquire(request())).permit, request()
     with pytest.raises(PermitRefused):
-        await desk.acquire(earlier)
-    await desk.settle(settlement(held))
+        await permit_service.acquire(earlier)
+    await permit_service.settle(settlement(held))
     await execute(database, "UPDATE llm_claims SET due = now()")
     with pytest.raises(PermitRefused) as overtaking:
-        await desk.acquire(request(id=RequestId("another", uuid4())))
+        await permit_service.acquire(request(id=RequestId("another", uuid4())))
     assert overtaking.value.reason == "concurrency"
-    held = (await desk.acquire(earlier)).permit
-    await desk.settle(settlement(held))
+    held = (await permit_service.acquire(earlier)).permit
+    await permit_service.settle(settlement(held))
     await execute(database, "UPDATE llm_claims SET due = now(), lapses = now()")
-    await desk.acquire(request())
+    await permit_service.acquire(request())
 
 
 async def test_a_lost_worker_does_not_wait_for_a_permit_that_is_being_settled(
-    database: Database, desk: PermitService
+    database: Database, permit_service: PermitService
 ) -> None:
     """It holds locks of its own, for which others wait: who waits for permits must hold nothing else."""
     worker_id = await ready_worker(database)
-    busy, idle = [(await desk.acquire(request(worker_id=worker_id))).permit for _ in range(2)]
+    busy, idle = [(await permit_service.acquire(request(worker_id=worker_id))).permit for _ in range(2)]
     async with database.transaction() as settling:
         await store.lock(settling, [busy.id])
         async with database.transaction() as connection:
             await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
         assert await value(database, "SELECT ending FROM llm_permits WHERE id = $1", idle.id) == "lost"
-    assert not (await desk.settle(settlement(busy))).late
+    assert not (await permit_service.settle(settlement(busy))).late

@@ -30,9 +30,9 @@ from app.queue.store import completions, events
 from app.queue.store.completions import Completion
 from app.queue.store.events import BEGINNING
 from tests.conftest import named, run_on
+from tests.support.agent_results import add_example_2_results, configure_example_2, in_force, tick
 from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
 from tests.support.sql import execute, fetch, value
-from tests.support.weighing import as_in_example_2, example_2, in_force, tick
 
 _OFTEN = CheckpointPolicy(apart_seconds=0.0)
 
@@ -226,9 +226,9 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         await context.write(connection, Name(namespace="n", key="gone"), 0, Write(value="1", written_by="me"))
         await context.write(connection, Name(namespace="n", key="gone"), 1, Write(value=None, written_by="me"))
         cursor = await events.latest(connection)
-    await as_in_example_2(own_database)
+    await configure_example_2(own_database)
     await tick(own_database)
-    await example_2(own_database)
+    await add_example_2_results(own_database)
     await tick(own_database)
     async with _empty(server_url, migrated=migrated) as database:
         done = await _restored(database, own_database)

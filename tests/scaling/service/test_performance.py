@@ -6,9 +6,16 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.scaling.rules import record as records
 from app.scaling.store import decisions
+from tests.support.agent_results import (
+    add_example_2_results,
+    add_results,
+    configure_example_2,
+    fold,
+    let_minute_pass,
+    tick,
+)
 from tests.support.pools import bounds, crew, decided
 from tests.support.sql import value
-from tests.support.weighing import as_in_example_2, example_2, fold, minute_passes, tick, told
 
 EVOLUTION = AgentType.EVOLUTION
 
@@ -17,16 +24,16 @@ async def gaining(database: Database) -> None:
     """Results of the evolution agent whose quality grows by 0.05 with each doubling of their time, from 1 to 64 s."""
     for _ in range(10):
         for doublings in range(7):
-            await told(database, EVOLUTION, 0.4 + 0.05 * doublings, 1, seconds=2.0**doublings)
+            await add_results(database, EVOLUTION, 0.4 + 0.05 * doublings, 1, seconds=2.0**doublings)
     await fold(database)
 
 
 async def test_a_decision_tells_the_reason_of_each_weight_with_its_target(database: Database) -> None:
-    await as_in_example_2(database)
+    await configure_example_2(database)
     await crew(database, 2)
     await tick(database)
     await decided(database)
-    await example_2(database)
+    await add_example_2_results(database)
     await tick(database)
     decision = await decided(database)
     assert decision["decision_type"] == "rebalance"
@@ -35,8 +42,8 @@ async def test_a_decision_tells_the_reason_of_each_weight_with_its_target(databa
         "new_weight": pytest.approx(0.225),
         "reason": "effectiveness 0.95; target 0.25, at most 50% in one step",
     }
-    await minute_passes(database)
-    await example_2(database)
+    await let_minute_pass(database)
+    await add_example_2_results(database)
     await tick(database)
     again = (await decided(database))["agent_weight_adjustments"]["reflection_agent"]
     assert (round(again["new_weight"], 6), again["reason"]) == (0.25, "effectiveness 0.95; target 0.25")

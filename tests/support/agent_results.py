@@ -16,13 +16,13 @@ from tests.support.sql import execute
 
 POLICY = WeightPolicy()
 REFLECTION = AgentType.REFLECTION
-_TELL = """
+_ADD_RESULTS = """
 INSERT INTO events (kind, task_id, agent_type, seconds, quality)
 SELECT 'task.completed', gen_random_uuid(), $1, $2, $3 FROM generate_series(1, $4::integer)
 """
 
 
-async def as_in_example_2(database: Database) -> None:
+async def configure_example_2(database: Database) -> None:
     """The preset, but for weights as in the specification's example 2."""
     async with database.transaction() as connection:
         await config.current(connection, Mode.PRODUCTION)
@@ -38,8 +38,10 @@ async def configure(database: Database, shares: Mapping[str, float]) -> None:
         await config.change(connection, Mode.PRODUCTION, order, ConfigAction.SET, document)
 
 
-async def told(database: Database, agent: AgentType, quality: float | None, count: int, seconds: float = 1.0) -> None:
-    await execute(database, _TELL, agent.value, seconds, quality, count)
+async def add_results(
+    database: Database, agent: AgentType, quality: float | None, count: int, seconds: float = 1.0
+) -> None:
+    await execute(database, _ADD_RESULTS, agent.value, seconds, quality, count)
 
 
 async def fold(database: Database) -> None:
@@ -58,17 +60,17 @@ async def in_force(database: Database) -> WeightsInForce:
         return await weights.in_force(connection, known)
 
 
-async def minute_passes(database: Database) -> None:
+async def let_minute_pass(database: Database) -> None:
     """The last step was a minute ago."""
-    await _moved(database, "stepped_at = stepped_at - interval '60 s'")
+    await _change_last_version(database, "stepped_at = stepped_at - interval '60 s'")
 
 
-async def override_ends(database: Database) -> None:
+async def end_override(database: Database) -> None:
     """The time of the override is over."""
-    await _moved(database, "expires_at = now() - interval '1 ms'")
+    await _change_last_version(database, "expires_at = now() - interval '1 ms'")
 
 
-async def _moved(database: Database, change: str) -> None:
+async def _change_last_version(database: Database, change: str) -> None:
     async with (await database.pool()).acquire() as connection, connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")
         await connection.execute(f"UPDATE weights SET {change} WHERE version = (SELECT max(version) FROM weights)")
@@ -87,9 +89,9 @@ def quality_for(wanted: float, count: int) -> float:
     return high
 
 
-async def example_2(database: Database) -> None:
+async def add_example_2_results(database: Database) -> None:
     """The reflection agent's effectiveness is 0.95 and it is three times as fast as the others, which are at 0.5."""
     for agent in AgentType:
         wanted, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
-        await told(database, agent, quality_for(wanted, rules.MAX_RESULTS), rules.MAX_RESULTS, seconds)
+        await add_results(database, agent, quality_for(wanted, rules.MAX_RESULTS), rules.MAX_RESULTS, seconds)
     await fold(database)

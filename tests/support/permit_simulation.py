@@ -70,18 +70,18 @@ def snapshot(*models: Model, total_limit: int = 100, in_use: Mapping[str, int] |
 
 @dataclass(kw_only=True)
 class Caller:
-    """Calls again and again. One that is `fickle` asks once and never comes back after a refusal."""
+    """Calls again and again. One that `gives_up` asks once and never comes back after a refusal."""
 
     name: str
     agent: AgentType
     hold_seconds: float = 1.0
     priority: Priority = Priority.MEDIUM
-    fickle: bool = False
-    renames: bool = False
+    gives_up: bool = False
+    uses_new_ids: bool = False
 
 
 @dataclass(kw_only=True)
-class World:
+class PermitSimulation:
     """One model, and a clock that goes from event to event."""
 
     callers: Sequence[Caller]
@@ -109,7 +109,9 @@ class World:
                 continue
             now = START + timedelta(seconds=at)
             request = replace(
-                permit_request(caller.agent, caller=caller.name) if previous is None or caller.renames else previous,
+                permit_request(caller.agent, caller=caller.name)
+                if previous is None or caller.uses_new_ids
+                else previous,
                 priority=caller.priority,
             )
             current = replace(
@@ -137,7 +139,7 @@ class World:
                     assert reservation is not None
                     reservations[request.id] = reservation
                     pause = denial.retry_after.total_seconds() * (1 + 0.1 * draw.random())
-                    if caller.fickle:
+                    if caller.gives_up:
                         pause, request, began = pause * 20, None, -1.0  # type: ignore[assignment]
                     heapq.heappush(events, (at + pause, next(order), "ask", caller, request, began))
 
