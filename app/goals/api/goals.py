@@ -168,9 +168,9 @@ async def report(
     Safe to repeat: the same numbers get the same answer, others are refused.
     """
     config = await _iteration_config(connection, services)
-    recorded = await iterations.record(connection, goal_id, body.to_report(), config)
-    response.status_code = 201 if recorded.is_new else 200
-    return iteration_out(recorded.iteration)
+    result = await iterations.record(connection, goal_id, body.to_report(), config)
+    response.status_code = 201 if result.is_new else 200
+    return iteration_out(result.iteration)
 
 
 @router.get(

@@ -11,6 +11,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 420, 80, 40, 80, 60
 # Colors of the Okabe-Ito palette, which color-blind readers can tell apart.
 _BEST_COLOR, _TOP_COLOR, _TEXT_COLOR = "#0072b2", "#d55e00", "#000000"
 _TICKS = 4
+_EMPTY = f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>'
 
 Point = tuple[float, float]
 
@@ -25,35 +26,38 @@ class Curves:
 
     @property
     def points(self) -> list[Point]:
-        """All of them."""
+        """Points of both curves."""
         return [*self.best, *self.top]
+
+    @property
+    def ranges(self) -> tuple[Point, Point]:
+        """Lowest and highest x, and lowest and highest y, of both curves."""
+        return _value_range([x for x, _ in self.points]), _value_range([y for _, y in self.points])
 
 
 def curves(iterations: Sequence[Json]) -> Curves:
     """Quality of the iterations of a goal over its compute."""
     has_compute = any(row["compute_seconds"] > 0 for row in iterations)
-    places = [row["compute_seconds"] if has_compute else row["iteration"] for row in iterations]
+    x_name, unit = ("compute_seconds", "s of compute") if has_compute else ("iteration", "iterations")
     points = {
-        name: [(place, row[name]) for place, row in zip(places, iterations, strict=True) if row[name] is not None]
+        name: [(row[x_name], row[name]) for row in iterations if row[name] is not None]
         for name in ("quality", "top_quality")
     }
-    return Curves(
-        best=points["quality"], top=points["top_quality"], unit="s of compute" if has_compute else "iterations"
-    )
+    return Curves(best=points["quality"], top=points["top_quality"], unit=unit)
 
 
 def draw_text(chart: Curves, width: int = 60, height: int = 8) -> str:
     """Draw a chart of characters: ● the best, ○ the top; empty where nothing was measured."""
     if not chart.points:
         return ""
-    (left, right), (low, high) = _value_range([x for x, _ in chart.points]), _value_range([y for _, y in chart.points])
+    (x_low, x_high), (y_low, y_high) = chart.ranges
     rows = [[" "] * width for _ in range(height)]
     for points, sign in ((chart.top, "○"), (chart.best, "●")):
         for x, y in points:
-            rows[height - 1 - _to_cell(y, low, high, height)][_to_cell(x, left, right, width)] = sign
-    labels = {0: _format_number(high), height - 1: _format_number(low)}
+            rows[height - 1 - _to_cell(y, y_low, y_high, height)][_to_cell(x, x_low, x_high, width)] = sign
+    labels = {0: _format_number(y_high), height - 1: _format_number(y_low)}
     lines = [f"{labels.get(row, ''):>9} │{''.join(signs).rstrip()}" for row, signs in enumerate(rows)]
-    ends = f"{_format_number(left)}".ljust(width - 18) + f"{_format_number(right)} {chart.unit}"
+    ends = f"{_format_number(x_low)}".ljust(width - 18) + f"{_format_number(x_high)} {chart.unit}"
     return "\n".join([*lines, f"{'':>9} └{'─' * width}", f"{'':>11}{ends}"])
 
 
@@ -66,11 +70,7 @@ def draw_svg(goal: Json, iterations: Sequence[Json]) -> str:
         '<rect width="100%" height="100%" fill="#fff"/><g font-size="12">',
         f'<text x="{_LEFT}" y="22" font-size="16">{escape(title[:110])}</text>',
         f'<text x="{_LEFT}" y="44">{escape(_state_line(goal))}</text>',
-        *(
-            _draw_curves(chart)
-            if chart.points
-            else [f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>']
-        ),
+        *(_draw_curves(chart) if chart.points else [_EMPTY]),
         "</g></svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -81,10 +81,10 @@ def _state_line(goal: Json) -> str:
 
 
 def _draw_curves(chart: Curves) -> list[str]:
-    across, up = _value_range([x for x, _ in chart.points]), _value_range([y for _, y in chart.points])
-    parts = _axes(across, up, chart.unit)
+    x_range, y_range = chart.ranges
+    parts = _axes(x_range, y_range, chart.unit)
     for name, points, color in (("the best", chart.best, _BEST_COLOR), ("the top, on average", chart.top, _TOP_COLOR)):
-        pixels = [_to_pixels(point, across, up) for point in points]
+        pixels = [_to_pixels(point, x_range, y_range) for point in points]
         if pixels:
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
@@ -94,24 +94,25 @@ def _draw_curves(chart: Curves) -> list[str]:
     return parts
 
 
-def _axes(across: Point, up: Point, unit: str) -> list[str]:
+def _axes(x_range: Point, y_range: Point, unit: str) -> list[str]:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = [f'<text x="{_LEFT}" y="{_TOP - 10}" fill="{_TEXT_COLOR}">quality</text>']
     for tick in range(_TICKS + 1):
         share = tick / _TICKS
+        # SVG counts y downwards.
         x, y = _LEFT + (right - _LEFT) * share, bottom - (bottom - _TOP) * share
-        high, far = up[0] + (up[1] - up[0]) * share, across[0] + (across[1] - across[0]) * share
+        x_value, y_value = (low + (high - low) * share for low, high in (x_range, y_range))
         parts.append(f'<path d="M{_LEFT} {y:.1f} H{right}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_format_number(high)}</text>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{_format_number(far)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_format_number(y_value)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{_format_number(x_value)}</text>')
     parts.append(f'<text x="{right}" y="{bottom + 38}" text-anchor="end">{escape(unit)}</text>')
     return parts
 
 
-def _to_pixels(point: Point, across: Point, up: Point) -> Point:
+def _to_pixels(point: Point, x_range: Point, y_range: Point) -> Point:
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    x = _LEFT + width * (point[0] - across[0]) / (across[1] - across[0])
-    return x, _TOP + height * (1 - (point[1] - up[0]) / (up[1] - up[0]))
+    x = _LEFT + width * (point[0] - x_range[0]) / (x_range[1] - x_range[0])
+    return x, _TOP + height * (1 - (point[1] - y_range[0]) / (y_range[1] - y_range[0]))
 
 
 def _value_range(values: Sequence[float]) -> Point:

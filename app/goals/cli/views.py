@@ -45,9 +45,8 @@ def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> Render
     if not iterations:
         return facts
     chart = chart_cli.draw_text(chart_cli.curves(iterations))
-    return Group(
-        facts, Text(""), _iteration_table(iterations[-_SHOWN_ITERATIONS:]), *([Text(""), Text(chart)] if chart else [])
-    )
+    charts = [Text(""), Text(chart)] if chart else []
+    return Group(facts, Text(""), _iteration_table(iterations[-_SHOWN_ITERATIONS:]), *charts)
 
 
 def _iteration_table(iterations: Sequence[Json]) -> Table:

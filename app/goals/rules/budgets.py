@@ -114,11 +114,11 @@ def limit_uses(limits: Limits, usage: Usage, forecast: Forecast | None = None) -
     forecast = forecast or Forecast()
     yield LimitUse(name="iterations", amount=usage.iterations, limit=limits.max_iterations)
     if limits.time_seconds is not None:
-        elapsed, limit = usage.elapsed_seconds, limits.time_seconds
-        yield LimitUse(name="time", amount=elapsed, limit=limit, unit="s", next_amount=forecast.seconds)
+        seconds, limit = usage.elapsed_seconds, limits.time_seconds
+        yield LimitUse(name="time", amount=seconds, limit=limit, unit="s", next_amount=forecast.seconds)
     if limits.compute_seconds is not None:
-        committed, limit = usage.compute.committed_seconds, limits.compute_seconds
-        yield LimitUse(name="compute", amount=committed, limit=limit, unit="s", next_amount=forecast.compute_seconds)
+        seconds, limit = usage.compute.committed_seconds, limits.compute_seconds
+        yield LimitUse(name="compute", amount=seconds, limit=limit, unit="s", next_amount=forecast.compute_seconds)
     if limits.money is not None:
         yield LimitUse(name="money", amount=usage.money, limit=limits.money, next_amount=forecast.money)
 

@@ -142,20 +142,20 @@ def judge(readings: Sequence[QualityReading], policy: StoppingPolicy) -> Judgeme
     """Judge the quality so far. Readings may come in any order; of two with the same number the first counts."""
     history = sort_readings(readings)
     gains, series = _gains(history, policy)
-    # The first reading only sets the anchor, so that it is no stalled iteration.
-    stalled = _trailing_zeros(gains[1:]) if gains else 0
+    # The first reading only sets the anchor, so that it is no stall_count iteration.
+    stall_count = _trailing_zeros(gains[1:]) if gains else 0
     gain = gains[-1] if gains else 0.0
     if not policy.judges:
-        return Judgement(stop=False, reason="quality is not judged", gain=gain, stalled_iterations=stalled)
+        return Judgement(stop=False, reason="quality is not judged", gain=gain, stalled_iterations=stall_count)
     if policy.rule is StoppingRule.SLOPE:
         stop, reason = _judge_slope(history, series, policy)
     else:
-        stop, reason = _judge_patience(gains, stalled, policy)
+        stop, reason = _judge_patience(gains, stall_count, policy)
         if stop and (climb := _climb_reason(history, series, policy)):
             stop, reason = False, f"{reason}, but {climb}"
     if stop and len(history) < policy.min_iterations:
         stop, reason = False, f"at least {policy.min_iterations} iterations are wanted: {reason}"
-    return Judgement(stop=stop, reason=reason, gain=gain, stalled_iterations=stalled)
+    return Judgement(stop=stop, reason=reason, gain=gain, stalled_iterations=stall_count)
 
 
 def sort_readings(readings: Sequence[QualityReading]) -> list[QualityReading]:
@@ -218,14 +218,14 @@ def _trailing_zeros(gains: Sequence[float]) -> int:
     return next((count for count, gain in enumerate(reversed(gains)) if gain > 0), len(gains))
 
 
-def _judge_patience(gains: Sequence[float], stalled: int, policy: StoppingPolicy) -> tuple[bool, str]:
+def _judge_patience(gains: Sequence[float], stall_count: int, policy: StoppingPolicy) -> tuple[bool, str]:
     threshold = _format_gain(policy.threshold, policy.unit)
-    stall = f"no improvement of {threshold} in the last {_format_iterations(stalled)}"
-    if stalled >= policy.patience:
+    stall = f"no improvement of {threshold} in the last {_format_iterations(stall_count)}"
+    if stall_count >= policy.patience:
         return True, stall
     if gains and gains[-1] > 0:
         return False, f"improved by {_format_gain(gains[-1], policy.unit)}, at least {threshold}"
-    if not stalled:
+    if not stall_count:
         return False, "the first iteration is what later ones are measured by"
     return False, f"{stall}; patience is {policy.patience}"
 

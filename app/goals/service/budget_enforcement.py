@@ -123,6 +123,7 @@ async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, r
     if meter is None:
         await holds.meter(connection, goal.id, attempts)
         return 0
+    # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
     count = room - max(0, meter.allowed - attempts)
     return await holds.let_through(connection, goal.id, count) if meter.is_ready and count > 0 else 0
 

@@ -154,6 +154,8 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
 async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     """Stop a live goal; the caller holds its lock."""
     await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason)
+    # No task is canceled here, because there may be a million: claims skip them from the commit on, and the duty on holds
+    # cancels them in batches.
     await holds.close(connection, goal.id, Hold.STOPPED)
     await goals.append_event(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
 
@@ -193,6 +195,7 @@ async def _change_state(
     if state is goal.state:
         return goal
     await goals.set_state(connection, goal_id, state, reason)
+    # The goal is locked before its hold, as everywhere: see the lock order of holds.
     await carry_out(goal)
     await goals.append_event(connection, event, goal_id, {"reason": reason})
     moved_goal = await read(connection, goal_id)
@@ -204,8 +207,8 @@ async def _audit(
     connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str
 ) -> None:
     """Record what a person did to a goal; what the rules do by themselves is in its events only."""
-    before = None if previous is None else _audit_fields(previous)
-    await audit.record(connection, event.value, by=by, before=before, after=_audit_fields(current), reason=reason)
+    fields = {"before": _audit_fields(previous)} if previous else {}
+    await audit.record(connection, event.value, by=by, after=_audit_fields(current), reason=reason, **fields)
 
 
 def _audit_fields(goal: Goal) -> dict[str, Any]:

@@ -63,18 +63,19 @@ async def record(
     A goal that was stopped while an iteration was under way still accepts its report, and stays stopped.
     Raises GoalNotFound, GoalStopped, IterationConflict.
     """
+    # The lock makes two reports of one goal follow each other, so that iteration numbers have no gaps and no twins.
     goal = await service.lock(connection, goal_id)
-    stored = await iterations.read(connection, goal_id, report.number)
-    if stored is not None:
-        if stored.request_hash != _request_hash(report):
+    iteration = await iterations.read(connection, goal_id, report.number)
+    if iteration is not None:
+        if iteration.request_hash != _request_hash(report):
             raise IterationConflict(f"iteration {report.number} was reported with other numbers")
-        return RecordedIteration(iteration=stored, is_new=False)
+        return RecordedIteration(iteration=iteration, is_new=False)
     policy = rules.goal_policy(goal.constraints, config)
     _check_acceptable(goal, report, policy)
     await _decide_and_store(connection, goal, report, policy)
-    stored = await iterations.read(connection, goal_id, report.number)
-    assert stored is not None, "it was written a moment ago"
-    return RecordedIteration(iteration=stored, is_new=True)
+    iteration = await iterations.read(connection, goal_id, report.number)
+    assert iteration is not None, "it was written a moment ago"
+    return RecordedIteration(iteration=iteration, is_new=True)
 
 
 async def read_history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
@@ -110,6 +111,7 @@ def _check_acceptable(goal: Goal, report: IterationReport, policy: GoalPolicy) -
         raise IterationConflict(
             f"iteration {goal.iterations + 1} is the next one to report, not {report.number}",
         )
+    # Stopped from outside: the iteration under way is still accepted, unless it was one too many anyway.
     if goal.state is GoalState.STOPPED and report.number > policy.limits.max_iterations:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
 
@@ -126,12 +128,12 @@ async def _decide_and_store(
     previous: Mapping[str, Any] = json.loads(history[-1].inputs) if history else {}
     money = float(previous.get("usage", {}).get("money", 0.0)) + report.money
     usage = replace(service.usage_at(goal, goal_compute, moment, money=money), iterations=report.number)
-    measured = _measure(report, goal, goal_compute, moment, previous)
+    measurement = _measure(report, goal, goal_compute, moment, previous)
     # Everything the decision depends on is stored with it, so that a replay needs nothing else.
     inputs = {"usage": asdict(usage), "by_agent": dict(sorted(goal_compute.by_agent.items())), "at": moment.isoformat()}
     inputs |= {"policy": asdict(policy), "stopped": goal.reason if goal.state is GoalState.STOPPED else None}
     past = [_parse_iteration(json.loads(row.report)) for row in history]
-    decision = rules.decide(GoalSnapshot(goal_id=goal.id, iterations=[*past, measured], usage=usage), policy)
+    decision = rules.decide(GoalSnapshot(goal_id=goal.id, iterations=[*past, measurement], usage=usage), policy)
     fields = _decision_fields(decision, inputs)
     new = NewIteration(
         goal_id=goal.id,
@@ -139,7 +141,7 @@ async def _decide_and_store(
         claimed_seconds=report.compute_seconds,
         tasks=report.tasks,
         request_hash=_request_hash(report),
-        report=_to_json(asdict(measured)),
+        report=_to_json(asdict(measurement)),
         inputs=_to_json(inputs),
         decision=_to_json(fields),
     )
@@ -156,6 +158,7 @@ def _measure(
     """The report completed by what the service has measured since `previous`, the inputs of the last decision."""
     agents: Mapping[str, float] = previous.get("by_agent", {})
     since = datetime.fromisoformat(previous["at"]) if previous else goal.started_at
+    # Differences against the recorded inputs, not sums of events: what ended between two reports counts exactly once.
     previous_seconds = float(previous["usage"]["compute"]["spent_seconds"]) if previous else 0.0
     return MeasuredIteration(
         number=report.number,

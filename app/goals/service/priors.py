@@ -45,6 +45,7 @@ async def meter_new_goal(connection: AsyncConnection, goal: Goal) -> None:
     total = (await compute.read(connection, goal.id)).total
     priors = await expected_seconds(connection, [goal.id])
     usage = Usage(compute=replace(total, prior_seconds=priors.get(goal.id, 0.0)))
+    # In the transaction that creates the goal: a moment later its first tasks could be leased without any bound.
     due = rules.enforce(usage, limits, await lease_capacity(connection))
     if due.action is not EnforcementAction.ALLOW:
         await holds.meter(connection, goal.id, total.attempts + total.running)

@@ -81,6 +81,7 @@ SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::flo
 ) spent GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
 """
 
+# From workers to tasks, since a pool is small: each worker's last lease leads to the one task it may hold.
 _RUNNING = text(f"""
 SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
@@ -123,11 +124,11 @@ async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldResult:
 async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
     """Exact compute of each of these goals until now, including attempts not folded yet and those that run."""
     values = {"goal_ids": list(goal_ids)}
-    spent = (await connection.execute(_SPENT, values)).mappings().all()
+    spent_rows = (await connection.execute(_SPENT, values)).mappings().all()
     running = {row["goal_id"]: row for row in (await connection.execute(_RUNNING, values)).mappings()}
     compute = {}
     for goal_id in goal_ids:
-        rows = [row for row in spent if row["goal_id"] == goal_id]
+        rows = [row for row in spent_rows if row["goal_id"] == goal_id]
         runs = running.get(goal_id)
         total = Compute(
             spent_seconds=sum(row["seconds"] for row in rows),

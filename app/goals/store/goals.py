@@ -63,6 +63,8 @@ LEFT JOIN LATERAL (
 LEFT JOIN holds h ON h.goal_id = g.id
 """
 
+# A row without a state was made by a weight that came first: creating the goal completes that row. With a state the goal
+# exists, and the statement changes nothing and returns no row.
 _CREATE = text(f"""
 INSERT INTO goals AS present (id, weight, state, objective, created_by, request_hash, started_at,
                               {", ".join(_CONSTRAINTS)})
@@ -113,6 +115,7 @@ _NO_TASK = """NOT EXISTS (
       )"""
 NO_TASKS = " AND ".join(_NO_TASK.format(table=table, goal="{goal}") for table in ("tasks", "task_history"))
 
+# Goals that are locked are skipped: whoever works on one has a reason to keep it, and the next run finds it again.
 _PRUNE = text(f"""
 WITH old AS MATERIALIZED (
     SELECT id FROM goals WHERE state = 'stopped' AND ended_at < now() - make_interval(days => :days)

@@ -37,6 +37,7 @@ _COLUMNS = ", ".join(
 )
 _VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _FIELDS)
 
+# Cast to json rather than jsonb, which would not preserve the text of the numbers that a replay is compared with.
 _ADD = text(f"INSERT INTO goal_iterations ({', '.join(_FIELDS)}) VALUES ({_VALUES})")
 
 _READ_UP_TO = text(f"""
