@@ -154,8 +154,8 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
 async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     """Stop a live goal; the caller holds its lock."""
     await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason)
-    # No task is canceled here, because there may be a million: claims skip them from the commit on, and the duty on holds
-    # cancels them in batches.
+    # No task is canceled here, because there may be a million: claims skip them from the commit on, and the duty on
+    # holds cancels them in batches.
     await holds.close(connection, goal.id, Hold.STOPPED)
     await goals.append_event(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
 

@@ -63,8 +63,8 @@ LEFT JOIN LATERAL (
 LEFT JOIN holds h ON h.goal_id = g.id
 """
 
-# A row without a state was made by a weight that came first: creating the goal completes that row. With a state the goal
-# exists, and the statement changes nothing and returns no row.
+# A row without a state was made by a weight that came first: creating the goal completes that row. With a state the
+# goal exists, and the statement changes nothing and returns no row.
 _CREATE = text(f"""
 INSERT INTO goals AS present (id, weight, state, objective, created_by, request_hash, started_at,
                               {", ".join(_CONSTRAINTS)})
