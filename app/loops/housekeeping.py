@@ -22,7 +22,7 @@ from app.health.rules.series import SeriesPolicy
 from app.health.store import alerts, series, utilisation, webhooks
 from app.kernel.errors import DatabaseUnavailable
 from app.llm.store import usage
-from app.memory.service.context import KEEP
+from app.memory.service.context import KEPT_VERSIONS
 from app.memory.store import context
 from app.queue.store import attempts, degradation, duplicates, lease_ledger, throughput
 from app.workers.store import hosts, pool, workers
@@ -113,7 +113,7 @@ def _prunes(days: int) -> Mapping[str, DeleteBatch]:
         "duties": partial(duties.prune, days=days),
         "goals": partial(goals.prune, days=days, limit=_GOALS),
         "goal_compute": compute.prune,
-        "context": partial(context.prune, keep=KEEP, days=days),
+        "context": partial(context.prune, keep=KEPT_VERSIONS, days=days),
     }
 
 

@@ -61,9 +61,9 @@ class FindingsOut(BaseModel):
 
 
 @router.post("", summary="Take a checkpoint", status_code=201, dependencies=[requires(Scope.OPERATE)])
-async def take(asked: CheckpointIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
+async def take(body: CheckpointIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
     """Besides the regular ones: every 5 minutes or 50 completed tasks. Taking two is as good as taking one."""
-    return _shown(await service.take(services.database, asked.reason, taken_by=caller.key_id))
+    return _checkpoint_out(await service.take(services.database, body.reason, taken_by=caller.key_id))
 
 
 @router.get("", summary="List checkpoints", dependencies=[requires(Scope.READ)])
@@ -73,9 +73,9 @@ async def page(
     limit: Limit = 50,
 ) -> CheckpointPage:
     """The newest 20, and one of each day as far back as history is kept."""
-    found = await store.page(connection, before=after, limit=limit + 1)
-    following = found[limit - 1].id if len(found) > limit else None
-    return CheckpointPage(items=[_shown(checkpoint) for checkpoint in found[:limit]], next=following)
+    checkpoints = await store.page(connection, before_id=after, limit=limit + 1)
+    following = checkpoints[limit - 1].id if len(checkpoints) > limit else None
+    return CheckpointPage(items=[_checkpoint_out(checkpoint) for checkpoint in checkpoints[:limit]], next=following)
 
 
 @router.get(
@@ -86,7 +86,7 @@ async def page(
 )
 async def read(checkpoint_id: Id, services: ServicesDep) -> CheckpointOut:
     """When and why it was taken, and how much it holds."""
-    return _shown(await service.read(services.database, checkpoint_id))
+    return _checkpoint_out(await service.read(services.database, checkpoint_id))
 
 
 @router.get(
@@ -101,7 +101,7 @@ async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
 
     `convener checkpoints restore` puts it into an empty database.
     """
-    return answer(await service.content(services.database, checkpoint_id))
+    return answer(await service.read_content(services.database, checkpoint_id))
 
 
 @router.post(
@@ -112,11 +112,12 @@ async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
 )
 async def verify(checkpoint_id: Id, services: ServicesDep) -> FindingsOut:
     """Recomputes the checksum and checks every invariant of the content; changes nothing."""
-    found = await service.verify(services.database, checkpoint_id)
-    return FindingsOut(ok=not found.violations, violations=found.violations, checkpoint=_shown(found.checkpoint))
+    findings = await service.verify(services.database, checkpoint_id)
+    checkpoint = _checkpoint_out(findings.checkpoint)
+    return FindingsOut(ok=not findings.violations, violations=findings.violations, checkpoint=checkpoint)
 
 
-def _shown(checkpoint: Checkpoint) -> CheckpointOut:
+def _checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
     plain = {
         name: getattr(checkpoint, name)
         for name in Checkpoint.__dataclass_fields__

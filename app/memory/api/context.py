@@ -20,7 +20,7 @@ from app.kernel.access import Scope
 from app.memory.errors import ContextNotFound
 from app.memory.service import context as service
 from app.memory.store import context as store
-from app.memory.store.context import Name, Version, Write
+from app.memory.store.context import EntryKey, Version, Write
 
 router = APIRouter(prefix="/context", tags=["context"])
 _WRITING = responses_for(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
@@ -29,9 +29,9 @@ _NEWEST = 2**63 - 1
 
 
 def _json_text(value: Any) -> str:
-    """The text of any JSON value, which an object holds while it is checked."""
+    """The text of any JSON value; the limits on JSON are checked on an object that holds it."""
     if isinstance(value, bytes):
-        # The framework reads no body that does not call itself JSON.
+        # FastAPI hands a body over as bytes when its content type is not JSON.
         raise ValueError("must be JSON, sent with Content-Type: application/json")
     text = object_text({"value": value}) or ""
     return text.removeprefix('{"value":').removesuffix("}")
@@ -107,9 +107,10 @@ async def page(
     values: Annotated[bool, Query(description="with their values, in as many pages as it takes")] = False,
 ) -> ContextKeyPage:
     """Keys and versions; values only when they are asked for."""
-    found, following = await store.page(connection, namespace, after=after, limit=limit, values=values)
-    kind = ContextKeyWithValue if values else ContextKeyOut
-    return ContextKeyPage(items=[kind.model_validate(_plain(namespace, version)) for version in found], next=following)
+    versions, following = await store.page(connection, namespace, after_key=after, limit=limit, with_values=values)
+    model = ContextKeyWithValue if values else ContextKeyOut
+    items = [model.model_validate(_version_fields(namespace, version)) for version in versions]
+    return ContextKeyPage(items=items, next=following)
 
 
 @router.get(
@@ -128,12 +129,12 @@ async def read(
     if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
 ) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
-    found = await service.read(connection, _name(namespace, key), version)
-    tag = etag(found.version)
-    if is_known(found.version, if_none_match):
+    entry = await service.read(connection, _entry_key(namespace, key), version)
+    tag = etag(entry.version)
+    if is_known(entry.version, if_none_match):
         return Response(status_code=304, headers={"ETag": tag})
     response.headers["ETag"] = tag
-    return ContextEntryOut.model_validate(_plain(namespace, found))
+    return ContextEntryOut.model_validate(_version_fields(namespace, entry))
 
 
 @router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=[requires(Scope.READ)])
@@ -145,12 +146,11 @@ async def history(
     limit: Limit = 50,
 ) -> ContextHistoryPage:
     """Who wrote what and when, deletions too; old versions are pruned."""
-    found, following = await store.history(connection, _name(namespace, key), before=after, limit=limit)
-    if not found and after == _NEWEST:
+    versions, following = await store.history(connection, _entry_key(namespace, key), before_version=after, limit=limit)
+    if not versions and after == _NEWEST:
         raise ContextNotFound
-    return ContextHistoryPage(
-        items=[ContextEntryOut.model_validate(_plain(namespace, version)) for version in found], next=following
-    )
+    items = [ContextEntryOut.model_validate(_version_fields(namespace, version)) for version in versions]
+    return ContextHistoryPage(items=items, next=following)
 
 
 @router.put(
@@ -177,14 +177,14 @@ async def put(
     """
     limit_size(value, services[PayloadLimit].max_bytes, "value")
     change = Write(value=value, written_by=caller.key_id, request_id=idempotency_key)
-    expected = _condition(if_match, if_none_match)
-    name = _name(namespace, key)
-    if expected is None:
-        written = await service.create(connection, name, change)
+    expected_version = _expected_version(if_match, if_none_match)
+    entry = _entry_key(namespace, key)
+    if expected_version is None:
+        result = await service.create(connection, entry, change)
     else:
-        written = await service.replace(connection, name, expected, change)
-    response.status_code = 201 if written.created else 200
-    return _written(namespace, written.version, response)
+        result = await service.replace(connection, entry, expected_version, change)
+    response.status_code = 201 if result.is_new else 200
+    return _written_out(namespace, result.version, response)
 
 
 @router.delete(
@@ -203,40 +203,41 @@ async def delete(
     idempotency_key: RequestKey = None,
 ) -> WrittenOut:
     """Compare-and-set with If-Match. The deletion is a version; a later write goes on counting from it."""
-    expected = _condition(if_match, None)
-    assert expected is not None
+    expected_version = _expected_version(if_match, None)
+    assert expected_version is not None
     change = Write(value=None, written_by=caller.key_id, request_id=idempotency_key)
-    return _written(namespace, await service.delete(connection, _name(namespace, key), expected, change), response)
+    version = await service.delete(connection, _entry_key(namespace, key), expected_version, change)
+    return _written_out(namespace, version, response)
 
 
-def _condition(if_match: str | None, if_none_match: str | None) -> int | None:
-    """The version that must be the last one; None where there must be no entry. Raises PreconditionRequired."""
+def _expected_version(if_match: str | None, if_none_match: str | None) -> int | None:
+    """The version that must be the current one; None where there must be no entry. Raises PreconditionRequired."""
     if if_match is not None and if_none_match is not None:
-        raise _refused("if-match", "send If-Match or If-None-Match, not both")
+        raise _header_error("if-match", "send If-Match or If-None-Match, not both")
     if if_none_match is not None:
         if if_none_match.strip() != "*":
-            raise _refused("if-none-match", "must be *")
+            raise _header_error("if-none-match", "must be *")
         return None
     if if_match is None:
         raise errors.PreconditionRequired('send `If-Match: "<version>"`; `If-None-Match: *` creates a new entry')
     match = re.fullmatch(r'\s*"([1-9]\d{0,17})"\s*', if_match)
     if match is None:
-        raise _refused("if-match", 'must be one version in quotation marks, like "7"')
+        raise _header_error("if-match", 'must be one version in quotation marks, like "7"')
     return int(match[1])
 
 
-def _refused(header: str, message: str) -> RequestValidationError:
+def _header_error(header: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "condition", "loc": ("header", header), "msg": message}])
 
 
-def _name(namespace: str, key: str) -> Name:
-    return Name(namespace=namespace, key=key)
+def _entry_key(namespace: str, key: str) -> EntryKey:
+    return EntryKey(namespace=namespace, key=key)
 
 
-def _plain(namespace: str, version: Version) -> dict[str, Any]:
+def _version_fields(namespace: str, version: Version) -> dict[str, Any]:
     return {"namespace": namespace, **{name: getattr(version, name) for name in Version.__dataclass_fields__}}
 
 
-def _written(namespace: str, version: Version, response: Response) -> WrittenOut:
+def _written_out(namespace: str, version: Version, response: Response) -> WrittenOut:
     response.headers["ETag"] = etag(version.version)
-    return WrittenOut.model_validate(_plain(namespace, version))
+    return WrittenOut.model_validate(_version_fields(namespace, version))

@@ -1,4 +1,4 @@
-"""`convener db backup`, `restore` and `verify`: the whole database into a file and back, and what must hold in it."""
+"""`convener db backup`, `restore` and `verify`: dump the whole database, restore it, and check its invariants."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -49,9 +49,9 @@ def backup(
     """
     from app.memory.service import backups
 
-    with output.errors().status("backing up") as seen, tried():
-        place = url or bundled_url()
-        manifest = on_database(lambda database: backups.backup(database, _dumps(), file, seen.update), place)
+    with output.errors().status("backing up") as progress, tried():
+        target = url or bundled_url()
+        manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update), target)
     facts = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__} | {"file": str(file)}
     if fmt is Format.JSON:
         output.write_json(facts)
@@ -75,15 +75,25 @@ def restore(
 
     if bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
-    with output.errors().status("restoring") as seen, tried(), _place(url, bundled=bundled) as place:
-        done = on_database(lambda database: backups.restore(database, _dumps(), file, seen.update), place)
+    with output.errors().status("restoring") as progress, tried(), _target(url, bundled=bundled) as target:
+        restored = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
     if fmt is Format.JSON:
-        output.write_json({name: getattr(done, name) for name in done.__dataclass_fields__})
+        output.write_json(
+            {
+                "before": restored.dump_revision,
+                "revision": restored.revision,
+                "released": restored.released_leases,
+                "transaction_offset": restored.transaction_offset,
+                "checked": restored.is_verified,
+            }
+        )
         return
-    if not done.checked:
+    if not restored.is_verified:
         output.errors().print("[yellow]there was no manifest beside the backup, so its checksum was not checked[/]")
-    upgraded = f", brought up from {done.before}" if done.before != done.revision else ""
-    output.show(Text(f"restored at revision {done.revision}{upgraded}; {done.released:,} leases were released"))
+    has_upgraded = restored.dump_revision != restored.revision
+    upgrade = f", brought up from {restored.dump_revision}" if has_upgraded else ""
+    leases = f"{restored.released_leases:,} leases were released"
+    output.show(Text(f"restored at revision {restored.revision}{upgrade}; {leases}"))
     output.errors().print("[dim]`convener db verify` checks what is there now[/]")
 
 
@@ -98,62 +108,64 @@ def verify(
 
     Ends with 1 where something is wrong.
     """
-    checks = _of_file(file) if file is not None else _of_database(url)
-    fine = all(check["ok"] for check in checks)
+    checks = _check_file(file) if file is not None else _check_database(url)
+    ok = all(check["ok"] for check in checks)
     if fmt is Format.JSON:
-        output.write_json({"ok": fine, "checks": checks})
+        output.write_json({"ok": ok, "checks": checks})
     else:
-        output.show(_listing(checks))
-    if not fine:
+        output.show(_check_table(checks))
+    if not ok:
         raise typer.Exit(ExitCode.REFUSED)
 
 
-def _place(url: str | None, *, bundled: bool) -> AbstractContextManager[str | None]:
+def _target(url: str | None, *, bundled: bool) -> AbstractContextManager[str | None]:
     return new_server() if bundled else nullcontext(url)
 
 
-def _of_file(file: Path) -> list[dict[str, Any]]:
+def _check_file(file: Path) -> list[dict[str, Any]]:
     from app.memory.service import backups
 
     with tried():
-        found = backups.inspect(_dumps(), file)
-    says = f"the backup is what was written, and holds revision {found.revision} in {found.entries} entries"
-    if found.manifest is None:
-        says = "the backup can be read; there is no manifest with a checksum beside it"
-    return [_check(str(file), says, found.violations, len(found.violations))]
+        inspection = backups.inspect(_dumps(), file)
+    meaning = (
+        f"the backup is what was written, and holds revision {inspection.revision} in {inspection.entries} entries"
+    )
+    if inspection.manifest is None:
+        meaning = "the backup can be read; there is no manifest with a checksum beside it"
+    return [_check_row(str(file), meaning, inspection.violations, len(inspection.violations))]
 
 
-def _of_database(url: str | None) -> list[dict[str, Any]]:
-    verdicts = on_database(_examine, url or bundled_url())
-    return [_check(v.check.name, v.check.says, v.examples, v.violations) for v in verdicts]
+def _check_database(url: str | None) -> list[dict[str, Any]]:
+    verdicts = on_database(_run_checks, url or bundled_url())
+    return [_check_row(v.check.name, v.check.description, v.examples, v.violations) for v in verdicts]
 
 
-async def _examine(database: "Database") -> "list[Verdict]":
+async def _run_checks(database: "Database") -> "list[Verdict]":
     from app.db import schema
-    from app.memory.store.invariants import CHECKS, begin, run
+    from app.memory.store.invariants import CHECKS, begin_snapshot, run_check
 
-    found = await schema.revision(database.engine)
-    if found != schema.head():
+    revision = await schema.revision(database.engine)
+    if revision != schema.head():
         hint = "`convener db migrate` brings it up to date"
-        raise Failure(f"the schema is at {found or 'no revision'}, not {schema.head()}", ExitCode.REFUSED, hint=hint)
+        raise Failure(f"the schema is at {revision or 'no revision'}, not {schema.head()}", ExitCode.REFUSED, hint=hint)
     async with database.transaction() as connection:
-        await begin(connection)
-        return [await run(connection, check) for check in CHECKS]
+        await begin_snapshot(connection)
+        return [await run_check(connection, check) for check in CHECKS]
 
 
-def _check(name: str, says: str, examples: Sequence[str], violations: int) -> dict[str, Any]:
-    return {"name": name, "says": says, "ok": not violations, "violations": violations, "examples": list(examples)}
+def _check_row(name: str, meaning: str, examples: Sequence[str], violations: int) -> dict[str, Any]:
+    return {"name": name, "says": meaning, "ok": not violations, "violations": violations, "examples": list(examples)}
 
 
 def _dumps() -> "Dumps":
     from app.memory.service.dumps import Dumps
     from app.postgres.binaries import find_binaries
 
-    configured = settings().postgres_bin
-    return Dumps(binaries=find_binaries(str(configured) if configured else None))
+    directory = settings().postgres_bin
+    return Dumps(binaries=find_binaries(str(directory) if directory else None))
 
 
-def _listing(checks: list[dict[str, Any]]) -> Table:
+def _check_table(checks: list[dict[str, Any]]) -> Table:
     table = output.table("CHECK", "VERDICT", "MEANING", flexible="MEANING")
     for check in checks:
         verdict = Text("ok", "green") if check["ok"] else Text(f"{check['violations']:,} violations", "red")

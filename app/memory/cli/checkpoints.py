@@ -1,4 +1,4 @@
-"""`convener checkpoints`: what was in flight at a moment, kept, checked and put back."""
+"""`convener checkpoints`: take, list, verify, export and restore checkpoints of the work in flight."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def ls(
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
     else:
-        output.show(_listing(items, now))
+        output.show(_checkpoint_table(items, now))
 
 
 @app.command(
@@ -62,12 +62,12 @@ def get(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TABLE
 def verify(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Recompute the checksum of a checkpoint, and check that everything in it agrees. Ends with 1 where not."""
     with connect(url) as client:
-        found = client.post(f"/checkpoints/{checkpoint_id}/verify", {})
+        findings = client.post(f"/checkpoints/{checkpoint_id}/verify", {})
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(findings)
     else:
-        output.show(Text("ok", "green") if found["ok"] else Text("\n".join(found["violations"]), "red"))
-    if not found["ok"]:
+        output.show(Text("ok", "green") if findings["ok"] else Text("\n".join(findings["violations"]), "red"))
+    if not findings["ok"]:
         raise typer.Exit(ExitCode.REFUSED)
 
 
@@ -84,16 +84,16 @@ def export(
 ) -> None:
     """Write a checkpoint into a file: a line that says what it is, with its SHA-256, and then its content as JSON."""
     with connect(url) as client:
-        known = client.get(f"/checkpoints/{checkpoint_id}")
+        head = client.get(f"/checkpoints/{checkpoint_id}")
         content = client.download(f"/checkpoints/{checkpoint_id}/content")
-    if hashlib.sha256(content).hexdigest() != known["sha256"]:
+    if hashlib.sha256(content).hexdigest() != head["sha256"]:
         raise Failure("the content of the checkpoint is damaged: its SHA-256 differs", ExitCode.REFUSED)
-    _write(file, json.dumps({_FORMAT: 1, **known}).encode() + b"\n" + content)
-    done = {"file": str(file), "sha256": known["sha256"], "counts": known["counts"]}
+    _write_file(file, json.dumps({_FORMAT: 1, **head}).encode() + b"\n" + content)
+    facts = {"file": str(file), "sha256": head["sha256"], "counts": head["counts"]}
     if fmt is Format.JSON:
-        output.write_json(done)
+        output.write_json(facts)
     else:
-        output.show(Text(output.plain(f"wrote {known['counts']['tasks']:,} tasks into {file}")))
+        output.show(Text(output.plain(f"wrote {head['counts']['tasks']:,} tasks into {file}")))
 
 
 @app.command(
@@ -114,28 +114,28 @@ def restore(
     """
     from app.memory.service import checkpoints
 
-    head, content = _read(file)
-    with tried(), new_server() if bundled else nullcontext() as place:
-        done = on_database(
-            lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), place
+    head, content = _read_file(file)
+    with tried(), new_server() if bundled else nullcontext() as target:
+        restored = on_database(
+            lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), target
         )
     if fmt is Format.JSON:
-        output.write_json({name: getattr(done, name) for name in done.__dataclass_fields__})
+        output.write_json({name: getattr(restored, name) for name in restored.__dataclass_fields__})
         return
     output.show(
         Text(
-            f"restored {done.tasks:,} tasks, {done.released:,} of them leased when it was taken, and {done.context:,} "
-            "entries of the Context Memory"
+            f"restored {restored.tasks:,} tasks, {restored.released:,} of them leased when it was taken, and "
+            f"{restored.context:,} entries of the Context Memory"
         )
     )
-    if done.is_cut:
+    if restored.is_cut:
         output.errors().print("[yellow]the checkpoint was cut: there had been more than it could hold[/]")
     if not bundled:
         output.errors().print("[dim]now make a key: convener key create admin --label me --database[/]")
 
 
-def _write(file: Path, text: bytes) -> None:
-    """As a whole or not at all, readable by its owner only."""
+def _write_file(file: Path, text: bytes) -> None:
+    """Write a new file as a whole or not at all, readable by its owner only. Raises Failure."""
     draft = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         if file.exists():
@@ -151,7 +151,8 @@ def _write(file: Path, text: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> tuple[Json, bytes]:
+def _read_file(file: Path) -> tuple[Json, bytes]:
+    """The head of an exported checkpoint, and its content. Raises Failure."""
     try:
         line, _, content = file.read_bytes().partition(b"\n")
     except OSError as error:
@@ -159,10 +160,10 @@ def _read(file: Path) -> tuple[Json, bytes]:
     try:
         head: Any = json.loads(line)
         bytes.fromhex(head["sha256"])
-        known = head[_FORMAT] == 1
+        is_readable = head[_FORMAT] == 1
     except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+        is_readable = False
+    if not is_readable:
         hint = "`convener checkpoints export` writes such files"
         raise Failure(f"{file} is not a checkpoint that this version can read", ExitCode.USAGE, hint=hint)
     return head, content
@@ -177,7 +178,7 @@ def _show(checkpoint: Json, now: datetime, fmt: Format) -> None:
         ("Taken", output.age(checkpoint["taken_at"], now)),
         ("Reason", checkpoint["reason"]),
         ("By", checkpoint["taken_by"]),
-        ("Holds", _holds(checkpoint) + ("; cut, there was more" if checkpoint["is_cut"] else "")),
+        ("Holds", _format_counts(checkpoint) + ("; cut, there was more" if checkpoint["is_cut"] else "")),
         ("Events", f"up to {checkpoint['event_cursor']}"),
         ("Schema", checkpoint["revision"]),
         ("Size", f"{checkpoint['size_bytes']:,} bytes, stored in {checkpoint['stored_bytes']:,}"),
@@ -186,12 +187,12 @@ def _show(checkpoint: Json, now: datetime, fmt: Format) -> None:
     output.show(output.details(facts))
 
 
-def _holds(checkpoint: Json) -> str:
+def _format_counts(checkpoint: Json) -> str:
     counts = checkpoint["counts"]
     return f"{counts['tasks']:,} tasks, {counts['leased']:,} leased; {counts['context']:,} entries"
 
 
-def _listing(items: list[Json], now: datetime) -> Table:
+def _checkpoint_table(items: list[Json], now: datetime) -> Table:
     table = output.table(
         "ID", "TAKEN", "TASKS", "LEASED", "CUT", "REASON", numbers=["TASKS", "LEASED"], flexible="REASON"
     )

@@ -1,4 +1,4 @@
-"""`convener context`: versioned entries that outlive tasks."""
+"""`convener context`: read and write the Context Memory, versioned entries that outlive tasks."""
 
 import json
 import re
@@ -21,17 +21,17 @@ from app.terminal.output import Format, Output
 app = typer.Typer(help="Read and write the Context Memory: versioned entries of a namespace.", no_args_is_help=True)
 
 
-def _part(text: str) -> str:
+def _check_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@~+-]{0,199}", text):
         raise typer.BadParameter("letters, digits and . _ : @ ~ + - only, at most 200, the first a letter or a digit")
     return text
 
 
 Namespace = Annotated[
-    str, typer.Argument(metavar="NAMESPACE", callback=_part, help="for example the id of a research goal")
+    str, typer.Argument(metavar="NAMESPACE", callback=_check_name, help="for example the id of a research goal")
 ]
-Key = Annotated[str, typer.Argument(metavar="KEY", callback=_part, help="the name of an entry")]
-Expected = Annotated[
+Key = Annotated[str, typer.Argument(metavar="KEY", callback=_check_name, help="the name of an entry")]
+IfVersion = Annotated[
     int | None,
     typer.Option("--if-version", help="only if this is the last version; by default the one of this moment", min=1),
 ]
@@ -67,21 +67,21 @@ def put(
     namespace: Namespace,
     key: Key,
     value: Annotated[str, typer.Argument(metavar="JSON", help="a JSON value, @FILE, or - for stdin")],
-    expected: Expected = None,
+    if_version: IfVersion = None,
     new: Annotated[bool, typer.Option("--new", help="only if there is no such entry")] = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Write an entry. It is refused when somebody else writes at the same time, rather than to undo their change."""
-    if new and expected is not None:
+    if new and if_version is not None:
         raise typer.BadParameter("--new and --if-version exclude each other")
     body = json.dumps(read_value(value, "the value")).encode()
     with connect(url) as client:
-        version = None if new else expected or _version(client, _path(namespace, key))
+        version = None if new else if_version or _current_version(client, _path(namespace, key))
         condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
-        # The key of the request lets it be repeated when an answer was lost, and be told from others' equal writes.
-        written = client.put(_path(namespace, key), body, condition | {"Idempotency-Key": str(uuid4())})
-    _say(written, "is at", fmt)
+        # The request key makes a repetition after a lost answer safe, and tells it from an equal write by others.
+        version_out = client.put(_path(namespace, key), body, condition | {"Idempotency-Key": str(uuid4())})
+    _print_write(version_out, "is at", fmt)
 
 
 @app.command(
@@ -97,15 +97,15 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List the entries of a namespace, by key."""
-    wanted = "true" if values else None
+    values_parameter = "true" if values else None
     with connect(url) as client:
         path = f"/context/{quote(namespace, safe='')}"
-        items, following = client.pages(path, None if everything else limit, after=after, values=wanted)
+        items, following = client.pages(path, None if everything else limit, after=after, values=values_parameter)
         now = client.now
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
         return
-    output.show(_listing(items, now, values=values))
+    output.show(_entry_table(items, now, values=values))
     if following:
         output.hint_at_more("--all", "--limit", f"--after {following}")
 
@@ -131,30 +131,32 @@ def history(
         return
     table = output.table("VERSION", "WRITTEN", "BY", "VALUE", numbers=["VERSION"], flexible="VALUE")
     for item in items:
-        shown = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
-        written = output.cell(output.age(item["written_at"], now))
-        table.add_row(output.cell(item["version"]), written, output.cell(item["written_by"]), shown)
+        value = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
+        age = output.cell(output.age(item["written_at"], now))
+        table.add_row(output.cell(item["version"]), age, output.cell(item["written_by"]), value)
     output.show(table)
 
 
 @app.command(
     epilog=output.examples("convener context rm kepler best", "convener context rm kepler best --if-version 3")
 )
-def rm(namespace: Namespace, key: Key, expected: Expected = None, url: Url = None, fmt: Output = Format.TABLE) -> None:
+def rm(
+    namespace: Namespace, key: Key, if_version: IfVersion = None, url: Url = None, fmt: Output = Format.TABLE
+) -> None:
     """Delete an entry. Its history stays, and version numbers go on."""
     with connect(url) as client:
         path = _path(namespace, key)
-        version = expected or client.get(path)["version"]
-        done = client.remove(path, {"If-Match": f'"{version}"', "Idempotency-Key": str(uuid4())})
-    _say(done, "was deleted by", fmt)
+        version = if_version or client.get(path)["version"]
+        version_out = client.remove(path, {"If-Match": f'"{version}"', "Idempotency-Key": str(uuid4())})
+    _print_write(version_out, "was deleted by", fmt)
 
 
 def _path(namespace: str, key: str) -> str:
     return f"/context/{quote(namespace, safe='')}/{quote(key, safe='')}"
 
 
-def _version(client: Client, path: str) -> int | None:
-    """The version of this moment, None where there is no entry."""
+def _current_version(client: Client, path: str) -> int | None:
+    """The current version of an entry; None where there is none."""
     try:
         return int(client.get(path)["version"])
     except Refusal as refusal:
@@ -163,17 +165,17 @@ def _version(client: Client, path: str) -> int | None:
         raise
 
 
-def _say(written: Json, what: str, fmt: Format) -> None:
+def _print_write(version: Json, state: str, fmt: Format) -> None:
     if fmt is Format.JSON:
-        output.write_json(written)
+        output.write_json(version)
     else:
-        output.show(Text(output.plain(f"{written['namespace']}/{written['key']} {what} version {written['version']}")))
+        output.show(Text(output.plain(f"{version['namespace']}/{version['key']} {state} version {version['version']}")))
 
 
-def _listing(items: list[Json], now: datetime, *, values: bool) -> Table:
-    more = ("VALUE",) if values else ()
+def _entry_table(items: list[Json], now: datetime, *, values: bool) -> Table:
+    value_column = ("VALUE",) if values else ()
     table = output.table(
-        "KEY", "VERSION", "WRITTEN", "BY", *more, numbers=["VERSION"], flexible=more[0] if more else ""
+        "KEY", "VERSION", "WRITTEN", "BY", *value_column, numbers=["VERSION"], flexible="VALUE" if values else ""
     )
     for item in items:
         table.add_row(

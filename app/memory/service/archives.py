@@ -1,4 +1,4 @@
-"""A dump in a file, and its manifest beside it: written as a whole, readable by its owner only, checked by SHA-256."""
+"""Files of dumps and their manifests: written as a whole, readable by their owner only, checked by SHA-256."""
 
 import hashlib
 import json
@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_MODE = 0o600
+# A dump holds everything, key hashes and payloads included.
+_FILE_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a dump is; kept beside it as `<file>.json`."""
+    """Description of a dump, stored beside it as `<file>.json`."""
 
     file: str
     taken_at: str
@@ -23,53 +24,54 @@ class Manifest:
     sha256: str
 
 
-def manifest_of(file: Path) -> Path:
-    """Where the manifest of a dump is."""
+def manifest_path(file: Path) -> Path:
+    """Path of the manifest of a dump."""
     return file.with_name(f"{file.name}.json")
 
 
 def read_manifest(file: Path) -> Manifest | None:
-    """The manifest beside a dump, None where there is none. Raises ValueError where it cannot be read."""
+    """Read the manifest of a dump; None where there is none. Raises ValueError where it cannot be read."""
     try:
-        return Manifest(**json.loads(manifest_of(file).read_text()))
+        return Manifest(**json.loads(manifest_path(file).read_text()))
     except FileNotFoundError:
         return None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{manifest_of(file)} is no manifest: {error}") from None
+        raise ValueError(f"{manifest_path(file)} is no manifest: {error}") from None
 
 
 def write_manifest(manifest: Manifest, file: Path) -> None:
-    """Put the manifest beside a dump."""
-    with appearing(manifest_of(file)) as draft:
+    """Write the manifest of a dump."""
+    with new_file(manifest_path(file)) as draft:
         draft.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
 
 
 @contextmanager
-def appearing(file: Path) -> Iterator[Path]:
-    """An empty draft to write into; in the end it is on disk and takes the name, after an error it is gone.
+def new_file(file: Path) -> Iterator[Path]:
+    """Provide an empty draft to write into; at the end it is durable and gets its name, after an error it is deleted.
 
-    Raises FileExistsError rather than to replace anything.
+    Raises FileExistsError rather than replace a file.
     """
     if file.exists():
         raise FileExistsError(f"{file} exists already")
     draft = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _MODE))
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE))
     try:
         yield draft
-        _make_durable(draft)
+        # Content before name before directory: after a crash the file is there as a whole, or not at all.
+        _sync(draft)
         draft.rename(file)
     finally:
         draft.unlink(missing_ok=True)
-    _make_durable(file.parent)
+    _sync(file.parent)
 
 
 def checksum(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _make_durable(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Backups of the whole database: made, checked, and restored into an empty one, maybe on another server."""
+"""Backups of the whole database: written to a file, inspected, and restored into an empty database on any server."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from app.memory.service.dumps import Dumps
 from app.memory.store import backups
 from app.postgres.errors import DumpFailed
 
-_MOVED = "restored from a backup: nobody holds this lease any more"
+_RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What is known of a dump in a file; `violations` say why it should not be trusted."""
+    """Result of inspecting the file of a dump; `violations` are reasons not to trust it."""
 
     manifest: Manifest | None
     revision: str | None
@@ -28,18 +28,18 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """What a restore has done; `before` is the revision of the dump, `revision` that of the database now."""
+class RestoredBackup:
+    """Result of a restore: revisions of the dump and of the database now, and the number of leases released."""
 
-    before: str
+    dump_revision: str
     revision: str | None
-    released: int
+    released_leases: int
     transaction_offset: int
-    checked: bool
+    is_verified: bool
 
 
-async def backup(database: Database, dumps: Dumps, file: Path, say: Callable[[str], object]) -> Manifest:
-    """Write a backup into a file that does not exist yet, and its manifest beside it. Work goes on meanwhile.
+async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object]) -> Manifest:
+    """Write a backup into a new file, and its manifest beside it, while the service works on.
 
     Raises Refused, DumpFailed.
     """
@@ -49,10 +49,10 @@ async def backup(database: Database, dumps: Dumps, file: Path, say: Callable[[st
     async with database.transaction() as connection:
         moment, server = (await now(connection)).isoformat(), await backups.server_version(connection)
     try:
-        if archives.manifest_of(file).exists():
-            raise FileExistsError(f"{archives.manifest_of(file)} exists already")
-        with archives.appearing(file) as draft:
-            await asyncio.to_thread(dumps.dump, database.url, draft, lambda size: say(f"backing up: {size:,} bytes"))
+        if archives.manifest_path(file).exists():
+            raise FileExistsError(f"{archives.manifest_path(file)} exists already")
+        with archives.new_file(file) as draft:
+            await asyncio.to_thread(dumps.dump, database.url, draft, lambda size: report(f"backing up: {size:,} bytes"))
             size, digest = draft.stat().st_size, await asyncio.to_thread(archives.checksum, draft)
         manifest = Manifest(
             file=file.name, taken_at=moment, revision=revision, server=server, size_bytes=size, sha256=digest
@@ -71,57 +71,63 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
         raise Refused(f"there is no file {file}")
     try:
         manifest = archives.read_manifest(file)
-        wrong = _differences(file, manifest) if manifest else []
-        if wrong:
-            return Inspection(manifest=manifest, revision=None, entries=0, violations=wrong)
+        violations = _manifest_violations(file, manifest) if manifest else []
+        if violations:
+            return Inspection(manifest=manifest, revision=None, entries=0, violations=violations)
         entries, revision = dumps.contents(file), dumps.revision(file)
     except (ValueError, OSError, DumpFailed) as error:
         return Inspection(manifest=None, revision=None, entries=0, violations=[str(error)])
-    lacking = [] if revision else ["it holds no database of ours"]
+    violations = [] if revision else ["it holds no database of ours"]
     count = sum(not line.startswith(";") for line in entries)
-    return Inspection(manifest=manifest, revision=revision, entries=count, violations=lacking)
+    return Inspection(manifest=manifest, revision=revision, entries=count, violations=violations)
 
 
-async def restore(database: Database, dumps: Dumps, file: Path, say: Callable[[str], object]) -> Restored:
-    """Restore a backup into an empty database, and make it fit for work: see `_settle`.
+async def restore(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object]) -> RestoredBackup:
+    """Restore a backup into an empty database, and prepare it for work as `_finish_restore` says.
 
-    The revision is set last, in the transaction that does the rest, and no service works on a database without one:
-    whoever is interrupted starts anew with another empty database. Nothing else of this process may have a connection
-    to it. Raises Refused, DumpFailed.
+    The revision is set last, in the transaction of that preparation, and no service works on a database without one:
+    after a crash before that, start again with another empty database. This process must have no other connection to
+    it. Raises Refused, DumpFailed.
     """
-    say("checking the backup")
-    found = await asyncio.to_thread(inspect, dumps, file)
-    if found.violations or found.revision is None:
-        raise Refused(f"{file} cannot be restored: " + "; ".join(found.violations))
-    if not schema.knows(found.revision):
+    report("checking the backup")
+    inspection = await asyncio.to_thread(inspect, dumps, file)
+    if inspection.violations or inspection.revision is None:
+        raise Refused(f"{file} cannot be restored: " + "; ".join(inspection.violations))
+    if not schema.knows(inspection.revision):
         raise Refused(
-            f"{file} is of revision {found.revision}, which this version does not know",
+            f"{file} is of revision {inspection.revision}, which this version does not know",
             "restore it with the version that made it, or a newer one",
         )
     async with database.transaction() as connection:
         if not await backups.is_empty(connection):
             raise Refused("the database is not empty", "make a new one: CREATE DATABASE convener")
-    say("restoring")
+    report("restoring")
     await asyncio.to_thread(dumps.restore, database.url, file, lambda: None)
-    say("counting on, and releasing leases")
-    return await _settle(database, found.revision, checked=found.manifest is not None)
+    report("counting on, and releasing leases")
+    return await _finish_restore(database, inspection.revision, is_verified=inspection.manifest is not None)
 
 
-async def _settle(database: Database, revision: str, *, checked: bool) -> Restored:
-    """Transactions are counted on from above all that is stored, so that the cursors of readers stay good; leased
-    tasks go back to the queue, because no worker holds anything real any more."""
+async def _finish_restore(database: Database, revision: str, *, is_verified: bool) -> RestoredBackup:
+    """Set the revision, number transactions above all stored ones, and release all leases, in one transaction.
+
+    Readers of events keep their cursors, and no worker of the old server holds anything of this one.
+    """
     async with database.transaction() as connection:
-        await backups.take_your_time(connection)
+        await backups.disable_statement_timeout(connection)
         await schema.adopt(connection, revision)
-        offset = await backups.count_on(connection)
-        released = await backups.release_leases(connection, _MOVED)
-        await backups.analyse(connection)
-    return Restored(
-        before=revision, revision=schema.head(), released=released, transaction_offset=offset, checked=checked
+        offset = await backups.advance_transactions(connection)
+        released_leases = await backups.release_leases(connection, _RELEASE_REASON)
+        await backups.analyze(connection)
+    return RestoredBackup(
+        dump_revision=revision,
+        revision=schema.head(),
+        released_leases=released_leases,
+        transaction_offset=offset,
+        is_verified=is_verified,
     )
 
 
-def _differences(file: Path, manifest: Manifest) -> list[str]:
+def _manifest_violations(file: Path, manifest: Manifest) -> list[str]:
     if file.stat().st_size != manifest.size_bytes:
         return [f"it has {file.stat().st_size:,} bytes; when it was made, it had {manifest.size_bytes:,}"]
     if archives.checksum(file) != manifest.sha256:

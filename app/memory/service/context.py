@@ -1,4 +1,4 @@
-"""Context Memory: every write names the version that it builds on, and a lost answer may be asked for again."""
+"""Context Memory: compare-and-set of versioned entries, in writes that are safe to repeat."""
 
 from dataclasses import dataclass
 
@@ -7,67 +7,68 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.errors import VersionStale
 from app.memory.errors import ContextNotFound
 from app.memory.store import context
-from app.memory.store.context import Name, Version, Write
+from app.memory.store.context import EntryKey, Version, Write
 
 # Versions of an entry that are kept whatever their age.
-KEEP = 100
+KEPT_VERSIONS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """The version that a write has made; `created` when there was no entry before."""
+class WriteResult:
+    """The version that a write has made; `is_new` when there was no entry before."""
 
     version: Version
-    created: bool
+    is_new: bool
 
 
-async def replace(connection: AsyncConnection, name: Name, expected: int, change: Write) -> Written:
-    """Write the version after `expected`. Safe to repeat. Raises VersionStale.
+async def replace(connection: AsyncConnection, entry: EntryKey, expected_version: int, change: Write) -> WriteResult:
+    """Write the version after `expected_version`. Safe to repeat. Raises VersionStale.
 
-    The same write by the same writer is accepted again with the version that it made, also after others have gone on
-    from there: what it did has been done. Writers that share a key and may write equal values, as for a lock, tell
-    themselves apart by a request id.
+    The same write by the same writer is accepted again, with the version that it made, even after others have written
+    later ones: a client whose answer was lost must learn that its write took place. Writers that share a key and may
+    write equal values, as for a lock, tell themselves apart by a request id.
     """
-    made = await context.write(connection, name, expected, change)
-    made = made or await context.repeated(connection, name, expected + 1, change)
-    if made is None:
-        raise await _stale(connection, name)
-    before = await context.read_version(connection, name, expected)
-    return Written(version=made, created=before is None or before.deleted)
+    version = await context.write(connection, entry, expected_version, change)
+    version = version or await context.find_repetition(connection, entry, expected_version + 1, change)
+    if version is None:
+        raise await _version_stale(connection, entry)
+    previous = await context.read_version(connection, entry, expected_version)
+    return WriteResult(version=version, is_new=previous is None or previous.deleted)
 
 
-async def create(connection: AsyncConnection, name: Name, change: Write) -> Written:
+async def create(connection: AsyncConnection, entry: EntryKey, change: Write) -> WriteResult:
     """Write the first version, or the first after a deletion. Safe to repeat. Raises VersionStale."""
-    current = await context.read(connection, name)
+    current = await context.read(connection, entry)
     if current is None or current.deleted:
-        made = await context.write(connection, name, current.version if current else 0, change)
-        if made is not None:
-            return Written(version=made, created=True)
-    first = await context.last_deletion(connection, name) + 1
-    again = await context.repeated(connection, name, first, change)
-    if again is None:
+        version = await context.write(connection, entry, current.version if current else 0, change)
+        if version is not None:
+            return WriteResult(version=version, is_new=True)
+    # The entry exists. Perhaps this very write has created it, in a request whose answer was lost.
+    first = await context.last_deleted_version(connection, entry) + 1
+    repetition = await context.find_repetition(connection, entry, first, change)
+    if repetition is None:
         raise VersionStale("there is such an entry already")
-    return Written(version=again, created=True)
+    return WriteResult(version=repetition, is_new=True)
 
 
-async def delete(connection: AsyncConnection, name: Name, expected: int, change: Write) -> Version:
-    """Delete the entry, as a version of its own. Safe to repeat. Raises ContextNotFound, VersionStale."""
-    current = await context.read(connection, name)
+async def delete(connection: AsyncConnection, entry: EntryKey, expected_version: int, change: Write) -> Version:
+    """Delete an entry by writing a version without a value. Safe to repeat. Raises ContextNotFound, VersionStale."""
+    current = await context.read(connection, entry)
     if current is None:
         raise ContextNotFound
-    if current.deleted and current.version == expected:
-        raise ContextNotFound(f"it was deleted already, by version {expected}")
-    return (await replace(connection, name, expected, change)).version
+    if current.deleted and current.version == expected_version:
+        raise ContextNotFound(f"it was deleted already, by version {expected_version}")
+    return (await replace(connection, entry, expected_version, change)).version
 
 
-async def read(connection: AsyncConnection, name: Name, version: int | None = None) -> Version:
-    """The entry as it is, or a certain version of it. Raises ContextNotFound."""
-    if version is not None:
-        found = await context.read_version(connection, name, version)
-        if found is None:
-            raise ContextNotFound(f"there is no version {version}, or it has been pruned")
-        return found
-    current = await context.read(connection, name)
+async def read(connection: AsyncConnection, entry: EntryKey, number: int | None = None) -> Version:
+    """The current version of an entry, or the one of this number. Raises ContextNotFound."""
+    if number is not None:
+        version = await context.read_version(connection, entry, number)
+        if version is None:
+            raise ContextNotFound(f"there is no version {number}, or it has been pruned")
+        return version
+    current = await context.read(connection, entry)
     if current is None:
         raise ContextNotFound
     if current.deleted:
@@ -75,9 +76,9 @@ async def read(connection: AsyncConnection, name: Name, version: int | None = No
     return current
 
 
-async def _stale(connection: AsyncConnection, name: Name) -> VersionStale:
-    current = await context.read(connection, name)
+async def _version_stale(connection: AsyncConnection, entry: EntryKey) -> VersionStale:
+    current = await context.read(connection, entry)
     if current is None:
         return VersionStale("there is no such entry; send `If-None-Match: *` to create it")
-    what = "it was deleted by" if current.deleted else "it is at"
-    return VersionStale(f"{what} version {current.version} now")
+    state = "it was deleted by" if current.deleted else "it is at"
+    return VersionStale(f"{state} version {current.version} now")

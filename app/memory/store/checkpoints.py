@@ -1,4 +1,4 @@
-"""Checkpoints: one consistent look at what is in flight, and the checkpoints that are kept."""
+"""Checkpoints: one consistent reading of the work in flight, the stored checkpoints, and the rows of a restored one."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -6,40 +6,50 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.columns import metadata
+from app.admin.store import tables as admin
+from app.agents.store import tables as agents
 from app.db.database import now
 from app.db.folds import HORIZON
 from app.goals.store import compute
-from app.memory.rules.checkpoints import CheckpointPolicy, Since
+from app.goals.store import tables as goals
+from app.memory.rules.checkpoints import Activity, CheckpointPolicy
+from app.memory.store import tables as memory
 from app.queue.store import counters, events, lease_ledger
+from app.queue.store import tables as queue
 from app.queue.store.events import Cursor
 
-_ROWS = 1000
-
-_TELL = text("""
-INSERT INTO events (kind, task_id, agent_type, goal_id, token, priority, detail)
-SELECT CASE WHEN id = ANY (CAST(:released AS uuid[])) THEN 'task.released' ELSE 'task.submitted' END,
-       id, agent_type, goal_id, nullif(token, 0), priority, CAST(:detail AS jsonb)
-FROM tasks ORDER BY seq
-""")
-_NEXT = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
-# JSON does not tell a value that is null from one that is not there.
-_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
+# The parts of the content in the order in which a restore inserts them. Table objects rather than names, so that
+# whoever restores has the definitions of all tables loaded, whatever else the process imports.
+TABLES: Mapping[str, Table] = {
+    "goals": goals.goals,
+    "goal_iterations": goals.goal_iterations,
+    "goal_compute": goals.goal_compute,
+    "holds": goals.holds,
+    "lanes": queue.lanes,
+    "pauses": queue.pauses,
+    "config_versions": admin.config_versions,
+    "agent_results": agents.agent_results,
+    "weights": agents.weights,
+    "context": memory.context_entries,
+    "tasks": queue.tasks,
+    "dependencies": queue.task_dependencies,
+}
+_ROWS_PER_INSERT = 1000
 
 
 @dataclass(slots=True, kw_only=True)
 class Snapshot:
-    """What there is at one moment; rows as JSON text."""
+    """The work in flight at one moment; rows as JSON text."""
 
     taken_at: datetime
     revision: str
     cursor: Cursor
     # By id, leased ones first.
     tasks: dict[str, str] = field(default_factory=dict)
-    leased: int = 0
+    leased_count: int = 0
     # (task, the task that it waits for)
     edges: list[tuple[str, str]] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
@@ -48,7 +58,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCheckpoint:
-    """A checkpoint as it is stored: content compressed by zlib; size and SHA-256 of what it was before."""
+    """A checkpoint to store: content compressed by zlib; size and SHA-256 are those before compression."""
 
     taken_at: datetime
     reason: str
@@ -64,7 +74,7 @@ class NewCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What is known of a checkpoint without opening it."""
+    """A stored checkpoint without its content."""
 
     id: int
     taken_at: datetime
@@ -79,17 +89,17 @@ class Checkpoint:
     sha256: bytes
 
 
-_ONE_LOOK = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+_BEGIN_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 _REVISION = text("SELECT version_num FROM alembic_version")
 
-# Each worker's last lease leads to its task, so that nobody has to look through all tasks for them.
+# Each worker's last lease leads to its task, so that the tasks need not be searched for leased ones.
 _LEASED = text(f"""
 SELECT CAST(t.id AS text) AS id, CAST(to_jsonb(t) AS text) AS line
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = w.id
 ORDER BY t.seq LIMIT :limit
 """)
-_OTHERS = text("""
+_UNLEASED = text("""
 SELECT CAST(t.id AS text) AS id, CAST(to_jsonb(t) AS text) AS line FROM tasks t
 WHERE t.worker_id IS NULL ORDER BY t.seq LIMIT :limit
 """)
@@ -97,7 +107,7 @@ _EDGES = text("""
 SELECT CAST(task_id AS text) AS task_id, CAST(depends_on AS text) AS depends_on FROM task_dependencies
 WHERE task_id = ANY (CAST(:ids AS uuid[]))
 """)
-_SMALL = (
+_PARTS = (
     {
         name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY {order} LIMIT :limit")
         for name, order in (
@@ -109,20 +119,21 @@ _SMALL = (
         )
     }
     | {
-        # With what is not folded yet, as its events are left behind.
+        # Including attempts not folded yet: their events stay behind, so nobody could fold them after a restore.
         "goal_compute": text(f"SELECT CAST(to_jsonb(t) AS text) FROM ({compute.ALL_SPENT}) t LIMIT :limit"),
-        # Of goals that go on: they are judged by all of their iterations.
+        # Of live goals only, which are judged by all of their iterations.
         "goal_iterations": text("""
 SELECT CAST(to_jsonb(i) AS text) FROM goals g JOIN goal_iterations i ON i.goal_id = g.id
 WHERE g.state IN ('running', 'paused') ORDER BY i.goal_id, i.number LIMIT :limit
 """),
     }
     | {
-        # Of what has versions, the one in force.
+        # Only the version in force.
         name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
         for name in ("config_versions", "weights")
     }
 )
+# From key to key by one probe each: a DISTINCT would read every version of every entry.
 _ENTRIES = text("""
 WITH RECURSIVE names AS (
     (SELECT namespace, key FROM context_entries ORDER BY namespace, key LIMIT 1)
@@ -138,26 +149,26 @@ SELECT CAST(to_jsonb(head) AS text) AS line FROM names CROSS JOIN LATERAL (
 ) head LIMIT :limit
 """)
 
-_META = """id, taken_at, reason, taken_by, revision, cursor_transaction, cursor_seq, counts, is_cut, size_bytes,
+_METADATA = """id, taken_at, reason, taken_by, revision, cursor_transaction, cursor_seq, counts, is_cut, size_bytes,
     octet_length(content) AS stored_bytes, sha256"""
 _INSERT = text(f"""
 INSERT INTO checkpoints (taken_at, reason, taken_by, revision, cursor_transaction, cursor_seq, counts, is_cut,
                          size_bytes, sha256, content)
 VALUES (:taken_at, :reason, :taken_by, :revision, :transaction, :seq, CAST(:counts AS jsonb), :is_cut, :size_bytes,
         :sha256, :content)
-RETURNING {_META}
+RETURNING {_METADATA}
 """)
-_PAGE = text(f"SELECT {_META} FROM checkpoints WHERE id < :before ORDER BY id DESC LIMIT :limit")
-_READ = text(f"SELECT {_META} FROM checkpoints WHERE id = :id")
+_PAGE = text(f"SELECT {_METADATA} FROM checkpoints WHERE id < :before ORDER BY id DESC LIMIT :limit")
+_READ = text(f"SELECT {_METADATA} FROM checkpoints WHERE id = :id")
 _CONTENT = text("SELECT content FROM checkpoints WHERE id = :id")
-_LAST = text("""
+_LAST_CHECKPOINT = text("""
 SELECT extract(epoch FROM now() - taken_at) AS seconds, cursor_transaction, cursor_seq
 FROM checkpoints ORDER BY id DESC LIMIT 1
 """)
-_SINCE = text(f"""
-SELECT count(*) AS changes, count(*) FILTER (WHERE kind = 'task.completed') AS completed FROM (
+_COUNT_CHANGES = text(f"""
+SELECT count(*) AS changes, count(*) FILTER (WHERE kind = 'task.completed') AS completions FROM (
     SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
-    ORDER BY transaction, seq LIMIT :most
+    ORDER BY transaction, seq LIMIT :max_changes
 ) recent
 """)
 _PRUNE = text("""
@@ -167,62 +178,73 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 )
 """)
 
+_SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
+# A JSON row has null both for an entry whose value is the JSON null and for one without a value.
+_RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
+_APPEND_EVENTS = text("""
+INSERT INTO events (kind, task_id, agent_type, goal_id, token, priority, detail)
+SELECT CASE WHEN id = ANY (CAST(:released_ids AS uuid[])) THEN 'task.released' ELSE 'task.submitted' END,
+       id, agent_type, goal_id, nullif(token, 0), priority, CAST(:detail AS jsonb)
+FROM tasks ORDER BY seq
+""")
 
-async def snapshot(connection: AsyncConnection, policy: CheckpointPolicy) -> Snapshot:
-    """What is in flight, all as of one moment. The caller's transaction has just begun, and only reads.
 
-    It is given no transaction number, so it holds up no reader of events, however long it takes.
+async def read_snapshot(connection: AsyncConnection, policy: CheckpointPolicy) -> Snapshot:
+    """Read the work in flight as of one moment. The caller's transaction has just begun, and only reads.
+
+    A transaction that only reads gets no number, so it holds up no reader of events, however long it takes.
     """
-    await connection.execute(_ONE_LOOK)
+    await connection.execute(_BEGIN_SNAPSHOT)
     revision = (await connection.execute(_REVISION)).scalar_one()
-    found = Snapshot(taken_at=await now(connection), revision=revision, cursor=await events.latest(connection))
-    budget = await _take_tasks(connection, found, policy)
-    for name, query in _SMALL.items():
-        found.parts[name] = list((await connection.execute(query, {"limit": policy.most_entries})).scalars())
-    found.parts["context"] = await _take_entries(connection, found, policy, budget)
-    rows = await connection.execute(_EDGES, {"ids": list(found.tasks)})
-    found.edges = [(row.task_id, row.depends_on) for row in rows]
-    return found
+    snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=await events.latest(connection))
+    bytes_left = await _add_tasks(connection, snapshot, policy)
+    for name, query in _PARTS.items():
+        snapshot.parts[name] = list((await connection.execute(query, {"limit": policy.max_entries})).scalars())
+    snapshot.parts["context"] = await _read_entries(connection, snapshot, policy, bytes_left)
+    rows = await connection.execute(_EDGES, {"ids": list(snapshot.tasks)})
+    snapshot.edges = [(row.task_id, row.depends_on) for row in rows]
+    return snapshot
 
 
-async def _take_tasks(connection: AsyncConnection, found: Snapshot, policy: CheckpointPolicy) -> int:
-    """Take as many tasks as fit, and say how many bytes are left."""
-    budget = policy.most_bytes
-    for query in (_LEASED, _OTHERS):
+async def _add_tasks(connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy) -> int:
+    """Add as many tasks to the snapshot as fit; return the number of bytes left."""
+    bytes_left = policy.max_bytes
+    for query in (_LEASED, _UNLEASED):
         # One more than fits, to learn whether there are more.
-        limit = policy.most_tasks - len(found.tasks) + 1
+        limit = policy.max_tasks - len(snapshot.tasks) + 1
+        # Streamed, so that reading ends where the bytes do.
         rows = await connection.stream(query, {"limit": limit}, execution_options={"yield_per": 100})
         async for row in rows:
-            budget -= len(row.line)
-            if budget < 0 or len(found.tasks) == policy.most_tasks:
-                found.is_cut = True
+            bytes_left -= len(row.line)
+            if bytes_left < 0 or len(snapshot.tasks) == policy.max_tasks:
+                snapshot.is_cut = True
                 break
-            found.tasks[row.id] = row.line
-            found.leased += query is _LEASED
+            snapshot.tasks[row.id] = row.line
+            snapshot.leased_count += query is _LEASED
         await rows.close()
-        if found.is_cut:
+        if snapshot.is_cut:
             break
-    return budget
+    return bytes_left
 
 
-async def _take_entries(
-    connection: AsyncConnection, found: Snapshot, policy: CheckpointPolicy, budget: int
+async def _read_entries(
+    connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy, bytes_left: int
 ) -> list[str]:
-    """The last version of each entry of the Context Memory, as many as fit."""
-    taken: list[str] = []
-    rows = await connection.stream(_ENTRIES, {"limit": policy.most_entries + 1}, execution_options={"yield_per": 100})
+    """Read the last version of each entry of the Context Memory, as many as fit; mark the snapshot where it is cut."""
+    entries: list[str] = []
+    rows = await connection.stream(_ENTRIES, {"limit": policy.max_entries + 1}, execution_options={"yield_per": 100})
     async for row in rows:
-        budget -= len(row.line)
-        if budget < 0 or len(taken) == policy.most_entries:
-            found.is_cut = True
+        bytes_left -= len(row.line)
+        if bytes_left < 0 or len(entries) == policy.max_entries:
+            snapshot.is_cut = True
             break
-        taken.append(row.line)
+        entries.append(row.line)
     await rows.close()
-    return taken
+    return entries
 
 
-async def queue(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """How many live tasks there are in all, by lane and phase."""
+async def count_queue(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """Number of all live tasks by lane and phase, also of those that a cut checkpoint leaves out."""
     return [
         {
             "agent_type": count.lane.agent_type.value,
@@ -234,72 +256,73 @@ async def queue(connection: AsyncConnection) -> list[dict[str, Any]]:
     ]
 
 
-async def since_last(connection: AsyncConnection, most: int) -> Since | None:
-    """What has happened since the last checkpoint, counted up to `most` changes; None when there is none."""
-    last = (await connection.execute(_LAST)).mappings().first()
+async def read_activity(connection: AsyncConnection, max_changes: int) -> Activity | None:
+    """Activity since the last checkpoint, counted up to `max_changes` changes; None where there is no checkpoint."""
+    last = (await connection.execute(_LAST_CHECKPOINT)).mappings().first()
     if last is None:
         return None
-    place = {"transaction": last["cursor_transaction"], "seq": last["cursor_seq"]}
-    row = (await connection.execute(_SINCE, {**place, "most": most})).mappings().one()
-    return Since(seconds=float(last["seconds"]), **row)
+    cursor = {"transaction": last["cursor_transaction"], "seq": last["cursor_seq"]}
+    counts = (await connection.execute(_COUNT_CHANGES, {**cursor, "max_changes": max_changes})).mappings().one()
+    return Activity(seconds=float(last["seconds"]), **counts)
 
 
 async def insert(connection: AsyncConnection, new: NewCheckpoint) -> Checkpoint:
-    """Keep a checkpoint."""
+    """Store a checkpoint."""
     values = {name: getattr(new, name) for name in NewCheckpoint.__dataclass_fields__ if name != "cursor"}
-    place = {"transaction": new.cursor.transaction, "seq": new.cursor.seq}
-    return _checkpoint((await connection.execute(_INSERT, {**values, **place})).mappings().one())
+    cursor = {"transaction": new.cursor.transaction, "seq": new.cursor.seq}
+    return _checkpoint((await connection.execute(_INSERT, {**values, **cursor})).mappings().one())
 
 
-async def page(connection: AsyncConnection, *, before: int, limit: int) -> list[Checkpoint]:
+async def page(connection: AsyncConnection, *, before_id: int, limit: int) -> list[Checkpoint]:
     """Checkpoints below an id, newest first."""
-    rows = (await connection.execute(_PAGE, {"before": before, "limit": limit})).mappings()
+    rows = (await connection.execute(_PAGE, {"before": before_id, "limit": limit})).mappings()
     return [_checkpoint(row) for row in rows]
 
 
 async def read(connection: AsyncConnection, checkpoint_id: int) -> Checkpoint | None:
-    """What is known of a checkpoint."""
+    """Read a checkpoint without its content; None where there is none."""
     row = (await connection.execute(_READ, {"id": checkpoint_id})).mappings().first()
     return _checkpoint(row) if row else None
 
 
-async def content(connection: AsyncConnection, checkpoint_id: int) -> bytes | None:
-    """The compressed content."""
-    found: bytes | None = (await connection.execute(_CONTENT, {"id": checkpoint_id})).scalar()
-    return found
+async def read_content(connection: AsyncConnection, checkpoint_id: int) -> bytes | None:
+    """Read the compressed content of a checkpoint; None where there is none."""
+    content: bytes | None = (await connection.execute(_CONTENT, {"id": checkpoint_id})).scalar()
+    return content
 
 
 async def prune(connection: AsyncConnection, *, keep: int, days: int) -> int:
-    """Keep the newest `keep`, and the last of each of the last `days`; returns how many went."""
+    """Delete all but the newest `keep` and the last of each of the last `days`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"keep": keep, "days": days})).rowcount
+
+
+def unknown_columns(table: Table, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Columns of the rows that the table does not have."""
+    return {name for row in rows for name in row} - {column.name for column in table.c}
+
+
+async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows as they were, identities included. Absent columns get their defaults; rows that exist stay."""
+    columns = ", ".join(f'"{name}"' for name in sorted({name for row in rows for name in row}))
+    query = text(
+        f"INSERT INTO {table.name} ({columns}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {columns} FROM jsonb_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS jsonb)) "
+        "ON CONFLICT DO NOTHING"
+    )
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        batch = [dict(row) for row in rows[start : start + _ROWS_PER_INSERT]]
+        await connection.execute(query, {"rows": json.dumps(batch)})
+
+
+async def finish_restore(connection: AsyncConnection, released_ids: Collection[str], reason: str) -> None:
+    """After the rows are in: continue the sequence of tasks, repair JSON nulls, and append an event for each task."""
+    await connection.execute(_SET_SEQUENCE)
+    await connection.execute(_RESTORE_NULLS)
+    detail = json.dumps({"reason": reason})
+    await connection.execute(_APPEND_EVENTS, {"released_ids": list(released_ids), "detail": detail})
 
 
 def _checkpoint(row: Any) -> Checkpoint:
     plain = dict(row)
     cursor = Cursor(transaction=plain.pop("cursor_transaction"), seq=plain.pop("cursor_seq"))
     return Checkpoint(cursor=cursor, **plain)
-
-
-def unknown_columns(table: str, rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Columns of the rows that the table does not have."""
-    return {name for row in rows for name in row} - {column.name for column in metadata.tables[table].c}
-
-
-async def load(connection: AsyncConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows as they were; columns that they do not know get their defaults. What is there already stays."""
-    columns = sorted({name for row in rows for name in row})
-    listed = ", ".join(f'"{name}"' for name in columns)
-    query = text(
-        f"INSERT INTO {table} ({listed}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {listed} FROM jsonb_populate_recordset(CAST(NULL AS {table}), CAST(:rows AS jsonb)) "
-        "ON CONFLICT DO NOTHING"
-    )
-    for start in range(0, len(rows), _ROWS):
-        await connection.execute(query, {"rows": json.dumps([dict(row) for row in rows[start : start + _ROWS]])})
-
-
-async def settle(connection: AsyncConnection, released: Collection[str], reason: str) -> None:
-    """After the rows are in: go on counting tasks where they end, and tell what has become of each."""
-    await connection.execute(_NEXT)
-    await connection.execute(_NULLS)
-    await connection.execute(_TELL, {"released": list(released), "detail": json.dumps({"reason": reason})})

@@ -9,13 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
 
-# Stored sizes count, which are known without reading the values; one value goes out however large it is.
+# By stored sizes, which are known without reading the values; a single value is sent however large it is.
 PAGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Name:
-    """Where an entry is."""
+class EntryKey:
+    """The key of an entry within its namespace."""
 
     namespace: str
     key: str
@@ -23,7 +23,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """What is to become the next version: `value` is JSON text, None deletes."""
+    """A version to write: `value` is JSON text, None deletes; `request_id` tells a repetition from an equal write."""
 
     value: str | None
     written_by: str
@@ -32,7 +32,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One version of an entry. `value` is None where the entry was deleted, or where values were not asked for."""
+    """One version of an entry; `value` is None where it deletes the entry, or where values were not requested."""
 
     key: str
     version: int
@@ -43,26 +43,27 @@ class Version:
 
 
 _COLUMNS = "key, version, deleted, written_by, written_at"
-_HEAD = """SELECT {columns} FROM context_entries e
+_LAST_VERSION = """SELECT {columns} FROM context_entries e
     WHERE e.namespace = :namespace AND e.key = {key} ORDER BY e.version DESC LIMIT 1"""
 
-_READ = text(_HEAD.format(columns=f"{_COLUMNS}, value", key=":key"))
+_READ = text(_LAST_VERSION.format(columns=f"{_COLUMNS}, value", key=":key"))
 
 _READ_VERSION = text(f"""
 SELECT {_COLUMNS}, value FROM context_entries WHERE namespace = :namespace AND key = :key AND version = :version
 """)
 
-# Of two rivals that both see the version they build on, the primary key lets one have the next.
+# Compare-and-set in one statement: it inserts only on top of the expected version. Where two writers both see that one
+# as the last, the primary key lets one of them have the next, and the other inserts nothing.
 _WRITE = text(f"""
 INSERT INTO context_entries (namespace, key, version, value, deleted, written_by, request_id)
 SELECT :namespace, :key, CAST(:expected AS bigint) + 1, CAST(:value AS jsonb), CAST(:value AS jsonb) IS NULL,
        :written_by, :request_id
-WHERE coalesce(({_HEAD.format(columns="version", key=":key")}), 0) = :expected
+WHERE coalesce(({_LAST_VERSION.format(columns="version", key=":key")}), 0) = :expected
 ON CONFLICT DO NOTHING
 RETURNING {_COLUMNS}
 """)
 
-_REPEATED = text(f"""
+_FIND_REPETITION = text(f"""
 SELECT {_COLUMNS} FROM context_entries
 WHERE namespace = :namespace AND key = :key AND version = :version AND written_by = :written_by
   AND request_id IS NOT DISTINCT FROM :request_id AND value IS NOT DISTINCT FROM CAST(:value AS jsonb)
@@ -72,8 +73,8 @@ _LAST_DELETION = text("""
 SELECT coalesce(max(version), 0) FROM context_entries WHERE namespace = :namespace AND key = :key AND deleted
 """)
 
-# From key to key by one probe each, and from each to its last version by another: the cost is that of the page, however
-# many versions there are.
+# From key to key by one probe each, and from each to its last version by another: the cost grows with the page, and not
+# with the number of versions.
 _PAGE = """
 WITH RECURSIVE keys AS (
     (SELECT key FROM context_entries WHERE namespace = :namespace AND key > :after ORDER BY key LIMIT 1)
@@ -86,14 +87,17 @@ WITH RECURSIVE keys AS (
 )
 SELECT {columns} FROM heads ORDER BY key
 """
-_SIZED = f"{_COLUMNS}, value, sum(coalesce(pg_column_size(value), 0)) OVER (ORDER BY {{order}}) AS bytes"
-_KEYS = text(_PAGE.format(head=_HEAD.format(columns=_COLUMNS, key="keys.key"), columns=_COLUMNS))
-_VALUES = text(
-    _PAGE.format(head=_HEAD.format(columns=f"{_COLUMNS}, value", key="keys.key"), columns=_SIZED.format(order="key"))
+_COLUMNS_WITH_SIZE = f"{_COLUMNS}, value, sum(coalesce(pg_column_size(value), 0)) OVER (ORDER BY {{order}}) AS bytes"
+_PAGE_OF_KEYS = text(_PAGE.format(head=_LAST_VERSION.format(columns=_COLUMNS, key="keys.key"), columns=_COLUMNS))
+_PAGE_OF_VALUES = text(
+    _PAGE.format(
+        head=_LAST_VERSION.format(columns=f"{_COLUMNS}, value", key="keys.key"),
+        columns=_COLUMNS_WITH_SIZE.format(order="key"),
+    )
 )
 
 _HISTORY = text(f"""
-SELECT {_SIZED.format(order="version DESC")} FROM (
+SELECT {_COLUMNS_WITH_SIZE.format(order="version DESC")} FROM (
     SELECT {_COLUMNS}, value FROM context_entries
     WHERE namespace = :namespace AND key = :key AND version < :before ORDER BY version DESC LIMIT :limit
 ) page ORDER BY version DESC
@@ -109,74 +113,75 @@ _PRUNE = deletion(
 )
 
 
-async def read(connection: AsyncConnection, name: Name) -> Version | None:
-    """The last version, which may be a deletion; None when there never was one."""
-    return _first(await connection.execute(_READ, _place(name)))
+async def read(connection: AsyncConnection, entry: EntryKey) -> Version | None:
+    """Read the last version, which may be a deletion; None when there never was one."""
+    return _first(await connection.execute(_READ, _key_values(entry)))
 
 
-async def read_version(connection: AsyncConnection, name: Name, version: int) -> Version | None:
-    """A certain version; None when it never was or has been pruned."""
-    return _first(await connection.execute(_READ_VERSION, {**_place(name), "version": version}))
+async def read_version(connection: AsyncConnection, entry: EntryKey, version: int) -> Version | None:
+    """Read a certain version; None when it never existed or has been pruned."""
+    return _first(await connection.execute(_READ_VERSION, {**_key_values(entry), "version": version}))
 
 
-async def write(connection: AsyncConnection, name: Name, expected: int, change: Write) -> Version | None:
-    """Add the version after `expected` (0: there is none yet); None when that is not the last one any more.
+async def write(connection: AsyncConnection, entry: EntryKey, expected_version: int, change: Write) -> Version | None:
+    """Add the version after `expected_version` (0: none exists yet); None when that is no longer the last one.
 
-    Waits for a rival that is just doing the same, and then knows whether it has.
+    Waits for a concurrent transaction that writes the same version, and returns None if that one commits.
     """
-    return _first(await connection.execute(_WRITE, {**_place(name), **_values(change), "expected": expected}))
+    parameters = {**_key_values(entry), **_write_values(change), "expected": expected_version}
+    return _first(await connection.execute(_WRITE, parameters))
 
 
-async def repeated(connection: AsyncConnection, name: Name, version: int, change: Write) -> Version | None:
-    """The version, if it is this very write that made it."""
-    return _first(await connection.execute(_REPEATED, {**_place(name), **_values(change), "version": version}))
+async def find_repetition(connection: AsyncConnection, entry: EntryKey, version: int, change: Write) -> Version | None:
+    """The given version where this very write has made it; None otherwise."""
+    parameters = {**_key_values(entry), **_write_values(change), "version": version}
+    return _first(await connection.execute(_FIND_REPETITION, parameters))
 
 
-async def last_deletion(connection: AsyncConnection, name: Name) -> int:
-    """The version of the last deletion, 0 when there was none."""
-    return int((await connection.execute(_LAST_DELETION, _place(name))).scalar_one())
+async def last_deleted_version(connection: AsyncConnection, entry: EntryKey) -> int:
+    """Number of the version that deleted the entry last; 0 when it was never deleted."""
+    return int((await connection.execute(_LAST_DELETION, _key_values(entry))).scalar_one())
 
 
 async def page(
-    connection: AsyncConnection, namespace: str, *, after: str, limit: int, values: bool
+    connection: AsyncConnection, namespace: str, *, after_key: str, limit: int, with_values: bool
 ) -> tuple[list[Version], str | None]:
-    """The entries of up to `limit` keys that follow `after`, and the key to go on from, None at the end.
+    """Entries of up to `limit` keys beyond `after_key`, and the key to continue after; None at the end.
 
-    Deleted ones are left out, so a page may hold less than `limit` and still not be the last.
+    Deleted entries are left out, so a page may be short without being the last.
     """
-    given = {"namespace": namespace, "after": after, "limit": limit}
-    rows = [dict(row) for row in (await connection.execute(_VALUES if values else _KEYS, given)).mappings()]
-    versions = _affordable(rows)
+    query = _PAGE_OF_VALUES if with_values else _PAGE_OF_KEYS
+    parameters = {"namespace": namespace, "after": after_key, "limit": limit}
+    rows = [dict(row) for row in (await connection.execute(query, parameters)).mappings()]
+    versions = _within_page_size(rows)
     following = versions[-1].key if len(versions) == limit or len(versions) < len(rows) else None
     return [version for version in versions if not version.deleted], following
 
 
 async def history(
-    connection: AsyncConnection, name: Name, *, before: int, limit: int
+    connection: AsyncConnection, entry: EntryKey, *, before_version: int, limit: int
 ) -> tuple[list[Version], int | None]:
-    """Versions below `before` with their values, newest first, and the one to go on from, None at the end."""
-    rows = [
-        dict(row)
-        for row in (await connection.execute(_HISTORY, {**_place(name), "before": before, "limit": limit})).mappings()
-    ]
-    versions = _affordable(rows)
+    """Versions below `before_version`, newest first, and the number to continue below; None at the end."""
+    parameters = {**_key_values(entry), "before": before_version, "limit": limit}
+    rows = [dict(row) for row in (await connection.execute(_HISTORY, parameters)).mappings()]
+    versions = _within_page_size(rows)
     following = versions[-1].version if len(versions) == limit or len(versions) < len(rows) else None
     return versions, following
 
 
 async def prune(connection: AsyncConnection, *, keep: int, days: int, limit: int = BATCH) -> int:
-    """Forget versions that are older than `days` and not among the newest `keep` of their entry; returns how many.
+    """Delete versions older than `days` that are not among the newest `keep` of their entry; return the number deleted.
 
-    The last version stays for ever, deletions too: version numbers never start anew.
+    The last version stays for ever, also where it is a deletion: version numbers must never start anew.
     """
     return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "limit": limit})).rowcount
 
 
-def _place(name: Name) -> dict[str, Any]:
-    return {"namespace": name.namespace, "key": name.key}
+def _key_values(entry: EntryKey) -> dict[str, Any]:
+    return {"namespace": entry.namespace, "key": entry.key}
 
 
-def _values(change: Write) -> dict[str, Any]:
+def _write_values(change: Write) -> dict[str, Any]:
     return {"value": change.value, "written_by": change.written_by, "request_id": change.request_id}
 
 
@@ -185,6 +190,6 @@ def _first(rows: Any) -> Version | None:
     return Version(**row) if row else None
 
 
-def _affordable(rows: list[dict[str, Any]]) -> list[Version]:
-    """The first of them, and as many more as fit into a page."""
-    return [Version(**row) for place, row in enumerate(rows) if row.pop("bytes", 0) <= PAGE_BYTES or place == 0]
+def _within_page_size(rows: list[dict[str, Any]]) -> list[Version]:
+    """Versions of the first row, and of as many more as fit into a page."""
+    return [Version(**row) for index, row in enumerate(rows) if row.pop("bytes", 0) <= PAGE_BYTES or index == 0]

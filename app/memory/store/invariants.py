@@ -1,4 +1,4 @@
-"""What must hold in a database at any moment, each as a query for what violates it; O(n), for people who doubt."""
+"""Invariants of the database, each as a query for its violations. They read every row: for checks by an operator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.queue.store import lease_ledger
 
-_EXAMPLES = 5
+_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """An invariant: what it says, and a query for a sentence about each violation."""
+    """An invariant in words, and a query that returns a sentence for each violation."""
 
     name: str
-    says: str
+    description: str
     query: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a check has found, with a few examples."""
+    """Result of a check: the number of violations, with a few of them as examples."""
 
     check: Check
     violations: int
@@ -32,7 +32,7 @@ class Verdict:
 CHECKS: Sequence[Check] = (
     Check(
         name="counters",
-        says="the counters of the queue equal the tasks that are there",
+        description="the counters of the queue equal the tasks that are there",
         query="""
             SELECT format('%s %s %s: counted %s, there are %s', agent_type, priority, phase, sum(counted), sum(there))
             FROM (
@@ -40,18 +40,18 @@ CHECKS: Sequence[Check] = (
                 UNION ALL SELECT agent_type, priority, phase, tasks, 0 FROM queue_changes
                 WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = 'counts'), 0)
                 UNION ALL SELECT agent_type, priority, convener_phase(state, run_at), 0, 1 FROM tasks
-            ) known GROUP BY agent_type, priority, phase HAVING sum(counted) <> sum(there)""",
+            ) counts GROUP BY agent_type, priority, phase HAVING sum(counted) <> sum(there)""",
     ),
     Check(
         name="one lease per worker",
-        says="no worker holds more than one task",
+        description="no worker holds more than one task",
         query="""
             SELECT format('worker %s holds %s tasks', worker_id, count(*)) FROM tasks
             WHERE worker_id IS NOT NULL GROUP BY worker_id HAVING count(*) > 1""",
     ),
     Check(
         name="ledger",
-        says="every leased task is the last lease of its worker",
+        description="every leased task is the last lease of its worker",
         query=f"""
             SELECT format('task %s, token %s, is not the last lease of worker %s', t.id, t.token, t.worker_id)
             FROM tasks t LEFT JOIN LATERAL {lease_ledger.last_lease("t.worker_id")} last ON true
@@ -59,7 +59,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="blockers",
-        says="every task waits for as many others as it says",
+        description="every task waits for as many others as it says",
         query="""
             SELECT format('task %s says %s, and waits for %s', t.id, t.blockers, coalesce(unmet.edges, 0))
             FROM tasks t LEFT JOIN (SELECT task_id, count(*) AS edges FROM task_dependencies GROUP BY task_id) unmet
@@ -68,7 +68,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="edges",
-        says="tasks wait for living tasks only, which know of it",
+        description="tasks wait for living tasks only, which know of it",
         query="""
             SELECT format('task %s waits for %s', d.task_id, d.depends_on) FROM task_dependencies d
             LEFT JOIN tasks t ON t.id = d.task_id LEFT JOIN tasks o ON o.id = d.depends_on
@@ -76,14 +76,14 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="holds",
-        says="every task that is held back is of a goal that is",
+        description="every task that is held back is of a goal that is",
         query="""
             SELECT format('task %s of the goal %s is held back, and the goal is not', t.id, t.goal_id) FROM tasks t
             WHERE t.run_at = 'infinity' AND NOT EXISTS (SELECT FROM holds h WHERE h.goal_id = t.goal_id)""",
     ),
     Check(
         name="one life",
-        says="no task is live and finished at once, or finished twice",
+        description="no task is live and finished at once, or finished twice",
         query="""
             SELECT format('task %s is live and finished', t.id) FROM tasks t JOIN task_history h ON h.id = t.id
             UNION ALL
@@ -92,7 +92,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="tokens",
-        says="the token of a task is at least that of its last attempt, and no two attempts share one",
+        description="the token of a task is at least that of its last attempt, and no two attempts share one",
         query="""
             SELECT format('task %s: token %s, but an attempt had %s', t.id, t.token, max(a.token))
             FROM (SELECT id, token FROM tasks UNION ALL SELECT id, token FROM task_history) t
@@ -103,7 +103,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="partitions",
-        says="there is a partition for what is written today and tomorrow",
+        description="there is a partition for what is written today and tomorrow",
         query=" UNION ALL ".join(
             f"""
             SELECT format('{table} has no partition for %s', day::date)
@@ -115,7 +115,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="weights",
-        says="weights sum to 1, none is under the floor, and none has changed by more than half at once",
+        description="weights sum to 1, none is under the floor, and none has changed by more than half at once",
         query="""
             WITH shares AS MATERIALIZED (
                 SELECT version, agent, CAST(weight AS float8) AS weight,
@@ -130,7 +130,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="transactions",
-        says="every stored transaction number lies below the next one, so that readers miss nothing",
+        description="every stored transaction number lies below the next one, so that readers miss nothing",
         query="""
             SELECT format('%s hold %s, and the next one is %s', kind, highest, following) FROM (
                 SELECT 'events' AS kind, max(transaction) AS highest FROM events
@@ -143,21 +143,21 @@ CHECKS: Sequence[Check] = (
     ),
 )
 
-_ONE_LOOK = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-_NO_HURRY = text("SET LOCAL statement_timeout = 0")
+_BEGIN_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+_DISABLE_TIMEOUT = text("SET LOCAL statement_timeout = 0")
 
 
-async def begin(connection: AsyncConnection) -> None:
-    """Look at one moment, whatever happens meanwhile. The transaction of the caller has just begun."""
-    await connection.execute(_ONE_LOOK)
-    await connection.execute(_NO_HURRY)
+async def begin_snapshot(connection: AsyncConnection) -> None:
+    """Make all checks of this transaction see one moment, and take their time. Call it before any other statement."""
+    await connection.execute(_BEGIN_SNAPSHOT)
+    await connection.execute(_DISABLE_TIMEOUT)
 
 
-async def run(connection: AsyncConnection, check: Check) -> Verdict:
-    """Look for violations."""
+async def run_check(connection: AsyncConnection, check: Check) -> Verdict:
+    """Count the violations of an invariant."""
     query = text(
-        f"SELECT count(*) AS violations, (array_agg(sentence))[1:{_EXAMPLES}] AS examples "
-        f"FROM ({check.query}) AS found (sentence)"
+        f"SELECT count(*) AS violations, (array_agg(sentence))[1:{_MAX_EXAMPLES}] AS examples "
+        f"FROM ({check.query}) AS violation (sentence)"
     )
     row = (await connection.execute(query)).mappings().one()
     return Verdict(check=check, violations=row["violations"], examples=row["examples"] or [])

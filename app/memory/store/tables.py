@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from app.db.columns import metadata, moment
 
-# Rows are only added: the highest version of a key is its entry, and the primary key lets one of two rivals have the
-# next version. An entry that is written again and again leaves no dead rows behind, so reading it stays one probe.
+# Append-only: the highest version of a key is its entry, and the primary key lets only one of two concurrent writers
+# have the next version. An entry that is written again and again leaves no dead rows, so reading it stays one probe.
 context_entries = Table(
     "context_entries",
     metadata,

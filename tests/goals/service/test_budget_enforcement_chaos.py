@@ -120,4 +120,4 @@ async def test_nothing_is_leased_while_its_goal_is_paused_and_nothing_is_lost(
     async with database.transaction() as connection:
         assert await counters.read(connection) == []
         for check in invariants.CHECKS:
-            assert (await invariants.run(connection, check)).examples == [], check.says
+            assert (await invariants.run_check(connection, check)).examples == [], check.description

@@ -1,7 +1,11 @@
 """`convener checkpoints` against the real service, and into an empty database."""
 
+import asyncio
 import json
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -62,6 +66,19 @@ async def test_exported_and_restored(
     twice = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
     assert (twice.code, twice.out) == (1, "")
     assert "not empty" in twice.err
+
+
+async def test_restored_by_a_fresh_process(convener: CommandLine, goal: str, tmp_path: Path, empty_url: str) -> None:
+    """A process in which nothing else has imported the tables."""
+    await convener("tasks", "submit", "--agent", "ranking", "--goal", goal)
+    taken = (await convener("checkpoints", "create", "-o", "json")).json
+    file = tmp_path / "c"
+    assert (await convener("checkpoints", "export", str(taken["id"]), str(file))).code == 0
+    command = [sys.executable, "-m", "app.cli", "checkpoints", "restore", str(file), "-o", "json"]
+    environment = {**os.environ, "CONVENER_DATABASE_URL": empty_url}
+    restoring = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.PIPE)
+    restored = json.loads((await restoring.communicate())[0])
+    assert (restoring.returncode, restored["tasks"]) == (0, taken["counts"]["tasks"])
 
 
 async def test_files_that_are_no_checkpoints(offline: CommandLine, tmp_path: Path, empty_url: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.memory.rules.backups import at_rest, next_offset
+from app.memory.rules.backups import next_offset, without_lease
 
 
 @given(st.integers(0, 10**17))
@@ -22,15 +22,15 @@ def _task(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_leased_task_goes_back_with_all_that_it_has_achieved() -> None:
-    task = at_rest(_task(), {("ranking", 2): 5.0}, "now")
+    task = without_lease(_task(), {("ranking", 2): 5.0}, "now")
     assert (task["state"], task["worker_id"], task["waiting_since"], task["tag"]) == ("pending", None, "now", 5.0)
     assert (task["leased_at"], task["lease_expires_at"], task["deadline_at"]) == (None, None, None)
     for name in ("token", "failures", "rescues", "progress", "checkpoint"):
         assert task[name] == _task()[name]
-    assert at_rest(_task(tag=7.0), {("ranking", 2): 5.0}, "now")["tag"] == 7.0
+    assert without_lease(_task(tag=7.0), {("ranking", 2): 5.0}, "now")["tag"] == 7.0
 
 
 def test_others_stay_as_they_are() -> None:
     for state in ("blocked", "pending"):
         task = _task(state=state, worker_id=None)
-        assert at_rest(task, {("ranking", 2): 9.0}, "now") == task
+        assert without_lease(task, {("ranking", 2): 9.0}, "now") == task

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.memory.rules.checkpoints import CheckpointPolicy, Since, due, hopeless, violations
+from app.memory.rules.checkpoints import Activity, CheckpointPolicy, due_reason, find_violations, unreachable_tasks
 
 _POLICY = CheckpointPolicy()
 
@@ -13,21 +13,21 @@ _POLICY = CheckpointPolicy()
     ("since", "reason"),
     [
         (None, "the first"),
-        (Since(seconds=29, completed=500, changes=5000), None),
-        (Since(seconds=30, completed=50, changes=60), "50 tasks completed"),
-        (Since(seconds=299, completed=49, changes=1999), None),
-        (Since(seconds=30, completed=0, changes=2000), "2000 changes"),
-        (Since(seconds=300, completed=0, changes=0), "300 s passed"),
+        (Activity(seconds=29, completions=500, changes=5000), None),
+        (Activity(seconds=30, completions=50, changes=60), "50 tasks completed"),
+        (Activity(seconds=299, completions=49, changes=1999), None),
+        (Activity(seconds=30, completions=0, changes=2000), "2000 changes"),
+        (Activity(seconds=300, completions=0, changes=0), "300 s passed"),
     ],
 )
-def test_when_a_checkpoint_is_due(since: Since | None, reason: str | None) -> None:
-    assert due(since, _POLICY) == reason
+def test_when_a_checkpoint_is_due(since: Activity | None, reason: str | None) -> None:
+    assert due_reason(since, _POLICY) == reason
 
 
 def test_what_would_wait_for_ever_is_left_out() -> None:
     edges = [("b", "a"), ("c", "b"), ("d", "c"), ("e", "x"), ("f", "e"), ("f", "a"), ("g", "f")]
-    assert hopeless({"a", "b", "c", "d", "e", "f", "g"}, edges) == {"e", "f", "g"}
-    assert hopeless({"a"}, []) == set()
+    assert unreachable_tasks({"a", "b", "c", "d", "e", "f", "g"}, edges) == {"e", "f", "g"}
+    assert unreachable_tasks({"a"}, []) == set()
 
 
 def _task(name: str, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _content(**changes: Any) -> dict[str, Any]:
 
 
 def test_content_that_agrees_with_itself() -> None:
-    assert violations(_content()) == []
+    assert find_violations(_content()) == []
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_content_that_agrees_with_itself() -> None:
     ],
 )
 def test_content_that_does_not(changes: dict[str, Any], said: str) -> None:
-    assert any(said in sentence for sentence in violations(_content(**changes)))
+    assert any(said in sentence for sentence in find_violations(_content(**changes)))

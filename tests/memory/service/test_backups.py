@@ -71,9 +71,9 @@ async def _follow(database: Database, after: Cursor, limit: int = 3) -> tuple[li
 
 async def _verified(database: Database) -> None:
     async with database.transaction() as connection:
-        await invariants.begin(connection)
+        await invariants.begin_snapshot(connection)
         for check in invariants.CHECKS:
-            assert (await invariants.run(connection, check)).examples == [], check.name
+            assert (await invariants.run_check(connection, check)).examples == [], check.name
 
 
 async def _transaction(database: Database) -> int:
@@ -101,7 +101,7 @@ async def test_a_reader_of_events_goes_on_on_another_server(
     _, beyond = await _follow(own_database, half)
     async with empty(other_server) as restored:
         done = await backups.restore(restored, dumps, file, lambda _: None)
-        assert (done.before, done.revision, done.checked) == (manifest.revision, schema.head(), True)
+        assert (done.dump_revision, done.revision, done.is_verified) == (manifest.revision, schema.head(), True)
         assert await _transaction(restored) < 20_000 < done.transaction_offset
         seen, cursor = await _follow(restored, half)
         assert seen == [("task.submitted", task_id) for task_id in before[3:]]
@@ -148,7 +148,7 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
     async with empty(other_server) as restored:
         done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None)
-        assert done.released == 1
+        assert done.released_leases == 1
         task = await everything(restored, lease.task_id)
         assert (task["state"], task["worker_id"], task["token"]) == ("pending", None, lease.token)
         assert (task["failures"], task["rescues"], task["checkpoint"]) == (1, 2, {"step": 4})
@@ -156,8 +156,8 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["released"]
         assert (await everything(restored, waiting[0]))["state"] == "blocked"
         assert (await everything(restored, finished))["result"] == {"ok": True}
-        (told,) = await fetch(restored, "SELECT task_id, worker_id, token FROM events WHERE kind = 'task.released'")
-        assert (told["task_id"], told["worker_id"], told["token"]) == (lease.task_id, worker_id, lease.token)
+        (event,) = await fetch(restored, "SELECT task_id, worker_id, token FROM events WHERE kind = 'task.released'")
+        assert (event["task_id"], event["worker_id"], event["token"]) == (lease.task_id, worker_id, lease.token)
         async with restored.transaction() as connection:
             page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=10)
         assert [output.task_id for output in page.items] == [finished]
@@ -197,7 +197,7 @@ async def test_a_backup_is_for_its_owner_only_and_replaces_nothing(
 ) -> None:
     file = tmp_path / "b"
     manifest = await backups.backup(own_database, dumps, file, lambda _: None)
-    for made in (file, archives.manifest_of(file)):
+    for made in (file, archives.manifest_path(file)):
         assert stat.S_IMODE(made.stat().st_mode) == 0o600
     assert archives.read_manifest(file) == manifest
     assert manifest.sha256 == archives.checksum(file)
@@ -211,7 +211,7 @@ async def test_a_backup_is_for_its_owner_only_and_replaces_nothing(
 
 async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dumps: Dumps, tmp_path: Path) -> None:
     gone = Database(named(own_database.url, "convener_nowhere"))
-    with pytest.raises(DumpFailed, match="convener_nowhere"), archives.appearing(tmp_path / "b") as draft:
+    with pytest.raises(DumpFailed, match="convener_nowhere"), archives.new_file(tmp_path / "b") as draft:
         dumps.dump(gone.url, draft, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -230,9 +230,9 @@ async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: P
         with pytest.raises(Refused, match="cannot be restored"):
             await backups.restore(database, dumps, file, lambda _: None)
         assert await schema.revision(database.engine) is None
-    archives.manifest_of(file).write_text("{")
+    archives.manifest_path(file).write_text("{")
     assert "manifest" in backups.inspect(dumps, file).violations[0]
-    archives.manifest_of(file).unlink()
+    archives.manifest_path(file).unlink()
     file.write_bytes(b"nonsense")
     assert backups.inspect(dumps, file).violations
     with pytest.raises(Refused, match="no file"):
@@ -244,10 +244,10 @@ async def test_a_dump_without_its_manifest_is_restored_unchecked(
 ) -> None:
     await submitted(own_database)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
-    archives.manifest_of(tmp_path / "b").unlink()
+    archives.manifest_path(tmp_path / "b").unlink()
     async with empty(server_url) as database:
         done = await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
-        assert not done.checked
+        assert not done.is_verified
         assert await value(database, "SELECT count(*) FROM tasks") == 1
 
 
@@ -260,7 +260,7 @@ async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_
     async def interrupted(*_: object, **__: object) -> None:
         raise RuntimeError("interrupted")
 
-    monkeypatch.setattr(backups, "_settle", interrupted)
+    monkeypatch.setattr(backups, "_finish_restore", interrupted)
     async with empty(server_url) as database:
         with pytest.raises(RuntimeError):
             await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
@@ -280,7 +280,7 @@ async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dum
         await backups.backup(old, dumps, tmp_path / "old", lambda _: None)
     async with empty(server_url) as new:
         done = await backups.restore(new, dumps, tmp_path / "old", lambda _: None)
-        assert (done.before, done.revision) == ("2026_11_23_first_schema", schema.head())
+        assert (done.dump_revision, done.revision) == ("2026_11_23_first_schema", schema.head())
         assert await schema.revision(new.engine) == schema.head()
         assert len((await _follow(new, BEGINNING))[0]) == 1
         await submitted(new)

@@ -25,7 +25,7 @@ from app.memory.service import checkpoints
 from app.memory.service import context as context_operations
 from app.memory.store import checkpoints as store
 from app.memory.store import context, invariants
-from app.memory.store.context import Name, Write
+from app.memory.store.context import EntryKey, Write
 from app.queue.store import completions, events
 from app.queue.store.completions import Completion
 from app.queue.store.events import BEGINNING
@@ -34,14 +34,14 @@ from tests.support.agent_results import add_example_2_results, configure_example
 from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
 from tests.support.sql import execute, fetch, value
 
-_OFTEN = CheckpointPolicy(apart_seconds=0.0)
+_OFTEN = CheckpointPolicy(min_pause_seconds=0.0)
 
 
 async def _taken(database: Database, **policy: Any) -> tuple[store.Checkpoint, Any]:
     """A checkpoint, and what is in it."""
     taken = await checkpoints.take(database, "test", policy=CheckpointPolicy(**policy))
     assert (await checkpoints.verify(database, taken.id)).violations == []
-    return taken, json.loads(await checkpoints.content(database, taken.id))
+    return taken, json.loads(await checkpoints.read_content(database, taken.id))
 
 
 @asynccontextmanager
@@ -58,9 +58,9 @@ async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Da
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _restored(database: Database, source: Database) -> checkpoints.Restored:
+async def _restored(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
     taken = await checkpoints.take(source, "test")
-    return await checkpoints.restore(database, await checkpoints.content(source, taken.id), taken.sha256)
+    return await checkpoints.restore(database, await checkpoints.read_content(source, taken.id), taken.sha256)
 
 
 async def _complete(database: Database, count: int = 1) -> None:
@@ -77,7 +77,7 @@ async def test_an_empty_system_has_a_checkpoint_too(database: Database) -> None:
     taken, content = await _taken(database)
     assert taken.counts == {"tasks": 0, "leased": 0, "dependencies": 0, "context": 0}
     assert (content["tasks"], content["revision"]) == ([], schema.head())
-    assert taken.size_bytes == len(await checkpoints.content(database, taken.id))
+    assert taken.size_bytes == len(await checkpoints.read_content(database, taken.id))
     with pytest.raises(CheckpointNotFound):
         await checkpoints.read(database, taken.id + 1)
 
@@ -92,8 +92,10 @@ async def test_what_is_in_flight_is_in_it_and_nothing_else(database: Database) -
     await execute(database, "INSERT INTO goals (id, weight) VALUES ('kepler', 2)")
     async with database.transaction() as connection:
         entry = Write(value='{"a": 1}', written_by="me")
-        await context_operations.create(connection, Name(namespace="n", key="k"), entry)
-        await context_operations.replace(connection, Name(namespace="n", key="k"), 1, Write(value="2", written_by="me"))
+        await context_operations.create(connection, EntryKey(namespace="n", key="k"), entry)
+        await context_operations.replace(
+            connection, EntryKey(namespace="n", key="k"), 1, Write(value="2", written_by="me")
+        )
     taken, content = await _taken(database)
     assert taken.counts == {"tasks": 4, "leased": 1, "dependencies": 1, "context": 1}
     assert content["tasks"][0]["id"] == str(lease.task_id)
@@ -108,11 +110,11 @@ async def test_it_shows_one_moment(database: Database) -> None:
     """A task that is moved on between two statements of the snapshot is where it was, as are its dependents."""
     first = await submitted(database, 2)
     async with database.transaction() as connection:
-        snapshot_of = store.snapshot(connection, CheckpointPolicy())
+        snapshot_of = store.read_snapshot(connection, CheckpointPolicy())
         taking = asyncio.create_task(snapshot_of)
         found = await taking
         await submitted(database, 5)
-        again = await store.since_last(connection, 10)
+        again = await store.read_activity(connection, 10)
     assert again is None
     assert set(found.tasks) == {str(task_id) for task_id in first}
     assert found.cursor.transaction > 0
@@ -121,7 +123,7 @@ async def test_it_shows_one_moment(database: Database) -> None:
 async def test_taking_one_holds_up_no_reader_of_events(database: Database) -> None:
     """Whoever has a transaction number keeps the events that follow from everybody; a snapshot has none."""
     async with database.transaction() as reading:
-        await store.snapshot(reading, CheckpointPolicy())
+        await store.read_snapshot(reading, CheckpointPolicy())
         told = await submitted(database, 3)
         async with database.transaction() as connection:
             assert [event.task_id for event in await events.read(connection, BEGINNING, 10)] == told
@@ -142,19 +144,19 @@ async def test_too_much_is_cut_and_says_so(database: Database) -> None:
     await submitted(database, depends_on=[waits])
     (content_only,) = await submitted(database, depends_on=[tasks[0]])
     lease = await leased(database, await ready_worker(database))
-    taken, content = await _taken(database, most_tasks=4)
+    taken, content = await _taken(database, max_tasks=4)
     assert taken.is_cut
     assert content["tasks"][0]["id"] == str(lease.task_id)
     assert len(content["tasks"]) == 4
     # Without the one that the others wait for, they could never run.
     await execute(database, "UPDATE tasks SET seq = DEFAULT WHERE id = $1", tasks[4])
-    taken, content = await _taken(database, most_tasks=7)
+    taken, content = await _taken(database, max_tasks=7)
     ids = [task["id"] for task in content["tasks"]]
     assert taken.is_cut
     assert str(tasks[4]) not in ids
     assert str(waits) not in ids
     assert str(content_only) in ids
-    taken, content = await _taken(database, most_bytes=1500)
+    taken, content = await _taken(database, max_bytes=1500)
     assert taken.is_cut
     assert 0 < len(content["tasks"]) < 5
     assert not (await _taken(database))[0].is_cut
@@ -166,8 +168,8 @@ async def test_one_is_taken_when_it_is_due(database: Database) -> None:
     assert first.reason == "the first"
     assert await checkpoints.take_when_due(database, _OFTEN, 30) is None
     await _complete(database, 3)
-    assert await checkpoints.take_when_due(database, CheckpointPolicy(every_completed=3), 30) is None
-    policy = CheckpointPolicy(every_completed=3, apart_seconds=0.0)
+    assert await checkpoints.take_when_due(database, CheckpointPolicy(every_completions=3), 30) is None
+    policy = CheckpointPolicy(every_completions=3, min_pause_seconds=0.0)
     second = await checkpoints.take_when_due(database, policy, 30)
     assert second is not None
     assert second.reason == "3 tasks completed"
@@ -198,7 +200,7 @@ async def test_the_newest_and_one_of_each_day_are_kept(database: Database) -> No
         await checkpoints.take(database, "test")
     async with database.transaction() as connection:
         await store.prune(connection, keep=2, days=30)
-        left = await store.page(connection, before=2**62, limit=50)
+        left = await store.page(connection, before_id=2**62, limit=50)
     now = await value(database, "SELECT date_trunc('day', now())")
     assert [(now - checkpoint.taken_at).days for checkpoint in left] == [-1, -1, 1, 2, 3]
 
@@ -222,9 +224,9 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
     (blocked,) = await submitted(own_database, depends_on=[lease.task_id, waiting])
     async with own_database.transaction() as connection:
         for n, text in enumerate(('{"a": 1}', "null")):
-            await context.write(connection, Name(namespace="n", key="k"), n, Write(value=text, written_by="me"))
-        await context.write(connection, Name(namespace="n", key="gone"), 0, Write(value="1", written_by="me"))
-        await context.write(connection, Name(namespace="n", key="gone"), 1, Write(value=None, written_by="me"))
+            await context.write(connection, EntryKey(namespace="n", key="k"), n, Write(value=text, written_by="me"))
+        await context.write(connection, EntryKey(namespace="n", key="gone"), 0, Write(value="1", written_by="me"))
+        await context.write(connection, EntryKey(namespace="n", key="gone"), 1, Write(value=None, written_by="me"))
         cursor = await events.latest(connection)
     await configure_example_2(own_database)
     await tick(own_database)
@@ -240,8 +242,8 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         assert await everything(database, waiting) == await everything(own_database, waiting)
         assert (await everything(database, blocked))["state"] == "blocked"
         async with database.transaction() as connection:
-            entry = await context.read(connection, Name(namespace="n", key="k"))
-            gone = await context.read(connection, Name(namespace="n", key="gone"))
+            entry = await context.read(connection, EntryKey(namespace="n", key="k"))
+            gone = await context.read(connection, EntryKey(namespace="n", key="gone"))
             told = await events.read(connection, cursor, 10)
         assert entry is not None
         assert (entry.version, entry.value, entry.deleted) == (2, None, False)
@@ -263,15 +265,15 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
 
 async def _consistent(database: Database) -> None:
     async with database.transaction() as connection:
-        await invariants.begin(connection)
+        await invariants.begin_snapshot(connection)
         for check in invariants.CHECKS:
-            assert (await invariants.run(connection, check)).examples == [], check.name
+            assert (await invariants.run_check(connection, check)).examples == [], check.name
 
 
 async def test_a_restore_needs_an_empty_database(own_database: Database, server_url: str) -> None:
     await submitted(own_database)
     taken = await checkpoints.take(own_database, "test")
-    content = await checkpoints.content(own_database, taken.id)
+    content = await checkpoints.read_content(own_database, taken.id)
     async with _empty(server_url, migrated=True) as database:
         await submitted(database)
         with pytest.raises(Refused, match="not empty"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.memory.service.dumps import Dumps, connection
+from app.memory.service.dumps import Dumps, connection_arguments
 from app.postgres.binaries import Binaries
 from app.postgres.errors import DumpFailed
 
@@ -26,7 +26,7 @@ from app.postgres.errors import DumpFailed
     ],
 )
 def test_the_password_goes_by_environment_alone(url: str, plain: str, password: str | None) -> None:
-    arguments, environment = connection(url)
+    arguments, environment = connection_arguments(url)
     assert arguments == ["--no-password", f"--dbname={plain}"]
     assert environment == ({"PGPASSWORD": password} if password else {})
     assert "secret" not in "".join(arguments)

@@ -6,10 +6,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
 from app.memory.store import context
-from app.memory.store.context import Name, Version, Write
+from app.memory.store.context import EntryKey, Version, Write
 from tests.support.sql import until_blocked
 
-_NAME = Name(namespace="test", key="k")
+_NAME = EntryKey(namespace="test", key="k")
 
 
 def _change(value: str, by: str = "me") -> Write:
@@ -53,15 +53,15 @@ async def test_a_repetition_is_recognised_by_everything_about_it(connection: Asy
     change = Write(value='{"a": 1, "b": [2]}', written_by="me", request_id="r")
     assert await context.write(connection, _NAME, 0, change) is not None
     same = Write(value='{"b": [2], "a": 1.0}', written_by="me", request_id="r")
-    assert await context.repeated(connection, _NAME, 1, same) is not None
+    assert await context.find_repetition(connection, _NAME, 1, same) is not None
     for other in (
         Write(value='{"a": 1}', written_by="me", request_id="r"),
         Write(value=None, written_by="me", request_id="r"),
         Write(value=same.value, written_by="you", request_id="r"),
         Write(value=same.value, written_by="me"),
     ):
-        assert await context.repeated(connection, _NAME, 1, other) is None
-    assert await context.repeated(connection, _NAME, 2, same) is None
+        assert await context.find_repetition(connection, _NAME, 1, other) is None
+    assert await context.find_repetition(connection, _NAME, 2, same) is None
 
 
 async def test_a_page_costs_a_probe_for_each_key_not_for_each_version(connection: AsyncConnection) -> None:
@@ -71,12 +71,15 @@ async def test_a_page_costs_a_probe_for_each_key_not_for_each_version(connection
         " SELECT 'test', 'k' || k, v, to_jsonb(v), 'me' FROM generate_series(1, 9) k, generate_series(1, 2000) v"
     )
     await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-    found, following = await context.page(connection, "test", after="", limit=20, values=True)
+    found, following = await context.page(connection, "test", after_key="", limit=20, with_values=True)
     assert [(entry.key, entry.version, entry.value) for entry in found] == [(f"k{n}", 2000, 2000) for n in range(1, 10)]
     assert following is None
     plan = await connection.exec_driver_sql(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
-        + str(context._KEYS.text).replace(":namespace", "'test'").replace(":after", "''").replace(":limit", "20")
+        + str(context._PAGE_OF_KEYS.text)
+        .replace(":namespace", "'test'")
+        .replace(":after", "''")
+        .replace(":limit", "20")
     )
     blocks = plan.scalar_one()[0]["Plan"]["Shared Hit Blocks"]
     assert blocks < 150, f"{blocks} blocks for a page of nine"
