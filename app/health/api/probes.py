@@ -107,7 +107,7 @@ async def overview(services: ServicesDep) -> StatusOut:
         workers=workers,
         finished_last_minute={end: count for end, count in finished_counts.items() if count},
         tasks_per_second=round(sum(queue.per_second(end, _MINUTE) for end in FINAL_OUTCOMES), 2),
-        waiting_leases=services[Broker].waiting,
+        waiting_leases=services[Broker].waiting_count,
         alerts=Counter(alert.severity.name.lower() for alert in unresolved_alerts),
         warnings=warnings(queue, services[Admission].policy),
         overall_health=report.overall,

@@ -63,7 +63,7 @@ class Gauges:
 
     async def render(self, services: Services) -> bytes:
         """The text that Prometheus reads; while the database is away it says that, and no old figures."""
-        self._waiting.set(services[Broker].waiting)
+        self._waiting.set(services[Broker].waiting_count)
         try:
             snapshot = await services[SnapshotCache].read()
             agents = await services[AgentReports].read_alone(services.database, services[CurrentConfig])

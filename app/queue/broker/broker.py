@@ -1,7 +1,7 @@
-"""The lease broker: hands one task each to all workers that wait, with one statement and one commit for all.
+"""The lease broker: serves all waiting workers together, with one statement and one commit, one task each.
 
-Nothing here holds a connection while a call waits. A wait ends when a submit in this process or a notification
-from another rings; a jittered poll stands behind both.
+Nothing here holds a connection while a call waits. A wait ends with an announcement of work, by a submit in this
+process or a notification from another; a jittered poll covers lost ones.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.dispatch import OnFirstLeases, Preferences, Served, Turns
-from app.queue.broker.lane_view import Backlog, Strays, keep_in_step
+from app.queue.broker.dispatch import Dispatcher, LeaseHistory, OnFirstLeases, WorkerPreferences
+from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
@@ -30,12 +30,13 @@ from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
 
 log = logging.getLogger(__name__)
-_BATCH = 64
+# Workers served by one claim; more of them would make each wait for a longer statement.
+_MAX_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCall:
-    """A worker asks for a task."""
+    """The request of a worker for a task."""
 
     worker_id: WorkerId
     request_id: UUID
@@ -47,17 +48,18 @@ class LeaseCall:
 class _Waiter:
     call: LeaseCall
     answer: asyncio.Future[Lease | None]
-    patient: bool
+    may_wait: bool
     idle_since: float
+    # Not part of any claim yet, so nobody knows whether there is work for it or how its worker stands.
     is_new: bool = True
     in_flight: bool = False
-    unserved: bool = False
-    asked: Lane | None = None
+    is_draining: bool = False
+    lane: Lane | None = None
     charge: float = 0.0
 
 
 class Broker:
-    """One per process; `start` it in a running event loop and `stop` it to release everybody who waits."""
+    """One per process; `start` it in a running event loop, and `stop` it to answer all waiting calls."""
 
     def __init__(
         self,
@@ -69,54 +71,54 @@ class Broker:
         self._database = database
         self._policy = policy
         self.fairness = fairness or FairQueue()
-        self.preferences = Preferences()
+        self.preferences = WorkerPreferences()
         self._waiters: dict[WorkerId, _Waiter] = {}
-        self._backlog = Backlog()
-        self._strays = Strays(database)
-        self._turns = Turns(self._backlog, self.fairness, database.shared(TagIssuer), self.preferences)
-        self.degradation = self._turns.degradation
+        self._lanes = LaneView()
+        self._scanner = LaneScanner(database)
+        self._dispatcher = Dispatcher(self._lanes, self.fairness, database.shared(TagIssuer), self.preferences)
+        self.degradation = self._dispatcher.degradation
         self._wake = asyncio.Event()
-        self._served = Served(database, on_first_leases)
+        self._history = LeaseHistory(database, on_first_leases)
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
-        self._was_asked = False
-        database.announcer.subscribe(self._hear)
+        self._is_stopping = False
+        self._had_calls = False
+        database.announcer.subscribe(self._on_announcement)
 
     @property
-    def waiting(self) -> int:
-        """How many workers wait for a task right now."""
+    def waiting_count(self) -> int:
+        """Number of workers that wait for a task."""
         return len(self._waiters)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve calls."""
         self._tasks = [
             asyncio.create_task(self._run(), name="lease-broker"),
-            asyncio.create_task(keep_in_step(self._database, self._look_everywhere), name="lease-broker-lanes"),
+            asyncio.create_task(synchronize_lanes(self._database, self._scan_lanes), name="lease-broker-lanes"),
         ]
 
     async def stop(self) -> None:
-        """Answer everybody who waits with nothing, and take no more calls."""
-        self._stopping = True
+        """Answer all waiting calls without a task, and take no more. Claims in flight are finished first."""
+        self._is_stopping = True
         for waiter in list(self._waiters.values()):
             if not waiter.in_flight:
                 self._settle(waiter, None)
-            waiter.patient = False
+            waiter.may_wait = False
         self._wake.set()
         if self._tasks:
-            serving, keeping = self._tasks
+            serving, synchronizing = self._tasks
             await serving
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            synchronizing.cancel()
+            await asyncio.gather(synchronizing, return_exceptions=True)
 
     async def lease(self, call: LeaseCall, wait_seconds: float = 0.0) -> Lease | None:
-        """A task for this worker, or None when there is none within the wait.
+        """Lease a task to this worker; None when there is none within the wait.
 
         Raises WorkerNotFound, WorkerNotReady, WorkerGone, WorkerBusy, ShuttingDown, DatabaseUnavailable.
         """
-        if self._stopping:
+        if self._is_stopping:
             raise ShuttingDown
-        waiter = self._enter(call, wait_seconds)
-        timer = asyncio.get_running_loop().call_later(wait_seconds, self._time_is_up, waiter) if wait_seconds else None
+        waiter = self._register(call, wait_seconds)
+        timer = asyncio.get_running_loop().call_later(wait_seconds, self._end_wait, waiter) if wait_seconds else None
         self._wake.set()
         try:
             return await waiter.answer
@@ -126,55 +128,56 @@ class Broker:
             if self._waiters.get(call.worker_id) is waiter:
                 del self._waiters[call.worker_id]
 
-    def _enter(self, call: LeaseCall, wait_seconds: float) -> _Waiter:
-        former = self._waiters.get(call.worker_id)
-        if former is not None:
-            # The worker has evidently given up on its former call; the answer goes to the newer one.
-            self._settle(former, None)
+    def _register(self, call: LeaseCall, wait_seconds: float) -> _Waiter:
+        earlier_waiter = self._waiters.get(call.worker_id)
+        if earlier_waiter is not None:
+            # The worker has evidently given up on its earlier call; the answer goes to the newer one.
+            self._settle(earlier_waiter, None)
         waiter = _Waiter(
             call=call,
             answer=asyncio.get_running_loop().create_future(),
-            patient=wait_seconds > 0,
-            idle_since=self._served.at(call.worker_id),
+            may_wait=wait_seconds > 0,
+            idle_since=self._history.last_lease_at(call.worker_id),
         )
         self._waiters[call.worker_id] = waiter
-        self._was_asked = True
+        self._had_calls = True
         return waiter
 
-    def _time_is_up(self, waiter: _Waiter) -> None:
-        """A lease may be on its way: then the answer of that round counts."""
-        waiter.patient = False
+    def _end_wait(self, waiter: _Waiter) -> None:
+        """Answer a call whose time is up, unless a claim for it is in flight: then the outcome of that one counts."""
+        waiter.may_wait = False
         if not waiter.in_flight and not waiter.is_new:
             self._settle(waiter, None)
 
-    def _hear(self, news: News) -> None:
-        if self._backlog.hear(news):
+    def _on_announcement(self, news: News) -> None:
+        if self._lanes.receive(news):
             self._wake.set()
 
-    async def _look_everywhere(self) -> None:
-        if self._waiters or self._was_asked:
-            self._was_asked = False
-            self._backlog.ring(await self._strays.find(self._backlog.stood()))
+    async def _scan_lanes(self) -> None:
+        # Without calls since the last scan there is nobody to serve, and idle replicas should not load the database.
+        if self._waiters or self._had_calls:
+            self._had_calls = False
+            self._lanes.mark_ready(await self._scanner.scan(self._lanes.positions()))
             self._wake.set()
 
     async def _run(self) -> None:
-        while not (self._stopping and not self._waiters):
-            woken = await self._rest()
+        while not (self._is_stopping and not self._waiters):
+            was_woken = await self._wait_for_wake()
             try:
-                if not woken and self._waiters:
-                    await self._look_for_work()
-                await self._serve()
+                if not was_woken and self._waiters:
+                    await self._refresh_lanes()
+                await self._serve_waiters()
             except DatabaseUnavailable as error:
-                self._give_up_impatient(error)
+                self._answer_expired(error)
                 await asyncio.sleep(0.2)
             except Exception as error:
                 log.exception("the lease broker stumbled")
-                self._give_up_impatient(error)
+                self._answer_expired(error)
                 await asyncio.sleep(0.2)
 
-    async def _rest(self) -> bool:
-        """Until somebody rings, or a second or so while workers wait; whether somebody rang."""
-        if self._stopping:
+    async def _wait_for_wake(self) -> bool:
+        """Wait for a call or an announcement, but no longer than about a second; return whether there was any."""
+        if self._is_stopping:
             return True
         try:
             await asyncio.wait_for(self._wake.wait(), random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
@@ -183,90 +186,95 @@ class Broker:
         self._wake.clear()
         return True
 
-    async def _look_for_work(self) -> None:
-        self._backlog.ring(await hot_path.run(self._database, lambda c: claims.ready_lanes(c, self._backlog.stood())))
+    async def _refresh_lanes(self) -> None:
+        lane_tags = await hot_path.run(self._database, lambda c: claims.ready_lanes(c, self._lanes.positions()))
+        self._lanes.mark_ready(lane_tags)
 
-    async def _serve(self) -> None:
+    async def _serve_waiters(self) -> None:
         while True:
-            newcomers = [waiter for waiter in self._waiters.values() if waiter.is_new]
-            if any(not (waiter.call.agent_types & self._backlog.agents()) for waiter in newcomers):
-                await self._look_for_work()
+            new_waiters = [waiter for waiter in self._waiters.values() if waiter.is_new]
+            # Before a new call is answered with nothing, the lanes are read: an announcement may still be on its way.
+            if any(not (waiter.call.agent_types & self._lanes.agents()) for waiter in new_waiters):
+                await self._refresh_lanes()
             batch = self._next_batch()
             if not batch:
-                self._give_up_impatient(None)
+                self._answer_expired(None)
                 return
             await self._claim(batch)
 
     def _next_batch(self) -> list[_Waiter]:
-        """Those to serve now, longest idle first, each with the lane whose turn it is."""
+        """The waiters to serve now, longest idle first, each with a lane.
+
+        A new one without a lane is included: the claim tells whether its worker may be served at all.
+        """
         batch: list[_Waiter] = []
-        asked: Counter[Lane] = Counter()
+        claimed: Counter[Lane] = Counter()
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
-            if waiter.in_flight or waiter.unserved:
+            if waiter.in_flight or waiter.is_draining:
                 continue
-            waiter.asked = self._turns.choose(waiter.call.worker_id, waiter.call.agent_types, asked)
-            if waiter.asked is not None:
-                waiter.charge = self.fairness.charge(waiter.asked.agent_type)
-                asked[waiter.asked] += 1
+            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, claimed)
+            if waiter.lane is not None:
+                waiter.charge = self.fairness.charge(waiter.lane.agent_type)
+                claimed[waiter.lane] += 1
             elif not waiter.is_new:
                 continue
             batch.append(waiter)
-            if len(batch) == _BATCH:
+            if len(batch) == _MAX_BATCH:
                 break
         return batch
 
     async def _claim(self, batch: list[_Waiter]) -> None:
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
-        asks = [self._ask(waiter) for waiter in batch]
-        self._backlog.about_to_look()
+        requests = [self._request(waiter) for waiter in batch]
+        self._lanes.begin_claim()
         try:
-            found = await hot_path.run(
+            outcomes = await hot_path.run(
                 self._database,
-                lambda c: claims.claim(c, asks, self._policy),
-                undone=lambda: self._let_go(asks),
+                lambda c: claims.claim(c, requests, self._policy),
+                undone=lambda: self._announce_lanes(requests),
             )
-            self._turns.learn(asks, found)
-            await self._served.note([a.worker_id for a, claim in zip(asks, found, strict=True) if claim.lease])
-            for waiter, claim in zip(batch, found, strict=True):
-                await self._answer(waiter, claim)
+            self._dispatcher.record_claims(requests, outcomes)
+            await self._history.record([r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease])
+            for waiter, outcome in zip(batch, outcomes, strict=True):
+                await self._answer(waiter, outcome)
         finally:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
 
-    def _let_go(self, asks: list[ClaimRequest]) -> None:
-        """What a claim that fails had locked is free again; meanwhile others may have passed over it."""
-        self._database.announcer.announce({work(ask.lane): ask.floor for ask in asks if ask.lane is not None})
+    def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
+        """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
+        self._database.announcer.announce({work(r.lane): r.floor for r in requests if r.lane is not None})
 
-    def _ask(self, waiter: _Waiter) -> ClaimRequest:
-        call, lane = waiter.call, waiter.asked
+    def _request(self, waiter: _Waiter) -> ClaimRequest:
+        call, lane = waiter.call, waiter.lane
         return ClaimRequest(
             worker_id=call.worker_id,
             request_id=call.request_id,
             lane=lane,
             acknowledge=call.acknowledge,
-            floor=self._backlog.floor(lane) if lane else claims.BOTTOM,
+            floor=self._lanes.floor(lane) if lane else claims.BOTTOM,
         )
 
-    async def _answer(self, waiter: _Waiter, claim: ClaimOutcome) -> None:
-        if claim.lease is not None:
-            await self._hand_over(waiter, claim.lease)
+    async def _answer(self, waiter: _Waiter, outcome: ClaimOutcome) -> None:
+        if outcome.lease is not None:
+            await self._deliver(waiter, outcome.lease)
             return
-        if waiter.asked is not None:
-            self.fairness.refund(waiter.asked.agent_type, waiter.charge)
+        if waiter.lane is not None:
+            self.fairness.refund(waiter.lane.agent_type, waiter.charge)
         try:
-            if claim.holds_another:
-                self._settle(waiter, await self._repeat(waiter.call, claim))
-            elif claim.worker_state == WorkerState.DRAINING:
-                waiter.unserved = True
-            elif claim.worker_state != WorkerState.READY:
-                raise _standing(claim.worker_state)
+            if outcome.holds_another:
+                self._settle(waiter, await self._repeat_lease(waiter.call, outcome))
+            elif outcome.worker_state == WorkerState.DRAINING:
+                waiter.is_draining = True
+            elif outcome.worker_state != WorkerState.READY:
+                raise _refusal(outcome.worker_state)
         except ConvenerError as error:
             self._settle(waiter, error)
 
-    async def _hand_over(self, waiter: _Waiter, lease: Lease) -> None:
-        """To the worker; back to the queue when it hung up while its lease was on the way, and has not called again."""
+    async def _deliver(self, waiter: _Waiter, lease: Lease) -> None:
+        """Deliver a lease, or release it when the worker hung up while the claim ran and has not called again."""
         worker_id = waiter.call.worker_id
         if waiter.answer.cancelled() and worker_id not in self._waiters:
             fence = Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
@@ -274,9 +282,9 @@ class Broker:
                 await release(connection, fence, "its worker had hung up")
         self._settle(waiter, lease)
 
-    async def _repeat(self, call: LeaseCall, claim: ClaimOutcome) -> Lease:
-        """The same request again gets the same lease again: its answer was lost."""
-        if claim.is_repeat:
+    async def _repeat_lease(self, call: LeaseCall, outcome: ClaimOutcome) -> Lease:
+        """The lease of a repeated request, whose first answer was lost. Raises WorkerBusy for any other request."""
+        if outcome.is_repeat:
             lease = await hot_path.run(
                 self._database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id)
             )
@@ -284,9 +292,10 @@ class Broker:
                 return lease
         raise WorkerBusy
 
-    def _give_up_impatient(self, error: Exception | None) -> None:
+    def _answer_expired(self, error: Exception | None) -> None:
+        """Answer the calls that may not wait any longer, with the error if there is one."""
         for waiter in list(self._waiters.values()):
-            if not waiter.patient and not (waiter.is_new and error is None):
+            if not waiter.may_wait and not (waiter.is_new and error is None):
                 self._settle(waiter, error)
 
     def _settle(self, waiter: _Waiter, outcome: Lease | Exception | None) -> None:
@@ -300,7 +309,7 @@ class Broker:
             waiter.answer.set_result(outcome)
 
 
-def _standing(state: str | None) -> ConvenerError:
+def _refusal(state: str | None) -> ConvenerError:
     if state is None:
         return WorkerNotFound()
     if state == WorkerState.STARTING:

@@ -1,4 +1,4 @@
-"""Whose turn it is: which lane each waiting worker asks, and what its answer says of the lanes and of the worker."""
+"""Dispatch of lanes to waiting workers, and the records of workers that it goes by."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -12,111 +12,115 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.lane_view import Backlog
+from app.queue.broker.lane_view import LaneView
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
 from app.queue.store.claims import ClaimOutcome, ClaimRequest
 from app.queue.store.lanes import TagIssuer
 
-_REMEMBERED_WORKERS = 20_000
+# Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
+_MAX_WORKERS = 20_000
+
+# Called with workers that get the first lease that this process knows of, on a connection of the hot path.
+OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Preferences:
-    """Of the workers that were heard of last."""
+class WorkerPreferences:
+    """The agent type that each worker is assigned to, as last reported."""
 
     _agents: dict[WorkerId, AgentType] = field(default_factory=dict)
 
-    def learn(self, worker_id: WorkerId, agent: AgentType | None) -> None:
-        """The worker is assigned to this agent now."""
+    def record(self, worker_id: WorkerId, agent: AgentType | None) -> None:
+        """Note the current assignment of a worker."""
+        # Taken out first, so that the dictionary stays in the order of the reports.
         self._agents.pop(worker_id, None)
         if agent is not None:
             self._agents[worker_id] = agent
-        while len(self._agents) > _REMEMBERED_WORKERS:
+        while len(self._agents) > _MAX_WORKERS:
             del self._agents[next(iter(self._agents))]
 
     def of(self, worker_id: WorkerId) -> AgentType | None:
-        """What the worker prefers; None when it prefers nothing, or nobody has told us."""
+        """The preferred agent type; None when there is none, or none is known."""
         return self._agents.get(worker_id)
 
 
-class Turns:
-    """Brings together what may wait (the backlog), who is next (fairness), who prefers what, and where lanes stand."""
+class Dispatcher:
+    """Chooses a lane for each waiting worker by open lanes, degradation, fair shares and preferences."""
 
-    def __init__(self, backlog: Backlog, fairness: FairQueue, tag_issuer: TagIssuer, preferences: Preferences) -> None:
+    def __init__(
+        self, lanes: LaneView, fairness: FairQueue, tag_issuer: TagIssuer, preferences: WorkerPreferences
+    ) -> None:
         self.degradation = CurrentStep()
-        self._backlog = backlog
+        self._lanes = lanes
         self._fairness = fairness
         self._tag_issuer = tag_issuer
         self._preferences = preferences
 
-    def choose(self, worker_id: WorkerId, can_run: Iterable[AgentType], asked: Counter[Lane]) -> Lane | None:
-        """The lane to ask for a worker; a crowd (`asked` so far) need not ask where one task is known of."""
-        open_to = {
+    def choose_lane(self, worker_id: WorkerId, can_run: Iterable[AgentType], claimed: Counter[Lane]) -> Lane | None:
+        """The lane from which a worker is served, or None; `claimed` counts the workers sent to each in this batch."""
+        open_agents = {
             agent
             for agent in can_run
-            if (lane := self._backlog.lane(agent)) is not None and asked[lane] < self._backlog.asks(lane)
+            if (lane := self._lanes.best_lane(agent)) is not None and claimed[lane] < self._lanes.width(lane)
         }
-        candidates = self._not_held_back(open_to, can_run)
+        candidates = self._without_deferred(open_agents, can_run)
         if not candidates:
             return None
         preferred = self._preferences.of(worker_id)
-        agent = self._fairness.next_agent(open_to, self._backlog.most_urgent(candidates), preferred)
-        return self._backlog.lane(agent) if agent is not None else None
+        # All open agents, deferred ones too: the rule against starvation chooses among them.
+        agent = self._fairness.next_agent(open_agents, self._lanes.most_urgent(candidates), preferred)
+        return self._lanes.best_lane(agent) if agent is not None else None
 
-    def _not_held_back(self, open_to: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
-        """Those to choose from: what is held back waits while there is anything else that the worker can run.
+    def _without_deferred(self, open_agents: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
+        """The agents without those of deferred lanes, as long as there is any other work that the worker can run."""
+        deferred = deferred_lanes(self.degradation.step)
+        if not deferred:
+            return open_agents
+        undeferred = {
+            agent for agent in can_run if (lane := self._lanes.best_lane(agent)) is not None and lane not in deferred
+        }
+        return open_agents & undeferred if undeferred else open_agents
 
-        It stays among those that the rule against starvation chooses from.
-        """
-        held = deferred_lanes(self.degradation.step)
-        if not held:
-            return open_to
-        others = {agent for agent in can_run if (lane := self._backlog.lane(agent)) is not None and lane not in held}
-        return open_to & others if others else open_to
-
-    def learn(self, asks: Sequence[ClaimRequest], found: Sequence[ClaimOutcome]) -> None:
-        """Where the lanes stand now, and which agent types have run dry."""
+    def record_claims(self, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]) -> None:
+        """Take in the outcomes of a claim: preferences, positions of the lanes, and agent types without work."""
         tags: dict[Lane, list[float]] = defaultdict(list)
-        dry: set[Lane] = set()
-        for ask, claim in zip(asks, found, strict=True):
-            self._preferences.learn(ask.worker_id, claim.assigned_agent)
-            if ask.lane is None:
+        exhausted: set[Lane] = set()
+        for request, outcome in zip(requests, outcomes, strict=True):
+            self._preferences.record(request.worker_id, outcome.assigned_agent)
+            if request.lane is None:
                 continue
-            if claim.lease is not None:
-                tags[ask.lane].append(claim.lease.tag)
-            elif claim.worker_state == WorkerState.READY and not claim.holds_another:
-                dry.add(ask.lane)
-        for lane in dry | tags.keys():
-            self._backlog.found(lane, tags[lane], dry=lane in dry)
+            if outcome.lease is not None:
+                tags[request.lane].append(outcome.lease.tag)
+            # A worker that could not be served for reasons of its own says nothing about the lane.
+            elif outcome.worker_state == WorkerState.READY and not outcome.holds_another:
+                exhausted.add(request.lane)
+        for lane in exhausted | tags.keys():
+            self._lanes.record_claim(lane, tags[lane], is_exhausted=lane in exhausted)
             if tags[lane]:
                 self._tag_issuer.advance(lane, max(tags[lane]))
-        for agent in {lane.agent_type for lane in dry} - self._backlog.agents():
+        for agent in {lane.agent_type for lane in exhausted} - self._lanes.agents():
             self._fairness.mark_idle(agent)
 
 
-# Told of workers that get the first lease that this process knows of, on a connection of the hot path.
-OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
-
-
-class Served:
-    """What a process remembers of the workers that it has given leases; of too many it forgets the oldest."""
+class LeaseHistory:
+    """Times of the last leases of workers, by the clock of the event loop."""
 
     def __init__(self, database: Database, on_first: OnFirstLeases | None = None) -> None:
         self._database = database
         self._on_first = on_first
-        self._at: dict[WorkerId, float] = {}
+        self._leased_at: dict[WorkerId, float] = {}
 
-    def at(self, worker_id: WorkerId) -> float:
-        """When the worker got its last lease, by the clock of the event loop; 0.0 when it is not known to have any."""
-        return self._at.get(worker_id, 0.0)
+    def last_lease_at(self, worker_id: WorkerId) -> float:
+        """Time of the worker's last lease; 0.0 when none is known."""
+        return self._leased_at.get(worker_id, 0.0)
 
-    async def note(self, worker_ids: Collection[WorkerId]) -> None:
-        """They get a lease now; who gets the first that is known of is told to `on_first`."""
-        fresh = [worker_id for worker_id in worker_ids if worker_id not in self._at]
-        self._at.update(dict.fromkeys(worker_ids, asyncio.get_running_loop().time()))
-        while len(self._at) > _REMEMBERED_WORKERS:
-            del self._at[next(iter(self._at))]
-        if fresh and (on_first := self._on_first) is not None:
-            await hot_path.run(self._database, lambda connection: on_first(connection, fresh))
+    async def record(self, worker_ids: Collection[WorkerId]) -> None:
+        """Note that these workers get a lease now, and call `on_first` with those for whom no earlier one is known."""
+        first_timers = [worker_id for worker_id in worker_ids if worker_id not in self._leased_at]
+        self._leased_at.update(dict.fromkeys(worker_ids, asyncio.get_running_loop().time()))
+        while len(self._leased_at) > _MAX_WORKERS:
+            del self._leased_at[next(iter(self._leased_at))]
+        if first_timers and (on_first := self._on_first) is not None:
+            await hot_path.run(self._database, lambda connection: on_first(connection, first_timers))

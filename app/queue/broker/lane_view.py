@@ -1,7 +1,7 @@
-"""What one process believes of the lanes: where work may wait, and from which tag on.
+"""View of the lanes in one process: in which of them tasks may wait, and from which tag on.
 
-Wrong for a moment at most: a claim that finds nothing corrects it, an announcement of work puts it right, and a look
-at the whole of every lane every few seconds finds what nobody announced.
+It is wrong for moments only: a claim that finds nothing corrects it, an announcement of work corrects it, and a scan
+of all lanes every few seconds finds work that was not announced.
 """
 
 import asyncio
@@ -24,134 +24,140 @@ from app.queue.store.lanes import TagIssuer
 
 LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
 _TOPICS = {notify.work(lane): lane for lane in LANES}
-# How many are to ask at once where little is known; it doubles with every claim that finds as many tasks.
-_FIRST_ASKS = 4
-_MOST_ASKS = 64
-
+# The width of a claim where little is known; it doubles with every claim that finds as many tasks.
+_INITIAL_WIDTH = 4
+_MAX_WIDTH = 64
+# Of the turns of synchronization.
+_SCAN_EVERY = 3
+# Of the scans: from the bottom, to find even what the cheaper ones cannot see.
+_FULL_SCAN_EVERY = 60
+# Longer than a transaction usually takes from writing a row to its commit.
+_OVERLAP = timedelta(seconds=15)
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY = 3
-
-
-# Longer than a transaction usually takes between the time that it writes into a row and its commit.
-_OVERLAP = timedelta(seconds=15)
-_FROM_THE_BOTTOM_EVERY = 60
 
 
 @dataclass(slots=True)
-class Backlog:
-    """Per lane: the lowest tag at which a task may wait, where there may be any."""
+class LaneView:
+    """Per lane: the lowest tag at which a task may wait, where there may be any.
+
+    A claim starts at this floor: below it an index scan would walk over dead entries of tasks leased before.
+    """
 
     _floors: dict[Lane, float] = field(default_factory=dict)
-    _stood: dict[Lane, float] = field(default_factory=dict)
-    _rung: dict[Lane, float] = field(default_factory=dict)
-    _asks: dict[Lane, int] = field(default_factory=dict)
-    _best: dict[AgentType, Lane] = field(default_factory=dict)
+    _positions: dict[Lane, float] = field(default_factory=dict)
+    _announced: dict[Lane, float] = field(default_factory=dict)
+    _widths: dict[Lane, int] = field(default_factory=dict)
+    _best_lanes: dict[AgentType, Lane] = field(default_factory=dict)
 
-    def hear(self, news: News) -> bool:
-        """Take in announcements; whether any was about work."""
-        found = {lane: tag for topic, tag in news.items() if (lane := _TOPICS.get(topic)) is not None}
-        self.ring(found)
-        return bool(found)
+    def receive(self, news: News) -> bool:
+        """Take in announcements; return whether any was about work."""
+        tags = {lane: tag for topic, tag in news.items() if (lane := _TOPICS.get(topic)) is not None}
+        self.mark_ready(tags)
+        return bool(tags)
 
-    def ring(self, tags: Mapping[Lane, float]) -> None:
-        """There may be work in these lanes, at these tags or above."""
+    def mark_ready(self, tags: Mapping[Lane, float]) -> None:
+        """Note that tasks may wait in these lanes, at these tags or above."""
         for lane, tag in tags.items():
-            self._rung[lane] = min(tag, self._rung.get(lane, tag))
-            self._put(lane, min(tag, self._floors.get(lane, tag)))
+            self._announced[lane] = min(tag, self._announced.get(lane, tag))
+            self._open(lane, min(tag, self._floors.get(lane, tag)))
 
     def agents(self) -> Set[AgentType]:
         """The agent types that may have work."""
-        return self._best.keys()
+        return self._best_lanes.keys()
 
-    def lane(self, agent: AgentType) -> Lane | None:
-        """The most urgent lane of the type that may have work."""
-        return self._best.get(agent)
+    def best_lane(self, agent: AgentType) -> Lane | None:
+        """The lane of highest priority in which the type may have work."""
+        return self._best_lanes.get(agent)
 
     def most_urgent(self, agents: Collection[AgentType]) -> set[AgentType]:
         """Those of the types whose work may be of the highest priority."""
-        lanes = [lane for agent in agents if (lane := self.lane(agent)) is not None]
+        lanes = [lane for agent in agents if (lane := self.best_lane(agent)) is not None]
         highest = max((lane.priority for lane in lanes), default=None)
         return {lane.agent_type for lane in lanes if lane.priority == highest}
 
-    def asks(self, lane: Lane) -> int:
-        """How many waiting workers should ask at once: one task needs no crowd to find it."""
-        return self._asks.get(lane, _FIRST_ASKS)
+    def width(self, lane: Lane) -> int:
+        """Number of waiting workers that may claim from a lane at once.
+
+        When a single task arrives, hundreds of idle workers need not all be looked up in vain.
+        """
+        return self._widths.get(lane, _INITIAL_WIDTH)
 
     def floor(self, lane: Lane) -> float:
-        """From which tag on to look."""
+        """The tag from which a claim in this lane starts."""
         return self._floors.get(lane, BOTTOM)
 
-    def stood(self) -> Mapping[Lane, float]:
-        """For every lane, from where to look for work that was not announced: where it was last seen to stand."""
-        return {lane: self._floors.get(lane, self._stood.get(lane, BOTTOM)) for lane in LANES}
+    def positions(self) -> Mapping[Lane, float]:
+        """For every lane the tag from which to look for ready tasks: its floor, or the tag at which it ran out."""
+        return {lane: self._floors.get(lane, self._positions.get(lane, BOTTOM)) for lane in LANES}
 
-    def about_to_look(self) -> None:
-        """A claim is about to look: whatever rings from now on, it may not see."""
-        self._rung.clear()
+    def begin_claim(self) -> None:
+        """Note that a claim begins: it may not see the tasks that are announced from now on."""
+        self._announced.clear()
 
-    def found(self, lane: Lane, tags: Collection[float], *, dry: bool) -> None:
-        """What the claim leased from a lane; `dry` when there was less than asked for."""
-        rung = self._rung.get(lane)
-        reached = max(tags, default=self._stood.get(lane, BOTTOM))
-        self._stood[lane] = reached if rung is None else min(reached, rung)
-        if not dry:
-            self._put(lane, self._stood[lane])
-            self._asks[lane] = min(_MOST_ASKS, max(self.asks(lane), 2 * len(tags)))
+    def record_claim(self, lane: Lane, tags: Collection[float], *, is_exhausted: bool) -> None:
+        """Take in the tags that a claim leased from a lane; exhausted is one with fewer tasks than claimed."""
+        # Tasks announced during the claim may lie below the tags that it reached, invisible to its snapshot.
+        announced = self._announced.get(lane)
+        reached = max(tags, default=self._positions.get(lane, BOTTOM))
+        self._positions[lane] = reached if announced is None else min(reached, announced)
+        if not is_exhausted:
+            self._open(lane, self._positions[lane])
+            self._widths[lane] = min(_MAX_WIDTH, max(self.width(lane), 2 * len(tags)))
             return
-        self._asks.pop(lane, None)
-        if rung is not None:
-            self._put(lane, rung)
+        self._widths.pop(lane, None)
+        if announced is not None:
+            self._open(lane, announced)
         else:
-            self._drop(lane)
+            self._close(lane)
 
-    def _put(self, lane: Lane, floor: float) -> None:
+    def _open(self, lane: Lane, floor: float) -> None:
         self._floors[lane] = floor
-        best = self._best.get(lane.agent_type)
+        best = self._best_lanes.get(lane.agent_type)
         if best is None or best.priority < lane.priority:
-            self._best[lane.agent_type] = lane
+            self._best_lanes[lane.agent_type] = lane
 
-    def _drop(self, lane: Lane) -> None:
+    def _close(self, lane: Lane) -> None:
         self._floors.pop(lane, None)
-        rest = [other for other in self._floors if other.agent_type == lane.agent_type]
-        if rest:
-            self._best[lane.agent_type] = max(rest, key=lambda other: other.priority)
+        open_lanes = [candidate for candidate in self._floors if candidate.agent_type == lane.agent_type]
+        if open_lanes:
+            self._best_lanes[lane.agent_type] = max(open_lanes, key=lambda candidate: candidate.priority)
         else:
-            self._best.pop(lane.agent_type, None)
+            self._best_lanes.pop(lane.agent_type, None)
 
 
-async def keep_in_step(database: Database, look_everywhere: Callable[[], Awaitable[None]]) -> None:
-    """About once a second until cancelled: exchange virtual times; every third time look for what nobody announced."""
-    for turn in itertools.count(1):
-        await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-        try:
-            await _exchange(database)
-            if turn % _LOOK_EVERY == 0:
-                await look_everywhere()
-        except DatabaseUnavailable:
-            continue
-        except Exception:
-            log.exception("could not keep in step with the lanes, trying again")
-
-
-async def _exchange(database: Database) -> None:
-    tag_issuer = database.shared(TagIssuer)
-    times = tag_issuer.unstored_times()
-    tag_issuer.merge_stored_times(await hot_path.run(database, lambda c: lanes.exchange_times(c, times)))
-
-
-class Strays:
-    """Remembers how far it has looked."""
+class LaneScanner:
+    """Scanner for ready tasks that were not announced, or whose announcement was lost."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._looked_at: datetime | None = None
-        self._turn = 0
+        self._scanned_at: datetime | None = None
+        self._scan_count = 0
 
-    async def find(self, stood: Mapping[Lane, float]) -> dict[Lane, float]:
-        """Lane -> lowest tag of what lies below where the lane stood, as far as it became ready since the last look."""
-        since, self._looked_at = self._looked_at, await hot_path.run(self._database, claims.current_time)
-        self._turn += 1
-        if since is None or self._turn % _FROM_THE_BOTTOM_EVERY == 0:
+    async def scan(self, positions: Mapping[Lane, float]) -> dict[Lane, float]:
+        """Lane -> lowest tag of ready tasks below its position, among those that became ready since the last scan."""
+        since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
+        self._scan_count += 1
+        if since is None or self._scan_count % _FULL_SCAN_EVERY == 0:
             return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, LANES))
-        return await hot_path.run(self._database, lambda c: claims.ready_below(c, stood, since - _OVERLAP))
+        return await hot_path.run(self._database, lambda c: claims.ready_below(c, positions, since - _OVERLAP))
+
+
+async def synchronize_lanes(database: Database, scan_lanes: Callable[[], Awaitable[None]]) -> None:
+    """About once a second until cancelled: exchange virtual times with other processes; scan on every third turn."""
+    for turn in itertools.count(1):
+        await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+        try:
+            await _exchange_times(database)
+            if turn % _SCAN_EVERY == 0:
+                await scan_lanes()
+        except DatabaseUnavailable:
+            continue
+        except Exception:
+            log.exception("could not synchronize the lanes, trying again")
+
+
+async def _exchange_times(database: Database) -> None:
+    tag_issuer = database.shared(TagIssuer)
+    times = tag_issuer.unstored_times()
+    tag_issuer.merge_stored_times(await hot_path.run(database, lambda c: lanes.exchange_times(c, times)))

@@ -19,7 +19,7 @@ from app.kernel.access import Role
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.llm.store import permits
-from app.queue.broker.dispatch import Preferences
+from app.queue.broker.dispatch import WorkerPreferences
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy, after_rescue
 from app.queue.service.leases import give_back, retry_policy
@@ -69,10 +69,10 @@ async def supersede(connection: AsyncConnection, name: str) -> None:
 class Heartbeats:
     """Heartbeats of all workers, coalesced into one statement at a time."""
 
-    def __init__(self, database: Database, policy: LeasePolicy, preferences: Preferences | None = None) -> None:
+    def __init__(self, database: Database, policy: LeasePolicy, preferences: WorkerPreferences | None = None) -> None:
         self._database = database
         self._policy = policy
-        self._preferences = preferences or Preferences()
+        self._preferences = preferences or WorkerPreferences()
         self._beats: Coalescer[Heartbeat, HeartbeatReply | None] = Coalescer(self._flush, lambda beat: beat.worker_id)
 
     async def report(self, beat: Heartbeat) -> HeartbeatReply:
@@ -82,7 +82,7 @@ class Heartbeats:
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
         assert pulse is not None
-        self._preferences.learn(beat.worker_id, pulse.assignment.agent)
+        self._preferences.record(beat.worker_id, pulse.assignment.agent)
         return pulse
 
     async def stop(self) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from app.db.database import Database
+from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
@@ -21,7 +23,6 @@ from app.queue.service.leases import LeaseService
 from app.queue.store import claims as store
 from app.workers.rules.workers import Directive
 from app.workers.service import directives, workers
-from app.workers.store import pool
 from tests.support.factories import completion, leased, order, ready_worker, registration, submitted
 from tests.support.sql import execute, until, value
 
@@ -36,7 +37,7 @@ def _call(worker_id: WorkerId, *agents: AgentType, request_id: UUID | None = Non
 
 async def _waiting(broker: Broker, count: int = 1) -> None:
     async def waits() -> bool:
-        return broker.waiting >= count and not any(w.is_new or w.in_flight for w in broker._waiters.values())
+        return broker.waiting_count >= count and not any(w.is_new or w.in_flight for w in broker._waiters.values())
 
     await until(waits)
 
@@ -47,7 +48,7 @@ async def test_nothing_to_do_is_told_at_once_without_a_wait(database: Database, 
 
 async def test_nothing_to_do_is_told_at_the_end_of_the_wait(database: Database, broker: Broker) -> None:
     assert await broker.lease(_call(await ready_worker(database)), 0.2) is None
-    assert broker.waiting == 0
+    assert broker.waiting_count == 0
 
 
 async def test_a_task_that_is_there_is_leased_at_once(database: Database, broker: Broker) -> None:
@@ -202,7 +203,7 @@ async def test_a_caller_that_hangs_up_leaves_the_queue(database: Database, broke
     await _waiting(broker)
     waiting.cancel()
     await asyncio.wait([waiting])
-    assert broker.waiting == 0
+    assert broker.waiting_count == 0
 
 
 async def test_a_caller_that_hangs_up_while_it_is_looked_after_takes_no_later_task(
@@ -225,7 +226,7 @@ async def test_a_caller_that_hangs_up_while_it_is_looked_after_takes_no_later_ta
     go_on.set()
     await submitted(database)
     assert await broker.lease(_call(await ready_worker(database)), 5) is not None
-    assert broker.waiting == 0
+    assert broker.waiting_count == 0
 
 
 async def test_a_claim_whose_answer_was_lost_is_answered_all_the_same(
@@ -294,19 +295,20 @@ async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database,
     assert (again.task_id, again.token, again.attempt) == (lease.task_id, 2, 1)
 
 
-async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(
-    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first_leases = pool.first_leases
+async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(database: Database) -> None:
+    recorded: list[WorkerId] = []
 
-    async def slow(*given: Any) -> None:
+    async def slow(_: HotConnection, worker_ids: Sequence[WorkerId]) -> None:
         await asyncio.sleep(0.3)
-        await first_leases(*given)
+        recorded.extend(worker_ids)
 
-    monkeypatch.setattr(pool, "first_leases", slow)
+    broker = Broker(database, LeasePolicy(), on_first_leases=slow)
+    broker.start()
     worker_id = await ready_worker(database)
     await submitted(database)
     assert await broker.lease(_call(worker_id), 0.1) is not None
+    assert recorded == [worker_id], "the wait ended meanwhile"
+    await broker.stop()
 
 
 async def test_a_task_that_was_leased_to_a_caller_who_hung_up_goes_back_at_once_and_unharmed(

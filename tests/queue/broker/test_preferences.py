@@ -8,7 +8,7 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.queue.broker.broker import Broker, LeaseCall
-from app.queue.broker.dispatch import _REMEMBERED_WORKERS, Preferences
+from app.queue.broker.dispatch import _MAX_WORKERS, WorkerPreferences
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService
 from app.workers.service.workers import Heartbeats
@@ -93,8 +93,8 @@ async def test_types_that_nobody_is_assigned_to_keep_their_shares(
 
 
 def test_only_so_many_workers_are_remembered() -> None:
-    preferences = Preferences()
+    preferences = WorkerPreferences()
     first, last = WorkerId(uuid4()), WorkerId(uuid4())
-    for worker_id in (first, *(WorkerId(uuid4()) for _ in range(_REMEMBERED_WORKERS - 1)), last):
-        preferences.learn(worker_id, AgentType.RANKING)
+    for worker_id in (first, *(WorkerId(uuid4()) for _ in range(_MAX_WORKERS - 1)), last):
+        preferences.record(worker_id, AgentType.RANKING)
     assert (preferences.of(first), preferences.of(last)) == (None, AgentType.RANKING)

@@ -66,7 +66,7 @@ async def waiting(database: Database, broker: Broker) -> AsyncIterator["asyncio.
 
 async def _until_waiting(broker: Broker) -> None:
     async def waits() -> bool:
-        return broker.waiting > 0 and not any(w.is_new or w.in_flight for w in broker._waiters.values())
+        return broker.waiting_count > 0 and not any(w.is_new or w.in_flight for w in broker._waiters.values())
 
     await until(waits)
 

@@ -149,7 +149,7 @@ async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_
     database: Database, brokers: list[Broker], replica: Database
 ) -> None:
     waiting = asyncio.create_task(brokers[1].lease(_call(await ready_worker(database)), 30))
-    while brokers[1].waiting == 0:
+    while brokers[1].waiting_count == 0:
         await asyncio.sleep(0)
     task_id = (await submitted(database))[0]
     lease = await waiting
@@ -163,7 +163,7 @@ async def test_what_a_claim_that_fails_had_locked_is_found_by_whoever_passed_ove
     async def not_now(*_: object) -> None:
         """Nothing looks through the lanes."""
 
-    monkeypatch.setattr("app.queue.broker.broker.keep_in_step", not_now)
+    monkeypatch.setattr("app.queue.broker.broker.synchronize_lanes", not_now)
     served, passing, later = [await ready_worker(database) for _ in range(3)]
     lower, _ = await submitted(database, 2)
     await submitted(database, agent_type=AgentType.RANKING)

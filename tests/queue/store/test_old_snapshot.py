@@ -94,9 +94,9 @@ async def _work_off(broker: Broker, desk: LeaseService, worker: WorkerId, count:
 async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snapshot(shop: _Shop) -> None:
     database, broker, desk, worker = shop.database, shop.broker, shop.desk, shop.worker
     await _work_off(broker, desk, worker, 10)
-    before = await _claim_pages(database, worker, broker._backlog.floor(GENERATION))
+    before = await _claim_pages(database, worker, broker._lanes.floor(GENERATION))
     await _work_off(broker, desk, worker, _ROUNDS)
-    after = await _claim_pages(database, worker, broker._backlog.floor(GENERATION))
+    after = await _claim_pages(database, worker, broker._lanes.floor(GENERATION))
     blind = await _claim_pages(database, worker, claims.BOTTOM)
     assert after <= before + 20
     assert blind >= after + _ROUNDS // 40, "without a floor it would have walked over every dead entry"
