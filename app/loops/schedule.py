@@ -120,7 +120,7 @@ DUTIES: Sequence[Duty] = (
 
 
 async def _watch_resources(connection: AsyncConnection) -> dict[str, Any]:
-    return await degradation.watch(connection, await observations.strain(connection))
+    return await degradation.watch(connection, await observations.measure_strain(connection))
 
 
 # What takes longer than a transaction should be open.

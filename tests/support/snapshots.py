@@ -21,7 +21,7 @@ Tasks = Mapping[AgentType, Mapping[str, int]]
 
 def pool(**changes: Any) -> PoolCounts:
     """Ten workers that can run anything, half of them busy; nobody is assigned an agent."""
-    usual: dict[str, Any] = {"idle": 5, "busy": 5, "assigned": {}, "able": dict.fromkeys(AgentType, 10)}
+    usual: dict[str, Any] = {"idle": 5, "busy": 5, "assigned_workers": {}, "able_workers": dict.fromkeys(AgentType, 10)}
     return PoolCounts(**(usual | changes))
 
 

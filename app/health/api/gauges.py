@@ -137,7 +137,7 @@ class PoolGauges:
             self._workers.labels(state).set(count)
         self._workers.labels("draining").set(pool.draining)
         for agent in AgentType:
-            self._assigned_workers.labels(agent.value).set(pool.assigned.get(agent, 0))
+            self._assigned_workers.labels(agent.value).set(pool.assigned_workers.get(agent, 0))
         self._set_plain("workers_live", pool.total)
         self._set_plain("workers_healthy", pool.healthy)
         self._set_plain("workers_silent", pool.silent)

@@ -1,4 +1,4 @@
-"""`convener alerts`: what is wrong, since when, what to do, and who knows of it."""
+"""`convener alerts`: list, show and acknowledge alerts."""
 
 from datetime import datetime
 from typing import Annotated
@@ -14,7 +14,7 @@ from app.terminal.options import Limit, Whole
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
-# The duty looks every 5 s.
+# The duty runs every 5 s.
 _LATE_SECONDS = 30.0
 _SEVERITIES = {"critical": "red", "warning": "yellow"}
 AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
@@ -41,16 +41,16 @@ def ls(
     """List alerts, those that opened last first."""
     states = [item.value for item in state or ()] or None
     with connect(url) as client:
-        most, of_rule = None if everything else limit, rule.value if rule else None
-        items, following = client.pages("/alerts", most, state=states, rule=of_rule, severity=severity)
+        page_limit, rule_name = None if everything else limit, rule.value if rule else None
+        items, following = client.pages("/alerts", page_limit, state=states, rule=rule_name, severity=severity)
         looked_at, now = client.get("/alerts", limit=1)["looked_at"], client.now
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following, "looked_at": looked_at})
         return
     table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
     for item in items:
-        opened = output.cell(output.age(item["opened_at"], now))
-        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened, _summary(item))
+        opened_age = output.cell(output.age(item["opened_at"], now))
+        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened_age, _summary(item))
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
     _warn_if_stale(looked_at, now)
     if following:
@@ -77,7 +77,7 @@ def ack(
 
 
 def _warn_if_stale(looked_at: str | None, now: datetime) -> None:
-    """Say so when nobody looks, because then no alert means nothing."""
+    """Warn when the duty does not run, because then no alert means nothing."""
     ago = None if looked_at is None else (now - datetime.fromisoformat(looked_at)).total_seconds()
     if ago is None or ago > _LATE_SECONDS:
         when = "never looked" if ago is None else f"not looked for {output.duration(ago)}"
@@ -88,21 +88,21 @@ def _print(alert: Json, fmt: Format) -> None:
     if fmt is Format.JSON:
         output.write_json(alert)
         return
-    known = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
+    acknowledgement = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
     rows = [
         ("what", _summary(alert)),
         ("do", alert["advice"]),
         ("severity", _severity(alert)),
         ("state", alert["state"]),
         ("opened", alert["opened_at"]),
-        ("acknowledged", known),
+        ("acknowledged", acknowledgement),
         ("note", alert["note"] or None),
         ("resolved", alert["resolved_at"]),
         ("because", alert["resolution"]),
         ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
     ]
-    told = [f"{each['kind']} {_delivery_state(each)}" for each in alert.get("deliveries") or ()]
-    output.show(output.details([*rows, ("webhook", "; ".join(told) or None)]))
+    deliveries = [f"{delivery['kind']} {_delivery_state(delivery)}" for delivery in alert.get("deliveries") or ()]
+    output.show(output.details([*rows, ("webhook", "; ".join(deliveries) or None)]))
 
 
 def _delivery_state(delivery: Json) -> str:

@@ -1,4 +1,4 @@
-"""`convener degradation`: what is given up while resources are short, and operators who know better."""
+"""`convener degradation`: show the step in force, hold one, or leave it to the rule."""
 
 from typing import Annotated
 
@@ -25,19 +25,19 @@ def get(
 ) -> None:
     """Show the step in force, why, until when, and how it came about."""
     with connect(url) as client:
-        found = client.get("/degradation")
+        state = client.get("/degradation")
         items = client.get("/degradation/history", limit=moves)["items"] if moves else []
         now = client.now
     if fmt is Format.JSON:
-        output.write_json({**found, "moves": items})
+        output.write_json({**state, "moves": items})
         return
-    _print(found)
+    _print(state)
     if items:
         table = output.table("WHEN", "MOVE", "STEP", "BY", "WHY", flexible="WHY")
         for item in items:
             steps = f"{item['before']} to {item['after']}"
-            told = (output.age(item["at"], now), item["move"], steps, item["by"], item["reason"])
-            table.add_row(*map(output.cell, told))
+            cells = (output.age(item["at"], now), item["move"], steps, item["by"], item["reason"])
+            table.add_row(*map(output.cell, cells))
         output.show(table)
 
 
@@ -67,24 +67,24 @@ def auto(reason: Why = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
         _write(client.put("/degradation", {"step": None, "reason": reason}), fmt)
 
 
-def _write(found: Json, fmt: Format) -> None:
+def _write(state: Json, fmt: Format) -> None:
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(state)
     else:
-        _print(found)
+        _print(state)
 
 
-def _print(found: Json) -> None:
-    hold, reduced, seen = found["hold"], found["reduced_capacity"], found["strain"]
-    used = [f"{name.replace('_', ' ')} {_share(share)}" for name, share in (seen.get("resources") or {}).items()]
+def _print(state: Json) -> None:
+    hold, capacity, strain = state["hold"], state["reduced_capacity"], state["strain"]
+    shares = [f"{name.replace('_', ' ')} {_share(share)}" for name, share in (strain.get("resources") or {}).items()]
     rows = [
-        ("step", Text(output.plain(f"{found['step']}: {found['meaning']}"), style="yellow" if found["step"] else "")),
-        ("why", found["reason"]),
-        ("until", None if hold else found["expires_at"]),
+        ("step", Text(output.plain(f"{state['step']}: {state['meaning']}"), style="yellow" if state["step"] else "")),
+        ("why", state["reason"]),
+        ("until", None if hold else state["expires_at"]),
         ("held", f"until {hold['until']} by {hold['by']}" if hold else None),
-        ("at the least share", ", ".join(found["suspended_agents"]) or None),
-        ("capacity", reduced["reason"] if reduced["is_reduced"] else None),
-        ("in use", ", ".join(used) or None),
+        ("at the least share", ", ".join(state["suspended_agents"]) or None),
+        ("capacity", capacity["reason"] if capacity["is_reduced"] else None),
+        ("in use", ", ".join(shares) or None),
     ]
     output.show(output.details(rows))
 

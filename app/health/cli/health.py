@@ -1,4 +1,4 @@
-"""`convener health`: the health report, and an exit code that scripts can go by."""
+"""`convener health`: the health report, with an exit code for scripts."""
 
 import typer
 from rich.console import Group, RenderableType
@@ -36,13 +36,13 @@ def health(url: Url = None, fmt: Output = Format.TABLE) -> None:
     if fmt is Format.JSON:
         output.write_json(report)
     else:
-        output.show(board(report))
+        output.show(render(report))
     raise typer.Exit(EXITS.get(report["overall_health"], ExitCode.CRITICAL))
 
 
-def board(report: Json) -> RenderableType:
-    """The report, for people."""
-    pool, queue, used = report["worker_pool_health"], report["queue_health"], report["resource_utilization"]
+def render(report: Json) -> RenderableType:
+    """The report as lines of text."""
+    pool, queue, usage = report["worker_pool_health"], report["queue_health"], report["resource_utilization"]
     workers = f"{pool['healthy_workers']:,} of {pool['total_workers']:,} healthy"
     bottleneck = queue["bottleneck_agent"]
     waiting = f"{queue['total_pending_tasks']:,} tasks"
@@ -52,14 +52,14 @@ def board(report: Json) -> RenderableType:
         ("Workers", f"{workers}, {pool['utilization_percentage']:.0f} % at work"),
         ("Waiting", waiting),
         ("Bottleneck", bottleneck),
-        ("In use", f"processors {used['cpu_percentage']:.0f} %, memory {used['memory_percentage']:.0f} %"),
-        ("Models", f"{used['llm_api_usage_percentage']:.0f} % of the permits"),
+        ("In use", f"processors {usage['cpu_percentage']:.0f} %, memory {usage['memory_percentage']:.0f} %"),
+        ("Models", f"{usage['llm_api_usage_percentage']:.0f} % of the permits"),
     ]
     return Group(output.details(lines), *_reasons(report["reasons"]))
 
 
 def verdict(overall: str) -> Text:
-    """The one word, in its colour."""
+    """The overall health in its color."""
     return Text(output.plain(overall), style=_STYLES.get(overall, ""))
 
 

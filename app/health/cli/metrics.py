@@ -1,4 +1,4 @@
-"""`convener metrics`: what is measured now, how busy all were, and what workers and agents have pushed."""
+"""`convener metrics`: runtime metrics, utilisation over time, and metrics that workers and agents push."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ _AMOUNTS = {"cores": "cores", "memory_gb": "memory GB"}
 )
 def runtime(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show what waits, who works, how fast, and how busy hosts and workers are."""
-    options.show_path("/metrics/runtime", board, url, fmt, interval=every if watch else None)
+    options.show_path("/metrics/runtime", render, url, fmt, interval=every if watch else None)
 
 
 @app.command(
@@ -50,11 +50,11 @@ def utilisation(
     with connect(url) as client:
         length = (client.now - datetime.fromisoformat(since)).total_seconds()
         fitting = 60 * max(1, round(length / 60 / _BLOCKS))
-        found = client.get("/metrics/utilisation", since=since, subject=subject, step=step or min(86_400, fitting))
+        answer = client.get("/metrics/utilisation", since=since, subject=subject, step=step or min(86_400, fitting))
     if fmt is Format.JSON:
-        output.write_json(found)
-    elif found["subjects"]:
-        output.show(_busy(found["subjects"]))
+        output.write_json(answer)
+    elif answer["subjects"]:
+        output.show(_utilisation_table(answer["subjects"]))
     else:
         output.show(Text("nothing was measured; the loops do it, every 5 s"))
 
@@ -78,19 +78,19 @@ def series(
     """Show what workers and agents have pushed, by the minute: all names, or the series of one."""
     with connect(url) as client:
         if name is None:
-            found = client.get("/metrics/names")
+            answer = client.get("/metrics/names")
         else:
             items, _ = client.pages(
                 "/metrics/series", None, name=name, since=since, agent=agent, worker=worker, goal=goal
             )
-            found = {"name": name, "items": items}
+            answer = {"name": name, "items": items}
         now = client.now
     if fmt is Format.JSON:
-        output.write_json(found)
-    elif not found["items"]:
+        output.write_json(answer)
+    elif not answer["items"]:
         output.show(Text("nothing was pushed" if name is None else "no sample came in this time"))
     else:
-        output.show(_names(found["items"], now) if name is None else _lines(found["items"]))
+        output.show(_names_table(answer["items"], now) if name is None else _series_table(answer["items"]))
 
 
 @app.command(
@@ -115,66 +115,66 @@ def push(
     labels = {"agent": agent, "worker": worker, "goal": goal}
     sample = {"name": name, "kind": "counter" if counter else "gauge", "value": value, **labels}
     with connect(url) as client:
-        done = client.post("/metrics/samples", {"batch_id": str(uuid4()), "samples": [sample]})
+        answer = client.post("/metrics/samples", {"batch_id": str(uuid4()), "samples": [sample]})
     if fmt is Format.JSON:
-        output.write_json(done)
+        output.write_json(answer)
     else:
         output.show(Text("taken"))
 
 
-def board(seen: Json) -> RenderableType:
-    """The answer of `/metrics/runtime`, for people."""
-    workers, speed = seen["worker_status"], seen["performance_metrics"]
-    target = "no target yet" if seen["target_workers"] is None else f"{seen['target_workers']:,} wanted"
-    known = f"{workers['active_workers']:,} active, {workers['idle_workers']:,} idle, "
-    known += f"{seen['starting_workers']:,} starting, {workers['failed_workers']:,} failed lately; {target}"
-    fast = f"{speed['tasks_per_second']:g} tasks a second, {speed['avg_task_completion_time_ms']:,.0f} ms each"
+def render(runtime: Json) -> RenderableType:
+    """The answer of `/metrics/runtime` as a table and lines of text."""
+    workers, speed = runtime["worker_status"], runtime["performance_metrics"]
+    target = "no target yet" if runtime["target_workers"] is None else f"{runtime['target_workers']:,} wanted"
+    counts = f"{workers['active_workers']:,} active, {workers['idle_workers']:,} idle, "
+    counts += f"{runtime['starting_workers']:,} starting, {workers['failed_workers']:,} failed lately; {target}"
+    pace = f"{speed['tasks_per_second']:g} tasks a second, {speed['avg_task_completion_time_ms']:,.0f} ms each"
     lines = [
-        ("Workers", known),
+        ("Workers", counts),
         (
             "Speed",
-            f"{fast}; {speed['llm_call_latency_ms']:,.0f} ms a call of a language model",
+            f"{pace}; {speed['llm_call_latency_ms']:,.0f} ms a call of a language model",
         ),
-        *((name, _used(used)) for name, used in seen["utilisation"].items()),
+        *((name, _percent_text(usage)) for name, usage in runtime["utilisation"].items()),
     ]
-    notes = [Text(output.plain(reason["message"]), style="dim") for reason in seen["reasons"]]
-    return Group(_agents(seen), Text(""), output.details(lines), *([Text(""), *notes] if notes else []))
+    notes = [Text(output.plain(reason["message"]), style="dim") for reason in runtime["reasons"]]
+    return Group(_agents_table(runtime), Text(""), output.details(lines), *([Text(""), *notes] if notes else []))
 
 
-def _agents(seen: Json) -> Table:
+def _agents_table(runtime: Json) -> Table:
     numbers = ("QUEUED", "ARRIVE /S", "TOOK MEAN", "P95")
     table = output.table("AGENT", *numbers, numbers=numbers)
     for agent in AgentType:
-        took = seen["service_times"][agent]
-        queued, arriving = seen["queue_depth"][f"{agent}_tasks"], seen["arrivals_per_second"][agent]
-        table.add_row(output.cell(agent), count(queued), f"{arriving:g}", _ms(took["mean_ms"]), _ms(took["p95_ms"]))
+        times = runtime["service_times"][agent]
+        depth, arrivals = runtime["queue_depth"][f"{agent}_tasks"], runtime["arrivals_per_second"][agent]
+        table.add_row(output.cell(agent), count(depth), f"{arrivals:g}", _ms(times["mean_ms"]), _ms(times["p95_ms"]))
     return table
 
 
-def _used(used: Json) -> str:
-    known = {name: used[field] for field, name in _PERCENT.items() if used[field] is not None}
-    return ", ".join(f"{name} {percent:.0f} %" for name, percent in known.items()) or "-"
+def _percent_text(usage: Json) -> str:
+    percents = {name: usage[field] for field, name in _PERCENT.items() if usage[field] is not None}
+    return ", ".join(f"{name} {percent:.0f} %" for name, percent in percents.items()) or "-"
 
 
-def _busy(subjects: dict[str, list[Json]]) -> Table:
+def _utilisation_table(subjects: dict[str, list[Json]]) -> Table:
     numbers = ("LAST", "MEAN", "MAX")
     table = output.table("SUBJECT", "OF", *numbers, "TIME", numbers=numbers, flexible="TIME")
     for subject, steps in subjects.items():
         for field, name in (_PERCENT | _AMOUNTS).items():
             means = [step[field] and step[field]["mean"] for step in steps]
-            known = [step[field] for step in steps if step[field]]
-            if known:
+            measured_steps = [step[field] for step in steps if step[field]]
+            if measured_steps:
                 figures = (
-                    known[-1]["mean"],
-                    sum(part["mean"] for part in known) / len(known),
-                    max(p["max"] for p in known),
+                    measured_steps[-1]["mean"],
+                    sum(part["mean"] for part in measured_steps) / len(measured_steps),
+                    max(p["max"] for p in measured_steps),
                 )
                 line = output.sparkline(means, high=100.0 if field in _PERCENT else None)
                 table.add_row(output.cell(subject), name, *(f"{figure:.4g}" for figure in figures), line)
     return table
 
 
-def _names(items: list[Json], now: datetime) -> Table:
+def _names_table(items: list[Json], now: datetime) -> Table:
     table = output.table("NAME", "KIND", "SERIES", "LAST", numbers=["SERIES"])
     for item in items:
         last = output.cell(output.age(item["last_at"], now))
@@ -182,14 +182,14 @@ def _names(items: list[Json], now: datetime) -> Table:
     return table
 
 
-def _lines(items: list[Json]) -> Table:
-    """A line for each series; of a counter what came in a minute. Minutes without a sample are blank."""
+def _series_table(items: list[Json]) -> Table:
+    """A row for each series, of counters the sum by the minute; minutes without a sample are blank."""
     numbers = ("LAST", "MIN", "MEAN", "MAX")
     table = output.table("AGENT", "WORKER", "GOAL", *numbers, "TIME", numbers=numbers, flexible="TIME")
-    grouped: dict[tuple[Any, ...], list[Json]] = {}
+    points_by_labels: dict[tuple[Any, ...], list[Json]] = {}
     for item in items:
-        grouped.setdefault((item["agent"], item["worker"], item["goal"]), []).append(item)
-    for labels, points in grouped.items():
+        points_by_labels.setdefault((item["agent"], item["worker"], item["goal"]), []).append(item)
+    for labels, points in points_by_labels.items():
         counts = points[0]["per_second"] is not None
         low, mean, high, last = ("sum",) * 4 if counts else ("min", "mean", "max", "last")
         figures = (
@@ -204,14 +204,14 @@ def _lines(items: list[Json]) -> Table:
 
 
 def _by_minute(points: list[Json], field: str) -> list[float | None]:
-    """From the first minute to the last; None where no sample came."""
-    known = {datetime.fromisoformat(point["minute"]): point[field] for point in points}
-    first, last = min(known), max(known)
-    return [known.get(first + timedelta(minutes=n)) for n in range((last - first) // timedelta(minutes=1) + 1)]
+    """Values from the first minute to the last; None for a minute without a sample."""
+    values = {datetime.fromisoformat(point["minute"]): point[field] for point in points}
+    first, last = min(values), max(values)
+    return [values.get(first + timedelta(minutes=n)) for n in range((last - first) // timedelta(minutes=1) + 1)]
 
 
 def _thin_out(values: list[float | None]) -> list[float | None]:
-    """As many as fit on a line, each the mean of what is known of its part."""
+    """As many values as fit on a line, each the mean of the measured ones of its part."""
     size = -(-len(values) // _BLOCKS)
     parts = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]
     return [sum(part) / len(part) if part else None for part in parts]

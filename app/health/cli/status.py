@@ -1,4 +1,4 @@
-"""`convener status`: what is going on."""
+"""`convener status`: tasks, workers, health and warnings at a glance."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,11 +19,11 @@ _LIVE_STATES = [state.value for state in TaskState if state not in FINISHED]
 
 def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
-    options.show_path("/status", board, url, fmt, interval=every if watch else None)
+    options.show_path("/status", render, url, fmt, interval=every if watch else None)
 
 
-def board(status: Json) -> RenderableType:
-    """The answer of `/status`, for people."""
+def render(status: Json) -> RenderableType:
+    """The answer of `/status` as a table and lines of text."""
     tasks: Mapping[str, Mapping[str, int]] = status["tasks"]
     table = output.table("TASKS", *(name.upper() for name in _LIVE_STATES), numbers=[n.upper() for n in _LIVE_STATES])
     agents = [*AgentType, *sorted(set(tasks) - set(AgentType))]
@@ -33,10 +33,13 @@ def board(status: Json) -> RenderableType:
     totals = (sum(counts.get(name, 0) for counts in tasks.values()) for name in _LIVE_STATES)
     table.add_row(Text("all", style="bold"), *map(count, totals))
     lines: list[tuple[str, RenderableType | None]] = [
-        ("Health", Text.assemble(verdict(status["overall_health"]), _why(status["health_reasons"]))),
-        ("Workers", f"{_listed(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
+        ("Health", Text.assemble(verdict(status["overall_health"]), _reasons_text(status["health_reasons"]))),
+        ("Workers", f"{_counts_text(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
         ("Alerts", _alerts(status["alerts"])),
-        ("Last minute", f"{_listed(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second"),
+        (
+            "Last minute",
+            f"{_counts_text(status['finished_last_minute'])}; {status['tasks_per_second']:g} tasks a second",
+        ),
     ]
     return Group(table, Text(""), output.details(lines), *warning_lines(status["warnings"]))
 
@@ -45,13 +48,13 @@ def _alerts(counts: Mapping[str, int]) -> Text | None:
     if not counts:
         return None
     style = "red" if "critical" in counts else "yellow"
-    return Text.assemble((_listed(counts), style), ": `convener alerts ls`")
+    return Text.assemble((_counts_text(counts), style), ": `convener alerts ls`")
 
 
-def _why(reasons: Sequence[str]) -> str:
-    more = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
-    return f": {output.plain(reasons[0])}{more}" if reasons else ""
+def _reasons_text(reasons: Sequence[str]) -> str:
+    others = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
+    return f": {output.plain(reasons[0])}{others}" if reasons else ""
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items())) or "none"

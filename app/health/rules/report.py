@@ -59,7 +59,7 @@ class Report:
 
 
 def make_report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> Report:
-    """The report on a snapshot. A figure that nobody has measured is 0, and a note among the reasons says so."""
+    """The report on a snapshot; a figure that was not measured is 0, and a note among the reasons says so."""
     reasons = report_findings(snapshot, policy, capacity)
     return Report(
         at=snapshot.at,
@@ -77,21 +77,21 @@ def make_report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolic
     )
 
 
-def outdated_report(last: Report | None, at: datetime, code: str, why: str) -> Report:
-    """The report while the database does not answer: critical, with the figures that were known last.
+def outdated_report(last: Report | None, at: datetime, code: str, reason: str) -> Report:
+    """The report while the database does not answer: critical, with the figures of the last report.
 
-    What was found wrong then is told no more, as nobody knows whether it still is.
+    The reasons of the last report are left out, as nobody knows whether they still hold.
     """
     if last is None:
         never = "nothing has been read from the database yet: all figures are 0 for want of any"
-        return Report(at=at, overall=Overall.CRITICAL, reasons=[critical(code, why), note("not_measured", never)])
+        return Report(at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason), note("not_measured", never)])
     ago = max(0, int((at - last.at).total_seconds()))
     old = note("out_of_date", f"all figures are those of {ago:,} s ago")
-    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, why), old])
+    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason), old])
 
 
 def overall_health(reasons: Sequence[Finding]) -> Overall:
-    """As bad as the worst finding; notes do not count."""
+    """Health by the worst finding; notes do not count."""
     levels = {reason.level for reason in reasons}
     if Level.CRITICAL in levels:
         return Overall.CRITICAL

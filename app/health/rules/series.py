@@ -1,6 +1,6 @@
-"""Metrics that workers and agents push: what is taken, and how samples become one point a minute.
+"""Rules of pushed metrics: which samples are accepted, and how they become one point a minute.
 
-A series is a name with its labels. Their number is bounded, because whoever labels by something that never comes twice
+A series is a name with its labels. Their number is bounded, because a label that never takes the same value twice
 would otherwise fill every database and every screen.
 """
 
@@ -22,7 +22,7 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Series:
-    """A name with its labels; an empty label is none."""
+    """A name with its labels; an empty one is absent."""
 
     name: str
     agent: str = ""
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushedSample:
-    """A sample as it came; without a time it is of the moment at which it arrives."""
+    """A sample as it was sent; without a time it belongs to the moment of its arrival."""
 
     series: Series
     kind: MetricKind
@@ -56,7 +56,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentValue:
-    """What was pushed lately under a name, by agent type: the mean of gauges, or what came a second."""
+    """Recent value of a name and agent type: the mean of gauges, or the rate of counters per second."""
 
     name: str
     kind: MetricKind
@@ -68,31 +68,31 @@ class CurrentValue:
 class SeriesPolicy:
     """Bounds; seconds and days. A thousand workers may push two series each for a week: 20 million small rows."""
 
-    most_series: int = 2000
-    most_names: int = 100
+    max_series: int = 2000
+    max_names: int = 100
     # Clocks of hosts in one network agree far better; a sender that was cut off for an hour may catch up.
     ahead_seconds: float = 60.0
     behind_seconds: float = 3600.0
     keep_days: int = 7
-    # For so long a batch is recognised when it comes again.
+    # For so long a batch is recognized when it is sent again.
     remember_batches_days: int = 1
 
 
 def refusals(
     samples: Sequence[PushedSample], kinds: Mapping[str, MetricKind], now: datetime, policy: SeriesPolicy
 ) -> list[tuple[str, str]]:
-    """What is wrong with which value of which sample; `kinds` are those of the names that are known."""
-    found: dict[str, MetricKind] = dict(kinds)
-    wrong = []
-    for place, pushed in enumerate(samples):
-        kind = found.setdefault(pushed.series.name, pushed.kind)
-        if kind is not pushed.kind:
-            wrong.append((f"samples.{place}.kind", f"{pushed.series.name} is a {kind}"))
-        if pushed.kind is MetricKind.COUNTER and pushed.value < 0:
-            wrong.append((f"samples.{place}.value", "a counter only grows; send what has come since the last sample"))
-        if (skew := _skew(pushed.at, now, policy)) is not None:
-            wrong.append((f"samples.{place}.at", skew))
-    return wrong
+    """Fields that are refused, each with the reason; `kinds` are those of existing names."""
+    kind_by_name: dict[str, MetricKind] = dict(kinds)
+    errors = []
+    for index, sample in enumerate(samples):
+        kind = kind_by_name.setdefault(sample.series.name, sample.kind)
+        if kind is not sample.kind:
+            errors.append((f"samples.{index}.kind", f"{sample.series.name} is a {kind}"))
+        if sample.kind is MetricKind.COUNTER and sample.value < 0:
+            errors.append((f"samples.{index}.value", "a counter only grows; send what has come since the last sample"))
+        if (skew := _skew(sample.at, now, policy)) is not None:
+            errors.append((f"samples.{index}.at", skew))
+    return errors
 
 
 def _skew(at: datetime | None, now: datetime, policy: SeriesPolicy) -> str | None:
@@ -104,32 +104,35 @@ def _skew(at: datetime | None, now: datetime, policy: SeriesPolicy) -> str | Non
     return None
 
 
-def overflow(new: Iterable[Series], known_series: int, known_names: Iterable[str], policy: SeriesPolicy) -> str | None:
-    """Why no more series may come, or None while they may."""
-    coming = set(new)
-    names = set(known_names) | {series.name for series in coming}
-    if len(names) > policy.most_names:
-        return f"there are {policy.most_names:,} names of metrics already; tell things apart by labels instead"
-    if known_series + len(coming) > policy.most_series:
+def overflow(
+    new: Iterable[Series], series_count: int, existing_names: Iterable[str], policy: SeriesPolicy
+) -> str | None:
+    """Reason to refuse the new series, or None while there is room."""
+    new_series = set(new)
+    names = set(existing_names) | {series.name for series in new_series}
+    if len(names) > policy.max_names:
+        return f"there are {policy.max_names:,} names of metrics already; tell things apart by labels instead"
+    if series_count + len(new_series) > policy.max_series:
         return (
-            f"there are {known_series:,} series already, {len(coming):,} would come and {policy.most_series:,} may be; "
-            "do not label by what never comes twice. A series is forgotten a week after its last sample"
+            f"there are {series_count:,} series already, {len(new_series):,} would come "
+            f"and {policy.max_series:,} may be; do not label by what never comes twice. "
+            "A series is forgotten a week after its last sample"
         )
     return None
 
 
 def fold_samples(samples: Iterable[PushedSample], now: datetime) -> list[Point]:
-    """One point for each series and minute, in the order in which they are to be written."""
-    gathered: dict[tuple[Series, datetime], list[tuple[datetime, float]]] = defaultdict(list)
-    for pushed in samples:
-        at = pushed.at or now
-        gathered[pushed.series, at.replace(second=0, microsecond=0)].append((at, pushed.value))
-    return [_point(*key, values) for key, values in sorted(gathered.items())]
+    """One point for each series and minute, ordered by these: all senders lock rows in the same order."""
+    values_by_minute: dict[tuple[Series, datetime], list[tuple[datetime, float]]] = defaultdict(list)
+    for sample in samples:
+        at = sample.at or now
+        values_by_minute[sample.series, at.replace(second=0, microsecond=0)].append((at, sample.value))
+    return [_point(*key, values) for key, values in sorted(values_by_minute.items())]
 
 
 def _point(series: Series, minute: datetime, values: Sequence[tuple[datetime, float]]) -> Point:
     numbers = [value for _, value in values]
-    # Of two of the same time the one that came later.
+    # Of two samples of the same time the later one in the batch.
     last_at, last = sorted(values, key=lambda pair: pair[0])[-1]
     return Point(
         series=series,

@@ -24,7 +24,7 @@ IDLE_AFTER = timedelta(seconds=30)
 
 
 class Grade(IntEnum):
-    """How bad a figure is; fading is below the threshold and still near it."""
+    """Grade of a figure; a fading one is below its threshold and still near it."""
 
     WELL = 0
     FADING = 1
@@ -78,7 +78,7 @@ class CheckPolicy:
     service: ServicePolicy = field(default_factory=ServicePolicy)
 
     def grade(self, figure: float, bounds: Bounds) -> Grade:
-        """How bad a figure is that should stay below its bounds."""
+        """Grade of a figure that should stay below its bounds."""
         if self._exceeds(figure, bounds.critical):
             return Grade.CRITICAL
         if self._exceeds(figure, bounds.degraded):

@@ -1,18 +1,18 @@
-"""How busy hosts and workers are: measured every few seconds, kept by the minute, and never zero for want of a look."""
+"""Utilisation of hosts, workers and pool: sampled every few seconds, stored by the minute; a gap is never a zero."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-# Whose figures they are: all workers together, the pool as a whole, or a host by its name.
+# Subjects of measurement: all workers together, the pool as a whole, or a host by its name.
 WORKERS = "workers"
 POOL = "pool"
 _HOST = "host:"
 
 
 class Measure(StrEnum):
-    """What is measured. The first three are percentages of what there is, the others amounts in use."""
+    """A measured quantity: the first three are percentages, the others amounts in use."""
 
     CPU = "cpu"
     MEMORY = "memory"
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What was measured of a subject within a minute, or a longer span, that begins at `start`."""
+    """Samples of a subject within a minute, or a longer step, that begins at `start`."""
 
     subject: str
     measure: Measure
@@ -57,17 +57,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UtilisationPolicy:
-    """Seconds between two samples, and after which the last one says nothing of the present; the widest answer."""
+    """Seconds between two samples, and after which the last is stale; and the most points in one answer."""
 
     every_seconds: float = 5.0
-    # Twelve samples missed: whoever measured is gone.
+    # Twelve samples are missing: the process that measured has ended.
     stale_seconds: float = 60.0
     # More points than a screen has columns would be drawn over each other.
     max_points: int = 1500
 
 
 def host_subject(name: str) -> str:
-    """The subject that stands for a host."""
+    """The subject of a host."""
     return f"{_HOST}{name}"
 
 
@@ -91,28 +91,28 @@ def fullest_host_percent(
     spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy
 ) -> float | None:
     """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
-    known = latest_spans(spans, measure, now, policy)
-    hosts = [span.last for subject, span in known.items() if is_host(subject)]
+    latest = latest_spans(spans, measure, now, policy)
+    hosts = [span.last for subject, span in latest.items() if is_host(subject)]
     if hosts:
         return max(hosts)
-    return known[WORKERS].last if WORKERS in known else None
+    return latest[WORKERS].last if WORKERS in latest else None
 
 
 def sample_mean(spans: Iterable[Span], subject: str, measure: Measure, *, least_samples: int = 1) -> float | None:
-    """The mean of all samples of a subject, None where there are too few."""
-    known = [span for span in spans if span.subject == subject and span.measure is measure]
-    samples = sum(span.samples for span in known)
-    return sum(span.total for span in known) / samples if samples >= max(1, least_samples) else None
+    """Mean of all samples of a subject; None where there are too few."""
+    spans_of_subject = [span for span in spans if span.subject == subject and span.measure is measure]
+    samples = sum(span.samples for span in spans_of_subject)
+    return sum(span.total for span in spans_of_subject) / samples if samples >= max(1, least_samples) else None
 
 
 def step_starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:
-    """The beginnings of all steps from the one that holds `since` to the one before `until`."""
+    """Beginnings of all steps, from that around `since` to the last before `until`."""
     first = step_start(since, step)
     count = max(0, -((first - until) // step))
-    return [first + place * step for place in range(count)]
+    return [first + number * step for number in range(count)]
 
 
 def step_start(moment: datetime, step: timedelta) -> datetime:
-    """The beginning of the step that holds a moment; steps are counted from 1970, as those of the store are."""
+    """Beginning of the step around a moment; steps are counted from 1970, as in the statement `_STEPS`."""
     epoch = datetime.fromtimestamp(0, moment.tzinfo)
     return epoch + (moment - epoch) // step * step

@@ -13,9 +13,8 @@ from app.health.store import utilisation
 from app.kernel.lanes import Priority
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.degradation import DegradationStep, Strain, effective_step
-from app.queue.service import status
-from app.queue.store import degradation
+from app.queue.rules.degradation import Strain
+from app.queue.service import degradation, status
 from app.workers.service.recovery import recovery
 
 
@@ -38,12 +37,12 @@ async def observe(
         breakers=await store.open_breakers(connection),
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
-        step=await current_step(connection),
+        step=await degradation.current_step(connection),
     )
 
 
-async def strain(connection: AsyncConnection) -> Strain:
-    """How short resources are, and for how long work has been waiting."""
+async def measure_strain(connection: AsyncConnection) -> Strain:
+    """Use of resources, loss of capacity and the longest wait, by which degradation decides."""
     queue = await status.read_snapshot(connection)
     waits = [wait.total_seconds() for priority in Priority if (wait := queue.oldest_wait(priority)) is not None]
     database = await store.database_condition(connection)
@@ -52,12 +51,6 @@ async def strain(connection: AsyncConnection) -> Strain:
         capacity_lost=(await recovery(connection)).lost_share,
         oldest_wait_seconds=max(waits, default=0.0),
     )
-
-
-async def current_step(connection: AsyncConnection) -> DegradationStep:
-    """The step of degradation in force."""
-    standing = await degradation.read(connection)
-    return effective_step(standing.ladder, standing.at)
 
 
 async def _used_shares(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:

@@ -18,7 +18,6 @@ from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
-from app.health.service.observations import current_step
 from app.health.store import alerts, pool_counts, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
@@ -26,7 +25,7 @@ from app.kernel.modes import Mode
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import RECENT
-from app.queue.service import status
+from app.queue.service import degradation, status
 from app.scaling.store import decisions
 from app.workers.service.recovery import recovery
 
@@ -149,7 +148,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         workers=await store.worker_counts(connection, None),
         recovery=await recovery(connection),
         breakers=await store.open_breakers(connection),
-        step=await current_step(connection),
+        step=await degradation.current_step(connection),
         alerts=await alerts.unresolved_alerts(connection),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )

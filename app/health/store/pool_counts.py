@@ -57,8 +57,8 @@ async def read_pool(connection: AsyncConnection, *, silent_seconds: float, latel
     agents = [dict(row) for row in (await connection.execute(_BY_AGENT)).mappings()]
     return PoolCounts(
         **counts,
-        assigned={AgentType(row["agent_type"]): row["assigned"] for row in agents},
-        able={AgentType(row["agent_type"]): row["able"] for row in agents},
+        assigned_workers={AgentType(row["agent_type"]): row["assigned"] for row in agents},
+        able_workers={AgentType(row["agent_type"]): row["able"] for row in agents},
     )
 
 

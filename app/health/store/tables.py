@@ -1,4 +1,4 @@
-"""What is measured, by the minute."""
+"""Tables of utilisation, pushed metrics, alerts and webhooks."""
 
 from sqlalchemy import (
     BigInteger,
@@ -85,7 +85,8 @@ metric_batches = Table(
 )
 
 
-# Of each matter one alert stands at most; the index sees to that, whoever evaluates.
+# Of each rule and subject at most one alert is unresolved: the index `alerts_standing` enforces it, however many
+# replicas observe.
 alerts = Table(
     "alerts",
     metadata,

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.health.cli.health import board
+from app.health.cli.health import render
 from app.terminal.client import Client, Refusal
 from app.terminal.connection import Access
 from app.terminal.failures import ExitCode, Failure
@@ -53,7 +53,7 @@ async def test_nobody_answers(offline: CommandLine) -> None:
 def test_the_report_for_people() -> None:
     console = results()
     with console.capture() as captured:
-        console.print(board(_REPORT))
+        console.print(render(_REPORT))
     shown = captured.get()
     for words in ("degraded", "11 of 12 healthy, 83 % at work", "2,400 tasks, the oldest for 31 s", "generation_agent"):
         assert words in shown

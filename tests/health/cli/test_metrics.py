@@ -6,7 +6,7 @@ from uuid import uuid4
 import httpx
 
 from app.db.database import Database
-from app.health.cli.metrics import _by_minute, _lines, _thin_out
+from app.health.cli.metrics import _by_minute, _series_table, _thin_out
 from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.store import utilisation
 from app.kernel.access import Role
@@ -67,7 +67,7 @@ def test_minutes_without_a_sample_are_blank() -> None:
 
 def test_a_counter_is_shown_by_what_came_in_a_minute() -> None:
     points = [_point(1, 6.0, 0.1) | {"samples": 3, "mean": 2.0, "last": 1.0}, _point(2, 12.0, 0.2) | {"mean": 3.0}]
-    (row,) = zip(*(column.cells for column in _lines(points).columns), strict=True)
+    (row,) = zip(*(column.cells for column in _series_table(points).columns), strict=True)
     assert list(map(str, row))[3:] == ["12", "6", "9", "12", "▅█"]
 
 

@@ -27,9 +27,9 @@ def test_a_pool_counts_each_worker_once() -> None:
 def test_the_narrowest_has_the_most_work_for_each_of_its_workers() -> None:
     waiting = queue({_RANKING: {"pending": 60}, _EVOLUTION: {"pending": 30}})
     assert bottleneck_agent(waiting, pool(), _POLICY) is _RANKING
-    assert bottleneck_agent(waiting, pool(assigned={_RANKING: 9, _EVOLUTION: 1}), _POLICY) is _EVOLUTION
+    assert bottleneck_agent(waiting, pool(assigned_workers={_RANKING: 9, _EVOLUTION: 1}), _POLICY) is _EVOLUTION
     # Nobody is assigned ranking at all.
-    assert bottleneck_agent(waiting, pool(assigned={_EVOLUTION: 1}), _POLICY) is _RANKING
+    assert bottleneck_agent(waiting, pool(assigned_workers={_EVOLUTION: 1}), _POLICY) is _RANKING
 
 
 def test_work_is_tasks_times_how_long_they_take() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, fold_samples, overflow, refusals
 
 _NOON = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
-_POLICY = SeriesPolicy(most_series=3, most_names=2, ahead_seconds=60, behind_seconds=3600)
+_POLICY = SeriesPolicy(max_series=3, max_names=2, ahead_seconds=60, behind_seconds=3600)
 _A = Series(name="a")
 
 

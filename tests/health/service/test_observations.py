@@ -11,7 +11,7 @@ from tests.support.factories import submitted
 
 async def test_what_is_not_measured_is_not_zero(database: Database) -> None:
     async with database.transaction() as connection:
-        strain = await observations.strain(connection)
+        strain = await observations.measure_strain(connection)
     assert (strain.resources["cpu"], strain.resources["memory"]) == (None, None)
     assert strain.resources["llm_permits"] == 0
 
@@ -24,7 +24,7 @@ async def test_the_fullest_host_counts(database: Database) -> None:
         await utilisation.add_samples(
             connection, [*samples, single_sample(host_subject("a"), Measure.MEMORY, 40.0)], apart_seconds=5
         )
-        strain = await observations.strain(connection)
+        strain = await observations.measure_strain(connection)
         seen = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
     assert strain.resources["cpu"] == 0.91
     assert strain.resources["memory"] == 0.40

@@ -18,7 +18,7 @@ from app.queue.errors import IdempotencyMismatch
 from tests.support.sql import early_in_a_minute, execute, fetch, until_blocked, value
 
 _POLICY = SeriesPolicy()
-_TIGHT = SeriesPolicy(most_series=3)
+_TIGHT = SeriesPolicy(max_series=3)
 
 
 def _pushed(

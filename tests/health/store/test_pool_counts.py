@@ -39,14 +39,14 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
         found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
     assert (found.starting, found.idle, found.busy, found.draining) == (1, 2, 1, 1)
     assert (found.silent, found.failed, found.total, found.healthy) == (1, 2, 5, 3)
-    assert found.able == dict.fromkeys(AgentType, 3)
-    assert {agent: count for agent, count in found.assigned.items() if count} == {AgentType.RANKING: 1}
+    assert found.able_workers == dict.fromkeys(AgentType, 3)
+    assert {agent: count for agent, count in found.assigned_workers.items() if count} == {AgentType.RANKING: 1}
 
 
 async def test_a_pool_of_nobody(database: Database) -> None:
     async with database.transaction() as connection:
         found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
-    assert (found.total, found.failed, found.able, found.assigned) == (0, 0, {}, {})
+    assert (found.total, found.failed, found.able_workers, found.assigned_workers) == (0, 0, {}, {})
 
 
 async def test_turns_are_told_with_their_pace(database: Database) -> None:

@@ -30,7 +30,7 @@ EVERYTHING = frozenset(AgentType)
 
 async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
     async with database.transaction() as connection:
-        return await degradation.watch(connection, await observations.strain(connection), policy)
+        return await degradation.watch(connection, await observations.measure_strain(connection), policy)
 
 
 async def held(database: Database, step: DegradationStep, minutes: float = 10) -> None:
