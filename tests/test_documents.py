@@ -191,6 +191,12 @@ def test_diagrams_name_real_functions(document: Path) -> None:
     assert not wrong, f"{_name(document)} draws calls of functions that do not exist: {sorted(wrong)}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_diagrams_hold_nothing_that_ends_a_line_for_mermaid(document: Path) -> None:
+    lines = [line for block in _blocks(document.read_text(), "mermaid") for line in block.splitlines()]
+    assert [line for line in lines if ";" in line or "#" in line] == []
+
+
 def test_decisions_are_short_and_of_one_form() -> None:
     records = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
     for place, record in enumerate(records, start=1):
