@@ -56,8 +56,8 @@ async def tick(database: Database) -> dict[str, Any]:
 
 async def in_force(database: Database) -> WeightsInForce:
     async with database.transaction() as connection:
-        known = config.effective(await config.current(connection, Mode.PRODUCTION))
-        return await weights.in_force(connection, known)
+        current_config = config.effective(await config.current(connection, Mode.PRODUCTION))
+        return await weights.in_force(connection, current_config)
 
 
 async def let_minute_pass(database: Database) -> None:
@@ -76,22 +76,22 @@ async def _change_last_version(database: Database, change: str) -> None:
         await connection.execute(f"UPDATE weights SET {change} WHERE version = (SELECT max(version) FROM weights)")
 
 
-def quality_for(wanted: float, count: int) -> float:
+def quality_for(target: float, count: int) -> float:
     """The quality of each of so many results at which their effectiveness is just this."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle, evidence = (low + high) / 2, Evidence()
         for _ in range(count):
             evidence = add_result(evidence, middle, 0.0, POLICY)
-        found = effectiveness(evidence, 0.0, POLICY)
-        assert found is not None
-        low, high = (middle, high) if found < wanted else (low, middle)
+        value = effectiveness(evidence, 0.0, POLICY)
+        assert value is not None
+        low, high = (middle, high) if value < target else (low, middle)
     return high
 
 
 async def add_example_2_results(database: Database) -> None:
     """The reflection agent's effectiveness is 0.95 and it is three times as fast as the others, which are at 0.5."""
     for agent in AgentType:
-        wanted, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
-        await add_results(database, agent, quality_for(wanted, rules.MAX_RESULTS), rules.MAX_RESULTS, seconds)
+        target, seconds = (0.95, 1.0) if agent is REFLECTION else (0.5, 3.0)
+        await add_results(database, agent, quality_for(target, rules.MAX_RESULTS), rules.MAX_RESULTS, seconds)
     await fold(database)

@@ -7,14 +7,14 @@ from app.kernel.access import Role
 from tests.support.service import Service
 
 
-def wanted(**fields: Any) -> dict[str, Any]:
-    """What a caller asks for."""
+def permit_body(**fields: Any) -> dict[str, Any]:
+    """The body of a request for a permit."""
     usual = {"request_id": str(uuid4()), "model": "gpt-4.1", "agent_type": "ranking", "estimated_tokens": 100}
     return usual | fields
 
 
 async def acquired(service: Service, **fields: Any) -> Any:
-    return await service.post("/llm/permits", wanted(**fields), key=Role.WORKER)
+    return await service.post("/llm/permits", permit_body(**fields), key=Role.WORKER)
 
 
 async def settled(service: Service, permit: Any, outcome: str = "success", **fields: Any) -> Any:

@@ -45,7 +45,7 @@ class AgentReports:
     def __init__(self, bottleneck: Callable[[AsyncConnection], Awaitable[str | None]]) -> None:
         self._bottleneck = bottleneck
 
-    async def read_alone(self, database: Database, current: CurrentConfig) -> list[AgentReport]:
+    async def read_in_transaction(self, database: Database, current: CurrentConfig) -> list[AgentReport]:
         """Report on all agents, in a transaction of its own. Raises DatabaseUnavailable."""
         config = await current.read()
         async with database.transaction() as connection:

@@ -66,7 +66,7 @@ class Gauges:
         self._waiting.set(services[Broker].waiting_count)
         try:
             snapshot = await services[SnapshotCache].read()
-            agents = await services[AgentReports].read_alone(services.database, services[CurrentConfig])
+            agents = await services[AgentReports].read_in_transaction(services.database, services[CurrentConfig])
             async with services.database.transaction() as connection:
                 models, total_limit = await gauges.read_models(connection)
         except DatabaseUnavailable:

@@ -36,10 +36,10 @@ async def put(
 
 
 async def test_before_anything_has_moved_them(service: Service) -> None:
-    found = await service.get("/weights")
-    assert (found["version"], found["at"], found["heading"], found["override"]) == (0, None, "earning", None)
-    assert found["weights"] == found["configured"] == found["base"] == found["target"]
-    assert found["rule"] == {"floor": 0.02, "largest_step": 0.5, "least_results": 10, "least_seconds": 60}
+    body = await service.get("/weights")
+    assert (body["version"], body["at"], body["heading"], body["override"]) == (0, None, "earning", None)
+    assert body["weights"] == body["configured"] == body["base"] == body["target"]
+    assert body["rule"] == {"floor": 0.02, "largest_step": 0.5, "least_results": 10, "least_seconds": 60}
     assert (await service.get("/weights/history")) == {"items": [], "next": None}
 
 
@@ -47,17 +47,17 @@ async def test_example_2_from_the_results_to_the_reasons(service: Service, datab
     await tick(database)
     await add_example_2_results(database)
     await tick(database)
-    found = await service.get("/weights")
-    assert found["cause"] == "tick"
-    adjustment = found["agent_weight_adjustments"]["reflection_agent"]
+    body = await service.get("/weights")
+    assert body["cause"] == "tick"
+    adjustment = body["agent_weight_adjustments"]["reflection_agent"]
     assert adjustment == {
         "previous_weight": pytest.approx(0.15),
         "new_weight": pytest.approx(0.225),
         "target": pytest.approx(0.25),
         "reason": "effectiveness 0.95; target 0.25, at most 50% in one step",
     }
-    assert found["weights"]["reflection_agent"] == pytest.approx(0.225)
-    assert sum(found["weights"].values()) == pytest.approx(1.0)
+    assert body["weights"]["reflection_agent"] == pytest.approx(0.225)
+    assert sum(body["weights"].values()) == pytest.approx(1.0)
     agents = {agent["agent_type"]: agent for agent in (await service.get("/agents"))["items"]}
     reflection = agents["reflection"]
     assert reflection["effectiveness"] == pytest.approx(0.95, abs=1e-6)
@@ -70,25 +70,25 @@ async def test_example_2_from_the_results_to_the_reasons(service: Service, datab
     assert agents["ranking"]["is_bottleneck"] is None
     lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
     parts = [line.rpartition(" ") for line in lines if line.startswith("convener_agent_")]
-    told = {name: float(number) for name, _, number in parts}
-    assert told['convener_agent_weight{agent="reflection"}'] == pytest.approx(0.225)
-    assert told['convener_agent_target_weight{agent="reflection"}'] == pytest.approx(0.25)
-    assert told['convener_agent_effectiveness{agent="reflection"}'] == pytest.approx(0.95, abs=1e-6)
+    gauges = {name: float(number) for name, _, number in parts}
+    assert gauges['convener_agent_weight{agent="reflection"}'] == pytest.approx(0.225)
+    assert gauges['convener_agent_target_weight{agent="reflection"}'] == pytest.approx(0.25)
+    assert gauges['convener_agent_effectiveness{agent="reflection"}'] == pytest.approx(0.95, abs=1e-6)
 
 
 async def test_commands_and_overrides_of_supervisors_and_operators(service: Service, database: Database) -> None:
     for role in (Role.SUPERVISOR, Role.OPERATOR):
-        found = await put(service, _HALF, key=role)
-        assert (found["version"], found["cause"], found["heading"]) == (1, "command", "ordered")
-        assert found["reason"] == "reviews lag behind"
-        assert found["target"]["reflection_agent"] == pytest.approx(0.5)
-        assert found["weights"]["reflection_agent"] == pytest.approx(0.225)
+        body = await put(service, _HALF, key=role)
+        assert (body["version"], body["cause"], body["heading"]) == (1, "command", "ordered")
+        assert body["reason"] == "reviews lag behind"
+        assert body["target"]["reflection_agent"] == pytest.approx(0.5)
+        assert body["weights"]["reflection_agent"] == pytest.approx(0.225)
     override = {"weights": {"Ranking": 0.5}, "expires_in_seconds": 60, "reason": "a deadline"}
-    found = await put(service, override, "/weights/override")
-    assert found["override"]["weights"]["ranking_agent"] == pytest.approx(0.5)
-    assert found["override"]["reason"] == "a deadline"
+    body = await put(service, override, "/weights/override")
+    assert body["override"]["weights"]["ranking_agent"] == pytest.approx(0.5)
+    assert body["override"]["reason"] == "a deadline"
     # It makes no step within the minute, and so the last step's reasons still hold.
-    assert found["agent_weight_adjustments"]["reflection_agent"]["new_weight"] == pytest.approx(0.225)
+    assert body["agent_weight_adjustments"]["reflection_agent"]["new_weight"] == pytest.approx(0.225)
     assert (await service.get("/weights/history"))["items"][0]["agent_weight_adjustments"] == {}
     await let_minute_pass(database)
     ended = await service.ask("DELETE", "/weights/override", params={"reason": "all is done"}, key=Role.OPERATOR)
@@ -136,19 +136,19 @@ async def test_readers_and_workers_command_nothing(service: Service) -> None:
 async def test_an_agent_and_its_trend(service: Service, worker: Worker, database: Database) -> None:
     task_id = await service.submitted()
     await worker.on_lease(await worker.lease(), "complete", result={}, quality=0.9)
-    said = {"request_id": str(uuid4()), "items": [{"task_id": task_id, "quality": 0.5}]}
-    await service.post("/metrics/performance", said)
+    ratings = {"request_id": str(uuid4()), "items": [{"task_id": task_id, "quality": 0.5}]}
+    await service.post("/metrics/performance", ratings)
     await fold(database)
-    found = await service.get("/agents/generate_hypothesis", per="hour")
-    assert (found["agent_type"], found["effectiveness"], found["per"]) == ("generation", None, "hour")
-    assert found["evidence"] == {
+    body = await service.get("/agents/generate_hypothesis", per="hour")
+    assert (body["agent_type"], body["effectiveness"], body["per"]) == ("generation", None, "hour")
+    assert body["evidence"] == {
         "results": 1,
         "succeeded": 1,
         "judged": 1,
         "quality": 0.5,
         "decayed_results": 1.0,
     }
-    (span,) = found["trend"]
+    (span,) = body["trend"]
     assert (span["results"], span["successes"], span["judged"]) == (1, 1, 2)
     assert span["quality"] == pytest.approx(0.7)
     assert (await service.get("/agents/ranking"))["trend"] == []
@@ -156,22 +156,22 @@ async def test_an_agent_and_its_trend(service: Service, worker: Worker, database
 
 
 async def test_while_agents_are_suspended_the_shares_differ(service: Service) -> None:
-    assert (found := await service.get("/weights"))["shares"] == found["weights"]
+    assert (body := await service.get("/weights"))["shares"] == body["weights"]
     held = await service.ask("PUT", "/degradation", {"step": 4, "minutes": 5, "reason": "test"}, key=Role.OPERATOR)
     assert held.status_code == 200, held.text
-    found = await service.get("/weights")
-    assert found["weights"]["ranking_agent"] == pytest.approx(0.17)
-    assert found["shares"]["ranking_agent"] == pytest.approx(0.02)
+    body = await service.get("/weights")
+    assert body["weights"]["ranking_agent"] == pytest.approx(0.17)
+    assert body["shares"]["ranking_agent"] == pytest.approx(0.02)
 
 
 async def test_the_configuration_moves_the_weights_in_steps(service: Service, database: Database) -> None:
     await tick(database)
     await configure(database, dict.fromkeys(_NAMES, 0.1) | {"ranking_agent": 0.5})
     await tick(database)
-    found = await service.get("/weights")
-    assert (found["cause"], found["heading"]) == ("config", "ordered")
-    assert found["configured"]["ranking_agent"] == pytest.approx(0.5)
-    assert found["weights"]["ranking_agent"] == pytest.approx(0.255)
+    body = await service.get("/weights")
+    assert (body["cause"], body["heading"]) == ("config", "ordered")
+    assert body["configured"]["ranking_agent"] == pytest.approx(0.5)
+    assert body["weights"]["ranking_agent"] == pytest.approx(0.255)
 
 
 _NAMES = [f"{name}_agent" for name in ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")]

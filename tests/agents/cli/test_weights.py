@@ -28,8 +28,8 @@ async def test_weights_for_people_and_programs(convener: CommandLine, database: 
     (line,) = [line for line in shown.out.splitlines() if line.startswith("reflection")]
     assert line.split()[:4] == ["reflection", "0.2250", "0.3000", "0.1500"]
     assert "ordered; target 0.3, at most 50% in one step" in line
-    found = (await convener("weights", "get", "-o", "json")).json
-    assert found["weights"]["reflection_agent"] == pytest.approx(0.225)
+    body = (await convener("weights", "get", "-o", "json")).json
+    assert body["weights"]["reflection_agent"] == pytest.approx(0.225)
     await let_minute_pass(database)
     during = await convener("weights", "override", "ranking=0.5", "--for", "30min", "-o", "json")
     assert during.json["override"]["weights"]["ranking_agent"] == pytest.approx(0.5)
@@ -80,8 +80,8 @@ async def test_agents_for_people_and_programs(convener: CommandLine, database: D
     results, quality = (line for line in shown.out.splitlines() if line.startswith(("results", "quality")))
     assert "█" in results
     assert "▆" in quality
-    found = (await convener("agents", "get", "proximity", "--per", "hour", "-o", "json")).json
-    assert (found["evidence"]["results"], sum(span["results"] for span in found["trend"])) == (30, 30)
+    body = (await convener("agents", "get", "proximity", "--per", "hour", "-o", "json")).json
+    assert (body["evidence"]["results"], sum(span["results"] for span in body["trend"])) == (30, 30)
     assert len((await convener("agents", "ls", "-o", "json")).json["items"]) == 6
     assert (await convener("agents", "get", "painter")).code == 2
     assert (await convener("agents", "get", "ranking", "--per", "year")).code == 2

@@ -1,4 +1,4 @@
-"""What an agent's last results come to."""
+"""Summaries of the agents' last results."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -36,26 +36,26 @@ def failures(count: int) -> list[Result]:
     return [Result(at=NOW, task_id=uuid4(), seconds=1.0, is_success=False) for _ in range(count)]
 
 
-def effectiveness_of(found: dict[AgentType, PerformanceSummary], agent: AgentType) -> float:
+def effectiveness_of(by_agent: dict[AgentType, PerformanceSummary], agent: AgentType) -> float:
     """Its effectiveness, which must be known."""
-    known = found[agent].effectiveness
-    assert known is not None
-    return known
+    value = by_agent[agent].effectiveness
+    assert value is not None
+    return value
 
 
 def summaries(**recent: list[Result]) -> dict[AgentType, PerformanceSummary]:
-    return summarize({AgentType[name.upper()]: found for name, found in recent.items()}, NOW, POLICY)
+    return summarize({AgentType[name.upper()]: agent_results for name, agent_results in recent.items()}, NOW, POLICY)
 
 
 def test_results_that_are_all_judged_count_as_they_were_judged() -> None:
     evidence = Evidence()
     for _ in range(30):
         evidence = add_result(evidence, 0.8, 1.0, POLICY)
-    found = summaries(ranking=results(30, 0.8))[RANKING]
-    assert found.evidence.results == pytest.approx(evidence.results)
-    assert found.effectiveness == pytest.approx(effectiveness(evidence, 0.0, POLICY))
-    assert (found.results, found.successes, found.rated_results) == (30, 30, 30)
-    assert found.quality == pytest.approx(0.8)
+    summary = summaries(ranking=results(30, 0.8))[RANKING]
+    assert summary.evidence.results == pytest.approx(evidence.results)
+    assert summary.effectiveness == pytest.approx(effectiveness(evidence, 0.0, POLICY))
+    assert (summary.results, summary.successes, summary.rated_results) == (30, 30, 30)
+    assert summary.quality == pytest.approx(0.8)
 
 
 def test_a_failure_counts_as_nothing_at_all() -> None:
@@ -66,15 +66,15 @@ def test_a_failure_counts_as_nothing_at_all() -> None:
 
 
 def test_while_nothing_is_judged_agents_differ_by_their_failures_alone() -> None:
-    found = summaries(ranking=results(30), evolution=results(30), generation=results(20) + failures(10))
-    assert effectiveness_of(found, RANKING) == effectiveness_of(found, EVOLUTION)
-    assert effectiveness_of(found, AgentType.GENERATION) < effectiveness_of(found, RANKING)
-    assert found[RANKING].quality is None
+    by_agent = summaries(ranking=results(30), evolution=results(30), generation=results(20) + failures(10))
+    assert effectiveness_of(by_agent, RANKING) == effectiveness_of(by_agent, EVOLUTION)
+    assert effectiveness_of(by_agent, AgentType.GENERATION) < effectiveness_of(by_agent, RANKING)
+    assert by_agent[RANKING].quality is None
 
 
 def test_an_agent_that_nobody_judges_is_presumed_to_be_like_the_others() -> None:
-    found = summaries(ranking=results(40, 0.6), evolution=results(40))
-    assert found[EVOLUTION].effectiveness == pytest.approx(found[RANKING].effectiveness)
+    by_agent = summaries(ranking=results(40, 0.6), evolution=results(40))
+    assert by_agent[EVOLUTION].effectiveness == pytest.approx(by_agent[RANKING].effectiveness)
 
 
 def test_few_judgements_say_little_of_all_the_other_results() -> None:
@@ -85,11 +85,11 @@ def test_few_judgements_say_little_of_all_the_other_results() -> None:
 
 
 def test_a_judgement_takes_the_place_of_the_one_before() -> None:
-    known = results(3, 0.9)
-    task = known[1].task_id
+    rated = results(3, 0.9)
+    task = rated[1].task_id
     assert task is not None
-    after = apply_rating(apply_rating(known, task, 0.1), task, 0.2)
-    assert [result.quality for result in after] == [0.9, 0.2, 0.9]
+    rerated = apply_rating(apply_rating(rated, task, 0.1), task, 0.2)
+    assert [result.quality for result in rerated] == [0.9, 0.2, 0.9]
 
 
 def test_a_judgement_of_a_failure_or_of_what_is_forgotten_changes_nothing() -> None:
@@ -114,18 +114,18 @@ def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
 
 
 def test_more_results_of_the_same_quality_make_nobody_better() -> None:
-    """Who is three times faster has three times the results."""
-    found = summaries(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
-    assert effectiveness_of(found, RANKING) == pytest.approx(effectiveness_of(found, EVOLUTION))
-    assert effectiveness_of(found, RANKING) == pytest.approx(effectiveness_of(found, AgentType.GENERATION))
+    """An agent that is three times faster has three times the results."""
+    by_agent = summaries(ranking=results(60, 0.6), evolution=results(20, 0.6), generation=results(11, 0.6))
+    assert effectiveness_of(by_agent, RANKING) == pytest.approx(effectiveness_of(by_agent, EVOLUTION))
+    assert effectiveness_of(by_agent, RANKING) == pytest.approx(effectiveness_of(by_agent, AgentType.GENERATION))
     alone = summaries(ranking=results(60, 0.6))
-    assert effectiveness_of(found, RANKING) < effectiveness_of(alone, RANKING)
+    assert effectiveness_of(by_agent, RANKING) < effectiveness_of(alone, RANKING)
 
 
 def test_an_agent_that_is_hardly_known_makes_nobody_less_sure() -> None:
-    found = summaries(ranking=results(60, 0.6), evolution=results(5, 0.6))
-    assert found[EVOLUTION].effectiveness is None
-    assert effectiveness_of(found, RANKING) == pytest.approx(
+    by_agent = summaries(ranking=results(60, 0.6), evolution=results(5, 0.6))
+    assert by_agent[EVOLUTION].effectiveness is None
+    assert effectiveness_of(by_agent, RANKING) == pytest.approx(
         effectiveness_of(summaries(ranking=results(60, 0.6)), RANKING)
     )
 
@@ -159,5 +159,5 @@ def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool)
     )
 )
 def test_effectiveness_is_a_share_whatever_was_told_in_whatever_order(recent: dict[AgentType, list[Result]]) -> None:
-    for found in summarize(recent, NOW, POLICY).values():
-        assert found.effectiveness is None or 0 <= found.effectiveness <= 1
+    for summary in summarize(recent, NOW, POLICY).values():
+        assert summary.effectiveness is None or 0 <= summary.effectiveness <= 1

@@ -1,4 +1,4 @@
-"""What more compute brings."""
+"""Quality gained by more compute."""
 
 import random
 from datetime import UTC, datetime
@@ -27,9 +27,9 @@ def test_the_slope_is_found_to_the_number() -> None:
 
 
 def test_noise_makes_it_cautious() -> None:
-    found = quality_gain(growing(0.05, noise=0.1))
-    assert found is not None
-    assert 0.01 < found < 0.05
+    gain = quality_gain(growing(0.05, noise=0.1))
+    assert gain is not None
+    assert 0.01 < gain < 0.05
 
 
 def test_what_does_not_grow_or_falls_gains_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What share each agent gets."""
+"""Weights of the agents: targets, steps and bounds."""
 
 from dataclasses import replace
 
@@ -69,10 +69,10 @@ def test_speed_decides_between_agents_of_equal_quality_by_a_tenth_at_most() -> N
         fast: AgentScore(effectiveness=0.8, tasks_per_second=50.0),
         slow: AgentScore(effectiveness=0.8, tasks_per_second=0.1),
     }
-    found = earned_target(CONFIGURED, scores, POLICY)
-    assert found[ALL[2]] < found[slow] < found[fast]
+    target = earned_target(CONFIGURED, scores, POLICY)
+    assert target[ALL[2]] < target[slow] < target[fast]
     equal = earned_target(CONFIGURED, scores | {fast: scores[slow]}, POLICY)
-    assert found[fast] / equal[fast] < 1.1
+    assert target[fast] / equal[fast] < 1.1
 
 
 def test_equal_agents_have_what_was_configured() -> None:
@@ -111,23 +111,23 @@ def test_steps_arrive(current: dict[AgentType, float], goal: dict[AgentType, flo
 def test_targets_are_weights_whatever_is_known(
     configured: dict[AgentType, float], scores: dict[AgentType, AgentScore]
 ) -> None:
-    found = earned_target(configured, scores, POLICY)
-    assert sum(found.values()) == pytest.approx(1.0, abs=1e-9)
-    assert min(found.values()) >= POLICY.floor - 1e-12
+    target = earned_target(configured, scores, POLICY)
+    assert sum(target.values()) == pytest.approx(1.0, abs=1e-9)
+    assert min(target.values()) >= POLICY.floor - 1e-12
 
 
-@given(configured=weights, known=st.lists(st.floats(0, 1), min_size=2, max_size=6), gain=st.floats(0, 1))
+@given(configured=weights, values=st.lists(st.floats(0, 1), min_size=2, max_size=6), gain=st.floats(0, 1))
 def test_a_better_agent_never_has_a_lower_target(
-    configured: dict[AgentType, float], known: list[float], gain: float
+    configured: dict[AgentType, float], values: list[float], gain: float
 ) -> None:
-    before = {agent: AgentScore(effectiveness=value) for agent, value in zip(ALL, known, strict=False)}
-    after = before | {ALL[0]: AgentScore(effectiveness=min(1.0, known[0] + gain))}
-    assert earned_target(configured, after, POLICY)[ALL[0]] >= earned_target(configured, before, POLICY)[ALL[0]] - 1e-9
+    scores = {agent: AgentScore(effectiveness=value) for agent, value in zip(ALL, values, strict=False)}
+    better = scores | {ALL[0]: AgentScore(effectiveness=min(1.0, values[0] + gain))}
+    assert earned_target(configured, better, POLICY)[ALL[0]] >= earned_target(configured, scores, POLICY)[ALL[0]] - 1e-9
 
 
 def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> None:
-    found = raise_to_floor(dict.fromkeys(ALL, 0.0) | {ALL[0]: 3.0, ALL[1]: 1.0}, POLICY.floor)
-    assert [round(found[agent], 4) for agent in ALL] == [0.69, 0.23, 0.02, 0.02, 0.02, 0.02]
+    target = raise_to_floor(dict.fromkeys(ALL, 0.0) | {ALL[0]: 3.0, ALL[1]: 1.0}, POLICY.floor)
+    assert [round(target[agent], 4) for agent in ALL] == [0.69, 0.23, 0.02, 0.02, 0.02, 0.02]
     assert raise_to_floor(dict.fromkeys(ALL, 0.0), POLICY.floor) == pytest.approx(dict.fromkeys(ALL, 1 / 6))
 
 
@@ -166,6 +166,6 @@ def test_old_results_fade_by_number_or_by_time_whichever_is_faster() -> None:
 
 @given(qualities=st.lists(st.floats(0, 1), min_size=10, max_size=100))
 def test_effectiveness_is_a_share(qualities: list[float]) -> None:
-    found = effectiveness(evidence_after(qualities), 0.0, POLICY)
-    assert found is not None
-    assert 0 <= found <= 1
+    value = effectiveness(evidence_after(qualities), 0.0, POLICY)
+    assert value is not None
+    assert 0 <= value <= 1

@@ -62,12 +62,12 @@ async def reflection(database: Database) -> float:
 
 async def weights_after_steps(database: Database, steps: int) -> list[float]:
     """The weight of the reflection agent after each of so many steps, a minute apart."""
-    found = []
+    weights = []
     for _ in range(steps):
         await let_minute_pass(database)
         await tick(database)
-        found.append(await reflection(database))
-    return found
+        weights.append(await reflection(database))
+    return weights
 
 
 async def test_a_command_is_reached_in_steps_and_the_others_share_the_rest(database: Database) -> None:
@@ -77,8 +77,8 @@ async def test_a_command_is_reached_in_steps_and_the_others_share_the_rest(datab
     assert await reflection(database) == 0.225
     assert "kept" in await tick(database)
     assert await weights_after_steps(database, 3) == [0.3375, 0.5, 0.5]
-    found = (await in_force(database)).weights
-    assert all(found[agent] == pytest.approx(0.1) for agent in AgentType if agent is not REFLECTION)
+    in_force_weights = (await in_force(database)).weights
+    assert all(in_force_weights[agent] == pytest.approx(0.1) for agent in AgentType if agent is not REFLECTION)
 
 
 async def test_a_second_command_within_a_minute_waits_for_its_turn(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""What agents achieve is folded from the events and from judgements: each once, whoever commits when."""
+"""Results and ratings are folded each once, in whatever order transactions commit."""
 
 from typing import Any
 from uuid import UUID, uuid4

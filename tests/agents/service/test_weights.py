@@ -44,9 +44,9 @@ async def a_tick_that_hesitates(database: Database) -> AsyncIterator[AsyncConnec
 
 
 async def test_before_the_first_tick_the_weights_are_the_configured_ones(database: Database) -> None:
-    found = await in_force(database)
-    assert (found.version, len(found.reasons)) == (0, 0)
-    assert found.weights[REFLECTION] == pytest.approx(0.15)
+    current = await in_force(database)
+    assert (current.version, len(current.reasons)) == (0, 0)
+    assert current.weights[REFLECTION] == pytest.approx(0.15)
     await configure(database, dict.fromkeys((f"{agent}_agent" for agent in AgentType), 1 / 6))
     assert (await in_force(database)).weights[REFLECTION] == pytest.approx(1 / 6)
 

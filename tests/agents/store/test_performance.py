@@ -50,13 +50,13 @@ async def test_spans_add_up_over_hours_and_old_minutes_are_forgotten(database: D
         await add_events(database, 2, hours_ago=hours)
     await fold(database, 100)
     async with database.transaction() as connection:
-        found = await performance.spans(connection, timedelta(days=9), timedelta(hours=1), [_RANKING])
-        assert [span.results for span in found] == [2, 2, 4]
-        assert found[-1].quality == pytest.approx(2.0)
+        spans = await performance.spans(connection, timedelta(days=9), timedelta(hours=1), [_RANKING])
+        assert [span.results for span in spans] == [2, 2, 4]
+        assert spans[-1].quality == pytest.approx(2.0)
         assert await performance.spans(connection, timedelta(days=9), timedelta(hours=1), [AgentType.EVOLUTION]) == []
         assert await performance.prune(connection, 2) == 1
-        found = await performance.spans(connection, timedelta(days=9), timedelta(days=1))
-        assert sum(span.results for span in found) == 6
+        spans = await performance.spans(connection, timedelta(days=9), timedelta(days=1))
+        assert sum(span.results for span in spans) == 6
 
 
 @pytest.mark.slow

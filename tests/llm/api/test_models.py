@@ -6,7 +6,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
-from tests.support.permit_calls import acquired, settled, wanted
+from tests.support.permit_calls import acquired, permit_body, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute
@@ -24,16 +24,16 @@ async def limited(service: Service, model: str = _MODEL, version: int = 0, **lim
 
 
 async def refused(service: Service, **fields: Any) -> Any:
-    answer = await service.ask("POST", "/llm/permits", wanted(**fields), key=Role.WORKER)
+    answer = await service.ask("POST", "/llm/permits", permit_body(**fields), key=Role.WORKER)
     is_problem(answer, 429, "permit_refused")
     return answer.json()
 
 
 async def test_a_model_that_nobody_knows_has_no_limits(service: Service) -> None:
     answer = await service.ask("GET", "/llm/models/vendor/new:latest")
-    found = answer.json()
-    assert (answer.headers["etag"], found["model"], found["version"]) == ('"0"', "vendor/new:latest", 0)
-    assert (found["requests_per_window"], found["limit"], found["breaker"]) == (None, 4, "closed")
+    model = answer.json()
+    assert (answer.headers["etag"], model["model"], model["version"]) == ('"0"', "vendor/new:latest", 0)
+    assert (model["requests_per_window"], model["limit"], model["breaker"]) == (None, 4, "closed")
     assert (await service.get("/llm/models"))["items"] == []
 
 
@@ -49,8 +49,8 @@ async def test_limits_are_changed_under_a_condition_and_audited(service: Service
     entries = (await service.get("/audit"))["items"]
     assert [entry["action"] for entry in entries].count("llm_model.set") == 1
     assert entries[0]["after"]["requests_per_window"] == 60
-    known = await service.ask("GET", path, headers={"If-None-Match": '"1"'})
-    assert known.status_code == 304
+    unchanged = await service.ask("GET", path, headers={"If-None-Match": '"1"'})
+    assert unchanged.status_code == 304
     denied = await service.ask("PUT", path, limits, key=Role.WORKER, headers={"If-Match": '"1"'})
     assert denied.status_code == 403
 
@@ -98,8 +98,8 @@ async def test_a_429_cools_down_and_is_no_failure(service: Service) -> None:
     refusal = await refused(service)
     assert (refusal["reason"], refusal["fallback_models"]) == ("cooldown", ["small", "smaller"])
     assert 39 < refusal["retry_after"] <= 40
-    found = await service.get("/llm/models/small")
-    assert (found["breaker"], found["consecutive_failures"]) == ("closed", 0)
+    model = await service.get("/llm/models/small")
+    assert (model["breaker"], model["consecutive_failures"]) == ("closed", 0)
 
 
 async def test_three_failures_open_the_breaker_and_one_call_tries_it(service: Service, database: Database) -> None:

@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 from app.kernel.access import Role
-from tests.support.permit_calls import acquired, settled, wanted
+from tests.support.permit_calls import acquired, permit_body, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
 
@@ -17,7 +17,7 @@ async def test_a_permit_is_granted_and_settled(service: Service) -> None:
 
 
 async def test_a_repeated_request_gets_the_same_permit(service: Service) -> None:
-    body = wanted()
+    body = permit_body()
     first, second = [await service.post("/llm/permits", body, key=Role.WORKER) for _ in range(2)]
     assert (first["permit_id"], first["token"]) == (second["permit_id"], second["token"])
     assert second["ttl_seconds"] < first["ttl_seconds"], "its time has run on since it was granted"
@@ -26,7 +26,7 @@ async def test_a_repeated_request_gets_the_same_permit(service: Service) -> None
 
 
 async def test_a_repeated_request_gets_the_same_permit_whatever_model_it_names_now(service: Service) -> None:
-    body = wanted()
+    body = permit_body()
     first, second = [await service.post("/llm/permits", body | {"model": name}, key=Role.WORKER) for name in ("a", "b")]
     assert (second["permit_id"], second["model"]) == (first["permit_id"], "a")
 
@@ -34,7 +34,7 @@ async def test_a_repeated_request_gets_the_same_permit_whatever_model_it_names_n
 async def test_more_than_the_service_bears_is_refused(service: Service) -> None:
     permits = [await acquired(service) for _ in range(4)]
     assert [permit["in_use"] for permit in permits] == [1, 2, 3, 4]
-    refusal = await service.ask("POST", "/llm/permits", wanted(), key=Role.WORKER)
+    refusal = await service.ask("POST", "/llm/permits", permit_body(), key=Role.WORKER)
     is_problem(refusal, 429, "permit_refused")
     problem = refusal.json()
     assert (problem["reason"], problem["fallback_models"], problem["cached"]) == ("concurrency", [], None)
@@ -82,5 +82,5 @@ async def test_a_refusal_brings_the_cached_answer(service: Service) -> None:
     assert (await service.get(f"/llm/cache/{key}"))["answer"] == {"text": "42"}
     await acquired(service)
     await acquired(service)
-    refusal = (await service.ask("POST", "/llm/permits", wanted(cache_key=key), key=Role.WORKER)).json()
+    refusal = (await service.ask("POST", "/llm/permits", permit_body(cache_key=key), key=Role.WORKER)).json()
     assert (refusal["cached"]["answer"], refusal["cached"]["degraded"]) == ({"text": "42"}, True)

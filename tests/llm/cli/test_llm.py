@@ -11,10 +11,10 @@ from tests.support.command_line import CommandLine, Service
 async def _called(live_service: Service, *, settle: bool) -> str:
     """The name of a model that somebody has called, or is calling."""
     model = f"model-{uuid4().hex[:6]}"
-    wanted = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
+    request = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
     headers = {"Authorization": f"Bearer {live_service.keys[Role.WORKER]}"}
     async with httpx.AsyncClient(base_url=live_service.url, headers=headers) as client:
-        permit = (await client.post("/llm/permits", json=wanted)).json()
+        permit = (await client.post("/llm/permits", json=request)).json()
         if settle:
             body = {"token": permit["token"], "outcome": "success", "prompt_tokens": 1200, "latency_ms": 250}
             assert (await client.post(f"/llm/permits/{permit['permit_id']}/settle", json=body)).is_success
@@ -27,9 +27,9 @@ async def test_limits_are_set_and_shown(convener: CommandLine) -> None:
     assert (done.code, done.err) == (0, "")
     assert "small, smaller" in done.out
     await convener("llm", "models", "set", model, "requests_per_window=100", "burst=none")
-    found = (await convener("llm", "models", "get", model, "-o", "json")).json
-    known = (found["version"], found["requests_per_window"], found["burst"], found["fallback_models"])
-    assert known == (2, 100, None, ["small", "smaller"])
+    item = (await convener("llm", "models", "get", model, "-o", "json")).json
+    fields = (item["version"], item["requests_per_window"], item["burst"], item["fallback_models"])
+    assert fields == (2, 100, None, ["small", "smaller"])
     shown = await convener("llm", "models", "get", model)
     assert (shown.code, "works" in shown.out) == (0, True)
     listed = (await convener("llm", "models", "ls", "-o", "json")).json["items"]

@@ -33,7 +33,7 @@ _MOST_OF_N = 3
 
 @dataclass(slots=True)
 class Walk:
-    """What should be so: who lives, who is over, what was counted."""
+    """The expected state: live permits, permits that are over, and calls counted."""
 
     database: Database
     service: PermitService

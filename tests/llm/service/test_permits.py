@@ -160,16 +160,16 @@ async def test_everything_at_once_ends_without_a_deadlock(own_database: Database
         async def call(permit_service: PermitService, number: int) -> None:
             for turn in range(12):
                 try:
-                    found = await permit_service.acquire(request("abc"[(number + turn) % 3], task_id=uuid4()))
+                    acquisition = await permit_service.acquire(request("abc"[(number + turn) % 3], task_id=uuid4()))
                 except PermitRefused:
                     await asyncio.sleep(0.005)
                     continue
                 if turn % 4 == 3:
                     async with database.transaction() as connection:
-                        await permits.release(connection, found.permit.id, found.permit.token)
+                        await permits.release(connection, acquisition.permit.id, acquisition.permit.token)
                 else:
                     outcome = list(Outcome)[turn % 2]
-                    await permit_service.settle(settlement(found.permit, outcome, prompt_tokens=number))
+                    await permit_service.settle(settlement(acquisition.permit, outcome, prompt_tokens=number))
 
         async def sweep() -> None:
             for _ in range(20):
@@ -335,8 +335,8 @@ async def test_the_cache_keeps_the_newest_within_its_bounds(connection: AsyncCon
         new = NewAnswer(key=bytes([number]), answer='{"n": 1}', ttl_seconds=0.0 if number == 5 else 60.0)
         await cache.write(connection, "m", new)
     await cache.write(connection, "n", NewAnswer(key=b"\x00", answer='{"n": 2}', ttl_seconds=60.0))
-    found = await cache.read(connection, [b"\x00", b"\x05"])
-    assert {key: answer.answer for key, answer in found.items()} == {b"\x00": {"n": 2}}
+    answers = await cache.read(connection, [b"\x00", b"\x05"])
+    assert {key: answer.answer for key, answer in answers.items()} == {b"\x00": {"n": 2}}
     assert await cache.prune(connection, answers=3) == 3
     assert await cache.prune(connection, size=16) == 1
     assert await cache.prune(connection, size=16) == 0

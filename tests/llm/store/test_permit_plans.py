@@ -1,4 +1,4 @@
-"""What everybody waits for at the gate of the permits touches live permits only, whatever the statistics say."""
+"""Statements under the gate's lock touch live permits only, whatever the statistics say."""
 
 import re
 from collections.abc import AsyncIterator
@@ -59,8 +59,8 @@ async def test_a_decision_reads_live_permits_only(full: Database) -> None:
     assert await _pages(full, str(gate.STATE), {"default_limit": 20, **unknown}) <= 20 * 4 + _FEW_PAGES
     assert await _pages(full, str(gate.LOAD), {"default_limit": 20}) <= _FEW_PAGES
     assert await _pages(full, permits.EXPIRE, {}) <= _FEW_PAGES
-    (found,) = await fetch(full, "SELECT pg_relation_size('llm_permits') / 8192 AS pages")
-    assert found["pages"] > 10 * _FEW_PAGES, "the test would see a walk through the table"
+    (table,) = await fetch(full, "SELECT pg_relation_size('llm_permits') / 8192 AS pages")
+    assert table["pages"] > 10 * _FEW_PAGES, "the test would see a walk through the table"
 
 
 async def test_a_lost_worker_costs_a_probe(full: Database) -> None:

@@ -1,4 +1,4 @@
-"""What calls came to by the minute, and what that says of how many workers the permits suffice for."""
+"""Sums of calls by minute, and the number of workers that permits suffice for."""
 
 from datetime import UTC, datetime, timedelta
 
