@@ -28,7 +28,7 @@ from app.loops.schedule import (
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import policy_of
-from app.settings import Settings, settings_of_service
+from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def settle_down() -> None:
-    """What exists by now stays: looking through it again would take longer than a decision on the pool."""
+    """Take present objects out of garbage collection: looking through them would take longer than a scaling decision."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -142,8 +142,8 @@ async def _until_stopped(work: "asyncio.Task[None]") -> None:
 
 
 def main() -> None:
-    """What `python -m app.background` does."""
-    settings = settings_of_service()
+    """Entry point of `python -m app.background`."""
+    settings = load_settings()
     set_up_logging(settings.log_level, as_json=settings.log_json)
     settle_down()
     asyncio.run(run(settings))

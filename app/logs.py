@@ -1,4 +1,4 @@
-"""What the processes say on stderr: lines for people, or one JSON object a line, and never a secret."""
+"""Logging to stderr: lines for people, or one JSON object a line, with secrets masked."""
 
 import json
 import logging

@@ -35,7 +35,7 @@ from app.queue.service.leases import LeaseService
 from app.queue.service.tasks import Intake
 from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
-from app.settings import Settings, settings_of_service
+from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Machine
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service.workers import Heartbeats
@@ -167,8 +167,8 @@ def serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    """What `python -m app.main` does."""
-    settings = settings_of_service()
+    """Entry point of `python -m app.main`."""
+    settings = load_settings()
     set_up_logging(settings.log_level, as_json=settings.log_json)
     serve(settings)
 

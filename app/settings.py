@@ -93,9 +93,9 @@ class Settings(BaseModel):
 
     @field_validator("webhook_url", mode="after")
     @classmethod
-    def _is_safe(cls, url: str | None, known: ValidationInfo) -> str | None:
+    def _is_safe(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url:
-            endpoint(url, known.data.get("webhook_hosts", ()), known.data.get("webhook_secret", ""))
+            endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url
 
     @property
@@ -111,17 +111,19 @@ class Settings(BaseModel):
         """
         source = os.environ if environment is None else environment
         path = Path(source[SETTINGS_FILE]) if source.get(SETTINGS_FILE) else None
-        filed = _read_file(path, cls.model_fields) if path is not None else {}
-        given = {name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source}
+        from_file = _read_file(path, cls.model_fields) if path is not None else {}
+        from_variables = {
+            name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source
+        }
         try:
-            return cls.model_validate({**filed, **given})
+            return cls.model_validate({**from_file, **from_variables})
         except ValidationError as error:
-            problems = [_problem(e, given, path) for e in error.errors()]
+            problems = [_problem(e, from_variables, path) for e in error.errors()]
             raise SettingsError("; ".join(dict.fromkeys(problems))) from None
 
 
-def settings_of_service() -> Settings:
-    """What a process of its own runs with; ends it with a plain sentence when that is not enough to run."""
+def load_settings() -> Settings:
+    """Settings of a process of its own; exits with a plain sentence when they are not enough to run."""
     try:
         settings = Settings.from_environment()
         if settings.database_url is None:
@@ -132,26 +134,26 @@ def settings_of_service() -> Settings:
     return settings
 
 
-def _read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
+def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
     """The settings in a file. Raises SettingsError when it cannot be read, or holds what is no setting."""
     try:
         with path.open("rb") as file:
-            filed = tomllib.load(file)
+            values = tomllib.load(file)
             readable = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & (stat.S_IRGRP | stat.S_IROTH)
     except OSError as error:
         raise SettingsError(f"{SETTINGS_FILE}: cannot read {path} ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no TOML: {error}") from None
-    if unknown := [name for name in filed if name not in known]:
-        raise SettingsError(f"{path}: " + "; ".join(_unknown(name, known) for name in unknown))
-    secrets = sorted(_SECRETS & filed.keys())
+    if unknown := [name for name in values if name not in names]:
+        raise SettingsError(f"{path}: " + "; ".join(_unknown(name, names) for name in unknown))
+    secrets = sorted(_SECRETS & values.keys())
     if secrets and readable:
         log.warning("%s holds %s and others can read it: `chmod 600 %s`", path, " and ".join(secrets), path)
-    return filed
+    return values
 
 
-def _unknown(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), known, n=1)
+def _unknown(name: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), names, n=1)
     return f"{name} is no setting" + (f", did you mean {near[0]}?" if near else "")
 
 
@@ -159,9 +161,9 @@ def _variable(name: str) -> str:
     return _PREFIX + name.upper()
 
 
-def _problem(error: Any, given: Collection[str], path: Path | None) -> str:
+def _problem(error: Any, variables: Collection[str], path: Path | None) -> str:
     name = str(error["loc"][0])
-    return f"{_variable(name) if name in given or path is None else f'{path}: {name}'}: {error['msg']}"
+    return f"{_variable(name) if name in variables or path is None else f'{path}: {name}'}: {error['msg']}"
 
 
 def _state_home() -> Path:

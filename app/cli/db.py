@@ -32,16 +32,16 @@ def migrate(
     from app.db import schema
 
     try:
-        before, after = on_database(lambda database: schema.migrate(database.engine, to))
+        old_revision, new_revision = on_database(lambda database: schema.migrate(database.engine, to))
     except CommandError as error:
         hint = "leave --to out, to go up to the newest revision"
         raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=hint) from None
     if fmt is Format.JSON:
-        output.write_json({"before": before, "after": after})
-    elif before == after:
-        output.show(Text(f"nothing to do: the schema is at {after}"))
+        output.write_json({"before": old_revision, "after": new_revision})
+    elif old_revision == new_revision:
+        output.show(Text(f"nothing to do: the schema is at {new_revision}"))
     else:
-        output.show(Text(f"migrated from {before or 'an empty database'} to {after}"))
+        output.show(Text(f"migrated from {old_revision or 'an empty database'} to {new_revision}"))
 
 
 @app.command(epilog=output.examples("convener db status", "convener db status -o json"))
@@ -49,15 +49,15 @@ def status(fmt: Output = Format.TABLE) -> None:
     """Show which revision the schema is at, and which one this version needs."""
     from app.db import schema
 
-    found = on_database(lambda database: schema.revision(database.engine))
-    expected = schema.head()
+    revision = on_database(lambda database: schema.revision(database.engine))
+    head = schema.head()
     if fmt is Format.JSON:
-        output.write_json({"revision": found, "expected": expected, "current": found == expected})
+        output.write_json({"revision": revision, "expected": head, "current": revision == head})
         return
-    verdict = Text("up to date", "green") if found == expected else Text("run `convener db migrate`", "yellow")
+    verdict = Text("up to date", "green") if revision == head else Text("run `convener db migrate`", "yellow")
     facts: list[tuple[str, str | Text]] = [
-        ("Schema", found or "none: the database is empty"),
-        ("Needed", expected or "none"),
+        ("Schema", revision or "none: the database is empty"),
+        ("Needed", head or "none"),
         ("Verdict", verdict),
     ]
     output.show(output.details(facts))

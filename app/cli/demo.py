@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.pool_options import Wish
-from app.cli.stack import Stack, StackError, running
+from app.cli.pool_options import PoolOptions
+from app.cli.stack import Stack, StackError, free_port, running
 from app.cli.supervisor import Program
 from app.cli.up import stop_signal
 from app.kernel.access import Role
@@ -39,8 +38,6 @@ _NEWS = 4
 # So many are a few minutes with the small model.
 _LLM_ROUNDS = 6
 _LLM_SECONDS = 900.0
-
-
 _URL, _MODELS = "CONVENER_LLM_URL", "CONVENER_LLM_MODELS"
 _READY_SECONDS = 60.0
 # What `examples.local_model` consists of, and the name by which its model is asked for.
@@ -78,20 +75,20 @@ def demo(
     try:
         settings = Settings.from_environment()
         home = state or settings.state_directory / "demo"
-        chosen = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
+        options = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
         handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"
-        settings = settings.model_copy(update={**chosen, "worker_handlers": handlers})
+        settings = settings.model_copy(update={**options, "worker_handlers": handlers})
         plan = _Plan(seed=seed, rounds=rounds or (_LLM_ROUNDS if llm else None), keep=keep, llm=llm)
-        done = asyncio.run(_run(settings, plan))
+        success = asyncio.run(_run(settings, plan))
     except (StackError, EmbeddedError, SettingsError) as error:
         Console(stderr=True).print(f"[bold red]convener demo:[/] {error}")
         raise typer.Exit(1) from None
-    raise typer.Exit(0 if done else 1)
+    raise typer.Exit(0 if success else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """What is to be done."""
+    """Options of a run."""
 
     seed: int
     rounds: int | None
@@ -102,13 +99,17 @@ class _Plan:
 async def _run(settings: Settings, plan: _Plan) -> bool:
     stop, began = stop_signal(), datetime.now(UTC)
     # As many as were asked for, also where that is more or fewer than the mode is meant for.
-    wish = Wish(min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo")
-    variables, model = settings_of_model() if plan.llm else ({}, None)
+    pool_options = PoolOptions(
+        min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo"
+    )
+    variables, model = find_model() if plan.llm else ({}, None)
     os.environ.update(variables)
-    beside = [logged(model, settings.state_directory / "logs")] if model else []
+    extra_programs = [with_log_file(model, settings.state_directory / "logs")] if model else []
     say = partial(console.print, style="dim")
-    async with running(settings, say, log_files=True, wish=wish, beside=beside) as stack:
-        await until_it_answers(variables)
+    async with running(
+        settings, say, log_files=True, pool_options=pool_options, extra_programs=extra_programs
+    ) as stack:
+        await wait_for_model(variables)
         console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
         research = asyncio.create_task(_research(stack, plan))
         stopping = asyncio.create_task(stop.wait())
@@ -119,7 +120,7 @@ async def _run(settings: Settings, plan: _Plan) -> bool:
         report = research.result()
         console.print(await _closing(stack, report, began))
         if plan.llm:
-            console.print(Panel("\n".join(await usage(stack, began)), title="The language model", expand=False))
+            console.print(Panel("\n".join(await llm_usage(stack, began)), title="The language model", expand=False))
         if plan.keep:
             console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it. In another terminal:[/]")
             console.print(f"[dim]CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls[/]")
@@ -135,7 +136,7 @@ async def _research(stack: Stack, plan: _Plan) -> "Report":
     limits = Limits(max_iterations=plan.rounds) if plan.rounds else Limits()
     if plan.llm:
         limits = replace(limits, time_limit_seconds=_LLM_SECONDS)
-    board = _Board(goal)
+    board = _ProgressView(goal)
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
         return await asyncio.to_thread(
             run,
@@ -148,8 +149,8 @@ async def _research(stack: Stack, plan: _Plan) -> "Report":
         )
 
 
-class _Board:
-    """What is shown while the goal is pursued."""
+class _ProgressView:
+    """The progress of a research goal as it is drawn in the terminal."""
 
     def __init__(self, goal: str) -> None:
         self._goal = goal
@@ -190,10 +191,10 @@ class _Board:
 def _bars(progress: "Progress") -> Table:
     table = Table.grid(padding=(0, 2))
     for agent in _AGENTS:
-        done, submitted = progress.done.get(agent, 0), progress.submitted.get(agent, 0)
-        filled = round(30 * done / submitted) if submitted else 0
-        bar = Text("█" * filled, style="green") + Text("░" * (30 - filled), style="dim")
-        table.add_row(agent, bar, f"{done}/{submitted}")
+        completed_count, total = progress.done.get(agent, 0), progress.submitted.get(agent, 0)
+        filled_cells = round(30 * completed_count / total) if total else 0
+        bar = Text("█" * filled_cells, style="green") + Text("░" * (30 - filled_cells), style="dim")
+        table.add_row(agent, bar, f"{completed_count}/{total}")
     return table
 
 
@@ -226,14 +227,14 @@ async def _replacements(stack: Stack, since: datetime) -> list[str]:
 
 
 def _replacement(item: dict[str, str | None]) -> str:
-    lost = f"{item['worker_name']}: {item['cause']}"
+    loss = f"{item['worker_name']}: {item['cause']}"
     if not item["detected_at"] or not item["registered_at"]:
-        return f"{lost}; its replacement has not registered yet"
-    took = datetime.fromisoformat(item["registered_at"]) - datetime.fromisoformat(item["detected_at"])
-    return f"{lost}; replaced in {took.total_seconds():.1f} s"
+        return f"{loss}; its replacement has not registered yet"
+    duration = datetime.fromisoformat(item["registered_at"]) - datetime.fromisoformat(item["detected_at"])
+    return f"{loss}; replaced in {duration.total_seconds():.1f} s"
 
 
-def settings_of_model() -> tuple[Mapping[str, str], Program | None]:
+def find_model() -> tuple[Mapping[str, str], Program | None]:
     """Variables by which workers find the model, and the program to run for it, if any. Raises StackError."""
     if os.environ.get(_URL):
         if not os.environ.get(_MODELS):
@@ -244,20 +245,20 @@ def settings_of_model() -> tuple[Mapping[str, str], Program | None]:
             "there is no language model: `make local-llm` installs a small one that needs no network (130 MB), "
             f"or name another by {_URL} and {_MODELS}"
         )
-    port = _free_port()
+    port = free_port("127.0.0.1", 0)
     environment = {**os.environ, _PORT: str(port)}
     program = Program(name="language model", module="examples.local_model", environment=environment, stop_seconds=3)
     return {_URL: f"http://127.0.0.1:{port}/v1", _MODELS: _MODEL}, program
 
 
-def logged(program: Program, logs: Path) -> Program:
-    """The program, with what it says in a file."""
+def with_log_file(program: Program, logs: Path) -> Program:
+    """The program with its output in a log file."""
     logs.mkdir(parents=True, exist_ok=True)
     program.output = logs / "language-model.log"
     return program
 
 
-async def until_it_answers(variables: Mapping[str, str]) -> None:
+async def wait_for_model(variables: Mapping[str, str]) -> None:
     """Wait for a local model to be loaded. Raises StackError."""
     if _URL not in variables:
         return
@@ -273,24 +274,17 @@ async def until_it_answers(variables: Mapping[str, str]) -> None:
     raise StackError(f"the language model was not ready within {_READY_SECONDS:.0f} s; see language-model.log")
 
 
-async def usage(stack: Stack, since: datetime) -> list[str]:
-    """What calls came to, a line for each agent."""
+async def llm_usage(stack: Stack, since: datetime) -> list[str]:
+    """Usage of the language model, a line for each agent."""
     start = since.replace(second=0, microsecond=0).isoformat()
     async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
         key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
         answer = await client.get("/llm/usage", params={"by": "agent", "since": start}, headers=key)
-    return [_used(item) for item in answer.json()["items"]] if answer.is_success else []
+    return [_usage_line(item) for item in answer.json()["items"]] if answer.is_success else []
 
 
-def _used(item: Mapping[str, Any]) -> str:
+def _usage_line(item: Mapping[str, Any]) -> str:
     tokens = f"{item['prompt_tokens']:,} tokens read, {item['completion_tokens']:,} written"
-    failed = item["calls"] - item["outcomes"].get("success", 0)
+    failures = item["calls"] - item["outcomes"].get("success", 0)
     mean = item["latency_ms"]["mean"] or 0.0
-    return f"{item['name']}: {item['calls']} calls ({failed} without an answer), {tokens}, {mean / 1000:.1f} s each"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return f"{item['name']}: {item['calls']} calls ({failures} without an answer), {tokens}, {mean / 1000:.1f} s each"

@@ -1,4 +1,4 @@
-"""What the person who brings a machine up wants of its pool, written down as a version of the configuration."""
+"""Mode and bounds that `convener up` and `demo` ask for, applied as a version of the configuration."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from app.kernel.modes import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class PoolOptions:
     """A mode and bounds of the pool; None leaves what is there."""
 
     mode: Mode | None = None
@@ -20,25 +20,25 @@ class Wish:
     reason: str = "asked for when the machine was brought up"
 
 
-async def grant(database: Database, initial: Mode, wish: Wish, by: str) -> Version:
-    """Put the wish in force where it differs; returns what is in force then. Raises ConfigRefused."""
+async def apply(database: Database, initial: Mode, options: PoolOptions, by: str) -> Version:
+    """Put the options in force where they differ; returns the version in force then. Raises ConfigRefused."""
     async with database.transaction() as connection:
-        found = await config.current(connection, wish.mode or initial)
-        if wish.mode is not None and wish.mode is not found.mode:
-            found = (await config.switch(connection, initial, _order(found, wish, by), wish.mode)).version
-        document = _bounded(found.document, wish)
-        if document == found.document:
-            return found
-        order = _order(found, wish, by)
-        return (await config.change(connection, initial, order, ConfigAction.PATCH, document)).version
+        version = await config.current(connection, options.mode or initial)
+        if options.mode is not None and options.mode is not version.mode:
+            version = (await config.switch(connection, initial, _request(version, options, by), options.mode)).version
+        document = _with_bounds(version.document, options)
+        if document == version.document:
+            return version
+        request = _request(version, options, by)
+        return (await config.change(connection, initial, request, ConfigAction.PATCH, document)).version
 
 
-def _order(found: Version, wish: Wish, by: str) -> ChangeRequest:
-    return ChangeRequest(expected_version=found.version, by=by, reason=wish.reason)
+def _request(version: Version, options: PoolOptions, by: str) -> ChangeRequest:
+    return ChangeRequest(expected_version=version.version, by=by, reason=options.reason)
 
 
-def _bounded(document: Document, wish: Wish) -> Document:
+def _with_bounds(document: Document, options: PoolOptions) -> Document:
     pool = document.worker_pool
-    least = pool.min_workers if wish.min_workers is None else wish.min_workers
-    most = pool.max_workers if wish.max_workers is None else wish.max_workers
-    return replace(document, worker_pool=replace(pool, min_workers=least, max_workers=most))
+    min_workers = pool.min_workers if options.min_workers is None else options.min_workers
+    max_workers = pool.max_workers if options.max_workers is None else options.max_workers
+    return replace(document, worker_pool=replace(pool, min_workers=min_workers, max_workers=max_workers))

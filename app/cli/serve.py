@@ -28,21 +28,21 @@ PASS_THROUGH = {
 def api() -> None:
     """Serve the API, until SIGTERM or Ctrl-C. Any number may run on one database."""
     database_url()
-    _become("-P", "-m", "app.main")
+    _exec_python("-P", "-m", "app.main")
 
 
 def loops() -> None:
     """Run the background duties, and the pool of this host, until SIGTERM or Ctrl-C."""
     database_url()
-    _become("-P", "-m", "app.background")
+    _exec_python("-P", "-m", "app.background")
 
 
 def worker(context: typer.Context) -> None:
     """Run one worker; `convener worker --help` tells its options."""
-    _become("-m", "worker_agent", *context.args)
+    _exec_python("-m", "worker_agent", *context.args)
 
 
-def _become(*arguments: str) -> NoReturn:
+def _exec_python(*arguments: str) -> NoReturn:
     """`-P` keeps a directory named `app` wherever the user happens to be from being taken for ours.
 
     A worker does look there: that is where people keep their handlers.

@@ -15,7 +15,7 @@ from app.admin.errors import ConfigRefused
 from app.admin.rules.keys import read_key
 from app.admin.service.access import Keyring, create_key
 from app.admin.store.config import Version
-from app.cli.pool_options import Wish, grant
+from app.cli.pool_options import PoolOptions, apply
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.db import schema
 from app.db.database import Database
@@ -36,7 +36,7 @@ _KEYS: Mapping[Role, str] = {
     Role.SUPERVISOR: "supervisor.key",
 }
 Say = Callable[[str], None]
-_NO_WISH = Wish()
+_NO_OPTIONS = PoolOptions()
 
 
 class StackError(Exception):
@@ -55,27 +55,32 @@ class Stack:
     supervisor: Supervisor
 
     def restarts(self) -> dict[str, int]:
-        """What died and was started again, and how often."""
+        """Number of restarts of each program that has died."""
         return {name: count for name, count in self.supervisor.restarts().items() if count}
 
 
 @asynccontextmanager
 async def running(
-    settings: Settings, say: Say, *, log_files: bool, wish: Wish = _NO_WISH, beside: Sequence[Program] = ()
+    settings: Settings,
+    say: Say,
+    *,
+    log_files: bool,
+    pool_options: PoolOptions = _NO_OPTIONS,
+    extra_programs: Sequence[Program] = (),
 ) -> AsyncIterator[Stack]:
-    """Bring everything up, and programs `beside` it, and down again in order. Raises StackError, EmbeddedError."""
+    """Bring everything up, and `extra_programs`, and down again in order. Raises StackError, EmbeddedError."""
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         cleanup.enter_context(hold(state))
-        if left := end_leftovers(state / "children.json"):
-            say(f"ended {left} processes that an earlier run left behind")
-        port = _free_port(settings)
+        if leftovers := end_leftovers(state / "children.json"):
+            say(f"ended {leftovers} processes that an earlier run left behind")
+        port = free_port(settings.host, settings.port)
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
-        keys, fresh, config = await _prepare(url, settings, wish, say)
+        keys, fresh, config = await _prepare(url, settings, pool_options, say)
         environment = _environment(settings, url, port, keys)
-        programs = [*beside, *_programs(settings, environment, state / "logs" if log_files else None)]
+        programs = [*extra_programs, *_programs(settings, environment, state / "logs" if log_files else None)]
         supervisor = Supervisor(server, programs, state / "children.json")
         cleanup.push_async_callback(supervisor.stop)
         await supervisor.start_programs()
@@ -105,29 +110,31 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
     return server
 
 
-async def _prepare(url: str, settings: Settings, wish: Wish, say: Say) -> tuple[dict[Role, str], set[Role], Version]:
+async def _prepare(
+    url: str, settings: Settings, pool_options: PoolOptions, say: Say
+) -> tuple[dict[Role, str], set[Role], Version]:
     """Migrate, make the keys that are missing, configure; returns all keys, which are new, and what is in force."""
     database = Database(url)
     try:
-        before, after = await schema.migrate(database.engine)
-        if before != after:
-            say(f"migrated the database from {before or 'nothing'} to {after}")
-        keys, fresh = await _keys(database, settings.state_directory)
-        return keys, fresh, await _configure(database, settings, wish, keys[Role.OPERATOR])
+        old_revision, new_revision = await schema.migrate(database.engine)
+        if old_revision != new_revision:
+            say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
+        keys, fresh = await _ensure_keys(database, settings.state_directory)
+        return keys, fresh, await _configure(database, settings, pool_options, keys[Role.OPERATOR])
     finally:
         await database.close()
 
 
-async def _configure(database: Database, settings: Settings, wish: Wish, key: str) -> Version:
+async def _configure(database: Database, settings: Settings, pool_options: PoolOptions, key: str) -> Version:
     by = (read_key(key) or ("convener up", ""))[0]
     try:
-        return await grant(database, settings.mode or Mode.DEVELOPMENT, wish, by)
+        return await apply(database, settings.mode or Mode.DEVELOPMENT, pool_options, by)
     except ConfigRefused as refused:
         remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in refused.fields)
         raise StackError(f"the pool cannot be so: {remarks}") from None
 
 
-async def _keys(database: Database, state: Path) -> tuple[dict[Role, str], set[Role]]:
+async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str], set[Role]]:
     keys: dict[Role, str] = {}
     fresh: set[Role] = set()
     keyring = Keyring(database)
@@ -152,7 +159,7 @@ async def _is_known(keyring: Keyring, text: str) -> bool:
 
 
 def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, str]) -> dict[str, str]:
-    given = {
+    variables = {
         "CONVENER_DATABASE_URL": url,
         "CONVENER_PORT": str(port),
         "CONVENER_MODE": (settings.mode or Mode.DEVELOPMENT).value,
@@ -162,7 +169,7 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
         "CONVENER_POOL_KEY": keys[Role.WORKER],
     }
-    return {**os.environ, **given}
+    return {**os.environ, **variables}
 
 
 def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | None) -> list[Program]:
@@ -199,19 +206,19 @@ async def _until_ready(address: str, programs: list[Program]) -> None:
     raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
 
 
-def _free_port(settings: Settings) -> int:
-    """The port of the settings, which must be free; any free one for 0."""
+def free_port(host: str, port: int) -> int:
+    """This port, which must be free; any free one for 0. Raises StackError."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise StackError(
-                f"port {settings.port} on {settings.host} is taken ({error.strerror}); "
+                f"port {port} on {host} is taken ({error.strerror}); "
                 "stop whoever uses it, or choose another with --port"
             ) from None
-        port: int = probe.getsockname()[1]
-        return port
+        bound_port: int = probe.getsockname()[1]
+        return bound_port
 
 
 def _write(file: Path, text: str) -> None:

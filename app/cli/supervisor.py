@@ -113,17 +113,17 @@ class Supervisor:
         self._record.unlink(missing_ok=True)
 
     def restarts(self) -> dict[str, int]:
-        """How often each child was started again."""
+        """Number of restarts of each child."""
         return {program.name: program.restarts for program in self._programs} | {"postgres": self._server_restarts}
 
     async def _keep(self, program: Program) -> None:
         pause = 0.1
         while True:
-            started = asyncio.get_running_loop().time()
+            started_at = asyncio.get_running_loop().time()
             code = await program.wait()
-            if asyncio.get_running_loop().time() - started > _CALM_SECONDS:
+            if asyncio.get_running_loop().time() - started_at > _CALM_SECONDS:
                 pause = 0.1
-            log.warning("%s %s; starting it again in %.1f s", program.name, _ending(code), pause)
+            log.warning("%s %s; starting it again in %.1f s", program.name, _describe_exit(code), pause)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
             try:
@@ -137,7 +137,7 @@ class Supervisor:
         while True:
             url = server.url
             code = await server.wait()
-            log.warning("PostgreSQL %s; starting it again", _ending(code))
+            log.warning("PostgreSQL %s; starting it again", _describe_exit(code))
             try:
                 await server.start()
             except Exception:
@@ -149,38 +149,38 @@ class Supervisor:
 
     def _write_record(self) -> None:
         pids = [program.pid for program in self._programs if program.pid is not None]
-        known = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
-        self._record.write_text(json.dumps(known))
+        records = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
+        self._record.write_text(json.dumps(records))
 
 
 def end_leftovers(record: Path, seconds: float = 3.0) -> int:
     """End the children of a supervisor that was killed; returns how many were still there."""
     try:
-        known = json.loads(record.read_text())
+        records = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):
         return 0
-    left = [process for entry in known if (process := _same_process(entry["pid"], entry["created"]))]
-    for process in left:
+    leftovers = [process for entry in records if (process := _same_process(entry["pid"], entry["created"]))]
+    for process in leftovers:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, stubborn = psutil.wait_procs(left, timeout=seconds)
+    _, stubborn = psutil.wait_procs(leftovers, timeout=seconds)
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(stubborn, timeout=seconds)
     record.unlink(missing_ok=True)
-    return len(left)
+    return len(leftovers)
 
 
-def _same_process(pid: int, created: float) -> psutil.Process | None:
+def _same_process(pid: int, created_at: float) -> psutil.Process | None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        if abs(process.create_time() - created) < 0.05:
+        if abs(process.create_time() - created_at) < 0.05:
             return process
     return None
 
 
-def _ending(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with code {code}"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from app.admin.rules.config import conduct
-from app.cli.pool_options import Wish
+from app.cli.pool_options import PoolOptions
 from app.cli.stack import Stack, StackError, running
 from app.kernel.access import Role
 from app.kernel.modes import Mode
@@ -48,21 +48,21 @@ def up(
 
       convener up --mode production --min-workers 2 --max-workers 12
     """
-    chosen = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
-    wish = Wish(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
+    options = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
+    pool_options = PoolOptions(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
     try:
         settings = Settings.from_environment()
-        settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-        asyncio.run(_run(settings, wish))
+        settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
+        asyncio.run(_run(settings, pool_options))
     except (StackError, EmbeddedError, SettingsError) as error:
         console.print(f"[bold red]convener up:[/] {error}")
         raise typer.Exit(1) from None
 
 
-async def _run(settings: Settings, wish: Wish) -> None:
+async def _run(settings: Settings, pool_options: PoolOptions) -> None:
     stop = stop_signal()
     say = partial(console.print, style="dim")
-    async with running(settings, say, log_files=False, wish=wish) as stack:
+    async with running(settings, say, log_files=False, pool_options=pool_options) as stack:
         console.print(_welcome(stack, settings))
         await stop.wait()
         console.print(
@@ -84,7 +84,7 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     lines = [
         f"API       {stack.url}",
         f"Swagger   {stack.url}/docs",
-        f"Workers   {_plan(stack, settings)}",
+        f"Workers   {_pool_plan(stack, settings)}",
         f"Agents    {agents}",
         f"State     {settings.state_directory}",
     ]
@@ -97,13 +97,13 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)
 
 
-def _plan(stack: Stack, settings: Settings) -> str:
-    """What the pool will do."""
+def _pool_plan(stack: Stack, settings: Settings) -> str:
+    """The size of the pool in words: now, and between which bounds later."""
     pool, mode = stack.config.document.worker_pool, stack.config.mode
     size = max(pool.min_workers, min(settings.pool_size, pool.max_workers))
     if not settings.pool_size:
         return "none are started here; `convener decisions ls` recommends how many there should be"
     if conduct(mode).scales:
         return f"{size} now, then {pool.min_workers} to {pool.max_workers} as the queue needs ({mode.value})"
-    asked = "" if size == settings.pool_size else f"; {settings.pool_size} were asked for"
-    return f"{size}, always ({mode.value} allows {pool.min_workers} to {pool.max_workers}{asked})"
+    note = "" if size == settings.pool_size else f"; {settings.pool_size} were asked for"
+    return f"{size}, always ({mode.value} allows {pool.min_workers} to {pool.max_workers}{note})"

@@ -6,7 +6,7 @@ import pytest
 
 from app.admin.store.config import Version
 from app.cli import stack, up
-from app.cli.pool_options import Wish, grant
+from app.cli.pool_options import PoolOptions, apply
 from app.cli.stack import Stack, StackError
 from app.cli.supervisor import Supervisor
 from app.db.database import Database
@@ -15,18 +15,18 @@ from app.settings import Settings
 from tests.support.sql import value
 
 
-async def _granted(database: Database, wish: Wish) -> Version:
-    return await grant(database, Mode.DEVELOPMENT, wish, by="me")
+async def _granted(database: Database, wish: PoolOptions) -> Version:
+    return await apply(database, Mode.DEVELOPMENT, wish, by="me")
 
 
 async def test_without_a_wish_a_new_database_gets_the_preset(database: Database) -> None:
     for _ in range(2):
-        found = await _granted(database, Wish())
+        found = await _granted(database, PoolOptions())
         assert (found.version, found.mode, found.document.worker_pool.max_workers) == (1, Mode.DEVELOPMENT, 5)
 
 
 async def test_mode_and_bounds_become_a_version_once(database: Database) -> None:
-    wish = Wish(mode=Mode.PRODUCTION, min_workers=2, max_workers=12, reason="convener up")
+    wish = PoolOptions(mode=Mode.PRODUCTION, min_workers=2, max_workers=12, reason="convener up")
     for _ in range(2):
         found = await _granted(database, wish)
         pool = found.document.worker_pool
@@ -36,28 +36,28 @@ async def test_mode_and_bounds_become_a_version_once(database: Database) -> None
 
 
 async def test_another_mode_is_switched_to(database: Database) -> None:
-    await _granted(database, Wish())
-    found = await _granted(database, Wish(mode=Mode.TRUSTED_TESTER, reason="guests"))
+    await _granted(database, PoolOptions())
+    found = await _granted(database, PoolOptions(mode=Mode.TRUSTED_TESTER, reason="guests"))
     assert (found.mode, found.document.worker_pool.max_workers, found.version) == (Mode.TRUSTED_TESTER, 50, 2)
-    assert (await _granted(database, Wish())).version == 2
+    assert (await _granted(database, PoolOptions())).version == 2
 
 
 async def test_bounds_that_cannot_be_are_refused_in_words(database: Database) -> None:
     with pytest.raises(StackError, match="min_workers must not be above max_workers, which is 5"):
-        await stack._configure(database, Settings(), Wish(min_workers=9), "cvn_id_secret")
+        await stack._configure(database, Settings(), PoolOptions(min_workers=9), "cvn_id_secret")
 
 
 @pytest.mark.parametrize(
     ("wish", "size", "words"),
     [
-        (Wish(), 3, "3, always (development allows 2 to 5)"),
-        (Wish(), 9, "5, always (development allows 2 to 5; 9 were asked for)"),
-        (Wish(), 0, "none are started here"),
-        (Wish(mode=Mode.PRODUCTION, min_workers=2, max_workers=12), 3, "3 now, then 2 to 12 as the queue needs"),
+        (PoolOptions(), 3, "3, always (development allows 2 to 5)"),
+        (PoolOptions(), 9, "5, always (development allows 2 to 5; 9 were asked for)"),
+        (PoolOptions(), 0, "none are started here"),
+        (PoolOptions(mode=Mode.PRODUCTION, min_workers=2, max_workers=12), 3, "3 now, then 2 to 12 as the queue needs"),
     ],
 )
 async def test_the_welcome_says_what_the_pool_will_do(
-    database: Database, tmp_path: Path, wish: Wish, size: int, words: str
+    database: Database, tmp_path: Path, wish: PoolOptions, size: int, words: str
 ) -> None:
     machine = Stack(
         url="",
@@ -67,4 +67,4 @@ async def test_the_welcome_says_what_the_pool_will_do(
         config=await _granted(database, wish),
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
-    assert words in up._plan(machine, Settings(pool_size=size))
+    assert words in up._pool_plan(machine, Settings(pool_size=size))
