@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def settle_down() -> None:
-    """Take present objects out of garbage collection: looking through them would take longer than a scaling decision."""
+    """Take present objects out of garbage collection, which would take longer than a scaling decision."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)

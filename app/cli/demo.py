@@ -75,9 +75,9 @@ def demo(
     try:
         settings = Settings.from_environment()
         home = state or settings.state_directory / "demo"
-        options = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
+        changes = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
         handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"
-        settings = settings.model_copy(update={**options, "worker_handlers": handlers})
+        settings = settings.model_copy(update={**changes, "worker_handlers": handlers})
         plan = _Plan(seed=seed, rounds=rounds or (_LLM_ROUNDS if llm else None), keep=keep, llm=llm)
         success = asyncio.run(_run(settings, plan))
     except (StackError, EmbeddedError, SettingsError) as error:
@@ -99,16 +99,14 @@ class _Plan:
 async def _run(settings: Settings, plan: _Plan) -> bool:
     stop, began = stop_signal(), datetime.now(UTC)
     # As many as were asked for, also where that is more or fewer than the mode is meant for.
-    pool_options = PoolOptions(
+    options = PoolOptions(
         min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo"
     )
     variables, model = find_model() if plan.llm else ({}, None)
     os.environ.update(variables)
     extra_programs = [with_log_file(model, settings.state_directory / "logs")] if model else []
     say = partial(console.print, style="dim")
-    async with running(
-        settings, say, log_files=True, pool_options=pool_options, extra_programs=extra_programs
-    ) as stack:
+    async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
         await wait_for_model(variables)
         console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
         research = asyncio.create_task(_research(stack, plan))

@@ -65,7 +65,7 @@ async def running(
     say: Say,
     *,
     log_files: bool,
-    pool_options: PoolOptions = _NO_OPTIONS,
+    options: PoolOptions = _NO_OPTIONS,
     extra_programs: Sequence[Program] = (),
 ) -> AsyncIterator[Stack]:
     """Bring everything up, and `extra_programs`, and down again in order. Raises StackError, EmbeddedError."""
@@ -78,7 +78,7 @@ async def running(
         port = free_port(settings.host, settings.port)
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
-        keys, fresh, config = await _prepare(url, settings, pool_options, say)
+        keys, fresh, config = await _prepare(url, settings, options, say)
         environment = _environment(settings, url, port, keys)
         programs = [*extra_programs, *_programs(settings, environment, state / "logs" if log_files else None)]
         supervisor = Supervisor(server, programs, state / "children.json")
@@ -111,7 +111,7 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
 
 
 async def _prepare(
-    url: str, settings: Settings, pool_options: PoolOptions, say: Say
+    url: str, settings: Settings, options: PoolOptions, say: Say
 ) -> tuple[dict[Role, str], set[Role], Version]:
     """Migrate, make the keys that are missing, configure; returns all keys, which are new, and what is in force."""
     database = Database(url)
@@ -120,15 +120,15 @@ async def _prepare(
         if old_revision != new_revision:
             say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
         keys, fresh = await _ensure_keys(database, settings.state_directory)
-        return keys, fresh, await _configure(database, settings, pool_options, keys[Role.OPERATOR])
+        return keys, fresh, await _configure(database, settings, options, keys[Role.OPERATOR])
     finally:
         await database.close()
 
 
-async def _configure(database: Database, settings: Settings, pool_options: PoolOptions, key: str) -> Version:
+async def _configure(database: Database, settings: Settings, options: PoolOptions, key: str) -> Version:
     by = (read_key(key) or ("convener up", ""))[0]
     try:
-        return await apply(database, settings.mode or Mode.DEVELOPMENT, pool_options, by)
+        return await apply(database, settings.mode or Mode.DEVELOPMENT, options, by)
     except ConfigRefused as refused:
         remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in refused.fields)
         raise StackError(f"the pool cannot be so: {remarks}") from None

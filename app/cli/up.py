@@ -62,7 +62,7 @@ def up(
 async def _run(settings: Settings, pool_options: PoolOptions) -> None:
     stop = stop_signal()
     say = partial(console.print, style="dim")
-    async with running(settings, say, log_files=False, pool_options=pool_options) as stack:
+    async with running(settings, say, log_files=False, options=pool_options) as stack:
         console.print(_welcome(stack, settings))
         await stop.wait()
         console.print(
