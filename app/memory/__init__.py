@@ -1,1 +1,1 @@
-"""What outlives a task: context, checkpoints, backups."""
+"""Data that outlives tasks and servers: Context Memory, checkpoints, and backups."""

@@ -1,4 +1,4 @@
-"""Research goals: created, followed, paused and stopped; their iterations decided on; and how they share the queue."""
+"""Routes of research goals: their life, their iterations, and their weights."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Bodies of the routes of research goals."""
+"""Bodies of requests and responses about research goals."""
 
 import json
 from dataclasses import asdict
@@ -246,6 +246,7 @@ def iteration_out(iteration: Iteration) -> IterationOut:
     fields = {"goal_id": iteration.goal_id, "iteration": iteration.number, "reported_at": iteration.reported_at}
     fields |= {"quality": quality["best"], "top_quality": quality["top"], "top_matches": quality["matches"]}
     fields |= {"tasks": iteration.tasks, "claimed_compute_seconds": iteration.claimed_seconds}
+    # `compute_seconds` of the decision is that of the goal until then, the one of the report that of the iteration.
     return IterationOut.model_validate({**decision, **fields, "iteration_compute_seconds": report["compute_seconds"]})
 
 

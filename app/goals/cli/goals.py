@@ -50,14 +50,14 @@ def ls(
     state: Annotated[list[GoalState] | None, typer.Option(help="in this state; of several, in any")] = None,
     limit: Limit = 50,
     everything: Whole = False,
-    after: After = None,
+    after_id: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """List research goals by id."""
     states = [wanted_state.value for wanted_state in state] if state else None
     with connect(url) as client:
-        items, following = client.pages("/goals", None if everything else limit, after=after, state=states)
+        items, following = client.pages("/goals", None if everything else limit, after=after_id, state=states)
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
         return

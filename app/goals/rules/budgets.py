@@ -153,6 +153,7 @@ def remaining_attempts(limits: Limits, compute: Compute) -> int | None:
     if compute.expected_seconds <= _MIN_TASK_SECONDS:
         return None
     has_run = compute.attempts or compute.running
+    # The epsilon keeps a budget of exactly three attempts from having room for two.
     return max(0 if has_run else 1, int(remaining / compute.expected_seconds + _EPSILON))
 
 

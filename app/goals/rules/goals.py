@@ -147,6 +147,7 @@ def decide(goal: GoalSnapshot, policy: GoalPolicy) -> GoalDecision:
     """Decide after the last iteration. Hard limits come first, also where quality would give a reason to stop."""
     last = goal.iterations[-1]
     forecast = forecast_next(goal.iterations)
+    # Judged also where a limit stops the goal anyway, since the gain is part of the answer.
     readings = [QualityReading(number=row.number, quality=row.quality) for row in goal.iterations]
     judgement = stopping.judge(readings, policy.stopping)
     limit_reason = budgets.overrun_reason(policy.limits, goal.usage, forecast)

@@ -115,7 +115,7 @@ _NO_TASK = """NOT EXISTS (
       )"""
 NO_TASKS = " AND ".join(_NO_TASK.format(table=table, goal="{goal}") for table in ("tasks", "task_history"))
 
-# Goals that are locked are skipped: whoever works on one has a reason to keep it, and the next run finds it again.
+# Locked goals are skipped, so that this waits for no one; the next run finds them again.
 _PRUNE = text(f"""
 WITH old AS MATERIALIZED (
     SELECT id FROM goals WHERE state = 'stopped' AND ended_at < now() - make_interval(days => :days)

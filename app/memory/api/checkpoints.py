@@ -1,4 +1,4 @@
-"""Checkpoints of the system: what was in flight at a moment, to look at, to check and to keep elsewhere."""
+"""Routes of checkpoints: take, list, read and verify them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Context Memory: versioned entries of a namespace."""
+"""Routes of the Context Memory: versioned entries of a namespace."""
 
 import re
 from typing import Annotated, Any

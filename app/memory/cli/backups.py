@@ -64,7 +64,7 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="as `convener db backup` writes it")],
     url: DatabaseUrl = None,
-    bundled: Bundled = False,
+    is_bundled: Bundled = False,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Restore a backup into an empty database, maybe on another server, before any service works on it.
@@ -73,27 +73,27 @@ def restore(
     """
     from app.memory.service import backups
 
-    if bundled and url is not None:
+    if is_bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
-    with output.errors().status("restoring") as progress, tried(), _target(url, bundled=bundled) as target:
-        restored = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
+    with output.errors().status("restoring") as progress, tried(), _target(url, is_bundled=is_bundled) as target:
+        result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
     if fmt is Format.JSON:
         output.write_json(
             {
-                "before": restored.dump_revision,
-                "revision": restored.revision,
-                "released": restored.released_leases,
-                "transaction_offset": restored.transaction_offset,
-                "checked": restored.is_verified,
+                "before": result.dump_revision,
+                "revision": result.revision,
+                "released": result.released_leases,
+                "transaction_offset": result.transaction_offset,
+                "checked": result.is_verified,
             }
         )
         return
-    if not restored.is_verified:
+    if not result.is_verified:
         output.errors().print("[yellow]there was no manifest beside the backup, so its checksum was not checked[/]")
-    has_upgraded = restored.dump_revision != restored.revision
-    upgrade = f", brought up from {restored.dump_revision}" if has_upgraded else ""
-    leases = f"{restored.released_leases:,} leases were released"
-    output.show(Text(f"restored at revision {restored.revision}{upgrade}; {leases}"))
+    has_upgraded = result.dump_revision != result.revision
+    upgrade = f", brought up from {result.dump_revision}" if has_upgraded else ""
+    leases = f"{result.released_leases:,} leases were released"
+    output.show(Text(f"restored at revision {result.revision}{upgrade}; {leases}"))
     output.errors().print("[dim]`convener db verify` checks what is there now[/]")
 
 
@@ -118,8 +118,8 @@ def verify(
         raise typer.Exit(ExitCode.REFUSED)
 
 
-def _target(url: str | None, *, bundled: bool) -> AbstractContextManager[str | None]:
-    return new_server() if bundled else nullcontext(url)
+def _target(url: str | None, *, is_bundled: bool) -> AbstractContextManager[str | None]:
+    return new_server() if is_bundled else nullcontext(url)
 
 
 def _check_file(file: Path) -> list[dict[str, Any]]:
@@ -127,12 +127,12 @@ def _check_file(file: Path) -> list[dict[str, Any]]:
 
     with tried():
         inspection = backups.inspect(_dumps(), file)
-    meaning = (
+    description = (
         f"the backup is what was written, and holds revision {inspection.revision} in {inspection.entries} entries"
     )
     if inspection.manifest is None:
-        meaning = "the backup can be read; there is no manifest with a checksum beside it"
-    return [_check_row(str(file), meaning, inspection.violations, len(inspection.violations))]
+        description = "the backup can be read; there is no manifest with a checksum beside it"
+    return [_check_row(str(file), description, inspection.violations, len(inspection.violations))]
 
 
 def _check_database(url: str | None) -> list[dict[str, Any]]:
@@ -153,8 +153,9 @@ async def _run_checks(database: "Database") -> "list[Verdict]":
         return [await run_check(connection, check) for check in CHECKS]
 
 
-def _check_row(name: str, meaning: str, examples: Sequence[str], violations: int) -> dict[str, Any]:
-    return {"name": name, "says": meaning, "ok": not violations, "violations": violations, "examples": list(examples)}
+def _check_row(name: str, description: str, examples: Sequence[str], violations: int) -> dict[str, Any]:
+    details = {"violations": violations, "examples": list(examples)}
+    return {"name": name, "says": description, "ok": not violations} | details
 
 
 def _dumps() -> "Dumps":

@@ -104,7 +104,7 @@ def export(
 )
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="as `convener checkpoints export` writes it")],
-    bundled: Bundled = False,
+    is_bundled: Bundled = False,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Put a checkpoint into the empty database that CONVENER_DATABASE_URL names; works without the service.
@@ -115,22 +115,22 @@ def restore(
     from app.memory.service import checkpoints
 
     head, content = _read_file(file)
-    with tried(), new_server() if bundled else nullcontext() as target:
-        restored = on_database(
+    with tried(), new_server() if is_bundled else nullcontext() as target:
+        result = on_database(
             lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), target
         )
     if fmt is Format.JSON:
-        output.write_json({name: getattr(restored, name) for name in restored.__dataclass_fields__})
+        output.write_json({name: getattr(result, name) for name in result.__dataclass_fields__})
         return
     output.show(
         Text(
-            f"restored {restored.tasks:,} tasks, {restored.released:,} of them leased when it was taken, and "
-            f"{restored.context:,} entries of the Context Memory"
+            f"restored {result.tasks:,} tasks, {result.released:,} of them leased when it was taken, and "
+            f"{result.context:,} entries of the Context Memory"
         )
     )
-    if restored.is_cut:
+    if result.is_cut:
         output.errors().print("[yellow]the checkpoint was cut: there had been more than it could hold[/]")
-    if not bundled:
+    if not is_bundled:
         output.errors().print("[dim]now make a key: convener key create admin --label me --database[/]")
 
 
@@ -140,6 +140,7 @@ def _write_file(file: Path, text: bytes) -> None:
     try:
         if file.exists():
             raise Failure(f"{file} exists already", ExitCode.REFUSED, hint="name another file")
+        # With its mode from the first moment on, since it holds payloads and results.
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
             out.write(text)
             out.flush()

@@ -92,7 +92,7 @@ def ls(
     values: Annotated[bool, typer.Option("--values", help="with their values")] = False,
     limit: Limit = 100,
     everything: Whole = False,
-    after: After = None,
+    after_key: After = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -100,7 +100,7 @@ def ls(
     values_parameter = "true" if values else None
     with connect(url) as client:
         path = f"/context/{quote(namespace, safe='')}"
-        items, following = client.pages(path, None if everything else limit, after=after, values=values_parameter)
+        items, following = client.pages(path, None if everything else limit, after=after_key, values=values_parameter)
         now = client.now
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})

@@ -8,6 +8,7 @@ from typing import Any
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import LEASED
 
+# Version of the content; a reader refuses any other.
 FORMAT = 1
 
 
@@ -61,6 +62,7 @@ def unreachable_tasks(included_ids: Collection[str], edges: Iterable[tuple[str, 
     unreachable: set[str] = set()
     for task, dependency in edges:
         dependents.setdefault(dependency, []).append(task)
+    # Breadth first from the absent dependencies; those already found are not visited twice, so cycles end as well.
     front = [dependency for dependency in dependents if dependency not in included_ids]
     while front:
         next_tasks = {task for dependency in front for task in dependents.get(dependency, ())} - unreachable
@@ -75,6 +77,7 @@ def find_violations(content: Mapping[str, Any]) -> list[str]:
         return [f"its format is {content.get('format')!r}, not {FORMAT}"]
     try:
         return [*_count_violations(content), *_task_violations(content["tasks"]), *_dependency_violations(content)]
+    # The content may come from any file: a part that is absent or of another shape is a violation, and no crash.
     except (KeyError, TypeError, AttributeError) as error:
         return [f"it is not complete: {type(error).__name__} {error}"]
 
@@ -97,6 +100,7 @@ def _task_violations(tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"task {task['id']} is {task['state']}, which does not agree with its worker"
         if (task["blockers"] > 0) != (task["state"] == TaskState.BLOCKED):
             yield f"task {task['id']} is {task['state']} with {task['blockers']} unmet dependencies"
+        # Every lease takes a new token, and every failure or rescue ends one.
         if task["token"] < task["failures"] + task["rescues"]:
             yield f"the token of task {task['id']} is lower than the number of its attempts"
 

@@ -49,6 +49,7 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
     async with database.transaction() as connection:
         moment, server = (await now(connection)).isoformat(), await backups.server_version(connection)
     try:
+        # Checked before the dump, which may take hours, rather than when the manifest is written.
         if archives.manifest_path(file).exists():
             raise FileExistsError(f"{archives.manifest_path(file)} exists already")
         with archives.new_file(file) as draft:
@@ -72,6 +73,7 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
     try:
         manifest = archives.read_manifest(file)
         violations = _manifest_violations(file, manifest) if manifest else []
+        # A damaged file is not handed to pg_restore, which may well read it without complaint.
         if violations:
             return Inspection(manifest=manifest, revision=None, entries=0, violations=violations)
         entries, revision = dumps.contents(file), dumps.revision(file)
@@ -117,6 +119,7 @@ async def _finish_restore(database: Database, revision: str, *, is_verified: boo
         await schema.adopt(connection, revision)
         offset = await backups.advance_transactions(connection)
         released_leases = await backups.release_leases(connection, _RELEASE_REASON)
+        # A restored database has no statistics: without them the first claims would read whole tables.
         await backups.analyze(connection)
     return RestoredBackup(
         dump_revision=revision,

@@ -98,10 +98,10 @@ async def read(database: Database, checkpoint_id: int) -> Checkpoint:
 async def read_content(database: Database, checkpoint_id: int) -> bytes:
     """Read the content of a checkpoint, as JSON. Raises CheckpointNotFound."""
     async with database.transaction() as connection:
-        compressed = await store.read_content(connection, checkpoint_id)
-    if compressed is None:
+        packed_content = await store.read_content(connection, checkpoint_id)
+    if packed_content is None:
         raise CheckpointNotFound
-    return await asyncio.to_thread(zlib.decompress, compressed)
+    return await asyncio.to_thread(zlib.decompress, packed_content)
 
 
 async def verify(database: Database, checkpoint_id: int) -> Findings:
@@ -137,6 +137,7 @@ async def restore(database: Database, content: bytes, sha256: bytes) -> Restored
         raise Refused("the checkpoint is damaged: " + "; ".join(violations[:3]))
     document = json.loads(content)
     await _check_empty(database)
+    # Outside of the transaction that follows: a migration commits by itself, and an empty schema does no harm.
     await schema.migrate(database.engine)
     async with database.transaction() as connection:
         await backups.disable_statement_timeout(connection)
@@ -173,6 +174,7 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
             raise Refused(f"it was taken by another version, whose {table.name} have {', '.join(sorted(columns))}")
     virtual_times = {(lane["agent_type"], lane["priority"]): lane["virtual_time"] for lane in document["lanes"]}
     moment = (await now(connection)).isoformat()
+    # No worker of this database holds a lease, whatever the checkpoint says.
     parts["tasks"] = [without_lease(task, virtual_times, moment) for task in document["tasks"]]
     for part, table in store.TABLES.items():
         if parts[part]:
@@ -190,6 +192,7 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
 
 
 def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by: str | None) -> NewCheckpoint:
+    # Where a cut leaves a task out, those that wait for it would stay blocked for ever after a restore.
     unreachable = unreachable_tasks(snapshot.tasks.keys(), snapshot.edges) if snapshot.is_cut else set()
     tasks = [line for task, line in snapshot.tasks.items() if task not in unreachable]
     edges = [
@@ -225,6 +228,7 @@ def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by
 
 def _json_document(head: dict[str, Any], lists: dict[str, list[str]]) -> bytes:
     """A JSON object of plain values, and of lists whose items are JSON text as the database wrote it."""
+    # Put together as text: to parse and write 20,000 rows anew would take seconds, and could change their numbers.
     fields = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in head.items()]
     fields += [f"{json.dumps(name)}:{_json_array(items)}" for name, items in lists.items()]
     return ("{" + ",\n".join(fields) + "}\n").encode()

@@ -99,9 +99,11 @@ def connection_arguments(url: str) -> tuple[list[str], Mapping[str, str]]:
     password = next((value for name, value in parameters if name == "password"), unquote(parts.password or ""))
     # By hand, because `hostname` and `port` fail on an address with several hosts.
     hosts = parts.netloc.rpartition("@")[2]
+    # The last "@" ends the password, which may contain others.
     user = f"{parts.netloc.rpartition('@')[0].partition(':')[0]}@" if "@" in parts.netloc else ""
     query = urlencode([(name, value) for name, value in parameters if name in _LIBPQ_PARAMETERS])
     plain = f"postgresql://{user}{hosts}{parts.path}" + (f"?{query}" if query else "")
+    # --no-password: fail rather than ask on a terminal that a service does not have.
     return ["--no-password", f"--dbname={plain}"], {"PGPASSWORD": password} if password else {}
 
 

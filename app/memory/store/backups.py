@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.memory.rules.backups import next_offset
 
+# All processes of the service name their sessions alike, and other programs may be connected without any harm.
 _COUNT_SESSIONS = text("""
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'convener'
@@ -30,6 +31,7 @@ SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history)
 # Blocks every writer of tasks and entries, but no reader.
 _LOCK_TABLES = text("LOCK TABLE tasks, context_entries IN SHARE ROW EXCLUSIVE MODE")
 
+# Every column that stores a number which readers compare with those of later transactions.
 _HIGHEST_TRANSACTION = text("""
 SELECT greatest(convener_transaction_offset(),
                 (SELECT max(transaction) FROM events), (SELECT max(transaction) FROM queue_changes),
@@ -37,6 +39,8 @@ SELECT greatest(convener_transaction_offset(),
                 (SELECT max(cursor_transaction) FROM checkpoints))
 """)
 
+# One statement, so that rows, attempts and events describe exactly the same leases. The token stays: the next lease
+# takes a higher one, which fences off a worker of the old server that comes back.
 _RELEASE_LEASES = text("""
 WITH held AS MATERIALIZED (
     SELECT t.*, coalesce(l.virtual_time, 0) AS virtual_time FROM tasks t

@@ -165,6 +165,7 @@ _LAST_CHECKPOINT = text("""
 SELECT extract(epoch FROM now() - taken_at) AS seconds, cursor_transaction, cursor_seq
 FROM checkpoints ORDER BY id DESC LIMIT 1
 """)
+# From the cursor of the checkpoint rather than its time: an event may become visible long after its own time.
 _COUNT_CHANGES = text(f"""
 SELECT count(*) AS changes, count(*) FILTER (WHERE kind = 'task.completed') AS completions FROM (
     SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
@@ -178,6 +179,7 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 )
 """)
 
+# With no task at all it sets nothing: setval of null is null.
 _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
 # A JSON row has null both for an entry whose value is the JSON null and for one without a value.
 _RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
@@ -196,11 +198,13 @@ async def read_snapshot(connection: AsyncConnection, policy: CheckpointPolicy) -
     """
     await connection.execute(_BEGIN_SNAPSHOT)
     revision = (await connection.execute(_REVISION)).scalar_one()
+    # In one snapshot the cursor and the rows agree: events up to it are in the rows, and no later one is.
     snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=await events.latest(connection))
     bytes_left = await _add_tasks(connection, snapshot, policy)
     for name, query in _PARTS.items():
         snapshot.parts[name] = list((await connection.execute(query, {"limit": policy.max_entries})).scalars())
     snapshot.parts["context"] = await _read_entries(connection, snapshot, policy, bytes_left)
+    # Of the tasks that fit only. An edge to a task outside shows which of them could never run.
     rows = await connection.execute(_EDGES, {"ids": list(snapshot.tasks)})
     snapshot.edges = [(row.task_id, row.depends_on) for row in rows]
     return snapshot

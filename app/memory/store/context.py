@@ -63,6 +63,7 @@ ON CONFLICT DO NOTHING
 RETURNING {_COLUMNS}
 """)
 
+# Null-safe comparisons: a deletion has no value, and most writes have no request id.
 _FIND_REPETITION = text(f"""
 SELECT {_COLUMNS} FROM context_entries
 WHERE namespace = :namespace AND key = :key AND version = :version AND written_by = :written_by
@@ -103,6 +104,7 @@ SELECT {_COLUMNS_WITH_SIZE.format(order="version DESC")} FROM (
 ) page ORDER BY version DESC
 """)
 
+# By number rather than by count: versions have no gaps, so the last number less `keep` needs one probe for each row.
 _PRUNE = deletion(
     "context_entries",
     """written_at < now() - make_interval(days => :days)
