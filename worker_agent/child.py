@@ -73,8 +73,8 @@ def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         pipe.write(_encode_result(_call_handler(target, key, task)))
-    except Postponed as later:
-        pipe.send({"postponed": {"seconds": later.seconds, "reason": later.reason}})
+    except Postponed as postponement:
+        pipe.send({"postponed": {"seconds": postponement.seconds, "reason": postponement.reason}})
     except BaseException as error:
         pipe.send({"error": _describe_error(error)})
 

@@ -46,7 +46,7 @@ class ChildProcess:
 def start_child(
     lease: Lease, handler: Handler, limits: ResourceLimits, extra_environment: Mapping[str, str]
 ) -> ChildProcess:
-    """Start a task in a thread that outlives it; `extra_environment` is added to its variables.
+    """Start the process of a task, from a thread that outlives it; `extra_environment` is added to its variables.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """

@@ -77,9 +77,8 @@ class Client:
             raise ApiUnavailable(f"unreadable answer to a heartbeat: {error!r}") from error
 
     def goodbye(self, reason: str) -> None:
-        self._post(
-            f"/workers/{self._registration.worker_id}/goodbye", {"reason": storable_message(reason)}, GOODBYE_SECONDS
-        )
+        body = {"reason": storable_message(reason)}
+        self._post(f"/workers/{self._registration.worker_id}/goodbye", body, GOODBYE_SECONDS)
 
     def lease(self, request_id: str, *, wait_seconds: int = LONG_POLL_SECONDS) -> tuple[Lease | None, float]:
         """Lease and acknowledge a task; return it and the seconds the call took. Repeat with the same request id."""

@@ -168,9 +168,8 @@ class Daemon:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
             return
-        self._handler_run = HandlerRun(
-            child, lease.timeout_seconds, self._events.put, partial(self._add_measurement, lease)
-        )
+        on_measurement = partial(self._add_measurement, lease)
+        self._handler_run = HandlerRun(child, lease.timeout_seconds, self._events.put, on_measurement)
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 
     def _add_measurement(self, lease: Lease, measurement: JsonObject) -> None:

@@ -87,11 +87,11 @@ class HandlerRun:
         self._reap()
 
     def _read_until_exit(self) -> None:
-        with selectors.DefaultSelector() as selector, contextlib.closing(ExitWatcher(self.pid, selector)) as watch:
+        with selectors.DefaultSelector() as selector, contextlib.closing(ExitWatcher(self.pid, selector)) as watcher:
             for stream, sink in self._sinks:
                 selector.register(stream, selectors.EVENT_READ, sink)
-            while not watch.has_exited():
-                self._read_ready(selector, watch.max_wait_seconds)
+            while not watcher.has_exited():
+                self._read_ready(selector, watcher.max_wait_seconds)
 
     def _read_ready(self, selector: selectors.BaseSelector, max_wait_seconds: float) -> None:
         for key, _ in selector.select(min(max_wait_seconds, max(0.0, self._deadline - time.monotonic()))):

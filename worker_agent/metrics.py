@@ -1,4 +1,4 @@
-"""Pushes metrics that handlers measure, in batches and beside everything else."""
+"""Pushes metrics that handlers measure, in batches and from a thread of its own."""
 
 import logging
 import uuid
@@ -52,6 +52,7 @@ class MetricsPusher:
                 self._samples.popleft()
                 self._dropped_count += 1
             self._samples.append(sample)
+            # Started by the first measurement, as most agents make none.
             if self._thread is None and not self._stop_requested:
                 self._thread = Thread(target=self._run, name="metrics", daemon=True)
                 self._thread.start()

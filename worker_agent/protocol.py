@@ -147,9 +147,8 @@ class StateMachine:
         if self._is_fenced or self.shutdown.gone_reason is not None:
             return self._next_step()
         assert self.lease is not None
-        return self._send_report(
-            _report_of(event, self.lease, next_request_id=self._new_id(), reason=self.shutdown.reason)
-        )
+        report = _report_of(event, self.lease, next_request_id=self._new_id(), reason=self.shutdown.reason)
+        return self._send_report(report)
 
     def _send_report(self, report: act.Report) -> list[Action]:
         """Report the task, but renew its lease first after a long silence, as finished work must survive an outage."""

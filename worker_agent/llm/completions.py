@@ -196,9 +196,8 @@ class CompletionService:
                 await self._wait(turn, self._retry_delay(), f"no permit: {unavailable}")
                 continue
             except UnfitRequest as error:
-                raise RequestRefused(
-                    CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
-                ) from error
+                failure = CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
+                raise RequestRefused(failure) from error
             if isinstance(answer, HeldPermit):
                 return answer
             if answer.reason == PERMIT_OVER:
@@ -227,9 +226,8 @@ class CompletionService:
 
     async def _handle_refusal(self, refusal: PermitRefusal, turn: _ModelTurn) -> None:
         """Wait for as long as the refusal says, unless a cached answer or another model serves better."""
-        prefers_cache = (
-            requests.is_repeatable(turn.question.body) or turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
-        )
+        waits_too_long = turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
+        prefers_cache = waits_too_long or requests.is_repeatable(turn.question.body)
         if refusal.cached_answer is not None and (prefers_cache or refusal.reason == "breaker_open"):
             raise _UseCachedAnswer(refusal.cached_answer)
         if refusal.reason == "breaker_open":
@@ -296,7 +294,6 @@ def _cached_reply(question: Question, cached_answer: JsonObject) -> Reply:
     answer = cached_answer.get("answer")
     body = dict(answer) if isinstance(answer, dict) else {}
     stored_at = cached_answer.get("stored_at")
-    body_with_origin = with_origin(
-        body, asked_model=question.model, degradation=Degradation.CACHED, stored_at=stored_at
-    )
-    return Reply(body=body_with_origin, model=str(body.get("model") or question.model), degradation=Degradation.CACHED)
+    model = str(body.get("model") or question.model)
+    body = with_origin(body, asked_model=question.model, degradation=Degradation.CACHED, stored_at=stored_at)
+    return Reply(body=body, model=model, degradation=Degradation.CACHED)

@@ -105,9 +105,8 @@ class StreamedReply:
         except Exception as error:
             if self.permit.is_lost:
                 raise PermitLost from error
-            settlement = failure_settlement(
-                error.failure if isinstance(error, StreamBroken) else read_error(error), 0.0
-            )
+            failure = error.failure if isinstance(error, StreamBroken) else read_error(error)
+            settlement = failure_settlement(failure, 0.0)
             raise
         finally:
             await self.close(settlement)

@@ -50,8 +50,9 @@ def is_repeatable(body: Mapping[str, object]) -> bool:
 
 def estimated_tokens(body: Mapping[str, object]) -> int:
     """Estimate, corrected at settlement: a token per four characters of question, plus the longest answer allowed."""
-    question = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
+    question_tokens = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
-    answer = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)
+    answer_tokens = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)
     choice_count = body.get("n")
-    return min(_MAX_TOKENS, question + answer * (choice_count if type(choice_count) is int and choice_count > 0 else 1))
+    choices = choice_count if type(choice_count) is int and choice_count > 0 else 1
+    return min(_MAX_TOKENS, question_tokens + answer_tokens * choices)
