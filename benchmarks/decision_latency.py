@@ -23,7 +23,7 @@ from benchmarks.percentiles import percentile
 from benchmarks.surroundings import surroundings
 
 _WARM_UP = 20
-_PARTS = {"read": "see", "decide": "conclude", "write": "write_down"}
+_PARTS = {"read": "observe", "decide": "decide", "write": "record_and_apply"}
 
 # Nine of ten workers hold a task, as in a pool that is worked hard; all have sent a heartbeat just now.
 _WORKERS = """

@@ -26,8 +26,9 @@ async def expected_seconds(connection: AsyncConnection, goal_ids: Collection[str
 
     The mean of the agent type of the goal's first task, over all goals; of the slowest type where it has no task.
     """
-    memory = await state.recall(connection) if goal_ids else None
-    means = {agent: service.mean_seconds for agent, service in memory.experience.service.items()} if memory else {}
+    last = await state.read(connection) if goal_ids else None
+    service_times = last.estimates.service_times if last else {}
+    means = {agent: service_time.mean_seconds for agent, service_time in service_times.items()}
     if not means:
         return {}
     types, slowest = await compute.first_task_types(connection, goal_ids), max(means.values())

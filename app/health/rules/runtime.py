@@ -8,7 +8,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations, total
 from app.queue.rules.status import EVENTS_BY_OUTCOME, RECENT, QueueSnapshot, events_within
 from app.scaling.rules.allocation import Load, bottleneck
-from app.scaling.rules.estimates import ServicePolicy
+from app.scaling.rules.estimates import ServiceTimePolicy
 
 # Nobody knows how much of a leased task is done, so it counts in full, like one that waits.
 _OUTSTANDING = ("pending", "assigned", "executing")
@@ -81,7 +81,7 @@ def unmeasured_metrics(queue: QueueSnapshot, model: LanguageModel) -> list[Findi
     return notes
 
 
-def bottleneck_agent(queue: QueueSnapshot, pool: PoolCounts, policy: ServicePolicy) -> AgentType | None:
+def bottleneck_agent(queue: QueueSnapshot, pool: PoolCounts, policy: ServiceTimePolicy) -> AgentType | None:
     """The agent type with the most outstanding work per worker; None while no task that may run waits.
 
     Workers count for the type that they are assigned; while none is assigned, for each type that they can run.
@@ -91,10 +91,10 @@ def bottleneck_agent(queue: QueueSnapshot, pool: PoolCounts, policy: ServicePoli
     return bottleneck(loads, pool.assigned_workers if any(pool.assigned_workers.values()) else pool.able_workers)
 
 
-def _work(queue: QueueSnapshot, agent: AgentType, policy: ServicePolicy) -> float:
+def _work(queue: QueueSnapshot, agent: AgentType, policy: ServiceTimePolicy) -> float:
     tasks = sum(queue.count(agent=agent, phase=phase) for phase in _OUTSTANDING)
     return tasks * max(policy.floor_seconds, _mean(queue.service_times(agent), policy))
 
 
-def _mean(durations: Durations, policy: ServicePolicy) -> float:
+def _mean(durations: Durations, policy: ServiceTimePolicy) -> float:
     return policy.prior_seconds if durations.mean is None else durations.mean

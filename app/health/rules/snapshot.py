@@ -13,7 +13,7 @@ from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.agents import AgentType
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
-from app.scaling.rules.estimates import ServicePolicy
+from app.scaling.rules.estimates import ServiceTimePolicy
 from app.workers.rules.recovery import Recovery
 
 MINUTE = timedelta(minutes=1)
@@ -75,7 +75,7 @@ class CheckPolicy:
     # A minute of samples: what comes and goes within one is ordinary.
     least_samples: int = 12
     utilisation: UtilisationPolicy = field(default_factory=UtilisationPolicy)
-    service: ServicePolicy = field(default_factory=ServicePolicy)
+    service: ServiceTimePolicy = field(default_factory=ServiceTimePolicy)
 
     def grade(self, figure: float, bounds: Bounds) -> Grade:
         """Grade of a figure that should stay below its bounds."""

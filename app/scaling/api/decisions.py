@@ -1,4 +1,4 @@
-"""Decisions on the pool: what was decided and why, replayed, supposed, and in short for autoscalers."""
+"""Routes of scaling decisions: read, explain, replay, try under another configuration, recommend a size."""
 
 import asyncio
 from typing import Annotated
@@ -27,16 +27,15 @@ from app.scaling.api.schemas import (
     WhatIfIn,
     WhatIfOut,
     brief,
-    recommended,
-    replayed,
-    supposed,
+    hypothetical,
+    replay_result,
     whole,
 )
 from app.scaling.errors import DecisionNotFound
 from app.scaling.service import history as service
 from app.scaling.service.history import Variation
 from app.scaling.store import decisions as store
-from app.scaling.store.decisions import Kept
+from app.scaling.store.decisions import StoredDecision
 
 router = APIRouter(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
@@ -56,9 +55,9 @@ async def page(
 
     Decisions that changed nothing are kept for a day, the others as long as the history of tasks.
     """
-    found = await store.page(connection, before=after, limit=limit + 1, changes=changes_only)
-    following = found[limit - 1].id if len(found) > limit else None
-    return ScalingDecisionPage(items=[brief(kept) for kept in found[:limit]], next=following)
+    decisions = await store.page(connection, below=after, limit=limit + 1, changes=changes_only)
+    following = decisions[limit - 1].id if len(decisions) > limit else None
+    return ScalingDecisionPage(items=[brief(decision) for decision in decisions[:limit]], next=following)
 
 
 @router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_READ, responses=_FINDING)
@@ -68,27 +67,27 @@ async def read(
     inputs: Annotated[bool, Query(description="also all that it depends on")] = False,
 ) -> ScalingDecisionOut:
     """A decision in the specification's shape, and in plain words: what drove it, each limit, what was rejected."""
-    kept = await _read(services.database, decision_id)
-    return await asyncio.to_thread(whole, kept, inputs=inputs)
+    decision = await _read(services.database, decision_id)
+    return await asyncio.to_thread(whole, decision, inputs=inputs)
 
 
 @router.post("/decisions/{decision_id}/replay", summary="Replay a decision", dependencies=_READ, responses=_FINDING)
 async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingReplayOut:
     """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
-    kept = await _read(services.database, decision_id)
-    return replayed(await asyncio.to_thread(service.replay, kept))
+    decision = await _read(services.database, decision_id)
+    return replay_result(await asyncio.to_thread(service.replay, decision))
 
 
 @router.post("/decisions/replay", summary="Replay many decisions", dependencies=_READ)
-async def replay_many(asked: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
+async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
     """The same for the next so many decisions above an id; returns those that come out differently."""
     async with services.database.transaction() as connection:
-        found = await store.onward(connection, after=asked.after, limit=asked.limit)
+        decisions = await store.onward(connection, above=call.after, limit=call.limit)
     # Away from the loop, since each takes milliseconds; and no connection is held meanwhile.
-    results = [await asyncio.to_thread(service.replay, kept) for kept in found]
-    different = [replayed(result) for result in results if not result.identical]
-    following = found[-1].id if len(found) == asked.limit else None
-    return ReplayManyOut(replayed=len(found), different=different, next=following)
+    results = [await asyncio.to_thread(service.replay, decision) for decision in decisions]
+    different = [replay_result(result) for result in results if not result.identical]
+    following = decisions[-1].id if len(decisions) == call.limit else None
+    return ReplayManyOut(replayed=len(decisions), different=different, next=following)
 
 
 @router.post(
@@ -97,28 +96,30 @@ async def replay_many(asked: ReplayManyIn, services: ServicesDep) -> ReplayManyO
     dependencies=_READ,
     responses=responses_for(DecisionNotFound, ConfigRefused),
 )
-async def what_if(asked: WhatIfIn, services: ServicesDep) -> WhatIfOut:
+async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     """What would have been decided then, had the configuration been another. Changes nothing."""
     # Whatever takes milliseconds is away from the loop, and no connection is held meanwhile.
-    kept = await _read(services.database, asked.decision_id)
+    actual = await _read(services.database, call.decision_id)
     document = None
-    if asked.config is not None or asked.mode is not None:
-        inputs = await asyncio.to_thread(service.inputs_of, kept)
+    if call.config is not None or call.mode is not None:
+        inputs = await asyncio.to_thread(service.inputs_of, actual)
         async with services.database.transaction() as connection:
-            base = await service.base_document(connection, inputs, asked.mode)
-        document = apply_patch(base, asked.config or {})
+            base = await service.base_document(connection, inputs, call.mode)
+        document = apply_patch(base, call.config or {})
     variation = Variation(
         document=document,
-        mode=asked.mode,
-        weights_changed="agent_weights" in (asked.config or {}),
-        wait_target_seconds=asked.wait_target_seconds,
+        mode=call.mode,
+        weights_changed="agent_weights" in (call.config or {}),
+        wait_target_seconds=call.wait_target_seconds,
     )
-    told = await asyncio.to_thread(service.what_if, kept, variation)
-    decided, other = brief(kept), supposed(told)
-    before = decided.model_dump(mode="json", exclude={"id"})
-    after = other.model_dump(mode="json", include=set(before))
-    differences = [DifferenceOut.model_validate(one, from_attributes=True) for one in changes(before, after)]
-    return WhatIfOut(decided=decided, supposed=other, differences=differences)
+    outcome = await asyncio.to_thread(service.what_if, actual, variation)
+    actual_out, hypothetical_out = brief(actual), hypothetical(outcome)
+    actual_json = actual_out.model_dump(mode="json", exclude={"id"})
+    hypothetical_json = hypothetical_out.model_dump(mode="json", include=set(actual_json))
+    differences = [
+        DifferenceOut.model_validate(change, from_attributes=True) for change in changes(actual_json, hypothetical_json)
+    ]
+    return WhatIfOut(decided=actual_out, supposed=hypothetical_out, differences=differences)
 
 
 @router.get("/recommendation", summary="Read how many workers there should be", dependencies=_READ)
@@ -127,9 +128,10 @@ async def recommendation(connection: Reading, services: ServicesDep) -> Recommen
 
     Read from one row, so it may be asked as often as one likes.
     """
-    return recommended(await service.recommendation(connection, services[CurrentConfig].initial))
+    recommended_size = await service.recommendation(connection, services[CurrentConfig].initial)
+    return RecommendationOut.model_validate(recommended_size, from_attributes=True)
 
 
-async def _read(database: Database, decision_id: int | None) -> Kept:
+async def _read(database: Database, decision_id: int | None) -> StoredDecision:
     async with database.transaction() as connection:
         return await service.read(connection, decision_id)

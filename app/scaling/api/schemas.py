@@ -11,8 +11,8 @@ from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.target import DecisionType
 from app.scaling.service import history as service
-from app.scaling.service.history import Recommendation, Replay
-from app.scaling.store.decisions import Kept
+from app.scaling.service.history import Replay
+from app.scaling.store.decisions import StoredDecision
 
 _WORKER = "01a20ed2-096e-7921-b9e4-fc4163bbc612"
 _TIME = "2026-11-24T12:00:00+00:00"
@@ -248,36 +248,36 @@ class RecommendationOut(BaseModel):
     reason: str
 
 
-def brief(kept: Kept) -> ScalingBriefOut:
-    """A decision of a list."""
-    return ScalingBriefOut.model_validate(json.loads(kept.output) | {"id": kept.id})
+def brief(decision: StoredDecision) -> ScalingBriefOut:
+    """A decision without its workers, for lists."""
+    return ScalingBriefOut.model_validate(json.loads(decision.output) | {"id": decision.id})
 
 
-def whole(kept: Kept, *, inputs: bool) -> ScalingDecisionOut:
+def whole(decision: StoredDecision, *, inputs: bool) -> ScalingDecisionOut:
     """A decision with its workers, its explanation, and its inputs where asked for."""
-    seen = json.loads(kept.inputs) | {"roster": json.loads(kept.roster)} if inputs else None
-    told = service.explanation(kept)
-    words = ExplanationOut.model_validate(told, from_attributes=True)
-    return _decision(records.shown(json.loads(kept.output), kept.roster), kept.id, words, seen)
+    document = json.loads(decision.inputs) | {"roster": json.loads(decision.roster)} if inputs else None
+    explanation = service.explanation(decision)
+    words = ExplanationOut(
+        seen=list(explanation.observations),
+        drove=list(explanation.reasons),
+        clamps=list(explanation.limits),
+        rejected=[RejectedOut.model_validate(item, from_attributes=True) for item in explanation.alternatives],
+    )
+    return _decision(records.published(json.loads(decision.output), decision.roster), decision.id, words, document)
 
 
-def supposed(told: Mapping[str, Any]) -> ScalingDecisionOut:
-    """A decision that nobody has made."""
-    return _decision(told, None, None, None)
+def hypothetical(outcome: Mapping[str, Any]) -> ScalingDecisionOut:
+    """A decision that was computed and not made."""
+    return _decision(outcome, None, None, None)
 
 
-def replayed(found: Replay) -> ScalingReplayOut:
-    """What came of a replay."""
-    differences = [DifferenceOut.model_validate(one, from_attributes=True) for one in found.differences]
-    return ScalingReplayOut(id=found.decision_id, identical=found.identical, differences=differences)
-
-
-def recommended(found: Recommendation) -> RecommendationOut:
-    """The recommendation."""
-    return RecommendationOut.model_validate(found, from_attributes=True)
+def replay_result(replay: Replay) -> ScalingReplayOut:
+    """Result of a replay."""
+    differences = [DifferenceOut.model_validate(change, from_attributes=True) for change in replay.differences]
+    return ScalingReplayOut(id=replay.decision_id, identical=replay.identical, differences=differences)
 
 
 def _decision(
-    told: Mapping[str, Any], decision_id: int | None, words: ExplanationOut | None, seen: dict[str, Any] | None
+    outcome: Mapping[str, Any], decision_id: int | None, words: ExplanationOut | None, inputs: dict[str, Any] | None
 ) -> ScalingDecisionOut:
-    return ScalingDecisionOut.model_validate({**told, "id": decision_id, "explanation": words, "inputs": seen})
+    return ScalingDecisionOut.model_validate({**outcome, "id": decision_id, "explanation": words, "inputs": inputs})

@@ -1,4 +1,4 @@
-"""`convener decisions`: how many workers were decided on, why, and what would have been decided otherwise."""
+"""`convener decisions`: list, explain and replay scaling decisions, and try them under another configuration."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -33,16 +33,16 @@ def ls(
 ) -> None:
     """List decisions, newest first."""
     with connect(url) as client:
-        most = None if everything else limit
-        items, following = client.pages("/scaling/decisions", most, changes="true" if changes else None)
+        count = None if everything else limit
+        items, following = client.pages("/scaling/decisions", count, changes="true" if changes else None)
         now = client.now
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
         return
     table = output.table("ID", "AT", "TYPE", "WORKERS", "TARGET", "NEED", "REASON", flexible="REASON")
     for item in items:
-        told = (output.age(item["timestamp"], now), item["decision_type"], item["current_workers"])
-        table.add_row(*map(output.cell, (item["id"], *told, item["target_workers"], item["need"], item["reasons"][0])))
+        cells = (output.age(item["timestamp"], now), item["decision_type"], item["current_workers"])
+        table.add_row(*map(output.cell, (item["id"], *cells, item["target_workers"], item["need"], item["reasons"][0])))
     output.show(table)
     if following:
         output.hint_at_more("--all", "--limit")
@@ -52,12 +52,12 @@ def ls(
 def explain(decision: Id = None, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Tell what drove a decision, each limit that applied, and what was rejected and why."""
     with connect(url) as client:
-        found = client.get(f"/scaling/decisions/{_id(client, decision)}")
+        answer = client.get(f"/scaling/decisions/{_id(client, decision)}")
         now = client.now
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(answer)
     else:
-        output.show(_portrait(found, output.age(found["timestamp"], now) or ""))
+        output.show(_details(answer, output.age(answer["timestamp"], now) or ""))
 
 
 @app.command(
@@ -76,8 +76,8 @@ def replay(
         if everything:
             count, different = _replay_all(client)
         else:
-            found = client.post(f"/scaling/decisions/{_id(client, decision)}/replay", {})
-            count, different = 1, [] if found["identical"] else [found]
+            result = client.post(f"/scaling/decisions/{_id(client, decision)}/replay", {})
+            count, different = 1, [] if result["identical"] else [result]
     if fmt is Format.JSON:
         output.write_json({"replayed": count, "identical": count - len(different), "different": different})
     else:
@@ -107,15 +107,15 @@ def what_if(
     if values:
         body["config"] = patch_of(values)
     with connect(url) as client:
-        found = client.post("/scaling/what-if", body)
+        answer = client.post("/scaling/what-if", body)
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(answer)
     else:
-        output.show(_comparison(found))
+        output.show(_comparison(answer))
 
 
 def _id(client: Client, decision: int | None) -> int:
-    """The id that was given, or that of the last decision."""
+    """The given id, or that of the last decision."""
     if decision is not None:
         return decision
     latest = client.get("/scaling/recommendation")["decision_id"]
@@ -124,7 +124,7 @@ def _id(client: Client, decision: int | None) -> int:
 
 
 def _replay_all(client: Client) -> tuple[int, list[Json]]:
-    """So many decisions were replayed, and these came out differently."""
+    """Replay all stored decisions; return their number and those that came out differently."""
     count, different = 0, list[Json]()
     for batch in _batches(client):
         count += batch["replayed"]
@@ -133,46 +133,46 @@ def _replay_all(client: Client) -> tuple[int, list[Json]]:
 
 
 def _batches(client: Client) -> Iterator[Json]:
-    after: int | None = 0
-    while after is not None:
-        batch = client.post("/scaling/decisions/replay", {"after": after, "limit": _BATCH})
+    next_id: int | None = 0
+    while next_id is not None:
+        batch = client.post("/scaling/decisions/replay", {"after": next_id, "limit": _BATCH})
         yield batch
-        after = batch["next"]
+        next_id = batch["next"]
 
 
-def _portrait(found: Json, when: str) -> RenderableType:
-    words = found["explanation"]
+def _details(decision: Json, when: str) -> RenderableType:
+    words = decision["explanation"]
     facts: list[tuple[str, RenderableType | None]] = [
-        ("Decision", f"{found['id']}, {when}: {found['decision_type']}"),
-        ("Workers", f"{found['current_workers']} -> {found['target_workers']}"),
+        ("Decision", f"{decision['id']}, {when}: {decision['decision_type']}"),
+        ("Workers", f"{decision['current_workers']} -> {decision['target_workers']}"),
         ("Seen", _lines(words["seen"])),
         ("Because", _lines(words["drove"])),
         ("Limits", _lines(words["clamps"]) if words["clamps"] else Text("none applied")),
-        ("Rejected", _lines([f"{one['alternative']}: {one['because']}" for one in words["rejected"]])),
-        ("Weights", _lines(_weights(found)) if found["agent_weight_adjustments"] else None),
-        ("Agents", _lines(_agents(found)) if found["resource_allocation"] else None),
+        ("Rejected", _lines([f"{item['alternative']}: {item['because']}" for item in words["rejected"]])),
+        ("Weights", _lines(_weights(decision)) if decision["agent_weight_adjustments"] else None),
+        ("Agents", _lines(_agents(decision)) if decision["resource_allocation"] else None),
     ]
     return output.details(facts)
 
 
-def _weights(found: Json) -> list[str]:
+def _weights(decision: Json) -> list[str]:
     return [
-        f"{agent}: {one['previous_weight']:.4g} -> {one['new_weight']:.4g} ({one['reason']})"
-        for agent, one in found["agent_weight_adjustments"].items()
+        f"{agent}: {change['previous_weight']:.4g} -> {change['new_weight']:.4g} ({change['reason']})"
+        for agent, change in decision["agent_weight_adjustments"].items()
     ]
 
 
-def _agents(found: Json) -> list[str]:
-    assigned = [one["assigned_agent"] for one in found["resource_allocation"].values()]
-    narrow = found["bottleneck_agent"]
+def _agents(decision: Json) -> list[str]:
+    agents = [worker["assigned_agent"] for worker in decision["resource_allocation"].values()]
+    narrow = decision["bottleneck_agent"]
     return [
-        f"{agent}: {assigned.count(agent)} workers{', the bottleneck' if agent == narrow else ''}; {size['reason']}"
-        for agent, size in found["sizes"].items()
+        f"{agent}: {agents.count(agent)} workers{', the bottleneck' if agent == narrow else ''}; {size['reason']}"
+        for agent, size in decision["sizes"].items()
     ]
 
 
-def _comparison(found: Json) -> RenderableType:
-    decided, other = found["decided"], found["supposed"]
+def _comparison(answer: Json) -> RenderableType:
+    actual, hypothetical = answer["decided"], answer["supposed"]
     table = output.table("", "DECIDED", "SUPPOSED", numbers=["DECIDED", "SUPPOSED"])
     for name, key in (
         ("type", "decision_type"),
@@ -180,21 +180,19 @@ def _comparison(found: Json) -> RenderableType:
         ("target", "target_workers"),
         ("need", "need"),
     ):
-        table.add_row(output.cell(name), output.cell(decided[key]), output.cell(other[key]))
-    return Group(Text(f"decision {decided['id']}"), table, Text("it would have said:"), _lines(other["reasons"]))
+        table.add_row(output.cell(name), output.cell(actual[key]), output.cell(hypothetical[key]))
+    return Group(Text(f"decision {actual['id']}"), table, Text("it would have said:"), _lines(hypothetical["reasons"]))
 
 
 def _verdict(count: int, different: list[Json]) -> RenderableType:
     if not different:
         return Text(f"ok: {plural(count, 'decision')} replayed, identical to the byte", "green")
-    changed = [
-        f"{one['id']} {change['path']}: {change['before']} -> {change['after']}"
-        for one in different
-        for change in one["differences"]
+    lines = [
+        f"{decision['id']} {change['path']}: {change['before']} -> {change['after']}"
+        for decision in different
+        for change in decision["differences"]
     ]
-    return Group(
-        Text(f"{len(different):,} of {plural(count, 'decision')} come out differently", "red"), _lines(changed)
-    )
+    return Group(Text(f"{len(different):,} of {plural(count, 'decision')} come out differently", "red"), _lines(lines))
 
 
 def _lines(sentences: list[Any]) -> Text:

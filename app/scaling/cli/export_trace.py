@@ -1,4 +1,4 @@
-"""`convener tasks export-trace`: what was done, in the form that `convener simulate` reads."""
+"""`convener tasks export-trace`: completed tasks in the form that `convener simulate` reads."""
 
 import csv
 import gzip
@@ -36,25 +36,25 @@ def export_trace(
     are. The tasks are read in pages and written as they come, so any number fits.
     """
     filters = {"goal_id": goal, "finished_after": finished_after, "finished_before": finished_before}
-    with connect(url) as client, _new(file) as text, output.errors().status("reading tasks") as seen:
+    with connect(url) as client, _new(file) as text, output.errors().status("reading tasks") as status:
         writer, count = csv.writer(text), 0
         writer.writerow(Row._fields)
-        for count, row in enumerate(_completed(client, filters), 1):
+        for count, row in enumerate(_completed_tasks(client, filters), 1):
             writer.writerow(row)
             if count % 1000 == 0:
-                seen.update(f"reading tasks: {count:,}")
+                status.update(f"reading tasks: {count:,}")
         if not count:
             hint = "`convener tasks ls` lists all"
             raise Failure("no completed task agrees with the filters", ExitCode.NOT_FOUND, hint=hint)
     output.show(f"wrote {plural(count, 'task')} into {file}")
 
 
-def _completed(client: Client, filters: dict[str, str | None]) -> Iterator[Row]:
-    after: str | None = None
+def _completed_tasks(client: Client, filters: dict[str, str | None]) -> Iterator[Row]:
+    cursor: str | None = None
     while True:
-        page, after = client.page("/tasks", after, state="completed", **filters)
+        page, cursor = client.page("/tasks", cursor, state="completed", **filters)
         yield from rows(page)
-        if after is None:
+        if cursor is None:
             return
 
 

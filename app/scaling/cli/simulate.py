@@ -15,7 +15,7 @@ from app.scaling.simulation import comparison, traces
 from app.scaling.simulation.comparison import LATE_AFTER_SECONDS, Summary, summary
 from app.scaling.simulation.drawing import svg
 from app.scaling.simulation.engine import Run, World
-from app.scaling.simulation.workloads import Workload, faster, repeated
+from app.scaling.simulation.workloads import Workload, repeat_workload, speed_up
 from app.terminal import output
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
@@ -43,8 +43,12 @@ def simulate(
     trace: Annotated[
         str, typer.Argument(help=f"{', '.join(traces.names())}, or a file", metavar="TRACE")
     ] = "azure-code",
-    least: Annotated[int | None, typer.Option("--min", help="workers; by default those of the mode", min=1)] = None,
-    most: Annotated[int | None, typer.Option("--max", help="workers; by default those of the mode", min=1)] = None,
+    min_workers: Annotated[
+        int | None, typer.Option("--min", help="workers; by default those of the mode", min=1)
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option("--max", help="workers; by default those of the mode", min=1)
+    ] = None,
     mode: Annotated[Mode, typer.Option("--policy", help="deployment mode whose rules to use")] = Mode.PRODUCTION,
     baseline: Annotated[
         list[str], typer.Option(callback=_baselines, metavar="NAME", help=f"{', '.join(_CHOICES)}, or all; repeat it")
@@ -68,15 +72,15 @@ def simulate(
     """
     if down >= up:
         raise typer.BadParameter("--scale-down-threshold must be less than --scale-up-threshold")
-    least, most = _bounds(mode, least, most)
+    low, high = _bounds(mode, min_workers, max_workers)
     policy = ScalingPolicy(
-        min_workers=least,
-        max_workers=most,
+        min_workers=low,
+        max_workers=high,
         wait_target_seconds=wait_target,
         scale_up_threshold=up,
         scale_down_threshold=down,
     )
-    world = World(min_workers=least, max_workers=most, start_seconds=start_seconds, death_rate=death_rate, seed=seed)
+    world = World(min_workers=low, max_workers=high, start_seconds=start_seconds, death_rate=death_rate, seed=seed)
     workload = _workload(trace, repeat, speed)
     runs = _compare(workload, in_mode(policy, mode), world, baseline)
     if drawing is not None:
@@ -84,10 +88,10 @@ def simulate(
     _show(workload, [summary(run) for run in runs], fmt)
 
 
-def _bounds(mode: Mode, least: int | None, most: int | None) -> tuple[int, int]:
+def _bounds(mode: Mode, min_workers: int | None, max_workers: int | None) -> tuple[int, int]:
     usual = _BOUNDS[mode]
-    low = least if least is not None else min(usual[0], most or usual[0])
-    high = most if most is not None else max(usual[1], low)
+    low = min_workers if min_workers is not None else min(usual[0], max_workers or usual[0])
+    high = max_workers if max_workers is not None else max(usual[1], low)
     if low > high:
         raise typer.BadParameter(f"--min {low} is more than --max {high}")
     return low, high
@@ -101,8 +105,8 @@ def _workload(trace: str, times: int, speed: float) -> Workload:
         raise Failure(f"{trace} cannot be read: {error.strerror or error}", ExitCode.USAGE, hint=hint) from None
     except (ValueError, EOFError) as error:
         raise Failure(str(error), ExitCode.USAGE) from None
-    quicker = once if speed == 1 else faster(once, speed)
-    return quicker if times == 1 else repeated(quicker, times)
+    quicker = once if speed == 1 else speed_up(once, speed)
+    return quicker if times == 1 else repeat_workload(quicker, times)
 
 
 def _compare(workload: Workload, policy: ScalingPolicy, world: World, baselines: Sequence[str]) -> list[Run]:
@@ -148,23 +152,23 @@ def _document(workload: Workload, summaries: Sequence[Summary]) -> dict[str, Any
         "trace": workload.name,
         "assumption": workload.assumption or None,
         "late_after_seconds": LATE_AFTER_SECONDS,
-        "runs": [asdict(one) for one in summaries],
+        "runs": [asdict(item) for item in summaries],
     }
 
 
 def _table(summaries: Sequence[Summary]) -> Any:
     numbers = ("wait p50", "p95", "p99", "max", "late", "cost", "turns", "peak", "breaches")
-    made = output.table("scaler", *numbers, numbers=numbers)
-    for one in summaries:
-        waits = (one.wait_p50, one.wait_p95, one.wait_p99, one.wait_max)
-        counts = (one.turns, one.peak_workers, one.breaches)
-        cells = (*(f"{wait:,.1f}" for wait in waits), f"{one.late_share:.2%}", f"{one.cost:.3f}")
-        made.add_row(one.scaler, *cells, *(f"{count:,}" for count in counts))
-    return made
+    table = output.table("scaler", *numbers, numbers=numbers)
+    for item in summaries:
+        waits = (item.wait_p50, item.wait_p95, item.wait_p99, item.wait_max)
+        counts = (item.turns, item.peak_workers, item.breaches)
+        cells = (*(f"{wait:,.1f}" for wait in waits), f"{item.late_share:.2%}", f"{item.cost:.3f}")
+        table.add_row(item.scaler, *cells, *(f"{count:,}" for count in counts))
+    return table
 
 
-def _longest(one: Summary) -> list[str]:
-    """Who waited longest, where several types could starve each other."""
-    if len(one.longest_waits) < 2:
+def _longest(item: Summary) -> list[str]:
+    """The longest wait of each agent type, where several could starve each other."""
+    if len(item.longest_waits) < 2:
         return []
-    return ["longest wait: " + ", ".join(f"{agent} {wait:,.1f}" for agent, wait in one.longest_waits.items())]
+    return ["longest wait: " + ", ".join(f"{agent} {wait:,.1f}" for agent, wait in item.longest_waits.items())]

@@ -1,4 +1,4 @@
-"""A decision as a whole: how many workers, who works on what and with how much, from one set of inputs.
+"""A decision as a whole: size of the pool, assignment of every worker, and limits of tasks, from one set of inputs.
 
 Everything that a decision depends on is in its inputs, so that the same inputs give the same decision again.
 """
@@ -17,22 +17,22 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.kernel.text import plural
 from app.queue.rules.degradation import DegradationStep
-from app.scaling.rules.allocation import Allocation, Load, Seat, allocate, bottleneck
+from app.scaling.rules.allocation import Allocation, Candidate, Load, allocate, bottleneck
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
 from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
-from app.workers.rules.assignment import Assignment, TaskLimits, assignment, largest_limits, usual_limits, within
+from app.workers.rules.assignment import Assignment, TaskLimits, assignment_to, largest_limits, usual_limits, within
 
 _EPSILON = 1e-9
 
 
 class Member(NamedTuple):
-    """A worker that stays: its agent today, what it can run (None: what a new one can), and what it has.
+    """A worker that stays: its agent type today, the types that it can run, and the memory and cores it has.
 
-    A tuple, since there may be many.
+    Without `capabilities` it can run what a new worker can. A tuple, since there may be many.
     """
 
     worker_id: WorkerId
-    assigned: AgentType | None
+    assigned_agent: AgentType | None
     busy: bool
     capabilities: frozenset[AgentType] | None = None
     memory_gb: float | None = None
@@ -40,22 +40,22 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetAside:
-    """Tasks that wait for something else than a worker more."""
+class ExcludedTasks:
+    """Tasks that wait for something other than a worker, and so do not count."""
 
     agent_type: AgentType
     tasks: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class DecisionInputs:
     """All that a decision depends on.
 
-    `first_new` is the id of the first new worker, the others count on from there; `new_capabilities` is what a new
-    worker will be able to run. Without `may_move` only those are assigned who have no assignment yet. Where nobody
-    `provisions`, the target is a recommendation. `step` is that of degradation. `quality_gains` are by each doubling of
-    a task's time, where known. `notes` are what the reasons should also tell.
+    `first_new_id` is the id of the first new worker, the others count on from there; `new_capabilities` are the types
+    that a new worker will be able to run. Without `may_move` only workers without an assignment get one. Where no host
+    `provisions` workers, the target is a recommendation. `step` is that of degradation. `quality_gains` are those by
+    each doubling of a task's time, where measured. `notes` go to the reasons as they are.
     """
 
     at: datetime
@@ -69,8 +69,8 @@ class Inputs:
     previous_weights: Mapping[AgentType, float]
     weight_reasons: Mapping[AgentType, str] = field(default_factory=dict)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    set_aside: Sequence[SetAside] = ()
-    first_new: UUID
+    excluded_tasks: Sequence[ExcludedTasks] = ()
+    first_new_id: UUID
     new_capabilities: Sequence[AgentType] = tuple(AgentType)
     may_move: bool = True
     provisions: bool = True
@@ -81,84 +81,90 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What is to be done; `new` are the ids that the workers to be started get, `moved` who changes its agent.
+    """The changes to the pool: its size, the weights, the assignments, and the reasons.
 
-    `sizes` are what the workers of each type get, and why, before what a worker itself has sets a lower limit.
+    `new_workers` are the ids of the workers to start; `moved_workers` change their agent type. `sizes` are the limits
+    of a task of each type, and why, before the memory and cores that a worker has lower them.
     """
 
     plan: ScalingPlan
     decision_type: DecisionType
-    reweighted: Mapping[AgentType, tuple[float, float]]
+    weight_changes: Mapping[AgentType, tuple[float, float]]
     assignments: Mapping[WorkerId, Assignment]
     sizes: Mapping[AgentType, tuple[TaskLimits, str]]
-    new: Sequence[WorkerId]
-    moved: frozenset[WorkerId]
+    new_workers: Sequence[WorkerId]
+    moved_workers: frozenset[WorkerId]
     bottleneck: AgentType | None
     reasons: Sequence[str]
 
 
-def resolve(inputs: Inputs) -> Decision:
-    """Decide. Pure: the same inputs give the same decision, to the last digit."""
+def resolve(inputs: DecisionInputs) -> Decision:
+    """Decide; the same inputs give the same decision, to the last digit."""
     plan = decide(inputs.snapshot, inputs.policy, inputs.at)
     starts = plan.start if inputs.provisions else 0
-    new = [WorkerId(UUID(int=inputs.first_new.int + place)) for place in range(starts)]
-    allocation = _allocation(inputs, new)
-    reweighted = _reweighted(inputs)
-    rearranged = bool(reweighted or allocation.moved - set(new))
+    new_workers = [WorkerId(UUID(int=inputs.first_new_id.int + place)) for place in range(starts)]
+    allocation = _allocation(inputs, new_workers)
+    weight_changes = _weight_changes(inputs)
+    is_rearranged = bool(weight_changes or allocation.moved_workers - set(new_workers))
     sizes = _sizes(inputs, allocation)
     return Decision(
         plan=plan,
-        decision_type=decision_type(plan.current, plan.target, rearranged=rearranged),
-        reweighted=reweighted,
+        decision_type=decision_type(plan.current, plan.target, rearranged=is_rearranged),
+        weight_changes=weight_changes,
         assignments=_assignments(inputs, allocation.agents, sizes),
         sizes=sizes,
-        new=new,
-        moved=allocation.moved,
+        new_workers=new_workers,
+        moved_workers=allocation.moved_workers,
         bottleneck=allocation.bottleneck,
         reasons=_reasons(inputs, plan, allocation),
     )
 
 
-def _reasons(inputs: Inputs, plan: ScalingPlan, allocation: Allocation) -> list[str]:
-    reasons = [*plan.reasons, *map(_aside, inputs.set_aside), *inputs.notes]
-    if allocation.moved:
-        moved, everybody = len(allocation.moved), len(allocation.agents)
-        reasons.append(f"{moved:,} of {everybody:,} workers get another agent; {allocation.reason}")
+def _reasons(inputs: DecisionInputs, plan: ScalingPlan, allocation: Allocation) -> list[str]:
+    reasons = [*plan.reasons, *map(_excluded_words, inputs.excluded_tasks), *inputs.notes]
+    if allocation.moved_workers:
+        moves, workers = len(allocation.moved_workers), len(allocation.agents)
+        reasons.append(f"{moves:,} of {workers:,} workers get another agent; {allocation.reason}")
     if plan.target != plan.current and not inputs.provisions:
         reasons.append("no host of ours starts workers: the target is a recommendation")
     return reasons
 
 
-def _allocation(inputs: Inputs, new: Sequence[WorkerId]) -> Allocation:
-    """Everybody's agent. Moves cost attention and warm caches, so they are made at intervals, not at every tick."""
+def _allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId]) -> Allocation:
+    """The agent type of every worker; without `may_move` only those without one get one."""
+    # A move costs warm caches, so workers move at intervals, not at every tick.
     able = frozenset(inputs.new_capabilities)
     today = {
-        m.worker_id: m.assigned
+        m.worker_id: m.assigned_agent
         for m in inputs.members
-        if m.assigned is not None and m.assigned in (able if m.capabilities is None else m.capabilities)
+        if m.assigned_agent is not None and m.assigned_agent in (able if m.capabilities is None else m.capabilities)
     }
-    if not inputs.may_move and not new and len(today) == len(inputs.members):
+    if not inputs.may_move and not new_workers and len(today) == len(inputs.members):
         narrow = bottleneck(inputs.loads, Counter(today.values()))
-        return Allocation(agents=today, moved=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent")
-    best = _best(inputs, new, able)
+        return Allocation(
+            agents=today, moved_workers=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent"
+        )
+    best = _best_allocation(inputs, new_workers, able)
     if inputs.may_move:
         return best
-    kept = {worker_id: today.get(worker_id) or agent for worker_id, agent in best.agents.items()}
-    moved = frozenset(worker_id for worker_id in best.moved if worker_id not in today)
-    seats = Counter(kept.values())
-    return Allocation(agents=kept, moved=moved, seats=seats, bottleneck=best.bottleneck, reason=best.reason)
+    agents = {worker_id: today.get(worker_id) or agent for worker_id, agent in best.agents.items()}
+    moved_workers = frozenset(worker_id for worker_id in best.moved_workers if worker_id not in today)
+    seats = Counter(agents.values())
+    return Allocation(
+        agents=agents, moved_workers=moved_workers, seats=seats, bottleneck=best.bottleneck, reason=best.reason
+    )
 
 
-def _best(inputs: Inputs, new: Sequence[WorkerId], able: frozenset[AgentType]) -> Allocation:
-    known = [
-        Seat(m.worker_id, able if m.capabilities is None else m.capabilities, m.assigned, m.busy)
+def _best_allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId], able: frozenset[AgentType]) -> Allocation:
+    candidates = [
+        Candidate(m.worker_id, able if m.capabilities is None else m.capabilities, m.assigned_agent, m.busy)
         for m in inputs.members
     ]
-    coming = [Seat(worker_id, able, None) for worker_id in new]
-    return allocate([*known, *coming], inputs.loads, under_degradation(inputs.weights, inputs.step))
+    candidates += [Candidate(worker_id, able, None) for worker_id in new_workers]
+    return allocate(candidates, inputs.loads, under_degradation(inputs.weights, inputs.step))
 
 
-def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:
+def _weight_changes(inputs: DecisionInputs) -> dict[AgentType, tuple[float, float]]:
     return {
         agent: (inputs.previous_weights[agent], weight)
         for agent, weight in inputs.weights.items()
@@ -166,41 +172,40 @@ def _reweighted(inputs: Inputs) -> dict[AgentType, tuple[float, float]]:
     }
 
 
-def _sizes(inputs: Inputs, allocation: Allocation) -> dict[AgentType, tuple[TaskLimits, str]]:
+def _sizes(inputs: DecisionInputs, allocation: Allocation) -> dict[AgentType, tuple[TaskLimits, str]]:
     return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(allocation.agents.values()).items())}
 
 
-def _size(inputs: Inputs, agent: AgentType, workers: int) -> tuple[TaskLimits, str]:
+def _size(inputs: DecisionInputs, agent: AgentType, workers: int) -> tuple[TaskLimits, str]:
     load = inputs.loads.get(agent)
-    waiting = load.work_seconds / workers if load else 0.0
-    seen = SizingSnapshot(
-        waiting_seconds_per_worker=waiting,
+    snapshot = SizingSnapshot(
+        waiting_seconds_per_worker=load.work_seconds / workers if load else 0.0,
         quality_gain=inputs.quality_gains.get(agent),
         degraded=inputs.step > DegradationStep.NONE,
     )
-    return size(seen, SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits)))
+    return size(snapshot, SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits)))
 
 
 def _assignments(
-    inputs: Inputs, agents: Mapping[WorkerId, AgentType], sizes: Mapping[AgentType, tuple[TaskLimits, str]]
+    inputs: DecisionInputs, agents: Mapping[WorkerId, AgentType], sizes: Mapping[AgentType, tuple[TaskLimits, str]]
 ) -> dict[WorkerId, Assignment]:
-    usual = {agent: assignment(agent, limits) for agent, (limits, _) in sizes.items()}
+    usual = {agent: assignment_to(agent, limits) for agent, (limits, _) in sizes.items()}
     assignments = {worker_id: usual[agent] for worker_id, agent in agents.items()}
     for member in inputs.members:
-        decided = assignments.get(member.worker_id)
-        if decided is not None and not _has(member, decided):
-            assignments[member.worker_id] = within(decided, memory_gb=member.memory_gb, cpu_cores=member.cpu_cores)
+        assignment = assignments.get(member.worker_id)
+        if assignment is not None and not _suffices(member, assignment):
+            assignments[member.worker_id] = within(assignment, memory_gb=member.memory_gb, cpu_cores=member.cpu_cores)
     return assignments
 
 
-def _has(member: Member, decided: Assignment) -> bool:
-    """Nearly all have enough, so that nothing is made to find that out."""
-    _, memory_gb, cpu_cores, _ = decided
+def _suffices(member: Member, usual: Assignment) -> bool:
+    """Whether a worker has the memory and cores of an assignment: nearly all do, so that none needs its own."""
+    _, memory_gb, cpu_cores, _ = usual
     return (member.memory_gb is None or memory_gb is None or member.memory_gb >= memory_gb) and (
         member.cpu_cores is None or cpu_cores is None or member.cpu_cores >= cpu_cores
     )
 
 
-def _aside(aside: SetAside) -> str:
-    tasks = plural(aside.tasks, "task")
-    return f"{tasks} of {aside.agent_type} {'does' if aside.tasks == 1 else 'do'} not count: {aside.why}"
+def _excluded_words(excluded: ExcludedTasks) -> str:
+    tasks = plural(excluded.tasks, "task")
+    return f"{tasks} of {excluded.agent_type} {'does' if excluded.tasks == 1 else 'do'} not count: {excluded.reason}"

@@ -1,4 +1,4 @@
-"""For how long tasks have been waiting, without looking at any of them: by how many came between looks at counters.
+"""Ages of the tasks that wait, estimated from counters alone: by the arrivals between two readings of them.
 
 A lane is served in the order of arrival, more or less, so the tasks that wait in it are those that came last.
 """
@@ -12,32 +12,35 @@ from app.kernel.lanes import Lane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """How many tasks came into each lane within so many seconds."""
+    """Number of tasks that came into each lane during an interval of `seconds`."""
 
     seconds: float
     tasks: Mapping[Lane, int]
 
 
-def arrived(before: Mapping[Lane, int], now: Mapping[Lane, int], leased: Mapping[Lane, int]) -> dict[Lane, int]:
-    """How many came between two looks: by how many more wait, and how many were leased meanwhile."""
-    came = {lane: now.get(lane, 0) - before.get(lane, 0) + leased.get(lane, 0) for lane in {*before, *now, *leased}}
-    return {lane: tasks for lane, tasks in sorted(came.items()) if tasks > 0}
+def count_arrivals(
+    previous: Mapping[Lane, int], pending: Mapping[Lane, int], leases: Mapping[Lane, int]
+) -> dict[Lane, int]:
+    """Tasks that came between two readings, by lane: growth of the pending tasks plus those leased meanwhile."""
+    lanes = {*previous, *pending, *leases}
+    arrivals = {lane: pending.get(lane, 0) - previous.get(lane, 0) + leases.get(lane, 0) for lane in lanes}
+    return {lane: tasks for lane, tasks in sorted(arrivals.items()) if tasks > 0}
 
 
-def remembered(history: Sequence[Arrivals], latest: Arrivals, lasts_seconds: float) -> tuple[Arrivals, ...]:
-    """The history with one more look, which has the latest last, as far back as `lasts_seconds` or a little further."""
-    kept = [*history, latest]
+def extend_history(history: Sequence[Arrivals], latest: Arrivals, lasts_seconds: float) -> tuple[Arrivals, ...]:
+    """The history with one more interval at its end, cut to `lasts_seconds` or a little more."""
+    intervals = [*history, latest]
     # Summed anew each time: what is left of a sum after subtractions is not the sum of what is left.
-    while len(kept) > 1 and sum(look.seconds for look in kept[1:]) >= lasts_seconds:
-        kept.pop(0)
-    return tuple(kept)
+    while len(intervals) > 1 and sum(interval.seconds for interval in intervals[1:]) >= lasts_seconds:
+        intervals.pop(0)
+    return tuple(intervals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """Tasks of one type that wait together: how many, their estimated seconds of work, and how old the oldest is.
+class WaitingGroup:
+    """Tasks of one type that came together, with their estimated work and the age of the oldest.
 
-    Small groups (those of one second, say) tell more: every task of a group is taken to be as old as the oldest.
+    Every task of a group is taken to be as old as the oldest, so small groups (those of one second, say) tell more.
     """
 
     tasks: int
@@ -45,32 +48,37 @@ class Waiting:
     oldest_age_seconds: float
 
 
-def by_age(history: Sequence[Arrivals], lane: Lane, tasks: int, one: float, oldest: float) -> list[Waiting]:
-    """The tasks that wait in a lane, oldest first, each taken to be `one` seconds of work.
+def group_by_age(
+    history: Sequence[Arrivals], lane: Lane, tasks: int, task_seconds: float, oldest: float
+) -> list[WaitingGroup]:
+    """The `tasks` that wait in a lane as groups, oldest first, each task being `task_seconds` of work.
 
     Every task is taken to have come at the beginning of its interval, and none to be older than `oldest` seconds.
     """
-    groups, age = list[Waiting](), 0.0
-    for look in reversed(history):
-        age += look.seconds
-        came = min(tasks, look.tasks.get(lane, 0))
-        if came:
-            groups.append(Waiting(tasks=came, work_seconds=came * one, oldest_age_seconds=min(age, oldest)))
-            tasks -= came
+    groups, age = list[WaitingGroup](), 0.0
+    for interval in reversed(history):
+        age += interval.seconds
+        count = min(tasks, interval.tasks.get(lane, 0))
+        if count:
+            work = count * task_seconds
+            groups.append(WaitingGroup(tasks=count, work_seconds=work, oldest_age_seconds=min(age, oldest)))
+            tasks -= count
+    # Whatever waited before the history began is of unknown age, and taken to be as old as it may be.
     if tasks:
-        groups.append(Waiting(tasks=tasks, work_seconds=tasks * one, oldest_age_seconds=max(0.0, oldest)))
+        work = tasks * task_seconds
+        groups.append(WaitingGroup(tasks=tasks, work_seconds=work, oldest_age_seconds=max(0.0, oldest)))
     return groups[::-1]
 
 
 def in_dispatch_order(
-    queues: Mapping[AgentType, Sequence[Waiting]], weights: Mapping[AgentType, float]
-) -> list[Waiting]:
-    """The groups of several agent types as fair queueing serves them; each queue has its oldest first.
+    queues: Mapping[AgentType, Sequence[WaitingGroup]], weights: Mapping[AgentType, float]
+) -> list[WaitingGroup]:
+    """The groups of several agent types in the order in which start-time fair queueing serves them.
 
-    A group's turn comes when its type has been served the work up to and including it, over the weight of the type: the
-    virtual finish time. By age alone the tasks of a busy type would seem to be served sooner than they are. Where there
-    are priorities, order each by itself and put the higher ones in front.
+    Each queue has its oldest group first. A group's virtual finish time is the work of its type up to and including
+    it, divided by the weight of the type. Where there are priorities, order each by itself, the higher ones in front.
     """
+    # By age alone the tasks of a busy type would seem to be served sooner than they are.
     turns: list[tuple[float, AgentType, int]] = []
     for agent, groups in queues.items():
         work = 0.0

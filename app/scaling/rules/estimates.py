@@ -1,4 +1,4 @@
-"""What the scaling loop knows from one decision to the next: how fast tasks come and go, and who idled for how long."""
+"""Estimates that every decision updates from the counters: arrivals, service times, start times, idle workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane
 from app.scaling.rules import demand, idle
 from app.scaling.rules.demand import Arrivals
-from app.scaling.rules.idle import Spare
+from app.scaling.rules.idle import IdleSample
 from app.scaling.rules.target import ScalingPolicy
 
 # As many as tell a high percentile from the slowest; a new image or a slower disk is learned within these.
@@ -17,56 +17,56 @@ _SLOW = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """How many tasks of a type have ever ended, and for how many seconds they ran in all."""
+class TaskTotals:
+    """Number of tasks of a type that have ever ended, and the seconds that they ran in all."""
 
     tasks: int = 0
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """The decayed mean of a type's run times, and how many tasks it was learned from."""
+class ServiceTime:
+    """Decayed mean of the run times of a type, and the number of tasks behind it."""
 
     mean_seconds: float
     tasks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class CounterReading:
     """The counters at one moment.
 
-    `pending` tasks may run now; `leased` and `ended` count since ever; `starts` are the seconds from request to first
-    heartbeat of the workers that have become ready since the last look; `idle` is 0 while tasks wait.
+    `pending` tasks may run now; `leases` and `totals` count since ever; `starts` are the seconds from request to first
+    heartbeat of the workers that have become ready since the last reading; `idle` is 0 while tasks wait.
     """
 
     at: datetime
     pending: Mapping[Lane, int]
-    leased: Mapping[Lane, int]
-    ended: Mapping[AgentType, Ended]
+    leases: Mapping[Lane, int]
+    totals: Mapping[AgentType, TaskTotals]
     starts: Sequence[float] = ()
     idle: int = 0
     workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experience:
-    """What was learned up to the last look; `workers` is the size of the pool as that decision left it."""
+class Estimates:
+    """Estimates as of the last reading of the counters; `workers` is the size of the pool after that decision."""
 
     at: datetime
     pending: Mapping[Lane, int] = field(default_factory=dict)
-    leased: Mapping[Lane, int] = field(default_factory=dict)
-    ended: Mapping[AgentType, Ended] = field(default_factory=dict)
+    leases: Mapping[Lane, int] = field(default_factory=dict)
+    totals: Mapping[AgentType, TaskTotals] = field(default_factory=dict)
     arrivals: Sequence[Arrivals] = ()
-    service: Mapping[AgentType, Service] = field(default_factory=dict)
+    service_times: Mapping[AgentType, ServiceTime] = field(default_factory=dict)
     starts: Sequence[float] = ()
-    spare: Sequence[Spare] = ()
+    idle_history: Sequence[IdleSample] = ()
     workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServicePolicy:
-    """Seconds assumed before anything is known, and the least that a task is ever taken to cost."""
+class ServiceTimePolicy:
+    """Seconds assumed before any task has ended, and the fewest that a task is ever taken to cost."""
 
     prior_seconds: float = 20.0
     floor_seconds: float = 1.0
@@ -74,72 +74,86 @@ class ServicePolicy:
     least_alpha: float = 0.05
 
 
-def learned(before: Experience | None, look: Look, policy: ScalingPolicy, service: ServicePolicy) -> Experience:
-    """What is known after one more look."""
-    if before is None:
-        return Experience(at=look.at, pending=look.pending, leased=look.leased, ended=look.ended, workers=look.workers)
-    seconds = max(0.0, (look.at - before.at).total_seconds())
-    return Experience(
-        at=look.at,
-        pending=look.pending,
-        leased=look.leased,
-        ended=look.ended,
-        arrivals=demand.remembered(
-            before.arrivals, Arrivals(seconds=seconds, tasks=_arrived(before, look)), policy.budget_seconds
-        ),
-        service=_service(before, look, service),
-        starts=(*before.starts, *look.starts)[-_STARTS:],
-        spare=_spare(before, look, seconds, policy),
-        workers=look.workers,
+def update(
+    previous: Estimates | None, reading: CounterReading, policy: ScalingPolicy, service_policy: ServiceTimePolicy
+) -> Estimates:
+    """The estimates after one more reading of the counters; the first reading only sets the baseline."""
+    if previous is None:
+        return Estimates(
+            at=reading.at,
+            pending=reading.pending,
+            leases=reading.leases,
+            totals=reading.totals,
+            workers=reading.workers,
+        )
+    seconds = max(0.0, (reading.at - previous.at).total_seconds())
+    arrivals = Arrivals(seconds=seconds, tasks=_arrivals(previous, reading))
+    return Estimates(
+        at=reading.at,
+        pending=reading.pending,
+        leases=reading.leases,
+        totals=reading.totals,
+        arrivals=demand.extend_history(previous.arrivals, arrivals, policy.budget_seconds),
+        service_times=_service_times(previous, reading, service_policy),
+        starts=(*previous.starts, *reading.starts)[-_STARTS:],
+        idle_history=_idle_history(previous, reading, seconds, policy),
+        workers=reading.workers,
     )
 
 
-def after_removal(experience: Experience, removed: int, workers: int) -> Experience:
-    """What is known once the decision was carried out: their idleness must not count again."""
-    lowered = idle.lowered(experience.spare, removed) if removed else experience.spare
-    return replace(experience, spare=lowered, workers=workers)
+def after_removal(estimates: Estimates, removals: int, workers: int) -> Estimates:
+    """The estimates once a decision was applied: the idleness of the workers it removed must not count again."""
+    history = idle.without_workers(estimates.idle_history, removals) if removals else estimates.idle_history
+    return replace(estimates, idle_history=history, workers=workers)
 
 
-def start_seconds(experience: Experience, usual: float) -> float:
-    """A high percentile of the starts that were measured; what is usual while there are none."""
-    if not experience.starts:
+def start_seconds(estimates: Estimates, usual: float) -> float:
+    """A high percentile of the measured start times of workers; `usual` while there are none."""
+    if not estimates.starts:
         return usual
-    ordered = sorted(experience.starts)
-    return ordered[min(len(ordered) - 1, int(_SLOW * len(ordered)))]
+    starts = sorted(estimates.starts)
+    return starts[min(len(starts) - 1, int(_SLOW * len(starts)))]
 
 
-def estimate(experience: Experience, agent: AgentType, policy: ServicePolicy) -> float:
-    """Seconds that a task of this type will take."""
-    known = experience.service.get(agent)
-    return max(policy.floor_seconds, known.mean_seconds if known else policy.prior_seconds)
+def task_seconds(estimates: Estimates, agent: AgentType, policy: ServiceTimePolicy) -> float:
+    """Seconds that a task of this type will take, never under the floor."""
+    service_time = estimates.service_times.get(agent)
+    return max(policy.floor_seconds, service_time.mean_seconds if service_time else policy.prior_seconds)
 
 
-def _arrived(before: Experience, look: Look) -> dict[Lane, int]:
-    leased = {lane: tasks - before.leased.get(lane, 0) for lane, tasks in look.leased.items()}
-    return demand.arrived(before.pending, look.pending, leased)
+def _arrivals(previous: Estimates, reading: CounterReading) -> dict[Lane, int]:
+    leases = {lane: tasks - previous.leases.get(lane, 0) for lane, tasks in reading.leases.items()}
+    return demand.count_arrivals(previous.pending, reading.pending, leases)
 
 
-def _service(before: Experience, look: Look, policy: ServicePolicy) -> dict[AgentType, Service]:
-    found = dict(before.service)
-    for agent, ended in look.ended.items():
-        last = before.ended.get(agent, Ended())
-        tasks, seconds = ended.tasks - last.tasks, max(0.0, ended.seconds - last.seconds)
+def _service_times(
+    previous: Estimates, reading: CounterReading, policy: ServiceTimePolicy
+) -> dict[AgentType, ServiceTime]:
+    service_times = dict(previous.service_times)
+    for agent, total in reading.totals.items():
+        last = previous.totals.get(agent, TaskTotals())
+        tasks, seconds = total.tasks - last.tasks, max(0.0, total.seconds - last.seconds)
         if tasks > 0:
-            known = found.get(agent, Service(mean_seconds=policy.prior_seconds, tasks=0))
-            mean = mean_after(known.mean_seconds, known.tasks, tasks, seconds, policy)
-            found[agent] = Service(mean_seconds=mean, tasks=known.tasks + tasks)
-    return found
+            mean = service_times.get(agent, ServiceTime(mean_seconds=policy.prior_seconds, tasks=0))
+            mean_seconds = mean_after(mean.mean_seconds, mean.tasks, tasks, seconds, policy)
+            service_times[agent] = ServiceTime(mean_seconds=mean_seconds, tasks=mean.tasks + tasks)
+    return service_times
 
 
-def _spare(before: Experience, look: Look, seconds: float, policy: ScalingPolicy) -> tuple[Spare, ...]:
-    """With the idle workers of this look; who left of its own accord is not counted as having idled."""
-    kept = idle.remembered(before.spare, Spare(seconds=seconds, idle=look.idle), policy.spare)
-    gone = before.workers - look.workers
-    return idle.lowered(kept, gone) if gone > 0 else kept
+def _idle_history(
+    previous: Estimates, reading: CounterReading, seconds: float, policy: ScalingPolicy
+) -> tuple[IdleSample, ...]:
+    """The history with the idle workers of this reading; one that left by itself is not counted as having idled."""
+    history = idle.extend_history(previous.idle_history, IdleSample(seconds=seconds, idle=reading.idle), policy.idle)
+    departures = previous.workers - reading.workers
+    return idle.without_workers(history, departures) if departures > 0 else history
 
 
-def next_mean(mean: float, tasks: int, seconds: float, policy: ServicePolicy) -> float:
-    """The mean of `tasks` tasks after one more: weight `1 / (k + 1)` for the k-th, so the prior counts as one task."""
+def next_mean(mean: float, tasks: int, seconds: float, policy: ServiceTimePolicy) -> float:
+    """Decayed mean after one more task than `tasks`: it moves by max(least_alpha, 1 / (tasks + 2)) of the difference.
+
+    Until the floor of the weight is reached this is the plain mean, in which the prior counts as one task.
+    """
     return mean + max(policy.least_alpha, 1 / (tasks + 2)) * (seconds - mean)
 
 
@@ -147,19 +161,19 @@ def next_mean(mean: float, tasks: int, seconds: float, policy: ServicePolicy) ->
 _ENOUGH = 135
 
 
-def mean_after(mean: float, tasks: int, ended: int, seconds: float, policy: ServicePolicy) -> float:
-    """The mean of `tasks` tasks after `ended` more, which took `seconds` in all and are taken to be alike."""
-    for place in range(min(ended, _ENOUGH)):
-        mean = next_mean(mean, tasks + place, seconds / ended, policy)
+def mean_after(mean: float, tasks: int, new_tasks: int, seconds: float, policy: ServiceTimePolicy) -> float:
+    """Decayed mean of `tasks` tasks after `new_tasks` more, which took `seconds` in all and are taken to be alike."""
+    for place in range(min(new_tasks, _ENOUGH)):
+        mean = next_mean(mean, tasks + place, seconds / new_tasks, policy)
     return mean
 
 
 @dataclass(slots=True)
 class ServiceTimes:
-    """The means of all agent types, for whoever watches tasks end. Plain state without IO."""
+    """Decayed means of all agent types, updated task by task (the simulation sees every one end)."""
 
-    policy: ServicePolicy = field(default_factory=ServicePolicy)
-    # What is known of an agent beforehand; the policy's prior for those that are not named.
+    policy: ServiceTimePolicy = field(default_factory=ServiceTimePolicy)
+    # Seconds assumed for an agent type before its first task; the policy's prior for those that are not named.
     priors: Mapping[AgentType, float] = field(default_factory=dict)
     _means: dict[AgentType, float] = field(default_factory=dict)
     _tasks: dict[AgentType, int] = field(default_factory=dict)
@@ -175,5 +189,5 @@ class ServiceTimes:
         return max(self.policy.floor_seconds, self._mean(agent))
 
     def _mean(self, agent: AgentType) -> float:
-        known = self._means.get(agent)
-        return self.priors.get(agent, self.policy.prior_seconds) if known is None else known
+        mean = self._means.get(agent)
+        return self.priors.get(agent, self.policy.prior_seconds) if mean is None else mean

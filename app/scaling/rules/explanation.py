@@ -1,15 +1,15 @@
-"""Why a decision is what it is, in plain words: what drove the number, each limit, and what was rejected."""
+"""Explanation of a decision in plain words: its observations, its reasons, each limit, and rejected alternatives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.scaling.rules.decision import Decision, Inputs
+from app.scaling.rules.decision import Decision, DecisionInputs
 from app.scaling.rules.target import ScalingPlan, ScalingPolicy, ScalingSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """Something else that could have been decided, and why it was not."""
+class RejectedAlternative:
+    """Another decision that was possible, and the reason why it was not taken."""
 
     alternative: str
     because: str
@@ -17,30 +17,30 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Sentences without their full stops."""
+    """Sentences without their full stops: observations, reasons, limits that applied, and rejected alternatives."""
 
-    seen: Sequence[str]
-    drove: Sequence[str]
-    clamps: Sequence[str]
-    rejected: Sequence[Rejected]
+    observations: Sequence[str]
+    reasons: Sequence[str]
+    limits: Sequence[str]
+    alternatives: Sequence[RejectedAlternative]
 
 
-def explain(inputs: Inputs, decision: Decision) -> Explanation:
+def explain(inputs: DecisionInputs, decision: Decision) -> Explanation:
     """Put a decision into words."""
     plan = decision.plan
     return Explanation(
-        seen=list(_seen(inputs)),
-        drove=list(decision.reasons),
-        clamps=[f"{clamp.limit}: {clamp.after} instead of {clamp.before}" for clamp in plan.clamps],
-        rejected=list(_rejected(inputs, plan)),
+        observations=list(_observations(inputs)),
+        reasons=list(decision.reasons),
+        limits=[f"{clamp.limit}: {clamp.new_target} instead of {clamp.old_target}" for clamp in plan.clamps],
+        alternatives=list(_alternatives(inputs, plan)),
     )
 
 
-def _seen(inputs: Inputs) -> Iterator[str]:
+def _observations(inputs: DecisionInputs) -> Iterator[str]:
     snapshot = inputs.snapshot
-    coming, leaving = len(snapshot.starting), snapshot.draining
+    starting, leaving = len(snapshot.starting), snapshot.draining
     yield (
-        f"{snapshot.workers:,} workers: {snapshot.busy:,} busy, {snapshot.idle:,} idle, {coming:,} starting; "
+        f"{snapshot.workers:,} workers: {snapshot.busy:,} busy, {snapshot.idle:,} idle, {starting:,} starting; "
         f"{leaving:,} more are on their way out"
     )
     yield _queue(snapshot)
@@ -48,8 +48,8 @@ def _seen(inputs: Inputs) -> Iterator[str]:
     yield f"a new worker is taken to be ready after {snapshot.start_seconds:.1f} s"
     if snapshot.running_mean_seconds is not None:
         yield f"the tasks at work are taken to last {snapshot.running_mean_seconds:,.1f} s on average"
-    for cap in snapshot.caps:
-        yield f"{cap.resource}: enough for {cap.workers:,} workers"
+    for limit in snapshot.limits:
+        yield f"{limit.resource}: enough for {limit.workers:,} workers"
     policy = inputs.policy
     yield (
         f"{policy.min_workers:,} to {policy.max_workers:,} workers are allowed in the mode {inputs.mode}, by version "
@@ -68,20 +68,20 @@ def _queue(snapshot: ScalingSnapshot) -> str:
     return f"{tasks:,} tasks of about {work:,.0f} s of work wait, the oldest for {oldest:,.0f} s at most"
 
 
-def _rejected(inputs: Inputs, plan: ScalingPlan) -> Iterator[Rejected]:
+def _alternatives(inputs: DecisionInputs, plan: ScalingPlan) -> Iterator[RejectedAlternative]:
     snapshot, policy = inputs.snapshot, inputs.policy
     waits = bool(snapshot.waiting) and any(group.tasks for group in snapshot.waiting or ())
     if plan.target < snapshot.workers:
-        yield Rejected(alternative=_stay(snapshot), because=plan.reasons[0])
+        yield RejectedAlternative(alternative=_stay(snapshot), because=plan.reasons[0])
     elif waits:
-        yield Rejected(alternative="to let workers go", because="nobody goes while a task waits")
+        yield RejectedAlternative(alternative="to let workers go", because="nobody goes while a task waits")
     if plan.target > snapshot.workers:
-        yield Rejected(alternative=_stay(snapshot), because=_too_few(plan, policy))
-    yield from _more(snapshot, policy, plan, waits=waits)
+        yield RejectedAlternative(alternative=_stay(snapshot), because=_too_few(plan, policy))
+    yield from _growth_alternatives(snapshot, policy, plan, waits=waits)
     if plan.target <= snapshot.workers and not waits:
-        yield _fewer(plan, policy)
+        yield _smaller_alternative(plan, policy)
     if not inputs.may_move:
-        yield Rejected(alternative="to give workers another agent", because="the last moves are too recent")
+        yield RejectedAlternative(alternative="to give workers another agent", because="the last moves are too recent")
 
 
 def _stay(snapshot: ScalingSnapshot) -> str:
@@ -89,27 +89,31 @@ def _stay(snapshot: ScalingSnapshot) -> str:
 
 
 def _too_few(plan: ScalingPlan, policy: ScalingPolicy) -> str:
-    if plan.need is None:
+    if plan.required_workers is None:
         return plan.reasons[0]
     return f"some tasks would wait for longer than {policy.budget_seconds:g} s"
 
 
-def _more(snapshot: ScalingSnapshot, policy: ScalingPolicy, plan: ScalingPlan, *, waits: bool) -> Iterator[Rejected]:
-    if plan.need is not None and plan.need > plan.target:
+def _growth_alternatives(
+    snapshot: ScalingSnapshot, policy: ScalingPolicy, plan: ScalingPlan, *, waits: bool
+) -> Iterator[RejectedAlternative]:
+    if plan.required_workers is not None and plan.required_workers > plan.target:
         because = plan.clamps[-1].limit if plan.clamps else plan.reasons[-1]
-        yield Rejected(alternative=f"to grow to {plan.need:,}", because=because)
-    elif waits and plan.need is not None:
+        yield RejectedAlternative(alternative=f"to grow to {plan.required_workers:,}", because=because)
+    elif waits and plan.required_workers is not None:
         because = f"with {plan.target:,} every task starts within {policy.budget_seconds:g} s"
-        yield Rejected(alternative=f"to grow beyond {plan.target:,}", because=because)
+        yield RejectedAlternative(alternative=f"to grow beyond {plan.target:,}", because=because)
     elif not waits and plan.target <= snapshot.workers:
         because = plan.reasons[0] if snapshot.waiting is None or policy.fixed else "nothing waits"
-        yield Rejected(alternative="to grow", because=because)
+        yield RejectedAlternative(alternative="to grow", because=because)
 
 
-def _fewer(plan: ScalingPlan, policy: ScalingPolicy) -> Rejected:
+def _smaller_alternative(plan: ScalingPlan, policy: ScalingPolicy) -> RejectedAlternative:
     alternative = f"to go below {plan.target:,}"
     if plan.target <= policy.min_workers:
-        return Rejected(alternative=alternative, because=f"the minimum is {policy.min_workers:,}")
+        return RejectedAlternative(alternative=alternative, because=f"the minimum is {policy.min_workers:,}")
     if plan.target < plan.current:
-        return Rejected(alternative=alternative, because="the others have not idled for long enough, or are at work")
-    return Rejected(alternative=alternative, because=plan.reasons[0])
+        return RejectedAlternative(
+            alternative=alternative, because="the others have not idled for long enough, or are at work"
+        )
+    return RejectedAlternative(alternative=alternative, because=plan.reasons[0])

@@ -1,7 +1,8 @@
-"""A decision in writing: what is kept of its inputs and its outcome, and the shape in which it is shown.
+"""Records of decisions: the JSON of their inputs and outcomes as it is stored, and the shape that is published.
 
-What is kept is short and canonical: sorted keys, no blanks, the workers as columns. Their long part (ids, abilities,
-sizes), the roster, is kept apart, since most decisions have the roster of the one before.
+The stored JSON is short and canonical: sorted keys, no blanks, the workers as columns. Their long part (ids,
+capabilities, memory, cores), the roster, is stored apart, since most decisions have the roster of the one before. A
+replay compares texts, so keys stay whatever becomes of the names in the rules.
 """
 
 import json
@@ -18,14 +19,14 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Decision, Inputs, Member, SetAside, resolve
-from app.scaling.rules.demand import Waiting
-from app.scaling.rules.idle import Spare, SparePolicy
+from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.demand import WaitingGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
-from app.workers.rules.assignment import Assignment, assignment
-from app.workers.rules.hosts import Cap
+from app.workers.rules.assignment import Assignment, assignment_to
+from app.workers.rules.hosts import WorkerLimit
 
-# One letter a worker. They are written down, so they stay whatever becomes of the names.
+# One letter a worker in stored decisions, so the letters stay whatever becomes of the names.
 _LETTERS: Mapping[AgentType | None, str] = {
     AgentType.GENERATION: "g",
     AgentType.REFLECTION: "r",
@@ -39,18 +40,19 @@ _AGENTS = {letter: agent for agent, letter in _LETTERS.items()}
 
 
 def canonical(value: Any) -> str:
-    """The one text of a JSON value."""
+    """The canonical text of a JSON value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def roster(members: Sequence[Member]) -> str:
-    """Who the workers are: what seldom changes of them."""
+    """Canonical text of the part of the workers that seldom changes: ids, capabilities, memory and cores."""
     return _roster(tuple([(m.worker_id, m.capabilities, m.memory_gb, m.cpu_cores) for m in members]))
 
 
-# The last one is that of most decisions.
+# Most decisions have the roster of the one before.
 @lru_cache(maxsize=1)
 def _roster(members: Sequence[tuple[WorkerId, frozenset[AgentType] | None, float | None, float | None]]) -> str:
+    # A thousand workers have a handful of different sets, so each is written once and referred to by number.
     sets = sorted({tuple(sorted(able)) for able in {able for _, able, _, _ in members} if able is not None})
     place = {frozenset(able): number for number, able in enumerate(sets)}
     return canonical(
@@ -64,24 +66,24 @@ def _roster(members: Sequence[tuple[WorkerId, frozenset[AgentType] | None, float
     )
 
 
-def inputs_text(inputs: Inputs) -> str:
+def inputs_text(inputs: DecisionInputs) -> str:
     """The inputs without the roster."""
     return canonical(
         {
             "at": inputs.at.astimezone(UTC).isoformat(),
             "config_version": inputs.config_version,
             "mode": inputs.mode,
-            "policy": asdict(inputs.policy),
+            "policy": _policy(inputs.policy),
             "snapshot": _snapshot(inputs.snapshot),
-            "assigned": "".join([_LETTERS[m.assigned] for m in inputs.members]),
+            "assigned": "".join([_LETTERS[m.assigned_agent] for m in inputs.members]),
             "busy": "".join(["1" if m.busy else "0" for m in inputs.members]),
             "loads": {agent: [load.work_seconds, load.oldest_age_seconds] for agent, load in inputs.loads.items()},
             "weights": dict(inputs.weights),
             "previous_weights": dict(inputs.previous_weights),
             "weight_reasons": dict(inputs.weight_reasons),
             "limits": asdict(inputs.limits),
-            "set_aside": [[aside.agent_type, aside.tasks, aside.why] for aside in inputs.set_aside],
-            "first_new": str(inputs.first_new),
+            "set_aside": [[group.agent_type, group.tasks, group.reason] for group in inputs.excluded_tasks],
+            "first_new": str(inputs.first_new_id),
             "new_capabilities": sorted(inputs.new_capabilities),
             "may_move": inputs.may_move,
             "provisions": inputs.provisions,
@@ -92,37 +94,40 @@ def inputs_text(inputs: Inputs) -> str:
     )
 
 
-def inputs_of(roster_text: str, text: str) -> Inputs:
-    """The inputs that were kept; what was not known yet when they were kept has its default."""
-    kept = json.loads(text)
-    return Inputs(
-        at=datetime.fromisoformat(kept["at"]),
-        config_version=kept["config_version"],
-        mode=Mode(kept["mode"]),
-        policy=_policy_of(kept["policy"]),
-        snapshot=_snapshot_of(kept["snapshot"]),
-        members=_members_of(json.loads(roster_text), kept["assigned"], kept["busy"]),
+def inputs_of(roster_text: str, text: str) -> DecisionInputs:
+    """The inputs of a stored decision; a field that is newer than the decision has its default."""
+    record = json.loads(text)
+    return DecisionInputs(
+        at=datetime.fromisoformat(record["at"]),
+        config_version=record["config_version"],
+        mode=Mode(record["mode"]),
+        policy=_policy_of(record["policy"]),
+        snapshot=_snapshot_of(record["snapshot"]),
+        members=_members_of(json.loads(roster_text), record["assigned"], record["busy"]),
         loads={
             AgentType(agent): Load(work_seconds=work, oldest_age_seconds=age)
-            for agent, (work, age) in kept["loads"].items()
+            for agent, (work, age) in record["loads"].items()
         },
-        weights=_by_agent(kept["weights"]),
-        previous_weights=_by_agent(kept["previous_weights"]),
-        weight_reasons=_by_agent(kept["weight_reasons"]),
-        limits=LimitsConfig(**_known(LimitsConfig, kept["limits"])),
-        set_aside=[SetAside(agent_type=AgentType(a), tasks=tasks, why=why) for a, tasks, why in kept["set_aside"]],
-        first_new=UUID(kept["first_new"]),
-        new_capabilities=tuple(map(AgentType, kept["new_capabilities"])),
-        may_move=kept["may_move"],
-        provisions=kept["provisions"],
-        step=DegradationStep(kept.get("step", DegradationStep.NONE)),
-        quality_gains=_by_agent(kept.get("quality_gains", {})),
-        notes=kept["notes"],
+        weights=_by_agent(record["weights"]),
+        previous_weights=_by_agent(record["previous_weights"]),
+        weight_reasons=_by_agent(record["weight_reasons"]),
+        limits=LimitsConfig(**_fields_of(LimitsConfig, record["limits"])),
+        excluded_tasks=[
+            ExcludedTasks(agent_type=AgentType(agent), tasks=tasks, reason=reason)
+            for agent, tasks, reason in record["set_aside"]
+        ],
+        first_new_id=UUID(record["first_new"]),
+        new_capabilities=tuple(map(AgentType, record["new_capabilities"])),
+        may_move=record["may_move"],
+        provisions=record["provisions"],
+        step=DegradationStep(record.get("step", DegradationStep.NONE)),
+        quality_gains=_by_agent(record.get("quality_gains", {})),
+        notes=record["notes"],
     )
 
 
-def outcome(decision: Decision, inputs: Inputs) -> dict[str, Any]:
-    """What is kept of a decision: all of its shape, the workers by letter in the order of the roster and the new."""
+def outcome(decision: Decision, inputs: DecisionInputs) -> dict[str, Any]:
+    """The outcome as it is stored: the workers by letter, those of the roster first, then the new ones."""
     plan = decision.plan
     return {
         "timestamp": plan.at.astimezone(UTC).isoformat(),
@@ -130,18 +135,18 @@ def outcome(decision: Decision, inputs: Inputs) -> dict[str, Any]:
         "current_workers": plan.current,
         "target_workers": plan.target,
         "agent_weight_adjustments": {
-            weight_name(agent): {"previous_weight": before, "new_weight": after, "reason": _reweighing(inputs, agent)}
-            for agent, (before, after) in decision.reweighted.items()
+            weight_name(agent): {"previous_weight": old, "new_weight": new, "reason": _weight_reason(inputs, agent)}
+            for agent, (old, new) in decision.weight_changes.items()
         },
         "allocation": _allocation(decision, inputs),
         "reasons": list(decision.reasons),
-        "clamps": [{"limit": c.limit, "before": c.before, "after": c.after} for c in plan.clamps],
-        "need": plan.need,
+        "clamps": [{"limit": c.limit, "before": c.old_target, "after": c.new_target} for c in plan.clamps],
+        "need": plan.required_workers,
         "start": plan.start,
         "remove_idle": plan.remove_idle,
         "drain_busy": plan.drain_busy,
-        "new_workers": [str(worker_id) for worker_id in decision.new],
-        "moved_workers": len(decision.moved),
+        "new_workers": [str(worker_id) for worker_id in decision.new_workers],
+        "moved_workers": len(decision.moved_workers),
         "bottleneck_agent": weight_name(decision.bottleneck) if decision.bottleneck else None,
         "mode": inputs.mode,
         "config_version": inputs.config_version,
@@ -149,46 +154,46 @@ def outcome(decision: Decision, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def replayed(roster_text: str, text: str) -> str:
-    """The outcome that the kept inputs have today, as canonical text."""
+def replay(roster_text: str, text: str) -> str:
+    """Decide again from stored inputs; return the outcome as canonical text."""
     inputs = inputs_of(roster_text, text)
     return canonical(outcome(resolve(inputs), inputs))
 
 
-def shown(kept: Mapping[str, Any], roster_text: str) -> dict[str, Any]:
-    """A decision in the shape of the specification, and what else is known of it."""
-    told = dict(kept)
-    allocation = told.pop("allocation")
-    told["resource_allocation"] = resource_allocation(allocation, roster_text, kept["new_workers"])
-    told["sizes"] = allocation["sizes"]
-    return told
+def published(outcome: Mapping[str, Any], roster_text: str) -> dict[str, Any]:
+    """A stored outcome in the shape of the specification, with every worker by its id."""
+    document = dict(outcome)
+    allocation = document.pop("allocation")
+    document["resource_allocation"] = resource_allocation(allocation, roster_text, outcome["new_workers"])
+    document["sizes"] = allocation["sizes"]
+    return document
 
 
 def resource_allocation(
     allocation: Mapping[str, Any], roster_text: str, new: Sequence[str]
 ) -> dict[str, dict[str, str | float]]:
-    """Everybody's agent, memory and cores by the worker's id."""
+    """Agent type, memory in GB and cores of every worker that has an agent type, by the worker's id."""
     ids = [*json.loads(roster_text)["ids"], *new]
     sizes = allocation["sizes"]
     own = {place: (memory, cores) for place, memory, cores in allocation["own"]}
-    shown = {}
+    assignments = {}
     for place, (worker_id, letter) in enumerate(zip(ids, allocation["agents"], strict=True)):
         agent = _AGENTS[letter]
         if agent is not None:
             usual = sizes[weight_name(agent)]
             memory, cores = own.get(place, (usual["memory_gb"], usual["cpu_cores"]))
-            shown[worker_id] = {"assigned_agent": weight_name(agent), "memory_gb": memory, "cpu_cores": cores}
-    return shown
+            assignments[worker_id] = {"assigned_agent": weight_name(agent), "memory_gb": memory, "cpu_cores": cores}
+    return assignments
 
 
-def _allocation(decision: Decision, inputs: Inputs) -> dict[str, Any]:
-    ids = [*(m.worker_id for m in inputs.members), *decision.new]
+def _allocation(decision: Decision, inputs: DecisionInputs) -> dict[str, Any]:
+    ids = [*(m.worker_id for m in inputs.members), *decision.new_workers]
     assignments = [decision.assignments.get(worker_id) for worker_id in ids]
     usual: dict[AgentType | None, Assignment] = {
-        agent: assignment(agent, limits) for agent, (limits, _) in decision.sizes.items()
+        agent: assignment_to(agent, limits) for agent, (limits, _) in decision.sizes.items()
     }
     return {
-        "agents": "".join([_LETTERS[decided.agent if decided else None] for decided in assignments]),
+        "agents": "".join([_LETTERS[assignment.agent if assignment else None] for assignment in assignments]),
         "sizes": {
             weight_name(agent): {
                 "memory_gb": limits.memory_gb,
@@ -200,70 +205,76 @@ def _allocation(decision: Decision, inputs: Inputs) -> dict[str, Any]:
         },
         # Those that have less than the workers of their agent get.
         "own": [
-            [place, decided.memory_gb, decided.cpu_cores]
-            for place, decided in enumerate(assignments)
-            if decided is not None and decided != usual[decided.agent]
+            [place, assignment.memory_gb, assignment.cpu_cores]
+            for place, assignment in enumerate(assignments)
+            if assignment is not None and assignment != usual[assignment.agent]
         ],
     }
 
 
-def _reweighing(inputs: Inputs, agent: AgentType) -> str:
+def _weight_reason(inputs: DecisionInputs, agent: AgentType) -> str:
     return inputs.weight_reasons.get(agent) or f"version {inputs.config_version} of the configuration"
 
 
-def _snapshot(seen: ScalingSnapshot) -> dict[str, Any]:
-    waiting = seen.waiting
+def _policy(policy: ScalingPolicy) -> dict[str, Any]:
+    document = asdict(policy)
+    document["spare"] = document.pop("idle")
+    return document
+
+
+def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
+    waiting = snapshot.waiting
     return {
-        "idle": seen.idle,
-        "busy": seen.busy,
-        "starting": list(seen.starting),
-        "draining": seen.draining,
+        "idle": snapshot.idle,
+        "busy": snapshot.busy,
+        "starting": list(snapshot.starting),
+        "draining": snapshot.draining,
         "waiting": None if waiting is None else [[w.tasks, w.work_seconds, w.oldest_age_seconds] for w in waiting],
-        "spare": [[spare.seconds, spare.idle] for spare in seen.spare],
-        "cpu": seen.cpu,
-        "start_seconds": seen.start_seconds,
-        "caps": [[cap.resource, cap.workers] for cap in seen.caps],
-        "usual": seen.usual,
-        "running_mean_seconds": seen.running_mean_seconds,
+        "spare": [[sample.seconds, sample.idle] for sample in snapshot.idle_history],
+        "cpu": snapshot.cpu,
+        "start_seconds": snapshot.start_seconds,
+        "caps": [[limit.resource, limit.workers] for limit in snapshot.limits],
+        "usual": snapshot.fixed_size,
+        "running_mean_seconds": snapshot.running_mean_seconds,
     }
 
 
-def _snapshot_of(kept: Mapping[str, Any]) -> ScalingSnapshot:
-    waiting = kept["waiting"]
-    groups = [Waiting(tasks=t, work_seconds=w, oldest_age_seconds=a) for t, w, a in waiting or ()]
+def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
+    waiting = record["waiting"]
+    groups = [WaitingGroup(tasks=t, work_seconds=w, oldest_age_seconds=a) for t, w, a in waiting or ()]
     return ScalingSnapshot(
-        idle=kept["idle"],
-        busy=kept["busy"],
-        starting=kept["starting"],
-        draining=kept["draining"],
+        idle=record["idle"],
+        busy=record["busy"],
+        starting=record["starting"],
+        draining=record["draining"],
         waiting=None if waiting is None else groups,
-        spare=[Spare(seconds=seconds, idle=idle) for seconds, idle in kept["spare"]],
-        cpu=kept["cpu"],
-        start_seconds=kept["start_seconds"],
-        caps=[Cap(resource=resource, workers=workers) for resource, workers in kept["caps"]],
-        usual=kept["usual"],
-        running_mean_seconds=kept.get("running_mean_seconds"),
+        idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in record["spare"]],
+        cpu=record["cpu"],
+        start_seconds=record["start_seconds"],
+        limits=[WorkerLimit(resource=resource, workers=workers) for resource, workers in record["caps"]],
+        fixed_size=record["usual"],
+        running_mean_seconds=record.get("running_mean_seconds"),
     )
 
 
-def _policy_of(kept: Mapping[str, Any]) -> ScalingPolicy:
-    spare = SparePolicy(**_known(SparePolicy, kept["spare"]))
-    return ScalingPolicy(**{**_known(ScalingPolicy, kept), "spare": spare})
+def _policy_of(record: Mapping[str, Any]) -> ScalingPolicy:
+    idle = IdlePolicy(**_fields_of(IdlePolicy, record["spare"]))
+    return ScalingPolicy(**{**_fields_of(ScalingPolicy, record), "idle": idle})
 
 
-def _known(kind: type, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class still knows of what was kept."""
-    return {field.name: kept[field.name] for field in fields(kind) if field.name in kept}
+def _fields_of(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored values that are still fields of the class."""
+    return {field.name: record[field.name] for field in fields(kind) if field.name in record}
 
 
-def _members_of(kept: Mapping[str, Any], assigned: str, busy: str) -> list[Member]:
-    sets = [frozenset(map(AgentType, able)) for able in kept["sets"]]
-    columns = zip(kept["ids"], kept["able"], kept["memory_gb"], kept["cpu_cores"], assigned, busy, strict=True)
+def _members_of(roster: Mapping[str, Any], agents: str, busy: str) -> list[Member]:
+    sets = [frozenset(map(AgentType, able)) for able in roster["sets"]]
+    columns = zip(roster["ids"], roster["able"], roster["memory_gb"], roster["cpu_cores"], agents, busy, strict=True)
     return [
         Member(
             worker_id=WorkerId(UUID(worker_id)),
             capabilities=None if able is None else sets[able],
-            assigned=_AGENTS[letter],
+            assigned_agent=_AGENTS[letter],
             busy=flag == "1",
             memory_gb=memory,
             cpu_cores=cores,
@@ -272,5 +283,5 @@ def _members_of(kept: Mapping[str, Any], assigned: str, busy: str) -> list[Membe
     ]
 
 
-def _by_agent(kept: Mapping[str, Any]) -> dict[AgentType, Any]:
-    return {AgentType(agent): value for agent, value in kept.items()}
+def _by_agent(record: Mapping[str, Any]) -> dict[AgentType, Any]:
+    return {AgentType(agent): value for agent, value in record.items()}

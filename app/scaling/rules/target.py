@@ -1,4 +1,4 @@
-"""How many workers there should be: enough that every waiting task starts in time, and no hurry to let them go.
+"""Target size of the pool: enough workers that every waiting task starts in time, and no hurry to remove them.
 
 Growth follows from a bound, not from a ratio: the smallest pool that starts each waiting task inside its budget. The
 numbers were found on the two Azure traces of 2023 and on synthetic loads; `convener simulate` shows what they do.
@@ -13,9 +13,9 @@ from enum import StrEnum
 from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.kernel.text import plural
-from app.scaling.rules.demand import Waiting
-from app.scaling.rules.idle import Spare, SparePolicy, surplus
-from app.workers.rules.hosts import Cap
+from app.scaling.rules.demand import WaitingGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample, surplus
+from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
 USUAL_START_SECONDS = 5.0
@@ -32,7 +32,10 @@ class DecisionType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingPolicy:
-    """Bounds and dials. Thresholds are shares of 1, durations seconds. Late: over 30 s, in a simulation."""
+    """Bounds and settings: thresholds as shares of 1, durations in seconds.
+
+    Shares of late tasks in the comments are those that waited over 30 s in simulations.
+    """
 
     # The production mode of the specification.
     min_workers: int = 10
@@ -48,31 +51,31 @@ class ScalingPolicy:
     # How surely workers at work are free in time. At 0 tasks of 120 s are late (0.1 %), at 1 still 0.03 %; at 3.3, the
     # normal quantile of the 0.05 % that may be late, small pools turn round more often than dask's.
     deviations: float = 2.0
-    spare: SparePolicy = field(default_factory=SparePolicy)
+    idle: IdlePolicy = field(default_factory=IdlePolicy)
     tick_seconds: float = 5.0  # the most that the contract allows; at 10 mixed lengths are late (0.06 %)
     # A pool that may only double catches up by doubling again soon: at 5 s a third of a large batch is late.
     hurry_seconds: float = 2.0
 
     @property
     def budget_seconds(self) -> float:
-        """What a task may wait; the rest of its target is left for what estimates get wrong."""
+        """Seconds that a task may wait: scale_up_threshold * wait_target_seconds; the rest is for bad estimates."""
         return self.scale_up_threshold * self.wait_target_seconds
 
 
 def in_mode(policy: ScalingPolicy, mode: Mode) -> ScalingPolicy:
-    """The policy as a deployment mode has it: a mode may hold a pool still or slow it down, and does nothing else."""
+    """The policy in a deployment mode, which may fix the size of the pool or slow it down, and nothing else."""
     limits = conduct(mode)
-    settle_seconds = max(policy.spare.settle_seconds, limits.scale_down_window_seconds)
+    settle_seconds = max(policy.idle.settle_seconds, limits.scale_down_window_seconds)
     return replace(
         policy,
         fixed=policy.fixed or not limits.scales,
         growth=min(policy.growth, limits.growth),
-        spare=replace(policy.spare, settle_seconds=settle_seconds),
+        idle=replace(policy.idle, settle_seconds=settle_seconds),
     )
 
 
 def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
-    """The policy that the configuration asks for."""
+    """The policy of a configuration document in a deployment mode."""
     pool = document.worker_pool
     policy = ScalingPolicy(
         min_workers=pool.min_workers,
@@ -85,24 +88,24 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingSnapshot:
-    """The pool and its queue. What could not be measured is None, which is not zero.
+    """The pool and its queue; None means not measured, which is not zero.
 
-    `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch; `spare` has
-    the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of the starts that were measured;
-    `running_mean_seconds` is what a task at work is estimated to take in all, on average; `usual` is the size of a pool
-    that does not scale.
+    `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch;
+    `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts;
+    `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
+    `running_mean_seconds` is the estimated mean run time, in all, of the tasks that run.
     """
 
     idle: int
     busy: int
     starting: Sequence[float] = ()
     draining: int = 0
-    waiting: Sequence[Waiting] | None
-    spare: Sequence[Spare] = ()
+    waiting: Sequence[WaitingGroup] | None
+    idle_history: Sequence[IdleSample] = ()
     cpu: float | None
     start_seconds: float = USUAL_START_SECONDS
-    caps: Sequence[Cap] = ()
-    usual: int | None = None
+    limits: Sequence[WorkerLimit] = ()
+    fixed_size: int | None = None
     running_mean_seconds: float | None = None
 
     @property
@@ -112,22 +115,26 @@ class ScalingSnapshot:
 
     @property
     def workers(self) -> int:
-        """The size of the pool; those on their way out no longer count, those on their way in do."""
+        """Size of the pool: starting workers count, draining ones do not."""
         return self.ready + len(self.starting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clamp:
-    """A limit that changed the target, and both sides of the change."""
+    """A limit that changed the target, with the target before and after it."""
 
     limit: str
-    before: int
-    after: int
+    old_target: int
+    new_target: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingPlan:
-    """What to do, and why. `remove_idle` leave now; `drain_busy` end their task first; nobody else may be removed."""
+    """Changes to the size of the pool, with reasons.
+
+    `remove_idle` workers leave now, `drain_busy` after their task, and no other may be removed. With
+    `required_workers` every waiting task starts in time; None where that was not computed.
+    """
 
     at: datetime
     decision_type: DecisionType
@@ -136,14 +143,14 @@ class ScalingPlan:
     start: int = 0
     remove_idle: int = 0
     drain_busy: int = 0
-    need: int | None = None
+    required_workers: int | None = None
     reasons: tuple[str, ...]
     clamps: tuple[Clamp, ...] = field(default=())
     decide_again_after_seconds: float
 
 
 def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
-    """The size of the pool for the next seconds."""
+    """Decide the size of the pool: bounds come first, then growth while tasks wait, and shrinking once none does."""
     workers = snapshot.workers
     if workers < policy.min_workers:
         reason = f"{plural(workers, 'worker')}, and the minimum is {policy.min_workers}"
@@ -152,7 +159,7 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
         reason = f"{plural(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
     if policy.fixed:
-        return _fixed(snapshot, policy, now)
+        return _hold_size(snapshot, policy, now)
     if snapshot.waiting is None:
         return _plan(snapshot, policy, now, workers, "it is not known how many tasks wait: nothing changes on a guess")
     if any(group.tasks for group in snapshot.waiting):
@@ -160,29 +167,34 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     return _down(snapshot, policy, now)
 
 
-def need(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
-    """The smallest pool with which every waiting task starts inside its budget; never more than there are tasks.
+def required_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
+    """The smallest pool with which every waiting task starts within its budget; never more than there are tasks.
 
-    For every group in turn: the work up to it must be started in what is left of its budget. Those who are at work
-    start what they surely will, each new one what is left after its start; the last task of each need only begin.
+    Walk the groups in the order of dispatch, with k tasks and W seconds of work so far, `one` the shortest task and
+    left = max(0, budget - age). The pool starts `capacity` of that work in time: left for each idle worker,
+    `work_started_in_time` for the busy ones, and left + one less the rest of its start for each starting one. A new
+    worker starts max(0, left - start_seconds) + one, as its last task need only begin. The result is
+    min(n + ceil(max((W - capacity) / new)), k + busy) for a pool of n.
     """
-    tasks, work, one, extra = 0, 0.0, math.inf, 0.0
-    coming, until_ready, mean = len(snapshot.starting), sum(snapshot.starting), snapshot.running_mean_seconds
+    tasks, work, shortest, extra = 0, 0.0, math.inf, 0.0
+    starting, until_ready, mean = len(snapshot.starting), sum(snapshot.starting), snapshot.running_mean_seconds
     for group in snapshot.waiting or ():
         if group.tasks <= 0 or group.work_seconds <= 0:
             continue
         tasks += group.tasks
         work += group.work_seconds
-        # The shortest, not the mean of all so far: a mean would let a long task that joins lower the need.
-        one = min(one, group.work_seconds / group.tasks)
-        left = max(0.0, policy.budget_seconds - group.oldest_age_seconds)
+        # Not the mean of all so far: a mean would let a long task that joins lower the number of workers.
+        shortest = min(shortest, group.work_seconds / group.tasks)
+        remaining = max(0.0, policy.budget_seconds - group.oldest_age_seconds)
         if mean is None:  # it was not kept once, and a decision of then is to be made again as it was
-            have = snapshot.ready * left
+            capacity = snapshot.ready * remaining
         else:
-            have = snapshot.idle * left + started(snapshot.busy, mean, left, one, policy.deviations)
-        have += max(0.0, coming * (left + one) - until_ready)
-        if work > have:
-            extra = max(extra, (work - have) / (max(0.0, left - snapshot.start_seconds) + one))
+            busy_capacity = work_started_in_time(snapshot.busy, mean, remaining, shortest, policy.deviations)
+            capacity = snapshot.idle * remaining + busy_capacity
+        capacity += max(0.0, starting * (remaining + shortest) - until_ready)
+        if work > capacity:
+            new_worker = max(0.0, remaining - snapshot.start_seconds) + shortest
+            extra = max(extra, (work - capacity) / new_worker)
     return min(snapshot.workers + math.ceil(extra), tasks + snapshot.busy)
 
 
@@ -192,10 +204,10 @@ def is_burst(queued_work_seconds: float, workers: int, seconds_since_last: float
     return overdue and seconds_since_last >= policy.hurry_seconds
 
 
-def _fixed(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
+def _hold_size(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
     workers = snapshot.workers
-    usual = workers if snapshot.usual is None else snapshot.usual
-    target = max(policy.min_workers, min(usual, policy.max_workers))
+    size = workers if snapshot.fixed_size is None else snapshot.fixed_size
+    target = max(policy.min_workers, min(size, policy.max_workers))
     if target == workers:
         return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
     reason = f"{plural(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
@@ -203,25 +215,26 @@ def _fixed(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
 
 
 def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
-    workers, wanted = snapshot.workers, need(snapshot, policy)
+    workers, required = snapshot.workers, required_workers(snapshot, policy)
     groups = snapshot.waiting or ()
     tasks, work = sum(group.tasks for group in groups), sum(group.work_seconds for group in groups)
     backlog = f"{plural(tasks, 'task')} of about {work:,.0f} s of work {'waits' if tasks == 1 else 'wait'}"
-    if wanted <= workers:
+    if required <= workers:
         reason = f"{backlog}, and {plural(workers, 'worker')} start all within {policy.budget_seconds:g} s"
-        return _plan(snapshot, policy, now, workers, reason, need=wanted)
-    idle = _why_not_workers(snapshot, policy)
-    if idle is not None:
-        return _plan(snapshot, policy, now, workers, backlog, idle, need=wanted)
-    target, clamps = _limited(wanted, snapshot, policy)
-    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(wanted, 'worker')}"
+        return _plan(snapshot, policy, now, workers, reason, required_workers=required)
+    objection = _why_not_workers(snapshot, policy)
+    if objection is not None:
+        return _plan(snapshot, policy, now, workers, backlog, objection, required_workers=required)
+    target, clamps = _clamp(required, snapshot, policy)
+    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(required, 'worker')}"
     limits = [_words(clamp) for clamp in clamps]
+    # Only where the step was the tightest limit does another decision soon allow more.
     hurry = bool(clamps) and clamps[-1].limit == _step(policy)
-    return _plan(snapshot, policy, now, target, reason, *limits, need=wanted, clamps=clamps, hurry=hurry)
+    return _plan(snapshot, policy, now, target, reason, *limits, required_workers=required, clamps=clamps, hurry=hurry)
 
 
 def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | None:
-    """Why more workers would not help, or None when they are what is short."""
+    """Why more workers would not help; None when workers are what is short."""
     busy_share = snapshot.busy / snapshot.ready if snapshot.ready else 1.0
     if busy_share >= policy.scale_up_threshold:
         return None
@@ -232,26 +245,32 @@ def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | 
     return f"tasks wait although {snapshot.idle} of {plural(snapshot.ready, 'worker')} are idle: more cannot help"
 
 
-def _limited(wanted: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
-    """The target after every limit, tightest last, and the limits that changed it. The minimum is never cut."""
+def _clamp(required: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
+    """The target within every limit, and the limits that changed it, tightest last.
+
+    No limit takes the target below the present size or the minimum.
+    """
     workers = snapshot.workers
     limits = [
         (_step(policy), max(workers + 1, math.floor(policy.growth * workers))),
         (f"max_workers is {policy.max_workers}", policy.max_workers),
         (f"{plural(snapshot.draining, 'draining worker')} still count", policy.max_workers - snapshot.draining),
-        *((f"{cap.resource} suffice for {plural(cap.workers, 'worker')}", cap.workers) for cap in snapshot.caps),
+        *(
+            (f"{limit.resource} suffice for {plural(limit.workers, 'worker')}", limit.workers)
+            for limit in snapshot.limits
+        ),
     ]
-    target, clamps = wanted, list[Clamp]()
-    for limit, most in sorted(limits, key=lambda pair: -pair[1]):
-        after = max(workers, policy.min_workers, min(target, most))
-        if after < target:
-            clamps.append(Clamp(limit=limit, before=target, after=after))
-        target = min(target, after)
+    target, clamps = required, list[Clamp]()
+    for name, max_workers in sorted(limits, key=lambda pair: -pair[1]):
+        clamped = max(workers, policy.min_workers, min(target, max_workers))
+        if clamped < target:
+            clamps.append(Clamp(limit=name, old_target=target, new_target=clamped))
+        target = min(target, clamped)
     return target, tuple(clamps)
 
 
 def _words(clamp: Clamp) -> str:
-    return f"{clamp.limit}: {clamp.after} instead of {clamp.before}"
+    return f"{clamp.limit}: {clamp.new_target} instead of {clamp.old_target}"
 
 
 def _step(policy: ScalingPolicy) -> str:
@@ -260,18 +279,18 @@ def _step(policy: ScalingPolicy) -> str:
 
 def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
     busy = snapshot.busy >= policy.scale_down_threshold * snapshot.ready
-    extra, seconds = surplus(snapshot.spare, snapshot.idle, policy.spare, busy=busy)
-    wanted = snapshot.workers - extra
-    target = max(policy.min_workers, wanted)
+    extra, seconds = surplus(snapshot.idle_history, snapshot.idle, policy.idle, busy=busy)
+    unclamped = snapshot.workers - extra
+    target = max(policy.min_workers, unclamped)
     if not snapshot.idle:
         return _plan(snapshot, policy, now, target, "nothing waits, and nobody is idle")
     ready = plural(snapshot.ready, "worker")
     if not extra:
         return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, not yet for long")
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
-    if target == wanted:
+    if target == unclamped:
         return _plan(snapshot, policy, now, target, reason)
-    clamp = Clamp(limit=f"min_workers is {policy.min_workers}", before=wanted, after=target)
+    clamp = Clamp(limit=f"min_workers is {policy.min_workers}", old_target=unclamped, new_target=target)
     return _plan(snapshot, policy, now, target, reason, _words(clamp), clamps=(clamp,))
 
 
@@ -281,14 +300,14 @@ def _plan(
     now: datetime,
     target: int,
     *reasons: str,
-    need: int | None = None,
+    required_workers: int | None = None,
     clamps: tuple[Clamp, ...] = (),
     hurry: bool = False,
 ) -> ScalingPlan:
     workers = snapshot.workers
     excess = max(0, workers - target)
     leaving = min(snapshot.idle, excess)
-    # Those who drain still take their place: the machine has to hold them.
+    # Draining workers still take their place, as the machine has to hold them.
     room = policy.max_workers - snapshot.draining - workers
     return ScalingPlan(
         at=now,
@@ -298,7 +317,7 @@ def _plan(
         start=max(0, min(target - workers, room)),
         remove_idle=leaving,
         drain_busy=min(snapshot.busy, excess - leaving),
-        need=need,
+        required_workers=required_workers,
         reasons=reasons,
         clamps=clamps,
         decide_again_after_seconds=policy.hurry_seconds if hurry else policy.tick_seconds,
@@ -306,23 +325,25 @@ def _plan(
 
 
 def decision_type(current: int, target: int, *, rearranged: bool = False) -> DecisionType:
-    """What to call a decision; `rearranged` says that an assignment or a weight changed."""
+    """Type of a decision; `rearranged` says that an assignment or a weight changed."""
     if target != current:
         return DecisionType.SCALE_UP if target > current else DecisionType.SCALE_DOWN
     return DecisionType.REBALANCE if rearranged else DecisionType.MAINTAIN
 
 
-def started(busy: int, mean_seconds: float, left: float, one: float, deviations: float) -> float:
-    """Seconds of work that `busy` workers start within the next `left` seconds, the last task of each being `one`.
+def work_started_in_time(
+    busy: int, mean_seconds: float, remaining: float, task_seconds: float, deviations: float
+) -> float:
+    """Seconds of work that `busy` workers start within `remaining` seconds, the last task of each `task_seconds` long.
 
     Their tasks take `mean_seconds` in all, on average, and end at that rate however long they have run (memoryless, as
-    nothing better is known). So a worker is free in time with p = 1 - exp(-left / mean), has left / p - mean seconds
-    then, on average, and begins one task more. How many are free is binomial; what counts is so many standard
-    deviations fewer than expected. At none, and with tasks at work like those that wait, it is `left` for each.
+    nothing better is known). So a worker is free in time with p = 1 - exp(-remaining / mean), then has
+    remaining / p - mean seconds on average, and begins one task more. The number of free workers is binomial, and
+    counts as `deviations` standard deviations below its mean: max(0, busy p - deviations sqrt(busy p (1 - p))).
     """
-    if left <= 0:
+    if remaining <= 0:
         return 0.0
-    free = -math.expm1(-left / mean_seconds)
-    expected = busy * free
-    surely = max(0.0, expected - deviations * math.sqrt(expected * (1 - free)))
-    return surely * (left / free - mean_seconds + one)
+    free_share = -math.expm1(-remaining / mean_seconds)
+    free_workers = busy * free_share
+    certain_workers = max(0.0, free_workers - deviations * math.sqrt(free_workers * (1 - free_share)))
+    return certain_workers * (remaining / free_share - mean_seconds + task_seconds)

@@ -1,6 +1,6 @@
-"""Letting a decision happen: workers assigned, asked for, and told to go; and the size that each host keeps.
+"""Applies a decision: assigns, requests and drains workers, and sets the size that each host keeps.
 
-Whoever counts the pool and adds to it holds its lock: two could fill the same room otherwise.
+Whoever counts the pool and adds to it holds its lock, as two could fill the same room otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host, spread
 from app.workers.rules.workers import Directive
 from app.workers.service import limits
-from app.workers.service import pool as fleet_operations
-from app.workers.service.requests import Owed, new_slots, request
+from app.workers.service import pool as pool_operations
+from app.workers.service.requests import DueStarts, new_slots, request
 from app.workers.service.roster import Pool
 from app.workers.store import directives, hosts, roster
 from app.workers.store.directives import WorkerSelector
@@ -27,55 +27,61 @@ from app.workers.store.roster import ASSIGNED_FIELDS, NewWorker, Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """What was written down: workers asked for, told to go, and given another agent or other limits; hosts resized."""
+class AppliedChanges:
+    """Counts of changes: workers requested, drained, and given another assignment; hosts with another size."""
 
     started: int = 0
     drained: int = 0
     assigned: int = 0
     resized: int = 0
 
-    def told(self) -> dict[str, Any]:
-        """What did not stay 0."""
+    def nonzero_counts(self) -> dict[str, Any]:
+        """The counts by name, without those that are 0."""
         return {name: count for name, count in asdict(self).items() if count}
 
 
-async def notes(connection: AsyncConnection, owed: Owed) -> list[str]:
-    """What the reasons of a decision should tell of workers that are missing."""
-    told = []
-    for host, missing in owed.items():
-        if missing and (resting := await fleet_operations.asleep(connection, host.provisioner, host.host)):
-            workers, slots = plural(missing, "worker"), plural(len(resting), "slot")
-            told.append(f"{host.host} owes {workers}; {slots} there rest, as their workers died young")
-    return told
+async def notes(connection: AsyncConnection, due_starts: DueStarts) -> list[str]:
+    """Sentences for the reasons of a decision, on hosts that owe workers whose slots rest after crashes."""
+    sentences = []
+    for host, count in due_starts.items():
+        if count and (resting := await pool_operations.resting_slots(connection, host.provisioner, host.host)):
+            workers, slots = plural(count, "worker"), plural(len(resting), "slot")
+            sentences.append(f"{host.host} owes {workers}; {slots} there rest, as their workers died young")
+    return sentences
 
 
-async def carry_out(connection: AsyncConnection, decision: Decision, pool: Pool, owed: Owed) -> Done:
-    """Write down what the decision wants of hosts and workers; the caller holds the pool."""
-    changed, leaving = _changed(decision, pool.staying), _leavers(decision, pool)
-    # Those that change and those that leave together, or a batch of heartbeats could wait for us while we wait for it.
-    await roster.lock(connection, {*leaving, *changed})
-    await roster.assign(connection, changed)
-    started = spread(pool.hosts, len(decision.new), limits.POLICY)
-    await _request(connection, decision, pool, started, owed)
-    drained = await _drain(connection, leaving, decision.reasons[0])
-    resized = await _resize(connection, pool, owed, started, drained)
-    if decision.new or drained:
+async def apply_decision(
+    connection: AsyncConnection, decision: Decision, pool: Pool, due_starts: DueStarts
+) -> AppliedChanges:
+    """Write the changes of a decision to hosts and workers; the caller holds the pool."""
+    assignments, leaving = _new_assignments(decision, pool.staying), _leavers(decision, pool)
+    # Those that change and those that leave at once, in the order of heartbeats: one after the other, a batch of
+    # heartbeats could wait for us while we wait for it.
+    await roster.lock(connection, {*leaving, *assignments})
+    await roster.assign(connection, assignments)
+    starts = spread(pool.hosts, len(decision.new_workers), limits.POLICY)
+    await _request(connection, decision, pool, starts, due_starts)
+    drained_ids = await _drain(connection, leaving, decision.reasons[0])
+    resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids)
+    if decision.new_workers or drained_ids:
         notify.note(connection, notify.FLEET, notify.LAUNCHES)
-    return Done(started=len(decision.new), drained=len(drained), assigned=len(changed), resized=resized)
+    return AppliedChanges(
+        started=len(decision.new_workers),
+        drained=len(drained_ids),
+        assigned=len(assignments),
+        resized=resized_hosts,
+    )
 
 
 async def _drain(connection: AsyncConnection, leaving: Sequence[UUID], reason: str) -> set[UUID]:
     if not leaving:
         return set()
-    return {
-        told.worker_id
-        for told in await directives.direct(connection, WorkerSelector(ids=leaving), Directive.DRAIN, reason)
-    }
+    workers = await directives.direct(connection, WorkerSelector(ids=leaving), Directive.DRAIN, reason)
+    return {worker.worker_id for worker in workers}
 
 
-def _changed(decision: Decision, workers: Sequence[Worker]) -> dict[UUID, Assignment]:
-    """Assignments of the workers whose own is another; compared as tuples, since nearly all have theirs already."""
+def _new_assignments(decision: Decision, workers: Sequence[Worker]) -> dict[UUID, Assignment]:
+    """Assignments of the workers that have another one today; compared as tuples, since nearly all have theirs."""
     return {
         worker.id: assignment
         for worker in workers
@@ -84,24 +90,24 @@ def _changed(decision: Decision, workers: Sequence[Worker]) -> dict[UUID, Assign
 
 
 async def _request(
-    connection: AsyncConnection, decision: Decision, pool: Pool, started: Mapping[Host, int], owed: Owed
+    connection: AsyncConnection, decision: Decision, pool: Pool, starts: Mapping[Host, int], due_starts: DueStarts
 ) -> None:
-    if not decision.new:
+    if not decision.new_workers:
         return
-    ids = iter(decision.new)
-    new = []
-    for host, count in started.items():
-        for slot in await new_slots(connection, pool, host, owed[host], count) if count else ():
+    ids = iter(decision.new_workers)
+    new_workers = []
+    for host, count in starts.items():
+        for slot in await new_slots(connection, pool, host, due_starts[host], count) if count else ():
             worker_id = next(ids)
             assignment = decision.assignments[worker_id]
-            new.append(
+            new_workers.append(
                 NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)
             )
-    await request(connection, new)
+    await request(connection, new_workers)
 
 
 def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
-    """Who goes: the idle, then the busy where the pool is too large; nobody that somebody else has started."""
+    """Ids of the workers to drain, those of the highest slots first; never one that no provisioner of ours started."""
     if not decision.plan.remove_idle and not decision.plan.drain_busy:
         return []
     ready = [w for w in pool.workers if w.state == WorkerState.READY and w.provisioner is not None]
@@ -112,13 +118,14 @@ def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
 
 
 async def _resize(
-    connection: AsyncConnection, pool: Pool, owed: Owed, started: Mapping[Host, int], drained: set[UUID]
+    connection: AsyncConnection, pool: Pool, due_starts: DueStarts, starts: Mapping[Host, int], drained_ids: set[UUID]
 ) -> int:
-    resized = 0
+    """Let every host keep the workers that stay, are due and are new; return the number of hosts that changed."""
+    resized_hosts = 0
     for host in pool.hosts:
-        staying = sum(w.state != WorkerState.DRAINING and w.id not in drained for w in pool.of(host))
-        size = staying + owed[host] + started.get(host, 0)
+        staying = sum(w.state != WorkerState.DRAINING and w.id not in drained_ids for w in pool.of(host))
+        size = staying + due_starts[host] + starts.get(host, 0)
         if size != host.size:
             await hosts.resize(connection, host, size)
-            resized += 1
-    return resized
+            resized_hosts += 1
+    return resized_hosts

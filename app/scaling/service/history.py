@@ -1,4 +1,4 @@
-"""Looking back at decisions: read, explained, replayed, and made again under another configuration."""
+"""Past decisions: read, explained, replayed, and made again under another configuration."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from app.kernel.modes import Mode
 from app.scaling.errors import DecisionNotFound
 from app.scaling.rules import record as records
 from app.scaling.rules import target
-from app.scaling.rules.decision import Inputs, resolve
+from app.scaling.rules.decision import DecisionInputs, resolve
 from app.scaling.rules.explanation import Explanation, explain
 from app.scaling.service import state
 from app.scaling.store import decisions as store
-from app.scaling.store.decisions import Kept
+from app.scaling.store.decisions import StoredDecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """Whether the kept inputs still have the kept outcome, to the byte, and where not."""
+    """Whether the stored inputs still lead to the stored outcome, to the byte, and the differences."""
 
     decision_id: int
     identical: bool
@@ -36,7 +36,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variation:
-    """What is to be different; None leaves it as it was. `wait_target_seconds` is how long a task may wait."""
+    """Changes to the inputs of a decision; None leaves a value as it was."""
 
     document: Document | None = None
     mode: Mode | None = None
@@ -46,7 +46,7 @@ class Variation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """How many workers there should be, in flat numbers; without a decision yet, the minimum."""
+    """Recommended size of the pool in flat numbers; the minimum before the first decision."""
 
     target_workers: int
     current_workers: int
@@ -59,69 +59,69 @@ class Recommendation:
     reason: str = "nothing has been decided yet"
 
 
-async def read(connection: AsyncConnection, decision_id: int | None) -> Kept:
+async def read(connection: AsyncConnection, decision_id: int | None) -> StoredDecision:
     """A decision, the last one for None. Raises DecisionNotFound."""
-    found = await (store.latest(connection) if decision_id is None else store.read(connection, decision_id))
-    if found is None:
+    decision = await (store.latest(connection) if decision_id is None else store.read(connection, decision_id))
+    if decision is None:
         raise DecisionNotFound
-    return found
+    return decision
 
 
 async def recommendation(connection: AsyncConnection, initial: Mode) -> Recommendation:
-    """What the last decision says, from the one row that the scaling loop remembers."""
-    memory = await state.recall(connection)
-    if memory is None:
-        least = (await config.current(connection, initial)).document.worker_pool.min_workers
-        return Recommendation(target_workers=least, current_workers=0)
-    known = {name: memory.brief[name] for name in Recommendation.__dataclass_fields__ if name in memory.brief}
-    return Recommendation(**known, decided_at=memory.experience.at)
+    """The size that the last decision recommends, read from the one row of the scaling state."""
+    last = await state.read(connection)
+    if last is None:
+        min_workers = (await config.current(connection, initial)).document.worker_pool.min_workers
+        return Recommendation(target_workers=min_workers, current_workers=0)
+    values = {name: last.brief[name] for name in Recommendation.__dataclass_fields__ if name in last.brief}
+    return Recommendation(**values, decided_at=last.estimates.at)
 
 
-def inputs_of(kept: Kept) -> Inputs:
-    """What the decision saw. Takes milliseconds of processor time where there are many workers."""
-    return records.inputs_of(kept.roster, kept.inputs)
+def inputs_of(decision: StoredDecision) -> DecisionInputs:
+    """The inputs of a decision; takes milliseconds of processor time where there are many workers."""
+    return records.inputs_of(decision.roster, decision.inputs)
 
 
-def explanation(kept: Kept) -> Explanation:
-    """Why it is what it is, by the rules of today."""
-    inputs = inputs_of(kept)
+def explanation(decision: StoredDecision) -> Explanation:
+    """Explain a decision by the rules of today."""
+    inputs = inputs_of(decision)
     return explain(inputs, resolve(inputs))
 
 
-def replay(kept: Kept) -> Replay:
-    """Decide again from the kept inputs, and compare the texts. Takes milliseconds of processor time."""
-    again = records.replayed(kept.roster, kept.inputs)
-    differences = [] if again == kept.output else changes.changes(json.loads(kept.output), json.loads(again))
-    return Replay(decision_id=kept.id, identical=again == kept.output, differences=differences)
+def replay(decision: StoredDecision) -> Replay:
+    """Decide again from the stored inputs, and compare the texts; takes milliseconds of processor time."""
+    again = records.replay(decision.roster, decision.inputs)
+    differences = [] if again == decision.output else changes.changes(json.loads(decision.output), json.loads(again))
+    return Replay(decision_id=decision.id, identical=again == decision.output, differences=differences)
 
 
-async def base_document(connection: AsyncConnection, inputs: Inputs, mode: Mode | None) -> Document:
-    """The configuration by which a decision was made that saw these inputs.
+async def base_document(connection: AsyncConnection, inputs: DecisionInputs, mode: Mode | None) -> Document:
+    """The configuration by which a decision with these inputs was made, or that configuration in another mode.
 
-    In another mode if wanted, with the pool of that mode. Raises ConfigVersionNotFound.
+    Raises ConfigVersionNotFound.
     """
     document = (await config.version(connection, inputs.config_version)).document
     return document if mode in (None, inputs.mode) else rules.with_mode(document, mode)
 
 
-def what_if(kept: Kept, variation: Variation) -> Mapping[str, Any]:
-    """What would have been decided. Raises ConfigRefused."""
-    inputs = _varied(inputs_of(kept), variation)
-    decision = resolve(inputs)
-    return records.shown(records.outcome(decision, inputs), kept.roster)
+def what_if(decision: StoredDecision, variation: Variation) -> Mapping[str, Any]:
+    """Make a decision again with other inputs; return its outcome as published. Raises ConfigRefused."""
+    inputs = _vary(inputs_of(decision), variation)
+    outcome = records.outcome(resolve(inputs), inputs)
+    return records.published(outcome, decision.roster)
 
 
-def _varied(inputs: Inputs, wanted: Variation) -> Inputs:
-    mode, document = wanted.mode or inputs.mode, wanted.document
+def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:
+    mode, document = variation.mode or inputs.mode, variation.document
     policy = inputs.policy
     if document is not None:
-        if found := rules.problems(document, mode):
-            raise ConfigRefused([(f"config.{remark.path}", remark.message) for remark in found])
+        if problems := rules.problems(document, mode):
+            raise ConfigRefused([(f"config.{remark.path}", remark.message) for remark in problems])
         policy = target.scaling_policy(document, mode)
         inputs = replace(inputs, limits=document.resource_limits)
-        if wanted.weights_changed:
+        if variation.weights_changed:
             weights, _ = rules.effective_weights(document)
             inputs = replace(inputs, weights=weights, weight_reasons={})
-    if wanted.wait_target_seconds is not None:
-        policy = replace(policy, wait_target_seconds=wanted.wait_target_seconds)
+    if variation.wait_target_seconds is not None:
+        policy = replace(policy, wait_target_seconds=variation.wait_target_seconds)
     return replace(inputs, mode=mode, policy=policy)

@@ -1,4 +1,4 @@
-"""What the scaling loop keeps between decisions, in writing: its experience, and what its last decision was."""
+"""State of the scaling loop between two decisions, stored as one row: its estimates, and its last decision in short."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,79 +12,85 @@ from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.demand import Arrivals
-from app.scaling.rules.estimates import Ended, Experience, Service
-from app.scaling.rules.idle import Spare
+from app.scaling.rules.estimates import Estimates, ServiceTime, TaskTotals
+from app.scaling.rules.idle import IdleSample
 from app.scaling.store import decisions
 
 _RECENT = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """After a decision: what was learned until then, when the next is due, and what it said in short.
+class ScalingState:
+    """State after a decision: the estimates, the seconds until the next one is due, and the decision in short.
 
-    `weights` are those that it used; `moved_at` is when workers last changed their agent.
+    `weights` are those that it used; `moved_at` is when workers last changed their agent type.
     """
 
-    experience: Experience
+    estimates: Estimates
     again_after_seconds: float
     weights: Mapping[AgentType, float]
     moved_at: datetime | None = None
     brief: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def recall(connection: AsyncConnection) -> Memory | None:
-    """What was kept after the last decision; None before the first."""
-    return (await recall_and_now(connection))[0]
+async def read(connection: AsyncConnection) -> ScalingState | None:
+    """The state after the last decision; None before the first."""
+    return (await read_with_time(connection))[0]
 
 
-async def recall_and_now(connection: AsyncConnection) -> tuple[Memory | None, datetime]:
-    """What was kept after the last decision, and the time of this transaction by the database's clock."""
-    moment, kept = await decisions.memory(connection)
-    return _memory(kept) if kept else None, moment
+async def read_with_time(connection: AsyncConnection) -> tuple[ScalingState | None, datetime]:
+    """The state after the last decision, and the time of this transaction by the database's clock."""
+    moment, document = await decisions.read_state(connection)
+    return _state(document) if document else None, moment
 
 
-async def keep(connection: AsyncConnection, memory: Memory, *, may_be_lost: bool = False) -> None:
-    """Keep it for the next decision; see `decisions.remember`."""
-    await decisions.remember(connection, memory.experience.at, json.dumps(_plain(memory)), may_be_lost=may_be_lost)
+async def write(connection: AsyncConnection, state: ScalingState, *, may_be_lost: bool = False) -> None:
+    """Store the state for the next decision; see `decisions.write_state`."""
+    await decisions.write_state(connection, state.estimates.at, json.dumps(_document(state)), may_be_lost=may_be_lost)
 
 
-def _plain(memory: Memory) -> dict[str, Any]:
-    known = memory.experience
+def _document(state: ScalingState) -> dict[str, Any]:
+    current = state.estimates
     return {
-        "pending": _lanes(known.pending),
-        "leased": _lanes(known.leased),
-        "ended": {agent: [ended.tasks, ended.seconds] for agent, ended in known.ended.items()},
-        "arrivals": [[came.seconds, _lanes(came.tasks)] for came in known.arrivals],
-        "service": {agent: [service.mean_seconds, service.tasks] for agent, service in known.service.items()},
-        "starts": list(known.starts),
-        "spare": [[spare.seconds, spare.idle] for spare in known.spare],
-        "workers": known.workers,
-        "again_after_seconds": memory.again_after_seconds,
-        "weights": dict(memory.weights),
-        "moved_at": memory.moved_at.isoformat() if memory.moved_at else None,
-        "brief": dict(memory.brief),
+        "pending": _lanes(current.pending),
+        "leased": _lanes(current.leases),
+        "ended": {agent: [total.tasks, total.seconds] for agent, total in current.totals.items()},
+        "arrivals": [[arrivals.seconds, _lanes(arrivals.tasks)] for arrivals in current.arrivals],
+        "service": {agent: [mean.mean_seconds, mean.tasks] for agent, mean in current.service_times.items()},
+        "starts": list(current.starts),
+        "spare": [[sample.seconds, sample.idle] for sample in current.idle_history],
+        "workers": current.workers,
+        "again_after_seconds": state.again_after_seconds,
+        "weights": dict(state.weights),
+        "moved_at": state.moved_at.isoformat() if state.moved_at else None,
+        "brief": dict(state.brief),
     }
 
 
-def _memory(kept: Mapping[str, Any]) -> Memory:
-    experience = Experience(
-        at=kept["decided_at"],
-        pending=_lanes_of(kept["pending"]),
-        leased=_lanes_of(kept["leased"]),
-        ended={AgentType(agent): Ended(tasks=n, seconds=seconds) for agent, (n, seconds) in kept["ended"].items()},
-        arrivals=[Arrivals(seconds=seconds, tasks=_lanes_of(tasks)) for seconds, tasks in kept["arrivals"]],
-        service={AgentType(agent): Service(mean_seconds=mean, tasks=n) for agent, (mean, n) in kept["service"].items()},
-        starts=kept["starts"],
-        spare=[Spare(seconds=seconds, idle=idle) for seconds, idle in kept["spare"]],
-        workers=kept["workers"],
+def _state(document: Mapping[str, Any]) -> ScalingState:
+    estimates = Estimates(
+        at=document["decided_at"],
+        pending=_lanes_of(document["pending"]),
+        leases=_lanes_of(document["leased"]),
+        totals={
+            AgentType(agent): TaskTotals(tasks=count, seconds=seconds)
+            for agent, (count, seconds) in document["ended"].items()
+        },
+        arrivals=[Arrivals(seconds=seconds, tasks=_lanes_of(tasks)) for seconds, tasks in document["arrivals"]],
+        service_times={
+            AgentType(agent): ServiceTime(mean_seconds=mean, tasks=count)
+            for agent, (mean, count) in document["service"].items()
+        },
+        starts=document["starts"],
+        idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in document["spare"]],
+        workers=document["workers"],
     )
-    return Memory(
-        experience=experience,
-        again_after_seconds=kept["again_after_seconds"],
-        weights={AgentType(agent): weight for agent, weight in kept["weights"].items()},
-        moved_at=datetime.fromisoformat(kept["moved_at"]) if kept["moved_at"] else None,
-        brief=kept["brief"],
+    return ScalingState(
+        estimates=estimates,
+        again_after_seconds=document["again_after_seconds"],
+        weights={AgentType(agent): weight for agent, weight in document["weights"].items()},
+        moved_at=datetime.fromisoformat(document["moved_at"]) if document["moved_at"] else None,
+        brief=document["brief"],
     )
 
 
@@ -92,16 +98,16 @@ def _lanes(tasks: Mapping[Lane, int]) -> list[Sequence[Any]]:
     return [[lane.agent_type, lane.priority, count] for lane, count in tasks.items()]
 
 
-def _lanes_of(kept: Sequence[Sequence[Any]]) -> dict[Lane, int]:
-    return {Lane(agent_type=AgentType(agent), priority=Priority(p)): count for agent, p, count in kept}
+def _lanes_of(rows: Sequence[Sequence[Any]]) -> dict[Lane, int]:
+    return {Lane(agent_type=AgentType(agent), priority=Priority(p)): count for agent, p, count in rows}
 
 
 async def bottleneck(connection: AsyncConnection) -> str | None:
-    """The agent with the most outstanding work for each of its workers by the last decision; "" when there is none.
+    """Agent type with the most outstanding work per worker by the last decision; "" when there is no work.
 
-    None without a decision of the last minute: an older one says nothing of now.
+    None without a decision within the last minute, as an older one says nothing about the present.
     """
-    last = await recall(connection)
-    if last is None or last.experience.at < await now(connection) - _RECENT:
+    last = await read(connection)
+    if last is None or last.estimates.at < await now(connection) - _RECENT:
         return None
     return last.brief.get("bottleneck_agent") or ""

@@ -1,4 +1,4 @@
-"""Making the pool think: look, decide, write the decision down, and let it happen, in one transaction."""
+"""The scaling loop: observe, decide, store the decision and apply it, in one transaction."""
 
 import asyncio
 from collections import Counter
@@ -20,26 +20,26 @@ from app.db.database import Database
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.scaling.rules import estimates as learning
+from app.scaling.rules import estimates
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Decision, Inputs, Member, SetAside, resolve
-from app.scaling.rules.estimates import Experience
+from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.estimates import Estimates
 from app.scaling.rules.target import is_burst, scaling_policy
 from app.scaling.service import apply, state
-from app.scaling.service import snapshot as snapshot_service
+from app.scaling.service import snapshot as snapshots
 from app.scaling.service.snapshot import Queue
-from app.scaling.service.state import Memory
+from app.scaling.service.state import ScalingState
 from app.scaling.store import decisions
 from app.scaling.store.decisions import NewDecision
 from app.workers.service import limits, requests
 from app.workers.service import roster as roster_service
-from app.workers.service.requests import Owed
+from app.workers.service.requests import DueStarts
 from app.workers.service.roster import Pool
 from app.workers.store import hosts, roster
 from app.workers.store.roster import Worker
 
-# The duty looks this often whether a decision is due, which comes at least every tick of the policy.
+# Seconds between two checks of the duty whether a decision is due; one is due at least every tick of the policy.
 LOOK_SECONDS = 1.0
 # Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
 _MOVE_SECONDS = 30.0
@@ -48,99 +48,105 @@ _AGENTS: Mapping[str, AgentType] = {agent.value: agent for agent in AgentType}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorldView:
-    """All that was looked at for a decision."""
+class DecisionContext:
+    """All that was read for a decision."""
 
     at: datetime
     config: Effective
     weights: WeightsInForce
     queue: Queue
     pool: Pool
-    owed: Owed
-    before: Memory | None
+    due_starts: DueStarts
+    previous: ScalingState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conclusion:
-    """A decision, all that it was made from, and what was learned on the way."""
+class DecisionResult:
+    """A decision, its inputs, and the estimates as of the same moment."""
 
-    inputs: Inputs
+    inputs: DecisionInputs
     decision: Decision
-    known: Experience
+    estimates: Estimates
 
 
 async def tick(connection: AsyncConnection, database: Database, initial: Mode) -> dict[str, Any]:
-    """Decide, when it is time to. The caller holds the duty's turn, so there is one at a time."""
-    before, moment = await state.recall_and_now(connection)
+    """Decide if a decision is due; the caller holds the turn of the duty, so that there is one at a time."""
+    previous, moment = await state.read_with_time(connection)
     effective = config.effective(await config.current(connection, initial))
-    if before is not None and not await _is_due(connection, before, effective, moment):
+    if previous is not None and not await _is_due(connection, previous, effective, moment):
         return {}
-    seen = await see(connection, database, before, effective, moment)
-    conclusion = await conclude(connection, seen)
-    return await write_down(connection, seen, conclusion)
+    context = await observe(connection, database, previous, effective, moment)
+    result = await decide(connection, context)
+    return await record_and_apply(connection, context, result)
 
 
 async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
-    """Forget some of the old decisions, more than are made between two turns, and rosters that only they needed.
+    """Delete some old decisions, more than are made between two turns, and rosters that only they referred to.
 
-    Rosters alone, lest a decision is just being made that refers to one of them.
+    Rosters only while the pool is held, as a decision that refers to one of them may just be made.
     """
-    gone, rosters = await decisions.prune(connection, days)
+    count, rosters = await decisions.prune(connection, days)
     if rosters:
         await hosts.lock_pool(connection)
         await decisions.prune_rosters(connection, rosters)
-    return {"decisions": gone}
+    return {"decisions": count}
 
 
-async def _is_due(connection: AsyncConnection, before: Memory, effective: Effective, moment: datetime) -> bool:
-    """At the time that the last decision set, never later than a tick after it, and sooner when a burst has come."""
-    since = (moment - before.experience.at).total_seconds()
+async def _is_due(connection: AsyncConnection, previous: ScalingState, effective: Effective, moment: datetime) -> bool:
+    """Due when the last decision said, at the latest a tick after it, and sooner when a burst has come."""
+    since = (moment - previous.estimates.at).total_seconds()
     policy = scaling_policy(effective.document, effective.mode)
-    if since >= policy.tick_seconds - LOOK_SECONDS or before.brief.get("config_version") != effective.version:
+    if since >= policy.tick_seconds - LOOK_SECONDS or previous.brief.get("config_version") != effective.version:
         return True
     if since < policy.hurry_seconds:
         return False
-    if since >= before.again_after_seconds:
+    if since >= previous.again_after_seconds:
         return True
-    waits = (await snapshot_service.queue(connection, moment)).waits
-    work = sum(tasks * _estimate(before.experience, lane.agent_type) for lane, tasks in waits.items())
-    return not policy.fixed and is_burst(work, before.experience.workers, since, policy)
+    waits = (await snapshots.queue(connection, moment)).waits
+    work = sum(tasks * _task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
+    return not policy.fixed and is_burst(work, previous.estimates.workers, since, policy)
 
 
-async def see(
-    connection: AsyncConnection, database: Database, before: Memory | None, effective: Effective, moment: datetime
-) -> WorldView:
-    """Look at everything, and hold the pool until the transaction ends."""
+async def observe(
+    connection: AsyncConnection,
+    database: Database,
+    previous: ScalingState | None,
+    effective: Effective,
+    moment: datetime,
+) -> DecisionContext:
+    """Read all that a decision depends on, and hold the pool until the transaction ends."""
     await hosts.lock_pool(connection)
-    # To find out who is busy takes the server as long as all the rest, which is looked at meanwhile. What this
-    # transaction has written so far is not about workers, so another connection sees the same.
+    # Finding the busy workers takes the server as long as all the rest, so another connection does it meanwhile. It
+    # sees the same, as this transaction has written nothing about workers so far.
     busy = asyncio.ensure_future(hot_path.run(database, roster.holders_of_tasks))
     try:
         in_force = await weights.in_force(connection, effective)
-        queue = await snapshot_service.queue(connection, moment)
-        pool = await roster_service.pool(connection, before.experience.at if before else None, busy)
+        queue = await snapshots.queue(connection, moment)
+        pool = await roster_service.pool(connection, previous.estimates.at if previous else None, busy)
     finally:
         busy.cancel()
-    return WorldView(
+    return DecisionContext(
         at=moment,
         config=effective,
         weights=in_force,
         queue=queue,
         pool=pool,
-        owed=requests.owed(pool, effective.document.worker_pool.max_workers),
-        before=before,
+        due_starts=requests.due_starts(pool, effective.document.worker_pool.max_workers),
+        previous=previous,
     )
 
 
-async def conclude(connection: AsyncConnection, seen: WorldView) -> Conclusion:
-    """Decide from what was seen."""
-    inputs, known = await _inputs(connection, seen)
-    return Conclusion(inputs=inputs, decision=resolve(inputs), known=known)
+async def decide(connection: AsyncConnection, context: DecisionContext) -> DecisionResult:
+    """Decide from what was read."""
+    inputs, current = await _inputs(connection, context)
+    return DecisionResult(inputs=inputs, decision=resolve(inputs), estimates=current)
 
 
-async def write_down(connection: AsyncConnection, seen: WorldView, conclusion: Conclusion) -> dict[str, Any]:
-    """Keep the decision, let it happen, and remember what the next one is to know."""
-    inputs, decision = conclusion.inputs, conclusion.decision
+async def record_and_apply(
+    connection: AsyncConnection, context: DecisionContext, result: DecisionResult
+) -> dict[str, Any]:
+    """Store the decision, apply it, and store the state for the next one."""
+    inputs, decision = result.inputs, result.decision
     decision_id = await decisions.write(
         connection,
         NewDecision(
@@ -153,80 +159,82 @@ async def write_down(connection: AsyncConnection, seen: WorldView, conclusion: C
             roster=records.roster(inputs.members),
         ),
     )
-    done = await apply.carry_out(connection, decision, seen.pool, seen.owed)
-    size = decision.plan.current + done.started - done.drained
-    told = done.told()
-    memory = _memory(seen, conclusion, done.drained, size, decision_id)
+    applied = await apply.apply_decision(connection, decision, context.pool, context.due_starts)
+    size = decision.plan.current + applied.started - applied.drained
+    counts = applied.nonzero_counts()
+    new_state = _new_state(context, result, applied.drained, size, decision_id)
     # Were a decision that changes nothing lost in a crash, it would be made again, and that would be all.
-    await state.keep(connection, memory, may_be_lost=not told and seen.before is not None)
-    return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **told}
+    await state.write(connection, new_state, may_be_lost=not counts and context.previous is not None)
+    return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **counts}
 
 
-async def _inputs(connection: AsyncConnection, seen: WorldView) -> tuple[Inputs, Experience]:
-    policy, owed = scaling_policy(seen.config.document, seen.config.mode), sum(seen.owed.values())
-    size = len(seen.pool.staying) + owed
-    last = seen.before.experience if seen.before else None
-    look = snapshot_service.look(seen.queue, seen.pool.workers, size, seen.at)
-    known = learning.learned(last, look, policy, snapshot_service.SERVICE)
-    staying = [_member(worker) for worker in seen.pool.staying]
-    of_new = _of_new(seen.pool.staying)
-    able = of_new.union(*{member.capabilities for member in staying if member.capabilities is not None})
-    groups = snapshot_service.waiting(seen.queue, known, seen.weights.weights, able)
-    snapshot = snapshot_service.snapshot(seen.pool, known, groups, policy, owed)
-    found = await limits.gather(
-        connection, seen.pool.hosts, len(seen.pool.workers), seen.config.document.resource_limits
+async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tuple[DecisionInputs, Estimates]:
+    policy, due_starts = scaling_policy(context.config.document, context.config.mode), sum(context.due_starts.values())
+    size = len(context.pool.staying) + due_starts
+    last = context.previous.estimates if context.previous else None
+    reading = snapshots.reading(context.queue, context.pool.workers, size, context.at)
+    current = estimates.update(last, reading, policy, snapshots.SERVICE_TIMES)
+    members = [_member(worker) for worker in context.pool.staying]
+    new_capabilities = _new_capabilities(context.pool.staying)
+    able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
+    groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, able)
+    snapshot = snapshots.pool_snapshot(context.pool, current, groups, policy, due_starts)
+    worker_limits = await limits.read_limits(
+        connection, context.pool.hosts, len(context.pool.workers), context.config.document.resource_limits
     )
-    return Inputs(
-        at=seen.at,
-        config_version=seen.config.version,
-        mode=seen.config.mode,
+    return DecisionInputs(
+        at=context.at,
+        config_version=context.config.version,
+        mode=context.config.mode,
         policy=policy,
         snapshot=replace(
-            snapshot, caps=found, running_mean_seconds=snapshot_service.running_mean_seconds(seen.queue, known)
+            snapshot, limits=worker_limits, running_mean_seconds=snapshots.running_mean_seconds(context.queue, current)
         ),
-        members=staying,
-        loads=_loads(seen.queue, known, able),
-        weights=seen.weights.weights,
-        previous_weights=seen.before.weights if seen.before else seen.weights.weights,
-        weight_reasons=seen.weights.reasons,
-        limits=seen.config.document.resource_limits,
-        set_aside=_set_aside(seen.queue, able),
-        first_new=time_ordered_uuid(),
-        new_capabilities=sorted(of_new),
-        may_move=_may_move(seen),
-        provisions=bool(seen.pool.hosts),
-        step=seen.weights.step,
+        members=members,
+        loads=_loads(context.queue, current, able),
+        weights=context.weights.weights,
+        previous_weights=context.previous.weights if context.previous else context.weights.weights,
+        weight_reasons=context.weights.reasons,
+        limits=context.config.document.resource_limits,
+        excluded_tasks=_excluded_tasks(context.queue, able),
+        first_new_id=time_ordered_uuid(),
+        new_capabilities=sorted(new_capabilities),
+        may_move=_may_move(context),
+        provisions=bool(context.pool.hosts),
+        step=context.weights.step,
         quality_gains=await performance.quality_gains(connection),
-        notes=await apply.notes(connection, seen.owed),
-    ), known
+        notes=await apply.notes(connection, context.due_starts),
+    ), current
 
 
-def _memory(seen: WorldView, conclusion: Conclusion, drained: int, size: int, decision_id: int) -> Memory:
-    inputs, decision = conclusion.inputs, conclusion.decision
+def _new_state(
+    context: DecisionContext, result: DecisionResult, drained: int, size: int, decision_id: int
+) -> ScalingState:
+    inputs, decision = result.inputs, result.decision
     plan = decision.plan
-    moved_at = seen.before.moved_at if seen.before else None
+    moved_at = context.previous.moved_at if context.previous else None
     brief = {
         "decision_id": decision_id,
         "decision_type": decision.decision_type.value,
         "current_workers": plan.current,
         "target_workers": plan.target,
         "config_version": inputs.config_version,
-        "waiting_tasks": sum(seen.queue.waits.values()),
+        "waiting_tasks": sum(context.queue.waits.values()),
         "waiting_seconds": sum(load.work_seconds for load in inputs.loads.values()),
         "bottleneck_agent": decision.bottleneck.value if decision.bottleneck else None,
         "reason": decision.reasons[0],
     }
-    return Memory(
-        experience=learning.after_removal(conclusion.known, drained, size),
+    return ScalingState(
+        estimates=estimates.after_removal(result.estimates, drained, size),
         again_after_seconds=plan.decide_again_after_seconds,
         weights=inputs.weights,
-        moved_at=seen.at if decision.moved and inputs.may_move else moved_at,
+        moved_at=context.at if decision.moved_workers and inputs.may_move else moved_at,
         brief=brief,
     )
 
 
 def _member(worker: Worker) -> Member:
-    # In the order of the fields: naming them takes longer than all the rest.
+    # By position: naming the fields takes longer than all the rest.
     return Member(
         worker.id,
         _AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
@@ -239,49 +247,53 @@ def _member(worker: Worker) -> Member:
 
 @lru_cache(maxsize=256)
 def _types(names: str) -> frozenset[AgentType]:
-    """Many workers can run the same."""
+    """The agent types of a comma-separated text; cached, since many workers can run the same."""
     return frozenset(map(AgentType, names.split(",") if names else ()))
 
 
-def _of_new(workers: Sequence[Worker]) -> frozenset[AgentType]:
-    """What a new worker will be able to run: what the last one that a host has started can."""
-    started = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
-    return _types(started[-1]) if started else frozenset(AgentType)
+def _new_capabilities(workers: Sequence[Worker]) -> frozenset[AgentType]:
+    """Agent types that a new worker will be able to run: those of the last one that a host has started."""
+    capabilities = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
+    return _types(capabilities[-1]) if capabilities else frozenset(AgentType)
 
 
-def _loads(queue: Queue, known: Experience, able: Collection[AgentType]) -> dict[AgentType, Load]:
-    """What each type has to do: the tasks that wait, and those that run, which are taken to be half done."""
+def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dict[AgentType, Load]:
+    """Work of each agent type: the tasks that wait, and half of those that run, which are taken to be half done."""
     loads = {}
     for agent in sorted(able):
         lanes = {lane: tasks for lane, tasks in queue.waits.items() if lane.agent_type is agent}
         tasks = sum(lanes.values()) + queue.running.get(agent, 0) / 2
         if tasks:
             oldest = max((queue.oldest.get(lane.priority, 0.0) for lane in lanes), default=0.0)
-            loads[agent] = Load(work_seconds=tasks * _estimate(known, agent), oldest_age_seconds=oldest)
+            loads[agent] = Load(work_seconds=tasks * _task_seconds(current, agent), oldest_age_seconds=oldest)
     return loads
 
 
-def _set_aside(queue: Queue, able: Collection[AgentType]) -> list[SetAside]:
+def _excluded_tasks(queue: Queue, able: Collection[AgentType]) -> list[ExcludedTasks]:
     tasks: Counter[AgentType] = Counter()
     for lane, count in queue.pending.items():
         tasks[lane.agent_type] += count
-    why: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
-        agent: f"it is paused ({reason})" for agent, reason in queue.paused.items()
+    reasons: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
+        agent: f"it is paused ({reason})" for agent, reason in queue.pauses.items()
     }
     on_hold = [
-        SetAside(agent_type=agent, tasks=count, why="their research goals are on hold")
-        for agent, count in sorted(queue.held.items())
+        ExcludedTasks(agent_type=agent, tasks=count, reason="their research goals are on hold")
+        for agent, count in sorted(queue.on_hold.items())
     ]
-    waiting = [SetAside(agent_type=agent, tasks=tasks[agent], why=why[agent]) for agent in sorted(why) if tasks[agent]]
-    return [*waiting, *on_hold]
+    unserved = [
+        ExcludedTasks(agent_type=agent, tasks=tasks[agent], reason=reasons[agent])
+        for agent in sorted(reasons)
+        if tasks[agent]
+    ]
+    return [*unserved, *on_hold]
 
 
-def _may_move(seen: WorldView) -> bool:
-    before = seen.before
-    if before is None or before.moved_at is None or before.weights != seen.weights.weights:
+def _may_move(context: DecisionContext) -> bool:
+    previous = context.previous
+    if previous is None or previous.moved_at is None or previous.weights != context.weights.weights:
         return True
-    return seen.at - before.moved_at >= timedelta(seconds=_MOVE_SECONDS)
+    return context.at - previous.moved_at >= timedelta(seconds=_MOVE_SECONDS)
 
 
-def _estimate(known: Experience, agent: AgentType) -> float:
-    return learning.estimate(known, agent, snapshot_service.SERVICE)
+def _task_seconds(current: Estimates, agent: AgentType) -> float:
+    return estimates.task_seconds(current, agent, snapshots.SERVICE_TIMES)

@@ -1,29 +1,29 @@
-"""Other ways to size a pool, each as its source has it, to compare with."""
+"""Other rules for the size of a pool, each as its source has it, for comparison."""
 
 import math
 from collections import deque
 
-from app.scaling.simulation.scalers import Change, Observation
+from app.scaling.simulation.scalers import Observation, ScalerDecision
 
 
 class _Baseline:
-    """Between bounds, at fixed intervals."""
+    """A rule that decides at fixed intervals and stays between bounds."""
 
     name = ""
     interval_seconds = 15.0
     hurry_seconds = math.inf
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
+    def __init__(self, min_workers: int, max_workers: int) -> None:
+        self.min_workers, self.max_workers = min_workers, max_workers
 
-    def decide(self, seen: Observation) -> Change:
-        return Change(target=max(self.least, min(self.most, self.target(seen))))
+    def decide(self, observation: Observation) -> ScalerDecision:
+        return ScalerDecision(target=max(self.min_workers, min(self.max_workers, self.target(observation))))
 
-    def target(self, seen: Observation) -> int:
+    def target(self, observation: Observation) -> int:
         raise NotImplementedError
 
     def is_burst(self, queued_seconds: float, workers: int, seconds_since_last: float) -> bool:
-        """They wait for their turn."""
+        """Always False: none of them decides before its interval is over."""
         return False
 
 
@@ -32,11 +32,11 @@ class Static(_Baseline):
 
     name = "static"
 
-    def __init__(self, least: int, most: int, *, size: int) -> None:
-        super().__init__(least, most)
+    def __init__(self, min_workers: int, max_workers: int, *, size: int) -> None:
+        super().__init__(min_workers, max_workers)
         self._size = size
 
-    def target(self, seen: Observation) -> int:
+    def target(self, observation: Observation) -> int:
         return self._size
 
 
@@ -50,22 +50,22 @@ class Threshold(_Baseline):
     interval_seconds = 5.0
 
     def __init__(
-        self, least: int, most: int, *, up: float = 0.8, down: float = 0.3, rest_seconds: float = 60.0
+        self, min_workers: int, max_workers: int, *, up: float = 0.8, down: float = 0.3, rest_seconds: float = 60.0
     ) -> None:
-        super().__init__(least, most)
+        super().__init__(min_workers, max_workers)
         self._up, self._down, self._rest_seconds = up, down, rest_seconds
         self._rests_until = 0.0
 
-    def target(self, seen: Observation) -> int:
-        use = seen.busy / max(1, seen.ready)
-        if seen.now < self._rests_until or self._down <= use <= self._up:
-            return seen.workers
-        self._rests_until = seen.now + self._rest_seconds
-        return math.ceil(seen.workers * 1.5) if use > self._up else math.floor(seen.workers * 0.9)
+    def target(self, observation: Observation) -> int:
+        use = observation.busy / max(1, observation.ready)
+        if observation.now < self._rests_until or self._down <= use <= self._up:
+            return observation.workers
+        self._rests_until = observation.now + self._rest_seconds
+        return math.ceil(observation.workers * 1.5) if use > self._up else math.floor(observation.workers * 0.9)
 
 
 class _Stabilised(_Baseline):
-    """What Kubernetes' HorizontalPodAutoscaler does with any metric.
+    """The policy of Kubernetes' HorizontalPodAutoscaler for any metric.
 
     Every 15 s; up by at most 4 pods or 100 %; down to the highest recommendation of the last 300 s; changes within 10 %
     are left alone. Source: kubernetes pkg/controller/podautoscaler/horizontal.go and its defaults.
@@ -73,19 +73,19 @@ class _Stabilised(_Baseline):
 
     interval_seconds = 15.0
 
-    def __init__(self, least: int, most: int) -> None:
-        super().__init__(least, most)
-        self._recommended: deque[tuple[float, int]] = deque()
+    def __init__(self, min_workers: int, max_workers: int) -> None:
+        super().__init__(min_workers, max_workers)
+        self._recommendations: deque[tuple[float, int]] = deque()
 
-    def target(self, seen: Observation) -> int:
-        while self._recommended and self._recommended[0][0] <= seen.now - 300:
-            self._recommended.popleft()
-        self._recommended.append((seen.now, self.desired(seen)))
-        if self._recommended[-1][1] > seen.workers:
-            return min(self._recommended[-1][1], max(seen.workers + 4, 2 * seen.workers))
-        return min(seen.workers, max(desired for _, desired in self._recommended))
+    def target(self, observation: Observation) -> int:
+        while self._recommendations and self._recommendations[0][0] <= observation.now - 300:
+            self._recommendations.popleft()
+        self._recommendations.append((observation.now, self.desired_size(observation)))
+        if self._recommendations[-1][1] > observation.workers:
+            return min(self._recommendations[-1][1], max(observation.workers + 4, 2 * observation.workers))
+        return min(observation.workers, max(size for _, size in self._recommendations))
 
-    def desired(self, seen: Observation) -> int:
+    def desired_size(self, observation: Observation) -> int:
         raise NotImplementedError
 
 
@@ -97,11 +97,15 @@ class Hpa(_Stabilised):
 
     name = "hpa"
 
-    def desired(self, seen: Observation) -> int:
-        ratio = seen.busy / max(1, seen.ready) / 0.7
-        if ratio > 1 and seen.starting:
-            ratio = max(1.0, seen.busy / seen.workers / 0.7)
-        return seen.workers if abs(ratio - 1) <= 0.1 else math.ceil(ratio * (seen.workers if ratio > 1 else seen.ready))
+    def desired_size(self, observation: Observation) -> int:
+        ratio = observation.busy / max(1, observation.ready) / 0.7
+        if ratio > 1 and observation.starting:
+            ratio = max(1.0, observation.busy / observation.workers / 0.7)
+        return (
+            observation.workers
+            if abs(ratio - 1) <= 0.1
+            else math.ceil(ratio * (observation.workers if ratio > 1 else observation.ready))
+        )
 
 
 class Keda(_Stabilised):
@@ -112,34 +116,34 @@ class Keda(_Stabilised):
 
     name = "keda"
 
-    def desired(self, seen: Observation) -> int:
-        wanted = (seen.backlog.tasks + seen.busy) / 5
-        return seen.workers if abs(wanted / max(1, seen.workers) - 1) <= 0.1 else math.ceil(wanted)
+    def desired_size(self, observation: Observation) -> int:
+        desired = (observation.backlog.tasks + observation.busy) / 5
+        return observation.workers if abs(desired / max(1, observation.workers) - 1) <= 0.1 else math.ceil(desired)
 
 
 class Knative(_Baseline):
     """Mean concurrency over 60 s at 70 %, or over 6 s in a panic, which begins at twice what is there.
 
-    Source: knative pkg/autoscaler/scaling/autoscaler.go and its defaults (tick 2 s, at most halved in one step).
+    Source: knative pkg/autoscaler/scaling/autoscaler.go and its defaults (tick 2 s, at max_workers halved in one step).
     """
 
     name = "knative"
     interval_seconds = 2.0
 
-    def __init__(self, least: int, most: int) -> None:
-        super().__init__(least, most)
+    def __init__(self, min_workers: int, max_workers: int) -> None:
+        super().__init__(min_workers, max_workers)
         self._samples: deque[int] = deque(maxlen=30)
         self._panic_until = -math.inf
         self._panic_size = 0
 
-    def target(self, seen: Observation) -> int:
-        self._samples.append(seen.backlog.tasks + seen.busy + seen.draining)
-        ready = max(1, seen.ready)
+    def target(self, observation: Observation) -> int:
+        self._samples.append(observation.backlog.tasks + observation.busy + observation.draining)
+        ready = max(1, observation.ready)
         stable = self._size(len(self._samples), ready)
         panic = self._size(3, ready)
         if panic >= 2 * ready:
-            self._panic_until = seen.now + 60
-        if seen.now > self._panic_until:
+            self._panic_until = observation.now + 60
+        if observation.now > self._panic_until:
             self._panic_size = 0
             return stable
         self._panic_size = max(self._panic_size, stable, panic)
@@ -162,22 +166,24 @@ class Dask(_Baseline):
     name = "dask"
     interval_seconds = 1.0
 
-    def __init__(self, least: int, most: int, *, target_duration: float = 20.0, wait_count: int = 3) -> None:
-        super().__init__(least, most)
+    def __init__(
+        self, min_workers: int, max_workers: int, *, target_duration: float = 20.0, wait_count: int = 3
+    ) -> None:
+        super().__init__(min_workers, max_workers)
         self._target_duration = target_duration
-        self._proposed: deque[int] = deque(maxlen=wait_count)
+        self._proposals: deque[int] = deque(maxlen=wait_count)
 
-    def target(self, seen: Observation) -> int:
-        surplus = seen.workers - max(self.least, self._wanted(seen))
+    def target(self, observation: Observation) -> int:
+        surplus = observation.workers - max(self.min_workers, self._desired_size(observation))
         if surplus <= 0:
-            self._proposed.clear()
-            return seen.workers - surplus
-        self._proposed.append(surplus)
-        firm = min(self._proposed) if len(self._proposed) == self._proposed.maxlen else 0
-        self._proposed.extend([proposed - firm for proposed in self._proposed])
-        return seen.workers - firm
+            self._proposals.clear()
+            return observation.workers - surplus
+        self._proposals.append(surplus)
+        firm = min(self._proposals) if len(self._proposals) == self._proposals.maxlen else 0
+        self._proposals.extend([proposal - firm for proposal in self._proposals])
+        return observation.workers - firm
 
-    def _wanted(self, seen: Observation) -> int:
-        work = seen.running_seconds + seen.backlog.work_seconds(seen.service)
-        wanted = min(math.ceil(work / self._target_duration), seen.backlog.tasks + seen.busy)
-        return wanted if wanted >= seen.ready else seen.busy
+    def _desired_size(self, observation: Observation) -> int:
+        work = observation.running_seconds + observation.backlog.work_seconds(observation.service)
+        desired = min(math.ceil(work / self._target_duration), observation.backlog.tasks + observation.busy)
+        return desired if desired >= observation.ready else observation.busy

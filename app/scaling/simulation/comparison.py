@@ -1,4 +1,4 @@
-"""What a run comes to: waits, cost, how often the pool turned round, and whether it ever broke its bounds."""
+"""Summaries of runs: waits, cost, reversals of the pool, and breaches of its bounds; and runs side by side."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +21,11 @@ STATIC = Static.name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Waits in seconds, shares of 1. `cost` is worker-hours over hours of pure work: 1 is a pool that never idles.
+    """Figures of a run: waits in seconds, shares of 1.
 
-    `turns`: real starts after real removals, or the other way round, within 300 s. `longest_waits`, by agent type,
-    shows who starved. `breaches` of min_workers or max_workers must be 0.
+    `cost` is worker-hours over hours of pure work: 1 is a pool that never idles. `turns` are real starts after real
+    removals, or the reverse, within 300 s. `longest_waits`, by agent type, show which type starved. `breaches` of
+    min_workers or max_workers must be 0.
     """
 
     scaler: str
@@ -45,7 +46,7 @@ class Summary:
 
 
 def summary(run: Run) -> Summary:
-    """The figures of a run."""
+    """Summarize a run."""
     waits = sorted(run.waits)
     late = sum(wait > LATE_AFTER_SECONDS for wait in waits)
     work = run.workload.work_seconds
@@ -68,9 +69,9 @@ def summary(run: Run) -> Summary:
     )
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The least value that this share of the values does not exceed (nearest rank); 0 of nothing."""
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else 0.0
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest-rank percentile of sorted values: the smallest that this share of them does not exceed; 0 of none."""
+    return values[max(0, -int(-share * len(values) // 1) - 1)] if values else 0.0
 
 
 def compare(
@@ -81,7 +82,7 @@ def compare(
     *,
     progress: Callable[[str, float], None] = lambda scaler, share: None,
 ) -> list[Run]:
-    """The run of our rule, then those of the named baselines. `progress` hears of whom, and the share that came."""
+    """Run our rule, then the named baselines; `progress` is called with the scaler and the share of arrivals so far."""
     scalers = [
         Rule(policy, start_seconds=world.start_seconds),
         *(_baseline(name, workload, world) for name in baselines),

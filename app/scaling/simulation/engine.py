@@ -19,10 +19,10 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is not up to the scaler. Seconds, and shares of 1.
+    """Conditions that no scaler can change: durations in seconds, shares of 1.
 
-    `death_rate`: the share of executions that kill their worker, at a random point; `detection_seconds` later the task
-    waits again and a replacement starts. `tail_seconds`: how long the pool is watched after the last arrival, the same
+    `death_rate` is the share of executions that kill their worker, at a random point; `detection_seconds` later the
+    task waits again and a replacement starts. The pool is watched for `tail_seconds` after the last arrival, the same
     for every scaler, so that slow shrinking costs what it costs.
     """
 
@@ -35,7 +35,7 @@ class World:
     seed: int = 1
 
 
-class Moment(NamedTuple):
+class PoolSample(NamedTuple):
     """The pool at a decision, for drawings."""
 
     at: float
@@ -46,7 +46,7 @@ class Moment(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What happened. `waits` has one entry per start of a task: one that is run again has waited again."""
+    """Result of a simulation; `waits` has one entry per start of a task, so a task that is run again has several."""
 
     scaler: str
     workload: Workload
@@ -56,13 +56,13 @@ class Run:
     deaths: int = 0
     decisions: int = 0
     end: float = 0.0
-    moments: list[Moment] = field(default_factory=list)
+    samples: list[PoolSample] = field(default_factory=list)
 
 
 def simulate(
     workload: Workload, scaler: Scaler, world: World, *, progress: Callable[[float], None] | None = None
 ) -> Run:
-    """Run the workload to its end; the same arguments give the same run. `progress` hears the share that came."""
+    """Simulate a workload; the same arguments give the same run. `progress` is called with the share of arrivals."""
     engine = _Engine(workload, scaler, world, progress)
     engine.run()
     return engine.result
@@ -75,12 +75,12 @@ class _Engine:
         self, workload: Workload, scaler: Scaler, world: World, progress: Callable[[float], None] | None
     ) -> None:
         self._workload, self._scaler, self._world, self._progress = workload, scaler, world, progress
-        self._pool = Pool(world.min_workers, least=world.min_workers, most=world.max_workers)
+        self._pool = Pool(world.min_workers, min_workers=world.min_workers, max_workers=world.max_workers)
         self._shares = FairQueue() if len(workload.agent_types) > 1 else None
         self._backlog = Backlog(self._shares)
         self._service = ServiceTimes()
         self._random = Random(world.seed)
-        # (when, job, died)
+        # (time, job, whether the worker died)
         self._ends: list[tuple[float, int, bool]] = []
         self._running = [0] * len(AGENTS)
         self._next_decision = self._last_decision = self._last_end = 0.0
@@ -90,23 +90,23 @@ class _Engine:
     def run(self) -> None:
         """Go from event to event until the work is done and the tail is over."""
         arrivals, ends, starting = self._workload.arrivals, self._ends, self._pool.starting
-        coming, count = 0, len(arrivals)
+        next_job, count = 0, len(arrivals)
         horizon = self._workload.span_seconds + self._world.tail_seconds
         while True:
-            arrival = arrivals[coming] if coming < count else _NEVER
+            arrival = arrivals[next_job] if next_job < count else _NEVER
             end = ends[0][0] if ends else _NEVER
             control = min(starting[0], self._next_decision) if starting else self._next_decision
             if arrival <= end and arrival < control:
-                self._arrive(coming, arrival)
-                coming += 1
+                self._arrive(next_job, arrival)
+                next_job += 1
             elif end < control:
                 self._end(*heappop(ends))
             elif starting and starting[0] == control:
                 self._ready(control)
-            elif control >= horizon and coming == count and not self._backlog.tasks and not ends:
+            elif control >= horizon and next_job == count and not self._backlog.tasks and not ends:
                 break
             else:
-                self._tick(control, coming / max(1, count))
+                self._tick(control, next_job / max(1, count))
         self._finish(max(horizon, self._last_end))
 
     def _arrive(self, job: int, now: float) -> None:
@@ -126,22 +126,22 @@ class _Engine:
         """A worker that is neither idle nor busy takes the job."""
         self._pool.busy += 1
         self._running[kind] += 1
-        waited = now - since
-        self.result.waits.append(waited)
-        if waited > self.result.longest_wait[kind]:
-            self.result.longest_wait[kind] = waited
+        wait = now - since
+        self.result.waits.append(wait)
+        if wait > self.result.longest_wait[kind]:
+            self.result.longest_wait[kind] = wait
         seconds = self._workload.seconds[job]
         if self._world.death_rate and self._random.random() < self._world.death_rate:
-            found = now + self._random.random() * seconds + self._world.detection_seconds
-            heappush(self._ends, (found, job, True))
+            detected_at = now + self._random.random() * seconds + self._world.detection_seconds
+            heappush(self._ends, (detected_at, job, True))
         else:
             heappush(self._ends, (now + seconds, job, False))
 
-    def _end(self, now: float, job: int, died: bool) -> None:
+    def _end(self, now: float, job: int, is_death: bool) -> None:
         kind = self._workload.agents[job]
         self._last_end = now
         self._running[kind] -= 1
-        if died:
+        if is_death:
             self._replace(job, kind, now)
             return
         seconds = self._workload.seconds[job]
@@ -184,13 +184,13 @@ class _Engine:
 
     def _decide(self, now: float) -> None:
         pool = self._pool
-        change = self._scaler.decide(self._observation(now))
+        decision = self._scaler.decide(self._observation(now))
         self._last_decision = now
-        self._next_decision = now + (change.again_after_seconds or self._scaler.interval_seconds)
-        self._size = change.target
-        pool.resize(change.target, now, now + self._world.start_seconds, cancel_starting=change.cancel_starting)
+        self._next_decision = now + (decision.again_after_seconds or self._scaler.interval_seconds)
+        self._size = decision.target
+        pool.resize(decision.target, now, now + self._world.start_seconds, cancel_starting=decision.cancel_starting)
         self.result.decisions += 1
-        self.result.moments.append(Moment(now, self._backlog.tasks, pool.busy + pool.draining, pool.total))
+        self.result.samples.append(PoolSample(now, self._backlog.tasks, pool.busy + pool.draining, pool.total))
 
     def _observation(self, now: float) -> Observation:
         pool = self._pool

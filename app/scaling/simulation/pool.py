@@ -1,4 +1,4 @@
-"""Workers of the simulation, alike and so counted: of those told to go, the first that is free goes."""
+"""Workers of the simulation as counts, since they are alike: of the draining ones the first that is free leaves."""
 
 from bisect import insort
 
@@ -6,13 +6,13 @@ _TURN_WITHIN_SECONDS = 300.0
 
 
 class Pool:
-    """How many are idle, busy, starting or on their way out, what they have cost, and how often the pool turned round.
+    """Counts of idle, busy, starting and draining workers, with their cost and the turns of the pool.
 
-    A turn is a real start after a real removal, or the other way round, within 300 s. Decisions are not counted: who
-    drains is removed when its task ends. Deaths and their replacements are nobody's decision and do not count.
+    A turn is a real start after a real removal, or the reverse, within 300 s. A draining worker is removed when its
+    task ends, not at the decision. Deaths and their replacements are nobody's decision and do not count.
     """
 
-    def __init__(self, workers: int, *, least: int, most: int) -> None:
+    def __init__(self, workers: int, *, min_workers: int, max_workers: int) -> None:
         self.idle = workers
         self.busy = 0
         self.draining = 0
@@ -21,32 +21,32 @@ class Pool:
         self.turns = 0
         self.breaches = 0
         self.peak = workers
-        self._least, self._most = least, most
+        self._min_workers, self._max_workers = min_workers, max_workers
         self._last_move, self._last_moved_at = 0, 0.0
         self._settled_at = 0.0
 
     @property
     def workers(self) -> int:
-        """Those that are here to stay or on their way in."""
+        """Workers that stay or start."""
         return self.idle + self.busy + len(self.starting)
 
     @property
     def total(self) -> int:
-        """Everybody who takes a place, and costs."""
+        """All workers that take a place and cost, draining ones included."""
         return self.workers + self.draining
 
     def resize(self, target: int, now: float, ready_at: float, *, cancel_starting: bool) -> None:
         """Start or remove towards `target`; busy workers end their task first, and count until then."""
-        missing = min(target - self.workers, self._most - self.total)
-        if missing > 0:
-            self._moved(+1, now)
-            self.start(missing, now, ready_at)
+        starts = min(target - self.workers, self._max_workers - self.total)
+        if starts > 0:
+            self._note_move(+1, now)
+            self.start(starts, now, ready_at)
         elif target < self.workers:
             self._shrink(self.workers - target, now, cancel_starting=cancel_starting)
         self._check()
 
     def start(self, count: int, now: float, ready_at: float) -> None:
-        """So many more workers, ready later."""
+        """Start `count` workers, which are ready later."""
         self.settle(now)
         for _ in range(count):
             insort(self.starting, ready_at)
@@ -55,7 +55,7 @@ class Pool:
     def leave(self, now: float) -> None:
         """A draining worker has ended its task."""
         self.settle(now)
-        self._moved(-1, now)
+        self._note_move(-1, now)
         self.draining -= 1
 
     def die(self, now: float) -> None:
@@ -73,21 +73,21 @@ class Pool:
 
     def _shrink(self, count: int, now: float, *, cancel_starting: bool) -> None:
         self.settle(now)
-        cancelled = min(count, len(self.starting)) if cancel_starting else 0
-        del self.starting[len(self.starting) - cancelled :]
-        idle = min(count - cancelled, self.idle)
+        cancellations = min(count, len(self.starting)) if cancel_starting else 0
+        del self.starting[len(self.starting) - cancellations :]
+        idle = min(count - cancellations, self.idle)
         self.idle -= idle
-        told = min(count - cancelled - idle, self.busy)
-        self.busy -= told
-        self.draining += told
-        if cancelled + idle:
-            self._moved(-1, now)
+        drains = min(count - cancellations - idle, self.busy)
+        self.busy -= drains
+        self.draining += drains
+        if cancellations + idle:
+            self._note_move(-1, now)
 
-    def _moved(self, direction: int, now: float) -> None:
+    def _note_move(self, direction: int, now: float) -> None:
         if self._last_move == -direction and now - self._last_moved_at <= _TURN_WITHIN_SECONDS:
             self.turns += 1
         self._last_move, self._last_moved_at = direction, now
 
     def _check(self) -> None:
-        if self.workers < self._least or self.total > self._most:
+        if self.workers < self._min_workers or self.total > self._max_workers:
             self.breaches += 1

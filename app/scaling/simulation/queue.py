@@ -3,19 +3,19 @@
 from collections import deque
 
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS, FairQueue
-from app.scaling.rules.demand import Waiting, in_dispatch_order
+from app.scaling.rules.demand import WaitingGroup, in_dispatch_order
 from app.scaling.rules.estimates import ServiceTimes
 from app.scaling.simulation.workloads import AGENTS
 
-# Tasks that came within a second are told apart by nobody who may wait half a minute.
+# Ages that differ by less than a second do not matter where a task may wait half a minute.
 _GROUP_SECONDS = 1.0
 
 
 class Backlog:
-    """Jobs by agent type, and how many came in each second, so that a decision need not look at every task."""
+    """Waiting jobs by agent type, with counts by second of arrival, so that a decision need not look at every task."""
 
     def __init__(self, shares: FairQueue | None) -> None:
-        """Without shares there must be one type only."""
+        """Without `shares` there must be one agent type only."""
         self.tasks = 0
         self._shares = shares
         self._latest_kind = 0
@@ -36,7 +36,7 @@ class Backlog:
             seconds.append((since, 1))
 
     def pop(self) -> tuple[float, int, int]:
-        """Since when the next job waited, the job, and its type."""
+        """Take the next job; return since when it waited, the job, and its type."""
         kind = self._next_kind()
         since, job = self._jobs[kind].popleft()
         self.tasks -= 1
@@ -49,17 +49,17 @@ class Backlog:
         return since, job, kind
 
     def work_seconds(self, service: ServiceTimes) -> float:
-        """What waits, as estimated."""
+        """Estimated seconds of work that wait."""
         return sum(len(jobs) * service.estimate(AGENTS[kind]) for kind, jobs in enumerate(self._jobs) if jobs)
 
-    def groups(self, now: float, budget: float, service: ServiceTimes) -> list[Waiting]:
-        """What waits, in the order of dispatch."""
+    def groups(self, now: float, budget: float, service: ServiceTimes) -> list[WaitingGroup]:
+        """The waiting jobs as groups, in the order of dispatch."""
         queues = {}
         for kind, agent in enumerate(AGENTS):
             if self._jobs[kind]:
-                one = service.estimate(agent)
+                seconds = service.estimate(agent)
                 queues[agent] = [
-                    Waiting(tasks=tasks, work_seconds=tasks * one, oldest_age_seconds=now - since)
+                    WaitingGroup(tasks=tasks, work_seconds=tasks * seconds, oldest_age_seconds=now - since)
                     for since, tasks in self._by_age(kind, now - budget)
                 ]
         return in_dispatch_order(queues, EQUAL_WEIGHTS)
@@ -79,7 +79,7 @@ class Backlog:
         if self._shares is None:
             return self._latest_kind
         agent = self._shares.next_agent([AGENTS[kind] for kind, jobs in enumerate(self._jobs) if jobs])
-        kind = next(kind for kind, known in enumerate(AGENTS) if known is agent)
+        kind = next(kind for kind, candidate in enumerate(AGENTS) if candidate is agent)
         self._shares.charge(AGENTS[kind])
         if len(self._jobs[kind]) == 1:
             self._shares.mark_idle(AGENTS[kind])

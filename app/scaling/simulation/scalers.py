@@ -1,4 +1,4 @@
-"""What the simulation asks for a decision: what it may see, and what it may answer."""
+"""Interface between the simulation and a scaler: the observation, the decision, and our own rule behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from app.scaling.rules import target
 from app.scaling.rules.estimates import ServiceTimes
-from app.scaling.rules.idle import Spare, lowered, remembered
+from app.scaling.rules.idle import IdleSample, extend_history, without_workers
 from app.scaling.rules.target import ScalingPlan, ScalingPolicy, ScalingSnapshot
 from app.scaling.simulation.queue import Backlog
 
@@ -34,21 +34,21 @@ class Observation:
 
     @property
     def workers(self) -> int:
-        """Those that are here or on their way in."""
+        """Workers that stay or start."""
         return self.ready + len(self.starting)
 
     @property
     def running_mean_seconds(self) -> float | None:
-        """What a task at work is estimated to take in all; None when nobody works."""
+        """Estimated mean run time of the tasks that run; None when none runs."""
         running = self.busy + self.draining
         return self.running_seconds / running if running else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """The size that the pool should have, and when to ask again if not at the next tick.
+class ScalerDecision:
+    """The size that the pool should have, and the seconds until the next decision; None: at the next tick.
 
-    `cancel_starting`: those that are not yet ready are the first to go, as Kubernetes and dask have it.
+    With `cancel_starting` workers that are not ready yet are the first to go, as with Kubernetes and dask.
     """
 
     target: int
@@ -63,8 +63,8 @@ class Scaler(Protocol):
     interval_seconds: float
     hurry_seconds: float
 
-    def decide(self, seen: Observation) -> Change:
-        """The size for now."""
+    def decide(self, observation: Observation) -> ScalerDecision:
+        """Decide the size of the pool."""
         ...
 
     def is_burst(self, queued_seconds: float, workers: int, seconds_since_last: float) -> bool:
@@ -73,7 +73,7 @@ class Scaler(Protocol):
 
 
 class Rule:
-    """Our own rule, unchanged: this class only remembers what the service keeps in its database."""
+    """Our own rule, unchanged; the class only holds what the service keeps in its database."""
 
     name = "convener"
 
@@ -83,33 +83,37 @@ class Rule:
         self.plan: ScalingPlan | None = None
         self._policy = policy
         self._start_seconds = start_seconds
-        self._spare: tuple[Spare, ...] = ()
+        self._idle_history: tuple[IdleSample, ...] = ()
         self._last = 0.0
 
-    def decide(self, seen: Observation) -> Change:
-        """Take the sample of idle workers, decide, and forget the idleness of those that leave."""
-        idle = 0 if seen.backlog.tasks else seen.idle
-        self._spare = remembered(self._spare, Spare(seconds=seen.now - self._last, idle=idle), self._policy.spare)
-        self._last = seen.now
-        plan = target.decide(self._snapshot(seen), self._policy, _EPOCH + timedelta(seconds=seen.now))
+    def decide(self, observation: Observation) -> ScalerDecision:
+        """Sample the idle workers, decide, and drop the idleness of those that leave."""
+        idle = 0 if observation.backlog.tasks else observation.idle
+        self._idle_history = extend_history(
+            self._idle_history, IdleSample(seconds=observation.now - self._last, idle=idle), self._policy.idle
+        )
+        self._last = observation.now
+        plan = target.decide(self._snapshot(observation), self._policy, _EPOCH + timedelta(seconds=observation.now))
         if plan.remove_idle:
-            self._spare = lowered(self._spare, plan.remove_idle)
+            self._idle_history = without_workers(self._idle_history, plan.remove_idle)
         self.plan = plan
-        return Change(target=plan.target, cancel_starting=False, again_after_seconds=plan.decide_again_after_seconds)
+        return ScalerDecision(
+            target=plan.target, cancel_starting=False, again_after_seconds=plan.decide_again_after_seconds
+        )
 
     def is_burst(self, queued_seconds: float, workers: int, seconds_since_last: float) -> bool:
-        """The rule's own word."""
+        """Whether the rule calls this a burst."""
         return target.is_burst(queued_seconds, workers, seconds_since_last, self._policy)
 
-    def _snapshot(self, seen: Observation) -> ScalingSnapshot:
+    def _snapshot(self, observation: Observation) -> ScalingSnapshot:
         return ScalingSnapshot(
-            idle=seen.idle,
-            busy=seen.busy,
-            starting=seen.starting,
-            draining=seen.draining,
-            waiting=seen.backlog.groups(seen.now, self._policy.budget_seconds, seen.service),
-            spare=self._spare,
-            cpu=seen.busy / max(1, seen.ready),
+            idle=observation.idle,
+            busy=observation.busy,
+            starting=observation.starting,
+            draining=observation.draining,
+            waiting=observation.backlog.groups(observation.now, self._policy.budget_seconds, observation.service),
+            idle_history=self._idle_history,
+            cpu=observation.busy / max(1, observation.ready),
             start_seconds=self._start_seconds,
-            running_mean_seconds=seen.running_mean_seconds,
+            running_mean_seconds=observation.running_mean_seconds,
         )

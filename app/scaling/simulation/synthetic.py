@@ -17,10 +17,10 @@ def poisson(*, rate: float, mean_seconds: float, span: float, seed: int = 1) -> 
     return workload("poisson", jobs)
 
 
-def step(*, tasks: int = 500, seconds: float = 5.0, after: float = 300.0) -> Workload:
+def step(*, tasks: int = 500, seconds: float = 5.0, start: float = 300.0) -> Workload:
     """A few tasks, then very many at once, then nothing."""
-    before = [Job(10.0 * place, seconds, _ONE) for place in range(int(after / 10))]
-    return workload("step", [*before, *(Job(after, seconds, _ONE) for _ in range(tasks))])
+    first = [Job(10.0 * place, seconds, _ONE) for place in range(int(start / 10))]
+    return workload("step", [*first, *(Job(start, seconds, _ONE) for _ in range(tasks))])
 
 
 def on_off(*, period: float = 310.0, tasks: int = 200, seconds: float = 6.0, times: int = 12) -> Workload:
@@ -52,7 +52,7 @@ def diurnal(*, peak: float = 8.0, mean_seconds: float = 8.0, span: float = 86_40
     return workload("diurnal", jobs)
 
 
-def mixed(*, rate: float = 6.0, span: float = 3600.0, seed: int = 5) -> Workload:
+def mixed_types(*, rate: float = 6.0, span: float = 3600.0, seed: int = 5) -> Workload:
     """All six types, service times from 2 s to 40 s; beside a steady stream, ranking comes in tournaments of 50."""
     random = Random(seed)
     jobs = [
@@ -80,7 +80,7 @@ def two_lengths(*, span: float = 7200.0, seed: int = 6) -> Workload:
 
 def flash_crowd(*, seed: int = 7) -> Workload:
     """One task a second, then sixty at once, fewer by a factor e every two minutes; at the end thirty for a minute."""
-    random, most = Random(seed), 62.0
+    random, peak = Random(seed), 62.0
 
     def rate(at: float) -> float:
         crowd = 60.0 * math.exp((1800.0 - at) / 120.0) if at >= 1800.0 else 0.0
@@ -88,17 +88,17 @@ def flash_crowd(*, seed: int = 7) -> Workload:
 
     jobs = (
         Job(at, _positive(random.gammavariate(2.0, 4.0)), _ONE)
-        for at in _arrivals(random, most, 7200.0)
-        if random.random() < rate(at) / most
+        for at in _arrivals(random, peak, 7200.0)
+        if random.random() < rate(at) / peak
     )
     return workload("flash-crowd", jobs)
 
 
-def batches(*, every: float = 600.0, tasks: int = 150, times: int = 24, seed: int = 8) -> Workload:
+def batches(*, interval: float = 600.0, tasks: int = 150, times: int = 24, seed: int = 8) -> Workload:
     """So many tasks of about 9 s every ten minutes, and nothing in between."""
     random = Random(seed)
     jobs = (
-        Job(every * time + random.uniform(0.0, 2.0), _positive(random.gammavariate(3.0, 3.0)), AgentType.RANKING)
+        Job(interval * time + random.uniform(0.0, 2.0), _positive(random.gammavariate(3.0, 3.0)), AgentType.RANKING)
         for time in range(times)
         for _ in range(tasks)
     )

@@ -1,4 +1,4 @@
-"""Workloads from traces: the two that come along, files of the same kind, and a history of one's own."""
+"""Workloads by name or from files: the two traces that come along, synthetic ones, and exported histories."""
 
 import csv
 import gzip
@@ -20,25 +20,25 @@ MADE_UP: Mapping[str, Callable[[], Workload]] = {
     "on-off": synthetic.on_off,
     "heavy-tailed": synthetic.heavy_tailed,
     "diurnal": synthetic.diurnal,
-    "mixed": synthetic.mixed,
+    "mixed": synthetic.mixed_types,
     "two-lengths": synthetic.two_lengths,
     "flash-crowd": synthetic.flash_crowd,
     "batches": synthetic.batches,
 }
 
 
-# What took no time that a clock could show still took some.
-_LEAST_SECONDS = 0.001
+# A task that ended within the resolution of the clock still took some time.
+_MIN_SECONDS = 0.001
 
 
 def read(trace: str) -> Workload:
-    """A workload by name, or from a file. Raises ValueError that says what is wrong and where, OSError."""
+    """A workload by name, or from a file. Raises ValueError with what is wrong and where, and OSError."""
     if trace in MADE_UP:
         return MADE_UP[trace]()
     if trace in TRACES:
-        text = _unpacked(files("app.scaling.simulation.data").joinpath(TRACES[trace]).read_bytes())
+        text = _unpack(files("app.scaling.simulation.data").joinpath(TRACES[trace]).read_bytes())
     else:
-        text = _unpacked(Path(trace).read_bytes())
+        text = _unpack(Path(trace).read_bytes())
     rows = list(_rows(text))
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError(f"{trace} holds no tasks" if not rows else f"{trace} must hold objects, one for each task")
@@ -47,7 +47,7 @@ def read(trace: str) -> Workload:
     return workload(Path(trace).name, jobs, assumption=AZURE_ASSUMPTION if is_azure else "")
 
 
-def _unpacked(data: bytes) -> str:
+def _unpack(data: bytes) -> str:
     return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
 
 
@@ -118,14 +118,14 @@ class Row(NamedTuple):
 
 
 def rows(tasks: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Of tasks as our API lists them, in any order; those that did not complete are passed over."""
+    """Rows of tasks as our API lists them, in any order; tasks that did not complete are left out."""
     return (row_of(task) for task in tasks if task["state"] == "completed")
 
 
 def row_of(task: Mapping[str, Any]) -> Row:
-    """Of one task that a worker had, and that is over."""
+    """Row of one task that a worker has finished."""
     ran = datetime.fromisoformat(task["finished_at"]) - datetime.fromisoformat(task["leased_at"])
     # What finished before the database kept it has only the time of its submission.
     arrival = task.get("waiting_since") or task["created_at"]
-    seconds = round(max(_LEAST_SECONDS, ran.total_seconds()), 3)
+    seconds = round(max(_MIN_SECONDS, ran.total_seconds()), 3)
     return Row(arrival=arrival, service_seconds=seconds, agent_type=task["agent_type"])

@@ -1,4 +1,4 @@
-"""What arrives when and how long it takes, for the simulation."""
+"""Workloads of the simulation: jobs with their times of arrival and their durations."""
 
 import math
 from array import array
@@ -53,36 +53,36 @@ _PLACE = {agent: place for place, agent in enumerate(AGENTS)}
 
 def workload(name: str, jobs: Iterable[Job], *, assumption: str = "") -> Workload:
     """The jobs in order of arrival, the first at 0. Raises ValueError for times or durations that make no sense."""
-    ordered = sorted(jobs)
-    for job in ordered:
+    by_arrival = sorted(jobs)
+    for job in by_arrival:
         if not (0 < job.seconds < _MONTH and math.isfinite(job.arrival)):
             raise ValueError(f"{name}: a task that takes {job.seconds} s and arrives at {job.arrival} makes no sense")
-    first = ordered[0].arrival if ordered else 0.0
-    if ordered and ordered[-1].arrival - first > _MONTH:
+    first = by_arrival[0].arrival if by_arrival else 0.0
+    if by_arrival and by_arrival[-1].arrival - first > _MONTH:
         raise ValueError(f"{name}: the tasks arrive over more than 31 days; are the times in one unit?")
     return Workload(
         name=name,
-        arrivals=array("d", (job.arrival - first for job in ordered)),
-        seconds=array("d", (job.seconds for job in ordered)),
-        agents=array("b", (_PLACE[job.agent] for job in ordered)),
+        arrivals=array("d", (job.arrival - first for job in by_arrival)),
+        seconds=array("d", (job.seconds for job in by_arrival)),
+        agents=array("b", (_PLACE[job.agent] for job in by_arrival)),
         assumption=assumption,
     )
 
 
-def repeated(once: Workload, times: int) -> Workload:
+def repeat_workload(once: Workload, times: int) -> Workload:
     """The workload again and again, to fill a day with an hour's trace."""
     span = once.span_seconds + (once.span_seconds / max(1, len(once) - 1))
-    shifted = (arrival + span * time for time in range(times) for arrival in once.arrivals)
+    arrivals = (arrival + span * time for time in range(times) for arrival in once.arrivals)
     return Workload(
         name=f"{once.name} x {times}",
-        arrivals=array("d", shifted),
+        arrivals=array("d", arrivals),
         seconds=once.seconds * times,
         agents=once.agents * times,
         assumption=once.assumption,
     )
 
 
-def faster(once: Workload, factor: float) -> Workload:
+def speed_up(once: Workload, factor: float) -> Workload:
     """The workload with its arrivals closer together: `factor` times the load."""
     return Workload(
         name=f"{once.name}, {factor:g} times as fast",

@@ -1,4 +1,4 @@
-"""Decisions on the pool, kept with their inputs, and what the scaling loop remembers between them."""
+"""Decisions with their inputs, and the one row of state between them."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from app.db.retention import BATCH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDecision:
-    """A decision to keep; inputs, output and roster are JSON texts, the last of which is kept apart."""
+    """A decision to store; inputs, output and roster are JSON texts, the last of which has a table of its own."""
 
     decided_at: datetime
     decision_type: str
@@ -27,14 +27,14 @@ class NewDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept(NewDecision):
-    """A decision as it is kept."""
+class StoredDecision(NewDecision):
+    """A decision as it is stored."""
 
     id: int
     roster_id: int
 
 
-# Nothing is written while the roster is not kept, which mostly it is.
+# Inserts nothing while the roster is not stored yet; mostly it is, and one statement is enough.
 _WRITE = text("""
 INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output, roster_id)
 SELECT CAST(:decided_at AS timestamptz), :decision_type, CAST(:current_workers AS integer),
@@ -48,7 +48,7 @@ INSERT INTO rosters (digest, content) VALUES (:digest, CAST(:roster AS json)) ON
 """)
 
 _COLUMNS = "d.id, decided_at, decision_type, current_workers, target_workers, roster_id"
-# The text as it was written; a JSON value would have to be put into words again.
+# As text, since a replay compares it byte by byte and a parsed value would have to be serialised again.
 _OUTPUT = "CAST(output AS text) AS output"
 _WHOLE = f"{_COLUMNS}, CAST(inputs AS text) AS inputs, {_OUTPUT}, CAST(r.content AS text) AS roster"
 _BRIEF = f"{_COLUMNS}, '' AS inputs, {_OUTPUT}, '' AS roster"
@@ -58,23 +58,23 @@ _READ = text(f"SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roste
 _LATEST = text(f"SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id ORDER BY d.id DESC LIMIT 1")
 
 _ONWARD = text(f"""
-SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id WHERE d.id > :after ORDER BY d.id LIMIT :limit
+SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id WHERE d.id > :above ORDER BY d.id LIMIT :limit
 """)
 
-_PAGE = text(f"SELECT {_BRIEF} FROM decisions d WHERE d.id < :before ORDER BY d.id DESC LIMIT :limit")
+_PAGE = text(f"SELECT {_BRIEF} FROM decisions d WHERE d.id < :below ORDER BY d.id DESC LIMIT :limit")
 
 _CHANGES = text(f"""
 SELECT {_BRIEF} FROM decisions d
-WHERE d.id < :before AND decision_type <> 'maintain' ORDER BY d.id DESC LIMIT :limit
+WHERE d.id < :below AND decision_type <> 'maintain' ORDER BY d.id DESC LIMIT :limit
 """)
 
 _TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
 
-_MEMORY = text("""
+_READ_STATE = text("""
 SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1) one LEFT JOIN scaling_state ON true
 """)
 
-_REMEMBER = text("""
+_WRITE_STATE = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
 ON CONFLICT (is_only) DO UPDATE SET decided_at = excluded.decided_at, content = excluded.content
 RETURNING CASE WHEN CAST(:may_be_lost AS boolean) THEN set_config('synchronous_commit', 'off', true) END
@@ -97,80 +97,85 @@ DELETE FROM rosters r WHERE id = ANY (CAST(:ids AS bigint[]))
 
 
 async def write(connection: AsyncConnection, decision: NewDecision) -> int:
-    """Keep a decision, and its roster unless it is kept already; returns the decision's id.
+    """Store a decision, and its roster unless it is stored already; return the decision's id.
 
-    The caller holds the pool, so that no roster goes meanwhile.
+    The caller holds the pool, so that no roster is pruned meanwhile.
     """
     values = {name: getattr(decision, name) for name in NewDecision.__dataclass_fields__}
     values["digest"] = hashlib.sha256(decision.roster.encode()).digest()
-    written = (await connection.execute(_WRITE, values)).scalar()
-    if written is None:
+    decision_id = (await connection.execute(_WRITE, values)).scalar()
+    if decision_id is None:
         await connection.execute(_WRITE_ROSTER, values)
-        written = (await connection.execute(_WRITE, values)).scalar_one()
-    return int(written)
+        decision_id = (await connection.execute(_WRITE, values)).scalar_one()
+    return int(decision_id)
 
 
-async def read(connection: AsyncConnection, decision_id: int) -> Kept | None:
-    """A decision with its inputs; None when there is none, or no more."""
+async def read(connection: AsyncConnection, decision_id: int) -> StoredDecision | None:
+    """A decision with its inputs; None when there is none, or it was pruned."""
     row = (await connection.execute(_READ, {"id": decision_id})).mappings().first()
-    return Kept(**row) if row else None
+    return StoredDecision(**row) if row else None
 
 
-async def latest(connection: AsyncConnection) -> Kept | None:
+async def latest(connection: AsyncConnection) -> StoredDecision | None:
     """The last decision with its inputs; None before the first."""
     row = (await connection.execute(_LATEST)).mappings().first()
-    return Kept(**row) if row else None
+    return StoredDecision(**row) if row else None
 
 
-async def onward(connection: AsyncConnection, *, after: int, limit: int) -> list[Kept]:
-    """Decisions above `after` with their inputs, oldest first."""
-    return [Kept(**row) for row in (await connection.execute(_ONWARD, {"after": after, "limit": limit})).mappings()]
+async def onward(connection: AsyncConnection, *, above: int, limit: int) -> list[StoredDecision]:
+    """Decisions with ids above `above` and their inputs, oldest first."""
+    return [
+        StoredDecision(**row)
+        for row in (await connection.execute(_ONWARD, {"above": above, "limit": limit})).mappings()
+    ]
 
 
-async def page(connection: AsyncConnection, *, before: int, limit: int, changes: bool = False) -> list[Kept]:
-    """Decisions below `before`, newest first and without their inputs; only those that changed something, if asked."""
+async def page(connection: AsyncConnection, *, below: int, limit: int, changes: bool = False) -> list[StoredDecision]:
+    """Decisions with ids below `below`, newest first, without inputs; with `changes` only those with one."""
     query = _CHANGES if changes else _PAGE
-    return [Kept(**row) for row in (await connection.execute(query, {"before": before, "limit": limit})).mappings()]
+    return [
+        StoredDecision(**row) for row in (await connection.execute(query, {"below": below, "limit": limit})).mappings()
+    ]
 
 
 async def target(connection: AsyncConnection) -> int | None:
-    """How many workers the last decision wants; None before the first."""
-    found: int | None = (await connection.execute(_TARGET)).scalar()
-    return found
+    """Target size of the pool by the last decision; None before the first."""
+    workers: int | None = (await connection.execute(_TARGET)).scalar()
+    return workers
 
 
-async def memory(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]]:
-    """The time of this transaction by the database's clock, and what the next decision is to know of the last one.
+async def read_state(connection: AsyncConnection) -> tuple[datetime, dict[str, Any]]:
+    """The time of this transaction by the database's clock, and the stored state; empty before the first decision.
 
-    With `decided_at`, when the last one was made; empty before the first.
+    `decided_at` in it is when the last decision was made.
     """
-    row = (await connection.execute(_MEMORY)).mappings().one()
+    row = (await connection.execute(_READ_STATE)).mappings().one()
     if row["decided_at"] is None:
         return row["now"], {}
     return row["now"], {**json.loads(row["content"]), "decided_at": row["decided_at"]}
 
 
-async def remember(
+async def write_state(
     connection: AsyncConnection, decided_at: datetime, content: str, *, may_be_lost: bool = False
 ) -> None:
-    """Keep for the next decision what it is to know. One at a time: the caller holds a duty's turn.
+    """Replace the state; the caller holds the turn of its duty, so that there is one writer at a time.
 
-    A transaction that `may_be_lost`, whole, if the database crashes within a moment of its end, does not wait for the
-    disk, and so nobody waits for the pool that it holds.
+    With `may_be_lost` the whole transaction commits without waiting for the disk, and so nobody waits for the pool
+    that it holds; a crash of the database within a moment of its end undoes it.
     """
     values = {"decided_at": decided_at, "content": content, "may_be_lost": may_be_lost}
-    await connection.execute(_REMEMBER, values)
+    await connection.execute(_WRITE_STATE, values)
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> tuple[int, set[int]]:
-    """Forget old decisions; returns how many, and the rosters that they referred to."""
-    gone = (await connection.execute(_PRUNE, {"days": days, "limit": limit})).scalars().all()
-    return len(gone), {roster_id for roster_id in gone if roster_id is not None}
+    """Delete old decisions, at most `limit`; return their number and the rosters that they referred to."""
+    roster_ids = (await connection.execute(_PRUNE, {"days": days, "limit": limit})).scalars().all()
+    return len(roster_ids), {roster_id for roster_id in roster_ids if roster_id is not None}
 
 
 async def prune_rosters(connection: AsyncConnection, ids: Collection[int]) -> None:
-    """Forget those of these rosters that no decision refers to.
+    """Delete those of these rosters that no decision refers to.
 
-    The caller holds the pool, so that no decision is made meanwhile that refers to one which goes.
+    The caller holds the pool, so that no decision is made meanwhile that refers to a roster being deleted.
     """
     await connection.execute(_PRUNE_ROSTERS, {"ids": sorted(ids)})

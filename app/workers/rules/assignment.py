@@ -43,7 +43,7 @@ class Assignment(NamedTuple):
 UNDECIDED = Assignment()
 
 
-def assignment(agent: AgentType, limits: TaskLimits) -> Assignment:
+def assignment_to(agent: AgentType, limits: TaskLimits) -> Assignment:
     """Assignment to an agent type with these limits of a task."""
     return Assignment(agent, limits.memory_gb, limits.cpu_cores, limits.compute_seconds)
 

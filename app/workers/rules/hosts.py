@@ -55,14 +55,14 @@ def cpu_suffices_for(host: Host, policy: HostPolicy) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
+class WorkerLimit:
     """How many workers a resource suffices for, by the resource's name in words."""
 
     resource: str
     workers: int
 
 
-def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[Cap]:
+def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[WorkerLimit]:
     """What the machines together suffice for, beside the workers that somebody else runs elsewhere."""
     if not hosts:
         return []
@@ -70,8 +70,8 @@ def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[Cap]
     cores = sum(cpu_suffices_for(host, policy) for host in hosts)
     where = "the host" if len(hosts) == 1 else "the hosts"
     return [
-        Cap(resource=f"memory of {where}", workers=elsewhere + memory),
-        Cap(resource=f"CPU of {where}", workers=elsewhere + cores),
+        WorkerLimit(resource=f"memory of {where}", workers=elsewhere + memory),
+        WorkerLimit(resource=f"CPU of {where}", workers=elsewhere + cores),
     ]
 
 
@@ -94,7 +94,7 @@ def _suffices_for(host: Host, policy: HostPolicy) -> int:
     return min(memory_suffices_for(host, policy), cpu_suffices_for(host, policy))
 
 
-def permit_cap(limit: int, held_share: float) -> Cap | None:
+def permit_limit(limit: int, held_share: float) -> WorkerLimit | None:
     """How many workers the language model's permits suffice for; None when tasks hold none.
 
     `held_share` is the mean share of a task's time for which it holds a permit. A fifth more workers than that keeps
@@ -102,4 +102,4 @@ def permit_cap(limit: int, held_share: float) -> Cap | None:
     """
     if held_share <= 0:
         return None
-    return Cap(resource="LLM permits", workers=math.ceil(1.2 * limit / held_share))
+    return WorkerLimit(resource="LLM permits", workers=math.ceil(1.2 * limit / held_share))

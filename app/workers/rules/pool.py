@@ -78,7 +78,7 @@ class FleetSnapshot:
     members: Sequence[PoolMember]
     size: int
     resting_slots: frozenset[int] = field(default_factory=frozenset)
-    bereaved_slots: frozenset[int] = field(default_factory=frozenset)
+    vacated_slots: frozenset[int] = field(default_factory=frozenset)
     room: int | None = None
 
 
@@ -121,7 +121,7 @@ def leaves_first(member: PoolMember) -> tuple[bool, int]:
 def owed_slots(snapshot: FleetSnapshot) -> list[int]:
     """The slots of the workers that are missing, also while they rest: first those that have lost theirs."""
     kept = sum(not member.leaving or member.restarting for member in snapshot.members)
-    return free_slots(snapshot.members, snapshot.bereaved_slots, max(0, snapshot.size - kept))
+    return free_slots(snapshot.members, snapshot.vacated_slots, max(0, snapshot.size - kept))
 
 
 def free_slots(members: Sequence[PoolMember], bereaved: frozenset[int], count: int) -> list[int]:

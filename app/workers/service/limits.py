@@ -1,4 +1,4 @@
-"""How many workers each resource suffices for: the one place where the limits of the pool come together."""
+"""Limits of the pool by its resources: memory and CPU of the hosts, and permits for language models."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,27 +10,27 @@ from app.admin.rules.config import LimitsConfig
 from app.llm.store import usage
 from app.workers.rules import hosts as rules
 from app.workers.rules.assignment import usual_limits
-from app.workers.rules.hosts import Cap, Host, HostPolicy, permit_cap
+from app.workers.rules.hosts import Host, HostPolicy, WorkerLimit, permit_limit
 
 POLICY = HostPolicy()
-# Long against a task, so that calls and the tasks that made them mostly fall into the same span.
+# Long compared with a task, so that calls and the tasks that made them mostly fall into the same span.
 _SPAN = timedelta(minutes=15)
 
 
-def promising(limits: LimitsConfig) -> HostPolicy:
-    """The policy for workers that get what the configuration lets everybody have."""
+def policy_for(limits: LimitsConfig) -> HostPolicy:
+    """The host policy with the memory that every worker gets by the configuration."""
     return replace(POLICY, worker_gb=usual_limits(limits).memory_gb)
 
 
-async def gather(
+async def read_limits(
     connection: AsyncConnection, hosts: Sequence[Host], workers: int, limits: LimitsConfig | None = None
-) -> list[Cap]:
-    """The caps on the size of the pool, which has so many `workers` now; a resource without a limit has none.
+) -> list[WorkerLimit]:
+    """Limits on the size of the pool, which has `workers` now; a resource that limits nothing is left out.
 
-    By the `limits` of the configuration goes how much memory a worker is promised.
+    The `limits` of the configuration say how much memory a worker needs.
     """
     elsewhere = workers - sum(host.workers for host in hosts)
-    found = rules.caps(hosts, elsewhere, promising(limits or LimitsConfig()))
+    found = rules.caps(hosts, elsewhere, policy_for(limits or LimitsConfig()))
     burden = await usage.call_capacity(connection, _SPAN)
-    permits = None if burden.held_share is None else permit_cap(burden.limit, burden.held_share)
+    permits = None if burden.held_share is None else permit_limit(burden.limit, burden.held_share)
     return [*found, permits] if permits is not None else found

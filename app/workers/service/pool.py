@@ -57,8 +57,8 @@ async def tick(connection: AsyncConnection, initial: Mode, said: Report) -> dict
     snapshot = FleetSnapshot(
         members=members,
         size=await hosts.report(connection, said, staying),
-        resting_slots=await asleep(connection, said.provisioner, said.host),
-        bereaved_slots=await pool.bereaved(connection, said.host),
+        resting_slots=await resting_slots(connection, said.provisioner, said.host),
+        vacated_slots=await pool.vacated_slots(connection, said.host),
         room=most - await roster.count(connection),
     )
     decided = plan(snapshot)
@@ -143,7 +143,7 @@ async def _adopt(database: Database, provisioner: Provisioner, worker: pool.Mana
     return 1
 
 
-async def asleep(connection: AsyncConnection, provisioner: str, host: str) -> frozenset[int]:
+async def resting_slots(connection: AsyncConnection, provisioner: str, host: str) -> frozenset[int]:
     """The slots of a host that must not start a worker yet, since their workers died young."""
     deaths = await pool.young_deaths(connection, _CRASHES, provisioner=provisioner, host=host)
     return frozenset(slot.slot for slot in resting(deaths, _CRASHES, await now(connection)))

@@ -6,44 +6,44 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.workers.rules.hosts import Host
 from app.workers.rules.pool import PoolMember, free_slots
-from app.workers.service import pool as fleet_operations
+from app.workers.service import pool as pool_operations
 from app.workers.service import workers as worker_operations
-from app.workers.service.roster import Pool
-from app.workers.service.roster import owed as owed_by
+from app.workers.service.roster import Pool, vacancies
 from app.workers.store import pool as pool_store
 from app.workers.store import roster
 from app.workers.store.roster import NewWorker
 
-Owed = Mapping[Host, int]
+# Workers that each host is due to start for lost ones.
+DueStarts = Mapping[Host, int]
 
 
-def owed(pool: Pool, most: int) -> dict[Host, int]:
-    """The workers that hosts are about to start anyway, for those that were lost; within what there may be at all.
+def due_starts(pool: Pool, max_workers: int) -> dict[Host, int]:
+    """Number of workers that each host is due to start for lost ones, within the maximum of the pool.
 
-    Whoever restarts keeps its place for the next, also where there is no room for anybody else.
+    A worker that restarts keeps its place for its successor, also where there is no room for any other.
     """
-    room, found = max(0, most - len(pool.workers)), {}
+    room, due = max(0, max_workers - len(pool.workers)), {}
     for host in pool.hosts:
-        ours = pool.of(host)
-        returning = sum(worker.restarting for worker in ours)
-        found[host] = min(room + returning, owed_by(host, ours))
-        room -= max(0, found[host] - returning)
-    return found
+        workers = pool.of(host)
+        restarts = sum(worker.restarting for worker in workers)
+        due[host] = min(room + restarts, vacancies(host, workers))
+        room -= max(0, due[host] - restarts)
+    return due
 
 
-async def request(connection: AsyncConnection, new: Sequence[NewWorker]) -> None:
-    """Write down that these workers are to be started; whoever bears one of their names is over."""
-    for name in await roster.named(connection, [worker.name for worker in new]):
+async def request(connection: AsyncConnection, new_workers: Sequence[NewWorker]) -> None:
+    """Record that these workers are to be started; live workers of the same names are superseded."""
+    for name in await roster.live_names(connection, [worker.name for worker in new_workers]):
         await worker_operations.supersede(connection, name)
-    await roster.request(connection, new)
+    await roster.request(connection, new_workers)
 
 
-async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, owed: int, count: int) -> list[int]:
-    """Slots for new workers, beyond those that the host owes a worker, and none that rests."""
-    resting = await fleet_operations.asleep(connection, host.provisioner, host.host)
-    bereaved = await pool_store.bereaved(connection, host.host)
-    there = [
+async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, due: int, count: int) -> list[int]:
+    """Slots for `count` new workers: not the ones kept for `due` starts, and none that rests after crashes."""
+    resting = await pool_operations.resting_slots(connection, host.provisioner, host.host)
+    vacated_slots = await pool_store.vacated_slots(connection, host.host)
+    members = [
         PoolMember(worker_id=w.id, slot=w.slot, leaving=False, busy=w.busy) for w in pool.of(host) if w.slot is not None
     ]
-    free = free_slots(there, bereaved, owed + count + len(resting))
-    return [slot for slot in free[owed:] if slot not in resting][:count]
+    free = free_slots(members, vacated_slots, due + count + len(resting))
+    return [slot for slot in free[due:] if slot not in resting][:count]

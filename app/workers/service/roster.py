@@ -1,4 +1,4 @@
-"""Reads every live worker and every host that starts workers."""
+"""The pool as a whole: every live worker, and every host that starts workers."""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ DRAINING = WorkerState.DRAINING.value
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Everybody who is alive, and the hosts that start workers."""
+    """The live workers, and the hosts that start workers."""
 
     workers: Sequence[Worker]
     hosts: Sequence[Host]
@@ -27,29 +27,29 @@ class Pool:
 
     @cached_property
     def staying(self) -> Sequence[Worker]:
-        """Those that are not on their way out."""
+        """The workers that are not draining."""
         return [worker for worker in self.workers if worker.state != DRAINING]
 
     def of(self, host: Host) -> Sequence[Worker]:
-        """Those that a host keeps running."""
+        """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())
 
 
 async def pool(
     connection: AsyncConnection, since: datetime | None = None, busy: Awaitable[Collection[WorkerId]] | None = None
 ) -> Pool:
-    """Look at every live worker and every host; see `members.read`."""
+    """Read every live worker and every host; for `since` and `busy` see `roster.read` of the store."""
     live = await hosts.live(connection)
     workers = await roster.read(connection, since, busy)
     by_host: dict[tuple[str | None, str | None], list[Worker]] = defaultdict(list)
     for worker in workers:
         by_host[worker.provisioner, worker.host].append(worker)
-    known = [_with_workers(host, by_host.get((host.provisioner, host.host), ())) for host in live]
-    return Pool(workers=workers, hosts=known, by_host=by_host)
+    reported_hosts = [_with_workers(host, by_host.get((host.provisioner, host.host), ())) for host in live]
+    return Pool(workers=workers, hosts=reported_hosts, by_host=by_host)
 
 
-def owed(host: Host, workers: Sequence[Worker]) -> int:
-    """How many workers a host has still to start to be as many as it is to keep."""
+def vacancies(host: Host, workers: Sequence[Worker]) -> int:
+    """Number of workers that a host has still to start to reach its size."""
     return max(0, host.size - sum(w.state != DRAINING for w in workers))
 
 

@@ -213,7 +213,7 @@ async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, sl
     await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
 
 
-async def bereaved(connection: AsyncConnection, host: str) -> frozenset[int]:
+async def vacated_slots(connection: AsyncConnection, host: str) -> frozenset[int]:
     """The slots of a host that have lost their worker, or whose worker restarts, and that have no other yet."""
     return frozenset((await connection.execute(_BEREAVED, {"host": host})).scalars())
 

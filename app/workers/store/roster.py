@@ -160,7 +160,7 @@ async def request(connection: AsyncConnection, workers: Sequence[NewWorker]) -> 
         await (await _driver(connection)).execute(_REQUEST, *_transposed(rows))
 
 
-async def named(connection: AsyncConnection, names: Sequence[str]) -> list[str]:
+async def live_names(connection: AsyncConnection, names: Sequence[str]) -> list[str]:
     """Those of the names that live workers bear."""
     return list((await connection.execute(_NAMED, {"names": list(names)})).scalars())
 

@@ -161,7 +161,7 @@ async def test_what_the_scaling_rule_makes_of_it(service: Service, database: Dat
         assert (plan.decision_type, plan.target) == (expected, low)
     assert policy.fixed == (mode is Mode.DEVELOPMENT)
     assert policy.growth == (1.25 if mode is Mode.TRUSTED_TESTER else 2.0)
-    assert (policy.spare.settle_seconds == 300) == (mode is Mode.TRUSTED_TESTER)
+    assert (policy.idle.settle_seconds == 300) == (mode is Mode.TRUSTED_TESTER)
 
 
 async def test_who_must_say_why(service: Service, mode: Mode) -> None:

@@ -21,9 +21,9 @@ from app.queue.service.leases import LeaseService
 from app.queue.store import claims, counters
 from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.listing import Selection
-from app.scaling.rules.estimates import Experience, Service
+from app.scaling.rules.estimates import Estimates, ServiceTime
 from app.scaling.service import state
-from app.scaling.service.state import Memory
+from app.scaling.service.state import ScalingState
 from tests.support.factories import (
     GENERATION,
     completion,
@@ -355,10 +355,10 @@ async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseSe
 async def _measured(database: Database, seconds: float) -> None:
     """Tasks of other goals have taken so long."""
     at = await value(database, "SELECT now()")
-    service = {AgentType.GENERATION: Service(mean_seconds=seconds, tasks=50)}
-    known = Memory(experience=Experience(at=at, service=service), again_after_seconds=5.0, weights={})
+    service = {AgentType.GENERATION: ServiceTime(mean_seconds=seconds, tasks=50)}
+    known = ScalingState(estimates=Estimates(at=at, service_times=service), again_after_seconds=5.0, weights={})
     async with database.transaction() as connection:
-        await state.keep(connection, known)
+        await state.write(connection, known)
 
 
 async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Database) -> None:

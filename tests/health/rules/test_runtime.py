@@ -10,10 +10,10 @@ from app.health.rules.runtime import (
     unmeasured_metrics,
 )
 from app.kernel.agents import AgentType
-from app.scaling.rules.estimates import ServicePolicy
+from app.scaling.rules.estimates import ServiceTimePolicy
 from tests.support.snapshots import minute, pool, queue
 
-_POLICY = ServicePolicy()
+_POLICY = ServiceTimePolicy()
 _RANKING, _EVOLUTION = AgentType.RANKING, AgentType.EVOLUTION
 
 

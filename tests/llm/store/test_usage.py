@@ -10,7 +10,7 @@ from app.kernel.agents import AgentType
 from app.llm.rules.outcomes import Outcome
 from app.llm.store import usage
 from app.llm.store.usage import FinishedCall
-from app.workers.rules.hosts import Cap
+from app.workers.rules.hosts import WorkerLimit
 from app.workers.service import limits
 
 _HOUR = timedelta(hours=1)
@@ -73,19 +73,19 @@ async def test_permits_suffice_for_as_many_workers_as_hold_them_in_turn(connecti
     burden = await usage.call_capacity(connection, _HOUR)
     assert burden.limit == 6
     assert burden.held_share == pytest.approx(0.5)
-    assert await limits.gather(connection, [], 0) == [Cap(resource="LLM permits", workers=15)]
+    assert await limits.read_limits(connection, [], 0) == [WorkerLimit(resource="LLM permits", workers=15)]
 
 
 async def test_few_tasks_do_not_limit_the_pool(connection: AsyncConnection) -> None:
     await model(connection, "m", 4)
     await count(connection, call(held=60.0))
     await finished(connection, 9, 60.0)
-    assert await limits.gather(connection, [], 0) == []
+    assert await limits.read_limits(connection, [], 0) == []
 
 
 async def test_tasks_that_call_no_model_do_not_limit_the_pool(connection: AsyncConnection) -> None:
     await finished(connection, 100, 60.0)
-    assert await limits.gather(connection, [], 0) == []
+    assert await limits.read_limits(connection, [], 0) == []
 
 
 async def test_all_models_together_bear_no_more_than_the_configuration_allows(connection: AsyncConnection) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
-from app.scaling.rules.allocation import Load, Seat, allocate, apportion, bottleneck, shares
+from app.scaling.rules.allocation import Candidate, Load, allocate, apportion, bottleneck, shares
 
 ALL = list(AgentType)
 ANY = frozenset(AgentType)
@@ -23,8 +23,10 @@ loads = st.dictionaries(
 )
 
 
-def worker(number: int, assigned: AgentType | None = None, *able: AgentType, busy: bool = False) -> Seat:
-    return Seat(worker_id=WorkerId(UUID(int=number)), capabilities=frozenset(able) or ANY, assigned=assigned, busy=busy)
+def worker(number: int, assigned: AgentType | None = None, *able: AgentType, busy: bool = False) -> Candidate:
+    return Candidate(
+        worker_id=WorkerId(UUID(int=number)), capabilities=frozenset(able) or ANY, assigned_agent=assigned, busy=busy
+    )
 
 
 pools = st.lists(
@@ -85,20 +87,20 @@ def test_the_bottleneck_has_most_work_per_worker_then_the_oldest_task() -> None:
 
 
 @given(pool=unlimited_pools, load=loads)
-def test_nobody_moves_who_could_stay(pool: list[Seat], load: dict[AgentType, Load]) -> None:
+def test_nobody_moves_who_could_stay(pool: list[Candidate], load: dict[AgentType, Load]) -> None:
     done = allocate(pool, load, EQUAL)
     assert Counter(done.agents.values()) == {agent: count for agent, count in done.seats.items() if count}
-    today = Counter(seat.assigned for seat in pool)
+    today = Counter(seat.assigned_agent for seat in pool)
     surplus = sum(max(0, count - done.seats.get(agent, 0)) for agent, count in today.items() if agent is not None)
-    assert len(done.moved) == surplus + today[None]
+    assert len(done.moved_workers) == surplus + today[None]
     again = allocate(
         [worker(n, done.agents[seat.worker_id], *seat.capabilities) for n, seat in enumerate(pool)], load, EQUAL
     )
-    assert not again.moved
+    assert not again.moved_workers
 
 
 @given(pool=pools, load=loads)
-def test_everybody_gets_something_that_they_can_do(pool: list[Seat], load: dict[AgentType, Load]) -> None:
+def test_everybody_gets_something_that_they_can_do(pool: list[Candidate], load: dict[AgentType, Load]) -> None:
     done = allocate(pool, load, EQUAL)
     assert all(done.agents[seat.worker_id] in seat.capabilities for seat in pool)
 
@@ -112,9 +114,9 @@ def test_a_generalist_makes_room_for_a_specialist() -> None:
 def test_the_idle_move_sooner_than_the_busy() -> None:
     pool = [worker(1, G), worker(2, G, busy=True)]
     done = allocate(pool, {G: Load(work_seconds=50.0), R: Load(work_seconds=50.0)}, EQUAL)
-    assert done.moved == {WorkerId(UUID(int=1))}
+    assert done.moved_workers == {WorkerId(UUID(int=1))}
 
 
 def test_a_worker_that_can_do_nothing_is_left_out() -> None:
-    nobody = Seat(worker_id=WorkerId(UUID(int=1)), capabilities=frozenset(), assigned=None)
+    nobody = Candidate(worker_id=WorkerId(UUID(int=1)), capabilities=frozenset(), assigned_agent=None)
     assert allocate([nobody], {G: Load(work_seconds=5.0)}, EQUAL).agents == {}

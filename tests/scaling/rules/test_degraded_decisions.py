@@ -10,15 +10,15 @@ from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Inputs, Member, resolve
+from app.scaling.rules.decision import DecisionInputs, Member, resolve
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 
 
-def inputs(step: DegradationStep) -> Inputs:
+def inputs(step: DegradationStep) -> DecisionInputs:
     """Twenty workers without an agent yet, and the same work for generation and ranking."""
-    members = [Member(worker_id=WorkerId(UUID(int=n)), assigned=None, busy=True) for n in range(20)]
+    members = [Member(worker_id=WorkerId(UUID(int=n)), assigned_agent=None, busy=True) for n in range(20)]
     load = Load(work_seconds=1000.0, oldest_age_seconds=5.0)
-    return Inputs(
+    return DecisionInputs(
         at=datetime(2026, 1, 1, tzinfo=UTC),
         config_version=1,
         mode=Mode.PRODUCTION,
@@ -28,7 +28,7 @@ def inputs(step: DegradationStep) -> Inputs:
         loads={AgentType.GENERATION: load, AgentType.RANKING: load},
         weights=EQUAL_WEIGHTS,
         previous_weights=EQUAL_WEIGHTS,
-        first_new=UUID(int=100),
+        first_new_id=UUID(int=100),
         step=step,
     )
 
@@ -50,11 +50,11 @@ def test_suspended_agents_keep_few_workers_and_some() -> None:
 
 
 def test_a_suspension_is_no_adjustment_of_a_weight() -> None:
-    assert resolve(inputs(DegradationStep.ESSENTIALS)).reweighted == {}
+    assert resolve(inputs(DegradationStep.ESSENTIALS)).weight_changes == {}
 
 
 def test_it_replays() -> None:
     wanted = inputs(DegradationStep.ESSENTIALS)
     roster, text = records.roster(wanted.members), records.inputs_text(wanted)
-    assert records.replayed(roster, text) == records.canonical(records.outcome(resolve(wanted), wanted))
+    assert records.replay(roster, text) == records.canonical(records.outcome(resolve(wanted), wanted))
     assert records.inputs_of(roster, text.replace('"step":4,', "")).step is DegradationStep.NONE

@@ -8,45 +8,45 @@ import pytest
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.estimates import (
-    Ended,
-    Experience,
-    Look,
-    ServicePolicy,
+    CounterReading,
+    Estimates,
+    ServiceTimePolicy,
+    TaskTotals,
     after_removal,
-    estimate,
-    learned,
     mean_after,
     next_mean,
     start_seconds,
+    task_seconds,
+    update,
 )
 from app.scaling.rules.target import ScalingPolicy
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 LANE = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
-POLICY, SERVICE = ScalingPolicy(), ServicePolicy()
-FIRST = Look(at=NOW, pending={}, leased={}, ended={}, workers=4)
+POLICY, SERVICE = ScalingPolicy(), ServiceTimePolicy()
+FIRST = CounterReading(at=NOW, pending={}, leases={}, totals={}, workers=4)
 
 
-def _next(before: Experience, seconds: float = 5.0, **changes: object) -> Experience:
+def _next(before: Estimates, seconds: float = 5.0, **changes: object) -> Estimates:
     look = replace(FIRST, at=before.at + timedelta(seconds=seconds), **changes)  # type: ignore[arg-type]
-    return learned(before, look, POLICY, SERVICE)
+    return update(before, look, POLICY, SERVICE)
 
 
 def test_the_first_look_teaches_nothing_of_what_was_before() -> None:
-    ended = {AgentType.GENERATION: Ended(tasks=1000, seconds=5000.0)}
-    known = learned(None, replace(FIRST, ended=ended, leased={LANE: 1000}), POLICY, SERVICE)
-    assert (known.service, known.arrivals) == ({}, ())
-    assert estimate(known, AgentType.GENERATION, SERVICE) == SERVICE.prior_seconds
-    again = _next(known, ended=ended, leased={LANE: 1000})
-    assert again.service == {}
+    ended = {AgentType.GENERATION: TaskTotals(tasks=1000, seconds=5000.0)}
+    known = update(None, replace(FIRST, totals=ended, leases={LANE: 1000}), POLICY, SERVICE)
+    assert (known.service_times, known.arrivals) == ({}, ())
+    assert task_seconds(known, AgentType.GENERATION, SERVICE) == SERVICE.prior_seconds
+    again = _next(known, totals=ended, leases={LANE: 1000})
+    assert again.service_times == {}
 
 
 def test_run_times_are_learned_from_what_ended_between_two_looks() -> None:
-    known = learned(None, FIRST, POLICY, SERVICE)
+    known = update(None, FIRST, POLICY, SERVICE)
     for count in (10, 20, 60, 200):
-        known = _next(known, ended={AgentType.GENERATION: Ended(tasks=count, seconds=3.0 * count)})
-    assert estimate(known, AgentType.GENERATION, SERVICE) == pytest.approx(3.0, rel=0.01)
-    assert known.service[AgentType.GENERATION].tasks == 200
+        known = _next(known, totals={AgentType.GENERATION: TaskTotals(tasks=count, seconds=3.0 * count)})
+    assert task_seconds(known, AgentType.GENERATION, SERVICE) == pytest.approx(3.0, rel=0.01)
+    assert known.service_times[AgentType.GENERATION].tasks == 200
 
 
 def test_many_alike_at_once_are_many_one_by_one() -> None:
@@ -58,7 +58,7 @@ def test_many_alike_at_once_are_many_one_by_one() -> None:
 
 
 def test_a_high_percentile_of_the_last_starts_counts() -> None:
-    known = learned(None, FIRST, POLICY, SERVICE)
+    known = update(None, FIRST, POLICY, SERVICE)
     assert start_seconds(known, 5.0) == 5.0
     known = _next(known, starts=[1.0] * 17 + [2.0, 3.0, 60.0])
     assert start_seconds(known, 5.0) == 3.0
@@ -66,11 +66,11 @@ def test_a_high_percentile_of_the_last_starts_counts() -> None:
 
 
 def test_who_idled_and_was_removed_counts_no_more() -> None:
-    known = _next(learned(None, FIRST, POLICY, SERVICE), idle=3)
-    assert [spare.idle for spare in known.spare] == [3]
-    assert [spare.idle for spare in after_removal(known, 2, 2).spare] == [1]
+    known = _next(update(None, FIRST, POLICY, SERVICE), idle=3)
+    assert [spare.idle for spare in known.idle_history] == [3]
+    assert [spare.idle for spare in after_removal(known, 2, 2).idle_history] == [1]
 
 
 def test_who_left_of_its_own_accord_has_not_idled_in_vain() -> None:
-    known = after_removal(_next(learned(None, FIRST, POLICY, SERVICE), idle=3), 0, 4)
-    assert [spare.idle for spare in _next(known, idle=1, workers=2).spare] == [1, 0]
+    known = after_removal(_next(update(None, FIRST, POLICY, SERVICE), idle=3), 0, 4)
+    assert [spare.idle for spare in _next(known, idle=1, workers=2).idle_history] == [1, 0]

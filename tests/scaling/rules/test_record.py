@@ -14,12 +14,12 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Inputs, Member, SetAside, resolve
-from app.scaling.rules.demand import Waiting
+from app.scaling.rules.decision import DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.explanation import explain
-from app.scaling.rules.idle import Spare, SparePolicy
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot, in_mode
-from app.workers.rules.hosts import Cap
+from app.workers.rules.hosts import WorkerLimit
 
 _agents = st.sampled_from(AgentType)
 _able = st.none() | st.frozensets(_agents)
@@ -28,7 +28,7 @@ _members = st.lists(
         Member,
         worker_id=st.builds(WorkerId, st.uuids()),
         capabilities=_able,
-        assigned=st.none() | _agents,
+        assigned_agent=st.none() | _agents,
         busy=st.booleans(),
         memory_gb=st.none() | st.floats(0.1, 64),
         cpu_cores=st.none() | st.floats(0.1, 64),
@@ -38,7 +38,7 @@ _members = st.lists(
 ).map(lambda found: sorted(found, key=lambda member: member.worker_id))
 _groups = st.lists(
     st.builds(
-        lambda tasks, one, age: Waiting(tasks=tasks, work_seconds=tasks * one, oldest_age_seconds=age),
+        lambda tasks, one, age: WaitingGroup(tasks=tasks, work_seconds=tasks * one, oldest_age_seconds=age),
         st.integers(0, 500),
         st.floats(1, 1e3),
         st.floats(0, 1e4),
@@ -52,16 +52,16 @@ _snapshots = st.builds(
     starting=st.lists(st.floats(0, 30), max_size=3),
     draining=st.integers(0, 3),
     waiting=st.none() | _groups,
-    spare=st.lists(st.builds(Spare, seconds=st.floats(0, 300), idle=st.integers(0, 9)), max_size=3),
+    idle_history=st.lists(st.builds(IdleSample, seconds=st.floats(0, 300), idle=st.integers(0, 9)), max_size=3),
     cpu=st.none() | st.floats(0, 1),
     start_seconds=st.floats(0.1, 60),
-    caps=st.lists(st.builds(Cap, resource=st.text(max_size=5), workers=st.integers(0, 20)), max_size=2),
-    usual=st.none() | st.integers(0, 9),
+    limits=st.lists(st.builds(WorkerLimit, resource=st.text(max_size=5), workers=st.integers(0, 20)), max_size=2),
+    fixed_size=st.none() | st.integers(0, 9),
     running_mean_seconds=st.none() | st.floats(1, 1e3),
 )
 _shares = st.fixed_dictionaries({agent: st.floats(0.02, 1) for agent in AgentType})
 _inputs = st.builds(
-    Inputs,
+    DecisionInputs,
     at=st.datetimes(timezones=st.just(UTC)),
     config_version=st.integers(1, 100),
     mode=st.sampled_from(Mode),
@@ -79,10 +79,10 @@ _inputs = st.builds(
     weights=_shares,
     previous_weights=_shares,
     weight_reasons=st.dictionaries(_agents, st.text(max_size=9)),
-    set_aside=st.lists(
-        st.builds(SetAside, agent_type=_agents, tasks=st.integers(0, 9), why=st.text(max_size=9)), max_size=2
+    excluded_tasks=st.lists(
+        st.builds(ExcludedTasks, agent_type=_agents, tasks=st.integers(0, 9), reason=st.text(max_size=9)), max_size=2
     ),
-    first_new=st.uuids(version=4),
+    first_new_id=st.uuids(version=4),
     new_capabilities=st.frozensets(_agents, min_size=1).map(sorted),
     may_move=st.booleans(),
     provisions=st.booleans(),
@@ -97,24 +97,24 @@ def _reversed(value: Any) -> Any:
     return [_reversed(part) for part in value] if isinstance(value, list) else value
 
 
-def _text(inputs: Inputs) -> str:
+def _text(inputs: DecisionInputs) -> str:
     return records.canonical(records.outcome(resolve(inputs), inputs))
 
 
 @settings(max_examples=30)
 @given(inputs=_inputs)
-def test_what_was_kept_decides_the_same_to_the_byte(inputs: Inputs) -> None:
+def test_what_was_kept_decides_the_same_to_the_byte(inputs: DecisionInputs) -> None:
     roster, text = records.roster(inputs.members), records.inputs_text(inputs)
-    assert records.replayed(roster, text) == _text(inputs)
+    assert records.replay(roster, text) == _text(inputs)
     other = [json.dumps(_reversed(json.loads(part)), indent=1) for part in (roster, text)]
-    assert records.replayed(*other) == _text(inputs)
+    assert records.replay(*other) == _text(inputs)
 
 
 @settings(max_examples=30)
 @given(inputs=_inputs)
-def test_everybody_who_can_work_is_shown_with_an_agent(inputs: Inputs) -> None:
+def test_everybody_who_can_work_is_shown_with_an_agent(inputs: DecisionInputs) -> None:
     decision = resolve(inputs)
-    shown = records.shown(records.outcome(decision, inputs), records.roster(inputs.members))
+    shown = records.published(records.outcome(decision, inputs), records.roster(inputs.members))
     assignments = {str(worker_id): assignment for worker_id, assignment in decision.assignments.items()}
     assert {name: one["assigned_agent"] for name, one in shown["resource_allocation"].items()} == {
         name: f"{assignment.agent}_agent" for name, assignment in assignments.items()
@@ -125,16 +125,16 @@ def test_everybody_who_can_work_is_shown_with_an_agent(inputs: Inputs) -> None:
 
 @settings(max_examples=30)
 @given(inputs=_inputs)
-def test_every_decision_can_be_explained(inputs: Inputs) -> None:
+def test_every_decision_can_be_explained(inputs: DecisionInputs) -> None:
     decision = resolve(inputs)
     words = explain(inputs, decision)
-    assert words.drove
-    assert words.rejected
-    assert len(words.clamps) == len(decision.plan.clamps)
-    assert all(one.alternative and one.because for one in words.rejected)
+    assert words.reasons
+    assert words.alternatives
+    assert len(words.limits) == len(decision.plan.clamps)
+    assert all(one.alternative and one.because for one in words.alternatives)
 
 
-def _plain(**changes: Any) -> Inputs:
+def _plain(**changes: Any) -> DecisionInputs:
     usual: dict[str, Any] = {
         "at": datetime(2026, 11, 24, tzinfo=UTC),
         "config_version": 1,
@@ -146,7 +146,7 @@ def _plain(**changes: Any) -> Inputs:
         "previous_weights": dict.fromkeys(AgentType, 1 / 6),
         "first_new": UUID(int=7),
     }
-    return Inputs(**(usual | changes))
+    return DecisionInputs(**(usual | changes))
 
 
 @pytest.mark.parametrize("field", ["step", "quality_gains"])
@@ -154,38 +154,40 @@ def test_what_was_not_known_yet_has_its_default(field: str) -> None:
     inputs = _plain()
     kept = json.loads(records.inputs_text(inputs))
     del kept[field]
-    assert records.replayed(records.roster([]), json.dumps(kept)) == _text(inputs)
+    assert records.replay(records.roster([]), json.dumps(kept)) == _text(inputs)
 
 
 def test_a_decision_from_before_the_mean_of_tasks_at_work_was_kept_is_made_again_as_it_was() -> None:
     """By the rule of then 10 workers start 240 s of the 600 s of work within 24 s, and each new one 29 s."""
-    waits = [Waiting(tasks=60, work_seconds=600.0, oldest_age_seconds=0.0)]
+    waits = [WaitingGroup(tasks=60, work_seconds=600.0, oldest_age_seconds=0.0)]
     seen = ScalingSnapshot(idle=0, busy=10, waiting=waits, cpu=0.9)
     inputs = _plain(policy=ScalingPolicy(min_workers=2, max_workers=99), snapshot=seen)
     kept = json.loads(records.inputs_text(inputs))
     del kept["snapshot"]["running_mean_seconds"], kept["policy"]["deviations"]
-    again = records.replayed(records.roster([]), json.dumps(kept))
+    again = records.replay(records.roster([]), json.dumps(kept))
     assert again == _text(inputs)
     assert json.loads(again)["need"] == 10 + 13
 
 
 @pytest.mark.parametrize(("price", "target"), [(50.0, 2), (200.0, 10)])
 def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int) -> None:
-    policy = ScalingPolicy(min_workers=2, max_workers=99, spare=SparePolicy(price=price))
-    seen = ScalingSnapshot(idle=8, busy=2, waiting=[], spare=[Spare(seconds=5.0, idle=8)] * 2, cpu=0.5)
+    policy = ScalingPolicy(min_workers=2, max_workers=99, idle=IdlePolicy(price=price))
+    seen = ScalingSnapshot(idle=8, busy=2, waiting=[], idle_history=[IdleSample(seconds=5.0, idle=8)] * 2, cpu=0.5)
     text = records.inputs_text(_plain(policy=policy, snapshot=seen))
-    assert json.loads(records.replayed(records.roster([]), text))["target_workers"] == target
+    assert json.loads(records.replay(records.roster([]), text))["target_workers"] == target
 
 
 def test_what_is_not_known_any_more_is_passed_over() -> None:
     inputs = _plain()
     kept = json.loads(records.inputs_text(inputs))
     kept["policy"]["of_old"] = kept["policy"]["spare"]["of_old"] = kept["limits"]["of_old"] = kept["of_old"] = 1
-    assert records.replayed(records.roster([]), json.dumps(kept)) == _text(inputs)
+    assert records.replay(records.roster([]), json.dumps(kept)) == _text(inputs)
 
 
 def test_what_is_kept_of_a_worker_does_not_grow_with_its_id() -> None:
     """A thousand decisions share a roster: what each keeps of a worker is three letters."""
-    members = [Member(worker_id=WorkerId(UUID(int=n)), assigned=AgentType.RANKING, busy=True) for n in range(1000)]
+    members = [
+        Member(worker_id=WorkerId(UUID(int=n)), assigned_agent=AgentType.RANKING, busy=True) for n in range(1000)
+    ]
     inputs = _plain(members=members, may_move=False)
     assert len(records.inputs_text(inputs)) + len(_text(inputs)) < 6000

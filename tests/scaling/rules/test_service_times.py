@@ -3,7 +3,7 @@
 import pytest
 
 from app.kernel.agents import AgentType
-from app.scaling.rules.estimates import ServicePolicy, ServiceTimes, next_mean
+from app.scaling.rules.estimates import ServiceTimePolicy, ServiceTimes, next_mean
 
 G = AgentType.GENERATION
 
@@ -18,7 +18,7 @@ def test_the_prior_counts_as_one_task() -> None:
 
 
 def test_in_the_long_run_the_last_twenty_count() -> None:
-    assert next_mean(10.0, 500, 30.0, ServicePolicy()) == pytest.approx(11.0)
+    assert next_mean(10.0, 500, 30.0, ServiceTimePolicy()) == pytest.approx(11.0)
 
 
 def test_nothing_is_taken_to_cost_nothing() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.kernel.modes import Mode
-from app.scaling.rules.demand import Waiting
-from app.scaling.rules.idle import Spare, SparePolicy
+from app.scaling.rules.demand import WaitingGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import (
     Clamp,
     DecisionType,
@@ -20,24 +20,24 @@ from app.scaling.rules.target import (
     decision_type,
     in_mode,
     is_burst,
-    need,
+    required_workers,
 )
-from app.workers.rules.hosts import Cap, permit_cap
+from app.workers.rules.hosts import WorkerLimit, permit_limit
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 POLICY = ScalingPolicy(min_workers=2, max_workers=100)
 
 
-def waiting(tasks: int, *, seconds: float = 20.0, age: float = 0.0) -> Waiting:
-    return Waiting(tasks=tasks, work_seconds=tasks * seconds, oldest_age_seconds=age)
+def waiting(tasks: int, *, seconds: float = 20.0, age: float = 0.0) -> WaitingGroup:
+    return WaitingGroup(tasks=tasks, work_seconds=tasks * seconds, oldest_age_seconds=age)
 
 
-def snapshot(*groups: Waiting, **changes: Any) -> ScalingSnapshot:
+def snapshot(*groups: WaitingGroup, **changes: Any) -> ScalingSnapshot:
     usual: dict[str, Any] = {"idle": 0, "busy": 10, "waiting": groups, "cpu": 0.85}
     return ScalingSnapshot(**(usual | changes))
 
 
-def plan(*groups: Waiting, policy: ScalingPolicy = POLICY, **changes: Any) -> ScalingPlan:
+def plan(*groups: WaitingGroup, policy: ScalingPolicy = POLICY, **changes: Any) -> ScalingPlan:
     return decide(snapshot(*groups, **changes), policy, NOW)
 
 
@@ -56,7 +56,7 @@ def test_example_1_with_idle_workers_by_the_cpu_alone() -> None:
 
 def test_growth_that_was_cut_by_doubling_goes_on_soon() -> None:
     cut = plan(waiting(500), policy=ScalingPolicy())
-    assert cut.clamps == (Clamp(limit="at most +100% in one step", before=261, after=20),)
+    assert cut.clamps == (Clamp(limit="at most +100% in one step", old_target=261, new_target=20),)
     assert cut.decide_again_after_seconds == 2
     assert plan(waiting(5, age=20.0)).decide_again_after_seconds == 5
     limited = plan(waiting(500), policy=replace(POLICY, max_workers=15))
@@ -65,11 +65,11 @@ def test_growth_that_was_cut_by_doubling_goes_on_soon() -> None:
 
 def test_need_to_the_number() -> None:
     """24 s to start 60 tasks of 10 s: 10 workers start 240 s of it, each new one 24 - 5 + 10 = 29 s: 13 more."""
-    assert need(snapshot(waiting(60, seconds=10.0)), POLICY) == 10 + 13
+    assert required_workers(snapshot(waiting(60, seconds=10.0)), POLICY) == 10 + 13
     # Two that will be ready in 4 s start 2 x (24 + 10) - 8 = 60 s of the 360 that are left.
-    assert need(snapshot(waiting(60, seconds=10.0), starting=[4.0, 4.0]), POLICY) == 12 + 11
+    assert required_workers(snapshot(waiting(60, seconds=10.0), starting=[4.0, 4.0]), POLICY) == 12 + 11
     # With 14 s gone, 100 s are started by those who are there, and a new one starts 10 - 5 + 10.
-    assert need(snapshot(waiting(60, seconds=10.0, age=14.0)), POLICY) == 10 + 34
+    assert required_workers(snapshot(waiting(60, seconds=10.0, age=14.0)), POLICY) == 10 + 34
 
 
 def test_tasks_at_work_that_take_long_free_few_workers_in_time() -> None:
@@ -77,16 +77,16 @@ def test_tasks_at_work_that_take_long_free_few_workers_in_time() -> None:
     short = waiting(300, seconds=1.0)
     blocked = snapshot(short, busy=100, running_mean_seconds=180.0)
     # Each of the 5.9 has 24 / 0.125 - 180 = 12.2 s left and starts 13.2 s of work, 77 s in all; a new one 20 s.
-    assert need(blocked, POLICY) == 100 + 12
-    assert need(snapshot(short, busy=100, running_mean_seconds=1.0), POLICY) == 100
-    assert need(snapshot(short, busy=100), POLICY) == 100
+    assert required_workers(blocked, POLICY) == 100 + 12
+    assert required_workers(snapshot(short, busy=100, running_mean_seconds=1.0), POLICY) == 100
+    assert required_workers(snapshot(short, busy=100), POLICY) == 100
 
 
 def test_tasks_at_work_that_are_soon_over_free_all_workers_for_long_ones() -> None:
     long = waiting(10, seconds=180.0)
-    assert need(snapshot(long, busy=10, running_mean_seconds=1.0), POLICY) == 10
+    assert required_workers(snapshot(long, busy=10, running_mean_seconds=1.0), POLICY) == 10
     # By the mean of what waits each would start no more than 24 s of it.
-    assert need(snapshot(long, busy=10), POLICY) == 10 + 8
+    assert required_workers(snapshot(long, busy=10), POLICY) == 10 + 8
 
 
 def test_without_allowance_tasks_alike_are_started_at_the_rate_at_which_others_end() -> None:
@@ -94,16 +94,16 @@ def test_without_allowance_tasks_alike_are_started_at_the_rate_at_which_others_e
     for seconds in (1.0, 10.0, 300.0):
         groups = [waiting(60, seconds=seconds), waiting(900, seconds=seconds)]
         known = snapshot(*groups, busy=40, running_mean_seconds=seconds)
-        assert need(known, level) == need(replace(known, running_mean_seconds=None), level)
+        assert required_workers(known, level) == required_workers(replace(known, running_mean_seconds=None), level)
 
 
 def test_never_more_workers_than_tasks() -> None:
-    assert need(snapshot(waiting(3, seconds=3600.0, age=500.0)), POLICY) == 13
+    assert required_workers(snapshot(waiting(3, seconds=3600.0, age=500.0)), POLICY) == 13
 
 
 def test_a_later_group_may_be_the_one_that_needs_most() -> None:
     first, second = waiting(10, seconds=5.0, age=3.0), waiting(200, seconds=5.0)
-    assert need(snapshot(first, second), POLICY) > need(snapshot(first), POLICY)
+    assert required_workers(snapshot(first, second), POLICY) > required_workers(snapshot(first), POLICY)
 
 
 def test_no_more_workers_where_they_are_not_what_is_short() -> None:
@@ -148,22 +148,22 @@ def test_draining_workers_still_take_their_place() -> None:
 
 @pytest.mark.parametrize(("caps", "target"), [((12,), 12), ((12, 11), 11), ((3,), 10), ((500,), 20)])
 def test_resources_limit_growth_and_say_so(caps: Sequence[int], target: int) -> None:
-    decided = plan(waiting(500), caps=[Cap(resource="LLM permits", workers=cap) for cap in caps])
+    decided = plan(waiting(500), limits=[WorkerLimit(resource="LLM permits", workers=cap) for cap in caps])
     assert decided.target == target
     assert target == 20 or f"LLM permits suffice for {min(caps)} workers" in decided.reasons[-1]
 
 
 def test_resources_never_limit_the_minimum() -> None:
-    assert plan(busy=1, caps=[Cap(resource="memory", workers=0)]).target == 2
+    assert plan(busy=1, limits=[WorkerLimit(resource="memory", workers=0)]).target == 2
 
 
 def test_permits_suffice_for_a_fifth_more_workers_than_hold_one() -> None:
-    assert permit_cap(20, 0.5) == Cap(resource="LLM permits", workers=48)
-    assert permit_cap(20, 0.0) is None
+    assert permit_limit(20, 0.5) == WorkerLimit(resource="LLM permits", workers=48)
+    assert permit_limit(20, 0.0) is None
 
 
-def idle(*samples: tuple[float, int]) -> list[Spare]:
-    return [Spare(seconds=seconds, idle=count) for seconds, count in samples]
+def idle(*samples: tuple[float, int]) -> list[IdleSample]:
+    return [IdleSample(seconds=seconds, idle=count) for seconds, count in samples]
 
 
 @pytest.mark.parametrize(
@@ -183,32 +183,32 @@ def test_idle_workers_go_once_they_have_cost_the_price(
     samples: list[tuple[float, int]], busy: int, target: int, why: str
 ) -> None:
     policy = ScalingPolicy(min_workers=1, max_workers=100)
-    decided = plan(idle=8, busy=busy, spare=idle(*samples), policy=policy)
+    decided = plan(idle=8, busy=busy, idle_history=idle(*samples), policy=policy)
     assert decided.target == target, why
     assert decided.remove_idle == 8 + busy - target
     assert decided.drain_busy == 0
 
 
 def test_nobody_idles_for_more_than_five_minutes_whatever_the_price() -> None:
-    dear = ScalingPolicy(min_workers=1, max_workers=100, spare=SparePolicy(busy_price=400.0))
-    assert plan(idle=8, busy=30, spare=idle(*[(5.0, 1)] * 59), policy=dear).target == 38
-    assert plan(idle=8, busy=30, spare=idle(*[(5.0, 1)] * 60), policy=dear).target == 37
+    dear = ScalingPolicy(min_workers=1, max_workers=100, idle=IdlePolicy(busy_price=400.0))
+    assert plan(idle=8, busy=30, idle_history=idle(*[(5.0, 1)] * 59), policy=dear).target == 38
+    assert plan(idle=8, busy=30, idle_history=idle(*[(5.0, 1)] * 60), policy=dear).target == 37
 
 
 def test_shrinking_stops_at_the_minimum() -> None:
-    decided = plan(idle=9, busy=1, spare=idle((60.0, 9)), policy=replace(POLICY, min_workers=4))
+    decided = plan(idle=9, busy=1, idle_history=idle((60.0, 9)), policy=replace(POLICY, min_workers=4))
     assert (decided.target, decided.remove_idle) == (4, 6)
-    assert decided.clamps == (Clamp(limit="min_workers is 4", before=1, after=4),)
+    assert decided.clamps == (Clamp(limit="min_workers is 4", old_target=1, new_target=4),)
 
 
 def test_nobody_leaves_while_something_waits() -> None:
-    assert plan(waiting(1), idle=9, busy=1, spare=idle((600.0, 9))).target == 10
+    assert plan(waiting(1), idle=9, busy=1, idle_history=idle((600.0, 9))).target == 10
 
 
 def test_development_holds_its_size_but_for_the_bounds() -> None:
     fixed = in_mode(ScalingPolicy(min_workers=2, max_workers=5), Mode.DEVELOPMENT)
     assert plan(waiting(500), busy=3, policy=fixed).decision_type is DecisionType.MAINTAIN
-    assert plan(busy=0, idle=5, spare=idle((900.0, 5)), policy=fixed).target == 5
+    assert plan(busy=0, idle=5, idle_history=idle((900.0, 5)), policy=fixed).target == 5
     assert plan(busy=1, policy=fixed).target == 2
     assert plan(busy=7, policy=fixed).target == 5
 
@@ -217,8 +217,8 @@ def test_trusted_tester_takes_small_steps_and_its_time() -> None:
     careful = in_mode(ScalingPolicy(min_workers=5, max_workers=50), Mode.TRUSTED_TESTER)
     assert plan(waiting(500), busy=10, policy=careful).target == 12
     assert plan(waiting(500), busy=5, policy=careful).target == 6
-    assert plan(idle=10, busy=10, spare=idle((295.0, 10)), policy=careful).target == 20
-    assert plan(idle=10, busy=10, spare=idle((300.0, 10)), policy=careful).target == 10
+    assert plan(idle=10, busy=10, idle_history=idle((295.0, 10)), policy=careful).target == 20
+    assert plan(idle=10, busy=10, idle_history=idle((300.0, 10)), policy=careful).target == 10
 
 
 def test_a_burst_is_half_a_budget_of_work_for_everybody() -> None:

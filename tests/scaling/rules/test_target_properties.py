@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.scaling.rules.demand import Waiting
-from app.scaling.rules.idle import Spare
-from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, need
-from app.workers.rules.hosts import Cap
+from app.scaling.rules.demand import WaitingGroup
+from app.scaling.rules.idle import IdleSample
+from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, required_workers
+from app.workers.rules.hosts import WorkerLimit
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 _T = TypeVar("_T")
@@ -22,10 +22,10 @@ def _some(random: Random, *values: _T) -> _T:
     return values[random.randrange(len(values))]
 
 
-def _group(random: Random, services: list[float]) -> Waiting:
+def _group(random: Random, services: list[float]) -> WaitingGroup:
     tasks = _some(random, 0, 1, 2, 7, 60, 900)
     age = random.random() * _some(random, 0.0, 5.0, 24.0, 40.0, 900.0)
-    return Waiting(tasks=tasks, work_seconds=tasks * _some(random, *services), oldest_age_seconds=age)
+    return WaitingGroup(tasks=tasks, work_seconds=tasks * _some(random, *services), oldest_age_seconds=age)
 
 
 def _snapshot(random: Random) -> ScalingSnapshot:
@@ -38,10 +38,12 @@ def _snapshot(random: Random) -> ScalingSnapshot:
         starting=[random.random() * start for _ in range(_some(random, 0, 0, 2, 50))],
         draining=_some(random, 0, 0, 3, 60),
         waiting=_some(random, None, [], [_group(random, services) for _ in range(random.randrange(8))]),
-        spare=[Spare(seconds=_some(random, 2.0, 5.0), idle=random.randrange(idle + 2)) for _ in range(70)],
+        idle_history=[IdleSample(seconds=_some(random, 2.0, 5.0), idle=random.randrange(idle + 2)) for _ in range(70)],
         cpu=_some(random, None, 0.0, 0.5, 0.95),
         start_seconds=start,
-        caps=[Cap(resource="memory", workers=_some(random, 0, 5, 40, 5000)) for _ in range(random.randrange(3))],
+        limits=[
+            WorkerLimit(resource="memory", workers=_some(random, 0, 5, 40, 5000)) for _ in range(random.randrange(3))
+        ],
         running_mean_seconds=_some(random, None, 1.0, 4.0, 30.0, 900.0),
     )
 
@@ -66,7 +68,9 @@ def _bounds_hold(seen: ScalingSnapshot, policy: ScalingPolicy, plan: ScalingPlan
     grown = plan.target > max(plan.current, policy.min_workers)
     if grown:
         tasks = sum(group.tasks for group in seen.waiting or ())
-        assert plan.target <= min([tasks + seen.busy, *(max(cap.workers, policy.min_workers) for cap in seen.caps)])
+        assert plan.target <= min(
+            [tasks + seen.busy, *(max(limit.workers, policy.min_workers) for limit in seen.limits)]
+        )
     assert not plan.start or plan.current + seen.draining + plan.start <= policy.max_workers
 
 
@@ -86,7 +90,7 @@ def _is_explained(plan: ScalingPlan, policy: ScalingPolicy) -> None:
     assert (plan.decision_type is DecisionType.SCALE_UP) == (plan.target > plan.current)
     assert (plan.decision_type is DecisionType.SCALE_DOWN) == (plan.target < plan.current)
     assert plan.decide_again_after_seconds in (policy.tick_seconds, policy.hurry_seconds)
-    assert all(clamp.before != clamp.after for clamp in plan.clamps)
+    assert all(clamp.old_target != clamp.new_target for clamp in plan.clamps)
 
 
 def _need_never_falls(random: Random, seen: ScalingSnapshot, policy: ScalingPolicy) -> None:
@@ -97,7 +101,9 @@ def _need_never_falls(random: Random, seen: ScalingSnapshot, policy: ScalingPoli
     group = groups[place]
     more = group.tasks + 1
     longer = replace(group, tasks=more, work_seconds=more * (group.work_seconds / group.tasks if group.tasks else 9.0))
-    newcomer = Waiting(tasks=1, work_seconds=random.random() * 100 + 1, oldest_age_seconds=group.oldest_age_seconds)
+    newcomer = WaitingGroup(
+        tasks=1, work_seconds=random.random() * 100 + 1, oldest_age_seconds=group.oldest_age_seconds
+    )
     later = random.random() * 60
     worse = [
         [*groups[:place], longer, *groups[place + 1 :]],
@@ -106,8 +112,8 @@ def _need_never_falls(random: Random, seen: ScalingSnapshot, policy: ScalingPoli
         [replace(one, oldest_age_seconds=one.oldest_age_seconds + later) for one in groups],
         [*groups[:place], replace(group, oldest_age_seconds=group.oldest_age_seconds + later), *groups[place + 1 :]],
     ]
-    before = need(seen, policy)
-    assert all(need(replace(seen, waiting=changed), policy) >= before for changed in worse)
+    before = required_workers(seen, policy)
+    assert all(required_workers(replace(seen, waiting=changed), policy) >= before for changed in worse)
 
 
 def _check(random: Random) -> None:

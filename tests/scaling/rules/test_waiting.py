@@ -1,13 +1,13 @@
 """In which order fair queueing serves what waits."""
 
 from app.kernel.agents import AgentType
-from app.scaling.rules.demand import Waiting, in_dispatch_order
+from app.scaling.rules.demand import WaitingGroup, in_dispatch_order
 
 A, B = AgentType.GENERATION, AgentType.RANKING
 
 
-def group(tasks: int, age: float, seconds: float = 10.0) -> Waiting:
-    return Waiting(tasks=tasks, work_seconds=tasks * seconds, oldest_age_seconds=age)
+def group(tasks: int, age: float, seconds: float = 10.0) -> WaitingGroup:
+    return WaitingGroup(tasks=tasks, work_seconds=tasks * seconds, oldest_age_seconds=age)
 
 
 def test_one_type_is_served_in_its_own_order() -> None:

@@ -63,7 +63,7 @@ async def test_who_gains_by_compute_gets_more_and_the_decision_replays(database:
     async with database.transaction() as connection:
         kept = await decisions.latest(connection)
     assert kept is not None
-    assert records.replayed(kept.roster, kept.inputs) == kept.output
+    assert records.replay(kept.roster, kept.inputs) == kept.output
 
 
 async def test_a_fold_without_news_writes_nothing(database: Database) -> None:

@@ -81,6 +81,6 @@ async def test_whatever_happens_the_pool_stays_between_its_bounds(database: Data
     for _ in range(60):
         await life.step()
     async with database.transaction() as connection:
-        stored = await decisions.onward(connection, after=0, limit=100)
+        stored = await decisions.onward(connection, above=0, limit=100)
     assert len(stored) > 3
-    assert all(records.replayed(one.roster, one.inputs) == one.output for one in stored)
+    assert all(records.replay(one.roster, one.inputs) == one.output for one in stored)

@@ -131,7 +131,7 @@ async def test_two_replicas_make_one_decision(database: Database, replica: Datab
     assert await value(database, "SELECT count(*) FROM decisions") == 1
 
 
-@pytest.mark.parametrize("step", ["decisions.write", "apply.carry_out", "state.keep"])
+@pytest.mark.parametrize("step", ["decisions.write", "apply.apply_decision", "state.write"])
 async def test_a_crash_at_any_step_leaves_nothing_behind(
     database: Database, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

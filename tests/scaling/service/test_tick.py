@@ -250,10 +250,10 @@ async def test_every_decision_replays_to_the_byte(database: Database, tasks: int
     for seconds in (5.0, 30.0, 200.0):
         await decided(database, seconds=seconds)
     async with database.transaction() as connection:
-        stored = await decisions.onward(connection, after=0, limit=100)
+        stored = await decisions.onward(connection, above=0, limit=100)
     assert len(stored) == 4
     for one in stored:
-        assert records.replayed(one.roster, one.inputs) == one.output
+        assert records.replay(one.roster, one.inputs) == one.output
     assert len({one.roster_id for one in stored}) < 4
 
 

@@ -9,9 +9,9 @@ from app.kernel.agents import AgentType
 from app.scaling.rules.target import ScalingPolicy
 from app.scaling.simulation.baselines import Static
 from app.scaling.simulation.engine import Run, World, simulate
-from app.scaling.simulation.scalers import Change, Observation, Rule
-from app.scaling.simulation.synthetic import mixed, on_off, poisson, step
-from app.scaling.simulation.workloads import Job, Workload, faster, repeated, workload
+from app.scaling.simulation.scalers import Observation, Rule, ScalerDecision
+from app.scaling.simulation.synthetic import mixed_types, on_off, poisson, step
+from app.scaling.simulation.workloads import Job, Workload, repeat_workload, speed_up, workload
 
 G, R = AgentType.GENERATION, AgentType.RANKING
 
@@ -27,9 +27,9 @@ class Scripted:
         self._sizes = sizes
         self._cancel_starting = cancel_starting
 
-    def decide(self, seen: Observation) -> Change:
+    def decide(self, seen: Observation) -> ScalerDecision:
         size = [size for at, size in self._sizes if at <= seen.now][-1]
-        return Change(target=size, cancel_starting=self._cancel_starting)
+        return ScalerDecision(target=size, cancel_starting=self._cancel_starting)
 
     def is_burst(self, queued_seconds: float, workers: int, seconds_since_last: float) -> bool:
         return False
@@ -104,7 +104,7 @@ def test_the_same_arguments_give_the_same_run() -> None:
     world = World(min_workers=2, death_rate=0.05, seed=7)
     first, second = (run_rule(on_off(times=3), world) for _ in range(2))
     assert list(first.waits) == list(second.waits)
-    assert first.moments == second.moments
+    assert first.samples == second.samples
     assert first.deaths > 0
 
 
@@ -122,7 +122,7 @@ def test_idle_workers_serve_whoever_died() -> None:
     assert max(run.waits) == 0.0
 
 
-@pytest.mark.parametrize("load", [step(), on_off(), mixed(span=900.0)], ids=lambda load: load.name)
+@pytest.mark.parametrize("load", [step(), on_off(), mixed_types(span=900.0)], ids=lambda load: load.name)
 def test_the_rule_keeps_its_bounds_and_its_promise(load: Workload) -> None:
     run = run_rule(load, World(min_workers=2, max_workers=500))
     assert run.pool.breaches == 0
@@ -130,7 +130,7 @@ def test_the_rule_keeps_its_bounds_and_its_promise(load: Workload) -> None:
 
 
 def test_under_overload_it_stays_at_its_maximum_and_nobody_starves() -> None:
-    run = run_rule(faster(mixed(span=900.0), 4.0), World(min_workers=2, max_workers=30))
+    run = run_rule(speed_up(mixed_types(span=900.0), 4.0), World(min_workers=2, max_workers=30))
     assert (run.pool.peak, run.pool.breaches) == (30, 0)
     assert all(run.longest_wait)
     # Equal weights: the type with little work is not kept waiting by those with much.
@@ -140,9 +140,9 @@ def test_under_overload_it_stays_at_its_maximum_and_nobody_starves() -> None:
 
 def test_workloads_repeat_and_speed_up() -> None:
     once = jobs((0.0, 1.0), (10.0, 2.0))
-    assert list(repeated(once, 2).arrivals) == [0.0, 10.0, 20.0, 30.0]
-    assert list(repeated(once, 2).seconds) == [1.0, 2.0, 1.0, 2.0]
-    assert list(faster(once, 2.0).arrivals) == [0.0, 5.0]
+    assert list(repeat_workload(once, 2).arrivals) == [0.0, 10.0, 20.0, 30.0]
+    assert list(repeat_workload(once, 2).seconds) == [1.0, 2.0, 1.0, 2.0]
+    assert list(speed_up(once, 2.0).arrivals) == [0.0, 5.0]
 
 
 @pytest.mark.parametrize("job", [Job(0.0, 0.0, G), Job(0.0, -1.0, G), Job(math.nan, 1.0, G), Job(math.inf, 1.0, G)])
