@@ -144,7 +144,7 @@ def _plain(**changes: Any) -> DecisionInputs:
         "loads": {},
         "weights": dict.fromkeys(AgentType, 1 / 6),
         "previous_weights": dict.fromkeys(AgentType, 1 / 6),
-        "first_new": UUID(int=7),
+        "first_new_id": UUID(int=7),
     }
     return DecisionInputs(**(usual | changes))
 
