@@ -17,14 +17,14 @@ from app.logs import set_up_logging
 from app.loops.runner import Runner
 from app.loops.schedule import (
     DUTIES,
-    ERRANDS,
+    JOBS,
     Context,
     Duty,
-    Errand,
-    host_errands,
+    Job,
+    host_jobs,
     pool_duties,
-    pool_errands,
-    webhook_errands,
+    pool_jobs,
+    webhook_jobs,
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import policy_of
@@ -50,12 +50,12 @@ async def run(settings: Settings) -> None:
         raise ValueError("the loops need CONVENER_DATABASE_URL")
     database = Database(settings.database_url, hot_connections=2)
     provisioner = _provisioner(settings, database) if settings.pool_size else None
-    schedule: Sequence[Duty | Errand] = [*DUTIES, *ERRANDS, *host_errands(Machine(), settings.host_name)]
+    schedule: Sequence[Duty | Job] = [*DUTIES, *JOBS, *host_jobs(Machine(), settings.host_name)]
     if provisioner is not None:
-        schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_errands(provisioner)]
+        schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_jobs(provisioner)]
     webhook_sender = WebhookSender(settings.webhook) if settings.webhook else None
     if webhook_sender is not None:
-        schedule = [*schedule, *webhook_errands(webhook_sender)]
+        schedule = [*schedule, *webhook_jobs(webhook_sender)]
     runner = Runner(_context(settings, database, provisioner, webhook_sender), schedule)
     database.announcer.start()
     work = asyncio.create_task(runner.run())

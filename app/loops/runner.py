@@ -1,4 +1,4 @@
-"""Runs the schedule: every duty and errand in a loop of its own, and no error ends a loop."""
+"""Runner of the schedule: a loop for every duty and job, which no error ends."""
 
 import asyncio
 import logging
@@ -7,64 +7,66 @@ from collections.abc import Collection, Sequence
 
 from app.db import duties
 from app.kernel.errors import DatabaseUnavailable
-from app.loops.schedule import Context, Duty, Errand
+from app.loops.schedule import Context, Duty, Job
 
 log = logging.getLogger(__name__)
 
 
 class Runner:
-    """`run` until cancelled."""
+    """Loops over a schedule; `run` until cancelled."""
 
-    def __init__(self, context: Context, schedule: Sequence[Duty | Errand]) -> None:
+    def __init__(self, context: Context, schedule: Sequence[Duty | Job]) -> None:
         self._context = context
         self._schedule = schedule
-        self._rings = {item.name: asyncio.Event() for item in schedule}
-        context.database.announcer.subscribe(self._hear)
+        self._wake_events = {item.name: asyncio.Event() for item in schedule}
+        context.database.announcer.subscribe(self._on_announcement)
 
     async def run(self) -> None:
-        """Do everything on the schedule, each at its own pace."""
+        """Run all items of the schedule, each at its own interval."""
         async with asyncio.TaskGroup() as group:
             for item in self._schedule:
                 group.create_task(self._repeat(item), name=item.name)
 
-    def _hear(self, topics: Collection[str]) -> None:
+    def _on_announcement(self, topics: Collection[str]) -> None:
         for item in self._schedule:
             if item.wakes_on in topics:
-                self._rings[item.name].set()
+                self._wake_events[item.name].set()
 
-    async def _repeat(self, item: Duty | Errand) -> None:
-        ring = self._rings[item.name]
+    async def _repeat(self, item: Duty | Job) -> None:
+        wake = self._wake_events[item.name]
         while True:
-            woken = ring.is_set()
-            ring.clear()
-            await self._once(item, woken=woken)
+            # Cleared before the work: an announcement during it must lead to another turn.
+            is_woken = wake.is_set()
+            wake.clear()
+            await self._run_once(item, is_woken=is_woken)
             try:
                 # A little jitter keeps replicas from trying in step.
                 pause = item.seconds * random.uniform(0.9, 1.0)  # noqa: S311
-                await asyncio.wait_for(ring.wait(), pause)
+                await asyncio.wait_for(wake.wait(), pause)
             except TimeoutError:
                 continue
 
-    async def _once(self, item: Duty | Errand, *, woken: bool) -> None:
+    async def _run_once(self, item: Duty | Job, *, is_woken: bool) -> None:
         try:
-            if isinstance(item, Errand):
+            if isinstance(item, Job):
                 await item.run(self._context)
             else:
-                await self._turn(item, woken=woken)
+                await self._take_turn(item, is_woken=is_woken)
         except DatabaseUnavailable:
             log.warning("%s: the database is away, trying again", item.name)
         except Exception:
             log.exception("%s failed, trying again", item.name)
 
-    async def _turn(self, duty: Duty, *, woken: bool) -> None:
+    async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
         async with self._context.database.transaction() as connection:
             await duties.ensure(connection, duty.name)
-            turn = await duties.claim(connection, duty.name, 0.0 if woken else duty.seconds * 0.85)
+            # Less than the interval, or jitter would make a replica skip every other turn.
+            turn = await duties.claim(connection, duty.name, 0.0 if is_woken else duty.seconds * 0.85)
             if turn is None:
                 return
             result = await duty.run(self._context, connection, turn)
-            pace = None if duty.of_one_host else duty.seconds
+            interval = None if duty.is_local else duty.seconds
             held_back = bool(result.get("held_back"))
-            await duties.done(connection, duty.name, result, held_back=held_back, every_seconds=pace)
+            await duties.done(connection, duty.name, result, held_back=held_back, every_seconds=interval)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)

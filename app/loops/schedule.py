@@ -1,7 +1,8 @@
-"""All background duties with their intervals: the one visible list.
+"""The list of all periodic background work: duties and jobs with their intervals.
 
-A duty is leased like a task: whichever replica locks its row in `loop_ticks` does the turn, in the transaction of
-the work, so a crash rolls both back. An errand acts on the world of one host and so runs outside a transaction.
+A duty is leased like a task: the replica that locks its row in `loop_ticks` does the turn, in the transaction of the
+work, so a crash rolls both back. A job has transactions of its own: it acts on processes, hosts or other services, or
+takes longer than a transaction may.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,7 +38,7 @@ from app.workers.store.hosts import Report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What duties work with."""
+    """Objects and policies that duties and jobs work with."""
 
     database: Database
     leases: LeasePolicy
@@ -54,21 +55,21 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duty:
-    """Work in one transaction, done by one replica at a time.
+    """Periodic work in one transaction, done by one replica at a time.
 
-    A duty of one host ends with it: nobody misses it, so its pace is not told.
+    A duty of one host (`is_local`) ends with its host, so its interval is not stored: no one must miss it.
     """
 
     name: str
     seconds: float
     run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]
     wakes_on: str | None = None
-    of_one_host: bool = False
+    is_local: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
-    """Work on this host, outside any transaction."""
+class Job:
+    """Periodic work outside the transaction of its turn."""
 
     name: str
     seconds: float
@@ -81,11 +82,11 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
-    Duty(name="age tasks", seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
+    Duty(name=aging.AGE_TASKS, seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
     Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
     Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),
-    # Often enough that a pause between two steps is not much longer than it must be.
+    # Adjustments are made in steps with a pause between them; a longer interval would prolong each pause.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
     Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
@@ -96,7 +97,7 @@ DUTIES: Sequence[Duty] = (
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
-    # Looks every second whether a decision is due: every 5 s, sooner while the pool grows step by step or on a burst.
+    # Checks every second whether a decision is due: usually every 5 s, sooner while the pool grows or in a burst.
     Duty(
         name="scaling",
         seconds=tick.LOOK_SECONDS,
@@ -118,24 +119,18 @@ DUTIES: Sequence[Duty] = (
     ),
 )
 
-
-async def _watch_resources(connection: AsyncConnection) -> dict[str, Any]:
-    return await degradation.watch(connection, await observations.measure_strain(connection))
-
-
-# What takes longer than a transaction should be open.
-ERRANDS: Sequence[Errand] = (
-    Errand(
+JOBS: Sequence[Job] = (
+    Job(
         name="checkpoint",
         seconds=5,
         run=lambda c: checkpoints.take_when_due(c.database, CheckpointPolicy(), c.history_days),
     ),
-    Errand(
+    Job(
         name=housekeeping.DUTY,
         seconds=housekeeping.EVERY_SECONDS,
         run=lambda c: housekeeping.run_when_due(c.database, history_days=c.history_days, events_days=c.events_days),
     ),
-    Errand(
+    Job(
         name="hold tasks back",
         seconds=1,
         run=lambda c: budget_enforcement.process_holds(c.database),
@@ -144,10 +139,10 @@ ERRANDS: Sequence[Errand] = (
 )
 
 
-def webhook_errands(webhook_sender: MessageSender) -> Sequence[Errand]:
-    """What tells other services of alerts."""
+def webhook_jobs(webhook_sender: MessageSender) -> Sequence[Job]:
+    """The job that delivers alerts to other services."""
     return (
-        Errand(
+        Job(
             name="deliver webhooks",
             seconds=5,
             run=lambda c: webhooks.deliver(c.database, webhook_sender),
@@ -156,10 +151,10 @@ def webhook_errands(webhook_sender: MessageSender) -> Sequence[Errand]:
     )
 
 
-def host_errands(machine: Machine, name: str) -> Sequence[Errand]:
-    """What is measured of this host."""
+def host_jobs(machine: Machine, name: str) -> Sequence[Job]:
+    """The job that samples the utilisation of this host."""
     policy = UtilisationPolicy()
-    sample = Errand(
+    sample = Job(
         name="sample the host",
         seconds=policy.every_seconds,
         run=lambda c: utilisation.sample_host(c.database, machine, name, policy),
@@ -168,15 +163,15 @@ def host_errands(machine: Machine, name: str) -> Sequence[Errand]:
 
 
 def pool_duties(provisioner: Provisioner, gauge: Gauge) -> Sequence[Duty]:
-    """The duty that keeps the pool of one host at its size, and tells the scaling loop how the host is."""
-    tick = Duty(
+    """The duty that keeps the pool of one host at its size and reports the host to the scaling loop."""
+    duty = Duty(
         name=f"fleet {provisioner.kind} {provisioner.host}",
         seconds=2,
         run=lambda c, db, turn: pool.tick(db, c.mode, _report(c, provisioner, gauge)),
         wakes_on=notify.FLEET,
-        of_one_host=True,
+        is_local=True,
     )
-    return (tick,)
+    return (duty,)
 
 
 def _report(context: Context, provisioner: Provisioner, gauge: Gauge) -> Report:
@@ -185,19 +180,23 @@ def _report(context: Context, provisioner: Provisioner, gauge: Gauge) -> Report:
     )
 
 
-def pool_errands(provisioner: Provisioner) -> Sequence[Errand]:
-    """What starts and ends processes on this host."""
+def pool_jobs(provisioner: Provisioner) -> Sequence[Job]:
+    """The jobs that start and end worker processes on this host."""
     return (
-        Errand(
+        Job(
             name="provision",
             seconds=2,
             run=lambda c: pool.provision(c.database, provisioner),
             wakes_on=notify.LAUNCHES,
         ),
-        Errand(
+        Job(
             name="reconcile",
             seconds=5,
             run=lambda c: pool.reconcile(c.database, provisioner, c.stop_grace_seconds),
             wakes_on=notify.FLEET,
         ),
     )
+
+
+async def _watch_resources(connection: AsyncConnection) -> dict[str, Any]:
+    return await degradation.watch(connection, await observations.measure_strain(connection))

@@ -4,7 +4,7 @@ from typing import Any
 
 from app.db.database import Database
 from app.goals.service import goals
-from app.loops.schedule import DUTIES, ERRANDS
+from app.loops.schedule import DUTIES, JOBS
 from tests.support.factories import goal_request, leased, ready_worker, submitted
 from tests.support.runner import running
 from tests.support.sql import until, value
@@ -27,7 +27,7 @@ async def test_a_goal_whose_time_is_up_ends_with_all_its_tasks(database: Databas
     async def over() -> bool:
         return not await value(database, "SELECT count(*) FROM tasks")
 
-    async with running(database, *DUTIES, *ERRANDS):
+    async with running(database, *DUTIES, *JOBS):
         await until(over)
     assert await value(database, "SELECT state FROM goals") == "stopped"
     assert await value(database, "SELECT count(*) FROM task_history WHERE state = 'cancelled'") == 5
@@ -44,7 +44,7 @@ async def test_a_pause_comes_and_goes(database: Database) -> None:
     async def back() -> bool:
         return await _count(database, "pending") == 5
 
-    async with running(database, *DUTIES, *ERRANDS):
+    async with running(database, *DUTIES, *JOBS):
         async with database.transaction() as connection:
             await goals.pause(connection, "goal", "lunch", "me")
         await until(held)

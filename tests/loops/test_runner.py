@@ -12,7 +12,7 @@ from app.db import notify
 from app.db.database import Database
 from app.db.duties import Turn
 from app.kernel.errors import DatabaseUnavailable
-from app.loops.schedule import Context, Duty, Errand
+from app.loops.schedule import Context, Duty, Job
 from app.queue.service import tasks
 from tests.support.factories import submission, submitted
 from tests.support.runner import running
@@ -29,9 +29,9 @@ class _Counter:
         self._errors = list(errors)
 
     async def duty(self, _: Context, __: AsyncConnection, ___: Turn) -> Done:
-        return await self.errand(None)
+        return await self.job(None)
 
-    async def errand(self, _: object) -> Done:
+    async def job(self, _: object) -> Done:
         self.turns += 1
         if self._errors:
             raise self._errors.pop(0)
@@ -68,7 +68,7 @@ async def test_one_that_fails_stops_neither_itself_nor_the_others(
     async with running(
         database,
         _duty(failing.duty, name="failing"),
-        Errand(name="clumsy", seconds=0.05, run=clumsy.errand),
+        Job(name="clumsy", seconds=0.05, run=clumsy.job),
         _duty(well.duty, name="well"),
     ):
         for counter in (failing, clumsy, well):
@@ -152,23 +152,23 @@ async def test_a_replica_that_dies_in_its_turn_leaves_it_to_the_other(database: 
 
 
 async def test_an_announcement_wakes_what_waits_for_it(database: Database, replica: Database) -> None:
-    duty, errand, deaf = _Counter(), _Counter(), _Counter()
+    duty, job, deaf = _Counter(), _Counter(), _Counter()
     async with running(
         database,
         _duty(duty.duty, seconds=600, wakes_on=notify.FLEET),
-        Errand(name="errand", seconds=600, run=errand.errand, wakes_on=notify.LAUNCHES),
+        Job(name="job", seconds=600, run=job.job, wakes_on=notify.LAUNCHES),
         _duty(deaf.duty, name="deaf", seconds=600),
     ):
-        for counter in (duty, errand, deaf):
+        for counter in (duty, job, deaf):
             await counter.reaches(1)
         database.announcer.announce([notify.FLEET])
         await duty.reaches(2)
-        assert errand.turns == 1
+        assert job.turns == 1
         # From another process it comes by way of the database, which may still be connecting: so it is sent again.
 
         async def heard() -> bool:
             replica.announcer.announce([notify.LAUNCHES])
-            return errand.turns >= 2
+            return job.turns >= 2
 
         await until(heard)
         assert deaf.turns == 1

@@ -2,7 +2,7 @@
 
 from app.db.database import Database
 from app.health.service.delivery import Message
-from app.loops.schedule import webhook_errands
+from app.loops.schedule import webhook_jobs
 from tests.health.service.test_webhooks import opened
 from tests.support.runner import running
 from tests.support.sql import until, value
@@ -20,7 +20,7 @@ class Recorder:
 
 async def test_what_is_written_down_is_delivered(database: Database) -> None:
     recorder = Recorder()
-    async with running(database, *webhook_errands(recorder)):
+    async with running(database, *webhook_jobs(recorder)):
         await opened(database)
 
         async def delivered() -> bool:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.loops.runner import Runner
-from app.loops.schedule import Context, Duty, Errand
+from app.loops.schedule import Context, Duty, Job
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.rules.workers import HealthPolicy
@@ -32,7 +32,7 @@ def context(database: Database) -> Context:
 
 
 @asynccontextmanager
-async def running(database: Database, *schedule: Duty | Errand) -> AsyncIterator[None]:
+async def running(database: Database, *schedule: Duty | Job) -> AsyncIterator[None]:
     """The schedule runs, and no error ends it."""
     runner = asyncio.create_task(Runner(context(database), schedule).run())
     try:

@@ -1,7 +1,7 @@
-"""Letting tasks into the queue: far from full by an estimate, near full one submit at a time and exactly.
+"""Admission of tasks to the queue: by an estimate far from full, and exactly, one submit at a time, near full.
 
-A submit that goes by an estimate holds the gate together with others until it commits; one that counts holds it
-alone, so it sees every task that was let in before.
+A submit that is admitted by the estimate shares the gate, an advisory lock, until it commits; one that counts exactly
+has it alone, so it sees every task that was admitted before.
 """
 
 import time
@@ -19,14 +19,15 @@ from app.queue.store import counters, dead_letters, throughput
 from app.settings import Settings
 
 _FRESH_DEPTH_SECONDS = 1.0
-# How much of the queue may be let in between two looks at it: what another process lets in meanwhile is not seen.
+# The share of the queue that this process may admit between two reads of its depth: what others admit meanwhile is not
+# seen, so this bounds the error of the estimate.
 _UNSEEN_SHARE = 0.1
-# Below this share of every bound an estimate, however old, is good enough for one more submit.
+# Below this share of every limit an estimate, however old, is good enough for one more submit.
 _SAFE_SHARE = 0.5
 
 
 def policy_of(settings: Settings) -> CapacityPolicy:
-    """How much work may wait, as the settings have it."""
+    """The capacity policy of the settings."""
     return CapacityPolicy(
         max_queue_size=settings.max_queue_size,
         quotas=dict(zip(sorted(Priority), settings.queue_quotas, strict=True)),
@@ -36,20 +37,20 @@ def policy_of(settings: Settings) -> CapacityPolicy:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Ticket:
-    """A submit on its way in: what it wants to bring, and whether it counts, alone, or goes by the estimate."""
+    """The place of a submit until its transaction ends: its tasks, and whether it counts exactly or by the estimate."""
 
     tasks: Counter[Priority]
-    counts: bool = False
+    is_exact: bool = False
     is_settled: bool = False
     ended_at: float | None = None
 
     def end(self) -> None:
-        """Its transaction is over."""
+        """Note that the transaction of the submit has ended."""
         self.ended_at = time.monotonic()
 
 
 class Admission:
-    """One per process."""
+    """Admission of the submits of one process."""
 
     def __init__(self, policy: CapacityPolicy) -> None:
         self.policy = policy
@@ -59,60 +60,61 @@ class Admission:
         self._tickets: list[Ticket] = []
 
     async def enter(self, connection: AsyncConnection, priorities: Iterable[Priority], *, all_new: bool) -> Ticket:
-        """Before the tasks are written. `all_new` says that none of them can exist already.
+        """Admit a submit before its tasks are written; `all_new` says that none of them can exist already.
 
-        Raises QueueFull, with the depth and when to come again.
+        Raises QueueFull with the depth and the time to wait.
         """
         ticket = Ticket(tasks=Counter(priorities))
         database.when_ended(connection, ticket.end)
-        if not await self._goes_by_estimate(connection, ticket):
-            ticket.counts = True
+        if not await self._admit_by_estimate(connection, ticket):
+            ticket.is_exact = True
             self._tickets.append(ticket)
             await counters.enter_alone(connection)
             if all_new:
-                await self._fit(connection, ticket.tasks, written=Counter())
+                await self._check_exactly(connection, ticket.tasks, included=Counter())
                 ticket.is_settled = True
         return ticket
 
     async def settle(self, connection: AsyncConnection, ticket: Ticket, priorities: Iterable[Priority]) -> None:
-        """After the tasks were written: those of these priorities were new. Raises QueueFull."""
-        if ticket.counts and not ticket.is_settled:
-            entered = Counter(priorities)
-            await self._fit(connection, entered, written=entered)
+        """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""
+        if ticket.is_exact and not ticket.is_settled:
+            new_tasks = Counter(priorities)
+            await self._check_exactly(connection, new_tasks, included=new_tasks)
 
-    async def _goes_by_estimate(self, connection: AsyncConnection, ticket: Ticket) -> bool:
-        """Join those on the way in, if the estimate will do.
+    async def _admit_by_estimate(self, connection: AsyncConnection, ticket: Ticket) -> bool:
+        """Admit the submit by the estimate if that is good enough, and return whether it was.
 
-        Who holds the gate together with others cannot wait for having it alone: two of them would wait for each
-        other. Giving it back takes a savepoint, which only who is not certain of the outcome pays for.
+        Two transactions that share the gate and both wait for having it alone would wait for each other, so it is given
+        back first. That takes a savepoint, which only a submit with an uncertain outcome pays for.
         """
-        if self._books(ticket, within=_SAFE_SHARE):
-            if await self._join(connection):
+        if self._reserve(ticket, within=_SAFE_SHARE):
+            if await self._share_gate(connection):
                 await self._refuse_overflow(connection, self._estimate() - ticket.tasks, ticket.tasks)
             return True
         async with connection.begin_nested() as savepoint:
-            await self._join(connection)
-            booked = self._books(ticket, within=self.policy.warning)
-            if not booked:
+            await self._share_gate(connection)
+            is_reserved = self._reserve(ticket, within=self.policy.warning)
+            if not is_reserved:
                 await savepoint.rollback()
-        return booked
+        return is_reserved
 
-    def _books(self, ticket: Ticket, *, within: float) -> bool:
-        """Take the place, if the queue stays so far from full and not too much is on its way in unseen by others."""
-        under_way = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
-        if under_way > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
+    def _reserve(self, ticket: Ticket, *, within: float) -> bool:
+        """Reserve room, if the queue stays within this share of its limits and not too many tasks are uncommitted."""
+        uncommitted = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
+        if uncommitted > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
             return False
         if not has_room(self.policy, self._estimate(), ticket.tasks, within=within):
             return False
         self._tickets.append(ticket)
         return True
 
-    async def _join(self, connection: AsyncConnection) -> bool:
-        """Enter together with others; whether the estimate had to be made anew."""
+    async def _share_gate(self, connection: AsyncConnection) -> bool:
+        """Enter the gate together with others, and return whether the depth had to be read again."""
+        # Another epoch: a submit has had the gate alone, and may have filled the queue.
         epoch = await counters.enter_together(connection)
         if epoch == self._epoch and not self._is_stale():
             return False
-        await self._look(connection, epoch)
+        await self._read_depth(connection, epoch)
         return True
 
     def _is_stale(self) -> bool:
@@ -123,33 +125,37 @@ class Admission:
     def _estimate(self) -> Counter[Priority]:
         return sum((ticket.tasks for ticket in self._tickets), start=self._depth)
 
-    async def _look(self, connection: AsyncConnection, epoch: int) -> None:
-        """Read the depth; it includes whatever ended before. Of two looks at once the one that began later counts."""
-        began = time.monotonic()
+    async def _read_depth(self, connection: AsyncConnection, epoch: int) -> None:
+        """Read the depth, which includes all submits that have ended. Of concurrent reads the one begun last counts."""
+        began_at = time.monotonic()
         depth = Counter(counters.queued(await counters.read(connection)))
-        if began >= self._read_at:
-            self._depth, self._read_at, self._epoch = depth, began, epoch
-            self._tickets = [ticket for ticket in self._tickets if ticket.ended_at is None or ticket.ended_at >= began]
+        if began_at >= self._read_at:
+            self._depth, self._read_at, self._epoch = depth, began_at, epoch
+            self._tickets = [
+                ticket for ticket in self._tickets if ticket.ended_at is None or ticket.ended_at >= began_at
+            ]
 
-    async def _fit(
-        self, connection: AsyncConnection, incoming: Counter[Priority], *, written: Counter[Priority]
+    async def _check_exactly(
+        self, connection: AsyncConnection, incoming: Counter[Priority], *, included: Counter[Priority]
     ) -> None:
+        """Check the limits against the counters, which contain the tasks in `included` already."""
         depth = Counter(counters.queued(await counters.read(connection)))
-        depth.subtract(written)
+        depth.subtract(included)
         await self._refuse_overflow(connection, depth, incoming)
 
     async def _refuse_overflow(
         self, connection: AsyncConnection, depth: Counter[Priority], incoming: Counter[Priority]
     ) -> None:
-        found = find_overflow(self.policy, depth, incoming)
-        if found is None:
+        overflow = find_overflow(self.policy, depth, incoming)
+        if overflow is None:
             return
-        if self.policy.displaces and found.priority is None:
+        # Displacement makes room in the whole queue only: a full quota means that this priority has its share.
+        if self.policy.displaces and overflow.priority is None:
             below = min(incoming)
-            if await dead_letters.displace(connection, below=below, count=found.excess) >= found.excess:
+            if await dead_letters.displace(connection, below=below, count=overflow.excess) >= overflow.excess:
                 return
         raise QueueFull(
-            found.reason,
-            facts={"depth": found.depth, "limit": found.limit},
-            retry_after_seconds=retry_after(found.excess, await throughput.finished_per_second(connection)),
+            overflow.reason,
+            facts={"depth": overflow.depth, "limit": overflow.limit},
+            retry_after_seconds=retry_after(overflow.excess, await throughput.finished_per_second(connection)),
         )

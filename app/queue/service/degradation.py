@@ -1,4 +1,4 @@
-"""Degradation: a duty moves the ladder, operators may hold it, and every process goes by where it stands."""
+"""Operations on the ladder of degradation: the duty that moves it, and holds by operators."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ _POLICY = LadderPolicy()
 
 @dataclass(slots=True)
 class CurrentStep:
-    """The step in force, as this process knows it: read with the weights every second, so it is never much older."""
+    """The step in force as this process knows it; it is read again with the weights, every second."""
 
     step: DegradationStep = DegradationStep.NONE
 
@@ -40,24 +40,24 @@ class CurrentStep:
 
 
 async def current_step(connection: AsyncConnection) -> DegradationStep:
-    """The step in force; one that nobody has renewed is over."""
-    standing = await store.read(connection)
-    return effective_step(standing.ladder, standing.at)
+    """Read the step in force; one that was not renewed in time counts as none."""
+    state = await store.read(connection)
+    return effective_step(state.ladder, state.at)
 
 
 async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
-    """Move the ladder by a step at most, by how short resources are."""
-    before = await store.lock(connection)
-    decision = decide(before.ladder, strain, policy, before.at)
-    seen = {
+    """Move the ladder by at most one step according to the strain; return the step and the move."""
+    previous = await store.lock(connection)
+    decision = decide(previous.ladder, strain, policy, previous.at)
+    figures = {
         "resources": dict(strain.resources),
         "capacity_lost": strain.capacity_lost,
         "oldest_wait_seconds": strain.oldest_wait_seconds,
     }
-    await store.write(connection, before.ladder, decision, strain=seen)
+    await store.write(connection, previous.ladder, decision, strain=figures)
     if decision.move is None:
         return {"step": decision.ladder.step.value}
-    steps = f"{before.ladder.step.name.lower()} to {decision.ladder.step.name.lower()}"
+    steps = f"{previous.ladder.step.name.lower()} to {decision.ladder.step.name.lower()}"
     log.warning("degradation goes %s from %s: %s", decision.move, steps, decision.ladder.reason)
     return {"step": decision.ladder.step.value, "move": decision.move.value}
 
@@ -65,29 +65,33 @@ async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolic
 async def hold(
     connection: AsyncConnection, step: DegradationStep, length: timedelta, *, by: str, reason: str
 ) -> Standing:
-    """Put the ladder on a step and keep it there for so long; step 0 keeps everything running as usual."""
-    before = await store.lock(connection)
-    decision = hold_step(before.ladder, step, LadderHold(until=before.at + length, by=by), reason, before.at, _POLICY)
-    await store.write(connection, before.ladder, decision, by=by)
-    return await _recorded(connection, before, "degradation.hold", by=by, reason=reason)
+    """Put the ladder on a step and keep it there for `length`; step 0 keeps everything running as usual."""
+    previous = await store.lock(connection)
+    decision = hold_step(
+        previous.ladder, step, LadderHold(until=previous.at + length, by=by), reason, previous.at, _POLICY
+    )
+    await store.write(connection, previous.ladder, decision, by=by)
+    return await _audit(connection, previous, "degradation.hold", by=by, reason=reason)
 
 
 async def release(connection: AsyncConnection, *, by: str, reason: str) -> Standing:
-    """Let the ladder move by itself again; without a hold nothing changes, and nothing is recorded."""
-    before = await store.lock(connection)
-    decision = release_hold(before.ladder, reason, before.at, _POLICY)
+    """Let the ladder move by itself again; without a hold nothing changes and nothing is audited."""
+    previous = await store.lock(connection)
+    decision = release_hold(previous.ladder, reason, previous.at, _POLICY)
     if decision.move is None:
-        return before
-    await store.write(connection, before.ladder, decision, by=by)
-    return await _recorded(connection, before, "degradation.release", by=by, reason=reason)
+        return previous
+    await store.write(connection, previous.ladder, decision, by=by)
+    return await _audit(connection, previous, "degradation.release", by=by, reason=reason)
 
 
-async def _recorded(connection: AsyncConnection, before: Standing, action: str, *, by: str, reason: str) -> Standing:
-    after = await store.read(connection)
-    await audit.record(connection, action, by=by, before=_audited(before), after=_audited(after), reason=reason)
-    return after
+async def _audit(connection: AsyncConnection, previous: Standing, action: str, *, by: str, reason: str) -> Standing:
+    current = await store.read(connection)
+    await audit.record(
+        connection, action, by=by, before=_audit_fields(previous), after=_audit_fields(current), reason=reason
+    )
+    return current
 
 
-def _audited(standing: Standing) -> dict[str, Any]:
-    ladder = standing.ladder
+def _audit_fields(state: Standing) -> dict[str, Any]:
+    ladder = state.ladder
     return {"step": ladder.step.value, "held_until": ladder.hold.until.isoformat() if ladder.hold else None}

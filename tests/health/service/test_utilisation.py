@@ -7,7 +7,7 @@ from app.db import hot_path
 from app.db.database import Database
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service.utilisation import keep_sampling, sample_pool
-from app.loops.schedule import host_errands
+from app.loops.schedule import host_jobs
 from app.workers.provisioners.host import Machine
 from app.workers.store import workers
 from tests.support.factories import beat, ready_worker
@@ -22,7 +22,7 @@ async def _subjects(database: Database) -> set[tuple[str, str]]:
 
 
 async def test_the_loops_sample_their_host(database: Database) -> None:
-    async with running(database, *host_errands(Machine(), "lab")):
+    async with running(database, *host_jobs(Machine(), "lab")):
 
         async def sampled() -> bool:
             return await _subjects(database) >= {("host:lab", "cpu"), ("host:lab", "memory")}
