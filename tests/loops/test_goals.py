@@ -10,7 +10,7 @@ from tests.support.runner import running
 from tests.support.sql import until, value
 
 
-async def _created(database: Database, **constraints: Any) -> None:
+async def _create_goal(database: Database, **constraints: Any) -> None:
     async with database.transaction() as connection:
         await goals.create(connection, goal_request(**constraints))
 
@@ -20,7 +20,7 @@ async def _count(database: Database, phase: str) -> int:
 
 
 async def test_a_goal_whose_time_is_up_ends_with_all_its_tasks(database: Database) -> None:
-    await _created(database, time_limit_seconds=0.5)
+    await _create_goal(database, time_limit_seconds=0.5)
     await submitted(database, 5)
     await leased(database, await ready_worker(database))
 
@@ -35,7 +35,7 @@ async def test_a_goal_whose_time_is_up_ends_with_all_its_tasks(database: Databas
 
 
 async def test_a_pause_comes_and_goes(database: Database) -> None:
-    await _created(database)
+    await _create_goal(database)
     await submitted(database, 5)
 
     async def held() -> bool:

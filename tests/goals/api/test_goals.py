@@ -15,7 +15,7 @@ from tests.support.sql import execute, value
 GOAL = {"id": "kepler", "objective": "what moves the planets?"}
 
 
-async def created(service: Service, **constraints: Any) -> Any:
+async def create_goal(service: Service, **constraints: Any) -> Any:
     return await service.post("/goals", {**GOAL, "constraints": constraints}, key=Role.SUPERVISOR)
 
 
@@ -46,7 +46,7 @@ async def test_a_goal_that_was_weighed_before_keeps_its_weight(service: Service)
     await service.ask("PUT", "/goals/kepler/weight", {"weight": 3})
     is_problem(await service.ask("GET", "/goals/kepler"), 404, "goal_not_found")
     assert (await service.get("/goals"))["items"] == []
-    assert (await created(service))["weight"] == 3
+    assert (await create_goal(service))["weight"] == 3
     assert (await service.post("/goals", {"id": "g", "objective": "o", "weight": 2}))["weight"] == 2
 
 
@@ -63,7 +63,7 @@ async def test_goals_are_listed_by_state_in_pages(service: Service) -> None:
 
 
 async def test_an_improving_goal_goes_on_and_a_flat_one_stops(service: Service) -> None:
-    await created(service, max_iterations=50)
+    await create_goal(service, max_iterations=50)
     for number in range(1, 6):
         answer = await report(service, number, 1200 + 50 * number)
         assert answer.status_code == 201
@@ -81,7 +81,7 @@ async def test_an_improving_goal_goes_on_and_a_flat_one_stops(service: Service) 
 
 async def test_example_3_goes_on_up_to_the_maximum(service: Service) -> None:
     """An increase of 0.05 an iteration, and a maximum of 12."""
-    await created(service, max_iterations=12, improvement_threshold=0.05)
+    await create_goal(service, max_iterations=12, improvement_threshold=0.05)
     answers = [(await report(service, number, 1200 + 35 * number)).json() for number in range(1, 13)]
     assert [answer["decision"] for answer in answers] == ["continue"] * 11 + ["stop"]
     assert "improved by 0.05" in answers[10]["reason"]
@@ -89,7 +89,7 @@ async def test_example_3_goes_on_up_to_the_maximum(service: Service) -> None:
 
 
 async def test_a_report_is_taken_once_and_in_order(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     first = await report(service, 1, 1200)
     again = await report(service, 1, 1200)
     assert (first.status_code, again.status_code) == (201, 200)
@@ -99,7 +99,7 @@ async def test_a_report_is_taken_once_and_in_order(service: Service) -> None:
 
 
 async def test_two_reports_at_once_are_one(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     answers = await asyncio.gather(*(report(service, 1, 1200) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
     assert len({answer.text for answer in answers}) == 1
@@ -108,7 +108,7 @@ async def test_two_reports_at_once_are_one(service: Service) -> None:
 
 
 async def test_every_decision_replays(service: Service) -> None:
-    await created(service, max_iterations=10, compute_budget_seconds=100, time_limit_seconds=1000, money_budget=5)
+    await create_goal(service, max_iterations=10, compute_budget_seconds=100, time_limit_seconds=1000, money_budget=5)
     for number, quality in enumerate([1200, 1230, None, 1210, 1300.5], 1):
         await report(service, number, quality, new_best="exploration" if number == 2 else None, money=0.5)
     await service.ask("PUT", "/goals/kepler/weight", {"weight": 9})
@@ -119,7 +119,7 @@ async def test_every_decision_replays(service: Service) -> None:
 
 
 async def test_iterations_are_listed(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     for number in range(1, 4):
         await report(service, number, 1200 + number, top_quality=1100, top_matches=4, compute_seconds=12, tasks=3)
     first = await service.get("/goals/kepler/iterations", limit=2)
@@ -161,12 +161,12 @@ async def test_bounds_of_iterations_must_agree(service: Service) -> None:
 
 @pytest.mark.parametrize("quality", [1e13, "high", True, [1]])
 async def test_a_quality_that_is_none(service: Service, quality: Any) -> None:
-    await created(service)
+    await create_goal(service)
     is_problem(await report(service, 1, quality), 422, "invalid_request", "quality")
 
 
 async def test_nan_is_no_quality(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     headers = {"content-type": "application/json"}
     body = b'{"iteration": 1, "quality": NaN}'
     answer = await service.ask("POST", "/goals/kepler/iterations", content=body, headers=headers)
@@ -176,13 +176,13 @@ async def test_nan_is_no_quality(service: Service) -> None:
 async def test_goals_are_for_supervisors(service: Service) -> None:
     for key in (Role.READER, Role.WORKER):
         is_problem(await service.ask("POST", "/goals", GOAL, key=key), 403, "forbidden")
-    await created(service)
+    await create_goal(service)
     is_problem(await service.ask("POST", "/goals/kepler/stop", {}, key=Role.READER), 403, "forbidden")
     assert (await service.ask("GET", "/goals/kepler", key=Role.READER)).status_code == 200
 
 
 async def test_what_is_done_to_goals_is_told(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     await report(service, 1, 1200)
     for what in ("pause", "resume", "stop"):
         await service.post(f"/goals/kepler/{what}", {"reason": f"because of {what}"})
@@ -201,7 +201,7 @@ async def test_what_is_done_to_goals_is_told(service: Service) -> None:
 
 
 async def test_moves_may_be_repeated_until_the_goal_has_stopped(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     for what, state in (("pause", "paused"), ("pause", "paused"), ("resume", "running"), ("resume", "running")):
         assert (await service.post(f"/goals/kepler/{what}"))["state"] == state
     stopped = [await service.post("/goals/kepler/stop", {"reason": reason}) for reason in ("enough", "again")]
@@ -219,7 +219,7 @@ async def test_moves_may_be_repeated_until_the_goal_has_stopped(service: Service
 async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_one(
     service: Service, database: Database
 ) -> None:
-    await created(service, min_iterations=5, max_iterations=20)
+    await create_goal(service, min_iterations=5, max_iterations=20)
     before = await value(database, "SELECT (SELECT count(*) FROM events) || goals::text FROM goals")
     for name, limit in (("min_iterations", 21), ("max_iterations", 4)):
         answer = await service.ask("POST", "/goals/kepler/extend", {"constraints": {name: limit}})
@@ -232,7 +232,7 @@ async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_on
 async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     service: Service, database: Database
 ) -> None:
-    await created(service, compute_budget_seconds=1000)
+    await create_goal(service, compute_budget_seconds=1000)
     worker = await service.worker()
     await service.submitted(goal_id="kepler")
     lease = await worker.lease()
@@ -252,7 +252,7 @@ async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
 
 
 async def test_a_stopped_goal_takes_no_new_tasks_but_answers_for_old_ones(service: Service, database: Database) -> None:
-    await created(service)
+    await create_goal(service)
     task = {"id": "00000000-0000-4000-8000-000000000001", "agent_type": "ranking", "goal_id": "kepler"}
     assert (await service.ask("POST", "/tasks", task)).status_code == 201
     await service.post("/goals/kepler/stop")
@@ -265,7 +265,7 @@ async def test_a_stopped_goal_takes_no_new_tasks_but_answers_for_old_ones(servic
 
 
 async def test_the_last_iteration_of_a_goal_that_was_stopped_meanwhile_is_taken(service: Service) -> None:
-    await created(service)
+    await create_goal(service)
     await report(service, 1, 1200)
     await service.post("/goals/kepler/stop", {"reason": "time for lunch"})
     late = (await report(service, 2, 1300)).json()
@@ -275,7 +275,7 @@ async def test_the_last_iteration_of_a_goal_that_was_stopped_meanwhile_is_taken(
 
 
 async def test_what_people_do_to_goals_is_audited(service: Service) -> None:
-    await created(service, max_iterations=20)
+    await create_goal(service, max_iterations=20)
     for what in ("pause", "pause", "resume", "stop", "stop"):
         await service.post(f"/goals/kepler/{what}", {"reason": f"because of {what}"})
     entries = (await service.get("/audit"))["items"]

@@ -9,24 +9,24 @@ from app.goals.cli import chart as chart_cli
 from tests.support.command_line import CommandLine
 
 
-async def _created(convener: CommandLine, goal: str, *more: str) -> None:
+async def _create_goal(convener: CommandLine, goal: str, *more: str) -> None:
     done = await convener("goals", "create", "--id", goal, "--objective", "to [bold]know", *more)
     assert (done.code, done.out) == (0, f"{goal}\n"), done.err
 
 
-async def _reported(convener: CommandLine, goal: str, number: int, quality: float) -> str:
+async def _report(convener: CommandLine, goal: str, number: int, quality: float) -> str:
     done = await convener("goals", "report", goal, "--iteration", str(number), "--quality", str(quality))
     assert done.code == 0, done.err
     return done.out
 
 
 async def test_from_creation_to_the_stop(convener: CommandLine, goal: str, tmp_path: Path) -> None:
-    await _created(convener, goal, "--max-iterations", "4", "--time-limit", "2h", "--compute-budget", "30min")
-    await _created(convener, goal, "--max-iterations", "4", "--time-limit", "2h", "--compute-budget", "30min")
-    assert (await _reported(convener, goal, 1, 1200)).startswith("continue: the first iteration")
-    assert (await _reported(convener, goal, 2, 1270)).startswith("continue: improved by 0.0994")
-    assert (await _reported(convener, goal, 3, 1270)).startswith("continue: no improvement")
-    assert await _reported(convener, goal, 4, 1310.5) == "stop: the limit of 4 iterations (4 so far) is used up\n"
+    await _create_goal(convener, goal, "--max-iterations", "4", "--time-limit", "2h", "--compute-budget", "30min")
+    await _create_goal(convener, goal, "--max-iterations", "4", "--time-limit", "2h", "--compute-budget", "30min")
+    assert (await _report(convener, goal, 1, 1200)).startswith("continue: the first iteration")
+    assert (await _report(convener, goal, 2, 1270)).startswith("continue: improved by 0.0994")
+    assert (await _report(convener, goal, 3, 1270)).startswith("continue: no improvement")
+    assert await _report(convener, goal, 4, 1310.5) == "stop: the limit of 4 iterations (4 so far) is used up\n"
     picture = tmp_path / "goal.svg"
     shown = await convener("goals", "get", goal, "--svg", str(picture))
     assert shown.code == 0, shown.err
@@ -41,7 +41,7 @@ async def test_from_creation_to_the_stop(convener: CommandLine, goal: str, tmp_p
 
 
 async def test_goals_are_paused_resumed_extended_and_stopped(convener: CommandLine, goal: str) -> None:
-    await _created(convener, goal)
+    await _create_goal(convener, goal)
     assert (await convener("goals", "pause", goal, "--reason", "lunch")).out == f"{goal} is paused\n"
     listed = (await convener("goals", "ls", "--state", "paused", "-o", "json")).json
     assert goal in [one["id"] for one in listed["items"]]
@@ -60,7 +60,7 @@ async def test_goals_are_paused_resumed_extended_and_stopped(convener: CommandLi
 
 async def test_what_is_refused_is_told(convener: CommandLine, goal: str) -> None:
     assert (await convener("goals", "get", goal)).code == 5
-    await _created(convener, goal)
+    await _create_goal(convener, goal)
     wrong = await convener("goals", "report", goal, "--iteration", "2", "--quality", "1")
     assert "iteration 1 is the next one to report" in wrong.err
     other = await convener("goals", "create", "--id", goal, "--objective", "another")

@@ -1,4 +1,4 @@
-"""Tasks of a goal that is paused, out of budget or stopped: never leased, out of the way, and back in their order."""
+"""Budget enforcement and holds: tasks of a held goal are never leased, are set aside, and come back in order."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -40,7 +40,7 @@ from tests.support.sql import execute, fetch, until_blocked, value
 ALL = frozenset(AgentType)
 
 
-async def created(database: Database, goal_id: str = "goal", **constraints: float) -> None:
+async def create_goal(database: Database, goal_id: str = "goal", **constraints: float) -> None:
     async with database.transaction() as connection:
         await goals.create(connection, goal_request(goal_id, **constraints))
 
@@ -61,32 +61,32 @@ async def stop(database: Database, goal_id: str = "goal") -> None:
         await goals.stop(connection, goal_id, "enough", "me")
 
 
-async def asked(database: Database) -> Lease | None:
-    """What a new worker gets, straight from the store."""
+async def claim_lease(database: Database) -> Lease | None:
+    """The lease that a new worker gets, straight from the store."""
     ask = ClaimRequest(worker_id=await ready_worker(database), request_id=uuid4(), lane=GENERATION, acknowledge=True)
     return (await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy())))[0].lease
 
 
-async def ready(database: Database) -> list[UUID]:
+async def ready_tasks(database: Database) -> list[UUID]:
     """The tasks that may run, in the order of a lane."""
-    found = await fetch(database, "SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL ORDER BY tag, seq")
-    return [row["id"] for row in found]
+    rows = await fetch(database, "SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL ORDER BY tag, seq")
+    return [row["id"] for row in rows]
 
 
 async def phases(database: Database) -> dict[str, int]:
     async with database.transaction() as connection:
-        found, truth = await counters.read(connection), await counters.actual(connection)
-    assert sorted(map(str, found)) == sorted(map(str, truth))
-    return {count.phase: count.tasks for count in found}
+        counts, truth = await counters.read(connection), await counters.actual(connection)
+    assert sorted(map(str, counts)) == sorted(map(str, truth))
+    return {count.phase: count.tasks for count in counts}
 
 
-async def look_for_strays(database: Database) -> None:
+async def recapture_tasks(database: Database) -> None:
     async with database.transaction() as connection:
         await budget_enforcement.recapture_tasks(connection)
 
 
-async def enforce(database: Database) -> dict[str, Any]:
-    """What has happened to goals, by now and with nothing left to do."""
+async def enforce_budgets(database: Database) -> dict[str, Any]:
+    """Enforce budgets and process all holds; return what happened to which goals."""
     async with database.transaction() as connection:
         await budget_enforcement.fold_compute(connection)
         done = await budget_enforcement.enforce_budgets(connection)
@@ -95,31 +95,31 @@ async def enforce(database: Database) -> dict[str, Any]:
 
 
 async def test_from_the_commit_on_nothing_is_leased_though_nothing_was_swept_yet(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     await submitted(database, 3)
     (other,) = await submitted(database, goal_id="other")
     await pause(database)
-    lease = await asked(database)
+    lease = await claim_lease(database)
     assert lease is not None
     assert lease.task_id == other
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
 
 
 async def test_what_is_held_is_out_of_the_way_and_comes_back_in_its_order(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     ids = await submitted(database, 5)
     later = datetime.now(UTC) + timedelta(hours=1)
     (timed,) = await submitted(database, run_at=later)
     await pause(database)
     await budget_enforcement.process_holds(database)
     assert await phases(database) == {"held": 6}
-    assert await ready(database) == []
+    assert await ready_tasks(database) == []
     task = await everything(database, ids[0])
     assert (task["held"], task["run_at"], task["state"]) == (True, None, "pending")
     await submitted(database, 2)
     assert await phases(database) == {"held": 8}, "what is submitted meanwhile goes there at once"
     await resume(database)
-    assert (await ready(database))[:5] == ids
+    assert (await ready_tasks(database))[:5] == ids
     assert await phases(database) == {"pending": 7, "delayed": 1}
     assert (await everything(database, timed))["run_at"] == later
     assert await value(database, "SELECT count(*) FROM holds") == 0
@@ -128,8 +128,8 @@ async def test_what_is_held_is_out_of_the_way_and_comes_back_in_its_order(databa
 async def test_a_goal_takes_its_turn_where_the_lane_is_when_it_comes_back(
     database: Database, broker: Broker, desk: LeaseService
 ) -> None:
-    """Ten tasks wait through a pause while the lane goes on: then they share it, and flood nobody."""
-    await created(database)
+    """Ten tasks wait through a pause while the lane goes on: then they share it, and displace no other goal."""
+    await create_goal(database)
     ours = await submitted(database, 20)
     await pause(database)
     await budget_enforcement.process_holds(database)
@@ -154,18 +154,18 @@ async def test_a_goal_takes_its_turn_where_the_lane_is_when_it_comes_back(
 
 async def test_batches_keep_the_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_enforcement, "BATCH", 3)
-    await created(database)
+    await create_goal(database)
     ids = await submitted(database, 10)
     await pause(database)
     assert await budget_enforcement.process_holds(database) == 4
     assert await phases(database) == {"held": 10}
     await resume(database)
-    assert await ready(database) == ids
+    assert await ready_tasks(database) == ids
 
 
 async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_enforcement, "BATCH", 4)
-    await created(database)
+    await create_goal(database)
     ids = await submitted(database, 10)
     await pause(database)
     await budget_enforcement.process_holds(database)
@@ -176,15 +176,15 @@ async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypa
     more = await submitted(database, 2)
     assert await phases(database) == {"held": 8, "pending": 4}, "or it would overtake those that wait for longer"
     await pause(database)
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
     await budget_enforcement.process_holds(database)
     assert await phases(database) == {"held": 12}
     await resume(database)
-    assert await ready(database) == [*ids, *more]
+    assert await ready_tasks(database) == [*ids, *more]
 
 
 async def test_what_comes_back_from_a_worker_is_found(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     (task_id,) = await submitted(database)
     worker = await ready_worker(database)
     lease = await leased(database, worker)
@@ -192,16 +192,16 @@ async def test_what_comes_back_from_a_worker_is_found(database: Database) -> Non
     await budget_enforcement.process_holds(database)
     async with database.transaction() as connection:
         await leases.release(connection, fence(worker, lease), "going home")
-    assert await ready(database) == [task_id]
-    assert await asked(database) is None, "not leased, although it was not taken out of the way yet"
-    await look_for_strays(database)
+    assert await ready_tasks(database) == [task_id]
+    assert await claim_lease(database) is None, "not leased, although it was not taken out of the way yet"
+    await recapture_tasks(database)
     assert await phases(database) == {"held": 1}
     await resume(database)
-    assert await ready(database) == [task_id]
+    assert await ready_tasks(database) == [task_id]
 
 
 async def test_what_waits_for_another_task_is_held_too(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     (first,) = await submitted(database, goal_id="other")
     (second,) = await submitted(database, depends_on=(first,))
     await pause(database)
@@ -212,14 +212,14 @@ async def test_what_waits_for_another_task_is_held_too(database: Database) -> No
     await desk.complete(completion(worker, lease))
     await desk.stop()
     assert await phases(database) == {"held": 1}
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
     await resume(database)
-    assert await ready(database) == [second]
+    assert await ready_tasks(database) == [second]
 
 
 async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database) -> None:
-    """Whoever locks the task first: either it is leased and the sweep leaves it alone, or nobody gets it."""
-    await created(database)
+    """By who locks the task first: either it is leased and the sweep leaves it alone, or no worker gets it."""
+    await create_goal(database)
     await submitted(database)
     worker = await ready_worker(database)
     async with (await database.pool()).acquire() as other:
@@ -237,7 +237,7 @@ async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database)
 
 async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Database) -> None:
     """Nothing may be held for good because it was submitted while the last batch came back."""
-    await created(database)
+    await create_goal(database)
     await submitted(database, 2)
     await pause(database)
     await budget_enforcement.process_holds(database)
@@ -252,7 +252,7 @@ async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Data
 
 
 async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     await submitted(database, 3)
     worker = await ready_worker(database)
     lease = await leased(database, worker)
@@ -261,8 +261,8 @@ async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -
         await stop(database)
         await budget_enforcement.process_holds(database)
     assert await phases(database) == {"pending": 1}, "submitted before the stop, and seen only now"
-    assert await asked(database) is None
-    await look_for_strays(database)
+    assert await claim_lease(database) is None
+    await recapture_tasks(database)
     await budget_enforcement.process_holds(database)
     assert await phases(database) == {}
     assert (await everything(database, lease.task_id))["state"] == TaskState.CANCELLED
@@ -272,29 +272,29 @@ async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -
 
 
 async def test_the_hold_of_a_stopped_goal_is_forgotten_in_the_end(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     await stop(database)
     await budget_enforcement.process_holds(database)
-    await look_for_strays(database)
+    await recapture_tasks(database)
     assert await value(database, "SELECT count(*) FROM holds") == 1
     await execute(database, "UPDATE holds SET since = now() - interval '1 h'")
-    await look_for_strays(database)
+    await recapture_tasks(database)
     assert await value(database, "SELECT count(*) FROM holds") == 0
 
 
 async def test_time_that_is_up_stops_a_goal_without_its_client(database: Database) -> None:
-    await created(database, time_limit_seconds=60)
-    await created(database, "other", time_limit_seconds=6000)
+    await create_goal(database, time_limit_seconds=60)
+    await create_goal(database, "other", time_limit_seconds=6000)
     await submitted(database)
-    assert await enforce(database) == {}
+    assert await enforce_budgets(database) == {}
     await execute(database, "UPDATE goals SET started_at = now() - interval '61 s'")
-    assert await enforce(database) == {"stopped": ["goal"]}
-    assert await asked(database) is None
+    assert await enforce_budgets(database) == {"stopped": ["goal"]}
+    assert await claim_lease(database) is None
     assert (await value(database, "SELECT reason FROM goals WHERE id = 'goal'")).startswith("the limit of 60 s of time")
 
 
 async def _run_for(database: Database, desk: LeaseService, seconds: float, count: int) -> None:
-    """So many tasks at once, each on a worker of its own, that take so long."""
+    """Run `count` tasks at once, each on a worker of its own and for so many seconds."""
     workers = [await ready_worker(database) for _ in range(count)]
     held = [(worker, await leased(database, worker)) for worker in workers]
     await execute(database, f"UPDATE tasks SET leased_at = now() - interval '{seconds} s' WHERE worker_id IS NOT NULL")
@@ -303,57 +303,57 @@ async def _run_for(database: Database, desk: LeaseService, seconds: float, count
 
 async def test_two_completions_at_once_use_up_a_budget(database: Database, desk: LeaseService) -> None:
     """15 s each of 30: each alone leaves room, both together do not."""
-    await created(database, compute_budget_seconds=30)
+    await create_goal(database, compute_budget_seconds=30)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 2)
-    assert await enforce(database) == {"stopped": ["goal"]}
-    assert await asked(database) is None
+    assert await enforce_budgets(database) == {"stopped": ["goal"]}
+    assert await claim_lease(database) is None
     await budget_enforcement.process_holds(database)
     assert await phases(database) == {}
 
 
 async def test_what_runs_is_committed_and_holds_the_rest_back(database: Database, desk: LeaseService) -> None:
     """Two of 15 s fit into 40; then there is no room for a third."""
-    await created(database, compute_budget_seconds=40)
+    await create_goal(database, compute_budget_seconds=40)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 1)
-    assert await enforce(database) == {}
-    assert await enforce(database) == {"let_through": 1}
+    assert await enforce_budgets(database) == {}
+    assert await enforce_budgets(database) == {"let_through": 1}
     await leased(database, await ready_worker(database))
-    assert await enforce(database) == {"held": ["goal"]}
-    assert await asked(database) is None
+    assert await enforce_budgets(database) == {"held": ["goal"]}
+    assert await claim_lease(database) is None
     assert await phases(database) == {"executing": 1, "held": 3}
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Constraints(compute_budget_seconds=400), "me")
-    assert await enforce(database) == {}
+    assert await enforce_budgets(database) == {}
     assert await phases(database) == {"executing": 1, "pending": 3}
 
 
 async def test_a_crowd_cannot_overrun_a_budget(database: Database, desk: LeaseService) -> None:
-    """20 workers wait, and what is left is enough for four of the tasks: four are leased, whoever hurries."""
-    await created(database, compute_budget_seconds=80)
+    """20 workers wait, and the rest of the budget is enough for four of the tasks: just four are leased."""
+    await create_goal(database, compute_budget_seconds=80)
     ids = await submitted(database, 30)
     await _run_for(database, desk, 15, 1)
     crowd = [await ready_worker(database) for _ in range(20)]
-    await enforce(database)
+    await enforce_budgets(database)
     assert await phases(database) == {"held": 29}
-    assert await enforce(database) == {"let_through": 4}
-    assert await enforce(database) == {}, "the same room is not given twice"
-    assert await ready(database) == ids[1:5]
+    assert await enforce_budgets(database) == {"let_through": 4}
+    assert await enforce_budgets(database) == {}, "the same room is not given twice"
+    assert await ready_tasks(database) == ids[1:5]
     asks = [ClaimRequest(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
     found = [claim.lease for claim in await hot_path.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
     assert sum(lease is not None for lease in found) == 4
-    assert await enforce(database) == {"held": ["goal"]}
+    assert await enforce_budgets(database) == {"held": ["goal"]}
     await execute(database, "UPDATE tasks SET leased_at = now() - interval '10 s' WHERE worker_id IS NOT NULL")
     done = [completion(worker, lease) for worker, lease in zip(crowd, found, strict=True) if lease is not None]
     await asyncio.gather(*(desk.complete(call) for call in done))
-    assert await enforce(database) == {}, "they took less than was expected, so it is metered again"
-    assert await enforce(database) == {"let_through": 2}
+    assert await enforce_budgets(database) == {}, "they took less than was expected, so it is metered again"
+    assert await enforce_budgets(database) == {"let_through": 2}
     assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") < 80
 
 
-async def _measured(database: Database, seconds: float) -> None:
-    """Tasks of other goals have taken so long."""
+async def _measure_tasks(database: Database, seconds: float) -> None:
+    """Record that tasks of other goals took so long."""
     at = await value(database, "SELECT now()")
     service = {AgentType.GENERATION: ServiceTime(mean_seconds=seconds, tasks=50)}
     known = ScalingState(estimates=Estimates(at=at, service_times=service), again_after_seconds=5.0, weights={})
@@ -362,82 +362,82 @@ async def _measured(database: Database, seconds: float) -> None:
 
 
 async def test_a_crowd_cannot_overrun_the_budget_of_a_new_goal(database: Database) -> None:
-    """20 workers wait, none of whom has run a task of this goal; there is enough for five of the usual length."""
-    await _measured(database, 15.0)
+    """20 workers wait, none of which has run a task of this goal; the budget is enough for five of the usual length."""
+    await _measure_tasks(database, 15.0)
     crowd = [await ready_worker(database) for _ in range(20)]
-    await created(database, compute_budget_seconds=80)
+    await create_goal(database, compute_budget_seconds=80)
     ids = await submitted(database, 30)
     assert await phases(database) == {"held": 30}, "not even before somebody has looked"
     await budget_enforcement.process_holds(database)
-    assert await enforce(database) == {"let_through": 5}
-    assert await enforce(database) == {}, "the same room is not given twice"
-    assert await ready(database) == ids[:5]
+    assert await enforce_budgets(database) == {"let_through": 5}
+    assert await enforce_budgets(database) == {}, "the same room is not given twice"
+    assert await ready_tasks(database) == ids[:5]
     asks = [ClaimRequest(worker_id=one, request_id=uuid4(), lane=GENERATION, acknowledge=True) for one in crowd]
     found = [claim.lease for claim in await hot_path.run(database, lambda c: claims.claim(c, asks, LeasePolicy()))]
     assert sum(lease is not None for lease in found) == 5
-    assert await enforce(database) == {"held": ["goal"]}
+    assert await enforce_budgets(database) == {"held": ["goal"]}
 
 
-async def _have_run(database: Database, attempts: int, seconds: float) -> None:
-    """Tasks of a goal that nobody has created yet."""
+async def _run_tasks(database: Database, attempts: int, seconds: float) -> None:
+    """Run tasks of a goal that was not created yet."""
     query = "INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds) VALUES ('goal', 'generation', $1, $2)"
     await execute(database, query, attempts, seconds)
 
 
 async def test_a_new_goal_whose_tasks_have_run_before_it_was_created(database: Database) -> None:
     """What they took counts; there is enough left for five more, and as all workers are busy none of these begins."""
-    await _measured(database, 15.0)
+    await _measure_tasks(database, 15.0)
     for _ in range(20):
         await ready_worker(database)
-    await _have_run(database, 10, 150)
-    await created(database, compute_budget_seconds=230)
+    await _run_tasks(database, 10, 150)
+    await create_goal(database, compute_budget_seconds=230)
     ids = await submitted(database, 30)
     await budget_enforcement.process_holds(database)
-    assert await enforce(database) == {"let_through": 5}
-    assert await enforce(database) == {}, "the same room is not given twice"
-    assert await ready(database) == ids[:5]
+    assert await enforce_budgets(database) == {"let_through": 5}
+    assert await enforce_budgets(database) == {}, "the same room is not given twice"
+    assert await ready_tasks(database) == ids[:5]
 
 
 async def test_a_new_goal_whose_budget_was_used_up_before_it_was_created(database: Database) -> None:
     await ready_worker(database)
-    await _have_run(database, 10, 150)
-    await created(database, compute_budget_seconds=100)
+    await _run_tasks(database, 10, 150)
+    await create_goal(database, compute_budget_seconds=100)
     await submitted(database, 3)
     assert await phases(database) == {"held": 3}, "not even before somebody has looked"
-    assert await enforce(database) == {"stopped": ["goal"]}
+    assert await enforce_budgets(database) == {"stopped": ["goal"]}
 
 
 async def test_a_new_goal_of_which_too_much_is_expected_is_tried_with_one_task(
     database: Database, desk: LeaseService
 ) -> None:
-    await _measured(database, 1000.0)
+    await _measure_tasks(database, 1000.0)
     worker = await ready_worker(database)
-    await created(database, compute_budget_seconds=80)
+    await create_goal(database, compute_budget_seconds=80)
     await submitted(database, 30)
     await budget_enforcement.process_holds(database)
-    assert await enforce(database) == {"let_through": 1}
+    assert await enforce_budgets(database) == {"let_through": 1}
     lease = await leased(database, worker)
-    assert await enforce(database) == {"held": ["goal"]}
+    assert await enforce_budgets(database) == {"held": ["goal"]}
     await desk.complete(completion(worker, lease))
-    assert await enforce(database) == {}, "it was short, so there is plenty of room"
+    assert await enforce_budgets(database) == {}, "it was short, so there is plenty of room"
     assert await phases(database) == {"pending": 29}
 
 
 async def test_plenty_of_room_ends_the_metering(database: Database, desk: LeaseService) -> None:
-    await created(database, compute_budget_seconds=80)
+    await create_goal(database, compute_budget_seconds=80)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 3)
-    await enforce(database)
+    await enforce_budgets(database)
     assert await phases(database) == {"held": 2}
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Constraints(compute_budget_seconds=800), "me")
-    assert await enforce(database) == {}
+    assert await enforce_budgets(database) == {}
     assert await phases(database) == {"pending": 2}
     assert await value(database, "SELECT count(*) FROM holds") == 0
 
 
 async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) -> None:
-    await created(database, compute_budget_seconds=40)
+    await create_goal(database, compute_budget_seconds=40)
     await submitted(database)
     await pause(database)
     async with database.transaction() as connection:
@@ -447,7 +447,7 @@ async def test_a_pause_outlives_the_extension_of_a_budget(database: Database) ->
 
 
 async def test_failed_and_cancelled_attempts_cost_what_they_took(database: Database, desk: LeaseService) -> None:
-    await created(database, compute_budget_seconds=1000)
+    await create_goal(database, compute_budget_seconds=1000)
     await submitted(database, 2)
     workers = [await ready_worker(database) for _ in range(2)]
     held = [await leased(database, worker) for worker in workers]
@@ -458,26 +458,26 @@ async def test_failed_and_cancelled_attempts_cost_what_they_took(database: Datab
         )
     await stop(database)
     await budget_enforcement.process_holds(database)
-    await enforce(database)
+    await enforce_budgets(database)
     row = (await fetch(database, "SELECT attempts, seconds FROM goal_compute"))[0]
     assert row["attempts"] == 2
     assert row["seconds"] == pytest.approx(20, abs=3)
 
 
 async def test_two_replicas_fold_and_enforce_once(database: Database, replica: Database, desk: LeaseService) -> None:
-    await created(database, compute_budget_seconds=20)
+    await create_goal(database, compute_budget_seconds=20)
     await submitted(database, 2)
     await _run_for(database, desk, 15, 2)
     async with database.transaction() as connection:
         await budget_enforcement.fold_compute(connection)
-    found = await asyncio.gather(enforce(database), enforce(replica), return_exceptions=True)
+    found = await asyncio.gather(enforce_budgets(database), enforce_budgets(replica), return_exceptions=True)
     stopped = [name for outcome in found if isinstance(outcome, dict) for name in outcome.get("stopped", [])]
     assert stopped == ["goal"]
     assert await value(database, "SELECT sum(seconds)::float8 FROM goal_compute") == pytest.approx(30, abs=3)
 
 
 async def test_dead_letters_of_a_stopped_goal_stay_where_they_are(database: Database) -> None:
-    await created(database)
+    await create_goal(database)
     letters = {}
     for goal_id in ("goal", "other"):
         (letters[goal_id],) = await submitted(database, goal_id=goal_id)
@@ -492,54 +492,54 @@ async def test_dead_letters_of_a_stopped_goal_stay_where_they_are(database: Data
             await dead_letters.requeue(connection, letters["goal"], "again")
     outcome = await dead_letters.requeue_many(database, Selection(), limit=10, reason="again")
     assert (outcome.matching_count, outcome.processed_count) == (1, 1)
-    assert await ready(database) == [letters["other"]]
+    assert await ready_tasks(database) == [letters["other"]]
     assert (await dead_letters.purge(database, Selection(), limit=10, reason="gone")).processed_count == 1
 
 
-async def _committed(database: Database, desk: LeaseService) -> None:
+async def _commit_budget(database: Database, desk: LeaseService) -> None:
     """Two of 15 s fit into 40: one is done and one runs, so there is no room for a third."""
-    await created(database, compute_budget_seconds=40)
+    await create_goal(database, compute_budget_seconds=40)
     await submitted(database, 5)
     await _run_for(database, desk, 15, 1)
     for _ in range(2):
-        await enforce(database)
+        await enforce_budgets(database)
     await leased(database, await ready_worker(database))
-    assert await enforce(database) == {"held": ["goal"]}
+    assert await enforce_budgets(database) == {"held": ["goal"]}
 
 
 async def test_an_extension_of_something_else_opens_no_budget(database: Database, desk: LeaseService) -> None:
-    await _committed(database, desk)
+    await _commit_budget(database, desk)
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Constraints(patience=5), "me")
     await budget_enforcement.process_holds(database)
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
 
 
 async def test_an_extension_that_is_not_enough_opens_no_budget(database: Database, desk: LeaseService) -> None:
-    await _committed(database, desk)
+    await _commit_budget(database, desk)
     async with database.transaction() as connection:
         await goals.extend(connection, "goal", Constraints(compute_budget_seconds=41), "me")
     await budget_enforcement.process_holds(database)
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
 
 
 async def test_a_pause_on_the_way_opens_no_budget(database: Database, desk: LeaseService) -> None:
-    await _committed(database, desk)
+    await _commit_budget(database, desk)
     await pause(database)
-    assert await enforce(database) == {}
+    assert await enforce_budgets(database) == {}
     await resume(database)
-    assert await asked(database) is None
-    assert await enforce(database) == {}
-    assert await asked(database) is None
+    assert await claim_lease(database) is None
+    assert await enforce_budgets(database) == {}
+    assert await claim_lease(database) is None
     assert await phases(database) == {"executing": 1, "held": 3}
 
 
 async def test_a_resumed_goal_with_room_goes_on_after_a_look(database: Database) -> None:
-    await created(database, compute_budget_seconds=400)
+    await create_goal(database, compute_budget_seconds=400)
     await submitted(database, 3)
     await pause(database)
     await budget_enforcement.process_holds(database)
     await resume(database)
-    assert await enforce(database) == {}
+    assert await enforce_budgets(database) == {}
     assert await phases(database) == {"pending": 3}
     assert await value(database, "SELECT count(*) FROM holds") == 0

@@ -52,7 +52,7 @@ async def _work(
 
 
 async def _pause_and_resume(database: Database, goal_id: str, chance: random.Random, closed: list[Closed]) -> None:
-    """Remember between which moments, by the database's clock, nothing of the goal may have been leased."""
+    """Record between which moments, by the clock of the database, no task of the goal may be leased."""
     for _ in range(6):
         await asyncio.sleep(chance.uniform(0, 0.15))
         async with database.transaction() as connection:
@@ -65,8 +65,8 @@ async def _pause_and_resume(database: Database, goal_id: str, chance: random.Ran
             await goals.resume(connection, goal_id, "chaos", "me")
 
 
-async def _keep(databases: Sequence[Database], over: asyncio.Event) -> None:
-    """What the loops of two replicas do, much more often."""
+async def _run_duties(databases: Sequence[Database], over: asyncio.Event) -> None:
+    """Run the duties of two replicas, much more often than the loops do."""
     while not over.is_set():
         await asyncio.gather(*map(budget_enforcement.process_holds, databases))
         async with databases[0].transaction() as connection:
@@ -75,8 +75,8 @@ async def _keep(databases: Sequence[Database], over: asyncio.Event) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _play(database: Database, replica: Database, seed: int) -> list[Closed]:
-    """Until all tasks have ended; returns when which goal was closed."""
+async def _run_goals(database: Database, replica: Database, seed: int) -> list[Closed]:
+    """Run until all tasks have ended; return when which goal was closed."""
     over, closed, desk = asyncio.Event(), list[Closed](), LeaseService(database, LeasePolicy(), FairQueue())
     brokers = [Broker(source, LeasePolicy()) for source in (database, replica)]
     for broker in brokers:
@@ -85,7 +85,7 @@ async def _play(database: Database, replica: Database, seed: int) -> list[Closed
         for number in range(6):
             chance = random.Random(f"{seed}/{number}")
             group.create_task(_work(database, brokers[number % 2], desk, chance, over))
-        group.create_task(_keep((database, replica), over))
+        group.create_task(_run_duties((database, replica), over))
         pauses = [_pause_and_resume(database, goal, random.Random(f"{seed}/{goal}"), closed) for goal in _GOALS]
         await asyncio.gather(*pauses)
         await until(partial(_is_empty, database))
@@ -112,7 +112,7 @@ async def test_nothing_is_leased_while_its_goal_is_paused_and_nothing_is_lost(
         for agent in _AGENTS:
             await submitted(database, 60, goal_id=goal_id, agent_type=agent)
     leased = "SELECT count(*) FROM events WHERE kind = 'task.assigned' AND goal_id = $1 AND at BETWEEN $2 AND $3"
-    for interval in await _play(database, replica, seed):
+    for interval in await _run_goals(database, replica, seed):
         assert await value(database, leased, *interval) == 0
     assert await value(database, "SELECT count(*) FROM holds") == 0
     ended = "SELECT count(*) = count(DISTINCT id) AND count(*) = $1 FROM task_history"

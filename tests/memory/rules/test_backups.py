@@ -1,4 +1,4 @@
-"""Where transactions are counted on, and what a task is without its lease."""
+"""Rules of restores: the offset of transactions, and tasks without their leases."""
 
 from typing import Any
 

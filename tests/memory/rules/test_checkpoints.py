@@ -1,4 +1,4 @@
-"""When a checkpoint is due, what a cut one leaves out, and what its content must agree with."""
+"""Rules of checkpoints: when one is due, the tasks that a cut one leaves out, and the invariants of the content."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A backup moves to another server, where counting begins anew, and nobody who follows the events notices."""
+"""Backups restored on another server, where transactions are counted anew: readers of events lose none."""
 
 import os
 import shutil
@@ -69,7 +69,7 @@ async def _follow(database: Database, after: Cursor, limit: int = 3) -> tuple[li
     return seen, after
 
 
-async def _verified(database: Database) -> None:
+async def _check_invariants(database: Database) -> None:
     async with database.transaction() as connection:
         await invariants.begin_snapshot(connection)
         for check in invariants.CHECKS:
@@ -112,7 +112,7 @@ async def test_a_reader_of_events_goes_on_on_another_server(
         assert (await _follow(restored, current))[0] == new
         assert (await _follow(restored, beyond))[0] == new
         assert not {task_id for _, task_id in seen} & set(lost)
-        await _verified(restored)
+        await _check_invariants(restored)
 
 
 async def test_what_has_moved_can_move_again(
@@ -132,7 +132,7 @@ async def test_what_has_moved_can_move_again(
             assert (await _follow(back, cursor))[0] == [("task.submitted", third[0])]
             whole, _ = await _follow(back, BEGINNING)
             assert [task_id for _, task_id in whole] == [*first, *second, *third]
-            await _verified(back)
+            await _check_invariants(back)
 
 
 async def test_everything_is_there_and_leases_are_released_unharmed(
@@ -144,7 +144,7 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         """UPDATE tasks SET progress = '{"percent": 40}', checkpoint = '{"step": 4}', failures = 1, rescues = 2""",
     )
     waiting = await submitted(own_database, depends_on=[lease.task_id])
-    finished = await _completed(own_database)
+    finished = await _complete_task(own_database)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
     async with empty(other_server) as restored:
         done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None)
@@ -161,13 +161,13 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         async with restored.transaction() as connection:
             page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=10)
         assert [output.task_id for output in page.items] == [finished]
-        await _verified(restored)
+        await _check_invariants(restored)
         # The old worker is known here, and its old token is worth nothing.
         again = await leased(restored, await ready_worker(restored))
         assert (again.task_id, again.token, again.checkpoint) == (lease.task_id, lease.token + 1, '{"step": 4}')
 
 
-async def _completed(database: Database) -> UUID:
+async def _complete_task(database: Database) -> UUID:
     """A task with a result."""
     worker_id = await ready_worker(database)
     await submitted(database, agent_type=AgentType.RANKING)
@@ -284,7 +284,7 @@ async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dum
         assert await schema.revision(new.engine) == schema.head()
         assert len((await _follow(new, BEGINNING))[0]) == 1
         await submitted(new)
-        await _verified(new)
+        await _check_invariants(new)
 
 
 async def test_a_newer_schema_is_refused(own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path) -> None:

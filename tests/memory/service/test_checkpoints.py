@@ -37,8 +37,8 @@ from tests.support.sql import execute, fetch, value
 _OFTEN = CheckpointPolicy(min_pause_seconds=0.0)
 
 
-async def _taken(database: Database, **policy: Any) -> tuple[store.Checkpoint, Any]:
-    """A checkpoint, and what is in it."""
+async def _take(database: Database, **policy: Any) -> tuple[store.Checkpoint, Any]:
+    """Take a checkpoint; return it with its content."""
     taken = await checkpoints.take(database, "test", policy=CheckpointPolicy(**policy))
     assert (await checkpoints.verify(database, taken.id)).violations == []
     return taken, json.loads(await checkpoints.read_content(database, taken.id))
@@ -58,7 +58,7 @@ async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Da
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _restored(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
+async def _restore(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
     taken = await checkpoints.take(source, "test")
     return await checkpoints.restore(database, await checkpoints.read_content(source, taken.id), taken.sha256)
 
@@ -66,15 +66,15 @@ async def _restored(database: Database, source: Database) -> checkpoints.Restore
 async def _complete(database: Database, count: int = 1) -> None:
     for _ in range(count):
         call = completion(*await holding(database))
-        assert await _accepted(database, call)
+        assert await _is_accepted(database, call)
 
 
-async def _accepted(database: Database, call: Completion) -> bool:
+async def _is_accepted(database: Database, call: Completion) -> bool:
     return bool(await hot_path.run(database, lambda c: completions.complete(c, [call])))
 
 
 async def test_an_empty_system_has_a_checkpoint_too(database: Database) -> None:
-    taken, content = await _taken(database)
+    taken, content = await _take(database)
     assert taken.counts == {"tasks": 0, "leased": 0, "dependencies": 0, "context": 0}
     assert (content["tasks"], content["revision"]) == ([], schema.head())
     assert taken.size_bytes == len(await checkpoints.read_content(database, taken.id))
@@ -96,7 +96,7 @@ async def test_what_is_in_flight_is_in_it_and_nothing_else(database: Database) -
         await context_operations.replace(
             connection, EntryKey(namespace="n", key="k"), 1, Write(value="2", written_by="me")
         )
-    taken, content = await _taken(database)
+    taken, content = await _take(database)
     assert taken.counts == {"tasks": 4, "leased": 1, "dependencies": 1, "context": 1}
     assert content["tasks"][0]["id"] == str(lease.task_id)
     assert (content["tasks"][0]["state"], content["tasks"][0]["worker_id"]) == ("executing", str(worker_id))
@@ -121,7 +121,7 @@ async def test_it_shows_one_moment(database: Database) -> None:
 
 
 async def test_taking_one_holds_up_no_reader_of_events(database: Database) -> None:
-    """Whoever has a transaction number keeps the events that follow from everybody; a snapshot has none."""
+    """A transaction with a number holds up all readers of later events; that of a snapshot has none."""
     async with database.transaction() as reading:
         await store.read_snapshot(reading, CheckpointPolicy())
         told = await submitted(database, 3)
@@ -131,7 +131,7 @@ async def test_taking_one_holds_up_no_reader_of_events(database: Database) -> No
 
 async def test_events_after_its_cursor_are_those_that_are_not_in_it_for_sure(database: Database) -> None:
     await submitted(database, 2)
-    taken, _ = await _taken(database)
+    taken, _ = await _take(database)
     later = await submitted(database, 2)
     async with database.transaction() as connection:
         following = [event.task_id for event in await events.read(connection, taken.cursor, 10)]
@@ -144,22 +144,22 @@ async def test_too_much_is_cut_and_says_so(database: Database) -> None:
     await submitted(database, depends_on=[waits])
     (content_only,) = await submitted(database, depends_on=[tasks[0]])
     lease = await leased(database, await ready_worker(database))
-    taken, content = await _taken(database, max_tasks=4)
+    taken, content = await _take(database, max_tasks=4)
     assert taken.is_cut
     assert content["tasks"][0]["id"] == str(lease.task_id)
     assert len(content["tasks"]) == 4
     # Without the one that the others wait for, they could never run.
     await execute(database, "UPDATE tasks SET seq = DEFAULT WHERE id = $1", tasks[4])
-    taken, content = await _taken(database, max_tasks=7)
+    taken, content = await _take(database, max_tasks=7)
     ids = [task["id"] for task in content["tasks"]]
     assert taken.is_cut
     assert str(tasks[4]) not in ids
     assert str(waits) not in ids
     assert str(content_only) in ids
-    taken, content = await _taken(database, max_bytes=1500)
+    taken, content = await _take(database, max_bytes=1500)
     assert taken.is_cut
     assert 0 < len(content["tasks"]) < 5
-    assert not (await _taken(database))[0].is_cut
+    assert not (await _take(database))[0].is_cut
 
 
 async def test_one_is_taken_when_it_is_due(database: Database) -> None:
@@ -207,7 +207,7 @@ async def test_the_newest_and_one_of_each_day_are_kept(database: Database) -> No
 
 async def test_damage_is_found(database: Database) -> None:
     await submitted(database)
-    taken, _ = await _taken(database)
+    taken, _ = await _take(database)
     await execute(database, "UPDATE checkpoints SET sha256 = sha256('x')")
     assert "SHA-256" in (await checkpoints.verify(database, taken.id)).violations[0]
     await execute(database, "UPDATE checkpoints SET content = set_byte(content, 20, 0)")
@@ -233,7 +233,7 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
     await add_example_2_results(own_database)
     await tick(own_database)
     async with _empty(server_url, migrated=migrated) as database:
-        done = await _restored(database, own_database)
+        done = await _restore(database, own_database)
         assert (done.tasks, done.released, done.dependencies, done.context) == (3, 1, 2, 2)
         task = await everything(database, lease.task_id)
         assert (task["state"], task["worker_id"], task["token"]) == ("pending", None, 7)
@@ -252,18 +252,18 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         kinds = {event.task_id: event.kind for event in told}
         assert kinds == {lease.task_id: "task.released", waiting: "task.submitted", blocked: "task.submitted"}
         assert all(event.detail and "checkpoint" in event.detail["reason"] for event in told)
-        await _consistent(database)
+        await _check_invariants(database)
         assert await in_force(database) == await in_force(own_database)
         assert (await tick(database))["kept"] == "0 new results; a step takes 10"
         # Work goes on: with a higher token, from the checkpoint, and what was blocked comes free in the end.
         again = await leased(database, await ready_worker(database))
         assert (again.task_id, again.token, again.attempt, again.checkpoint) == (lease.task_id, 8, 2, '{"n": 4}')
-        assert not await _accepted(database, completion(worker_id, lease))
+        assert not await _is_accepted(database, completion(worker_id, lease))
         (new,) = await submitted(database)
         assert (await everything(database, new))["seq"] > (await everything(database, blocked))["seq"]
 
 
-async def _consistent(database: Database) -> None:
+async def _check_invariants(database: Database) -> None:
     async with database.transaction() as connection:
         await invariants.begin_snapshot(connection)
         for check in invariants.CHECKS:
@@ -292,7 +292,7 @@ async def test_a_restore_needs_an_empty_database(own_database: Database, server_
 
 async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_database: Database, server_url: str) -> None:
     await submitted(own_database)
-    taken, content = await _taken(own_database)
+    taken, content = await _take(own_database)
     newer = json.dumps({**content, "tasks": [{**task, "colour": "red"} for task in content["tasks"]]}).encode()
     async with _empty(server_url) as database:
         with pytest.raises(Refused, match="SHA-256"):
@@ -319,7 +319,7 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
     async with own_database.transaction() as connection:
         before = await goals.view(connection, "goal", Configured())
     async with _empty(server_url) as database:
-        await _restored(database, own_database)
+        await _restore(database, own_database)
         async with database.transaction() as connection:
             found = await goals.view(connection, "goal", Configured())
             assert found.goal == before.goal

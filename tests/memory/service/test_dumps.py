@@ -1,4 +1,4 @@
-"""What the programs of PostgreSQL are told, and what must never be among it."""
+"""Arguments of the programs of PostgreSQL, which must never hold a password, and their errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a restore needs of the tables, in a process that has imported nothing else."""
+"""Definitions of tables for a restore, in a process that has imported nothing else."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Two connections that build on the same version: one wins, whoever comes first."""
+"""Two connections that build on the same version: exactly one wins."""
 
 import asyncio
 
@@ -16,15 +16,17 @@ def _change(value: str, by: str = "me") -> Write:
     return Write(value=value, written_by=by)
 
 
-async def _written(database: Database, expected: int, value: str) -> Version | None:
+async def _write(database: Database, expected: int, value: str) -> Version | None:
     async with database.transaction() as connection:
         return await context.write(connection, _NAME, expected, _change(value))
 
 
-async def _rival(database: Database, connection: AsyncConnection, expected: int) -> "asyncio.Task[Version | None]":
-    """Somebody else, who waits for what has been written on our connection."""
+async def _write_concurrently(
+    database: Database, connection: AsyncConnection, expected: int
+) -> "asyncio.Task[Version | None]":
+    """Start a write on another connection, which waits for the one on `connection`."""
     assert await context.write(connection, _NAME, expected, _change("1")) is not None
-    rival = asyncio.create_task(_written(database, expected, "2"))
+    rival = asyncio.create_task(_write(database, expected, "2"))
     await until_blocked(database)
     return rival
 
@@ -32,7 +34,7 @@ async def _rival(database: Database, connection: AsyncConnection, expected: int)
 async def test_the_second_waits_for_the_first_and_loses(database: Database) -> None:
     for expected in (0, 1):
         async with database.transaction() as connection:
-            rival = await _rival(database, connection, expected)
+            rival = await _write_concurrently(database, connection, expected)
         assert await rival is None
     async with database.transaction() as connection:
         found = await context.read(connection, _NAME)
@@ -42,7 +44,7 @@ async def test_the_second_waits_for_the_first_and_loses(database: Database) -> N
 
 async def test_the_second_wins_when_the_first_gives_up(database: Database) -> None:
     async with database.engine.connect() as connection:
-        rival = await _rival(database, connection, 0)
+        rival = await _write_concurrently(database, connection, 0)
         await connection.rollback()
         made = await rival
     assert made is not None
