@@ -100,6 +100,7 @@ async def page(
     selection = AlertFilter(
         states=state or UNRESOLVED, rule=rule, severity=Severity[severity.upper()] if severity else None
     )
+    # One more than the page holds, which tells whether another page follows.
     alerts = await store.page(connection, selection, below_id=after, limit=limit + 1)
     following = alerts[limit - 1].id if len(alerts) > limit else None
     items, looked_at = [_alert_out(alert) for alert in alerts[:limit]], await service.last_looked_at(connection)

@@ -116,6 +116,7 @@ async def history(
     limit: Limit = 100,
 ) -> MovePage:
     """Every move with its reason, newest first."""
+    # One more than the page holds, which tells whether another page follows.
     moves = await store.history(connection, before=after, limit=limit + 1)
     following = moves[limit - 1].id if len(moves) > limit else None
     items = [MoveOut(**{name: getattr(move, name) for name in MoveOut.model_fields}) for move in moves[:limit]]

@@ -73,6 +73,7 @@ class Gauges:
             self._clear()
             self._database.set(0)
         else:
+            # Nothing is awaited from here to the end, so a scrape at the same time never sees half of the gauges.
             self._clear()
             settings = services[SnapshotCache].settings
             self._set_queue(snapshot.queue, settings.capacity)

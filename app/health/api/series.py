@@ -141,6 +141,7 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
         SampleBatch(
             batch_id=batch.batch_id,
             sent_by=caller.key_id,
+            # Of the parsed batch: spaces and the order of keys in the JSON make no other batch.
             digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),
             samples=[sample.sample for sample in batch.samples],
         ),
@@ -181,6 +182,7 @@ async def series(
     metric = await service.metric_name(connection, name)
     end = until or await now(connection)
     selection = PointFilter(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
+    # One more than the page holds, which tells whether another page follows.
     points = await store.page(connection, selection, after_point=_position(after), limit=limit + 1)
     following = _cursor(points[limit - 1]) if len(points) > limit else None
     items = [_point_out(point, metric.kind) for point in points[:limit]]

@@ -66,6 +66,7 @@ async def utilisation(
     end = until or await now(connection)
     begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
     _check(begin, end, step)
+    # Minutes are stored whole, so the first one counts also where `since` cuts it.
     spans = await store.read_steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
     spans_by_step = {(span.subject, span.measure, span.start): span for span in spans}
     subjects = sorted({span.subject for span in spans})

@@ -49,6 +49,7 @@ def utilisation(
     """Show how busy hosts, workers and the pool were, in blocks from 0 to 100 %."""
     with connect(url) as client:
         length = (client.now - datetime.fromisoformat(since)).total_seconds()
+        # As many steps as fit on a line, of whole minutes.
         fitting = 60 * max(1, round(length / 60 / _BLOCKS))
         answer = client.get("/metrics/utilisation", since=since, subject=subject, step=step or min(86_400, fitting))
     if fmt is Format.JSON:

@@ -52,8 +52,8 @@ def _alerts(counts: Mapping[str, int]) -> Text | None:
 
 
 def _reasons_text(reasons: Sequence[str]) -> str:
-    others = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
-    return f": {output.plain(reasons[0])}{others}" if reasons else ""
+    rest_text = f"; {len(reasons) - 1} more: `convener health`" if len(reasons) > 1 else ""
+    return f": {output.plain(reasons[0])}{rest_text}" if reasons else ""
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:

@@ -174,9 +174,11 @@ def _next_pending(
     if symptom is None:
         if not has_alert:
             return None
+        # An alert whose watch was lost gets the whole time of absence again before it is resolved.
         is_continuous = previous is not None and _is_recent(snapshot.last_observed_at, now, limit)
         absent_since = previous.absent_since if previous and is_continuous else None
         return replace(previous or PendingAlert(since=now, last_observed_at=now), absent_since=absent_since or now)
+    # After a gap nobody knows whether the symptom was there meanwhile, so its time starts anew.
     if previous is not None and _is_recent(previous.last_observed_at, now, limit):
         return PendingAlert(since=previous.since, last_observed_at=now)
     if symptom.is_fading and not has_alert:

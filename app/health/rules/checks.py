@@ -38,6 +38,7 @@ def alert_symptoms(observations: Observations, policy: CheckPolicy) -> tuple[lis
     """The symptoms that alerts watch, one for each key, and the rules that could not be judged."""
     results = {rule: check(observations, policy) for rule, check in ALERT_CHECKS.items()}
     by_key: dict[AlertKey, Symptom] = {}
+    # Several symptoms may share a key, as tables with dead rows do; the worst comes first and is the one to tell.
     for symptom in (symptom for symptoms in results.values() for symptom in symptoms or ()):
         by_key.setdefault(symptom.key, symptom)
     return list(by_key.values()), frozenset(rule for rule, symptoms in results.items() if symptoms is None)
@@ -54,6 +55,7 @@ def oldest_task(observations: Observations, policy: CheckPolicy) -> Iterable[Sym
     waits = _waits(observations.queue)
     if not waits:
         return ()
+    # One alert for all priorities, which tells of the longest wait.
     priority = max(waits, key=lambda p: waits[p])
     seconds = waits[priority]
     return _symptom(
@@ -72,12 +74,13 @@ def stuck_executing(observations: Observations, policy: CheckPolicy) -> Iterable
     return [
         symptom
         for agent, running in observations.running.items()
-        for symptom in _stuck(agent, running, observations.queue, policy)
+        for symptom in _stuck_symptom(agent, running, observations.queue, policy)
     ]
 
 
-def _stuck(agent: AgentType, running: Running, queue: QueueSnapshot, policy: CheckPolicy) -> Iterator[Symptom]:
+def _stuck_symptom(agent: AgentType, running: Running, queue: QueueSnapshot, policy: CheckPolicy) -> Iterator[Symptom]:
     limit = max(policy.stuck_seconds, policy.stuck_factor * queue.service_times(agent).longest)
+    # The sweep ends overdue tasks within seconds, so a single one left means that it does not run.
     if running.overdue:
         grade = Grade.CRITICAL
         message = f"{running.overdue:,} of {agent} past the deadline and not ended: the background loops should have"
@@ -98,6 +101,7 @@ def pool_below_minimum(observations: Observations, policy: CheckPolicy) -> Itera
     workers = observations.workers
     if workers is None or workers.minimum is None:
         return None
+    # Starting workers do not count yet; the Prometheus rule ConvenerPoolBelowMinimum leaves them out as well.
     return below_minimum(workers.alive, workers.minimum, "live")
 
 
@@ -184,6 +188,7 @@ def breaker_open(observations: Observations, policy: CheckPolicy) -> Iterable[Sy
     """A language model fails so often that nobody calls it."""
     if observations.breakers is None:
         return None
+    # Never critical: other models of the chain take over.
     return [
         symptom
         for model, is_open in observations.breakers.items()
@@ -201,6 +206,7 @@ def replacement_failing(observations: Observations, policy: CheckPolicy) -> Iter
     recovery = observations.recovery
     if recovery is None:
         return None
+    # Half of the pool at once is the specification's mass failure.
     grade = Grade.CRITICAL if recovery.lost_share > 0.5 else Grade.DEGRADED
     return _symptom(
         grade if recovery.is_reduced else Grade.WELL,

@@ -106,7 +106,7 @@ def host_percent(snapshot: Snapshot, measure: Measure, policy: CheckPolicy) -> f
 def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolicy) -> list[Finding]:
     """All findings of the health report, the worst first.
 
-    Stuck tasks, growth, starvation and open breakers are left to the alerts.
+    Stuck tasks, growth, starvation and open breakers are left to the alerts, as are used-up permits.
     """
     findings: list[Finding] = [
         *_loops(snapshot, policy),
@@ -117,8 +117,9 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
         *(database_trouble(snapshot, policy) or ()),
         *(replacement_failing(snapshot, policy) or ()),
         *(degradation(snapshot, policy) or ()),
-        *_unmeasured(snapshot, policy),
+        *_unmeasured_notes(snapshot, policy),
     ]
+    # Sorting is stable, so findings of one level keep the order above.
     order = [Level.CRITICAL, Level.DEGRADED, Level.NOTE]
     return sorted(filter(None, map(_for_report, findings)), key=lambda finding: order.index(finding.level))
 
@@ -134,6 +135,7 @@ def _loops(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
         yield critical("loops_never_ran", "no background duty has ever run; `convener loops` runs them")
         return
     ago = min(turn.seconds_ago for turn in snapshot.duty_turns)
+    # When no loop runs, all duties are late: one finding says it for all.
     if ago > policy.loops_silent_seconds:
         message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
         yield critical("loops_silent", message)
@@ -190,7 +192,7 @@ def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
                 yield from pressure(measure.value, percent / 100, policy, message)
 
 
-def _unmeasured(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+def _unmeasured_notes(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     """Notes on the figures that are 0 because nobody has measured them."""
     for measure, name in _NAMES.items():
         if host_percent(snapshot, measure, policy) is None:

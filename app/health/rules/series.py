@@ -85,6 +85,7 @@ def refusals(
     kind_by_name: dict[str, MetricKind] = dict(kinds)
     errors = []
     for index, sample in enumerate(samples):
+        # A new name takes the kind of its first sample, so two kinds within one batch are refused as well.
         kind = kind_by_name.setdefault(sample.series.name, sample.kind)
         if kind is not sample.kind:
             errors.append((f"samples.{index}.kind", f"{sample.series.name} is a {kind}"))

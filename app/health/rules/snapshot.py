@@ -177,6 +177,7 @@ class Snapshot(Observations):
     duty_turns: Sequence[DutyTurn] = ()
     language_model: LanguageModel = field(default_factory=LanguageModel)
     pushed_values: Sequence[CurrentValue] = ()
+    # Never None here, unlike in observations: a snapshot is read as a whole or not at all.
     running: Mapping[AgentType, Running] = field(default_factory=dict)
     workers: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
     recovery: Recovery = field(default_factory=Recovery)

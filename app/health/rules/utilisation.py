@@ -84,6 +84,7 @@ def single_sample(subject: str, measure: Measure, value: float) -> Sample:
 def latest_spans(spans: Iterable[Span], measure: Measure, now: datetime, policy: UtilisationPolicy) -> dict[str, Span]:
     """Per subject, the newest span of this measure, unless its last sample is stale by now."""
     fresh = [s for s in spans if s.measure is measure and (now - s.last_at).total_seconds() <= policy.stale_seconds]
+    # Of several spans of a subject the last one in this order stays, which is the newest.
     return {span.subject: span for span in sorted(fresh, key=lambda span: span.last_at)}
 
 
@@ -93,6 +94,7 @@ def fullest_host_percent(
     """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
     latest = latest_spans(spans, measure, now, policy)
     hosts = [span.last for subject, span in latest.items() if is_host(subject)]
+    # Hosts are sampled by API and loops; where only workers run, their own reports stand in.
     if hosts:
         return max(hosts)
     return latest[WORKERS].last if WORKERS in latest else None
@@ -108,6 +110,7 @@ def sample_mean(spans: Iterable[Span], subject: str, measure: Measure, *, least_
 def step_starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:
     """Beginnings of all steps, from that around `since` to the last before `until`."""
     first = step_start(since, step)
+    # Negated twice, so that the division rounds up.
     count = max(0, -((first - until) // step))
     return [first + number * step for number in range(count)]
 

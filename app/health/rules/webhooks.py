@@ -34,17 +34,17 @@ class WebhookPolicy:
 def is_public(address: str) -> bool:
     """Whether the address is one of the public Internet, by the registries of IANA."""
     try:
-        parsed: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+        parsed_address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.scope_id is not None or any(parsed in tunnel for tunnel in _TUNNELS):
+    if isinstance(parsed_address, ipaddress.IPv6Address):
+        if parsed_address.scope_id is not None or any(parsed_address in tunnel for tunnel in _TUNNELS):
             return False
-        inner = parsed.ipv4_mapped
-        if parsed in _TRANSLATED:
-            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF)
-        parsed = inner or parsed
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+        inner = parsed_address.ipv4_mapped
+        if parsed_address in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(parsed_address) & 0xFFFF_FFFF)
+        parsed_address = inner or parsed_address
+    return parsed_address.is_global and not parsed_address.is_multicast and not parsed_address.is_reserved
 
 
 def refusal_reason(addresses: Iterable[str]) -> str | None:

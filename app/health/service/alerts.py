@@ -40,8 +40,8 @@ async def watch(
     With `with_webhooks` a message for each change is put in the outbox in the same transaction.
     """
     memory = await _memory(connection)
-    observed = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
-    symptoms, unknown_rules = alert_symptoms(observed, FOR_ALERTS)
+    current = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
+    symptoms, unknown_rules = alert_symptoms(current, FOR_ALERTS)
     last_observed = memory.get("looked_at")
     snapshot = AlertSnapshot(
         symptoms=symptoms,
@@ -50,14 +50,14 @@ async def watch(
         alerts=await alerts.unresolved_alerts(connection),
         last_observed_at=datetime.fromisoformat(last_observed) if last_observed else None,
     )
-    plan = plan_alerts(snapshot, policy, observed.queue.at)
+    plan = plan_alerts(snapshot, policy, current.queue.at)
     # The database keeps only the alerts: what has to last from turn to turn is the result of the duty, written in the
     # same transaction, so a crash forgets both the turn and what it saw.
     return {
         **await _apply(connection, plan, with_webhooks=with_webhooks),
-        "looked_at": observed.queue.at.isoformat(),
+        "looked_at": current.queue.at.isoformat(),
         "spells": pending_to_json(plan.pending),
-        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in observed.depths],
+        "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in current.depths],
         "unknown": sorted(unknown_rules),
     }
 
@@ -112,6 +112,7 @@ async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks:
         for alert in (alert for alert in changed_alerts if alert is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
             await events.announce(connection, kind.value, _event_data(alert))
+            # In the outbox with the change: a crash keeps both or neither.
             if with_webhooks:
                 await webhooks.enqueue(connection, kind, alert)
     changes = {"opened": opened_alerts, "updated": updated_alerts, "resolved": resolved_alerts}

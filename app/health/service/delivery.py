@@ -100,6 +100,7 @@ class WebhookSender:
             "Convener-Signature": signature(endpoint.secret, message.at, message.body),
         }
         url = f"https://{literal}:{endpoint.port}{endpoint.target}"
+        # The URL holds the checked address, Host and SNI the name, so the certificate is checked against the name.
         # A client for each, because connections would outlive the address that was checked.
         async with (
             httpx.AsyncClient(verify=self._trust, timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,

@@ -32,6 +32,7 @@ async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPo
 
     Raises IdempotencyMismatch, SamplesRefused, TooManySeries; then nothing is stored.
     """
+    # First of all, so that a repeated batch changes nothing, and one of two sent at once waits for the other.
     earlier_digest = await series.register_batch(connection, batch.sent_by, batch.batch_id, batch.digest)
     if earlier_digest is not None:
         if earlier_digest != batch.digest:

@@ -74,10 +74,10 @@ class SnapshotCache:
             self._loading = asyncio.create_task(self._load(), name="read snapshot")
             self._loading.add_done_callback(self._keep)
         # Loading goes on for others when this caller leaves, and ends by the limits of its own statements.
-        finished, _ = await asyncio.wait([self._loading], timeout=self.policy.wait_seconds)
-        if not finished:
+        finished_tasks, _ = await asyncio.wait([self._loading], timeout=self.policy.wait_seconds)
+        if not finished_tasks:
             raise DatabaseUnavailable(_slow(self.policy.wait_seconds), reason=DATABASE_SLOW)
-        return finished.pop().result()
+        return finished_tasks.pop().result()
 
     async def report(self) -> tuple[Report, bool]:
         """The health report, and whether the database has answered."""
@@ -96,6 +96,7 @@ class SnapshotCache:
     async def _load(self) -> Snapshot:
         try:
             async with asyncio.timeout(self.policy.silence_seconds), self._database.transaction() as connection:
+                # There is one connection: a statement that waited for a lock would hold up all later snapshots.
                 await pool_counts.limit_statement_time(connection, self.policy.statement_seconds)
                 return await read_snapshot(connection, self.settings)
         except TimeoutError:
@@ -130,6 +131,7 @@ class SnapshotCache:
 
 async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings) -> Snapshot:
     """Read all that is judged: each worker and host, and nothing whose cost grows with the number of tasks."""
+    # All in one transaction, in which now() stands still: every age is measured to the same moment.
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     document = version.document if version else preset(settings.initial_mode)

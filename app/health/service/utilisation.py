@@ -43,6 +43,7 @@ async def keep_sampling(database: Database, machine: Machine, name: str, policy:
         try:
             await sample_host(database, machine, name, policy)
         except DatabaseUnavailable:
+            # Readiness and the health report tell of it; a missing sample needs no log of its own.
             continue
         except Exception:
             log.exception("could not sample this host, trying again")

@@ -54,6 +54,7 @@ async def deliver(database: Database, sender: MessageSender, policy: WebhookPoli
             deliveries = await store.claim(connection, policy)
         if not deliveries:
             return arrived_count
+        # No transaction is open during a request: a slow receiver would hold back vacuum and use up connections.
         attempts = (_attempt(database, sender, delivery, policy) for delivery in deliveries)
         arrived_count += sum(await asyncio.gather(*attempts))
 

@@ -45,14 +45,16 @@ class AlertFilter:
 
 
 _COLUMNS = ", ".join(Alert.__dataclass_fields__)
-_STANDS = "state IN ('open', 'acknowledged')"
+# Written as in the predicate of the index `alerts_standing`, by which ON CONFLICT finds it.
+_UNRESOLVED = "state IN ('open', 'acknowledged')"
 
-_STANDING = text(f"SELECT id, rule, subject, severity, updated_at FROM alerts WHERE {_STANDS} ORDER BY id")
+_UNRESOLVED_ALERTS = text(f"SELECT id, rule, subject, severity, updated_at FROM alerts WHERE {_UNRESOLVED} ORDER BY id")
 
+# Two replicas may observe the same symptom: the second waits for the first and then inserts nothing.
 _OPEN = text(f"""
 INSERT INTO alerts (rule, subject, state, severity, summary, advice, facts, opened_at, updated_at)
 VALUES (:rule, :subject, 'open', :severity, :summary, :advice, CAST(:facts AS jsonb), now(), now())
-ON CONFLICT (rule, subject) WHERE {_STANDS} DO NOTHING
+ON CONFLICT (rule, subject) WHERE {_UNRESOLVED} DO NOTHING
 RETURNING {_COLUMNS}
 """)
 
@@ -63,9 +65,10 @@ UPDATE alerts SET severity = :severity, summary = :summary, advice = :advice, fa
     acknowledged_at = CASE WHEN :is_worse THEN NULL ELSE acknowledged_at END,
     acknowledged_by = CASE WHEN :is_worse THEN NULL ELSE acknowledged_by END,
     note = CASE WHEN :is_worse THEN NULL ELSE note END
-WHERE id = :id AND {_STANDS} RETURNING {_COLUMNS}
+WHERE id = :id AND {_UNRESOLVED} RETURNING {_COLUMNS}
 """)
 
+# Of two people who acknowledge at once the second waits, finds the alert no longer open, and changes nothing.
 _ACKNOWLEDGE = text(f"""
 UPDATE alerts SET state = 'acknowledged', acknowledged_at = now(), acknowledged_by = :by, note = :note,
     updated_at = now()
@@ -74,7 +77,7 @@ WHERE id = :id AND state = 'open' RETURNING {_COLUMNS}
 
 _RESOLVE = text(f"""
 UPDATE alerts SET state = 'resolved', resolved_at = now(), resolution = :reason, updated_at = now()
-WHERE id = :id AND {_STANDS} RETURNING {_COLUMNS}
+WHERE id = :id AND {_UNRESOLVED} RETURNING {_COLUMNS}
 """)
 
 _READ = text(f"SELECT {_COLUMNS} FROM alerts WHERE id = :id")
@@ -91,7 +94,7 @@ async def unresolved_alerts(connection: AsyncConnection) -> list[UnresolvedAlert
             severity=Severity[row["severity"].upper()],
             updated_at=row["updated_at"],
         )
-        for row in (await connection.execute(_STANDING)).mappings()
+        for row in (await connection.execute(_UNRESOLVED_ALERTS)).mappings()
     ]
 
 
@@ -102,10 +105,10 @@ async def open_alert(connection: AsyncConnection, symptom: Symptom) -> Alert | N
     return _first_alert(await connection.execute(_OPEN, values))
 
 
-async def update(connection: AsyncConnection, update: AlertUpdate) -> Alert | None:
+async def update(connection: AsyncConnection, change: AlertUpdate) -> Alert | None:
     """Give an alert its new text; None when it is resolved. One that got worse is open again."""
-    values = {"id": update.alert_id, "severity": _severity_name(update.severity), "is_worse": update.is_worse}
-    return _first_alert(await connection.execute(_UPDATE, {**values, **_text_columns(update.symptom)}))
+    values = {"id": change.alert_id, "severity": _severity_name(change.severity), "is_worse": change.is_worse}
+    return _first_alert(await connection.execute(_UPDATE, {**values, **_text_columns(change.symptom)}))
 
 
 async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert | None:
@@ -143,7 +146,7 @@ async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id:
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete alerts resolved more than `days` ago, at most `bite`; return the number deleted."""
+    """Delete alerts resolved more than `days` ago, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 

@@ -11,6 +11,7 @@ from app.kernel.agents import AgentType
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
+# The ledger leads from each worker to the task that it holds, so no other task is read, however many there are.
 _RUNNING = text(f"""
 SELECT held.agent_type, count(*) AS tasks, extract(epoch FROM now() - min(held.leased_at)) AS longest,
        count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
@@ -18,7 +19,8 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 """)
 
-# A worker that took its last task a moment ago does many short ones, and idles only at this moment.
+# A worker that took its last task a moment ago does many short ones, and idles only at this moment. `greatest` passes
+# over nulls: one that never took any idles since its first heartbeat.
 _POOL = text(f"""
 WITH living AS (
     SELECT w.state, w.capabilities, w.state = 'ready' AND held.id IS NULL
@@ -32,7 +34,8 @@ SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
 FROM living
 """)
 
-# Snapshots of other databases do not matter to ours; those of standbys do, and these have no database.
+# Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
+# transactions and replication slots hold one without any connection.
 _SNAPSHOT = text("""
 SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS transactions FROM (
     SELECT extract(epoch FROM now() - xact_start) AS seconds, age(backend_xmin) AS transactions FROM pg_stat_activity
@@ -53,11 +56,11 @@ SELECT name, pg_stat_get_dead_tuples(to_regclass(name)) AS dead FROM unnest(CAST
 WHERE to_regclass(name) IS NOT NULL
 """)
 
+# Connections that are reserved for superusers are no room for anybody else.
 _CONNECTIONS = text("""
 SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
        / greatest(1, current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int)
 """)
-
 
 _BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDER BY model")
 

@@ -43,6 +43,7 @@ class StoredPoint(Point):
     series_id: int
 
 
+# A batch that is sent again while its first sending is being stored waits here for the end of that transaction.
 _TAKE = text("""
 INSERT INTO metric_batches (sent_by, batch_id, digest) VALUES (:sent_by, :batch_id, :digest)
 ON CONFLICT DO NOTHING RETURNING digest
@@ -60,7 +61,8 @@ _FIND = text(f"""
 SELECT s.id, s.name, s.agent, s.worker, s.goal FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
 """)
 
-# A series that is about to be deleted is locked by this and stays; one that was deleted is not found afterwards.
+# A series that is about to be deleted is locked by this and stays; one that was deleted is not found afterwards. Those
+# written to within the hour need no lock: retention waits an hour longer than its days.
 _TOUCH = text(f"""
 UPDATE metric_series SET last_at = now() WHERE id IN (
     SELECT s.id FROM {_LABELS} JOIN metric_series s USING (name, agent, worker, goal)
@@ -121,6 +123,7 @@ GROUP BY s.name, s.kind, s.agent ORDER BY 1, 3
 """)
 
 _PRUNE_MINUTES = deletion("metric_minutes", "minute < now() - make_interval(days => :days)", "minute")
+# `_TOUCH` may leave `last_at` up to an hour behind, so a series lives an hour longer than its last points.
 _PRUNE_SERIES = deletion("metric_series", "last_at < now() - make_interval(days => :days, hours => 1)", "id")
 _PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval(days => :days)", "received_at")
 
@@ -202,12 +205,12 @@ async def current_values(connection: AsyncConnection) -> list[CurrentValue]:
 
 
 async def prune_points(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete points older than `days`, at most `bite`; return the number deleted."""
+    """Delete points older than `days`, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE_MINUTES, {"days": days, "limit": limit})).rowcount
 
 
 async def prune_names(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete series without points, at most `bite`; return the number deleted.
+    """Delete series without points, at most `limit`; return the number deleted.
 
     A series that another transaction is just writing to stays.
     """
@@ -215,13 +218,13 @@ async def prune_names(connection: AsyncConnection, days: int, limit: int = BATCH
 
 
 async def prune_batches(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete batches older than `days`, which no sender repeats, at most `bite`; return the number deleted."""
+    """Delete batches older than `days`, which no sender repeats, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE_BATCHES, {"days": days, "limit": limit})).rowcount
 
 
 def _columns(series: Iterable[Series]) -> dict[str, list[str]]:
-    ordered = sorted(series)
-    return {f"{name}s": [getattr(entry, name) for entry in ordered] for name in Series.__dataclass_fields__}
+    ordered_series = sorted(series)
+    return {f"{name}s": [getattr(entry, name) for entry in ordered_series] for name in Series.__dataclass_fields__}
 
 
 def _series(row: Any) -> Series:

@@ -23,8 +23,8 @@ from app.health.rules.series import MetricKind
 from app.health.rules.utilisation import Measure
 from app.queue.rules.events import AlertKind
 
-# How busy hosts and workers were. A sample is added to its minute at once, so there is nothing to roll up later and
-# nothing to lose in between; `last` tells the present.
+# Utilisation of hosts and workers. A sample is added to its minute at once, so there is nothing to roll up later and
+# nothing to lose in between; `last` is the present value.
 utilisation = Table(
     "utilisation",
     metadata,
@@ -41,7 +41,7 @@ utilisation = Table(
     one_of("measure", Measure),
 )
 
-# What workers and agents push: a series is a name with its labels, of which empty ones are none.
+# Metrics that workers and agents push: a series is a name with its labels, of which empty ones are absent.
 metric_series = Table(
     "metric_series",
     metadata,
@@ -69,10 +69,11 @@ metric_minutes = Table(
     Column("last", Float, nullable=False),
     moment("last_at", nullable=False),
     PrimaryKeyConstraint("series_id", "minute", name="metric_minutes_pkey"),
+    # For retention, and for the values of the last minutes over all series.
     Index("metric_minutes_minute", "minute"),
 )
 
-# By which a batch is recognised that comes again because its answer was lost.
+# Batches that were stored: one that is sent again, because its answer was lost, is recognized by its row.
 metric_batches = Table(
     "metric_batches",
     metadata,
@@ -111,7 +112,7 @@ alerts = Table(
     one_of("state", AlertState),
     one_of("severity", [severity.name.lower() for severity in Severity]),
 )
-_STANDS = text("state IN ('open', 'acknowledged')")
+_UNRESOLVED = text("state IN ('open', 'acknowledged')")
 
 
 webhook_deliveries = Table(
@@ -133,10 +134,11 @@ webhook_deliveries = Table(
 )
 
 
-Index("alerts_standing", alerts.c.rule, alerts.c.subject, unique=True, postgresql_where=_STANDS)
+Index("alerts_standing", alerts.c.rule, alerts.c.subject, unique=True, postgresql_where=_UNRESOLVED)
+# For retention.
 Index("alerts_resolved", alerts.c.resolved_at, postgresql_where=text("resolved_at IS NOT NULL"))
 
-
+# Holds only deliveries that are still to be made: looking for due ones costs as much as the backlog, not the history.
 Index(
     "webhook_deliveries_due",
     webhook_deliveries.c.due_at,

@@ -118,7 +118,7 @@ async def read_steps(
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `bite`; return the number deleted."""
+    """Delete minutes older than `days`, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 

@@ -111,5 +111,5 @@ async def read_deliveries(connection: AsyncConnection, alert_id: int) -> list[De
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete deliveries older than `days`, at most `bite`; return the number deleted."""
+    """Delete deliveries older than `days`, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
