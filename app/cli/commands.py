@@ -87,8 +87,8 @@ def build() -> typer.Typer:
     return app
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"convener {version('convener')}")
         raise typer.Exit
 

@@ -19,7 +19,7 @@ class Role(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a route needs."""
+    """Permissions; each route needs one."""
 
     PUBLIC = "public"
     READ = "read"

@@ -1,1 +1,1 @@
-"""How many workers run, what each works on, and with how much compute."""
+"""Decisions on the number of workers, the assignment of each, and its compute."""

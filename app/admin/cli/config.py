@@ -171,16 +171,19 @@ def rollback(
     epilog=output.examples("convener config mode", "convener config mode trusted_tester --reason 'guests until Friday'")
 )
 def mode(
-    wanted: Annotated[Mode | None, typer.Argument(metavar="MODE", help=", ".join(Mode))] = None,
+    new_mode: Annotated[Mode | None, typer.Argument(metavar="MODE", help=", ".join(Mode))] = None,
     reason: Reason = "asked by an operator",
     yes: Yes = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show the mode, or change it: the pool gets the bounds of the new mode, all else stays."""
-    if wanted is not None:
+    if new_mode is not None:
         _change_config(
-            _ConfigChange(method="POST", path="/config/mode", body={"mode": wanted.value}, reason=reason), yes, url, fmt
+            _ConfigChange(method="POST", path="/config/mode", body={"mode": new_mode.value}, reason=reason),
+            yes,
+            url,
+            fmt,
         )
         return
     with connect(url) as client:

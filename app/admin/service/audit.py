@@ -22,7 +22,7 @@ class Verdict:
 
 
 async def record(
-    connection: AsyncConnection, action: str, *, by: str, before: Any = None, after: Any = None, reason: str = ""
+    connection: AsyncConnection, action: str, *, by: str, old_state: Any = None, new_state: Any = None, reason: str = ""
 ) -> Entry:
     """Add to the log, in the transaction of the change itself: both are kept, or neither.
 
@@ -30,7 +30,7 @@ async def record(
     holds this lock takes another, so it cannot be part of a deadlock.
     """
     link, at = await audit.lock_tail(connection)
-    entry = next_entry(link, at, AuditEntry(by=by, action=action, before=before, after=after, reason=reason))
+    entry = next_entry(link, at, AuditEntry(by=by, action=action, before=old_state, after=new_state, reason=reason))
     await audit.append(connection, entry)
     return entry
 

@@ -170,8 +170,8 @@ async def _record(connection: AsyncConnection, previous: Version | None, current
         connection,
         f"config.{current_version.action.value}",
         by=current_version.changed_by,
-        before=None if previous is None else {"version": previous.version, **content(previous)},
-        after={"version": current_version.version, **content(current_version)},
+        old_state=None if previous is None else {"version": previous.version, **content(previous)},
+        new_state={"version": current_version.version, **content(current_version)},
         reason=current_version.reason,
     )
 

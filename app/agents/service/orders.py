@@ -114,8 +114,8 @@ async def _record(connection: AsyncConnection, previous: Version | None, version
         connection,
         f"weights.{version.cause.value}",
         by=version.changed_by,
-        before=_content(previous) if previous else None,
-        after=_content(version),
+        old_state=_content(previous) if previous else None,
+        new_state=_content(version),
         reason=version.reason,
     )
 

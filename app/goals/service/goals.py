@@ -207,8 +207,9 @@ async def _audit(
     connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str
 ) -> None:
     """Record what a person did to a goal; what the rules do by themselves is in its events only."""
-    fields = {"before": _audit_fields(previous)} if previous else {}
-    await audit.record(connection, event.value, by=by, after=_audit_fields(current), reason=reason, **fields)
+    old_state = _audit_fields(previous) if previous else None
+    new_state = _audit_fields(current)
+    await audit.record(connection, event.value, by=by, old_state=old_state, new_state=new_state, reason=reason)
 
 
 def _audit_fields(goal: Goal) -> dict[str, Any]:

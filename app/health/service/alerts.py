@@ -69,7 +69,7 @@ async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, no
         return await _already_acknowledged(connection, alert_id)
     open_state, new_state = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
     new_state |= {"rule": alert.rule.value, "subject": alert.subject}
-    await audit.record(connection, "alert.acknowledge", by=by, before=open_state, after=new_state, reason=note)
+    await audit.record(connection, "alert.acknowledge", by=by, old_state=open_state, new_state=new_state, reason=note)
     return alert
 
 

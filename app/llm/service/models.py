@@ -25,8 +25,8 @@ async def set_limits(
         connection,
         "llm_model.set",
         by=by,
-        before={"model": name, "version": model.version, **_json_fields(model.limits)},
-        after={"model": name, "version": model.version + 1, **_json_fields(limits)},
+        old_state={"model": name, "version": model.version, **_json_fields(model.limits)},
+        new_state={"model": name, "version": model.version + 1, **_json_fields(limits)},
     )
 
 

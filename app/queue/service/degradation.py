@@ -87,7 +87,7 @@ async def release(connection: AsyncConnection, *, by: str, reason: str) -> Stand
 async def _audit(connection: AsyncConnection, previous: Standing, action: str, *, by: str, reason: str) -> Standing:
     current = await store.read(connection)
     await audit.record(
-        connection, action, by=by, before=_audit_fields(previous), after=_audit_fields(current), reason=reason
+        connection, action, by=by, old_state=_audit_fields(previous), new_state=_audit_fields(current), reason=reason
     )
     return current
 

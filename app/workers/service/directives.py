@@ -70,8 +70,8 @@ async def _note(connection: AsyncConnection, told: Sequence[Told], order: Order)
         connection,
         f"workers.{order.directive}",
         by=order.by,
-        before={worker.name: worker.before for worker in told},
-        after={worker.name: order.directive for worker in told},
+        old_state={worker.name: worker.before for worker in told},
+        new_state={worker.name: order.directive for worker in told},
         reason=order.reason,
     )
 

@@ -101,7 +101,7 @@ async def _note(connection: AsyncConnection, order: StartOrder, workers: int, st
         connection,
         "workers.start",
         by=order.by,
-        before={"workers": workers},
-        after={"workers": workers + len(starting), "started": [worker.name for worker in starting]},
+        old_state={"workers": workers},
+        new_state={"workers": workers + len(starting), "started": [worker.name for worker in starting]},
         reason=order.reason,
     )

@@ -15,7 +15,7 @@ from tests.support.sql import execute, fetch, until_blocked
 
 async def _recorded(database: Database, action: str) -> Entry:
     async with database.transaction() as connection:
-        return await audit.record(connection, action, by="me", before={"n": 0.1}, after={"n": 1e22}, reason="ü")
+        return await audit.record(connection, action, by="me", old_state={"n": 0.1}, new_state={"n": 1e22}, reason="ü")
 
 
 async def _verdict(database: Database, known: Link | None = None) -> Verdict:
