@@ -106,8 +106,8 @@ def _limits(body: LimitsIn) -> ModelLimits:
     )
 
 
-def _model_out(portrait: ModelStatus, total_limit: int) -> ModelOut:
-    model, at = portrait.model, portrait.at
+def _model_out(status: ModelStatus, total_limit: int) -> ModelOut:
+    model, at = status.model, status.at
     breaker = model.breaker.state(at)
     limits: dict[str, Any] = {
         name: getattr(model.limits, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__
@@ -120,13 +120,13 @@ def _model_out(portrait: ModelStatus, total_limit: int) -> ModelOut:
         input_price_per_million_tokens=model.limits.input_price,
         output_price_per_million_tokens=model.limits.output_price,
         limit=model.concurrency.allowed_calls(concurrency_ceiling(model, total_limit)),
-        in_use=portrait.permits,
+        in_use=status.permits,
         breaker=breaker,
         breaker_open_seconds=model.breaker.remaining_seconds(at) if breaker is BreakerState.OPEN else 0.0,
         consecutive_failures=model.breaker.failures,
         cooldown_seconds=model.concurrency.cooldown_seconds(at),
         mean_latency_ms=None if latency is None else latency * 1000,
-        used_at=portrait.used_at,
+        used_at=status.used_at,
     )
 
 

@@ -133,10 +133,11 @@ async def page(
 )
 async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
     """The last answer that a settlement has left under this key, while it is not too old."""
-    answers = await cache.read(connection, [bytes.fromhex(key)])
-    for answer in answers.values():
-        return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
-    raise AnswerNotCached
+    digest = bytes.fromhex(key)
+    answer = (await cache.read(connection, [digest])).get(digest)
+    if answer is None:
+        raise AnswerNotCached
+    return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
 
 
 def _permit_request(body: PermitIn, caller: Principal) -> PermitRequest:

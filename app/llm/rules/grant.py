@@ -51,37 +51,54 @@ def plan_permits(
     in time is overtaken, and no permit idles for those who stay away.
     """
     present, absent = _match_reservations(snapshot, requests)
-    capacity, clock = _Capacity(snapshot, policy, concurrency_policy), _VirtualClock(snapshot, requests, policy)
-    answers: dict[RequestId, Grant | Denial] = {}
-    unanswered_ids = {request.id for request in requests}
-    waiting = []
-    # First the permits, in the order of the queue: granted to those who ask now, held for those who are about to.
-    for place in _in_queue_order([*present, *absent], unanswered_ids, snapshot, policy, clock):
-        request, is_present = place.request, place.request.id in unanswered_ids
-        if capacity.refusal(request) is not None or not (is_present or capacity.holds_for(place)):
-            waiting.append(place)
-        elif is_present:
-            answers[request.id] = capacity.grant(request)
-            clock.grant(request)
-        else:
-            capacity.take(request)
-            clock.reserve(request)
-    # Then the waits: those who are left queue up behind each other, the absent too, so each is told a time of its own.
-    # Capacity only shrinks during a decision, so whoever was refused above is refused again, and answered.
-    unanswered_ids -= answers.keys()
-    for place in _in_queue_order(waiting, unanswered_ids, snapshot, policy, clock):
-        request, refusal = place.request, capacity.enqueue(place.request)
-        clock.reserve(request)
-        if request.id in unanswered_ids and refusal is not None:
-            reason, retry_after = refusal
-            answers[request.id] = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+    request_ids = {request.id for request in requests}
     absent_ids = {reservation.request.id for reservation in absent}
+    capacity, clock = _Capacity(snapshot, policy, concurrency_policy), _VirtualClock(snapshot, requests, policy)
+    queue = _in_queue_order([*present, *absent], request_ids, snapshot, policy, clock)
+    grants, waiting = _grant_permits(queue, request_ids, capacity, clock)
+    pending_ids = request_ids - grants.keys()
+    queue = _in_queue_order(waiting, pending_ids, snapshot, policy, clock)
+    answers: dict[RequestId, Grant | Denial] = {**grants, **_deny_waiting(queue, pending_ids, capacity, clock)}
     return PermitPlan(
         answers=[answers[request.id] for request in requests],
         resumed_ids=[place.request.id for place in snapshot.reservations if place.request.id not in absent_ids],
         meters=capacity.charged_meters,
         virtual_times=clock.times(),
     )
+
+
+def _grant_permits(
+    queue: Iterator[Reservation], request_ids: Collection[RequestId], capacity: "_Capacity", clock: "_VirtualClock"
+) -> tuple[dict[RequestId, Grant], list[Reservation]]:
+    """Grant permits to requests, and hold them for absent ones about to come; also return the places left waiting."""
+    grants: dict[RequestId, Grant] = {}
+    waiting = []
+    for place in queue:
+        request, is_present = place.request, place.request.id in request_ids
+        if capacity.refusal(request) is not None or not (is_present or capacity.holds_for(place)):
+            waiting.append(place)
+        elif is_present:
+            grants[request.id] = capacity.grant(request)
+            clock.grant(request)
+        else:
+            capacity.take(request)
+            clock.reserve(request)
+    return grants, waiting
+
+
+def _deny_waiting(
+    queue: Iterator[Reservation], pending_ids: Collection[RequestId], capacity: "_Capacity", clock: "_VirtualClock"
+) -> dict[RequestId, Denial]:
+    """Deny the pending requests, each with the wait behind those before it in the queue, absent ones included."""
+    denials: dict[RequestId, Denial] = {}
+    for place in queue:
+        request, refusal = place.request, capacity.enqueue(place.request)
+        clock.reserve(request)
+        # Capacity only shrinks during a decision, so every pending request is refused again here.
+        if request.id in pending_ids and refusal is not None:
+            reason, retry_after = refusal
+            denials[request.id] = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+    return denials
 
 
 def _match_reservations(
