@@ -40,9 +40,9 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List dead letters, those that were submitted last first."""
-    wanted = _filters(goal, agent, code, label, failed_after, failed_before)
+    query = _filters(goal, agent, code, label, failed_after, failed_before)
     with connect(url) as client:
-        items, following = client.pages("/dead-letters", None if everything else limit, after=after, **wanted)
+        items, following = client.pages("/dead-letters", None if everything else limit, after=after, **query)
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
         return
@@ -100,11 +100,11 @@ def requeue(
     if task_ids:
         bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
-            done = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
+            tasks = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
         if fmt is Format.JSON:
-            output.write_json({"items": done})
+            output.write_json({"items": tasks})
         else:
-            output.show(Text("\n".join(f"{task['id']} is {task['state']}" for task in done)))
+            output.show(Text("\n".join(f"{task['id']} is {task['state']}" for task in tasks)))
         return
     body = {"filter": bulk.selection(everything, **filters), "reason": reason}
     with connect(url) as client:

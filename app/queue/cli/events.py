@@ -20,9 +20,10 @@ EPILOG = output.examples(
     "convener events --follow",
     "convener events --follow --after 1234-5678 -o json | jq -c '[.cursor, .kind, .task_id]'",
 )
+# Less than the 30 s that the service lets a request wait.
 _WAIT_SECONDS = 25.0
-_PAUSE_SECONDS = 1.0
-_FEW = 50
+_RETRY_SECONDS = 1.0
+_DEFAULT_LIMIT = 50
 # Kinds of task events are the usual ones, so people may leave their prefix out.
 _TASK_PREFIX = "task."
 
@@ -49,31 +50,32 @@ def events(
         list[str] | None, typer.Option(callback=_kind, help="of this kind, like completed; of several, of any")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help=f"how many at most; {_FEW} by default, without end with --follow", min=1)
+        int | None,
+        typer.Option(help=f"how many at most; {_DEFAULT_LIMIT} by default, without end with --follow", min=1),
     ] = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show events in order, each exactly once. With --follow and -o json, one object a line."""
     with connect(url) as client:
-        wanted = {"goal_id": goal, "kind": kind}
+        query = {"goal_id": goal, "kind": kind}
         if follow:
-            _follow(client, after or "now", wanted, limit, fmt)
+            _follow(client, after or "now", query, limit, fmt)
             return
-        items, cursor = _read(client, after, wanted, limit or _FEW)
+        items, cursor = _read(client, after, query, limit or _DEFAULT_LIMIT)
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": cursor})
         return
     output.show(_listing(items))
-    if len(items) == (limit or _FEW):
+    if len(items) == (limit or _DEFAULT_LIMIT):
         output.errors().print(f"[dim]there may be more: --limit, or --after {cursor}[/]")
 
 
-def _read(client: Client, cursor: str | None, wanted: Json, most: int) -> tuple[list[Json], str | None]:
-    """Up to `most` events that are there already. A page may have none of those wanted, and still lead on."""
+def _read(client: Client, cursor: str | None, query: Json, limit: int) -> tuple[list[Json], str | None]:
+    """Up to `limit` events that exist already, and the next cursor. A page without matches may still lead on."""
     items: list[Json] = []
-    while len(items) < most:
-        page = client.get("/events", after=cursor, limit=min(PAGE, most - len(items)), **wanted)
+    while len(items) < limit:
+        page = client.get("/events", after=cursor, limit=min(PAGE, limit - len(items)), **query)
         items += page["items"]
         if page["next"] == cursor:
             break
@@ -81,31 +83,31 @@ def _read(client: Client, cursor: str | None, wanted: Json, most: int) -> tuple[
     return items, cursor
 
 
-def _follow(client: Client, cursor: str, wanted: Json, most: int | None, fmt: Format) -> None:
-    for shown, event in enumerate(_endless(client, cursor, wanted), 1):
+def _follow(client: Client, cursor: str, query: Json, limit: int | None, fmt: Format) -> None:
+    for count, event in enumerate(_endless_events(client, cursor, query), 1):
         if fmt is Format.JSON:
             output.write_json(event, one_line=True)
         else:
             typer.echo(output.plain(_line(event)))
-        if shown == most:
+        if count == limit:
             return
 
 
-def _endless(client: Client, cursor: str, wanted: Json) -> Iterator[Json]:
-    """What happens; an outage is told of, and waited out."""
-    away = False
+def _endless_events(client: Client, cursor: str, query: Json) -> Iterator[Json]:
+    """All events from the cursor on, without end; an outage is reported once and waited out."""
+    is_away = False
     while True:
         try:
-            page = client.get("/events", after=cursor, limit=PAGE, wait_seconds=_WAIT_SECONDS, **wanted)
+            page = client.get("/events", after=cursor, limit=PAGE, wait_seconds=_WAIT_SECONDS, **query)
         except Failure as failure:
             if not isinstance(failure, Unreachable) and not (isinstance(failure, Refusal) and failure.status == 503):
                 raise
-            if not away:
+            if not is_away:
                 output.errors().print(f"[dim]waiting for the service, from {cursor} on[/]")
-            away = True
-            time.sleep(_PAUSE_SECONDS)
+            is_away = True
+            time.sleep(_RETRY_SECONDS)
             continue
-        away, cursor = False, page["next"]
+        is_away, cursor = False, page["next"]
         yield from page["items"]
 
 
@@ -114,17 +116,17 @@ def _listing(items: list[Json]) -> Table:
         "AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL", tight=True
     )
     for event in items:
-        values = (_at(event), _name(event), event["task_id"], event["agent_type"], event["goal_id"], _detail(event))
+        values = (_time(event), _name(event), event["task_id"], event["agent_type"], event["goal_id"], _detail(event))
         table.add_row(*(output.cell(value) for value in values))
     return table
 
 
 def _line(event: Json) -> str:
-    words: list[Any] = [_at(event), f"{_name(event):<10}", event["task_id"], event["agent_type"]]
+    words: list[Any] = [_time(event), f"{_name(event):<10}", event["task_id"], event["agent_type"]]
     return "  ".join(str(word) for word in [*words, event["goal_id"], _detail(event)] if word)
 
 
-def _at(event: Json) -> str:
+def _time(event: Json) -> str:
     return str(event["at"])[:19].replace("T", " ")
 
 

@@ -31,28 +31,28 @@ def outputs(
 ) -> None:
     """Show results of completed tasks, oldest first. Who keeps `next` and goes on from it sees each exactly once."""
     with connect(url) as client:
-        wanted = {"agent_type": agent, "goal_id": goal}
-        items, following, more = _follow(client, after, None if everything else limit, wanted)
+        query = {"agent_type": agent, "goal_id": goal}
+        items, following, has_more = _read_pages(client, after, None if everything else limit, query)
         now = client.now
     if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following, "more": more})
+        output.write_json({"items": items, "next": following, "more": has_more})
         return
     output.show(_listing(items, now))
     output.errors().print(
-        f"[dim]{'there may be more: --all, or ' if more else 'go on later with '}--after {following}[/]"
+        f"[dim]{'there may be more: --all, or ' if has_more else 'go on later with '}--after {following}[/]"
     )
 
 
-def _follow(client: Client, after: str | None, most: int | None, wanted: Json) -> tuple[list[Json], str, bool]:
-    """Up to `most` items, where to go on, and whether there may be more already."""
+def _read_pages(client: Client, token: str | None, limit: int | None, query: Json) -> tuple[list[Json], str, bool]:
+    """Up to `limit` items, the token to go on from, and whether there may be more already."""
     items: list[Json] = []
     while True:
-        limit = PAGE if most is None else min(PAGE, most - len(items))
-        page = client.get("/outputs", after=after, limit=limit, **wanted)
+        page_size = PAGE if limit is None else min(PAGE, limit - len(items))
+        page = client.get("/outputs", after=token, limit=page_size, **query)
         items += page["items"]
-        after = str(page["next"])
-        if not page["more"] or len(items) == most:
-            return items, after, page["more"]
+        token = str(page["next"])
+        if not page["more"] or len(items) == limit:
+            return items, token, page["more"]
 
 
 def _listing(items: list[Json], now: datetime) -> Table:

@@ -66,13 +66,13 @@ def pause(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Lease no more tasks of these agent types. Tasks that run go on, and submitting goes on; pausing twice is fine."""
-    _order("pause", agents, everything, {"reason": reason}, url, fmt)
+    _send_order("pause", agents, everything, {"reason": reason}, url, fmt)
 
 
 @app.command(epilog=output.examples("convener queues resume ranking", "convener queues resume --all"))
 def resume(agents: Agents = None, everything: All = False, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Lease tasks of these agent types again. Workers that wait get what has piled up at once."""
-    _order("resume", agents, everything, {}, url, fmt)
+    _send_order("resume", agents, everything, {}, url, fmt)
 
 
 @app.command(epilog=output.examples("convener queues weight kepler", "convener queues weight kepler 2.5"))
@@ -95,20 +95,20 @@ def weight(
 
 
 def board(queue: Json) -> RenderableType:
-    """The answer of `GET /queues`, for people."""
+    """The answer of `GET /queues` as tables and lines."""
     capacity, depth = queue["capacity"], queue["depth"]
     fullness = f"{depth['total']:,} of {capacity['max_queue_size']:,} ({capacity['fullness']:.0%}); {capacity['level']}"
     lines = [("Queued", fullness), *_throughput(queue)]
     if queue["dead_letters_last_hour"]:
         lines.append(("Dead letters", f"{queue['dead_letters_last_hour']:,} in the last hour"))
     now = datetime.fromisoformat(queue["at"])
-    lines += [("Paused", _pause(found, now)) for found in queue["paused"]]
+    lines += [("Paused", _describe_pause(pause, now)) for pause in queue["paused"]]
     tables = (_priorities(queue), Text(""), _types(queue), Text(""))
     return Group(*tables, output.details(lines), *warning_lines(queue["warnings"]))
 
 
 def _priorities(queue: Json) -> Table:
-    """Waits are of the last five minutes; OLDEST is who waits now."""
+    """Depth, quota and waits by priority: OLDEST is of tasks that wait now, the others of the last five minutes."""
     numbers = ("QUEUED", "QUOTA", "WAITED P50", "P95", "P99", "OLDEST")
     table = output.table("PRIORITY", *numbers, numbers=numbers)
     for name, quota in queue["capacity"]["quotas"].items():
@@ -125,22 +125,24 @@ def _types(queue: Json) -> Table:
         phases = {phase: sum(lane[phase] for lane in lanes.values()) for phase in next(iter(lanes.values()))}
         running = phases["assigned"] + phases["executing"]
         counts = (phases["pending"], phases["delayed"], phases["held"], phases["blocked"], running)
-        took = queue["service_times"][agent]
-        table.add_row(output.cell(agent), *map(count, counts), _seconds(took["p50"]), _seconds(took["p95"]))
+        service_times = queue["service_times"][agent]
+        table.add_row(
+            output.cell(agent), *map(count, counts), _seconds(service_times["p50"]), _seconds(service_times["p95"])
+        )
     return table
 
 
 def _throughput(queue: Json) -> list[tuple[str, str]]:
     spans = {"last_minute": "Last minute", "last_5_minutes": "Last 5 min"}
     return [
-        (name, ", ".join(f"{rate:g} {what}" for what, rate in queue["throughput"][span].items()) + " a second")
+        (name, ", ".join(f"{rate:g} {outcome}" for outcome, rate in queue["throughput"][span].items()) + " a second")
         for span, name in spans.items()
     ]
 
 
-def _pause(found: Json, now: datetime) -> str:
-    when = output.age(found["paused_at"], now)
-    return f"{found['agent_type']}, {when} by key {found['paused_by']}: {found['reason']}"
+def _describe_pause(pause: Json, now: datetime) -> str:
+    age = output.age(pause["paused_at"], now)
+    return f"{pause['agent_type']}, {age} by key {pause['paused_by']}: {pause['reason']}"
 
 
 def _seconds(seconds: float | None) -> Text:
@@ -149,7 +151,9 @@ def _seconds(seconds: float | None) -> Text:
     return Text(output.duration(seconds) if seconds >= 10 else f"{seconds:.2f} s")
 
 
-def _order(verb: str, agents: list[str] | None, everything: bool, body: Json, url: str | None, fmt: Format) -> None:
+def _send_order(
+    verb: str, agents: list[str] | None, everything: bool, body: Json, url: str | None, fmt: Format
+) -> None:
     if everything == bool(agents):
         raise typer.BadParameter("name agent types, or give --all")
     paths = ["/queues"] if everything else [f"/queues/{agent}" for agent in agents or ()]
@@ -158,5 +162,5 @@ def _order(verb: str, agents: list[str] | None, everything: bool, body: Json, ur
     if fmt is Format.JSON:
         output.write_json(answers[-1])
         return
-    paused = [found["agent_type"] for found in answers[-1]["paused"]]
-    output.show(Text(f"paused: {', '.join(paused)}" if paused else "nothing is paused"))
+    agent_names = [pause["agent_type"] for pause in answers[-1]["paused"]]
+    output.show(Text(f"paused: {', '.join(agent_names)}" if agent_names else "nothing is paused"))

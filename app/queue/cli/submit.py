@@ -27,13 +27,13 @@ EPILOG = output.examples(
     "convener tasks submit --file tasks.jsonl --goal kepler",
 )
 
-
-_MOST_TASKS = 1000
-_MOST_BYTES = 8 << 20
+# The service takes 1,000 tasks and 32 MiB by default; an operator may have lowered the second.
+_MAX_BATCH_TASKS = 1000
+_MAX_BATCH_BYTES = 8 << 20
 
 
 class PriorityName(StrEnum):
-    """What `--priority` takes."""
+    """Values of `--priority`."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -59,114 +59,119 @@ def submit(
 
     Each task of a file is an object with the fields that `POST /tasks` takes.
     """
-    given = {"agent_type": agent, "goal_id": goal, "priority": priority.value if priority else None}
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {"agent_type": agent, "goal_id": goal, "priority": priority.value if priority else None}
+    defaults = {name: value for name, value in options.items() if value is not None}
     if file is not None:
         if payload is not None or task_id is not None:
             raise typer.BadParameter("--payload and --id are for a single task; put them into the file")
-        tasks = [_with_id(given | task) for task in read_tasks(file)[skip:]]
+        tasks = [_with_id(defaults | task) for task in read_tasks(file)[skip:]]
         with connect(url) as client:
-            _submit_many(client, tasks, wait=wait, fmt=fmt, skipped=skip)
+            _submit_many(client, tasks, wait=wait, fmt=fmt, skip=skip)
         return
     if agent is None:
         raise typer.BadParameter("say for whom the task is: --agent generation, for example; or give --file")
-    chosen = {"id": str(task_id)} if task_id else {}
-    task = _with_id(given | chosen | {"payload": read_object(payload) if payload is not None else {}})
+    identity = {"id": str(task_id)} if task_id else {}
+    task = _with_id(defaults | identity | {"payload": read_object(payload) if payload is not None else {}})
     with connect(url) as client:
         _submit_one(client, task, wait=wait, fmt=fmt)
 
 
-def _submit_one(client: Client, task: Json, *, wait: bool, fmt: Format) -> None:
+def _submit_one(client: Client, new_task: Json, *, wait: bool, fmt: Format) -> None:
     cursor = wait_cli.current(client) if wait else ""
-    submitted = client.post("/tasks", task)
+    task = client.post("/tasks", new_task)
     if wait:
-        wait_cli.until_finished(client, cursor, {submitted["id"]: submitted["state"]}, goal=submitted["goal_id"])
-        submitted = client.get(f"/tasks/{submitted['id']}")
+        wait_cli.until_finished(client, cursor, {task["id"]: task["state"]}, goal=task["goal_id"])
+        task = client.get(f"/tasks/{task['id']}")
     if fmt is Format.JSON:
-        output.write_json(submitted)
+        output.write_json(task)
     elif wait:
-        output.show(wait_cli.result(submitted))
+        output.show(wait_cli.result(task))
     else:
-        output.show(Text(submitted["id"]))
-    if wait and submitted["state"] != "completed":
-        hint = f"`convener tasks get {submitted['id']}` shows every attempt"
-        raise _unhappy(f"the task was not completed: it is {submitted['state']}", submitted["error"], hint)
+        output.show(Text(task["id"]))
+    if wait and task["state"] != "completed":
+        hint = f"`convener tasks get {task['id']}` shows every attempt"
+        raise _incomplete(f"the task was not completed: it is {task['state']}", task["error"], hint)
 
 
-def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, skipped: int) -> None:
+def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, skip: int) -> None:
     cursor = wait_cli.current(client) if wait else ""
-    submitted = _send(client, tasks, skipped)
+    submitted_tasks = _send_batches(client, tasks, skip)
     if wait:
         goals = {task.get("goal_id") for task in tasks}
-        states = {task["id"]: task["state"] for task in submitted}
-        ended = wait_cli.until_finished(client, cursor, states, goal=goals.pop() if len(goals) == 1 else None)
-        submitted = [task | {"state": ended[task["id"]]} for task in submitted]
-    counts = Counter(task["state"] for task in submitted)
+        states = {task["id"]: task["state"] for task in submitted_tasks}
+        final_states = wait_cli.until_finished(client, cursor, states, goal=goals.pop() if len(goals) == 1 else None)
+        submitted_tasks = [task | {"state": final_states[task["id"]]} for task in submitted_tasks]
+    counts = Counter(task["state"] for task in submitted_tasks)
     if fmt is Format.JSON:
-        output.write_json({"tasks": submitted})
+        output.write_json({"tasks": submitted_tasks})
     else:
-        new = sum(task["created"] for task in submitted)
+        new = sum(task["created"] for task in submitted_tasks)
         states_text = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
-        output.show(Text(f"submitted {len(submitted):,} tasks, {new:,} of them new: {states_text or 'none'}"))
+        output.show(Text(f"submitted {len(submitted_tasks):,} tasks, {new:,} of them new: {states_text or 'none'}"))
     if wait and set(counts) - {"completed"}:
-        unhappy = next(task for task in submitted if task["state"] != "completed")
-        hint = f"`convener tasks get {unhappy['id']}` shows every attempt of the first; `-o json` lists them all"
-        raise _unhappy("not every task was completed", None, hint)
+        incomplete = next(task for task in submitted_tasks if task["state"] != "completed")
+        hint = f"`convener tasks get {incomplete['id']}` shows every attempt of the first; `-o json` lists them all"
+        raise _incomplete("not every task was completed", None, hint)
 
 
-def _send(client: Client, tasks: list[Json], skipped: int) -> list[Json]:
+def _send_batches(client: Client, tasks: list[Json], skip: int) -> list[Json]:
     """Submit everything, a batch at a time. A Failure says where to go on."""
-    submitted: list[Json] = []
+    submitted_tasks: list[Json] = []
     with Progress(console=output.errors(), transient=True) as progress:
         bar = progress.add_task("submitting", total=len(tasks))
         for body in batches(tasks):
             try:
-                submitted += client.post("/tasks/batch", body)["tasks"]
+                submitted_tasks += client.post("/tasks/batch", body)["tasks"]
             except Failure as failure:
-                if len(submitted) or skipped:
-                    failure.details = [*failure.details, f"{skipped + len(submitted)} tasks of the file were submitted"]
-                    failure.hint = f"then go on with `--skip {skipped + len(submitted)}`"
+                if len(submitted_tasks) or skip:
+                    failure.details = [
+                        *failure.details,
+                        f"{skip + len(submitted_tasks)} tasks of the file were submitted",
+                    ]
+                    failure.hint = f"then go on with `--skip {skip + len(submitted_tasks)}`"
                 raise
-            progress.update(bar, completed=len(submitted))
-    return submitted
+            progress.update(bar, completed=len(submitted_tasks))
+    return submitted_tasks
 
 
 def _with_id(task: Json) -> Json:
-    """With an id of ours, a call whose answer was lost can be repeated."""
+    """Give the task an id, so that a call whose answer was lost can be repeated."""
     return {"id": str(time_ordered_uuid())} | task
 
 
-def _unhappy(message: str, error: Json | None, hint: str) -> Failure:
+def _incomplete(message: str, error: Json | None, hint: str) -> Failure:
     details = [f"{error.get('code')}: {error.get('message')}"] if error else []
     return Failure(message, ExitCode.TASK_FAILED, details=details, hint=hint)
 
 
 def read_object(text: str) -> Json:
-    """The JSON object that an option means: the text itself, @FILE, or - for stdin. Raises BadParameter."""
+    """Read a JSON object from an option: the text itself, @FILE, or - for stdin. Raises BadParameter."""
     value = read_value(text, "the payload")
     if not isinstance(value, dict):
         raise typer.BadParameter("the payload must be a JSON object, like {}")
     return value
 
 
-def read_value(text: str, what: str) -> Any:
-    """The JSON value that an argument means: the text itself, @FILE, or - for stdin. Raises BadParameter."""
+def read_value(text: str, subject: str) -> Any:
+    """Read a JSON value from an argument: the text itself, @FILE, or - for stdin. Raises BadParameter."""
     source = text
     if text == "-":
-        source = _text(text)
+        source = _read_text(text)
     elif text.startswith("@"):
-        source = _text(text[1:])
-    return _json(source, what)
+        source = _read_text(text[1:])
+    return _parse_json(source, subject)
 
 
 def read_tasks(file: str) -> list[Json]:
-    """The tasks in a file: an array, {"tasks": [...]}, one object, or one object a line. Raises BadParameter."""
-    text = _text(file)
+    """Read tasks from a file: an array, {"tasks": [...]}, one object, or one object a line. Raises BadParameter."""
+    text = _read_text(file)
     try:
         value = json.loads(text)
     except ValueError:
         value = [
-            _json(line, f"line {number} of {file}") for number, line in enumerate(text.splitlines(), 1) if line.strip()
+            _parse_json(line, f"line {number} of {file}")
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.strip()
         ]
     if isinstance(value, dict):
         value = value["tasks"] if isinstance(value.get("tasks"), list) else [value]
@@ -181,7 +186,7 @@ def batches(tasks: list[Json]) -> Iterator[bytes]:
     size = 0
     for task in tasks:
         text = json.dumps(task, separators=(",", ":")).encode()
-        if batch and (len(batch) == _MOST_TASKS or size + len(text) > _MOST_BYTES):
+        if batch and (len(batch) == _MAX_BATCH_TASKS or size + len(text) > _MAX_BATCH_BYTES):
             yield _body(batch)
             batch, size = [], 0
         batch.append(text)
@@ -194,15 +199,15 @@ def _body(batch: list[bytes]) -> bytes:
     return b'{"tasks":[' + b",".join(batch) + b"]}"
 
 
-def _text(file: str) -> str:
+def _read_text(file: str) -> str:
     try:
         return sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}") from None
 
 
-def _json(text: str, what: str) -> Any:
+def _parse_json(text: str, subject: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{what} is not JSON: {error}") from None
+        raise typer.BadParameter(f"{subject} is not JSON: {error}") from None

@@ -51,9 +51,9 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List tasks, newest first: those that agree with all of the filters."""
-    wanted = {
+    query = {
         "goal_id": goal,
-        "state": [each.value for each in state or ()],
+        "state": [choice.value for choice in state or ()],
         "agent_type": agent,
         "priority": priority.value if priority else None,
         "label": label,
@@ -65,9 +65,9 @@ def ls(
         "finished_before": finished_before,
         "after": after,
     }
-    with connect(url) as client, output.errors().status("reading tasks") as seen:
+    with connect(url) as client, output.errors().status("reading tasks") as status:
         items, following = client.pages(
-            "/tasks", None if everything else limit, lambda count: seen.update(f"reading tasks: {count:,}"), **wanted
+            "/tasks", None if everything else limit, lambda count: status.update(f"reading tasks: {count:,}"), **query
         )
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following})
@@ -137,16 +137,16 @@ def cancel(
 
 
 def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:
-    done, failures = [], []
+    cancelled_tasks, failures = [], []
     for task_id in task_ids:
         try:
-            done.append(client.post(f"/tasks/{task_id}/cancel", {"reason": reason}))
+            cancelled_tasks.append(client.post(f"/tasks/{task_id}/cancel", {"reason": reason}))
         except Failure as failure:
             failures.append((task_id, failure))
     if fmt is Format.JSON:
-        output.write_json({"items": done})
+        output.write_json({"items": cancelled_tasks})
     else:
-        for task in done:
+        for task in cancelled_tasks:
             output.show(Text(f"cancelled {task['id']}"))
     for task_id, refusal in failures:
         output.errors().print(f"{task_id} was not cancelled:")

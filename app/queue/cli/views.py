@@ -1,4 +1,4 @@
-"""Tasks for people: one in full, many as a table."""
+"""Views of tasks on the terminal: one in full, many as a table."""
 
 import json
 from datetime import datetime
@@ -13,7 +13,7 @@ from app.terminal.client import Json
 
 
 def portrait(task: Json, now: datetime) -> RenderableType:
-    """A task as `GET /tasks/{id}` tells of it."""
+    """One task in full, from the answer of `GET /tasks/{id}`."""
     progress, usage = task["progress"], task["usage"]
     facts = output.details(
         [
@@ -22,7 +22,7 @@ def portrait(task: Json, now: datetime) -> RenderableType:
             ("Agent", task["agent_type"]),
             ("Goal", task["goal_id"]),
             ("Priority", task["priority"]),
-            ("Attempt", f"{_attempt(task)} of {task['max_attempts']}" + _rescued(task["rescues"])),
+            ("Attempt", f"{_attempt_number(task)} of {task['max_attempts']}" + _rescue_note(task["rescues"])),
             ("Depends on", "\n".join(task["depends_on"]) or None),
             ("Worker", task["worker_id"]),
             ("Created", output.age(task["created_at"], now)),
@@ -32,7 +32,7 @@ def portrait(task: Json, now: datetime) -> RenderableType:
             ("Finished", output.age(task["finished_at"], now)),
             ("Deadline", output.age(task["deadline"], now)),
             ("Progress", f"{_percent(progress)}  {progress['message'] or ''}" if progress else None),
-            ("Used", _used(usage) if usage else None),
+            ("Used", _usage_text(usage) if usage else None),
             ("Labels", ", ".join(f"{name}:{value}" for name, value in task["labels"].items()) or None),
             ("Payload", output.json_text(task["payload"])),
             ("Checkpoint", output.json_text(task["checkpoint"])),
@@ -44,15 +44,15 @@ def portrait(task: Json, now: datetime) -> RenderableType:
 
 
 def listing(items: list[Json], now: datetime) -> Table:
-    """Tasks as lists tell of them."""
+    """A table of tasks, from an answer of `GET /tasks`."""
     wide = output.is_wide()
-    more = ("PRIORITY", "ATTEMPT", "PROGRESS") if wide else ()
+    wide_columns = ("PRIORITY", "ATTEMPT", "PROGRESS") if wide else ()
     table = output.table(
-        "ID", "AGENT", "STATE", "CREATED", *more, "GOAL", whole=["ID"], flexible="GOAL", tight=not wide
+        "ID", "AGENT", "STATE", "CREATED", *wide_columns, "GOAL", whole=["ID"], flexible="GOAL", tight=not wide
     )
     for task in items:
         progress = task["progress"]
-        extra: list[Any] = [task["priority"], f"{_attempt(task)}/{task['max_attempts']}"]
+        extra: list[Any] = [task["priority"], f"{_attempt_number(task)}/{task['max_attempts']}"]
         extra.append(_percent(progress) if progress else None)
         table.add_row(
             output.cell(task["id"]),
@@ -66,7 +66,7 @@ def listing(items: list[Json], now: datetime) -> Table:
 
 
 def letters(items: list[Json], now: datetime) -> Table:
-    """Dead letters as lists tell of them."""
+    """A table of dead letters, from an answer of `GET /dead-letters`."""
     wide = output.is_wide()
     table = output.table(
         "ID", "AGENT", "FAILED", *(("GOAL",) if wide else ()), "ERROR", whole=["ID"], flexible="ERROR", tight=not wide
@@ -99,10 +99,10 @@ def _attempts(attempts: list[Json], now: datetime) -> Table:
     return table
 
 
-def _attempt(task: Json) -> str:
-    """A task that waits for others has none ahead yet, and one that was cancelled before its first never had any."""
-    none = task["state"] == "blocked" or (task["finished_at"] is not None and not task["token"])
-    return "-" if none else str(task["attempt"])
+def _attempt_number(task: Json) -> str:
+    """Number of the attempt, `-` for a blocked task and for one that was cancelled before its first attempt."""
+    has_none = task["state"] == "blocked" or (task["finished_at"] is not None and not task["token"])
+    return "-" if has_none else str(task["attempt"])
 
 
 def _percent(progress: Json) -> str:
@@ -110,21 +110,21 @@ def _percent(progress: Json) -> str:
 
 
 def _error(error: Json) -> str:
-    """Code and message, then the details, tracebacks as they were printed."""
-    more = [
+    """Code and message, then the details; strings such as tracebacks unquoted."""
+    details = [
         f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
         for name, value in (error.get("detail") or {}).items()
     ]
-    return "\n".join([f"{error.get('code')}: {error.get('message')}", *more]).rstrip()
+    return "\n".join([f"{error.get('code')}: {error.get('message')}", *details]).rstrip()
 
 
-def _rescued(rescues: int) -> str:
+def _rescue_note(rescues: int) -> str:
     if not rescues:
         return ""
     return f", rescued from lost workers {'once' if rescues == 1 else f'{rescues} times'}"
 
 
-def _used(usage: Json) -> str:
+def _usage_text(usage: Json) -> str:
     return (
         f"{usage['wall_seconds']:.2f} s of wall time, {usage['cpu_seconds']:.2f} s of CPU, "
         f"{usage['max_memory_mb']:.0f} MB at most"

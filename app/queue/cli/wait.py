@@ -1,4 +1,4 @@
-"""Waits for tasks by following events: no polling of each task, and nothing missed while the service is away."""
+"""Waiting for tasks by following events: no polling of each task, and nothing missed during an outage."""
 
 import time
 from collections.abc import Mapping
@@ -13,58 +13,62 @@ from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
 
-_ENDS = {
+_FINAL_STATES = {
     TaskEvent.COMPLETED.value: "completed",
     TaskEvent.FAILED.value: "failed",
     TaskEvent.CANCELLED.value: "cancelled",
 }
 _POLL_SECONDS = 25.0
-_PATIENCE_SECONDS = 30.0
+_MAX_OUTAGE_SECONDS = 30.0
 
 
 def current(client: Client) -> str:
-    """The cursor of now. Take it before the tasks are submitted, so that no end comes too early to be seen."""
+    """The current cursor, to be taken before the tasks are submitted, so that no end of theirs is missed."""
     cursor: str = client.get("/events", after="now", limit=1)["next"]
     return cursor
 
 
 def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, goal: str | None) -> dict[str, str]:
-    """Follow events from `cursor` until all of these tasks have ended; returns their states.
+    """Follow events from `cursor` until all of these tasks have ended; return their states.
 
-    `states` is what is known of them. Only events of `goal` are read when it is given, so all must belong to it.
+    `states` are their current states. With `goal` only its events are read, so all tasks must belong to it.
     An outage of up to 30 s is waited out; a longer one raises Failure.
     """
-    known = dict(states)
-    left = {task_id for task_id, state in known.items() if state not in FINISHED}
+    final_states = dict(states)
+    open_ids = {task_id for task_id, state in final_states.items() if state not in FINISHED}
     try:
-        with output.errors().status(_remaining(len(left))) as shown:
-            while left:
-                page = _patiently(client, cursor, goal)
-                ended = {event["task_id"]: _ENDS[event["kind"]] for event in page["items"] if event["kind"] in _ENDS}
-                known |= {task_id: ended[task_id] for task_id in left & ended.keys()}
-                left -= ended.keys()
+        with output.errors().status(_remaining(len(open_ids))) as status:
+            while open_ids:
+                page = _read_patiently(client, cursor, goal)
+                ended_tasks = {
+                    event["task_id"]: _FINAL_STATES[event["kind"]]
+                    for event in page["items"]
+                    if event["kind"] in _FINAL_STATES
+                }
+                final_states |= {task_id: ended_tasks[task_id] for task_id in open_ids & ended_tasks.keys()}
+                open_ids -= ended_tasks.keys()
                 cursor = page["next"]
-                shown.update(_remaining(len(left)))
+                status.update(_remaining(len(open_ids)))
     except KeyboardInterrupt:
-        output.errors().print(f"[dim]no longer {_remaining(len(left))}; what was submitted goes on[/]")
+        output.errors().print(f"[dim]no longer {_remaining(len(open_ids))}; what was submitted goes on[/]")
         raise
-    return known
+    return final_states
 
 
 def result(task: Json) -> RenderableType:
-    """What came of a task, for people."""
-    found = output.json_text(task["result"])
-    return found if found is not None else Text(f"{task['id']} is {task['state']}, without a result")
+    """The result of a task, or a sentence on its state when there is none."""
+    text = output.json_text(task["result"])
+    return text if text is not None else Text(f"{task['id']} is {task['state']}, without a result")
 
 
-def _patiently(client: Client, cursor: str, goal: str | None) -> Json:
-    began = time.monotonic()
+def _read_patiently(client: Client, cursor: str, goal: str | None) -> Json:
+    began_at = time.monotonic()
     while True:
         try:
             return client.get("/events", after=cursor, goal_id=goal, limit=PAGE, wait_seconds=_POLL_SECONDS)
         except Failure as failure:
-            away = isinstance(failure, Unreachable) or getattr(failure, "status", None) == 503
-            if not away or time.monotonic() - began > _PATIENCE_SECONDS:
+            is_away = isinstance(failure, Unreachable) or getattr(failure, "status", None) == 503
+            if not is_away or time.monotonic() - began_at > _MAX_OUTAGE_SECONDS:
                 raise
             time.sleep(1.0)
 

@@ -50,7 +50,7 @@ def test_an_outage_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
         raise httpx.ConnectError("refused")
 
     with pytest.raises(Unreachable):
-        wait._patiently(client(answer), "1-1", None)
+        wait._read_patiently(client(answer), "1-1", None)
 
 
 def test_what_is_finished_already_needs_no_waiting() -> None:
