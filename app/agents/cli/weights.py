@@ -76,11 +76,7 @@ def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Outpu
 
 
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
-def history(
-    limit: Limit = 20,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
+def history(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show every step and every order, newest first."""
     with connect(url) as client:
         items, following = client.pages("/weights/history", limit)

@@ -67,12 +67,7 @@ async def read(
     responses=_CHANGING,
 )
 async def put(
-    model: ModelName,
-    body: LimitsIn,
-    connection: Writing,
-    caller: Caller,
-    response: Response,
-    if_match: IfMatch = None,
+    model: ModelName, body: LimitsIn, connection: Writing, caller: Caller, response: Response, if_match: IfMatch = None
 ) -> ModelOut:
     """All of them at once; what is left out is not limited. In force from the next permit on. Safe to repeat."""
     await service.set_limits(connection, model, expected_version(if_match), _limits(body), by=caller.key_id)

@@ -102,11 +102,7 @@ async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> Sett
 
 
 @router.delete(
-    "/permits/{permit_id}",
-    summary="Give a permit back unused",
-    status_code=204,
-    dependencies=_CALL,
-    responses=_FENCED,
+    "/permits/{permit_id}", summary="Give a permit back unused", status_code=204, dependencies=_CALL, responses=_FENCED
 )
 async def release(permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing) -> None:
     """The call was not made: what it was charged is given back to the rates. Safe to repeat."""
@@ -126,10 +122,7 @@ async def page(
 
 
 @router.get(
-    "/cache/{key}",
-    summary="Read a cached answer",
-    dependencies=_CALL,
-    responses=responses_for(AnswerNotCached),
+    "/cache/{key}", summary="Read a cached answer", dependencies=_CALL, responses=responses_for(AnswerNotCached)
 )
 async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
     """The last answer that a settlement has left under this key, while it is not too old."""

@@ -53,13 +53,7 @@ class ConcurrencyState:
 
 
 def record_call(
-    state: ConcurrencyState,
-    report: CallReport,
-    *,
-    in_use: int,
-    ceiling: int,
-    now: datetime,
-    policy: ConcurrencyPolicy,
+    state: ConcurrencyState, report: CallReport, *, in_use: int, ceiling: int, now: datetime, policy: ConcurrencyPolicy
 ) -> ConcurrencyState:
     """The state after a call; `in_use` includes that call, and `ceiling` is the most calls that people allow."""
     state = _start_cooldown(state, report, now, policy)
