@@ -1,4 +1,4 @@
-"""A look for alerts as the duty takes it, and a queue in which something is wrong."""
+"""One turn of the duty that watches for alerts, and a queue in which something is wrong."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.support.sql import execute, value
 AT_ONCE = AlertPolicy(hysteresis={rule: Hysteresis(opens_after=0, resolves_after=0) for rule in AlertRule}, refresh=0)
 
 
-async def look(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:
+async def observe(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:
     """One turn of the duty; its result."""
     async with database.transaction() as connection:
         await duties.ensure(connection, alerts.WATCH)
@@ -33,7 +33,7 @@ async def find_oldest(database: Database) -> None:
         await duties.done(connection, counters.FIND_OLDEST, result, held_back=False)
 
 
-async def neglected(database: Database, minutes: int) -> None:
+async def neglect_task(database: Database, minutes: int) -> None:
     """A task that has been waiting for so long."""
     await execute(database, "DELETE FROM loop_ticks WHERE duty = $1", counters.FIND_OLDEST)
     if await value(database, "SELECT count(*) FROM tasks") == 0:
@@ -42,7 +42,7 @@ async def neglected(database: Database, minutes: int) -> None:
     await find_oldest(database)
 
 
-async def served(database: Database) -> None:
+async def empty_queue(database: Database) -> None:
     """Nothing waits any more."""
     await execute(database, "DELETE FROM tasks")
     await find_oldest(database)

@@ -14,7 +14,7 @@ from app.queue.rules.events import AlertKind
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute
-from tests.support.watching import look, neglected, served
+from tests.support.watching import empty_queue, neglect_task, observe
 
 
 async def opened(database: Database, rule: AlertRule, severity: Severity, subject: str = "") -> int:
@@ -34,8 +34,8 @@ async def opened(database: Database, rule: AlertRule, severity: Severity, subjec
 
 async def test_from_opening_to_the_end(service: Service, database: Database) -> None:
     assert await service.get("/alerts") == {"items": [], "next": None, "looked_at": None}
-    await neglected(database, 12)
-    await look(database)
+    await neglect_task(database, 12)
+    await observe(database)
     page = await service.get("/alerts", rule="oldest_task")
     assert page["looked_at"]
     (alert,) = page["items"]
@@ -56,8 +56,8 @@ async def test_from_opening_to_the_end(service: Service, database: Database) -> 
     (entry,) = (await service.get("/audit", action="alert.acknowledge"))["items"]
     assert (entry["before"]["state"], entry["after"]["state"], entry["reason"]) == ("open", "acknowledged", "on it")
     assert (await service.post("/audit/verify", {}))["ok"]
-    await served(database)
-    await look(database)
+    await empty_queue(database)
+    await observe(database)
     assert (await service.get("/alerts", rule="oldest_task"))["items"] == []
     (alert,) = (await service.get("/alerts", state="resolved"))["items"]
     assert (alert["state"], alert["resolution"]) == ("resolved", "not seen for 0 s")
@@ -75,14 +75,14 @@ async def test_filters_and_pages(service: Service, database: Database) -> None:
     ]
     await service.post(f"/alerts/{ids[0]}/acknowledge")
 
-    async def found(**query: Any) -> list[int]:
+    async def alert_ids(**query: Any) -> list[int]:
         return [alert["id"] for alert in (await service.get("/alerts", **query))["items"]]
 
-    assert await found() == ids[::-1]
-    assert await found(rule="resource_pressure") == [ids[1], ids[0]]
-    assert await found(severity="critical") == [ids[1]]
-    assert await found(state="acknowledged") == [ids[0]]
-    assert await found(state=["open", "resolved"]) == [ids[2], ids[1]]
+    assert await alert_ids() == ids[::-1]
+    assert await alert_ids(rule="resource_pressure") == [ids[1], ids[0]]
+    assert await alert_ids(severity="critical") == [ids[1]]
+    assert await alert_ids(state="acknowledged") == [ids[0]]
+    assert await alert_ids(state=["open", "resolved"]) == [ids[2], ids[1]]
     first = await service.get("/alerts", limit=2)
     second = await service.get("/alerts", limit=2, after=first["next"])
     assert ([a["id"] for a in first["items"] + second["items"]], second["next"]) == (ids[::-1], None)

@@ -1,4 +1,4 @@
-"""Reading the ladder, holding it, and what others are told of it."""
+"""Reading the step of degradation, holding it, and the advice that others get."""
 
 from typing import Any
 
@@ -21,27 +21,27 @@ async def put(service: Service, key: Role = Role.OPERATOR, **body: Any) -> Any:
 async def heard(service: Service, step: int) -> None:
     """Return once the service goes by the step."""
 
-    async def told() -> bool:
+    async def has_advice() -> bool:
         return bool(service.app.state.services[CurrentStep].step == step)
 
-    await until(told)
+    await until(has_advice)
 
 
 async def test_as_usual(service: Service) -> None:
-    found = await service.get("/degradation")
-    assert (found["step"], found["meaning"]) == (0, "everything runs as usual")
-    assert found["advice"] is found["hold"] is found["expires_at"] is None
-    assert found["reduced_capacity"] == {"is_reduced": False, "reason": None, "lost_share": 0.0}
+    state = await service.get("/degradation")
+    assert (state["step"], state["meaning"]) == (0, "everything runs as usual")
+    assert state["advice"] is state["hold"] is state["expires_at"] is None
+    assert state["reduced_capacity"] == {"is_reduced": False, "reason": None, "lost_share": 0.0}
     assert (await service.get("/queues"))["degradation"] is None
     assert await service.get("/degradation/history") == {"items": [], "next": None}
 
 
 async def test_holding_a_step_tells_everybody(service: Service, worker: Worker) -> None:
-    found = await put(service, step=3, minutes=20, reason="an upgrade")
-    assert (found["step"], found["reason"]) == (3, "an upgrade")
-    assert found["hold"]["by"] == service.keys[Role.OPERATOR].split("_")[1]
+    state = await put(service, step=3, minutes=20, reason="an upgrade")
+    assert (state["step"], state["reason"]) == (3, "an upgrade")
+    assert state["hold"]["by"] == service.keys[Role.OPERATOR].split("_")[1]
     advice = {"step": 3, "max_depth": 2, "batch_factor": 0.5}
-    assert found["advice"] == advice
+    assert state["advice"] == advice
     await heard(service, 3)
     answer = await service.ask("POST", "/tasks", {"agent_type": "generation"})
     assert answer.headers["convener-degradation"] == "step=3; max-depth=2; batch-factor=0.5"

@@ -141,7 +141,7 @@ async def test_what_is_next_to_nothing_spoils_no_rate(service: Service, database
     least = {"name": "writes", "kind": "counter", "value": 5e-324, "at": moment}
     await service.post("/metrics/samples", _batch(least))
     async with database.transaction() as connection:
-        assert [(found.name, found.value) for found in await series.current_values(connection)] == [("writes", 0.0)]
+        assert [(value.name, value.value) for value in await series.current_values(connection)] == [("writes", 0.0)]
     assert await value(database, "SELECT total FROM metric_minutes") == 0.0
 
 

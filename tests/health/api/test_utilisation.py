@@ -23,16 +23,16 @@ _TWO_HOURS: dict[str, Any] = {"since": "2026-01-01T00:00:00Z", "until": "2026-01
 
 async def test_steps_are_of_the_same_length_and_have_no_gaps(service: Service, database: Database) -> None:
     await execute(database, _OLD)
-    found = await service.get("/metrics/utilisation", step=600, **_TWO_HOURS)
-    assert found["step_seconds"] == 600
-    assert set(found["subjects"]) == {"host:lab", "pool"}
-    steps = found["subjects"]["host:lab"]
+    answer = await service.get("/metrics/utilisation", step=600, **_TWO_HOURS)
+    assert answer["step_seconds"] == 600
+    assert set(answer["subjects"]) == {"host:lab", "pool"}
+    steps = answer["subjects"]["host:lab"]
     assert [step["at"][11:16] for step in steps[:3]] == ["00:00", "00:10", "00:20"]
     assert len(steps) == 12
     assert steps[0]["cpu_percentage"] == {"min": -1.0, "mean": 4.5, "max": 10.0}
     assert steps[6]["cpu_percentage"] is None
     assert {step["memory_percentage"] for step in steps} == {None}
-    assert found["subjects"]["pool"][1]["busy_percentage"]["mean"] == 14.5
+    assert answer["subjects"]["pool"][1]["busy_percentage"]["mean"] == 14.5
 
 
 async def test_the_last_hour_by_the_minute_is_what_is_shown(service: Service, database: Database) -> None:
@@ -40,16 +40,16 @@ async def test_the_last_hour_by_the_minute_is_what_is_shown(service: Service, da
         await utilisation.add_samples(
             connection, [single_sample(host_subject("lab"), Measure.CPU, 12.5)], apart_seconds=0
         )
-    found = await service.get("/metrics/utilisation")
-    steps = found["subjects"]["host:lab"]
+    answer = await service.get("/metrics/utilisation")
+    steps = answer["subjects"]["host:lab"]
     assert len(steps) in (60, 61)
     assert [step["cpu_percentage"]["mean"] for step in steps if step["cpu_percentage"]] == [12.5]
 
 
 async def test_one_subject_alone(service: Service, database: Database) -> None:
     await execute(database, _OLD)
-    found = await service.get("/metrics/utilisation", subject="pool", **_TWO_HOURS)
-    assert {name: len(steps) for name, steps in found["subjects"].items()} == {"pool": 120}
+    answer = await service.get("/metrics/utilisation", subject="pool", **_TWO_HOURS)
+    assert {name: len(steps) for name, steps in answer["subjects"].items()} == {"pool": 120}
     assert (await service.get("/metrics/utilisation", subject="nobody", **_TWO_HOURS))["subjects"] == {}
 
 

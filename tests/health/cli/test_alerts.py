@@ -34,14 +34,14 @@ async def alert(live_service: Service) -> AsyncIterator[int]:
 
 
 async def test_see_it_say_so_and_see_that(convener: CommandLine, alert: int) -> None:
-    done = await convener("alerts", "ls", "--severity", "critical")
-    assert done.code == 0
-    line = next(line for line in done.out.splitlines() if line.strip().startswith(str(alert)))
+    result = await convener("alerts", "ls", "--severity", "critical")
+    assert result.code == 0
+    line = next(line for line in result.out.splitlines() if line.strip().startswith(str(alert)))
     assert "open" in line
     assert "[bold]it fails" in line
-    assert "\x1b" not in done.out
-    done = await convener("alerts", "ack", str(alert), "--note", "on it")
-    assert (done.code, "on it" in done.out, "acknowledged" in done.out) == (0, True, True)
+    assert "\x1b" not in result.out
+    result = await convener("alerts", "ack", str(alert), "--note", "on it")
+    assert (result.code, "on it" in result.out, "acknowledged" in result.out) == (0, True, True)
     shown = (await convener("alerts", "get", str(alert), "-o", "json")).json
     assert (shown["state"], shown["note"]) == ("acknowledged", "on it")
     assert "ask the provider" in (await convener("alerts", "get", str(alert))).out
@@ -50,16 +50,16 @@ async def test_see_it_say_so_and_see_that(convener: CommandLine, alert: int) -> 
 
 
 async def test_nothing_is_wrong(convener: CommandLine) -> None:
-    done = await convener("alerts", "ls", "--rule", "queue_growth")
-    assert (done.code, done.out) == (0, "nothing is wrong\n")
-    assert "the background loops have never looked" in done.err
+    result = await convener("alerts", "ls", "--rule", "queue_growth")
+    assert (result.code, result.out) == (0, "nothing is wrong\n")
+    assert "the background loops have never looked" in result.err
     assert (await convener("alerts", "ls", "--state", "resolved")).out == "there are none\n"
 
 
 async def test_plain_errors(convener: CommandLine, live_service: Service, alert: int) -> None:
-    done = await convener("alerts", "get", "999999")
-    assert (done.code, done.out) == (5, "")
-    assert "convener alerts ls" in done.err
+    result = await convener("alerts", "get", "999999")
+    assert (result.code, result.out) == (5, "")
+    assert "convener alerts ls" in result.err
     assert (await convener("alerts", "get", "none")).code == 2
     assert (await convener("alerts", "ls", "--severity", "sad")).code == 1
     assert (await convener("alerts", "ack", str(alert), CONVENER_KEY=live_service.keys[Role.READER])).code == 4

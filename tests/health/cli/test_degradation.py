@@ -12,8 +12,8 @@ async def test_get_set_and_auto(convener: CommandLine) -> None:
         done = await convener("degradation", "get")
         assert "an upgrade" in done.out
         assert "0 to 3" in done.out
-        found = (await convener("degradation", "get", "-o", "json")).json
-        assert (found["step"], found["advice"]["batch_factor"], found["moves"][0]["move"]) == (3, 0.5, "held")
+        state = (await convener("degradation", "get", "-o", "json")).json
+        assert (state["step"], state["advice"]["batch_factor"], state["moves"][0]["move"]) == (3, 0.5, "held")
         await convener("degradation", "set", "0", "--minutes", "5")
     finally:
         done = await convener("degradation", "auto", "-o", "json")

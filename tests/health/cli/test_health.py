@@ -28,13 +28,13 @@ _REPORT: dict[str, Any] = {
 
 
 async def test_the_verdict_is_the_exit_code(convener: CommandLine) -> None:
-    done = await convener("health")
+    result = await convener("health")
     # The loops never run beside these tests.
-    assert (done.code, done.err) == (ExitCode.CRITICAL, "")
-    assert done.out.startswith("Health")
-    assert "critical" in done.out.splitlines()[0]
-    assert "convener loops" in done.out
-    assert all(len(line) <= 80 for line in done.out.splitlines())
+    assert (result.code, result.err) == (ExitCode.CRITICAL, "")
+    assert result.out.startswith("Health")
+    assert "critical" in result.out.splitlines()[0]
+    assert "convener loops" in result.out
+    assert all(len(line) <= 80 for line in result.out.splitlines())
     report = await convener("health", "-o", "json")
     assert report.code == ExitCode.CRITICAL
     assert report.json["overall_health"] == "critical"
@@ -46,8 +46,8 @@ async def test_the_status_tells_it_too(convener: CommandLine) -> None:
 
 
 async def test_nobody_answers(offline: CommandLine) -> None:
-    done = await offline("health", CONVENER_KEY="cvn_a_b", CONVENER_URL="http://127.0.0.1:1")
-    assert (done.code, done.out) == (ExitCode.UNREACHABLE, "")
+    result = await offline("health", CONVENER_KEY="cvn_a_b", CONVENER_URL="http://127.0.0.1:1")
+    assert (result.code, result.out) == (ExitCode.UNREACHABLE, "")
 
 
 def test_the_report_for_people() -> None:

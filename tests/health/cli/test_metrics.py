@@ -23,24 +23,24 @@ async def _push(live_service: Service, name: str, *values: float, **labels: str)
 
 
 async def test_what_is_measured_now(convener: CommandLine) -> None:
-    done = await convener("metrics", "runtime")
-    assert (done.code, done.err) == (0, "")
+    result = await convener("metrics", "runtime")
+    assert (result.code, result.err) == (0, "")
     for agent in AgentType:
-        assert any(line.startswith(agent.value) for line in done.out.splitlines())
-    assert "no target yet" in done.out or "wanted" in done.out
-    found = (await convener("metrics", "runtime", "-o", "json")).json
+        assert any(line.startswith(agent.value) for line in result.out.splitlines())
+    assert "no target yet" in result.out or "wanted" in result.out
+    answer = (await convener("metrics", "runtime", "-o", "json")).json
     # Other tests share the service, and some of them call a model.
-    is_unknown = found["performance_metrics"]["llm_call_latency_ms"] == 0
-    assert ("llm_call_latency_ms is 0" in done.out) == is_unknown
-    assert set(found["worker_status"]) == {"active_workers", "idle_workers", "failed_workers"}
+    is_unknown = answer["performance_metrics"]["llm_call_latency_ms"] == 0
+    assert ("llm_call_latency_ms is 0" in result.out) == is_unknown
+    assert set(answer["worker_status"]) == {"active_workers", "idle_workers", "failed_workers"}
 
 
 async def test_what_was_pushed(convener: CommandLine, live_service: Service) -> None:
     name = f"depth_{uuid4().hex[:8]}"
     await _push(live_service, name, 1.0, 4.0, agent="ranking", worker="lab-1")
     await _push(live_service, name, 7.0, goal="kepler")
-    done = await convener("metrics", "series")
-    (row,) = [line.split() for line in done.out.splitlines() if line.startswith(name)]
+    result = await convener("metrics", "series")
+    (row,) = [line.split() for line in result.out.splitlines() if line.startswith(name)]
     assert row[1:3] == ["gauge", "2"]
     lines = (await convener("metrics", "series", name)).out.splitlines()
     assert len(lines) == 3
@@ -78,22 +78,22 @@ async def test_how_busy_all_were(convener: CommandLine, live_service: Service) -
     async with database.transaction() as connection:
         await utilisation.add_samples(connection, [single_sample(name, Measure.CPU, 50.0)], apart_seconds=0)
     await database.close()
-    done = await convener("metrics", "utilisation", "--subject", name, "--since", "2h")
-    (row,) = [line for line in done.out.splitlines() if line.startswith(name)]
+    result = await convener("metrics", "utilisation", "--subject", name, "--since", "2h")
+    (row,) = [line for line in result.out.splitlines() if line.startswith(name)]
     assert row.split()[1:5] == ["cpu", "50", "50", "50"]
     assert row[-1] in "▄▅"
-    found = (await convener("metrics", "utilisation", "--subject", name, "-o", "json")).json
-    assert set(found["subjects"]) == {name}
-    assert found["step_seconds"] == 120
+    answer = (await convener("metrics", "utilisation", "--subject", name, "-o", "json")).json
+    assert set(answer["subjects"]) == {name}
+    assert answer["step_seconds"] == 120
     assert (await convener("metrics", "utilisation", "--since", "yesterday")).code == 2
 
 
 async def test_a_sample_is_pushed(convener: CommandLine) -> None:
     name = f"writes_{uuid4().hex[:8]}"
-    done = await convener("metrics", "push", name, "3", "--counter", "--agent", "ranking")
-    assert (done.code, done.out, done.err) == (0, "taken\n", "")
-    found = (await convener("metrics", "series", name, "-o", "json")).json["items"]
-    assert [(point["agent"], point["sum"]) for point in found] == [("ranking", 3.0)]
+    result = await convener("metrics", "push", name, "3", "--counter", "--agent", "ranking")
+    assert (result.code, result.out, result.err) == (0, "taken\n", "")
+    answer = (await convener("metrics", "series", name, "-o", "json")).json["items"]
+    assert [(point["agent"], point["sum"]) for point in answer] == [("ranking", 3.0)]
     refused = await convener("metrics", "push", name, "3")
     assert refused.code == 1
     assert f"{name} is a counter" in refused.err

@@ -176,11 +176,11 @@ def test_subjects_of_a_rule_are_apart() -> None:
 @given(st.lists(st.sampled_from(["raised", "worse", "fading", "away", "unknown", "blind"]), max_size=120))
 def test_nothing_flaps_whatever_the_noise(noise: list[str]) -> None:
     """Of a key one alert stands at most, and from one opening to the next both waits have passed."""
-    seen = {"raised": [RAISED], "worse": [WORSE], "fading": [FADING]}
+    symptoms = {"raised": [RAISED], "worse": [WORSE], "fading": [FADING]}
     watch = Watch()
     for kind in noise:
         after = timedelta(minutes=3) if kind == "blind" else TICK
-        watch.look(*seen.get(kind, []), unknown=[KEY.rule] if kind == "unknown" else [], after=after)
+        watch.look(*symptoms.get(kind, []), unknown=[KEY.rule] if kind == "unknown" else [], after=after)
         assert len(watch.alerts) <= 1
     hysteresis = POLICY.hysteresis[KEY.rule]
     least = timedelta(seconds=hysteresis.opens_after + hysteresis.resolves_after)

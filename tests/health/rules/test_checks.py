@@ -34,17 +34,17 @@ def queue(tasks: Mapping[Lane, int] | None = None, **more: Any) -> QueueSnapshot
     return QueueSnapshot(at=AT, tasks={lane: {"pending": count} for lane, count in (tasks or {}).items()}, **more)
 
 
-def told(snapshot: QueueSnapshot | None = None, **seen: Any) -> list[Symptom]:
-    return alert_symptoms(Observations(queue=snapshot or queue(), **seen), FOR_ALERTS)[0]
+def symptoms_of(snapshot: QueueSnapshot | None = None, **observations: Any) -> list[Symptom]:
+    return alert_symptoms(Observations(queue=snapshot or queue(), **observations), FOR_ALERTS)[0]
 
 
-def one(snapshot: QueueSnapshot | None = None, **seen: Any) -> Symptom:
-    (symptom,) = told(snapshot, **seen)
+def only_symptom(snapshot: QueueSnapshot | None = None, **observations: Any) -> Symptom:
+    (symptom,) = symptoms_of(snapshot, **observations)
     return symptom
 
 
 def test_all_is_well_without_a_reason_to_worry() -> None:
-    assert told() == []
+    assert symptoms_of() == []
 
 
 def test_what_was_not_measured_is_unknown_and_not_well() -> None:
@@ -61,13 +61,13 @@ def test_what_was_not_measured_is_unknown_and_not_well() -> None:
 )
 def test_the_oldest_task(minutes: float, expected: tuple[Severity, bool] | None) -> None:
     oldest = {Priority.LOW: AT - timedelta(minutes=1), Priority.HIGH: AT - timedelta(minutes=minutes)}
-    found = told(queue({GENERATION: 1}, oldest=oldest))
-    assert [(s.severity, s.is_fading) for s in found] == ([] if expected is None else [expected])
-    assert all("priority high" in symptom.message for symptom in found)
+    symptoms = symptoms_of(queue({GENERATION: 1}, oldest=oldest))
+    assert [(s.severity, s.is_fading) for s in symptoms] == ([] if expected is None else [expected])
+    assert all("priority high" in symptom.message for symptom in symptoms)
 
 
 def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
-    symptom = one(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
+    symptom = only_symptom(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
     assert (symptom.key.rule, symptom.key.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
     assert symptom.severity is Severity.CRITICAL
 
@@ -77,19 +77,19 @@ def test_long_is_what_is_far_longer_than_usual() -> None:
         start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=3600, longest=3600)
     )
     running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
-    assert told(queue(recent=[hour]), running=running) == []
-    assert one(running=running).severity is Severity.WARNING
+    assert symptoms_of(queue(recent=[hour]), running=running) == []
+    assert only_symptom(running=running).severity is Severity.WARNING
 
 
 def test_a_pool_below_its_minimum() -> None:
-    assert told(workers=WorkerCounts(alive=10, minimum=10)) == []
-    assert one(workers=WorkerCounts(alive=9, minimum=10)).severity is Severity.WARNING
-    assert one(workers=WorkerCounts(alive=4, minimum=10)).severity is Severity.CRITICAL
+    assert symptoms_of(workers=WorkerCounts(alive=10, minimum=10)) == []
+    assert only_symptom(workers=WorkerCounts(alive=9, minimum=10)).severity is Severity.WARNING
+    assert only_symptom(workers=WorkerCounts(alive=4, minimum=10)).severity is Severity.CRITICAL
 
 
 def test_resources_each_for_itself() -> None:
-    found = told(resources={"cpu": 0.81, "memory": 0.5, "llm_permits": 0.96, "queue": 0.75, "gpu": None})
-    kinds = {symptom.key.subject: (symptom.severity, symptom.is_fading) for symptom in found}
+    symptoms = symptoms_of(resources={"cpu": 0.81, "memory": 0.5, "llm_permits": 0.96, "queue": 0.75, "gpu": None})
+    kinds = {symptom.key.subject: (symptom.severity, symptom.is_fading) for symptom in symptoms}
     assert kinds == {
         "cpu": (Severity.WARNING, False),
         "llm_permits": (Severity.CRITICAL, False),
@@ -101,47 +101,50 @@ def depths(*tasks: int, seconds: float = 20) -> list[Depth]:
     return [Depth(at=AT + timedelta(seconds=seconds * n), tasks=count) for n, count in enumerate(tasks)]
 
 
-def test_growth_is_told_over_a_minute_at_least() -> None:
-    assert told(depths=depths(0, 5_000, 10_000)) == []
-    symptom = one(depths=depths(0, 50, 100, 150))
+def test_growth_is_computed_over_a_minute_at_least() -> None:
+    assert symptoms_of(depths=depths(0, 5_000, 10_000)) == []
+    symptom = only_symptom(depths=depths(0, 50, 100, 150))
     assert (symptom.key.rule, symptom.facts["tasks_per_minute"]) == (AlertRule.QUEUE_GROWTH, 150)
-    assert told(depths=depths(5_000, 5_000, 5_000, 5_080)) == []
-    assert one(depths=depths(0, 0, 0, 95)).is_fading
+    assert symptoms_of(depths=depths(5_000, 5_000, 5_000, 5_080)) == []
+    assert only_symptom(depths=depths(0, 0, 0, 95)).is_fading
 
 
 def test_depths_are_kept_for_a_minute_and_a_little() -> None:
-    kept: list[Depth] = []
+    recent: list[Depth] = []
     for n in range(100):
-        kept = with_depth(kept, AT + timedelta(seconds=5 * n), n)
-        assert len(kept) <= 14
-    assert kept[-1].at - kept[0].at == timedelta(minutes=1)
-    later = with_depth(kept, AT + timedelta(hours=1), 7)
+        recent = with_depth(recent, AT + timedelta(seconds=5 * n), n)
+        assert len(recent) <= 14
+    assert recent[-1].at - recent[0].at == timedelta(minutes=1)
+    later = with_depth(recent, AT + timedelta(hours=1), 7)
     assert [depth.tasks for depth in later] == [7], "an hour ago tells nothing of a minute"
 
 
 def test_starvation_is_of_workers_that_could_run_what_waits() -> None:
     idle = WorkerCounts(alive=4, idle=1, idle_for=frozenset({AgentType.GENERATION}))
-    assert told(queue({RANKING: 5}), workers=idle) == []
-    symptom = one(queue({GENERATION: 5, RANKING: 9}), workers=idle)
+    assert symptoms_of(queue({RANKING: 5}), workers=idle) == []
+    symptom = only_symptom(queue({GENERATION: 5, RANKING: 9}), workers=idle)
     assert symptom.message == "1 worker idles although tasks wait that could be run there: 5"
     paused = Pause(agent_type=AgentType.GENERATION, reason="", paused_by="x", paused_at=AT)
-    assert told(queue({GENERATION: 5}, pauses=[paused]), workers=idle) == []
-    assert told(queue({GENERATION: 5}), workers=WorkerCounts(alive=4)) == []
+    assert symptoms_of(queue({GENERATION: 5}, pauses=[paused]), workers=idle) == []
+    assert symptoms_of(queue({GENERATION: 5}), workers=WorkerCounts(alive=4)) == []
 
 
 def test_of_very_many_workers_some_are_always_between_two_tasks() -> None:
     able = frozenset({AgentType.GENERATION})
-    assert told(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=49, idle_for=able)) == []
-    assert len(told(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
+    assert symptoms_of(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=49, idle_for=able)) == []
+    assert len(symptoms_of(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
 
 
 def test_breakers_and_replacements() -> None:
-    assert one(breakers={"small": False, "large": True}).key.subject == "large"
-    assert told(recovery=Recovery()) == []
+    assert only_symptom(breakers={"small": False, "large": True}).key.subject == "large"
+    assert symptoms_of(recovery=Recovery()) == []
     failing = Recovery(failing=["here/1"], lost_share=0.25, reason="they die")
-    assert (one(recovery=failing).message, one(recovery=failing).severity) == ("they die", Severity.WARNING)
+    assert (only_symptom(recovery=failing).message, only_symptom(recovery=failing).severity) == (
+        "they die",
+        Severity.WARNING,
+    )
     overdue = Recovery(overdue=3, lost_share=0.75, reason="they do not come")
-    assert one(recovery=overdue).severity is Severity.CRITICAL
+    assert only_symptom(recovery=overdue).severity is Severity.CRITICAL
 
 
 @pytest.mark.parametrize(
@@ -157,21 +160,21 @@ def test_breakers_and_replacements() -> None:
 )
 def test_database_trouble(changes: dict[str, Any], expected: list[tuple[str, bool]]) -> None:
     usual: dict[str, Any] = {"snapshot_seconds": 1.0, "snapshot_transactions": 5, "dead_rows": {}, "connections": 0.1}
-    found = told(database=DatabaseCondition(**(usual | changes)))
-    assert [(symptom.key.subject, symptom.is_fading) for symptom in found] == expected
+    symptoms = symptoms_of(database=DatabaseCondition(**(usual | changes)))
+    assert [(symptom.key.subject, symptom.is_fading) for symptom in symptoms] == expected
 
 
-def test_degradation_is_told_and_its_last_step_is_critical() -> None:
-    assert told(step=DegradationStep.NONE) == []
-    assert (one(step=DegradationStep.DEPTH).key.rule, one(step=DegradationStep.DEPTH).severity) == (
+def test_degradation_raises_an_alert_and_its_last_step_is_critical() -> None:
+    assert symptoms_of(step=DegradationStep.NONE) == []
+    assert (only_symptom(step=DegradationStep.DEPTH).key.rule, only_symptom(step=DegradationStep.DEPTH).severity) == (
         AlertRule.DEGRADED,
         Severity.WARNING,
     )
-    assert one(step=DegradationStep.ESSENTIALS).severity is Severity.CRITICAL
+    assert only_symptom(step=DegradationStep.ESSENTIALS).severity is Severity.CRITICAL
 
 
 def test_every_symptom_says_what_to_do() -> None:
-    found = told(
+    symptoms = symptoms_of(
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
         depths=depths(0, 0, 0, 500),
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
@@ -182,5 +185,5 @@ def test_every_symptom_says_what_to_do() -> None:
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,
     )
-    assert {symptom.key.rule for symptom in found} == set(AlertRule)
-    assert all(symptom.advice and symptom.message for symptom in found)
+    assert {symptom.key.rule for symptom in symptoms} == set(AlertRule)
+    assert all(symptom.advice and symptom.message for symptom in symptoms)

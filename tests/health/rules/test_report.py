@@ -29,8 +29,8 @@ def _report(snapshot: Snapshot) -> Report:
 
 
 def test_all_is_well_and_every_figure_is_told() -> None:
-    found = _report(well(queue=queue({AgentType.EVOLUTION: {"pending": 30, "delayed": 2}}, oldest=12.9)))
-    assert found == Report(
+    result = _report(well(queue=queue({AgentType.EVOLUTION: {"pending": 30, "delayed": 2}}, oldest=12.9)))
+    assert result == Report(
         at=NOON,
         overall=Overall.HEALTHY,
         total_workers=10,
@@ -49,8 +49,8 @@ def test_all_is_well_and_every_figure_is_told() -> None:
 def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
     stale = queue({_RANKING: {"delayed": 3, "executing": 5}}, oldest=99.0)
     for empty in (queue(), queue(oldest=99.0), stale):
-        found = _report(well(queue=empty))
-        assert (found.bottleneck, found.oldest_task_age_seconds, found.overall) == (None, 0, Overall.HEALTHY)
+        result = _report(well(queue=empty))
+        assert (result.bottleneck, result.oldest_task_age_seconds, result.overall) == (None, 0, Overall.HEALTHY)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
     ],
 )
 def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: str, level: Level) -> None:
-    found = _report(well(**changes))
-    assert [reason.level for reason in found.reasons if reason.code == code] == [level]
+    result = _report(well(**changes))
+    assert [reason.level for reason in result.reasons if reason.code == code] == [level]
     expected = {Level.NOTE: Overall.HEALTHY, Level.DEGRADED: Overall.DEGRADED, Level.CRITICAL: Overall.CRITICAL}
-    assert found.overall is expected[level]
+    assert result.overall is expected[level]
 
 
 @pytest.mark.parametrize(
@@ -120,22 +120,22 @@ def test_a_duty_that_is_late_is_told_by_its_name() -> None:
 
 def test_a_peak_of_a_moment_is_shown_but_is_no_reason() -> None:
     busy = [span(HOST, Measure.CPU, 30.0, ago=70, samples=12), span(HOST, Measure.CPU, 99.0)]
-    found = _report(well(spans=[*busy, span(HOST, Measure.MEMORY, 10.0)]))
-    assert (found.cpu_percentage, found.overall) == (99.0, Overall.HEALTHY)
+    result = _report(well(spans=[*busy, span(HOST, Measure.MEMORY, 10.0)]))
+    assert (result.cpu_percentage, result.overall) == (99.0, Overall.HEALTHY)
 
 
 def test_the_host_that_has_the_least_left_counts() -> None:
     other = utilisation.host_subject("other")
     values = {HOST: 20.0, other: 70.0, utilisation.WORKERS: 90.0}
-    found = _report(well(spans=[span(s, m, v) for s, v in values.items() for m in (Measure.CPU, Measure.MEMORY)]))
-    assert (found.cpu_percentage, found.memory_percentage) == (70.0, 70.0)
+    result = _report(well(spans=[span(s, m, v) for s, v in values.items() for m in (Measure.CPU, Measure.MEMORY)]))
+    assert (result.cpu_percentage, result.memory_percentage) == (70.0, 70.0)
 
 
 def test_workers_stand_in_where_no_host_is_measured() -> None:
     stale = span(HOST, Measure.CPU, 50.0, ago=90)
     workers = [span(utilisation.WORKERS, m, 12.0) for m in (Measure.CPU, Measure.MEMORY)]
-    found = _report(well(spans=[stale, *workers]))
-    assert (found.cpu_percentage, found.memory_percentage, found.reasons) == (12.0, 12.0, [])
+    result = _report(well(spans=[stale, *workers]))
+    assert (result.cpu_percentage, result.memory_percentage, result.reasons) == (12.0, 12.0, [])
 
 
 def test_what_nobody_has_measured_is_noted() -> None:
@@ -146,9 +146,9 @@ def test_what_nobody_has_measured_is_noted() -> None:
         language_model=LanguageModel(),
         queue=queue({_RANKING: {"pending": 1}}),
     )
-    found = _report(nothing)
-    assert {reason.code for reason in found.reasons} == {"not_measured"}
-    said = " ".join(reason.message for reason in found.reasons)
+    result = _report(nothing)
+    assert {reason.code for reason in result.reasons} == {"not_measured"}
+    messages = " ".join(reason.message for reason in result.reasons)
     for figure in (
         "cpu_percentage",
         "memory_percentage",
@@ -156,29 +156,29 @@ def test_what_nobody_has_measured_is_noted() -> None:
         "llm_api_usage_percentage",
         "oldest_task_age_seconds",
     ):
-        assert figure in said
-    assert found.overall is Overall.HEALTHY
+        assert figure in messages
+    assert result.overall is Overall.HEALTHY
 
 
 def test_the_worst_comes_first() -> None:
-    found = _report(well(pool=pool(idle=4, silent=1), duty_turns=[], language_model=LanguageModel()))
-    assert [reason.level for reason in found.reasons] == [Level.CRITICAL, Level.DEGRADED, Level.NOTE, Level.NOTE]
+    result = _report(well(pool=pool(idle=4, silent=1), duty_turns=[], language_model=LanguageModel()))
+    assert [reason.level for reason in result.reasons] == [Level.CRITICAL, Level.DEGRADED, Level.NOTE, Level.NOTE]
 
 
 def test_without_a_database_the_last_figures_are_told_with_their_age() -> None:
     last = _report(well(pool=pool(idle=4)))
-    found = outdated_report(last, NOON + timedelta(seconds=42), DATABASE_AWAY, "it is away")
-    assert found.overall is Overall.CRITICAL
-    assert found.at == NOON + timedelta(seconds=42)
-    assert (found.total_workers, found.cpu_percentage) == (9, 40.0)
-    assert [reason.code for reason in found.reasons] == [DATABASE_AWAY, "out_of_date"]
-    assert "42 s ago" in found.reasons[1].message
+    result = outdated_report(last, NOON + timedelta(seconds=42), DATABASE_AWAY, "it is away")
+    assert result.overall is Overall.CRITICAL
+    assert result.at == NOON + timedelta(seconds=42)
+    assert (result.total_workers, result.cpu_percentage) == (9, 40.0)
+    assert [reason.code for reason in result.reasons] == [DATABASE_AWAY, "out_of_date"]
+    assert "42 s ago" in result.reasons[1].message
 
 
 def test_without_a_database_from_the_beginning_nothing_is_known() -> None:
-    found = outdated_report(None, NOON, DATABASE_AWAY, "it is away")
-    assert (found.overall, found.total_workers, found.bottleneck) == (Overall.CRITICAL, 0, None)
-    assert [reason.code for reason in found.reasons] == [DATABASE_AWAY, "not_measured"]
+    result = outdated_report(None, NOON, DATABASE_AWAY, "it is away")
+    assert (result.overall, result.total_workers, result.bottleneck) == (Overall.CRITICAL, 0, None)
+    assert [reason.code for reason in result.reasons] == [DATABASE_AWAY, "not_measured"]
 
 
 _REASONS = st.builds(Finding, code=st.text(), level=st.sampled_from(Level), message=st.text())
@@ -206,10 +206,10 @@ _POOLS = st.builds(
 def test_figures_stay_within_their_ranges(pool: Any, least: int, cpu: float, tasks: int, oldest: float) -> None:
     waiting = queue({_RANKING: {"pending": tasks}}, oldest=oldest)
     spans = [span(HOST, Measure.CPU, cpu)]
-    found = _report(well(pool=pool, min_workers=least, spans=spans, queue=waiting))
-    assert 0 <= found.healthy_workers <= found.total_workers
-    assert 0 <= found.utilization_percentage <= 100
-    assert 0 <= found.cpu_percentage <= 100
-    assert found.overall is overall_health(found.reasons)
-    assert (found.bottleneck is None) == (tasks == 0)
-    assert tasks or found.oldest_task_age_seconds == 0
+    result = _report(well(pool=pool, min_workers=least, spans=spans, queue=waiting))
+    assert 0 <= result.healthy_workers <= result.total_workers
+    assert 0 <= result.utilization_percentage <= 100
+    assert 0 <= result.cpu_percentage <= 100
+    assert result.overall is overall_health(result.reasons)
+    assert (result.bottleneck is None) == (tasks == 0)
+    assert tasks or result.oldest_task_age_seconds == 0

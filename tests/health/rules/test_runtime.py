@@ -18,9 +18,9 @@ _RANKING, _EVOLUTION = AgentType.RANKING, AgentType.EVOLUTION
 
 
 def test_a_pool_counts_each_worker_once() -> None:
-    found = pool(starting=1, idle=2, busy=3, draining=4, silent=2)
-    assert (found.total, found.healthy) == (10, 7)
-    assert found.busy_share == pytest.approx(0.6)
+    counts = pool(starting=1, idle=2, busy=3, draining=4, silent=2)
+    assert (counts.total, counts.healthy) == (10, 7)
+    assert counts.busy_share == pytest.approx(0.6)
     assert pool(idle=0, busy=0, draining=3).busy_share is None
 
 
@@ -51,14 +51,14 @@ def test_means_and_rates() -> None:
         minute(_RANKING, "task.submitted", 30),
         minute(_RANKING, "task.failed", 5, 100.0),
     ]
-    seen = queue(recent=recent)
-    assert completion_seconds(seen) == pytest.approx(4.0)
-    assert arrivals_per_second(seen, _RANKING) == pytest.approx(0.1)
-    assert arrivals_per_second(seen, _EVOLUTION) == 0
+    snapshot = queue(recent=recent)
+    assert completion_seconds(snapshot) == pytest.approx(4.0)
+    assert arrivals_per_second(snapshot, _RANKING) == pytest.approx(0.1)
+    assert arrivals_per_second(snapshot, _EVOLUTION) == 0
 
 
 def test_what_was_not_measured_is_said() -> None:
     named = [reason.message.split(" ")[0] for reason in unmeasured_metrics(queue(count_age=None), LanguageModel())]
     assert named == ["avg_task_completion_time_ms", "tasks_per_second", "llm_call_latency_ms"]
-    seen = queue(recent=[minute(_RANKING, "task.completed", 3, 2.0)])
-    assert unmeasured_metrics(seen, LanguageModel(latency_ms=3.0)) == []
+    snapshot = queue(recent=[minute(_RANKING, "task.completed", 3, 2.0)])
+    assert unmeasured_metrics(snapshot, LanguageModel(latency_ms=3.0)) == []

@@ -68,11 +68,11 @@ _SAMPLES = st.lists(
 
 @given(_SAMPLES)
 def test_no_sample_is_lost(samples: list[PushedSample]) -> None:
-    found = fold_samples(samples, _NOON)
-    assert sum(point.samples for point in found) == len(samples)
-    assert sum(point.total for point in found) == sum(pushed.value for pushed in samples)
-    keys: list[Any] = [(point.series, point.minute) for point in found]
+    minutes = fold_samples(samples, _NOON)
+    assert sum(point.samples for point in minutes) == len(samples)
+    assert sum(point.total for point in minutes) == sum(pushed.value for pushed in samples)
+    keys: list[Any] = [(point.series, point.minute) for point in minutes]
     assert keys == sorted(set(keys))
-    for point in found:
+    for point in minutes:
         assert point.low <= point.last <= point.high
         assert point.minute <= point.last_at < point.minute + timedelta(minutes=1)

@@ -21,8 +21,8 @@ def test_the_latest_is_the_newest_that_is_fresh() -> None:
         span(HOST, Measure.MEMORY, 3.0),
         span(utilisation.POOL, Measure.CPU, 4.0, ago=61),
     ]
-    found = utilisation.latest_spans(spans, Measure.CPU, NOON, _POLICY)
-    assert {subject: span.last for subject, span in found.items()} == {HOST: 1.0}
+    latest = utilisation.latest_spans(spans, Measure.CPU, NOON, _POLICY)
+    assert {subject: span.last for subject, span in latest.items()} == {HOST: 1.0}
 
 
 def test_the_mean_is_that_of_samples_not_of_spans() -> None:

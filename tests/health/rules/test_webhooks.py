@@ -18,8 +18,8 @@ POLICY = WebhookPolicy()
 
 
 def test_an_endpoint_is_read_from_its_url() -> None:
-    found = endpoint("https://HOOKS.example.org/a/b?token=x", HOSTS, SECRET)
-    assert found == Endpoint(host="hooks.example.org", port=443, target="/a/b?token=x", secret=SECRET)
+    parsed_endpoint = endpoint("https://HOOKS.example.org/a/b?token=x", HOSTS, SECRET)
+    assert parsed_endpoint == Endpoint(host="hooks.example.org", port=443, target="/a/b?token=x", secret=SECRET)
     assert endpoint("https://pager.example.org:8443", HOSTS, SECRET).port == 8443
     assert endpoint("https://pager.example.org", HOSTS, SECRET).target == "/"
 

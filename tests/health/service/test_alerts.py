@@ -1,4 +1,4 @@
-"""Alerts open once, get worse, are acknowledged by one person, and are resolved, whoever looks at the same time."""
+"""Alerts open once, get worse, are acknowledged by one person, and are resolved, whoever observes at the same time."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from app.health.service import alerts
 from app.health.store import alerts as store
 from app.health.store.alerts import Alert, AlertFilter
 from tests.support.sql import execute, until_blocked, value
-from tests.support.watching import look, neglected, served
+from tests.support.watching import empty_queue, neglect_task, observe
 
 SYMPTOM = Symptom(
     code="oldest_task",
@@ -25,67 +25,67 @@ SYMPTOM = Symptom(
 )
 
 
-async def known(database: Database) -> list[Alert]:
+async def all_alerts(database: Database) -> list[Alert]:
     """All alerts, newest first."""
     async with database.transaction() as connection:
         return await store.page(connection, AlertFilter(states=list(AlertState)), below_id=None, limit=100)
 
 
-async def opened(database: Database) -> Alert:
+async def open_one(database: Database) -> Alert:
     async with database.transaction() as connection:
         alert = await store.open_alert(connection, SYMPTOM)
     assert alert is not None
     return alert
 
 
-async def acknowledged(database: Database, alert_id: int, by: str = "me", note: str = "seen") -> Alert:
+async def acknowledge(database: Database, alert_id: int, by: str = "me", note: str = "seen") -> Alert:
     async with database.transaction() as connection:
         return await alerts.acknowledge(connection, alert_id, by=by, note=note)
 
 
-async def test_a_neglected_task_is_told_of_once_until_it_is_served(database: Database) -> None:
-    assert (await look(database))["opened"] == 0
-    await neglected(database, 11)
-    assert (await look(database))["opened"] == 1
-    assert (await look(database))["opened"] == 0
-    (alert,) = await known(database)
+async def test_a_neglected_task_opens_one_alert_until_it_is_served(database: Database) -> None:
+    assert (await observe(database))["opened"] == 0
+    await neglect_task(database, 11)
+    assert (await observe(database))["opened"] == 1
+    assert (await observe(database))["opened"] == 0
+    (alert,) = await all_alerts(database)
     assert (alert.rule, alert.state, alert.severity) == (AlertRule.OLDEST_TASK, AlertState.OPEN, Severity.WARNING)
     assert alert.summary == "a task of priority medium has been waiting for 11 min"
-    await served(database)
-    await look(database)
-    (alert,) = await known(database)
+    await empty_queue(database)
+    await observe(database)
+    (alert,) = await all_alerts(database)
     assert alert.state is AlertState.RESOLVED
     assert alert.resolved_at is not None
-    await neglected(database, 11)
-    await look(database)
-    assert [found.state for found in await known(database)] == [AlertState.OPEN, AlertState.RESOLVED]
+    await neglect_task(database, 11)
+    await observe(database)
+    assert [alert.state for alert in await all_alerts(database)] == [AlertState.OPEN, AlertState.RESOLVED]
 
 
 async def test_what_gets_worse_is_open_again(database: Database) -> None:
-    await neglected(database, 11)
-    await look(database)
-    (alert,) = await known(database)
-    await acknowledged(database, alert.id)
-    await look(database)
-    assert [found.state for found in await known(database)] == [AlertState.ACKNOWLEDGED]
-    await neglected(database, 40)
-    await look(database)
-    (alert,) = await known(database)
+    await neglect_task(database, 11)
+    await observe(database)
+    (alert,) = await all_alerts(database)
+    await acknowledge(database, alert.id)
+    await observe(database)
+    assert [alert.state for alert in await all_alerts(database)] == [AlertState.ACKNOWLEDGED]
+    await neglect_task(database, 40)
+    await observe(database)
+    (alert,) = await all_alerts(database)
     assert (alert.state, alert.severity, alert.acknowledged_by) == (AlertState.OPEN, Severity.CRITICAL, None)
 
 
 async def test_the_duty_remembers_from_turn_to_turn(database: Database) -> None:
-    """With its real patience: nothing opens at the first look that must last, and the depths add up."""
+    """With its real hysteresis: nothing that must last opens at the first turn, and the depths add up."""
     policy = AlertPolicy()
-    first = await look(database, policy, max_queue_size=1)
-    await neglected(database, 1)
-    second = await look(database, policy, max_queue_size=1)
+    first = await observe(database, policy, max_queue_size=1)
+    await neglect_task(database, 1)
+    second = await observe(database, policy, max_queue_size=1)
     assert [len(result["depths"]) for result in (first, second)] == [1, 2]
-    (spell,) = second["spells"]
-    assert (spell["rule"], spell["subject"]) == ("resource_pressure", "queue")
-    third = await look(database, policy, max_queue_size=1)
-    assert third["spells"][0]["since"] == spell["since"]
-    assert await known(database) == []
+    (pending,) = second["spells"]
+    assert (pending["rule"], pending["subject"]) == ("resource_pressure", "queue")
+    third = await observe(database, policy, max_queue_size=1)
+    assert third["spells"][0]["since"] == pending["since"]
+    assert await all_alerts(database) == []
 
 
 async def test_two_replicas_that_look_at_once_open_one_alert(database: Database, replica: Database) -> None:
@@ -99,40 +99,40 @@ async def test_two_replicas_that_look_at_once_open_one_alert(database: Database,
         rival = asyncio.create_task(second())
         await until_blocked(database)
     assert await rival is None
-    assert len(await known(database)) == 1
+    assert len(await all_alerts(database)) == 1
 
 
 async def test_the_turn_is_given_to_one_replica(database: Database, replica: Database) -> None:
-    await neglected(database, 11)
-    outcomes = await asyncio.gather(*(look(db) for db in (database, replica, database)), return_exceptions=True)
+    await neglect_task(database, 11)
+    outcomes = await asyncio.gather(*(observe(db) for db in (database, replica, database)), return_exceptions=True)
     assert sum(outcome["opened"] for outcome in outcomes if isinstance(outcome, dict)) == 1
-    assert len(await known(database)) == 1
+    assert len(await all_alerts(database)) == 1
 
 
 async def test_who_acknowledges_first_is_kept_and_audited_once(database: Database) -> None:
-    alert = await opened(database)
-    assert (await acknowledged(database, alert.id, "ann", "the provider knows")).acknowledged_by == "ann"
-    again = await acknowledged(database, alert.id, "bob", "me too")
+    alert = await open_one(database)
+    assert (await acknowledge(database, alert.id, "ann", "the provider knows")).acknowledged_by == "ann"
+    again = await acknowledge(database, alert.id, "bob", "me too")
     assert (again.acknowledged_by, again.note) == ("ann", "the provider knows")
     assert await value(database, "SELECT count(*) FROM audit WHERE action = 'alert.acknowledge'") == 1
     assert await value(database, "SELECT reason FROM audit") == "the provider knows"
 
 
 async def test_of_two_who_acknowledge_at_once_one_is_kept(database: Database, replica: Database) -> None:
-    alert = await opened(database)
+    alert = await open_one(database)
     async with database.transaction() as first:
         await alerts.acknowledge(first, alert.id, by="ann", note="")
-        rival = asyncio.create_task(acknowledged(replica, alert.id, "bob"))
+        rival = asyncio.create_task(acknowledge(replica, alert.id, "bob"))
         await until_blocked(database)
     assert (await rival).acknowledged_by == "ann"
     assert await value(database, "SELECT count(*) FROM audit") == 1
 
 
 async def test_acknowledging_while_it_is_resolved(database: Database, replica: Database) -> None:
-    alert = await opened(database)
+    alert = await open_one(database)
     async with database.transaction() as first:
         await store.resolve(first, AlertResolution(alert_id=alert.id, reason="gone"))
-        rival = asyncio.create_task(acknowledged(replica, alert.id))
+        rival = asyncio.create_task(acknowledge(replica, alert.id))
         await until_blocked(database)
     with pytest.raises(AlertResolved):
         await rival
@@ -140,29 +140,29 @@ async def test_acknowledging_while_it_is_resolved(database: Database, replica: D
 
 
 async def test_acknowledging_again_when_it_is_over_is_still_answered(database: Database) -> None:
-    alert = await opened(database)
-    await acknowledged(database, alert.id)
+    alert = await open_one(database)
+    await acknowledge(database, alert.id)
     async with database.transaction() as connection:
         await store.resolve(connection, AlertResolution(alert_id=alert.id, reason="gone"))
-    assert (await acknowledged(database, alert.id)).state is AlertState.RESOLVED
+    assert (await acknowledge(database, alert.id)).state is AlertState.RESOLVED
     with pytest.raises(AlertNotFound):
-        await acknowledged(database, alert.id + 1)
+        await acknowledge(database, alert.id + 1)
 
 
 async def test_the_old_are_forgotten_and_those_that_stand_are_not(database: Database) -> None:
-    over, standing = await opened(database), None
+    over = await open_one(database)
     async with database.transaction() as connection:
         await store.resolve(connection, AlertResolution(alert_id=over.id, reason="gone"))
-    standing = await opened(database)
+    unresolved = await open_one(database)
     await execute(database, "UPDATE alerts SET opened_at = now() - interval '99 d', updated_at = opened_at")
     await execute(database, "UPDATE alerts SET resolved_at = now() - interval '99 d' WHERE resolved_at IS NOT NULL")
     async with database.transaction() as connection:
         assert await store.prune(connection, 30) == 1
-    assert [alert.id for alert in await known(database)] == [standing.id]
+    assert [alert.id for alert in await all_alerts(database)] == [unresolved.id]
 
 
 async def test_a_crash_in_the_turn_leaves_nothing_behind(database: Database) -> None:
-    await neglected(database, 11)
+    await neglect_task(database, 11)
 
     async def dies() -> Any:
         async with database.transaction() as connection:
@@ -171,5 +171,5 @@ async def test_a_crash_in_the_turn_leaves_nothing_behind(database: Database) -> 
 
     with pytest.raises(RuntimeError):
         await dies()
-    assert await known(database) == []
-    assert (await look(database))["opened"] == 1
+    assert await all_alerts(database) == []
+    assert (await observe(database))["opened"] == 1

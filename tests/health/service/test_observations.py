@@ -1,4 +1,4 @@
-"""The whole look, as alerts and degradation take it."""
+"""Observations for alerts and degradation."""
 
 from app.db.database import Database
 from app.health.rules.snapshot import FOR_ALERTS
@@ -25,17 +25,17 @@ async def test_the_fullest_host_counts(database: Database) -> None:
             connection, [*samples, single_sample(host_subject("a"), Measure.MEMORY, 40.0)], apart_seconds=5
         )
         strain = await observations.measure_strain(connection)
-        seen = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+        observed = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
     assert strain.resources["cpu"] == 0.91
     assert strain.resources["memory"] == 0.40
-    assert seen.resources is not None
-    assert set(seen.resources) == {"queue", "cpu", "memory", "llm_permits"}
+    assert observed.resources is not None
+    assert set(observed.resources) == {"queue", "cpu", "memory", "llm_permits"}
 
 
 async def test_the_queue_is_a_resource(database: Database) -> None:
     await submitted(database, 9)
     async with database.transaction() as connection:
-        seen = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
-    assert seen.resources is not None
-    assert seen.resources["queue"] == 0.9
-    assert [depth.tasks for depth in seen.depths] == [9]
+        observed = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+    assert observed.resources is not None
+    assert observed.resources["queue"] == 0.9
+    assert [depth.tasks for depth in observed.depths] == [9]

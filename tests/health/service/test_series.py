@@ -153,7 +153,7 @@ async def test_what_is_old_is_forgotten_and_may_come_back(database: Database) ->
         assert await series.prune_points(connection, 7) == 1
         assert await series.prune_names(connection, 7) == 1
         assert await series.prune_batches(connection, 1) == 2
-        assert [known.name for known in await series.names(connection)] == ["new"]
+        assert [existing.name for existing in await series.names(connection)] == ["new"]
     assert await _push(database, _pushed("old"), batch_id=batch_id)
 
 
@@ -181,6 +181,6 @@ async def test_the_present_is_the_last_minute(database: Database) -> None:
         " ELSE interval '1 min' END FROM metric_series WHERE id = series_id AND name <> 'depth'",
     )
     async with database.transaction() as connection:
-        found = {(c.name, c.agent): c.value for c in await series.current_values(connection)}
-    assert found.pop(("depth", None)) == 15.0
-    assert found == {("writes", "ranking"): 2.0}
+        values = {(c.name, c.agent): c.value for c in await series.current_values(connection)}
+    assert values.pop(("depth", None)) == 15.0
+    assert values == {("writes", "ranking"): 2.0}

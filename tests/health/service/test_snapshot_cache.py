@@ -1,4 +1,4 @@
-"""A look at everything: shared, in time whatever the database does, and of the same cost at any number of tasks."""
+"""The snapshot of the system: shared, in time whatever the database does, at the same cost for any number of tasks."""
 
 import asyncio
 import re
@@ -36,8 +36,13 @@ async def test_a_fresh_system_with_workers_is_seen(database: Database, cache: Sn
     for _ in range(2):
         await ready_worker(database)
     await submitted(database, 3)
-    seen = await cache.read()
-    assert (seen.pool.idle, seen.min_workers, seen.target_workers, seen.queue.count()) == (2, 2, None, 3)
+    snapshot = await cache.read()
+    assert (snapshot.pool.idle, snapshot.min_workers, snapshot.target_workers, snapshot.queue.count()) == (
+        2,
+        2,
+        None,
+        3,
+    )
     report, answered = await cache.report()
     assert answered
     # Nothing has ever run the duties.
@@ -65,15 +70,15 @@ async def test_the_target_is_that_of_the_last_decision(database: Database, cache
     assert (await cache.read()).target_workers == 7
 
 
-async def test_all_who_ask_at_once_share_a_look(database: Database, cache: SnapshotCache) -> None:
-    seen = await asyncio.gather(*(cache.read() for _ in range(20)))
-    assert len({id(snapshot) for snapshot in seen}) == 1
-    assert await cache.read() is not seen[0]
+async def test_all_who_ask_at_once_share_a_snapshot(database: Database, cache: SnapshotCache) -> None:
+    snapshots = await asyncio.gather(*(cache.read() for _ in range(20)))
+    assert len({id(snapshot) for snapshot in snapshots}) == 1
+    assert await cache.read() is not snapshots[0]
     cache.policy = CachePolicy(fresh_seconds=60)
     assert await cache.read() is await cache.read()
 
 
-async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(database: Database, cache: SnapshotCache) -> None:
+async def test_a_locked_table_is_reported_in_time_and_forgotten_after(database: Database, cache: SnapshotCache) -> None:
     await ready_worker(database)
     await cache.report()
     async with database.engine.connect() as other:
@@ -90,7 +95,7 @@ async def test_a_locked_table_is_told_of_in_time_and_forgotten_after(database: D
     assert (await cache.report())[1]
 
 
-async def test_who_stops_waiting_leaves_the_look_to_others(database: Database, cache: SnapshotCache) -> None:
+async def test_who_stops_waiting_leaves_the_snapshot_to_others(database: Database, cache: SnapshotCache) -> None:
     cache.policy = CachePolicy(fresh_seconds=0, statement_seconds=20, wait_seconds=0.05)
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
@@ -140,7 +145,7 @@ async def test_a_database_that_goes_and_comes_back(own_database: Database, serve
     await cache.close()
 
 
-async def test_a_database_that_is_not_as_it_should_be_is_told_of(own_database: Database) -> None:
+async def test_a_database_that_is_not_as_it_should_be_is_reported(own_database: Database) -> None:
     await execute(own_database, "DROP TABLE utilisation")
     cache = SnapshotCache(Database(own_database.url, connections=1), _SETTINGS, _EAGER)
     report, answered = await cache.report()
@@ -172,14 +177,14 @@ async def test_a_connection_that_has_gone_silent_is_replaced(database: Database)
 async def test_all_connections_of_others_may_be_taken(database: Database, cache: SnapshotCache) -> None:
     async with asyncio.TaskGroup() as group:
         taken = [await database.engine.connect() for _ in range(10)]
-        look = group.create_task(cache.read())
+        reading = group.create_task(cache.read())
     for connection in taken:
         await connection.close()
-    assert look.result().database.connections > 0
+    assert reading.result().database.connections > 0
 
 
-async def test_a_look_walks_through_nothing_that_grows_with_the_tasks(own_database: Database) -> None:
-    """Whatever the planner has been told of the tables: of the tasks only those that workers hold are read, by key."""
+async def test_a_snapshot_walks_through_nothing_that_grows_with_the_tasks(own_database: Database) -> None:
+    """Whatever statistics the planner has: of the tasks only those that workers hold are read, by key."""
     await submitted(own_database, 500)
     for _ in range(3):
         await leased(own_database, await ready_worker(own_database))
@@ -190,12 +195,12 @@ async def test_a_look_walks_through_nothing_that_grows_with_the_tasks(own_databa
         for statement, values in statements:
             plan = await _plan(own_database, statement, values)
             assert not re.search(r" on (task_history|events|task_attempts)\w*", plan), plan
-            for found in re.findall(r"^.* on (?:tasks|leases)\b.*$", plan, re.MULTILINE):
-                assert re.search(r"using (tasks|leases)_pkey", found), plan
+            for line in re.findall(r"^.* on (?:tasks|leases)\b.*$", plan, re.MULTILINE):
+                assert re.search(r"using (tasks|leases)_pkey", line), plan
 
 
 async def _statements(database: Database) -> list[tuple[str, Any]]:
-    """What a look sends to the database."""
+    """Statements with their values that one snapshot sends to the database."""
     sent: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:

@@ -48,6 +48,6 @@ async def test_the_pool_is_sampled_as_far_as_it_tells(database: Database) -> Non
     worker_id = await ready_worker(database)
     await hot_path.run(database, lambda c: workers.beat(c, [beat(worker_id, cpu_percent=None, memory_mb=512.0)], 15.0))
     async with database.transaction() as connection:
-        found = await sample_pool(connection, _OFTEN, 15.0)
-    assert found == {"pool busy": 0.0, "workers memory": 50.0, "workers gigabytes": 0.5}
+        means = await sample_pool(connection, _OFTEN, 15.0)
+    assert means == {"pool busy": 0.0, "workers memory": 50.0, "workers gigabytes": 0.5}
     assert ("workers", "cpu") not in await _subjects(database)

@@ -18,13 +18,13 @@ from app.health.store.alerts import Alert
 from app.queue.rules.events import AlertKind
 from tests.health.service.test_alerts import SYMPTOM
 from tests.support.sql import execute, fetch, value
-from tests.support.watching import AT_ONCE, look, neglected, served
+from tests.support.watching import AT_ONCE, empty_queue, neglect_task, observe
 
 EAGER = WebhookPolicy(attempts=3, base=0.0, cap=0.0)
 
 
 class Recorder:
-    """A sender that remembers, and fails as often as told."""
+    """A sender that remembers, and fails as often as asked to."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -42,7 +42,7 @@ class Recorder:
         return [json.loads(message.body)["kind"] for message in self.messages]
 
 
-async def told(database: Database) -> dict[str, Any]:
+async def observe_with_webhooks(database: Database) -> dict[str, Any]:
     """One turn of the duty of a service that has a webhook."""
     from app.queue.rules.admission import CapacityPolicy
 
@@ -51,7 +51,7 @@ async def told(database: Database) -> dict[str, Any]:
 
 
 async def opened(database: Database) -> Alert:
-    """An alert that has just been opened and is to be told."""
+    """An alert that has just been opened, with its delivery in the outbox."""
     async with database.transaction() as connection:
         alert = await alert_store.open_alert(connection, SYMPTOM)
         assert alert is not None
@@ -72,12 +72,12 @@ async def deliveries(database: Database, alert: Alert) -> list[store.Delivery]:
 
 
 async def test_opening_and_end_are_told_with_all_that_is_known(database: Database) -> None:
-    await neglected(database, 11)
-    await told(database)
-    await neglected(database, 40)
-    await told(database)
-    await served(database)
-    await told(database)
+    await neglect_task(database, 11)
+    await observe_with_webhooks(database)
+    await neglect_task(database, 40)
+    await observe_with_webhooks(database)
+    await empty_queue(database)
+    await observe_with_webhooks(database)
     sender = Recorder()
     await webhooks.deliver(database, sender)
     assert sender.kinds == ["alert.opened", "alert.worsened", "alert.resolved"]
@@ -94,8 +94,8 @@ async def test_opening_and_end_are_told_with_all_that_is_known(database: Databas
 
 
 async def test_without_a_webhook_nothing_is_written(database: Database) -> None:
-    await neglected(database, 11)
-    await look(database)
+    await neglect_task(database, 11)
+    await observe(database)
     assert await value(database, "SELECT count(*) FROM webhook_deliveries") == 0
 
 
@@ -105,14 +105,14 @@ async def test_a_kill_between_the_alert_and_the_outbox_leaves_neither(
     async def killed(*_: Any) -> None:
         raise RuntimeError("killed")
 
-    await neglected(database, 11)
+    await neglect_task(database, 11)
     monkeypatch.setattr(webhooks, "enqueue", killed)
     with pytest.raises(RuntimeError):
-        await told(database)
+        await observe_with_webhooks(database)
     monkeypatch.undo()
     counts = "SELECT ARRAY[(SELECT count(*) FROM alerts), (SELECT count(*) FROM webhook_deliveries)]"
     assert await value(database, counts) == [0, 0]
-    await told(database)
+    await observe_with_webhooks(database)
     assert await value(database, counts) == [1, 1]
 
 

@@ -1,4 +1,4 @@
-"""What alerts look at, read from a real database in which it is so."""
+"""Statements on what alerts watch, on a database in which it is so."""
 
 import asyncio
 from typing import Any
@@ -17,13 +17,13 @@ from tests.support.sql import execute, value
 POLICY = RecoveryPolicy()
 
 
-async def seen(database: Database, what: Any, *arguments: Any) -> Any:
+async def read(database: Database, what: Any, *arguments: Any) -> Any:
     async with database.transaction() as connection:
         return await what(connection, *arguments)
 
 
 async def test_running_tasks_by_agent_type(database: Database) -> None:
-    assert await seen(database, observations.running_tasks, 30.0) == {}
+    assert await read(database, observations.running_tasks, 30.0) == {}
     await holding(database)
     _, lease = await holding(database, agent_type=AgentType.GENERATION)
     await execute(
@@ -31,9 +31,9 @@ async def test_running_tasks_by_agent_type(database: Database) -> None:
         "UPDATE tasks SET leased_at = now() - interval '100 s', deadline_at = now() - interval '40 s' WHERE id = $1",
         lease.task_id,
     )
-    found = (await seen(database, observations.running_tasks, 30.0))[AgentType.GENERATION]
-    assert (found.tasks, found.overdue) == (2, 1)
-    assert 100 <= found.longest_seconds < 160
+    result = (await read(database, observations.running_tasks, 30.0))[AgentType.GENERATION]
+    assert (result.tasks, result.overdue) == (2, 1)
+    assert 100 <= result.longest_seconds < 160
 
 
 async def test_idle_is_who_has_taken_nothing_for_a_while(database: Database) -> None:
@@ -43,12 +43,12 @@ async def test_idle_is_who_has_taken_nothing_for_a_while(database: Database) -> 
     await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min' WHERE id <> $1", fresh)
     await execute(database, "UPDATE workers SET state = 'draining' WHERE id = $1", draining)
     await execute(database, "UPDATE workers SET capabilities = '{ranking}' WHERE id = $1", idle)
-    pool = await seen(database, observations.worker_counts, 7)
+    pool = await read(database, observations.worker_counts, 7)
     assert (pool.alive, pool.idle, pool.idle_for, pool.minimum) == (4, 1, frozenset({AgentType.RANKING}), 7)
     await execute(database, "DELETE FROM tasks WHERE worker_id = $1", busy)
-    assert (await seen(database, observations.worker_counts, 7)).idle == 1, "it took a task a moment ago"
+    assert (await read(database, observations.worker_counts, 7)).idle == 1, "it took a task a moment ago"
     await execute(database, "UPDATE leases SET leased_at = now() - interval '1 min'")
-    assert (await seen(database, observations.worker_counts, 7)).idle == 2
+    assert (await read(database, observations.worker_counts, 7)).idle == 2
 
 
 async def slot(database: Database, number: int, state: str, *, age: int, lived: int | None = None) -> Any:
@@ -82,8 +82,8 @@ async def test_the_slots_of_the_pool(database: Database) -> None:
     await slot(database, 3, "ready", age=5)
     await slot(database, 4, "stopped", age=20, lived=5)
     await slot(database, 5, "lost", age=1000, lived=5)
-    found = await seen(database, pool.recovery, POLICY)
-    assert found == RecoverySnapshot(
+    result = await read(database, pool.recovery, POLICY)
+    assert result == RecoverySnapshot(
         slots=[
             SlotRecord(host="here", slot=1, young_deaths=3, is_steady=False),
             SlotRecord(host="here", slot=2, young_deaths=1, is_steady=True),
@@ -102,9 +102,9 @@ async def test_a_replacement_is_overdue_while_its_worker_has_not_come(database: 
         lost,
         new,
     )
-    assert (await seen(database, pool.recovery, POLICY)).overdue == 1
+    assert (await read(database, pool.recovery, POLICY)).overdue == 1
     await execute(database, "UPDATE replacements SET registered_at = now()")
-    assert (await seen(database, pool.recovery, POLICY)).overdue == 0
+    assert (await read(database, pool.recovery, POLICY)).overdue == 0
 
 
 async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) -> None:
@@ -116,8 +116,8 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
             await asyncio.sleep(0.05)
             for _ in range(3):
                 await execute(database, "INSERT INTO goals (id) VALUES (gen_random_uuid()::text)")
-            held = await seen(database, observations.database_condition)
-        after = await seen(database, observations.database_condition)
+            held = await read(database, observations.database_condition)
+        after = await read(database, observations.database_condition)
     finally:
         await other.close()
     assert held.snapshot_seconds >= 0.05
@@ -126,7 +126,7 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
 
 
 async def test_dead_rows_and_connections_are_figures(database: Database) -> None:
-    condition = await seen(database, observations.database_condition)
+    condition = await read(database, observations.database_condition)
     assert set(condition.dead_rows) >= {"tasks", "leases", "workers"}
     assert 0 < condition.connections < 1
 
@@ -137,4 +137,4 @@ async def test_breakers_that_are_not_closed(database: Database) -> None:
         "INSERT INTO llm_models (model, concurrency, open_until) VALUES ('closed', 1, NULL),"
         " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min')",
     )
-    assert await seen(database, observations.open_breakers) == {"open": True, "about to be tried": True}
+    assert await read(database, observations.open_breakers) == {"open": True, "about to be tried": True}

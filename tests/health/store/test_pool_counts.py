@@ -36,17 +36,17 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
         " VALUES (gen_random_uuid(), 'new', 1, 'starting', '{}', '{}')",
     )
     async with database.transaction() as connection:
-        found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
-    assert (found.starting, found.idle, found.busy, found.draining) == (1, 2, 1, 1)
-    assert (found.silent, found.failed, found.total, found.healthy) == (1, 2, 5, 3)
-    assert found.able_workers == dict.fromkeys(AgentType, 3)
-    assert {agent: count for agent, count in found.assigned_workers.items() if count} == {AgentType.RANKING: 1}
+        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+    assert (result.starting, result.idle, result.busy, result.draining) == (1, 2, 1, 1)
+    assert (result.silent, result.failed, result.total, result.healthy) == (1, 2, 5, 3)
+    assert result.able_workers == dict.fromkeys(AgentType, 3)
+    assert {agent: count for agent, count in result.assigned_workers.items() if count} == {AgentType.RANKING: 1}
 
 
 async def test_a_pool_of_nobody(database: Database) -> None:
     async with database.transaction() as connection:
-        found = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
-    assert (found.total, found.failed, found.able_workers, found.assigned_workers) == (0, 0, {}, {})
+        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+    assert (result.total, result.failed, result.able_workers, result.assigned_workers) == (0, 0, {}, {})
 
 
 async def test_turns_are_told_with_their_pace(database: Database) -> None:
@@ -56,10 +56,10 @@ async def test_turns_are_told_with_their_pace(database: Database) -> None:
         " ('never', NULL, 2), ('of a host', now(), NULL)",
     )
     async with database.transaction() as connection:
-        found = {turn.duty: turn for turn in await pool_counts.duty_turns(connection)}
-    assert set(found) == {"a", "of a host"}
-    assert (int(found["a"].seconds_ago), found["a"].every_seconds) == (40, 2.0)
-    assert found["of a host"].every_seconds is None
+        result = {turn.duty: turn for turn in await pool_counts.duty_turns(connection)}
+    assert set(result) == {"a", "of a host"}
+    assert (int(result["a"].seconds_ago), result["a"].every_seconds) == (40, 2.0)
+    assert result["of a host"].every_seconds is None
 
 
 async def test_in_a_hurry_a_long_statement_is_ended_and_known_as_slow(database: Database) -> None:

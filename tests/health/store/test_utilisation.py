@@ -29,9 +29,9 @@ async def test_samples_of_a_minute_are_put_together(database: Database) -> None:
         await _add(database, Sample(subject=WORKERS, measure=Measure.CPU, low=low, mean=mean, high=high))
     await _add(database, single_sample(_LAB, Measure.CPU, 7.0))
     async with database.transaction() as connection:
-        found = {span.subject: span for span in await utilisation.recent_minutes(connection, _HOUR)}
-    assert found[_LAB].last == 7.0
-    span = found[WORKERS]
+        spans = {span.subject: span for span in await utilisation.recent_minutes(connection, _HOUR)}
+    assert spans[_LAB].last == 7.0
+    span = spans[WORKERS]
     assert (span.samples, span.low, span.mean, span.high, span.last) == (2, 1.0, 20.0, 90.0, 30.0)
 
 
@@ -65,38 +65,41 @@ async def test_rivals_wait_for_each_other_in_one_order_and_lose_nothing(database
 async def test_workers_are_measured_by_what_they_have(database: Database) -> None:
     one, other, mute = [await ready_worker(database) for _ in range(3)]
     for worker_id, percent, mib in ((one, 50.0, 256.0), (other, 150.0, 512.0)):
-        said = beat(worker_id, cpu_percent=percent, memory_mb=mib)
-        await hot_path.run(database, lambda c, said=said: workers.beat(c, [said], 15.0))  # type: ignore[misc]
+        reported = beat(worker_id, cpu_percent=percent, memory_mb=mib)
+        await hot_path.run(database, lambda c, reported=reported: workers.beat(c, [reported], 15.0))  # type: ignore[misc]
     nothing = beat(mute, cpu_percent=None, memory_mb=None)
     await hot_path.run(database, lambda c: workers.beat(c, [nothing], 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 2, memory_gb = 1")
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
-    cpu, memory = found[Measure.CPU], found[Measure.MEMORY]
+        samples = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
+    cpu, memory = samples[Measure.CPU], samples[Measure.MEMORY]
     assert (cpu.low, cpu.mean, cpu.high) == (25.0, 50.0, 75.0)
     assert (memory.low, memory.mean, memory.high) == (25.0, 37.5, 50.0)
-    assert (found[Measure.CORES].mean, found[Measure.GIGABYTES].mean) == (2.0, 0.75)
+    assert (samples[Measure.CORES].mean, samples[Measure.GIGABYTES].mean) == (2.0, 0.75)
 
 
 @pytest.mark.parametrize("least", [5e-324, 1e-310])
 async def test_what_is_next_to_nothing_spoils_no_sample(database: Database, least: float) -> None:
     one, other = [await ready_worker(database) for _ in range(2)]
-    said = [beat(one, cpu_percent=least, memory_mb=least), beat(other, cpu_percent=50.0, memory_mb=512.0)]
-    await hot_path.run(database, lambda c: workers.beat(c, said, 15.0))
+    reported = [beat(one, cpu_percent=least, memory_mb=least), beat(other, cpu_percent=50.0, memory_mb=512.0)]
+    await hot_path.run(database, lambda c: workers.beat(c, reported, 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 1, memory_gb = 1")
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
-    assert {measure: found[measure].mean for measure in (Measure.CPU, Measure.MEMORY)} == {"cpu": 25.0, "memory": 25.0}
+        samples = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
+    assert {measure: samples[measure].mean for measure in (Measure.CPU, Measure.MEMORY)} == {
+        "cpu": 25.0,
+        "memory": 25.0,
+    }
     await execute(database, "UPDATE workers SET cpu_cores = $1, memory_gb = $1 WHERE id = $2", least, other)
     async with database.transaction() as connection:
-        found = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
-    assert found[Measure.CORES].mean == 0.5, "cores and gigabytes in use are known, whatever there is of them"
+        samples = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
+    assert samples[Measure.CORES].mean == 0.5, "cores and gigabytes in use are known, whatever there is of them"
 
 
 async def test_nobody_has_said_anything(database: Database) -> None:
     worker_id = await ready_worker(database)
-    said = beat(worker_id, cpu_percent=None, memory_mb=None)
-    await hot_path.run(database, lambda c: workers.beat(c, [said], 15.0))
+    reported = beat(worker_id, cpu_percent=None, memory_mb=None)
+    await hot_path.run(database, lambda c: workers.beat(c, [reported], 15.0))
     async with database.transaction() as connection:
         assert await utilisation.sample_workers(connection, fresh_seconds=15) == []
     await execute(database, "UPDATE workers SET cpu_percent = 5, last_seen_at = now() - interval '1 min'")
@@ -113,8 +116,8 @@ async def test_the_pool_is_busy_by_the_share_that_holds_a_task(database: Databas
     await submitted(database)
     await leased(database, busy)
     async with database.transaction() as connection:
-        found = await utilisation.sample_pool(connection)
-    assert found == single_sample(POOL, Measure.BUSY, 25.0)
+        sample = await utilisation.sample_pool(connection)
+    assert sample == single_sample(POOL, Measure.BUSY, 25.0)
 
 
 _OLD = """
@@ -129,15 +132,15 @@ async def test_steps_put_minutes_together_and_leave_gaps(database: Database) -> 
     await execute(database, _OLD)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     async with database.transaction() as connection:
-        found = await utilisation.read_steps(connection, since=start, until=start + 2 * _HOUR, step=10 * _MINUTE)
+        spans = await utilisation.read_steps(connection, since=start, until=start + 2 * _HOUR, step=10 * _MINUTE)
         assert (
             await utilisation.read_steps(
                 connection, since=start, until=start + _HOUR, step=_MINUTE, subject="host:other"
             )
             == []
         )
-    assert [(span.start - start) // _MINUTE for span in found] == [0, 10, 20, 30, 40, 50, 70, 80, 90, 100, 110]
-    first = found[0]
+    assert [(span.start - start) // _MINUTE for span in spans] == [0, 10, 20, 30, 40, 50, 70, 80, 90, 100, 110]
+    first = spans[0]
     assert (first.samples, first.mean, first.low, first.high, first.last) == (20, 4.5, -1.0, 10.0, 9.0)
 
 

@@ -1,14 +1,14 @@
-"""What Prometheus is told of trouble, and what the health report says of it."""
+"""Gauges and findings of everything that goes wrong."""
 
 from app.db.database import Database
 from tests.support.service import Service
 from tests.support.sql import execute
-from tests.support.watching import look, neglected
+from tests.support.watching import neglect_task, observe
 
 
-async def test_everything_that_goes_wrong_is_told(service: Service, database: Database) -> None:
-    await neglected(database, 12)
-    await look(database)
+async def test_everything_that_goes_wrong_has_a_gauge(service: Service, database: Database) -> None:
+    await neglect_task(database, 12)
+    await observe(database)
     await service.ask("PUT", "/degradation", {"step": 2, "reason": "test"})
     await execute(
         database,
@@ -51,7 +51,7 @@ async def test_the_health_report_gives_degradation_and_reduced_capacity_as_reaso
     reduced = (await service.get("/degradation"))["reduced_capacity"]
     assert reduced["is_reduced"]
     assert reduced["reason"] == "workers of 1 place in the pool keep dying young: 3 in the last 5 min"
-    await look(database)
+    await observe(database)
     (alert,) = (await service.get("/alerts", rule="replacement_failing"))["items"]
     assert (alert["severity"], alert["summary"]) == ("critical", reduced["reason"])
     await execute(
@@ -61,5 +61,5 @@ async def test_the_health_report_gives_degradation_and_reduced_capacity_as_reaso
         " now() - interval '2 min', now() - interval '2 min')",
     )
     assert not (await service.get("/degradation"))["reduced_capacity"]["is_reduced"]
-    await look(database)
+    await observe(database)
     assert (await service.get("/alerts", rule="replacement_failing"))["items"] == []
