@@ -105,6 +105,7 @@ class PoolGauges:
         self._set_plain("workers_target", snapshot.target_workers)
         self._set_plain("health_state", _STATES.index(report.overall))
         for reason in report.reasons:
+            # Counted, because findings may share a code: each full host is one.
             self._findings.labels(reason.code, reason.level.value).inc()
         for value in snapshot.pushed_values:
             agent = value.agent.value if value.agent else ""
@@ -258,6 +259,7 @@ class WarningGauges:
 
     def update(self, snapshot: Snapshot) -> None:
         """Set all from a snapshot."""
+        # By the thresholds of the alerts, so that the rules of Prometheus agree with them.
         self._plain["workers_starving"].set(starving_workers(snapshot.queue, snapshot.workers, FOR_ALERTS))
         self._plain["pool_capacity_lost"].set(snapshot.recovery.lost_share)
         self._plain["pool_slots_failing"].set(len(snapshot.recovery.failing))

@@ -78,6 +78,7 @@ async def livez() -> Alive:
 )
 async def readyz(services: ServicesDep) -> Response:
     """Ready means: the database answers, its schema is the expected one, and no shutdown has begun."""
+    # Not ready before the end, so that a load balancer sends no more requests while those under way finish.
     if services.stopping:
         raise ShuttingDown
     async with services.database.transaction() as connection:

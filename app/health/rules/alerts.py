@@ -1,4 +1,4 @@
-"""When a symptom becomes an alert, and when the alert is over: late enough in both directions that nothing flaps.
+"""Opening and resolving of alerts: late enough in both directions that nothing flaps.
 
 An alert opens when its symptom has lasted, and is resolved when it has been away for a while. Between the two
 thresholds of a symptom nothing changes, and what could not be measured neither opens nor resolves anything. Sources:

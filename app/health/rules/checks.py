@@ -79,6 +79,7 @@ def stuck_executing(observations: Observations, policy: CheckPolicy) -> Iterable
 
 
 def _stuck_symptom(agent: AgentType, running: Running, queue: QueueSnapshot, policy: CheckPolicy) -> Iterator[Symptom]:
+    # Kinds of tasks differ widely in length, so each is measured by its own longest of late.
     limit = max(policy.stuck_seconds, policy.stuck_factor * queue.service_times(agent).longest)
     # The sweep ends overdue tasks within seconds, so a single one left means that it does not run.
     if running.overdue:
@@ -132,6 +133,7 @@ def pressure(name: str, share: float, policy: CheckPolicy, message: str) -> Iter
     return _symptom(
         policy.grade(share, policy.pressure),
         AlertKey(rule=AlertRule.RESOURCE_PRESSURE, subject=name),
+        # The report knows the codes of cpu and memory; all other resources are told by alerts alone.
         code=f"{name}_short",
         message=message,
         advice=_RELIEF.get(name, "add more of it, or submit less"),

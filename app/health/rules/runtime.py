@@ -87,6 +87,7 @@ def bottleneck_agent(queue: QueueSnapshot, pool: PoolCounts, policy: ServiceTime
     Workers count for the type that they are assigned; while none is assigned, for each type that they can run.
     """
     waiting = [agent for agent in AgentType if queue.count(agent=agent, phase="pending")]
+    # Compared by time, not by number: a few long tasks hold up more than many short ones.
     loads = {agent: Load(work_seconds=_work(queue, agent, policy)) for agent in waiting}
     return bottleneck(loads, pool.assigned_workers if any(pool.assigned_workers.values()) else pool.able_workers)
 

@@ -30,6 +30,7 @@ async def observe(
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
         running=await store.running_tasks(connection, policy.overdue_grace_seconds),
         workers=await store.worker_counts(connection, minimum),
+        # The queue as a whole is a resource of the contract; quotas of priorities are the report's.
         resources={
             "queue": sum(queue.depth.values()) / capacity.max_queue_size,
             **await _used_shares(connection, queue.at),
@@ -55,6 +56,7 @@ async def measure_strain(connection: AsyncConnection) -> Strain:
 
 async def _used_shares(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:
     """Shares of 1 that are used up; None where nobody has measured."""
+    # Of the last minute alone: the hysteresis of alerts and the ladder of degradation decide what has lasted.
     spans, policy = await utilisation.recent_minutes(connection, MINUTE), UtilisationPolicy()
     percents = {
         measure.value: fullest_host_percent(spans, measure, moment, policy) for measure in (Measure.CPU, Measure.MEMORY)

@@ -1,4 +1,4 @@
-"""Statements on the pool and the background duties, none of which reads the tasks."""
+"""Statements on the pool and the background duties, whose cost does not grow with the tasks."""
 
 from datetime import timedelta
 
@@ -13,6 +13,7 @@ from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
 _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
+# SQLSTATE query_canceled, by which PostgreSQL ends a statement at its timeout.
 _CANCELED = "57014"
 
 # A starting worker has never been seen (`last_seen_at` is null), so it does not count as silent.
@@ -28,6 +29,7 @@ FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledg
       WHERE w.{LIVE}) live
 """)
 
+# Draining workers take no more tasks, so they are no capacity of any agent type.
 _BY_AGENT = text("""
 SELECT agent_type, count(*) AS able, count(*) FILTER (WHERE agent_type = w.assigned_agent) AS assigned
 FROM workers w CROSS JOIN LATERAL unnest(w.capabilities) AS capability (agent_type)

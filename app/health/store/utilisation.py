@@ -45,6 +45,7 @@ FROM (
 ) live
 """)
 
+# Only ready workers: those that start or drain could not be leased to, however busy the others are.
 _BUSY = text(f"""
 SELECT count(*) AS workers, count(held.id) AS busy FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.state = 'ready'
