@@ -17,7 +17,7 @@ from app.queue.rules import degradation as rules
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep, LadderMove
 from app.queue.service import degradation as service
 from app.queue.store import degradation as store
-from app.queue.store.degradation import Standing
+from app.queue.store.degradation import LadderState, RecordedMove
 from app.workers.service import recovery as recovery_service
 
 router = APIRouter(prefix="/degradation", tags=["degradation"])
@@ -117,13 +117,17 @@ async def history(
 ) -> MovePage:
     """Every move with its reason, newest first."""
     # One more than the page holds, which tells whether another page follows.
-    moves = await store.history(connection, before=after, limit=limit + 1)
+    moves = await store.history(connection, below_id=after, limit=limit + 1)
     following = moves[limit - 1].id if len(moves) > limit else None
-    items = [MoveOut(**{name: getattr(move, name) for name in MoveOut.model_fields}) for move in moves[:limit]]
-    return MovePage(items=items, next=following)
+    return MovePage(items=[_move_out(move) for move in moves[:limit]], next=following)
 
 
-async def _degradation_out(connection: AsyncConnection, state: Standing) -> DegradationOut:
+def _move_out(move: RecordedMove) -> MoveOut:
+    plain = {name: getattr(move, name) for name in ("id", "at", "move", "reason", "by", "until")}
+    return MoveOut(before=move.old_step.value, after=move.new_step.value, **plain)
+
+
+async def _degradation_out(connection: AsyncConnection, state: LadderState) -> DegradationOut:
     ladder, step = state.ladder, rules.effective_step(state.ladder, state.at)
     advice = service.CurrentStep(step=step).advice
     recovery = await recovery_service.recovery(connection)

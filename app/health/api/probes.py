@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from app.db import schema
+from app.db.database import now
 from app.db.schema import ExpectedSchema
 from app.health.rules.finding import Level
 from app.health.rules.report import Overall
@@ -29,7 +30,6 @@ from app.queue.rules.status import (
 )
 from app.queue.service import status as status_service
 from app.queue.service.admission import Admission
-from app.queue.store import status
 from app.workers.store import workers as worker_store
 
 router = APIRouter(tags=["health"])
@@ -82,7 +82,7 @@ async def readyz(services: ServicesDep) -> Response:
     if services.stopping:
         raise ShuttingDown
     async with services.database.transaction() as connection:
-        await status.ping(connection)
+        await now(connection)
     revision = await schema.revision(services.database.engine)
     if revision != services[ExpectedSchema].revision:
         expected_revision = services[ExpectedSchema].revision

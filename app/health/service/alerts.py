@@ -111,7 +111,7 @@ async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks:
     ):
         for alert in (alert for alert in changed_alerts if alert is not None):
             log.warning("%s %s: %s", kind, alert.id, alert.summary)
-            await events.announce(connection, kind.value, _event_data(alert))
+            await events.append_system(connection, kind.value, _event_data(alert))
             # In the outbox with the change: a crash keeps both or neither.
             if with_webhooks:
                 await webhooks.enqueue(connection, kind, alert)

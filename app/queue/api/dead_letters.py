@@ -48,7 +48,7 @@ class Purged(BaseModel):
 @router.get("", summary="List dead letters", dependencies=[requires(Scope.READ)])
 async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> TaskPage:
     """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
-    rows = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
     return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 

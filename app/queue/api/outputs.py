@@ -66,7 +66,7 @@ async def page(
     agent_name = agent_type.value if agent_type else None
     rows = await store.page(connection, start, agent_type=agent_name, goal_id=goal_id, limit=limit)
     items = [OutputOut.model_validate(_output_fields(output)) for output in rows.items]
-    return OutputPage(items=items, next=_token(rows.next), more=rows.more)
+    return OutputPage(items=items, next=_token(rows.next), more=rows.has_more)
 
 
 async def _parse_token(connection: AsyncConnection, text: str | None) -> Cursor:

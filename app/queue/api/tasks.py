@@ -105,7 +105,7 @@ async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writin
 @router.get("", summary="List tasks", dependencies=[requires(Scope.READ)])
 async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> TaskPage:
     """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
-    rows = await listing.page(connection, query.selection(), before=query.after, limit=query.limit)
+    rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
     return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 

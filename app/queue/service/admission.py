@@ -111,7 +111,7 @@ class Admission:
     async def _share_gate(self, connection: AsyncConnection) -> bool:
         """Enter the gate together with others, and return whether the depth had to be read again."""
         # Another epoch: a submit has had the gate alone, and may have filled the queue.
-        epoch = await counters.enter_together(connection)
+        epoch = await counters.enter_shared(connection)
         if epoch == self._epoch and not self._is_stale():
             return False
         await self._read_depth(connection, epoch)
@@ -128,7 +128,7 @@ class Admission:
     async def _read_depth(self, connection: AsyncConnection, epoch: int) -> None:
         """Read the depth, which includes all submits that have ended. Of concurrent reads the one begun last counts."""
         began_at = time.monotonic()
-        depth = Counter(counters.queued(await counters.read(connection)))
+        depth = Counter(counters.queue_depths(await counters.read(connection)))
         if began_at >= self._read_at:
             self._depth, self._read_at, self._epoch = depth, began_at, epoch
             self._tickets = [
@@ -139,7 +139,7 @@ class Admission:
         self, connection: AsyncConnection, incoming: Counter[Priority], *, included: Counter[Priority]
     ) -> None:
         """Check the limits against the counters, which contain the tasks in `included` already."""
-        depth = Counter(counters.queued(await counters.read(connection)))
+        depth = Counter(counters.queue_depths(await counters.read(connection)))
         depth.subtract(included)
         await self._refuse_overflow(connection, depth, incoming)
 

@@ -46,7 +46,7 @@ async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     turn = (await duties.turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
     moment = await now(connection)
     looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
-    oldest = await counters.oldest(connection, oldest_wait_floors(oldest_by_priority(turn), looked_at))
+    oldest = await counters.oldest_waits(connection, oldest_wait_floors(oldest_by_priority(turn), looked_at))
     return {
         "looked_at": moment.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
@@ -61,7 +61,7 @@ def oldest_by_priority(turn: LastTurn | None) -> Mapping[Priority, datetime]:
 
 async def check_counters(connection: AsyncConnection) -> dict[str, Any]:
     """Count all tasks, and report and correct counters that disagree; skipped while the table is too large."""
-    size = await counters.bytes_to_count(connection)
+    size = await counters.table_bytes(connection)
     if size > _MAX_TABLE_BYTES:
         return {"skipped": f"the table of tasks has {size >> 20:,} MB, and counting them would hold up others"}
     differences = await counters.differences(connection)

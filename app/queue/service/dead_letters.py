@@ -15,7 +15,7 @@ from app.db.database import Database
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished
 from app.queue.store import dead_letters, holds, tasks
-from app.queue.store.dead_letters import Letter
+from app.queue.store.dead_letters import DeadLetter
 from app.queue.store.listing import Selection
 
 BATCH = 1000
@@ -91,7 +91,7 @@ async def _process_in_batches(
     database: Database,
     selection: Selection,
     limit: int,
-    process: Callable[[AsyncConnection, Sequence[Letter]], Awaitable[int]],
+    process: Callable[[AsyncConnection, Sequence[DeadLetter]], Awaitable[int]],
     *,
     may_run: bool = False,
 ) -> BulkResult:

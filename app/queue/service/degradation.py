@@ -20,7 +20,7 @@ from app.queue.rules.degradation import (
     release_hold,
 )
 from app.queue.store import degradation as store
-from app.queue.store.degradation import Standing
+from app.queue.store.degradation import LadderState
 
 log = logging.getLogger(__name__)
 WATCH = "watch resources"
@@ -64,7 +64,7 @@ async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolic
 
 async def hold(
     connection: AsyncConnection, step: DegradationStep, length: timedelta, *, by: str, reason: str
-) -> Standing:
+) -> LadderState:
     """Put the ladder on a step and keep it there for `length`; step 0 keeps everything running as usual."""
     previous = await store.lock(connection)
     decision = hold_step(
@@ -74,7 +74,7 @@ async def hold(
     return await _audit(connection, previous, "degradation.hold", by=by, reason=reason)
 
 
-async def release(connection: AsyncConnection, *, by: str, reason: str) -> Standing:
+async def release(connection: AsyncConnection, *, by: str, reason: str) -> LadderState:
     """Let the ladder move by itself again; without a hold nothing changes and nothing is audited."""
     previous = await store.lock(connection)
     decision = release_hold(previous.ladder, reason, previous.at, _POLICY)
@@ -84,7 +84,7 @@ async def release(connection: AsyncConnection, *, by: str, reason: str) -> Stand
     return await _audit(connection, previous, "degradation.release", by=by, reason=reason)
 
 
-async def _audit(connection: AsyncConnection, previous: Standing, action: str, *, by: str, reason: str) -> Standing:
+async def _audit(connection: AsyncConnection, previous: LadderState, action: str, *, by: str, reason: str) -> LadderState:
     current = await store.read(connection)
     await audit.record(
         connection, action, by=by, old_state=_audit_fields(previous), new_state=_audit_fields(current), reason=reason
@@ -92,6 +92,6 @@ async def _audit(connection: AsyncConnection, previous: Standing, action: str, *
     return current
 
 
-def _audit_fields(state: Standing) -> dict[str, Any]:
+def _audit_fields(state: LadderState) -> dict[str, Any]:
     ladder = state.ladder
     return {"step": ladder.step.value, "held_until": ladder.hold.until.isoformat() if ladder.hold else None}

@@ -11,9 +11,9 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, Pause, QueueSnapshot
 from app.queue.service import counters
+from app.queue.store import agent_types, throughput
 from app.queue.store import counters as counter_store
-from app.queue.store import pauses, status, throughput
-from app.queue.store.counters import Count
+from app.queue.store.counters import TaskCount
 
 _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 
@@ -25,11 +25,11 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
     return QueueSnapshot(
         at=await now(connection),
         tasks=_by_lane(await counter_store.read(connection)),
-        recent=await throughput.recent(connection, RECENT),
+        recent=await throughput.recent_minutes(connection, RECENT),
         oldest=counters.oldest_by_priority(turns.get(counters.FIND_OLDEST)),
-        pauses=await pauses.read(connection),
-        served_agents=await status.served(connection),
-        dead_letters=await throughput.total(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
+        pauses=await agent_types.read_pauses(connection),
+        served_agents=await agent_types.served_agents(connection),
+        dead_letters=await throughput.count_events(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
         count_age=fold_turn.ago if fold_turn else None,
         count_error=int(check_turn.result.get("off_by", 0)) if check_turn else 0,
     )
@@ -37,21 +37,21 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease no more tasks of these types; running tasks go on. Return all pauses."""
-    await pauses.pause(connection, agents, reason, by)
-    return await pauses.read(connection)
+    await agent_types.pause(connection, agents, reason, by)
+    return await agent_types.read_pauses(connection)
 
 
 async def resume(connection: AsyncConnection, agents: Collection[AgentType]) -> list[Pause]:
     """Lease tasks of these types again. Return the remaining pauses."""
-    await pauses.resume(connection, agents)
+    await agent_types.resume(connection, agents)
     # Every lane, also one where nothing seems to wait: a task submitted just now was announced during the pause, when
     # brokers could not lease it.
     lanes = (Lane(agent_type=agent, priority=priority) for agent in agents for priority in Priority)
     notify.note_work(connection, dict.fromkeys(lanes, 0.0))
-    return await pauses.read(connection)
+    return await agent_types.read_pauses(connection)
 
 
-def _by_lane(counts: Iterable[Count]) -> Mapping[Lane, Mapping[str, int]]:
+def _by_lane(counts: Iterable[TaskCount]) -> Mapping[Lane, Mapping[str, int]]:
     tasks: dict[Lane, dict[str, int]] = defaultdict(dict)
     for count in counts:
         tasks[count.lane][count.phase] = count.tasks

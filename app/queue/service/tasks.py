@@ -183,7 +183,7 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
         if attempt is not None:
             await attempts.record(connection, attempt, Ending(outcome="cancelled", error=error))
     await tasks.finish(connection, task.id, state, failures=task.failures, rescues=task.rescues, error=error)
-    await events.tell(
+    await events.append(
         connection,
         TaskEvent.CANCELLED,
         task_id=task.id,
@@ -291,7 +291,7 @@ async def find_duplicates(
     first_ids: dict[bytes, UUID] = {}
     for task_id, digest in digests.items():
         first_ids.setdefault(digest, task_id)
-    earlier_ids = await duplicates.duplicates(connection, first_ids, window_seconds)
+    earlier_ids = await duplicates.register(connection, first_ids, window_seconds)
     originals = {task_id: earlier_ids.get(digest, first_ids[digest]) for task_id, digest in digests.items()}
     return {task_id: original for task_id, original in originals.items() if original != task_id}
 

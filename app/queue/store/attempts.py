@@ -147,7 +147,7 @@ async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, e
     else:
         await _requeue(connection, attempt, verdict, ending)
     await record(connection, attempt, ending)
-    await events.tell(
+    await events.append(
         connection,
         verdict.event,
         task_id=attempt.id,

@@ -1,7 +1,7 @@
-"""How many live tasks there are, by lane and phase, at a cost that does not grow with their number.
+"""Counts of live tasks by lane and phase, exact at any moment, at a cost that does not grow with the number of tasks.
 
-A trigger on `tasks` adds a line for every change; a duty folds old lines into totals. A count is the totals and the
-lines that are not folded yet, read in one statement, so it is exact at any moment.
+A trigger on `tasks` adds lines to `queue_changes` for every statement; a duty folds old lines into `queue_counts`. A
+count is the sum of both, read in one statement. Updating a counter row in place would make all writers wait for it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,32 +19,32 @@ from app.queue.rules.status import QUEUED_PHASES
 
 _NAME = "counts"
 
-
-# Entries of tasks that have left stay at the head of the index while somebody keeps an old snapshot open; from a floor
-# on, the look does not begin with them. The bound on the priority is what the index `tasks_waiting` asks for.
+# Dead entries of leased tasks stay at the head of the index while somebody keeps an old snapshot; starting from a floor
+# skips them. The bound on the priority matches the condition of the index `tasks_waiting`.
 _OLDEST = text("""
-SELECT asked.priority, head.waiting_since
-FROM unnest(CAST(:priorities AS smallint[]), CAST(:floors AS timestamptz[])) AS asked (priority, floor)
+SELECT lane_priority.priority, head.waiting_since
+FROM unnest(CAST(:priorities AS smallint[]), CAST(:floors AS timestamptz[])) AS lane_priority (priority, floor)
 CROSS JOIN LATERAL (
     SELECT waiting_since FROM tasks t
-    WHERE t.priority = asked.priority AND t.priority <= 4 AND state = 'pending' AND run_at IS NULL
-      AND waiting_since >= asked.floor
+    WHERE t.priority = lane_priority.priority AND t.priority <= 4 AND state = 'pending' AND run_at IS NULL
+      AND waiting_since >= lane_priority.floor
     ORDER BY waiting_since LIMIT 1
 ) head
 """)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """Live tasks of a lane in one phase: see `queues.PHASES`."""
+class TaskCount:
+    """Number of live tasks of a lane in one phase, which is what `convener_phase` returns."""
 
     lane: Lane
     phase: str
     tasks: int
 
 
-# The counts as of one statement: what was folded, and the lines since.
-KNOWN = f"""
+# Folded counts and the lines since, for one statement. By the mark, because folded lines may not be vacuumed yet, and a
+# look should not walk over them.
+_COUNTS = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_counts
     UNION ALL
     SELECT agent_type, priority, phase, tasks FROM queue_changes
@@ -52,11 +52,11 @@ KNOWN = f"""
 """
 
 _READ = text(f"""
-SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({KNOWN}) known
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts
 GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 
-# Below the oldest running transaction no line can appear any more, so none is left behind and none is folded twice.
+# Up to HORIZON, below which no line can appear any more: so none is left behind, and none is folded twice.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
     SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
@@ -64,10 +64,10 @@ WITH mark AS MATERIALIZED (
     DELETE FROM queue_changes c USING mark WHERE c.transaction >= mark.since AND c.transaction < mark.until
     RETURNING c.agent_type, c.priority, c.phase, c.tasks
 ), folded AS (
-    INSERT INTO queue_counts AS known (agent_type, priority, phase, tasks)
+    INSERT INTO queue_counts AS stored (agent_type, priority, phase, tasks)
     SELECT agent_type, priority, phase, sum(tasks) FROM taken GROUP BY agent_type, priority, phase
     HAVING sum(tasks) <> 0
-    ON CONFLICT (agent_type, priority, phase) DO UPDATE SET tasks = known.tasks + excluded.tasks
+    ON CONFLICT (agent_type, priority, phase) DO UPDATE SET tasks = stored.tasks + excluded.tasks
 ), marked AS (
     INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM mark
     WHERE EXISTS (SELECT FROM taken)
@@ -76,16 +76,16 @@ WITH mark AS MATERIALIZED (
 SELECT count(*) FROM taken
 """)
 
-_ACTUAL = text("""
+_COUNT_TASKS = text("""
 SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
 """)
 
-# One statement has one snapshot, so what is under way meanwhile makes no difference.
+# One statement has one snapshot, so changes under way make no difference.
 _DIFFERENCES = text(f"""
 SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
     SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
     UNION ALL
-    SELECT agent_type, priority, phase, -tasks FROM ({KNOWN}) known
+    SELECT agent_type, priority, phase, -tasks FROM ({_COUNTS}) counts
 ) compared GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 
@@ -97,66 +97,68 @@ SELECT * FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), C
 
 _SIZE = text("SELECT pg_relation_size('tasks')")
 
+# The gate before the limit of the queue. Submits far from the limit pass together, each process by its own estimate.
+# One near the limit passes alone and counts exactly, so that nobody else takes the room that it has counted.
 _GATE = "7241, 8"
-# The epoch is read after the lock was granted: the inner query needs the outer one's row.
-_ENTER_TOGETHER = text(f"""
+# OFFSET 0 and the row of the outer query make PostgreSQL read the epoch only after it has granted the lock.
+_ENTER_SHARED = text(f"""
 SELECT epoch FROM (SELECT CAST(pg_advisory_xact_lock_shared({_GATE}) AS text) AS granted OFFSET 0) gate
-CROSS JOIN LATERAL (SELECT last_value + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0) known
+CROSS JOIN LATERAL (SELECT last_value + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0) sequence
 """)
 _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
 
 
-async def read(connection: AsyncConnection) -> list[Count]:
-    """All counts that are not zero, as of this statement."""
+async def read(connection: AsyncConnection) -> list[TaskCount]:
+    """Return all counts that are not zero."""
     return _counts((await connection.execute(_READ)).mappings())
 
 
 async def fold(connection: AsyncConnection) -> int:
-    """Fold the lines of transactions that are over; returns how many. One at a time: the caller holds a duty's turn."""
+    """Fold the lines of ended transactions; return their number. The caller holds a duty's turn: one fold at a time."""
     return int((await connection.execute(_FOLD)).scalar_one())
 
 
-async def actual(connection: AsyncConnection) -> list[Count]:
-    """The truth, by counting every task: for checks only."""
-    return _counts((await connection.execute(_ACTUAL)).mappings())
+async def count_tasks(connection: AsyncConnection) -> list[TaskCount]:
+    """Count every task, for checks."""
+    return _counts((await connection.execute(_COUNT_TASKS)).mappings())
 
 
-async def differences(connection: AsyncConnection) -> list[Count]:
-    """What is missing from the counts, or too much in them where `tasks` is negative; counts every task."""
+async def differences(connection: AsyncConnection) -> list[TaskCount]:
+    """Return by how much the counts are too low, negative where they are too high; counts every task."""
     return _counts((await connection.execute(_DIFFERENCES)).mappings())
 
 
-async def correct(connection: AsyncConnection, missing: Sequence[Count]) -> None:
-    """Add what is missing. It is a change like any other, so it stays right whatever else has changed since."""
+async def correct(connection: AsyncConnection, differences: Sequence[TaskCount]) -> None:
+    """Add differences as changes like any others, which makes them right whatever else has changed since."""
     values = {
-        "agents": [count.lane.agent_type.value for count in missing],
-        "priorities": [count.lane.priority.value for count in missing],
-        "phases": [count.phase for count in missing],
-        "tasks": [count.tasks for count in missing],
+        "agents": [count.lane.agent_type.value for count in differences],
+        "priorities": [count.lane.priority.value for count in differences],
+        "phases": [count.phase for count in differences],
+        "tasks": [count.tasks for count in differences],
     }
     await connection.execute(_CORRECT, values)
 
 
-async def bytes_to_count(connection: AsyncConnection) -> int:
-    """What counting every task would have to read: the size of their table, dead rows included."""
+async def table_bytes(connection: AsyncConnection) -> int:
+    """Size of the table of tasks, dead rows included, which counting every task would read."""
     return int((await connection.execute(_SIZE)).scalar_one())
 
 
-async def enter_together(connection: AsyncConnection) -> int:
-    """Hold the gate together with others until the transaction, or its savepoint, ends; waits for who has it alone.
+async def enter_shared(connection: AsyncConnection) -> int:
+    """Pass the gate together with others, until the transaction or its savepoint ends; wait for one that passes alone.
 
-    Returns the epoch: it has changed when somebody has had the gate alone since.
+    Return the epoch, which changes whenever somebody passes alone.
     """
-    return int((await connection.execute(_ENTER_TOGETHER)).scalar_one())
+    return int((await connection.execute(_ENTER_SHARED)).scalar_one())
 
 
 async def enter_alone(connection: AsyncConnection) -> None:
-    """Wait until nobody else is on the way in, and keep others out: every task let in before is then to be seen."""
+    """Pass the gate alone, until the transaction ends: all submits that passed before have committed then."""
     await connection.execute(_ENTER_ALONE)
 
 
-def queued(counts: Iterable[Count]) -> dict[Priority, int]:
-    """Tasks that wait in the queue, by priority."""
+def queue_depths(counts: Iterable[TaskCount]) -> dict[Priority, int]:
+    """Number of tasks that wait in the queue, by priority."""
     depth = dict.fromkeys(Priority, 0)
     for count in counts:
         if count.phase in QUEUED_PHASES:
@@ -164,9 +166,9 @@ def queued(counts: Iterable[Count]) -> dict[Priority, int]:
     return depth
 
 
-def _counts(rows: Iterable[Mapping[str, Any] | Any]) -> list[Count]:
+def _counts(rows: Iterable[Mapping[str, Any] | Any]) -> list[TaskCount]:
     return [
-        Count(
+        TaskCount(
             lane=Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"])),
             phase=row["phase"],
             tasks=row["tasks"],
@@ -176,11 +178,8 @@ def _counts(rows: Iterable[Mapping[str, Any] | Any]) -> list[Count]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """How many moves of one kind the tasks of a lane have ever made, and the sum of the seconds that these tell.
-
-    The difference of two looks is what happened between them.
-    """
+class EventTotal:
+    """Number of events of one kind in a lane since ever, and the sum of their seconds; for differences over time."""
 
     lane: Lane
     kind: str
@@ -190,16 +189,16 @@ class Total:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Live tasks by lane and phase, what has become of tasks since ever, and why types are paused, where they are."""
+    """Counts of live tasks, totals of events, and the reasons of paused agent types."""
 
-    counts: Sequence[Count]
-    totals: Sequence[Total]
-    paused: Mapping[AgentType, str]
+    counts: Sequence[TaskCount]
+    totals: Sequence[EventTotal]
+    pause_reasons: Mapping[AgentType, str]
 
 
 _OVERVIEW = text(f"""
 SELECT 'count' AS source, agent_type, priority, phase AS name, sum(tasks)::bigint AS tasks, 0::float8 AS seconds
-FROM ({KNOWN}) known GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
+FROM ({_COUNTS}) counts GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 UNION ALL
 SELECT 'total', agent_type, priority, kind, tasks, seconds FROM queue_totals WHERE kind = ANY (CAST(:kinds AS text[]))
 UNION ALL
@@ -208,20 +207,20 @@ SELECT 'pause', agent_type, NULL, reason, 0, 0 FROM pauses
 
 
 async def overview(connection: AsyncConnection, kinds: Collection[str]) -> Overview:
-    """Look at it; of the totals those of these kinds of moves. Costs the same however many tasks there are."""
+    """Read counts, totals of these kinds of events, and pauses, by one statement."""
     rows = (await connection.execute(_OVERVIEW, {"kinds": list(kinds)})).all()
     return Overview(
         counts=[
-            Count(lane=_lane(agent, priority), phase=phase, tasks=tasks)
+            TaskCount(lane=_lane(agent, priority), phase=phase, tasks=tasks)
             for source, agent, priority, phase, tasks, _ in rows
             if source == "count"
         ],
         totals=[
-            Total(lane=_lane(agent, priority), kind=kind, tasks=tasks, seconds=seconds)
+            EventTotal(lane=_lane(agent, priority), kind=kind, tasks=tasks, seconds=seconds)
             for source, agent, priority, kind, tasks, seconds in rows
             if source == "total"
         ],
-        paused={AgentType(agent): reason for source, agent, _, reason, _, _ in rows if source == "pause"},
+        pause_reasons={AgentType(agent): reason for source, agent, _, reason, _, _ in rows if source == "pause"},
     )
 
 
@@ -229,8 +228,8 @@ def _lane(agent: str, priority: int) -> Lane:
     return Lane(agent_type=AgentType(agent), priority=Priority(priority))
 
 
-async def oldest(connection: AsyncConnection, floors: Mapping[Priority, datetime]) -> dict[Priority, datetime]:
-    """One index probe each: the priorities in which a task may run that waits since its floor or later."""
+async def oldest_waits(connection: AsyncConnection, floors: Mapping[Priority, datetime]) -> dict[Priority, datetime]:
+    """Return since when the oldest ready task of each priority waits, from its floor on: one index probe each."""
     values = {"priorities": [priority.value for priority in floors], "floors": list(floors.values())}
     rows = (await connection.execute(_OLDEST, values)).mappings()
     return {Priority(row["priority"]): row["waiting_since"] for row in rows}

@@ -1,4 +1,4 @@
-"""The ladder of degradation: read by everybody, moved by whoever holds the lock of its row."""
+"""The degradation ladder, one row that its writer locks, and the history of its moves."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from app.queue.store import events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """The ladder and the time, by the database's clock; `strain` is what was seen at the last look."""
+class LadderState:
+    """The ladder, the time by the database's clock, and the strain on resources at the last look."""
 
     ladder: Ladder
     at: datetime
@@ -26,14 +26,14 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
-    """One move of the ladder; `by` is None where the rule has made it."""
+class RecordedMove:
+    """One move of the ladder in its history; `by` is the id of a key, None for a move of the rule."""
 
     id: int
     at: datetime
     move: LadderMove
-    before: DegradationStep
-    after: DegradationStep
+    old_step: DegradationStep
+    new_step: DegradationStep
     reason: str
     by: str | None
     until: datetime | None
@@ -57,39 +57,42 @@ UPDATE degradation SET step = :step, since = :since, expires_at = :expires_at, r
     looked_at = :looked_at, strain = coalesce(CAST(:strain AS jsonb), strain)
 """)
 
-_TELL = text("""
+_RECORD = text("""
 INSERT INTO degradation_moves (at, move, before, after, reason, by, until)
 VALUES (now(), :move, :before, :after, :reason, :by, :until)
 """)
 
 _PAGE = text("""
-SELECT id, at, move, before, after, reason, by, until FROM degradation_moves
-WHERE id < :before ORDER BY id DESC LIMIT :limit
+SELECT id, at, move, before AS old_step, after AS new_step, reason, by, until FROM degradation_moves
+WHERE id < :below_id ORDER BY id DESC LIMIT :limit
 """)
 
 _PRUNE = deletion("degradation_moves", "at < now() - make_interval(days => :days)", "at")
 
 
-async def read(connection: AsyncConnection) -> Standing:
-    """Where it stands; at the bottom before anybody has looked."""
-    return _standing((await connection.execute(_READ)).mappings().one())
+async def read(connection: AsyncConnection) -> LadderState:
+    """Read the ladder; at its lowest step as long as nobody has moved it."""
+    return _state((await connection.execute(_READ)).mappings().one())
 
 
-async def lock(connection: AsyncConnection) -> Standing:
-    """Where it stands; nobody else moves it until the transaction ends."""
+async def lock(connection: AsyncConnection) -> LadderState:
+    """Read the ladder and keep others from moving it until the transaction ends."""
     await connection.execute(_ENSURE)
-    return _standing((await connection.execute(_LOCK)).mappings().one())
+    return _state((await connection.execute(_LOCK)).mappings().one())
 
 
 async def write(
     connection: AsyncConnection,
-    before: Ladder,
+    old_ladder: Ladder,
     decision: Decision,
     *,
     by: str | None = None,
     strain: Mapping[str, Any] | None = None,
 ) -> None:
-    """What the holder of the lock has decided, and a line in the history where it has moved the ladder."""
+    """Write a decision, and record a move where it is one; the caller has locked the ladder.
+
+    `strain` None keeps the former one.
+    """
     ladder, hold = decision.ladder, decision.ladder.hold
     names = ("since", "expires_at", "reason", "tight_since", "easy_since", "looked_at")
     values: dict[str, Any] = {name: getattr(ladder, name) for name in names}
@@ -98,33 +101,39 @@ async def write(
     await connection.execute(_WRITE, values)
     if decision.move is not None:
         notify.note(connection, notify.WEIGHTS)
-        steps = {"before": before.step.value, "after": ladder.step.value}
-        told = {"reason": ladder.reason, "by": by, "until": ladder.expires_at}
-        await connection.execute(_TELL, {"move": decision.move.value, **steps, **told})
+        steps = {"before": old_ladder.step.value, "after": ladder.step.value}
+        record = {"move": decision.move.value, **steps, "reason": ladder.reason, "by": by, "until": ladder.expires_at}
+        await connection.execute(_RECORD, record)
         until = ladder.expires_at.isoformat() if ladder.expires_at else None
         detail = {"move": decision.move.value, **steps, "reason": ladder.reason, "until": until}
-        await events.announce(connection, SystemEvent.DEGRADATION.value, detail)
+        await events.append_system(connection, SystemEvent.DEGRADATION.value, detail)
 
 
-async def history(connection: AsyncConnection, *, before: int, limit: int) -> list[Moved]:
-    """The moves below `before`, newest first."""
-    rows = (await connection.execute(_PAGE, {"before": before, "limit": limit})).mappings()
-    words = [{**row, "move": LadderMove(row["move"])} for row in rows]
+async def history(connection: AsyncConnection, *, below_id: int, limit: int) -> list[RecordedMove]:
+    """Return up to `limit` moves, newest first, that come before the one with this id."""
+    rows = (await connection.execute(_PAGE, {"below_id": below_id, "limit": limit})).mappings()
     return [
-        Moved(**{**row, "before": DegradationStep(row["before"]), "after": DegradationStep(row["after"])})
-        for row in words
+        RecordedMove(
+            **{
+                **row,
+                "move": LadderMove(row["move"]),
+                "old_step": DegradationStep(row["old_step"]),
+                "new_step": DegradationStep(row["new_step"]),
+            }
+        )
+        for row in rows
     ]
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget old moves; returns how many."""
+    """Delete moves older than `days`, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
-def _standing(row: Any) -> Standing:
+def _state(row: Any) -> LadderState:
     if row["step"] is None:
-        return Standing(ladder=Ladder(since=row["at"]), at=row["at"], strain={})
+        return LadderState(ladder=Ladder(since=row["at"]), at=row["at"], strain={})
     hold = LadderHold(until=row["held_until"], by=row["held_by"]) if row["held_until"] else None
     names = ("since", "expires_at", "reason", "tight_since", "easy_since", "looked_at")
     ladder = Ladder(step=DegradationStep(row["step"]), hold=hold, **{name: row[name] for name in names})
-    return Standing(ladder=ladder, at=row["at"], strain=row["strain"])
+    return LadderState(ladder=ladder, at=row["at"], strain=row["strain"])

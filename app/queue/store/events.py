@@ -1,4 +1,4 @@
-"""Every change of a task's state, in an order in which no reader ever misses one."""
+"""Events: every change of a task, a goal or the system, in an order in which no reader misses one."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from app.queue.rules.events import TaskEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """A place between two events."""
+    """Position between two events; as text `TRANSACTION-SEQ`."""
 
     transaction: int
     seq: int
@@ -32,7 +32,7 @@ _LAST_SEQ = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change of state, of a task or of a research goal."""
+    """One change of the state of a task or a goal, or of the system as a whole."""
 
     cursor: Cursor
     at: datetime
@@ -45,13 +45,13 @@ class Event:
     detail: dict[str, Any] | None
 
 
-_TELL = text("""
+_APPEND = text("""
 INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds, quality)
 VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb), :priority,
         extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
 """)
 
-_ANNOUNCE = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
+_APPEND_SYSTEM = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
 
 
 _READ = text(f"""
@@ -64,7 +64,7 @@ ORDER BY transaction, seq LIMIT :limit
 _NOW = text(f"SELECT {HORIZON} - 1")
 
 
-async def tell(
+async def append(
     connection: AsyncConnection,
     event: TaskEvent,
     *,
@@ -78,35 +78,37 @@ async def tell(
     leased_at: datetime | None = None,
     quality: float | None = None,
 ) -> None:
-    """Append one event in the transaction that makes it true.
+    """Append an event of a task, in the transaction of the change.
 
-    `leased_at` is when the attempt began that it ends, `quality` what that says of the agent.
+    For the end of an attempt, `leased_at` is its beginning and `quality` what it says of its agent, 0 to 1.
     """
     values = {"task_id": task_id, "agent_type": agent_type, "goal_id": goal_id, "worker_id": worker_id}
     values |= {"priority": priority, "leased_at": leased_at, "quality": quality}
-    await connection.execute(_TELL, {"kind": event.value, "token": token, "detail": detail, **values})
+    await connection.execute(_APPEND, {"kind": event.value, "token": token, "detail": detail, **values})
     notify.note(connection, notify.EVENTS)
 
 
-async def announce(connection: AsyncConnection, kind: str, detail: Mapping[str, Any]) -> None:
-    """Append an event of the system as a whole, in the transaction that makes it true."""
-    await connection.execute(_ANNOUNCE, {"kind": kind, "detail": json.dumps(detail)})
+async def append_system(connection: AsyncConnection, kind: str, detail: Mapping[str, Any]) -> None:
+    """Append an event of the system as a whole, in the transaction of the change."""
+    await connection.execute(_APPEND_SYSTEM, {"kind": kind, "detail": json.dumps(detail)})
     notify.note(connection, notify.EVENTS)
 
 
-async def read(connection: AsyncConnection, after: Cursor, limit: int) -> Sequence[Event]:
-    """The events that follow the cursor, oldest first."""
-    values = {"transaction": after.transaction, "seq": after.seq, "limit": limit}
+async def read(connection: AsyncConnection, start: Cursor, limit: int) -> Sequence[Event]:
+    """Return up to `limit` events that follow the cursor, oldest first."""
+    values = {"transaction": start.transaction, "seq": start.seq, "limit": limit}
     rows = (await connection.execute(_READ, values)).mappings()
     return [
-        Event(cursor=Cursor(transaction=row["transaction"], seq=row["seq"]), **{k: row[k] for k in _PLAIN})
+        Event(
+            cursor=Cursor(transaction=row["transaction"], seq=row["seq"]), **{name: row[name] for name in _PLAIN_FIELDS}
+        )
         for row in rows
     ]
 
 
-_PLAIN = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "token", "detail")
+_PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "token", "detail")
 
 
 async def latest(connection: AsyncConnection) -> Cursor:
-    """The cursor that stands for now: everything later follows it."""
+    """Return a cursor for now, which all later events follow."""
     return Cursor(transaction=(await connection.execute(_NOW)).scalar_one(), seq=_LAST_SEQ)

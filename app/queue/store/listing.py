@@ -1,8 +1,8 @@
 """Lists of tasks, live and finished, newest first: pages by `seq`, each at a bounded cost.
 
-A filter that no index serves may match nothing among millions. A page therefore looks at no more than `LOOK` rows of
-each table, back along the index on `seq`, and says how far it came: it may hold fewer tasks than asked for, or none,
-and there is more as long as it has a `next`.
+A filter that no index serves may match nothing among millions of tasks. So a page reads at most MAX_ROWS rows of each
+table, back along the index on `seq`. It may hold fewer tasks than its limit, or none; as long as it has a `next`, there
+may be more.
 """
 
 import json
@@ -19,7 +19,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, TaskState
 
-LOOK = 50_000
+MAX_ROWS = 50_000
 
 COLUMNS = (
     "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
@@ -30,7 +30,7 @@ LIVE_COLUMNS = (
     "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
 )
 HISTORY_COLUMNS = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
-# Finished tasks are kept in partitions of a day: whole days bound what is looked at, and leave out no row of them.
+# History has partitions of a day: a condition on whole days lets the planner skip the others, and loses no row.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",
     "finished_before": "finished_at < date_trunc('day', CAST(:finished_before AS timestamptz), 'UTC') "
@@ -38,7 +38,7 @@ _DAYS = {
 }
 
 
-# The same columns in `tasks` and `task_history`. A time is from the one on, and before the other.
+# For the columns that `tasks` and `task_history` share. A span includes its beginning, not its end.
 _CONDITIONS = {
     "agent_type": "agent_type = :agent_type",
     "goal_id": "goal_id = :goal_id",
@@ -56,7 +56,7 @@ FINISHED_ONLY = ("finished_after", "finished_before")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class TaskPage:
     """Tasks without payload and result, and the `seq` below which the list goes on; None at its end."""
 
     items: Sequence[dict[str, Any]]
@@ -65,7 +65,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Every field that is given narrows it: a task must agree with all of them, and carry all of the labels."""
+    """Filter of tasks: those that match every field that is set, and carry all of the labels."""
 
     agent_type: AgentType | None = None
     goal_id: str | None = None
@@ -80,92 +80,96 @@ class Selection:
     finished_before: datetime | None = None
 
     def values(self) -> dict[str, Any]:
-        """What is given, as a statement takes it."""
-        given = {name: getattr(self, name) for name in _CONDITIONS}
-        given["states"] = [state.value for state in self.states]
-        given["labels"] = [json.dumps({name: value}) for name, value in self.labels]
-        return {name: value for name, value in given.items() if value is not None and value != []}
+        """Parameters of a statement for the fields that are set."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _CONDITIONS}
+        values["states"] = [state.value for state in self.states]
+        values["labels"] = [json.dumps({name: value}) for name, value in self.labels]
+        return {name: value for name, value in values.items() if value is not None and value != []}
 
     def conditions(self) -> dict[str, str]:
-        """The condition of each field that is given."""
+        """SQL conditions by the names of the fields that are set."""
         return {name: _CONDITIONS[name] for name in self.values()}
 
-    def where(self, *more: str) -> str:
-        """All conditions, and some more, as one."""
-        return " AND ".join([*more, *self.conditions().values()]) or "true"
+    def where(self, *others: str) -> str:
+        """All conditions and these others as one."""
+        return _all([*others, *self.conditions().values()])
 
 
 async def page(
-    connection: AsyncConnection, selection: Selection, *, before: int | None, limit: int, look: int = LOOK
-) -> Page:
-    """Up to `limit` of the selected tasks with `seq` below `before`, from at most `look` rows of each table."""
-    sources = _sources(selection, before)
+    connection: AsyncConnection, selection: Selection, *, below: int | None, limit: int, max_rows: int = MAX_ROWS
+) -> TaskPage:
+    """Return up to `limit` selected tasks with `seq` below `below`, from at most `max_rows` rows of each table."""
+    sources = _sources(selection, below)
     if not sources:
-        return Page(items=[], next=None)
-    values = {**selection.values(), "limit": limit + 1, "look": look, "last": look - 1}
-    values |= {} if before is None else {"before": before}
+        return TaskPage(items=[], next=None)
+    values = {**selection.values(), "limit": limit + 1, "max_rows": max_rows, "last": max_rows - 1}
+    values |= {} if below is None else {"below": below}
     rows = (await connection.execute(text(_statement(sources)), values)).mappings().all()
     items = [dict(row) for row in rows if row["id"] is not None]
     following = items[limit - 1]["seq"] if len(items) > limit else rows[0]["floor"]
-    return Page(items=items[:limit], next=following)
+    return TaskPage(items=items[:limit], next=following)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A table, which of its rows to look at (an index or partition finds just those), and which of those to keep."""
+    """A table, the condition for rows to read, which an index or partition serves, and that for rows to show."""
 
     name: str
     table: str
     columns: str
-    looked: str
-    kept: str
+    read_condition: str
+    shown_condition: str
 
     @property
     def rows(self) -> str:
-        """The rows to keep among those to look at."""
-        seen = f"SELECT * FROM {self.table} WHERE {self.looked} ORDER BY seq DESC LIMIT :look"
+        """Part of a statement: the rows to show among those read."""
+        newest = f"SELECT * FROM {self.table} WHERE {self.read_condition} ORDER BY seq DESC LIMIT :max_rows"
         return (
-            f"{self.name} AS MATERIALIZED (SELECT {COLUMNS}, {self.columns} FROM ({seen}) seen "
-            f"WHERE {self.kept} ORDER BY seq DESC LIMIT :limit)"
+            f"{self.name} AS MATERIALIZED (SELECT {COLUMNS}, {self.columns} FROM ({newest}) newest "
+            f"WHERE {self.shown_condition} ORDER BY seq DESC LIMIT :limit)"
         )
 
     @property
     def floor(self) -> str:
-        """The last `seq` that was looked at; NULL where the limit came first, or the end of the table."""
-        last = f"SELECT seq FROM {self.table} WHERE {self.looked} ORDER BY seq DESC OFFSET :last LIMIT 1"
+        """SQL expression: the last `seq` that was read; NULL where the limit came first, or the end of the table."""
+        last = f"SELECT seq FROM {self.table} WHERE {self.read_condition} ORDER BY seq DESC OFFSET :last LIMIT 1"
         return f"CASE WHEN (SELECT count(*) FROM {self.name}) < :limit THEN ({last}) END"
 
 
 def _statement(sources: Sequence[_Source]) -> str:
-    """One statement, and so one snapshot: a task that finishes meanwhile is neither missed nor shown twice.
-
-    Below the higher of the two floors one table was looked at and the other was not, so nothing from there is shown.
-    """
-    both = " UNION ALL ".join(f"SELECT * FROM {source.name}" for source in sources)
+    # One statement, and so one snapshot: a task that finishes meanwhile is neither missed nor shown twice. Below the
+    # higher of the two floors only one table was read, so nothing from there is shown.
+    union = " UNION ALL ".join(f"SELECT * FROM {source.name}" for source in sources)
     return (
         f"WITH {', '.join(source.rows for source in sources)}, "
         f"far AS (SELECT greatest({', '.join(source.floor for source in sources)}) AS floor) "
-        f"SELECT found.*, far.floor FROM far LEFT JOIN ({both}) found ON far.floor IS NULL OR found.seq >= far.floor "
-        "ORDER BY found.seq DESC LIMIT :limit"
+        f"SELECT task.*, far.floor FROM far LEFT JOIN ({union}) task ON far.floor IS NULL OR task.seq >= far.floor "
+        "ORDER BY task.seq DESC LIMIT :limit"
     )
 
 
-def _sources(selection: Selection, before: int | None) -> list[_Source]:
-    """The tables where such tasks may be."""
+def _sources(selection: Selection, below: int | None) -> list[_Source]:
+    """The tables that may hold such tasks."""
     states, conditions = set(selection.states), selection.conditions()
-    finished = [_DAYS[name] for name in FINISHED_ONLY if name in conditions]
-    found = ["seq < :before"] if before is not None else []
-    found += [conditions.pop("goal_id")] if "goal_id" in conditions else []
-    # Spelt out, so that the index of dead letters serves it.
-    failed = ["state = 'failed'"] if states == {TaskState.FAILED} else []
-    kept = _all(conditions.values())
-    live = _Source(name="live", table="tasks", columns=LIVE_COLUMNS, looked=_all(found), kept=kept)
-    past = _Source(
-        name="past", table="task_history", columns=HISTORY_COLUMNS, looked=_all([*found, *finished, *failed]), kept=kept
+    days = [_DAYS[name] for name in FINISHED_ONLY if name in conditions]
+    indexed = ["seq < :below"] if below is not None else []
+    indexed += [conditions.pop("goal_id")] if "goal_id" in conditions else []
+    # Spelled out, because a parameter would keep the planner from the partial index of dead letters.
+    dead_letters = ["state = 'failed'"] if states == {TaskState.FAILED} else []
+    shown = _all(conditions.values())
+    live = _Source(
+        name="live", table="tasks", columns=LIVE_COLUMNS, read_condition=_all(indexed), shown_condition=shown
+    )
+    history = _Source(
+        name="past",
+        table="task_history",
+        columns=HISTORY_COLUMNS,
+        read_condition=_all([*indexed, *days, *dead_letters]),
+        shown_condition=shown,
     )
     return [
-        *([live] if not finished and (not states or states - FINISHED) else []),
-        *([past] if not states or states & FINISHED else []),
+        *([live] if not days and (not states or states - FINISHED) else []),
+        *([history] if not states or states & FINISHED else []),
     ]
 
 

@@ -1,7 +1,7 @@
-"""What has become of tasks, minute by minute: folded from the events, so that reading it costs nothing per task.
+"""Throughput: events counted by minute, lane and kind, so that reading it costs nothing per task.
 
-A row for each minute, lane and kind of event. A duty folds what was added since its mark; the event that tells of a
-wait or a run carries its seconds, which go into a histogram.
+A duty folds the events since its mark into the minutes. The events of an assignment or an end carry the seconds of the
+wait or the run, which go into a histogram.
 """
 
 from collections.abc import Collection
@@ -32,23 +32,23 @@ WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
            count(*) AS n, coalesce(sum(seconds), 0) AS seconds, coalesce(max(seconds), 0) AS longest
     FROM taken WHERE priority IS NOT NULL GROUP BY minute, agent_type, priority, kind, bucket
 ), folded AS (
-    INSERT INTO queue_minutes AS known (minute, agent_type, priority, kind, tasks, seconds, longest, histogram)
+    INSERT INTO queue_minutes AS stored (minute, agent_type, priority, kind, tasks, seconds, longest, histogram)
     SELECT minute, agent_type, priority, kind, sum(n), sum(seconds), max(longest),
            CASE WHEN count(bucket) = 0 THEN '{{}}'::bigint[] ELSE ARRAY[{_BUCKETS}] END
     FROM bucketed GROUP BY minute, agent_type, priority, kind
     ON CONFLICT (minute, agent_type, priority, kind) DO UPDATE
-    SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds,
-        longest = greatest(known.longest, excluded.longest),
+    SET tasks = stored.tasks + excluded.tasks, seconds = stored.seconds + excluded.seconds,
+        longest = greatest(stored.longest, excluded.longest),
         histogram = ARRAY(
-            SELECT coalesce(ours, 0) + coalesce(theirs, 0)
-            FROM unnest(known.histogram, excluded.histogram) WITH ORDINALITY AS part (ours, theirs, place)
+            SELECT coalesce(old_count, 0) + coalesce(new_count, 0)
+            FROM unnest(stored.histogram, excluded.histogram) WITH ORDINALITY AS part (old_count, new_count, place)
             ORDER BY place
         )
 ), summed AS (
-    INSERT INTO queue_totals AS known (agent_type, priority, kind, tasks, seconds)
+    INSERT INTO queue_totals AS stored (agent_type, priority, kind, tasks, seconds)
     SELECT agent_type, priority, kind, sum(n), sum(seconds) FROM bucketed GROUP BY agent_type, priority, kind
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
-    SET tasks = known.tasks + excluded.tasks, seconds = known.seconds + excluded.seconds
+    SET tasks = stored.tasks + excluded.tasks, seconds = stored.seconds + excluded.seconds
 ), {folds.marked(_NAME, "EXISTS (SELECT FROM taken)")}
 SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
@@ -74,23 +74,20 @@ _PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedBatch:
-    """How many events were folded, and whether there are more to fold already."""
+    """Number of events that were folded, and whether more are waiting."""
 
     events: int
     has_more: bool
 
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedBatch:
-    """Fold about so many of the oldest new events of transactions that are over.
-
-    One at a time: the caller holds a duty's turn.
-    """
+    """Fold about `limit` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
     row = (await connection.execute(_FOLD, {"limit": limit, "bounds": list(BOUNDS)})).mappings().one()
     return FoldedBatch(events=row["events"], has_more=row["has_more"])
 
 
-async def recent(connection: AsyncConnection, length: timedelta) -> list[MinuteCount]:
-    """All minutes that reach into the time since `length` ago."""
+async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list[MinuteCount]:
+    """Return the minutes that reach into the last `length`."""
     rows = (await connection.execute(_RECENT, {"length": length})).mappings()
     return [
         MinuteCount(
@@ -108,16 +105,16 @@ async def recent(connection: AsyncConnection, length: timedelta) -> list[MinuteC
     ]
 
 
-async def total(connection: AsyncConnection, kinds: Collection[str], length: timedelta) -> int:
-    """How many events of these kinds there were in the minutes that began within `length`."""
+async def count_events(connection: AsyncConnection, kinds: Collection[str], length: timedelta) -> int:
+    """Number of events of these kinds in the minutes that began within the last `length`."""
     return int((await connection.execute(_TOTAL, {"kinds": list(kinds), "length": length})).scalar_one())
 
 
 async def finished_per_second(connection: AsyncConnection) -> float:
-    """Tasks that completed or failed a second, since the beginning of the last whole minute; 0 when none is known."""
+    """Tasks per second that completed or failed, since the beginning of the last whole minute."""
     return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget what was long ago; returns how many rows."""
+    """Delete minutes older than `days`, at most `limit` rows; return the number deleted."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

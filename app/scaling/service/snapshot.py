@@ -15,7 +15,7 @@ from app.kernel.states import WorkerState
 from app.queue.rules.events import TaskEvent
 from app.queue.service import counters as counter_service
 from app.queue.store import counters
-from app.queue.store.counters import Total
+from app.queue.store.counters import EventTotal
 from app.scaling.rules import estimates
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
 from app.scaling.rules.estimates import CounterReading, Estimates, ServiceTimePolicy, TaskTotals
@@ -77,7 +77,7 @@ async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
         leases=leases,
         totals=totals,
         oldest=await _oldest(connection, moment),
-        pauses=overview.paused,
+        pauses=overview.pause_reasons,
     )
 
 
@@ -163,7 +163,7 @@ def _fixed_size(pool: Pool) -> int | None:
     return elsewhere + sum(host.usual_size + host.extra for host in pool.hosts)
 
 
-def _totals(totals: Iterable[Total]) -> tuple[dict[Lane, int], dict[AgentType, TaskTotals]]:
+def _totals(totals: Iterable[EventTotal]) -> tuple[dict[Lane, int], dict[AgentType, TaskTotals]]:
     leases: dict[Lane, int] = {}
     by_agent: dict[AgentType, TaskTotals] = defaultdict(TaskTotals)
     for total in totals:

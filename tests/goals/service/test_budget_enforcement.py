@@ -75,7 +75,7 @@ async def ready_tasks(database: Database) -> list[UUID]:
 
 async def phases(database: Database) -> dict[str, int]:
     async with database.transaction() as connection:
-        counts, truth = await counters.read(connection), await counters.actual(connection)
+        counts, truth = await counters.read(connection), await counters.count_tasks(connection)
     assert sorted(map(str, counts)) == sorted(map(str, truth))
     return {count.phase: count.tasks for count in counts}
 

@@ -297,7 +297,7 @@ async def test_a_newer_schema_is_refused(own_database: Database, server_url: str
 
 async def test_a_system_whose_loops_have_told_of_it_is_still_unused(database: Database) -> None:
     async with database.transaction() as connection:
-        await events.announce(connection, "alert.opened", {"rule": "pool_below_minimum"})
+        await events.append_system(connection, "alert.opened", {"rule": "pool_below_minimum"})
         assert await store.is_unused(connection)
     await submitted(database)
     async with database.transaction() as connection:

@@ -54,7 +54,7 @@ async def test_a_page_that_has_looked_far_enough_leads_on(
     await fill(database, 40)
     default = listing.page.__kwdefaults__
     assert default is not None
-    monkeypatch.setitem(default, "look", 10)
+    monkeypatch.setitem(default, "max_rows", 10)
     page = await service.get("/tasks", label="team:blue")
     assert page["items"] == []
     assert page["next"] is not None

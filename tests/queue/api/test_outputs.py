@@ -152,7 +152,7 @@ async def test_a_result_whose_writer_commits_late_is_not_passed_by(
     await service.submitted()
     async with database.engine.connect() as slow:
         early = await value(database, "SELECT id FROM tasks")
-        await events.tell(slow, TaskEvent.EXECUTING, task_id=early, agent_type="generation", goal_id=None)
+        await events.append(slow, TaskEvent.EXECUTING, task_id=early, agent_type="generation", goal_id=None)
         done = await _complete(worker)
         found, token = await _all(service)
         assert found == []

@@ -38,15 +38,15 @@ async def held(database: Database, step: DegradationStep, minutes: float = 10) -
         await degradation.hold(connection, step, timedelta(minutes=minutes), by="ann", reason="test")
 
 
-async def standing(database: Database) -> store.Standing:
+async def standing(database: Database) -> store.LadderState:
     async with database.transaction() as connection:
         return await store.read(connection)
 
 
 async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | None]]:
     async with database.transaction() as connection:
-        found = await store.history(connection, before=2**62, limit=100)
-    return [(move.move, move.before, move.after, move.by) for move in reversed(found)]
+        found = await store.history(connection, below_id=2**62, limit=100)
+    return [(move.move, move.old_step, move.new_step, move.by) for move in reversed(found)]
 
 
 async def test_before_anybody_has_looked_everything_is_as_usual(database: Database) -> None:

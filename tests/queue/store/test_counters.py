@@ -15,14 +15,14 @@ from app.queue.service import tasks
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims, counters
 from app.queue.store.claims import ClaimRequest
-from app.queue.store.counters import Count
+from app.queue.store.counters import TaskCount
 from tests.support.factories import GENERATION, completion, leased, ready_worker, submission, submitted
 from tests.support.sql import execute, fetch, value
 
 
-async def _both(database: Database) -> tuple[set[Count], set[Count]]:
+async def _both(database: Database) -> tuple[set[TaskCount], set[TaskCount]]:
     async with database.transaction() as connection:
-        return set(await counters.read(connection)), set(await counters.actual(connection))
+        return set(await counters.read(connection)), set(await counters.count_tasks(connection))
 
 
 async def _fold(database: Database) -> int:
@@ -30,7 +30,7 @@ async def _fold(database: Database) -> int:
         return await counters.fold(connection)
 
 
-def _sum(found: Sequence[Count] | set[Count], phase: str) -> int:
+def _sum(found: Sequence[TaskCount] | set[TaskCount], phase: str) -> int:
     return sum(count.tasks for count in found if count.phase == phase)
 
 
@@ -134,8 +134,8 @@ async def test_counts_stay_true_while_everything_happens_at_once(database: Datab
     assert found
 
 
-async def _snapshot(database: Database) -> tuple[set[Count], set[Count]]:
+async def _snapshot(database: Database) -> tuple[set[TaskCount], set[TaskCount]]:
     """Both numbers at one moment, while others go on."""
     async with database.transaction() as connection:
         await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        return set(await counters.read(connection)), set(await counters.actual(connection))
+        return set(await counters.read(connection)), set(await counters.count_tasks(connection))

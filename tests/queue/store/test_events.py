@@ -15,7 +15,7 @@ from app.queue.store.events import BEGINNING, Cursor, Event
 
 async def _tell(connection: AsyncConnection, task_id: UUID | None = None) -> UUID:
     task_id = task_id or uuid4()
-    await events.tell(connection, TaskEvent.SUBMITTED, task_id=task_id, agent_type="ranking", goal_id="goal")
+    await events.append(connection, TaskEvent.SUBMITTED, task_id=task_id, agent_type="ranking", goal_id="goal")
     return task_id
 
 

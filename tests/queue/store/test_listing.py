@@ -25,7 +25,7 @@ async def _pages(database: Database, selection: Selection, *, limit: int = 3, lo
     pages, before = [], None
     while True:
         async with database.transaction() as connection:
-            page = await listing.page(connection, selection, before=before, limit=limit, look=look)
+            page = await listing.page(connection, selection, below=before, limit=limit, max_rows=look)
         pages.append([row["id"] for row in page.items])
         if page.next is None:
             return pages
@@ -110,7 +110,7 @@ async def test_filters(database: Database) -> None:
 async def test_an_item_is_whole_but_for_payload_result_and_checkpoint(database: Database) -> None:
     task_id, _ = await failed(database)
     async with database.transaction() as connection:
-        (item,) = (await listing.page(connection, Selection(), before=None, limit=5)).items
+        (item,) = (await listing.page(connection, Selection(), below=None, limit=5)).items
     assert (item["id"], item["state"], item["error"]["code"]) == (task_id, "failed", "bad")
     assert not {"payload", "result", "checkpoint"} & set(item)
 
@@ -130,7 +130,7 @@ async def test_a_page_stays_within_its_look_among_many_tasks(own_database: Datab
 
 async def _rows_read(database: Database, selection: Selection) -> int:
     statement = listing._statement(listing._sources(selection, None))
-    values = {**selection.values(), "limit": 51, "look": 1000, "last": 999}
+    values = {**selection.values(), "limit": 51, "max_rows": 1000, "last": 999}
     names: list[str] = []
     for name in values:
         if f":{name}" in statement:

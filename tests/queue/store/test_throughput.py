@@ -65,7 +65,7 @@ async def _fold(database: Database, limit: int = 1000) -> FoldedBatch:
 
 async def _recent(database: Database) -> list[MinuteCount]:
     async with database.transaction() as connection:
-        return await throughput.recent(connection, _HOUR)
+        return await throughput.recent_minutes(connection, _HOUR)
 
 
 async def _counted(database: Database) -> int:
@@ -188,9 +188,9 @@ async def test_totals_and_what_is_forgotten(database: Database) -> None:
     await _told(database, 5, "task.failed", ago="3 days")
     await _fold(database)
     async with database.transaction() as connection:
-        assert await throughput.total(connection, {"task.failed", "task.displaced"}, _HOUR) == 5
+        assert await throughput.count_events(connection, {"task.failed", "task.displaced"}, _HOUR) == 5
         assert await throughput.prune(connection, 2) == 1
-        assert await throughput.total(connection, {"task.failed"}, timedelta(days=9)) == 6
+        assert await throughput.count_events(connection, {"task.failed"}, timedelta(days=9)) == 6
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
     values: dict[str, Any] = {"priorities": [p.value for p in asked], "floors": list(asked.values())}
     async with full.transaction() as connection:
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {counters._OLDEST.text}"), values)).scalars())
-        found = await counters.oldest(connection, asked)
+        found = await counters.oldest_waits(connection, asked)
     assert "Scan using tasks_waiting on tasks" in plan
     assert "Sort" not in plan
     assert set(found) == {Priority.LOW, Priority.MEDIUM, Priority.HIGH}
@@ -45,6 +45,6 @@ async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
 async def test_nothing_below_the_floor_is_looked_at(full: Database) -> None:
     floor = await value(full, "SELECT now() - interval '1 h'")
     async with full.transaction() as connection:
-        found = await counters.oldest(connection, dict.fromkeys(Priority, floor))
+        found = await counters.oldest_waits(connection, dict.fromkeys(Priority, floor))
         assert all(since >= floor for since in found.values())
-        assert await counters.oldest(connection, dict.fromkeys(Priority, datetime(2100, 1, 1, tzinfo=UTC))) == {}
+        assert await counters.oldest_waits(connection, dict.fromkeys(Priority, datetime(2100, 1, 1, tzinfo=UTC))) == {}
