@@ -84,7 +84,9 @@ async def release(connection: AsyncConnection, *, by: str, reason: str) -> Ladde
     return await _audit(connection, previous, "degradation.release", by=by, reason=reason)
 
 
-async def _audit(connection: AsyncConnection, previous: LadderState, action: str, *, by: str, reason: str) -> LadderState:
+async def _audit(
+    connection: AsyncConnection, previous: LadderState, action: str, *, by: str, reason: str
+) -> LadderState:
     current = await store.read(connection)
     await audit.record(
         connection, action, by=by, old_state=_audit_fields(previous), new_state=_audit_fields(current), reason=reason

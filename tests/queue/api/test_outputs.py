@@ -90,7 +90,7 @@ async def test_a_page_that_meets_only_other_events_says_that_there_is_more(
     service: Service, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cost of a page is bounded also where what is wanted is rare."""
-    monkeypatch.setattr(outputs, "_LOOK_AT", 1)
+    monkeypatch.setattr(outputs, "_MIN_WINDOW", 1)
     for _ in range(30):
         await service.submitted()
     await service.submitted(agent_type="ranking", priority="critical")
