@@ -1,4 +1,4 @@
-"""`python -m benchmarks.claim_cost`: what a lease costs in a short and in a long queue, and after much was finished
+"""`python -m benchmarks.claim_cost`: latency of a lease in a short and in a long queue, and after many tasks finished
 while another session kept an old snapshot open."""
 
 import argparse
@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 import asyncpg
 import uvloop
 
-from benchmarks import crew, deep_queue, sizes
+from benchmarks import deep_queue, live_workers, sizes
 from benchmarks.deep_queue import TASKS_PER_GOAL
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
 from benchmarks.sizes import Size
-from benchmarks.surroundings import Surroundings, surroundings
+from benchmarks.testbed import Testbed, start_testbed
 
 _STATUS_SAMPLES = 100
 # After a checkpoint PostgreSQL writes each page whole when it first changes; in a long queue most have yet to.
@@ -30,7 +30,7 @@ _SETTLE_SECONDS = 45.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What was measured in one condition of the queue; latencies in milliseconds, sizes in MiB."""
+    """Results in one condition of the queue; latencies in milliseconds, sizes in MiB."""
 
     name: str
     pending: int
@@ -47,35 +47,35 @@ def main() -> None:
     """Read the options, measure, print."""
     options = _options()
     machine = Machine.now()
-    measured = uvloop.run(_measure(options))
+    situations = uvloop.run(_measure(options))
     if options.output == "json":
-        sys.stdout.write(_as_json(machine, measured))
+        sys.stdout.write(_as_json(machine, situations))
     else:
-        sys.stdout.write(_as_table(machine, measured))
+        sys.stdout.write(_as_table(machine, situations))
 
 
 async def _measure(options: argparse.Namespace) -> list[Situation]:
-    async with surroundings(with_loops=True) as where, crew.at_work(where, options.workers) as workers:
-        measured: list[Situation] = []
+    async with start_testbed(with_loops=True) as testbed, live_workers.start(testbed, options.workers) as workers:
+        situations: list[Situation] = []
         for pending in options.pending:
             _say(f"{pending:,} pending")
-            await deep_queue.fill(where, pending + options.samples + _WARM_UP)
+            await deep_queue.fill(testbed, pending + options.samples + _WARM_UP)
             await asyncio.sleep(_SETTLE_SECONDS)
-            measured.append(await _situation(where, workers, f"{pending:,} pending", measured, options))
-        async with _snapshot_held(where) as held_since:
+            situations.append(await _situation(testbed, workers, f"{pending:,} pending", situations, options))
+        async with _snapshot_held(testbed) as held_since:
             _say(f"finishing {options.finished:,} while a snapshot is open")
             await workers.finish(options.finished, _say)
             minutes = (time.monotonic() - held_since) / 60
             name = f"{options.finished:,} finished under a snapshot open for {minutes:.1f} min"
-            measured.append(await _situation(where, workers, name, measured, options))
-        return measured
+            situations.append(await _situation(testbed, workers, name, situations, options))
+        return situations
 
 
 async def _situation(
-    where: Surroundings,
-    workers: crew.Crew,
+    testbed: Testbed,
+    workers: live_workers.LiveWorkers,
     name: str,
-    before: Sequence[Situation],
+    previous: Sequence[Situation],
     options: argparse.Namespace,
 ) -> Situation:
     _say(f"measuring: {name}")
@@ -85,21 +85,21 @@ async def _situation(
     median = percentile(leases, 0.5) * 1000
     return Situation(
         name=name,
-        pending=await deep_queue.pending(where),
-        finished=await deep_queue.finished(where),
+        pending=await deep_queue.count_pending(testbed),
+        finished=await deep_queue.count_finished(testbed),
         lease_p50=median,
         lease_p99=percentile(leases, 0.99) * 1000,
         status_p50=percentile(status, 0.5) * 1000,
         status_p99=percentile(status, 0.99) * 1000,
-        ratio=median / before[0].lease_p50 if before else 1.0,
-        sizes=await sizes.measure(where),
+        ratio=median / previous[0].lease_p50 if previous else 1.0,
+        sizes=await sizes.measure(testbed),
     )
 
 
 @asynccontextmanager
-async def _snapshot_held(where: Surroundings) -> AsyncIterator[float]:
-    """Another session that keeps everything alive which is deleted from now on, as a forgotten report would."""
-    connection = await asyncpg.connect(where.database_url)
+async def _snapshot_held(testbed: Testbed) -> AsyncIterator[float]:
+    """Hold a snapshot in another session, as a forgotten report would, so that no deleted row can be vacuumed."""
+    connection = await asyncpg.connect(testbed.database_url)
     try:
         await connection.execute("SET idle_in_transaction_session_timeout = 0")
         async with connection.transaction(isolation="repeatable_read"):
@@ -109,9 +109,9 @@ async def _snapshot_held(where: Surroundings) -> AsyncIterator[float]:
         await connection.close()
 
 
-def _as_table(machine: Machine, measured: Sequence[Situation]) -> str:
+def _as_table(machine: Machine, situations: Sequence[Situation]) -> str:
     lines = [str(machine), ""]
-    for s in measured:
+    for s in situations:
         lines.append(s.name)
         lines.append(
             f"  lease    p50 {s.lease_p50:6.2f} ms   p99 {s.lease_p99:6.2f} ms   {s.ratio:.2f} x the first p50"
@@ -120,12 +120,12 @@ def _as_table(machine: Machine, measured: Sequence[Situation]) -> str:
         lines.append(f"  {s.pending:,} pending, {s.finished:,} finished")
         lines += [f"  {size.name:<28} {size.table_mib:8.1f} MiB, indexes {size.index_mib:8.1f} MiB" for size in s.sizes]
         lines.append("")
-    worst = max(s.lease_p50 for s in measured) / min(s.lease_p50 for s in measured)
+    worst = max(s.lease_p50 for s in situations) / min(s.lease_p50 for s in situations)
     return "\n".join([*lines, f"largest median of a lease / smallest: {worst:.2f} (aim: below 1.5)", ""])
 
 
-def _as_json(machine: Machine, measured: Sequence[Situation]) -> str:
-    return json.dumps({"machine": asdict(machine), "situations": [asdict(s) for s in measured]}, indent=2) + "\n"
+def _as_json(machine: Machine, situations: Sequence[Situation]) -> str:
+    return json.dumps({"machine": asdict(machine), "situations": [asdict(s) for s in situations]}, indent=2) + "\n"
 
 
 def _options() -> argparse.Namespace:
@@ -143,8 +143,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _say(what: str) -> None:
-    print(f"{what} ...", file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    print(f"{message} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

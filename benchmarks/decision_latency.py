@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decision_latency`: how long a decision takes with many workers and a long queue."""
+"""`python -m benchmarks.decision_latency`: latency of a scaling decision with many workers and a long queue."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from app.scaling.service import tick
 from benchmarks import deep_queue
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
-from benchmarks.surroundings import surroundings
+from benchmarks.testbed import start_testbed
 
 _WARM_UP = 20
 _PARTS = {"read": "observe", "decide": "decide", "write": "record_and_apply"}
@@ -44,7 +44,7 @@ workers w LEFT JOIN LATERAL (
     SELECT n, task_id FROM leases l WHERE l.worker_id = w.id ORDER BY l.n DESC LIMIT 1
 ) last ON true LEFT JOIN tasks t ON t.id = last.task_id
 """
-# What happens in five seconds: heartbeats of all, some tasks end, their workers lease others, some tasks come.
+# The changes of five seconds: heartbeats of all, some tasks end, their workers lease others, some tasks come.
 _LEASE = f"""
 WITH free AS (
     SELECT w.id, row_number() OVER (ORDER BY w.slot) AS n, 1 + coalesce(last.n, 0) AS lease
@@ -89,76 +89,76 @@ def main() -> None:
     machine = Machine.now()
     # As the loops do in a process of their own.
     settle_down()
-    measured = uvloop.run(_measure(options))
+    results = uvloop.run(_measure(options))
     if options.output == "json":
-        latencies = [asdict(one) for one in measured]
+        latencies = [asdict(latency) for latency in results]
         document = {"machine": asdict(machine), "options": vars(options), "latencies": latencies}
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         head = f"{options.workers:,} workers, {options.pending:,} tasks wait, {options.ticks:,} decisions"
-        sys.stdout.write("\n".join([str(machine), "", head, *map(_line, measured), ""]))
+        sys.stdout.write("\n".join([str(machine), "", head, *map(_line, results), ""]))
 
 
-def _line(one: Latency) -> str:
-    return f"{one.name:<22} p50 {one.p50:7.2f} ms   p99 {one.p99:7.2f} ms   worst {one.worst:7.2f} ms"
+def _line(latency: Latency) -> str:
+    return f"{latency.name:<22} p50 {latency.p50:7.2f} ms   p99 {latency.p99:7.2f} ms   worst {latency.worst:7.2f} ms"
 
 
 async def _measure(options: argparse.Namespace) -> list[Latency]:
-    async with surroundings() as where:
+    async with start_testbed() as testbed:
         _say(f"filling {options.pending:,} tasks")
-        await deep_queue.fill(where, options.pending)
-        database, beside = Database(where.database_url), await asyncpg.connect(where.database_url)
+        await deep_queue.fill(testbed, options.pending)
+        database, side_connection = Database(testbed.database_url), await asyncpg.connect(testbed.database_url)
         try:
-            await _populate(beside, options.workers)
-            async with _timed() as times:
+            await _populate(side_connection, options.workers)
+            async with _timed_steps() as times:
                 _say(f"{options.ticks:,} decisions")
                 for number in range(_WARM_UP + options.ticks):
                     if number == _WARM_UP:
                         times.clear()
-                    await _churn(beside, options.workers)
+                    await _churn(side_connection, options.workers)
                     await _decide(database, times)
         finally:
-            await beside.close()
+            await side_connection.close()
             await database.close()
     return [_latency(name, seconds) for name, seconds in times.items()]
 
 
-async def _populate(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
-    # What happens beside a decision is spread over seconds in life; here it must not keep the disk from the decision.
-    await beside.execute("SET synchronous_commit = off")
-    await beside.execute(_WORKERS, workers)
-    await beside.execute(_HOST, workers)
-    await beside.execute(_LEASE, workers * 9 // 10)
-    await beside.execute("VACUUM ANALYZE")
+async def _populate(side_connection: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
+    # In real use these changes are spread over seconds; here they must not keep the disk from the decision.
+    await side_connection.execute("SET synchronous_commit = off")
+    await side_connection.execute(_WORKERS, workers)
+    await side_connection.execute(_HOST, workers)
+    await side_connection.execute(_LEASE, workers * 9 // 10)
+    await side_connection.execute("VACUUM ANALYZE")
 
 
-async def _churn(beside: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
-    """As much as happens in five seconds with tasks of about 50 s; the counters are folded as the loops would."""
-    async with beside.transaction():
-        await beside.execute(_END, workers // 10)
-        leased = await beside.execute(_LEASE, workers // 10)
-        assert leased == f"UPDATE {workers // 10}", f"{leased}: all that end are to be followed by others"
-        await beside.execute(_BEATS)
-        await beside.execute("UPDATE hosts SET seen_at = now()")
-        await beside.execute(_TIME)
+async def _churn(side_connection: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
+    """Make the changes of five seconds with tasks of about 50 s."""
+    async with side_connection.transaction():
+        await side_connection.execute(_END, workers // 10)
+        lease_status = await side_connection.execute(_LEASE, workers // 10)
+        assert lease_status == f"UPDATE {workers // 10}", f"{lease_status}: all that end are to be followed by others"
+        await side_connection.execute(_BEATS)
+        await side_connection.execute("UPDATE hosts SET seen_at = now()")
+        await side_connection.execute(_TIME)
 
 
 async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
-    began, cpu = time.perf_counter(), time.process_time()
+    start_time, cpu = time.perf_counter(), time.process_time()
     async with database.transaction() as connection:
         result = await tick.tick(connection, database, Mode.PRODUCTION)
-    times["whole tick"].append(time.perf_counter() - began)
+    times["whole tick"].append(time.perf_counter() - start_time)
     times["CPU of this process"].append(time.process_time() - cpu)
     assert result, "no decision was due"
 
 
 @asynccontextmanager
-async def _timed() -> AsyncIterator[dict[str, list[float]]]:
-    """Lets the steps of the operation note how long they take."""
+async def _timed_steps() -> AsyncIterator[dict[str, list[float]]]:
+    """Record how long each step of a tick takes, while this is open."""
     times: dict[str, list[float]] = defaultdict(list)
     original = {name: getattr(tick, name) for name in _PARTS.values()}
     for part, name in _PARTS.items():
-        setattr(tick, name, _noting(original[name], times, part))
+        setattr(tick, name, _with_timer(original[name], times, part))
     try:
         yield times
     finally:
@@ -166,17 +166,17 @@ async def _timed() -> AsyncIterator[dict[str, list[float]]]:
             setattr(tick, name, step)
 
 
-def _noting(
+def _with_timer(
     step: Callable[..., Awaitable[Any]], times: Mapping[str, list[float]], part: str
 ) -> Callable[..., Awaitable[Any]]:
-    async def timed(*arguments: Any) -> Any:
-        began = time.perf_counter()
+    async def measured_step(*arguments: Any) -> Any:
+        start_time = time.perf_counter()
         try:
             return await step(*arguments)
         finally:
-            times[part].append(time.perf_counter() - began)
+            times[part].append(time.perf_counter() - start_time)
 
-    return timed
+    return measured_step
 
 
 def _latency(name: str, seconds: Sequence[float]) -> Latency:
@@ -197,8 +197,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(what: str) -> None:
-    sys.stderr.write(f"{what}\n")
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A queue as long as wanted, filled by SQL: millions of tasks over HTTP would take longer than what is measured."""
+"""A queue of any length, filled by SQL: millions of tasks over HTTP would take longer than the measurement."""
 
 import asyncpg
 
-from benchmarks.surroundings import Surroundings
+from benchmarks.testbed import Testbed
 
 TASKS_PER_GOAL = 100
 _CHUNK = 100_000
@@ -20,32 +20,32 @@ FROM generate_series($1::int, $2::int - 1) AS n
 """
 
 
-async def fill(where: Surroundings, wanted: int) -> None:
-    """Add pending tasks until there are `wanted`, with fresh statistics and everything on disk."""
-    connection = await asyncpg.connect(where.database_url)
+async def fill(testbed: Testbed, count: int) -> None:
+    """Add pending tasks until there are `count`, with fresh statistics and everything on disk."""
+    connection = await asyncpg.connect(testbed.database_url)
     try:
         await connection.execute("SET synchronous_commit = off")
         present = await connection.fetchval("SELECT count(*) FROM tasks WHERE state = 'pending'")
-        for first in range(present, wanted, _CHUNK):
-            await connection.execute(_FILL, first, min(first + _CHUNK, wanted), TASKS_PER_GOAL)
+        for first in range(present, count, _CHUNK):
+            await connection.execute(_FILL, first, min(first + _CHUNK, count), TASKS_PER_GOAL)
         await connection.execute("VACUUM ANALYZE tasks")
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
 
 
-async def pending(where: Surroundings) -> int:
-    """How many tasks wait."""
-    return await _count(where, "SELECT count(*) FROM tasks WHERE state = 'pending'")
+async def count_pending(testbed: Testbed) -> int:
+    """Number of pending tasks."""
+    return await _count(testbed, "SELECT count(*) FROM tasks WHERE state = 'pending'")
 
 
-async def finished(where: Surroundings) -> int:
-    """How many tasks are in history."""
-    return await _count(where, "SELECT count(*) FROM task_history")
+async def count_finished(testbed: Testbed) -> int:
+    """Number of tasks in history."""
+    return await _count(testbed, "SELECT count(*) FROM task_history")
 
 
-async def _count(where: Surroundings, query: str) -> int:
-    connection = await asyncpg.connect(where.database_url)
+async def _count(testbed: Testbed, query: str) -> int:
+    connection = await asyncpg.connect(testbed.database_url)
     try:
         return int(await connection.fetchval(query))
     finally:

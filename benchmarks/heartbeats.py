@@ -1,4 +1,4 @@
-"""`python -m benchmarks.heartbeats`: what it costs that a thousand workers are alive, as shares of a core.
+"""`python -m benchmarks.heartbeats`: processor time that a thousand idle workers cost, as shares of a core.
 
 They register and send heartbeats as real ones do, over connections that they keep, to the API as it runs in
 production, with the loops and a PostgreSQL of its own beside it; the load generator is not counted.
@@ -20,8 +20,8 @@ from benchmarks.http_client import connect
 from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
 from benchmarks.processes import CpuSeconds
-from benchmarks.surroundings import Surroundings, surroundings
-from benchmarks.workers import Worker, hire, let_go
+from benchmarks.testbed import Testbed, start_testbed
+from benchmarks.workers import Worker, close_workers, register_workers
 
 _BEAT_SECONDS = 5.0
 # Half a core in all for 1,000 workers.
@@ -30,13 +30,13 @@ _AIM_PER_WORKER = 0.5 / 1000
 
 @dataclass(slots=True)
 class _Member:
-    """A worker that beats at its own moments, and goes by the assignment that it was told last."""
+    """A worker that sends heartbeats at its own moments, and reports the version of its last assignment."""
 
     worker: Worker
     version: str | None = None
-    taken: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
 
-    async def beat_for_ever(self, delay: float) -> None:
+    async def keep_beating(self, delay: float) -> None:
         following = time.perf_counter() + delay
         while True:
             await asyncio.sleep(max(0.0, following - time.perf_counter()))
@@ -45,47 +45,47 @@ class _Member:
 
     async def _beat(self) -> None:
         body: dict[str, object] = {"state": "ready", "lease": None, "cpu_percent": 3.5, "memory_mb": 42.5, "errors": []}
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         answer = await self.worker.connection.post(
             f"/workers/{self.worker.worker_id}/heartbeat", body | ({"assignment": self.version} if self.version else {})
         )
-        self.taken.append(time.perf_counter() - started)
-        told = answer.json()["assignment"]
-        self.version = told["version"] if told else self.version
+        self.latencies.append(time.perf_counter() - start_time)
+        assignment = answer.json()["assignment"]
+        self.version = assignment["version"] if assignment else self.version
 
 
 def main() -> None:
     """Read the options, measure, print."""
     options = _options()
     machine = Machine.now()
-    measured = uvloop.run(_measure(options))
-    print((report.as_json if options.output == "json" else report.table)(machine, measured))
+    figures = uvloop.run(_measure(options))
+    print((report.as_json if options.output == "json" else report.table)(machine, figures))
 
 
 async def _measure(options: argparse.Namespace) -> list[Figure]:
-    async with surroundings(with_loops=True) as where:
+    async with start_testbed(with_loops=True) as testbed:
         _say(f"registering {options.workers:,} workers")
-        workers = await hire(where, options.workers)
+        workers = await register_workers(testbed, options.workers)
         async with _alive(workers) as members:
-            # Everybody has beaten twice by then, and knows its assignment.
+            # By then every worker has sent two heartbeats, and has received its assignment.
             await asyncio.sleep(2 * _BEAT_SECONDS)
             _say(f"measuring for {options.seconds:g} s")
             for member in members:
-                member.taken.clear()
-            before, started = CpuSeconds.spent(where), time.perf_counter()
+                member.latencies.clear()
+            cpu_before, start_time = CpuSeconds.read(testbed), time.perf_counter()
             await asyncio.sleep(options.seconds)
-            spent, seconds = CpuSeconds.spent(where).since(before), time.perf_counter() - started
-        living = await _living(where)
-        let_go(workers)
-    taken = [latency for member in members for latency in member.taken]
-    return _figures(spent, seconds, taken, workers=len(members), living=living)
+            cpu, seconds = CpuSeconds.read(testbed).since(cpu_before), time.perf_counter() - start_time
+        alive_count = await _count_alive(testbed)
+        close_workers(workers)
+    latencies = [latency for member in members for latency in member.latencies]
+    return _figures(cpu, seconds, latencies, workers=len(members), alive_count=alive_count)
 
 
 @asynccontextmanager
 async def _alive(workers: Sequence[Worker]) -> AsyncIterator[list[_Member]]:
     members = [_Member(worker) for worker in workers]
     beats = [
-        asyncio.create_task(member.beat_for_ever(_BEAT_SECONDS * place / len(members)))
+        asyncio.create_task(member.keep_beating(_BEAT_SECONDS * place / len(members)))
         for place, member in enumerate(members)
     ]
     try:
@@ -100,21 +100,23 @@ async def _alive(workers: Sequence[Worker]) -> AsyncIterator[list[_Member]]:
         await asyncio.gather(*beats, return_exceptions=True)
 
 
-async def _living(where: Surroundings) -> int:
-    """How many workers the service holds to be alive."""
-    reader = await connect(where.port, where.key)
-    living: int = (await reader.get("/fleet")).json()["total"]
+async def _count_alive(testbed: Testbed) -> int:
+    """Number of workers that the service takes to be alive."""
+    reader = await connect(testbed.port, testbed.key)
+    alive_count: int = (await reader.get("/fleet")).json()["total"]
     reader.close()
-    return living
+    return alive_count
 
 
-def _figures(spent: CpuSeconds, seconds: float, taken: Sequence[float], *, workers: int, living: int) -> list[Figure]:
-    parts = {"API": spent.api, "loops": spent.loops, "PostgreSQL": spent.postgres}
-    milliseconds = [latency * 1000 for latency in taken]
+def _figures(
+    cpu: CpuSeconds, seconds: float, latencies: Sequence[float], *, workers: int, alive_count: int
+) -> list[Figure]:
+    parts = {"API": cpu.api, "loops": cpu.loops, "PostgreSQL": cpu.postgres}
+    milliseconds = [latency * 1000 for latency in latencies]
     return [
         Figure(name="workers", value=workers),
-        Figure(name="of them alive at the end", value=living, target=workers),
-        Figure(name="heartbeats", value=len(taken) / seconds, unit="/s"),
+        Figure(name="of them alive at the end", value=alive_count, target=workers),
+        Figure(name="heartbeats", value=len(latencies) / seconds, unit="/s"),
         *(
             Figure(name=f"answered, p{share}", value=percentile(milliseconds, share / 100), unit="ms")
             for share in (50, 95, 99)
@@ -127,7 +129,7 @@ def _figures(spent: CpuSeconds, seconds: float, taken: Sequence[float], *, worke
             target=workers * _AIM_PER_WORKER,
             more_is_better=False,
         ),
-        Figure(name="CPU of a heartbeat", value=1000 * sum(parts.values()) / max(1, len(taken)), unit="ms"),
+        Figure(name="CPU of a heartbeat", value=1000 * sum(parts.values()) / max(1, len(latencies)), unit="ms"),
     ]
 
 
@@ -139,8 +141,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(what: str) -> None:
-    print(f"{what} ...", file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    print(f"{message} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """Speaks for the holder of one key. Knows only answers with a content length, as this service gives them."""
+    """A connection with the key of one caller, for answers with a content length, as this service sends them."""
 
     def __init__(self, key: str) -> None:
         self._fields = f"Host: benchmark\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-        self._received = bytearray()
+        self._buffer = bytearray()
         self._answer: asyncio.Future[Answer] | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
         return await self._exchange(f"POST {path} HTTP/1.1\r\n{self._fields}Content-Length: {len(body)}\r\n\r\n", body)
 
     async def get(self, path: str) -> Answer:
-        """Ask and wait for the answer. Raises ConnectionError when the service hangs up."""
+        """Send a request and wait for the answer. Raises ConnectionError when the service hangs up."""
         return await self._exchange(f"GET {path} HTTP/1.1\r\n{self._fields}\r\n", b"")
 
     def close(self) -> None:
@@ -65,10 +65,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        self._received += data
-        answer = _complete(self._received)
+        self._buffer += data
+        answer = _complete(self._buffer)
         if answer is not None:
-            self._received.clear()
+            self._buffer.clear()
             if self._answer is not None and not self._answer.done():
                 self._answer.set_result(answer)
 
@@ -84,15 +84,15 @@ async def connect(port: int, key: str) -> Connection:
     return connection
 
 
-def _complete(received: bytearray) -> Answer | None:
+def _complete(buffer: bytearray) -> Answer | None:
     """The answer, once all of it has arrived."""
-    head_ends = received.find(_HEAD_ENDS)
+    head_ends = buffer.find(_HEAD_ENDS)
     if head_ends < 0:
         return None
-    status = int(received[9:12])
+    status = int(buffer[9:12])
     body_begins = head_ends + len(_HEAD_ENDS)
-    body_ends = body_begins + (0 if status == _NO_CONTENT else _length(bytes(received[:head_ends])))
-    return Answer(status, bytes(received[body_begins:body_ends])) if len(received) >= body_ends else None
+    body_ends = body_begins + (0 if status == _NO_CONTENT else _length(bytes(buffer[:head_ends])))
+    return Answer(status, bytes(buffer[body_begins:body_ends])) if len(buffer) >= body_ends else None
 
 
 def _length(head: bytes) -> int:

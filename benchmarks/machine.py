@@ -1,4 +1,4 @@
-"""The machine, as far as it explains the figures."""
+"""The machine on which the figures were measured."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Taken before the first measurement; `load` is the mean of runnable processes over the last minute."""
+    """State before the first measurement; `load` is the mean number of runnable processes over the last minute."""
 
     cores: int
     load: float
@@ -16,7 +16,7 @@ class Machine:
 
     @classmethod
     def now(cls) -> Self:
-        """This one."""
+        """Describe this machine."""
         return cls(cores=os.cpu_count() or 1, load=os.getloadavg()[0], python=platform.python_version())
 
     def __str__(self) -> str:
@@ -24,5 +24,5 @@ class Machine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether others take so much of it that only ratios mean anything."""
+        """Whether other processes use so much of it that only ratios mean anything."""
         return self.load > self.cores / 4

@@ -5,58 +5,58 @@ import sys
 
 import uvloop
 
-from benchmarks import cycles, figures, idle_latency, pgbench, report, waiting_memory
+from benchmarks import baseline, cycles, figures, idle_latency, report, waiting_memory
 from benchmarks.backlog import Backlog
 from benchmarks.figures import Figure, Round
 from benchmarks.machine import Machine
 from benchmarks.processes import rss_mb
-from benchmarks.surroundings import Surroundings, surroundings
-from benchmarks.workers import Worker, hire, let_go
+from benchmarks.testbed import Testbed, start_testbed
+from benchmarks.workers import Worker, close_workers, register_workers
 
 
 def main() -> None:
     """Read the options, measure, print."""
     options = _options()
     machine = Machine.now()
-    measured = uvloop.run(_measure(options))
-    print((report.as_json if options.output == "json" else report.table)(machine, measured))
+    results = uvloop.run(_measure(options))
+    print((report.as_json if options.output == "json" else report.table)(machine, results))
 
 
 async def _measure(options: argparse.Namespace) -> list[Figure]:
-    """What needs an empty queue comes first; progress goes to stderr."""
-    async with surroundings() as where:
+    """Measure everything, first what needs an empty queue; progress goes to stderr."""
+    async with start_testbed() as testbed:
         _say("idle latency")
-        idle = await idle_latency.seconds_to_lease(where)
+        idle = await idle_latency.seconds_to_lease(testbed)
         _say("memory with waiting workers")
-        waiting = await waiting_memory.api_rss_mb(where)
-        backlog = Backlog(where=where, tasks=options.tasks)
-        rounds = await _rounds(where, backlog, options)
+        waiting = await waiting_memory.api_rss_mb(testbed)
+        backlog = Backlog(testbed=testbed, tasks=options.tasks)
+        rounds = await _rounds(testbed, backlog, options)
         return [
             *figures.of_submit(backlog.rates),
             *figures.of_idle(idle),
             *figures.of_rounds(rounds),
-            *figures.of_memory(waiting=waiting, after=rss_mb(where.api)),
+            *figures.of_memory(waiting=waiting, at_end=rss_mb(testbed.api)),
         ]
 
 
-async def _rounds(where: Surroundings, backlog: Backlog, options: argparse.Namespace) -> list[Round]:
-    workers = await hire(where, cycles.WORKERS)
-    rounds = [await _round(where, backlog, workers, options.seconds) for _ in range(options.rounds)]
-    let_go(workers)
+async def _rounds(testbed: Testbed, backlog: Backlog, options: argparse.Namespace) -> list[Round]:
+    workers = await register_workers(testbed, cycles.WORKERS)
+    rounds = [await _round(testbed, backlog, workers, options.seconds) for _ in range(options.rounds)]
+    close_workers(workers)
     return rounds
 
 
-async def _round(where: Surroundings, backlog: Backlog, workers: list[Worker], seconds: float) -> Round:
+async def _round(testbed: Testbed, backlog: Backlog, workers: list[Worker], seconds: float) -> Round:
     _say(f"backlog of {backlog.tasks:,} tasks")
     await backlog.fill()
     _say("cycles over HTTP")
-    http = await cycles.measure(where, workers, seconds)
+    http = await cycles.measure(testbed, workers, seconds)
     await backlog.fill()
     _say("cycles by pgbench")
-    plain = await pgbench.measure(where, pgbench.PLAIN, seconds)
+    plain = await baseline.measure(testbed, baseline.PLAIN, seconds)
     await backlog.fill()
     _say("cycles by pgbench, with events")
-    return Round(http=http, plain=plain, with_events=await pgbench.measure(where, pgbench.WITH_EVENTS, seconds))
+    return Round(http=http, plain=plain, with_events=await baseline.measure(testbed, baseline.WITH_EVENTS, seconds))
 
 
 def _options() -> argparse.Namespace:
@@ -68,8 +68,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _say(what: str) -> None:
-    print(f"{what} ...", file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    print(f"{message} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,33 @@
-"""Memory and CPU time of the processes that are measured."""
+"""Memory and CPU time of the processes of a testbed."""
 
 from dataclasses import dataclass
 from typing import Self
 
 import psutil
 
-from benchmarks.surroundings import Surroundings
+from benchmarks.testbed import Testbed
 
 _MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuSeconds:
-    """User and system time together."""
+    """User and system time of the processes, in seconds."""
 
     api: float
     postgres: float
     loops: float = 0.0
 
     @classmethod
-    def spent(cls, where: Surroundings) -> Self:
-        """Since the processes were started."""
-        loops = _own(where.loops) if where.loops else 0.0
-        return cls(api=_own(where.api), postgres=_family(where.postmaster), loops=loops)
+    def read(cls, testbed: Testbed) -> Self:
+        """Read the time since the processes were started."""
+        loops = _own(testbed.loops) if testbed.loops else 0.0
+        return cls(api=_own(testbed.api), postgres=_family(testbed.postmaster), loops=loops)
 
-    def since(self, earlier: "CpuSeconds") -> "CpuSeconds":
-        """What has been spent between two readings."""
+    def since(self, previous: "CpuSeconds") -> "CpuSeconds":
+        """The time between two readings."""
         return CpuSeconds(
-            api=self.api - earlier.api, postgres=self.postgres - earlier.postgres, loops=self.loops - earlier.loops
+            api=self.api - previous.api, postgres=self.postgres - previous.postgres, loops=self.loops - previous.loops
         )
 
 
@@ -42,7 +42,7 @@ def _own(process: psutil.Process) -> float:
 
 
 def _family(postmaster: psutil.Process) -> float:
-    """With the living backends, and those that have ended, whose time the postmaster inherits."""
+    """Time of the postmaster with its backends; it inherits the time of those that have ended."""
     times = postmaster.cpu_times()
     total = float(times.user + times.system + times.children_user + times.children_system)
     for child in postmaster.children(recursive=True):

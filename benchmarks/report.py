@@ -19,8 +19,8 @@ def table(machine: Machine, figures: Sequence[Figure]) -> str:
 
 def as_json(machine: Machine, figures: Sequence[Figure]) -> str:
     """An object with the machine and a list of the figures."""
-    measured = [{**asdict(figure), "met": figure.met} for figure in figures]
-    return json.dumps({"machine": asdict(machine), "figures": measured}, indent=2)
+    rows = [{**asdict(figure), "met": figure.is_met} for figure in figures]
+    return json.dumps({"machine": asdict(machine), "figures": rows}, indent=2)
 
 
 def _line(figure: Figure, width: int) -> str:
@@ -33,4 +33,4 @@ def _aim(figure: Figure) -> str:
     if figure.target is None:
         return ""
     sign = ">=" if figure.more_is_better else "<"
-    return f"{sign} {figure.target:,g}: {_VERDICT[figure.met]}"
+    return f"{sign} {figure.target:,g}: {_VERDICT[figure.is_met]}"

@@ -1,11 +1,11 @@
-"""How large the tables that change with every task are, with their partitions."""
+"""Sizes of the tables that change with every task, with their partitions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
-from benchmarks.surroundings import Surroundings
+from benchmarks.testbed import Testbed
 
 _TABLES = ("tasks", "task_history", "events", "leases", "queue_changes", "queue_counts")
 
@@ -30,12 +30,12 @@ class Size:
     index_mib: float
 
 
-async def measure(where: Surroundings) -> Sequence[Size]:
-    """The sizes now."""
-    connection = await asyncpg.connect(where.database_url)
+async def measure(testbed: Testbed) -> Sequence[Size]:
+    """Measure the present sizes."""
+    connection = await asyncpg.connect(testbed.database_url)
     try:
-        known = {row["name"]: row for row in await connection.fetch(_SIZES, list(_TABLES))}
-        rows = [known.get(name) or await connection.fetchrow(_SIMPLE, name) for name in _TABLES]
+        partitioned = {row["name"]: row for row in await connection.fetch(_SIZES, list(_TABLES))}
+        rows = [partitioned.get(name) or await connection.fetchrow(_SIMPLE, name) for name in _TABLES]
     finally:
         await connection.close()
     return [

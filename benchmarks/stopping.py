@@ -58,14 +58,14 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 8.0, 25.0], help="standard deviations in Elo")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
-    rows = list(measured(options.noise, options.runs))
+    rows = list(measure(options.noise, options.runs))
     if options.output == "json":
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     else:
         sys.stdout.write(_table(rows))
 
 
-def measured(noises: Sequence[float], runs: int) -> Iterator[Row]:
+def measure(noises: Sequence[float], runs: int) -> Iterator[Row]:
     """Every rule at every noise; the same seeds for all."""
     curves: Mapping[str, Curve] = {
         "published, best": published("best_elo"),

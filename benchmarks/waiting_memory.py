@@ -1,24 +1,24 @@
-"""How much memory the API needs while many workers wait for a task."""
+"""Memory of the API while many workers wait for a task."""
 
 import asyncio
 
 from benchmarks.processes import rss_mb
-from benchmarks.surroundings import Surroundings
-from benchmarks.workers import Worker, all_waiting, hire, let_go
+from benchmarks.testbed import Testbed
+from benchmarks.workers import Worker, all_waiting, close_workers, register_workers
 
 WORKERS = 500
 _LONGER_THAN_THE_MEASUREMENT = 30
 
 
-async def api_rss_mb(where: Surroundings, count: int = WORKERS) -> float:
+async def api_rss_mb(testbed: Testbed, count: int = WORKERS) -> float:
     """MiB with `count` registered workers in long polls."""
-    workers = await hire(where, count)
+    workers = await register_workers(testbed, count)
     waits = [asyncio.create_task(_wait(worker)) for worker in workers]
-    await all_waiting(where, count)
-    memory = rss_mb(where.api)
-    let_go(workers)
+    await all_waiting(testbed, count)
+    memory = rss_mb(testbed.api)
+    close_workers(workers)
     await asyncio.gather(*waits)
-    await all_waiting(where, 0)
+    await all_waiting(testbed, 0)
     return memory
 
 

@@ -1,4 +1,4 @@
-"""Workers that do nothing but lease and complete."""
+"""Workers that only lease and complete."""
 
 import asyncio
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from app.kernel.agents import AgentType
 from benchmarks.http_client import Connection, connect
-from benchmarks.surroundings import Surroundings
+from benchmarks.testbed import Testbed
 
 RESULT = {"hypotheses": ["Orbits are ellipses with the sun in one focus"], "confidence": 0.87}
 
@@ -29,12 +29,12 @@ class Worker:
 
     async def beat(self, lease: Lease | None) -> None:
         """Send a heartbeat, which renews the lease."""
-        held = {"task_id": lease.task_id, "token": lease.token} if lease else None
-        beat = {"state": "busy" if lease else "ready", "lease": held}
+        lease_fields = {"task_id": lease.task_id, "token": lease.token} if lease else None
+        beat = {"state": "busy" if lease else "ready", "lease": lease_fields}
         (await self.connection.post(f"/workers/{self.worker_id}/heartbeat", beat)).json()
 
     async def lease(self, wait_seconds: float = 0) -> Lease | None:
-        """A task, acknowledged; None when there is none within the wait."""
+        """Lease a task and acknowledge it; None when there is none within the wait."""
         call = {"request_id": str(uuid4()), "wait_seconds": wait_seconds, "acknowledge": True}
         return _lease((await self.connection.post("/lease", call)).json())
 
@@ -46,40 +46,40 @@ class Worker:
         return _lease(answer.json()["lease"])
 
     def close(self) -> None:
-        """Hang up; the service would find out by the missing heartbeats."""
+        """Close the connection; the service detects a lost worker by its missing heartbeats."""
         self.connection.close()
 
 
-async def hire(where: Surroundings, count: int) -> list[Worker]:
-    """New workers, each past its first health report."""
-    pool = await connect(where.port, where.key)
-    workers = [await _hire_one(where, pool) for _ in range(count)]
+async def register_workers(testbed: Testbed, count: int) -> list[Worker]:
+    """Register new workers, each with its first heartbeat sent."""
+    pool = await connect(testbed.port, testbed.key)
+    workers = [await _register_worker(testbed, pool) for _ in range(count)]
     pool.close()
     return workers
 
 
-def let_go(workers: list[Worker]) -> None:
-    """Hang up on all of them."""
+def close_workers(workers: list[Worker]) -> None:
+    """Close the connections of all workers."""
     for worker in workers:
         worker.close()
 
 
-async def _hire_one(where: Surroundings, pool: Connection) -> Worker:
+async def _register_worker(testbed: Testbed, pool: Connection) -> Worker:
     capabilities = [agent.value for agent in AgentType]
-    said = {"name": f"bench-{uuid4().hex[:12]}", "host": "bench", "pid": 1, "capabilities": capabilities}
-    identity = (await pool.post("/workers", {**said, "memory_gb": 1, "cpu_cores": 1})).json()
-    worker = Worker(worker_id=identity["worker_id"], connection=await connect(where.port, identity["key"]))
+    fields = {"name": f"bench-{uuid4().hex[:12]}", "host": "bench", "pid": 1, "capabilities": capabilities}
+    identity = (await pool.post("/workers", {**fields, "memory_gb": 1, "cpu_cores": 1})).json()
+    worker = Worker(worker_id=identity["worker_id"], connection=await connect(testbed.port, identity["key"]))
     await worker.beat(None)
     return worker
 
 
-def _lease(said: dict[str, Any] | None) -> Lease | None:
-    return Lease(task_id=said["task_id"], token=said["token"]) if said else None
+def _lease(fields: dict[str, Any] | None) -> Lease | None:
+    return Lease(task_id=fields["task_id"], token=fields["token"]) if fields else None
 
 
-async def all_waiting(where: Surroundings, count: int) -> None:
-    """Return when so many calls for a lease wait inside the API; its metrics say so."""
-    connection = await connect(where.port, where.key)
+async def all_waiting(testbed: Testbed, count: int) -> None:
+    """Wait until the metrics of the API show that `count` calls for a lease wait."""
+    connection = await connect(testbed.port, testbed.key)
     async with asyncio.timeout(30):
         # Another process cannot set an event of ours.
         while await _waiting(connection) != count:  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""What is measured: a PostgreSQL of its own with default durability, and the API as a process of its own."""
+"""The system under test: a PostgreSQL of its own with default durability, and the API as a process of its own."""
 
 import asyncio
 import sys
@@ -27,8 +27,8 @@ _READY_WITHIN_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """Where the service is, a key for it, and the processes that work for it."""
+class Testbed:
+    """Address of the service, a key for it, and its processes."""
 
     binaries: Binaries
     database_url: str
@@ -40,10 +40,10 @@ class Surroundings:
 
 
 @asynccontextmanager
-async def surroundings(*, with_loops: bool = False) -> AsyncIterator[Surroundings]:
-    """Everything fresh, and gone at the end. Call it from the main thread: the processes live no longer than that.
+async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
+    """Start a fresh system, and remove it at the end. Call it from the main thread, which the processes do not outlive.
 
-    Without the loops nobody misses a worker that sends no heartbeats.
+    Without the loops a worker that sends no heartbeats is never declared lost.
     """
     with _directory() as directory:
         async with _postgres(directory / "server") as server:
@@ -54,7 +54,7 @@ async def surroundings(*, with_loops: bool = False) -> AsyncIterator[Surrounding
                 loops = None
                 if with_loops:
                     loops = await running.enter_async_context(_process(_LOOP, server.url, port))
-                yield Surroundings(
+                yield Testbed(
                     binaries=server.cluster.binaries,
                     database_url=server.url,
                     port=port,

@@ -1,7 +1,7 @@
-"""The yardstick: the same tables worked off by PostgreSQL's own load generator, with nothing in between.
+"""The baseline: the same tables worked off by pgbench, PostgreSQL's own load generator, with nothing in between.
 
-One task a statement, claim and completion as two transactions, as somebody would write it who needs neither HTTP nor
-fairness nor long polls. A second variant also writes the events that the service writes.
+One task a statement, claim and completion as two transactions, as one would write it without HTTP, fairness and long
+polls. A second variant also writes the events that the service writes.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from app.queue.store.tables import KEPT_COLUMNS
 from benchmarks.processes import CpuSeconds
-from benchmarks.surroundings import Surroundings
+from benchmarks.testbed import Testbed
 from benchmarks.workers import RESULT
 
 CLIENTS = 8
@@ -69,7 +69,7 @@ WITH gone AS ({_GONE}), told AS (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Yardstick:
+class Baseline:
     """Tasks leased and completed by pgbench."""
 
     per_second: float
@@ -77,38 +77,38 @@ class Yardstick:
     postgres_cpu_ms: float
 
 
-async def measure(where: Surroundings, script: str, seconds: float) -> Yardstick:
-    """Needs a backlog that lasts. Raises RuntimeError with the words of pgbench when a client gave up."""
-    before = CpuSeconds.spent(where)
-    said = await _run(where, script, seconds)
-    spent = CpuSeconds.spent(where).since(before)
-    return Yardstick(
-        per_second=_number(r"tps = ([\d.]+)", said),
-        mean_ms=_number(r"latency average = ([\d.]+) ms", said),
-        postgres_cpu_ms=spent.postgres / _number(r"actually processed: (\d+)", said) * 1000,
+async def measure(testbed: Testbed, script: str, seconds: float) -> Baseline:
+    """Run the script for so many seconds. Needs a backlog that lasts. Raises RuntimeError when a client gave up."""
+    cpu_before = CpuSeconds.read(testbed)
+    report = await _run(testbed, script, seconds)
+    cpu = CpuSeconds.read(testbed).since(cpu_before)
+    return Baseline(
+        per_second=_number(r"tps = ([\d.]+)", report),
+        mean_ms=_number(r"latency average = ([\d.]+) ms", report),
+        postgres_cpu_ms=cpu.postgres / _number(r"actually processed: (\d+)", report) * 1000,
     )
 
 
-async def _run(where: Surroundings, script: str, seconds: float) -> str:
+async def _run(testbed: Testbed, script: str, seconds: float) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script.strip() + "\n")
         file.flush()
         size = ["-M", "prepared", "-c", str(CLIENTS), "-j", str(_THREADS), "-T", str(max(1, round(seconds)))]
         process = await asyncio.create_subprocess_exec(
-            where.binaries.program("pgbench"),
+            testbed.binaries.program("pgbench"),
             *("--no-vacuum", *size, "-f", file.name),
-            env=_address(where.database_url),
+            env=_address(testbed.database_url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        said = (await process.communicate())[0].decode()
-    if process.returncode != 0 or "aborted" in said:
-        raise RuntimeError(f"pgbench: {said}")
-    return said
+        report = (await process.communicate())[0].decode()
+    if process.returncode != 0 or "aborted" in report:
+        raise RuntimeError(f"pgbench: {report}")
+    return report
 
 
 def _address(url: str) -> Mapping[str, str]:
-    """As the environment of PostgreSQL's programs: a password does not belong on a command line."""
+    """The address as environment variables, since a password does not belong on a command line."""
     parts = urlsplit(url)
     return {
         "PGHOST": parts.hostname or "",
@@ -119,8 +119,8 @@ def _address(url: str) -> Mapping[str, str]:
     }
 
 
-def _number(pattern: str, said: str) -> float:
-    found = re.search(pattern, said)
-    if found is None:
-        raise RuntimeError(f"pgbench did not say {pattern}: {said}")
-    return float(found[1])
+def _number(pattern: str, report: str) -> float:
+    match = re.search(pattern, report)
+    if match is None:
+        raise RuntimeError(f"pgbench did not say {pattern}: {report}")
+    return float(match[1])
