@@ -54,7 +54,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds, lost_after_seconds=settings.lost_after_seconds
     )
     capacity = policy_of(settings)
-    broker = Broker(database, leases, on_first_leases=pool.first_leases)
+    broker = Broker(database, leases, on_first_leases=pool.record_first_leases)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
     admission, bursts = Admission(capacity), Bursts(database, config)

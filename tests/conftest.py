@@ -207,7 +207,7 @@ async def unchanged(lease: Any, database: Database) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def broker(database: Database) -> AsyncIterator[Broker]:
-    broker = Broker(database, LeasePolicy(), on_first_leases=pool.first_leases)
+    broker = Broker(database, LeasePolicy(), on_first_leases=pool.record_first_leases)
     broker.start()
     yield broker
     await broker.stop()

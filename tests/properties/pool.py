@@ -6,7 +6,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.states import TaskState, WorkerState
 from app.queue.errors import WorkerGone
 from app.queue.service.leases import Fence
-from app.workers.rules.workers import Directive, hold_back
+from app.workers.rules.workers import Directive, should_hold_back
 from app.workers.service import directives, workers
 from tests.properties import policies
 from tests.properties.model import Model, Worker
@@ -131,7 +131,9 @@ class SweepWorkers:
         live = [worker for worker in model.workers.values() if worker.is_live]
         late = [worker for worker in live if _is_late(worker, model.now)]
         held = 600.0 if self.held_back_before else None
-        if hold_back(len(late), len(live), policies.HEALTH, seconds_since_last_sweep=1.0, held_back_seconds=held):
+        if should_hold_back(
+            len(late), len(live), policies.HEALTH, seconds_since_last_sweep=1.0, held_back_seconds=held
+        ):
             assert isinstance(observed, dict)
             assert {**observed, "held_back_since": None} == {
                 "held_back": True,

@@ -18,7 +18,7 @@ from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep, Lad
 from app.queue.service import degradation as service
 from app.queue.store import degradation as store
 from app.queue.store.degradation import LadderState, RecordedMove
-from app.workers.service import recovery as recovery_service
+from app.workers.service import pool as pool_service
 
 router = APIRouter(prefix="/degradation", tags=["degradation"])
 _NEWEST = 2**63 - 1
@@ -130,7 +130,7 @@ def _move_out(move: RecordedMove) -> MoveOut:
 async def _degradation_out(connection: AsyncConnection, state: LadderState) -> DegradationOut:
     ladder, step = state.ladder, rules.effective_step(state.ladder, state.at)
     advice = service.CurrentStep(step=step).advice
-    recovery = await recovery_service.recovery(connection)
+    recovery = await pool_service.recovery(connection)
     return DegradationOut(
         step=step.value,
         meaning=MEANINGS[step],

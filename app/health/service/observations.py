@@ -15,7 +15,7 @@ from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.degradation import Strain
 from app.queue.service import degradation, status
-from app.workers.service.recovery import recovery
+from app.workers.service.pool import recovery
 
 
 async def observe(

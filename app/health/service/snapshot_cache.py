@@ -27,7 +27,7 @@ from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import RECENT
 from app.queue.service import degradation, status
 from app.scaling.store import decisions
-from app.workers.service.recovery import recovery
+from app.workers.service.pool import recovery
 
 log = logging.getLogger(__name__)
 

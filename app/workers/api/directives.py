@@ -1,4 +1,4 @@
-"""What people tell workers: to drain, to stop, to start anew; one by its id, or all that a filter selects."""
+"""Routes by which operators start workers, and drain, stop or restart them: one by its id, or all of a filter."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,7 +16,7 @@ from app.http.transactions import Writing
 from app.kernel.access import Scope
 from app.queue.api.task_filters import BulkRequest, ExplicitFilter, LabelPairs, pairs
 from app.queue.errors import WorkerGone, WorkerNotFound
-from app.workers.api.workers import ReasonIn, WorkerOut, shown
+from app.workers.api.workers import ReasonIn, WorkerOut, worker_out
 from app.workers.errors import StartRefused
 from app.workers.rules.workers import Directive
 from app.workers.service import directives as service
@@ -44,8 +44,8 @@ class CrewFilter(ExplicitFilter):
     agent_type: AgentName | None = Field(None, description="that they are assigned to")
     label: LabelPairs = Field(default_factory=list)
 
-    def crew(self) -> WorkerSelector:
-        """What the store takes."""
+    def selector(self) -> WorkerSelector:
+        """The filter as the store takes it."""
         return WorkerSelector(names=self.name, agent_type=self.agent_type, labels=pairs(self.label))
 
 
@@ -81,30 +81,30 @@ class Restarted(_Counted):
 
 
 @router.post("/workers/drain", summary="Drain the workers that a filter selects", dependencies=_OPERATOR)
-async def drain_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Drained:
+async def drain_many(call: CrewIn, caller: Caller, connection: Writing) -> Drained:
     """As for a single one. A name that no live worker has selects nobody."""
-    outcome = await _many(Directive.DRAIN, wanted, caller.key_id, connection)
-    return Drained(drained=outcome.told, **_counts(outcome, wanted))
+    outcome = await _direct_many(Directive.DRAIN, call, caller.key_id, connection)
+    return Drained(drained=outcome.directed_workers, **_counts(outcome, call))
 
 
 @router.post("/workers/stop", summary="Stop the workers that a filter selects", dependencies=_OPERATOR)
-async def stop_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Stopped:
+async def stop_many(call: CrewIn, caller: Caller, connection: Writing) -> Stopped:
     """As for a single one. A name that no live worker has selects nobody."""
-    outcome = await _many(Directive.STOP, wanted, caller.key_id, connection)
-    return Stopped(stopped=outcome.told, **_counts(outcome, wanted))
+    outcome = await _direct_many(Directive.STOP, call, caller.key_id, connection)
+    return Stopped(stopped=outcome.directed_workers, **_counts(outcome, call))
 
 
 @router.post("/workers/restart", summary="Restart the workers that a filter selects", dependencies=_OPERATOR)
-async def restart_many(wanted: CrewIn, caller: Caller, connection: Writing) -> Restarted:
+async def restart_many(call: CrewIn, caller: Caller, connection: Writing) -> Restarted:
     """As for a single one. A name that no live worker has selects nobody."""
-    outcome = await _many(Directive.RESTART, wanted, caller.key_id, connection)
-    return Restarted(restarted=outcome.told, **_counts(outcome, wanted))
+    outcome = await _direct_many(Directive.RESTART, call, caller.key_id, connection)
+    return Restarted(restarted=outcome.directed_workers, **_counts(outcome, call))
 
 
 @router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_OPERATOR, responses=_DIRECTED)
 async def drain(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """It finishes its task, takes no more, and ends. The pool starts another in its place. Safe to repeat."""
-    return await _one(Directive.DRAIN, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.DRAIN, worker_id, reason, caller.key_id, connection)
 
 
 @router.post("/workers/{worker_id}/stop", summary="Stop a worker", dependencies=_OPERATOR, responses=_DIRECTED)
@@ -113,7 +113,7 @@ async def stop(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Wr
 
     A worker that was told to stop is not told to drain or restart any more.
     """
-    return await _one(Directive.STOP, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.STOP, worker_id, reason, caller.key_id, connection)
 
 
 @router.post("/workers/{worker_id}/restart", summary="Restart a worker", dependencies=_OPERATOR, responses=_DIRECTED)
@@ -121,29 +121,29 @@ async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection:
     """As stop, and a new process takes its place in the pool under the same name, which counts neither as a loss nor
     as a crash. A worker that nobody provisions starts itself anew.
     """
-    return await _one(Directive.RESTART, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.RESTART, worker_id, reason, caller.key_id, connection)
 
 
-async def _one(
+async def _direct_one(
     directive: Directive, worker_id: UUID, reason: ReasonIn, by: str, connection: AsyncConnection
 ) -> WorkerOut:
     order = Order(directive=directive, by=by, reason=reason.reason)
-    return shown(await service.direct(connection, worker_id, order))
+    return worker_out(await service.direct(connection, worker_id, order))
 
 
-async def _many(directive: Directive, wanted: CrewIn, by: str, connection: AsyncConnection) -> Outcome:
-    crew = wanted.filter.crew()
-    if wanted.dry_run:
-        return await service.count(connection, crew, directive)
-    order = Order(directive=directive, by=by, reason=wanted.reason)
-    return await service.direct_many(connection, crew, order, limit=wanted.limit)
+async def _direct_many(directive: Directive, call: CrewIn, by: str, connection: AsyncConnection) -> Outcome:
+    selector = call.filter.selector()
+    if call.dry_run:
+        return await service.count(connection, selector, directive)
+    order = Order(directive=directive, by=by, reason=call.reason)
+    return await service.direct_many(connection, selector, order, limit=call.limit)
 
 
-def _counts(outcome: Outcome, wanted: CrewIn) -> dict[str, int | bool]:
+def _counts(outcome: Outcome, call: CrewIn) -> dict[str, int | bool]:
     return {
-        "matched": outcome.matched,
-        "remaining": outcome.matched - outcome.told,
-        "dry_run": wanted.dry_run,
+        "matched": outcome.selected_workers,
+        "remaining": outcome.selected_workers - outcome.directed_workers,
+        "dry_run": call.dry_run,
     }
 
 
@@ -178,17 +178,15 @@ class StartedOut(BaseModel):
     dependencies=[requires(Scope.OPERATE)],
     responses=responses_for(StartRefused),
 )
-async def start(wanted: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
+async def start(call: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
     """On the hosts that start workers, the next where most room is left; within the maximum of the configuration and
     what the hosts suffice for, all or none.
 
     They stay until the scaling loop finds that they idle, or where the size of the pool is fixed until the loops of
     their host end. Safe to repeat with the same `request_id`.
     """
-    order = StartOrder(
-        request_id=wanted.request_id or uuid4(), count=wanted.count, by=caller.key_id, reason=wanted.reason
-    )
-    started = await manual_start.start(connection, services[CurrentConfig].initial, order)
+    order = StartOrder(request_id=call.request_id or uuid4(), count=call.count, by=caller.key_id, reason=call.reason)
+    workers = await manual_start.start(connection, services[CurrentConfig].initial, order)
     return StartedOut(
-        started=len(started), workers=[StartingOut.model_validate(one, from_attributes=True) for one in started]
+        started=len(workers), workers=[StartingOut.model_validate(worker, from_attributes=True) for worker in workers]
     )

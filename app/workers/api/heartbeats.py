@@ -1,4 +1,4 @@
-"""Signs of life: what a worker says of itself every few seconds, and what it hears in return."""
+"""Heartbeats: the report of a worker every few seconds, and the answer with directives and its assignment."""
 
 import json
 from typing import Annotated, Any
@@ -23,14 +23,14 @@ from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.workers.api.workers import must_be
-from app.workers.rules.assignment import bounded, version
+from app.workers.rules.assignment import in_force, version
 from app.workers.rules.workers import Directive
 from app.workers.service.workers import Heartbeats
 from app.workers.store.workers import Heartbeat, HeartbeatReply
 
 router = APIRouter(tags=["workers"], route_class=LeanRoute)
-# Cores, or GB: the most that a worker may register with. Sums of what all workers use stay numbers then.
-_MOST = 65536
+# Cores, or GB: the most that a worker may register with, so that sums over all workers stay finite.
+_MAX_AMOUNT = 65536
 
 
 class LeaseRef(Body):
@@ -53,9 +53,9 @@ class BeatIn(Body):
     state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
     lease: LeaseRef | None = None
     cpu_percent: float | None = Field(
-        None, ge=0, le=100 * _MOST, description="percent of one core since the last report"
+        None, ge=0, le=100 * _MAX_AMOUNT, description="percent of one core since the last report"
     )
-    memory_mb: float | None = Field(None, ge=0, le=1024 * _MOST, description="MiB that are resident now")
+    memory_mb: float | None = Field(None, ge=0, le=1024 * _MAX_AMOUNT, description="MiB that are resident now")
     errors: list[LocalError] = Field(default_factory=list, max_length=50)
     assignment: Word | None = Field(None, description="version of the assignment that the worker goes by")
 
@@ -114,32 +114,33 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         memory_mb=call.memory_mb,
         errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
     )
-    pulse = await services[Heartbeats].report(beat)
+    reply = await services[Heartbeats].report(beat)
     limits = (await services[CurrentConfig].read()).document.resource_limits
-    seen = {
+    fields = {
         "worker_id": worker_id,
-        "state": pulse.state.value,
-        "lease_expires_at": pulse.lease_expires_at,
-        "assignment": _assignment(pulse, limits, call.assignment),
+        "state": reply.state.value,
+        "lease_expires_at": reply.lease_expires_at,
+        "assignment": _assignment(reply, limits, call.assignment),
     }
-    texts = {"directives": json.dumps(_directives(pulse, beat)), "degradation": advice.text(services)}
-    return answer(join(seen, texts))
+    texts = {"directives": json.dumps(_directives(reply, beat)), "degradation": advice.text(services)}
+    return answer(join(fields, texts))
 
 
-def _assignment(pulse: HeartbeatReply, limits: LimitsConfig, known: str | None) -> dict[str, Any] | None:
-    """What is in force, unless the worker knows it; so it is told again when an answer was lost."""
-    in_force = bounded(pulse.assignment, limits, memory_gb=pulse.memory_gb, cpu_cores=pulse.cpu_cores)
-    name = version(in_force)
-    return None if name == known else {"version": name, **in_force._asdict()}
+def _assignment(reply: HeartbeatReply, limits: LimitsConfig, worker_version: str | None) -> dict[str, Any] | None:
+    """The assignment in force; None when the worker goes by it already."""
+    # By version, not by change: an answer that was lost is so repeated with the next heartbeat.
+    assignment = in_force(reply.assignment, limits, memory_gb=reply.memory_gb, cpu_cores=reply.cpu_cores)
+    name = version(assignment)
+    return None if name == worker_version else {"version": name, **assignment._asdict()}
 
 
-def _directives(pulse: HeartbeatReply, beat: Heartbeat) -> list[dict[str, Any]]:
-    """What was left for the worker, and the news that the lease it named is not its own any more."""
+def _directives(reply: HeartbeatReply, beat: Heartbeat) -> list[dict[str, Any]]:
+    """The directive of the worker, and one to cancel its task when it does not hold the lease it named any more."""
     directives: list[dict[str, Any]] = []
-    if pulse.directive is not None:
-        directives.append({"kind": pulse.directive, "reason": pulse.directive_reason, "task_id": None, "token": None})
-    if beat.task_id is not None and pulse.lease_state is None:
-        lost = {"task_id": str(beat.task_id), "token": beat.token}
+    if reply.directive is not None:
+        directives.append({"kind": reply.directive, "reason": reply.directive_reason, "task_id": None, "token": None})
+    if beat.task_id is not None and reply.lease_state is None:
+        lease = {"task_id": str(beat.task_id), "token": beat.token}
         reason = "the task was cancelled, or its lease has moved on"
-        directives.append({"kind": Directive.CANCEL_TASK.value, "reason": reason, **lost})
+        directives.append({"kind": Directive.CANCEL_TASK.value, "reason": reason, **lease})
     return directives

@@ -1,4 +1,4 @@
-"""The pool as a whole: who is there, which places rest, and how it recovers."""
+"""Routes of the pool as a whole: its state, and the replacements of lost workers."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -105,15 +105,15 @@ class ReplacementTimesOut(BaseModel):
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
     pool = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool
-    found = await service.status(connection)
+    state = await service.status(connection)
     return FleetOut(
         min_workers=pool.min_workers,
         max_workers=pool.max_workers,
-        hosts=[HostOut.model_validate(host, from_attributes=True) for host in found.hosts],
-        workers=ByState(**found.states),
-        total=sum(found.states.values()),
-        reduced_capacity=bool(found.resting),
-        resting=[RestingOut.model_validate(slot, from_attributes=True) for slot in found.resting],
+        hosts=[HostOut.model_validate(host, from_attributes=True) for host in state.hosts],
+        workers=ByState(**state.states),
+        total=sum(state.states.values()),
+        reduced_capacity=bool(state.resting),
+        resting=[RestingOut.model_validate(slot, from_attributes=True) for slot in state.resting],
     )
 
 
@@ -122,7 +122,7 @@ async def replacements(
     connection: Reading, after: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None, limit: Limit = 50
 ) -> ReplacementPage:
     """How long each step took, newest first."""
-    rows = await records.replacements(connection, before=after, limit=limit + 1)
+    rows = await records.replacements(connection, below=after, limit=limit + 1)
     following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
     return ReplacementPage(items=[ReplacementOut.model_validate(row) for row in rows[:limit]], next=following)
 
@@ -130,12 +130,12 @@ async def replacements(
 @router.get("/replacements/times", summary="See how fast lost workers are replaced", dependencies=_READ)
 async def times(connection: Reading) -> ReplacementTimesOut:
     """Median and 99th percentile of each step, from the detection of the loss to the first lease."""
-    found = await records.times(connection, _SHARES)
+    times = await records.replacement_times(connection, _SHARES)
     return ReplacementTimesOut(
-        replacements=found.replacements,
-        working=found.working,
-        since=found.since,
-        **{step: _step(found.steps[step]) for step in records.STEPS},
+        replacements=times.replacements,
+        working=times.working,
+        since=times.since,
+        **{step: _step(times.steps[step]) for step in records.STEPS},
     )
 
 

@@ -1,4 +1,4 @@
-"""What workers say of themselves, and what operators say to them."""
+"""Routes by which workers register and stop, and by which they are listed and read."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -130,17 +130,17 @@ async def register(
     """
     if principal.worker_id is not None:
         raise Forbidden("register with the pool's key; a worker's own key is for its leases and heartbeats")
-    said = Registration(
+    new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
         **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
     )
-    registered = await service.register(connection, said, registration.launch_token)
+    identity = await service.register(connection, new_worker, registration.launch_token)
     return RegistrationOut(
-        worker_id=registered.worker_id,
-        name=registered.name,
-        incarnation=registered.incarnation,
-        key=registered.key,
+        worker_id=identity.worker_id,
+        name=identity.name,
+        incarnation=identity.incarnation,
+        key=identity.key,
         heartbeat_interval_seconds=services[HealthPolicy].heartbeat_interval_seconds,
         lost_after_seconds=services[HealthPolicy].lost_after_seconds,
         lease_seconds=services[LeasePolicy].lease_seconds,
@@ -163,17 +163,17 @@ async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connecti
 @router.get("/workers", summary="List workers", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
-    everybody: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
+    with_ended: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
     after: Annotated[str | None, Query(pattern=r"^[\s\S]+/[0-9]+$", max_length=220)] = None,
     limit: Limit = 100,
 ) -> WorkerPage:
     """The pool as it is."""
     name, _, incarnation = (after or "").rpartition("/")
     start = (name, int(incarnation)) if after else None
-    rows = await store.page(connection, everybody=everybody, after=start, limit=limit + 1)
+    rows = await store.page(connection, with_ended=with_ended, start_after=start, limit=limit + 1)
     last = rows[limit - 1] if len(rows) > limit else None
     following = f"{last['name']}/{last['incarnation']}" if last else None
-    return WorkerPage(items=[shown(row) for row in rows[:limit]], next=following)
+    return WorkerPage(items=[worker_out(row) for row in rows[:limit]], next=following)
 
 
 @router.get(
@@ -184,11 +184,11 @@ async def page(
 )
 async def read(worker_id: UUID, connection: Reading) -> WorkerOut:
     """Everything about it."""
-    return shown(await service.read(connection, worker_id))
+    return worker_out(await service.read(connection, worker_id))
 
 
-def shown(row: dict[str, Any]) -> WorkerOut:
-    """A worker as the store knows it, on the wire."""
+def worker_out(row: dict[str, Any]) -> WorkerOut:
+    """A stored worker as the API shows it: `busy` while it holds a task."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
     return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})
 

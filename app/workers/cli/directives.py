@@ -1,4 +1,4 @@
-"""Starting workers, and telling them to drain, stop or restart: by name, or all of a filter, counted first."""
+"""Commands that start workers, and drain, stop or restart them: by name, or all of a filter, counted first."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -54,12 +54,12 @@ def start(
     They stay until they idle for long, or where the size of the pool is fixed until the loops of their host end.
     """
     with connect(url) as client:
-        done = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
+        answer = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
     if fmt is Format.JSON:
-        output.write_json(done)
+        output.write_json(answer)
     else:
-        workers = ", ".join(worker["name"] for worker in done["workers"])
-        output.show(Text(output.plain(f"started {done['started']:,}: {workers}")))
+        workers = ", ".join(worker["name"] for worker in answer["workers"])
+        output.show(Text(output.plain(f"started {answer['started']:,}: {workers}")))
 
 
 def _directive(action: Action) -> Callable[..., None]:
@@ -79,7 +79,7 @@ def _directive(action: Action) -> Callable[..., None]:
     ) -> None:
         if workers:
             bulk.refuse_filters(everything, dry_run, limit, agent, label)
-            _tell_each(action.verb, workers, reason, url, fmt)
+            _direct_each(action.verb, workers, reason, url, fmt)
             return
         body = {"filter": bulk.selection(everything, agent_type=agent, label=label), "reason": reason}
         with connect(url) as client:
@@ -88,35 +88,35 @@ def _directive(action: Action) -> Callable[..., None]:
     return command
 
 
-def all_workers(client: Client, *, gone: bool) -> list[Json]:
-    """The living workers, or everybody who is remembered."""
-    return client.pages("/workers", None, all="true" if gone else None)[0]
+def all_workers(client: Client, *, with_ended: bool) -> list[Json]:
+    """The live workers, or also those that have ended."""
+    return client.pages("/workers", None, all="true" if with_ended else None)[0]
 
 
 def ids_of(client: Client, workers: list[str]) -> list[str]:
-    """Ids are taken as they are; names are looked up among the living. Raises Failure before anything was done."""
+    """Ids of workers given by id or by name, names being looked up among the live ones. Raises Failure."""
     if all(_is_id(worker) for worker in workers):
         return workers
-    named = {worker["name"]: worker["worker_id"] for worker in all_workers(client, gone=False)}
-    unknown = [worker for worker in workers if not _is_id(worker) and worker not in named]
+    ids_by_name = {worker["name"]: worker["worker_id"] for worker in all_workers(client, with_ended=False)}
+    unknown = [worker for worker in workers if not _is_id(worker) and worker not in ids_by_name]
     if unknown:
         raise Failure(
             f"no living worker is named {', '.join(unknown)}",
             ExitCode.NOT_FOUND,
             hint="`convener workers ls` lists the workers",
         )
-    return [worker if _is_id(worker) else named[worker] for worker in workers]
+    return [worker if _is_id(worker) else ids_by_name[worker] for worker in workers]
 
 
-def _tell_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:
+def _direct_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
-        done = [
+        directed_workers = [
             client.post(f"/workers/{worker_id}/{verb}", {"reason": reason}) for worker_id in ids_of(client, workers)
         ]
     if fmt is Format.JSON:
-        output.write_json({"items": done})
+        output.write_json({"items": directed_workers})
         return
-    for worker in done:
+    for worker in directed_workers:
         output.show(Text(output.plain(f"{worker['name']} ({worker['worker_id']}) is told to {worker['directive']}")))
 
 

@@ -1,4 +1,4 @@
-"""`convener workers replacements`: who was lost, and how fast others took their places."""
+"""`convener workers fleet` and `convener workers replacements`: the pool as a whole, and how it recovers."""
 
 from datetime import datetime
 
@@ -34,14 +34,14 @@ def replacements(
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following, "times": times})
         return
-    output.show(chronicle(items, now))
+    output.show(replacement_table(items, now))
     if times["replacements"]:
         output.show("")
-        output.show(summary(times))
+        output.show(times_table(times))
 
 
-def chronicle(items: list[Json], now: datetime) -> Table:
-    """Times of the steps are seconds since the loss was detected."""
+def replacement_table(items: list[Json], now: datetime) -> Table:
+    """Table of replacements; the steps are in seconds since the detection of the loss."""
     columns = [step.upper().replace("_", " ") for step in _STEPS]
     table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, flexible="CAUSE", tight=True)
     for item in items:
@@ -54,8 +54,8 @@ def chronicle(items: list[Json], now: datetime) -> Table:
     return table
 
 
-def summary(times: Json) -> Table:
-    """Median and 99th percentile of each step, as `GET /replacements/times` tells them."""
+def times_table(times: Json) -> Table:
+    """Table of the median and 99th percentile of each step, from the answer of `GET /replacements/times`."""
     columns = [step.upper().replace("_", " ") for step in _STEPS]
     table = output.table(f"OF {times['replacements']:,}", *columns, numbers=columns)
     for share in ("p50", "p99"):
@@ -73,16 +73,16 @@ def _since(start: str, end: str | None) -> str | None:
 def fleet(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show the pool as a whole: its bounds, its workers by state, and places that rest because of crash loops."""
     with connect(url) as client:
-        found = client.get("/fleet")
+        answer = client.get("/fleet")
         now = client.now
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(answer)
     else:
-        output.show(board(found, now))
+        output.show(board(answer, now))
 
 
 def board(fleet: Json, now: datetime) -> RenderableType:
-    """The answer of `GET /fleet`, for people."""
+    """The pool as a whole, from the answer of `GET /fleet`."""
     states = ", ".join(f"{number:,} {state}" for state, number in fleet["workers"].items() if number) or "none"
     lines = [
         ("Workers", f"{fleet['total']:,}: {states}" if fleet["total"] else states),

@@ -1,4 +1,4 @@
-"""`convener workers`: who works, how they are, and what they are told."""
+"""`convener workers`: list workers, show one, and direct them."""
 
 from datetime import datetime
 from typing import Annotated
@@ -17,13 +17,13 @@ app = typer.Typer(help="See and direct the workers.", no_args_is_help=True)
 
 @app.command(epilog=output.examples("convener workers ls", "convener workers ls --gone -o json"))
 def ls(
-    gone: Annotated[bool, typer.Option("--gone", help="also those that have stopped or were lost")] = False,
+    with_ended: Annotated[bool, typer.Option("--gone", help="also those that have stopped or were lost")] = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """List workers by name."""
     with connect(url) as client:
-        items = all_workers(client, gone=gone)
+        items = all_workers(client, with_ended=with_ended)
         now = client.now
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": None})
@@ -40,12 +40,12 @@ def get(
     """Show everything about a worker: its state, what it is assigned to, and how much its tasks may use."""
     with connect(url) as client:
         (worker_id,) = ids_of(client, [worker])
-        found = client.get(f"/workers/{worker_id}")
+        answer = client.get(f"/workers/{worker_id}")
         now = client.now
     if fmt is Format.JSON:
-        output.write_json(found)
+        output.write_json(answer)
     else:
-        output.show(portrait(found, now))
+        output.show(details(answer, now))
 
 
 app.command(epilog=pool.EPILOG)(pool.fleet)
@@ -55,10 +55,10 @@ app.command(epilog=pool.REPLACEMENTS_EPILOG)(pool.replacements)
 
 def _listing(items: list[Json], now: datetime) -> Table:
     wide = output.is_wide()
-    more = ("ASSIGNED", "HOST", "PID", "MEMORY", "WORKER") if wide else ()
+    wide_columns = ("ASSIGNED", "HOST", "PID", "MEMORY", "WORKER") if wide else ()
     whole = ["TASK", "WORKER"] if wide else ["TASK"]
     table = output.table(
-        "NAME", "STATE", "SEEN", "CPU", "TASK", *more, numbers=["CPU", "MEMORY"], whole=whole, flexible="NAME"
+        "NAME", "STATE", "SEEN", "CPU", "TASK", *wide_columns, numbers=["CPU", "MEMORY"], whole=whole, flexible="NAME"
     )
     for worker in items:
         extra = [worker["assigned_agent"], worker["host"], worker["pid"]]
@@ -74,8 +74,8 @@ def _listing(items: list[Json], now: datetime) -> Table:
     return table
 
 
-def portrait(worker: Json, now: datetime) -> Table:
-    """A worker as `GET /workers/{id}` tells of it."""
+def details(worker: Json, now: datetime) -> Table:
+    """All about a worker, from the answer of `GET /workers/{id}`."""
     errors = [f"{output.age(error['at'], now)}: {error['message']}" for error in worker["recent_errors"] or ()]
     return output.details(
         [
@@ -105,7 +105,7 @@ def _directive(worker: Json) -> str | None:
 
 
 def _amounts(worker: Json) -> str | None:
-    """What was decided; the configuration and the worker itself may allow less."""
+    """The limits of a task by the last decision; the configuration and the worker itself may allow less."""
     memory, cores, seconds = (worker[f"assigned_{name}"] for name in ("memory_gb", "cpu_cores", "compute_seconds"))
     parts = [
         None if memory is None else f"{memory:g} GB",

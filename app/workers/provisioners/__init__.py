@@ -1,1 +1,1 @@
-"""How worker processes come to be: one file a way."""
+"""Provisioners, which start and end worker processes: one file for each kind."""

@@ -1,4 +1,4 @@
-"""What every provisioner can do; each method is safe to repeat."""
+"""Interface of provisioners; each method is safe to repeat."""
 
 from typing import Any, Protocol
 from uuid import UUID
@@ -13,11 +13,11 @@ class Provisioner(Protocol):
     host: str
 
     async def start(self, worker_id: UUID, name: str) -> Handle:
-        """Start a worker that registers under this id, or find the one that did; OSError when it cannot be."""
+        """Start a worker that registers under this id, or find the one that did. Raises OSError."""
         ...
 
     def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
-        """Begin to end a worker: politely now, for good after the grace."""
+        """Begin to end a worker: by a request to drain now, by force after the grace."""
         ...
 
     def is_running(self, handle: Handle) -> bool:

@@ -1,4 +1,4 @@
-"""How busy the machine is that we run on: its processors and memory, or those of the control group that confines us.
+"""Use of the processors and memory of this machine, or of the control group that confines this process.
 
 Control groups of version 2 are read where they set a limit; the tightest of them and of the machine itself counts,
 because that is where work will be held up first.
@@ -22,38 +22,38 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Percent of what there is. None where it could not be measured."""
+    """Use in percent of all there is; None where it could not be measured."""
 
     cpu: float | None
     memory: float | None
 
 
 class Machine:
-    """Measures since its last look; for one thread only."""
+    """Meter of this machine; the processors are measured since the last reading. For one thread only."""
 
     def __init__(
         self, *, groups: Path = _GROUPS, own: Path = _OWN, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._levels = list(_levels(groups, own))
         self._clock = clock
-        self._at, self._used = clock(), self._cpu_seconds()
+        self._at, self._cpu_times = clock(), self._cpu_seconds()
 
     def read(self) -> Reading:
-        """The processors since the last look, and the memory now."""
-        now, used = self._clock(), self._cpu_seconds()
-        elapsed = now - self._at
+        """Use of the processors since the last reading, and of the memory now."""
+        now, cpu_times = self._clock(), self._cpu_seconds()
+        interval = now - self._at
         shares = [
-            100.0 * max(0.0, seconds - self._used[name][0]) / (elapsed * cores)
-            for name, (seconds, cores) in used.items()
-            if name in self._used and elapsed > 0
+            100.0 * max(0.0, seconds - self._cpu_times[name][0]) / (interval * cores)
+            for name, (seconds, cores) in cpu_times.items()
+            if name in self._cpu_times and interval > 0
         ]
-        self._at, self._used = now, used
+        self._at, self._cpu_times = now, cpu_times
         memories = [psutil.virtual_memory().percent, *_memory_percents(self._levels)]
         # Counters and clock are not read in the same instant, which would make a little more than all of it.
         return Reading(cpu=min(100.0, max(shares)) if shares else None, memory=min(100.0, max(memories)))
 
     def _cpu_seconds(self) -> dict[str, tuple[float, float]]:
-        """Seconds of processor time used so far, and the cores to have: of the machine, and of each limited group."""
+        """Processor seconds used so far and cores available: of the machine (as ""), and of each limited group."""
         cores = float(psutil.cpu_count() or 1)
         return {"": (_machine_seconds(), cores), **dict(_group_seconds(self._levels, cores))}
 
@@ -68,23 +68,28 @@ def _machine_seconds() -> float:
 def _group_seconds(levels: list[Path], machine_cores: float) -> Iterator[tuple[str, tuple[float, float]]]:
     for level in levels:
         quota, _, period = _text(level / "cpu.max").partition(" ")
-        used = _fields(level / "cpu.stat").get("usage_usec")
-        if quota.isdigit() and period.isdigit() and used is not None and 0 < int(quota) / int(period) < machine_cores:
-            yield str(level), (used / 1e6, int(quota) / int(period))
+        microseconds = _fields(level / "cpu.stat").get("usage_usec")
+        if (
+            quota.isdigit()
+            and period.isdigit()
+            and microseconds is not None
+            and 0 < int(quota) / int(period) < machine_cores
+        ):
+            yield str(level), (microseconds / 1e6, int(quota) / int(period))
 
 
 def _memory_percents(levels: list[Path]) -> Iterator[float]:
     total = psutil.virtual_memory().total
     for level in levels:
-        most, used = _text(level / "memory.max"), _text(level / "memory.current")
-        if most.isdigit() and used.isdigit() and 0 < int(most) < total:
+        limit, current = _text(level / "memory.max"), _text(level / "memory.current")
+        if limit.isdigit() and current.isdigit() and 0 < int(limit) < total:
             # Pages of files that nobody has touched lately make room as soon as somebody needs it.
-            kept = int(used) - _fields(level / "memory.stat").get("inactive_file", 0)
-            yield 100.0 * max(0, kept) / int(most)
+            needed_bytes = int(current) - _fields(level / "memory.stat").get("inactive_file", 0)
+            yield 100.0 * max(0, needed_bytes) / int(limit)
 
 
 def _levels(groups: Path, own: Path) -> Iterator[Path]:
-    """Our own control group of version 2 and those above it, as far as they can be seen."""
+    """Our own control group of version 2 and those above it, as far as they are visible."""
     line = next((line for line in _text(own).splitlines() if line.startswith("0::/")), None)
     if line is None:
         return
@@ -108,7 +113,7 @@ def _text(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Memory in GiB, cores, and the share of all cores that was in use since the last look; None: not measured."""
+    """Memory in GiB, cores, and the share of all cores in use since the last reading; None: not measured."""
 
     memory_gb: float
     memory_used_gb: float
@@ -117,22 +122,22 @@ class Room:
 
 
 class Gauge:
-    """Looks at the machine again and again; the processor is measured from one look to the next."""
+    """Meter of the capacity of this machine; the processor is measured from one reading to the next."""
 
     def __init__(self, machine: Machine | None = None, cgroup: Path = _CGROUP) -> None:
         self._machine = machine or Machine()
         self._cgroup = cgroup
 
     def read(self) -> Room:
-        """How things are now; blocks for about a millisecond."""
-        seen = self._machine.read()
+        """Measure now; blocks for about a millisecond."""
+        reading = self._machine.read()
         memory = min([psutil.virtual_memory().total, *self._numbers("memory.max")]) / 2**30
         return Room(
             memory_gb=memory,
             # What cannot be measured leaves no room: nothing is started on a guess.
-            memory_used_gb=memory if seen.memory is None else memory * seen.memory / 100,
+            memory_used_gb=memory if reading.memory is None else memory * reading.memory / 100,
             cpu_cores=self._cores(),
-            cpu_share=None if seen.cpu is None else seen.cpu / 100,
+            cpu_share=None if reading.cpu is None else reading.cpu / 100,
         )
 
     def _cores(self) -> float:

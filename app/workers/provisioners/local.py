@@ -1,7 +1,7 @@
-"""Worker daemons as processes on this machine: their exit is seen at once, and they outlive a crash of ours.
+"""Worker daemons as processes on this machine, which are watched for their exit and outlive a crash of ours.
 
 Each worker leads a session of its own, so that whatever it leaves behind can be found and ended. The launch token
-in its environment is the worker's id: that is how a later run of the control plane recognises it.
+in its environment is the worker's id, by which a later run of the control plane recognizes it.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from app.workers.provisioners.base import Handle
 log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "CONVENER_LAUNCH_TOKEN"  # noqa: S105 - a name, and the token names a worker, it opens nothing
 OWNER_VARIABLE = "CONVENER_OWNER"
-# At the end the database may be gone for good; an exit that stays untold is found when the loops start again.
-_TELLING_SECONDS = 3.0
+# At the end the database may be away for good; an exit that is not reported is found when the loops start again.
+_REPORT_SECONDS = 3.0
 Exit = Callable[[UUID, str], Awaitable[None]]
 
 
@@ -49,7 +49,7 @@ class LocalProvisioner:
         self._environment = dict(environment)
         self._logs = logs
         self._on_exit = on_exit
-        self._watched: dict[UUID, asyncio.Task[None]] = {}
+        self._watchers: dict[UUID, asyncio.Task[None]] = {}
         self._stopping: dict[UUID, asyncio.Task[None]] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -69,37 +69,37 @@ class LocalProvisioner:
             task.add_done_callback(lambda _: self._stopping.pop(worker_id, None))
 
     async def stop_all(self, grace_seconds: float) -> None:
-        """End every worker of ours; used when the control plane stops in order."""
+        """End every worker of this owner; used when the control plane stops in order."""
         for worker_id, handle in (await self.find()).items():
             self.stop(worker_id, handle, grace_seconds)
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
-        if self._watched:
-            await asyncio.wait(self._watched.values(), timeout=_TELLING_SECONDS)
+        if self._watchers:
+            await asyncio.wait(self._watchers.values(), timeout=_REPORT_SECONDS)
 
     def is_running(self, handle: Handle) -> bool:
-        """Whether this very process, not another with its pid, still runs."""
+        """Whether the process of the handle, not another with its pid, still runs."""
         return _process(handle) is not None
 
     async def find(self) -> dict[UUID, Handle]:
-        """Look through the processes of this machine for our owner mark and token."""
+        """Search the processes of this machine for those with our owner variable and a token."""
         return await asyncio.to_thread(self._find)
 
     def adopt(self, worker_id: UUID, handle: Handle) -> None:
         """Watch the process until it exits."""
-        if worker_id not in self._watched:
+        if worker_id not in self._watchers:
             task = asyncio.create_task(self._watch(worker_id, handle), name=f"watch {worker_id}")
-            self._watched[worker_id] = task
+            self._watchers[worker_id] = task
 
     def _find(self) -> dict[UUID, Handle]:
-        found = {}
+        handles = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError, ValueError):
                 if process.status() == psutil.STATUS_ZOMBIE or os.getsid(process.pid) != process.pid:
                     continue
                 variables = process.environ()
                 if variables.get(OWNER_VARIABLE) == self._owner and TOKEN_VARIABLE in variables:
-                    found[UUID(variables[TOKEN_VARIABLE])] = _handle(process)
-        return found
+                    handles[UUID(variables[TOKEN_VARIABLE])] = _handle(process)
+        return handles
 
     def _spawn(self, worker_id: UUID, name: str) -> Handle:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -136,11 +136,11 @@ class LocalProvisioner:
             log.info("worker process ended", extra={"worker_id": str(worker_id), "pid": handle["pid"], "code": code})
             await self._on_exit(worker_id, _describe(code))
         finally:
-            self._watched.pop(worker_id, None)
+            self._watchers.pop(worker_id, None)
 
 
 def _handle(process: psutil.Process) -> Handle:
-    # A pid alone may be somebody else's by now; together with the time of its start it is unique.
+    # A pid may belong to another process by now; together with the time of its start it is unique.
     return {"pid": process.pid, "created": round(process.create_time(), 2)}
 
 
@@ -153,7 +153,7 @@ def _process(handle: Handle) -> psutil.Process | None:
 
 
 def _is_reused(handle: Handle) -> bool:
-    """Whether another process has the pid by now, which happens only once nothing is left of the session."""
+    """Whether another process has the pid by now, which the kernel allows only once the session is empty."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(abs(psutil.Process(handle["pid"]).create_time() - handle["created"]) >= 0.05)
     return False
@@ -175,11 +175,11 @@ async def _exit(handle: Handle) -> None:
         while _process(handle) is not None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.25)
         return
-    ended = asyncio.Event()
+    exit_event = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, ended.set)
+    loop.add_reader(descriptor, exit_event.set)
     try:
-        await ended.wait()
+        await exit_event.wait()
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

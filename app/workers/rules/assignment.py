@@ -18,7 +18,7 @@ class TaskLimits:
     cpu_cores: float
 
 
-# The least that the configuration may allow a worker, and so the least that anybody gets.
+# The smallest limits that the configuration may set for a worker, and so what every task gets at least.
 BASE = TaskLimits(compute_seconds=BASE_COMPUTE_SECONDS, memory_gb=1.0, cpu_cores=0.5)
 _MAX_COMPUTE_SECONDS = 3600.0
 
@@ -48,19 +48,20 @@ def assignment_to(agent: AgentType, limits: TaskLimits) -> Assignment:
     return Assignment(agent, limits.memory_gb, limits.cpu_cores, limits.compute_seconds)
 
 
-def within(decided: Assignment, *, memory_gb: float | None, cpu_cores: float | None) -> Assignment:
+def within(assignment: Assignment, *, memory_gb: float | None, cpu_cores: float | None) -> Assignment:
     """The assignment cut to this much memory and this many cores; None limits nothing."""
-    return decided._replace(
-        memory_gb=_least(decided.memory_gb, memory_gb), cpu_cores=_least(decided.cpu_cores, cpu_cores)
+    return assignment._replace(
+        memory_gb=_smaller(assignment.memory_gb, memory_gb), cpu_cores=_smaller(assignment.cpu_cores, cpu_cores)
     )
 
 
-def bounded(
-    decided: Assignment, limits: LimitsConfig, *, memory_gb: float | None, cpu_cores: float | None
+def in_force(
+    assignment: Assignment, limits: LimitsConfig, *, memory_gb: float | None, cpu_cores: float | None
 ) -> Assignment:
-    """The assignment of a worker that has so much: never more than that, nor than the configuration allows."""
-    allowed = within(decided, memory_gb=limits.max_memory_per_worker_gb, cpu_cores=limits.max_cpu_per_worker)
-    return within(allowed, memory_gb=memory_gb, cpu_cores=cpu_cores)
+    """The assignment cut to what the configuration allows and to the memory and cores that the worker has."""
+    # Decisions are made from what was true then: the configuration may allow less by now.
+    allowance = within(assignment, memory_gb=limits.max_memory_per_worker_gb, cpu_cores=limits.max_cpu_per_worker)
+    return within(allowance, memory_gb=memory_gb, cpu_cores=cpu_cores)
 
 
 def version(assignment: Assignment) -> str:
@@ -70,7 +71,7 @@ def version(assignment: Assignment) -> str:
 
 def usual_limits(limits: LimitsConfig) -> TaskLimits:
     """Limits of every task that is not known to need more."""
-    return base(BASE, largest_limits(limits))
+    return base_limits(BASE, largest_limits(limits))
 
 
 def largest_limits(limits: LimitsConfig) -> TaskLimits:
@@ -82,17 +83,17 @@ def largest_limits(limits: LimitsConfig) -> TaskLimits:
     )
 
 
-def base(least: TaskLimits, limit: TaskLimits) -> TaskLimits:
-    """Memory and cores that leave room for a MAX_FACTOR within the limit, never below `least`; time as in `least`.
+def base_limits(floor: TaskLimits, limit: TaskLimits) -> TaskLimits:
+    """Memory and cores that leave room for a MAX_FACTOR within the limit, never below `floor`; time as in `floor`.
 
     So whoever raises the limits of the configuration gives every task more.
     """
     return TaskLimits(
-        compute_seconds=least.compute_seconds,
-        memory_gb=max(least.memory_gb, limit.memory_gb / MAX_FACTOR),
-        cpu_cores=max(least.cpu_cores, limit.cpu_cores / MAX_FACTOR),
+        compute_seconds=floor.compute_seconds,
+        memory_gb=max(floor.memory_gb, limit.memory_gb / MAX_FACTOR),
+        cpu_cores=max(floor.cpu_cores, limit.cpu_cores / MAX_FACTOR),
     )
 
 
-def _least(amount: float | None, limit: float | None) -> float | None:
+def _smaller(amount: float | None, limit: float | None) -> float | None:
     return min((value for value in (amount, limit) if value is not None), default=None)

@@ -1,4 +1,4 @@
-"""Machines that start workers: how many each has room for, and which of them takes the next."""
+"""Hosts of workers: the number of workers that each has room for, and the host that takes the next one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine with a provisioner.
+    """A machine with a provisioner, which keeps `size` workers running.
 
-    `size` is how many workers it keeps running, `usual_size` its setting, and `extra` what people have started beyond
-    that. Memory in GB, the processor in cores and as
-    the share of all cores that is in use; None: not measured. `workers` live there, and use `workers_gb` of the memory.
+    `usual_size` is its setting, `extra` the number that operators have started beyond it. Memory is in GB; `cpu_share`
+    is the share of all its cores in use, None where not measured. Its `workers` use `workers_gb` of the memory.
     """
 
     provisioner: str
@@ -29,45 +28,45 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPolicy:
-    """How full a machine may be."""
+    """Limits on how full a host may be: a share of its memory, workers for each core, memory of a worker."""
 
-    # What the kernel and its caches want to themselves.
+    # The rest is for the kernel and its caches.
     memory_share: float = 0.9
-    # A guess at what never helps: workers mostly wait for a language model, so they share cores, and how busy these are
-    # is no limit by itself (the specification's example 1 doubles at 85 %).
+    # A guess at the number beyond which more never help: workers mostly wait for a language model, so they share cores,
+    # and how busy these are is no limit by itself (the specification's example 1 doubles at 85 %).
     workers_per_core: int = 32
     worker_gb: float = 1.0
 
 
-def memory_suffices_for(host: Host, policy: HostPolicy) -> int:
-    """Workers that fit into what others leave, each with all that it is promised, whether it uses that already or not.
+def max_workers_by_memory(host: Host, policy: HostPolicy) -> int:
+    """Workers that fit into the memory that other programs leave; at least those that run already.
 
-    Those that are there stay.
+    Each counts with all the memory it may use, whether it uses that yet or not.
     """
-    others = max(0.0, host.memory_used_gb - host.workers_gb)
-    free = policy.memory_share * host.memory_gb - others
-    return max(host.workers, math.floor(free / policy.worker_gb))
+    other_programs_gb = max(0.0, host.memory_used_gb - host.workers_gb)
+    free_gb = policy.memory_share * host.memory_gb - other_programs_gb
+    return max(host.workers, math.floor(free_gb / policy.worker_gb))
 
 
-def cpu_suffices_for(host: Host, policy: HostPolicy) -> int:
-    """Workers that the cores can keep going."""
+def max_workers_by_cpu(host: Host, policy: HostPolicy) -> int:
+    """Workers that the cores of a host can serve; at least those that run already."""
     return max(host.workers, math.floor(policy.workers_per_core * host.cpu_cores))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimit:
-    """How many workers a resource suffices for, by the resource's name in words."""
+    """Number of workers that a resource suffices for; `resource` is its name in words."""
 
     resource: str
     workers: int
 
 
-def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[WorkerLimit]:
-    """What the machines together suffice for, beside the workers that somebody else runs elsewhere."""
+def host_limits(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[WorkerLimit]:
+    """Limits on the size of the pool by memory and CPU of all hosts, on top of `elsewhere` workers that others run."""
     if not hosts:
         return []
-    memory = sum(memory_suffices_for(host, policy) for host in hosts)
-    cores = sum(cpu_suffices_for(host, policy) for host in hosts)
+    memory = sum(max_workers_by_memory(host, policy) for host in hosts)
+    cores = sum(max_workers_by_cpu(host, policy) for host in hosts)
     where = "the host" if len(hosts) == 1 else "the hosts"
     return [
         WorkerLimit(resource=f"memory of {where}", workers=elsewhere + memory),
@@ -75,30 +74,30 @@ def caps(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> list[Work
     ]
 
 
-def room_for(hosts: Sequence[Host], policy: HostPolicy) -> int:
-    """How many workers more the machines together have room for."""
-    return sum(_suffices_for(host, policy) - host.workers for host in hosts)
+def room(hosts: Sequence[Host], policy: HostPolicy) -> int:
+    """Number of further workers that all hosts together have room for."""
+    return sum(_max_workers(host, policy) - host.workers for host in hosts)
 
 
 def spread(hosts: Sequence[Host], new: int, policy: HostPolicy) -> Mapping[Host, int]:
-    """How many of the new workers each machine takes: the next goes where most room is left."""
-    room = {host: _suffices_for(host, policy) - host.workers for host in hosts}
-    taken = dict.fromkeys(hosts, 0)
+    """Number of the new workers that each host takes; the next one goes to the host with the most room left."""
+    room_left = {host: _max_workers(host, policy) - host.workers for host in hosts}
+    counts = dict.fromkeys(hosts, 0)
     for _ in range(new if hosts else 0):
-        chosen = max(hosts, key=lambda host: (room[host] - taken[host], host.host))
-        taken[chosen] += 1
-    return taken
+        roomiest = max(hosts, key=lambda host: (room_left[host] - counts[host], host.host))
+        counts[roomiest] += 1
+    return counts
 
 
-def _suffices_for(host: Host, policy: HostPolicy) -> int:
-    return min(memory_suffices_for(host, policy), cpu_suffices_for(host, policy))
+def _max_workers(host: Host, policy: HostPolicy) -> int:
+    return min(max_workers_by_memory(host, policy), max_workers_by_cpu(host, policy))
 
 
 def permit_limit(limit: int, held_share: float) -> WorkerLimit | None:
-    """How many workers the language model's permits suffice for; None when tasks hold none.
+    """Number of workers that the permits for language models suffice for: ceil(1.2 * limit / held_share).
 
-    `held_share` is the mean share of a task's time for which it holds a permit. A fifth more workers than that keeps
-    every permit in use: measured, waits are those without a cap, at less than half the cost in overload.
+    `held_share` is the mean share of a task's time for which it holds a permit; None is returned where that is 0. The
+    factor of 1.2 was measured: waits are those without a limit, at less than half the cost in overload.
     """
     if held_share <= 0:
         return None

@@ -1,4 +1,4 @@
-"""Which workers to start and to end so that the pool is what it should be: plan, requested, observed."""
+"""Plans of a host's pool: the slots to fill with new workers, and the workers to drain."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from app.kernel.ids import WorkerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMember:
-    """One live worker of the managed pool: its slot (1, 2, ...) and whether it is on its way out.
+    """A live worker of the managed pool in its slot (1, 2, ...).
 
-    One that restarts leaves too, and another takes its slot when it is gone.
+    One that is `restarting` is `leaving` too, and a successor takes its slot.
     """
 
     worker_id: WorkerId
@@ -23,8 +23,8 @@ class PoolMember:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetPlan:
-    """Slots to fill with a new worker and workers to drain, with the reason."""
+class PoolPlan:
+    """Slots in which to start a worker, workers to drain, and the reason."""
 
     start: Sequence[int] = ()
     drain: Sequence[WorkerId] = ()
@@ -33,9 +33,9 @@ class FleetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashPolicy:
-    """A slot whose workers die young waits before the next start: base x 2^(deaths - 1), at most cap; seconds.
+    """Rest of a slot whose workers die young, before its next start: base * 2^(deaths - free_deaths - 1), at most cap.
 
-    Two deaths cost nothing, because a replacement must not wait for a single kill. The cap is the time in which a
+    Two deaths are free, because a replacement must not wait for a single kill. The cap is the time in which a
     failed worker is to be replaced. A worker that has lived for `young_seconds` clears its slot, and so does the
     window, which is long enough for a slot to stay at the cap.
     """
@@ -49,7 +49,7 @@ class CrashPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotDeaths:
-    """How many workers of a slot have died young in a row, and when the last one did."""
+    """Number of workers of a slot that have died young in a row, and the time of the last death."""
 
     host: str
     slot: int
@@ -59,7 +59,7 @@ class SlotDeaths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestingSlot:
-    """A place in the pool of a host that gets no worker yet."""
+    """A slot of a host that gets no worker before `until`."""
 
     host: str
     slot: int
@@ -68,11 +68,11 @@ class RestingSlot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetSnapshot:
-    """The pool as observed: its members, the size wanted, and slots that must not start yet.
+class PoolSnapshot:
+    """The pool of a host as observed: its members, the size it should have, and slots that must not start yet.
 
-    `bereaved` slots have lost their worker, or it restarts; `room` is how many more workers there may be in all, on any
-    host.
+    `vacated_slots` have lost their worker, or it restarts; `room` is the number of workers that the whole pool, on all
+    hosts, may still add.
     """
 
     members: Sequence[PoolMember]
@@ -82,26 +82,26 @@ class FleetSnapshot:
     room: int | None = None
 
 
-def plan(snapshot: FleetSnapshot) -> FleetPlan:
-    """Start a worker for every one that is missing; drain those above the size, the idle first.
+def plan(snapshot: PoolSnapshot) -> PoolPlan:
+    """Start a worker for every one that is missing; drain those above the size, idle ones first.
 
     Without a `room` draining workers keep their place, so the pool never exceeds its size while one leaves.
     """
     staying = [member for member in snapshot.members if not member.leaving]
     surplus = len(staying) - snapshot.size
     if surplus > 0:
-        leavers = sorted(staying, key=leaves_first)[:surplus]
-        return FleetPlan(drain=[m.worker_id for m in leavers], reason=f"{len(staying)} workers, {snapshot.size} wanted")
+        leavers = sorted(staying, key=leaving_order)[:surplus]
+        return PoolPlan(drain=[m.worker_id for m in leavers], reason=f"{len(staying)} workers, {snapshot.size} wanted")
     room = snapshot.size - len(snapshot.members) if snapshot.room is None else snapshot.room
-    slots = owed_slots(snapshot)[: max(0, room)]
+    slots = due_slots(snapshot)[: max(0, room)]
     if start := [slot for slot in slots if slot not in snapshot.resting_slots]:
-        return FleetPlan(start=start, reason=f"{len(snapshot.members)} workers, {snapshot.size} wanted")
-    return FleetPlan()
+        return PoolPlan(start=start, reason=f"{len(snapshot.members)} workers, {snapshot.size} wanted")
+    return PoolPlan()
 
 
-def resting(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> list[RestingSlot]:
-    """The slots whose rest is not over, the first to be over first."""
-    found = [
+def rests(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> list[RestingSlot]:
+    """The slots that still rest, ordered by the end of their rest."""
+    candidates = [
         RestingSlot(
             host=slot.host,
             slot=slot.slot,
@@ -110,30 +110,33 @@ def resting(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> 
         )
         for slot in slots
     ]
-    return sorted((slot for slot in found if slot.until > now), key=lambda slot: (slot.until, slot.host, slot.slot))
+    return sorted(
+        (slot for slot in candidates if slot.until > now), key=lambda slot: (slot.until, slot.host, slot.slot)
+    )
 
 
-def leaves_first(member: PoolMember) -> tuple[bool, int]:
-    """The order in which workers leave: the idle before the busy, the last slot first."""
+def leaving_order(member: PoolMember) -> tuple[bool, int]:
+    """Sort key for the workers to drain: idle ones before busy ones, the highest slot first."""
     return member.busy, -member.slot
 
 
-def owed_slots(snapshot: FleetSnapshot) -> list[int]:
-    """The slots of the workers that are missing, also while they rest: first those that have lost theirs."""
-    kept = sum(not member.leaving or member.restarting for member in snapshot.members)
-    return free_slots(snapshot.members, snapshot.vacated_slots, max(0, snapshot.size - kept))
+def due_slots(snapshot: PoolSnapshot) -> list[int]:
+    """The slots of missing workers, resting ones included: vacated slots first, then the lowest free ones."""
+    # A successor is due for a restarting worker only once it has gone, so until then its slot is not missing one.
+    occupied_count = sum(not member.leaving or member.restarting for member in snapshot.members)
+    return free_slots(snapshot.members, snapshot.vacated_slots, max(0, snapshot.size - occupied_count))
 
 
-def free_slots(members: Sequence[PoolMember], bereaved: frozenset[int], count: int) -> list[int]:
-    """So many free slots, those that have lost their worker first, then the lowest."""
-    taken = {member.slot for member in members}
-    orphaned = sorted(bereaved - taken)[:count]
-    others = (slot for slot in itertools.count(1) if slot not in taken and slot not in bereaved)
-    return [*orphaned, *itertools.islice(others, count - len(orphaned))]
+def free_slots(members: Sequence[PoolMember], vacated_slots: frozenset[int], count: int) -> list[int]:
+    """`count` free slots: vacated ones first, then the lowest."""
+    occupied_slots = {member.slot for member in members}
+    first = sorted(vacated_slots - occupied_slots)[:count]
+    rest = (slot for slot in itertools.count(1) if slot not in occupied_slots and slot not in vacated_slots)
+    return [*first, *itertools.islice(rest, count - len(first))]
 
 
 def rest_seconds(recent_deaths: int, policy: CrashPolicy) -> float:
-    """How long a slot rests after this many deaths; the first ones cost nothing."""
+    """Seconds that a slot rests after this many young deaths in a row; the first `free_deaths` cost nothing."""
     surplus = recent_deaths - policy.free_deaths
     if surplus <= 0:
         return 0.0

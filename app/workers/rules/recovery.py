@@ -1,7 +1,6 @@
-"""Whether lost workers are replaced with success. Where they are not, the pool works at reduced capacity.
+"""Recovery of the pool: whether lost workers are replaced, or it works at reduced capacity.
 
-Nothing is switched on or off: what is true of the last minutes is read from them, so the mode ends by itself when
-starts succeed.
+No mode is switched on or off: the state is computed from the last minutes, so it ends by itself when starts succeed.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from app.kernel.text import plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPolicy:
-    """Two deaths in a row cost a slot nothing (`fleet.CrashPolicy`), so the third within the window makes it a loop.
+    """Two deaths in a row cost a slot nothing (`pool.CrashPolicy`), so the third within the window makes it a loop.
 
     `young_seconds` is the age under which a death counts and from which a worker counts as steady; a lost worker must
     be replaced within `replace_within_seconds`, by the specification.
@@ -26,7 +25,7 @@ class RecoveryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """A place in the managed pool: how many died young there lately, and whether its worker now has lived for long."""
+    """A slot of the managed pool: young deaths within the window, and whether its present worker is past that age."""
 
     host: str
     slot: int
@@ -36,7 +35,7 @@ class SlotRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverySnapshot:
-    """All slots where a worker lives or lately died, and how many replacements have not come in time."""
+    """All slots where a worker lives or died within the window, and the number of overdue replacements."""
 
     slots: Sequence[SlotRecord] = ()
     overdue: int = 0
@@ -44,8 +43,10 @@ class RecoverySnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """The slots whose workers keep dying (`host/slot`), replacements that have not come, and the share of the pool
-    that this costs; the reason is empty when all is well."""
+    """Slots whose workers keep dying (as `host/slot`), overdue replacements, and the share of the pool that they cost.
+
+    The reason is empty when all is well.
+    """
 
     failing: Sequence[str] = ()
     overdue: int = 0
@@ -59,15 +60,16 @@ class Recovery:
 
 
 def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
-    """Where replacements keep failing, and what that costs."""
+    """Find the slots where replacements keep failing, and what they cost."""
     failing = [r for r in snapshot.slots if r.young_deaths >= policy.deaths and not r.is_steady]
     if not failing and not snapshot.overdue:
         return Recovery()
-    lost = max(len(failing), snapshot.overdue)
+    # A failing slot often has an overdue replacement too, so the larger number counts, not the sum.
+    lost_slots = max(len(failing), snapshot.overdue)
     return Recovery(
         failing=[f"{record.host}/{record.slot}" for record in failing],
         overdue=snapshot.overdue,
-        lost_share=min(1.0, lost / max(lost, len(snapshot.slots))),
+        lost_share=min(1.0, lost_slots / max(lost_slots, len(snapshot.slots))),
         reason=_reason(failing, snapshot.overdue, policy),
     )
 

@@ -1,4 +1,4 @@
-"""What a worker may become, and when its silence means that it is lost."""
+"""States of workers with their transitions, directives by strength, and the rule by which silence means a loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from enum import StrEnum
 from app.kernel.ids import WorkerId
 from app.kernel.states import LIVE_STATES, WorkerState
 
-OVER = frozenset(WorkerState) - LIVE_STATES
+ENDED_STATES = frozenset(WorkerState) - LIVE_STATES
 
 # Every legal change of a worker's state.
-MOVES: Mapping[WorkerState, frozenset[WorkerState]] = {
+TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = {
     WorkerState.STARTING: frozenset(WorkerState) - {WorkerState.STARTING},
     WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.STOPPED, WorkerState.LOST}),
     WorkerState.DRAINING: frozenset({WorkerState.STOPPED, WorkerState.LOST}),
@@ -23,7 +23,7 @@ MOVES: Mapping[WorkerState, frozenset[WorkerState]] = {
 
 def origins(target: WorkerState) -> frozenset[WorkerState]:
     """The states from which a worker may become `target`."""
-    return frozenset(state for state, targets in MOVES.items() if target in targets)
+    return frozenset(state for state, targets in TRANSITIONS.items() if target in targets)
 
 
 class Directive(StrEnum):
@@ -35,13 +35,13 @@ class Directive(StrEnum):
     CANCEL_TASK = "cancel_task"
 
 
-# What ends a worker, the weakest first. A stronger one takes the place of a weaker, never the other way around: who is
+# Directives that end a worker, the weakest first. A stronger one replaces a weaker, never the reverse: a worker that is
 # to stop within a grace period must not be left to drain for as long as its task takes.
 ENDINGS = (Directive.DRAIN, Directive.RESTART, Directive.STOP)
 
 
 def weaker(directive: Directive) -> frozenset[Directive]:
-    """The directives that this one takes the place of."""
+    """The directives that this one replaces."""
     return frozenset(ENDINGS[: ENDINGS.index(directive)])
 
 
@@ -55,8 +55,8 @@ class HealthPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
-    """What is known of one live worker."""
+class Liveness:
+    """State of a live worker: `since` its launch or request, and the time of its last heartbeat."""
 
     worker_id: WorkerId
     state: WorkerState
@@ -64,20 +64,19 @@ class Sighting:
     last_seen_at: datetime | None
 
 
-def overdue(sighting: Sighting, policy: HealthPolicy, now: datetime) -> tuple[WorkerState, str] | None:
-    """The state that a silent worker falls into and why, or None while it is well."""
-    if sighting.state is WorkerState.STARTING:
-        if now - sighting.since > timedelta(seconds=policy.start_within_seconds):
+def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[WorkerState, str] | None:
+    """The final state of a silent worker and the reason; None while it is well."""
+    if worker.state is WorkerState.STARTING:
+        if now - worker.since > timedelta(seconds=policy.start_within_seconds):
             return WorkerState.FAILED, f"no first heartbeat within {policy.start_within_seconds:.0f} s"
         return None
-    seen = sighting.last_seen_at or sighting.since
-    silence = (now - seen).total_seconds()
-    if sighting.state in LIVE_STATES and silence > policy.lost_after_seconds:
+    silence = (now - (worker.last_seen_at or worker.since)).total_seconds()
+    if worker.state in LIVE_STATES and silence > policy.lost_after_seconds:
         return WorkerState.LOST, f"silent for {silence:.0f} s"
     return None
 
 
-def hold_back(
+def should_hold_back(
     overdue_count: int,
     live_count: int,
     policy: HealthPolicy,
@@ -85,10 +84,10 @@ def hold_back(
     seconds_since_last_sweep: float,
     held_back_seconds: float | None,
 ) -> bool:
-    """Whether to wait: over half silent at once, or we were away, is likelier our own fault than the workers'.
+    """Whether to wait before workers are declared lost, as the fault is likelier our own than theirs.
 
-    Once for an interval between heartbeats, in which everybody who lives is heard of; `held_back_seconds` is for how
-    long it has been already, None when it has not.
+    So it is when over half are silent at once, or the sweep itself was away. The wait lasts one interval between
+    heartbeats, in which every live worker reports; `held_back_seconds` is its length so far, None before it.
     """
     if overdue_count == 0:
         return False

@@ -1,4 +1,4 @@
-"""People and the pool tell workers to drain, restart or stop: recorded, and safe to repeat."""
+"""Directives of operators to workers (drain, restart, stop): recorded in the audit log, and safe to repeat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import notify
 from app.queue.errors import WorkerGone, WorkerNotFound
-from app.workers.rules.workers import OVER, Directive, weaker
+from app.workers.rules.workers import ENDED_STATES, Directive, weaker
 from app.workers.store import directives as store
 from app.workers.store import workers
-from app.workers.store.directives import Told, WorkerSelector
+from app.workers.store.directives import DirectedWorker, WorkerSelector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What workers are to do, who says so, and why."""
+    """A directive with who gives it and the reason."""
 
     directive: Directive
     by: str
@@ -27,54 +27,55 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Workers that the order concerned when it came, and how many of them have been told."""
+    """Number of workers that an order selected, and of those that have got its directive."""
 
-    matched: int
-    told: int
+    selected_workers: int
+    directed_workers: int
 
 
 async def direct(connection: AsyncConnection, worker_id: UUID, order: Order) -> dict[str, Any]:
-    """Tell one worker: it gets no more leases, and hears it with its next beat. Returns how it stands.
+    """Give one worker a directive, which it reads with its next heartbeat; return the worker as stored.
 
-    Telling it again, or something weaker, changes nothing, also when it has obeyed meanwhile.
-    Raises WorkerNotFound, WorkerGone.
+    It gets no more leases. The same directive again, or a weaker one, changes nothing, also after the worker has ended
+    by it. Raises WorkerNotFound, WorkerGone.
     """
-    told = await store.direct(connection, WorkerSelector(ids=[worker_id]), order.directive, order.reason)
+    changed_workers = await store.direct(connection, WorkerSelector(ids=[worker_id]), order.directive, order.reason)
     row = await workers.read(connection, worker_id)
     if row is None:
         raise WorkerNotFound
-    if row["state"] in OVER and not _knew(row["directive"], order.directive):
+    if row["state"] in ENDED_STATES and not _is_as_strong(row["directive"], order.directive):
         raise WorkerGone(f"this worker is {row['state']} already", reason=row["state"])
-    await _note(connection, told, order)
+    await _audit(connection, changed_workers, order)
     return row
 
 
-async def count(connection: AsyncConnection, crew: WorkerSelector, directive: Directive) -> Outcome:
-    """How many workers an order would concern."""
-    return Outcome(matched=await store.count(connection, crew, directive), told=0)
+async def count(connection: AsyncConnection, selector: WorkerSelector, directive: Directive) -> Outcome:
+    """Count the workers that would get a directive."""
+    return Outcome(selected_workers=await store.count(connection, selector, directive), directed_workers=0)
 
 
-async def direct_many(connection: AsyncConnection, crew: WorkerSelector, order: Order, *, limit: int) -> Outcome:
-    """Tell all that are meant, by id, at most so many; those that know it already are not among them."""
-    matched = await store.count(connection, crew, order.directive)
-    told = await store.direct(connection, crew, order.directive, order.reason, limit=limit)
-    await _note(connection, told, order)
-    return Outcome(matched=max(matched, len(told)), told=len(told))
+async def direct_many(connection: AsyncConnection, selector: WorkerSelector, order: Order, *, limit: int) -> Outcome:
+    """Give a directive to the selected workers that do not have it yet, in the order of ids, at most `limit`."""
+    count = await store.count(connection, selector, order.directive)
+    changed_workers = await store.direct(connection, selector, order.directive, order.reason, limit=limit)
+    await _audit(connection, changed_workers, order)
+    # Workers may have come between the two statements.
+    return Outcome(selected_workers=max(count, len(changed_workers)), directed_workers=len(changed_workers))
 
 
-async def _note(connection: AsyncConnection, told: Sequence[Told], order: Order) -> None:
-    if not told:
+async def _audit(connection: AsyncConnection, workers: Sequence[DirectedWorker], order: Order) -> None:
+    if not workers:
         return
     notify.note(connection, notify.FLEET)
     await audit.record(
         connection,
         f"workers.{order.directive}",
         by=order.by,
-        old_state={worker.name: worker.before for worker in told},
-        new_state={worker.name: order.directive for worker in told},
+        old_state={worker.name: worker.previous_directive for worker in workers},
+        new_state={worker.name: order.directive for worker in workers},
         reason=order.reason,
     )
 
 
-def _knew(directive: str | None, ordered: Directive) -> bool:
-    return directive is not None and Directive(directive) not in weaker(ordered)
+def _is_as_strong(present: str | None, directive: Directive) -> bool:
+    return present is not None and Directive(present) not in weaker(directive)

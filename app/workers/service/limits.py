@@ -30,7 +30,7 @@ async def read_limits(
     The `limits` of the configuration say how much memory a worker needs.
     """
     elsewhere = workers - sum(host.workers for host in hosts)
-    found = rules.caps(hosts, elsewhere, policy_for(limits or LimitsConfig()))
-    burden = await usage.call_capacity(connection, _SPAN)
-    permits = None if burden.held_share is None else permit_limit(burden.limit, burden.held_share)
-    return [*found, permits] if permits is not None else found
+    by_host = rules.host_limits(hosts, elsewhere, policy_for(limits or LimitsConfig()))
+    capacity = await usage.call_capacity(connection, _SPAN)
+    permits = None if capacity.held_share is None else permit_limit(capacity.limit, capacity.held_share)
+    return [*by_host, permits] if permits is not None else by_host

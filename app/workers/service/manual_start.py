@@ -11,7 +11,7 @@ from app.admin.service import audit, config
 from app.db import notify
 from app.kernel.modes import Mode
 from app.workers.errors import StartRefused
-from app.workers.rules.hosts import room_for, spread
+from app.workers.rules.hosts import room, spread
 from app.workers.service import limits, requests, roster
 from app.workers.service.requests import DueStarts
 from app.workers.service.roster import Pool
@@ -80,7 +80,7 @@ async def _check(connection: AsyncConnection, pool: Pool, due: DueStarts, docume
                 f"{limit.resource} suffice for {limit.workers:,} workers, and {present:,} are there or on their way",
                 reason="resources",
             )
-    if count > room_for(pool.hosts, limits.policy_for(document.resource_limits)):
+    if count > room(pool.hosts, limits.policy_for(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
 
 

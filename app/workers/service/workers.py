@@ -1,4 +1,4 @@
-"""What happens to workers: register, report, drain, stop, and being found lost."""
+"""Life of workers: registration, heartbeats, the end in order, loss, and the sweep for silent ones."""
 
 import json
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from app.queue.rules.tasks import LeasePolicy, after_rescue
 from app.queue.service.leases import give_back, retry_policy
 from app.queue.store import attempts
 from app.queue.store.attempts import Ending
-from app.workers.rules.workers import HealthPolicy, hold_back, overdue
+from app.workers.rules.workers import HealthPolicy, overdue, should_hold_back
 from app.workers.store import pool, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
-    """A worker's new identity; `key` is its own credential."""
+class WorkerIdentity:
+    """Identity of a newly registered worker; `key` is its own credential."""
 
     worker_id: WorkerId
     name: str
@@ -40,28 +40,30 @@ class Registered:
     key: str
 
 
-async def register(connection: AsyncConnection, said: Registration, launch_token: UUID | None) -> Registered:
-    """Give a worker its identity. A re-used name starts a new incarnation and takes the old one's lease away.
+async def register(
+    connection: AsyncConnection, registration: Registration, launch_token: UUID | None
+) -> WorkerIdentity:
+    """Give a worker its identity; a re-used name starts a new incarnation, and the old one loses its lease.
 
-    `launch_token` is the id under which a provisioner requested the worker. Raises WorkerGone when that is over.
+    `launch_token` is the id under which a provisioner requested the worker. Raises WorkerGone when that has ended.
     """
     if launch_token is not None:
         worker_id = launch_token
-        identity = await workers.register_launched(connection, worker_id, said)
+        identity = await workers.register_launched(connection, worker_id, registration)
         if identity is None:
             raise WorkerGone("the worker that was requested under this launch token is over", reason="superseded")
-        await pool.registered(connection, worker_id)
+        await pool.record_registration(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()
-        await supersede(connection, said.name)
-        identity = await workers.register(connection, worker_id, said)
+        await supersede(connection, registration.name)
+        identity = await workers.register(connection, worker_id, registration)
     name, incarnation = identity
     _, key = await create_key(connection, Role.WORKER, f"worker {name}/{incarnation}", worker_id)
-    return Registered(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
+    return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
 
 async def supersede(connection: AsyncConnection, name: str) -> None:
-    """Make room for a new incarnation: whoever bears the name now is over."""
+    """Make room for a new incarnation: live workers of this name are lost."""
     for former in await workers.live_by_name(connection, name):
         await lose(connection, former, WorkerState.LOST, f"superseded by a new worker named {name}")
 
@@ -77,21 +79,21 @@ class Heartbeats:
 
     async def report(self, beat: Heartbeat) -> HeartbeatReply:
         """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound."""
-        pulse = await self._beats(beat)
-        if pulse is None:
+        reply = await self._beats(beat)
+        if reply is None:
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
-        assert pulse is not None
-        self._preferences.record(beat.worker_id, pulse.assignment.agent)
-        return pulse
+        assert reply is not None
+        self._preferences.record(beat.worker_id, reply.assignment.agent)
+        return reply
 
     async def stop(self) -> None:
-        """Finish what has arrived."""
+        """Write the heartbeats that have arrived."""
         await self._beats.close()
 
     async def _flush(self, beats: Sequence[Heartbeat]) -> list[HeartbeatReply | None]:
-        seen = await hot_path.run(self._database, lambda c: workers.beat(c, beats, self._policy.lease_seconds))
-        return [seen.get(beat.worker_id) for beat in beats]
+        replies = await hot_path.run(self._database, lambda c: workers.beat(c, beats, self._policy.lease_seconds))
+        return [replies.get(beat.worker_id) for beat in beats]
 
     @staticmethod
     async def _raise_gone(connection: AsyncConnection, worker_id: WorkerId) -> None:
@@ -103,7 +105,7 @@ class Heartbeats:
 
 
 async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
-    """Everything about a worker. Raises WorkerNotFound."""
+    """A worker as stored. Raises WorkerNotFound."""
     row = await workers.read(connection, worker_id)
     if row is None:
         raise WorkerNotFound
@@ -111,29 +113,29 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
 
 
 async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> bool:
-    """A worker stops in order; what it still holds goes back without burning an attempt.
+    """End a worker in order; a task that it still holds goes back without burning an attempt.
 
-    Safe to repeat; false when the worker was over already.
+    Safe to repeat; False when the worker had ended already.
     """
-    ended = await workers.end(connection, worker_id, WorkerState.STOPPED, reason)
+    worker = await workers.end(connection, worker_id, WorkerState.STOPPED, reason)
     attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
         await give_back(connection, attempt, reason)
     await permits.end_lost(connection, worker_id)
-    if ended is not None:
+    if worker is not None:
         notify.note(connection, notify.FLEET)
-    return ended is not None
+    return worker is not None
 
 
 async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
-    """A worker is gone without a word: its task goes back to the queue, its slot wants a replacement.
+    """End a worker that has vanished: its task goes back to the queue, and its slot needs a replacement.
 
-    As long as nobody has seen its process exit it may still be calling a language model, whom it reaches where it does
-    not reach us: its permits are left to their time. False when the worker was over already, so that any number of
-    witnesses may report the same death.
+    False when the worker had ended already, so that a death may be reported any number of times. Its permits are left
+    to expire: until its process is seen to exit it may be calling a language model, which it can reach even where it
+    does not reach us.
     """
-    ended = await workers.end(connection, worker_id, state, reason)
-    if ended is None:
+    worker = await workers.end(connection, worker_id, state, reason)
+    if worker is None:
         return False
     attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
@@ -142,37 +144,46 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
         )
         error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
-    if ended.slot is not None:
-        await pool.open_replacement(connection, worker_id, slot=ended.slot, name=ended.name, cause=reason)
+    if worker.slot is not None:
+        await pool.open_replacement(connection, worker_id, slot=worker.slot, name=worker.name, cause=reason)
     notify.note(connection, notify.FLEET)
     return True
 
 
-async def see_exit(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
-    """The process of a worker has ended without a goodbye; false when the worker was over already.
+async def record_exit(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
+    """End a worker whose process has exited without a goodbye; False when the worker had ended already.
 
-    One that was told to stop or restart was ended by us when its grace was over: that is no loss and no crash, and its
-    task goes back unharmed.
+    One with the directive to stop or restart was ended by us when its grace was over: that is no loss and no crash, and
+    its task goes back without burning an attempt.
     """
     if await workers.is_stopping(connection, worker_id):
         return await say_goodbye(connection, worker_id, reason)
-    lost = await lose(connection, worker_id, state, reason)
-    # Also of one that was silent and given up before: only now is it certain that it calls nobody any more.
+    is_new_loss = await lose(connection, worker_id, state, reason)
+    # Also when it was lost for its silence before: only now is it certain that it calls no language model any more.
     await permits.end_lost(connection, worker_id)
-    return lost
+    return is_new_loss
 
 
 async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -> dict[str, Any]:
-    """Find workers that have been silent for too long."""
+    """Find workers that have been silent for too long, and end them unless the fault is likely our own."""
     moment = await now(connection)
-    seen = await workers.sightings(connection)
-    late = [(sighting, verdict) for sighting in seen if (verdict := overdue(sighting, policy, moment)) is not None]
-    held = turn.held_back_seconds
-    if hold_back(
-        len(late), len(seen), policy, seconds_since_last_sweep=turn.seconds_since_last, held_back_seconds=held
+    live_workers = await workers.liveness(connection)
+    late = [(worker, verdict) for worker in live_workers if (verdict := overdue(worker, policy, moment)) is not None]
+    held_seconds = turn.held_back_seconds
+    if should_hold_back(
+        len(late),
+        len(live_workers),
+        policy,
+        seconds_since_last_sweep=turn.seconds_since_last,
+        held_back_seconds=held_seconds,
     ):
-        since = moment - timedelta(seconds=held or 0.0)
-        return {"held_back": True, "held_back_since": since.isoformat(), "overdue": len(late), "live": len(seen)}
-    for sighting, (state, reason) in late:
-        await lose(connection, sighting.worker_id, state, reason)
+        since = moment - timedelta(seconds=held_seconds or 0.0)
+        return {
+            "held_back": True,
+            "held_back_since": since.isoformat(),
+            "overdue": len(late),
+            "live": len(live_workers),
+        }
+    for worker, (state, reason) in late:
+        await lose(connection, worker.worker_id, state, reason)
     return {"lost": len(late)}

@@ -1,4 +1,4 @@
-"""Telling workers to drain, restart or stop: one statement for one or for many, which tells nobody the same twice."""
+"""Directives to drain, restart or stop workers: one statement for one or for many, which repeats none."""
 
 import json
 from collections.abc import Collection
@@ -24,7 +24,7 @@ _CONDITIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSelector:
-    """Which live workers are meant; every field that is given narrows it."""
+    """Filter of live workers; every field that is set narrows it."""
 
     ids: Collection[UUID] = ()
     names: Collection[str] = ()
@@ -32,61 +32,69 @@ class WorkerSelector:
     labels: Collection[tuple[str, str]] = ()
 
     def values(self) -> dict[str, Any]:
-        """What is given, as a statement takes it."""
-        given: dict[str, Any] = {
+        """The fields that are set, as parameters of a statement."""
+        fields: dict[str, Any] = {
             "ids": list(self.ids),
             "names": list(self.names),
             "agent_type": self.agent_type,
             "labels": [json.dumps({name: value}) for name, value in self.labels],
         }
-        return {name: value for name, value in given.items() if value not in (None, [])}
+        return {name: value for name, value in fields.items() if value not in (None, [])}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A worker that has just been told to go, and what it had been told before."""
+class DirectedWorker:
+    """A worker that has just got a directive, with the one that it replaced."""
 
     worker_id: WorkerId
     name: str
-    before: Directive | None
+    previous_directive: Directive | None
 
 
-_MEANT = f"""{LIVE}
+_SELECTABLE = f"""{LIVE}
     AND (directive IS NULL OR directive = ANY (CAST(:weaker AS text[])))"""
 
-# Heartbeats lock workers in the same order.
+# In the order of ids, in which heartbeats lock workers too, or the two could deadlock.
 _DIRECT = """
-WITH meant AS MATERIALIZED (
+WITH selected AS MATERIALIZED (
     SELECT id, directive FROM workers WHERE {where} ORDER BY id LIMIT :limit FOR NO KEY UPDATE
 )
 UPDATE workers w SET directive = :directive, directive_reason = :reason,
     state = CASE WHEN w.state = 'ready' THEN 'draining' ELSE w.state END
-FROM meant WHERE w.id = meant.id RETURNING w.id, w.name, meant.directive
+FROM selected WHERE w.id = selected.id RETURNING w.id, w.name, selected.directive
 """
 
 
-async def count(connection: AsyncConnection, crew: WorkerSelector, directive: Directive) -> int:
-    """How many of them are still to be told."""
-    statement, values = _statement("SELECT count(*) FROM workers WHERE {where}", crew, directive)
+async def count(connection: AsyncConnection, selector: WorkerSelector, directive: Directive) -> int:
+    """Number of selected workers that do not have this directive, or a stronger one, yet."""
+    statement, values = _statement("SELECT count(*) FROM workers WHERE {where}", selector, directive)
     return int((await connection.execute(statement, values)).scalar_one())
 
 
 async def direct(
-    connection: AsyncConnection, crew: WorkerSelector, directive: Directive, reason: str, *, limit: int | None = None
-) -> list[Told]:
-    """Leave word for their next heartbeats, and give them no more leases; returns those that did not know it yet."""
-    statement, values = _statement(_DIRECT, crew, directive)
+    connection: AsyncConnection,
+    selector: WorkerSelector,
+    directive: Directive,
+    reason: str,
+    *,
+    limit: int | None = None,
+) -> list[DirectedWorker]:
+    """Set a directive, which workers read with their next heartbeat; they get no more leases from now on.
+
+    Returns the workers that did not have it yet, by name.
+    """
+    statement, values = _statement(_DIRECT, selector, directive)
     rows = await connection.execute(
         statement, {**values, "directive": directive.value, "reason": reason, "limit": limit}
     )
-    told = [
-        Told(worker_id=WorkerId(id_), name=name, before=Directive(before) if before else None)
-        for id_, name, before in rows
+    workers = [
+        DirectedWorker(worker_id=WorkerId(id_), name=name, previous_directive=Directive(previous) if previous else None)
+        for id_, name, previous in rows
     ]
-    return sorted(told, key=lambda worker: worker.name)
+    return sorted(workers, key=lambda worker: worker.name)
 
 
-def _statement(template: str, crew: WorkerSelector, directive: Directive) -> tuple[TextClause, dict[str, Any]]:
-    given = crew.values()
-    where = " AND ".join([_MEANT, *(_CONDITIONS[name] for name in given)])
-    return text(template.format(where=where)), {**given, "weaker": sorted(weaker(directive))}
+def _statement(template: str, selector: WorkerSelector, directive: Directive) -> tuple[TextClause, dict[str, Any]]:
+    values = selector.values()
+    where = " AND ".join([_SELECTABLE, *(_CONDITIONS[name] for name in values)])
+    return text(template.format(where=where)), {**values, "weaker": sorted(weaker(directive))}

@@ -1,4 +1,4 @@
-"""Machines that start workers, and the lock under which anybody counts the pool and changes its size."""
+"""Hosts of workers, and the lock under which the pool is counted and its size changed."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.retention import BATCH, deletion
 from app.workers.rules.hosts import Host
 
-# A host that was silent for this long does not count: its provisioner, which reports every 2 s, is away.
+# A host that is silent for longer does not count: its provisioner, which reports every 2 s, is away.
 FRESH_SECONDS = 15.0
-# After so long a break the size that it had is of no interest any more.
+# After a longer break the size that a host had no longer matters, and it starts from its setting again.
 _FORGET_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a host says of itself; see the domain's Host."""
+    """Report of a provisioner on its host; the fields are those of Host."""
 
     provisioner: str
     host: str
@@ -27,18 +27,18 @@ class Report:
     cpu_share: float | None
 
 
-# Who counts live workers and then adds some must be alone, or two could fill the same room.
+# Whoever counts live workers and then adds some must be alone, or two could fill the same room.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener pool', 0))")
 
 _REPORT = text(f"""
-INSERT INTO hosts AS known (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share,
+INSERT INTO hosts AS stored (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share,
                             seen_at)
 VALUES (:provisioner, :host, greatest(CAST(:usual_size AS integer), CAST(:living AS integer)),
         CAST(:usual_size AS integer), :memory_gb, :memory_used_gb, :cpu_cores,
         :cpu_share, now())
 ON CONFLICT (provisioner, host) DO UPDATE SET
-    size = CASE WHEN known.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN excluded.size ELSE known.size END,
-    extra = CASE WHEN known.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN 0 ELSE known.extra END,
+    size = CASE WHEN stored.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN excluded.size ELSE stored.size END,
+    extra = CASE WHEN stored.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
     usual_size = excluded.usual_size, memory_gb = excluded.memory_gb, memory_used_gb = excluded.memory_used_gb,
     cpu_cores = excluded.cpu_cores, cpu_share = excluded.cpu_share, seen_at = now()
 RETURNING size
@@ -52,7 +52,7 @@ WHERE seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, ho
 _RESIZE = text("UPDATE hosts SET size = :size WHERE provisioner = :provisioner AND host = :host")
 
 _ENLARGE = text("""
-UPDATE hosts SET size = size + :more, extra = extra + :more WHERE provisioner = :provisioner AND host = :host
+UPDATE hosts SET size = size + :count, extra = extra + :count WHERE provisioner = :provisioner AND host = :host
 """)
 
 _PRUNE = deletion("hosts", "seen_at < now() - make_interval(days => :days)", "provisioner, host")
@@ -65,39 +65,39 @@ async def lock_pool(connection: AsyncConnection) -> None:
     await connection.execute(_LOCK)
 
 
-async def report(connection: AsyncConnection, said: Report, living: int) -> int:
-    """Record how a host is; returns how many workers it is to keep.
+async def record_report(connection: AsyncConnection, report: Report, living: int) -> int:
+    """Record the report of a host; return the number of workers that it is to keep.
 
-    For a host that is new or was long away that is its usual size, or as many as are `living` there already.
+    For a host that is new or was away for long that is its usual size, or the number `living` there if that is more.
     """
-    values = {name: getattr(said, name) for name in Report.__dataclass_fields__}
+    values = {name: getattr(report, name) for name in Report.__dataclass_fields__}
     return int((await connection.execute(_REPORT, {**values, "living": living})).scalar_one())
 
 
 async def live(connection: AsyncConnection) -> list[Host]:
-    """The hosts that have reported lately, without what lives on them."""
+    """The hosts that have reported lately; their numbers of workers are not filled in."""
     return [Host(**row) for row in (await connection.execute(_LIVE)).mappings()]
 
 
 async def resize(connection: AsyncConnection, host: Host, size: int) -> None:
-    """Let a host keep so many workers from now on."""
+    """Set the number of workers that a host keeps."""
     await connection.execute(_RESIZE, {"provisioner": host.provisioner, "host": host.host, "size": size})
 
 
-async def enlarge(connection: AsyncConnection, host: Host, more: int) -> None:
-    """Let a host keep so many workers more, also where the size of the pool is fixed, until it leaves."""
-    await connection.execute(_ENLARGE, {"provisioner": host.provisioner, "host": host.host, "more": more})
+async def enlarge(connection: AsyncConnection, host: Host, count: int) -> None:
+    """Let a host keep `count` more workers until it leaves, also where the size of the pool is fixed."""
+    await connection.execute(_ENLARGE, {"provisioner": host.provisioner, "host": host.host, "count": count})
 
 
-async def leave(connection: AsyncConnection, provisioner: str, host: str) -> None:
-    """A host stops starting workers."""
+async def remove(connection: AsyncConnection, provisioner: str, host: str) -> None:
+    """Delete a host, which starts no more workers."""
     await connection.execute(_LEAVE, {"provisioner": provisioner, "host": host})
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget hosts that were last heard of long ago; returns how many.
+    """Delete hosts that have not reported for `days`, at most `limit`; return their number.
 
-    A host that was killed did not leave, and where machines get new names it never comes back. One that does counts as
-    new after a minute already, so nothing is lost with its row.
+    A host that was killed was not removed, and where machines get new names it never comes back. One that does counts
+    as new after a minute already, so nothing is lost with its row.
     """
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

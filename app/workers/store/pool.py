@@ -1,4 +1,4 @@
-"""The managed pool: who is in it, what is requested of a provisioner, and how long replacements take."""
+"""The managed pool: its members, the launches that provisioners claim, and the replacements of lost workers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _PERCENTILES = ",\n       ".join(
     for step in STEPS
 )
 
-# Those before are another time, and many would take long to sort.
+# Only the newest: older ones belong to other conditions, and many would take long to sort.
 _TIMES = text(f"""
 SELECT count(*) AS replacements, count(first_lease_at) AS working, min(detected_at) AS since,
        {_PERCENTILES}
@@ -45,12 +45,12 @@ FROM (
     SELECT w.* FROM workers w WHERE w.{LIVE}
     UNION ALL
     SELECT w.* FROM workers w WHERE w.ended_at > now() - make_interval(secs => :window)
-) known
+) members
 WHERE slot IS NOT NULL AND provisioner IS NOT NULL GROUP BY provisioner, host, slot
 HAVING bool_or(state <> 'stopped') ORDER BY host, slot
 """)
 
-# Asked for in time and not here: the worker that was to come is not, and no other has come in its place.
+# Replacements that were requested and whose worker still has not registered.
 _OVERDUE = text("""
 SELECT count(*) FROM replacements r
 WHERE r.id > (SELECT coalesce(max(id), 0) - 1000 FROM replacements)
@@ -70,8 +70,8 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Managed:
-    """A live worker of a provisioner on one host, as far as it has been started."""
+class ManagedWorker:
+    """A live worker of a provisioner on one host; without a `handle` no process was recorded yet."""
 
     worker_id: UUID
     name: str
@@ -88,7 +88,7 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
-# Deaths before a worker of the same name that has lived for longer count no more.
+# Young deaths count only since the last worker of the same name that has lived for longer.
 _DEATHS = """
 SELECT w.host, w.slot, count(*) AS deaths, max(w.ended_at) AS last_at FROM workers w
 WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
@@ -101,7 +101,7 @@ WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
 GROUP BY w.host, w.slot
 """
 
-# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline cleans up.
+# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline ends.
 _CLAIM_LAUNCHES = text("""
 UPDATE workers SET launched_at = now() WHERE id IN (
     SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host
@@ -127,7 +127,7 @@ WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :na
             ORDER BY id DESC LIMIT 1)
 """)
 
-_BEREAVED = text("""
+_VACATED = text("""
 SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
 UNION
 SELECT w.slot FROM workers w
@@ -171,72 +171,72 @@ async def members(connection: AsyncConnection, provisioner: str, host: str) -> l
 async def young_deaths(
     connection: AsyncConnection, policy: CrashPolicy, *, provisioner: str | None = None, host: str | None = None
 ) -> list[SlotDeaths]:
-    """Slots whose workers died young lately: of one provisioner on one host, or of all."""
-    given = {"provisioner": provisioner, "host": host}
-    known = {name: value for name, value in given.items() if value is not None}
-    where = " AND ".join([f"w.{name} = :{name}" for name in known]) or "true"
-    values = {**known, "window": policy.window_seconds, "young": policy.young_seconds}
+    """Slots whose workers died young lately, of one provisioner on one host or of all."""
+    filters = {"provisioner": provisioner, "host": host}
+    filters = {name: value for name, value in filters.items() if value is not None}
+    where = " AND ".join([f"w.{name} = :{name}" for name in filters]) or "true"
+    values = {**filters, "window": policy.window_seconds, "young": policy.young_seconds}
     rows = (await connection.execute(text(_DEATHS.format(where=where)), values)).mappings()
     return [SlotDeaths(**row) for row in rows]
 
 
 async def claim_launches(connection: AsyncConnection, provisioner: str, host: str) -> list[Launch]:
-    """Take the requested workers that nobody has begun to start."""
+    """Claim the requested workers of a host whose start nobody has begun."""
     rows = (await connection.execute(_CLAIM_LAUNCHES, {"provisioner": provisioner, "host": host})).mappings()
     return [Launch(**row) for row in rows]
 
 
-async def started(connection: AsyncConnection, worker_id: UUID, handle: dict[str, Any]) -> None:
-    """Remember how to find the process of a worker again."""
+async def record_start(connection: AsyncConnection, worker_id: UUID, handle: dict[str, Any]) -> None:
+    """Store the handle by which the process of a worker is found again."""
     await connection.execute(_STARTED, {"id": worker_id, "handle": json.dumps(handle)})
     await connection.execute(_MARK["started_at"], {"id": worker_id})
 
 
-async def registered(connection: AsyncConnection, worker_id: UUID) -> None:
-    """A replacement has registered."""
+async def record_registration(connection: AsyncConnection, worker_id: UUID) -> None:
+    """Record that a worker has registered, in its replacement if it is one."""
     await connection.execute(_MARK["registered_at"], {"id": worker_id})
 
 
-async def managed(connection: AsyncConnection, provisioner: str, host: str) -> list[Managed]:
+async def managed_workers(connection: AsyncConnection, provisioner: str, host: str) -> list[ManagedWorker]:
     """All live workers of one provisioner on one host, with the handles of their processes."""
     rows = (await connection.execute(_MANAGED, {"provisioner": provisioner, "host": host})).mappings()
-    return [Managed(**row) for row in rows]
+    return [ManagedWorker(**row) for row in rows]
 
 
-async def open_replacement(connection: AsyncConnection, lost: UUID, *, slot: int, name: str, cause: str) -> None:
-    """A worker of the pool is gone and its slot wants another."""
-    await connection.execute(_OPEN, {"lost": lost, "slot": slot, "name": name, "cause": cause})
+async def open_replacement(connection: AsyncConnection, lost_id: UUID, *, slot: int, name: str, cause: str) -> None:
+    """Record that a worker of the pool was lost and its slot needs another; once for each lost worker."""
+    await connection.execute(_OPEN, {"lost": lost_id, "slot": slot, "name": name, "cause": cause})
 
 
-async def answer_replacement(connection: AsyncConnection, worker_id: UUID, *, slot: int, name: str) -> None:
-    """This new worker takes the place of the one of its name that was lost from the slot, if one was."""
+async def fill_replacement(connection: AsyncConnection, worker_id: UUID, *, slot: int, name: str) -> None:
+    """Record a new worker as the replacement of the one of its name that was lost from the slot, if there is one."""
     await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
 
 
 async def vacated_slots(connection: AsyncConnection, host: str) -> frozenset[int]:
-    """The slots of a host that have lost their worker, or whose worker restarts, and that have no other yet."""
-    return frozenset((await connection.execute(_BEREAVED, {"host": host})).scalars())
+    """The slots of a host without a successor yet to a worker that was lost, or has stopped to restart."""
+    return frozenset((await connection.execute(_VACATED, {"host": host})).scalars())
 
 
-async def first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
-    """These workers have just received a lease, perhaps their first."""
+async def record_first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
+    """Record the first lease of those of these workers that are replacements and had none yet."""
     await connection.execute(_FIRST_LEASES, worker_ids)
 
 
-async def replacements(connection: AsyncConnection, *, before: int | None, limit: int) -> list[dict[str, Any]]:
-    """Replacements with all their times, newest first."""
-    where = "WHERE id < :before" if before is not None else ""
-    values = {"limit": limit} | ({"before": before} if before is not None else {})
+async def replacements(connection: AsyncConnection, *, below: int | None, limit: int) -> list[dict[str, Any]]:
+    """Replacements with all their times, newest first; those with ids below `below`, if that is set."""
+    where = "WHERE id < :below" if below is not None else ""
+    values = {"limit": limit} | ({"below": below} if below is not None else {})
     rows = await connection.execute(text(f"{_REPLACEMENTS} {where} ORDER BY id DESC LIMIT :limit"), values)
     return [dict(row) for row in rows.mappings()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementTimes:
-    """Of the newest replacements: how many they are and how many work, and percentiles of each step.
+    """Times of the newest replacements: their number, the number that work, and percentiles of each step.
 
-    `steps` has, for each of STEPS, the seconds since the loss was detected at each of the shares; None where no
-    replacement came so far.
+    `steps` holds, for each of STEPS, the seconds since the detection of the loss at each of the shares; None where no
+    replacement came that far.
     """
 
     replacements: int
@@ -245,8 +245,10 @@ class ReplacementTimes:
     steps: Mapping[str, Sequence[float] | None]
 
 
-async def times(connection: AsyncConnection, shares: Sequence[float], *, newest: int = 1000) -> ReplacementTimes:
-    """How fast lost workers were replaced lately."""
+async def replacement_times(
+    connection: AsyncConnection, shares: Sequence[float], *, newest: int = 1000
+) -> ReplacementTimes:
+    """Percentiles, at these shares, of the steps of the `newest` replacements."""
     row = (await connection.execute(_TIMES, {"shares": list(shares), "newest": newest})).mappings().one()
     return ReplacementTimes(
         replacements=row["replacements"],
@@ -257,12 +259,12 @@ async def times(connection: AsyncConnection, shares: Sequence[float], *, newest:
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget replacements of long ago; returns how many."""
+    """Delete replacements older than `days`, at most `limit`; return their number."""
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
-async def recovery(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:
-    """The slots of the managed pool, on all hosts, and the replacements that have not come in time."""
+async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:
+    """The slots of the managed pool on all hosts, and the number of overdue replacements."""
     times = {"window": policy.window_seconds}
     rows = (await connection.execute(_SLOTS, {**times, "young": policy.young_seconds})).mappings()
     slots = [SlotRecord(**row) for row in rows]

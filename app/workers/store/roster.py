@@ -1,7 +1,6 @@
-"""All live workers of the pool at once, as the scaling loop sees and assigns them.
+"""All live workers of the pool at once, as the scaling loop reads, assigns and requests them.
 
-Read and written through the driver: a thousand rows are read every few seconds, all but who is busy in the loop's own
-transaction.
+Through the driver, since a thousand rows are read every few seconds; all but the busy ones in the loop's transaction.
 """
 
 from collections.abc import Awaitable, Collection, Mapping, Sequence
@@ -23,11 +22,10 @@ from app.workers.store.tables import LIVE
 class Worker(NamedTuple):
     """A live worker; `state` is starting, ready or draining. A tuple, since there may be many.
 
-    `provisioner`, `host` and `slot` say who keeps it running; no provisioner: somebody else. `capabilities` are what it
-    can run, with commas between, as most can run the same; None before it has said so. `age_seconds` is the time
-    since one that is starting was asked for or launched, `took_seconds` that from the request to its first heartbeat of
-    one that has sent it since the last look; None for the others. One that is `restarting` leaves, and another comes in
-    its place.
+    Without a `provisioner` somebody else started it. `capabilities` are the agent types that it can run, separated by
+    commas, as most can run the same; None before it has registered. `age_seconds` is the time since a starting worker
+    was requested or launched; `took_seconds` that from the request to the first heartbeat of one that has sent it since
+    the last decision; None for the others. A `restarting` worker leaves, and a successor takes its slot.
     """
 
     id: WorkerId
@@ -56,7 +54,7 @@ ASSIGNED_FIELDS = slice(Worker._fields.index("assigned_agent"), Worker._fields.i
 _COLUMNS = tuple(f"assigned_{field}" for field in Assignment._fields)
 ASSIGNED = ", ".join(_COLUMNS)
 
-# A look is of the moment in which its transaction began: whose first heartbeat came later is the next look's to learn.
+# now() is when the transaction began: a first heartbeat that came later is counted by the next decision, once.
 _READ = f"""
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN array_to_string(w.capabilities, ',') END AS capabilities,
@@ -75,7 +73,7 @@ SELECT array_agg(w.id) FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.id IS NOT NULL
 """
 
-# In the order of the ids, as heartbeats lock them too.
+# Locked in the order of ids, as by heartbeats, or the two could deadlock.
 _ASSIGN = f"""
 WITH decided AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::float8[], $4::float8[], $5::float8[]) AS d (id, {ASSIGNED})
@@ -89,7 +87,7 @@ WHERE w.id = d.id AND w.{LIVE}
 
 _LOCK = "SELECT FROM workers WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"
 
-# One that takes another's place goes on with what the last of its name was assigned.
+# A replacement goes on with the assignment of the last worker of its name, so that it need not wait for a decision.
 _REQUEST = f"""
 INSERT INTO workers (id, name, incarnation, state, provisioner, slot, host, capabilities, labels, {ASSIGNED})
 SELECT new.id, new.name, 1 + coalesce(last.incarnation, 0), 'starting', new.provisioner, new.slot, new.host, '{{}}',
@@ -128,7 +126,7 @@ class NewWorker:
 async def read(
     connection: AsyncConnection, since: datetime | None = None, busy: Awaitable[Collection[WorkerId]] | None = None
 ) -> list[Worker]:
-    """All live workers by id; `since` was the last look, and who is busy may be looked up elsewhere meanwhile."""
+    """All live workers by id; `since` is the time of the last decision, `busy` a query for the busy ones under way."""
     driver = await _driver(connection)
     rows = await driver.fetch(_READ, since)
     holders = await (busy or holders_of_tasks(driver))
@@ -136,37 +134,37 @@ async def read(
 
 
 async def holders_of_tasks(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
-    """The live workers that hold a task: a look at each, and at the one task of its last lease."""
+    """Ids of the live workers that hold a task; reads for each the one task of its last lease."""
     return set(await driver.fetchval(_BUSY) or ())
 
 
 async def lock(connection: AsyncConnection, worker_ids: Collection[UUID]) -> None:
-    """Be the only one to change these workers: all at once, in the order in which heartbeats lock them."""
+    """Lock these workers at once, in the order in which heartbeats lock them."""
     if worker_ids:
         await (await _driver(connection)).execute(_LOCK, list(worker_ids))
 
 
 async def assign(connection: AsyncConnection, assignments: Mapping[UUID, Assignment]) -> None:
-    """Write down what workers are assigned; those that are over meanwhile are passed over."""
+    """Store assignments of workers; those that have ended meanwhile are left alone."""
     if assignments:
-        rows = [(worker_id, *decided) for worker_id, decided in assignments.items()]
+        rows = [(worker_id, *assignment) for worker_id, assignment in assignments.items()]
         await (await _driver(connection)).execute(_ASSIGN, *_transposed(rows))
 
 
 async def request(connection: AsyncConnection, workers: Sequence[NewWorker]) -> None:
-    """Write down that these workers are to be started; a provisioner starts them later."""
+    """Insert workers as requested; a provisioner starts them later."""
     if workers:
         rows = [(w.id, w.name, w.provisioner, w.host, w.slot, w.inherits, *w.assignment) for w in workers]
         await (await _driver(connection)).execute(_REQUEST, *_transposed(rows))
 
 
 async def live_names(connection: AsyncConnection, names: Sequence[str]) -> list[str]:
-    """Those of the names that live workers bear."""
+    """Those of these names that live workers have."""
     return list((await connection.execute(_NAMED, {"names": list(names)})).scalars())
 
 
 async def count(connection: AsyncConnection) -> int:
-    """How many live workers there are, whoever started them."""
+    """Number of live workers, whoever started them."""
     return int((await connection.execute(_COUNT)).scalar_one())
 
 

@@ -1,4 +1,4 @@
-"""Workers: registered, seen, told what to do, and ended."""
+"""Workers: registration, heartbeats, states and ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.store import lease_ledger
 from app.workers.rules.assignment import Assignment
-from app.workers.rules.workers import Sighting, origins
+from app.workers.rules.workers import Liveness, origins
 from app.workers.store.roster import ASSIGNED
 from app.workers.store.tables import LIVE
 
@@ -29,7 +29,7 @@ WHERE w.{LIVE} GROUP BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What a worker says of itself; memory in GB, CPU in cores."""
+    """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text."""
 
     name: str
     host: str
@@ -43,7 +43,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """One heartbeat; the lease that the worker believes it holds, if any. `errors` is JSON text."""
+    """One heartbeat with the lease that the worker believes it holds, if any; `errors` is JSON text."""
 
     worker_id: WorkerId
     draining: bool
@@ -56,7 +56,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply:
-    """What the store answers to a heartbeat."""
+    """State of a worker, and of the lease that its heartbeat named; None in `lease_state`: it holds no such lease."""
 
     state: WorkerState
     directive: str | None
@@ -68,10 +68,10 @@ class HeartbeatReply:
     cpu_cores: float | None
 
 
-# Registrations of one name queue up, so that each finds the one before it.
-_QUEUE_UP = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+# Registrations of one name wait for each other, so that each finds the one before it.
+_LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
-_SUPERSEDE = text(f"SELECT id FROM workers WHERE name = :name AND {LIVE} FOR UPDATE")
+_LIVE_BY_NAME = text(f"SELECT id FROM workers WHERE name = :name AND {LIVE} FOR UPDATE")
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
@@ -81,8 +81,8 @@ SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name
 RETURNING name, incarnation
 """)
 
-# Registering again with the same launch token is a lost answer given again, unless the worker is over. The host stays
-# that of the provisioner, by which the pool is counted, whatever the worker calls it.
+# A second registration with the same launch token repeats an answer that was lost, unless the worker has ended. The
+# host stays that of the provisioner, by which the pool is counted, whatever the worker calls it.
 _REGISTER_LAUNCHED = text(f"""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
@@ -91,24 +91,26 @@ WHERE id = :id AND {LIVE}
 RETURNING name, incarnation
 """)
 
+# Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
+# lock first, as an UPDATE alone would lock in the order of its join.
 _BEAT = f"""
 WITH beat AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
         AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
-), ours AS MATERIALIZED (
+), locked AS MATERIALIZED (
     SELECT w.id FROM workers w JOIN beat b ON b.worker_id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
-), seen AS (
+), updated AS (
     UPDATE workers w
     SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
         cpu_percent = b.cpu_percent, memory_mb = b.memory_mb, recent_errors = coalesce(b.errors, w.recent_errors),
         state = CASE WHEN b.draining OR w.directive IS NOT NULL THEN 'draining'
                      WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
-    FROM beat b JOIN ours ON ours.id = b.worker_id
+    FROM beat b JOIN locked ON locked.id = b.worker_id
     WHERE w.id = b.worker_id AND w.{LIVE}
     RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores,
               {ASSIGNED}
 ), held AS MATERIALIZED (
-    SELECT t.id FROM beat b JOIN seen ON seen.id = b.worker_id
+    SELECT t.id FROM beat b JOIN updated ON updated.id = b.worker_id
     JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
     ORDER BY t.id FOR NO KEY UPDATE OF t
 ), renewed AS (
@@ -118,14 +120,14 @@ WITH beat AS MATERIALIZED (
     FROM held WHERE t.id = held.id
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
-SELECT beat.worker_id, seen.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
+SELECT beat.worker_id, updated.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
        memory_gb, cpu_cores, {ASSIGNED}
-FROM beat LEFT JOIN seen ON seen.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
+FROM beat LEFT JOIN updated ON updated.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
 
 _READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
 
-_SIGHTINGS = text(f"""
+_LIVENESS = text(f"""
 SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
@@ -144,27 +146,29 @@ _PRUNE = deletion("workers", "ended_at < now() - make_interval(days => :days)", 
 
 
 async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
-    """The live workers of this name, locked; nobody else registers the name until the transaction ends."""
-    await connection.execute(_QUEUE_UP, {"name": name})
-    return list((await connection.execute(_SUPERSEDE, {"name": name})).scalars())
+    """Ids of the live workers of this name, locked; nobody else registers the name until the transaction ends."""
+    await connection.execute(_LOCK_NAME, {"name": name})
+    return list((await connection.execute(_LIVE_BY_NAME, {"name": name})).scalars())
 
 
-async def register(connection: AsyncConnection, worker_id: UUID, said: Registration) -> tuple[str, int]:
-    """Create a worker that somebody started; returns its name and incarnation."""
-    row = (await connection.execute(_REGISTER, {"id": worker_id, **_said(said)})).one()
+async def register(connection: AsyncConnection, worker_id: UUID, registration: Registration) -> tuple[str, int]:
+    """Create a worker that no provisioner started; return its name and incarnation."""
+    row = (await connection.execute(_REGISTER, {"id": worker_id, **_values(registration)})).one()
     return row.name, row.incarnation
 
 
-async def register_launched(connection: AsyncConnection, worker_id: UUID, said: Registration) -> tuple[str, int] | None:
-    """Complete the row that a provisioner requested; None when it is over already."""
-    row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **_said(said)})).first()
+async def register_launched(
+    connection: AsyncConnection, worker_id: UUID, registration: Registration
+) -> tuple[str, int] | None:
+    """Complete the row that was requested of a provisioner; None when the worker has ended."""
+    row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **_values(registration)})).first()
     return (row.name, row.incarnation) if row else None
 
 
 async def beat(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Heartbeat], lease_seconds: float
 ) -> dict[UUID, HeartbeatReply]:
-    """Record heartbeats and renew the acknowledged leases they name; workers that are over are left out."""
+    """Record heartbeats and renew the acknowledged leases that they name; ended workers are left out of the result."""
     names = ("worker_id", "draining", "task_id", "token", "cpu_percent", "memory_mb", "errors")
     rows = await connection.fetch(_BEAT, *columns(beats, *names), lease_seconds)
     return {
@@ -184,29 +188,29 @@ async def beat(
 
 
 async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any] | None:
-    """Everything about one worker and the task it holds."""
+    """All columns of one worker and the id of the task it holds; None when there is no such worker."""
     row = (await connection.execute(text(f"{_READ} WHERE w.id = :id"), {"id": worker_id})).mappings().first()
     return dict(row) if row else None
 
 
 async def page(
-    connection: AsyncConnection, *, everybody: bool, after: tuple[str, int] | None, limit: int
+    connection: AsyncConnection, *, with_ended: bool, start_after: tuple[str, int] | None, limit: int
 ) -> list[dict[str, Any]]:
-    """Workers by name and incarnation; the live ones, or `everybody` that is remembered."""
-    filters = ["true" if everybody else f"w.{LIVE}"]
+    """Workers by name and incarnation, the live ones or all; `start_after` is the last of the previous page."""
+    filters = ["true" if with_ended else f"w.{LIVE}"]
     values: dict[str, Any] = {"limit": limit}
-    if after is not None:
+    if start_after is not None:
         filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
-        values |= {"name": after[0], "incarnation": after[1]}
+        values |= {"name": start_after[0], "incarnation": start_after[1]}
     query = f"{_READ} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation LIMIT :limit"
     return [dict(row) for row in (await connection.execute(text(query), values)).mappings()]
 
 
-async def sightings(connection: AsyncConnection) -> list[Sighting]:
-    """The live workers, locked; those that a heartbeat holds right now are evidently alive and left out."""
-    rows = (await connection.execute(_SIGHTINGS)).mappings()
+async def liveness(connection: AsyncConnection) -> list[Liveness]:
+    """The live workers, locked; those that a heartbeat has locked are evidently alive and left out."""
+    rows = (await connection.execute(_LIVENESS)).mappings()
     return [
-        Sighting(
+        Liveness(
             worker_id=WorkerId(row["id"]),
             state=WorkerState(row["state"]),
             since=row["launched_at"] or row["requested_at"],
@@ -217,34 +221,37 @@ async def sightings(connection: AsyncConnection) -> list[Sighting]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A worker that is over, and the place in the pool that it leaves."""
+class EndedWorker:
+    """A worker that has just ended, and the slot that it leaves; None for one that no provisioner started."""
 
     name: str
     slot: int | None
     provisioner: str | None
 
 
-async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> Ended | None:
-    """Move a worker to a final state where that is a legal move; None when it was over already."""
+async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> EndedWorker | None:
+    """Move a worker to a final state where the transition is legal; None when it has ended already."""
     values = {"id": worker_id, "state": state.value, "reason": reason, "origins": sorted(origins(state))}
     row = (await connection.execute(_END, values)).mappings().first()
-    return Ended(**row) if row else None
+    return EndedWorker(**row) if row else None
 
 
 async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:
-    """Whether a live worker, which is locked, has been told to stop or restart."""
+    """Whether a live worker has the directive to stop or restart; locks the worker."""
     return bool((await connection.execute(_IS_STOPPING, {"id": worker_id})).scalar())
 
 
 async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
-    """The names of those of these workers that are remembered, in the order of the slots."""
+    """The names of those of these workers that are stored, in the order of their slots."""
     rows = await connection.execute(_NAMES, {"ids": list(ids)})
     return {row.id: row.name for row in rows}
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget workers that ended long ago; returns how many. Their leases went back when they ended."""
+    """Delete workers that ended more than `days` ago, at most `limit`; return their number.
+
+    They hold nothing: their leases went back when they ended.
+    """
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
@@ -257,10 +264,10 @@ def _assignment(row: asyncpg.Record) -> Assignment:
     )
 
 
-def _said(said: Registration) -> dict[str, Any]:
-    return {name: getattr(said, name) for name in Registration.__dataclass_fields__}
+def _values(registration: Registration) -> dict[str, Any]:
+    return {name: getattr(registration, name) for name in Registration.__dataclass_fields__}
 
 
 async def workers_by_state(connection: AsyncConnection) -> dict[str, int]:
-    """Live workers by state, `busy` being those that hold a task: a look at each worker, none at other tasks."""
+    """Numbers of live workers by state, `busy` being those that hold a task; reads one lease for each worker."""
     return {row["state"]: row["workers"] for row in (await connection.execute(_WORKERS)).mappings()}

@@ -127,7 +127,7 @@ class Walk:
         """A worker dies, another comes."""
         worker_id = self.workers.pop(0)
         async with self.database.transaction() as connection:
-            await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
+            await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
         self.ended |= {key: permit for key, permit in self.live.items() if permit.request.worker_id == worker_id}
         self.live = {key: permit for key, permit in self.live.items() if permit.request.worker_id != worker_id}
         self.workers.append(await ready_worker(self.database))

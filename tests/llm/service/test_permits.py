@@ -211,7 +211,7 @@ async def test_a_worker_that_ends_gives_its_permits_back_at_once(
         if goodbye:
             await workers.say_goodbye(connection, worker_id, "done")
         else:
-            await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
+            await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
     await permit_service.acquire(request())
     assert (await permit_service.settle(settlement(held))).late
     async with database.transaction() as connection:
@@ -245,7 +245,7 @@ async def test_a_silent_worker_whose_process_is_then_seen_to_end_calls_nobody_an
     async with database.transaction() as connection:
         assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
     async with database.transaction() as connection:
-        assert not await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
+        assert not await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
     await permit_service.acquire(request())
 
 
@@ -369,6 +369,6 @@ async def test_a_lost_worker_does_not_wait_for_a_permit_that_is_being_settled(
     async with database.transaction() as settling:
         await store.lock(settling, [busy.id])
         async with database.transaction() as connection:
-            await workers.see_exit(connection, worker_id, WorkerState.LOST, "killed")
+            await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
         assert await value(database, "SELECT ending FROM llm_permits WHERE id = $1", idle.id) == "lost"
     assert not (await permit_service.settle(settlement(busy))).late

@@ -244,7 +244,7 @@ async def test_of_batches_with_the_same_ids_in_another_order_one_may_have_to_try
 
 
 async def test_two_workers_that_register_one_name_at_once_become_two_incarnations(database: Database) -> None:
-    async def register() -> workers.Registered:
+    async def register() -> workers.WorkerIdentity:
         async with database.transaction() as connection:
             return await workers.register(connection, registration("twin"), None)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
-from app.workers.rules.assignment import Assignment, TaskLimits, base, within
+from app.workers.rules.assignment import Assignment, TaskLimits, base_limits, within
 
 BASE = TaskLimits(compute_seconds=60.0, memory_gb=2.0, cpu_cores=1.0)
 POLICY = SizingPolicy(base=BASE, limit=TaskLimits(compute_seconds=600.0, memory_gb=6.0, cpu_cores=8.0))
@@ -59,4 +59,4 @@ def test_whoever_allows_more_gives_more_also_where_quality_gains_nothing(
 ) -> None:
     least = TaskLimits(compute_seconds=600.0, memory_gb=1.0, cpu_cores=0.5)
     most = TaskLimits(compute_seconds=3600.0, memory_gb=limit, cpu_cores=limit / 2)
-    assert base(least, most) == TaskLimits(compute_seconds=600.0, memory_gb=memory_gb, cpu_cores=cpu_cores)
+    assert base_limits(least, most) == TaskLimits(compute_seconds=600.0, memory_gb=memory_gb, cpu_cores=cpu_cores)

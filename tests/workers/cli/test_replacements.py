@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from app.workers.cli.pool import chronicle
+from app.workers.cli.pool import replacement_table
 
 
 def test_steps_are_seconds_since_the_loss() -> None:
@@ -19,7 +19,7 @@ def test_steps_are_seconds_since_the_loss() -> None:
     }
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(chronicle([item], datetime(2030, 1, 1, 12, 0, 12, tzinfo=UTC)))
+        console.print(replacement_table([item], datetime(2030, 1, 1, 12, 0, 12, tzinfo=UTC)))
     header, line = captured.get().splitlines()
     assert header.split() == ["WORKER", "LOST", "REQUESTED", "STARTED", "REGISTERED", "FIRST", "LEASE", "CAUSE"]
     assert line.split()[:11] == ["host-1", "12", "s", "ago", "+0.05", "s", "+0.20", "s", "+1.00", "s", "-"]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
-from app.workers.rules.assignment import Assignment, bounded, version
+from app.workers.rules.assignment import Assignment, in_force, version
 
 amounts = st.none() | st.floats(0.1, 64)
 assignments = st.builds(
@@ -22,7 +22,7 @@ limits = st.builds(LimitsConfig, max_memory_per_worker_gb=st.floats(1, 64), max_
 def test_never_more_than_the_worker_has_or_the_configuration_allows_or_was_decided(
     decided: Assignment, limits: LimitsConfig, memory_gb: float | None, cpu_cores: float | None
 ) -> None:
-    told = bounded(decided, limits, memory_gb=memory_gb, cpu_cores=cpu_cores)
+    told = in_force(decided, limits, memory_gb=memory_gb, cpu_cores=cpu_cores)
     memory = [decided.memory_gb, memory_gb, limits.max_memory_per_worker_gb]
     cores = [decided.cpu_cores, cpu_cores, limits.max_cpu_per_worker]
     assert told.memory_gb == min(amount for amount in memory if amount is not None)

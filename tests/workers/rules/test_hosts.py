@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.workers.rules.hosts import Host, HostPolicy, caps, cpu_suffices_for, memory_suffices_for, spread
+from app.workers.rules.hosts import Host, HostPolicy, host_limits, max_workers_by_cpu, max_workers_by_memory, spread
 
 POLICY = HostPolicy()
 
@@ -31,20 +31,20 @@ _hosts = st.lists(
 def test_memory_is_promised_not_only_used() -> None:
     """Of 10 GB a tenth is kept free, others use 2 of 3: 7 workers of 1 GB each, though the 4 there use 1 in all."""
     seen = host(memory_used_gb=3.0, workers=4, workers_gb=1.0)
-    assert memory_suffices_for(seen, POLICY) == 7
+    assert max_workers_by_memory(seen, POLICY) == 7
 
 
 def test_caps_add_up_and_name_what_is_short() -> None:
-    found = {cap.resource: cap.workers for cap in caps([host("a"), host("b", cpu_cores=0.1)], 3, POLICY)}
+    found = {cap.resource: cap.workers for cap in host_limits([host("a"), host("b", cpu_cores=0.1)], 3, POLICY)}
     assert found == {"memory of the hosts": 3 + 18, "CPU of the hosts": 3 + 128 + 3}
-    assert caps([], 5, POLICY) == []
+    assert host_limits([], 5, POLICY) == []
 
 
 @given(hosts=_hosts)
 def test_nobody_who_is_there_is_too_many(hosts: list[Host]) -> None:
     for seen in hosts:
-        assert memory_suffices_for(seen, POLICY) >= seen.workers
-        assert cpu_suffices_for(seen, POLICY) >= seen.workers
+        assert max_workers_by_memory(seen, POLICY) >= seen.workers
+        assert max_workers_by_cpu(seen, POLICY) >= seen.workers
 
 
 @given(hosts=_hosts, new=st.integers(0, 40))
@@ -52,7 +52,7 @@ def test_all_new_workers_find_a_host_and_none_is_overfull_while_another_has_room
     taken = spread(hosts, new, POLICY)
     assert sum(taken.values()) == (new if hosts else 0)
     left = {
-        seen: min(memory_suffices_for(seen, POLICY), cpu_suffices_for(seen, POLICY)) - seen.workers - taken[seen]
+        seen: min(max_workers_by_memory(seen, POLICY), max_workers_by_cpu(seen, POLICY)) - seen.workers - taken[seen]
         for seen in hosts
     }
     over = [seen for seen in hosts if taken[seen] and left[seen] < 0]

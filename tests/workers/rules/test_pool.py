@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kernel.ids import WorkerId
-from app.workers.rules.pool import CrashPolicy, FleetSnapshot, PoolMember, SlotDeaths, plan, rest_seconds, resting
+from app.workers.rules.pool import CrashPolicy, PoolMember, PoolSnapshot, SlotDeaths, plan, rest_seconds, rests
 
 members = st.lists(
     st.builds(
@@ -26,7 +26,7 @@ members = st.lists(
 def test_never_more_than_its_size_and_never_two_in_a_slot(
     members: list[PoolMember], size: int, resting: frozenset[int]
 ) -> None:
-    decided = plan(FleetSnapshot(members=members, size=size, resting_slots=resting))
+    decided = plan(PoolSnapshot(members=members, size=size, resting_slots=resting))
     taken = {member.slot for member in members}
     assert not set(decided.start) & (taken | resting)
     assert len(set(decided.start)) == len(decided.start) <= max(0, size - len(members))
@@ -37,12 +37,12 @@ def test_never_more_than_its_size_and_never_two_in_a_slot(
 
 @given(members=members, size=st.integers(0, 20))
 def test_without_crashes_every_free_place_is_filled(members: list[PoolMember], size: int) -> None:
-    assert len(plan(FleetSnapshot(members=members, size=size)).start) == max(0, size - len(members))
+    assert len(plan(PoolSnapshot(members=members, size=size)).start) == max(0, size - len(members))
 
 
 @given(members=members, size=st.integers(0, 20))
 def test_the_idle_go_first_and_nobody_is_told_twice(members: list[PoolMember], size: int) -> None:
-    drained = set(plan(FleetSnapshot(members=members, size=size)).drain)
+    drained = set(plan(PoolSnapshot(members=members, size=size)).drain)
     staying = [member for member in members if not member.leaving]
     assert drained <= {member.worker_id for member in staying}
     spared_idle = [m for m in staying if not m.busy and m.worker_id not in drained]
@@ -60,5 +60,5 @@ def test_places_rest_since_their_last_death_and_the_first_to_be_tried_comes_firs
         SlotDeaths(host="here", slot=slot, deaths=deaths, last_at=now - timedelta(seconds=ago))
         for slot, deaths, ago in ((1, 7, 10), (2, 3, 0.5), (3, 3, 1), (4, 2, 0), (5, 100, 29))
     ]
-    found = [(place.slot, (place.until - now).total_seconds()) for place in resting(slots, CrashPolicy(), now)]
+    found = [(place.slot, (place.until - now).total_seconds()) for place in rests(slots, CrashPolicy(), now)]
     assert found == [(2, 0.5), (5, 1), (1, 6)]

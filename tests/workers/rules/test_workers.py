@@ -9,19 +9,27 @@ from hypothesis import strategies as st
 
 from app.kernel.ids import WorkerId
 from app.kernel.states import LIVE_STATES, WorkerState
-from app.workers.rules.workers import MOVES, OVER, HealthPolicy, Sighting, hold_back, origins, overdue
+from app.workers.rules.workers import (
+    ENDED_STATES,
+    TRANSITIONS,
+    HealthPolicy,
+    Liveness,
+    origins,
+    overdue,
+    should_hold_back,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def _seen(state: WorkerState, *, ago: float | None, since: float = 1000) -> Sighting:
+def _seen(state: WorkerState, *, ago: float | None, since: float = 1000) -> Liveness:
     last = None if ago is None else NOW - timedelta(seconds=ago)
-    return Sighting(worker_id=WorkerId(uuid4()), state=state, since=NOW - timedelta(seconds=since), last_seen_at=last)
+    return Liveness(worker_id=WorkerId(uuid4()), state=state, since=NOW - timedelta(seconds=since), last_seen_at=last)
 
 
 def test_what_is_over_stays_over_and_every_live_state_can_end() -> None:
-    assert all(not MOVES[state] for state in OVER)
-    assert all(MOVES[state] & OVER for state in LIVE_STATES)
+    assert all(not TRANSITIONS[state] for state in ENDED_STATES)
+    assert all(TRANSITIONS[state] & ENDED_STATES for state in LIVE_STATES)
     assert origins(WorkerState.READY) == {WorkerState.STARTING}
     assert origins(WorkerState.FAILED) == {WorkerState.STARTING}
 
@@ -42,7 +50,7 @@ def test_a_start_that_takes_too_long_has_failed() -> None:
 
 
 def test_those_that_are_over_are_never_overdue() -> None:
-    assert all(overdue(_seen(state, ago=999), HealthPolicy(), NOW) is None for state in OVER)
+    assert all(overdue(_seen(state, ago=999), HealthPolicy(), NOW) is None for state in ENDED_STATES)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +72,5 @@ def test_those_that_are_over_are_never_overdue() -> None:
 def test_over_half_at_once_or_a_pause_of_ours_waits_for_one_heartbeat_of_everybody(
     late: int, live: int, pause: float, held: float | None, holds: bool
 ) -> None:
-    found = hold_back(late, live, HealthPolicy(), seconds_since_last_sweep=pause, held_back_seconds=held)
+    found = should_hold_back(late, live, HealthPolicy(), seconds_since_last_sweep=pause, held_back_seconds=held)
     assert found is holds

@@ -116,22 +116,30 @@ async def test_a_filter_selects_by_all_that_it_names(
 ) -> None:
     ids = await _crew(database)
     outcome = await _tell_many(database, crew(ids), DRAIN)
-    assert outcome.matched == outcome.told == len(names.split())
+    assert outcome.selected_workers == outcome.directed_workers == len(names.split())
     assert {name for name, told in (await _told(database)).items() if told} == set(names.split())
 
 
 async def test_many_are_told_bit_by_bit_and_nobody_twice(database: Database) -> None:
     await _crew(database)
-    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(matched=3, told=2)
-    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(matched=1, told=1)
-    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(matched=0, told=0)
+    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(
+        selected_workers=3, directed_workers=2
+    )
+    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(
+        selected_workers=1, directed_workers=1
+    )
+    assert await _tell_many(database, WorkerSelector(), STOP, limit=2) == directives.Outcome(
+        selected_workers=0, directed_workers=0
+    )
     assert [len(entry["after"].split(",")) for entry in await _audited(database)] == [2, 1]
 
 
 async def test_counting_tells_nobody(database: Database) -> None:
     await _crew(database)
     async with database.transaction() as connection:
-        assert await directives.count(connection, WorkerSelector(), DRAIN) == directives.Outcome(matched=3, told=0)
+        assert await directives.count(connection, WorkerSelector(), DRAIN) == directives.Outcome(
+            selected_workers=3, directed_workers=0
+        )
     assert set((await _told(database)).values()) == {None}
 
 

@@ -154,7 +154,7 @@ async def test_where_the_size_is_fixed_they_stay_until_their_host_leaves(databas
     await _report(database, 2, Mode.DEVELOPMENT)
     assert await value(database, "SELECT count(*) FROM workers WHERE directive IS NULL") == 3
     async with database.transaction() as connection:
-        await hosts.leave(connection, "local", "here")
+        await hosts.remove(connection, "local", "here")
     await execute(database, "DELETE FROM workers")
     await _report(database, 2, Mode.DEVELOPMENT)
     assert len(await _names(database)) == 2

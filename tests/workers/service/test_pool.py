@@ -134,7 +134,7 @@ async def test_a_lost_worker_is_replaced_and_every_step_is_timed(database: Datab
     assert (await _tick(database, 2))["started"] == 1
     successor = (await _pool(database, host, 2))[0]
     async with (await database.pool()).acquire() as hot:
-        await store.first_leases(hot, [successor])  # type: ignore[arg-type]
+        await store.record_first_leases(hot, [successor])  # type: ignore[arg-type]
     (row,) = await _replacements(database)
     assert (row["lost_worker_id"], row["worker_id"]) == (lost, successor)
     assert (row["worker_name"], row["cause"]) == ("here-1", "killed by SIGKILL")
@@ -146,9 +146,9 @@ async def test_the_first_lease_of_a_replacement_is_timed_once(database: Database
     await pool.report_exit(database, (await _pool(database, host, 1))[0], "killed")
     successor = (await _pool(database, host, 1))[0]
     async with (await database.pool()).acquire() as hot:
-        await store.first_leases(hot, [successor])  # type: ignore[arg-type]
+        await store.record_first_leases(hot, [successor])  # type: ignore[arg-type]
         first = (await _replacements(database))[0]["first_lease_at"]
-        await store.first_leases(hot, [successor])  # type: ignore[arg-type]
+        await store.record_first_leases(hot, [successor])  # type: ignore[arg-type]
     assert (await _replacements(database))[0]["first_lease_at"] == first
 
 
@@ -311,7 +311,7 @@ async def test_a_worker_that_died_while_it_was_to_drain_is_lost(database: Databa
 
 async def test_the_times_of_replacements_are_summed_up(database: Database) -> None:
     async with database.transaction() as connection:
-        nothing = await store.times(connection, (0.5, 0.99))
+        nothing = await store.replacement_times(connection, (0.5, 0.99))
     assert (nothing.replacements, nothing.since, nothing.steps["requested"]) == (0, None, None)
     await execute(
         database,
@@ -322,8 +322,8 @@ async def test_the_times_of_replacements_are_summed_up(database: Database) -> No
         FROM generate_series(1, 101) AS n""",
     )
     async with database.transaction() as connection:
-        found = await store.times(connection, (0.5, 0.99))
-        latest = await store.times(connection, (0.5,), newest=11)
+        found = await store.replacement_times(connection, (0.5, 0.99))
+        latest = await store.replacement_times(connection, (0.5,), newest=11)
     assert (found.replacements, found.working, found.steps["requested"]) == (101, 50, [51, 100])
     assert found.steps["started"] is None
     assert found.steps["first_lease"] == pytest.approx([255, 495.1])
@@ -348,9 +348,9 @@ async def test_a_start_that_was_not_recorded_is_found(database: Database, host: 
     assert managed.handle == handle
 
 
-async def _managed(database: Database) -> list[store.Managed]:
+async def _managed(database: Database) -> list[store.ManagedWorker]:
     async with database.transaction() as connection:
-        return await store.managed(connection, "local", "here")
+        return await store.managed_workers(connection, "local", "here")
 
 
 async def test_a_process_that_ended_while_nobody_looked_is_lost(database: Database, host: _Host) -> None:

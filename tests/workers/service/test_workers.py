@@ -11,7 +11,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
-from app.workers.rules.workers import MOVES, Directive, HealthPolicy
+from app.workers.rules.workers import TRANSITIONS, Directive, HealthPolicy
 from app.workers.service import directives, workers
 from app.workers.service.workers import Heartbeats
 from app.workers.store import workers as worker_store
@@ -29,7 +29,7 @@ from tests.support.factories import (
 from tests.support.sql import execute, fetch, value
 
 
-async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.Registered:
+async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.WorkerIdentity:
     async with database.transaction() as connection:
         return await workers.register(connection, registration(name, **changes), None)
 
@@ -137,7 +137,7 @@ async def test_heartbeats_make_no_illegal_move(database: Database, heartbeats: H
                 after = (await heartbeats.report(beat(worker, draining=draining))).state
             except WorkerGone:
                 after = WorkerState(await _state(database, worker))
-            assert after == state or after in MOVES[state]
+            assert after == state or after in TRANSITIONS[state]
 
 
 async def test_a_lost_worker_that_beats_again_learns_that_it_is_lost(
