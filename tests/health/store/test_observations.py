@@ -82,7 +82,7 @@ async def test_the_slots_of_the_pool(database: Database) -> None:
     await slot(database, 3, "ready", age=5)
     await slot(database, 4, "stopped", age=20, lived=5)
     await slot(database, 5, "lost", age=1000, lived=5)
-    result = await read(database, pool.recovery, POLICY)
+    result = await read(database, pool.recovery_snapshot, POLICY)
     assert result == RecoverySnapshot(
         slots=[
             SlotRecord(host="here", slot=1, young_deaths=3, is_steady=False),
@@ -102,9 +102,9 @@ async def test_a_replacement_is_overdue_while_its_worker_has_not_come(database: 
         lost,
         new,
     )
-    assert (await read(database, pool.recovery, POLICY)).overdue == 1
+    assert (await read(database, pool.recovery_snapshot, POLICY)).overdue == 1
     await execute(database, "UPDATE replacements SET registered_at = now()")
-    assert (await read(database, pool.recovery, POLICY)).overdue == 0
+    assert (await read(database, pool.recovery_snapshot, POLICY)).overdue == 0
 
 
 async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) -> None:

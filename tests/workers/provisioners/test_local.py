@@ -242,7 +242,7 @@ async def test_stopping_all_waits_until_every_exit_is_reported(machine: Machine)
 async def test_stopping_all_does_not_wait_for_a_report_that_nobody_takes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_TELLING_SECONDS", 0.1)
+    monkeypatch.setattr(local, "_REPORT_SECONDS", 0.1)
     plane, worker_id = machine.plane(), uuid4()
     handle = await plane.start(worker_id, "here-1")
     await machine.ready()
