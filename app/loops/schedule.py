@@ -81,6 +81,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn)),
     Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),
+    # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
     Duty(name=aging.AGE_TASKS, seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),

@@ -14,8 +14,8 @@ LEASES = LeasePolicy(
 HEALTH = HealthPolicy(lost_after_seconds=950.0, start_within_seconds=450.0)
 AGEING = AgingPolicy(
     steps=(
-        AgingStep(priority=Priority.MEDIUM, after=timedelta(seconds=1150)),
-        AgingStep(priority=Priority.LOW, after=timedelta(seconds=550)),
+        AgingStep(priority=Priority.MEDIUM, wait=timedelta(seconds=1150)),
+        AgingStep(priority=Priority.LOW, wait=timedelta(seconds=550)),
     )
 )
 TIMEOUTS = (350.0, 5050.0)

@@ -62,7 +62,9 @@ class SweepLeases:
         overdue = list(model.overdue())
         live = sum(task.state in LEASED for task in model.tasks.values())
         held = 600.0 if self.held_back_before else None
-        snapshot = SweepSnapshot(expired=len(overdue), live=live, seconds_since_last_sweep=1.0, held_back_seconds=held)
+        snapshot = SweepSnapshot(
+            expired_count=len(overdue), live_count=live, seconds_since_last_sweep=1.0, held_back_seconds=held
+        )
         reason = reason_to_hold_back(snapshot, SweepPolicy())
         if reason is not None:
             assert isinstance(observed, dict)
@@ -107,7 +109,7 @@ class Age:
     def judge(self, model: Model, observed: object) -> None:
         aged = 0
         for step in policies.AGEING.steps:
-            since = model.now - step.after.total_seconds()
+            since = model.now - step.wait.total_seconds()
             old = [t for t in model.live() if t.is_ready and t.priority == step.priority and t.waiting_since <= since]
             for task in old:
                 task.priority = Priority(task.priority + 1)

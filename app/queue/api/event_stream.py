@@ -47,7 +47,7 @@ class Follower:
     def __init__(self, services: Services, cursor: Cursor) -> None:
         self.cursor = cursor
         self._services = services
-        self._announced = asyncio.Event()
+        self._wake = asyncio.Event()
 
     def __enter__(self) -> "Follower":
         self._services.database.announcer.subscribe(self._on_announcement)
@@ -69,12 +69,13 @@ class Follower:
     async def wait(self, seconds: float = inf) -> None:
         """Wait for an announcement of events, but no longer than a second or `seconds`."""
         try:
-            await asyncio.wait_for(self._announced.wait(), min(seconds, _POLL_SECONDS))
+            await asyncio.wait_for(self._wake.wait(), min(seconds, _POLL_SECONDS))
             await asyncio.sleep(_BURST_SECONDS)
         except TimeoutError:
             pass
-        self._announced.clear()
+        # Cleared before the next read, which finds everything that was announced until now.
+        self._wake.clear()
 
     def _on_announcement(self, topics: Collection[str]) -> None:
         if notify.EVENTS in topics:
-            self._announced.set()
+            self._wake.set()

@@ -190,6 +190,7 @@ async def _parse_cursor(services: Services, text: str | None) -> Cursor:
     if match is None:
         message = "not a cursor; use `next` of a page, or `now`"
         raise RequestValidationError([{"type": "cursor", "loc": ("query", "after"), "msg": message}])
+    # A larger number would not fit into the type of the column.
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 
 

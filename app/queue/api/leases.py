@@ -49,6 +49,7 @@ from app.queue.service.leases import Failure, Fence, LeaseService
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
+# Most requests to the service come here, once or more for every task.
 router = APIRouter(tags=["leases"], route_class=LeanRoute)
 _WORKER_ONLY = [requires(Scope.LEASE)]
 _FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
@@ -225,5 +226,6 @@ def _render(lease: Lease, services: Services) -> bytes:
         "deadline_at": lease.deadline_at,
         "trace_context": lease.trace_context,
     }
+    # JSON values pass through as text: parsing and writing them again would cost more than everything else here.
     texts = {"payload": lease.payload, "labels": lease.labels, "checkpoint": lease.checkpoint}
     return join(plain, texts | {"degradation": advice.text(services)})

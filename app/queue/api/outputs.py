@@ -78,10 +78,12 @@ async def _parse_token(connection: AsyncConnection, text: str | None) -> Cursor:
     if match is None:
         message = "not a continuation token; use `next` of a page, or `now`"
         raise RequestValidationError([{"type": "token", "loc": ("query", "after"), "msg": message}])
+    # A larger number would not fit into the type of the column.
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 
 
 def _token(cursor: Cursor) -> str:
+    # The letter tells it from a cursor of events, which looks alike: `GET /events` must not take a token for one.
     return f"o{cursor}"
 
 

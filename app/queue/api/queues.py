@@ -208,6 +208,7 @@ def _lanes(queue: QueueSnapshot, agent: AgentType) -> dict[PriorityName, PhasesO
 
 def _capacity(depth: Mapping[Priority, int], policy: CapacityPolicy) -> CapacityOut:
     limits = {priority: policy.quota(priority) for priority in _DESCENDING}
+    # A quota of 0 is full without any task.
     quotas = {
         priority_name(priority): QuotaOut(
             limit=limit, depth=depth[priority], fullness=round(depth[priority] / limit, 4) if limit else 1.0

@@ -11,6 +11,7 @@ from app.queue.store.listing import Selection
 
 
 def _as_list(value: object) -> object:
+    # A parameter that is given once arrives as text.
     return [value] if isinstance(value, str) else value
 
 

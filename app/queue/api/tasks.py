@@ -84,6 +84,7 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
         response.status_code = 200
     response.headers["Location"] = f"/tasks/{result.id}"
     advice.add_header(response, services)
+    # Read in the same transaction: a failure after the commit would make a task that exists look refused.
     return whole(await service.read(connection, result.id))
 
 

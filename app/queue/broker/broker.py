@@ -100,6 +100,7 @@ class Broker:
         """Answer all waiting calls without a task, and take no more. Claims in flight are finished first."""
         self._is_stopping = True
         for waiter in list(self._waiters.values()):
+            # A claim in flight may have committed a lease already; its outcome answers the call.
             if not waiter.in_flight:
                 self._settle(waiter, None)
             waiter.may_wait = False
@@ -168,6 +169,7 @@ class Broker:
                     await self._refresh_lanes()
                 await self._serve_waiters()
             except DatabaseUnavailable as error:
+                # Calls that still have time wait on: a short outage must not send all workers away at once.
                 self._answer_expired(error)
                 await asyncio.sleep(0.2)
             except Exception as error:
@@ -208,14 +210,16 @@ class Broker:
         A new one without a lane is included: the claim tells whether its worker may be served at all.
         """
         batch: list[_Waiter] = []
-        claimed: Counter[Lane] = Counter()
+        batch_counts: Counter[Lane] = Counter()
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
             if waiter.in_flight or waiter.is_draining:
                 continue
-            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, claimed)
+            # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
+            # claim finds no task.
+            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, batch_counts)
             if waiter.lane is not None:
                 waiter.charge = self.fairness.charge(waiter.lane.agent_type)
-                claimed[waiter.lane] += 1
+                batch_counts[waiter.lane] += 1
             elif not waiter.is_new:
                 continue
             batch.append(waiter)
@@ -266,6 +270,7 @@ class Broker:
         try:
             if outcome.holds_another:
                 self._settle(waiter, await self._repeat_lease(waiter.call, outcome))
+            # No task, but no error either: the wait of a draining worker ends as if there were no work.
             elif outcome.worker_state == WorkerState.DRAINING:
                 waiter.is_draining = True
             elif outcome.worker_state != WorkerState.READY:
@@ -276,6 +281,7 @@ class Broker:
     async def _deliver(self, waiter: _Waiter, lease: Lease) -> None:
         """Deliver a lease, or release it when the worker hung up while the claim ran and has not called again."""
         worker_id = waiter.call.worker_id
+        # If it has called again, the statement for that call finds this lease and repeats or refuses it.
         if waiter.answer.cancelled() and worker_id not in self._waiters:
             fence = Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
             async with self._database.transaction() as connection:

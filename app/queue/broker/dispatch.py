@@ -58,35 +58,39 @@ class Dispatcher:
         self._tag_issuer = tag_issuer
         self._preferences = preferences
 
-    def choose_lane(self, worker_id: WorkerId, can_run: Iterable[AgentType], claimed: Counter[Lane]) -> Lane | None:
-        """The lane from which a worker is served, or None; `claimed` counts the workers sent to each in this batch."""
+    def choose_lane(
+        self, worker_id: WorkerId, can_run: Iterable[AgentType], batch_counts: Counter[Lane]
+    ) -> Lane | None:
+        """The lane from which a worker is served, or None; `batch_counts` are the workers sent to each."""
         open_agents = {
             agent
             for agent in can_run
-            if (lane := self._lanes.best_lane(agent)) is not None and claimed[lane] < self._lanes.width(lane)
+            if (lane := self._lanes.best_lane(agent)) is not None and batch_counts[lane] < self._lanes.width(lane)
         }
         candidates = self._without_deferred(open_agents, can_run)
         if not candidates:
             return None
-        preferred = self._preferences.of(worker_id)
+        preference = self._preferences.of(worker_id)
         # All open agents, deferred ones too: the rule against starvation chooses among them.
-        agent = self._fairness.next_agent(open_agents, self._lanes.most_urgent(candidates), preferred)
+        agent = self._fairness.next_agent(open_agents, self._lanes.most_urgent(candidates), preference)
         return self._lanes.best_lane(agent) if agent is not None else None
 
     def _without_deferred(self, open_agents: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
         """The agents without those of deferred lanes, as long as there is any other work that the worker can run."""
-        deferred = deferred_lanes(self.degradation.step)
-        if not deferred:
+        lanes_to_defer = deferred_lanes(self.degradation.step)
+        if not lanes_to_defer:
             return open_agents
-        undeferred = {
-            agent for agent in can_run if (lane := self._lanes.best_lane(agent)) is not None and lane not in deferred
+        other_agents = {
+            agent
+            for agent in can_run
+            if (lane := self._lanes.best_lane(agent)) is not None and lane not in lanes_to_defer
         }
-        return open_agents & undeferred if undeferred else open_agents
+        return open_agents & other_agents if other_agents else open_agents
 
     def record_claims(self, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]) -> None:
         """Take in the outcomes of a claim: preferences, positions of the lanes, and agent types without work."""
         tags: dict[Lane, list[float]] = defaultdict(list)
-        exhausted: set[Lane] = set()
+        exhausted_lanes: set[Lane] = set()
         for request, outcome in zip(requests, outcomes, strict=True):
             self._preferences.record(request.worker_id, outcome.assigned_agent)
             if request.lane is None:
@@ -95,12 +99,12 @@ class Dispatcher:
                 tags[request.lane].append(outcome.lease.tag)
             # A worker that could not be served for reasons of its own says nothing about the lane.
             elif outcome.worker_state == WorkerState.READY and not outcome.holds_another:
-                exhausted.add(request.lane)
-        for lane in exhausted | tags.keys():
-            self._lanes.record_claim(lane, tags[lane], is_exhausted=lane in exhausted)
+                exhausted_lanes.add(request.lane)
+        for lane in exhausted_lanes | tags.keys():
+            self._lanes.record_claim(lane, tags[lane], is_exhausted=lane in exhausted_lanes)
             if tags[lane]:
                 self._tag_issuer.advance(lane, max(tags[lane]))
-        for agent in {lane.agent_type for lane in exhausted} - self._lanes.agents():
+        for agent in {lane.agent_type for lane in exhausted_lanes} - self._lanes.agents():
             self._fairness.mark_idle(agent)
 
 

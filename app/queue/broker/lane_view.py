@@ -46,7 +46,7 @@ class LaneView:
 
     _floors: dict[Lane, float] = field(default_factory=dict)
     _positions: dict[Lane, float] = field(default_factory=dict)
-    _announced: dict[Lane, float] = field(default_factory=dict)
+    _announced_tags: dict[Lane, float] = field(default_factory=dict)
     _widths: dict[Lane, int] = field(default_factory=dict)
     _best_lanes: dict[AgentType, Lane] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class LaneView:
     def mark_ready(self, tags: Mapping[Lane, float]) -> None:
         """Note that tasks may wait in these lanes, at these tags or above."""
         for lane, tag in tags.items():
-            self._announced[lane] = min(tag, self._announced.get(lane, tag))
+            self._announced_tags[lane] = min(tag, self._announced_tags.get(lane, tag))
             self._open(lane, min(tag, self._floors.get(lane, tag)))
 
     def agents(self) -> Set[AgentType]:
@@ -93,21 +93,21 @@ class LaneView:
 
     def begin_claim(self) -> None:
         """Note that a claim begins: it may not see the tasks that are announced from now on."""
-        self._announced.clear()
+        self._announced_tags.clear()
 
     def record_claim(self, lane: Lane, tags: Collection[float], *, is_exhausted: bool) -> None:
         """Take in the tags that a claim leased from a lane; exhausted is one with fewer tasks than claimed."""
         # Tasks announced during the claim may lie below the tags that it reached, invisible to its snapshot.
-        announced = self._announced.get(lane)
-        reached = max(tags, default=self._positions.get(lane, BOTTOM))
-        self._positions[lane] = reached if announced is None else min(reached, announced)
+        lowest_announced = self._announced_tags.get(lane)
+        highest = max(tags, default=self._positions.get(lane, BOTTOM))
+        self._positions[lane] = highest if lowest_announced is None else min(highest, lowest_announced)
         if not is_exhausted:
             self._open(lane, self._positions[lane])
             self._widths[lane] = min(_MAX_WIDTH, max(self.width(lane), 2 * len(tags)))
             return
         self._widths.pop(lane, None)
-        if announced is not None:
-            self._open(lane, announced)
+        if lowest_announced is not None:
+            self._open(lane, lowest_announced)
         else:
             self._close(lane)
 
@@ -158,6 +158,8 @@ async def synchronize_lanes(database: Database, scan_lanes: Callable[[], Awaitab
 
 
 async def _exchange_times(database: Database) -> None:
+    # A process sees only its own leases; without those of the others its new tasks would get tags that are too low, and
+    # go ahead of tasks that wait.
     tag_issuer = database.shared(TagIssuer)
     times = tag_issuer.unstored_times()
     tag_issuer.merge_stored_times(await hot_path.run(database, lambda c: lanes.exchange_times(c, times)))

@@ -159,6 +159,7 @@ def _send_order(
     paths = ["/queues"] if everything else [f"/queues/{agent}" for agent in agents or ()]
     with connect(url) as client:
         answers = [client.post(f"{path}/{verb}", body) for path in paths]
+    # Every answer lists all pauses, so the last one is complete.
     if fmt is Format.JSON:
         output.write_json(answers[-1])
         return

@@ -77,6 +77,7 @@ def submit(
 
 
 def _submit_one(client: Client, new_task: Json, *, wait: bool, fmt: Format) -> None:
+    # Before the submit: the task could end between the two calls.
     cursor = wait_cli.current(client) if wait else ""
     task = client.post("/tasks", new_task)
     if wait:
@@ -123,6 +124,7 @@ def _send_batches(client: Client, tasks: list[Json], skip: int) -> list[Json]:
             try:
                 submitted_tasks += client.post("/tasks/batch", body)["tasks"]
             except Failure as failure:
+                # The batches before this one are committed; their ids make repeating them harmless, but slow.
                 if len(submitted_tasks) or skip:
                     failure.details = [
                         *failure.details,

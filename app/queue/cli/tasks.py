@@ -141,6 +141,7 @@ def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format)
     for task_id in task_ids:
         try:
             cancelled_tasks.append(client.post(f"/tasks/{task_id}/cancel", {"reason": reason}))
+        # One refusal must not keep the other tasks running; the first decides the exit code.
         except Failure as failure:
             failures.append((task_id, failure))
     if fmt is Format.JSON:

@@ -101,6 +101,7 @@ def _attempts(attempts: list[Json], now: datetime) -> Table:
 
 def _attempt_number(task: Json) -> str:
     """Number of the attempt, `-` for a blocked task and for one that was cancelled before its first attempt."""
+    # The token counts leases: without any there was no attempt.
     has_none = task["state"] == "blocked" or (task["finished_at"] is not None and not task["token"])
     return "-" if has_none else str(task["attempt"])
 

@@ -18,6 +18,7 @@ _FINAL_STATES = {
     TaskEvent.FAILED.value: "failed",
     TaskEvent.CANCELLED.value: "cancelled",
 }
+# Less than the 30 s that the service lets a request wait.
 _POLL_SECONDS = 25.0
 _MAX_OUTAGE_SECONDS = 30.0
 
@@ -50,6 +51,7 @@ def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, go
                 cursor = page["next"]
                 status.update(_remaining(len(open_ids)))
     except KeyboardInterrupt:
+        # Only the waiting ends; people should not believe that their tasks were cancelled.
         output.errors().print(f"[dim]no longer {_remaining(len(open_ids))}; what was submitted goes on[/]")
         raise
     return final_states

@@ -79,6 +79,7 @@ def capacity_level(policy: CapacityPolicy, depth: Depth) -> str:
 
 def retry_after(excess: int, finished_per_second: float) -> int:
     """Seconds, 1 to 60, in which `excess` tasks finish at the current rate; 5 where no rate is known."""
+    # At most a minute: the rate is that of the last minutes, and room may be made sooner.
     if finished_per_second <= 0:
         return 5
     return max(1, min(60, math.ceil(excess / finished_per_second)))

@@ -9,17 +9,17 @@ from app.kernel.lanes import Priority
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgingStep:
-    """A rise by one priority for tasks of `priority` that have waited for `after`."""
+    """A rise by one priority for tasks of `priority` that have waited for `wait`."""
 
     priority: Priority
-    after: timedelta
+    wait: timedelta
 
 
 # No step leads to CRITICAL, which is for near deadlines: aging alone must not overtake them. The higher step comes
 # first, so that no task rises twice in one turn.
 STEPS: Sequence[AgingStep] = (
-    AgingStep(priority=Priority.MEDIUM, after=timedelta(minutes=20)),
-    AgingStep(priority=Priority.LOW, after=timedelta(minutes=10)),
+    AgingStep(priority=Priority.MEDIUM, wait=timedelta(minutes=20)),
+    AgingStep(priority=Priority.LOW, wait=timedelta(minutes=10)),
 )
 URGENT_WITHIN = timedelta(minutes=2)
 

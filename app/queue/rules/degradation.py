@@ -132,6 +132,7 @@ class Decision:
 
 def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Decision:
     """Move at most one step, up or down, and never within the time that the last step needs to take effect."""
+    # A hold is stronger than the rule, also while resources are short; nothing is observed meanwhile.
     if ladder.hold is not None:
         is_held = now < ladder.hold.until
         return Decision(ladder=ladder) if is_held else release_hold(ladder, "the hold is over", now, policy)
@@ -234,11 +235,11 @@ def _highest_step(strain: Strain, policy: LadderPolicy) -> DegradationStep:
 
 def _is_easy(strain: Strain, policy: LadderPolicy) -> bool:
     """Whether there is room again. Unmeasured resources are left out; where none is measured, the answer is no."""
-    measured = {name: share for name, share in strain.resources.items() if share is not None}
+    measured_shares = {name: share for name, share in strain.resources.items() if share is not None}
     is_late = strain.oldest_wait_seconds >= policy.late_after_seconds
-    relevant = [share for name, share in measured.items() if is_late or name not in strain.tolerable]
+    relevant = [share for name, share in measured_shares.items() if is_late or name not in strain.tolerable]
     is_pool_reduced = strain.capacity_lost >= policy.easy_loss and is_late
-    return bool(measured) and not is_pool_reduced and all(share < policy.easy_share for share in relevant)
+    return bool(measured_shares) and not is_pool_reduced and all(share < policy.easy_share for share in relevant)
 
 
 def _observe(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) -> Ladder:

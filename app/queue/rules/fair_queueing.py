@@ -38,28 +38,29 @@ class FairQueue:
 
     def next_agent(
         self,
-        backlogged: Collection[AgentType],
+        ready_agents: Collection[AgentType],
         most_urgent: Collection[AgentType] | None = None,
-        preferred: AgentType | None = None,
+        preference: AgentType | None = None,
     ) -> AgentType | None:
-        """The type to serve next among `backlogged`, those with work that the worker can run; None without any.
+        """The type to serve next among `ready_agents`, those with work that the worker can run; None without any.
 
         Types in `most_urgent` share the leases; every `rescue_every`-th goes to the type that was not served for
         longest, whatever its work. The worker's preferred type is served out of turn unless it is ahead of its share.
         """
-        if not backlogged:
+        if not ready_agents:
             return None
         if (self._leases + 1) % self.policy.rescue_every == 0:
-            self._catch_up(backlogged)
-            return min(backlogged, key=lambda agent: (self._served_at[agent], agent))
-        candidates = backlogged if most_urgent is None else most_urgent
+            self._catch_up(ready_agents)
+            return min(ready_agents, key=lambda agent: (self._served_at[agent], agent))
+        candidates = ready_agents if most_urgent is None else most_urgent
         # Types with less urgent work do not compete, so they must not earn credit meanwhile: they count as idle.
-        self._idle.update(agent for agent in backlogged if agent not in candidates)
+        self._idle.update(agent for agent in ready_agents if agent not in candidates)
         self._catch_up(candidates)
         furthest_behind = min(candidates, key=lambda agent: (self._finish[agent], agent))
+        # The finish tag of a type is the start tag of its next task.
         self._virtual_time = max(self._virtual_time, self._finish[furthest_behind])
-        if preferred is not None and preferred in candidates and not self._is_ahead(preferred, furthest_behind):
-            return preferred
+        if preference is not None and preference in candidates and not self._is_ahead(preference, furthest_behind):
+            return preference
         return furthest_behind
 
     def _is_ahead(self, agent: AgentType, furthest_behind: AgentType) -> bool:
@@ -105,6 +106,7 @@ class FairQueue:
 
     def _cost(self, agent: AgentType) -> float:
         seconds = self._service_seconds.get(agent, self.policy.prior_service_seconds)
+        # A weight of 0 stays possible: such a type is served by the rule against starvation alone.
         return max(seconds, self.policy.floor_service_seconds) / max(self.weights[agent], 1e-9)
 
 

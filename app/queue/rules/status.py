@@ -141,6 +141,7 @@ def _fullness(queue: QueueSnapshot, policy: CapacityPolicy) -> Iterator[str]:
         yield f"the queue is {_severity(policy, total_depth / limit)}: {total_depth:,} tasks wait and {limit:,} may"
     for priority, depth in queue.depth.items():
         quota = policy.quota(priority)
+        # A quota of the whole queue repeats the warning above.
         if quota < limit and quota and depth >= policy.warning * quota:
             severity = _severity(policy, depth / quota)
             name = priority.name.lower()
@@ -155,6 +156,7 @@ def _severity(policy: CapacityPolicy, fullness: float) -> str:
 
 def _standstills(queue: QueueSnapshot) -> Iterator[str]:
     pauses = {pause.agent_type: pause for pause in queue.pauses}
+    # Only ready tasks count: delayed, held and blocked ones would wait anyway.
     for agent in AgentType:
         waiting = queue.count(agent=agent, phase="pending")
         tasks = plural(waiting, "task")

@@ -116,8 +116,8 @@ class SweepSnapshot:
     Sweeps have held back for `held_back_seconds` already, None where the last one did not.
     """
 
-    expired: int
-    live: int
+    expired_count: int
+    live_count: int
     seconds_since_last_sweep: float
     held_back_seconds: float | None
 
@@ -135,16 +135,21 @@ class SweepPolicy:
 
 def reason_to_hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
     """The reason why this sweep must expire nothing, or None, as always once a heartbeat interval has passed."""
-    if snapshot.expired == 0:
+    if snapshot.expired_count == 0:
         return None
     if snapshot.held_back_seconds is not None:
         if snapshot.held_back_seconds > policy.grace_seconds:
             return None
-        return f"workers have until their next heartbeat to renew {snapshot.expired} of {snapshot.live} leases"
+        return (
+            f"workers have until their next heartbeat to renew {snapshot.expired_count} of {snapshot.live_count} leases"
+        )
     if snapshot.seconds_since_last_sweep > policy.paused_after_seconds:
         return f"no sweep ran for {snapshot.seconds_since_last_sweep:.0f} s: workers could not renew while we were away"
-    if snapshot.expired >= policy.mass_at_least and snapshot.expired > policy.mass_share * snapshot.live:
-        return f"{snapshot.expired} of {snapshot.live} leases expired at once"
+    if (
+        snapshot.expired_count >= policy.mass_at_least
+        and snapshot.expired_count > policy.mass_share * snapshot.live_count
+    ):
+        return f"{snapshot.expired_count} of {snapshot.live_count} leases expired at once"
     return None
 
 

@@ -71,7 +71,7 @@ class Admission:
             self._tickets.append(ticket)
             await counters.enter_alone(connection)
             if all_new:
-                await self._check_exactly(connection, ticket.tasks, included=Counter())
+                await self._check_exactly(connection, ticket.tasks, written_tasks=Counter())
                 ticket.is_settled = True
         return ticket
 
@@ -79,7 +79,7 @@ class Admission:
         """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""
         if ticket.is_exact and not ticket.is_settled:
             new_tasks = Counter(priorities)
-            await self._check_exactly(connection, new_tasks, included=new_tasks)
+            await self._check_exactly(connection, new_tasks, written_tasks=new_tasks)
 
     async def _admit_by_estimate(self, connection: AsyncConnection, ticket: Ticket) -> bool:
         """Admit the submit by the estimate if that is good enough, and return whether it was.
@@ -100,8 +100,8 @@ class Admission:
 
     def _reserve(self, ticket: Ticket, *, within: float) -> bool:
         """Reserve room, if the queue stays within this share of its limits and not too many tasks are uncommitted."""
-        uncommitted = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
-        if uncommitted > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
+        uncommitted_tasks = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
+        if uncommitted_tasks > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
             return False
         if not has_room(self.policy, self._estimate(), ticket.tasks, within=within):
             return False
@@ -136,11 +136,11 @@ class Admission:
             ]
 
     async def _check_exactly(
-        self, connection: AsyncConnection, incoming: Counter[Priority], *, included: Counter[Priority]
+        self, connection: AsyncConnection, incoming: Counter[Priority], *, written_tasks: Counter[Priority]
     ) -> None:
-        """Check the limits against the counters, which contain the tasks in `included` already."""
+        """Check the limits against the counters, which contain `written_tasks` already."""
         depth = Counter(counters.queue_depths(await counters.read(connection)))
-        depth.subtract(included)
+        depth.subtract(written_tasks)
         await self._refuse_overflow(connection, depth, incoming)
 
     async def _refuse_overflow(

@@ -24,11 +24,12 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
     positions: dict[str, str] = dict(last_turn.result.get("stood", {})) if last_turn else {}
     raised_count = 0
     for step in policy.steps:
-        aged = await aging.age(connection, step.priority, step.after, _start(positions, step.priority))
-        raised_count += aged.tasks
-        if aged.since is not None and aged.until is not None:
-            positions[step.priority.name] = aged.until.isoformat()
-            _move_back(positions, Priority(step.priority + 1), aged.since)
+        raised_tasks = await aging.age(connection, step.priority, step.wait, _start(positions, step.priority))
+        raised_count += raised_tasks.tasks
+        if raised_tasks.since is not None and raised_tasks.until is not None:
+            positions[step.priority.name] = raised_tasks.until.isoformat()
+            # They bring their age along, so the next priority is looked through again from theirs.
+            _move_back(positions, Priority(step.priority + 1), raised_tasks.since)
     urgent_count = await aging.expedite(connection, policy.urgent_within)
     return {"aged": raised_count, "urgent": urgent_count, "stood": positions}
 

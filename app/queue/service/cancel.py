@@ -44,6 +44,7 @@ async def cancel(database: Database, selection: Selection, *, limit: int, reason
         ids = await cancel_store.find(connection, selection, limit)
     cancelled_count = dependent_count = 0
     for start in range(0, len(ids), BATCH):
+        # Each batch checks the selection again: tasks may have left it since they were found.
         async with database.transaction() as connection:
             batch = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
         cancelled_count += batch.selected

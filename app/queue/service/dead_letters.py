@@ -53,6 +53,7 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
     letter = await dead_letters.find_one(connection, task_id)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
         return
+    # Nothing was requeued; the state of the task tells whether that is an error.
     task = await tasks.read(connection, task_id)
     if task is None:
         raise DeadLetterNotFound
@@ -100,6 +101,7 @@ async def _process_in_batches(
         letters = await dead_letters.find(connection, selection, limit, may_run=may_run)
     processed_count = 0
     for start in range(0, len(letters), BATCH):
+        # Letters that another call has requeued or purged since they were found are skipped, and not counted.
         async with database.transaction() as connection:
             processed_count += await process(connection, letters[start : start + BATCH])
     return BulkResult(matching_count=matching_count, processed_count=processed_count)

@@ -47,6 +47,7 @@ async def current_step(connection: AsyncConnection) -> DegradationStep:
 
 async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
     """Move the ladder by at most one step according to the strain; return the step and the move."""
+    # The locked row makes decisions of several replicas and of operators follow one another.
     previous = await store.lock(connection)
     decision = decide(previous.ladder, strain, policy, previous.at)
     figures = {

@@ -28,21 +28,22 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
     """Expire overdue leases, unless there are so many that the service itself was probably away; return the counts."""
     # Leases of workers that ended while no sweep ran count too.
     since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
-    live, expired = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
+    live_count, expired_count = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
     snapshot = SweepSnapshot(
-        expired=expired,
-        live=live,
+        expired_count=expired_count,
+        live_count=live_count,
         seconds_since_last_sweep=turn.seconds_since_last,
         held_back_seconds=turn.held_back_seconds,
     )
     reason = reason_to_hold_back(snapshot, SweepPolicy())
     if reason is not None:
-        began = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
-        return {"held_back": True, "held_back_since": began.isoformat(), "reason": reason}
-    overdue = await attempts.lock_overdue(connection, policy.deadline_grace_seconds, since) if expired else []
+        # Written with the turn: the next sweep, perhaps of another process, knows since when leases are spared.
+        began_at = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
+        return {"held_back": True, "held_back_since": began_at.isoformat(), "reason": reason}
+    overdue = await attempts.lock_overdue(connection, policy.deadline_grace_seconds, since) if expired_count else []
     for attempt in overdue:
         await _end_attempt(connection, attempt)
-    return {"live": live, "taken_back": len(overdue)}
+    return {"live": live_count, "taken_back": len(overdue)}
 
 
 async def promote_delayed(connection: AsyncConnection) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class LeaseService:
         """
         service = await self._completions(completion)
         if service is not None:
+            # Measured costs make shares of time, not of tasks, out of the weights.
             self._fairness.observe(service.agent_type, service.seconds)
             return
         fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
@@ -95,9 +96,11 @@ class LeaseService:
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
         rest = [call for call in calls if call.task_id not in services]
         if rest:
-            more, freed = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, rest))
-            services |= more
-            self._database.announcer.announce({notify.work(lane): tag for lane, tag in freed.items()})
+            later_services, unblocked_lanes = await hot_path.run(
+                self._database, lambda c: completions.complete_and_unblock(c, rest)
+            )
+            services |= later_services
+            self._database.announcer.announce({notify.work(lane): tag for lane, tag in unblocked_lanes.items()})
         if services:
             self._database.announcer.announce([notify.EVENTS])
         return [services.get(call.task_id) for call in calls]
@@ -164,6 +167,7 @@ async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
     trace = await attempts.task_status(connection, fence.task_id)
     if trace is None:
         return LeaseNotFound()
+    # Attempts first: an earlier lease of this worker explains more than the lease that follows it.
     past_outcome = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
     if not _matches_fence(trace, fence):
         return _past_refusal(past_outcome)

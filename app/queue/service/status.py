@@ -26,6 +26,7 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
         at=await now(connection),
         tasks=_by_lane(await counter_store.read(connection)),
         recent=await throughput.recent_minutes(connection, RECENT),
+        # By the last turn of its duty: looking here would walk over dead index entries at every request.
         oldest=counters.oldest_by_priority(turns.get(counters.FIND_OLDEST)),
         pauses=await agent_types.read_pauses(connection),
         served_agents=await agent_types.served_agents(connection),

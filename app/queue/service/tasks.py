@@ -90,9 +90,11 @@ async def submit(
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
     keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
+    # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
     goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
+    # Keeps holds as they are until the commit, so that no task slips past a pause or stop of its goal.
     gate = await holds.gate(connection, goal_ids) if goal_ids else holds.Gate()
     distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
     duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
@@ -103,30 +105,30 @@ async def submit(
     dependency_states = await dependencies.lock_dependencies(connection, new)
     waiting = [_with_blockers(task, dependency_states.blockers(task), gate) for task in candidates]
     async with reserve_tags(connection, waiting) as tagged_tasks:
-        created = await _insert(connection, tagged_tasks, intake, ticket)
-        new_tasks = [task for task in waiting if task.id in created]
+        created_tasks = await _insert(connection, tagged_tasks, intake, ticket)
+        new_tasks = [task for task in waiting if task.id in created_tasks]
         _refuse_stopped(new_tasks, gate)
         # Some of them may be cancelled again at once, so their states are read anew for the answer.
         if await dependency_states.record(connection, new_tasks, look_again=intake.displaces):
-            created = await tasks.find(connection, list(created))
+            created_tasks = await tasks.find(connection, list(created_tasks))
         if intake.on_submitted is not None:
-            intake.on_submitted(connection, _runnable_agents([task for task in waiting if task.id in created]))
-        existing_ids = [task_id for task_id in new if task_id not in created] + list(duplicates_of.values())
+            intake.on_submitted(connection, _runnable_agents([task for task in waiting if task.id in created_tasks]))
+        existing_ids = [task_id for task_id in new if task_id not in created_tasks] + list(duplicates_of.values())
         existing = await tasks.find(connection, existing_ids) if existing_ids else {}
-        return [_submitted(task, created, existing, duplicates_of) for task in distinct.values()]
+        return [_submit_result(task, created_tasks, existing, duplicates_of) for task in distinct.values()]
 
 
-def _runnable_agents(created: Sequence[NewTask]) -> list[AgentType]:
+def _runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
     """Agent types of the tasks that may run at once."""
-    return [AgentType(task.agent_type) for task in created if not (task.blockers or task.is_held or task.run_at)]
+    return [AgentType(task.agent_type) for task in new_tasks if not (task.blockers or task.is_held or task.run_at)]
 
 
 def _with_blockers(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
     return replace(task, blockers=blockers, is_held=task.goal_id in gate.held)
 
 
-def _refuse_stopped(created: Sequence[NewTask], gate: holds.Gate) -> None:
-    for task in created:
+def _refuse_stopped(new_tasks: Sequence[NewTask], gate: holds.Gate) -> None:
+    for task in new_tasks:
         if task.goal_id in gate.stopped:
             raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
 
@@ -143,11 +145,11 @@ async def _insert(
     connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake, ticket: Ticket | None
 ) -> dict[UUID, StoredTask]:
     """Insert the tasks whose id is new and check the limits: only the insert shows which chosen ids are new."""
-    created = {task.id: task for task in await tasks.insert(connection, waiting)}
+    created_tasks = {task.id: task for task in await tasks.insert(connection, waiting)}
     if intake.admission is not None and ticket is not None:
-        priorities = [Priority(task.priority) for task in waiting if task.id in created]
+        priorities = [Priority(task.priority) for task in waiting if task.id in created_tasks]
         await intake.admission.settle(connection, ticket, priorities)
-    return created
+    return created_tasks
 
 
 async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> list[NewTask]:
@@ -213,14 +215,17 @@ def _distinct_tasks(new: list[NewTask]) -> dict[UUID, NewTask]:
     return distinct
 
 
-def _submitted(
-    task: NewTask, created: dict[UUID, StoredTask], existing: dict[UUID, StoredTask], duplicates_of: dict[UUID, UUID]
+def _submit_result(
+    task: NewTask,
+    created_tasks: dict[UUID, StoredTask],
+    existing: dict[UUID, StoredTask],
+    duplicates_of: dict[UUID, UUID],
 ) -> Submitted:
     if task.id in duplicates_of:
         original = existing[duplicates_of[task.id]]
         return Submitted(id=original.id, state=TaskState(original.state), created=False)
-    if task.id in created:
-        return Submitted(id=task.id, state=TaskState(created[task.id].state), created=True)
+    if task.id in created_tasks:
+        return Submitted(id=task.id, state=TaskState(created_tasks[task.id].state), created=True)
     if existing[task.id].request_hash != task.request_hash:
         raise _conflict(task, f"the task {task.id} exists already with another body")
     return Submitted(id=task.id, state=TaskState(existing[task.id].state), created=False)

@@ -127,7 +127,7 @@ def _preferring(queue: FairQueue, seats: list[AgentType], leases: int, seed: int
     given: list[tuple[AgentType, bool]] = []
     for _ in range(leases):
         preferred = draw.choice(seats)
-        agent = queue.next_agent(ALL, preferred=preferred)
+        agent = queue.next_agent(ALL, preference=preferred)
         assert agent is not None
         queue.charge(agent)
         given.append((agent, agent is preferred))
@@ -156,7 +156,7 @@ def test_nobody_falls_back_by_more_than_a_task_while_all_prefer_another(
             queue.observe(agent, cost)
     served = dict.fromkeys(ALL, 0.0)
     for _ in range(500):
-        given_to = queue.next_agent(ALL, preferred=favourite)
+        given_to = queue.next_agent(ALL, preference=favourite)
         assert given_to is not None
         served[given_to] += queue.charge(given_to)
         behind = min(ALL, key=lambda agent: served[agent])
@@ -208,7 +208,7 @@ def test_a_preference_for_a_type_without_work_changes_nothing() -> None:
     some = [AgentType.GENERATION, AgentType.RANKING]
     for _ in range(100):
         agent = plain.next_agent(some)
-        assert agent == preferring.next_agent(some, preferred=AgentType.EVOLUTION)
+        assert agent == preferring.next_agent(some, preference=AgentType.EVOLUTION)
         assert agent is not None
         plain.charge(agent)
         preferring.charge(agent)

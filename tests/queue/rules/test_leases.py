@@ -4,7 +4,7 @@ from app.queue.rules.tasks import SweepPolicy, SweepSnapshot, reason_to_hold_bac
 
 
 def _snapshot(expired: int, live: int, *, since: float = 1.0, held: float | None = None) -> SweepSnapshot:
-    return SweepSnapshot(expired=expired, live=live, seconds_since_last_sweep=since, held_back_seconds=held)
+    return SweepSnapshot(expired_count=expired, live_count=live, seconds_since_last_sweep=since, held_back_seconds=held)
 
 
 def test_a_few_expired_leases_are_taken_back_at_once() -> None:
