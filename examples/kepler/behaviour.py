@@ -1,4 +1,4 @@
-"""What a formula does, apart from how it is written: predictions and local exponents on a fixed grid of orbits."""
+"""Behavior of a formula, whatever its form: predictions and local exponents on a fixed grid of orbits."""
 
 import math
 

@@ -42,12 +42,12 @@ def evaluate(tree: Tree, table: Table) -> list[float]:
     columns = [evaluate(child, table) for child in tree[1:]]
     if len(columns) == 1:
         function = UNARY[operator(tree)]
-        return [_guarded(function, x) for x in columns[0]]
+        return [_evaluate_safely(function, x) for x in columns[0]]
     combine = BINARY[operator(tree)]
-    return [_guarded(combine, x, y) for x, y in zip(*columns, strict=True)]
+    return [_evaluate_safely(combine, x, y) for x, y in zip(*columns, strict=True)]
 
 
-def _guarded(function: Callable[..., float], *values: float) -> float:
+def _evaluate_safely(function: Callable[..., float], *values: float) -> float:
     try:
         value = function(*values)
     except (ArithmeticError, ValueError):
@@ -86,10 +86,10 @@ def with_constants(tree: Tree, values: Iterator[float]) -> Tree:
 
 def paths(tree: Tree) -> list[Path]:
     """Where every node is, the root first."""
-    found: list[Path] = [()]
+    result: list[Path] = [()]
     if isinstance(tree, list):
-        found += [(place, *rest) for place in range(1, len(tree)) for rest in paths(tree[place])]
-    return found
+        result += [(place, *rest) for place in range(1, len(tree)) for rest in paths(tree[place])]
+    return result
 
 
 def part(tree: Tree, path: Path) -> Tree:
@@ -99,10 +99,10 @@ def part(tree: Tree, path: Path) -> Tree:
     return tree
 
 
-def replaced(tree: Tree, path: Path, new: Tree) -> Tree:
+def replace_part(tree: Tree, path: Path, new: Tree) -> Tree:
     """The tree with the node at `path` exchanged for `new`."""
     if not path:
         return new
     assert isinstance(tree, list)
     place, rest = path[0], path[1:]
-    return [*tree[:place], replaced(tree[place], rest, new), *tree[place + 1 :]]
+    return [*tree[:place], replace_part(tree[place], rest, new), *tree[place + 1 :]]

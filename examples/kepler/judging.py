@@ -1,4 +1,4 @@
-"""What proposals turned out to be worth, once their formulas have played: the service weighs its agents by it."""
+"""Worth of proposals after the matches of their formulas, by which the service weighs its agents."""
 
 from collections.abc import Iterable, Mapping
 from uuid import NAMESPACE_URL, uuid5
@@ -10,9 +10,9 @@ from examples.supervising.task import Json
 
 
 def judgements(goal_id: str, number: int, entries: Iterable[Hypothesis], proposers: Mapping[str, int]) -> Json | None:
-    """The judgements of a round; None when nobody has played enough. A proposal is worth what its best formula is.
+    """The judgements of a round; None when no formula has played enough.
 
-    That is the share of points which it takes from an average one: 0.5 at the rating that everybody starts with.
+    A proposal is worth what its best formula is: the share of points that this takes from one of the initial rating.
     """
     best: dict[int, float] = {}
     for entry in entries:

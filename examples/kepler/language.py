@@ -1,4 +1,4 @@
-"""The same agents with a language model: it writes the proposals and the summary, the data judge.
+"""The same agents with a language model: the model writes the proposals and the summary, and the data judge them.
 
 Generation lets the model write laws, evolution lets it choose what to change in the best ones, meta-review lets it sum
 up. Reflection, ranking and proximity stay with the data: a model small enough for any machine cannot tell a good
@@ -41,7 +41,7 @@ _SYSTEM = "You are a natural philosopher who answers in JSON."
 
 
 class Answer(Protocol):
-    """What the language model says."""
+    """An answer of the language model."""
 
     text: str
 
@@ -87,21 +87,21 @@ def evolve(task: Task) -> Json:
 
 
 def review(task: Task) -> Json:
-    """Guidance from the data; what they mean in the model's own words."""
-    found = review_data(task)
+    """Guidance from the data, with a summary in the words of the model."""
+    result = review_data(task)
     schema = {
         "type": "object",
         "properties": {"summary": {"type": "string", "minLength": 20, "maxLength": 200}},
         "required": ["summary"],
         "additionalProperties": False,
     }
-    question = f"Sum up in one sentence what was found: {found['summary']}"
+    question = f"Sum up in one sentence what was found: {result['summary']}"
     answer = task.llm.ask(question, system=_SYSTEM, schema=schema, temperature=0.7, max_tokens=120)
-    return found | {"summary": f"{found['summary']} In the model's words: {answer.json()['summary']}"}
+    return result | {"summary": f"{result['summary']} In the model's words: {answer.json()['summary']}"}
 
 
 def _choices(task: Task, question: str, among: Sequence[str], count: int) -> list[str]:
-    """So many of the words that the model may use; the schema leaves it no others."""
+    """Let the model choose `count` of the given words; the schema allows no others."""
     schema = {"type": "array", "items": {"enum": list(among)}, "minItems": count, "maxItems": count}
     answer = task.llm.ask(question, system=_SYSTEM, schema=schema, temperature=_TEMPERATURE, max_tokens=40 * count)
     chosen = [str(word) for word in answer.json() if word in among]

@@ -1,4 +1,4 @@
-"""What bounds the research goal; the service holds it to them, and judges whether going on pays."""
+"""Limits of the research goal; the service enforces them, and judges whether going on pays."""
 
 from dataclasses import asdict, dataclass
 
@@ -17,5 +17,5 @@ class Limits:
     improvement_unit: str = "relative"
 
     def constraints(self) -> Json:
-        """As the service takes them; whoever wants few iterations wants no more before it may stop."""
+        """The limits as the service takes them; a small maximum of iterations lowers the minimum too."""
         return {**asdict(self), "min_iterations": min(self.min_iterations, self.max_iterations)}

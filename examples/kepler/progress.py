@@ -1,4 +1,4 @@
-"""What a supervisor tells whoever watches it."""
+"""Progress of a supervisor, for observers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from examples.kepler.report import Point
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A picture of a run; `news` says in words what has just happened, and is empty when only counts have changed."""
+    """State of a run; `news` describes the last step in words, and is empty when only counts have changed."""
 
     round: int
     phase: str

@@ -71,19 +71,20 @@ class Research:
         raise AssertionError("count() does not end")
 
     def _iteration(self) -> Json:
-        """What this round has reached, as the service takes it. A new leader is owed to whoever proposed it."""
-        leader, spent, done = self._tournament.leader, self._compute_seconds, sum(self._dispatch.done.values())
-        known = leader is not None and leader.held_out_error is not None
+        """The report on this round as the service takes it; a new leader is credited to the agent that proposed it."""
+        leader, compute_seconds = self._tournament.leader, self._compute_seconds
+        task_count = sum(self._dispatch.done.values())
+        has_error = leader is not None and leader.held_out_error is not None
         new_best = self._origins.get(leader.id.partition(".")[0]) if leader and leader.id != self._champion else None
         self._champion = leader.id if leader else None
         since = self._reported_tasks, self._reported_seconds
-        self._reported_tasks, self._reported_seconds = done, spent
+        self._reported_tasks, self._reported_seconds = task_count, compute_seconds
         return {
             "iteration": self._round,
-            "quality": 1.0 / max(LEAST_ERROR, _fraction(leader.held_out_error)) if leader and known else None,
+            "quality": 1.0 / max(LEAST_ERROR, _fraction(leader.held_out_error)) if leader and has_error else None,
             "new_best": new_best,
-            "tasks": done - since[0],
-            "compute_seconds": max(0.0, spent - since[1]),
+            "tasks": task_count - since[0],
+            "compute_seconds": max(0.0, compute_seconds - since[1]),
         }
 
     def _think(self) -> None:
@@ -116,8 +117,8 @@ class Research:
         parents = [{"id": entry.id, "tree": entry.tree} for entry in self._tournament.parents(PARENTS)]
         if not parents:
             return [self._proposal("generation", {}) for _ in range(GENERATION_TASKS + EVOLUTION_TASKS)]
-        grown = [self._proposal("generation", {}) for _ in range(GENERATION_TASKS)]
-        return grown + [self._proposal("evolution", {"parents": parents}) for _ in range(EVOLUTION_TASKS)]
+        generated = [self._proposal("generation", {}) for _ in range(GENERATION_TASKS)]
+        return generated + [self._proposal("evolution", {"parents": parents}) for _ in range(EVOLUTION_TASKS)]
 
     def _proposal(self, agent_type: str, extra: Json) -> Order:
         number = next(self._numbers)
@@ -152,11 +153,11 @@ class Research:
         self._tournament.close_round()
 
     def _judge(self) -> None:
-        """Nothing here depends on it, so the research goes on where the service does not want to know."""
-        found = judgements(self._goal_id, self._round, self._tournament.ranked(), self._proposers)
-        if found is not None:
+        """Send judgements to the service; the research does not depend on them, so a refusal does not end it."""
+        round_judgements = judgements(self._goal_id, self._round, self._tournament.ranked(), self._proposers)
+        if round_judgements is not None:
             try:
-                self._service.judge(found)
+                self._service.judge(round_judgements)
             except Refused as refused:
                 self.tell(f"the judgements were refused: {refused}")
 
@@ -195,7 +196,7 @@ class Research:
         return math.fsum(self._spent_seconds)
 
     def tell(self, news: str) -> None:
-        """Show the observer where the research stands."""
+        """Show the state of the research to the observer."""
         leader = self._tournament.leader
         self._observer(
             Progress(
@@ -213,7 +214,7 @@ class Research:
         )
 
     def report(self, stopped_because: str) -> Report:
-        """What was found. Only here is the test body looked at."""
+        """The report on the research, the only place that uses the test body."""
         leader = self._tournament.leader
         tree, scale = (leader.tree, leader.scale) if leader else (1.0, 1.0)
         verdict = judge(tree, scale)
@@ -244,8 +245,8 @@ class Research:
 _ARMS = {"generation": "exploration", "evolution": "exploitation"}
 
 
-def _reflection(number: int, proposed: Json) -> Order:
-    payload = {"formulas": proposed["formulas"], "evaluations": FITTING_EVALUATIONS}
+def _reflection(number: int, proposals: Json) -> Order:
+    payload = {"formulas": proposals["formulas"], "evaluations": FITTING_EVALUATIONS}
     return Order(number=number, agent_type="reflection", payload=payload, priority="high")
 
 

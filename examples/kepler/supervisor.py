@@ -1,4 +1,4 @@
-"""The supervisor: pursues one research goal over HTTP alone and reports what came of it."""
+"""The supervisor: pursues one research goal over HTTP alone, and returns a report."""
 
 import time
 from collections.abc import Callable

@@ -48,7 +48,7 @@ class Tournament:
         self._entries |= {entry.id: entry for entry in best}
 
     def merge(self, groups: Iterable[Json]) -> None:
-        """Drop duplicates. Who stays takes over the rating of the one that has played most: they predict the same."""
+        """Drop duplicates. The one that stays takes the rating of the one with most matches: they predict the same."""
         for group in groups:
             members = [self._entries[key] for key in (group["keep"], *group["drop"])]
             rated = max(members, key=lambda entry: (entry.matches, entry.elo))
@@ -94,7 +94,7 @@ class Tournament:
         )
 
     def parents(self, number: int) -> list[Hypothesis]:
-        """Who may have offspring: in turn the best by rating and the best by score, for a rating lags behind."""
+        """Parents of the next proposals: in turn the best by rating and the best by score, for a rating lags behind."""
         by_score = sorted(self._entries.values(), key=lambda entry: (entry.score, entry.age))
         turns = [entry for pair in zip(self.ranked(), by_score, strict=True) for entry in pair]
         return list({entry.id: entry for entry in turns}.values())[:number]

@@ -1,4 +1,4 @@
-"""Where the model's parts are: the program that runs it, and its weights, each from a package of its own."""
+"""Locations of the model's parts: the program that runs it and its weights, each from a package of its own."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ def weights() -> Path:
     package = find_spec(_WEIGHTS_PACKAGE)
     if package is None or find_spec(_RUNTIME_PACKAGE) is None:
         raise Missing
-    found = [file for place in package.submodule_search_locations or () for file in Path(place).glob("*.gguf")]
-    if not found:
+    files = [file for place in package.submodule_search_locations or () for file in Path(place).glob("*.gguf")]
+    if not files:
         raise Missing
-    return found[0]
+    return files[0]

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         with Convener(options.url, options.key) as service:
-            study = Study(service, goal_id=goal, question=options.question, constraints=constraints, tell=_tell)
+            study = Study(service, goal_id=goal, question=options.question, constraints=constraints, report=_print_line)
             findings = study.pursue()
     except (Refused, Unreachable) as error:
         print(f"The study could not go on. {error}", file=sys.stderr)
@@ -49,7 +49,7 @@ def text(findings: Findings) -> str:
     return "\n".join([*lines, "", *textwrap.wrap(findings.summary, 100)])
 
 
-def _tell(news: str) -> None:
+def _print_line(news: str) -> None:
     print(news, flush=True)
 
 

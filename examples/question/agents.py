@@ -13,16 +13,16 @@ _TOKENS = 2000
 
 def generate(task: Task) -> Json:
     """`count` new hypotheses."""
-    asked = task.payload
-    question = prompts.generation(asked["question"], asked["count"], asked["guidance"], asked["known"])
-    return {"hypotheses": _written(task, question, asked["count"])}
+    payload = task.payload
+    question = prompts.generation(payload["question"], payload["count"], payload["guidance"], payload["known"])
+    return {"hypotheses": _ask_hypotheses(task, question, payload["count"])}
 
 
 def evolve(task: Task) -> Json:
-    """`count` hypotheses made of the best."""
-    asked = task.payload
-    question = prompts.evolution(asked["question"], asked["parents"], asked["count"], asked["guidance"])
-    return {"hypotheses": _written(task, question, asked["count"])}
+    """`count` hypotheses derived from the best."""
+    payload = task.payload
+    question = prompts.evolution(payload["question"], payload["parents"], payload["count"], payload["guidance"])
+    return {"hypotheses": _ask_hypotheses(task, question, payload["count"])}
 
 
 def reflect(task: Task) -> Json:
@@ -40,7 +40,7 @@ def reflect(task: Task) -> Json:
 
 
 def rank(task: Task) -> Json:
-    """Who wins each match. Each is judged twice, in both orders: models prefer what comes first, or what comes last."""
+    """Points of each match. Each is judged in both orders: models prefer what comes first, or what comes last."""
     outcomes = []
     pairs = task.payload["pairs"]
     for place, (first, second) in enumerate(pairs, 1):
@@ -51,21 +51,22 @@ def rank(task: Task) -> Json:
 
 
 def cluster(task: Task) -> Json:
-    """Groups of ids that say the same; nobody is in two."""
+    """Groups of ids of hypotheses that say the same; no id is in two groups."""
     entries = task.payload["hypotheses"]
     answer = _ask(task, prompts.proximity(task.payload["question"], entries), prompts.GROUPS, _SOBER)
-    seen: set[int] = set()
+    assigned_numbers: set[int] = set()
     groups = []
     for group in answer.get("groups") or ():
-        fresh = [n for n in dict.fromkeys(group) if type(n) is int and 0 <= n < len(entries) and n not in seen]
-        seen |= set(fresh)
-        if len(fresh) > 1:
-            groups.append([entries[n]["id"] for n in fresh])
+        numbers = [n for n in dict.fromkeys(group) if type(n) is int and 0 <= n < len(entries)]
+        new_numbers = [n for n in numbers if n not in assigned_numbers]
+        assigned_numbers |= set(new_numbers)
+        if len(new_numbers) > 1:
+            groups.append([entries[n]["id"] for n in new_numbers])
     return {"groups": groups}
 
 
 def review(task: Task) -> Json:
-    """What to try next, and what is known."""
+    """Guidance for the next proposals, and a summary."""
     answer = _ask(task, prompts.meta_review(task.payload["question"], task.payload["best"]), prompts.SUMMARY, _SOBER)
     return {"guidance": str(answer.get("guidance", "")), "summary": str(answer.get("summary", ""))}
 
@@ -75,16 +76,16 @@ def _points(task: Task, first: Json, second: Json) -> float:
     return {"first": 1.0, "second": 0.0}.get(answer.get("better", ""), 0.5)
 
 
-def _written(task: Task, question: str, count: int) -> list[Json]:
+def _ask_hypotheses(task: Task, question: str, count: int) -> list[Json]:
     answer = _ask(task, question, prompts.HYPOTHESES, _CREATIVE)
-    found = [
+    hypotheses = [
         {name: str(entry[name]) for name in prompts.HYPOTHESIS["required"]}
         for entry in answer.get("hypotheses") or ()
         if isinstance(entry, dict) and all(entry.get(name) for name in prompts.HYPOTHESIS["required"])
     ]
-    if not found:
+    if not hypotheses:
         raise Transient("llm_unusable", "the model wrote no hypothesis that can be used")
-    return found[:count]
+    return hypotheses[:count]
 
 
 def _ask(task: Task, question: str, schema: Json, temperature: float) -> Json:

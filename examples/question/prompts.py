@@ -1,4 +1,4 @@
-"""What the agents ask, and the shapes in which the model is to answer."""
+"""Prompts of the agents, and the JSON schemas of the answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,18 +40,18 @@ def hypothesis(entry: Mapping[str, Any]) -> str:
     return json.dumps({name: entry[name] for name in HYPOTHESIS["required"]}, ensure_ascii=False)
 
 
-def generation(question: str, count: int, guidance: str, known: Sequence[str]) -> str:
-    """New hypotheses, unlike those that are there."""
+def generation(question: str, count: int, guidance: str, titles: Sequence[str]) -> str:
+    """Prompt for new hypotheses, unlike those with these titles."""
     return (
         f"Research question: {question}\n{_advice(guidance)}"
-        f"Already proposed, so propose something else: {json.dumps(known, ensure_ascii=False)}\n"
+        f"Already proposed, so propose something else: {json.dumps(titles, ensure_ascii=False)}\n"
         f"Propose {count} different hypotheses, each with a title, a statement, the mechanism behind it, and an "
         "experiment or observation that could refute it."
     )
 
 
 def reflection(question: str, entry: Mapping[str, Any]) -> str:
-    """A review, as by a sceptical referee."""
+    """Prompt for a review, as by a skeptical referee."""
     return (
         f"Research question: {question}\nHypothesis: {hypothesis(entry)}\n"
         "Review it as a sceptical referee. Score soundness, novelty and testability from 1 to 10, name the weakest "
@@ -60,7 +60,7 @@ def reflection(question: str, entry: Mapping[str, Any]) -> str:
 
 
 def ranking(question: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """Which of two is better."""
+    """Prompt for the better of two hypotheses."""
     return (
         f"Research question: {question}\nFirst: {hypothesis(first)}\nIts critique: {first['critique']}\n"
         f"Second: {hypothesis(second)}\nIts critique: {second['critique']}\n"
@@ -69,28 +69,28 @@ def ranking(question: str, first: Mapping[str, Any], second: Mapping[str, Any]) 
 
 
 def evolution(question: str, parents: Sequence[Mapping[str, Any]], count: int, guidance: str) -> str:
-    """Better ones made of good ones."""
-    listed = "\n".join(f"- {hypothesis(parent)} Critique: {parent['critique']}" for parent in parents)
+    """Prompt for better hypotheses derived from good ones."""
+    lines = "\n".join(f"- {hypothesis(parent)} Critique: {parent['critique']}" for parent in parents)
     return (
-        f"Research question: {question}\n{_advice(guidance)}The best hypotheses so far:\n{listed}\n"
+        f"Research question: {question}\n{_advice(guidance)}The best hypotheses so far:\n{lines}\n"
         f"Write {count} that are better: meet the critique, combine strengths, simplify, or draw a bolder conclusion."
     )
 
 
 def proximity(question: str, entries: Sequence[Mapping[str, Any]]) -> str:
-    """Which say the same."""
-    listed = "\n".join(f"{place}. {entry['title']}: {entry['statement']}" for place, entry in enumerate(entries))
+    """Prompt for groups of hypotheses that say the same."""
+    lines = "\n".join(f"{place}. {entry['title']}: {entry['statement']}" for place, entry in enumerate(entries))
     return (
-        f"Research question: {question}\nHypotheses:\n{listed}\n"
+        f"Research question: {question}\nHypotheses:\n{lines}\n"
         "Group those that say the same in other words: lists of their numbers. Leave out whatever stands alone."
     )
 
 
 def meta_review(question: str, best: Sequence[Mapping[str, Any]]) -> str:
-    """What there is to learn."""
-    listed = "\n".join(f"- {hypothesis(entry)} Critique: {entry['critique']}" for entry in best)
+    """Prompt for guidance and a summary."""
+    lines = "\n".join(f"- {hypothesis(entry)} Critique: {entry['critique']}" for entry in best)
     return (
-        f"Research question: {question}\nThe best hypotheses, best first:\n{listed}\n"
+        f"Research question: {question}\nThe best hypotheses, best first:\n{lines}\n"
         "Say in `guidance` what the next proposals should try and avoid, and in `summary` what is known by now."
     )
 

@@ -20,7 +20,7 @@ _ARMS = {"generation": "exploration", "evolution": "exploitation"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What came of a study."""
+    """Result of a study."""
 
     best: Sequence[Hypothesis]
     summary: str
@@ -33,13 +33,13 @@ class Findings:
 
 
 class Study:
-    """One research goal. Results are used in the order of their tasks: started again, a study repeats itself."""
+    """One research goal. Results are used in the order of their tasks, so that a study started again repeats itself."""
 
     def __init__(
-        self, service: Convener, *, goal_id: str, question: str, constraints: Json, tell: Callable[[str], None]
+        self, service: Convener, *, goal_id: str, question: str, constraints: Json, report: Callable[[str], None]
     ) -> None:
         self._service, self._goal_id, self._question = service, goal_id, question
-        self._constraints, self._tell = constraints, tell
+        self._constraints, self._report = constraints, report
         self._dispatch = Dispatch(service, goal_id=goal_id)
         self._numbers = count()
         self._tournament = Tournament()
@@ -49,7 +49,7 @@ class Study:
         self._champion: str | None = None
 
     def pursue(self) -> Findings:
-        """Until the service stops the goal. Raises Refused, Unreachable."""
+        """Run rounds until the service stops the goal. Raises Refused, Unreachable."""
         goal = {"id": self._goal_id, "objective": self._question, "constraints": self._constraints}
         self._service.create_goal(goal)
         try:
@@ -60,54 +60,54 @@ class Study:
     def _rounds(self) -> str:
         for number in count(1):
             self._round = number
-            self._think()
+            self._run_round()
             decision = self._service.report(self._goal_id, self._iteration())
-            self._tell(f"round {number}: {decision['decision']}, {decision['reason']}")
+            self._report(f"round {number}: {decision['decision']}, {decision['reason']}")
             if decision["decision"] == "stop":
                 return str(decision["reason"])
             self._exploration = float(decision["exploration_share"])
         raise AssertionError("count() does not end")
 
-    def _think(self) -> None:
-        self._tournament.admit(self._reviewed(self._proposed()))
+    def _run_round(self) -> None:
+        self._tournament.admit(self._review(self._propose()))
         entries = self._tournament.ranked()
-        for result in self._results("proximity", [{"hypotheses": [entry.shown() for entry in entries]}]):
+        for result in self._results("proximity", [{"hypotheses": [entry.as_payload() for entry in entries]}]):
             self._tournament.merge(result["groups"])
         pairs = self._tournament.pairs()
-        for result in self._results("ranking", [_matches(part) for part in _parts(pairs, _MATCHES_PER_TASK)]):
+        for result in self._results("ranking", [_matches(part) for part in _split(pairs, _MATCHES_PER_TASK)]):
             self._tournament.record(result["outcomes"])
         self._tournament.close_round()
         best = self._tournament.ranked()[:_PARENTS]
         if best:
-            self._tell(f"round {self._round}: {best[0].content['title']} leads with Elo {best[0].elo:.0f}")
-        for result in self._results("meta_review", [{"best": [entry.shown() for entry in best]}] if best else []):
+            self._report(f"round {self._round}: {best[0].content['title']} leads with Elo {best[0].elo:.0f}")
+        for result in self._results("meta_review", [{"best": [entry.as_payload() for entry in best]}] if best else []):
             self._guidance, self._summary = result["guidance"], result["summary"]
 
-    def _proposed(self) -> list[tuple[str, str, Json]]:
+    def _propose(self) -> list[tuple[str, str, Json]]:
         """(id, agent type, what the model wrote); the service's advice shares the tasks between new and better."""
-        parents = [entry.shown() for entry in self._tournament.ranked()[:_PARENTS]]
+        parents = [entry.as_payload() for entry in self._tournament.ranked()[:_PARENTS]]
         new = _PROPOSING_TASKS if not parents else max(1, round(self._exploration * _PROPOSING_TASKS))
         new = min(new, _PROPOSING_TASKS - 1) if parents else new
-        known = [entry.content["title"] for entry in self._tournament.ranked()]
+        titles = [entry.content["title"] for entry in self._tournament.ranked()]
         common = {"count": _PER_TASK, "guidance": self._guidance}
-        orders = [self._order("generation", {**common, "known": known}) for _ in range(new)]
+        orders = [self._order("generation", {**common, "known": titles}) for _ in range(new)]
         orders += [self._order("evolution", {**common, "parents": parents}) for _ in range(_PROPOSING_TASKS - new)]
         return [
             (f"{outcome.order.number}.{place}", outcome.order.agent_type, content)
-            for outcome in self._done(orders)
+            for outcome in self._run_orders(orders)
             if outcome.result
             for place, content in enumerate(outcome.result["hypotheses"])
         ]
 
-    def _reviewed(self, proposed: Sequence[tuple[str, str, Json]]) -> list[Hypothesis]:
+    def _review(self, proposed: Sequence[tuple[str, str, Json]]) -> list[Hypothesis]:
         orders = [self._order("reflection", {"hypothesis": content}) for _, _, content in proposed]
         by_number = dict(zip((order.number for order in orders), proposed, strict=True))
         newcomers = []
-        for outcome in self._done(orders):
+        for outcome in self._run_orders(orders):
             key, agent_type, content = by_number[outcome.order.number]
             if outcome.result and not outcome.result["is_refuted"]:
-                told = {"critique": outcome.result["critique"], "score": outcome.result["score"]}
-                newcomers.append(Hypothesis(id=key, arm=_ARMS[agent_type], content=content, **told))
+                review = {"critique": outcome.result["critique"], "score": outcome.result["score"]}
+                newcomers.append(Hypothesis(id=key, arm=_ARMS[agent_type], content=content, **review))
         return newcomers
 
     def _iteration(self) -> Json:
@@ -128,11 +128,11 @@ class Study:
         return Order(number=number, agent_type=agent_type, payload={"question": self._question, **payload})
 
     def _results(self, agent_type: str, payloads: Sequence[Json]) -> list[Json]:
-        outcomes = self._done([self._order(agent_type, payload) for payload in payloads])
+        outcomes = self._run_orders([self._order(agent_type, payload) for payload in payloads])
         return [outcome.result for outcome in outcomes if outcome.result]
 
-    def _done(self, orders: Sequence[Order]) -> list[Outcome]:
-        """All outcomes in the order of the tasks; one that failed for good has no result."""
+    def _run_orders(self, orders: Sequence[Order]) -> list[Outcome]:
+        """Run tasks and return all outcomes in their order; one that failed for good has no result."""
         self._dispatch.submit(orders)
         outcomes = sorted(self._dispatch.outcomes(), key=lambda outcome: outcome.order.number)
         self._failed += sum(outcome.result is None for outcome in outcomes)
@@ -152,8 +152,8 @@ class Study:
 
 
 def _matches(pairs: Sequence[tuple[Hypothesis, Hypothesis]]) -> Json:
-    return {"pairs": [[one.shown(), other.shown()] for one, other in pairs]}
+    return {"pairs": [[first.as_payload(), second.as_payload()] for first, second in pairs]}
 
 
-def _parts(pairs: Sequence[tuple[Hypothesis, Hypothesis]], size: int) -> list[Sequence[tuple[Hypothesis, Hypothesis]]]:
+def _split(pairs: Sequence[tuple[Hypothesis, Hypothesis]], size: int) -> list[Sequence[tuple[Hypothesis, Hypothesis]]]:
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]

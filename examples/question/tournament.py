@@ -1,4 +1,4 @@
-"""The hypotheses that are in the race, their ratings, and who meets whom."""
+"""The population of hypotheses, their ratings, and the matches to play."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,8 @@ class Hypothesis:
     elo: float = START
     matches: int = 0
 
-    def shown(self) -> Json:
-        """As agents get it."""
+    def as_payload(self) -> Json:
+        """The hypothesis as agents receive it."""
         return {"id": self.id, **self.content, "critique": self.critique}
 
 
@@ -36,7 +36,7 @@ class Tournament:
     merged: int = 0
 
     def admit(self, newcomers: Iterable[Hypothesis]) -> None:
-        """Take them in."""
+        """Add reviewed hypotheses."""
         self.entries |= {entry.id: entry for entry in newcomers}
 
     def ranked(self) -> list[Hypothesis]:
@@ -44,7 +44,7 @@ class Tournament:
         return sorted(self.entries.values(), key=lambda entry: (-entry.elo, -entry.score, entry.id))
 
     def merge(self, groups: Iterable[Sequence[str]]) -> None:
-        """Of those that say the same the one that has played most stays."""
+        """Keep of each group of equals the one with most matches."""
         for group in groups:
             members = [self.entries[key] for key in group if key in self.entries]
             for extra in sorted(members, key=lambda entry: (-entry.matches, -entry.elo, entry.id))[1:]:
@@ -55,20 +55,20 @@ class Tournament:
         """Every newcomer meets the strongest, and these meet each other once more."""
         ranked = self.ranked()
         strong = [entry for entry in ranked if entry.matches][:_CHALLENGERS] or ranked[:_CHALLENGERS]
-        known = {entry.id for entry in strong}
-        fresh = [entry for entry in ranked if not entry.matches and entry.id not in known]
-        among = [(one, other) for place, one in enumerate(strong) for other in strong[place + 1 :]]
-        return among + [(newcomer, other) for newcomer in fresh for other in strong]
+        strong_ids = {entry.id for entry in strong}
+        newcomers = [entry for entry in ranked if not entry.matches and entry.id not in strong_ids]
+        among = [(first, second) for place, first in enumerate(strong) for second in strong[place + 1 :]]
+        return among + [(newcomer, second) for newcomer in newcomers for second in strong]
 
     def record(self, outcomes: Iterable[Json]) -> None:
-        """Change the ratings, and let go who has no place any more."""
+        """Update the ratings by the outcomes of matches."""
         for outcome in outcomes:
-            one, other = self.entries[outcome["first"]], self.entries[outcome["second"]]
-            ratings = after(one.elo, other.elo, outcome["points"])
-            for entry, rating in zip((one, other), ratings, strict=True):
+            first, second = self.entries[outcome["first"]], self.entries[outcome["second"]]
+            ratings = after(first.elo, second.elo, outcome["points"])
+            for entry, rating in zip((first, second), ratings, strict=True):
                 self.entries[entry.id] = replace(entry, elo=rating, matches=entry.matches + 1)
             self.played += 1
 
     def close_round(self) -> None:
-        """Let go who has no place any more."""
+        """Keep the best, as many as there is room for."""
         self.entries = {entry.id: entry for entry in self.ranked()[:_CAPACITY]}

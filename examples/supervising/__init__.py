@@ -1,1 +1,1 @@
-"""What supervisors have in common: calls that outlive restarts of the service, tasks out and results back, ratings."""
+"""Parts of supervisors: a client that outlives restarts of the service, the dispatch of tasks, and ratings."""

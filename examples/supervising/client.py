@@ -65,15 +65,15 @@ class Convener:
         self._http.close()
 
     def create_goal(self, goal: Json) -> None:
-        """The same goal again is the same goal."""
+        """Create a goal; the same one again is accepted."""
         self._call("POST", "/goals", json=goal)
 
     def report(self, goal_id: str, iteration: Json) -> Json:
-        """Tell what an iteration has reached; the decision whether to go on. Raises Stopped."""
+        """Report an iteration; return the decision whether to go on. Raises Stopped."""
         return self._call("POST", f"/goals/{quote(goal_id, safe='')}/iterations", json=iteration)
 
     def judge(self, judgements: Json) -> None:
-        """Tell what results turned out to be worth. The same request again is counted once."""
+        """Send judgements on results. The same request again is counted once."""
         self._call("POST", "/metrics/performance", json=judgements)
 
     def submit(self, tasks: Sequence[Json]) -> dict[str, str]:
@@ -85,7 +85,7 @@ class Convener:
         return self._call("GET", f"/tasks/{task_id}")
 
     def events(self, goal_id: str, after: str | None, wait_seconds: float) -> Page:
-        """What happened to the tasks of a goal after the cursor, waiting for news if there is none yet."""
+        """Events of the tasks of a goal after the cursor; waits where there are none yet."""
         query: Query = {"goal_id": goal_id, "wait_seconds": wait_seconds}
         if after is not None:
             query["after"] = after

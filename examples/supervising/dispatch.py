@@ -26,7 +26,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of an order; `result` is None for a task that failed for good."""
+    """Result of an order; `result` is None for a task that failed for good."""
 
     order: Order
     result: Json | None
@@ -38,8 +38,8 @@ class Dispatch:
 
     def __init__(self, service: Convener, *, goal_id: str) -> None:
         self._service, self._goal_id = service, goal_id
-        self._out: dict[str, Order] = {}
-        self._ended: list[str] = []
+        self._pending: dict[str, Order] = {}
+        self._ended_ids: list[str] = []
         self._cursor: str | None = None
         self.submitted: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
@@ -49,27 +49,27 @@ class Dispatch:
             return
         tasks = {task_id(self._goal_id, order.number): order for order in orders}
         states = self._service.submit([self._body(key, order) for key, order in tasks.items()])
-        self._out |= tasks
+        self._pending |= tasks
         # A supervisor that starts again finds earlier answers waiting, perhaps older than the events that are kept.
-        self._ended += [key for key in tasks if states[key] in FINISHED]
+        self._ended_ids += [key for key in tasks if states[key] in FINISHED]
         self.submitted.update(order.agent_type for order in orders)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Every result as it arrives, until nothing is out; more may be submitted meanwhile."""
-        while self._out:
-            while self._ended:
-                if order := self._out.pop(key := self._ended.pop(0), None):
-                    yield self._collected(key, order)
-            if self._out:
+        while self._pending:
+            while self._ended_ids:
+                if order := self._pending.pop(key := self._ended_ids.pop(0), None):
+                    yield self._collect(key, order)
+            if self._pending:
                 self._listen()
 
     def _listen(self) -> None:
         page = self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
         self._cursor = page.next
         ends = {f"task.{state}" for state in FINISHED}
-        self._ended += [event["task_id"] for event in page.items if event["kind"] in ends]
+        self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ends]
 
-    def _collected(self, key: str, order: Order) -> Outcome:
+    def _collect(self, key: str, order: Order) -> Outcome:
         task = self._service.task(key)
         self.done[order.agent_type] += 1
         usage = task.get("usage") or {}

@@ -1,4 +1,4 @@
-"""What an agent may expect of the task that a worker hands to it."""
+"""The interface of tasks that agents rely on."""
 
 from typing import Any, Protocol
 
@@ -18,6 +18,6 @@ class Task(Protocol):
 
 
 def batch(task: Task) -> int:
-    """How many formulas to propose: `count`, fewer while resources are short, one at least."""
-    wanted: int = task.payload["count"]
-    return max(1, round(wanted * task.batch_factor))
+    """Number of formulas to propose: `count`, fewer while resources are short, at least one."""
+    count: int = task.payload["count"]
+    return max(1, round(count * task.batch_factor))

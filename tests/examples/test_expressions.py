@@ -15,7 +15,7 @@ from examples.kepler.expressions import (
     evaluate,
     part,
     paths,
-    replaced,
+    replace_part,
     size,
     variables,
     with_constants,
@@ -106,7 +106,7 @@ def test_undefined_parts_are_not_hidden() -> None:
 def test_parts_can_be_found_and_exchanged() -> None:
     tree: Tree = ["+", ["pow", "a", 2.0], 3.0]
     assert [part(tree, path) for path in paths(tree)] == [tree, ["pow", "a", 2.0], "a", 2.0, 3.0]
-    assert replaced(tree, (1, 1), "m") == ["+", ["pow", "m", 2.0], 3.0]
+    assert replace_part(tree, (1, 1), "m") == ["+", ["pow", "m", 2.0], 3.0]
     assert with_constants(tree, iter([7.0, 8.0])) == ["+", ["pow", "a", 7.0], 8.0]
     assert constants(tree) == [2.0, 3.0]
     assert size(tree) == 5

@@ -83,7 +83,7 @@ def study(service: FakeConvener) -> Findings:
     client = Convener("http://convener", "key", transport=service.transport, sleep=lambda seconds: None)
     with client:
         told: list[str] = []
-        return Study(client, goal_id="g", question="What wins?", constraints=LIMITS, tell=told.append).pursue()
+        return Study(client, goal_id="g", question="What wins?", constraints=LIMITS, report=told.append).pursue()
 
 
 def convener(**options: Any) -> FakeConvener:

@@ -12,7 +12,7 @@ from examples.kepler.expressions import (
     operator,
     part,
     paths,
-    replaced,
+    replace_part,
     size,
     variables,
     with_constants,
@@ -46,7 +46,7 @@ def _parent(rng: Random, parents: list[Json]) -> Tree:
 def crossover(rng: Random, parents: list[Json], _: Json) -> Tree:
     """A part of one parent takes the place of a part of another."""
     mother, father = _parent(rng, parents), _parent(rng, parents)
-    return replaced(mother, rng.choice(paths(mother)), part(father, rng.choice(paths(father))))
+    return replace_part(mother, rng.choice(paths(mother)), part(father, rng.choice(paths(father))))
 
 
 def combination(rng: Random, parents: list[Json], _: Json) -> Tree:
@@ -57,7 +57,7 @@ def combination(rng: Random, parents: list[Json], _: Json) -> Tree:
 def mutation(rng: Random, parents: list[Json], guidance: Json) -> Tree:
     """A random part is grown anew."""
     tree = _parent(rng, parents)
-    return replaced(tree, rng.choice(paths(tree)), grow(rng, rng.randint(0, 2), guidance))
+    return replace_part(tree, rng.choice(paths(tree)), grow(rng, rng.randint(0, 2), guidance))
 
 
 def exchange(rng: Random, parents: list[Json], guidance: Json) -> Tree:
@@ -66,9 +66,9 @@ def exchange(rng: Random, parents: list[Json], guidance: Json) -> Tree:
     path = rng.choice(paths(tree))
     node = part(tree, path)
     if not isinstance(node, list):
-        return replaced(tree, path, leaf(rng, guidance))
+        return replace_part(tree, path, leaf(rng, guidance))
     alike = tuple(UNARY if operator(node) in UNARY else BINARY)
-    return replaced(tree, path, [weighted(rng, alike, guidance.get("operators", {})), *node[1:]])
+    return replace_part(tree, path, [weighted(rng, alike, guidance.get("operators", {})), *node[1:]])
 
 
 def refinement(rng: Random, parents: list[Json], _: Json) -> Tree:
@@ -81,7 +81,7 @@ def reduction(rng: Random, parents: list[Json], _: Json) -> Tree:
     """A part stands for the whole, or for the part that holds it."""
     tree = _parent(rng, parents)
     path = rng.choice(paths(tree))
-    return replaced(tree, path[: rng.randint(0, len(path))], part(tree, path))
+    return replace_part(tree, path[: rng.randint(0, len(path))], part(tree, path))
 
 
 def extension(rng: Random, parents: list[Json], guidance: Json) -> Tree:

@@ -37,7 +37,7 @@ def typical_exponent(tree: Tree, variable: str) -> float:
 
 
 def _range(variable: str) -> float:
-    """How many e-folds a variable spans over the training bodies."""
+    """Number of e-folds that a variable spans over the training bodies."""
     column = sample("train").table[variable]
     return math.log(max(column) / min(column))
 

@@ -13,12 +13,12 @@ def cluster(task: Task) -> Json:
     """Groups {keep, drop} of the ids in `hypotheses`: the least error plus complexity stays, the older on a tie."""
     hypotheses = sorted(task.payload["hypotheses"], key=lambda entry: (entry["score"], entry["age"]))
     groups: list[Json] = []
-    kept: list[list[float]] = []
+    representatives: list[list[float]] = []
     for entry in hypotheses:
         predictions = log_predictions(entry["tree"], entry["scale"])
-        group = next((i for i, other in enumerate(kept) if alike(predictions, other)), None)
+        group = next((i for i, other in enumerate(representatives) if alike(predictions, other)), None)
         if group is None:
-            kept.append(predictions)
+            representatives.append(predictions)
             groups.append({"keep": entry["id"], "drop": []})
         else:
             groups[group]["drop"].append(entry["id"])

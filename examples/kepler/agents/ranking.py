@@ -22,14 +22,14 @@ def rank(task: Task) -> Json:
 
 
 def _match(first: str, second: str, errors: dict[str, list[float]], sizes: dict[str, int]) -> Json:
-    won = sum(_closer(x, y) for x, y in zip(errors[first], errors[second], strict=True))
-    lost = sum(_closer(y, x) for x, y in zip(errors[first], errors[second], strict=True))
-    points = _points(won - lost) if won != lost else _points(sizes[second] - sizes[first])
-    return {"first": first, "second": second, "points": points, "bodies": [won, lost]}
+    wins = sum(_closer(x, y) for x, y in zip(errors[first], errors[second], strict=True))
+    losses = sum(_closer(y, x) for x, y in zip(errors[first], errors[second], strict=True))
+    points = _points(wins - losses) if wins != losses else _points(sizes[second] - sizes[first])
+    return {"first": first, "second": second, "points": points, "bodies": [wins, losses]}
 
 
-def _closer(error: float, other: float) -> bool:
-    return abs(error) < abs(other) - CLOSE
+def _closer(error: float, other_error: float) -> bool:
+    return abs(error) < abs(other_error) - CLOSE
 
 
 def _points(lead: int) -> float:
