@@ -38,7 +38,7 @@ def pairs(labels: list[str]) -> list[tuple[str, str]]:
 
 
 class TaskQuery(StrictModel):
-    """What `GET /tasks` takes; all filters must agree. Of times, the first is included and the second is not."""
+    """Query of `GET /tasks`; all filters must match. Of times, the first is included and the second is not."""
 
     goal_id: Word | None = None
     agent_type: AgentName | None = None
@@ -95,7 +95,7 @@ class _LetterFields(StrictModel):
 
 
 class LetterQuery(_LetterFields):
-    """What `GET /dead-letters` takes; all filters must agree."""
+    """Query of `GET /dead-letters`; all filters must match."""
 
     after: After = None
     limit: Limit = 50

@@ -156,26 +156,26 @@ def retry_policy(attempt: Attempt) -> RetryPolicy:
 
 async def refuse(connection: AsyncConnection, fence: Fence, *, unless_completed_with: bytes) -> None:
     """Raise the refusal of a completion, unless this very result was accepted before."""
-    trace = await attempts.task_status(connection, fence.task_id)
-    if trace and _matches_fence(trace, fence) and trace["result_hash"] == unless_completed_with:
+    task = await attempts.task_status(connection, fence.task_id)
+    if task and _matches_fence(task, fence) and task["result_hash"] == unless_completed_with:
         return
     raise await refusal(connection, fence)
 
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
     """The error for a call whose fence does not match. Another worker's lease looks like none, to reveal nothing."""
-    trace = await attempts.task_status(connection, fence.task_id)
-    if trace is None:
+    task = await attempts.task_status(connection, fence.task_id)
+    if task is None:
         return LeaseNotFound()
-    # Attempts first: an earlier lease of this worker explains more than the lease that follows it.
     past_outcome = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
-    if not _matches_fence(trace, fence):
+    # Another lease has followed; how this one ended is all that its worker needs to know.
+    if not _matches_fence(task, fence):
         return _past_refusal(past_outcome)
-    if trace["place"] == "live":
+    if task["place"] == "live":
         return LeaseExpired(reason="expired")
-    if trace["state"] == TaskState.CANCELLED:
+    if task["state"] == TaskState.CANCELLED:
         return TaskCancelled(reason="cancelled")
-    return LeaseSuperseded(f"this lease has ended already: the task is {trace['state']}", reason="superseded")
+    return LeaseSuperseded(f"this lease has ended already: the task is {task['state']}", reason="superseded")
 
 
 def _past_refusal(outcome: str | None) -> ConvenerError:
@@ -186,20 +186,20 @@ def _past_refusal(outcome: str | None) -> ConvenerError:
     return LeaseSuperseded(f"this lease has ended already: it was {outcome}", reason="superseded")
 
 
-def _matches_fence(trace: dict[str, object], fence: Fence) -> bool:
-    return trace["token"] == fence.token and trace["worker_id"] == fence.worker_id
+def _matches_fence(task: dict[str, object], fence: Fence) -> bool:
+    return task["token"] == fence.token and task["worker_id"] == fence.worker_id
 
 
 async def _repeated_result(connection: AsyncConnection, fence: Fence, outcome: str) -> EndedLease:
     """The answer to a repeated call whose effect is recorded as `outcome`. Raises the refusal when it is not."""
     if await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id) != outcome:
         raise await refusal(connection, fence)
-    trace = await attempts.task_status(connection, fence.task_id)
-    if trace is None:
+    task = await attempts.task_status(connection, fence.task_id)
+    if task is None:
         raise LeaseNotFound
     # Another worker may run the task by now, but the effect of this call was one of these two states.
-    is_given_up = trace["state"] == TaskState.FAILED and _matches_fence(trace, fence)
-    return EndedLease(state=TaskState.FAILED if is_given_up else TaskState.PENDING, run_at=trace["run_at"])
+    is_given_up = task["state"] == TaskState.FAILED and _matches_fence(task, fence)
+    return EndedLease(state=TaskState.FAILED if is_given_up else TaskState.PENDING, run_at=task["run_at"])
 
 
 def _error_text(failure: Failure) -> str:

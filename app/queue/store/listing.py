@@ -56,7 +56,7 @@ FINISHED_ONLY = ("finished_after", "finished_before")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskPage:
+class ListingPage:
     """Tasks without payload and result, and the `seq` below which the list goes on; None at its end."""
 
     items: Sequence[dict[str, Any]]
@@ -97,17 +97,17 @@ class Selection:
 
 async def page(
     connection: AsyncConnection, selection: Selection, *, below: int | None, limit: int, max_rows: int = MAX_ROWS
-) -> TaskPage:
+) -> ListingPage:
     """Return up to `limit` selected tasks with `seq` below `below`, from at most `max_rows` rows of each table."""
     sources = _sources(selection, below)
     if not sources:
-        return TaskPage(items=[], next=None)
+        return ListingPage(items=[], next=None)
     values = {**selection.values(), "limit": limit + 1, "max_rows": max_rows, "last": max_rows - 1}
     values |= {} if below is None else {"below": below}
     rows = (await connection.execute(text(_statement(sources)), values)).mappings().all()
     items = [dict(row) for row in rows if row["id"] is not None]
     following = items[limit - 1]["seq"] if len(items) > limit else rows[0]["floor"]
-    return TaskPage(items=items[:limit], next=following)
+    return ListingPage(items=items[:limit], next=following)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

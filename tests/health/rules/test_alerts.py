@@ -133,7 +133,7 @@ def test_what_cannot_be_known_neither_opens_nor_resolves() -> None:
     assert watch.resolved == [], "nobody saw that it stayed away"
 
 
-def test_time_in_which_nobody_looked_does_not_count() -> None:
+def test_unobserved_time_does_not_count() -> None:
     watch = Watch()
     watch.look(RAISED)
     watch.look(RAISED, after=timedelta(hours=1))

@@ -74,7 +74,7 @@ async def test_a_call_that_is_not_allowed_changes_nothing(service: Service, body
     is_problem(await service.ask("POST", "/tasks/cancel", body), 422, "invalid_request", field)
 
 
-async def test_an_empty_filter_is_told_how_to_say_everything(service: Service, database: Database) -> None:
+async def test_an_empty_filter_is_refused_with_the_way_to_select_all(service: Service, database: Database) -> None:
     await service.submitted()
     before = await everything(database)
     answer = await service.ask("POST", "/tasks/cancel", {"filter": {}})

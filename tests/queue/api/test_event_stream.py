@@ -133,7 +133,7 @@ def _numbers_in(cursor: str) -> list[int]:
     return [int(number) for number in cursor.split("-")]
 
 
-async def test_the_place_is_told_when_nothing_is_wanted(port: Port, database: Database) -> None:
+async def test_the_cursor_is_sent_when_no_event_matches(port: Port, database: Database) -> None:
     """So a client of a quiet goal does not read a busy queue again whenever its connection breaks."""
     await _tell(database, 700, "busy")
     source = Source(service=port.service, query={"goal_id": "quiet"})

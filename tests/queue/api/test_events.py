@@ -131,9 +131,7 @@ async def test_a_long_poll_wakes_when_something_happens(service: Service, monkey
     assert [event["task_id"] for event in page["items"]] == [task_id]
 
 
-async def test_a_long_poll_hears_of_what_happens_on_hot_routes(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_poll_is_woken_by_events_of_fast_routes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     await service.submitted()
     worker = await service.worker()
     lease = await worker.lease()

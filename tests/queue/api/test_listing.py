@@ -47,7 +47,7 @@ async def test_every_filter(service: Service) -> None:
     assert await _found(service, state=["failed", "pending"]) == [high, low]
 
 
-async def test_a_page_that_has_looked_far_enough_leads_on(
+async def test_a_page_that_reached_its_scan_limit_leads_on(
     service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (oldest,) = await fill(database, 1, labels='{"team": "blue"}')

@@ -108,7 +108,7 @@ async def test_there_is_nothing_here(service: Service, method: str, path: str, s
         ("TRACE", "/context/a/b", "DELETE, GET, PUT"),
     ],
 )
-async def test_a_refused_method_is_told_which_there_are(service: Service, method: str, path: str, allowed: str) -> None:
+async def test_a_refused_method_names_the_allowed_ones(service: Service, method: str, path: str, allowed: str) -> None:
     assert (await service.ask(method, path)).headers["allow"] == allowed
 
 

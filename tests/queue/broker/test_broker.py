@@ -42,11 +42,13 @@ async def _waiting(broker: Broker, count: int = 1) -> None:
     await until(waits)
 
 
-async def test_nothing_to_do_is_told_at_once_without_a_wait(database: Database, broker: Broker) -> None:
+async def test_a_call_without_a_wait_is_answered_at_once_when_there_is_no_work(
+    database: Database, broker: Broker
+) -> None:
     assert await broker.lease(_call(await ready_worker(database))) is None
 
 
-async def test_nothing_to_do_is_told_at_the_end_of_the_wait(database: Database, broker: Broker) -> None:
+async def test_a_wait_without_work_ends_with_no_lease(database: Database, broker: Broker) -> None:
     assert await broker.lease(_call(await ready_worker(database)), 0.2) is None
     assert broker.waiting_count == 0
 
@@ -70,7 +72,7 @@ async def test_a_waiting_worker_gets_the_task_that_is_submitted(database: Databa
     assert lease.task_id == task_id
 
 
-async def test_a_waiting_worker_gets_work_that_nobody_announced(database: Database, broker: Broker) -> None:
+async def test_a_waiting_worker_gets_unannounced_work(database: Database, broker: Broker) -> None:
     """The jittered poll stands behind every announcement."""
     await submitted(database)
     await execute(database, "UPDATE tasks SET run_at = 'infinity'")
@@ -206,7 +208,7 @@ async def test_a_caller_that_hangs_up_leaves_the_queue(database: Database, broke
     assert broker.waiting_count == 0
 
 
-async def test_a_caller_that_hangs_up_while_it_is_looked_after_takes_no_later_task(
+async def test_a_caller_that_hangs_up_during_its_claim_takes_no_later_task(
     database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_id = await ready_worker(database)
@@ -249,7 +251,7 @@ async def test_a_claim_whose_answer_was_lost_is_answered_all_the_same(
     assert (lease.task_id, lease.token) == (task_id, 1)
 
 
-async def test_without_a_database_the_impatient_hear_of_it(
+async def test_without_a_database_calls_without_a_wait_fail_at_once(
     database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_id = await ready_worker(database)
@@ -271,7 +273,7 @@ async def _refuse() -> None:
     raise ConnectionRefusedError
 
 
-async def test_stopping_answers_everybody_who_waits_and_refuses_whoever_comes(database: Database) -> None:
+async def test_stopping_answers_waiting_calls_and_refuses_new_ones(database: Database) -> None:
     broker = Broker(database, LeasePolicy())
     broker.start()
     waiting = [asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30)) for _ in range(3)]
@@ -295,7 +297,7 @@ async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database,
     assert (again.task_id, again.token, again.attempt) == (lease.task_id, 2, 1)
 
 
-async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(database: Database) -> None:
+async def test_a_wait_that_ends_during_its_claim_does_not_lose_the_lease(database: Database) -> None:
     recorded: list[WorkerId] = []
 
     async def slow(_: HotConnection, worker_ids: Sequence[WorkerId]) -> None:
@@ -311,7 +313,7 @@ async def test_a_wait_that_ends_while_its_lease_is_on_the_way_does_not_lose_it(d
     await broker.stop()
 
 
-async def test_a_task_that_was_leased_to_a_caller_who_hung_up_goes_back_at_once_and_unharmed(
+async def test_a_lease_of_a_caller_that_hung_up_is_released_at_once(
     database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leasing, go_on = asyncio.Event(), asyncio.Event()

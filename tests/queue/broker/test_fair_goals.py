@@ -135,7 +135,7 @@ async def test_waiting_workers_get_equal_shares_of_equal_work(
     assert sum(numbers) ** 2 / (len(workers) * sum(n * n for n in numbers)) >= 0.98
 
 
-async def test_a_task_that_was_locked_when_a_claim_passed_is_found_again(
+async def test_a_task_that_a_claim_skipped_while_locked_is_claimed_later(
     database: Database, broker: Broker, desk: LeaseService
 ) -> None:
     """Submitting a dependent locks it for a moment; the claim takes the next, and must come back for this one."""
@@ -149,9 +149,7 @@ async def test_a_task_that_was_locked_when_a_claim_passed_is_found_again(
     assert asyncio.get_running_loop().time() - started < 4, "it was found by the look at everything only"
 
 
-async def test_work_that_nobody_announced_is_found_by_looking_everywhere(
-    database: Database, broker: Broker, desk: LeaseService
-) -> None:
+async def test_unannounced_work_is_found_by_a_scan(database: Database, broker: Broker, desk: LeaseService) -> None:
     worker = await ready_worker(database)
     ids = await submitted(database, 3)
     for _ in ids:

@@ -34,7 +34,7 @@ async def _next(broker: Broker, desk: LeaseService, worker_id: WorkerId) -> Agen
     return AgentType(lease.agent_type)
 
 
-async def test_a_heartbeat_tells_the_broker_what_a_new_worker_prefers(
+async def test_a_heartbeat_brings_the_preference_of_a_new_worker_to_the_broker(
     database: Database, broker: Broker, desk: LeaseService
 ) -> None:
     heartbeats = Heartbeats(database, LeasePolicy(), broker.preferences)
@@ -80,7 +80,7 @@ async def test_what_is_urgent_goes_first_whatever_a_worker_prefers(
     assert [await _next(broker, desk, worker_id) for _ in range(2)] == [AgentType.EVOLUTION, AgentType.RANKING]
 
 
-async def test_types_that_nobody_is_assigned_to_keep_their_shares(
+async def test_types_without_assigned_workers_keep_their_shares(
     database: Database, broker: Broker, desk: LeaseService
 ) -> None:
     crew = [await _assigned(database, AgentType.GENERATION) for _ in range(3)]

@@ -60,7 +60,7 @@ def test_what_is_finished_already_needs_no_waiting() -> None:
     assert wait.until_finished(client(answer), "1-1", {"a": "failed"}, goal=None) == {"a": "failed"}
 
 
-def test_whoever_stops_waiting_is_told_that_the_task_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_wait_says_that_the_task_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         raise KeyboardInterrupt
 

@@ -115,14 +115,14 @@ def test_strain_renews_the_top_step_for_as_long_as_it_lasts() -> None:
     assert player.ladder.expires_at == player.now + timedelta(seconds=POLICY.expire_after_seconds)
 
 
-def test_a_step_ends_for_its_readers_when_nobody_is_there_to_end_it() -> None:
+def test_an_expired_step_ends_for_readers_without_any_loop() -> None:
     expires_at = START + timedelta(seconds=POLICY.expire_after_seconds)
     ladder = Ladder(step=TOP_STEP, since=START, expires_at=expires_at)
     assert effective_step(ladder, expires_at + timedelta(seconds=14)) is TOP_STEP, "the duty may still be about to"
     assert effective_step(ladder, expires_at + timedelta(seconds=15)) is DegradationStep.NONE
 
 
-def test_time_in_which_nobody_looked_does_not_count() -> None:
+def test_unobserved_time_does_not_count() -> None:
     player = Player()
     player.look(TIGHT)
     player.look(TIGHT, after=timedelta(hours=1))
@@ -216,7 +216,7 @@ def test_a_held_step_0_keeps_everything_as_usual_and_then_the_rule_takes_over() 
     assert player.step() is DegradationStep.LOW_RANKED_EVOLUTION
 
 
-def test_letting_go_of_what_nobody_holds_changes_nothing() -> None:
+def test_releasing_a_ladder_without_a_hold_changes_nothing() -> None:
     ladder = Ladder(step=DegradationStep.DEPTH, since=START, expires_at=START)
     assert release_hold(ladder, "", START, POLICY).move is None
     let_go = release_hold(replace(ladder, hold=hold()), "done", START, POLICY)

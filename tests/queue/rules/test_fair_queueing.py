@@ -46,7 +46,7 @@ def test_nobody_starves_at_the_least_weight() -> None:
         assert all(lease - at <= 6 * 20 for at in last.values())
 
 
-def test_every_twentieth_lease_goes_to_whoever_has_waited_longest() -> None:
+def test_every_twentieth_lease_goes_to_the_type_unserved_for_longest() -> None:
     starved = AgentType.PROXIMITY
     queue = FairQueue(weights=dict.fromkeys(ALL, 0.25) | {starved: 1e-6}, policy=FairnessPolicy(rescue_every=20))
     served = _serve(queue, ALL, 20 * 6 * 3)
@@ -136,16 +136,14 @@ def _preferring(queue: FairQueue, seats: list[AgentType], leases: int, seed: int
 
 @given(weights=weights.filter(lambda weights: min(weights.values()) > 0.06), seats=preferences, seed=st.integers(0, 99))
 @settings(max_examples=50)
-def test_shares_hold_whoever_is_assigned_to_what(
-    weights: dict[AgentType, float], seats: list[AgentType], seed: int
-) -> None:
+def test_shares_hold_for_any_assignment(weights: dict[AgentType, float], seats: list[AgentType], seed: int) -> None:
     served = Counter(agent for agent, _ in _preferring(FairQueue(weights=weights), seats, 2000, seed))
     assert all(abs(served[agent] - 2000 * weights[agent]) <= 0.05 * 2000 * weights[agent] for agent in ALL)
 
 
 @given(weights=weights, favourite=st.sampled_from(ALL), seconds=st.lists(st.floats(1, 100), min_size=6, max_size=6))
 @settings(max_examples=50)
-def test_nobody_falls_back_by_more_than_a_task_while_all_prefer_another(
+def test_no_type_falls_back_by_more_than_a_task_while_all_prefer_another(
     weights: dict[AgentType, float], favourite: AgentType, seconds: list[float]
 ) -> None:
     """In time of service by weight, one task of either type is all that may lie between two of them."""
@@ -163,7 +161,7 @@ def test_nobody_falls_back_by_more_than_a_task_while_all_prefer_another(
         assert all(served[a] - served[behind] <= (costs[a] + max(costs.values())) * 1.01 for a in ALL)
 
 
-def test_a_type_that_specialists_bring_ahead_lets_nobody_pass() -> None:
+def test_a_type_that_specialists_bring_ahead_gives_no_other_type_credit() -> None:
     """Ten workers run nothing but generation; the one that can run all prefers ranking, and keeps the rest alive."""
     queue = FairQueue(policy=FairnessPolicy(rescue_every=10**9))
     served: Counter[AgentType] = Counter()

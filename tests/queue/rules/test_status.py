@@ -63,7 +63,7 @@ def test_a_pause_is_worth_a_word_while_something_waits() -> None:
     assert warnings(waiting, _POLICY) == ["ranking is paused and 1 task of it waits: upkeep"]
 
 
-def test_work_that_nobody_can_do() -> None:
+def test_work_that_no_worker_can_run() -> None:
     served = frozenset({AgentType.EVOLUTION})
     assert warnings(_queue({_RANKING: {"delayed": 2}}, served_agents=served), _POLICY) == []
     queue = _queue({_RANKING: {"pending": 2}, _URGENT: {"pending": 9}}, served_agents=served)

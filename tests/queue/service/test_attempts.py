@@ -138,7 +138,7 @@ async def test_a_failure_is_tried_again_after_a_delay(database: Database) -> Non
     assert (attempt["worker_id"], attempt["usage"]) == (worker, {"cpu_seconds": 1})
 
 
-async def test_a_failure_told_twice_counts_once(database: Database) -> None:
+async def test_a_failure_reported_twice_counts_once(database: Database) -> None:
     worker, lease = await holding(database, retry=RetryPolicy(delays_seconds=(3600.0,)))
     assert await _fail(database, worker, lease) == await _fail(database, worker, lease)
     assert (await everything(database, lease.task_id))["failures"] == 1
@@ -175,7 +175,7 @@ async def test_a_release_burns_nothing(database: Database) -> None:
     assert (again.attempt, again.token) == (1, 2)
 
 
-async def test_a_failure_told_again_after_others_took_over_is_answered_as_before(
+async def test_a_failure_reported_again_after_another_lease_is_answered_as_before(
     database: Database, desk: LeaseService
 ) -> None:
     worker, lease = await holding(database)

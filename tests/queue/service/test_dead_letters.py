@@ -60,7 +60,7 @@ async def test_a_call_of_the_lease_that_failed_never_fits_the_next_one(database:
     assert (await everything(database, lease.task_id))["state"] == "executing"
 
 
-async def test_a_requeue_is_told(database: Database) -> None:
+async def test_a_requeue_is_an_event(database: Database) -> None:
     task_id, lease = await failed(database)
     heard: list[News] = []
     database.announcer.subscribe(heard.append)

@@ -49,7 +49,7 @@ async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | No
     return [(move.move, move.old_step, move.new_step, move.by) for move in reversed(found)]
 
 
-async def test_before_anybody_has_looked_everything_is_as_usual(database: Database) -> None:
+async def test_before_the_first_observation_there_is_no_step(database: Database) -> None:
     assert (await standing(database)).ladder.step is DegradationStep.NONE
 
 

@@ -99,7 +99,7 @@ async def test_a_missing_dependency_is_refused_and_nothing_is_kept(database: Dat
     assert await _states(database) == {}
 
 
-async def test_what_was_completed_before_blocks_nobody(database: Database) -> None:
+async def test_a_completed_dependency_blocks_no_task(database: Database) -> None:
     first = (await _submit(database, {}))[0].id
     await _complete_next(database)
     assert (await _submit(database, {"depends_on": [first]}))[0].state is TaskState.PENDING

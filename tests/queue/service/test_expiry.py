@@ -46,7 +46,7 @@ async def test_an_expired_lease_goes_back_and_counts_as_a_rescue(database: Datab
     assert (event["kind"], event["worker_id"], event["token"]) == ("task.expired", worker, 1)
 
 
-async def test_a_lease_that_nobody_acknowledges_goes_back_early(database: Database) -> None:
+async def test_an_unacknowledged_lease_expires_early(database: Database) -> None:
     worker = await ready_worker(database)
     await submitted(database)
     lease = await leased(database, worker, acknowledge=False, policy=LeasePolicy(acknowledge_within_seconds=0))

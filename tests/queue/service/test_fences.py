@@ -99,7 +99,7 @@ async def test_a_token_that_is_yet_to_come(database: Database, desk: LeaseServic
 
 
 @every_call
-async def test_an_expired_lease_that_nobody_has_swept_yet(database: Database, desk: LeaseService, call: Call) -> None:
+async def test_an_expired_lease_before_the_next_sweep(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
     await _expire(database)
     assert await _refused(call, database, desk, worker, lease) is LeaseExpired

@@ -123,7 +123,7 @@ async def test_a_resume_announces_every_lane_of_the_types(connection: AsyncConne
     assert notify.take_notes(connection) == {notify.work(lane): 0.0 for lane in lanes}
 
 
-async def test_another_process_hears_of_the_resume(database: Database, replica: Database) -> None:
+async def test_a_resume_is_announced_to_other_processes(database: Database, replica: Database) -> None:
     broker = Broker(replica, LeasePolicy())
     broker.start()
     try:
@@ -217,7 +217,7 @@ async def test_tasks_that_may_not_run_yet_do_not_wait(database: Database) -> Non
     assert set((await _oldest(database)).values()) == {None}
 
 
-async def test_a_look_knows_of_workers_and_of_turns(database: Database) -> None:
+async def test_a_snapshot_contains_workers_and_turns(database: Database) -> None:
     queue = await _look(database)
     assert (queue.count_age, queue.count_error, queue.served_agents) == (None, 0, frozenset())
     await ready_worker(database)
@@ -260,7 +260,7 @@ async def test_a_long_break_is_caught_up_with_in_several_turns(database: Databas
     assert (await _look(database)).per_second("submitted", timedelta(minutes=5)) == 130_000 / 300
 
 
-async def test_a_look_walks_through_nothing_that_grows_with_the_tasks(own_database: Database) -> None:
+async def test_the_cost_of_a_snapshot_does_not_grow_with_the_tasks(own_database: Database) -> None:
     """Whatever the planner has been told of the tables: not a task, an event or a finished task is read."""
     await submitted(own_database, 500)
     await leased(own_database, await ready_worker(own_database))

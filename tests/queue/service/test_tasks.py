@@ -180,7 +180,7 @@ async def test_a_worker_whose_task_was_cancelled_may_lease_again(database: Datab
     assert (await leased(database, worker)).task_id != lease.task_id
 
 
-async def test_every_move_is_told_in_order(database: Database, desk: LeaseService) -> None:
+async def test_every_transition_is_an_event_in_order(database: Database, desk: LeaseService) -> None:
     task_id = (await submitted(database, goal_id="kepler"))[0]
     worker = await ready_worker(database)
     await desk.complete(completion(worker, await leased(database, worker)))

@@ -157,7 +157,7 @@ async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_
     assert lease.task_id == task_id
 
 
-async def test_what_a_claim_that_fails_had_locked_is_found_by_whoever_passed_over_it(
+async def test_tasks_that_a_failed_claim_had_locked_are_announced_to_brokers_that_skipped_them(
     database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def not_now(*_: object) -> None:
