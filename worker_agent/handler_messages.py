@@ -59,7 +59,8 @@ class HandlerMessages:
     def receive(self, line: bytes) -> None:
         try:
             self._dispatch(read_json_object(line))
-        except (ValueError, TypeError, KeyError):
+        # OverflowError: JSON allows whole numbers that no float can hold.
+        except (ValueError, TypeError, KeyError, OverflowError):
             self.unreadable_count += 1
 
     def take_progress(self) -> Progress | None:

@@ -71,6 +71,15 @@ def test_messages_survive_any_line(line: bytes) -> None:
     HandlerMessages().receive(line)
 
 
+@pytest.mark.parametrize("name", ["percent", "peak_memory_mb", "measured", "postponed"])
+def test_numbers_too_large_for_a_float_are_counted_as_unreadable(name: str) -> None:
+    huge = 10**400
+    values = {"measured": "m", "postponed": {"seconds": huge}}
+    messages = HandlerMessages()
+    messages.receive(json.dumps({name: values.get(name, huge), "value": huge}).encode())
+    assert messages.unreadable_count == 1
+
+
 def test_messages_keep_the_newest_progress_and_the_last_checkpoint() -> None:
     messages = HandlerMessages()
     lines = ({"percent": 10, "checkpoint": {"n": 1}}, {"percent": 400, "message": 5}, {"percent": "much"}, {"sing": 1})
