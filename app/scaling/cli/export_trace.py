@@ -62,6 +62,7 @@ def _completed_tasks(client: Client, filters: dict[str, str | None]) -> Iterator
 def _new(file: Path) -> Iterator[TextIO]:
     """A file that is not left half written."""
     try:
+        # Exclusively: a file that exists is never overwritten.
         text = gzip.open(file, "xt", newline="") if file.suffix == ".gz" else file.open("x", newline="")  # noqa: SIM115
     except OSError as error:
         raise Failure(f"{file} cannot be written: {error.strerror or error}", ExitCode.USAGE) from None

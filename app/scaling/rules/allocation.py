@@ -55,6 +55,7 @@ def allocate(
     agents = _fill(workers, seats)
     today = {worker.worker_id: worker.assigned_agent for worker in workers}
     moved_workers = frozenset(worker_id for worker_id, agent in agents.items() if today[worker_id] is not agent)
+    # By today's assignments: the bottleneck is what the moves are to relieve.
     narrow = bottleneck(loads, Counter(agent for agent in today.values() if agent is not None))
     reason = f"most work per worker: {narrow.value}" if narrow else "no work: workers are shared by weight"
     return Allocation(agents=agents, moved_workers=moved_workers, seats=seats, bottleneck=narrow, reason=reason)
@@ -139,6 +140,7 @@ class _Seating:
     def seat(self, worker: Candidate) -> bool:
         """Find a seat for the worker, if need be by moving others along a shortest augmenting path."""
         able = sorted(worker.capabilities)
+        # A free seat that it can take itself, before any other worker has to move.
         for agent in able:
             if self._has_room(agent):
                 return self._sit(worker, agent)

@@ -22,6 +22,7 @@ from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
 from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
 from app.workers.rules.assignment import Assignment, TaskLimits, assignment_to, largest_limits, usual_limits, within
 
+# A difference of rounding is no change of a weight.
 _EPSILON = 1e-9
 
 
@@ -101,7 +102,9 @@ class Decision:
 def resolve(inputs: DecisionInputs) -> Decision:
     """Decide; the same inputs give the same decision, to the last digit."""
     plan = decide(inputs.snapshot, inputs.policy, inputs.at)
+    # Without a host of ours nothing can be started, and others may act on the target.
     starts = plan.start if inputs.provisions else 0
+    # The ids come from the inputs too, so that a replay names the same workers.
     new_workers = [WorkerId(UUID(int=inputs.first_new_id.int + place)) for place in range(starts)]
     allocation = _allocation(inputs, new_workers)
     weight_changes = _weight_changes(inputs)
@@ -161,6 +164,7 @@ def _best_allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId], ab
         for m in inputs.members
     ]
     candidates += [Candidate(worker_id, able, None) for worker_id in new_workers]
+    # Degradation lowers weights for the allocation only; the weights in force stay.
     return allocate(candidates, inputs.loads, under_degradation(inputs.weights, inputs.step))
 
 
@@ -181,7 +185,7 @@ def _size(inputs: DecisionInputs, agent: AgentType, workers: int) -> tuple[TaskL
     snapshot = SizingSnapshot(
         waiting_seconds_per_worker=load.work_seconds / workers if load else 0.0,
         quality_gain=inputs.quality_gains.get(agent),
-        degraded=inputs.step > DegradationStep.NONE,
+        is_degraded=inputs.step > DegradationStep.NONE,
     )
     return size(snapshot, SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits)))
 
@@ -189,6 +193,7 @@ def _size(inputs: DecisionInputs, agent: AgentType, workers: int) -> tuple[TaskL
 def _assignments(
     inputs: DecisionInputs, agents: Mapping[WorkerId, AgentType], sizes: Mapping[AgentType, tuple[TaskLimits, str]]
 ) -> dict[WorkerId, Assignment]:
+    # Workers of a type share one object, as nearly all get what their type gets.
     usual = {agent: assignment_to(agent, limits) for agent, (limits, _) in sizes.items()}
     assignments = {worker_id: usual[agent] for worker_id, agent in agents.items()}
     for member in inputs.members:

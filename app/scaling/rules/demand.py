@@ -22,6 +22,7 @@ def count_arrivals(
     previous: Mapping[Lane, int], pending: Mapping[Lane, int], leases: Mapping[Lane, int]
 ) -> dict[Lane, int]:
     """Tasks that came between two readings, by lane: growth of the pending tasks plus those leased meanwhile."""
+    # Tasks that were cancelled meanwhile make it too small, tasks that came back too large: both are few.
     lanes = {*previous, *pending, *leases}
     arrivals = {lane: pending.get(lane, 0) - previous.get(lane, 0) + leases.get(lane, 0) for lane in lanes}
     return {lane: tasks for lane, tasks in sorted(arrivals.items()) if tasks > 0}

@@ -78,6 +78,7 @@ def update(
     previous: Estimates | None, reading: CounterReading, policy: ScalingPolicy, service_policy: ServiceTimePolicy
 ) -> Estimates:
     """The estimates after one more reading of the counters; the first reading only sets the baseline."""
+    # The totals before the first reading belong to an unknown span of time, so nothing is learned from them.
     if previous is None:
         return Estimates(
             at=reading.at,
@@ -86,6 +87,7 @@ def update(
             totals=reading.totals,
             workers=reading.workers,
         )
+    # Never negative, also when the clock of the database was set back.
     seconds = max(0.0, (reading.at - previous.at).total_seconds())
     arrivals = Arrivals(seconds=seconds, tasks=_arrivals(previous, reading))
     return Estimates(
@@ -145,6 +147,7 @@ def _idle_history(
 ) -> tuple[IdleSample, ...]:
     """The history with the idle workers of this reading; one that left by itself is not counted as having idled."""
     history = idle.extend_history(previous.idle_history, IdleSample(seconds=seconds, idle=reading.idle), policy.idle)
+    # Workers that ended without a decision took their idle time along.
     departures = previous.workers - reading.workers
     return idle.without_workers(history, departures) if departures > 0 else history
 

@@ -75,6 +75,7 @@ def inputs_text(inputs: DecisionInputs) -> str:
             "mode": inputs.mode,
             "policy": _policy(inputs.policy),
             "snapshot": _snapshot(inputs.snapshot),
+            # One character for each worker, in the order of the roster.
             "assigned": "".join([_LETTERS[m.assigned_agent] for m in inputs.members]),
             "busy": "".join(["1" if m.busy else "0" for m in inputs.members]),
             "loads": {agent: [load.work_seconds, load.oldest_age_seconds] for agent, load in inputs.loads.items()},
@@ -218,6 +219,7 @@ def _weight_reason(inputs: DecisionInputs, agent: AgentType) -> str:
 
 def _policy(policy: ScalingPolicy) -> dict[str, Any]:
     document = asdict(policy)
+    # The stored key is older than the name of the field.
     document["spare"] = document.pop("idle")
     return document
 

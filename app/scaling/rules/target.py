@@ -152,6 +152,7 @@ class ScalingPlan:
 def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
     """Decide the size of the pool: bounds come first, then growth while tasks wait, and shrinking once none does."""
     workers = snapshot.workers
+    # The bounds hold in every mode and whatever is measured, so they come before everything else.
     if workers < policy.min_workers:
         reason = f"{plural(workers, 'worker')}, and the minimum is {policy.min_workers}"
         return _plan(snapshot, policy, now, policy.min_workers, reason, hurry=bool(snapshot.waiting))
@@ -170,11 +171,11 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
 def required_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
     """The smallest pool with which every waiting task starts within its budget; never more than there are tasks.
 
-    Walk the groups in the order of dispatch, with k tasks and W seconds of work so far, `one` the shortest task and
-    left = max(0, budget - age). The pool starts `capacity` of that work in time: left for each idle worker,
-    `work_started_in_time` for the busy ones, and left + one less the rest of its start for each starting one. A new
-    worker starts max(0, left - start_seconds) + one, as its last task need only begin. The result is
-    min(n + ceil(max((W - capacity) / new)), k + busy) for a pool of n.
+    Walk the groups in the order of dispatch, with k tasks and W seconds of work so far, the shortest task, and
+    remaining = max(0, budget - age). The pool starts `capacity` of that work in time: remaining for each idle worker,
+    work_started_in_time() for the busy ones, and remaining + shortest less the rest of its start for each starting
+    one. A new worker starts max(0, remaining - start_seconds) + shortest, as its last task need only begin. The result
+    is min(n + ceil(max((W - capacity) / new)), k + busy) for a pool of n.
     """
     tasks, work, shortest, extra = 0, 0.0, math.inf, 0.0
     starting, until_ready, mean = len(snapshot.starting), sum(snapshot.starting), snapshot.running_mean_seconds
@@ -191,10 +192,12 @@ def required_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
         else:
             busy_capacity = work_started_in_time(snapshot.busy, mean, remaining, shortest, policy.deviations)
             capacity = snapshot.idle * remaining + busy_capacity
+        # Starting workers work only once they are ready; each may begin its last task at the end of the budget.
         capacity += max(0.0, starting * (remaining + shortest) - until_ready)
         if work > capacity:
             new_worker = max(0.0, remaining - snapshot.start_seconds) + shortest
             extra = max(extra, (work - capacity) / new_worker)
+    # More workers than tasks could not help, whatever the estimates say.
     return min(snapshot.workers + math.ceil(extra), tasks + snapshot.busy)
 
 
@@ -235,6 +238,7 @@ def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Scal
 
 def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | None:
     """Why more workers would not help; None when workers are what is short."""
+    # Where workers idle while tasks wait, something other than workers is short.
     busy_share = snapshot.busy / snapshot.ready if snapshot.ready else 1.0
     if busy_share >= policy.scale_up_threshold:
         return None
@@ -252,6 +256,7 @@ def _clamp(required: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> t
     """
     workers = snapshot.workers
     limits = [
+        # One worker more is always allowed, or a small pool whose step is a quarter could never grow.
         (_step(policy), max(workers + 1, math.floor(policy.growth * workers))),
         (f"max_workers is {policy.max_workers}", policy.max_workers),
         (f"{plural(snapshot.draining, 'draining worker')} still count", policy.max_workers - snapshot.draining),
@@ -278,6 +283,7 @@ def _step(policy: ScalingPolicy) -> str:
 
 
 def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
+    # A busy pool keeps its idle workers for longer, as its next burst is nearer.
     busy = snapshot.busy >= policy.scale_down_threshold * snapshot.ready
     extra, seconds = surplus(snapshot.idle_history, snapshot.idle, policy.idle, busy=busy)
     unclamped = snapshot.workers - extra

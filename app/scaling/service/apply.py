@@ -111,6 +111,7 @@ def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
     if not decision.plan.remove_idle and not decision.plan.drain_busy:
         return []
     ready = [w for w in pool.workers if w.state == WorkerState.READY and w.provisioner is not None]
+    # The highest slots leave first, so that the slots in use stay dense.
     ready.sort(key=lambda worker: -(worker.slot or 0))
     idle = [worker.id for worker in ready if not worker.busy]
     busy = [worker.id for worker in ready if worker.busy]
@@ -123,6 +124,7 @@ async def _resize(
     """Let every host keep the workers that stay, are due and are new; return the number of hosts that changed."""
     resized_hosts = 0
     for host in pool.hosts:
+        # A host must keep what it is about to start, or its own loop would drain it as surplus.
         staying = sum(w.state != WorkerState.DRAINING and w.id not in drained_ids for w in pool.of(host))
         size = staying + due_starts[host] + starts.get(host, 0)
         if size != host.size:

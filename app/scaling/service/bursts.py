@@ -24,6 +24,7 @@ from app.scaling.service import state
 from app.scaling.service.snapshot import SERVICE_TIMES
 
 log = logging.getLogger(__name__)
+# Seconds after which the outlook is read again; an older one counts work that the last decision knew already.
 _TRUST_SECONDS = 1.0
 
 
@@ -58,6 +59,7 @@ class Bursts:
         moment, outlook = time.monotonic(), self._outlook
         if moment - self._read_at > _TRUST_SECONDS and (self._reading is None or self._reading.done()):
             self._read_at = moment
+            # Beside the submission, which must not wait for a connection.
             self._reading = asyncio.create_task(self._refresh(), name="outlook of the pool")
         if outlook is None or outlook.policy.fixed:
             return

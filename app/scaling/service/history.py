@@ -120,6 +120,7 @@ def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:
         policy = target.scaling_policy(document, mode)
         inputs = replace(inputs, limits=document.resource_limits)
         if variation.weights_changed:
+            # Otherwise the weights stay those in force then, which performance may have adjusted.
             weights, _ = rules.effective_weights(document)
             inputs = replace(inputs, weights=weights, weight_reasons={})
     if variation.wait_target_seconds is not None:

@@ -83,6 +83,7 @@ async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
 
 def reading(queue: Queue, workers: Sequence[Worker], size: int, moment: datetime) -> CounterReading:
     """The counters as the estimates take them; nobody counts as idle while a task waits."""
+    # An idle worker beside waiting tasks is about to lease one, or cannot run them: neither is a reason to shrink.
     waits = any(queue.waits.values())
     return CounterReading(
         at=moment,
@@ -148,6 +149,7 @@ def pool_snapshot(
 
 def cpu(pool: Pool, ready: Sequence[Worker]) -> float | None:
     """CPU use as a share of 1: the mean of the hosts or that of the workers, whichever is more; None: not measured."""
+    # Hosts see other programs too; workers elsewhere have no host that reports.
     host_shares = [host.cpu_share for host in pool.hosts if host.cpu_share is not None]
     shares = [min(1.0, w.cpu_percent / 100 / w.cpu_cores) for w in ready if w.cpu_percent is not None and w.cpu_cores]
     means = [fmean(values) for values in (host_shares, shares) if values]
@@ -164,6 +166,7 @@ def _fixed_size(pool: Pool) -> int | None:
 
 
 def _totals(totals: Iterable[EventTotal]) -> tuple[dict[Lane, int], dict[AgentType, TaskTotals]]:
+    # Leases by lane, as arrivals are; ends by agent type, as service times are.
     leases: dict[Lane, int] = {}
     by_agent: dict[AgentType, TaskTotals] = defaultdict(TaskTotals)
     for total in totals:

@@ -94,6 +94,7 @@ async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
 
 async def _is_due(connection: AsyncConnection, previous: ScalingState, effective: Effective, moment: datetime) -> bool:
     """Due when the last decision said, at the latest a tick after it, and sooner when a burst has come."""
+    # Checked once a second, so a decision is due a second before its tick, lest it come a second after.
     since = (moment - previous.estimates.at).total_seconds()
     policy = scaling_policy(effective.document, effective.mode)
     if since >= policy.tick_seconds - LOOK_SECONDS or previous.brief.get("config_version") != effective.version:
@@ -102,6 +103,7 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
         return False
     if since >= previous.again_after_seconds:
         return True
+    # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment)).waits
     work = sum(tasks * _task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
     return not policy.fixed and is_burst(work, previous.estimates.workers, since, policy)
@@ -115,6 +117,7 @@ async def observe(
     moment: datetime,
 ) -> DecisionContext:
     """Read all that a decision depends on, and hold the pool until the transaction ends."""
+    # Whoever counts the pool and adds to it must be alone, or two could fill the same room.
     await hosts.lock_pool(connection)
     # Finding the busy workers takes the server as long as all the rest, so another connection does it meanwhile. It
     # sees the same, as this transaction has written nothing about workers so far.
@@ -124,6 +127,7 @@ async def observe(
         queue = await snapshots.queue(connection, moment)
         pool = await roster_service.pool(connection, previous.estimates.at if previous else None, busy)
     finally:
+        # Without effect once it was awaited; after a failure nobody waits for it any more.
         busy.cancel()
     return DecisionContext(
         at=moment,
@@ -160,6 +164,7 @@ async def record_and_apply(
         ),
     )
     applied = await apply.apply_decision(connection, decision, context.pool, context.due_starts)
+    # By the changes that were made, not by the plan: workers may have ended since they were read.
     size = decision.plan.current + applied.started - applied.drained
     counts = applied.nonzero_counts()
     new_state = _new_state(context, result, applied.drained, size, decision_id)

@@ -92,6 +92,7 @@ def compare(
 
 def _baseline(name: str, workload: Workload, world: World) -> Scaler:
     if name == STATIC:
+        # The size that the mean load needs at 70 % use, which in life is known only afterwards.
         span = max(1.0, workload.span_seconds)
         return Static(world.min_workers, world.max_workers, size=math.ceil(workload.work_seconds / span / 0.7))
     return BASELINES[name](world.min_workers, world.max_workers)

@@ -93,6 +93,7 @@ class _Engine:
         next_job, count = 0, len(arrivals)
         horizon = self._workload.span_seconds + self._world.tail_seconds
         while True:
+            # At one moment workers become ready and decisions are made first, then tasks arrive, then tasks end.
             arrival = arrivals[next_job] if next_job < count else _NEVER
             end = ends[0][0] if ends else _NEVER
             control = min(starting[0], self._next_decision) if starting else self._next_decision
@@ -148,6 +149,7 @@ class _Engine:
         self._service.observe(AGENTS[kind], seconds)
         if self._shares:
             self._shares.observe(AGENTS[kind], seconds)
+        # Workers are alike, so the first that is free leaves in place of the one that was told to.
         if self._pool.draining:
             self._pool.leave(now)
             return

@@ -74,6 +74,7 @@ class Pool:
     def _shrink(self, count: int, now: float, *, cancel_starting: bool) -> None:
         self.settle(now)
         cancellations = min(count, len(self.starting)) if cancel_starting else 0
+        # The latest to be ready are cancelled first.
         del self.starting[len(self.starting) - cancellations :]
         idle = min(count - cancellations, self.idle)
         self.idle -= idle

@@ -71,6 +71,7 @@ def workload(name: str, jobs: Iterable[Job], *, assumption: str = "") -> Workloa
 
 def repeat_workload(once: Workload, times: int) -> Workload:
     """The workload again and again, to fill a day with an hour's trace."""
+    # Between two rounds lies the mean gap between two arrivals.
     span = once.span_seconds + (once.span_seconds / max(1, len(once) - 1))
     arrivals = (arrival + span * time for time in range(times) for arrival in once.arrivals)
     return Workload(

@@ -74,6 +74,7 @@ _READ_STATE = text("""
 SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1) one LEFT JOIN scaling_state ON true
 """)
 
+# The setting is local to the transaction, so that only this commit does not wait for the disk.
 _WRITE_STATE = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
 ON CONFLICT (is_only) DO UPDATE SET decided_at = excluded.decided_at, content = excluded.content

@@ -1,4 +1,4 @@
-"""What the scaling loop has decided, each with all that it saw; and what it has to remember until the next time."""
+"""Tables of decisions with their inputs, and of the one row of state between two decisions."""
 
 from sqlalchemy import (
     JSON,
@@ -38,7 +38,7 @@ decisions = Table(
     Index("decisions_changes", "id", postgresql_where=text("decision_type <> 'maintain'")),
 )
 
-# Who the workers were: the long part of what decisions see. It changes seldom, so that many decisions share a row.
+# Ids and capabilities of the workers: the long part of the inputs. It seldom changes, so many decisions share a row.
 rosters = Table(
     "rosters",
     metadata,

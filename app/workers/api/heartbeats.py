@@ -122,6 +122,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         "lease_expires_at": reply.lease_expires_at,
         "assignment": _assignment(reply, limits, call.assignment),
     }
+    # Parts that are JSON text already are joined as they are, without a model that would parse and validate them.
     texts = {"directives": json.dumps(_directives(reply, beat)), "degradation": advice.text(services)}
     return answer(join(fields, texts))
 

@@ -97,6 +97,7 @@ def ids_of(client: Client, workers: list[str]) -> list[str]:
     """Ids of workers given by id or by name, names being looked up among the live ones. Raises Failure."""
     if all(_is_id(worker) for worker in workers):
         return workers
+    # All names are resolved before the first call, so that a wrong one stops the command before it did anything.
     ids_by_name = {worker["name"]: worker["worker_id"] for worker in all_workers(client, with_ended=False)}
     unknown = [worker for worker in workers if not _is_id(worker) and worker not in ids_by_name]
     if unknown:

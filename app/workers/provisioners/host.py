@@ -17,9 +17,6 @@ _GROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
 
-_CGROUP = Path("/sys/fs/cgroup")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Use in percent of all there is; None where it could not be measured."""
@@ -45,6 +42,7 @@ class Machine:
         shares = [
             100.0 * max(0.0, seconds - self._cpu_times[name][0]) / (interval * cores)
             for name, (seconds, cores) in cpu_times.items()
+            # A group that has appeared since the last reading has no interval yet.
             if name in self._cpu_times and interval > 0
         ]
         self._at, self._cpu_times = now, cpu_times
@@ -124,7 +122,7 @@ class Room:
 class Gauge:
     """Meter of the capacity of this machine; the processor is measured from one reading to the next."""
 
-    def __init__(self, machine: Machine | None = None, cgroup: Path = _CGROUP) -> None:
+    def __init__(self, machine: Machine | None = None, cgroup: Path = _GROUPS) -> None:
         self._machine = machine or Machine()
         self._cgroup = cgroup
 

@@ -63,6 +63,7 @@ class LocalProvisioner:
 
     def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
         """SIGTERM now, which drains; SIGKILL to its whole session when the grace is over."""
+        # Once: a repetition must not begin the grace anew.
         if worker_id not in self._stopping:
             task = asyncio.create_task(self._end(handle, grace_seconds), name=f"stop {worker_id}")
             self._stopping[worker_id] = task
@@ -73,6 +74,7 @@ class LocalProvisioner:
         for worker_id, handle in (await self.find()).items():
             self.stop(worker_id, handle, grace_seconds)
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
+        # The watchers report the exits, for which they need the database a moment longer.
         if self._watchers:
             await asyncio.wait(self._watchers.values(), timeout=_REPORT_SECONDS)
 
@@ -93,7 +95,9 @@ class LocalProvisioner:
     def _find(self) -> dict[UUID, Handle]:
         handles = {}
         for process in psutil.process_iter():
+            # Processes of other users cannot be read, and are not ours.
             with contextlib.suppress(psutil.Error, OSError, ValueError):
+                # Only leaders of sessions are workers: handlers of tasks inherit the environment with the token.
                 if process.status() == psutil.STATUS_ZOMBIE or os.getsid(process.pid) != process.pid:
                     continue
                 variables = process.environ()
@@ -112,6 +116,7 @@ class LocalProvisioner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                # Signals to our own session, such as Ctrl-C, must not reach it: it is stopped in order.
                 start_new_session=True,
             )
         self._children[child.pid] = child
@@ -130,6 +135,7 @@ class LocalProvisioner:
     async def _watch(self, worker_id: UUID, handle: Handle) -> None:
         try:
             await _exit(handle)
+            # Handlers of tasks may outlive a worker that was killed.
             _end_session(handle)
             child = self._children.pop(handle["pid"], None)
             code = child.wait(timeout=5) if child else None

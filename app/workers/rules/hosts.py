@@ -84,6 +84,7 @@ def spread(hosts: Sequence[Host], new: int, policy: HostPolicy) -> Mapping[Host,
     room_left = {host: _max_workers(host, policy) - host.workers for host in hosts}
     counts = dict.fromkeys(hosts, 0)
     for _ in range(new if hosts else 0):
+        # Ties go by name, so that the same hosts get the same workers again.
         roomiest = max(hosts, key=lambda host: (room_left[host] - counts[host], host.host))
         counts[roomiest] += 1
     return counts

@@ -88,6 +88,7 @@ def plan(snapshot: PoolSnapshot) -> PoolPlan:
     Without a `room` draining workers keep their place, so the pool never exceeds its size while one leaves.
     """
     staying = [member for member in snapshot.members if not member.leaving]
+    # One direction at a time: a pool that shrinks starts nothing, not even in a slot that lost its worker.
     surplus = len(staying) - snapshot.size
     if surplus > 0:
         leavers = sorted(staying, key=leaving_order)[:surplus]

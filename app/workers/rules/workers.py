@@ -93,4 +93,5 @@ def should_hold_back(
         return False
     if held_back_seconds is not None:
         return held_back_seconds <= policy.heartbeat_interval_seconds
+    # A sweep that was away for 10 s slept or stalled with everything around it, heartbeats included.
     return seconds_since_last_sweep > 10 or (overdue_count >= 2 and overdue_count * 2 > live_count)

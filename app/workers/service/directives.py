@@ -40,6 +40,7 @@ async def direct(connection: AsyncConnection, worker_id: UUID, order: Order) -> 
     by it. Raises WorkerNotFound, WorkerGone.
     """
     changed_workers = await store.direct(connection, WorkerSelector(ids=[worker_id]), order.directive, order.reason)
+    # Read after the update, so that the answer shows the worker with its directive.
     row = await workers.read(connection, worker_id)
     if row is None:
         raise WorkerNotFound

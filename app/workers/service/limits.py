@@ -29,6 +29,7 @@ async def read_limits(
 
     The `limits` of the configuration say how much memory a worker needs.
     """
+    # Workers that others run elsewhere take no room on our hosts.
     elsewhere = workers - sum(host.workers for host in hosts)
     by_host = rules.host_limits(hosts, elsewhere, policy_for(limits or LimitsConfig()))
     capacity = await usage.call_capacity(connection, _SPAN)

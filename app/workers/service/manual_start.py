@@ -43,6 +43,7 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     They stay until the scaling loop finds that they idle, or, where the size of the pool is fixed, until their host
     leaves; lost ones are replaced.
     """
+    # The ids derive from the request, so that its repetition finds the workers of the first by id.
     ids = [uuid5(order.request_id, str(place)) for place in range(order.count)]
     # The lock first: the same order may be on its way a second time at this very moment.
     await hosts.lock_pool(connection)
@@ -92,6 +93,7 @@ async def _new_workers(connection: AsyncConnection, pool: Pool, due: DueStarts, 
         new_workers += [
             NewWorker(id=next(remaining), provisioner=host.provisioner, host=host.host, slot=slot) for slot in slots
         ]
+        # Beyond the size of the host, or its own loop would drain them as surplus.
         await hosts.enlarge(connection, host, count)
     return new_workers
 

@@ -99,6 +99,7 @@ async def provision(database: Database, provisioner: Provisioner) -> int:
         try:
             handle = await provisioner.start(launch.worker_id, launch.name)
         except OSError as error:
+            # At once, so that the slot gets another without waiting for the start deadline.
             await report_exit(database, launch.worker_id, f"could not be started: {error}", WorkerState.FAILED)
             continue
         async with database.transaction() as connection:
@@ -129,6 +130,7 @@ async def reconcile(database: Database, provisioner: Provisioner, stop_grace_sec
             await report_exit(database, worker.worker_id, "the process was gone when we looked")
         elif (handle := worker.handle or process) is not None:
             counts["adopted"] += await _adopt(database, provisioner, worker, handle)
+            # It was to stop before we crashed, and the grace that would have ended it was lost with us.
             if worker.directive in (Directive.STOP, Directive.RESTART):
                 provisioner.stop(worker.worker_id, handle, stop_grace_seconds)
     for worker_id, handle in running.items():
@@ -141,6 +143,7 @@ async def _adopt(
     database: Database, provisioner: Provisioner, worker: pool.ManagedWorker, handle: dict[str, Any]
 ) -> int:
     provisioner.adopt(worker.worker_id, handle)
+    # Without a handle the process had started when we crashed, but its row did not say so yet.
     if worker.handle is not None:
         return 0
     async with database.transaction() as connection:

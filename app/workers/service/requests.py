@@ -26,6 +26,7 @@ def due_starts(pool: Pool, max_workers: int) -> dict[Host, int]:
     for host in pool.hosts:
         workers = pool.of(host)
         restarts = sum(worker.restarting for worker in workers)
+        # Successors of restarting workers need no room of their own.
         due[host] = min(room + restarts, vacancies(host, workers))
         room -= max(0, due[host] - restarts)
     return due
@@ -45,5 +46,6 @@ async def new_slots(connection: AsyncConnection, pool: Pool, host: Host, due: in
     members = [
         PoolMember(worker_id=w.id, slot=w.slot, leaving=False, busy=w.busy) for w in pool.of(host) if w.slot is not None
     ]
+    # Enough to choose from when the due and the resting slots are left out.
     free = free_slots(members, vacated_slots, due + count + len(resting))
     return [slot for slot in free[due:] if slot not in resting][:count]

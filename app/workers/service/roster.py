@@ -41,6 +41,7 @@ async def pool(
     """Read every live worker and every host; for `since` and `busy` see `roster.read` of the store."""
     live = await hosts.live(connection)
     workers = await roster.read(connection, since, busy)
+    # Grouped once, as the workers of every host are looked up several times in a decision.
     by_host: dict[tuple[str | None, str | None], list[Worker]] = defaultdict(list)
     for worker in workers:
         by_host[worker.provisioner, worker.host].append(worker)

@@ -48,6 +48,7 @@ async def register(
     `launch_token` is the id under which a provisioner requested the worker. Raises WorkerGone when that has ended.
     """
     if launch_token is not None:
+        # The token is the id of the row that was inserted with the request.
         worker_id = launch_token
         identity = await workers.register_launched(connection, worker_id, registration)
         if identity is None:
@@ -58,6 +59,7 @@ async def register(
         await supersede(connection, registration.name)
         identity = await workers.register(connection, worker_id, registration)
     name, incarnation = identity
+    # A key of its own, so that no worker can report or lease for another.
     _, key = await create_key(connection, Role.WORKER, f"worker {name}/{incarnation}", worker_id)
     return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
@@ -81,6 +83,7 @@ class Heartbeats:
         """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound."""
         reply = await self._beats(beat)
         if reply is None:
+            # Rare, so the reason is read only now, and not for every heartbeat of a batch.
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
         assert reply is not None

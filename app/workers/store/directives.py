@@ -54,7 +54,8 @@ class DirectedWorker:
 _SELECTABLE = f"""{LIVE}
     AND (directive IS NULL OR directive = ANY (CAST(:weaker AS text[])))"""
 
-# In the order of ids, in which heartbeats lock workers too, or the two could deadlock.
+# In the order of ids, in which heartbeats lock workers too, or the two could deadlock. A worker that starts keeps its
+# state: it gets the directive with its first heartbeat.
 _DIRECT = """
 WITH selected AS MATERIALIZED (
     SELECT id, directive FROM workers WHERE {where} ORDER BY id LIMIT :limit FOR NO KEY UPDATE

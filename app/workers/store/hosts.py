@@ -30,6 +30,7 @@ class Report:
 # Whoever counts live workers and then adds some must be alone, or two could fill the same room.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener pool', 0))")
 
+# A host that comes back soon keeps the size that the scaling loop gave it.
 _REPORT = text(f"""
 INSERT INTO hosts AS stored (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, cpu_share,
                             seen_at)

@@ -12,7 +12,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
-from app.kernel.ids import WorkerId
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
@@ -36,6 +35,7 @@ FROM (SELECT * FROM replacements ORDER BY id DESC LIMIT :newest) latest
 _PRUNE = deletion("replacements", "detected_at < now() - make_interval(days => :days)", "id")
 
 
+# Live workers and recently ended ones are read by an index each; one condition for both would read all workers.
 _SLOTS = text(f"""
 SELECT host, slot,
        count(*) FILTER (WHERE ended_at - requested_at < make_interval(secs => :young)
@@ -82,7 +82,7 @@ class ManagedWorker:
 
 
 _MEMBERS = text(f"""
-SELECT w.id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
+SELECT w.id AS worker_id, w.slot, w.state = 'draining' OR w.directive IS NOT NULL AS leaving,
        held.id IS NOT NULL AS busy, coalesce(w.directive = 'restart', false) AS restarting
 FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
@@ -101,7 +101,8 @@ WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
 GROUP BY w.host, w.slot
 """
 
-# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline ends.
+# Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline ends. Rows that
+# another run of the loops is claiming are skipped, so that no worker is started twice.
 _CLAIM_LAUNCHES = text("""
 UPDATE workers SET launched_at = now() WHERE id IN (
     SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host
@@ -116,17 +117,20 @@ SELECT w.id AS worker_id, w.name, w.slot, w.state, w.handle, w.directive FROM wo
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
+# Once for each lost worker, however often its loss is reported.
 _OPEN = text("""
 INSERT INTO replacements (lost_worker_id, slot, worker_name, cause, detected_at)
 VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTHING
 """)
 
+# Of several open losses of the slot the new worker follows the newest.
 _ANSWER = text("""
 UPDATE replacements SET worker_id = :worker_id, requested_at = now()
 WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :name AND worker_id IS NULL
             ORDER BY id DESC LIMIT 1)
 """)
 
+# A worker that restarts leaves no replacement, since nothing was lost; its slot counts as vacated for a minute.
 _VACATED = text("""
 SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
 UNION
@@ -136,6 +140,7 @@ WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.direct
   AND NOT EXISTS (SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation)
 """)
 
+# The first time counts: a worker whose answer was lost registers again.
 _MARK = {
     "started_at": text("UPDATE replacements SET started_at = coalesce(started_at, now()) WHERE worker_id = :id"),
     "registered_at": text(
@@ -156,16 +161,7 @@ SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested
 async def members(connection: AsyncConnection, provisioner: str, host: str) -> list[PoolMember]:
     """The live workers of one provisioner on one host."""
     rows = (await connection.execute(_MEMBERS, {"provisioner": provisioner, "host": host})).mappings()
-    return [
-        PoolMember(
-            worker_id=WorkerId(row["id"]),
-            slot=row["slot"],
-            leaving=row["leaving"],
-            busy=row["busy"],
-            restarting=row["restarting"],
-        )
-        for row in rows
-    ]
+    return [PoolMember(**row) for row in rows]
 
 
 async def young_deaths(

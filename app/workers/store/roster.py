@@ -54,7 +54,8 @@ ASSIGNED_FIELDS = slice(Worker._fields.index("assigned_agent"), Worker._fields.i
 _COLUMNS = tuple(f"assigned_{field}" for field in Assignment._fields)
 ASSIGNED = ", ".join(_COLUMNS)
 
-# now() is when the transaction began: a first heartbeat that came later is counted by the next decision, once.
+# A worker with a directive leaves, whatever its state, and counts as draining. now() is when the transaction began: a
+# first heartbeat that came later is counted by the next decision, once.
 _READ = f"""
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN array_to_string(w.capabilities, ',') END AS capabilities,

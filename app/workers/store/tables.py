@@ -1,4 +1,4 @@
-"""The pool: workers, their replacements, who may call, and the turns of background duties."""
+"""Tables of workers, replacements, hosts, keys, and the turns of background duties."""
 
 from sqlalchemy import (
     BigInteger,
@@ -68,7 +68,7 @@ workers = Table(
 Index("workers_ended", workers.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
 Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)
 Index("workers_live_name", workers.c.name, unique=True, postgresql_where=text(LIVE))
-# How often workers died lately is asked every two seconds, however many are remembered.
+# Recent deaths are counted every two seconds, however many ended workers are stored.
 Index("workers_died", workers.c.ended_at, postgresql_where=text("state IN ('lost', 'failed')"))
 
 replacements = Table(
@@ -88,7 +88,7 @@ replacements = Table(
 )
 Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
 
-# Machines on which a provisioner starts workers; each says regularly how it is, and is told how many it is to keep.
+# Machines on which a provisioner starts workers; each reports regularly, and reads the number that it is to keep.
 hosts = Table(
     "hosts",
     metadata,

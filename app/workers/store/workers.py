@@ -92,7 +92,8 @@ RETURNING name, incarnation
 """)
 
 # Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
-# lock first, as an UPDATE alone would lock in the order of its join.
+# lock first, as an UPDATE alone would lock in the order of its join. A lease that is not acknowledged is not renewed,
+# so that one whose answer was lost expires soon.
 _BEAT = f"""
 WITH beat AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
@@ -131,6 +132,7 @@ _LIVENESS = text(f"""
 SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
+# The condition on the state makes the transition legal and unique: of two that end a worker one gets the row.
 _END = text("""
 UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
 WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner

@@ -16,7 +16,7 @@ snapshots = st.builds(
     SizingSnapshot,
     waiting_seconds_per_worker=st.floats(0, 1000),
     quality_gain=st.one_of(st.none(), st.floats(-1, 1)),
-    degraded=st.booleans(),
+    is_degraded=st.booleans(),
 )
 
 
@@ -40,7 +40,7 @@ def test_more_where_quality_still_improves_and_nothing_waits() -> None:
      (0.0, 0.5, True, "short")],
 )  # fmt: skip
 def test_base_otherwise(waiting: float, gain: float | None, degraded: bool, why: str) -> None:
-    snapshot = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=gain, degraded=degraded)
+    snapshot = SizingSnapshot(waiting_seconds_per_worker=waiting, quality_gain=gain, is_degraded=degraded)
     found, reason = size(snapshot, POLICY)
     assert found == BASE
     assert why in reason
