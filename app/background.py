@@ -27,7 +27,7 @@ from app.loops.schedule import (
     webhook_jobs,
 )
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import policy_of
+from app.queue.service.admission import capacity_policy
 from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
@@ -76,7 +76,7 @@ def _context(
     return Context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
-        capacity=policy_of(settings),
+        capacity=capacity_policy(settings),
         health=HealthPolicy(
             heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
             lost_after_seconds=settings.lost_after_seconds,

@@ -30,7 +30,7 @@ from app.logs import set_up_logging
 from app.queue.api.event_stream import EventReaders
 from app.queue.broker.broker import Broker
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import Admission, policy_of
+from app.queue.service.admission import Admission, capacity_policy
 from app.queue.service.leases import LeaseService
 from app.queue.service.tasks import Intake
 from app.scaling.service import state
@@ -53,7 +53,7 @@ def services_for(settings: Settings, database: Database) -> Services:
     health = HealthPolicy(
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds, lost_after_seconds=settings.lost_after_seconds
     )
-    capacity = policy_of(settings)
+    capacity = capacity_policy(settings)
     broker = Broker(database, leases, on_first_leases=pool.record_first_leases)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)

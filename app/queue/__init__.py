@@ -1,1 +1,1 @@
-"""Tasks: submitted, queued fairly, leased one each, completed, retried or given up; and the events that tell of it."""
+"""Tasks: submitted, queued fairly, leased one each, completed, retried or given up; and the events that record it."""

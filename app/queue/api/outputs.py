@@ -83,7 +83,7 @@ async def _parse_token(connection: AsyncConnection, text: str | None) -> Cursor:
 
 
 def _token(cursor: Cursor) -> str:
-    # The letter tells it from a cursor of events, which looks alike: `GET /events` must not take a token for one.
+    # The letter distinguishes it from a cursor of events, so that neither route accepts the other's by mistake.
     return f"o{cursor}"
 
 

@@ -79,7 +79,7 @@ class LaneView:
     def width(self, lane: Lane) -> int:
         """Number of waiting workers that may claim from a lane at once.
 
-        When a single task arrives, hundreds of idle workers need not all be looked up in vain.
+        When a single task arrives, a claim for hundreds of idle workers would lock and read for all of them in vain.
         """
         return self._widths.get(lane, _INITIAL_WIDTH)
 

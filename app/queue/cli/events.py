@@ -1,4 +1,4 @@
-"""`convener events`: what has happened to tasks, and what happens now."""
+"""`convener events`: past events in pages, or new ones as they happen."""
 
 import json
 import time

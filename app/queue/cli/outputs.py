@@ -1,4 +1,4 @@
-"""`convener outputs`: what agents have produced, from a token on."""
+"""`convener outputs`: results of completed tasks, from a continuation token on."""
 
 import json
 from datetime import datetime

@@ -176,8 +176,8 @@ def release_hold(ladder: Ladder, reason: str, now: datetime, policy: LadderPolic
 def effective_step(ladder: Ladder, now: datetime) -> DegradationStep:
     """The step in force.
 
-    One that expired a while ago counts as NONE although it is still written down: where the loops are down, nobody
-    would ever undo it.
+    One that expired a while ago counts as NONE although it is still stored: while the loops are down, no duty undoes
+    it.
     """
     is_over = ladder.expires_at is not None and now >= ladder.expires_at + _EXPIRY_GRACE
     return DegradationStep.NONE if is_over else ladder.step

@@ -26,7 +26,7 @@ _UNSEEN_SHARE = 0.1
 _SAFE_SHARE = 0.5
 
 
-def policy_of(settings: Settings) -> CapacityPolicy:
+def capacity_policy(settings: Settings) -> CapacityPolicy:
     """The capacity policy of the settings."""
     return CapacityPolicy(
         max_queue_size=settings.max_queue_size,

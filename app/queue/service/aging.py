@@ -28,7 +28,7 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
         raised_count += raised_tasks.tasks
         if raised_tasks.since is not None and raised_tasks.until is not None:
             positions[step.priority.name] = raised_tasks.until.isoformat()
-            # They bring their age along, so the next priority is looked through again from theirs.
+            # They bring their age along, so the next priority is searched again from there.
             _move_back(positions, Priority(step.priority + 1), raised_tasks.since)
     urgent_count = await aging.expedite(connection, policy.urgent_within)
     return {"aged": raised_count, "urgent": urgent_count, "stood": positions}

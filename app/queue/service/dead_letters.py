@@ -53,7 +53,7 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
     letter = await dead_letters.find_one(connection, task_id)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
         return
-    # Nothing was requeued; the state of the task tells whether that is an error.
+    # Nothing was requeued; whether that is an error depends on the state of the task.
     task = await tasks.read(connection, task_id)
     if task is None:
         raise DeadLetterNotFound

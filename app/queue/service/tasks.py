@@ -62,7 +62,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """On what terms tasks are taken in: without an admission there is always room, without a window no duplicate.
+    """Terms on which tasks are accepted: without an admission there is always room, without a window no duplicate.
 
     `on_submitted` is called with the types of the tasks that may run at once, before the commit.
     """
