@@ -185,10 +185,7 @@ def pool_jobs(provisioner: Provisioner) -> Sequence[Job]:
     """The jobs that start and end worker processes on this host."""
     return (
         Job(
-            name="provision",
-            seconds=2,
-            run=lambda c: pool.provision(c.database, provisioner),
-            wakes_on=notify.LAUNCHES,
+            name="provision", seconds=2, run=lambda c: pool.provision(c.database, provisioner), wakes_on=notify.LAUNCHES
         ),
         Job(
             name="reconcile",

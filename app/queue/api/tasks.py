@@ -71,10 +71,7 @@ class CancelledMany(BaseModel):
     summary="Submit a task",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
-    responses={
-        200: {"model": TaskOut, "description": "this id exists already, with the same body"},
-        **_SUBMITTED,
-    },
+    responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
     """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
@@ -131,10 +128,7 @@ async def cancel_many(cancellation: CancelManyIn, database: InBatches) -> Cancel
 
 
 @router.get(
-    "/{task_id}",
-    summary="Read a task",
-    dependencies=[requires(Scope.READ)],
-    responses=responses_for(TaskNotFound),
+    "/{task_id}", summary="Read a task", dependencies=[requires(Scope.READ)], responses=responses_for(TaskNotFound)
 )
 async def read(task_id: UUID, connection: Reading) -> TaskOut:
     """Everything about it: payload, progress, result, and the attempts that failed."""
