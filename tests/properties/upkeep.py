@@ -7,7 +7,7 @@ from app.db import duties
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import TaskState
-from app.queue.rules.tasks import LEASED, SweepPolicy, SweepSnapshot, reason_to_hold_back
+from app.queue.rules.tasks import LEASED, SweepPolicy, SweepSnapshot, hold_back_reason
 from app.queue.service import aging, expiry, status
 from app.queue.store import counters
 from tests.properties import policies
@@ -65,7 +65,7 @@ class SweepLeases:
         snapshot = SweepSnapshot(
             expired_count=len(overdue), live_count=live, seconds_since_last_sweep=1.0, held_back_seconds=held
         )
-        reason = reason_to_hold_back(snapshot, SweepPolicy())
+        reason = hold_back_reason(snapshot, SweepPolicy())
         if reason is not None:
             assert isinstance(observed, dict)
             told = {name: part for name, part in observed.items() if name != "held_back_since"}

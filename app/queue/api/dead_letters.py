@@ -67,12 +67,8 @@ async def requeue_many(order: RequeueManyIn, database: InBatches) -> Requeued:
         outcome = await service.count(database, selection, may_run=True)
     else:
         outcome = await service.requeue_many(database, selection, limit=order.limit, reason=order.reason)
-    return Requeued(
-        matched=outcome.matching_count,
-        requeued=outcome.processed_count,
-        remaining=outcome.remaining,
-        dry_run=order.dry_run,
-    )
+    counts = {"matched": outcome.matching_count, "requeued": outcome.processed_count, "remaining": outcome.remaining}
+    return Requeued(**counts, dry_run=order.dry_run)
 
 
 @router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
@@ -86,12 +82,8 @@ async def purge(order: PurgeIn, database: InBatches) -> Purged:
         outcome = await service.count(database, selection)
     else:
         outcome = await service.purge(database, selection, limit=order.limit, reason=order.reason)
-    return Purged(
-        matched=outcome.matching_count,
-        purged=outcome.processed_count,
-        remaining=outcome.remaining,
-        dry_run=order.dry_run,
-    )
+    counts = {"matched": outcome.matching_count, "purged": outcome.processed_count, "remaining": outcome.remaining}
+    return Purged(**counts, dry_run=order.dry_run)
 
 
 @router.get(

@@ -58,14 +58,12 @@ class Dispatcher:
         self._tag_issuer = tag_issuer
         self._preferences = preferences
 
-    def choose_lane(
-        self, worker_id: WorkerId, can_run: Iterable[AgentType], batch_counts: Counter[Lane]
-    ) -> Lane | None:
-        """The lane from which a worker is served, or None; `batch_counts` are the workers sent to each."""
+    def choose_lane(self, worker_id: WorkerId, can_run: Iterable[AgentType], counts: Counter[Lane]) -> Lane | None:
+        """The lane from which a worker is served, or None; `counts` are the workers sent to each."""
         open_agents = {
             agent
             for agent in can_run
-            if (lane := self._lanes.best_lane(agent)) is not None and batch_counts[lane] < self._lanes.width(lane)
+            if (lane := self._lanes.best_lane(agent)) is not None and counts[lane] < self._lanes.width(lane)
         }
         candidates = self._without_deferred(open_agents, can_run)
         if not candidates:
@@ -77,13 +75,11 @@ class Dispatcher:
 
     def _without_deferred(self, open_agents: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
         """The agents without those of deferred lanes, as long as there is any other work that the worker can run."""
-        lanes_to_defer = deferred_lanes(self.degradation.step)
-        if not lanes_to_defer:
+        held_lanes = deferred_lanes(self.degradation.step)
+        if not held_lanes:
             return open_agents
         other_agents = {
-            agent
-            for agent in can_run
-            if (lane := self._lanes.best_lane(agent)) is not None and lane not in lanes_to_defer
+            agent for agent in can_run if (lane := self._lanes.best_lane(agent)) is not None and lane not in held_lanes
         }
         return open_agents & other_agents if other_agents else open_agents
 

@@ -13,11 +13,7 @@ from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
 
-_FINAL_STATES = {
-    TaskEvent.COMPLETED.value: "completed",
-    TaskEvent.FAILED.value: "failed",
-    TaskEvent.CANCELLED.value: "cancelled",
-}
+_FINAL_EVENTS = {TaskEvent.COMPLETED: "completed", TaskEvent.FAILED: "failed", TaskEvent.CANCELLED: "cancelled"}
 # Less than the 30 s that the service lets a request wait.
 _POLL_SECONDS = 25.0
 _MAX_OUTAGE_SECONDS = 30.0
@@ -41,11 +37,8 @@ def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, go
         with output.errors().status(_remaining(len(open_ids))) as status:
             while open_ids:
                 page = _read_patiently(client, cursor, goal)
-                ended_tasks = {
-                    event["task_id"]: _FINAL_STATES[event["kind"]]
-                    for event in page["items"]
-                    if event["kind"] in _FINAL_STATES
-                }
+                final_events = [event for event in page["items"] if event["kind"] in _FINAL_EVENTS]
+                ended_tasks = {event["task_id"]: _FINAL_EVENTS[event["kind"]] for event in final_events}
                 final_states |= {task_id: ended_tasks[task_id] for task_id in open_ids & ended_tasks.keys()}
                 open_ids -= ended_tasks.keys()
                 cursor = page["next"]

@@ -133,7 +133,7 @@ class SweepPolicy:
     grace_seconds: float = 5.0
 
 
-def reason_to_hold_back(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
+def hold_back_reason(snapshot: SweepSnapshot, policy: SweepPolicy) -> str | None:
     """The reason why this sweep must expire nothing, or None, as always once a heartbeat interval has passed."""
     if snapshot.expired_count == 0:
         return None

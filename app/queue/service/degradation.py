@@ -8,17 +8,8 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
-from app.queue.rules.degradation import (
-    DegradationStep,
-    LadderHold,
-    LadderPolicy,
-    Strain,
-    advice,
-    decide,
-    effective_step,
-    hold_step,
-    release_hold,
-)
+from app.queue.rules import degradation as rules
+from app.queue.rules.degradation import DegradationStep, LadderHold, LadderPolicy, Strain
 from app.queue.store import degradation as store
 from app.queue.store.degradation import LadderState
 
@@ -36,20 +27,20 @@ class CurrentStep:
     @property
     def advice(self) -> dict[str, Any] | None:
         """The advice for workers and the Supervisor, as JSON; None when everything runs as usual."""
-        return {"step": self.step.value, **asdict(advice(self.step))} if self.step else None
+        return {"step": self.step.value, **asdict(rules.advice(self.step))} if self.step else None
 
 
 async def current_step(connection: AsyncConnection) -> DegradationStep:
     """Read the step in force; one that was not renewed in time counts as none."""
     state = await store.read(connection)
-    return effective_step(state.ladder, state.at)
+    return rules.effective_step(state.ladder, state.at)
 
 
 async def watch(connection: AsyncConnection, strain: Strain, policy: LadderPolicy = _POLICY) -> dict[str, Any]:
     """Move the ladder by at most one step according to the strain; return the step and the move."""
     # The locked row makes decisions of several replicas and of operators follow one another.
     previous = await store.lock(connection)
-    decision = decide(previous.ladder, strain, policy, previous.at)
+    decision = rules.decide(previous.ladder, strain, policy, previous.at)
     figures = {
         "resources": dict(strain.resources),
         "capacity_lost": strain.capacity_lost,
@@ -68,9 +59,8 @@ async def hold(
 ) -> LadderState:
     """Put the ladder on a step and keep it there for `length`; step 0 keeps everything running as usual."""
     previous = await store.lock(connection)
-    decision = hold_step(
-        previous.ladder, step, LadderHold(until=previous.at + length, by=by), reason, previous.at, _POLICY
-    )
+    order = LadderHold(until=previous.at + length, by=by)
+    decision = rules.hold_step(previous.ladder, step, order, reason, previous.at, _POLICY)
     await store.write(connection, previous.ladder, decision, by=by)
     return await _audit(connection, previous, "degradation.hold", by=by, reason=reason)
 
@@ -78,7 +68,7 @@ async def hold(
 async def release(connection: AsyncConnection, *, by: str, reason: str) -> LadderState:
     """Let the ladder move by itself again; without a hold nothing changes and nothing is audited."""
     previous = await store.lock(connection)
-    decision = release_hold(previous.ladder, reason, previous.at, _POLICY)
+    decision = rules.release_hold(previous.ladder, reason, previous.at, _POLICY)
     if decision.move is None:
         return previous
     await store.write(connection, previous.ladder, decision, by=by)

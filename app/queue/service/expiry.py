@@ -9,14 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.db.duties import Turn
-from app.queue.rules.tasks import (
-    LeasePolicy,
-    SweepPolicy,
-    SweepSnapshot,
-    after_failure,
-    after_rescue,
-    reason_to_hold_back,
-)
+from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, after_failure, after_rescue, hold_back_reason
 from app.queue.service.leases import retry_policy
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
@@ -35,7 +28,7 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
         seconds_since_last_sweep=turn.seconds_since_last,
         held_back_seconds=turn.held_back_seconds,
     )
-    reason = reason_to_hold_back(snapshot, SweepPolicy())
+    reason = hold_back_reason(snapshot, SweepPolicy())
     if reason is not None:
         # Written with the turn: the next sweep, perhaps of another process, knows since when leases are spared.
         began_at = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)

@@ -96,11 +96,11 @@ class LeaseService:
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
         rest = [call for call in calls if call.task_id not in services]
         if rest:
-            later_services, unblocked_lanes = await hot_path.run(
+            late_services, lane_tags = await hot_path.run(
                 self._database, lambda c: completions.complete_and_unblock(c, rest)
             )
-            services |= later_services
-            self._database.announcer.announce({notify.work(lane): tag for lane, tag in unblocked_lanes.items()})
+            services |= late_services
+            self._database.announcer.announce({notify.work(lane): tag for lane, tag in lane_tags.items()})
         if services:
             self._database.announcer.announce([notify.EVENTS])
         return [services.get(call.task_id) for call in calls]
