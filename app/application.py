@@ -1,4 +1,4 @@
-"""Puts routes, problems and metrics together into one application."""
+"""The FastAPI application: routes, problems, metrics, and what surrounds them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -20,6 +20,7 @@ from app.queue.api import dead_letters, events, leases, outputs, queues, tasks
 from app.scaling.api import decisions
 from app.workers.api import directives, heartbeats, pool, workers
 
+# In the order in which the published document lists their routes.
 _PARTS = (
     tasks,
     queues,
@@ -86,6 +87,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
         redoc_url=None,
     )
     lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
+    # In the router for the document and for 405; their requests are served before it, by the fast lane.
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)
@@ -99,6 +101,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
 
 def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> None:
     """Put the limit on bodies and the fast lane around everything, also around the middleware of the framework."""
+    # `add_middleware` cannot do that: the framework's own error handling stays outermost.
     inner = app.build_middleware_stack
 
     def stack() -> ASGIApp:

@@ -1,4 +1,4 @@
-"""The entrance of time: runs the schedule, and the worker pool of this host, until it is told to stop."""
+"""Entry point of the loops: runs the schedule and the worker pool of this host until a signal stops it."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def settle_down() -> None:
-    """Take present objects out of garbage collection, which would take longer than a scaling decision."""
+    """Exempt the objects of the start-up from garbage collection, whose pauses are longer than a scaling decision."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -64,9 +64,10 @@ async def run(settings: Settings) -> None:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     if provisioner is not None:
+        # The host leaves first, so that no new workers are assigned to it. Without a database its workers end too.
         with contextlib.suppress(DatabaseUnavailable):
             await pool.leave(database, provisioner)
-        await provisioner.stop_all(_patience(settings))
+        await provisioner.stop_all(_kill_after_seconds(settings))
     await database.close()
 
 
@@ -85,7 +86,7 @@ def _context(
         provisioner=provisioner,
         webhook_sender=webhook_sender,
         pool_size=settings.pool_size,
-        stop_grace_seconds=_patience(settings),
+        stop_grace_seconds=_kill_after_seconds(settings),
         history_days=settings.history_days,
         events_days=settings.events_days,
     )
@@ -93,6 +94,7 @@ def _context(
 
 def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     async def on_exit(worker_id: UUID, reason: str) -> None:
+        # The database may be restarting. An exit that is not reported is only noticed later, as silence.
         for _ in range(60):
             try:
                 await pool.report_exit(database, worker_id, reason)
@@ -115,16 +117,15 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     )
 
 
-def _patience(settings: Settings) -> float:
+def _kill_after_seconds(settings: Settings) -> float:
     """Seconds until a stopping worker is killed: its own grace, and a little for giving its task back."""
     return settings.stop_grace_seconds + 5
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
-    """Ours without what is ours alone: a worker runs foreign code, which must not see the way to the database.
-
-    The way to the language model is the worker's own matter; its handlers do not see the key to that either.
-    """
+    """The environment of a worker: that of this process without its settings, and with the key of the pool."""
+    # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself
+    # and hides the key for that from its handlers.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
     language_model = {name: value for name, value in os.environ.items() if name.startswith("CONVENER_LLM_")}
     return {**plain, **language_model, "CONVENER_KEY": settings.pool_key or ""}
@@ -137,7 +138,7 @@ async def _until_stopped(work: "asyncio.Task[None]") -> None:
         loop.add_signal_handler(number, stop.set)
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
-    if work.done():
+    if work.done():  # the runner ends only by an error, which must end this process
         work.result()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 _KEY = re.compile(r"\bcvn_([0-9A-Za-z]+)_[\w-]+")
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^/@\s]+@")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-# These tell of every request, or of nothing that an operator could use.
+# They log every request, or nothing that an operator could use.
 _QUIET = ("alembic", "uvicorn.access", "uvicorn.error", "httpx", "httpcore", "asyncio")
 
 
@@ -24,7 +24,7 @@ def set_up_logging(level: str, *, as_json: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """The text without the secrets of keys and without passwords in addresses."""
     return _PASSWORD.sub(r"\1***@", _KEY.sub(r"cvn_\1_***", text))
 
@@ -34,7 +34,7 @@ class _Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # The whole line is masked, because a secret may also stand in a traceback or in an extra field.
-        return masked(super().format(record))
+        return mask_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -44,7 +44,7 @@ class _Line(logging.Formatter):
 
 
 class _Object(logging.Formatter):
-    """Extra fields stand beside time, level, logger and message."""
+    """A JSON object with time, level, logger and message, and the extra fields beside them."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -55,7 +55,7 @@ class _Object(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return masked(json.dumps(_extra(record) | line, default=str))
+        return mask_secrets(json.dumps(_extra(record) | line, default=str))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

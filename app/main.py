@@ -1,4 +1,4 @@
-"""The entrance of requests: serves the API until it is told to stop."""
+"""Entry point of the API: serves requests until a signal stops it."""
 
 import asyncio
 import gc
@@ -42,11 +42,11 @@ from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
 
 log = logging.getLogger(__name__)
-_GRACE_SECONDS = 4
+_GRACE_SECONDS = 4  # well within the 8 s after which `convener up` kills the API
 
 
 def services_for(settings: Settings, database: Database) -> Services:
-    """Everything that routes work with."""
+    """All objects that routes work with."""
     leases = LeasePolicy(
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
@@ -80,7 +80,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         health,
         Heartbeats(database, leases, broker.preferences),
         bursts,
-        # Connections of its own: one that waits behind those it watches sees nothing.
+        # Connections of its own: it must not wait behind the work that it reports on.
         SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
         ExpectedSchema(revision=schema.head()),
     )
@@ -110,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             weights.cancel()
             sampling.cancel()
+            # Callers that wait are answered first; then the batches that have arrived are written, while the database
+            # is still open.
             await begin_shutdown(services)
             await services[LeaseService].stop()
             await services[Heartbeats].stop()
@@ -122,18 +124,18 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def begin_shutdown(services: Services) -> None:
-    """Refuse what comes from now on, and answer everybody who waits."""
+    """Refuse new requests, and answer those that wait."""
     if not services.stopping:
         services.stopping = True
-        services.database.announcer.announce(["events"])
+        services.database.announcer.announce(["events"])  # wakes event streams, which then see `stopping`
         await services[Broker].stop()
 
 
 class Server(uvicorn.Server):
-    """Releases long polls as soon as it is told to stop; they would keep it waiting otherwise."""
+    """Answers long polls as soon as it is stopped, because they would hold up its shutdown."""
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Begin ours, then do uvicorn's."""
+        """Begin the shutdown of the services, then do uvicorn's."""
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "services"):
             await begin_shutdown(app.state.services)
@@ -150,14 +152,14 @@ def serve(settings: Settings) -> None:
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=_GRACE_SECONDS,
-        timeout_keep_alive=75,
+        timeout_keep_alive=75,  # longer than nginx keeps its own (60 s), so that it is the proxy that closes
         backlog=2048,
         server_header=False,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
         signal.signal(number, lambda *_: None)
-    # What exists by now stays; looking through it again and again would cost a tenth of the hot path.
+    # Objects of the start-up stay for good; scanning them again and again would cost a tenth of the hot path.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)

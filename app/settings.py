@@ -1,7 +1,7 @@
-"""Everything that the surroundings decide, read once by the entrances and passed on as values.
+"""Settings of the processes, read once by the entry points and passed on as values.
 
-They are in environment variables, and in a TOML file where `CONVENER_SETTINGS_FILE` names one. No file is looked for
-elsewhere: what a process does must not depend on the directory in which it happens to be started.
+They come from environment variables, and from a TOML file if `CONVENER_SETTINGS_FILE` names one. No file is looked for
+elsewhere, because a process must not depend on the directory in which it happens to be started.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from app.kernel.modes import Mode
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
-# What nobody but the owner of a file should be able to read.
+# Settings for which a file should be readable by its owner only.
 _SECRETS = frozenset({"database_url", "pool_key", "webhook_secret", "webhook_url"})
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -94,13 +94,14 @@ class Settings(BaseModel):
     @field_validator("webhook_url", mode="after")
     @classmethod
     def _is_safe(cls, url: str | None, info: ValidationInfo) -> str | None:
+        # Hosts and secret are declared before the URL, because fields are validated in order and it needs both.
         if url:
             endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url
 
     @property
     def webhook(self) -> Endpoint | None:
-        """Where alerts are told."""
+        """The endpoint that receives alerts; None without one."""
         return endpoint(self.webhook_url, self.webhook_hosts, self.webhook_secret) if self.webhook_url else None
 
     @classmethod
@@ -112,9 +113,11 @@ class Settings(BaseModel):
         source = os.environ if environment is None else environment
         path = Path(source[SETTINGS_FILE]) if source.get(SETTINGS_FILE) else None
         from_file = _read_file(path, cls.model_fields) if path is not None else {}
+        # Unlike in the file, unknown names are no error: CONVENER_KEY and others are for commands and workers.
         from_variables = {
             name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source
         }
+        # Merged before validation, so that a variable can also replace a wrong value of the file.
         try:
             return cls.model_validate({**from_file, **from_variables})
         except ValidationError as error:
@@ -123,7 +126,7 @@ class Settings(BaseModel):
 
 
 def load_settings() -> Settings:
-    """Settings of a process of its own; exits with a plain sentence when they are not enough to run."""
+    """Settings of the API or the loops; prints a sentence and exits with 2 when they are not enough to run."""
     try:
         settings = Settings.from_environment()
         if settings.database_url is None:
@@ -135,10 +138,11 @@ def load_settings() -> Settings:
 
 
 def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """The settings in a file. Raises SettingsError when it cannot be read, or holds what is no setting."""
+    """The settings in a file. Raises SettingsError for a file that cannot be read and for unknown names."""
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
+            # Of the open file, so that it cannot be exchanged between reading and this look.
             readable = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & (stat.S_IRGRP | stat.S_IROTH)
     except OSError as error:
         raise SettingsError(f"{SETTINGS_FILE}: cannot read {path} ({error.strerror})") from None

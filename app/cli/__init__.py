@@ -1,4 +1,4 @@
-"""The entrance of people: `convener`."""
+"""The command line `convener`."""
 
 
 def main() -> None:

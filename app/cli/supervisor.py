@@ -1,7 +1,7 @@
 """A small supervisor: PostgreSQL, the API and the loops as children that are restarted when they die.
 
-The children end with this process, however it ends: the kernel tells them where it can, and whatever is left over is
-found by its record at the next start.
+The children end with this process, however it ends: on Linux the kernel signals them, and the next start ends those
+that are left over, which it finds by their record.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from app.postgres import launch
 from app.postgres.server import Server
 
 log = logging.getLogger(__name__)
-_CALM_SECONDS = 10.0
+_CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
 _LONGEST_PAUSE_SECONDS = 5.0
 
 
@@ -45,19 +45,21 @@ class Program:
 
     async def start(self) -> None:
         """Start it, bound to the life of this process."""
+        # The wrapper becomes the program, so the pid stays; without packages (-I -S) it starts in a moment.
         wrapper = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), launch.SAME, os.getcwd()]
         output = self.output.open("ab") if self.output else None
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *wrapper,
                 sys.executable,
-                "-P",  # a directory named app where the user stands is none of ours
+                "-P",  # a directory named `app` where the user stands must not be imported as ours
                 "-m",
                 self.module,
                 env=dict(self.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                # Ctrl-C must reach this process alone, which then stops the children in order.
                 start_new_session=True,
             )
         finally:
@@ -65,12 +67,12 @@ class Program:
                 output.close()
 
     async def wait(self) -> int:
-        """Until it ends; its exit code."""
+        """Wait for its end; return its exit code."""
         assert self._process is not None
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Ask it to end, insist after its time."""
+        """Ask it to end; kill it after `stop_seconds`."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.terminate()
@@ -103,9 +105,11 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the programs in order, and PostgreSQL last."""
+        # The keepers first, which would start again what is stopped here.
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        # The loops before the API, because their workers still hand tasks back through it.
         for program in reversed(self._programs):
             await program.stop()
         if self._server is not None:
@@ -121,6 +125,7 @@ class Supervisor:
         while True:
             started_at = asyncio.get_running_loop().time()
             code = await program.wait()
+            # A single crash costs 0.1 s; in a crash loop the pauses double.
             if asyncio.get_running_loop().time() - started_at > _CALM_SECONDS:
                 pause = 0.1
             log.warning("%s %s; starting it again in %.1f s", program.name, _describe_exit(code), pause)
@@ -129,6 +134,7 @@ class Supervisor:
             try:
                 await program.start()
             except OSError:
+                # The next turn finds the old process ended, and tries again after a longer pause.
                 log.exception("%s could not be started, trying again", program.name)
             program.restarts += 1
             self._write_record()
@@ -142,7 +148,7 @@ class Supervisor:
                 await server.start()
             except Exception:
                 log.exception("PostgreSQL could not be started, trying again")
-            if server.url != url:
+            if server.url != url:  # the programs have the old address in their environment
                 log.error("PostgreSQL came back at another address; stop Convener and start it again")
             self._server_restarts += 1
             await asyncio.sleep(0.1)
@@ -154,7 +160,7 @@ class Supervisor:
 
 
 def end_leftovers(record: Path, seconds: float = 3.0) -> int:
-    """End the children of a supervisor that was killed; returns how many were still there."""
+    """End the children of a supervisor that was killed; return the number that were still running."""
     try:
         records = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):
@@ -173,6 +179,7 @@ def end_leftovers(record: Path, seconds: float = 3.0) -> int:
 
 
 def _same_process(pid: int, created_at: float) -> psutil.Process | None:
+    # Pids are reused, so only the start time tells whether this is still the recorded process.
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if abs(process.create_time() - created_at) < 0.05:

@@ -72,8 +72,9 @@ async def _run(settings: Settings, pool_options: PoolOptions) -> None:
 
 
 def stop_signal() -> asyncio.Event:
-    """Set by SIGINT, SIGTERM or SIGHUP."""
+    """An event that SIGINT, SIGTERM and SIGHUP set."""
     stop = asyncio.Event()
+    # SIGHUP too, so that a closed terminal stops everything in order.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
@@ -91,6 +92,7 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     if Role.OPERATOR in stack.new_keys:
         lines += ["", "Operator's key, shown this once (kept in operator.key, readable by you alone):"]
         lines += [stack.keys[Role.OPERATOR]]
+    # Without its directory the other command would look for address and key in the usual one.
     usual = Settings.from_environment({}).state_directory
     where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "
     lines += ["", f"In another terminal: {where}convener status"]

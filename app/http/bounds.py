@@ -30,17 +30,18 @@ class BoundedHeads(HttpToolsProtocol):
     _giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop the timer."""
         self._wait_no_longer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes to the parser, and refuse a head that it only accumulates."""
+        # The parser keeps an unfinished head in memory; the callbacks below reset the count when a part is complete.
         self._pending += len(data)
         super().data_received(data)
         if self._pending > MAX_HEAD_BYTES:
@@ -64,7 +65,7 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Note that part of the body was passed on; what may follow are trailers, which count as a head again."""
+        """Note that part of the body was passed on; trailers that follow count as a head again."""
         self._pending = 0
         super().on_body(body)
 
@@ -85,7 +86,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._giving_up = None
         if self.transport.is_closing():
             return
-        # It is we who let the client wait: for room in our memory, or for the answer to what it had asked before.
+        # Here the client waits for the service: for room in its memory, or for the answer to the request before.
         if self.flow.read_paused or (self._in_head and not _is_answered(self.cycle)):
             self._wait()
             return
@@ -97,20 +98,18 @@ class BoundedHeads(HttpToolsProtocol):
 
 
 def _is_answered(cycle: RequestResponseCycle | None) -> bool:
-    """Whether the last request has had its answer; before the first there is none."""
+    """Whether the last request has been answered; true before the first one."""
     return cycle is None or cycle.response_complete
 
 
 class AddressCheck:
-    """Answers 405 to methods that an address does not have, before the router tries it as the id of something.
-
-    And 400 to an address that is not UTF-8: the server replaces what it cannot read, so that many would be one.
-    """
+    """Answers 405 to a method that a fixed address does not have, and 400 to an address that is not UTF-8."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
         self._methods: defaultdict[str, set[str]] = defaultdict(set)
         for route in routes:
+            # Fixed addresses only, and before the router, which would take the last part of one for an id.
             if isinstance(route, APIRoute) and not route.param_convertors:
                 self._methods[route.path] |= route.methods or set()
 
@@ -129,6 +128,8 @@ class AddressCheck:
 def _is_readable(scope: Scope) -> bool:
     if scope["type"] != "http" or "\ufffd" not in scope["path"]:
         return True
+    # The server puts U+FFFD for bytes that it cannot decode, so different ids would become one. A client may also send
+    # that very character, so the raw bytes decide.
     try:
         unquote_to_bytes(scope["raw_path"]).decode()
     except UnicodeDecodeError:
@@ -137,7 +138,7 @@ def _is_readable(scope: Scope) -> bool:
 
 
 class BodyLimit:
-    """Answers 413 as a problem: at once when the length is announced, else as soon as too much has come."""
+    """Answers 413 as a problem: at once when the length is announced, else as soon as too much has arrived."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -152,16 +153,17 @@ class BodyLimit:
         if content_length.isdigit() and int(content_length) > self._max_bytes:
             await problems.from_status(413)(scope, receive, send)
             return
+        # The server enforces an announced length itself; only bodies in chunks need to be counted.
         await self._app(scope, receive if content_length else self._counting(receive), send)
 
     def _counting(self, receive: Receive) -> Receive:
-        received = 0
+        received_bytes = 0
 
         async def count_received() -> Message:
-            nonlocal received
+            nonlocal received_bytes
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_bytes:
                 raise HTTPException(413)
             return message
 

@@ -1,4 +1,4 @@
-"""Conditions of requests on what has versions: the ETag is the version in quotation marks."""
+"""Conditional requests on resources with versions; the ETag is the version in quotation marks."""
 
 import re
 from typing import Annotated
@@ -21,6 +21,7 @@ def expected_version(if_match: str | None) -> int:
     """The version that a change builds on. Raises PreconditionRequired, RequestValidationError."""
     if if_match is None:
         raise PreconditionRequired('send `If-Match: "<version>"`, the ETag of what you have read')
+    # No list, no `*`, and no weak ETag, because If-Match compares strongly (RFC 9110, 13.1.1).
     match = re.fullmatch(r'\s*"(\d{1,18})"\s*', if_match)
     if match is None:
         message = 'must be one version in quotation marks, like "7"'
@@ -30,5 +31,6 @@ def expected_version(if_match: str | None) -> int:
 
 def is_known(version: int, if_none_match: str | None) -> bool:
     """Whether the caller knows this version already."""
+    # If-None-Match compares weakly (RFC 9110, 13.1.2), so a proxy may have put W/ before it.
     etags = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]
     return "*" in etags or etag(version) in etags

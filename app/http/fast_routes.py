@@ -25,7 +25,7 @@ from app.kernel.errors import ConvenerError, ShuttingDown
 
 
 class LeanRoute(APIRoute):
-    """Its endpoint takes any of `call` (the body), `principal`, `services`, `request`, and UUIDs from the path."""
+    """A route whose endpoint takes any of `call` (the body), `principal`, `services`, `request`, and path UUIDs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,6 +37,7 @@ class LeanRoute(APIRoute):
         self._model: type[BaseModel] = hints["call"]
         self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
         self._from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
+        # The router calls `app` for a matched request; replacing it skips FastAPI's resolution of dependencies.
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +53,7 @@ class LeanRoute(APIRoute):
         except HTTPException as error:
             response = problems.from_status(error.status_code, error.detail, error.headers)
         except ClientDisconnect:
-            # Died in the middle of its body: nobody is left to answer, and nothing went wrong here.
+            # It hung up in the middle of its body: nobody is left to answer, and nothing went wrong here.
             return
         except Exception as error:
             response = problems.from_exception(error)
@@ -60,9 +61,10 @@ class LeanRoute(APIRoute):
 
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services
+        # The key comes first, so that a stranger's body is not even read.
         principal = await admit(services, request.headers.get("authorization"), self._needs)
         call = self._model.model_validate_json(await request.body() or b"{}")
-        if services.stopping:
+        if services.stopping:  # reading the body may have taken until after the shutdown began
             raise ShuttingDown
         available = {"call": call, "principal": principal, "services": services, "request": request}
         arguments = {name: value for name, value in available.items() if name in self._parameters}
@@ -72,10 +74,7 @@ class LeanRoute(APIRoute):
 
 
 class FastLane:
-    """Leads requests for lean routes past the middleware, which costs them more than their own work.
-
-    They need none of it: they answer their own errors, and they are not instrumented.
-    """
+    """Passes requests for lean routes around the middleware, which would cost them more than their own work."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[LeanRoute]) -> None:
         self._app = app
@@ -84,6 +83,7 @@ class FastLane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http" and scope["method"] == "POST":
+            # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.
             for match, serve in self._routes:
                 match_result = match(scope["path"])
                 if match_result is not None:

@@ -58,29 +58,30 @@ def _check_addressable(value: str) -> str:
     return value
 
 
-# For what names a goal first. What only refers to one takes any word: tasks of former versions may belong to others.
+# For a request that creates a goal. A mere reference takes any word, because tasks of former versions may have others.
 NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]
 
 
 def _is_text(value: object) -> object:
-    """Pydantic would also take a number, as seconds since 1970."""
+    """Refuse a number, which Pydantic would take as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
         return value
     raise ValueError("must be a time like 2026-11-24T12:00:00Z")
 
 
 def _check_calendar(value: datetime) -> datetime:
-    """The ends of the calendar are read back from the database as infinity."""
+    """Refuse the ends of the calendar, which are read back from the database as infinity."""
     if not 1 < value.year < 9999:
         raise ValueError("must lie in the years from 2 to 9998")
     return value
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_is_text), AfterValidator(_check_calendar)]
-# A bound of a time that somebody asks about: what comes before has no history, and arithmetic with it may fail.
+# A bound of a requested period: earlier times have no history, and arithmetic at the ends of the calendar may fail.
 Bound = Annotated[Moment, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+# Up to the largest bigint of PostgreSQL.
 Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Limit = Annotated[int, Field(ge=1, le=500)]
 
@@ -97,7 +98,7 @@ def priority_of(name: PriorityName) -> Priority:
 
 
 def _take_literally(schema: Any) -> None:
-    """Make numbers and truth values strict. Everything strict would be too much: ids and times come as text."""
+    """Make numbers and truth values strict; all else stays lax, because ids and times come as text."""
     if isinstance(schema, dict):
         if schema.get("type") in ("int", "float", "bool"):
             schema["strict"] = True
@@ -109,13 +110,13 @@ def _take_literally(schema: Any) -> None:
 
 
 class StrictModel(BaseModel):
-    """Values of a query or body: unknown keys are refused, so that a misspelt one is noticed."""
+    """Base of queries and bodies that refuses unknown keys, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Body(StrictModel):
-    """A request body, where "1" and true are no numbers; in a query all is text."""
+    """Base of request bodies, in which "1" and true are no numbers; in a query everything is text."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -1,4 +1,4 @@
-"""Access control: every route declares the scope that it needs, and the key that is shown must include it."""
+"""Access control: every route declares the scope that it needs, and the caller's key must include it."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ _SCOPE = "convener_scope"
 
 
 class Authenticator:
-    """Recognises keys; the administration provides it."""
+    """Recognises keys; `app.admin` implements it."""
 
     async def recognise(self, text: str) -> Principal:
         """The holder of the key. Raises Unauthenticated."""
@@ -31,6 +31,7 @@ class Authenticator:
 def requires(scope: Scope) -> Any:
     """The dependency that lets in only holders of a key with this scope."""
     check: Callable[..., Awaitable[None]]
+    # Public routes declare that too, so that a test finds a route that declares nothing.
     if scope is Scope.PUBLIC:
 
         async def check() -> None:
@@ -40,6 +41,7 @@ def requires(scope: Scope) -> Any:
         async def check(
             request: Request,
             services: ServicesDep,
+            # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
         ) -> None:
             request.state.principal = await admit(services, request.headers.get("authorization"), scope)
@@ -49,13 +51,14 @@ def requires(scope: Scope) -> Any:
 
 
 def declared_scope(dependencies: list[Dependency]) -> Scope | None:
-    """The scope that a route declares among its dependencies."""
+    """The scope that a route declares among its dependencies; None without one."""
     scopes = [getattr(dependency.dependency, _SCOPE, None) for dependency in dependencies]
     return next((scope for scope in scopes if scope is not None), None)
 
 
 async def admit(services: Services, authorization: str | None, scope: Scope) -> Principal:
-    """The holder of the key. Raises Unauthenticated, Forbidden, and ShuttingDown when it is too late for anybody."""
+    """The holder of the key. Raises Unauthenticated, Forbidden, and ShuttingDown once the service is stopping."""
+    # Connections that are kept alive go on bringing requests after the shutdown has begun.
     if services.stopping:
         raise ShuttingDown
     scheme, _, key = (authorization or "").partition(" ")
@@ -68,7 +71,7 @@ async def admit(services: Services, authorization: str | None, scope: Scope) -> 
 
 
 def worker_of(principal: Principal) -> WorkerId:
-    """The worker whose own credential this is."""
+    """The worker that this credential belongs to. Raises Forbidden for any other key."""
     if principal.worker_id is None:
         raise Forbidden("use the key that the worker received when it registered")
     return principal.worker_id

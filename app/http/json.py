@@ -1,4 +1,4 @@
-"""JSON that passes through: checked once, kept as text, never interpreted."""
+"""JSON of callers, checked once and kept as text, because the service never interprets it."""
 
 import json
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ def object_text(value: Any) -> str | None:
     if "NaN" in text or "Infinity" in text:
         # Raises ValueError where these are numbers and not just words in a text.
         json.dumps(value, allow_nan=False)
+    # The escape in the text may also be a backslash followed by u0000, so the values decide.
     if "\\u0000" in text and _has_nul([value]):
         raise ValueError("text must not contain the character U+0000")
     return text
@@ -36,13 +37,15 @@ OptionalJsonObject = Annotated[
 
 
 def check_size(text: str | None, max_bytes: int, name: str) -> None:
-    """Raise PayloadTooLarge when the text is longer than `most` bytes."""
+    """Raise PayloadTooLarge when the text is longer than `max_bytes`."""
+    # A character has at most 4 bytes, so most texts need not be encoded to be measured.
     if text is not None and len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
         raise PayloadTooLarge(f"the {name} has {size} bytes; this service accepts {max_bytes}")
 
 
 def join(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
     """A JSON object of plain fields and of values that are JSON text already."""
+    # Spliced as text, so that payloads are not parsed and written again on their way out.
     head = to_json(fields).decode()
     tail = "".join(f',"{name}":{text if text is not None else "null"}' for name, text in texts.items())
     return f"{head[:-1]}{tail}}}".encode()

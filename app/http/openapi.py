@@ -17,9 +17,10 @@ _FRAMEWORK_ERROR = {"$ref": "#/components/schemas/HTTPValidationError"}
 
 
 def install(app: FastAPI) -> None:
-    """Describe every problem of every operation as RFC 9457 has it."""
+    """Describe the errors of every operation as problem details (RFC 9457)."""
     describe = app.openapi
 
+    # FastAPI caches the document that it returns, so correcting it in place once is enough.
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _describe_problems(describe())
@@ -49,20 +50,21 @@ def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None
 
 
 def _is_problem(kind: dict[str, Any]) -> bool:
-    """A health report comes with 503 too, and stays what it is; some problems tell more than others."""
+    """Whether a schema has all members of a problem; the health report, which also comes with 503, has not."""
     return set(Problem.model_fields) <= set(kind["properties"])
 
 
 def _drop_unused_schemas(schema: dict[str, Any]) -> None:
-    """Drop schemas that nothing refers to any more, as those of the framework's own errors."""
+    """Drop schemas that nothing refers to any more, such as those of the framework's own errors."""
     types = schema["components"]["schemas"]
-    while unused := types.keys() - set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
-        for name in unused:
+    # Repeated, because a dropped schema may have held the last reference to another.
+    while unused_names := types.keys() - set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
+        for name in unused_names:
             del types[name]
 
 
 def _describe_422(description: str) -> str:
-    """Description of 422: the problem that every route may have, and what the route says of its own."""
+    """Description of 422: the problem that every route may have, and the route's own description."""
     code, title = PLAIN[422]
     own_words = "" if description == "Validation Error" else f" {description}"
     return f"`{code}`: {title}.{own_words}"

@@ -18,7 +18,7 @@ from app.kernel.errors import ConvenerError
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
-# An error has the status of the first of these that it is.
+# The first of these classes that an error is derived from decides its status.
 STATUS: Mapping[type[ConvenerError], int] = {
     errors.Unauthenticated: 401,
     errors.NotPermitted: 403,
@@ -31,7 +31,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.Exhausted: 429,
     errors.Unavailable: 503,
 }
-# Problems that no error of the domain stands for: status, code, title.
+# Problems of HTTP itself, without an error of the domain: status, code, title.
 PLAIN: Mapping[int, tuple[str, str]] = {
     400: ("malformed_request", "The request cannot be read"),
     404: ("not_found", "There is nothing at this address"),
@@ -66,19 +66,19 @@ class Problem(BaseModel):
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every problem that this service answers with."""
+    """Every problem that this service can answer with."""
     domain = [(status_of(kind), kind.code, kind.title()) for kind in _with_codes(ConvenerError)]
     plain = [(status, code, title) for status, (code, title) in PLAIN.items()]
     return [{"status": s, "code": c, "title": t, "type": f"/problems#{c}"} for s, c, t in sorted(domain + plain)]
 
 
 def status_of(kind: type[ConvenerError]) -> int:
-    """The HTTP status of a kind of error; 500 for one that no caller should see."""
+    """The HTTP status of a class of errors; 500 for one without a mapping."""
     return next((status for base, status in STATUS.items() if issubclass(kind, base)), 500)
 
 
 def _with_codes(base: type[ConvenerError]) -> Iterator[type[ConvenerError]]:
-    """Every error with a code of its own that features define, as far as they are imported."""
+    """Every error class below `base` with a code of its own, as far as features are imported."""
     for kind in base.__subclasses__():
         if "code" in vars(kind):
             yield kind
@@ -86,7 +86,7 @@ def _with_codes(base: type[ConvenerError]) -> Iterator[type[ConvenerError]]:
 
 
 def from_error(error: ConvenerError) -> Response:
-    """The answer to an error of the domain."""
+    """The response for an error of the domain."""
     status = status_of(type(error))
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status in (429, 503):
@@ -105,32 +105,32 @@ def from_error(error: ConvenerError) -> Response:
 
 
 def from_validation(problems: Sequence[Any]) -> Response:
-    """422 that names each field; 400 where the body is no JSON at all."""
+    """422 that names each field; 400 where the body is not JSON at all."""
     if any(problem["type"] == "json_invalid" for problem in problems):
         code, title = PLAIN[400]
         return _render(400, code, title, "The body is not valid JSON: " + _cause(problems[0]))
     fields = [
         {"path": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
-        for problem in problems[:20]
+        for problem in problems[:20]  # a list of thousands of wrong items must not give an answer as long
     ]
     code, title = PLAIN[422]
     return _render(422, code, title, "; ".join(f"{f['path']}: {f['message']}" for f in fields[:3]), fields=fields)
 
 
 def from_status(status: int, detail: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem that only HTTP knows."""
+    """The response for a problem of HTTP itself."""
     code, title = PLAIN.get(status, ("http_error", "The request failed"))
     return _render(status, code, title, detail or title, headers=headers)
 
 
 def from_exception(error: Exception) -> Response:
-    """Logged in full; the caller learns only that it happened."""
+    """500 for an unexpected error, which is logged in full and not described to the caller."""
     log.error("unexpected error", exc_info=error)
     return from_status(500)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of this application a problem."""
+    """Answer every error of this application as a problem."""
 
     async def domain_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ConvenerError)

@@ -1,4 +1,4 @@
-"""Objects that routes work with, found by their type; put together once by the entrance."""
+"""Registry of the objects that routes work with, found by their type; the entry point fills it once."""
 
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -20,16 +20,17 @@ class PayloadLimit:
 class Services:
     """The objects of one process by their type: `services[Broker]` is its broker.
 
-    An object is also found by the classes that it is derived from, so that a feature may ask for what another provides.
+    An object is also found by its base classes, so that a feature can use what another one implements.
     """
 
     def __init__(self, database: Database, *parts: object) -> None:
         self.database = database
         self.stopping = False
+        # By type instead of by name, so that mypy knows what each look-up returns.
         self._parts = {kind: part for part in parts for kind in type(part).__mro__ if kind is not object}
 
     def __getitem__(self, kind: type[Part]) -> Part:
-        """The object of this type. Raises KeyError when the entrance has put none in."""
+        """The object of this type. Raises KeyError when there is none."""
         part = self._parts[kind]
         assert isinstance(part, kind)
         return part

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 HEARTBEAT_SECONDS = 15.0
 _RECONNECT_AFTER_MILLISECONDS = 2000
-# How much later than what was passed over a client may be told so: it is read again after a broken connection.
+# How long the cursor of a client may lag behind events that its filter leaves out; they are read again after a broken
+# connection.
 _CURSOR_SECONDS = 1.0
 
 
@@ -31,7 +32,7 @@ class Message:
     data: str
 
     def encode(self) -> bytes:
-        """As it goes over the wire."""
+        """The event in the format of server-sent events."""
         return format_sse_event(id=self.id, event=self.kind, data_str=self.data)
 
 
@@ -44,30 +45,28 @@ class Batch:
 
 
 class EventStream(EventSourceResponse):
-    """An answer that goes on until its batches end.
+    """A response that goes on until its batches end; they have to notice themselves when the client hangs up.
 
-    A batch is sent before the next is asked for, so a slow client slows down its own reading, and nothing piles up.
-    Nobody is cancelled when the client hangs up, for that could be in the middle of a query: the batches must see it.
+    A batch is sent before the next one is read, so a slow client slows down its own reading, and nothing piles up.
     """
 
     def __init__(self, start: str, batches: AsyncGenerator[Batch, None]) -> None:
         self._parts = (batches, _encode(start, batches))
-        # A proxy must hand on at once what it receives.
+        # A proxy must pass on at once what it receives; the second header says so to nginx.
         super().__init__(self._parts[1], headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI; whatever ends it, nothing of the stream is left behind."""
+        """ASGI; closes the batches however the stream ends."""
+        # Not the inherited method, which may cancel the stream at a disconnect, in the middle of a query.
         batches, text = self._parts
         async with aclosing(batches), aclosing(text):
             await self.stream_response(send)
 
 
 async def _encode(start: str, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[bytes, None]:
-    """The bytes of a stream.
-
-    A message without data is not shown to a client, but its id is remembered and sent when it connects again. So it
-    tells where the stream begins, and what has been passed over because a filter left it out.
-    """
+    """The bytes of a stream: events, bare cursors, and comments that keep the connection alive."""
+    # A client does not see a message without data, but remembers its id and sends it when it connects again. Such
+    # messages tell where the stream begins, and move the cursor over events that the filter leaves out.
     yield format_sse_event(id=start, retry=_RECONNECT_AFTER_MILLISECONDS)
     clock = asyncio.get_running_loop().time
     last_id, sent_at = start, clock()

@@ -1,4 +1,4 @@
-"""Transactions of requests: committed before the response leaves, or an error is the response."""
+"""Transactions of requests, committed before the response is sent, so that a failed commit becomes the response."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -30,8 +30,9 @@ async def _reading(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-# With the default scope the code after `yield` runs once the response has left, and a failed commit would be a 200.
+# scope="function" runs the code after `yield`, and so the commit, before the response is sent. With the default scope a
+# client would get its 200 and only then the commit might fail.
 Writing = Annotated[AsyncConnection, Depends(_writing, scope="function")]
 Reading = Annotated[AsyncConnection, Depends(_reading, scope="function")]
-# For work on so many rows that one transaction would be in everybody's way: the operation makes its own, one a batch.
+# For work on so many rows that one transaction would hold up others: the operation opens one for each batch.
 InBatches = Annotated[Database, Depends(_batches)]

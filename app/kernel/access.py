@@ -1,4 +1,4 @@
-"""Roles, the scopes that each includes, and the principal that a key stands for."""
+"""Roles, the scopes of each, and the principal that a key identifies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Scope(StrEnum):
 _READ = frozenset({Scope.PUBLIC, Scope.READ})
 _STEERING = frozenset({Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
 _OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.REGISTER, Scope.CALL, Scope.MEASURE}
+# Pool keys and the credentials of single workers share a role; `app.http.guard.worker_of` tells them apart. An operator
+# must not manage keys: that would allow making an admin's.
 SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}),
     Role.READER: _READ,
@@ -48,7 +50,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Whoever holds the key; on a worker's own credential, with what the worker can run."""
+    """The holder of a key; for a worker's own credential, with the worker's id and the agents that it can run."""
 
     key_id: str
     role: Role

@@ -25,6 +25,7 @@ _TASK_TYPES = {
 }
 
 
+# Called for every submitted task. Bounded, because names come from callers; unknown ones raise and are not cached.
 @lru_cache(maxsize=256)
 def agent_type(name: str) -> AgentType:
     """Return the agent type that `name` or one of its aliases means.

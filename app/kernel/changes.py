@@ -15,7 +15,7 @@ class Change:
 
 
 def changes(old_document: Mapping[str, Any], new_document: Mapping[str, Any]) -> list[Change]:
-    """Every single value that differs between two JSON objects, by its path; what is not there is None."""
+    """Every single value that differs between two JSON objects, by its path; None stands for a missing value."""
     old, new = dict(_leaves(old_document)), dict(_leaves(new_document))
     return [
         Change(path=path, before=old.get(path), after=new.get(path))
@@ -25,7 +25,7 @@ def changes(old_document: Mapping[str, Any], new_document: Mapping[str, Any]) ->
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping):  # a list counts as one value
         yield path, value
         return
     for name, part in value.items():

@@ -10,7 +10,7 @@ _MIN_SECRET_LENGTH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where to; the target (path and query) may hold a token, so it is kept out of every repr, as the secret is."""
+    """A checked address; the target (path and query) may hold a token, so like the secret it is in no repr."""
 
     host: str
     port: int
@@ -20,6 +20,7 @@ class Endpoint:
 
 def endpoint(url: str, hosts: Collection[str], secret: str) -> Endpoint:
     """The endpoint that the settings name. Raises ValueError that says what is wrong, and does not repeat the URL."""
+    # The hosts limit where the service can be made to send requests; an address could also point to an inner network.
     parts = urlsplit(url)
     host, port = (parts.hostname or "").lower(), parts.port
     if parts.scheme != "https":

@@ -23,6 +23,7 @@ class ConvenerError(Exception):
         facts: Mapping[str, Any] | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
+        # `detail` is prose for people; `reason` and `facts` become members of the problem, which programs can use.
         super().__init__(detail or self.title())
         self.detail = detail or self.title()
         self.reason = reason

@@ -1,7 +1,7 @@
-"""Durations kept as counts in exponential buckets: small whatever their number, they add up, and tell percentiles.
+"""Durations kept as counts in exponential buckets: of fixed size, addable, and enough for percentiles.
 
-A percentile read from them lies in the same bucket as the true one, so it is right within a factor of two, unless it
-took half a day.
+A percentile read from them lies in the same bucket as the true one, so it is right within a factor of two from
+10 ms to 11 hours.
 """
 
 from bisect import bisect_right
@@ -21,7 +21,7 @@ def bucket(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """Things that each took some time: how many, the seconds of all and of the longest, and how many in each bucket."""
+    """A set of durations: their number, their sum and maximum in seconds, and the number in each bucket."""
 
     count: int = 0
     seconds: float = 0.0
@@ -30,18 +30,18 @@ class Durations:
 
     @property
     def mean(self) -> float | None:
-        """Seconds; None without any."""
+        """Mean in seconds; None without any."""
         return self.seconds / self.count if self.count else None
 
     def percentile(self, share: float) -> float | None:
-        """Seconds within which this share (0 to 1) was done, None without any.
+        """Seconds that this share (0 to 1) of the durations did not exceed; None without any.
 
         Linear within a bucket, as Prometheus' `histogram_quantile`, and never beyond the longest.
         """
         rank = share * sum(self.histogram)
         sums = list(accumulate(self.histogram, initial=0))
         for place, count in enumerate(self.histogram):
-            if count and sums[place + 1] >= rank:
+            if count and sums[place + 1] >= rank:  # empty buckets are skipped: the share 0 lies in the first full one
                 lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)
                 upper = min(self.longest, BOUNDS[place] if place < len(BOUNDS) else self.longest)
                 return min(upper, lower + (upper - lower) * (rank - sums[place]) / count)
@@ -49,11 +49,12 @@ class Durations:
 
 
 def total(parts: Iterable[Durations]) -> Durations:
-    """All of them together."""
+    """The sum of several sets of durations."""
     durations = list(parts)
     return Durations(
         count=sum(part.count for part in durations),
         seconds=sum(part.seconds for part in durations),
         longest=max((part.longest for part in durations), default=0.0),
+        # Their lengths may differ: an empty set has no buckets.
         histogram=tuple(map(sum, zip_longest(*(part.histogram for part in durations), fillvalue=0))),
     )

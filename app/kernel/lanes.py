@@ -1,4 +1,4 @@
-"""Priorities of tasks, and lanes: one queue for each agent type and priority."""
+"""Priorities of tasks, and lanes: a queue for each agent type and priority."""
 
 from dataclasses import dataclass
 from enum import IntEnum

@@ -20,14 +20,15 @@ def fit(weights: Weights, lower: Weights, upper: Weights) -> dict[AgentType, flo
     def at(c: float) -> dict[AgentType, float]:
         return {agent: min(upper[agent], max(lower[agent], c * weight)) for agent, weight in weights.items()}
 
+    # The sum grows with c, so one factor makes it 1.
     return at(_bisect(lambda c: sum(at(c).values()) < 1))
 
 
 def _bisect(too_small: Callable[[float], bool]) -> float:
     low, high = 0.0, 1.0
-    while too_small(high) and high < 1e12:
+    while too_small(high) and high < 1e12:  # upper bounds may sum to less than 1, which no factor reaches
         high *= 2
-    # A float has 53 binary digits.
+    # More halvings than a float has binary digits (53), so that the result no longer changes.
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if too_small(middle) else (low, middle)

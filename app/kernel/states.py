@@ -15,6 +15,7 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
 
 
+# Only the dead letters lead out of these: a failed task can be queued again.
 FINISHED = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED})
 
 

@@ -11,7 +11,7 @@ from app.terminal import output
 from app.terminal.client import Client, Json
 from app.terminal.output import Format
 
-_MAX_PER_CALL = 10_000
+_MAX_PER_CALL = 10_000  # the most that the service changes in one call
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only count them")]
 Everything = Annotated[bool, typer.Option("--all", help="really all of them, instead of a filter")]
@@ -20,7 +20,7 @@ MaxCount = Annotated[int | None, typer.Option("--limit", help="how many at most"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """A bulk action: its route, its verb as imperative and as participle, and the noun for one thing."""
+    """A bulk action: its route, its verb as imperative and as participle, and the noun for what it changes."""
 
     path: str
     verb: str
@@ -38,7 +38,7 @@ class Confirmation:
 
 
 def selection(everything: bool, **filters: object) -> Json:
-    """The filter as the service takes it. Raises BadParameter unless it says something, or --all does."""
+    """The filter as the service takes it. Raises BadParameter unless there is either a filter or --all."""
     filters_set = {name: value for name, value in filters.items() if value not in (None, [])}
     if bool(filters_set) == everything:
         raise typer.BadParameter("say which: by ids, by at least one filter, or --all alone for really all of them")
@@ -46,27 +46,28 @@ def selection(everything: bool, **filters: object) -> Json:
 
 
 def refuse_filters(*filter_values: object) -> None:
-    """Raises BadParameter when anything that belongs to a filter comes with ids."""
+    """Raise BadParameter when a value of a filter is set together with ids."""
     if any(filter_values):
         raise typer.BadParameter("ids go alone: no filter, --all, --dry-run or --limit with them")
 
 
 def run(client: Client, action: Action, body: Json, terms: Confirmation, fmt: Format) -> None:
-    """Count, confirm, and repeat the action until nothing is left of what was counted."""
-    matched = client.post(action.path, {**body, "dry_run": True})["matched"]
+    """Count, confirm, and repeat the action until as many are changed as were counted."""
+    matched_count = client.post(action.path, {**body, "dry_run": True})["matched"]
     if terms.dry_run:
         _show_result(
-            {"matched": matched, action.participle: 0, "dry_run": True},
-            f"{plural(matched, action.thing)} would be {action.participle}",
+            {"matched": matched_count, action.participle: 0, "dry_run": True},
+            f"{plural(matched_count, action.thing)} would be {action.participle}",
             fmt,
         )
         return
-    count = matched if terms.limit is None else min(matched, terms.limit)
+    # Never more than was confirmed, however many the filter matches by then.
+    count = matched_count if terms.limit is None else min(matched_count, terms.limit)
     if count and not terms.yes:
         typer.confirm(f"{action.verb} {plural(count, action.thing)}?", abort=True, err=True)
     changed_count, dependents = _run_batches(client, action, body, count)
     suffix = f", and {dependents:,} that waited for them" if dependents else ""
-    result = {"matched": matched, action.participle: changed_count, "dry_run": False}
+    result = {"matched": matched_count, action.participle: changed_count, "dry_run": False}
     _show_result(
         result | ({"dependents": dependents} if dependents else {}),
         f"{action.participle} {plural(changed_count, action.thing)}{suffix}",
@@ -79,10 +80,8 @@ def _run_batches(client: Client, action: Action, body: Json, count: int) -> tupl
     with output.errors().status(action.path) as progress:
         while changed_count < count:
             answer = client.post(action.path, {**body, "limit": min(_MAX_PER_CALL, count - changed_count)})
-            changed_count, dependents = (
-                changed_count + answer[action.participle],
-                dependents + answer.get("dependents", 0),
-            )
+            changed_count += answer[action.participle]
+            dependents += answer.get("dependents", 0)
             progress.update(f"{action.participle}: {changed_count:,} of {count:,}")
             # Another caller has changed the rest meanwhile.
             if not answer[action.participle]:

@@ -1,4 +1,4 @@
-"""Speaks HTTP with the service; problems, outages and refused keys become failures that say what to do."""
+"""HTTP client of the service; problems, outages and refused keys become failures that say what to do."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,7 @@ _TIMEOUT_SECONDS = 30.0
 _TRIES = 4
 _LONGEST_PAUSE_SECONDS = 10.0
 _CLOCKS_APART_SECONDS = 30.0
+# What to do about a problem, by its stable code.
 _HINTS = {
     "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
     "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
@@ -55,7 +56,7 @@ _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
 
 
 class Unreachable(Failure):
-    """Nobody answers at the address, or not to the end."""
+    """Nothing answers at the address, or an answer breaks off."""
 
     def __init__(self, url: str, error: httpx.HTTPError) -> None:
         super().__init__(
@@ -83,7 +84,7 @@ class Refusal(Failure):
 
 
 class Client:
-    """One service, one key. `now` is the time of the last answer."""
+    """Calls one service with one key; `now` is the time of the last answer."""
 
     def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = access.url
@@ -93,7 +94,7 @@ class Client:
             headers={"Authorization": f"Bearer {access.key}", "Accept": "application/json"},
             timeout=_TIMEOUT_SECONDS,
             transport=transport,
-            # A proxy of the surroundings has no business between two processes of one machine.
+            # A proxy that the environment names must not stand between two processes of one machine.
             trust_env=not is_loopback(access.url),
         )
 
@@ -106,14 +107,16 @@ class Client:
         self._http.close()
 
     def get(self, path: str, *, wait_seconds: float = 0, **parameters: Any) -> Json:
-        """Read; parameters that are None are left out."""
+        """Read a resource; parameters that are None are left out."""
         query = {name: value for name, value in parameters.items() if value is not None}
         if wait_seconds:
             query["wait_seconds"] = wait_seconds
+        # A long poll may use up its wait; the usual timeout is for the network.
         return self._json("GET", path, params=query, timeout=_TIMEOUT_SECONDS + wait_seconds)
 
     def report(self, path: str) -> Json:
-        """Read how the service is, in one try: a report with 503 is an answer too, a problem is none."""
+        """Read a health report; with 503 it is still an answer, unless it is a problem."""
+        # Not repeated at 503, which is how a report without the database arrives.
         response = self._once("GET", path)
         answer = _object(response)
         if answer is None or not (response.is_success or (response.status_code == 503 and "code" not in answer)):
@@ -121,40 +124,40 @@ class Client:
         return answer
 
     def post(self, path: str, body: Json | bytes) -> Json:
-        """Write; every call that this program makes may be repeated, so it is when the service is busy."""
+        """Send a body, which may be JSON text already; repeated while the service is busy."""
         content = {"content": body, "headers": {"Content-Type": "application/json"}}
         return self._json("POST", path, **(content if isinstance(body, bytes) else {"json": body}))
 
     def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
-        """Replace."""
+        """Replace a resource."""
         content = {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
         return self._json("PUT", path, **(content if isinstance(body, bytes) else {"json": body, "headers": headers}))
 
     def change(self, method: str, path: str, body: Json, *, version: int, **parameters: Any) -> Json:
-        """Change what has versions, building on this one."""
+        """Change a resource with versions, building on this one. Raises Refusal with 412 when it is not the last."""
         return self._json(method, path, json=body, headers={"If-Match": f'"{version}"'}, params=parameters)
 
     def delete(self, path: str) -> None:
-        """Delete."""
+        """Delete a resource."""
         self._send("DELETE", path)
 
     def remove(self, path: str, headers: Mapping[str, str]) -> Json:
-        """Delete, and hear what has become of it."""
+        """Delete a resource; return the answer."""
         return self._json("DELETE", path, headers=headers)
 
     def download(self, path: str) -> bytes:
-        """Read what need not be understood here."""
+        """Read the bytes of an answer as they are."""
         return self._send("GET", path).content
 
     def page(self, path: str, after: str | None, **parameters: Any) -> tuple[list[Json], str | None]:
-        """As many items as one page holds, from a cursor on, and the cursor of what follows."""
+        """The items of one page, from a cursor on, and the cursor of the next page."""
         answer = self.get(path, limit=PAGE, after=after, **parameters)
         return answer["items"], answer["next"]
 
     def pages(
         self, path: str, max_items: int | None, on_page: Callable[[int], object] = lambda _: None, **parameters: Any
     ) -> tuple[list[Json], str | None]:
-        """Up to `max_items` items (all when None) from as many pages as it takes, and the cursor of what follows.
+        """Up to `max_items` items (all when None) from as many pages as it takes, and the cursor of the rest.
 
         `on_page` is called after each page with the number of items so far.
         """
@@ -185,7 +188,8 @@ class Client:
         return response
 
     def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Wait and repeat as the service asks to, a few times."""
+        """Send a request; wait and repeat it a few times as the service asks to."""
+        # Also writes: every request that this program sends is safe to repeat.
         for tries_left in reversed(range(_TRIES)):
             response = self._once(method, path, **request)
             if response.status_code not in (429, 503) or not tries_left:
@@ -206,7 +210,8 @@ def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Clie
 
 
 def _time_of(response: httpx.Response) -> datetime:
-    """By our clock; by that of the service where the two are far apart, so that ages are right all the same."""
+    """The time that ages are counted to: by the local clock, or by the service's where the two are far apart."""
+    # Date has whole seconds only, so the local clock is better while it is right.
     local_time = datetime.now(UTC)
     try:
         service_time = parsedate_to_datetime(response.headers.get("date", ""))
@@ -239,6 +244,6 @@ def _not_convener(response: httpx.Response) -> Failure:
 def _retry_after(response: httpx.Response) -> float:
     try:
         seconds = float(response.headers.get("retry-after", 1))
-    except ValueError:
+    except ValueError:  # a proxy may send a date here
         seconds = 1.0
     return min(max(seconds, 0.1), _LONGEST_PAUSE_SECONDS)

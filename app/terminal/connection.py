@@ -1,4 +1,4 @@
-"""Where the service is and which key opens it: an option, the environment, or what `convener up` left behind."""
+"""Address and key of the service: from an option, the environment, or the files that `convener up` writes."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Access:
 
 
 def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
-    """Raises Failure when the address is none, or when no key is to be found."""
+    """The address and key to use. Raises Failure for a malformed address, and without a key."""
     state = settings().state_directory
     address = _check_url(url or _read(state / "url") or DEFAULT_URL)
     key = os.environ.get("CONVENER_KEY", "").strip() or _kept_key(address, state, key_files)
@@ -36,6 +36,7 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
             hint=f"put one into CONVENER_KEY; `convener up` on this machine leaves one in {state}, "
             "and `convener key create` makes one",
         )
+    # Nothing else fits into a header, and the HTTP library would fail without saying which variable is wrong.
     if not key.isascii() or not key.isprintable():
         raise Failure("the key holds characters that no key has", ExitCode.KEY, hint="look at CONVENER_KEY again")
     return Access(url=address, key=key)
@@ -68,7 +69,8 @@ def _check_url(url: str) -> str:
 
 
 def _kept_key(url: str, state: Path, names: Sequence[str]) -> str | None:
-    """The key of this machine, which is for the service of this machine: no other host ever gets to see it."""
+    """The stored key of this machine; None for an address elsewhere, which must never see it."""
+    # `url` holds the address of `convener up`, which may listen on another one than loopback.
     if not is_loopback(url) and url != _read(state / "url"):
         return None
     return next((key for name in names if (key := _read(state / name))), None)

@@ -1,4 +1,4 @@
-"""Work on the database itself, for commands that need no running service: the first key, and migrations."""
+"""Work on the database itself, for commands that need no running service, such as making the first key."""
 
 import asyncio
 import shutil
@@ -25,7 +25,7 @@ Bundled = Annotated[
 
 
 def database_url() -> str:
-    """The address from the environment. Raises Failure that says how to come by one."""
+    """The address from the environment. Raises Failure that says how to get one."""
     url = settings().database_url
     if url is None:
         raise Failure(
@@ -38,7 +38,7 @@ def database_url() -> str:
 
 
 def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None = None) -> T:
-    """The outcome of `work` on the database, by default the one of the environment.
+    """The result of `work` on a database, by default the one that the environment names.
 
     Raises Failure when it cannot be reached, or refuses.
     """
@@ -46,21 +46,21 @@ def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None = No
 
 
 @contextmanager
-def tried() -> Iterator[None]:
-    """Within, what could not be done with a backup, a checkpoint or a bundled PostgreSQL becomes a Failure."""
+def as_failures() -> Iterator[None]:
+    """Turn errors of backups, checkpoints and the bundled PostgreSQL inside the block into Failures."""
     from app.kernel.errors import Refused
     from app.postgres.errors import DumpFailed, EmbeddedError
 
     try:
         yield
-    except Refused as refused:
-        raise Failure(str(refused), ExitCode.REFUSED, hint=refused.hint) from None
-    except DumpFailed as failed:
+    except Refused as error:
+        raise Failure(str(error), ExitCode.REFUSED, hint=error.hint) from None
+    except DumpFailed as error:
         hint = "the programs must be of the server's version or newer, to dump, and of its own, to restore; "
         hint += "CONVENER_POSTGRES_BIN names the directory that holds them"
-        raise Failure(str(failed), ExitCode.REFUSED, hint=hint) from None
-    except EmbeddedError as unusable:
-        raise Failure(str(unusable), ExitCode.USAGE) from None
+        raise Failure(str(error), ExitCode.REFUSED, hint=hint) from None
+    except EmbeddedError as error:
+        raise Failure(str(error), ExitCode.USAGE) from None
 
 
 async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
@@ -84,10 +84,11 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
         await database.close()
 
 
-def _failure(translated: Exception, error: Exception) -> Failure:
+def _failure(domain_error: Exception, error: Exception) -> Failure:
+    # The driver's words say more than the domain's. Only their first line: the next ones hold statement and parameters.
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    if isinstance(translated, DatabaseUnavailable):
+    if isinstance(domain_error, DatabaseUnavailable):
         hint = "is it running, and is CONVENER_DATABASE_URL its address?"
         return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=lines[:1], hint=hint)
     hint = "`convener db status` tells whether its schema is the one that this version needs"
@@ -95,44 +96,45 @@ def _failure(translated: Exception, error: Exception) -> Failure:
 
 
 def bundled_url() -> str | None:
-    """The address of the bundled PostgreSQL, where no other one is named; None if it never ran."""
+    """The address of the bundled PostgreSQL; None if it never ran, or if the environment names another one."""
     from app.postgres.binaries import find_binaries
     from app.postgres.cluster import Cluster
     from app.postgres.errors import BinariesMissing
 
-    configured = settings()
-    if configured.database_url is not None:
+    values = settings()
+    if values.database_url is not None:
         return None
     try:
-        binaries = find_binaries(str(configured.postgres_bin) if configured.postgres_bin else None)
-        cluster = Cluster(directory=configured.state_directory / "postgres", binaries=binaries)
+        binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
+        cluster = Cluster(directory=values.state_directory / "postgres", binaries=binaries)
         return cluster.url if cluster.port is not None else None
-    except (BinariesMissing, OSError):
+    except (BinariesMissing, OSError):  # then nothing bundled can be running, and the caller says what is missing
         return None
 
 
 @contextmanager
 def new_server() -> Iterator[str]:
-    """The address of an empty database on a new bundled PostgreSQL, which `convener up` will find when it is stopped.
+    """Start a new bundled PostgreSQL for the block and yield the address of its empty database; stop it afterwards.
 
-    After an error nothing is left of it. Raises Failure where the state directory has one already, EmbeddedError.
+    `convener up` goes on with it; after an error nothing is left of it. Raises Failure where the state directory has
+    one already, EmbeddedError.
     """
     from app.postgres.binaries import find_binaries
     from app.postgres.cluster import Cluster
     from app.postgres.server import Server
 
-    configured = settings()
-    binaries = find_binaries(str(configured.postgres_bin) if configured.postgres_bin else None)
-    cluster = Cluster(directory=configured.state_directory / "postgres", binaries=binaries)
+    values = settings()
+    binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
+    cluster = Cluster(directory=values.state_directory / "postgres", binaries=binaries)
     with cluster.acquire():
         if not cluster.initialise():
             hint = "name another, which is to be made, as CONVENER_STATE_DIRECTORY"
-            raise Failure(f"there is a database in {configured.state_directory} already", ExitCode.REFUSED, hint=hint)
+            raise Failure(f"there is a database in {values.state_directory} already", ExitCode.REFUSED, hint=hint)
         server = Server(cluster=cluster)
         try:
             asyncio.run(server.start())
             yield server.url
-        except BaseException:
+        except BaseException:  # also Ctrl-C: half a restore must not be taken for a database
             asyncio.run(server.stop())
             shutil.rmtree(cluster.data.parent, ignore_errors=True)
             raise

@@ -39,7 +39,7 @@ MEANINGS = {
 
 
 class Failure(Exception):
-    """Ends a command."""
+    """Ends a command with a message, an exit code, and a hint at what to do."""
 
     def __init__(self, message: str, code: ExitCode, *, details: Sequence[str] = (), hint: str | None = None) -> None:
         super().__init__(message)
@@ -55,6 +55,7 @@ class Failure(Exception):
         for line in self.details:
             console.print(f"  {escape(plain(line))}")
         if self.hint:
+            # Not made plain like the rest: hints are the program's own text, never the service's.
             console.print(f"[dim]What to do:[/] {escape(self.hint)}")
 
 
@@ -62,7 +63,7 @@ class Commands(TyperGroup):
     """A group of commands that reports failures in words and ends with their code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; show a Failure and exit with its code."""
         try:
             return super().invoke(ctx)
         except Failure as failure:

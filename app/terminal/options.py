@@ -67,7 +67,7 @@ def _moment(value: str | None) -> str | None:
     try:
         if ago := _DURATION.fullmatch(value):
             return (datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]])).isoformat()
-        # What is said without a time zone is meant in that of this machine.
+        # A time without a zone is meant in that of this machine.
         return datetime.fromisoformat(value).astimezone(UTC).isoformat()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
@@ -97,7 +97,7 @@ After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier
 
 
 def show_path(path: str, board: Renderer, url: str | None, fmt: Format, *, interval: float | None) -> None:
-    """Show what the service answers at `path`; every `interval` seconds when it is given.
+    """Show the answer of the service at `path`; again every `interval` seconds if one is set.
 
     `board` makes the answer readable. With JSON, a watch writes one object a line.
     """
@@ -111,6 +111,7 @@ def show_path(path: str, board: Renderer, url: str | None, fmt: Format, *, inter
 
 
 def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: float) -> None:
+    # On a terminal the answer is redrawn in place until Ctrl-C; elsewhere each one is added below, as in a log.
     console = output.results()
     if fmt is Format.TABLE and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -128,10 +129,10 @@ def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: flo
 
 
 def _poll(client: Client, path: str, seconds: float) -> Iterator[Json | Failure]:
-    """Look again and again; an outage is told of, and does not end it."""
+    """Yield the answer every `seconds`; an outage is yielded as its Failure and does not end the watch."""
     while True:
         try:
             yield client.get(path)
-        except Unreachable as failure:
+        except Unreachable as failure:  # refusals do end it: the next answer would be the same
             yield failure
         time.sleep(seconds)

@@ -21,8 +21,6 @@ _STYLES = {
     **dict.fromkeys(("assigned", "starting", "draining"), "yellow"),
     **dict.fromkeys(("cancelled", "stopped", "blocked"), "dim"),
 }
-
-
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
@@ -37,7 +35,7 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="for people or fo
 
 
 def results() -> Console:
-    """Stdout. A pipe is wide, so that nothing is shortened for a reader that has no edge."""
+    """Console of stdout; wide for a pipe, so that nothing is shortened for a program that reads it."""
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
@@ -45,13 +43,14 @@ def results() -> Console:
 
 
 def errors() -> Console:
-    """Stderr."""
+    """Console of stderr."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show(thing: RenderableType) -> None:
-    """Print a result for people, without the blanks that fill up lines."""
+    """Print a result for people."""
     console = results()
+    # Captured to strip the blanks with which rich fills up lines; they would be copied along.
     with console.capture() as capture:
         console.print(thing)
     typer.echo("\n".join(line.rstrip(" ") for line in capture.get().splitlines()))
@@ -68,7 +67,7 @@ def write_json(value: Any, *, one_line: bool = False) -> None:
 
 
 def is_wide() -> bool:
-    """Whether there is room for columns that one can do without."""
+    """Whether there is room for optional columns."""
     return results().width >= _WIDE
 
 
@@ -89,9 +88,10 @@ def table(
 
 
 def cell(value: object) -> Text:
-    """Text of somebody else's, which is neither markup nor control characters to us."""
+    """A cell that shows a value of callers as it is, without markup or control characters."""
     if value is None or value == "":
         return Text("-", style="dim")
+    # A Text, because rich would read brackets in a str as markup.
     return Text(plain(str(value)).replace("\n", " "), no_wrap=True, overflow="ellipsis")
 
 
@@ -110,12 +110,13 @@ def age(moment: str | None, now: datetime) -> str | None:
     if moment is None:
         return None
     seconds = (now - datetime.fromisoformat(moment)).total_seconds()
-    # Clocks of two machines are never quite the same.
+    # Clocks of two machines always differ a little, so the near future counts as now.
     return f"in {duration(-seconds)}" if seconds <= -2 else f"{duration(max(0.0, seconds))} ago"
 
 
 def duration(seconds: float) -> str:
     """`12 s`, `3 min`, `5 h`, `2 d`, rounded down."""
+    # Minutes from 2 on, because "1 min" for 119 s would be too coarse.
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length or (unit != "min" and seconds >= length):
             return f"{int(seconds // length)} {unit}"
@@ -159,7 +160,7 @@ def _block(value: float, low: float, high: float) -> str:
 
 
 def count(number: int) -> Text:
-    """A number of tasks; none is not worth a look."""
+    """A number of tasks; 0 is dim."""
     return Text(f"{number:,}") if number else Text("0", style="dim")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.logs import masked, set_up_logging
+from app.logs import mask_secrets, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,10 @@ def test_secrets_are_masked_wherever_they_stand(capsys: pytest.CaptureFixture[st
 
 
 def test_mask() -> None:
-    assert masked("Bearer cvn_a1_b2-c_3, cvn_a1_***") == "Bearer cvn_a1_***, cvn_a1_***"
-    assert masked("http://127.0.0.1:8765/a@b") == "http://127.0.0.1:8765/a@b"
+    assert mask_secrets("Bearer cvn_a1_b2-c_3, cvn_a1_***") == "Bearer cvn_a1_***, cvn_a1_***"
+    assert mask_secrets("http://127.0.0.1:8765/a@b") == "http://127.0.0.1:8765/a@b"
     assert (
-        masked("postgresql://u:p@h:5432/d and postgresql://u@h/d")
+        mask_secrets("postgresql://u:p@h:5432/d and postgresql://u@h/d")
         == "postgresql://u:***@h:5432/d and postgresql://u@h/d"
     )
 

@@ -82,6 +82,7 @@ async def page(
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
     entries = await store.page(connection, below=after, action=action, limit=limit + 1)
+    # After the read, because the lock of the log is the last one that a transaction takes.
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.read")
     following = entries[limit - 1].seq if len(entries) > limit else None
     return AuditPage(items=[_entry_out(entry) for entry in entries[:limit]], next=following)
@@ -91,6 +92,7 @@ async def page(
 async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
     noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None
+    # The check opens a short transaction for each batch, so the request must hold none of its own meanwhile.
     verdict = await service.verify(services.database, noted_end)
     async with services.database.transaction() as connection:
         await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.verify")

@@ -34,7 +34,7 @@ from app.kernel import errors
 from app.kernel.access import Principal, Scope
 
 router = APIRouter(prefix="/config", tags=["config"])
-_NEWEST = 2**63 - 1
+_NEWEST = 2**63 - 1  # the largest version possible, so that a page without a cursor begins at the newest
 _READ = [requires(Scope.READ)]
 _WRITE = [requires(Scope.CONFIGURE)]
 _WRITING = responses_for(errors.PreconditionRequired, errors.VersionStale, ConfigRefused)
@@ -42,13 +42,13 @@ _FINDING = responses_for(ConfigVersionNotFound)
 
 
 class Trial(StrictModel):
-    """Whether the change is only tried. Unknown names are refused: a misspelt `dry_run` must not change anything."""
+    """Query options of every change. Unknown names are refused: a misspelt `dry_run` must not change anything."""
 
     dry_run: bool = Field(False, description="change nothing, only show what would change")
 
 
 class Reasoned(Trial):
-    """Why, for changes whose body is the document itself."""
+    """Query options of a change whose body is the document itself and has no place for the reason."""
 
     reason: Sentence = Field("", description="why; it is kept with the change")
 
@@ -73,6 +73,7 @@ async def read(
     They are where the weights in force begin; `GET /weights` shows what those have become.
     """
     version = await service.current(connection, services[CurrentConfig].initial)
+    # A 304 also tells the caller what is in force, so it is recorded like any other read.
     await _note_read(connection, services, caller, "config.read")
     if is_known(version.version, if_none_match):
         return Response(status_code=304, headers={"ETag": etag(version.version)})
@@ -117,6 +118,7 @@ async def patch(
     """
     request = _request(caller, if_match, options.reason, options)
     base = await service.base(connection, services[CurrentConfig].initial, request.expected_version)
+    # Applied to the version of If-Match, even if it is outdated: a repetition must give the same document again.
     document = apply_patch(base.document, merge)
     result = await service.change(connection, services[CurrentConfig].initial, request, ConfigAction.PATCH, document)
     return _answer(result, request, response)
@@ -131,7 +133,9 @@ async def history(
     limit: Limit = 50,
 ) -> ConfigHistoryPage:
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
+    # In a new database this writes the first version, so that the history is never empty.
     await service.current(connection, services[CurrentConfig].initial)
+    # One more than a page: it is compared with the last one shown, and tells whether another page follows.
     versions = await store.history(connection, below=after, limit=limit + 1)
     await _note_read(connection, services, caller, "config.history")
     pairs = zip(versions[:limit], [*versions[1:], None], strict=False)

@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
-    """No number in quotation marks, no 3.0 or true for an integer, no unknown keys."""
+    """Refuses numbers in quotation marks, 3.0 or true for an integer, and unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -155,18 +155,18 @@ class ModeIn(Body):
 
 
 def config_out(version: Version) -> ConfigOut:
-    """A version as it is answered."""
+    """The response for a version."""
     return ConfigOut.model_validate(_fields(version))
 
 
 def changed_out(result: ChangeResult, *, dry_run: bool) -> ChangedOut:
-    """A change as it is answered."""
+    """The response to a change or to its dry run."""
     changes = [_change(change) for change in result.changes]
     return ChangedOut.model_validate({**_fields(result.version), "changes": changes, "dry_run": dry_run})
 
 
 def history_item(version: Version, previous: Version | None) -> ConfigHistoryItem:
-    """A version beside the one before it."""
+    """A version in the history, with its differences from the previous one."""
     changes = change_kernel.changes(content(previous), content(version)) if previous else []
     fields = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
     return ConfigHistoryItem(**fields, changes=[_change(change) for change in changes])
@@ -194,12 +194,13 @@ def apply_patch(document: Document, merge: dict[str, Any]) -> Document:
         body = DocumentIn.model_validate(rules.apply_merge_patch(rules.as_json(document), merge))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    except RecursionError:
+    except RecursionError:  # the merge recurses as deep as the patch is nested
         raise RequestValidationError([{"type": "depth", "loc": ("body",), "msg": "is nested too deeply"}]) from None
+    # A weight that the patch names is meant exactly; only the others are scaled.
     weights = merge.get("agent_weights") or {}
     return rules.balance_weights(document_from(body), weights)
 
 
 def document_from(body: BaseModel) -> Document:
-    """The document that this body is."""
+    """Convert a validated body into a document."""
     return rules.from_json(body.model_dump())

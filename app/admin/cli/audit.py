@@ -17,6 +17,7 @@ app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
 
 
 def _end(value: str | None) -> str | None:
+    # At most 18 digits always fit the service's bigint.
     if value is not None and not re.fullmatch(r"[1-9]\d{0,17}:[0-9a-f]{64}", value):
         raise typer.BadParameter(f"{value} is not SEQ:DIGEST, as `convener audit verify` shows the end of the log")
     return value

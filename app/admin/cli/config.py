@@ -12,6 +12,7 @@ from rich.text import Text
 from app.admin.rules.config import apply_merge_patch
 from app.kernel.changes import Change, changes
 from app.kernel.modes import Mode
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.bulk import Yes
 from app.terminal.client import Client, Json, Refusal, Url, connect
@@ -24,13 +25,13 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _SECTIONS = ("worker_pool", "resource_limits", "agent_weights", "test_time_compute")
-_STALE = 412
+_STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="as `convener config history` shows it", min=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ConfigChange:
-    """A change as the service takes it."""
+    """A request that changes the configuration."""
 
     method: str
     path: str
@@ -38,7 +39,7 @@ class _ConfigChange:
     reason: str
 
     def send(self, client: Client, version: int, *, dry_run: bool) -> Json:
-        """Make the change, or preview it. A PATCH holds values only, so its reason is in the query."""
+        """Send the change, or preview it. A PATCH body holds values only, so its reason is in the query."""
         body, query = self.body, {"dry_run": "true"} if dry_run else {}
         if self.method == "PATCH":
             query["reason"] = self.reason
@@ -48,14 +49,14 @@ class _ConfigChange:
 
 
 def patch_of(values: list[str]) -> Json:
-    """The merge patch that `path=value` words mean together. Raises BadParameter."""
+    """The merge patch that `path=value` arguments make up together. Raises BadParameter."""
     patch: Json = {}
     for value in values:
         path, separator, text = value.partition("=")
         if not separator or not all(path.split(".")):
             raise typer.BadParameter(f"{value} is not PATH=VALUE, like worker_pool.max_workers=20")
         try:
-            part: Any = json.loads(text)
+            part: Any = json.loads(text)  # every value of the configuration is a number, true or false
         except ValueError:
             raise typer.BadParameter(f"the value of {path} must be a number, true or false, not {text}") from None
         for name in reversed(path.split(".")):
@@ -195,13 +196,14 @@ def mode(
 
 
 def _change_config(request: _ConfigChange, yes: bool, url: str | None, fmt: Format) -> None:
-    """Preview, confirm, change; once more from the start when somebody else was faster."""
+    """Preview, confirm and send a change; start again once if the configuration has changed in between."""
     with connect(url) as client:
         try:
             answer = _attempt(client, request, yes)
         except Refusal as refusal:
             if refusal.status != _STALE:
                 raise
+            # The preview was built on an outdated version, so the second attempt asks for confirmation again.
             output.errors().print("[dim]somebody has changed the configuration meanwhile; trying again[/]")
             answer = _attempt(client, request, yes)
     if fmt is Format.JSON:
@@ -221,7 +223,7 @@ def _attempt(client: Client, request: _ConfigChange, yes: bool) -> Json:
             return preview
         # To stderr: what is on stdout must be the result alone.
         output.errors().print(_differences([Change(**change) for change in preview["changes"]]))
-        typer.confirm(f"change {_counted(len(preview['changes']))}?", abort=True, err=True)
+        typer.confirm(f"change {plural(len(preview['changes']), 'value')}?", abort=True, err=True)
     return request.send(client, version, dry_run=False)
 
 
@@ -259,10 +261,6 @@ def _differences(changed_values: Sequence[Change]) -> RenderableType:
 
 def _value(value: Any) -> Text:
     return output.cell(_number(value) if isinstance(value, float) else str(value).lower())
-
-
-def _counted(count: int) -> str:
-    return f"{count} value{'' if count == 1 else 's'}"
 
 
 def _number(value: float) -> str:

@@ -52,6 +52,7 @@ def create(
     if fmt is Format.JSON:
         output.write_json(new_key)
         return
+    # Only the key goes to stdout, so that redirecting it gives a usable key file.
     typer.echo(new_key["key"])
     output.errors().print(f"[dim]{role} key {new_key['id']}; shown this once. Give it on as CONVENER_KEY.[/]")
 
@@ -96,15 +97,18 @@ def revoke(
 
 
 def _is_direct(is_requested: bool) -> bool:
+    # Without a key the service refuses everything, so a database URL alone can only mean the database itself.
     return is_requested or bool(os.environ.get("CONVENER_DATABASE_URL") and not os.environ.get("CONVENER_KEY"))
 
 
 def _connect(url: str | None) -> Client:
+    # Managing keys takes an admin's key; with only an operator's, the refusal says so.
     return connect(url, (ADMIN_KEY, OPERATOR_KEY))
 
 
 def _create(role: Role, label: str) -> "Callable[[Database], Awaitable[Json]]":
     async def create(database: "Database") -> Json:
+        # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
         from app.admin.service.access import create_key
 
         async with database.transaction() as connection:

@@ -1,4 +1,4 @@
-"""The audit log: a chain of entries in which each digest covers the one before, so that no change stays hidden."""
+"""The audit log: a chain of entries whose digests each cover the previous one, so that changes are detected."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-# What the first entry follows.
+# Digest that the first entry follows; the API documents it as 32 zero bytes.
 GENESIS = bytes(32)
 
 
@@ -40,7 +40,7 @@ class Link:
 
 
 def next_entry(link: Link, at: datetime, action: AuditEntry) -> Entry:
-    """The entry that follows."""
+    """The entry for an action at the place after `link`."""
     return Entry(seq=link.seq + 1, at=at, content=action, digest=digest(link.digest, link.seq + 1, at, action))
 
 
@@ -48,6 +48,7 @@ def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes
     """SHA-256 of the digest before and of the content as JSON: keys sorted, no blanks, non-ASCII characters escaped."""
     content = {
         "seq": seq,
+        # In UTC to the microsecond, so that the stored time gives the same text whatever the session's time zone.
         "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
         "by": action.by,
         "action": action.action,
@@ -60,7 +61,7 @@ def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes
 
 
 def flaw(link: Link, entry: Entry) -> str | None:
-    """Why the entry cannot be what followed; None when it can."""
+    """Reason why the entry cannot follow `link`; None when it can."""
     if entry.seq != link.seq + 1:
         return f"entry {link.seq + 1} is missing"
     if entry.digest != digest(link.digest, entry.seq, entry.at, entry.content):

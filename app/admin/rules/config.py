@@ -1,7 +1,7 @@
 """The deployment configuration: what people decide about pool, limits, weights and iterations, and its three modes.
 
-The shape is that of the specification; ranges of single values are checked where values come in. Here is what holds
-between them, what a mode presets, and what becomes of weights.
+The shape is that of the specification. The API checks the range of each single value; this module holds the rules
+between values, the presets of the modes, and the scaling of weights.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
 from app.kernel.shares import raise_to_floor
 
-# Weights that sum to 1 within this are left alone, so that nobody sees the noise of a division.
+# Weights that sum to 1 within this are left alone, so that rounding errors do not show as changes.
 _EPSILON = 1e-9
 # No agent may be disabled: each has at least this share of the leases.
 WEIGHT_FLOOR = 0.02
@@ -31,7 +31,7 @@ class ConfigAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """Workers; shares of 1; seconds."""
+    """Bounds in workers, thresholds as shares of 1, and the timeout in seconds."""
 
     min_workers: int
     max_workers: int
@@ -42,7 +42,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """Gigabytes and cores of one worker; calls of all workers."""
+    """Memory (GB) and cores of one worker, and concurrent language-model calls of all workers."""
 
     max_memory_per_worker_gb: float = 4.0
     max_cpu_per_worker: float = 2.0
@@ -51,7 +51,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
-    """Shares; the reflection agent's is that of the specification's example 2."""
+    """The share of each agent; that of reflection comes from example 2 of the specification."""
 
     generation_agent: float = 0.25
     reflection_agent: float = 0.15
@@ -83,7 +83,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """Something about the value at a path like `worker_pool.min_workers`."""
+    """A message about the value at a path like `worker_pool.min_workers`."""
 
     path: str
     message: str
@@ -91,7 +91,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """Behaviour of a mode: `growth` is the most that one decision multiplies the pool by, the window is in seconds."""
+    """Behaviour of a mode: `growth` is the largest factor of one scaling decision, the window is in seconds."""
 
     scales: bool
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
@@ -99,17 +99,16 @@ class Conduct:
     scale_down_window_seconds: float = 10.0
     audits_reads: bool = False
     wants_reasons: bool = False
-    # The sizes that a pool may be given; None: any.
+    # Smallest and largest size that a pool may be given; None: any.
     bounds: tuple[int, int] | None = None
 
 
 _POOLS: Mapping[Mode, PoolConfig] = {
-    # The shortest timeout that there is: whoever tries things out wants to see them recover.
+    # The shortest timeout allowed, so that somebody who kills a worker soon sees it replaced.
     Mode.DEVELOPMENT: PoolConfig(min_workers=2, max_workers=5, worker_timeout_seconds=60),
     Mode.PRODUCTION: PoolConfig(min_workers=10, max_workers=1000),
     Mode.TRUSTED_TESTER: PoolConfig(min_workers=5, max_workers=50),
 }
-
 
 _CONDUCTS: Mapping[Mode, Conduct] = {
     Mode.DEVELOPMENT: Conduct(scales=False),
@@ -170,12 +169,12 @@ def _out_of_bounds(pool: PoolConfig, mode: Mode) -> list[Remark]:
 
 
 def as_json(document: Document) -> dict[str, Any]:
-    """The document as JSON has it."""
+    """The document as a JSON object."""
     return asdict(document)
 
 
 def from_json(fields: Mapping[str, Any]) -> Document:
-    """The document that these fields, which have been checked, make up."""
+    """Build a document from fields that have been validated."""
     return Document(
         worker_pool=PoolConfig(**fields["worker_pool"]),
         resource_limits=LimitsConfig(**fields["resource_limits"]),
@@ -193,6 +192,7 @@ def balance_weights(document: Document, fixed_names: Collection[str] = ()) -> Do
     weights: dict[str, float] = asdict(document.agent_weights)
     fixed_sum = sum(weight for name, weight in weights.items() if name in fixed_names)
     other_sum = sum(weight for name, weight in weights.items() if name not in fixed_names)
+    # The others cannot make up the rest, so all weights are scaled, also those meant to stay.
     if other_sum <= 0 or fixed_sum > 1:
         fixed_sum, other_sum, fixed_names = 0.0, sum(weights.values()), ()
     room = 1 - fixed_sum
@@ -211,6 +211,7 @@ def effective_weights(document: Document, floor: float = WEIGHT_FLOOR) -> tuple[
     """The shares in force, which sum to 1 with none under the floor, and a remark on each that had to be raised."""
     weights = {agent: getattr(document.agent_weights, weight_name(agent)) for agent in AgentType}
     total = sum(weights.values())
+    # The weights need not sum to 1 here, so each is compared with the floor as a share of their sum.
     low = [agent for agent, weight in weights.items() if weight < floor * total]
     if not low and abs(total - 1) <= _EPSILON:
         return weights, []

@@ -13,7 +13,7 @@ def write_key(key_id: str, secret: str) -> str:
 
 def read_key(text: str) -> tuple[str, str] | None:
     """Split a key into its id and secret; None when it is not of the form."""
-    parts = text.split("_", 2)
+    parts = text.split("_", 2)  # the secret is URL-safe base64 and may hold underscores itself
     if len(parts) != 3 or parts[0] != _PREFIX or not parts[1] or not parts[2]:
         return None
     return parts[1], parts[2]

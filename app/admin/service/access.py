@@ -1,4 +1,4 @@
-"""Keys: made, checked and revoked."""
+"""Creation, recognition and revocation of keys."""
 
 import hashlib
 import secrets
@@ -20,6 +20,7 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
 
+# How long a revoked key may go on working in a process that missed the announcement.
 _TRUST_SECONDS = 5.0
 _MAX_REMEMBERED = 20_000
 
@@ -27,20 +28,20 @@ _MAX_REMEMBERED = 20_000
 async def create_key(
     connection: AsyncConnection, role: Role, label: str, worker_id: UUID | None = None
 ) -> tuple[str, str]:
-    """Make a key; returns its id and the text that only its holder will ever have."""
+    """Make a key; return its id and its text, which is not stored anywhere."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     await keys.insert(connection, key_id, role, label, digest(secret), worker_id)
     return key_id, write_key(key_id, secret)
 
 
 async def revoke_key(connection: AsyncConnection, key_id: str) -> None:
-    """End a key: at once in processes that hear of it, within 5 s in all. Raises KeyNotFound."""
+    """Revoke a key: at once in processes that receive the announcement, within 5 s in all. Raises KeyNotFound."""
     if not await keys.revoke(connection, key_id):
         raise KeyNotFound
 
 
 class Keyring(Authenticator):
-    """Recognises keys, remembering each for a few seconds so that hot routes need no query."""
+    """Recognises keys, and caches each for a few seconds so that hot routes need no query."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -50,10 +51,13 @@ class Keyring(Authenticator):
 
     async def recognise(self, text: str) -> Principal:
         """The holder of this key. Raises Unauthenticated."""
+        # The cache is keyed by digests, so that it holds no secrets.
         fingerprint = hashlib.sha256(text.encode()).digest()
         entry = self._principals.get(fingerprint)
         if entry is not None and entry[0] > time.monotonic():
             return entry[1]
+        # Refusals are not cached, so a new key works at once. A revocation announced during the look-up is missed here,
+        # and takes effect when the entry expires.
         principal = await self._look_up(text)
         self._remember(fingerprint, principal)
         return principal
@@ -64,21 +68,22 @@ class Keyring(Authenticator):
             raise Unauthenticated("a key looks like cvn_<id>_<secret>")
         stored_key = await self._lookups(parts[0])
         if stored_key is None or not matches(parts[1], stored_key.secret_hash) or stored_key.revoked_at is not None:
+            # One sentence for all three, so that the answer does not tell which ids exist.
             raise Unauthenticated("the key is unknown or revoked")
         worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
         capabilities = frozenset(map(AgentType, stored_key.capabilities or ()))
         return Principal(key_id=stored_key.id, role=stored_key.role, worker_id=worker_id, capabilities=capabilities)
 
     async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
-        """Hundreds of workers beat every few seconds, so their keys are looked up together."""
+        """Look up keys together: hundreds of workers send a heartbeat every few seconds."""
         keys_by_id = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
         return [keys_by_id.get(key_id) for key_id in key_ids]
 
     def _remember(self, fingerprint: bytes, principal: Principal) -> None:
         if len(self._principals) >= _MAX_REMEMBERED:
-            self._principals.clear()
+            self._principals.clear()  # keeping an order of use would cost every request
         self._principals[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
 
     def _hear(self, topics: Collection[str]) -> None:
-        if notify.KEYS in topics:
+        if notify.KEYS in topics:  # revocations are rare, so the whole cache may go
             self._principals.clear()

@@ -1,4 +1,4 @@
-"""The audit log: recorded in the transaction of what it tells of, and checked from its first entry on."""
+"""The audit log: written in the transaction of the recorded change, and checked from its first entry on."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from app.db.database import Database
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Result of a check: how many entries are sound, the last of them, and the flaw of the next one (None: no flaw)."""
+    """Result of a check: number of sound entries, the last of them, and the flaw of the next one (None: no flaw)."""
 
     entries: int
     end: Link
@@ -26,9 +26,9 @@ async def record(
 ) -> Entry:
     """Add to the log, in the transaction of the change itself: both are kept, or neither.
 
-    Call it last: from here to the end of the transaction all others who want to record something wait. Nobody who
-    holds this lock takes another, so it cannot be part of a deadlock.
+    Call it last: every other transaction that records something waits from here to the end of this one.
     """
+    # The last lock that any transaction takes: its holder waits for no other, so it is never part of a deadlock.
     link, at = await audit.lock_tail(connection)
     entry = next_entry(link, at, AuditEntry(by=by, action=action, before=old_state, after=new_state, reason=reason))
     await audit.append(connection, entry)
@@ -36,20 +36,18 @@ async def record(
 
 
 async def verify(database: Database, noted_end: Link | None = None) -> Verdict:
-    """Compute every digest anew, up to the first entry that is not as it was.
+    """Compute every digest anew, up to the first entry that is not as it was; `noted_end` must still be there.
 
-    Away from the loop, and with no connection held meanwhile: entries are only added, so a look for each batch of them
-    sees the same as one for all. What is added in the meantime is checked as well.
-
-    Entries that were cut off at the end leave a sound chain behind, so whoever noted an earlier end passes it as
-    `noted_end`: it must still be there.
+    Only a noted end shows that entries were cut off, because what is left of them is a sound chain.
     """
     link, violation = Link(), None
     while violation is None:
+        # A transaction for each batch: entries are only added, so the batches fit together without one snapshot.
         async with database.transaction() as connection:
             entries = await audit.entries_after(connection, seq=link.seq)
         if not entries:
             break
+        # In a thread and without a connection: hashing a long log would hold up every other request.
         link, violation = await asyncio.to_thread(_check_entries, link, entries, noted_end)
     if violation is None and noted_end is not None and noted_end.seq > link.seq:
         violation = f"entry {noted_end.seq} is missing; the log ends with {link.seq}"
@@ -57,7 +55,7 @@ async def verify(database: Database, noted_end: Link | None = None) -> Verdict:
 
 
 def _check_entries(link: Link, entries: Sequence[Entry], noted_end: Link | None) -> tuple[Link, str | None]:
-    """The last entry that is sound, the chain being so up to `link`, and what is wrong with the next one."""
+    """The last sound entry of those after `link`, and the flaw of the next one."""
     for entry in entries:
         violation = flaw(link, entry) or _differs(noted_end, entry)
         if violation is not None:

@@ -22,16 +22,16 @@ from app.kernel.changes import Change
 from app.kernel.errors import VersionStale
 from app.kernel.modes import Mode
 
-# Who wrote the first version, which nobody asked for.
+# Author of the first version, which no key has asked for.
 _NOBODY = "convener"
-_TRUST_SECONDS = 2.0
-# Taken before a version is written, so that whoever works by the limits of the one before finishes first.
+_TRUST_SECONDS = 2.0  # bounds the age of a configuration whose change was not heard of
+# Taken before a version is written, so that transactions that work by the previous limits finish first.
 _LOCKS: list[Callable[[AsyncConnection], Awaitable[object]]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRequest:
-    """A change that somebody asks for: built on the version `expected_version`; a dry run only shows its effect."""
+    """A requested change, built on the version `expected_version`; a dry run only shows its effect."""
 
     expected_version: int
     by: str
@@ -41,9 +41,9 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeResult:
-    """The version that a change has made, and how it differs from the one before.
+    """The version that a change has made, and its differences from the previous one.
 
-    Of a dry run: the version that it builds on, with the values that it would have.
+    After a dry run: the version that it builds on, with the values that the change would give it.
     """
 
     version: Version
@@ -51,12 +51,12 @@ class ChangeResult:
 
 
 def lock_before_change(lock: Callable[[AsyncConnection], Awaitable[object]]) -> None:
-    """Let every change of the configuration take this lock first: for features whose limits it sets."""
+    """Make every change of the configuration take this lock first; for features whose limits it sets."""
     _LOCKS.append(lock)
 
 
 async def current(connection: AsyncConnection, initial: Mode) -> Version:
-    """The version in force. Whoever first looks into a new database writes the preset of the mode `initial`."""
+    """The version in force; in a new database, the preset of the mode `initial`, which this call then writes."""
     version_in_force = await store.last(connection)
     if version_in_force is not None:
         return version_in_force
@@ -73,7 +73,7 @@ async def current(connection: AsyncConnection, initial: Mode) -> Version:
 
 
 async def version(connection: AsyncConnection, number: int) -> Version:
-    """A certain version. Raises ConfigVersionNotFound."""
+    """The version with this number. Raises ConfigVersionNotFound."""
     former = await store.read(connection, number)
     if former is None:
         raise ConfigVersionNotFound
@@ -83,6 +83,7 @@ async def version(connection: AsyncConnection, number: int) -> Version:
 async def base(connection: AsyncConnection, initial: Mode, expected_number: int) -> Version:
     """The version that a change builds on. Raises VersionStale."""
     last = await current(connection, initial)
+    # It need not be the last one: a repeated request builds on the version before its own (see `_write`).
     expected_version = await store.read(connection, expected_number)
     if expected_version is None:
         raise _stale(last)
@@ -112,7 +113,7 @@ async def switch(connection: AsyncConnection, initial: Mode, request: ChangeRequ
 
 
 async def note_read(connection: AsyncConnection, initial: Mode, by: str, action: str) -> None:
-    """Record that somebody has read the configuration, where the mode wants that. Call it last: it locks the log."""
+    """Record a read, where the mode wants that. Call it last: it locks the tail of the audit log."""
     mode = (await current(connection, initial)).mode
     if rules.conduct(mode).audits_reads:
         await audit.record(connection, action, by=by)
@@ -132,6 +133,7 @@ async def _carry_out(
     planned_version = replace(previous, mode=mode, document=document)
     changes = change_kernel.changes(content(previous), content(planned_version))
     if request.dry_run or not changes:
+        # Nothing to write, but what is shown must still be built on the version in force.
         last = await store.last(connection)
         if last is None or last.version == previous.version:
             return ChangeResult(version=planned_version, changes=changes)
@@ -141,7 +143,8 @@ async def _carry_out(
 
 
 async def _write(connection: AsyncConnection, previous: Version, new: NewVersion) -> Version:
-    """Safe to repeat: the same change by the same caller is accepted again with the version that it has made."""
+    """Write the version after `previous`; the same change by the same caller is accepted again. Raises VersionStale."""
+    # Lock order of every change: the features' locks, the primary key of the new version, the tail of the audit log.
     for lock in _LOCKS:
         await lock(connection)
     new_version = await store.write(connection, previous.version, new)
@@ -149,6 +152,7 @@ async def _write(connection: AsyncConnection, previous: Version, new: NewVersion
         notify.note(connection, notify.CONFIG)
         await _record(connection, previous, new_version)
         return new_version
+    # Another version follows already. Is it this very change, then the first answer was lost on its way.
     new_version = await store.read(connection, previous.version + 1)
     if new_version is None or any(
         getattr(new_version, name) != getattr(new, name) for name in NewVersion.__dataclass_fields__
@@ -177,7 +181,7 @@ async def _record(connection: AsyncConnection, previous: Version | None, current
 
 
 def content(version: Version) -> dict[str, Any]:
-    """Mode and values of a version, without who decided them."""
+    """Mode and values of a version, without author, reason and time."""
     return {"mode": version.mode.value, **rules.as_json(version.document)}
 
 
@@ -187,7 +191,7 @@ def _stale(last: Version | None) -> VersionStale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effective:
-    """The configuration as the rules take it; the weights sum to 1, and none is under the floor."""
+    """The configuration as other features use it; the weights sum to 1, and none is under the floor."""
 
     version: int
     mode: Mode
@@ -197,7 +201,7 @@ class Effective:
 
 
 def effective(version: Version) -> Effective:
-    """The version as rules take it: with weights that sum to 1, and the conduct of its mode."""
+    """The version with its weights scaled to sum 1, and the conduct of its mode."""
     weights, _ = rules.effective_weights(version.document)
     return Effective(
         version=version.version,
@@ -209,9 +213,9 @@ def effective(version: Version) -> Effective:
 
 
 class CurrentConfig:
-    """The configuration in force, for loops and hot paths: at most 2 s old, and mostly of the moment.
+    """The configuration in force, cached for loops and hot paths.
 
-    A change is announced, so a process that hears of it reads anew when it next asks; one that does not, after 2 s.
+    A process that hears the announcement of a change reads again on its next call; one that does not, after 2 s.
     """
 
     def __init__(self, database: Database, initial: Mode) -> None:
@@ -224,9 +228,10 @@ class CurrentConfig:
         database.announcer.subscribe(self._hear)
 
     async def read(self) -> Effective:
-        """The configuration; costs nothing while it is known. Raises DatabaseUnavailable."""
+        """The configuration, at most 2 s old. Raises DatabaseUnavailable."""
         if self._config is None or time.monotonic() >= self._until:
             async with self._reading:
+                # Checked again: another caller may have read it while this one waited.
                 if self._config is None or time.monotonic() >= self._until:
                     self._config = await self._read()
         return self._config
@@ -235,7 +240,7 @@ class CurrentConfig:
         changes_heard, began = self._changes_heard, time.monotonic()
         async with self._database.transaction() as connection:
             config = effective(await current(connection, self.initial))
-        # What was announced meanwhile may not have been seen.
+        # The read may have missed a change that was announced during it, so the next call reads again.
         self._until = began + _TRUST_SECONDS if changes_heard == self._changes_heard else 0.0
         return config
 

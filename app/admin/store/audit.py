@@ -11,9 +11,11 @@ from app.admin.rules.audit import AuditEntry, Entry, Link
 
 _BATCH = 1000
 
+# An advisory lock, because a new log has no row to lock. Readers are not held up.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener audit', 0))")
 
-# The clock of the moment: transactions may begin in another order than they come to the tail.
+# clock_timestamp() instead of now(): transactions may begin in another order than they lock the tail. LEFT JOIN: the
+# first entry needs the time too.
 _TAIL = text("""
 SELECT tail.seq, tail.digest, clock_timestamp() AS at
 FROM (SELECT 1) one LEFT JOIN (SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1) tail ON true
@@ -32,7 +34,7 @@ _ONWARD = text(f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq LI
 
 
 async def lock_tail(connection: AsyncConnection) -> tuple[Link, datetime]:
-    """The end of the chain, which nobody else can add to until this transaction ends, and the time."""
+    """Lock the end of the chain until this transaction ends; return it and the database's time."""
     # Two statements: the second must see what was committed while the first one waited.
     await connection.execute(_LOCK)
     row = (await connection.execute(_TAIL)).mappings().one()

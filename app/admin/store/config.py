@@ -37,7 +37,8 @@ _LAST = text(f"SELECT {_COLUMNS} FROM config_versions ORDER BY version DESC LIMI
 
 _READ = text(f"SELECT {_COLUMNS} FROM config_versions WHERE version = :version")
 
-# Of two rivals that both see the version they build on, the primary key lets one have the next.
+# Compare-and-set: of two writers that both see the expected version as the last one, the primary key admits one; the
+# other waits for its commit and then inserts nothing.
 _WRITE = text(f"""
 INSERT INTO config_versions (version, mode, document, changed_by, reason, action)
 SELECT CAST(:expected AS bigint) + 1, :mode, CAST(:document AS jsonb), :changed_by, :reason, :action
@@ -55,14 +56,14 @@ async def last(connection: AsyncConnection) -> Version | None:
 
 
 async def read(connection: AsyncConnection, version: int) -> Version | None:
-    """A certain version; None when it never was."""
+    """The version with this number; None when there is none."""
     return _first(await connection.execute(_READ, {"version": version}))
 
 
 async def write(connection: AsyncConnection, expected_version: int, new: NewVersion) -> Version | None:
     """Add the version after `expected_version` (0: there is none yet); None when that is not the last one any more.
 
-    Waits for a rival that is just doing the same, and then knows whether it has.
+    Waits for a concurrent transaction that writes the same version, until it commits or rolls back.
     """
     values = {"mode": new.mode, "changed_by": new.changed_by, "reason": new.reason, "action": new.action}
     document = json.dumps(as_json(new.document), allow_nan=False)

@@ -1,4 +1,4 @@
-"""Keys, of which only the SHA-256 is kept."""
+"""Keys, stored as the SHA-256 of their secrets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from app.kernel.access import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
-    """A key as it is kept."""
+    """A stored key, with the capabilities of its worker if it is a worker's own."""
 
     id: str
     role: Role
@@ -30,10 +30,12 @@ class StoredKey:
 _INSERT = text("""
 INSERT INTO keys (id, role, label, secret_hash, worker_id) VALUES (:id, :role, :label, :secret_hash, :worker_id)
 """)
+# For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
 _READ = """
 SELECT k.id, k.role, k.secret_hash, k.worker_id, w.capabilities, k.revoked_at
 FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text[])
 """
+# A key that is revoked twice keeps the time of the first.
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
 _REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
 _PRUNE = deletion(
@@ -50,7 +52,7 @@ WHERE id > :after AND (:everybody OR worker_id IS NULL) ORDER BY id LIMIT :limit
 async def insert(
     connection: AsyncConnection, key_id: str, role: Role, label: str, secret_hash: bytes, worker_id: UUID | None
 ) -> None:
-    """Keep a new key."""
+    """Store a new key."""
     values = {"id": key_id, "role": role.value, "label": label, "secret_hash": secret_hash, "worker_id": worker_id}
     await connection.execute(_INSERT, values)
 
@@ -62,23 +64,23 @@ async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequen
 
 
 async def revoke(connection: AsyncConnection, key_id: str) -> bool:
-    """End a key; False when there is none of this id."""
+    """Revoke a key; False when there is none with this id."""
     notify.note(connection, notify.KEYS)
     return (await connection.execute(_REVOKE, {"id": key_id})).first() is not None
 
 
 async def revoke_labelled(connection: AsyncConnection, label: str) -> int:
-    """End every key of this label; returns how many."""
+    """Revoke every key with this label; return the number revoked."""
     notify.note(connection, notify.KEYS)
     return (await connection.execute(_REVOKE_LABEL, {"label": label})).rowcount
 
 
 async def page(connection: AsyncConnection, *, after: str, limit: int, everybody: bool) -> list[dict[str, Any]]:
-    """Keys without secrets, by id; those of workers only when asked for."""
+    """Keys without secrets, by id; those of workers only if `everybody` is set."""
     rows = await connection.execute(_PAGE, {"after": after, "limit": limit, "everybody": everybody})
     return [dict(row) for row in rows.mappings()]
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Forget the credentials of workers that ended more than an hour ago; returns how many."""
+    """Delete keys of workers that ended more than an hour ago, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

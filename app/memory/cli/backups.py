@@ -11,7 +11,7 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.connection import settings
-from app.terminal.databases import Bundled, bundled_url, new_server, on_database, tried
+from app.terminal.databases import Bundled, as_failures, bundled_url, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
@@ -49,7 +49,7 @@ def backup(
     """
     from app.memory.service import backups
 
-    with output.errors().status("backing up") as progress, tried():
+    with output.errors().status("backing up") as progress, as_failures():
         target = url or bundled_url()
         manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update), target)
     facts = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__} | {"file": str(file)}
@@ -75,7 +75,7 @@ def restore(
 
     if is_bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
-    with output.errors().status("restoring") as progress, tried(), _target(url, is_bundled=is_bundled) as target:
+    with output.errors().status("restoring") as progress, as_failures(), _target(url, is_bundled=is_bundled) as target:
         result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
     if fmt is Format.JSON:
         output.write_json(
@@ -125,7 +125,7 @@ def _target(url: str | None, *, is_bundled: bool) -> AbstractContextManager[str 
 def _check_file(file: Path) -> list[dict[str, Any]]:
     from app.memory.service import backups
 
-    with tried():
+    with as_failures():
         inspection = backups.inspect(_dumps(), file)
     description = (
         f"the backup is what was written, and holds revision {inspection.revision} in {inspection.entries} entries"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
-from app.terminal.databases import Bundled, new_server, on_database, tried
+from app.terminal.databases import Bundled, as_failures, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import Limit, Reason
 from app.terminal.output import Format, Output
@@ -115,7 +115,7 @@ def restore(
     from app.memory.service import checkpoints
 
     head, content = _read_file(file)
-    with tried(), new_server() if is_bundled else nullcontext() as target:
+    with as_failures(), new_server() if is_bundled else nullcontext() as target:
         result = on_database(
             lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), target
         )
