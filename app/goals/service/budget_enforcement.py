@@ -19,7 +19,7 @@ from app.goals.store.goals import Goal
 from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import cancel, holds
-from app.queue.store.holds import Held, Meter
+from app.queue.store.holds import LockedHold, Meter
 from app.queue.store.listing import Selection
 
 RECAPTURE_DUTY = "look for strays of held goals"
@@ -51,7 +51,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     if not limited_goals:
         return {"stopped": [], "held": [], "let_through": 0}
     ids, capacity = [goal.id for goal in limited_goals], await priors.lease_capacity(connection)
-    computes, meters = await compute.read_many(connection, ids), await holds.metered(connection, ids)
+    computes, meters = await compute.read_many(connection, ids), await holds.read_meters(connection, ids)
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
@@ -84,7 +84,7 @@ async def process_holds(database: Database) -> int:
 async def process_batch(database: Database) -> bool:
     """Process one batch of one hold: bring its tasks back, cancel them, or set them aside; False when none is due."""
     async with database.transaction() as connection:
-        hold = await holds.next_to_do(connection)
+        hold = await holds.lock_next(connection)
         if hold is None:
             return False
         if not hold.is_closed:
@@ -104,11 +104,11 @@ async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
     turn = (await duties.turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
     # A task may have become ready before the last turn, in a transaction that committed only after it.
     since = await now(connection) - (turn.ago if turn else timedelta(days=1)) - _COMMIT_DELAY
-    tasks = await holds.strays(connection, since)
+    tasks = await holds.ready_in_closed_goals(connection, since)
     for goal_id in {task.goal_id for task in tasks if task.reason == Hold.STOPPED}:
-        await holds.again(connection, goal_id)
-    await holds.take_away(connection, [task.id for task in tasks if task.reason != Hold.STOPPED])
-    return {"strays": len(tasks), "forgotten": await holds.forget(connection)}
+        await holds.restart_sweep(connection, goal_id)
+    await holds.set_aside(connection, [task.id for task in tasks if task.reason != Hold.STOPPED])
+    return {"strays": len(tasks), "forgotten": await holds.prune(connection)}
 
 
 async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:
@@ -124,14 +124,14 @@ async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, r
         await holds.meter(connection, goal.id, attempts)
         return 0
     # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
-    count = room - max(0, meter.allowed - attempts)
+    count = room - max(0, meter.allowed_attempts - attempts)
     return await holds.let_through(connection, goal.id, count) if meter.is_ready and count > 0 else 0
 
 
 async def _allow(connection: AsyncConnection, goal_id: str) -> None:
     # Locks are taken in the order goal, hold, tasks; so the goal first, although only its hold changes.
     if await goals.lock(connection, goal_id) is not None:
-        await holds.open_up(connection, goal_id, Hold.BUDGET)
+        await holds.reopen(connection, goal_id, Hold.BUDGET)
 
 
 async def _stop_goal(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
@@ -151,9 +151,9 @@ async def _hold_goal(connection: AsyncConnection, goal_id: str, reason: str) -> 
     return [goal_id]
 
 
-async def _cancel_tasks(connection: AsyncConnection, hold: Held) -> None:
+async def _cancel_tasks(connection: AsyncConnection, hold: LockedHold) -> None:
     """Cancel a batch of the tasks of a stopped goal; workers hear of running ones with their next heartbeat or call."""
-    ids = await holds.live(connection, hold, BATCH)
+    ids = await holds.live_task_ids(connection, hold, BATCH)
     if ids:
         goal = await goals.read(connection, hold.goal_id)
         reason = f"the research goal has stopped: {goal.reason}" if goal else "the research goal has stopped"

@@ -130,9 +130,9 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
         # Running tasks may have used up a compute budget during the pause: the hold stays, as one for the budget, until
         # the next check has decided.
         if goal.constraints.compute_budget_seconds is None:
-            await holds.open_up(connection, goal.id, Hold.PAUSED)
+            await holds.reopen(connection, goal.id, Hold.PAUSED)
         else:
-            await holds.hand_over(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
+            await holds.change_reason(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
 
     return await _change_state(connection, goal_id, GoalEvent.RESUMED, reason, by, carry_out)
 

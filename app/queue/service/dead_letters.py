@@ -59,7 +59,7 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
         raise DeadLetterNotFound
     if task["state"] in FINISHED - {TaskState.FAILED}:
         raise TaskFinished(f"the task is {task['state']}; only failed tasks can be requeued")
-    if task["state"] == TaskState.FAILED and (await holds.gate(connection, [task["goal_id"] or ""])).stopped:
+    if task["state"] == TaskState.FAILED and (await holds.lock_gate(connection, [task["goal_id"] or ""])).stopped_goals:
         raise GoalStopped(f"the research goal {task['goal_id']} has stopped, so the task stays a dead letter")
 
 

@@ -95,7 +95,7 @@ async def submit(
         raise SubmitInFlight
     goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
     # Keeps holds as they are until the commit, so that no task slips past a pause or stop of its goal.
-    gate = await holds.gate(connection, goal_ids) if goal_ids else holds.Gate()
+    gate = await holds.lock_gate(connection, goal_ids) if goal_ids else holds.Gate()
     distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
     duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
     new = {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
@@ -124,12 +124,12 @@ def _runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
 
 
 def _with_blockers(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
-    return replace(task, blockers=blockers, is_held=task.goal_id in gate.held)
+    return replace(task, blockers=blockers, is_held=task.goal_id in gate.held_goals)
 
 
 def _refuse_stopped(new_tasks: Sequence[NewTask], gate: holds.Gate) -> None:
     for task in new_tasks:
-        if task.goal_id in gate.stopped:
+        if task.goal_id in gate.stopped_goals:
             raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
 
 

@@ -1,4 +1,4 @@
-"""Tasks while they live and when they have finished, and what their attempts leave behind."""
+"""Tables of the queue: tasks, their history, attempts and events, lanes, leases, counters and degradation."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED, TaskState
 from app.queue.rules.degradation import LadderMove
 
-# One row, whose lock whoever moves the ladder holds: the duty, or an operator.
+# One row, which the duty or an operator locks in order to move the ladder.
 degradation = Table(
     "degradation",
     metadata,
@@ -63,10 +63,10 @@ degradation_moves = Table(
 )
 
 
-# Which worker was given what: its n-th lease. Rows are only added, and the key lets one of two rivals have the n-th,
-# which the claim gives only when the one before is over: so a worker holds one lease at most, whatever the code does.
-# A unique index on the worker of live tasks would say it more plainly, and would have to walk all the former leases
-# of a worker for as long as somebody keeps an old snapshot open.
+# The ledger: the n-th lease of each worker. Rows are only added. The key lets only one of two concurrent claims have the
+# n-th, and a claim takes it only when the (n-1)-th is over: so a worker holds at most one lease, whatever the code does.
+# A unique index on the worker of live tasks would be plainer, but each look at it would walk over the dead entries of
+# all former leases of a worker while somebody keeps an old snapshot.
 leases = Table(
     "leases",
     metadata,
@@ -100,7 +100,7 @@ pauses = Table(
     one_of("agent_type", AgentType),
 )
 
-# What was submitted lately, to notice duplicates by agent type and payload.
+# Recent submits by agent type and payload, to detect duplicates.
 fingerprints = Table(
     "fingerprints",
     metadata,
@@ -110,8 +110,8 @@ fingerprints = Table(
     Index("fingerprints_seen", "seen_at"),
 )
 
-# Live tasks by lane and phase: the sum of what was folded and of the changes since. A trigger on `tasks` writes the
-# changes, so no statement can forget to; nobody waits for anybody, as nobody updates a shared row.
+# Live tasks by lane and phase: folded counts and the changes since. A trigger on `tasks` writes the changes, so that no
+# statement can forget to; and as nobody updates a shared row, nobody waits for anybody.
 queue_counts = Table(
     "queue_counts",
     metadata,
@@ -133,7 +133,7 @@ queue_changes = Table(
     postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "2000"},
 )
 
-# What has become of tasks, by minute: how many, how long they waited or ran, folded from the events.
+# Events by minute, lane and kind, with the seconds of waits and runs: folded from the events.
 queue_minutes = Table(
     "queue_minutes",
     metadata,
@@ -148,7 +148,7 @@ queue_minutes = Table(
     PrimaryKeyConstraint("minute", "agent_type", "priority", "kind", name="queue_minutes_pkey"),
 )
 
-# The same since ever, for whoever wants what has become of tasks between two looks.
+# The same since ever, so that two readings give what happened between them.
 queue_totals = Table(
     "queue_totals",
     metadata,
@@ -160,7 +160,7 @@ queue_totals = Table(
     PrimaryKeyConstraint("agent_type", "priority", "kind", name="queue_totals_pkey"),
 )
 
-# How far a duty has folded a table that is only added to: everything below is done.
+# Mark of each fold: everything below this transaction has been folded.
 folds = Table(
     "folds",
     metadata,
@@ -169,8 +169,8 @@ folds = Table(
 )
 
 
-def _submitted() -> list[Any]:
-    """What a task was submitted with; the same columns while it lives and in its history."""
+def _submit_columns() -> list[Any]:
+    """Columns that come with the submit, of live tasks and of history."""
     return [
         Column("agent_type", Text, nullable=False),
         Column("goal_id", Text),
@@ -189,8 +189,8 @@ def _submitted() -> list[Any]:
     ]
 
 
-def _progressed() -> list[Any]:
-    """What attempts have left behind, while the task lives and in its history."""
+def _attempt_columns() -> list[Any]:
+    """Columns that attempts change, of live tasks and of history."""
     return [
         Column("failures", Integer, nullable=False, server_default="0"),
         Column("rescues", Integer, nullable=False, server_default="0"),
@@ -204,16 +204,16 @@ def _progressed() -> list[Any]:
 
 LIVE_STATES = [state for state in TaskState if state not in FINISHED]
 
-# Hot: holds live tasks only. A claim reads `tasks_claim` from where it last stood in a lane; the tasks that are leased
-# are those with a worker, and `leases` knows which worker has which.
+# Hot, so it holds live tasks only. Claims read `tasks_claim` from the floor of a lane on. There is no index of leased
+# tasks: `leases` says which worker has which. The low fillfactor leaves room for updates that touch no index.
 tasks = Table(
     "tasks",
     metadata,
     Column("id", UUID, primary_key=True),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
     Column("state", Text, nullable=False),
-    *_submitted(),
-    *_progressed(),
+    *_submit_columns(),
+    *_attempt_columns(),
     moment("run_at", comment="null once the task may run; infinity while its goal is held back"),
     moment("due_at", comment="what run_at was before the goal was held back"),
     Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
@@ -238,14 +238,14 @@ tasks = Table(
 )
 _READY = text("state = 'pending' AND run_at IS NULL")
 Index("tasks_claim", tasks.c.agent_type, tasks.c.priority, tasks.c.tag, tasks.c.seq, postgresql_where=_READY)
-# The bound on the priority, which always holds, keeps the planner from using the next two for a claim.
+# The bound on the priority, which always holds, keeps the planner from using the next two indexes for a claim.
 Index(
     "tasks_waiting",
     tasks.c.priority,
     tasks.c.waiting_since,
     postgresql_where=text("state = 'pending' AND run_at IS NULL AND priority <= 4"),
 )
-# Where a goal stands in a lane: its last tag.
+# The last tag of a goal in a lane.
 Index(
     "tasks_tags",
     tasks.c.agent_type,
@@ -279,8 +279,8 @@ task_history = Table(
     Column("id", UUID, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
-    *_submitted(),
-    *_progressed(),
+    *_submit_columns(),
+    *_attempt_columns(),
     moment("finished_at", nullable=False),
     moment("waiting_since", comment="when it last became ready to run"),
     Column("result", JSONB),
@@ -296,10 +296,10 @@ Index("task_history_seq", task_history.c.seq)
 Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
 Index("task_history_failed", task_history.c.seq, postgresql_where=text("state = 'failed'"))
 
-# What a task takes with it into history; each end adds its own state, time and outcome.
+# Columns that go with a task into history; each ending adds its own state, time and outcome.
 KEPT_COLUMNS = tuple(c.name for c in tasks.c if c.name in task_history.c and c.name not in ("state", "error"))
 
-# An edge for each dependency that is not met yet: gone with the completion that meets it.
+# An edge for each dependency that has not completed yet; its completion deletes the edge.
 task_dependencies = Table(
     "task_dependencies",
     metadata,
@@ -309,7 +309,7 @@ task_dependencies = Table(
     Index("task_dependencies_task", "task_id"),
 )
 
-# Attempts that did not complete their task; the one that did is the history row itself.
+# Attempts that did not complete their task; the one that did is in the history row itself.
 task_attempts = Table(
     "task_attempts",
     metadata,
