@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import text
 
-from app.db.schema import apply_functions, is_ours
+from app.db.schema import apply_functions, is_compared
 from app.metadata import metadata
 
 
@@ -14,7 +14,7 @@ def run() -> None:
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.execute(text("SET statement_timeout = '10min'"))
     context.configure(
-        connection=connection, target_metadata=metadata, include_object=is_ours, compare_server_default=False
+        connection=connection, target_metadata=metadata, include_object=is_compared, compare_server_default=False
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -1,4 +1,4 @@
-"""Many concurrent calls, one statement: whatever arrives while a flush runs goes into the next one."""
+"""Coalescing: concurrent calls become one statement; calls that arrive while a batch runs make the next one."""
 
 import asyncio
 import logging
@@ -8,45 +8,45 @@ from typing import Generic, TypeVar
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown
 
 log = logging.getLogger(__name__)
-_CROWD = 4
+_LARGE_BATCH = 4
 _LINGER_SECONDS = 0.001
-Q = TypeVar("Q")
-A = TypeVar("A")
+Call = TypeVar("Call")
+Answer = TypeVar("Answer")
 
 
-class Coalescer(Generic[Q, A]):
-    """Answers calls in batches. A lone call is flushed at once, so coalescing does not delay it.
+class Coalescer(Generic[Call, Answer]):
+    """Answers concurrent calls in batches by `run_batch`; a lone call runs at once, so it is not delayed.
 
-    Two calls with the same key never share a batch: the statement sees each row once. Without keys any calls may.
+    Two calls of the same key never share a batch, because a statement can change each row only once.
     """
 
     def __init__(
         self,
-        flush: Callable[[Sequence[Q]], Awaitable[Sequence[A]]],
-        key: Callable[[Q], Hashable] | None = None,
+        run_batch: Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]],
+        key: Callable[[Call], Hashable] | None = None,
         *,
         limit: int = 128,
     ) -> None:
-        self._flush = flush
+        self._run_batch = run_batch
         self._key = key
         self._limit = limit
-        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._waiting: list[tuple[Call, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._is_closed = False
 
-    async def __call__(self, call: Q) -> A:
-        """The answer to this call. Raises whatever the flush raised for it."""
-        if self._closed:
+    async def __call__(self, call: Call) -> Answer:
+        """Return the answer to a call. Raises ShuttingDown, and whatever `run_batch` raised for it."""
+        if self._is_closed:
             raise ShuttingDown
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         return await future
 
     async def close(self) -> None:
-        """Finish what has arrived and take no more."""
-        self._closed = True
+        """Answer the calls that have arrived, and refuse later ones."""
+        self._is_closed = True
         if self._task is not None:
             await self._task
 
@@ -55,14 +55,14 @@ class Coalescer(Generic[Q, A]):
             while self._waiting:
                 batch = self._next_batch()
                 await self._answer(batch)
-                if len(batch) >= _CROWD:
-                    # Under load a moment's patience makes fewer, larger statements; a lone call never waits.
+                if len(batch) >= _LARGE_BATCH:
+                    # Under load, a short pause makes fewer and larger statements; a lone call never waits.
                     await asyncio.sleep(_LINGER_SECONDS)
         finally:
             self._task = None
 
-    def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
-        batch: dict[Hashable, tuple[Q, asyncio.Future[A]]] = {}
+    def _next_batch(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
+        batch: dict[Hashable, tuple[Call, asyncio.Future[Answer]]] = {}
         rest = []
         for item in self._waiting:
             key = self._key(item[0]) if self._key else object()
@@ -73,9 +73,9 @@ class Coalescer(Generic[Q, A]):
         self._waiting = rest
         return list(batch.values())
 
-    async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
         try:
-            answers = await self._flush([call for call, _ in batch])
+            answers = await self._run_batch([call for call, _ in batch])
         except DatabaseUnavailable as error:
             _fail(batch, error)
         except Exception as error:
@@ -85,8 +85,8 @@ class Coalescer(Generic[Q, A]):
                 if not future.done():
                     future.set_result(answer)
 
-    async def _answer_one_by_one(self, batch: list[tuple[Q, asyncio.Future[A]]], error: Exception) -> None:
-        """One call that the database refuses must not take the others with it."""
+    async def _answer_one_by_one(self, batch: list[tuple[Call, asyncio.Future[Answer]]], error: Exception) -> None:
+        # One call that the database refuses must not make the others fail.
         if len(batch) == 1:
             _fail(batch, error)
             return
@@ -95,7 +95,7 @@ class Coalescer(Generic[Q, A]):
             await self._answer([item])
 
 
-def _fail(batch: list[tuple[Q, asyncio.Future[A]]], error: Exception) -> None:
+def _fail(batch: list[tuple[Call, asyncio.Future[Answer]]], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

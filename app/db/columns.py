@@ -1,4 +1,4 @@
-"""What all tables share: the metadata, and short ways to write the columns that many have."""
+"""Metadata of all tables, and shorthands for columns that many of them have."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ metadata = MetaData(
     }
 )
 
-# The transaction that writes the row. A database restored elsewhere counts transactions anew; the offset, which a
-# restore sets, keeps these numbers growing for those who store them.
+# The number of the transaction that writes the row. A restored database counts transactions anew; the offset, which the
+# restore sets, keeps these numbers growing for clients that store them.
 OWN_TRANSACTION = text("(pg_current_xact_id()::text)::bigint + convener_transaction_offset()")
 
 
 def one_of(column: str, values: Any) -> CheckConstraint:
-    """A check that a text column holds one of these words."""
-    listed = ", ".join(f"'{value}'" for value in sorted(values))
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
+    """A check that a text column holds one of these values."""
+    words = ", ".join(f"'{value}'" for value in sorted(values))
+    return CheckConstraint(f"{column} IN ({words})", name=column)
 
 
 def moment(name: str, **options: Any) -> Column[Any]:

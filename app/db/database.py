@@ -1,4 +1,4 @@
-"""The two ways to speak to PostgreSQL: SQLAlchemy for what is not hot, asyncpg's own connections for what is."""
+"""Connections to PostgreSQL: asyncpg's own pool for the hot path, SQLAlchemy for everything else."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,30 +9,30 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoneFree
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.db.notify import Announcer, take_notes
+from app.db.notify import Announcer, pop_news
 from app.kernel.errors import DatabaseUnavailable, Unstorable
 
 Kind = TypeVar("Kind")
 SharedObjects = dict[type, Any]
 
-_ENDED = "convener_ended"
+_CALLBACKS = "convener_ended"
 _SHARED = "convener_shared"
 _SESSION = {
     "application_name": "convener",
     "statement_timeout": "30000",
     "idle_in_transaction_session_timeout": "30000",
     "jit": "off",
-    # Every statement has an index made for it. While a table is new and small the planner would read it whole, and a
-    # prepared statement would go on doing so when it has grown.
+    # Every statement has an index made for it. While a table is small, the planner would prefer to read it whole, and a
+    # prepared statement would go on doing so when the table has grown.
     "enable_seqscan": "off",
 }
 
 
 class Database:
-    """Connections to one database. Opening is lazy, so a service can start before its database does."""
+    """Connections to one database, opened when first used, so that a service can start before its database."""
 
     def __init__(self, url: str, *, hot_connections: int = 6, connections: int = 6) -> None:
         self.url = plain_url(url)
@@ -53,14 +53,14 @@ class Database:
 
     def shared(self, kind: type[Kind]) -> Kind:
         """The one object of this kind that users of the database share in this process; made when first needed."""
-        return _made_once(self.shared_objects, kind)
+        return _get_or_create(self.shared_objects, kind)
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
-        """A connection of the caller's own."""
+        """Open a connection that the caller has to close."""
         return await asyncpg.connect(self.url, timeout=5, server_settings=_SESSION)
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
-        """The connections of the hot path."""
+        """The pool of the hot path."""
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -70,28 +70,31 @@ class Database:
                     timeout=5,
                     server_settings=_SESSION,
                     # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
-                    reset=_leave_as_is,
+                    reset=_keep_session,
                 )
         return self._pool
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """The one place that commits. Raises DatabaseUnavailable when PostgreSQL cannot be reached."""
+        """A transaction that commits at the end of the `with` body; nothing else commits.
+
+        News noted in it is announced after the commit. Raises DatabaseUnavailable, and Unstorable for a value.
+        """
         try:
             async with self.engine.connect() as connection:
-                take_notes(connection)
-                # Kept apart: a connection that broke off knows nothing any more, and asking it would hide the reason.
-                endings: list[Callable[[], None]] = []
-                connection.info[_ENDED] = endings
+                pop_news(connection)
+                # In a variable too: once a connection has broken, asking it for its `info` raises and hides the reason.
+                callbacks: list[Callable[[], None]] = []
+                connection.info[_CALLBACKS] = callbacks
                 try:
                     async with connection.begin():
                         yield connection
                 finally:
-                    for ended in endings:
-                        ended()
-                self.announcer.announce(take_notes(connection))
-        except (OperationalError, InterfaceError, DBAPIError, NoneFree, OSError, TimeoutError) as error:
-            raise in_domain_words(error) from error
+                    for callback in callbacks:
+                        callback()
+                self.announcer.announce(pop_news(connection))
+        except (OperationalError, InterfaceError, DBAPIError, PoolExhausted, OSError, TimeoutError) as error:
+            raise translate_error(error) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -108,10 +111,10 @@ def share(info: dict[Any, Any], objects: SharedObjects) -> None:
 
 def shared_by(connection: AsyncConnection, kind: type[Kind]) -> Kind:
     """As `Database.shared`, for whoever has only a connection of that database."""
-    return _made_once(connection.info.setdefault(_SHARED, {}), kind)
+    return _get_or_create(connection.info.setdefault(_SHARED, {}), kind)
 
 
-def _made_once(objects: SharedObjects, kind: type[Kind]) -> Kind:
+def _get_or_create(objects: SharedObjects, kind: type[Kind]) -> Kind:
     if kind not in objects:
         objects[kind] = kind()
     shared: Kind = objects[kind]
@@ -119,22 +122,22 @@ def _made_once(objects: SharedObjects, kind: type[Kind]) -> Kind:
 
 
 def when_ended(connection: AsyncConnection, callback: Callable[[], None]) -> None:
-    """Call this when the connection's transaction is over, however it ends."""
-    connection.info.setdefault(_ENDED, []).append(callback)
+    """Call back when the transaction of the connection is over, committed or not."""
+    connection.info.setdefault(_CALLBACKS, []).append(callback)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:
-    """The driver knows when the server has hung up, so no round trip is needed to find out: the pool reconnects."""
+    # The driver knows when the server has hung up, without a round trip. The error makes the pool reconnect.
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
-async def _leave_as_is(_connection: object) -> None:
+async def _keep_session(_connection: object) -> None:
     return None
 
 
 async def now(connection: AsyncConnection) -> datetime:
-    """The time of this transaction by the database's clock, the only one that decides."""
+    """The start of this transaction by the database's clock, the only one that decides."""
     moment: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
     return moment
 
@@ -159,9 +162,9 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
-def in_domain_words(error: Exception) -> Exception:
-    """The error as callers know it: an outage, a value that cannot be stored, or what it was."""
-    if isinstance(error, NoneFree):
+def translate_error(error: Exception) -> Exception:
+    """Return the domain's error for an outage, a conflict or a value that cannot be stored; others as they are."""
+    if isinstance(error, PoolExhausted):
         return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
     if is_outage(error):
         return DatabaseUnavailable()
@@ -174,7 +177,7 @@ def in_domain_words(error: Exception) -> Exception:
 
 
 def plain_url(url: str) -> str:
-    """The URL as asyncpg wants it, whichever driver it names."""
+    """Return the URL as asyncpg takes it, whichever driver it names. Raises ValueError."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
         raise ValueError("the database URL must begin with postgresql://")

@@ -1,4 +1,4 @@
-"""Turns of background duties: a row each, claimed in the transaction of the work that it guards."""
+"""Turns of background duties: one row for each duty, claimed in the transaction of the work that it guards."""
 
 import json
 from collections.abc import Collection
@@ -19,9 +19,9 @@ WHERE duty = ANY (CAST(:duties AS text[])) AND last_run_at IS NOT NULL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A duty's turn that is ours until the transaction ends.
+    """A turn of a duty that this transaction has claimed.
 
-    `held_back_seconds` is since when the last turns held back, where their results say that (`held_back_since`).
+    `held_back_seconds` is for how long turns have held back, where their results tell it by `held_back_since`.
     """
 
     duty: str
@@ -40,14 +40,14 @@ WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_inter
 FOR UPDATE SKIP LOCKED
 """)
 
-_DONE = text("""
+_RECORD = text("""
 UPDATE loop_ticks SET last_run_at = now(), runs = runs + 1, held_back = :held_back,
     result = CAST(:result AS jsonb), every_seconds = :every WHERE duty = :duty
 """)
 
 _CONCLUDE = text("UPDATE loop_ticks SET result = CAST(:result AS jsonb) WHERE duty = :duty")
 
-_TAKE_BACK = text("""
+_RESTORE = text("""
 UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => :since) WHERE duty = :duty
 """)
 
@@ -57,12 +57,14 @@ _ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY dut
 
 
 async def ensure(connection: AsyncConnection, duty: str) -> None:
-    """Make sure that the duty has its row."""
+    """Create the row of a duty unless it exists."""
     await connection.execute(_ENSURE, {"duty": duty})
 
 
 async def claim(connection: AsyncConnection, duty: str, interval_seconds: float) -> Turn | None:
-    """Take the turn when it is due and nobody else is at it."""
+    """Claim the turn of a duty; None when it is not due, or another process has claimed it."""
+    # The row lock is the claim: it ends with the transaction, whatever becomes of the process, and SKIP LOCKED lets all
+    # others do something else meanwhile.
     row = (await connection.execute(_CLAIM, {"duty": duty, "interval": interval_seconds})).mappings().first()
     if row is None:
         return None
@@ -74,7 +76,7 @@ async def claim(connection: AsyncConnection, duty: str, interval_seconds: float)
     )
 
 
-async def done(
+async def record(
     connection: AsyncConnection,
     duty: str,
     result: dict[str, Any],
@@ -82,47 +84,46 @@ async def done(
     held_back: bool,
     every_seconds: float | None = None,
 ) -> None:
-    """Record the turn; it commits together with its work or not at all.
+    """Record a turn, which commits together with its work or not at all.
 
-    `every_seconds` is the pace by which others may tell that the duty is late; None when it has none.
+    `every_seconds` is the interval by which others notice that the duty is late; None when it has none.
     """
     values = {"duty": duty, "result": json.dumps(result, default=str), "held_back": held_back, "every": every_seconds}
-    await connection.execute(_DONE, values)
+    await connection.execute(_RECORD, values)
 
 
 async def conclude(connection: AsyncConnection, turn: Turn, result: dict[str, Any], *, counts: bool) -> None:
-    """Say what came of a turn whose work was done after the transaction that has recorded it.
+    """Replace the result of a turn whose work came after the transaction that recorded it.
 
-    One that does not count leaves the duty as due as it was before, so that others can tell when it goes on like that.
+    A turn that does not count leaves the duty as late as it was, so that others notice when none ever counts.
     """
     await connection.execute(_CONCLUDE, {"duty": turn.duty, "result": json.dumps(result, default=str)})
     if not counts:
-        await connection.execute(_TAKE_BACK, {"duty": turn.duty, "since": turn.seconds_since_last})
+        await connection.execute(_RESTORE, {"duty": turn.duty, "since": turn.seconds_since_last})
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Forget duties that nobody misses and that last ran long ago; returns how many.
+    """Delete duties without an interval that last ran more than `days` ago, at most `limit`; return the number deleted.
 
-    Every host has one of its own, by its name, and hosts come and go. A duty that others may tell to be late stays,
-    however long ago it ran; one that was forgotten and is due again gets a new row.
+    Every host has a duty of its own, by its name, and hosts come and go. One that is due again gets a new row.
     """
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
-async def page(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """All duties with their last turn."""
+async def read_all(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """Return all duties with their last turns."""
     return [dict(row) for row in (await connection.execute(_ALL)).mappings()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastTurn:
-    """When a background duty last had its turn, and what came of it."""
+    """Time since the last turn of a duty, and its result."""
 
     ago: timedelta
     result: dict[str, Any]
 
 
-async def turns(connection: AsyncConnection, duties: Collection[str]) -> dict[str, LastTurn]:
-    """The last turns of these duties; those that never ran are left out."""
+async def last_turns(connection: AsyncConnection, duties: Collection[str]) -> dict[str, LastTurn]:
+    """Return the last turns of these duties, without those that never ran."""
     rows = (await connection.execute(_TURNS, {"duties": list(duties)})).mappings()
     return {row["duty"]: LastTurn(ago=row["ago"], result=json.loads(row["result"] or "{}")) for row in rows}

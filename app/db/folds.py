@@ -1,16 +1,18 @@
-"""How events are folded into sums bit by bit, so that none is left behind and none is counted twice."""
+"""Folds: add events to sums batch by batch, so that none is left out and none is counted twice."""
 
-# Below the oldest running transaction nothing can appear any more, so a cursor never skips a late commit.
+# The oldest running transaction: no event with a lower number can appear any more. Sequence numbers alone would not do,
+# because they become visible out of order: a reader would skip the event of a transaction that commits late.
 HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
 
 
 def batch(name: str) -> str:
-    """Parts of a statement: `mark` (from `since` on), `ahead` (what is to come) and `batch` (`until`, and `more`).
+    """Return parts of a statement that select the next events of a fold: those from `mark.since` up to `batch.until`.
 
-    Below the oldest running transaction no event can appear any more. A batch of about `:limit` events ends between two
-    transactions, as the mark of this name does; one that is larger than a batch is taken whole. One fold of a name at a
-    time: the caller holds a duty's turn.
+    `ahead` has the events of the batch, and one more where there are more. The caller holds a duty's turn: two folds of
+    one name at once would count events twice.
     """
+    # A batch of about `:limit` events ends between two transactions, as the mark knows only whole ones; the events of a
+    # transaction that is larger are taken all at once.
     return f"""mark AS MATERIALIZED (
     SELECT coalesce((SELECT transaction FROM folds WHERE name = '{name}'), 0) AS since, {HORIZON} AS until
 ), ahead AS MATERIALIZED (
@@ -26,9 +28,9 @@ def batch(name: str) -> str:
 )"""
 
 
-def marked(name: str, when: str) -> str:
-    """The part that moves the mark on, under this condition."""
+def advance_mark(name: str, condition: str) -> str:
+    """Return the part of a statement that advances the mark to the end of the batch, under a condition."""
     return f"""marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{name}', until FROM batch WHERE {when}
+    INSERT INTO folds (name, transaction) SELECT '{name}', until FROM batch WHERE {condition}
     ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
 )"""

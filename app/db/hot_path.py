@@ -1,21 +1,21 @@
-"""Runs a statement of the hot path on a pooled connection, repeating it where that is safe and useful."""
+"""Run a statement of the hot path on a pooled connection, and repeat it where it lost against another."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import asyncpg
 
-from app.db.database import Database, in_domain_words
+from app.db.database import Database, translate_error
 
 T = TypeVar("T")
 HotConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-# A deadlock's victim, or another replica that served the same worker a moment earlier: the next look is a new one.
-_AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
+# Victim of a deadlock, or of another replica that served the same worker a moment earlier: a new try sees that.
+_RETRYABLE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError)
 
 
-def _nothing() -> None:
-    """Where nobody needs to know that a try was undone."""
+def _ignore() -> None:
+    """Ignore that a try was undone."""
 
 
 async def run(
@@ -23,9 +23,9 @@ async def run(
     statement: Callable[[HotConnection], Awaitable[T]],
     *,
     tries: int = 4,
-    undone: Callable[[], None] = _nothing,
+    on_undone: Callable[[], None] = _ignore,
 ) -> T:
-    """The answer of `statement`, which is one implicit transaction; `undone` hears of every try that lost to another.
+    """Return the answer of `statement`, which is one implicit transaction; call `on_undone` for every try that lost.
 
     Raises DatabaseUnavailable.
     """
@@ -34,15 +34,15 @@ async def run(
             pool = await database.pool()
             async with pool.acquire(timeout=5) as connection:
                 return await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
-        except _AGAIN:
-            undone()
+        except _RETRYABLE:
+            on_undone()
             if not remaining:
                 raise
         except Exception as error:
-            raise in_domain_words(error) from error
+            raise translate_error(error) from error
     raise AssertionError("unreachable")
 
 
 def columns(rows: Sequence[object], *names: str) -> list[list[object]]:
-    """One list a name, for `unnest`: how a statement receives the calls of many."""
+    """Return one list of values for each attribute name, as `unnest` takes them."""
     return [[getattr(row, name) for row in rows] for name in names]

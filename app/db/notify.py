@@ -1,8 +1,7 @@
-"""Waking others after a commit: LISTEN/NOTIFY outside the writing transaction, coalesced.
+"""Announcements after a commit: LISTEN/NOTIFY outside the writing transaction, coalesced.
 
-NOTIFY inside a writing transaction takes a lock that serialises all committers, so writers only note a topic;
-the database object hands the notes on once their transaction has committed. A lost note costs latency, never
-correctness: every listener also polls.
+NOTIFY inside a writing transaction takes a lock that serializes all commits, so writers only note topics, and the
+Database announces them after the commit. A lost announcement costs time, never correctness: every listener also polls.
 """
 
 import asyncio
@@ -29,42 +28,41 @@ BURST = "burst"
 GOALS = "goals"
 WEBHOOKS = "webhooks"
 WORK = "work"
-_NOTED = "convener_announcements"
+_NEWS = "convener_announcements"
 _COALESCE_SECONDS = 0.01
 
-
-# What is announced: a topic, and for work the lowest tag at which there may be some.
+# Topic -> 0, or for work in a lane the lowest tag at which there may be some.
 News = Mapping[str, float]
 
 
 def work(lane: Lane) -> str:
-    """The topic that says: there may be work in this lane."""
+    """Topic for work in a lane."""
     return f"{WORK}:{lane.agent_type.value}:{lane.priority.value}"
 
 
 def note(connection: AsyncConnection, *topics: str) -> None:
-    """Remember topics to announce once this transaction has committed."""
-    _merge(connection.info.setdefault(_NOTED, {}), dict.fromkeys(topics, 0.0))
+    """Note topics, to be announced after the commit of this transaction."""
+    _merge(connection.info.setdefault(_NEWS, {}), dict.fromkeys(topics, 0.0))
 
 
 def note_work(connection: AsyncConnection, tags: Mapping[Lane, float]) -> None:
-    """Remember to announce, once this transaction has committed, that tasks wait: lane -> the lowest of their tags."""
-    _merge(connection.info.setdefault(_NOTED, {}), {work(lane): tag for lane, tag in tags.items()})
+    """Note the lowest tags of tasks that became ready, by lane, to be announced after the commit."""
+    _merge(connection.info.setdefault(_NEWS, {}), {work(lane): tag for lane, tag in tags.items()})
 
 
-def take_notes(connection: AsyncConnection) -> dict[str, float]:
-    """The news noted on this connection, which is forgotten now."""
-    noted: dict[str, float] = connection.info.pop(_NOTED, {})
-    return noted
+def pop_news(connection: AsyncConnection) -> dict[str, float]:
+    """Return the news noted on this connection, and forget it."""
+    news: dict[str, float] = connection.info.pop(_NEWS, {})
+    return news
 
 
-def _merge(news: dict[str, float], more: News) -> None:
-    for topic, tag in more.items():
+def _merge(news: dict[str, float], additions: News) -> None:
+    for topic, tag in additions.items():
         news[topic] = min(tag, news.get(topic, tag))
 
 
 class Announcer:
-    """Tells this process at once, and the others within about 10 ms."""
+    """Announces news to listeners in this process at once, and to other processes within about 10 ms."""
 
     def __init__(self, connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]) -> None:
         self._connect = connect
@@ -83,15 +81,15 @@ class Announcer:
         self._listeners.remove(listener)
 
     def announce(self, news: News | Collection[str]) -> None:
-        """Tell everybody; returns at once."""
+        """Announce news, or topics, to all processes; return at once."""
         if news:
-            told = news if isinstance(news, Mapping) else dict.fromkeys(news, 0.0)
-            self._tell(told)
-            _merge(self._outgoing, told)
+            tags = news if isinstance(news, Mapping) else dict.fromkeys(news, 0.0)
+            self._call_listeners(tags)
+            _merge(self._outgoing, tags)
             self._wake.set()
 
     def start(self) -> None:
-        """Begin to listen and to send, reconnecting for as long as it takes."""
+        """Begin to listen and send, and reconnect whenever the connection is lost."""
         self._task = asyncio.create_task(self._run(), name="announcements")
 
     async def stop(self) -> None:
@@ -104,7 +102,7 @@ class Announcer:
         while True:
             try:
                 await self._exchange()
-            # A server that hangs up makes itself known as any of these, by how much of its farewell has been read.
+            # When a server hangs up, any of these may come, depending on how much of its last message has been read.
             except (
                 OSError,
                 TimeoutError,
@@ -114,7 +112,7 @@ class Announcer:
             ) as e:
                 log.warning("announcements: connection lost (%s), trying again", type(e).__name__)
             except Exception:
-                # Nobody would start it again: this process would be deaf until its end.
+                # Nothing would start this task again: the process would get no announcements until its end.
                 log.exception("announcements stumbled, trying again")
             await asyncio.sleep(0.5)
 
@@ -122,7 +120,7 @@ class Announcer:
         connection = await self._connect()
         try:
             await connection.execute("SET statement_timeout = 5000")
-            await connection.add_listener(CHANNEL, self._hear)
+            await connection.add_listener(CHANNEL, self._on_message)
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
                 await self._wake.wait()
@@ -138,16 +136,16 @@ class Announcer:
             message = json.dumps({"from": self._sender, "news": news})
             await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
+    def _on_message(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         try:
-            heard = json.loads(str(message))
-            sender, news = heard["from"], {str(topic): float(tag) for topic, tag in heard["news"].items()}
+            content = json.loads(str(message))
+            sender, news = content["from"], {str(topic): float(tag) for topic, tag in content["news"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("announcements: ignored a message that is not ours")
             return
         if sender != self._sender:
-            self._tell(news)
+            self._call_listeners(news)
 
-    def _tell(self, news: News) -> None:
+    def _call_listeners(self, news: News) -> None:
         for listener in tuple(self._listeners):
             listener(news)

@@ -1,4 +1,4 @@
-"""Brings the schema up to date, and down again."""
+"""Migrations: bring the schema up to date, and down again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,38 +15,38 @@ from app.db import retention
 
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"
 FUNCTIONS = _MIGRATIONS / "functions.sql"
-# Any constant does, as long as nobody else takes it: it keeps two migrating processes apart.
+# Keeps two migrating processes apart. Any constant does that nobody else uses.
 _ADVISORY_LOCK = 7_241_001
 
 
 async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None, str | None]:
-    """Upgrade to `target` and create the partitions ahead; returns the revisions before and after.
+    """Upgrade to `target` and create the partitions ahead; return the revisions before and after.
 
-    Safe to call from any number of processes at once: one works, the others wait and find nothing to do.
+    Safe to call from several processes at once: one does the work, the others wait and have nothing left to do.
     """
     async with engine.connect() as connection:
         await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
         await connection.commit()
         try:
-            before, after = await connection.run_sync(_upgrade, target)
+            revisions = await connection.run_sync(_upgrade, target)
             await retention.create_ahead(connection)
             await connection.commit()
         finally:
             await connection.rollback()
             await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
             await connection.commit()
-    return before, after
+    return revisions
 
 
 async def downgrade(engine: AsyncEngine, target: str = "base") -> None:
-    """Take migrations back down to `target`."""
+    """Downgrade to `target`."""
     async with engine.connect() as connection:
         await connection.run_sync(lambda plain: command.downgrade(_config(plain), target))
         await connection.commit()
 
 
 async def revision(engine: AsyncEngine) -> str | None:
-    """The revision that the database is at."""
+    """Return the revision of the database."""
     async with engine.connect() as connection:
         return await connection.run_sync(_revision)
 
@@ -59,20 +59,17 @@ class ExpectedSchema:
 
 
 def head() -> str | None:
-    """The revision that this program expects."""
+    """Return the newest revision, which this program expects."""
     return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
 
 
 def knows(revision: str) -> bool:
-    """Whether this program can bring a schema of this revision up to date."""
+    """Return whether this program can upgrade a schema of this revision."""
     return any(script.revision == revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions())
 
 
 async def adopt(connection: AsyncConnection, revision: str) -> None:
-    """Tables that came without a word about their revision are at this one; bring them up to date.
-
-    All within the transaction of the caller.
-    """
+    """Upgrade restored tables, which have no record of their revision, from this one, in the caller's transaction."""
     await connection.execute(
         text("INSERT INTO alembic_version (version_num) VALUES (:revision)"), {"revision": revision}
     )
@@ -86,16 +83,16 @@ def apply_functions(connection: Connection) -> None:
     connection.exec_driver_sql(f"DO $file$ BEGIN {FUNCTIONS.read_text()} END $file$")
 
 
-def is_ours(thing: Any, name: str | None, kind: str, *_: Any) -> bool:
-    """Whether a comparison of models and database should look at this; partitions come and go by themselves."""
-    table = thing if kind == "table" else getattr(thing, "table", None)
+def is_compared(element: Any, name: str | None, kind: str, *_: Any) -> bool:
+    """Return whether a comparison of models and database covers a table or index: partitions are in no model."""
+    table = element if kind == "table" else getattr(element, "table", None)
     return table is None or not retention.is_partition(str(table.name))
 
 
 def _upgrade(connection: Connection, target: str) -> tuple[str | None, str | None]:
-    before = _revision(connection)
+    old_revision = _revision(connection)
     command.upgrade(_config(connection), target)
-    return before, _revision(connection)
+    return old_revision, _revision(connection)
 
 
 def _revision(connection: Connection) -> str | None:

@@ -1,4 +1,4 @@
-"""Identifiers whose order is that of their making, so that index entries of neighbours lie together."""
+"""Identifiers in the order of their creation, so that neighbors lie together in an index."""
 
 import secrets
 import time

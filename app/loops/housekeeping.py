@@ -54,7 +54,7 @@ async def run_when_due(database: Database, *, history_days: int, events_days: in
         turn = await duties.claim(connection, DUTY, 0.85 * EVERY_SECONDS)
         if turn is None:
             return None
-        await duties.done(connection, DUTY, {"begun": True}, held_back=False, every_seconds=EVERY_SECONDS)
+        await duties.record(connection, DUTY, {"begun": True}, held_back=False, every_seconds=EVERY_SECONDS)
     result = await run(database, history_days=history_days, events_days=events_days)
     async with database.transaction() as connection:
         await duties.conclude(connection, turn, result, counts=not result["failed"])

@@ -67,6 +67,6 @@ class Runner:
             result = await duty.run(self._context, connection, turn)
             interval = None if duty.is_local else duty.seconds
             held_back = bool(result.get("held_back"))
-            await duties.done(connection, duty.name, result, held_back=held_back, every_seconds=interval)
+            await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=interval)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)

@@ -68,7 +68,7 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
     import asyncpg
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.db.database import Database, in_domain_words
+    from app.db.database import Database, translate_error
 
     try:
         database = Database(url)
@@ -79,7 +79,7 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
     except KeyNotFound as error:
         raise Failure(error.detail, ExitCode.NOT_FOUND, hint="`convener key ls` lists the keys") from None
     except (ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
-        raise _failure(error if isinstance(error, ConvenerError) else in_domain_words(error), error) from error
+        raise _failure(error if isinstance(error, ConvenerError) else translate_error(error), error) from error
     finally:
         await database.close()
 

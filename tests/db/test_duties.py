@@ -21,7 +21,7 @@ async def _turn(database: Database, duty: str, interval: float = 0.0, **done: An
     async with database.transaction() as connection:
         turn = await duties.claim(connection, duty, interval)
         if turn is not None:
-            await duties.done(connection, duty, done, held_back=bool(done.get("held_back")))
+            await duties.record(connection, duty, done, held_back=bool(done.get("held_back")))
         return turn
 
 
@@ -65,7 +65,7 @@ async def test_a_replica_that_looked_before_the_other_was_done_does_not_repeat_i
     async with database.engine.connect() as early, database.engine.connect() as connection:
         await early.exec_driver_sql("SELECT now()")
         await duties.claim(connection, duty, 0)
-        await duties.done(connection, duty, {}, held_back=False)
+        await duties.record(connection, duty, {}, held_back=False)
         await connection.commit()
         assert await duties.claim(early, duty, 0) is None
 
@@ -76,7 +76,7 @@ async def test_a_crash_rolls_back_the_turn_with_its_work(database: Database, dut
         await connection.exec_driver_sql(
             "INSERT INTO keys (id, role, label, secret_hash) VALUES ('x', 'admin', '', '')"
         )
-        await duties.done(connection, duty, {}, held_back=False)
+        await duties.record(connection, duty, {}, held_back=False)
         await connection.rollback()
     assert await fetch(database, "SELECT FROM keys") == []
     assert await _turn(database, duty, 3600) is not None
@@ -93,4 +93,4 @@ async def test_two_replicas_may_introduce_a_duty_at_once(database: Database) -> 
         await until_blocked(database)
     await other
     async with database.transaction() as connection:
-        assert [row["duty"] for row in await duties.page(connection)] == ["new"]
+        assert [row["duty"] for row in await duties.read_all(connection)] == ["new"]

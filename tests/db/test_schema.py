@@ -16,7 +16,7 @@ from tests.support.sql import execute, fetch, value
 
 
 def _differences(connection: Connection) -> list[object]:
-    context = MigrationContext.configure(connection, opts={"include_object": schema.is_ours, "compare_type": True})
+    context = MigrationContext.configure(connection, opts={"include_object": schema.is_compared, "compare_type": True})
     return list(compare_metadata(context, metadata))
 
 

@@ -118,4 +118,4 @@ async def test_duties_that_nobody_misses(database: Database) -> None:
     )
     assert (await _round(database))["duties"] == 1
     async with database.transaction() as connection:
-        assert [row["duty"] for row in await duties.page(connection)] == ["fleet new", "late", "never"]
+        assert [row["duty"] for row in await duties.read_all(connection)] == ["fleet new", "late", "never"]

@@ -103,7 +103,7 @@ class Age:
         async with service.replicas[self.replica].database.transaction() as connection:
             await duties.ensure(connection, aging.AGE_TASKS)
             result = await aging.age_tasks(connection, policies.AGEING)
-            await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
+            await duties.record(connection, aging.AGE_TASKS, result, held_back=False)
             return result["aged"], result["urgent"]
 
     def judge(self, model: Model, observed: object) -> None:

@@ -18,7 +18,7 @@ async def take_turn(
         await duties.ensure(connection, duty)
         assert await duties.claim(connection, duty, 0) is not None
         result = await run(connection)
-        await duties.done(connection, duty, result, held_back=False)
+        await duties.record(connection, duty, result, held_back=False)
     return result
 
 

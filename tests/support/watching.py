@@ -21,7 +21,7 @@ async def observe(database: Database, policy: AlertPolicy = AT_ONCE, **capacity:
         await duties.ensure(connection, alerts.WATCH)
         assert await duties.claim(connection, alerts.WATCH, 0.0) is not None
         result = await alerts.watch(connection, CapacityPolicy(**capacity), policy)
-        await duties.done(connection, alerts.WATCH, result, held_back=False)
+        await duties.record(connection, alerts.WATCH, result, held_back=False)
     return result
 
 
@@ -30,7 +30,7 @@ async def find_oldest(database: Database) -> None:
     async with database.transaction() as connection:
         await duties.ensure(connection, counters.FIND_OLDEST)
         result = await counters.find_oldest(connection)
-        await duties.done(connection, counters.FIND_OLDEST, result, held_back=False)
+        await duties.record(connection, counters.FIND_OLDEST, result, held_back=False)
 
 
 async def neglect_task(database: Database, minutes: int) -> None:

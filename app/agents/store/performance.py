@@ -74,7 +74,7 @@ WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SET results = known.results + excluded.results, successes = known.successes + excluded.successes,
         judged = known.judged + excluded.judged, quality = known.quality + excluded.quality,
         seconds = known.seconds + excluded.seconds
-), {folds.marked(_NAME, _HAS_WORK)}
+), {folds.advance_mark(_NAME, _HAS_WORK)}
 SELECT batch.more, last.* FROM batch LEFT JOIN (
     SELECT *, count(*) OVER (PARTITION BY agent_type) AS counted,
            row_number() OVER (PARTITION BY agent_type ORDER BY transaction DESC, seq DESC) AS place

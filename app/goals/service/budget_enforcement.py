@@ -101,7 +101,7 @@ async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
 
     Claims skip such tasks, so they do no harm but cost each claim a little.
     """
-    turn = (await duties.turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
+    turn = (await duties.last_turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
     # A task may have become ready before the last turn, in a transaction that committed only after it.
     since = await now(connection) - (turn.ago if turn else timedelta(days=1)) - _COMMIT_DELAY
     tasks = await holds.ready_in_closed_goals(connection, since)

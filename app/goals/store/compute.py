@@ -55,7 +55,7 @@ WITH {folds.batch(_NAME)}, folded AS (
     GROUP BY goal_id, agent_type
     ON CONFLICT (goal_id, agent_type) DO UPDATE
     SET attempts = stored.attempts + excluded.attempts, seconds = stored.seconds + excluded.seconds
-), {folds.marked(_NAME, "EXISTS (SELECT FROM ahead)")}
+), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM ahead)")}
 SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 

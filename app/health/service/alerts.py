@@ -125,7 +125,7 @@ def _event_data(alert: Alert) -> dict[str, Any]:
 
 
 async def _memory(connection: AsyncConnection) -> dict[str, Any]:
-    turn = (await duties.turns(connection, [WATCH])).get(WATCH)
+    turn = (await duties.last_turns(connection, [WATCH])).get(WATCH)
     return turn.result if turn else {}
 
 

@@ -61,7 +61,7 @@ async def take_when_due(database: Database, policy: CheckpointPolicy, history_da
         reason = due_reason(activity, policy) if turn else None
         if reason is None:
             return None
-        await duties.done(connection, _DUTY_NAME, {"reason": reason}, held_back=False)
+        await duties.record(connection, _DUTY_NAME, {"reason": reason}, held_back=False)
     checkpoint = await take(database, reason, policy=policy)
     async with database.transaction() as connection:
         await store.prune(connection, keep=policy.keep, days=history_days)

@@ -236,7 +236,7 @@ class Broker:
             outcomes = await hot_path.run(
                 self._database,
                 lambda c: claims.claim(c, requests, self._policy),
-                undone=lambda: self._announce_lanes(requests),
+                on_undone=lambda: self._announce_lanes(requests),
             )
             self._dispatcher.record_claims(requests, outcomes)
             await self._history.record([r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease])

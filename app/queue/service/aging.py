@@ -20,7 +20,7 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
 
     The result is stored with the duty, so the next turn need not walk over tasks that were looked at already.
     """
-    last_turn = (await duties.turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
+    last_turn = (await duties.last_turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
     positions: dict[str, str] = dict(last_turn.result.get("stood", {})) if last_turn else {}
     raised_count = 0
     for step in policy.steps:

@@ -43,7 +43,7 @@ async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
 
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result."""
-    turn = (await duties.turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
+    turn = (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
     # Taken before the search: what becomes ready during it belongs to the next one.
     moment = await now(connection)
     looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None

@@ -20,7 +20,7 @@ _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 
 async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
     """Read a snapshot from counters, minutes and turns of duties, so that the cost does not grow with the queue."""
-    turns = await duties.turns(connection, _DUTIES)
+    turns = await duties.last_turns(connection, _DUTIES)
     fold_turn, check_turn = turns.get(counters.FOLD_EVENTS), turns.get(counters.CHECK_COUNTERS)
     return QueueSnapshot(
         at=await now(connection),

@@ -233,7 +233,7 @@ async def ready_in_closed_goals(connection: AsyncConnection, since: datetime, li
 
 
 async def bring_back(connection: AsyncConnection, hold: LockedHold, limit: int) -> int:
-    """Bring back the next tasks of a reopened goal, at most `limit`, and end its hold with the last; return how many."""
+    """Bring back the next `limit` tasks of a reopened goal, and end its hold with the last; return their number."""
     if not hold.has_shifts:
         await connection.execute(_SHIFT, {"goal_id": hold.goal_id})
     count = await _bring_back(connection, hold.goal_id, limit)

@@ -76,10 +76,10 @@ class TagIssuer:
         """Take over the states of flows in the database; the longest unread flows beyond the limit are forgotten."""
         moment = time.monotonic()
         for flow, state in states.items():
-            issued = self._issued_tags.get(flow)
+            previous = self._issued_tags.get(flow)
             # A tag of ours that is not in the database may be that of a submit under way; after a minute none is.
-            is_recent = issued is not None and moment - issued.read_at < _REMEMBERED_SECONDS
-            tag = max(state.tag, issued.tag) if issued is not None and is_recent else state.tag
+            is_recent = previous is not None and moment - previous.read_at < _REMEMBERED_SECONDS
+            tag = max(state.tag, previous.tag) if previous is not None and is_recent else state.tag
             self._issued_tags[flow] = _IssuedTag(tag, state.weight, moment)
             self._issued_tags.move_to_end(flow)
         while len(self._issued_tags) > _MAX_FLOWS:

@@ -49,7 +49,7 @@ WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT agent_type, priority, kind, sum(n), sum(seconds) FROM bucketed GROUP BY agent_type, priority, kind
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
     SET tasks = stored.tasks + excluded.tasks, seconds = stored.seconds + excluded.seconds
-), {folds.marked(_NAME, "EXISTS (SELECT FROM taken)")}
+), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM taken)")}
 SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 

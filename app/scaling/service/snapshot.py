@@ -185,7 +185,7 @@ async def _oldest(connection: AsyncConnection, moment: datetime) -> dict[Priorit
     A task waits since after that search, unless it was found by it. It brings its age along from a lower priority, so
     the bound of a priority holds for those above it too.
     """
-    turn = (await duties.turns(connection, [counter_service.FIND_OLDEST])).get(counter_service.FIND_OLDEST)
+    turn = (await duties.last_turns(connection, [counter_service.FIND_OLDEST])).get(counter_service.FIND_OLDEST)
     if turn is None:
         return {}
     looked_at = datetime.fromisoformat(turn.result["looked_at"])

@@ -21,7 +21,7 @@ async def _tick(database: Database) -> dict[str, int]:
     async with database.transaction() as connection:
         await duties.ensure(connection, aging.AGE_TASKS)
         result = await aging.age_tasks(connection, AgingPolicy())
-        await duties.done(connection, aging.AGE_TASKS, result, held_back=False)
+        await duties.record(connection, aging.AGE_TASKS, result, held_back=False)
     return {name: result[name] for name in ("aged", "urgent")}
 
 

@@ -130,7 +130,7 @@ async def _take_turn(database: Database) -> dict[str, Any]:
         mine = await duties.claim(connection, "sweep leases", 0)
         assert mine is not None
         result = await expiry.sweep(connection, _POLICY, mine)
-        await duties.done(connection, "sweep leases", result, held_back=bool(result.get("held_back")))
+        await duties.record(connection, "sweep leases", result, held_back=bool(result.get("held_back")))
     return result
 
 

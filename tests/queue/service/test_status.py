@@ -117,10 +117,10 @@ async def test_a_resume_announces_also_what_is_submitted_meanwhile(
 
 
 async def test_a_resume_announces_every_lane_of_the_types(connection: AsyncConnection) -> None:
-    notify.take_notes(connection)
+    notify.pop_news(connection)
     await status.resume(connection, [AgentType.RANKING])
     lanes = [Lane(agent_type=AgentType.RANKING, priority=priority) for priority in Priority]
-    assert notify.take_notes(connection) == {notify.work(lane): 0.0 for lane in lanes}
+    assert notify.pop_news(connection) == {notify.work(lane): 0.0 for lane in lanes}
 
 
 async def test_a_resume_is_announced_to_other_processes(database: Database, replica: Database) -> None:

@@ -255,7 +255,7 @@ async def _take_turn(database: Database) -> dict[str, Any]:
         turn = await duties.claim(connection, "sweep workers", 0)
         assert turn is not None
         result = await workers.sweep(connection, HealthPolicy(), turn)
-        await duties.done(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
+        await duties.record(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
     return result
 
 
