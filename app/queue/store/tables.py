@@ -65,8 +65,8 @@ degradation_moves = Table(
 
 # The ledger: the n-th lease of each worker. Rows are only added. The key lets one of two concurrent claims have the
 # n-th, and a claim takes it only when the one before is over: so a worker holds at most one lease, whatever the code
-# does. A unique index on the worker of live tasks would be plainer, but each look at it would walk over the dead entries
-# of all former leases of a worker while somebody keeps an old snapshot.
+# does. A unique index on the worker of live tasks would be plainer, but each look at it would walk over the dead
+# entries of all former leases of a worker while somebody keeps an old snapshot.
 leases = Table(
     "leases",
     metadata,
