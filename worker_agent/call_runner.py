@@ -11,7 +11,7 @@ from worker_agent.client import Client, register
 from worker_agent.local_errors import LocalErrors
 from worker_agent.progress import ProgressSender
 from worker_agent.transport import ApiUnavailable, Problem, Transport
-from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, Registration, read_gone_reason
+from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ class CallRunner:
     def _make_call(self, call: act.Call) -> ev.Answer:
         match call:
             case act.Register():
-                return ev.Registered(self._register())
+                registration = register(self._transport, self._profile, self._pool_key)
+                self._client = Client(self._transport, registration)
+                return ev.Registered(registration)
             case act.RequestLease():
                 lease, seconds = self._registered_client.lease(call.request_id)
                 return ev.NoTask(quick=seconds < _QUICK_SECONDS) if lease is None else ev.LeaseGranted(lease)
@@ -125,27 +127,19 @@ class CallRunner:
             case _:
                 return self._send_report(call)
 
-    def _register(self) -> Registration:
-        registration = register(self._transport, self._profile, self._pool_key)
-        self._client = Client(self._transport, registration)
-        return registration
-
     def _send_report(self, call: act.Report) -> ev.Answer:
         lost_code = self._flush_progress(call.lease.ref)
         if lost_code is not None:
             return ev.ReportFenced(lost_code)
+        client, ref, next_lease = self._registered_client, call.lease.ref, None
         match call:
-            case act.ReportComplete(lease=lease, result=result, usage=usage, quality=quality, next_request_id=next_id):
-                return ev.ReportAccepted(
-                    self._registered_client.complete(
-                        lease.ref, result, usage=usage, quality=quality, next_request_id=next_id
-                    ),
-                )
-            case act.ReportFail(lease=lease, error=error, usage=usage):
-                self._registered_client.fail(lease.ref, error, usage=usage)
-            case act.Release(lease=lease, reason=reason, delay_seconds=delay):
-                self._registered_client.release(lease.ref, reason, delay_seconds=delay)
-        return ev.ReportAccepted()
+            case act.ReportComplete(result=result, usage=usage, quality=quality, next_request_id=next_id):
+                next_lease = client.complete(ref, result, usage=usage, quality=quality, next_request_id=next_id)
+            case act.ReportFail(error=error, usage=usage):
+                client.fail(ref, error, usage=usage)
+            case act.Release(reason=reason, delay_seconds=delay):
+                client.release(ref, reason, delay_seconds=delay)
+        return ev.ReportAccepted(next_lease)
 
     def _flush_progress(self, ref: LeaseRef) -> str | None:
         """Send the last progress, as the next attempt may need its checkpoint; return a code when the lease is lost."""

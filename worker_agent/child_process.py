@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import IO
 
 from worker_agent.handlers import Handler, environment_without_secrets
@@ -102,19 +102,8 @@ def _spec(lease: Lease, handler: Handler, limits: ResourceLimits, fd: int) -> st
 def _task_file(lease: Lease) -> IO[bytes]:
     """The task as the child's stdin; a file, because a pipe would block on a payload larger than its buffer."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    task = {
-        "task_id": lease.task_id,
-        "agent_type": lease.agent_type,
-        "goal_id": lease.goal_id,
-        "attempt": lease.attempt,
-        "priority": lease.priority,
-        "payload": lease.payload,
-        "labels": lease.labels,
-        "timeout_seconds": lease.timeout_seconds,
-        "checkpoint": lease.checkpoint,
-        "trace_context": lease.trace_context,
-        "degradation": lease.degradation,
-    }
+    # All of the lease but its token, which only the daemon may use.
+    task = {field.name: getattr(lease, field.name) for field in fields(lease) if field.name != "token"}
     file.write(json.dumps(task).encode())
     file.seek(0)
     return file

@@ -56,10 +56,7 @@ class Client:
         assignment: str | None,
         timeout: float,
     ) -> tuple[tuple[Directive, ...], Assignment | None]:
-        """Report health, renew the lease, and return the directives and the assignment.
-
-        `assignment` is the version in force; the answer has an assignment as long as its version differs.
-        """
+        """Report health and renew the lease; return the directives, and the assignment unless `assignment` names it."""
         body: JsonObject = {
             "state": state,
             "lease": None if lease is None else asdict(lease),
@@ -86,10 +83,6 @@ class Client:
         started_at = time.monotonic()
         answer = self._post("/lease", body, wait_seconds + CALL_SECONDS)
         return _read_lease(answer), time.monotonic() - started_at
-
-    def start(self, ref: LeaseRef) -> None:
-        """Acknowledge a lease that was taken without; the daemon's own always are acknowledged."""
-        self._post(f"/leases/{ref.task_id}/start", {"token": ref.token})
 
     def progress(self, ref: LeaseRef, progress: Progress) -> None:
         body: JsonObject = {"token": ref.token, "percent": progress.percent}

@@ -53,7 +53,8 @@ class Daemon:
         self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
         self._handler_run: HandlerRun | None = None
-        self._model_proxy = self._make_model_proxy()
+        gateway = settings.language_model
+        self._model_proxy = None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key)
         self._access: ProxyAccess | None = None
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
@@ -177,10 +178,6 @@ class Daemon:
         if measurement["by_goal"] and lease.goal_id is not None:
             sample["goal"] = lease.goal_id
         self._metrics.add(sample)
-
-    def _make_model_proxy(self) -> ModelProxy | None:
-        settings = self._settings.language_model
-        return None if settings is None else ModelProxy(settings, self._settings.url, self._worker_key)
 
     def _worker_key(self) -> str | None:
         registration = self._status.registration

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from worker_agent.task import MAX_METRIC_VALUE, is_metric_name
@@ -41,10 +40,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 class HandlerMessages:
-    """Newest progress, and the result or error of one handler; measurements are passed on at once.
-
-    An unreadable line is counted and ignored.
-    """
+    """Newest progress, and the result or error of one handler; measurements are passed on, unreadable lines counted."""
 
     def __init__(self, on_measurement: Callable[[JsonObject], None] = lambda _: None) -> None:
         self._on_measurement = on_measurement
@@ -90,10 +86,7 @@ class HandlerMessages:
             message=None if text is None else str(text),
             checkpoint=checkpoint if isinstance(checkpoint, dict) else None,
         )
-        # Newer progress replaces unsent progress, whose checkpoint must not be lost with it.
-        if progress.checkpoint is None and self._progress is not None:
-            progress = replace(progress, checkpoint=self._progress.checkpoint)
-        self._progress = progress
+        self._progress = progress.replacing(self._progress)
 
 
 def _read_measurement(message: JsonObject) -> JsonObject:

@@ -51,10 +51,7 @@ def installed_handlers() -> dict[str, Handler]:
 
 
 def collect_handlers(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
-    """Collect all handlers: explicit ones override a module's, which override installed ones.
-
-    Foreign code is imported in a process of its own, never in the daemon. Raises UnusableHandler.
-    """
+    """Collect all handlers: explicit ones precede a module's, which precede installed ones. Raises UnusableHandler."""
     tables = [f"{module}:HANDLERS" for module in modules]
     functions = [handler.target for handler in explicit.values() if handler.target]
     keys = _probe_targets(tables, functions)

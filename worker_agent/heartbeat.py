@@ -22,10 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus:
-    """State of the daemon that a heartbeat reports.
-
-    `registration_number` counts the registrations; `assignment` is the version of the limits in force.
-    """
+    """State of the daemon that a heartbeat reports; `assignment` is the version of the limits in force."""
 
     registration_number: int = 0
     registration: Registration | None = None

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from threading import Event, Lock, Thread
 
 from worker_agent import events as ev
@@ -33,7 +32,7 @@ class ProgressSender:
 
     def put(self, progress: Progress) -> None:
         with self._slot_lock:
-            self._slot = _merge(self._slot, progress)
+            self._slot = progress.replacing(self._slot)
             if self._is_running or self._task_over.is_set():
                 return
             self._is_running = True
@@ -59,7 +58,7 @@ class ProgressSender:
 
     def _put_back(self, unsent_progress: Progress) -> None:
         with self._slot_lock:
-            self._slot = unsent_progress if self._slot is None else _merge(unsent_progress, self._slot)
+            self._slot = unsent_progress if self._slot is None else self._slot.replacing(unsent_progress)
 
     def _run(self) -> None:
         attempt = 0
@@ -89,9 +88,3 @@ class ProgressSender:
                 return
             log.warning("progress refused", extra={"fields": {"task": self.ref.task_id, "why": str(problem)}})
             self._errors.add(f"progress of {self.ref.task_id} refused: {problem}")
-
-
-def _merge(older: Progress | None, newer: Progress) -> Progress:
-    if older is None or newer.checkpoint is not None:
-        return newer
-    return replace(newer, checkpoint=older.checkpoint)

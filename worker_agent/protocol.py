@@ -51,10 +51,7 @@ class StateMachine:
         return "ready" if self.lease is None else "busy"
 
     def handle(self, event: ev.Event, now: float) -> list[Action]:
-        """Actions to take on `event`, in order; `now` is a monotonic time in seconds.
-
-        Raises UnexpectedEvent when the event cannot happen in this state.
-        """
+        """Actions to take on `event` at monotonic time `now`, in order. Raises UnexpectedEvent if it cannot happen."""
         self._now = now
         if self.state is State.STOPPED:
             return []

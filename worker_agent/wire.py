@@ -1,7 +1,7 @@
 """Messages of the worker protocol as frozen values, and readers for the control plane's answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 
 AGENT_TYPES = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
@@ -112,6 +112,10 @@ class Progress:
     message: str | None = None
     checkpoint: JsonObject | None = None
 
+    def replacing(self, unsent: "Progress | None") -> "Progress":
+        """This newer progress instead of unsent progress, whose checkpoint must not be lost with it."""
+        return self if unsent is None or self.checkpoint is not None else replace(self, checkpoint=unsent.checkpoint)
+
 
 def read_registration(answer: Mapping[str, Any]) -> Registration:
     """Read a registration; raises KeyError, TypeError or ValueError when the answer is none."""
@@ -157,18 +161,12 @@ def read_directives(answer: Mapping[str, Any]) -> tuple[Directive, ...]:
 
 
 def read_assignment(answer: Mapping[str, Any]) -> Assignment | None:
-    """Read an assignment; None where the answer has none, as from an older control plane.
-
-    Raises KeyError, TypeError or ValueError when it is malformed.
-    """
+    """Read an assignment; None from an older control plane. Raises KeyError, TypeError, ValueError if malformed."""
     limits = answer.get("assignment")
     if limits is None:
         return None
-    memory_gb, cpu_cores, seconds = (
-        float(limits["memory_gb"]),
-        float(limits["cpu_cores"]),
-        limits.get("compute_seconds"),
-    )
+    memory_gb, cpu_cores = float(limits["memory_gb"]), float(limits["cpu_cores"])
+    seconds = limits.get("compute_seconds")
     if not (memory_gb > 0 and cpu_cores > 0):
         raise ValueError("limits must be positive")
     return Assignment(

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Protocol
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
@@ -143,3 +144,19 @@ DELETE FROM {table} WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM {table} WHERE {condition} ORDER BY {order} LIMIT :limit FOR UPDATE SKIP LOCKED
 ))
 """)
+
+
+class Pruning(Protocol):
+    """Deletes rows older than `days`, at most `limit`; returns the number deleted."""
+
+    async def __call__(self, connection: AsyncConnection, days: int, limit: int = BATCH) -> int: ...
+
+
+def pruning(table: str, moment: str, order: str | None = None) -> Pruning:
+    """Return the function that prunes a table by the age of this column, in this order; by default the oldest first."""
+    statement = deletion(table, f"{moment} < now() - make_interval(days => :days)", order or moment)
+
+    async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
+        return (await connection.execute(statement, {"days": days, "limit": limit})).rowcount
+
+    return prune

@@ -91,7 +91,7 @@ def test_a_waiting_call_is_cut_off_and_the_next_one_connects_anew() -> None:
         thread.join(20.0)
         assert ended
         assert time.monotonic() - began < 20.0
-        client.start(LeaseRef("t-1", 1))
+        client.release(LeaseRef("t-1", 1), "a later call")
         transport.close()
 
 

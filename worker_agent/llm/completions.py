@@ -102,7 +102,7 @@ class CompletionService:
     async def answer(self, question: Question) -> Reply:
         """Return the whole answer. Raises NoCapacity, NoAnswer, RequestRefused."""
         try:
-            permit, model, answer = await self._through_chain(question, self._ask)
+            permit, model, answer = await self._through_chain(question, self.upstream.ask)
         except _UseCachedAnswer as result:
             return _cached_reply(question, result.cached_answer)
         degradation = degradation_of(question.model, model, answer.model)
@@ -122,13 +122,13 @@ class CompletionService:
     async def stream(self, question: Question) -> StreamedReply | Reply:
         """Return the answer in chunks, or a cached one as a whole. Raises as `answer` does."""
         try:
-            permit, model, stream = await self._through_chain(question, self._open_stream)
+            permit, model, stream = await self._through_chain(question, self.upstream.open_stream)
         except _UseCachedAnswer as result:
             return _cached_reply(question, result.cached_answer)
         return StreamedReply(permit=permit, stream=stream, asked_model=question.model, model=model, clock=self.clock)
 
     async def _through_chain(
-        self, question: Question, send: Callable[[JsonObject, TaskKey], Awaitable[T | CallFailure]]
+        self, question: Question, send: Callable[[JsonObject, str | None], Awaitable[T | CallFailure]]
     ) -> tuple[HeldPermit, str, T]:
         chain = [question.model, *(name for name in self.settings.models if name != question.model)]
         problems: list[_TryNextModel] = []
@@ -141,30 +141,27 @@ class CompletionService:
                 problems.append(unavailable)
             else:
                 return permit, model, result
-        await self._raise_unanswered(question, problems)
-        raise AssertionError("the line above raises")
+        raise await self._unanswered(question, problems)
 
-    async def _raise_unanswered(self, question: Question, problems: list[_TryNextModel]) -> None:
-        """Raise _UseCachedAnswer if an answer is cached, else NoCapacity or NoAnswer."""
+    async def _unanswered(self, question: Question, problems: list[_TryNextModel]) -> Exception:
+        """The error to raise: _UseCachedAnswer if an answer is cached, else NoCapacity or NoAnswer."""
         answers = (problem.cached_answer for problem in problems if problem.cached_answer)
         cached_answer = next(answers, None) or await self.permits.cached_answer(question.cache_key)
         if cached_answer is not None:
-            raise _UseCachedAnswer(cached_answer)
+            return _UseCachedAnswer(cached_answer)
         waits = [problem.seconds for problem in problems if problem.seconds is not None]
         reasons = "; ".join(str(problem) for problem in problems)
-        if waits:
-            raise NoCapacity(min(waits), reasons)
-        raise NoAnswer(reasons)
+        return NoCapacity(min(waits), reasons) if waits else NoAnswer(reasons)
 
     async def _ask_model(
-        self, turn: _ModelTurn, send: Callable[[JsonObject, TaskKey], Awaitable[T | CallFailure]]
+        self, turn: _ModelTurn, send: Callable[[JsonObject, str | None], Awaitable[T | CallFailure]]
     ) -> tuple[HeldPermit, T]:
         """Ask one model until it answers. Raises _TryNextModel, _UseCachedAnswer, RequestRefused."""
         while True:
             permit = await self._acquire_permit(turn)
             try:
                 async with permit.guard_call():
-                    result = await send(self._request(turn), turn.question.task_key)
+                    result = await send(self._request(turn), turn.question.task_key.lease.trace_context)
             except PermitLost:
                 # The control plane may be away, which is no reason to wait.
                 run_in_background(self._settle_cancelled(permit))
@@ -282,12 +279,6 @@ class CompletionService:
 
     async def _settle_cancelled(self, permit: HeldPermit) -> None:
         await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.started_at))
-
-    async def _ask(self, request: JsonObject, task_key: TaskKey) -> ModelAnswer | CallFailure:
-        return await self.upstream.ask(request, task_key.trace_context)
-
-    async def _open_stream(self, request: JsonObject, task_key: TaskKey) -> AnswerStream | CallFailure:
-        return await self.upstream.open_stream(request, task_key.trace_context)
 
 
 def _cached_reply(question: Question, cached_answer: JsonObject) -> Reply:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx
 
 from worker_agent.llm.cancellation import cancel_at_most_once
-from worker_agent.llm.outcomes import Outcome, TokenUsage
+from worker_agent.llm.outcomes import Outcome, TokenUsage, parse_json_object
 from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.llm.task_keys import TaskKey
 from worker_agent.wire import JsonObject
@@ -63,7 +63,6 @@ class PermitRefusal:
 
     reason: str
     retry_after: float
-    fallback_models: Sequence[str] = ()
     cached_answer: JsonObject | None = None
 
 
@@ -103,14 +102,11 @@ class PermitClient:
 
         Raises PermitsUnavailable, and UnfitRequest for a request that can never be granted.
         """
-        task_key = request.task_key
+        lease = request.task_key.lease
         body = {
             "request_id": str(request.request_id),
             "model": request.model,
-            "agent_type": task_key.agent_type,
-            "goal_id": task_key.goal_id,
-            "task_id": task_key.task_id,
-            "priority": task_key.priority,
+            **{name: getattr(lease, name) for name in ("agent_type", "goal_id", "task_id", "priority")},
             "estimated_tokens": request.estimated_tokens,
             "cache_key": request.cache_key,
         }
@@ -204,7 +200,7 @@ class PermitClient:
             raise PermitsUnavailable(f"{type(error).__name__}: {error}") from error
         if response.status_code >= 500 or response.status_code in (401, 408):
             raise PermitsUnavailable(f"the control plane answered {response.status_code}")
-        return response.status_code, _answer_object(response)
+        return response.status_code, parse_json_object(response.content) or {}
 
 
 def _clock() -> float:
@@ -216,7 +212,6 @@ def _read_refusal(answer: JsonObject) -> PermitRefusal:
     return PermitRefusal(
         reason=str(answer.get("reason") or "unknown"),
         retry_after=max(0.0, float(answer.get("retry_after") or 0.0)),
-        fallback_models=[str(name) for name in answer.get("fallback_models") or ()],
         cached_answer=cached_answer if isinstance(cached_answer, dict) else None,
     )
 
@@ -239,11 +234,3 @@ def _settlement_body(permit: Permit, settlement: Settlement) -> JsonObject:
         if len(json.dumps(cache_entry)) <= _MAX_CACHED_BYTES:
             body["cache"] = cache_entry
     return body
-
-
-def _answer_object(response: httpx.Response) -> JsonObject:
-    try:
-        body = json.loads(response.content or b"{}")
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}

@@ -33,10 +33,7 @@ class ProxyAccess:
 
 
 class ModelProxy:
-    """Server on loopback for handlers; `key` returns this worker's current credential.
-
-    `random_fraction` returns random numbers in [0, 1) that spread the waits.
-    """
+    """Server on loopback; `key` returns the worker's credential, `random_fraction` the jitter of waits, in [0, 1)."""
 
     def __init__(
         self,

@@ -78,13 +78,11 @@ class Server:
 
     async def _answer(self, question: Question) -> Response:
         assert self.completions is not None, "nobody is served before the loop runs"
-        return await self._reply_to(self.completions, question)
-
-    async def _reply_to(self, completions: CompletionService, question: Question) -> Response:
         try:
             if question.body.get("stream"):
-                return self._stream(question, await completions.stream(question))
-            return _json_reply(await completions.answer(question))
+                return self._stream(question, await self.completions.stream(question))
+            reply = await self.completions.answer(question)
+            return _json(reply.body, headers=_reply_headers(reply.model, reply.degradation))
         except NoCapacity as no_capacity:
             retry_after = {"retry-after": str(math.ceil(no_capacity.seconds))}
             return _error(429, str(no_capacity), "convener_not_now", headers=retry_after)
@@ -195,10 +193,6 @@ def _refuse_constant(constant: str) -> float:
 def _json(body: JsonObject, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON in ASCII, as models emit lone surrogates, which UTF-8 cannot encode."""
     return Response(json.dumps(body), status, headers, "application/json")
-
-
-def _json_reply(reply: Reply) -> Response:
-    return _json(reply.body, headers=_reply_headers(reply.model, reply.degradation))
 
 
 async def _reply_as_stream(reply: Reply) -> AsyncIterator[bytes]:

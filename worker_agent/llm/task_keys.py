@@ -17,11 +17,7 @@ class TaskKey:
     """Key of a running task; `ends_at` is the end of its time, on the monotonic clock."""
 
     secret: str = field(repr=False)
-    task_id: str
-    agent_type: str
-    goal_id: str | None
-    priority: str
-    trace_context: str | None
+    lease: Lease
     ends_at: float
 
 
@@ -35,15 +31,8 @@ class TaskKeys:
 
     def issue(self, lease: Lease) -> TaskKey:
         """Issue a key to a task that begins now."""
-        task_key = TaskKey(
-            secret=f"task-{secrets.token_urlsafe(24)}",
-            task_id=lease.task_id,
-            agent_type=lease.agent_type,
-            goal_id=lease.goal_id,
-            priority=lease.priority,
-            trace_context=lease.trace_context,
-            ends_at=self._clock() + max(0.0, lease.timeout_seconds - _MARGIN_SECONDS),
-        )
+        ends_at = self._clock() + max(0.0, lease.timeout_seconds - _MARGIN_SECONDS)
+        task_key = TaskKey(secret=f"task-{secrets.token_urlsafe(24)}", lease=lease, ends_at=ends_at)
         with self._lock:
             self._active[task_key.secret] = task_key
         return task_key

@@ -34,7 +34,6 @@ class AnswerStream:
     first_chunks: list[JsonObject]
     rest: AsyncIterator[JsonObject]
     response: httpx.Response = field(repr=False)
-    model: str = ""
     tokens: TokenUsage = field(default_factory=TokenUsage)
     _unfinished_choices: set[str] = field(default_factory=set)
 
@@ -54,7 +53,6 @@ class AnswerStream:
         await self.response.aclose()
 
     def _record(self, chunk: JsonObject) -> None:
-        self.model = str(chunk.get("model") or self.model)
         if chunk.get("usage"):
             self.tokens = outcomes.read_token_usage(chunk["usage"])
         for choice in chunk.get("choices") or ():

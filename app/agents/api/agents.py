@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
-from app.agents.service import agents as service
 from app.agents.service.agents import AgentReport, AgentReports
+from app.agents.store import performance
 from app.agents.store.performance import PerformanceSpan
 from app.http.fields import AgentName, Moment
 from app.http.guard import requires
@@ -105,7 +105,8 @@ async def read(
     effective = config.effective(await config.current(connection, services[CurrentConfig].initial))
     reports = await services[AgentReports].read(connection, effective)
     (report,) = [report for report in reports if report.agent_type is agent_type]
-    trend = await service.trend(connection, agent_type, _STEPS[per], spans)
+    step = _STEPS[per]
+    trend = await performance.spans(connection, step * spans, step, [agent_type])
     return TrendOut(**_fields(report), per=per, trend=[_span(span) for span in trend])
 
 

@@ -122,7 +122,7 @@ def weights_out(version: Version | None, shares: Weights, config: Effective, pol
         configured=by_name(config.weights),
         base=by_name(base),
         stepped_at=version.state.stepped_at if version else None,
-        rule=WeightRuleOut(**{name: getattr(policy, name) for name in WeightRuleOut.model_fields}),
+        rule=WeightRuleOut.model_validate(policy, from_attributes=True),
     )
 
 
@@ -137,9 +137,7 @@ def version_fields(version: Version) -> dict[str, Any]:
         "override": override
         and OverrideOut(weights=by_name(override.weights), expires_at=override.expires_at, reason=override.reason),
         "agent_weight_adjustments": {
-            weight_name(agent): WeightAdjustmentOut(
-                **{name: getattr(adjustment, name) for name in WeightAdjustmentOut.model_fields}
-            )
+            weight_name(agent): WeightAdjustmentOut.model_validate(adjustment, from_attributes=True)
             for agent, adjustment in version.adjustments.items()
         },
     }

@@ -18,10 +18,7 @@ MAX_RESULTS = 332
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A completed or failed task of an agent; the quality is 0 to 1, None while it is not rated.
-
-    Without a task it is a rating of the agent as such.
-    """
+    """A completed or failed task of an agent (without a task: a rating of the agent); quality 0 to 1, None: unrated."""
 
     at: datetime
     task_id: UUID | None = None
@@ -78,7 +75,7 @@ def apply_rating(results: Sequence[Result], task_id: UUID, quality: float) -> li
 
 def summarize(recent: RecentResults, now: datetime, policy: WeightPolicy) -> dict[AgentType, PerformanceSummary]:
     """Summary for each agent with results, comparable with each other."""
-    common = _common_quality(recent.values())
+    common = _mean([quality for results in recent.values() for quality in _qualities(results)])
     evidence = {agent: _evidence(results, common, policy) for agent, results in recent.items() if results}
     # Evidence decays while an agent is idle too, until too little is left to judge it by.
     idle_seconds = {agent: max(0.0, (now - recent[agent][-1].at).total_seconds()) for agent in evidence}
@@ -116,12 +113,6 @@ def quality_gain(results: Sequence[Result], policy: GainPolicy = GainPolicy()) -
     return max(0.0, slope - policy.confidence * math.sqrt(residuals / (count - 2) / spread))
 
 
-def _common_quality(all_results: Iterable[Sequence[Result]]) -> float | None:
-    """Mean quality of the rated results of all agents."""
-    qualities = [quality for results in all_results for quality in _qualities(results)]
-    return sum(qualities) / len(qualities) if qualities else None
-
-
 def _summary(results: Sequence[Result], evidence: Evidence, effective: float | None) -> PerformanceSummary:
     qualities = _qualities(results)
     times = [r.seconds for r in results if r.is_success and r.seconds is not None]
@@ -131,13 +122,17 @@ def _summary(results: Sequence[Result], evidence: Evidence, effective: float | N
         results=len(results),
         successes=sum(r.is_success for r in results),
         rated_results=len(qualities),
-        quality=sum(qualities) / len(qualities) if qualities else None,
-        seconds=sum(times) / len(times) if times else None,
+        quality=_mean(qualities),
+        seconds=_mean(times),
     )
 
 
 def _qualities(results: Sequence[Result]) -> list[float]:
     return [r.quality for r in results if r.is_success and r.quality is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _presumed_quality(qualities: Sequence[float], common: float | None, policy: WeightPolicy) -> float:

@@ -102,10 +102,7 @@ def policy_in(mode: Mode) -> WeightPolicy:
 
 
 def complete_weights(named_weights: Weights, base: Weights) -> dict[AgentType, float]:
-    """Weights of all agents: those that are not named share the remainder in the proportions of `base`.
-
-    Raises ValueError where nothing remains for them, or all weights are 0.
-    """
+    """Weights of all agents: unnamed ones share the rest as in `base`. Raises ValueError if none is left or all 0."""
     total = sum(named_weights.values())
     unnamed_weights = {agent: weight for agent, weight in base.items() if agent not in named_weights}
     if total > 1 and unnamed_weights:

@@ -36,11 +36,7 @@ class AgentReport:
 
 
 class AgentReports:
-    """Reports on all agents.
-
-    `bottleneck` returns the agent with the most outstanding work for each of its workers: "" for none, None without a
-    recent decision.
-    """
+    """Reports on all agents; `bottleneck` returns the one with most work per worker, "" for none, None if unknown."""
 
     def __init__(self, bottleneck: Callable[[AsyncConnection], Awaitable[str | None]]) -> None:
         self._bottleneck = bottleneck
@@ -72,11 +68,6 @@ class AgentReports:
             )
             for agent in AgentType
         ]
-
-
-async def trend(connection: AsyncConnection, agent: AgentType, step: timedelta, count: int) -> list[PerformanceSpan]:
-    """The last spans of one agent, oldest first; those without a result are left out."""
-    return await performance.spans(connection, step * count, step, [agent])
 
 
 def _result_counts(spans: Sequence[PerformanceSpan]) -> Mapping[AgentType, int]:

@@ -66,10 +66,7 @@ async def release(connection: AsyncConnection, initial: Mode, order: Order) -> V
 async def _carry_out(
     connection: AsyncConnection, initial: Mode, order: Order, cause: Cause, change: _Change
 ) -> Version | None:
-    """Change where the weights are headed and take the step that is due; return the version written.
-
-    An order that changes nothing writes nothing and returns the last version; None before the first.
-    """
+    """Change where the weights are headed and take a step if due; return the last version, new only if that changed."""
     effective = config.effective(await config.current(connection, initial))
     _check_reason(effective.mode, order)
     policy = rules.policy_in(effective.mode)

@@ -75,10 +75,7 @@ def _apply_rating(results: list[Result], rating: StoredRating) -> list[Result]:
 
 
 async def record_ratings(connection: AsyncConnection, request_id: UUID, by: str, inputs: Sequence[RatingInput]) -> int:
-    """Store ratings of tasks or agents, all or none; return their number. Safe to repeat.
-
-    Raises TaskNotFound, TaskNotCompleted, IdempotencyMismatch.
-    """
+    """Store ratings, all or none; return their number. Raises TaskNotFound, TaskNotCompleted, IdempotencyMismatch."""
     digest = hashlib.sha256(json.dumps([asdict(item) for item in inputs], default=str).encode()).digest()
     if await _is_repeated(connection, request_id, digest):
         return len(inputs)

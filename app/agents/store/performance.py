@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agents.rules.performance import MAX_RESULTS, RecentResults, Result
 from app.db import folds
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.agents import AgentType
 
 _NAME = "performance"
@@ -103,7 +103,7 @@ FROM agent_minutes WHERE minute > now() - CAST(:length AS interval) AND agent_ty
 GROUP BY 1, 2 ORDER BY 1
 """)
 
-_PRUNE = deletion("agent_minutes", "minute < now() - make_interval(days => :days)", "minute")
+prune = pruning("agent_minutes", "minute")
 
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedResults:
@@ -148,11 +148,6 @@ async def spans(
     values = {"length": length, "step": step, "agents": [agent.value for agent in agents]}
     rows = (await connection.execute(_SPANS, values)).mappings()
     return [PerformanceSpan(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _result_of_event(row: Any) -> Result:

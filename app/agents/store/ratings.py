@@ -3,13 +3,12 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.agents import AgentType
 
 _NAME = "judgements"
@@ -70,7 +69,7 @@ WITH mark AS MATERIALIZED (
 SELECT agent_type, task_id, quality, judged_at FROM taken ORDER BY id
 """)
 
-_PRUNE = deletion("judgements", "judged_at < now() - make_interval(days => :days)", "judged_at")
+prune = pruning("judgements", "judged_at")
 
 
 async def add(
@@ -103,13 +102,5 @@ async def read_task_states(connection: AsyncConnection, ids: Collection[UUID]) -
 
 async def fold(connection: AsyncConnection) -> list[StoredRating]:
     """Fold ratings of folded results; return them, oldest first. One at a time: the caller holds a duty's turn."""
-    return [_stored_rating(row) for row in (await connection.execute(_FOLD)).mappings()]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete ratings older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
-
-
-def _stored_rating(row: Any) -> StoredRating:
-    return StoredRating(**{**row, "agent_type": AgentType(row["agent_type"])})
+    rows = (await connection.execute(_FOLD)).mappings()
+    return [StoredRating(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]

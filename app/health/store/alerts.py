@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.health.rules.alerts import UNRESOLVED, AlertResolution, AlertState, AlertUpdate, UnresolvedAlert
 from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
 
@@ -82,7 +82,7 @@ WHERE id = :id AND {_UNRESOLVED} RETURNING {_COLUMNS}
 
 _READ = text(f"SELECT {_COLUMNS} FROM alerts WHERE id = :id")
 
-_PRUNE = deletion("alerts", "resolved_at < now() - make_interval(days => :days)", "resolved_at")
+prune = pruning("alerts", "resolved_at")
 
 
 async def unresolved_alerts(connection: AsyncConnection) -> list[UnresolvedAlert]:
@@ -143,11 +143,6 @@ async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id:
         values["below_id"] = below_id
     query = f"SELECT {_COLUMNS} FROM alerts WHERE {' AND '.join(filters)} ORDER BY id DESC LIMIT :limit"
     return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete alerts resolved more than `days` ago, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _text_columns(symptom: Symptom) -> dict[str, str]:

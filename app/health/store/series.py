@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import BATCH, deletion, pruning
 from app.health.rules.series import CurrentValue, MetricKind, Point, Series
 from app.kernel.agents import AgentType
 
@@ -122,10 +122,11 @@ JOIN metric_series s ON s.id = m.series_id
 GROUP BY s.name, s.kind, s.agent ORDER BY 1, 3
 """)
 
-_PRUNE_MINUTES = deletion("metric_minutes", "minute < now() - make_interval(days => :days)", "minute")
+prune_points = pruning("metric_minutes", "minute")
 # `_TOUCH` may leave `last_at` up to an hour behind, so a series lives an hour longer than its last points.
 _PRUNE_SERIES = deletion("metric_series", "last_at < now() - make_interval(days => :days, hours => 1)", "id")
-_PRUNE_BATCHES = deletion("metric_batches", "received_at < now() - make_interval(days => :days)", "received_at")
+# No sender repeats a batch that old.
+prune_batches = pruning("metric_batches", "received_at")
 
 
 async def register_batch(connection: AsyncConnection, sent_by: str, batch_id: UUID, digest: bytes) -> bytes | None:
@@ -204,22 +205,12 @@ async def current_values(connection: AsyncConnection) -> list[CurrentValue]:
     ]
 
 
-async def prune_points(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete points older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE_MINUTES, {"days": days, "limit": limit})).rowcount
-
-
 async def prune_names(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
     """Delete series without points, at most `limit`; return the number deleted.
 
     A series that another transaction is just writing to stays.
     """
     return (await connection.execute(_PRUNE_SERIES, {"days": days, "limit": limit})).rowcount
-
-
-async def prune_batches(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete batches older than `days`, which no sender repeats, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE_BATCHES, {"days": days, "limit": limit})).rowcount
 
 
 def _columns(series: Iterable[Series]) -> dict[str, list[str]]:

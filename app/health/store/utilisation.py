@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
@@ -67,7 +67,7 @@ WHERE minute >= :since AND minute < :until AND (CAST(:subject AS text) IS NULL O
 GROUP BY 1, 2, 3 ORDER BY 2, 3, 1
 """)
 
-_PRUNE = deletion("utilisation", "minute < now() - make_interval(days => :days)", "minute")
+prune = pruning("utilisation", "minute")
 
 
 async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
@@ -116,11 +116,6 @@ async def read_steps(
     """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970."""
     values = {"since": since, "until": until, "step": step, "subject": subject}
     return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _spread(row: Any, measure: Measure) -> Sample:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.health.rules.webhooks import WebhookPolicy
 from app.queue.rules.events import AlertKind
 
@@ -74,7 +74,7 @@ SELECT id, kind, created_at, attempts, due_at, delivered_at, given_up_at, last_e
 WHERE alert_id = :alert_id ORDER BY seq LIMIT 100
 """)
 
-_PRUNE = deletion("webhook_deliveries", "created_at < now() - make_interval(days => :days)", "created_at")
+prune = pruning("webhook_deliveries", "created_at")
 
 
 async def add_delivery(
@@ -108,8 +108,3 @@ async def read_deliveries(connection: AsyncConnection, alert_id: int) -> list[De
     """The deliveries of an alert, oldest first."""
     rows = (await connection.execute(_OF_ALERT, {"alert_id": alert_id})).mappings()
     return [Delivery(**{**row, "kind": AlertKind(row["kind"])}) for row in rows]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete deliveries older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

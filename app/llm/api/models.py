@@ -25,6 +25,8 @@ from app.llm.store.usage import Grouping, UsageSum
 
 router = APIRouter(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
+# Prices have longer names in bodies.
+_LIMITS = LimitsIn.model_fields.keys() & ModelLimits.__dataclass_fields__.keys()
 _CHANGING = responses_for(errors.PreconditionRequired, errors.VersionStale)
 ModelName = Annotated[Word, Path(description="as callers name it; slashes and colons are part of it")]
 
@@ -95,7 +97,7 @@ async def _read_model(connection: AsyncConnection, name: str) -> ModelOut:
 
 
 def _limits(body: LimitsIn) -> ModelLimits:
-    limits = {name: getattr(body, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__}
+    limits = {name: getattr(body, name) for name in _LIMITS}
     return ModelLimits(
         **limits, input_price=body.input_price_per_million_tokens, output_price=body.output_price_per_million_tokens
     )
@@ -104,9 +106,7 @@ def _limits(body: LimitsIn) -> ModelLimits:
 def _model_out(status: ModelStatus, total_limit: int) -> ModelOut:
     model, at = status.model, status.at
     breaker = model.breaker.state(at)
-    limits: dict[str, Any] = {
-        name: getattr(model.limits, name) for name in LimitsIn.model_fields if name in ModelLimits.__dataclass_fields__
-    }
+    limits: dict[str, Any] = {name: getattr(model.limits, name) for name in _LIMITS}
     latency = model.concurrency.latency_seconds
     return ModelOut(
         **limits,

@@ -96,9 +96,7 @@ async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> Sett
     if services.stopping:
         raise ShuttingDown
     result = await services[PermitService].settle(_settlement(permit_id, call))
-    return SettledOut(
-        limit=result.limit, in_use=result.in_use, cooldown_seconds=result.cooldown_seconds, late=result.late
-    )
+    return SettledOut.model_validate(result, from_attributes=True)
 
 
 @router.delete(

@@ -27,10 +27,7 @@ class ConcurrencyPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcurrencyState:
-    """Calls at once that a service was seen to bear, its mean latency, and the end of the pause that it asked for.
-
-    `ramping`: in slow start, as it has lost no call yet.
-    """
+    """Calls at once that a service was seen to bear (`ramping`: in slow start), its mean latency, end of its pause."""
 
     limit: float = INITIAL_LIMIT
     ramping: bool = True

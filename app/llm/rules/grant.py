@@ -203,10 +203,7 @@ def _in_queue_order(
 
 
 class _Capacity:
-    """Free permits and rates, counted down during a decision.
-
-    A permit that is held for somebody is taken like one that is granted, but not written down.
-    """
+    """Free permits and rates, counted down during a decision, by held permits as by granted ones."""
 
     def __init__(self, snapshot: PermitSnapshot, policy: PermitPolicy, concurrency_policy: ConcurrencyPolicy) -> None:
         self._snapshot = snapshot

@@ -88,10 +88,7 @@ async def renew(connection: AsyncConnection, permit_id: UUID, token: str, policy
 
 
 async def release(connection: AsyncConnection, permit_id: UUID, token: str) -> None:
-    """End an unused permit and refund its charge. Safe to repeat.
-
-    Raises PermitNotFound, PermitOver.
-    """
+    """End an unused permit and refund its charge. Safe to repeat. Raises PermitNotFound, PermitOver."""
     names = await permits.model_names(connection, [permit_id])
     models = await model_store.lock(connection, names.values()) if names else {}
     permit = (await permits.lock(connection, names)).get(permit_id)

@@ -18,10 +18,8 @@ class CachedAnswer:
     """An answer under its key: the SHA-256 of model and canonical request."""
 
     key: bytes
-    model: str
     answer: Any
     stored_at: datetime
-    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +32,7 @@ class NewAnswer:
 
 
 _READ = text("""
-SELECT key, model, answer, stored_at, expires_at FROM llm_cache
+SELECT key, answer, stored_at FROM llm_cache
 WHERE key = ANY (CAST(:keys AS bytea[])) AND expires_at > now()
 """)
 

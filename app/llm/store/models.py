@@ -1,7 +1,7 @@
 """Language models: a row each, whose lock guards everything that its calls change."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,13 +25,10 @@ class ModelStatus:
     permits: int
 
 
-_LIMITS = (
-    "requests_per_window, tokens_per_window, window_seconds, burst, token_burst, max_concurrency, fallback_models,"
-    " input_price, output_price"
-)
+_LIMITS = tuple(ModelLimits.__dataclass_fields__)
 _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
 _SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until"
-_COLUMNS = f"model, version, {_LIMITS}, {_SERVICE}, requests_tat, tokens_tat"
+_COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
 
 # PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
 _LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
@@ -71,7 +68,7 @@ WHERE model = :model
 
 _SET_LIMITS = text(f"""
 UPDATE llm_models SET version = version + 1,
-    {", ".join(f"{name} = :{name}" for name in _LIMITS.split(", "))}
+    {", ".join(f"{name} = :{name}" for name in _LIMITS)}
 WHERE model = :model
 """)
 
@@ -135,8 +132,7 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
 
 async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> None:
     """Set the limits of a locked model, as a new version."""
-    values = {field: getattr(limits, field) for field in ModelLimits.__dataclass_fields__}
-    values["fallback_models"] = list(limits.fallback_models)
+    values = {**asdict(limits), "fallback_models": list(limits.fallback_models)}
     await connection.execute(_SET_LIMITS, {"model": name, **values})
 
 
@@ -158,7 +154,7 @@ def _model(row: Any) -> Model:
     return Model(
         name=row["model"],
         version=row["version"],
-        limits=ModelLimits(**{field: row[field] for field in ModelLimits.__dataclass_fields__}),
+        limits=ModelLimits(**{field: row[field] for field in _LIMITS}),
         concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
         breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},

@@ -17,24 +17,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.retention import deletion
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.permits import Ending, PermitRequest, RequestId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Permit:
-    """A stored permit; `digest` is the SHA-256 of the settlement that ended it."""
-
-    id: UUID
-    token: str
-    request: PermitRequest
-    is_probe: bool
-    granted_at: datetime
-    expires_at: datetime
-    ended_at: datetime | None
-    ending: Ending | None
-    digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +31,17 @@ class NewPermit:
     token: str
     request: PermitRequest
     is_probe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit(NewPermit):
+    """A stored permit; `digest` is the SHA-256 of the settlement that ended it."""
+
+    granted_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    ending: Ending | None
+    digest: bytes | None
 
 
 _REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
@@ -104,12 +101,7 @@ SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() 
 ORDER BY id LIMIT :limit
 """)
 
-_PRUNE = text("""
-DELETE FROM llm_permits WHERE id IN (
-    SELECT id FROM llm_permits WHERE ended_at < now() - interval '1 hour' ORDER BY ended_at LIMIT :limit
-    FOR UPDATE SKIP LOCKED
-)
-""")
+_PRUNE = deletion("llm_permits", "ended_at < now() - interval '1 hour'", "ended_at")
 
 
 async def read_by_request(connection: AsyncConnection, request_ids: Collection[RequestId]) -> dict[RequestId, Permit]:

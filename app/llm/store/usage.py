@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, Durations
 from app.llm.rules.outcomes import Outcome
@@ -58,10 +58,7 @@ class RecentUsage(NamedTuple):
 
 
 class CallCapacity(NamedTuple):
-    """Calls at once that the models in use bear, and the mean share of its time for which a task holds a permit.
-
-    The share is None where too few tasks have ended.
-    """
+    """Calls at once that the models bear, and the share of its time that a task holds a permit (None: too few)."""
 
     limit: int
     held_share: float | None
@@ -77,17 +74,17 @@ _BUCKETS = ", ".join(
 # Calls of a batch that belong to the same row are summed first: ON CONFLICT DO UPDATE may touch a row only once.
 _ADD = text(f"""
 WITH called AS MATERIALIZED (
-    SELECT *, CASE WHEN latency IS NULL THEN 0 ELSE 1 END AS timed,
-           width_bucket(latency, CAST(:bounds AS float8[])) AS bucket
+    SELECT *, CASE WHEN latency_seconds IS NULL THEN 0 ELSE 1 END AS timed,
+           width_bucket(latency_seconds, CAST(:bounds AS float8[])) AS bucket
     FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c (
         model text, agent_type text, goal_id text, outcome text, prompt_tokens bigint, completion_tokens bigint,
-        cost_usd float8, held_seconds float8, task_seconds float8, latency float8)
+        cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, outcome, calls, prompt_tokens, completion_tokens,
     cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
 SELECT date_trunc('minute', CAST(:at AS timestamptz)), model, agent_type, goal_id, outcome, count(*),
        sum(prompt_tokens), sum(completion_tokens), sum(cost_usd), sum(held_seconds), sum(task_seconds),
-       sum(timed), coalesce(sum(latency), 0), coalesce(max(latency), 0), ARRAY[{_BUCKETS}]
+       sum(timed), coalesce(sum(latency_seconds), 0), coalesce(max(latency_seconds), 0), ARRAY[{_BUCKETS}]
 FROM called GROUP BY model, agent_type, goal_id, outcome ORDER BY model, agent_type, goal_id, outcome
 ON CONFLICT (minute, model, agent_type, goal_id, outcome) DO UPDATE SET
     calls = known.calls + excluded.calls,
@@ -157,24 +154,13 @@ SELECT least(total.calls, coalesce(borne.calls, total.calls))::int AS "limit",
 FROM total CROSS JOIN borne CROSS JOIN ran
 """)
 
-_PRUNE = deletion("llm_minutes", "minute < now() - make_interval(days => :days)", "minute")
+prune = pruning("llm_minutes", "minute")
 
 
 async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: datetime) -> None:
     """Add calls that ended at this moment, with their models locked."""
     rows = [
-        {
-            "model": call.model,
-            "agent_type": call.agent_type.value,
-            "goal_id": call.goal_id or "",
-            "outcome": call.outcome.value,
-            "prompt_tokens": call.prompt_tokens,
-            "completion_tokens": call.completion_tokens,
-            "cost_usd": call.cost_usd,
-            "held_seconds": call.held_seconds,
-            "task_seconds": call.held_seconds if call.of_task else 0.0,
-            "latency": call.latency_seconds,
-        }
+        {**asdict(call), "goal_id": call.goal_id or "", "task_seconds": call.held_seconds if call.of_task else 0.0}
         for call in calls
     ]
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
@@ -196,11 +182,6 @@ async def call_capacity(connection: AsyncConnection, window: timedelta) -> CallC
     """Capacity for calls, measured over the minutes that began within the window."""
     values = {"window": window, **DEFAULT_LIMIT, "min_tasks": _MIN_TASKS}
     return CallCapacity(**(await connection.execute(_CALL_CAPACITY, values)).mappings().one())
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _sum(row: Any) -> UsageSum:

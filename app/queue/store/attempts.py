@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.states import TaskState
 from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import Verdict
@@ -197,9 +197,4 @@ async def _attempts(connection: AsyncConnection, query: Any, values: dict[str, A
     return [Attempt(**{**row, "state": TaskState(row["state"])}) for row in rows]
 
 
-_PRUNE = deletion("task_attempts", "ended_at < now() - make_interval(days => :days)", "ended_at")
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete attempts that ended more than `days` ago, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
+prune = pruning("task_attempts", "ended_at")

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.queue.rules.degradation import Decision, DegradationStep, Ladder, LadderHold, LadderMove
 from app.queue.rules.events import SystemEvent
 from app.queue.store import events
@@ -67,7 +67,7 @@ SELECT id, at, move, before AS old_step, after AS new_step, reason, by, until FR
 WHERE id < :below_id ORDER BY id DESC LIMIT :limit
 """)
 
-_PRUNE = deletion("degradation_moves", "at < now() - make_interval(days => :days)", "at")
+prune = pruning("degradation_moves", "at")
 
 
 async def read(connection: AsyncConnection) -> LadderState:
@@ -123,11 +123,6 @@ async def history(connection: AsyncConnection, *, below_id: int, limit: int) -> 
         )
         for row in rows
     ]
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete moves older than `days`, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _state(row: Any) -> LadderState:

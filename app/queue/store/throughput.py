@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, Durations
 from app.kernel.lanes import Lane, Priority
@@ -69,7 +69,7 @@ SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)
 WHERE minute >= (SELECT opens FROM span) AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 """)
 
-_PRUNE = deletion("queue_minutes", "minute < now() - make_interval(days => :days)", "minute")
+prune = pruning("queue_minutes", "minute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +113,3 @@ async def count_events(connection: AsyncConnection, kinds: Collection[str], leng
 async def finished_per_second(connection: AsyncConnection) -> float:
     """Tasks per second that completed or failed, since the beginning of the last whole minute."""
     return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete minutes older than `days`, at most `limit` rows; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

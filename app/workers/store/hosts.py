@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.workers.rules.hosts import Host
 
 # A host that is silent for longer does not count: its provisioner, which reports every 2 s, is away.
@@ -56,7 +56,9 @@ _ENLARGE = text("""
 UPDATE hosts SET size = size + :count, extra = extra + :count WHERE provisioner = :provisioner AND host = :host
 """)
 
-_PRUNE = deletion("hosts", "seen_at < now() - make_interval(days => :days)", "provisioner, host")
+# A host that was killed was not removed, and where machines get new names it never comes back. One that does counts as
+# new after a minute already, so nothing is lost with its row.
+prune = pruning("hosts", "seen_at", "provisioner, host")
 
 _LEAVE = text("DELETE FROM hosts WHERE provisioner = :provisioner AND host = :host")
 
@@ -93,12 +95,3 @@ async def enlarge(connection: AsyncConnection, host: Host, count: int) -> None:
 async def remove(connection: AsyncConnection, provisioner: str, host: str) -> None:
     """Delete a host, which starts no more workers."""
     await connection.execute(_LEAVE, {"provisioner": provisioner, "host": host})
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete hosts that have not reported for `days`, at most `limit`; return their number.
-
-    A host that was killed was not removed, and where machines get new names it never comes back. One that does counts
-    as new after a minute already, so nothing is lost with its row.
-    """
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

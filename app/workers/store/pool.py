@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
@@ -32,7 +32,7 @@ SELECT count(*) AS replacements, count(first_lease_at) AS working, min(detected_
 FROM (SELECT * FROM replacements ORDER BY id DESC LIMIT :newest) latest
 """)
 
-_PRUNE = deletion("replacements", "detected_at < now() - make_interval(days => :days)", "id")
+prune = pruning("replacements", "detected_at", "id")
 
 
 # Live workers and recently ended ones are read by an index each; one condition for both would read all workers.
@@ -252,11 +252,6 @@ async def replacement_times(
         since=row["since"],
         steps={step: row[step] for step in STEPS},
     )
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete replacements older than `days`, at most `limit`; return their number."""
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy) -> RecoverySnapshot:

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.hot_path import columns
-from app.db.retention import BATCH, deletion
+from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
@@ -144,7 +144,8 @@ SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} F
 
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
 
-_PRUNE = deletion("workers", "ended_at < now() - make_interval(days => :days)", "ended_at")
+# They hold nothing: their leases went back when they ended.
+prune = pruning("workers", "ended_at")
 
 
 async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
@@ -247,14 +248,6 @@ async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, 
     """The names of those of these workers that are stored, in the order of their slots."""
     rows = await connection.execute(_NAMES, {"ids": list(ids)})
     return {row.id: row.name for row in rows}
-
-
-async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete workers that ended more than `days` ago, at most `limit`; return their number.
-
-    They hold nothing: their leases went back when they ended.
-    """
-    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
 
 
 def _assignment(row: asyncpg.Record) -> Assignment:

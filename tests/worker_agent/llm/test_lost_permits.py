@@ -18,6 +18,7 @@ from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, ha
 from worker_agent.failures import Postponed
 from worker_agent.llm.permits import Permit, PermitClient, PermitRequest
 from worker_agent.llm.task_keys import TaskKey
+from worker_agent.wire import Lease
 
 _LONG = 30.0
 _TTL = 4.0
@@ -203,13 +204,5 @@ def _plane(respond: Any) -> httpx.AsyncClient:
 
 
 def _permit_request() -> PermitRequest:
-    task_key = TaskKey(
-        secret="s",
-        task_id="t",
-        agent_type="ranking",
-        goal_id=None,
-        priority="medium",
-        trace_context=None,
-        ends_at=0.0,
-    )
+    task_key = TaskKey(secret="s", lease=Lease(task_id="t", token=1, agent_type="ranking"), ends_at=0.0)
     return PermitRequest(request_id=uuid4(), model="m", task_key=task_key, estimated_tokens=1, cache_key="0" * 64)
