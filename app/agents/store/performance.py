@@ -17,6 +17,7 @@ from app.agents.rules.performance import MAX_RESULTS, RecentResults, Result
 from app.db import folds
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
+from app.queue.rules.events import TaskEvent
 
 _NAME = "performance"
 
@@ -60,10 +61,10 @@ _HAS_WORK = (
 # event other than a completion has a quality, which is 0, only where the agent itself was at fault.
 _FOLD = text(f"""
 WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
-    SELECT transaction, seq, at, agent_type, task_id, kind = 'task.completed' AS is_success,
+    SELECT transaction, seq, at, agent_type, task_id, kind = '{TaskEvent.COMPLETED}' AS is_success,
            seconds::float8 AS seconds, quality
     FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
-      AND (kind = 'task.completed' OR quality IS NOT NULL)
+      AND (kind = '{TaskEvent.COMPLETED}' OR quality IS NOT NULL)
 ), folded AS (
     INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)
     SELECT date_trunc('minute', at), agent_type, count(*), count(*) FILTER (WHERE is_success),

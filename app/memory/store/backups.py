@@ -6,6 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.memory.rules.backups import next_offset
+from app.queue.rules.events import TaskEvent
 
 # All processes of the service name their sessions alike, and other programs may be connected without any harm.
 _COUNT_SESSIONS = text("""
@@ -41,7 +42,7 @@ SELECT greatest(convener_transaction_offset(),
 
 # One statement, so that rows, attempts and events describe exactly the same leases. The token stays: the next lease
 # takes a higher one, which fences off a worker of the old server that comes back.
-_RELEASE_LEASES = text("""
+_RELEASE_LEASES = text(f"""
 WITH held AS MATERIALIZED (
     SELECT t.*, coalesce(l.virtual_time, 0) AS virtual_time FROM tasks t
     LEFT JOIN lanes l ON l.agent_type = t.agent_type AND l.priority = t.priority WHERE t.worker_id IS NOT NULL
@@ -54,7 +55,7 @@ WITH held AS MATERIALIZED (
     SELECT id, failures + 1, token, worker_id, leased_at, 'released' FROM held
 ), events_written AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, detail)
-    SELECT 'task.released', id, agent_type, goal_id, worker_id, token, priority, CAST(:detail AS jsonb)
+    SELECT '{TaskEvent.RELEASED}', id, agent_type, goal_id, worker_id, token, priority, CAST(:detail AS jsonb)
     FROM held ORDER BY seq
 )
 SELECT count(*) FROM held

@@ -17,6 +17,7 @@ from app.goals.store import compute
 from app.goals.store import tables as goals
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
+from app.queue.rules.events import TaskEvent
 from app.queue.store import counters, events, lease_ledger
 from app.queue.store import tables as queue
 from app.queue.store.events import Cursor
@@ -167,7 +168,7 @@ FROM checkpoints ORDER BY id DESC LIMIT 1
 """)
 # From the cursor of the checkpoint rather than its time: an event may become visible long after its own time.
 _COUNT_CHANGES = text(f"""
-SELECT count(*) AS changes, count(*) FILTER (WHERE kind = 'task.completed') AS completions FROM (
+SELECT count(*) AS changes, count(*) FILTER (WHERE kind = '{TaskEvent.COMPLETED}') AS completions FROM (
     SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
     ORDER BY transaction, seq LIMIT :max_changes
 ) recent
@@ -183,9 +184,9 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
 # A JSON row has null both for an entry whose value is the JSON null and for one without a value.
 _RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
-_APPEND_EVENTS = text("""
+_APPEND_EVENTS = text(f"""
 INSERT INTO events (kind, task_id, agent_type, goal_id, token, priority, detail)
-SELECT CASE WHEN id = ANY (CAST(:released_ids AS uuid[])) THEN 'task.released' ELSE 'task.submitted' END,
+SELECT CASE WHEN id = ANY (CAST(:released_ids AS uuid[])) THEN '{TaskEvent.RELEASED}' ELSE '{TaskEvent.SUBMITTED}' END,
        id, agent_type, goal_id, nullif(token, 0), priority, CAST(:detail AS jsonb)
 FROM tasks ORDER BY seq
 """)

@@ -1,7 +1,6 @@
 """The list of every kind of event: of tasks, research goals, the system as a whole, and alerts.
 
-A value is stored with every event and published, so it never changes. Statements of a store that write events in SQL
-spell the value out; everything else uses these names.
+A value is stored with every event and published, so it never changes.
 """
 
 from enum import StrEnum

@@ -14,6 +14,7 @@ import asyncpg
 from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS, LeasePolicy
 from app.queue.store import holds, lanes, lease_ledger
 
@@ -130,7 +131,8 @@ WITH request AS MATERIALIZED (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds)
     SELECT kind, task_id, agent_type, goal_id, worker_id, token, priority,
            CASE WHEN step = 1 THEN extract(epoch FROM leased_at - waiting_since) END
-    FROM leased CROSS JOIN LATERAL (VALUES (1, 'task.assigned'), (2, 'task.executing')) AS move (step, kind)
+    FROM leased
+    CROSS JOIN LATERAL (VALUES (1, '{TaskEvent.ASSIGNED}'), (2, '{TaskEvent.EXECUTING}')) AS event (step, kind)
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
 SELECT request.worker_state, request.holds_another, request.is_repeat, request.assigned_agent, leased.*

@@ -16,6 +16,7 @@ from app.db.hot_path import columns
 from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
+from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import dependencies, history
 
@@ -84,7 +85,7 @@ WITH call AS MATERIALIZED (
     {_FINISH}
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, quality)
-    SELECT 'task.completed', id, agent_type, goal_id, worker_id, token, priority,
+    SELECT '{TaskEvent.COMPLETED}', id, agent_type, goal_id, worker_id, token, priority,
            extract(epoch FROM now() - leased_at), quality
     FROM deleted
 )
@@ -110,7 +111,8 @@ WITH call AS MATERIALIZED (
     RETURNING t.id, t.lease_expires_at, held.state AS state_before, t.agent_type, t.goal_id, t.worker_id, t.token
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token)
-    SELECT 'task.executing', id, agent_type, goal_id, worker_id, token FROM renewed WHERE state_before = 'assigned'
+    SELECT '{TaskEvent.EXECUTING}', id, agent_type, goal_id, worker_id, token
+    FROM renewed WHERE state_before = 'assigned'
 )
 SELECT id, lease_expires_at FROM renewed
 """

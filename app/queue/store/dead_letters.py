@@ -27,7 +27,7 @@ WITH newest AS MATERIALIZED (
     {history.entry("deleted", "'failed'", error="CAST(:error AS jsonb)")}
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
-    SELECT 'task.displaced', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
+    SELECT '{TaskEvent.DISPLACED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
 SELECT id, has_dependents FROM deleted
 """)

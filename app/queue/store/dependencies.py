@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.lanes import Lane
+from app.queue.rules.events import TaskEvent
 from app.queue.store import history, lanes
 
 
@@ -39,7 +40,7 @@ SELECT * FROM unnest(CAST(:task_ids AS uuid[]), CAST(:depends_on AS uuid[])) ON 
 """)
 
 # Tasks are locked before their edges, as in a cancellation: the count makes sure of all of them before any DELETE.
-_UNBLOCK = """
+_UNBLOCK = f"""
 WITH dependent AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]))
@@ -60,7 +61,7 @@ WITH dependent AS MATERIALIZED (
     RETURNING t.id, t.state, t.agent_type, t.priority, t.goal_id, t.tag, t.run_at
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
-    SELECT 'task.unblocked', id, agent_type, goal_id, priority FROM unblocked WHERE state = 'pending'
+    SELECT '{TaskEvent.UNBLOCKED}', id, agent_type, goal_id, priority FROM unblocked WHERE state = 'pending'
 )
 SELECT agent_type, priority, min(tag) AS tag FROM unblocked
 WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority
@@ -91,7 +92,7 @@ WITH dependent AS (
     DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
-    SELECT 'task.cancelled', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
+    SELECT '{TaskEvent.CANCELLED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
 SELECT id FROM deleted
 """)

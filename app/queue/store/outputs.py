@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.folds import HORIZON
+from app.queue.rules.events import TaskEvent
 from app.queue.store.events import Cursor
 
 # Counted by the stored sizes of results, which PostgreSQL knows without reading them.
@@ -58,7 +59,7 @@ WITH event AS MATERIALIZED (
     SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
     FROM event ORDER BY transaction DESC, seq DESC LIMIT 1
 ), completion AS (
-    SELECT * FROM event WHERE kind = 'task.completed'
+    SELECT * FROM event WHERE kind = '{TaskEvent.COMPLETED}'
       AND agent_type = coalesce(CAST(:agent_type AS text), agent_type)
       AND (CAST(:goal_id AS text) IS NULL OR goal_id = CAST(:goal_id AS text))
     ORDER BY transaction, seq LIMIT :limit

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.states import TaskState
+from app.queue.rules.events import TaskEvent
 from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 
@@ -83,7 +84,7 @@ _INSERT_ONLY = text(_INSERT)
 _INSERT_AND_LOG = text(f"""
 WITH fresh AS ({_INSERT}), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
-    SELECT 'task.submitted', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
+    SELECT '{TaskEvent.SUBMITTED}', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
 )
 SELECT id FROM fresh
 """)
@@ -92,9 +93,9 @@ _DELETE_FINISHED = text("""
 DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
 """)
 
-_LOG_SUBMITTED = text("""
+_LOG_SUBMITTED = text(f"""
 INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
-SELECT 'task.submitted', id, agent_type, goal_id, priority FROM tasks WHERE id = ANY (:ids) ORDER BY seq
+SELECT '{TaskEvent.SUBMITTED}', id, agent_type, goal_id, priority FROM tasks WHERE id = ANY (:ids) ORDER BY seq
 """)
 
 _RESERVE = text("""
