@@ -172,7 +172,7 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
         "CONVENER_POOL_KEY": keys[Role.WORKER],
     }
-    # The rest of the settings the children read from the environment themselves; what was decided here wins.
+    # The children read all other settings from the environment themselves; what was decided here wins.
     return {**os.environ, **variables}
 
 

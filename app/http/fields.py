@@ -58,7 +58,7 @@ def _check_addressable(value: str) -> str:
     return value
 
 
-# For a request that creates a goal. A mere reference takes any word, because tasks of former versions may have others.
+# For a request that creates a goal. A mere reference takes any word, as tasks of earlier versions may have any.
 NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
 Labels = Annotated[dict[Word, Word], Field(max_length=64)]

@@ -31,7 +31,7 @@ class Authenticator:
 def requires(scope: Scope) -> Any:
     """The dependency that lets in only holders of a key with this scope."""
     check: Callable[..., Awaitable[None]]
-    # Public routes declare that too, so that a test finds a route that declares nothing.
+    # Public routes declare their scope too, so that a test finds any route that declares none.
     if scope is Scope.PUBLIC:
 
         async def check() -> None:

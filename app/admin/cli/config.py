@@ -56,7 +56,7 @@ def patch_of(values: list[str]) -> Json:
         if not separator or not all(path.split(".")):
             raise typer.BadParameter(f"{value} is not PATH=VALUE, like worker_pool.max_workers=20")
         try:
-            part: Any = json.loads(text)  # every value of the configuration is a number, true or false
+            part: Any = json.loads(text)  # each value of the configuration is a number, true or false
         except ValueError:
             raise typer.BadParameter(f"the value of {path} must be a number, true or false, not {text}") from None
         for name in reversed(path.split(".")):

@@ -152,7 +152,7 @@ async def _write(connection: AsyncConnection, previous: Version, new: NewVersion
         notify.note(connection, notify.CONFIG)
         await _record(connection, previous, new_version)
         return new_version
-    # Another version follows already. Is it this very change, then the first answer was lost on its way.
+    # Another version follows already. If it is this very change, the answer to the first request was lost.
     new_version = await store.read(connection, previous.version + 1)
     if new_version is None or any(
         getattr(new_version, name) != getattr(new, name) for name in NewVersion.__dataclass_fields__
