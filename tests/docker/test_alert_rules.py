@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from ruamel.yaml import YAML
 
-from app.health.api.prometheus import Gauges
+from app.health.api.gauges import Gauges
 from app.health.rules.alerts import AlertPolicy
 from app.health.rules.finding import AlertRule
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT
