@@ -72,7 +72,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         Intake(
             admission=admission,
             duplicate_window_seconds=settings.duplicate_window_seconds,
-            on_submitted=bursts.took_in,
+            on_submitted=bursts.count_new_tasks,
         ),
         EventReaders(),
         AgentReports(state.bottleneck),

@@ -113,7 +113,7 @@ async def ready_worker(database: Database, name: str | None = None) -> WorkerId:
     """A worker that has registered and passed its first health report."""
     async with database.transaction() as connection:
         registered = await workers.register(connection, registration(name), None)
-    await hot_path.run(database, lambda c: worker_store.beat(c, [beat(registered.worker_id)], 15.0))
+    await hot_path.run(database, lambda c: worker_store.record_heartbeats(c, [beat(registered.worker_id)], 15.0))
     return registered.worker_id
 
 

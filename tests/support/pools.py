@@ -54,7 +54,7 @@ async def beats(database: Database, worker_ids: Sequence[UUID], **changes: Any) 
     """A heartbeat of each."""
     said = [beat(worker_id, **changes) for worker_id in worker_ids]
     if said:
-        await hot_path.run(database, lambda c: worker_store.beat(c, said, 15.0))
+        await hot_path.run(database, lambda c: worker_store.record_heartbeats(c, said, 15.0))
 
 
 async def crew(database: Database, size: int, *, cpu_percent: float = 0.0, **changes: Any) -> list[WorkerId]:

@@ -164,9 +164,9 @@ def _weights(decision: Json) -> list[str]:
 
 def _agents(decision: Json) -> list[str]:
     agents = [worker["assigned_agent"] for worker in decision["resource_allocation"].values()]
-    narrow = decision["bottleneck_agent"]
+    bottleneck = decision["bottleneck_agent"]
     return [
-        f"{agent}: {agents.count(agent)} workers{', the bottleneck' if agent == narrow else ''}; {size['reason']}"
+        f"{agent}: {agents.count(agent)} workers{', the bottleneck' if agent == bottleneck else ''}; {size['reason']}"
         for agent, size in decision["sizes"].items()
     ]
 

@@ -56,9 +56,13 @@ def allocate(
     today = {worker.worker_id: worker.assigned_agent for worker in workers}
     moved_workers = frozenset(worker_id for worker_id, agent in agents.items() if today[worker_id] is not agent)
     # By today's assignments: the bottleneck is what the moves are to relieve.
-    narrow = bottleneck(loads, Counter(agent for agent in today.values() if agent is not None))
-    reason = f"most work per worker: {narrow.value}" if narrow else "no work: workers are shared by weight"
-    return Allocation(agents=agents, moved_workers=moved_workers, seats=seats, bottleneck=narrow, reason=reason)
+    narrowest_agent = bottleneck(loads, Counter(agent for agent in today.values() if agent is not None))
+    reason = (
+        f"most work per worker: {narrowest_agent.value}" if narrowest_agent else "no work: workers are shared by weight"
+    )
+    return Allocation(
+        agents=agents, moved_workers=moved_workers, seats=seats, bottleneck=narrowest_agent, reason=reason
+    )
 
 
 def shares(loads: Mapping[AgentType, Load], weights: Mapping[AgentType, float]) -> dict[AgentType, float]:

@@ -143,9 +143,13 @@ def _allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId]) -> Allo
         if m.assigned_agent is not None and m.assigned_agent in (able if m.capabilities is None else m.capabilities)
     }
     if not inputs.may_move and not new_workers and len(today) == len(inputs.members):
-        narrow = bottleneck(inputs.loads, Counter(today.values()))
+        narrowest_agent = bottleneck(inputs.loads, Counter(today.values()))
         return Allocation(
-            agents=today, moved_workers=frozenset(), seats={}, bottleneck=narrow, reason="everybody has an agent"
+            agents=today,
+            moved_workers=frozenset(),
+            seats={},
+            bottleneck=narrowest_agent,
+            reason="everybody has an agent",
         )
     best = _best_allocation(inputs, new_workers, able)
     if inputs.may_move:

@@ -104,7 +104,7 @@ def _growth_alternatives(
         because = f"with {plan.target:,} every task starts within {policy.budget_seconds:g} s"
         yield RejectedAlternative(alternative=f"to grow beyond {plan.target:,}", because=because)
     elif not waits and plan.target <= snapshot.workers:
-        because = plan.reasons[0] if snapshot.waiting is None or policy.fixed else "nothing waits"
+        because = plan.reasons[0] if snapshot.waiting is None or policy.is_fixed else "nothing waits"
         yield RejectedAlternative(alternative="to grow", because=because)
 
 

@@ -219,8 +219,8 @@ def _weight_reason(inputs: DecisionInputs, agent: AgentType) -> str:
 
 def _policy(policy: ScalingPolicy) -> dict[str, Any]:
     document = asdict(policy)
-    # The stored key is older than the name of the field.
-    document["spare"] = document.pop("idle")
+    # The stored keys are older than the names of the fields.
+    document["spare"], document["fixed"] = document.pop("idle"), document.pop("is_fixed")
     return document
 
 
@@ -261,7 +261,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
 
 def _policy_of(record: Mapping[str, Any]) -> ScalingPolicy:
     idle = IdlePolicy(**_fields_of(IdlePolicy, record["spare"]))
-    return ScalingPolicy(**{**_fields_of(ScalingPolicy, record), "idle": idle})
+    return ScalingPolicy(**{**_fields_of(ScalingPolicy, record), "idle": idle, "is_fixed": record.get("fixed", False)})
 
 
 def _fields_of(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ScalingPolicy:
     scale_down_threshold: float = 0.3
     wait_target_seconds: float = 30.0  # as the contract has it
     # A pool that only holds its size: it is refilled to its minimum and cut to its maximum, nothing else.
-    fixed: bool = False
+    is_fixed: bool = False
     growth: float = conduct(Mode.PRODUCTION).growth
     # How surely workers at work are free in time. At 0 tasks of 120 s are late (0.1 %), at 1 still 0.03 %; at 3.3, the
     # normal quantile of the 0.05 % that may be late, small pools turn round more often than dask's.
@@ -68,7 +68,7 @@ def in_mode(policy: ScalingPolicy, mode: Mode) -> ScalingPolicy:
     settle_seconds = max(policy.idle.settle_seconds, limits.scale_down_window_seconds)
     return replace(
         policy,
-        fixed=policy.fixed or not limits.scales,
+        is_fixed=policy.is_fixed or not limits.scales,
         growth=min(policy.growth, limits.growth),
         idle=replace(policy.idle, settle_seconds=settle_seconds),
     )
@@ -159,7 +159,7 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     if workers > policy.max_workers:
         reason = f"{plural(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
-    if policy.fixed:
+    if policy.is_fixed:
         return _hold_size(snapshot, policy, now)
     if snapshot.waiting is None:
         return _plan(snapshot, policy, now, workers, "it is not known how many tasks wait: nothing changes on a guess")

@@ -54,14 +54,14 @@ class Bursts:
         self._announced_at = self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
-    def took_in(self, connection: AsyncConnection, agents: Iterable[AgentType]) -> None:
+    def count_new_tasks(self, connection: AsyncConnection, agents: Iterable[AgentType]) -> None:
         """Count new tasks; a burst is announced when the connection's transaction commits."""
         moment, outlook = time.monotonic(), self._outlook
         if moment - self._read_at > _TRUST_SECONDS and (self._reading is None or self._reading.done()):
             self._read_at = moment
             # Beside the submission, which must not wait for a connection.
             self._reading = asyncio.create_task(self._refresh(), name="outlook of the pool")
-        if outlook is None or outlook.policy.fixed:
+        if outlook is None or outlook.policy.is_fixed:
             return
         self._new_seconds += sum(outlook.costs[agent] for agent in agents)
         since = moment - max(outlook.decided, self._announced_at)

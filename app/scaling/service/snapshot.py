@@ -143,7 +143,7 @@ def pool_snapshot(
         idle_history=current.idle_history,
         cpu=cpu(pool, ready),
         start_seconds=start_seconds,
-        fixed_size=_fixed_size(pool) if policy.fixed else None,
+        fixed_size=_fixed_size(pool) if policy.is_fixed else None,
     )
 
 

@@ -106,7 +106,7 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
     # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment)).waits
     work = sum(tasks * _task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
-    return not policy.fixed and is_burst(work, previous.estimates.workers, since, policy)
+    return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
 
 
 async def observe(
@@ -121,7 +121,7 @@ async def observe(
     await hosts.lock_pool(connection)
     # Finding the busy workers takes the server as long as all the rest, so another connection does it meanwhile. It
     # sees the same, as this transaction has written nothing about workers so far.
-    busy = asyncio.ensure_future(hot_path.run(database, roster.holders_of_tasks))
+    busy = asyncio.ensure_future(hot_path.run(database, roster.busy_workers))
     try:
         in_force = await weights.in_force(connection, effective)
         queue = await snapshots.queue(connection, moment)

@@ -95,7 +95,9 @@ class Heartbeats:
         await self._beats.close()
 
     async def _flush(self, beats: Sequence[Heartbeat]) -> list[HeartbeatReply | None]:
-        replies = await hot_path.run(self._database, lambda c: workers.beat(c, beats, self._policy.lease_seconds))
+        replies = await hot_path.run(
+            self._database, lambda c: workers.record_heartbeats(c, beats, self._policy.lease_seconds)
+        )
         return [replies.get(beat.worker_id) for beat in beats]
 
     @staticmethod

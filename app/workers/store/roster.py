@@ -130,11 +130,11 @@ async def read(
     """All live workers by id; `since` is the time of the last decision, `busy` a query for the busy ones under way."""
     driver = await _driver(connection)
     rows = await driver.fetch(_READ, since)
-    holders = await (busy or holders_of_tasks(driver))
-    return [Worker._make((*row, row[0] in holders)) for row in rows]
+    busy_ids = await (busy or busy_workers(driver))
+    return [Worker._make((*row, row[0] in busy_ids)) for row in rows]
 
 
-async def holders_of_tasks(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
+async def busy_workers(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
     """Ids of the live workers that hold a task; reads for each the one task of its last lease."""
     return set(await driver.fetchval(_BUSY) or ())
 

@@ -94,7 +94,7 @@ RETURNING name, incarnation
 # Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
 # lock first, as an UPDATE alone would lock in the order of its join. A lease that is not acknowledged is not renewed,
 # so that one whose answer was lost expires soon.
-_BEAT = f"""
+_HEARTBEATS = f"""
 WITH beat AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
         AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
@@ -168,12 +168,12 @@ async def register_launched(
     return (row.name, row.incarnation) if row else None
 
 
-async def beat(
+async def record_heartbeats(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Heartbeat], lease_seconds: float
 ) -> dict[UUID, HeartbeatReply]:
     """Record heartbeats and renew the acknowledged leases that they name; ended workers are left out of the result."""
     names = ("worker_id", "draining", "task_id", "token", "cpu_percent", "memory_mb", "errors")
-    rows = await connection.fetch(_BEAT, *columns(beats, *names), lease_seconds)
+    rows = await connection.fetch(_HEARTBEATS, *columns(beats, *names), lease_seconds)
     return {
         row["worker_id"]: HeartbeatReply(
             state=WorkerState(row["state"]),

@@ -159,7 +159,7 @@ async def test_what_the_scaling_rule_makes_of_it(service: Service, database: Dat
     for workers, expected in ((low, DecisionType.MAINTAIN), (low - 1, DecisionType.SCALE_UP)):
         plan = decide(ScalingSnapshot(idle=workers, busy=0, waiting=[], cpu=0.5), policy, now)
         assert (plan.decision_type, plan.target) == (expected, low)
-    assert policy.fixed == (mode is Mode.DEVELOPMENT)
+    assert policy.is_fixed == (mode is Mode.DEVELOPMENT)
     assert policy.growth == (1.25 if mode is Mode.TRUSTED_TESTER else 2.0)
     assert (policy.idle.settle_seconds == 300) == (mode is Mode.TRUSTED_TESTER)
 

@@ -55,7 +55,7 @@ def test_the_modes_are_those_of_the_specification() -> None:
     assert [conduct(mode).scales for mode in Mode] == [False, True, True]
     assert not conduct(Mode.PRODUCTION).audits_reads
     fixed = scaling_policy(preset(Mode.DEVELOPMENT), Mode.DEVELOPMENT)
-    assert (fixed.fixed, fixed.min_workers, fixed.max_workers) == (True, 2, 5)
+    assert (fixed.is_fixed, fixed.min_workers, fixed.max_workers) == (True, 2, 5)
 
 
 @pytest.mark.parametrize(

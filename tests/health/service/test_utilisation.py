@@ -46,7 +46,9 @@ async def test_the_pool_is_sampled_as_far_as_it_tells(database: Database) -> Non
     async with database.transaction() as connection:
         assert await sample_pool(connection, _OFTEN, 15.0) == {}
     worker_id = await ready_worker(database)
-    await hot_path.run(database, lambda c: workers.beat(c, [beat(worker_id, cpu_percent=None, memory_mb=512.0)], 15.0))
+    await hot_path.run(
+        database, lambda c: workers.record_heartbeats(c, [beat(worker_id, cpu_percent=None, memory_mb=512.0)], 15.0)
+    )
     async with database.transaction() as connection:
         means = await sample_pool(connection, _OFTEN, 15.0)
     assert means == {"pool busy": 0.0, "workers memory": 50.0, "workers gigabytes": 0.5}

@@ -66,9 +66,9 @@ async def test_workers_are_measured_by_what_they_have(database: Database) -> Non
     one, other, mute = [await ready_worker(database) for _ in range(3)]
     for worker_id, percent, mib in ((one, 50.0, 256.0), (other, 150.0, 512.0)):
         reported = beat(worker_id, cpu_percent=percent, memory_mb=mib)
-        await hot_path.run(database, lambda c, reported=reported: workers.beat(c, [reported], 15.0))  # type: ignore[misc]
+        await hot_path.run(database, lambda c, reported=reported: workers.record_heartbeats(c, [reported], 15.0))  # type: ignore[misc]
     nothing = beat(mute, cpu_percent=None, memory_mb=None)
-    await hot_path.run(database, lambda c: workers.beat(c, [nothing], 15.0))
+    await hot_path.run(database, lambda c: workers.record_heartbeats(c, [nothing], 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 2, memory_gb = 1")
     async with database.transaction() as connection:
         samples = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
@@ -82,7 +82,7 @@ async def test_workers_are_measured_by_what_they_have(database: Database) -> Non
 async def test_what_is_next_to_nothing_spoils_no_sample(database: Database, least: float) -> None:
     one, other = [await ready_worker(database) for _ in range(2)]
     reported = [beat(one, cpu_percent=least, memory_mb=least), beat(other, cpu_percent=50.0, memory_mb=512.0)]
-    await hot_path.run(database, lambda c: workers.beat(c, reported, 15.0))
+    await hot_path.run(database, lambda c: workers.record_heartbeats(c, reported, 15.0))
     await execute(database, "UPDATE workers SET cpu_cores = 1, memory_gb = 1")
     async with database.transaction() as connection:
         samples = {s.measure: s for s in await utilisation.sample_workers(connection, fresh_seconds=15)}
@@ -99,7 +99,7 @@ async def test_what_is_next_to_nothing_spoils_no_sample(database: Database, leas
 async def test_nobody_has_said_anything(database: Database) -> None:
     worker_id = await ready_worker(database)
     reported = beat(worker_id, cpu_percent=None, memory_mb=None)
-    await hot_path.run(database, lambda c: workers.beat(c, [reported], 15.0))
+    await hot_path.run(database, lambda c: workers.record_heartbeats(c, [reported], 15.0))
     async with database.transaction() as connection:
         assert await utilisation.sample_workers(connection, fresh_seconds=15) == []
     await execute(database, "UPDATE workers SET cpu_percent = 5, last_seen_at = now() - interval '1 min'")

@@ -284,7 +284,7 @@ async def test_heartbeats_lock_tasks_in_the_order_of_their_ids(database: Databas
 
         async def beating() -> None:
             async with pool.acquire() as hot:
-                await worker_store.beat(hot, beats[::-1] if turned else beats, 15.0)  # type: ignore[arg-type]
+                await worker_store.record_heartbeats(hot, beats[::-1] if turned else beats, 15.0)  # type: ignore[arg-type]
 
         waiting = asyncio.create_task(beating())
         await until_blocked(database)

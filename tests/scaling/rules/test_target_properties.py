@@ -57,7 +57,7 @@ def _policy(random: Random) -> ScalingPolicy:
         scale_down_threshold=_some(random, 0.0, 0.3, 0.7),
         wait_target_seconds=_some(random, 1.0, 30.0, 300.0),
         growth=_some(random, 1.25, 2.0),
-        fixed=random.random() < 0.1,
+        is_fixed=random.random() < 0.1,
         deviations=_some(random, 0.0, 2.0, 5.0),
     )
 

@@ -243,7 +243,7 @@ async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Datab
     await _silent_for(database, 60, worker)
     pool = await database.pool()
     async with pool.acquire() as hot, hot.transaction():
-        await worker_store.beat(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
+        await worker_store.record_heartbeats(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
         assert await _sweep(database) == {"lost": 0}
     assert {await _state(database, each) for each in (worker, other)} == {"ready"}
 
