@@ -76,7 +76,7 @@ def _directory() -> Iterator[Path]:
 @asynccontextmanager
 async def _postgres(directory: Path) -> AsyncIterator[Server]:
     server = Server(cluster=Cluster(directory=directory, binaries=find_binaries()))
-    with server.cluster.acquire():
+    with server.cluster.lock():
         server.cluster.initialise()
         try:
             await server.start()

@@ -22,7 +22,7 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.binaries import find_binaries
-from app.postgres.cluster import Cluster, hold
+from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
 from app.settings import Settings
 
@@ -73,7 +73,7 @@ async def running(
     async with AsyncExitStack() as cleanup:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Leftovers are looked for under the lock: the children of a running Convener are none.
-        cleanup.enter_context(hold(state))
+        cleanup.enter_context(lock_directory(state))
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
@@ -102,8 +102,8 @@ async def running(
 async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -> Server:
     binaries = find_binaries(str(settings.postgres_bin) if settings.postgres_bin else None)
     cluster = Cluster(directory=settings.state_directory / "postgres", binaries=binaries)
-    cleanup.enter_context(cluster.acquire())
-    if not cluster.initialised:
+    cleanup.enter_context(cluster.lock())
+    if not cluster.is_initialised:
         say(f"making a PostgreSQL {binaries.version} cluster in {cluster.directory}")
     cluster.initialise()
     server = Server(cluster=cluster)

@@ -1,1 +1,1 @@
-"""Runs a bundled PostgreSQL as a child of this service, and brings it back after a crash."""
+"""A bundled PostgreSQL: a child process of this service, which is restarted after a crash."""

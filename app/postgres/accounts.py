@@ -1,4 +1,4 @@
-"""Chooses the account that PostgreSQL runs under, because it refuses to run as root."""
+"""Accounts: choose the one that PostgreSQL runs under, because it refuses to run as root."""
 
 import os
 import pwd
@@ -16,17 +16,18 @@ NOBODY = 65534
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """How a program is started, and to whom its files must belong (None: to the present user)."""
+    """An account to run programs under, and the owner of their files as user and group ids; None: the present user."""
 
     word: str
     owner: tuple[int, int] | None = None
 
     def command(self, directory: Path, program: Path, *arguments: str) -> list[str]:
-        """The command line that runs the program in a directory under this account, and ends it with this process."""
+        """Return a command that runs a program in a directory under this account, and ends it with this process."""
         wrapper = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), self.word, str(directory)]
         return [*wrapper, str(program), *arguments]
 
     def own(self, path: Path) -> None:
+        """Give a file to the owner of this account."""
         if self.owner is not None:
             os.chown(path, *self.owner, follow_symlinks=False)
 
@@ -36,16 +37,14 @@ NAMESPACE = Account(word=launch.NAMESPACE)
 
 
 def user_account(uid: int, gid: int) -> Account:
-    """Another user, which only root can become."""
+    """Return the account of another user, which only root can take."""
     return Account(word=f"{uid}:{gid}", owner=(uid, gid))
 
 
 def choose_account(directory: Path, binaries: Binaries) -> Account:
-    """The first account that can run the server beside an existing directory, which then belongs to that account.
-
-    Root owns files yet may not run the server: a user namespace solves it without touching them. Where namespaces are
-    forbidden (many containers), the directory is given to `nobody`, and stays so. Raises ClusterUnusable.
-    """
+    """Return the first account that can run the server, and give it an existing directory. Raises ClusterUnusable."""
+    # Root may own the files but not run the server: a user namespace solves that without changing them. Where
+    # namespaces are forbidden, as in many containers, the directory is given to `nobody`, and stays with it.
     refusals = []
     for account in _candidates(directory):
         refusal = _refusal(account, directory.parent, binaries)
@@ -69,7 +68,7 @@ def _candidates(directory: Path) -> tuple[Account, ...]:
 
 
 def _refusal(account: Account, directory: Path, binaries: Binaries) -> str | None:
-    """Why the account cannot run the server in a directory, found by trying with the harmless `--version`."""
+    """Return why the account cannot run the server in a directory, after a try with `--version`; None when it can."""
     if account == SAME:
         return None
     command = account.command(directory, binaries.program("postgres"), "--version")
@@ -81,7 +80,7 @@ def _give(directory: Path, account: Account) -> None:
     status = directory.stat()
     if account.owner is None or (status.st_uid, status.st_gid) == account.owner:
         return
-    # The directory comes last: a kill in the middle leaves it with its old owner, so the next start does it again.
+    # The directory comes last: a crash in the middle leaves it with its old owner, so the next start does all again.
     for path in (*directory.rglob("*"), directory):
         account.own(path)
 

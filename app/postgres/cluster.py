@@ -1,4 +1,4 @@
-"""A directory with a database cluster in it: made in one step, held by one process, configured at every start."""
+"""A database cluster in a directory: created in one step, locked by one process, configured at every start."""
 
 import fcntl
 import os
@@ -18,19 +18,20 @@ from app.postgres.binaries import Binaries
 from app.postgres.configuration import HOST, choose_port, offers_socket, server_settings
 from app.postgres.errors import ClusterBusy, ClusterUnusable
 
-# The name of the superuser and of the database.
+# Name of the superuser and of the database.
 NAME = "convener"
 INCLUDED_FILE = "convener.conf"
 STAGING_PREFIX = "initialising-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """A lock that lasts until it is released or the process ends: the kernel takes it back even after kill -9."""
+class DirectoryLock:
+    """A lock of a directory until it is released or the process ends: the kernel releases it even after kill -9."""
 
     descriptor: int
 
     def release(self) -> None:
+        """Release the lock."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Self:
@@ -44,7 +45,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A cluster in `directory`, which must hold nothing else. `settings` win over the defaults."""
+    """A cluster in `directory`, which must contain nothing else; `settings` override the defaults."""
 
     directory: Path
     binaries: Binaries
@@ -55,19 +56,22 @@ class Cluster:
 
     @property
     def data(self) -> Path:
+        """Data directory of the server."""
         return self.directory / "cluster" / "data"
 
     @property
     def password_file(self) -> Path:
+        """File with the password of the superuser."""
         return self.directory / "cluster" / "password"
 
     @property
-    def initialised(self) -> bool:
+    def is_initialised(self) -> bool:
+        """Whether the cluster exists."""
         return self.data.exists()
 
     @property
     def port(self) -> int | None:
-        """The port of the latest start; None before the first."""
+        """Port of the latest start; None before the first."""
         try:
             return int((self.directory / "port").read_text())
         except (FileNotFoundError, ValueError):
@@ -75,35 +79,35 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The address for asyncpg, complete once the server has started; SQLAlchemy wants `postgresql+asyncpg`."""
+        """URL for asyncpg, complete once the server has started; SQLAlchemy needs `postgresql+asyncpg` instead."""
         return f"postgresql://{NAME}:{self._password()}@{HOST}:{self.port}/{NAME}"
 
     @property
     def socket_url(self) -> str | None:
-        """The same by unix socket, which costs less per query; None where the path is too long for one."""
+        """URL by unix socket, which costs less per query; None where the path is too long for one."""
         if not offers_socket(self.directory):
             return None
         host = quote(str(self.directory), safe="/")
         return f"postgresql://{NAME}:{self._password()}@/{NAME}?host={host}&port={self.port}"
 
-    def acquire(self) -> Hold:
-        """Creates the directory and holds it for this process; raises ClusterBusy while another one does."""
-        return hold(self.directory)
+    def lock(self) -> DirectoryLock:
+        """Create the directory and lock it for this process. Raises ClusterBusy while another process has the lock."""
+        return lock_directory(self.directory)
 
     def initialise(self) -> bool:
-        """Makes the cluster, in about a second, unless it is there; the caller holds the directory.
+        """Create the cluster unless it exists, in a directory that the caller has locked; return whether it was new.
 
-        All or nothing: it grows in a directory beside its place, which moves there when complete. Returns whether it
-        was made now. Raises ClusterUnusable, also when an existing cluster needs another version of PostgreSQL.
+        Raises ClusterUnusable, also when an existing cluster needs another version of PostgreSQL.
         """
+        # All or nothing: it is built in a directory beside its place, which is renamed when complete.
         self._remove_unfinished()
-        if self.initialised:
+        if self.is_initialised:
             self._check_version()
             return False
         account = choose_account(self.directory, self.binaries)
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.directory))
         try:
-            self._grow(staging, account)
+            self._build(staging, account)
             staging.rename(self.data.parent)
         finally:
             self._remove_unfinished()
@@ -111,7 +115,7 @@ class Cluster:
         return True
 
     def configure(self, account: Account) -> None:
-        """Writes the settings for the next start, with a port that is free now."""
+        """Write the settings for the next start, with a port that is free now."""
         port = choose_port(self.port)
         text = server_settings(port=port, directory=self.directory, extra=self.settings)
         _write(self.data / INCLUDED_FILE, text, account)
@@ -135,7 +139,7 @@ class Cluster:
                 "with that version and restore them into a new state directory."
             )
 
-    def _grow(self, staging: Path, account: Account) -> None:
+    def _build(self, staging: Path, account: Account) -> None:
         account.own(staging)
         password, data = staging / "password", staging / "data"
         password.touch(mode=0o600)
@@ -163,7 +167,7 @@ def _write(path: Path, text: str, account: Account) -> None:
 
 
 def _make_durable(directory: Path) -> None:
-    """A rename survives a power failure only once its directory has been written."""
+    # A rename survives a power failure only once its directory has been written.
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -171,8 +175,8 @@ def _make_durable(directory: Path) -> None:
         os.close(descriptor)
 
 
-def hold(directory: Path) -> Hold:
-    """Creates the directory, for its owner only, and locks it; raises ClusterBusy while somebody else holds it."""
+def lock_directory(directory: Path) -> DirectoryLock:
+    """Create a directory for its owner only, and lock it. Raises ClusterBusy while another process has the lock."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Not inherited by children: a server that outlives its supervisor must not keep the next supervisor out.
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -187,4 +191,4 @@ def hold(directory: Path) -> Hold:
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
-    return Hold(descriptor=descriptor)
+    return DirectoryLock(descriptor=descriptor)

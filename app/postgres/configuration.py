@@ -1,4 +1,4 @@
-"""The settings of a bundled server: small enough for a laptop, durable, reachable from this machine only."""
+"""Settings of a bundled server: small enough for a laptop, durable, reachable from this machine only."""
 
 import random
 import socket
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HOST = "127.0.0.1"
-# Below the ports that systems hand to outgoing connections: a client that keeps trying to reach a server that is
-# down may be given the server's own port, connect to itself, and so keep the server from coming back.
+# Below the ports that systems assign to outgoing connections: a client that keeps trying to reach a stopped server
+# might be assigned the server's own port, connect to itself, and so keep the server from coming back.
 PORTS = range(20_000, 32_000)
 # The kernel's limit for the path of a socket is 104 or 108 bytes, and PostgreSQL adds a name of up to 15.
 LONGEST_SOCKET_DIRECTORY = 85
@@ -33,7 +33,7 @@ SETTINGS: Mapping[str, str] = {
 
 
 def server_settings(*, port: int, directory: Path, extra: Mapping[str, str]) -> str:
-    """The text of the included file; `extra` wins over the defaults, ALTER SYSTEM over both."""
+    """Return the text of the included file; `extra` overrides the defaults, and ALTER SYSTEM overrides both."""
     places = {
         "listen_addresses": HOST,
         "port": str(port),
@@ -44,24 +44,24 @@ def server_settings(*, port: int, directory: Path, extra: Mapping[str, str]) -> 
 
 
 def render(settings: Mapping[str, str]) -> str:
-    """Settings in the syntax of postgresql.conf."""
-    return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+    """Return settings in the syntax of postgresql.conf."""
+    return "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items())
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def offers_socket(directory: Path) -> bool:
-    """Whether the path is short enough, and free of the comma that separates paths, for a unix socket."""
+    """Return whether the path suits a unix socket: short enough, and without characters that separate paths."""
     path = str(directory)
     return len(path.encode()) <= LONGEST_SOCKET_DIRECTORY and not set(path) & set(',"')
 
 
-def choose_port(remembered: int | None) -> int:
-    """The remembered port while it is free, so that addresses survive a restart; else another one, at random."""
-    if remembered is not None and is_free(remembered):
-        return remembered
+def choose_port(last_port: int | None) -> int:
+    """Return the last port if it is free, so that URLs survive a restart; else a random one. Raises OSError."""
+    if last_port is not None and is_free(last_port):
+        return last_port
     candidates = random.sample(PORTS, k=200)
     free = next((port for port in candidates if is_free(port)), None)
     if free is None:
@@ -70,8 +70,9 @@ def choose_port(remembered: int | None) -> int:
 
 
 def is_free(port: int) -> bool:
+    """Return whether a server can listen on a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As PostgreSQL does: connections of its predecessor that are still closing do not count.
+        # As PostgreSQL does it: closing connections of a former server do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

@@ -1,4 +1,4 @@
-"""What can go wrong with a bundled PostgreSQL, each error with a message that says what to do."""
+"""Errors of a bundled PostgreSQL; each message says what to do."""
 
 
 class EmbeddedError(Exception):

@@ -1,8 +1,8 @@
-"""A script that takes the account PostgreSQL may run under, binds its life to its parent's, and becomes the program.
+"""Script that takes the account PostgreSQL may run under, ties its life to its parent's, and becomes the program.
 
     python -I -S launch.py PARENT_PID ACCOUNT DIRECTORY PROGRAM [ARGUMENT ...]
 
-It stands between fork and exec instead of a `preexec_fn`, which is not safe beside threads. It imports nothing of the
+It runs between fork and exec in place of a `preexec_fn`, which is not safe beside threads. It imports nothing of the
 service, so it takes about 20 ms, and it adds no process: the program keeps the pid that the parent knows.
 """
 
@@ -20,6 +20,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
+    """Become the program, or exit with a message."""
     parent, account, directory, *command = arguments
     try:
         take_account(account)
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def take_account(account: str) -> None:
-    """`same`, `namespace`, or `UID:GID`, which only root may ask for."""
+    """Take an account: `same`, `namespace`, or `UID:GID`, which only root can take. Raises OSError, LookupError."""
     if account == NAMESPACE:
         enter_user_namespace()
     elif account != SAME:
@@ -42,21 +43,21 @@ def take_account(account: str) -> None:
 
 
 def enter_user_namespace() -> None:
-    """For the kernel and its files we stay who we are, while the program sees an ordinary user instead of root."""
-    uid, gid, seen_as = os.geteuid(), os.getegid(), named_user()
+    """Show the program an ordinary user instead of root, while kernel and files see the same user as before."""
+    uid, gid, inner_id = os.geteuid(), os.getegid(), named_user()
     if sys.platform != "linux" or ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), f"no user namespace, {os.strerror(ctypes.get_errno())}")
     for name, content in (
         ("setgroups", "deny"),
-        ("uid_map", f"{seen_as} {uid} 1"),
-        ("gid_map", f"{seen_as} {gid} 1"),
+        ("uid_map", f"{inner_id} {uid} 1"),
+        ("gid_map", f"{inner_id} {gid} 1"),
     ):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(content)
 
 
 def named_user() -> int:
-    """The lowest user id above root that has a name: initdb looks its own name up and refuses to be nameless."""
+    """Return the lowest user id above root that has a name, because initdb looks up its own. Raises LookupError."""
     ids = [entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid > 0]
     if not ids:
         raise LookupError("the user database has no ordinary user")
@@ -64,10 +65,8 @@ def named_user() -> int:
 
 
 def stop_with_parent(parent: int) -> None:
-    """Asks the kernel for SIGINT, PostgreSQL's fast shutdown, when the starting thread dies, however it dies.
-
-    A change of credentials clears the request, so it comes after the account is taken.
-    """
+    """Ask the kernel to send SIGINT, PostgreSQL's fast shutdown, when the starting thread dies, however it dies."""
+    # To be called after the account is taken: a change of credentials clears the request.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
     if os.getppid() != parent:

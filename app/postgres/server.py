@@ -1,4 +1,4 @@
-"""The running server: a foreground child that is started, awaited and stopped, as often as it takes."""
+"""The server: a child process that can be started, awaited and stopped again and again."""
 
 import asyncio
 import signal
@@ -20,19 +20,19 @@ STATUS_LINE = 7
 MESSAGE_CHARACTERS = 2_000
 
 
-# Each step with the seconds it is given. For a postmaster: fast, then immediate shutdown; for one of its processes
-# without it: cancel the statement, then quit at once. Killing the last ones is safe: recovery follows anyway.
-ENDING = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 10.0))
-ORPHANS_LEAVE_SECONDS = 1.0
+# Signals with the seconds to wait after each. A postmaster takes them as fast, then immediate shutdown; a process that
+# has lost its postmaster cancels its statement, then quits. SIGKILL is safe at last, as recovery follows anyway.
+END_SIGNALS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 10.0))
+ORPHAN_EXIT_SECONDS = 1.0
 POLL_SECONDS = 0.02
 
 
 @dataclass(slots=True, kw_only=True)
 class Server:
-    """A PostgreSQL that lives no longer than the thread that started it: call `start` from the main thread.
+    """A PostgreSQL that lives no longer than the thread that started it, so `start` belongs in the main thread.
 
-    The caller holds the cluster and has initialised it. When `wait` has returned, `start` may be called again: it
-    recovers what a crash has left.
+    The caller has locked and initialised the cluster. After `wait` has returned, `start` may be called again; it cleans
+    up after a crash.
     """
 
     cluster: Cluster
@@ -40,50 +40,50 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """The pid of the postmaster; None while it does not run."""
+        """Pid of the postmaster; None while it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def url(self) -> str:
-        """As `postgresql://user:password@127.0.0.1:port/database`; the port differs after a restart if it was taken."""
+        """URL of the database; after a restart its port differs if another program has taken the former one."""
         return self.cluster.url
 
     async def start(self) -> None:
-        """Returns when the server takes connections; safe to repeat. Raises StartFailed with the end of the log.
+        """Start the server and wait until it takes connections, however long recovery takes; safe to repeat.
 
-        Waits as long as a recovery takes. When cancelled, the server runs on: `stop` it.
+        Raises StartFailed with the end of the log. If this is cancelled, the server runs on until `stop`.
         """
         if self.pid is None:
-            await asyncio.to_thread(clear_remains, self.cluster.data, self.cluster.directory)
+            await asyncio.to_thread(clean_up, self.cluster.data, self.cluster.directory)
             self._process = self._launch()
         while not self._is_ready():
             if self.pid is None:
-                raise StartFailed(f"PostgreSQL in {self.cluster.directory} did not start: {self._last_words()}")
+                raise StartFailed(f"PostgreSQL in {self.cluster.directory} did not start: {self._log_end()}")
             await asyncio.sleep(READY_POLL_SECONDS)
 
     async def wait(self) -> int | None:
-        """Waits until the server ends, however it ends; returns its exit code (-9 if killed), None if never started."""
-        # Polled, because a child watcher would tie the server to one event loop.
+        """Wait until the server ends; return its exit code (-9 when killed), or None when it was never started."""
+        # By polling, because a child watcher would tie the server to one event loop.
         while self.pid is not None:  # noqa: ASYNC110
             await asyncio.sleep(EXIT_POLL_SECONDS)
         return self._process.returncode if self._process is not None else None
 
     async def stop(self, seconds: float = 30.0) -> None:
-        """Ends all sessions and writes a checkpoint; returns when no process of the server is left; safe to repeat.
+        """End all sessions and write a checkpoint; return when no process of the server is left. Safe to repeat.
 
-        After `seconds` it goes without the checkpoint, which costs a recovery at the next start and loses nothing.
+        After `seconds` the checkpoint is given up, which costs a recovery at the next start and loses nothing.
         """
         if self._process is None:
             return
-        for step, patience in ((signal.SIGINT, seconds), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
+        for end_signal, timeout in ((signal.SIGINT, seconds), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
             # A Popen sends nothing to a process that has ended.
-            self._process.send_signal(step)
+            self._process.send_signal(end_signal)
             try:
-                await asyncio.wait_for(self.wait(), patience)
+                await asyncio.wait_for(self.wait(), timeout)
             except TimeoutError:
                 continue
             break
-        await asyncio.to_thread(clear_remains, self.cluster.data, self.cluster.directory)
+        await asyncio.to_thread(clean_up, self.cluster.data, self.cluster.directory)
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         cluster = self.cluster
@@ -93,45 +93,44 @@ class Server:
         start_log = cluster.directory / "log" / "start.log"
         with start_log.open("wb") as log:
             account.own(start_log)
-            # A session of its own: Ctrl-C in the terminal is for the supervisor, which stops the database last.
+            # In a session of its own: Ctrl-C in the terminal is for the supervisor, which stops the database last.
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def _is_ready(self) -> bool:
-        """PostgreSQL writes its state into postmaster.pid, where pg_ctl reads it as well."""
+        # PostgreSQL writes its state into postmaster.pid, where pg_ctl reads it as well.
         try:
             lines = (self.cluster.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
         return len(lines) > STATUS_LINE and lines[0] == str(self.pid) and lines[STATUS_LINE].strip() == "ready"
 
-    def _last_words(self) -> str:
+    def _log_end(self) -> str:
         logs: list[Path] = list((self.cluster.directory / "log").glob("*.log"))
         latest = max(logs, key=lambda path: path.stat().st_mtime)
         return latest.read_text(errors="replace").strip()[-MESSAGE_CHARACTERS:]
 
 
-def clear_remains(data: Path, sockets: Path) -> None:
-    """Ends every PostgreSQL process in a data directory and removes its lock files; blocks while they shut down.
+def clean_up(data: Path, sockets: Path) -> None:
+    """End all PostgreSQL processes of a data directory and remove its lock files; does nothing after an orderly stop.
 
-    The caller holds the directory, so whatever still runs there has lost its supervisor. PostgreSQL alone would refuse
-    to start while a process without its postmaster is attached, and also when the pid in a stale file means another
-    program today. Does nothing after an orderly stop.
+    The caller has locked the directory, so processes that still run there have lost their supervisor. PostgreSQL itself
+    would refuse to start while such a process is attached, or when the pid in a stale file is that of another program.
     """
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
-    recorded = recorded_pid(pid_file)
-    end([process for process in processes_of(data) if process.pid == recorded])
-    # Without their postmaster the others notice and leave, mostly at once; one amid a long statement does not.
-    end(survivors(processes_of(data), ORPHANS_LEAVE_SECONDS))
+    postmaster_pid = read_pid(pid_file)
+    end_processes([process for process in processes_of(data) if process.pid == postmaster_pid])
+    # The others mostly exit at once when they notice that their postmaster is gone; one in a long statement does not.
+    end_processes(survivors(processes_of(data), ORPHAN_EXIT_SECONDS))
     for lock_file in (*sockets.glob(".s.PGSQL.*"), pid_file):
         lock_file.unlink(missing_ok=True)
 
 
-def recorded_pid(pid_file: Path) -> int | None:
-    """The first line of a postmaster.pid; None when there is none, as after a kill amid its creation."""
+def read_pid(pid_file: Path) -> int | None:
+    """Return the pid in the first line of a postmaster.pid; None when it has none, as after a crash at its creation."""
     try:
         return int(pid_file.read_text().split("\n", 1)[0])
     except (FileNotFoundError, ValueError):
@@ -139,7 +138,8 @@ def recorded_pid(pid_file: Path) -> int | None:
 
 
 def processes_of(data: Path) -> list[psutil.Process]:
-    """Every PostgreSQL process works in its data directory: that tells ours from others and from re-used pids."""
+    """Return the PostgreSQL processes of a data directory, which is their working directory."""
+    # Names and pids alone would not do: other servers may run on this machine, and pids are used again.
     return [process for process in psutil.process_iter() if _works_in(process, data)]
 
 
@@ -150,13 +150,13 @@ def _works_in(process: psutil.Process, data: Path) -> bool:
         return False
 
 
-def end(processes: Sequence[psutil.Process]) -> None:
-    """Ends processes in order, each step harsher than the one before; returns when all are gone."""
+def end_processes(processes: Sequence[psutil.Process]) -> None:
+    """Send one signal after the other, each harsher than the one before, until all processes have ended."""
     alive = list(processes)
-    for step, seconds in ENDING:
+    for end_signal, seconds in END_SIGNALS:
         for process in alive:
             try:
-                process.send_signal(step)
+                process.send_signal(end_signal)
             except psutil.NoSuchProcess:
                 continue
         alive = survivors(alive, seconds)
@@ -165,17 +165,17 @@ def end(processes: Sequence[psutil.Process]) -> None:
 
 
 def survivors(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Waits until all have ended, or for some seconds; returns those that have not."""
+    """Wait until all processes have ended, or for some seconds; return those that have not."""
     deadline = time.monotonic() + seconds
-    alive = [process for process in processes if _lives(process)]
+    alive = [process for process in processes if _is_alive(process)]
     while alive and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        alive = [process for process in alive if _lives(process)]
+        alive = [process for process in alive if _is_alive(process)]
     return alive
 
 
-def _lives(process: psutil.Process) -> bool:
-    # A zombie holds nothing any more, and where nobody collects it, as in many containers, it stays for good.
+def _is_alive(process: psutil.Process) -> bool:
+    # A zombie holds no resources; where no parent collects it, as in many containers, it stays for good.
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -126,7 +126,7 @@ def new_server() -> Iterator[str]:
     values = settings()
     binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
     cluster = Cluster(directory=values.state_directory / "postgres", binaries=binaries)
-    with cluster.acquire():
+    with cluster.lock():
         if not cluster.initialise():
             hint = "name another, which is to be made, as CONVENER_STATE_DIRECTORY"
             raise Failure(f"there is a database in {values.state_directory} already", ExitCode.REFUSED, hint=hint)

@@ -17,7 +17,7 @@ from app.postgres.server import Server
 def cluster(binaries: Binaries) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory() as name:
         cluster = Cluster(directory=Path(name), binaries=binaries, settings={"fsync": "off"})
-        with cluster.acquire():
+        with cluster.lock():
             assert cluster.initialise()
         yield cluster
 
@@ -37,7 +37,7 @@ def copied(cluster: Cluster, state: Path) -> Cluster:
 
 @pytest.fixture
 async def server(cluster: Cluster) -> AsyncIterator[Server]:
-    with cluster.acquire():
+    with cluster.lock():
         server = Server(cluster=cluster)
         yield server
         await server.stop()

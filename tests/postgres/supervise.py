@@ -39,7 +39,7 @@ def supervised(directory: Path, *python: str) -> Iterator[Supervised]:
 async def supervise(directory: Path) -> None:
     binaries = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
     cluster = Cluster(directory=directory, binaries=binaries, settings={"fsync": "off"})
-    cluster.acquire()
+    cluster.lock()
     cluster.initialise()
     server = Server(cluster=cluster)
     await server.start()

@@ -85,7 +85,7 @@ def test_root_runs_it_in_a_namespace_and_keeps_its_files(cluster: Cluster) -> No
 async def test_root_without_namespaces_runs_it_as_nobody(state: Path, binaries: Binaries) -> None:
     cluster = Cluster(directory=state, binaries=binaries, settings={"fsync": "off"})
     server = Server(cluster=cluster)
-    with cluster.acquire():
+    with cluster.lock():
         cluster.initialise()
         await server.start()
         assert psutil.Process(server.pid).uids().real == NOBODY

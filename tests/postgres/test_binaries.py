@@ -57,12 +57,12 @@ def test_takes_the_newest_installation_of_the_system(tmp_path: Path, monkeypatch
     fake_installation(tmp_path / "16" / "bin", "postgres (PostgreSQL) 16.1")
     pattern = str((tmp_path / "*" / "bin").relative_to("/"))
     monkeypatch.setattr(module, "SYSTEM_PATTERNS", (pattern,))
-    monkeypatch.setattr(module, "_bundled", lambda: iter(()))
+    monkeypatch.setattr(module, "_bundled_directories", lambda: iter(()))
     assert find_binaries().version == 16
 
 
 def test_says_what_to_do_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_bundled", lambda: iter(()))
-    monkeypatch.setattr(module, "_system", lambda: iter(()))
+    monkeypatch.setattr(module, "_bundled_directories", lambda: iter(()))
+    monkeypatch.setattr(module, "_system_directories", lambda: iter(()))
     with pytest.raises(BinariesMissing, match="pip install"):
         find_binaries()

@@ -21,8 +21,8 @@ from app.postgres.errors import ClusterBusy, ClusterUnusable
 HOLD_FOREVER = """
 import sys, time
 from pathlib import Path
-from app.postgres.cluster import hold
-hold(Path(sys.argv[1]))
+from app.postgres.cluster import lock_directory
+lock_directory(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
 """
@@ -33,7 +33,7 @@ from pathlib import Path
 from app.postgres.binaries import inspect_binaries
 from app.postgres.cluster import Cluster
 cluster = Cluster(directory=Path(sys.argv[1]), binaries=inspect_binaries(Path(sys.argv[2])))
-cluster.acquire()
+cluster.lock()
 cluster.initialise()
 """
 
@@ -47,7 +47,7 @@ def fake() -> Iterator[Path]:
 
 
 def test_is_made_once_and_private(cluster: Cluster) -> None:
-    assert cluster.initialised
+    assert cluster.is_initialised
     assert not cluster.initialise()
     assert stat.S_IMODE(cluster.password_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(cluster.data.stat().st_mode) == 0o700
@@ -60,11 +60,11 @@ def test_is_made_once_and_private(cluster: Cluster) -> None:
 def test_a_second_holder_is_told_who_holds_it(state: Path, binaries: Binaries) -> None:
     cluster = Cluster(directory=state, binaries=binaries)
     with (
-        cluster.acquire(),
+        cluster.lock(),
         pytest.raises(ClusterBusy, match=rf"in use by process {os.getpid()}\. Stop that process"),
     ):
-        cluster.acquire()
-    cluster.acquire().release()
+        cluster.lock()
+    cluster.lock().release()
 
 
 def test_a_killed_holder_leaves_the_directory_free(state: Path, binaries: Binaries) -> None:
@@ -75,9 +75,9 @@ def test_a_killed_holder_leaves_the_directory_free(state: Path, binaries: Binari
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(ClusterBusy, match=f"process {holder.pid}"):
-            cluster.acquire()
+            cluster.lock()
         holder.kill()
-    cluster.acquire().release()
+    cluster.lock().release()
 
 
 def test_a_kill_amid_initdb_leaves_nothing_half_made(state: Path, cluster: Cluster) -> None:
@@ -91,8 +91,8 @@ def test_a_kill_amid_initdb_leaves_nothing_half_made(state: Path, cluster: Clust
             time.sleep(0.005)
         initialiser.kill()
     assert initialiser.returncode == -signal.SIGKILL
-    assert not other.initialised
-    with other.acquire():
+    assert not other.is_initialised
+    with other.lock():
         assert other.initialise()
     assert sorted(path.name for path in other.directory.iterdir()) == ["cluster", "lock"]
     assert len(other.password_file.read_text().strip()) == 48
@@ -104,7 +104,7 @@ def test_a_failed_initdb_leaves_nothing(state: Path, fake: Path, binaries: Binar
     (fake / "initdb").write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
     (fake / "initdb").chmod(0o755)
     cluster = Cluster(directory=state, binaries=Binaries(directory=fake, version=binaries.version))
-    with cluster.acquire(), pytest.raises(ClusterUnusable, match=r"initdb could not .* no space left"):
+    with cluster.lock(), pytest.raises(ClusterUnusable, match=r"initdb could not .* no space left"):
         cluster.initialise()
     assert [path.name for path in cluster.directory.iterdir()] == ["lock"]
 

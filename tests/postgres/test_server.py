@@ -117,7 +117,7 @@ async def test_moves_to_another_port_when_its_own_is_taken(server: Server) -> No
 
 async def test_a_failed_start_tells_why(cluster: Cluster) -> None:
     broken = Server(cluster=replace(cluster, settings={"shared_buffers": "plenty"}))
-    with cluster.acquire(), pytest.raises(StartFailed, match='invalid value for parameter "shared_buffers"'):
+    with cluster.lock(), pytest.raises(StartFailed, match='invalid value for parameter "shared_buffers"'):
         await broken.start()
 
 
@@ -172,7 +172,7 @@ async def test_dies_with_a_killed_supervisor_and_starts_again(cluster: Cluster) 
     with supervised(cluster.directory) as first:
         assert first.pid in [process.pid for process in processes_of(cluster.data)]
         with pytest.raises(ClusterBusy, match=f"process {first.supervisor.pid}"):
-            cluster.acquire()
+            cluster.lock()
     await until(lambda: not processes_of(cluster.data))
     with supervised(cluster.directory) as second:
         assert second.url == first.url

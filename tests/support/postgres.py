@@ -25,7 +25,7 @@ def running_server(directory: Path, settings: Mapping[str, str] = THROW_AWAY) ->
     cluster = Cluster(directory=directory, binaries=binaries, settings=settings)
     server = Server(cluster=cluster)
     # A loop factory keeps the runner from replacing the event loop that the test framework has set for this thread.
-    with cluster.acquire(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+    with cluster.lock(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         cluster.initialise()
         try:
             runner.run(server.start())

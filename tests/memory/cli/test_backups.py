@@ -122,7 +122,7 @@ async def test_restored_into_a_new_bundled_server(own_database: Database, consol
         done = await _run(state, "db", "restore", str(file), "--bundled")
         assert done.returncode == 0, done.stderr
         server = Server(cluster=_cluster(state))
-        with server.cluster.acquire():
+        with server.cluster.lock():
             await server.start()
             try:
                 restored = Database(server.url)
@@ -135,7 +135,7 @@ async def test_restored_into_a_new_bundled_server(own_database: Database, consol
         assert b"already" in again.stderr
         failed = await _run(Path(name) / "other", "db", "restore", str(tmp_path / "none"), "--bundled")
         assert failed.returncode == 1
-        assert not _cluster(Path(name) / "other").initialised
+        assert not _cluster(Path(name) / "other").is_initialised
 
 
 async def _run(state: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
