@@ -6,7 +6,7 @@ import re
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import CheckConstraint, Connection, text
 
 from app.db import schema
 from app.db.database import Database
@@ -23,6 +23,25 @@ def _differences(connection: Connection) -> list[object]:
 async def test_models_and_migrations_agree(database: Database) -> None:
     async with database.engine.connect() as connection:
         assert await connection.run_sync(_differences) == []
+
+
+async def test_values_that_columns_allow_agree(database: Database) -> None:
+    """A new member of an enumeration needs a migration, and the comparison of tables looks at no checks."""
+    query = """
+        SELECT conrelid::regclass::text AS table, conname, pg_get_constraintdef(oid) AS definition FROM pg_constraint
+        WHERE contype = 'c' AND connamespace = 'public'::regnamespace AND conparentid = 0
+    """
+    rows = await fetch(database, query)
+    allowed = {(row["table"], row["conname"]): _quoted(row["definition"]) for row in rows}
+    for table in metadata.sorted_tables:
+        for check in table.constraints:
+            if isinstance(check, CheckConstraint) and _quoted(str(check.sqltext)):
+                key = (table.name, str(check.name))
+                assert allowed[key] == _quoted(str(check.sqltext)), f"{key}: add a migration that changes the check"
+
+
+def _quoted(sql: str) -> set[str]:
+    return set(re.findall(r"'([^']*)'", sql))
 
 
 async def test_up_from_empty_and_down_again(server_url: str) -> None:
