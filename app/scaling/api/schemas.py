@@ -263,7 +263,9 @@ def whole(decision: StoredDecision, *, inputs: bool) -> ScalingDecisionOut:
         clamps=list(explanation.limits),
         rejected=[RejectedOut.model_validate(item, from_attributes=True) for item in explanation.alternatives],
     )
-    return _decision(records.published(json.loads(decision.output), decision.roster), decision.id, words, document)
+    return _decision(
+        records.published_outcome(json.loads(decision.output), decision.roster), decision.id, words, document
+    )
 
 
 def hypothetical(outcome: Mapping[str, Any]) -> ScalingDecisionOut:

@@ -185,6 +185,7 @@ class _Seating:
 
     def _shift(self, worker: Candidate, free: AgentType, came_from: Mapping[AgentType, AgentType | None]) -> bool:
         agent: AgentType = free
+        # Back along the path: each type passes one worker on, until the first has a seat for the new one.
         while (previous := came_from[agent]) is not None:
             # The one that sat down last has the least claim.
             mover = next(occupant for occupant in reversed(self.occupants[previous]) if agent in occupant.capabilities)

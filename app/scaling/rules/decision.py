@@ -112,7 +112,7 @@ def resolve(inputs: DecisionInputs) -> Decision:
     sizes = _sizes(inputs, allocation)
     return Decision(
         plan=plan,
-        decision_type=decision_type(plan.current, plan.target, rearranged=is_rearranged),
+        decision_type=decision_type(plan.current, plan.target, is_rearranged=is_rearranged),
         weight_changes=weight_changes,
         assignments=_assignments(inputs, allocation.agents, sizes),
         sizes=sizes,
@@ -215,6 +215,6 @@ def _suffices(member: Member, usual: Assignment) -> bool:
     )
 
 
-def _excluded_words(excluded: ExcludedTasks) -> str:
-    tasks = plural(excluded.tasks, "task")
-    return f"{tasks} of {excluded.agent_type} {'does' if excluded.tasks == 1 else 'do'} not count: {excluded.reason}"
+def _excluded_words(group: ExcludedTasks) -> str:
+    tasks = plural(group.tasks, "task")
+    return f"{tasks} of {group.agent_type} {'does' if group.tasks == 1 else 'do'} not count: {group.reason}"

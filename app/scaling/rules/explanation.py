@@ -69,6 +69,7 @@ def _queue(snapshot: ScalingSnapshot) -> str:
 
 
 def _alternatives(inputs: DecisionInputs, plan: ScalingPlan) -> Iterator[RejectedAlternative]:
+    # The first reason of a plan decided its size; the others are the limits that applied.
     snapshot, policy = inputs.snapshot, inputs.policy
     waits = bool(snapshot.waiting) and any(group.tasks for group in snapshot.waiting or ())
     if plan.target < snapshot.workers:

@@ -161,7 +161,7 @@ def replay(roster_text: str, text: str) -> str:
     return canonical(outcome(resolve(inputs), inputs))
 
 
-def published(outcome: Mapping[str, Any], roster_text: str) -> dict[str, Any]:
+def published_outcome(outcome: Mapping[str, Any], roster_text: str) -> dict[str, Any]:
     """A stored outcome in the shape of the specification, with every worker by its id."""
     document = dict(outcome)
     allocation = document.pop("allocation")

@@ -218,22 +218,24 @@ def _hold_size(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) 
 
 
 def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
-    workers, required = snapshot.workers, required_workers(snapshot, policy)
+    workers, required_size = snapshot.workers, required_workers(snapshot, policy)
     groups = snapshot.waiting or ()
     tasks, work = sum(group.tasks for group in groups), sum(group.work_seconds for group in groups)
     backlog = f"{plural(tasks, 'task')} of about {work:,.0f} s of work {'waits' if tasks == 1 else 'wait'}"
-    if required <= workers:
+    if required_size <= workers:
         reason = f"{backlog}, and {plural(workers, 'worker')} start all within {policy.budget_seconds:g} s"
-        return _plan(snapshot, policy, now, workers, reason, required_workers=required)
+        return _plan(snapshot, policy, now, workers, reason, required_workers=required_size)
     objection = _why_not_workers(snapshot, policy)
     if objection is not None:
-        return _plan(snapshot, policy, now, workers, backlog, objection, required_workers=required)
-    target, clamps = _clamp(required, snapshot, policy)
-    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(required, 'worker')}"
+        return _plan(snapshot, policy, now, workers, backlog, objection, required_workers=required_size)
+    target, clamps = _clamp(required_size, snapshot, policy)
+    reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(required_size, 'worker')}"
     limits = [_words(clamp) for clamp in clamps]
     # Only where the step was the tightest limit does another decision soon allow more.
     hurry = bool(clamps) and clamps[-1].limit == _step(policy)
-    return _plan(snapshot, policy, now, target, reason, *limits, required_workers=required, clamps=clamps, hurry=hurry)
+    return _plan(
+        snapshot, policy, now, target, reason, *limits, required_workers=required_size, clamps=clamps, hurry=hurry
+    )
 
 
 def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | None:
@@ -249,7 +251,7 @@ def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | 
     return f"tasks wait although {snapshot.idle} of {plural(snapshot.ready, 'worker')} are idle: more cannot help"
 
 
-def _clamp(required: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
+def _clamp(required_size: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
     """The target within every limit, and the limits that changed it, tightest last.
 
     No limit takes the target below the present size or the minimum.
@@ -265,12 +267,12 @@ def _clamp(required: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> t
             for limit in snapshot.limits
         ),
     ]
-    target, clamps = required, list[Clamp]()
+    target, clamps = required_size, list[Clamp]()
     for name, max_workers in sorted(limits, key=lambda pair: -pair[1]):
-        clamped = max(workers, policy.min_workers, min(target, max_workers))
-        if clamped < target:
-            clamps.append(Clamp(limit=name, old_target=target, new_target=clamped))
-        target = min(target, clamped)
+        clamped_target = max(workers, policy.min_workers, min(target, max_workers))
+        if clamped_target < target:
+            clamps.append(Clamp(limit=name, old_target=target, new_target=clamped_target))
+        target = min(target, clamped_target)
     return target, tuple(clamps)
 
 
@@ -286,17 +288,17 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     # A busy pool keeps its idle workers for longer, as its next burst is nearer.
     busy = snapshot.busy >= policy.scale_down_threshold * snapshot.ready
     extra, seconds = surplus(snapshot.idle_history, snapshot.idle, policy.idle, busy=busy)
-    unclamped = snapshot.workers - extra
-    target = max(policy.min_workers, unclamped)
+    unclamped_target = snapshot.workers - extra
+    target = max(policy.min_workers, unclamped_target)
     if not snapshot.idle:
         return _plan(snapshot, policy, now, target, "nothing waits, and nobody is idle")
     ready = plural(snapshot.ready, "worker")
     if not extra:
         return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, not yet for long")
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
-    if target == unclamped:
+    if target == unclamped_target:
         return _plan(snapshot, policy, now, target, reason)
-    clamp = Clamp(limit=f"min_workers is {policy.min_workers}", old_target=unclamped, new_target=target)
+    clamp = Clamp(limit=f"min_workers is {policy.min_workers}", old_target=unclamped_target, new_target=target)
     return _plan(snapshot, policy, now, target, reason, _words(clamp), clamps=(clamp,))
 
 
@@ -330,11 +332,11 @@ def _plan(
     )
 
 
-def decision_type(current: int, target: int, *, rearranged: bool = False) -> DecisionType:
-    """Type of a decision; `rearranged` says that an assignment or a weight changed."""
+def decision_type(current: int, target: int, *, is_rearranged: bool = False) -> DecisionType:
+    """Type of a decision; `is_rearranged` says that an assignment or a weight changed."""
     if target != current:
         return DecisionType.SCALE_UP if target > current else DecisionType.SCALE_DOWN
-    return DecisionType.REBALANCE if rearranged else DecisionType.MAINTAIN
+    return DecisionType.REBALANCE if is_rearranged else DecisionType.MAINTAIN
 
 
 def work_started_in_time(

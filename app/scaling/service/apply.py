@@ -94,6 +94,7 @@ async def _request(
 ) -> None:
     if not decision.new_workers:
         return
+    # Any id on any host: new workers differ only in their assignment.
     ids = iter(decision.new_workers)
     new_workers = []
     for host, count in starts.items():

@@ -32,11 +32,11 @@ _TRUST_SECONDS = 1.0
 class Outlook:
     """The pool after the last decision: workers, queued seconds of work, and the `costs` of a task of each type.
 
-    `decided_at` is by the clock of the database, `decided` by the monotonic one of this process.
+    `decided_at` is by the clock of the database, `decided_clock` by the monotonic one of this process.
     """
 
     decided_at: datetime
-    decided: float
+    decided_clock: float
     workers: int
     queued_seconds: float
     costs: Mapping[AgentType, float]
@@ -64,7 +64,8 @@ class Bursts:
         if outlook is None or outlook.policy.is_fixed:
             return
         self._new_seconds += sum(outlook.costs[agent] for agent in agents)
-        since = moment - max(outlook.decided, self._announced_at)
+        # Since the last announcement too, or every submission of a burst would make another.
+        since = moment - max(outlook.decided_clock, self._announced_at)
         if is_burst(outlook.queued_seconds + self._new_seconds, outlook.workers, since, outlook.policy):
             self._announced_at = moment
             notify.note(connection, notify.BURST)
@@ -97,7 +98,7 @@ class Bursts:
         costs = {agent: estimates.task_seconds(current, agent, SERVICE_TIMES) for agent in AgentType}
         return Outlook(
             decided_at=current.at,
-            decided=time.monotonic() - (moment - current.at).total_seconds(),
+            decided_clock=time.monotonic() - (moment - current.at).total_seconds(),
             workers=current.workers,
             queued_seconds=sum(tasks * costs[lane.agent_type] for lane, tasks in current.pending.items()),
             costs=costs,

@@ -108,7 +108,7 @@ def what_if(decision: StoredDecision, variation: Variation) -> Mapping[str, Any]
     """Make a decision again with other inputs; return its outcome as published. Raises ConfigRefused."""
     inputs = _vary(inputs_of(decision), variation)
     outcome = records.outcome(resolve(inputs), inputs)
-    return records.published(outcome, decision.roster)
+    return records.published_outcome(outcome, decision.roster)
 
 
 def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:

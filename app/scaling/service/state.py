@@ -50,6 +50,7 @@ async def write(connection: AsyncConnection, state: ScalingState, *, may_be_lost
 
 
 def _document(state: ScalingState) -> dict[str, Any]:
+    # The stored keys stay whatever becomes of the names of the fields.
     current = state.estimates
     return {
         "pending": _lanes(current.pending),

@@ -163,11 +163,11 @@ async def record_and_apply(
             roster=records.roster(inputs.members),
         ),
     )
-    applied = await apply.apply_decision(connection, decision, context.pool, context.due_starts)
+    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts)
     # By the changes that were made, not by the plan: workers may have ended since they were read.
-    size = decision.plan.current + applied.started - applied.drained
-    counts = applied.nonzero_counts()
-    new_state = _new_state(context, result, applied.drained, size, decision_id)
+    size = decision.plan.current + changes.started - changes.drained
+    counts = changes.nonzero_counts()
+    new_state = _new_state(context, result, changes.drained, size, decision_id)
     # Were a decision that changes nothing lost in a crash, it would be made again, and that would be all.
     await state.write(connection, new_state, may_be_lost=not counts and context.previous is not None)
     return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **counts}
@@ -213,7 +213,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
 
 
 def _new_state(
-    context: DecisionContext, result: DecisionResult, drained: int, size: int, decision_id: int
+    context: DecisionContext, result: DecisionResult, drained_workers: int, size: int, decision_id: int
 ) -> ScalingState:
     inputs, decision = result.inputs, result.decision
     plan = decision.plan
@@ -230,7 +230,7 @@ def _new_state(
         "reason": decision.reasons[0],
     }
     return ScalingState(
-        estimates=estimates.after_removal(result.estimates, drained, size),
+        estimates=estimates.after_removal(result.estimates, drained_workers, size),
         again_after_seconds=plan.decide_again_after_seconds,
         weights=inputs.weights,
         moved_at=context.at if decision.moved_workers and inputs.may_move else moved_at,
@@ -285,12 +285,12 @@ def _excluded_tasks(queue: Queue, able: Collection[AgentType]) -> list[ExcludedT
         ExcludedTasks(agent_type=agent, tasks=count, reason="their research goals are on hold")
         for agent, count in sorted(queue.on_hold.items())
     ]
-    unserved = [
+    unserved_tasks = [
         ExcludedTasks(agent_type=agent, tasks=tasks[agent], reason=reasons[agent])
         for agent in sorted(reasons)
         if tasks[agent]
     ]
-    return [*unserved, *on_hold]
+    return [*unserved_tasks, *on_hold]
 
 
 def _may_move(context: DecisionContext) -> bool:

@@ -117,8 +117,12 @@ class Keda(_Stabilised):
     name = "keda"
 
     def desired_size(self, observation: Observation) -> int:
-        desired = (observation.backlog.tasks + observation.busy) / 5
-        return observation.workers if abs(desired / max(1, observation.workers) - 1) <= 0.1 else math.ceil(desired)
+        desired_size = (observation.backlog.tasks + observation.busy) / 5
+        return (
+            observation.workers
+            if abs(desired_size / max(1, observation.workers) - 1) <= 0.1
+            else math.ceil(desired_size)
+        )
 
 
 class Knative(_Baseline):
@@ -146,6 +150,7 @@ class Knative(_Baseline):
         if observation.now > self._panic_until:
             self._panic_size = 0
             return stable
+        # A panic never shrinks the pool before it is over.
         self._panic_size = max(self._panic_size, stable, panic)
         return self._panic_size
 
@@ -179,11 +184,12 @@ class Dask(_Baseline):
             self._proposals.clear()
             return observation.workers - surplus
         self._proposals.append(surplus)
+        # Only what all of the last proposals agree on goes; the rest stays proposed.
         firm = min(self._proposals) if len(self._proposals) == self._proposals.maxlen else 0
         self._proposals.extend([proposal - firm for proposal in self._proposals])
         return observation.workers - firm
 
     def _desired_size(self, observation: Observation) -> int:
         work = observation.running_seconds + observation.backlog.work_seconds(observation.service)
-        desired = min(math.ceil(work / self._target_duration), observation.backlog.tasks + observation.busy)
-        return desired if desired >= observation.ready else observation.busy
+        desired_size = min(math.ceil(work / self._target_duration), observation.backlog.tasks + observation.busy)
+        return desired_size if desired_size >= observation.ready else observation.busy

@@ -60,6 +60,7 @@ async def tick(connection: AsyncConnection, initial: Mode, report: Report) -> di
         size=await hosts.record_report(connection, report, staying),
         resting_slots=await resting_slots(connection, report.provisioner, report.host),
         vacated_slots=await pool.vacated_slots(connection, report.host),
+        # The maximum is that of the whole pool, whichever hosts its workers are on.
         room=max_workers - await roster.count(connection),
     )
     pool_plan = plan(snapshot)
@@ -76,6 +77,7 @@ async def _request(connection: AsyncConnection, report: Report, slot: int) -> No
     worker = NewWorker(
         id=time_ordered_uuid(), provisioner=report.provisioner, host=report.host, slot=slot, inherits=True
     )
+    # A former worker of the slot that still counts as live is lost now.
     await worker_operations.supersede(connection, worker.name)
     await roster.request(connection, [worker])
     await pool.fill_replacement(connection, worker.id, slot=slot, name=worker.name)

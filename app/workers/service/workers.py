@@ -87,6 +87,7 @@ class Heartbeats:
             async with self._database.transaction() as connection:
                 await self._raise_gone(connection, beat.worker_id)
         assert reply is not None
+        # From its next lease on the broker prefers tasks of the assigned type.
         self._preferences.record(beat.worker_id, reply.assignment.agent)
         return reply
 
@@ -144,6 +145,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
         return False
     attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
+        # Rescues count apart from failures, since the task did nothing wrong.
         verdict = after_rescue(
             retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=f"worker lost: {reason}"
         )

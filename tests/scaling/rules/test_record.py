@@ -114,7 +114,7 @@ def test_what_was_kept_decides_the_same_to_the_byte(inputs: DecisionInputs) -> N
 @given(inputs=_inputs)
 def test_everybody_who_can_work_is_shown_with_an_agent(inputs: DecisionInputs) -> None:
     decision = resolve(inputs)
-    shown = records.published(records.outcome(decision, inputs), records.roster(inputs.members))
+    shown = records.published_outcome(records.outcome(decision, inputs), records.roster(inputs.members))
     assignments = {str(worker_id): assignment for worker_id, assignment in decision.assignments.items()}
     assert {name: one["assigned_agent"] for name, one in shown["resource_allocation"].items()} == {
         name: f"{assignment.agent}_agent" for name, assignment in assignments.items()

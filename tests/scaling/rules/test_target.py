@@ -228,7 +228,7 @@ def test_a_burst_is_half_a_budget_of_work_for_everybody() -> None:
 
 
 def test_what_a_decision_is_called() -> None:
-    assert decision_type(5, 6, rearranged=True) is DecisionType.SCALE_UP
+    assert decision_type(5, 6, is_rearranged=True) is DecisionType.SCALE_UP
     assert decision_type(5, 4) is DecisionType.SCALE_DOWN
-    assert decision_type(5, 5, rearranged=True) is DecisionType.REBALANCE
+    assert decision_type(5, 5, is_rearranged=True) is DecisionType.REBALANCE
     assert decision_type(5, 5) is DecisionType.MAINTAIN
