@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -64,6 +64,14 @@ def hint_at_more(*ways: str) -> None:
 def write_json(value: Any, *, one_line: bool = False) -> None:
     """Print a result for programs."""
     typer.echo(json.dumps(value, indent=None if one_line else 2, ensure_ascii=False))
+
+
+def present(value: Any, fmt: Format, for_people: Callable[[], RenderableType]) -> None:
+    """Print a result, for programs or as `for_people` draws it."""
+    if fmt is Format.JSON:
+        write_json(value)
+    else:
+        show(for_people())
 
 
 def is_wide() -> bool:

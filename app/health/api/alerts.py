@@ -116,11 +116,9 @@ async def page(
 async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
     """With what to do about it, who knows of it, and what has become of the messages of the webhook."""
     alert = _alert_out(await service.read(connection, alert_id))
-    deliveries = [
-        DeliveryOut(**{name: getattr(delivery, name) for name in DeliveryOut.model_fields})
-        for delivery in await webhooks.read_deliveries(connection, alert_id)
-    ]
-    return OneAlertOut(**alert.model_dump(), deliveries=deliveries)
+    deliveries = await webhooks.read_deliveries(connection, alert_id)
+    deliveries_out = [DeliveryOut.model_validate(delivery, from_attributes=True) for delivery in deliveries]
+    return OneAlertOut(**alert.model_dump(), deliveries=deliveries_out)
 
 
 @router.post(

@@ -17,7 +17,6 @@ from app.http.services import ServicesDep
 from app.kernel.access import Scope
 
 router = APIRouter(tags=["health"])
-_DIGITS = 2
 _RETRY_AFTER = {"Retry-After": "1"}
 _EXAMPLE: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00+00:00",
@@ -109,21 +108,13 @@ def report_out(report: Report) -> HealthReportOut:
     return HealthReportOut(
         timestamp=report.at,
         overall_health=report.overall,
-        worker_pool_health=PoolHealthOut(
-            total_workers=report.total_workers,
-            healthy_workers=report.healthy_workers,
-            utilization_percentage=round(report.utilization_percentage, _DIGITS),
-        ),
+        worker_pool_health=PoolHealthOut.model_validate(report, from_attributes=True),
         queue_health=QueueHealthOut(
             total_pending_tasks=report.pending_tasks,
             oldest_task_age_seconds=report.oldest_task_age_seconds,
             bottleneck_agent=weight_name(report.bottleneck) if report.bottleneck else None,
         ),
-        resource_utilization=ResourcesOut(
-            cpu_percentage=round(report.cpu_percentage, _DIGITS),
-            memory_percentage=round(report.memory_percentage, _DIGITS),
-            llm_api_usage_percentage=round(report.llm_api_usage_percentage, _DIGITS),
-        ),
+        resource_utilization=ResourcesOut.model_validate(report, from_attributes=True),
         reasons=[reason_out(reason) for reason in report.reasons],
     )
 

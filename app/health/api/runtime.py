@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.health.api.report import ReasonOut, reason_out
 from app.health.rules import runtime as rules
 from app.health.rules import utilisation
-from app.health.rules.runtime import PoolCounts
 from app.health.rules.snapshot import Snapshot
 from app.health.rules.utilisation import PERCENTAGES, Measure, UtilisationPolicy
 from app.health.service.snapshot_cache import SnapshotCache
@@ -118,17 +117,24 @@ async def runtime(services: ServicesDep) -> RuntimeOut:
     `reasons` say so; ours are null then.
     """
     snapshot = await services[SnapshotCache].read()
+    queue, pool = snapshot.queue, snapshot.pool
     return RuntimeOut(
-        queue_depth=QueueDepthOut(**{f"{agent}_tasks": snapshot.queue.count(agent=agent) for agent in AgentType}),
-        worker_status=_workers(snapshot.pool),
-        performance_metrics=_performance(snapshot),
+        queue_depth=QueueDepthOut(**{f"{agent}_tasks": queue.count(agent=agent) for agent in AgentType}),
+        worker_status=WorkerStatusOut(
+            active_workers=pool.busy + pool.draining, idle_workers=pool.idle, failed_workers=pool.failed
+        ),
+        performance_metrics=PerformanceOut(
+            avg_task_completion_time_ms=_ms(rules.completion_seconds(queue)) or 0.0,
+            tasks_per_second=round(queue.per_second("completed", _MINUTE), 3),
+            llm_call_latency_ms=round(snapshot.language_model.latency_ms or 0.0, 1),
+        ),
         at=snapshot.at,
-        starting_workers=snapshot.pool.starting,
+        starting_workers=pool.starting,
         target_workers=snapshot.target_workers,
-        arrivals_per_second={a: round(rules.arrivals_per_second(snapshot.queue, a), 3) for a in AgentType},
-        service_times={agent: _service(snapshot.queue, agent) for agent in AgentType},
+        arrivals_per_second={a: round(rules.arrivals_per_second(queue, a), 3) for a in AgentType},
+        service_times={agent: _service(queue, agent) for agent in AgentType},
         utilisation=utilisation_out(snapshot, services[SnapshotCache].settings.report.utilisation),
-        reasons=[reason_out(reason) for reason in rules.unmeasured_metrics(snapshot.queue, snapshot.language_model)],
+        reasons=[reason_out(reason) for reason in rules.unmeasured_metrics(queue, snapshot.language_model)],
     )
 
 
@@ -147,18 +153,6 @@ def utilisation_out(snapshot: Snapshot, policy: UtilisationPolicy) -> dict[str, 
         subject: UsedOut(**{f"{measure.value}_percentage": last(subject, measure) for measure in PERCENTAGES})
         for subject in subjects
     }
-
-
-def _workers(pool: PoolCounts) -> WorkerStatusOut:
-    return WorkerStatusOut(active_workers=pool.busy + pool.draining, idle_workers=pool.idle, failed_workers=pool.failed)
-
-
-def _performance(snapshot: Snapshot) -> PerformanceOut:
-    return PerformanceOut(
-        avg_task_completion_time_ms=_ms(rules.completion_seconds(snapshot.queue)) or 0.0,
-        tasks_per_second=round(snapshot.queue.per_second("completed", _MINUTE), 3),
-        llm_call_latency_ms=round(snapshot.language_model.latency_ms or 0.0, 1),
-    )
 
 
 def _service(queue: QueueSnapshot, agent: AgentType) -> ServiceTimeOut:

@@ -154,9 +154,7 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
 @router.get("/names", summary="List the metrics that were pushed", dependencies=[requires(Scope.READ)])
 async def names(connection: Reading) -> NamesOut:
     """Each name with its kind and the number of its series."""
-    return NamesOut(
-        items=[NameOut(**{f: getattr(n, f) for f in NameOut.model_fields}) for n in await store.names(connection)]
-    )
+    return NamesOut(items=[NameOut.model_validate(n, from_attributes=True) for n in await store.names(connection)])
 
 
 @router.get(

@@ -67,7 +67,9 @@ async def utilisation(
     begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
     _check(begin, end, step)
     # Minutes are stored whole, so the first one counts also where `since` cuts it.
-    spans = await store.read_steps(connection, since=_floor(begin), until=end, step=length, subject=subject)
+    spans = await store.read_steps(
+        connection, since=begin.replace(second=0, microsecond=0), until=end, step=length, subject=subject
+    )
     spans_by_step = {(span.subject, span.measure, span.start): span for span in spans}
     subjects = sorted({span.subject for span in spans})
     steps = step_starts(begin, end, length)
@@ -85,10 +87,6 @@ def _check(since: datetime, until: datetime, step: int) -> None:
         smallest_step = -(-int(seconds) // (_MAX_POINTS * _MINUTE)) * _MINUTE
         message = f"there would be {seconds / step:,.0f} steps; take a step of {smallest_step:,} s, or a shorter time"
         raise RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
-
-
-def _floor(moment: datetime) -> datetime:
-    return moment.replace(second=0, microsecond=0)
 
 
 def _step(

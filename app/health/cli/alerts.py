@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from app.health.rules.alerts import AlertState
@@ -49,8 +50,8 @@ def ls(
         return
     table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
     for item in items:
-        opened_age = output.cell(output.age(item["opened_at"], now))
-        table.add_row(output.cell(item["id"]), _severity(item), output.cell(item["state"]), opened_age, _summary(item))
+        cells = map(output.cell, (item["state"], output.age(item["opened_at"], now), item["summary"]))
+        table.add_row(output.cell(item["id"]), _severity(item), *cells)
     output.show(table if items else Text("nothing is wrong" if states is None else "there are none"))
     _warn_if_stale(looked_at, now)
     if following:
@@ -61,7 +62,8 @@ def ls(
 def get(alert_id: AlertId, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show an alert: what is wrong, what to do, and who knows of it."""
     with connect(url) as client:
-        _print(client.get(f"/alerts/{alert_id}"), fmt)
+        alert = client.get(f"/alerts/{alert_id}")
+    output.present(alert, fmt, lambda: _details(alert))
 
 
 @app.command(epilog=output.examples("convener alerts ack 7 --note 'the provider has been told'"))
@@ -73,7 +75,8 @@ def ack(
 ) -> None:
     """Say that you know. The alert stays until its symptom is gone."""
     with connect(url) as client:
-        _print(client.post(f"/alerts/{alert_id}/acknowledge", {"note": note}), fmt)
+        alert = client.post(f"/alerts/{alert_id}/acknowledge", {"note": note})
+    output.present(alert, fmt, lambda: _details(alert))
 
 
 def _warn_if_stale(looked_at: str | None, now: datetime) -> None:
@@ -84,13 +87,10 @@ def _warn_if_stale(looked_at: str | None, now: datetime) -> None:
         output.errors().print(f"[yellow]the background loops have {when}: `convener loops` runs them[/]")
 
 
-def _print(alert: Json, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(alert)
-        return
+def _details(alert: Json) -> Table:
     acknowledgement = f"{alert['acknowledged_at']} by {alert['acknowledged_by']}" if alert["acknowledged_at"] else None
     rows = [
-        ("what", _summary(alert)),
+        ("what", output.cell(alert["summary"])),
         ("do", alert["advice"]),
         ("severity", _severity(alert)),
         ("state", alert["state"]),
@@ -102,7 +102,7 @@ def _print(alert: Json, fmt: Format) -> None:
         ("figures", ", ".join(f"{name} {value:g}" for name, value in alert["facts"].items()) or None),
     ]
     deliveries = [f"{delivery['kind']} {_delivery_state(delivery)}" for delivery in alert.get("deliveries") or ()]
-    output.show(output.details([*rows, ("webhook", "; ".join(deliveries) or None)]))
+    return output.details([*rows, ("webhook", "; ".join(deliveries) or None)])
 
 
 def _delivery_state(delivery: Json) -> str:
@@ -114,7 +114,3 @@ def _delivery_state(delivery: Json) -> str:
 
 def _severity(alert: Json) -> Text:
     return Text(output.plain(alert["severity"]), style=_SEVERITIES.get(alert["severity"], ""))
-
-
-def _summary(alert: Json) -> Text:
-    return output.cell(alert["summary"])

@@ -3,6 +3,8 @@
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from app.queue.rules.degradation import MEANINGS, TOP_STEP
@@ -28,17 +30,13 @@ def get(
         state = client.get("/degradation")
         items = client.get("/degradation/history", limit=moves)["items"] if moves else []
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json({**state, "moves": items})
-        return
-    _print(state)
-    if items:
-        table = output.table("WHEN", "MOVE", "STEP", "BY", "WHY", flexible="WHY")
-        for item in items:
-            steps = f"{item['before']} to {item['after']}"
-            cells = (output.age(item["at"], now), item["move"], steps, item["by"], item["reason"])
-            table.add_row(*map(output.cell, cells))
-        output.show(table)
+    table = output.table("WHEN", "MOVE", "STEP", "BY", "WHY", flexible="WHY")
+    for item in items:
+        steps = f"{item['before']} to {item['after']}"
+        cells = (output.age(item["at"], now), item["move"], steps, item["by"], item["reason"])
+        table.add_row(*map(output.cell, cells))
+    tables = [table] if items else []
+    output.present({**state, "moves": items}, fmt, lambda: Group(_details(state), *tables))
 
 
 @app.command(
@@ -57,24 +55,19 @@ def set_step(
     fmt: Output = Format.TABLE,
 ) -> None:
     with connect(url) as client:
-        _write(client.put("/degradation", {"step": step, "minutes": minutes, "reason": reason}), fmt)
+        state = client.put("/degradation", {"step": step, "minutes": minutes, "reason": reason})
+    output.present(state, fmt, lambda: _details(state))
 
 
 @app.command(epilog=output.examples("convener degradation auto"))
 def auto(reason: Why = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Let the rule decide again."""
     with connect(url) as client:
-        _write(client.put("/degradation", {"step": None, "reason": reason}), fmt)
+        state = client.put("/degradation", {"step": None, "reason": reason})
+    output.present(state, fmt, lambda: _details(state))
 
 
-def _write(state: Json, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(state)
-    else:
-        _print(state)
-
-
-def _print(state: Json) -> None:
+def _details(state: Json) -> Table:
     hold, capacity, strain = state["hold"], state["reduced_capacity"], state["strain"]
     shares = [f"{name.replace('_', ' ')} {_share(share)}" for name, share in (strain.get("resources") or {}).items()]
     rows = [
@@ -86,7 +79,7 @@ def _print(state: Json) -> None:
         ("capacity", capacity["reason"] if capacity["is_reduced"] else None),
         ("in use", ", ".join(shares) or None),
     ]
-    output.show(output.details(rows))
+    return output.details(rows)
 
 
 def _share(share: float | None) -> str:

@@ -33,10 +33,7 @@ def health(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show whether the system is well, and why not. Ends with 0 when healthy, 7 when degraded, 8 when critical."""
     with connect(url) as client:
         report = client.report("/health/report")
-    if fmt is Format.JSON:
-        output.write_json(report)
-    else:
-        output.show(render(report))
+    output.present(report, fmt, lambda: render(report))
     # A word that this version does not know must not pass for healthy.
     raise typer.Exit(EXITS.get(report["overall_health"], ExitCode.CRITICAL))
 

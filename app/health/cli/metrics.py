@@ -52,12 +52,8 @@ def utilisation(
         # As many steps as fit on a line, of whole minutes.
         fitting = 60 * max(1, round(length / 60 / _BLOCKS))
         answer = client.get("/metrics/utilisation", since=since, subject=subject, step=step or min(86_400, fitting))
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    elif answer["subjects"]:
-        output.show(_utilisation_table(answer["subjects"]))
-    else:
-        output.show(Text("nothing was measured; the loops do it, every 5 s"))
+    nothing = Text("nothing was measured; the loops do it, every 5 s")
+    output.present(answer, fmt, lambda: _utilisation_table(answer["subjects"]) if answer["subjects"] else nothing)
 
 
 @app.command(
@@ -117,10 +113,7 @@ def push(
     sample = {"name": name, "kind": "counter" if counter else "gauge", "value": value, **labels}
     with connect(url) as client:
         answer = client.post("/metrics/samples", {"batch_id": str(uuid4()), "samples": [sample]})
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(Text("taken"))
+    output.present(answer, fmt, lambda: Text("taken"))
 
 
 def render(runtime: Json) -> RenderableType:
@@ -132,10 +125,7 @@ def render(runtime: Json) -> RenderableType:
     pace = f"{speed['tasks_per_second']:g} tasks a second, {speed['avg_task_completion_time_ms']:,.0f} ms each"
     lines = [
         ("Workers", counts),
-        (
-            "Speed",
-            f"{pace}; {speed['llm_call_latency_ms']:,.0f} ms a call of a language model",
-        ),
+        ("Speed", f"{pace}; {speed['llm_call_latency_ms']:,.0f} ms a call of a language model"),
         *((name, _percent_text(usage)) for name, usage in runtime["utilisation"].items()),
     ]
     notes = [Text(output.plain(reason["message"]), style="dim") for reason in runtime["reasons"]]

@@ -26,6 +26,7 @@ from app.queue.rules.admission import CapacityPolicy, capacity_level
 
 DATABASE_AWAY = "database_away"
 DATABASE_SLOW = "database_slow"
+_DIGITS = 2
 _NAMES = {Measure.CPU: "the processors", Measure.MEMORY: "the memory"}
 # Alerts call these critical at their worst, the report never does: busy processors make all slow and end nothing, and
 # the pool, replacements and degradation are being worked on. (When memory is used up, processes are killed.)
@@ -66,13 +67,13 @@ def make_report(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityPolic
         overall=overall_health(reasons),
         total_workers=snapshot.pool.total,
         healthy_workers=snapshot.pool.healthy,
-        utilization_percentage=100.0 * (snapshot.pool.busy_share or 0.0),
+        utilization_percentage=round(100.0 * (snapshot.pool.busy_share or 0.0), _DIGITS),
         pending_tasks=snapshot.queue.count(),
         oldest_task_age_seconds=int(oldest_seconds(snapshot.queue) or 0),
         bottleneck=bottleneck_agent(snapshot.queue, snapshot.pool, policy.service),
-        cpu_percentage=host_percent(snapshot, Measure.CPU, policy) or 0.0,
-        memory_percentage=host_percent(snapshot, Measure.MEMORY, policy) or 0.0,
-        llm_api_usage_percentage=100.0 * (snapshot.language_model.usage or 0.0),
+        cpu_percentage=round(_host_percent(snapshot, Measure.CPU, policy) or 0.0, _DIGITS),
+        memory_percentage=round(_host_percent(snapshot, Measure.MEMORY, policy) or 0.0, _DIGITS),
+        llm_api_usage_percentage=round(100.0 * (snapshot.language_model.usage or 0.0), _DIGITS),
         reasons=reasons,
     )
 
@@ -98,8 +99,7 @@ def overall_health(reasons: Sequence[Finding]) -> Overall:
     return Overall.DEGRADED if Level.DEGRADED in levels else Overall.HEALTHY
 
 
-def host_percent(snapshot: Snapshot, measure: Measure, policy: CheckPolicy) -> float | None:
-    """Percent in use on the host that has the least left; of all workers where no host is measured; None unknown."""
+def _host_percent(snapshot: Snapshot, measure: Measure, policy: CheckPolicy) -> float | None:
     return utilisation.fullest_host_percent(snapshot.spans, measure, snapshot.at, policy.utilisation)
 
 
@@ -195,7 +195,7 @@ def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
 def _unmeasured_notes(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     """Notes on the figures that are 0 because nobody has measured them."""
     for measure, name in _NAMES.items():
-        if host_percent(snapshot, measure, policy) is None:
+        if _host_percent(snapshot, measure, policy) is None:
             yield not_measured(f"{measure.value}_percentage", f"nobody has measured {name} in the last minute")
     if snapshot.pool.busy_share is None:
         yield not_measured("utilization_percentage", "there is no worker that may be leased to")

@@ -109,13 +109,9 @@ def sample_mean(spans: Iterable[Span], subject: str, measure: Measure, *, least_
 
 def step_starts(since: datetime, until: datetime, step: timedelta) -> Sequence[datetime]:
     """Beginnings of all steps, from that around `since` to the last before `until`."""
-    first = step_start(since, step)
+    # Counted from 1970, as in the statement `_STEPS`.
+    epoch = datetime.fromtimestamp(0, since.tzinfo)
+    first = epoch + (since - epoch) // step * step
     # Negated twice, so that the division rounds up.
     count = max(0, -((first - until) // step))
     return [first + number * step for number in range(count)]
-
-
-def step_start(moment: datetime, step: timedelta) -> datetime:
-    """Beginning of the step around a moment; steps are counted from 1970, as in the statement `_STEPS`."""
-    epoch = datetime.fromtimestamp(0, moment.tzinfo)
-    return epoch + (moment - epoch) // step * step

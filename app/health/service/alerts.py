@@ -66,7 +66,10 @@ async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, no
     """Note that somebody knows of an alert; whoever was first is kept. Raises AlertNotFound, AlertResolved."""
     alert = await alerts.acknowledge(connection, alert_id, by=by, note=note)
     if alert is None:
-        return await _already_acknowledged(connection, alert_id)
+        alert = await read(connection, alert_id)
+        if alert.acknowledged_by is None:
+            raise AlertResolved
+        return alert
     open_state, new_state = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
     new_state |= {"rule": alert.rule.value, "subject": alert.subject}
     await audit.record(connection, "alert.acknowledge", by=by, old_state=open_state, new_state=new_state, reason=note)
@@ -85,13 +88,6 @@ async def last_looked_at(connection: AsyncConnection) -> datetime | None:
     """Time of the last turn of the duty; None when it never had one."""
     moment = (await _memory(connection)).get("looked_at")
     return datetime.fromisoformat(moment) if moment else None
-
-
-async def _already_acknowledged(connection: AsyncConnection, alert_id: int) -> Alert:
-    alert = await read(connection, alert_id)
-    if alert.acknowledged_by is None:
-        raise AlertResolved
-    return alert
 
 
 async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks: bool) -> dict[str, int]:

@@ -84,9 +84,9 @@ SELECT name, min(kind) AS kind, count(*) AS series, max(last_at) AS last_at FROM
 # In the order of the key, so that two senders never wait for each other in a circle.
 _ADD = text("""
 INSERT INTO metric_minutes AS known (series_id, minute, samples, total, low, high, last, last_at)
-SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:minutes AS timestamptz[]), CAST(:samples AS bigint[]),
-    CAST(:totals AS float8[]), CAST(:lows AS float8[]), CAST(:highs AS float8[]), CAST(:lasts AS float8[]),
-    CAST(:last_ats AS timestamptz[])) AS new (series_id, minute, samples, total, low, high, last, last_at)
+SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:minute AS timestamptz[]), CAST(:samples AS bigint[]),
+    CAST(:total AS float8[]), CAST(:low AS float8[]), CAST(:high AS float8[]), CAST(:last AS float8[]),
+    CAST(:last_at AS timestamptz[])) AS new (series_id, minute, samples, total, low, high, last, last_at)
 ORDER BY series_id, minute
 ON CONFLICT (series_id, minute) DO UPDATE
 SET samples = known.samples + excluded.samples, total = known.total + excluded.total,
@@ -167,17 +167,9 @@ async def create_series(connection: AsyncConnection, new: Collection[Series], ki
 
 async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:
     """Add points to the minutes that are stored."""
-    values = {
-        "ids": [ids[point.series] for point in points],
-        "minutes": [point.minute for point in points],
-        "samples": [point.samples for point in points],
-        "totals": [point.total for point in points],
-        "lows": [point.low for point in points],
-        "highs": [point.high for point in points],
-        "lasts": [point.last for point in points],
-        "last_ats": [point.last_at for point in points],
-    }
-    await connection.execute(_ADD, values)
+    names = Point.__dataclass_fields__.keys() - {"series"}
+    columns = {name: [getattr(point, name) for point in points] for name in names}
+    await connection.execute(_ADD, {**columns, "ids": [ids[point.series] for point in points]})
 
 
 async def page(

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
-from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span
+from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span, single_sample
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
@@ -17,8 +17,8 @@ from app.workers.store.tables import LIVE
 _ADD = text("""
 INSERT INTO utilisation AS known (minute, subject, measure, samples, total, low, high, last, last_at)
 SELECT date_trunc('minute', now()), subject, measure, 1, mean, low, high, mean, now()
-FROM unnest(CAST(:subjects AS text[]), CAST(:measures AS text[]), CAST(:lows AS float8[]), CAST(:means AS float8[]),
-            CAST(:highs AS float8[])) AS new (subject, measure, low, mean, high)
+FROM unnest(CAST(:subject AS text[]), CAST(:measure AS text[]), CAST(:low AS float8[]), CAST(:mean AS float8[]),
+            CAST(:high AS float8[])) AS new (subject, measure, low, mean, high)
 ORDER BY subject, measure
 ON CONFLICT (minute, subject, measure) DO UPDATE
 SET samples = known.samples + 1, total = known.total + excluded.total, low = least(known.low, excluded.low),
@@ -72,15 +72,8 @@ prune = pruning("utilisation", "minute")
 
 async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
     """Add samples to this minute, except those too soon after the last; return the number added."""
-    values = {
-        "subjects": [sample.subject for sample in samples],
-        "measures": [sample.measure.value for sample in samples],
-        "lows": [sample.low for sample in samples],
-        "means": [sample.mean for sample in samples],
-        "highs": [sample.high for sample in samples],
-        "apart": apart_seconds,
-    }
-    return (await connection.execute(_ADD, values)).rowcount
+    columns = {name: [getattr(sample, name) for sample in samples] for name in Sample.__dataclass_fields__}
+    return (await connection.execute(_ADD, {**columns, "apart": apart_seconds})).rowcount
 
 
 async def sample_workers(connection: AsyncConnection, *, fresh_seconds: float) -> list[Sample]:
@@ -89,10 +82,10 @@ async def sample_workers(connection: AsyncConnection, *, fresh_seconds: float) -
     samples = []
     if row["cpus"]:
         samples.append(_spread(row, Measure.CPU))
-        samples.append(_amount(Measure.CORES, row["cores"]))
+        samples.append(single_sample(WORKERS, Measure.CORES, row["cores"]))
     if row["memories"]:
         samples.append(_spread(row, Measure.MEMORY))
-        samples.append(_amount(Measure.GIGABYTES, row["gigabytes"]))
+        samples.append(single_sample(WORKERS, Measure.GIGABYTES, row["gigabytes"]))
     return samples
 
 
@@ -102,7 +95,7 @@ async def sample_pool(connection: AsyncConnection) -> Sample | None:
     if not row["workers"]:
         return None
     percent = 100.0 * row["busy"] / row["workers"]
-    return Sample(subject=POOL, measure=Measure.BUSY, low=percent, mean=percent, high=percent)
+    return single_sample(POOL, Measure.BUSY, percent)
 
 
 async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list[Span]:
@@ -121,10 +114,6 @@ async def read_steps(
 def _spread(row: Any, measure: Measure) -> Sample:
     low, mean, high = (float(row[f"{measure.value}_{part}"]) for part in ("low", "mean", "high"))
     return Sample(subject=WORKERS, measure=measure, low=low, mean=mean, high=high)
-
-
-def _amount(measure: Measure, value: float) -> Sample:
-    return Sample(subject=WORKERS, measure=measure, low=value, mean=value, high=value)
 
 
 def _span(row: Any) -> Span:
