@@ -66,10 +66,7 @@ async def apply_decision(
     if decision.new_workers or drained_ids:
         notify.note(connection, notify.FLEET, notify.LAUNCHES)
     return AppliedChanges(
-        started=len(decision.new_workers),
-        drained=len(drained_ids),
-        assigned=len(assignments),
-        resized=resized_hosts,
+        started=len(decision.new_workers), drained=len(drained_ids), assigned=len(assignments), resized=resized_hosts
     )
 
 

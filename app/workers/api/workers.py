@@ -148,11 +148,7 @@ async def register(
     )
 
 
-@router.post(
-    "/workers/{worker_id}/goodbye",
-    summary="Stop in order",
-    dependencies=[requires(Scope.LEASE)],
-)
+@router.post("/workers/{worker_id}/goodbye", summary="Stop in order", dependencies=[requires(Scope.LEASE)])
 async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connection: Writing) -> StoppedOut:
     """The last call of a worker; a lease it still holds is released without burning an attempt."""
     must_be(principal, WorkerId(worker_id))

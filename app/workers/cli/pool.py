@@ -21,11 +21,7 @@ _STEPS = ("requested", "started", "registered", "first_lease")
 EPILOG = output.examples("convener workers fleet", "convener workers fleet -o json | jq .resting")
 
 
-def replacements(
-    limit: Limit = 20,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
+def replacements(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List lost workers, newest first: step by step how long it took to replace them, and how long it usually takes."""
     with connect(url) as client:
         items, following = client.pages("/replacements", limit)

@@ -33,14 +33,7 @@ class LocalProvisioner:
     kind = "local"
 
     def __init__(
-        self,
-        *,
-        host: str,
-        owner: str,
-        arguments: list[str],
-        environment: Mapping[str, str],
-        logs: Path,
-        on_exit: Exit,
+        self, *, host: str, owner: str, arguments: list[str], environment: Mapping[str, str], logs: Path, on_exit: Exit
     ) -> None:
         """`owner` tells our workers from those of another Convener on this machine."""
         self.host = host

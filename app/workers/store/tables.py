@@ -59,11 +59,7 @@ workers = Table(
     moment("ended_at"),
     one_of("state", WorkerState),
     # Heartbeats touch no indexed column, so with room on the page they are cheap heap-only updates.
-    postgresql_with={
-        "fillfactor": "50",
-        "autovacuum_vacuum_scale_factor": "0",
-        "autovacuum_vacuum_threshold": "500",
-    },
+    postgresql_with={"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "500"},
 )
 Index("workers_ended", workers.c.ended_at, postgresql_where=text("ended_at IS NOT NULL"))
 Index("workers_incarnation", workers.c.name, workers.c.incarnation, unique=True)

@@ -251,12 +251,8 @@ async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, 
 
 
 def _assignment(row: asyncpg.Record) -> Assignment:
-    return Assignment(
-        agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
-        memory_gb=row["assigned_memory_gb"],
-        cpu_cores=row["assigned_cpu_cores"],
-        compute_seconds=row["assigned_compute_seconds"],
-    )
+    agent, *limits = (row[f"assigned_{field}"] for field in Assignment._fields)
+    return Assignment(AgentType(agent) if agent else None, *limits)
 
 
 def _values(registration: Registration) -> dict[str, Any]:
