@@ -47,6 +47,6 @@ async def cancel(database: Database, selection: Selection, *, limit: int, reason
         # Each batch checks the selection again: tasks may have left it since they were found.
         async with database.transaction() as connection:
             batch = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
-        cancelled_count += batch.selected
+        cancelled_count += batch.selected_tasks
         dependent_count += batch.dependents
     return CancelResult(matching_count=matching_count, cancelled_count=cancelled_count, dependent_count=dependent_count)

@@ -15,10 +15,10 @@ from app.queue.store.listing import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
+class CancelCounts:
     """Number of selected tasks that were cancelled, and of others that were because they depended on those."""
 
-    selected: int
+    selected_tasks: int
     dependents: int
 
 
@@ -76,7 +76,7 @@ async def find(connection: AsyncConnection, selection: Selection, limit: int) ->
     return list((await connection.execute(query, {**selection.values(), "limit": limit})).scalars())
 
 
-async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Selection, reason: str) -> Cancelled:
+async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Selection, reason: str) -> CancelCounts:
     """Cancel those of these tasks that are still live and selected, and all their direct and indirect dependents.
 
     Running attempts are recorded as cancelled; their workers learn of it with their next heartbeat or call.
@@ -91,7 +91,7 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     row = (await connection.execute(statement, {**values, "error": error, "detail": detail})).one()
     if row.selected:
         notify.note(connection, notify.EVENTS)
-    return Cancelled(selected=row.selected, dependents=row.dependents)
+    return CancelCounts(selected_tasks=row.selected, dependents=row.dependents)
 
 
 def _selected_ids(selection: Selection, *conditions: str) -> str:

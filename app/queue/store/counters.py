@@ -60,20 +60,20 @@ GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
     SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
-), taken AS (
+), lines AS (
     DELETE FROM queue_changes c USING mark WHERE c.transaction >= mark.since AND c.transaction < mark.until
     RETURNING c.agent_type, c.priority, c.phase, c.tasks
 ), folded AS (
     INSERT INTO queue_counts AS stored (agent_type, priority, phase, tasks)
-    SELECT agent_type, priority, phase, sum(tasks) FROM taken GROUP BY agent_type, priority, phase
+    SELECT agent_type, priority, phase, sum(tasks) FROM lines GROUP BY agent_type, priority, phase
     HAVING sum(tasks) <> 0
     ON CONFLICT (agent_type, priority, phase) DO UPDATE SET tasks = stored.tasks + excluded.tasks
 ), marked AS (
     INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM mark
-    WHERE EXISTS (SELECT FROM taken)
+    WHERE EXISTS (SELECT FROM lines)
     ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
 )
-SELECT count(*) FROM taken
+SELECT count(*) FROM lines
 """)
 
 _COUNT_TASKS = text("""

@@ -260,9 +260,9 @@ async def read_meters(connection: AsyncConnection, goal_ids: Collection[str]) ->
 async def let_through(connection: AsyncConnection, goal_id: str, count: int) -> int:
     """Bring back the first `count` tasks of a metered goal; return the number that there were."""
     await connection.execute(_SHIFT, {"goal_id": goal_id})
-    released = await _bring_back(connection, goal_id, count)
-    await connection.execute(_COUNT_RELEASED, {"goal_id": goal_id, "count": released})
-    return released
+    released_count = await _bring_back(connection, goal_id, count)
+    await connection.execute(_COUNT_RELEASED, {"goal_id": goal_id, "count": released_count})
+    return released_count
 
 
 async def _bring_back(connection: AsyncConnection, goal_id: str, limit: int) -> int:

@@ -90,9 +90,9 @@ class Selection:
         """SQL conditions by the names of the fields that are set."""
         return {name: _CONDITIONS[name] for name in self.values()}
 
-    def where(self, *others: str) -> str:
-        """All conditions and these others as one."""
-        return _all([*others, *self.conditions().values()])
+    def where(self, *extra: str) -> str:
+        """All conditions, and extra ones, as one."""
+        return _all([*extra, *self.conditions().values()])
 
 
 async def page(
@@ -152,20 +152,24 @@ def _sources(selection: Selection, below: int | None) -> list[_Source]:
     """The tables that may hold such tasks."""
     states, conditions = set(selection.states), selection.conditions()
     days = [_DAYS[name] for name in FINISHED_ONLY if name in conditions]
-    indexed = ["seq < :below"] if below is not None else []
-    indexed += [conditions.pop("goal_id")] if "goal_id" in conditions else []
+    index_conditions = ["seq < :below"] if below is not None else []
+    index_conditions += [conditions.pop("goal_id")] if "goal_id" in conditions else []
     # Spelled out, because a parameter would keep the planner from the partial index of dead letters.
     dead_letters = ["state = 'failed'"] if states == {TaskState.FAILED} else []
-    shown = _all(conditions.values())
+    shown_condition = _all(conditions.values())
     live = _Source(
-        name="live", table="tasks", columns=LIVE_COLUMNS, read_condition=_all(indexed), shown_condition=shown
+        name="live",
+        table="tasks",
+        columns=LIVE_COLUMNS,
+        read_condition=_all(index_conditions),
+        shown_condition=shown_condition,
     )
     history = _Source(
         name="past",
         table="task_history",
         columns=HISTORY_COLUMNS,
-        read_condition=_all([*indexed, *days, *dead_letters]),
-        shown_condition=shown,
+        read_condition=_all([*index_conditions, *days, *dead_letters]),
+        shown_condition=shown_condition,
     )
     return [
         *([live] if not days and (not states or states - FINISHED) else []),

@@ -23,14 +23,14 @@ _NAME = "minutes"
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
 
 _FOLD = text(f"""
-WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
+WITH {folds.batch(_NAME)}, event AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, agent_type, priority, kind, seconds::float8 AS seconds,
            width_bucket(seconds::float8, CAST(:bounds AS float8[])) AS bucket
     FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
 ), bucketed AS (
     SELECT minute, agent_type, priority, kind, bucket,
            count(*) AS n, coalesce(sum(seconds), 0) AS seconds, coalesce(max(seconds), 0) AS longest
-    FROM taken WHERE priority IS NOT NULL GROUP BY minute, agent_type, priority, kind, bucket
+    FROM event WHERE priority IS NOT NULL GROUP BY minute, agent_type, priority, kind, bucket
 ), folded AS (
     INSERT INTO queue_minutes AS stored (minute, agent_type, priority, kind, tasks, seconds, longest, histogram)
     SELECT minute, agent_type, priority, kind, sum(n), sum(seconds), max(longest),
@@ -49,8 +49,8 @@ WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT agent_type, priority, kind, sum(n), sum(seconds) FROM bucketed GROUP BY agent_type, priority, kind
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
     SET tasks = stored.tasks + excluded.tasks, seconds = stored.seconds + excluded.seconds
-), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM taken)")}
-SELECT (SELECT count(*) FROM taken) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
+), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM event)")}
+SELECT (SELECT count(*) FROM event) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 
 _RECENT = text("""
