@@ -10,11 +10,7 @@ if TYPE_CHECKING:
 
 
 def load_handler(target: str, key: str | None = None) -> Any:
-    """Load the object that `target` names, or its entry under `key`.
-
-    Raises whatever importing the module raises, AttributeError or KeyError for a missing name, ValueError for a target
-    without a colon.
-    """
+    """Load the object that `target` names, or its entry under `key`. Raises any error, as foreign code is imported."""
     module, colon, path = target.partition(":")
     if not (module and colon and path):
         raise ValueError(f"a target is written module:function, not {target!r}")

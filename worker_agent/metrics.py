@@ -20,10 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsPusher:
-    """Buffer and thread of one worker's metrics; safe to use from several threads.
-
-    A batch whose answer was lost is sent again under its id, so nothing counts twice.
-    """
+    """Buffer and thread of one worker's metrics; safe to use from several threads."""
 
     def __init__(
         self,

@@ -31,7 +31,6 @@ class Problem(Exception):
         super().__init__(f"{status} {code}: {detail}")
         self.status = status
         self.code = code
-        self.detail = detail
         self.reason = reason
 
 
@@ -51,10 +50,7 @@ class Transport:
         self._streams: deque[Any] = deque(maxlen=8)
 
     def post(self, path: str, body: JsonObject, *, key: str, timeout: float) -> JsonObject | None:
-        """Post a JSON object and return the one in the answer; None for 204.
-
-        Raises ApiUnavailable when the same call should be made again later, Problem when it must not be.
-        """
+        """Post an object; return the one answered, None for 204. Raises ApiUnavailable (try again later) or Problem."""
         try:
             response = self._http.post(
                 path,

@@ -65,10 +65,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Limits for the next tasks of this worker; `version` identifies exactly these values.
-
-    The agent and the compute seconds are for people: the control plane chooses the tasks and gives each its time.
-    """
+    """Limits for the next tasks of this worker under their version; agent and compute seconds are for people only."""
 
     version: str
     agent: str | None

@@ -56,10 +56,7 @@ class HeldPermit:
             end_call()
 
     async def settle(self, settlement: Settlement) -> None:
-        """Report how the call went and free the permit, even if the caller is cancelled.
-
-        The caller waits for a few seconds at most; while the control plane is away it goes on in the background.
-        """
+        """Report how the call went and free the permit, in the background after a few seconds or a cancellation."""
         if self._is_settled:
             return
         self._is_settled = True

@@ -41,10 +41,7 @@ class UnfitRequest(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """Permission to make one call, until it is settled or its time to live is over.
-
-    The time to live counts from `requested_at`, when its grant or renewal was requested, on the loop's clock.
-    """
+    """Permission to make one call; its time to live counts from the request of the grant or of the last renewal."""
 
     permit_id: str
     token: str

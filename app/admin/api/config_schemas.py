@@ -11,7 +11,6 @@ from app.admin.service.config import ChangeResult, content
 from app.admin.store.config import Version
 from app.http.fields import Body, Moment, Sentence
 from app.kernel import changes as change_kernel
-from app.kernel.agents import AgentType
 from app.kernel.changes import Change
 from app.kernel.modes import Mode
 
@@ -178,7 +177,7 @@ def _fields(version: Version) -> dict[str, Any]:
     return {
         **{name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"},
         **rules.as_json(version.document),
-        "effective_weights": {rules.weight_name(agent): weights[agent] for agent in AgentType},
+        "effective_weights": rules.weights_by_name(weights),
         "notes": [NoteOut(path=remark.path, message=remark.message) for remark in remarks],
         "conduct": {name: getattr(conduct, name) for name in ConductOut.model_fields},
     }

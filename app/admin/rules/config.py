@@ -11,7 +11,7 @@ from typing import Any
 
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.kernel.shares import raise_to_floor
+from app.kernel.shares import Weights, raise_to_floor
 
 # Weights that sum to 1 within this are left alone, so that rounding errors do not show as changes.
 _EPSILON = 1e-9
@@ -205,6 +205,11 @@ def balance_weights(document: Document, fixed_names: Collection[str] = ()) -> Do
 def weight_name(agent: AgentType) -> str:
     """The agent's name in the document."""
     return f"{agent.value}_agent"
+
+
+def weights_by_name(weights: Weights) -> dict[str, float]:
+    """Weights by the agents' names in the document."""
+    return {weight_name(agent): weights[agent] for agent in AgentType}
 
 
 def effective_weights(document: Document, floor: float = WEIGHT_FLOOR) -> tuple[dict[AgentType, float], list[Remark]]:

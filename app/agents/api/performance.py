@@ -42,11 +42,6 @@ class JudgementIn(Body):
             raise ValueError("name either a task_id or an agent_type")
         return self
 
-    @property
-    def rating(self) -> RatingInput:
-        """The rating that the operation takes."""
-        return RatingInput(task_id=self.task_id, agent_type=self.agent_type, quality=self.quality, basis=self.basis)
-
 
 class JudgementsIn(Body):
     """A batch; all of it is taken, or nothing."""
@@ -71,5 +66,5 @@ async def judge(batch: JudgementsIn, connection: Writing, caller: Caller) -> Jud
 
     It counts with the agents within a few seconds, and moves their weights like a quality told with the result.
     """
-    ratings = [item.rating for item in batch.items]
+    ratings = [RatingInput(**item.model_dump()) for item in batch.items]
     return JudgedOut(accepted=await service.record_ratings(connection, batch.request_id, caller.key_id, ratings))

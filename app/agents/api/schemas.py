@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from app.admin.rules.config import weight_name
+from app.admin.rules.config import weight_name, weights_by_name
 from app.admin.service.config import Effective
 from app.agents.rules.steering import Cause, Heading
 from app.agents.rules.weights import WeightPolicy
@@ -118,9 +118,9 @@ def weights_out(version: Version | None, shares: Weights, config: Effective, pol
     base = version.state.base if version else config.weights
     return WeightsOut(
         **content,
-        shares=by_name(shares),
-        configured=by_name(config.weights),
-        base=by_name(base),
+        shares=weights_by_name(shares),
+        configured=weights_by_name(config.weights),
+        base=weights_by_name(base),
         stepped_at=version.state.stepped_at if version else None,
         rule=WeightRuleOut.model_validate(policy, from_attributes=True),
     )
@@ -131,11 +131,13 @@ def version_fields(version: Version) -> dict[str, Any]:
     state, override = version.state, version.state.override
     return {
         **{name: getattr(version, name) for name in ("version", "at", "cause", "changed_by", "reason")},
-        "weights": by_name(state.current),
-        "target": by_name(version.target),
+        "weights": weights_by_name(state.current),
+        "target": weights_by_name(version.target),
         "heading": state.heading,
         "override": override
-        and OverrideOut(weights=by_name(override.weights), expires_at=override.expires_at, reason=override.reason),
+        and OverrideOut(
+            weights=weights_by_name(override.weights), expires_at=override.expires_at, reason=override.reason
+        ),
         "agent_weight_adjustments": {
             weight_name(agent): WeightAdjustmentOut.model_validate(adjustment, from_attributes=True)
             for agent, adjustment in version.adjustments.items()
@@ -143,12 +145,7 @@ def version_fields(version: Version) -> dict[str, Any]:
     }
 
 
-def by_name(weights: Weights) -> dict[str, float]:
-    """Weights by the agents' names in the specification."""
-    return {weight_name(agent): weights[agent] for agent in AgentType}
-
-
 def _initial_fields(config: Effective) -> dict[str, Any]:
     origin = {"version": 0, "at": None, "cause": Cause.CONFIG, "changed_by": "convener", "reason": "as configured"}
-    shares = {"weights": by_name(config.weights), "target": by_name(config.weights)}
+    shares = {"weights": weights_by_name(config.weights), "target": weights_by_name(config.weights)}
     return {**origin, **shares, "heading": Heading.EARNING, "override": None, "agent_weight_adjustments": {}}

@@ -76,10 +76,7 @@ def get(
     with connect(url) as client:
         item = client.get(f"/agents/{agent}", per=per, spans=spans)
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json(item)
-    else:
-        output.show(_agent_details(item, now, spans))
+    output.present(item, fmt, lambda: _agent_details(item, now, spans))
 
 
 def _numbers(agent: Json) -> list[str | None]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from app.kernel.agents import agent_type
 from app.terminal import options, output
-from app.terminal.client import Json, Url, connect
+from app.terminal.client import Client, Json, Url, connect
 from app.terminal.options import Limit, Reason
 from app.terminal.output import Format, Output
 
@@ -29,9 +29,7 @@ Shares = Annotated[
 def get(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show the weights in force, why each last changed, and where it is headed."""
     with connect(url) as client:
-        body = client.get("/weights")
-        now = client.now
-    _show(body, now, fmt)
+        _show(client, client.get("/weights"), fmt)
 
 
 @app.command(
@@ -70,9 +68,7 @@ def override(
 def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End the override before it expires."""
     with connect(url) as client:
-        body = client.remove(f"/weights/override?{urlencode({'reason': reason})}", {})
-        now = client.now
-    _show(body, now, fmt)
+        _show(client, client.remove(f"/weights/override?{urlencode({'reason': reason})}", {}), fmt)
 
 
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
@@ -93,16 +89,11 @@ def history(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> N
 
 def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
-        answer = client.put(path, body)
-        now = client.now
-    _show(answer, now, fmt)
+        _show(client, client.put(path, body), fmt)
 
 
-def _show(body: Json, now: datetime, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(body)
-    else:
-        output.show(_weights_table(body, now))
+def _show(client: Client, body: Json, fmt: Format) -> None:
+    output.present(body, fmt, lambda: _weights_table(body, client.now))
 
 
 def _parse_shares(shares: list[str]) -> dict[str, float]:

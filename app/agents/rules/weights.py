@@ -161,11 +161,9 @@ def step_towards(
 def earned_target(
     base: Weights, scores: Mapping[AgentType, AgentScore], policy: WeightPolicy
 ) -> dict[AgentType, float]:
-    """`w_a * exp(eta * (e_a - mean e))`, normalized, none under the floor; w are the base weights, e the effectiveness.
-
-    Agents with too few results count as average.
-    """
+    """`w_a * exp(eta * (e_a - mean e))`, normalized, none under the floor, of base weights w and effectiveness e."""
     deviations = _deviations(scores, policy)
+    # Agents with too few results count as average.
     raw = {agent: weight * math.exp(policy.eta * deviations.get(agent, 0.0)) for agent, weight in base.items()}
     return raise_to_floor(raw, policy.floor)
 
@@ -222,10 +220,7 @@ def _keep_current(current: Weights, reason: str) -> WeightPlan:
 def under_degradation(
     weights: Weights, step: DegradationStep, policy: WeightPolicy = WeightPolicy()
 ) -> dict[AgentType, float]:
-    """The weights with those of suspended agents at the floor; the others share the rest in their proportions.
-
-    The weights themselves stay as they are: a suspension is temporary, and says nothing of an agent's results.
-    """
+    """The weights while agents are suspended: these get the floor, the others share the rest in their proportions."""
     suspended_types = suspended_agents(step)
     if not suspended_types:
         return dict(weights)

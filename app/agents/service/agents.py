@@ -1,6 +1,7 @@
 """Reports on the agents: weight, performance, speed and trend."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,7 +14,6 @@ from app.agents.rules.steering import policy_in
 from app.agents.service import weights
 from app.agents.store import performance
 from app.agents.store import weights as weight_store
-from app.agents.store.performance import PerformanceSpan
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
 
@@ -53,7 +53,9 @@ class AgentReports:
         targets = last.target if last else config.weights
         recent = (await performance.read_results(connection)).recent
         summaries = rules.summarize(recent, await now(connection), policy_in(config.mode))
-        result_counts = _result_counts(await performance.spans(connection, _THROUGHPUT_SPAN, _THROUGHPUT_SPAN))
+        result_counts: Counter[AgentType] = Counter()
+        for span in await performance.spans(connection, _THROUGHPUT_SPAN, _THROUGHPUT_SPAN):
+            result_counts[span.agent_type] += span.results
         bottleneck, gains = await self._bottleneck(connection), await performance.quality_gains(connection)
         return [
             AgentReport(
@@ -68,10 +70,3 @@ class AgentReports:
             )
             for agent in AgentType
         ]
-
-
-def _result_counts(spans: Sequence[PerformanceSpan]) -> Mapping[AgentType, int]:
-    counts = dict.fromkeys(AgentType, 0)
-    for span in spans:
-        counts[span.agent_type] += span.results
-    return counts

@@ -121,11 +121,7 @@ def _content(version: Version) -> dict[str, Any]:
     override = version.state.override
     return {
         "version": version.version,
-        "weights": _by_name(version.state.current),
-        "target": _by_name(version.target),
+        "weights": documents.weights_by_name(version.state.current),
+        "target": documents.weights_by_name(version.target),
         "override_expires_at": override.expires_at.isoformat() if override else None,
     }
-
-
-def _by_name(weights: Weights) -> dict[str, float]:
-    return {documents.weight_name(agent): weight for agent, weight in weights.items()}

@@ -81,12 +81,7 @@ async def record_ratings(connection: AsyncConnection, request_id: UUID, by: str,
         return len(inputs)
     agents = await _task_agents(connection, [item.task_id for item in inputs if item.task_id])
     new_ratings = [
-        Rating(
-            agent_type=agents[item.task_id] if item.task_id else _rated_agent(item),
-            quality=item.quality,
-            task_id=item.task_id,
-            basis=item.basis,
-        )
+        Rating(**{**asdict(item), "agent_type": agents[item.task_id] if item.task_id else item.agent_type})
         for item in inputs
     ]
     # A rival with the same id was faster: the same body is its repetition, and another is refused.
@@ -112,8 +107,3 @@ async def _task_agents(connection: AsyncConnection, ids: Sequence[UUID]) -> dict
                 f"task {task_id} is {states[task_id][1]}; only completed ones have a result to judge"
             )
     return {task_id: agent for task_id, (agent, _) in states.items()}
-
-
-def _rated_agent(item: RatingInput) -> AgentType:
-    assert item.agent_type is not None, "a judgement is of a task or of an agent"
-    return item.agent_type

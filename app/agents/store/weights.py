@@ -69,10 +69,7 @@ async def last(connection: AsyncConnection) -> Version | None:
 
 
 async def write(connection: AsyncConnection, expected_version: int, new: NewVersion) -> Version | None:
-    """Add the version after `expected_version` (0: none yet); None when that is not the last any more.
-
-    Waits for a rival that writes the same version until it commits or rolls back.
-    """
+    """Add the version after `expected_version` (0: none yet); None when that is not the last. Waits for a rival."""
     row = (await connection.execute(_WRITE, {"expected": expected_version, **_values(new)})).mappings().first()
     return _version(row) if row else None
 

@@ -69,10 +69,7 @@ def get(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> No
     with connect(url) as client:
         item = client.get(_path(model))
         used_ago = output.age(item["used_at"], client.now)
-    if fmt is Format.JSON:
-        output.write_json(item)
-    else:
-        output.show(_model_details(item, used_ago))
+    output.present(item, fmt, lambda: _model_details(item, used_ago))
 
 
 @models.command(
@@ -99,10 +96,7 @@ def set_limits(
                 raise
             output.errors().print("[dim]somebody has changed this model meanwhile; trying again[/]")
             item = _change(client, model, changes)
-    if fmt is Format.JSON:
-        output.write_json(item)
-    else:
-        output.show(_model_details(item, None))
+    output.present(item, fmt, lambda: _model_details(item, None))
 
 
 @app.command(

@@ -25,10 +25,6 @@ async def set_limits(
         connection,
         "llm_model.set",
         by=by,
-        old_state={"model": name, "version": model.version, **_json_fields(model.limits)},
-        new_state={"model": name, "version": model.version + 1, **_json_fields(limits)},
+        old_state={"model": name, "version": model.version, **asdict(model.limits)},
+        new_state={"model": name, "version": model.version + 1, **asdict(limits)},
     )
-
-
-def _json_fields(limits: ModelLimits) -> dict[str, object]:
-    return {**asdict(limits), "fallback_models": list(limits.fallback_models)}

@@ -89,6 +89,8 @@ ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_typ
     due = excluded.due, lapses = excluded.lapses
 """)
 
+_TIMES = ("since", "due", "lapses")
+
 _PRUNE = text("DELETE FROM llm_claims WHERE lapses < now()")
 
 
@@ -134,9 +136,7 @@ async def replace_reservations(
             {
                 **request_columns(reservation.request),
                 "tokens": reservation.request.tokens,
-                "since": reservation.since.isoformat(),
-                "due": reservation.due.isoformat(),
-                "lapses": reservation.lapses.isoformat(),
+                **{name: getattr(reservation, name).isoformat() for name in _TIMES},
             }
             for reservation in new
         ]
@@ -156,7 +156,7 @@ def _load(row: Any) -> PermitLoad:
 
 
 def _reservation(row: dict[str, Any]) -> Reservation:
-    since, due, lapses = (datetime.fromisoformat(row[name]) for name in ("since", "due", "lapses"))
+    since, due, lapses = (datetime.fromisoformat(row[name]) for name in _TIMES)
     request = PermitRequest(
         id=RequestId(row["key_id"], UUID(row["request_id"])),
         model=row["model"],

@@ -132,8 +132,7 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
 
 async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> None:
     """Set the limits of a locked model, as a new version."""
-    values = {**asdict(limits), "fallback_models": list(limits.fallback_models)}
-    await connection.execute(_SET_LIMITS, {"model": name, **values})
+    await connection.execute(_SET_LIMITS, {"model": name, **asdict(limits)})
 
 
 async def prune(connection: AsyncConnection) -> int:

@@ -62,10 +62,7 @@ def get(
     """Show everything about a dead letter: its payload, error, and every attempt."""
     with connect(url) as client:
         letter = client.get(f"/dead-letters/{task_id}")
-    if fmt is Format.JSON:
-        output.write_json(letter)
-    else:
-        output.show(portrait(letter, client.now))
+    output.present(letter, fmt, lambda: portrait(letter, client.now))
 
 
 @app.command(

@@ -88,10 +88,7 @@ def weight(
     path = f"/goals/{quote(goal, safe='')}/weight"
     with connect(url) as client:
         answer = client.get(path) if weight is None else client.put(path, {"weight": weight})
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(Text(output.plain(f"{answer['goal_id']} has the weight {answer['weight']:g}")))
+    output.present(answer, fmt, lambda: Text(output.plain(f"{answer['goal_id']} has the weight {answer['weight']:g}")))
 
 
 def board(queue: Json) -> RenderableType:

@@ -84,10 +84,7 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
     """Show everything about a task: payload, progress, result, and the attempts that failed."""
     with connect(url) as client:
         task = client.get(f"/tasks/{task_id}")
-    if fmt is Format.JSON:
-        output.write_json(task)
-    else:
-        output.show(portrait(task, client.now))
+    output.present(task, fmt, lambda: portrait(task, client.now))
 
 
 @app.command(

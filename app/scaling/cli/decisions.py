@@ -54,10 +54,7 @@ def explain(decision: Id = None, url: Url = None, fmt: Output = Format.TABLE) ->
     with connect(url) as client:
         answer = client.get(f"/scaling/decisions/{_id(client, decision)}")
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(_details(answer, output.age(answer["timestamp"], now) or ""))
+    output.present(answer, fmt, lambda: _details(answer, output.age(answer["timestamp"], now) or ""))
 
 
 @app.command(
@@ -108,10 +105,7 @@ def what_if(
         body["config"] = patch_of(values)
     with connect(url) as client:
         answer = client.post("/scaling/what-if", body)
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(_comparison(answer))
+    output.present(answer, fmt, lambda: _comparison(answer))
 
 
 def _id(client: Client, decision: int | None) -> int:

@@ -71,10 +71,7 @@ def fleet(url: Url = None, fmt: Output = Format.TABLE) -> None:
     with connect(url) as client:
         answer = client.get("/fleet")
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(board(answer, now))
+    output.present(answer, fmt, lambda: board(answer, now))
 
 
 def board(fleet: Json, now: datetime) -> RenderableType:

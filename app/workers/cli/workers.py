@@ -25,10 +25,7 @@ def ls(
     with connect(url) as client:
         items = all_workers(client, with_ended=with_ended)
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": None})
-    else:
-        output.show(_listing(items, now))
+    output.present({"items": items, "next": None}, fmt, lambda: _listing(items, now))
 
 
 @app.command(epilog=output.examples("convener workers get host-1", "convener workers get host-1 -o json"))
@@ -42,10 +39,7 @@ def get(
         (worker_id,) = ids_of(client, [worker])
         answer = client.get(f"/workers/{worker_id}")
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        output.show(details(answer, now))
+    output.present(answer, fmt, lambda: details(answer, now))
 
 
 app.command(epilog=pool.EPILOG)(pool.fleet)
