@@ -8,15 +8,13 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Thread
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import httpx
 
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.wire import Lease
-
-if TYPE_CHECKING:
-    import httpx
 
 log = logging.getLogger(__name__)
 _BACKLOG = 128
@@ -128,9 +126,7 @@ def _listening_socket() -> socket.socket:
     return listener
 
 
-def _http_client(url: str, timeout: float | None = None) -> "httpx.AsyncClient":
-    import httpx
-
+def _http_client(url: str, timeout: float | None = None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
         timeout=timeout,

@@ -133,14 +133,10 @@ async def replace_reservations(
         await connection.execute(_DELETE_RESERVATIONS, request_id_columns(deleted_ids))
     if new:
         rows = [
-            {
-                **request_columns(reservation.request),
-                "tokens": reservation.request.tokens,
-                **{name: getattr(reservation, name).isoformat() for name in _TIMES},
-            }
+            {**request_columns(reservation.request), **{name: getattr(reservation, name) for name in _TIMES}}
             for reservation in new
         ]
-        await connection.execute(_WRITE_RESERVATIONS, {"reservations": json.dumps(rows)})
+        await connection.execute(_WRITE_RESERVATIONS, {"reservations": json.dumps(rows, default=str)})
 
 
 async def prune(connection: AsyncConnection) -> int:

@@ -121,17 +121,14 @@ async def insert(
     """Store new permits, with the gate locked."""
     rows = [
         {
-            "id": str(permit.id),
-            "token": permit.token,
-            "is_probe": permit.is_probe,
             **request_columns(permit.request),
-            "goal_id": permit.request.goal_id,
-            "worker_id": _text(permit.request.worker_id),
+            **{name: getattr(permit, name) for name in ("id", "token", "is_probe")},
             "estimated_tokens": permit.request.tokens,
         }
         for permit in permits
     ]
-    result = await connection.execute(_INSERT, {"permits": json.dumps(rows), "at": at, "ttl": ttl_seconds})
+    values = {"permits": json.dumps(rows, default=str), "at": at, "ttl": ttl_seconds}
+    result = await connection.execute(_INSERT, values)
     return {permit.request.id: permit for permit in map(_permit, result.mappings())}
 
 
@@ -188,19 +185,9 @@ def request_id_columns(ids: Collection[RequestId]) -> dict[str, list[Any]]:
 
 
 def request_columns(request: PermitRequest) -> dict[str, Any]:
-    """The columns that permits and reservations share, as JSON values."""
-    return {
-        "key_id": request.id.key_id,
-        "request_id": str(request.id.request_id),
-        "model": request.model,
-        "agent_type": request.agent_type.value,
-        "priority": request.priority.value,
-        "task_id": _text(request.task_id),
-    }
-
-
-def _text(value: UUID | None) -> str | None:
-    return None if value is None else str(value)
+    """The columns of a request, for JSON that is written with `default=str`."""
+    names = ("model", "agent_type", "priority", "tokens", "goal_id", "task_id", "worker_id")
+    return request.id._asdict() | {name: getattr(request, name) for name in names}
 
 
 def _permit(row: Any) -> Permit:
