@@ -65,10 +65,7 @@ def ls(database: Direct = False, url: Url = None, fmt: Output = Format.TABLE) ->
     else:
         with _connect(url) as client:
             items, now = client.pages("/keys", None)[0], client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": None})
-    else:
-        output.show(_listing(items, now))
+    output.present({"items": items, "next": None}, fmt, lambda: _listing(items, now))
 
 
 @app.command(
@@ -90,10 +87,7 @@ def revoke(
     else:
         with _connect(url) as client:
             client.delete(f"/keys/{key_id}")
-    if fmt is Format.JSON:
-        output.write_json({"id": key_id, "revoked": True})
-    else:
-        output.show(Text(output.plain(f"revoked {key_id}")))
+    output.present({"id": key_id, "revoked": True}, fmt, lambda: Text(output.plain(f"revoked {key_id}")))
 
 
 def _is_direct(is_requested: bool) -> bool:

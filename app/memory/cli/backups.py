@@ -110,10 +110,7 @@ def verify(
     """
     checks = _check_file(file) if file is not None else _check_database(url)
     ok = all(check["ok"] for check in checks)
-    if fmt is Format.JSON:
-        output.write_json({"ok": ok, "checks": checks})
-    else:
-        output.show(_check_table(checks))
+    output.present({"ok": ok, "checks": checks}, fmt, lambda: _check_table(checks))
     if not ok:
         raise typer.Exit(ExitCode.REFUSED)
 

@@ -34,10 +34,7 @@ def ls(
     with connect(url) as client:
         items, following = client.pages("/checkpoints", limit)
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-    else:
-        output.show(_checkpoint_table(items, now))
+    output.present({"items": items, "next": following}, fmt, lambda: _checkpoint_table(items, now))
 
 
 @app.command(
@@ -90,10 +87,7 @@ def export(
         raise Failure("the content of the checkpoint is damaged: its SHA-256 differs", ExitCode.REFUSED)
     _write_file(file, json.dumps({_FORMAT: 1, **head}).encode() + b"\n" + content)
     facts = {"file": str(file), "sha256": head["sha256"], "counts": head["counts"]}
-    if fmt is Format.JSON:
-        output.write_json(facts)
-    else:
-        output.show(Text(output.plain(f"wrote {head['counts']['tasks']:,} tasks into {file}")))
+    output.present(facts, fmt, lambda: Text(output.plain(f"wrote {head['counts']['tasks']:,} tasks into {file}")))
 
 
 @app.command(
