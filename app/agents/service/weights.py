@@ -38,11 +38,7 @@ _TOPICS = frozenset({notify.WEIGHTS, notify.CONFIG})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsInForce:
-    """The weights in force, the reason for each one's last change, and their version; 0: as configured.
-
-    The shares are the weights under the step of degradation. They are kept apart, as a suspension may take away more
-    than a weight may change in one step.
-    """
+    """The weights in force, the reason for each one's last change, and their version; 0: as configured."""
 
     weights: Weights
     reasons: Mapping[AgentType, str]
@@ -51,7 +47,8 @@ class WeightsInForce:
 
     @property
     def shares(self) -> Weights:
-        """Shares by which leases are granted and workers assigned."""
+        """Shares by which leases are granted and workers assigned: the weights under the step of degradation."""
+        # Not weights themselves, as a suspension may take away more than a weight may change in one step.
         return under_degradation(self.weights, self.step)
 
 
