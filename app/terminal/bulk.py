@@ -8,7 +8,7 @@ from rich.text import Text
 
 from app.kernel.text import plural
 from app.terminal import output
-from app.terminal.client import Client, Json
+from app.terminal.client import Client, Json, connect
 from app.terminal.output import Format
 
 _MAX_PER_CALL = 10_000  # the most that the service changes in one call
@@ -51,28 +51,27 @@ def refuse_filters(*filter_values: object) -> None:
         raise typer.BadParameter("ids go alone: no filter, --all, --dry-run or --limit with them")
 
 
-def run(client: Client, action: Action, body: Json, terms: Confirmation, fmt: Format) -> None:
+def run(action: Action, selected: Json, reason: str, terms: Confirmation, url: str | None, fmt: Format) -> None:
     """Count, confirm, and repeat the action until as many are changed as were counted."""
-    matched_count = client.post(action.path, {**body, "dry_run": True})["matched"]
-    if terms.dry_run:
-        _show_result(
-            {"matched": matched_count, action.participle: 0, "dry_run": True},
-            f"{plural(matched_count, action.thing)} would be {action.participle}",
-            fmt,
-        )
-        return
-    # Never more than was confirmed, however many the filter matches by then.
-    count = matched_count if terms.limit is None else min(matched_count, terms.limit)
-    if count and not terms.yes:
-        typer.confirm(f"{action.verb} {plural(count, action.thing)}?", abort=True, err=True)
-    changed_count, dependents = _run_batches(client, action, body, count)
-    suffix = f", and {dependents:,} that waited for them" if dependents else ""
-    result = {"matched": matched_count, action.participle: changed_count, "dry_run": False}
-    _show_result(
-        result | ({"dependents": dependents} if dependents else {}),
-        f"{action.participle} {plural(changed_count, action.thing)}{suffix}",
-        fmt,
-    )
+    body = {"filter": selected, "reason": reason}
+    with connect(url) as client:
+        matched_count = client.post(action.path, {**body, "dry_run": True})["matched"]
+        counts = {"matched": matched_count, action.participle: 0, "dry_run": terms.dry_run}
+        if terms.dry_run:
+            sentence = f"{plural(matched_count, action.thing)} would be {action.participle}"
+            output.present(counts, fmt, lambda: Text(sentence))
+            return
+        # Never more than was confirmed, however many the filter matches by then.
+        count = matched_count if terms.limit is None else min(matched_count, terms.limit)
+        if count and not terms.yes:
+            typer.confirm(f"{action.verb} {plural(count, action.thing)}?", abort=True, err=True)
+        changed_count, dependents = _run_batches(client, action, body, count)
+    counts[action.participle] = changed_count
+    sentence = f"{action.participle} {plural(changed_count, action.thing)}"
+    if dependents:
+        counts["dependents"] = dependents
+        sentence += f", and {dependents:,} that waited for them"
+    output.present(counts, fmt, lambda: Text(sentence))
 
 
 def _run_batches(client: Client, action: Action, body: Json, count: int) -> tuple[int, int]:
@@ -87,10 +86,3 @@ def _run_batches(client: Client, action: Action, body: Json, count: int) -> tupl
             if not answer[action.participle]:
                 break
     return changed_count, dependents
-
-
-def _show_result(result: Json, sentence: str, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(result)
-    else:
-        output.show(Text(sentence))

@@ -12,6 +12,7 @@ import typer
 
 from app.terminal.connection import OPERATOR_KEY, Access, find_access, is_loopback
 from app.terminal.failures import ExitCode, Failure
+from app.terminal.output import errors
 
 Url = Annotated[
     str | None,
@@ -52,6 +53,7 @@ _HINTS = {
     "shutting_down": "try again when the service is back",
     "internal_error": "the log of the service has the details",
 }
+_STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
 
 
@@ -207,6 +209,17 @@ class Client:
 def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
     """A client for the service that option, environment or state directory name. Raises Failure without a key."""
     return Client(find_access(url, key_files))
+
+
+def again_if_stale(change: Callable[[], Json], subject: str) -> Json:
+    """Make a change that first reads the version; once more if somebody else has changed the subject in between."""
+    try:
+        return change()
+    except Refusal as refusal:
+        if refusal.status != _STALE:
+            raise
+        errors().print(f"[dim]somebody has changed {subject} meanwhile; trying again[/]")
+        return change()
 
 
 def _time_of(response: httpx.Response) -> datetime:

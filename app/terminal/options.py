@@ -20,6 +20,7 @@ from app.terminal.output import Format
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")]
 Every = Annotated[float, typer.Option(help="seconds between two looks", min=0.1, max=3600)]
 Renderer = Callable[[Json], RenderableType]
+ListRenderer = Callable[[list[Json], datetime], RenderableType]
 
 
 def _agent(value: str | None) -> str | None:
@@ -96,6 +97,30 @@ Whole = Annotated[bool, typer.Option("--all", help="all of them, however many")]
 After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier answer: go on from there")]
 
 
+def show_list(
+    path: str,
+    view: ListRenderer,
+    url: str | None,
+    fmt: Format,
+    *,
+    limit: int,
+    everything: bool | None = None,
+    **query: Any,
+) -> None:
+    """List the items at `path`, up to `limit` or all; `view` makes a table of them.
+
+    `everything` is None where a command has no --all: then nothing is said of further items.
+    """
+    with connect(url) as client:
+        items, following = client.pages(path, None if everything else limit, **query)
+    if fmt is Format.JSON:
+        output.write_json({"items": items, "next": following})
+        return
+    output.show(view(items, client.now))
+    if following and everything is not None:
+        output.hint_at_more("--all", "--limit", *([f"--after {following}"] if "after" in query else []))
+
+
 def show_path(path: str, board: Renderer, url: str | None, fmt: Format, *, interval: float | None) -> None:
     """Show the answer of the service at `path`; again every `interval` seconds if one is set.
 
@@ -104,10 +129,9 @@ def show_path(path: str, board: Renderer, url: str | None, fmt: Format, *, inter
     with connect(url) as client:
         if interval is not None:
             _watch(client, path, board, fmt, interval)
-        elif fmt is Format.JSON:
-            output.write_json(client.get(path))
         else:
-            output.show(board(client.get(path)))
+            answer = client.get(path)
+            output.present(answer, fmt, lambda: board(answer))
 
 
 def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: float) -> None:

@@ -1,16 +1,18 @@
 """`convener audit`: reads the audit log and checks that it is as it was written."""
 
 import re
+from datetime import datetime
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from app.kernel.changes import changes
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode
-from app.terminal.options import Limit, Whole
+from app.terminal.options import Limit, Whole, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
@@ -37,19 +39,7 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List who did what, newest first."""
-    with connect(url) as client:
-        items, following = client.pages("/audit", None if everything else limit, action=action)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
-    for item in items:
-        cells = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
-        table.add_row(output.cell(item["seq"]), *map(output.cell, cells))
-    output.show(table)
-    if following:
-        output.hint_at_more("--all", "--limit")
+    show_list("/audit", _listing, url, fmt, limit=limit, everything=everything, action=action)
 
 
 @app.command(
@@ -84,6 +74,14 @@ def verify(
         output.show(Text(output.plain(verdict["violation"]), "red"))
     if not verdict["ok"]:
         raise typer.Exit(ExitCode.REFUSED)
+
+
+def _listing(items: list[Json], now: datetime) -> Table:
+    table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
+    for item in items:
+        cells = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["seq"]), *map(output.cell, cells))
+    return table
 
 
 def _changes(item: Json) -> str | None:

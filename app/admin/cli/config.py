@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from app.admin.rules.config import apply_merge_patch
@@ -15,8 +17,8 @@ from app.kernel.modes import Mode
 from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.bulk import Yes
-from app.terminal.client import Client, Json, Refusal, Url, connect
-from app.terminal.options import Limit, Reason
+from app.terminal.client import Client, Json, Url, again_if_stale, connect
+from app.terminal.options import Limit, Reason, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -25,7 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _SECTIONS = ("worker_pool", "resource_limits", "agent_weights", "test_time_compute")
-_STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="as `convener config history` shows it", min=1)]
 
 
@@ -81,10 +82,8 @@ def get(
     with connect(url) as client:
         config = client.get("/config" if version is None else f"/config/versions/{version}")
         when = output.age(config["changed_at"], client.now)
-    if fmt is Format.JSON:
-        output.write_json(config)
-    else:
-        output.show(_overview(config, f"{when} by {config['changed_by']}: {config['reason'] or 'no reason given'}"))
+    last_change = f"{when} by {config['changed_by']}: {config['reason'] or 'no reason given'}"
+    output.present(config, fmt, lambda: _overview(config, last_change))
 
 
 @app.command(
@@ -119,11 +118,9 @@ def diff(
         now = client.get("/config")
         former = client.get(f"/config/versions/{version or max(1, now['version'] - 1)}")
     differences = changes(_content(former), _content(now))
-    if fmt is Format.JSON:
-        as_json = [{"path": change.path, "before": change.before, "after": change.after} for change in differences]
-        output.write_json({"from": former["version"], "to": now["version"], "changes": as_json})
-    else:
-        output.show(_differences(differences))
+    as_json = [{"path": change.path, "before": change.before, "after": change.after} for change in differences]
+    answer = {"from": former["version"], "to": now["version"], "changes": as_json}
+    output.present(answer, fmt, lambda: _differences(differences))
 
 
 @app.command(epilog=output.examples("convener config history", "convener config history --limit 5 -o json"))
@@ -133,21 +130,7 @@ def history(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show who changed what, when and why, newest first."""
-    with connect(url) as client:
-        items, following = client.pages("/config/history", limit)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    table = output.table(
-        "VERSION", "CHANGED", "BY", "ACTION", "CHANGES", "REASON", numbers=["VERSION"], flexible="REASON"
-    )
-    for item in items:
-        names = [change["path"].rpartition(".")[2] for change in item["changes"]]
-        short = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else None
-        cells = (output.age(item["changed_at"], now), item["changed_by"], item["action"], short, item["reason"])
-        table.add_row(output.cell(item["version"]), *map(output.cell, cells))
-    output.show(table)
+    show_list("/config/history", _history_table, url, fmt, limit=limit)
 
 
 @app.command(
@@ -180,32 +163,21 @@ def mode(
 ) -> None:
     """Show the mode, or change it: the pool gets the bounds of the new mode, all else stays."""
     if new_mode is not None:
-        _change_config(
-            _ConfigChange(method="POST", path="/config/mode", body={"mode": new_mode.value}, reason=reason),
-            yes,
-            url,
-            fmt,
-        )
+        request = _ConfigChange(method="POST", path="/config/mode", body={"mode": new_mode.value}, reason=reason)
+        _change_config(request, yes, url, fmt)
         return
     with connect(url) as client:
         config = client.get("/config")
-    if fmt is Format.JSON:
-        output.write_json({"mode": config["mode"], "conduct": config["conduct"]})
-    else:
-        output.show(output.details([("Mode", config["mode"]), *_conduct(config["conduct"])]))
+    facts = [("Mode", config["mode"]), *_conduct(config["conduct"])]
+    answer = {"mode": config["mode"], "conduct": config["conduct"]}
+    output.present(answer, fmt, lambda: output.details(facts))
 
 
 def _change_config(request: _ConfigChange, yes: bool, url: str | None, fmt: Format) -> None:
     """Preview, confirm and send a change; start again once if the configuration has changed in between."""
     with connect(url) as client:
-        try:
-            answer = _attempt(client, request, yes)
-        except Refusal as refusal:
-            if refusal.status != _STALE:
-                raise
-            # The preview was built on an outdated version, so the second attempt asks for confirmation again.
-            output.errors().print("[dim]somebody has changed the configuration meanwhile; trying again[/]")
-            answer = _attempt(client, request, yes)
+        # A preview that was built on an outdated version is worth nothing, so a second attempt asks again.
+        answer = again_if_stale(lambda: _attempt(client, request, yes), "the configuration")
     if fmt is Format.JSON:
         output.write_json(answer)
     elif not answer["changes"]:
@@ -236,6 +208,17 @@ def _overview(config: Json, last_change: str) -> RenderableType:
     facts = [("Version", str(config["version"])), ("Mode", config["mode"]), *_conduct(config["conduct"])]
     head = output.details([*facts, ("Changed", last_change)])
     return Group(head, Text(""), table, *_notes(config))
+
+
+def _history_table(items: list[Json], now: datetime) -> Table:
+    names = ("VERSION", "CHANGED", "BY", "ACTION", "CHANGES", "REASON")
+    table = output.table(*names, numbers=["VERSION"], flexible="REASON")
+    for item in items:
+        paths = [change["path"].rpartition(".")[2] for change in item["changes"]]
+        short = paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") if paths else None
+        cells = (output.age(item["changed_at"], now), item["changed_by"], item["action"], short, item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, cells))
+    return table
 
 
 def _conduct(conduct: Json) -> list[tuple[str, str]]:

@@ -140,11 +140,6 @@ def _plain(row: dict[str, Any]) -> Json:
 def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table("ID", "ROLE", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
     for key in items:
-        table.add_row(
-            output.cell(key["id"]),
-            output.cell(key["role"]),
-            output.cell(output.age(key["created_at"], now)),
-            output.cell(output.age(key["revoked_at"], now)),
-            output.cell(key["label"]),
-        )
+        times = (output.age(key["created_at"], now), output.age(key["revoked_at"], now))
+        table.add_row(*map(output.cell, (key["id"], key["role"], *times, key["label"])))
     return table

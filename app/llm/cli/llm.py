@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app.terminal import output
-from app.terminal.client import Client, Json, Refusal, Url, connect
+from app.terminal.client import Client, Json, Url, again_if_stale, connect
 from app.terminal.options import Limit, moment_option
 from app.terminal.output import Format, Output
 
@@ -23,7 +23,6 @@ permits = typer.Typer(help="Permits for calls of language models.", no_args_is_h
 app.add_typer(models, name="models")
 app.add_typer(permits, name="permits")
 
-_STALE = 412
 _LIMITS = (
     "requests_per_window",
     "tokens_per_window",
@@ -89,13 +88,7 @@ def set_limits(
     """Change some limits of a model; the others stay. In force from the next permit on."""
     changes = _changes(values)
     with connect(url) as client:
-        try:
-            item = _change(client, model, changes)
-        except Refusal as refusal:
-            if refusal.status != _STALE:
-                raise
-            output.errors().print("[dim]somebody has changed this model meanwhile; trying again[/]")
-            item = _change(client, model, changes)
+        item = again_if_stale(lambda: _change(client, model, changes), "this model")
     output.present(item, fmt, lambda: _model_details(item, None))
 
 

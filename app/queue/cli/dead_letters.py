@@ -10,7 +10,7 @@ from app.queue.cli.views import letters, portrait
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Url, connect
-from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
+from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="See tasks that failed for good, requeue them, or forget them.", no_args_is_help=True)
@@ -41,14 +41,7 @@ def ls(
 ) -> None:
     """List dead letters, those that were submitted last first."""
     query = _filters(goal, agent, code, label, failed_after, failed_before)
-    with connect(url) as client:
-        items, following = client.pages("/dead-letters", None if everything else limit, after=after, **query)
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    output.show(letters(items, client.now))
-    if following:
-        output.hint_at_more("--all", "--limit", f"--after {following}")
+    show_list("/dead-letters", letters, url, fmt, limit=limit, everything=everything, after=after, **query)
 
 
 @app.command(
@@ -98,14 +91,11 @@ def requeue(
         bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
             tasks = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
-        if fmt is Format.JSON:
-            output.write_json({"items": tasks})
-        else:
-            output.show(Text("\n".join(f"{task['id']} is {task['state']}" for task in tasks)))
+        text = Text("\n".join(f"{task['id']} is {task['state']}" for task in tasks))
+        output.present({"items": tasks}, fmt, lambda: text)
         return
-    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
-    with connect(url) as client:
-        bulk.run(client, _REQUEUE, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
+    selected = bulk.selection(everything, **filters)
+    bulk.run(_REQUEUE, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 @app.command(
@@ -131,9 +121,8 @@ def purge(
 ) -> None:
     """Forget failed tasks and their attempts for good; an event is left of each. Counts first, and asks."""
     filters = _filters(goal, agent, code, label, failed_after, failed_before)
-    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
-    with connect(url) as client:
-        bulk.run(client, _PURGE, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
+    selected = bulk.selection(everything, **filters)
+    bulk.run(_PURGE, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 def _filters(

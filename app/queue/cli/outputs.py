@@ -58,11 +58,6 @@ def _read_pages(client: Client, token: str | None, limit: int | None, query: Jso
 def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table("TASK", "AGENT", "FINISHED", "GOAL", "RESULT", whole=["TASK"], flexible="RESULT", tight=True)
     for item in items:
-        table.add_row(
-            output.cell(item["task_id"]),
-            output.cell(item["agent_type"]),
-            output.cell(output.age(item["finished_at"], now)),
-            output.cell(item["goal_id"]),
-            output.cell(json.dumps(item["result"])),
-        )
+        names = (item["task_id"], item["agent_type"], output.age(item["finished_at"], now), item["goal_id"])
+        table.add_row(*map(output.cell, (*names, json.dumps(item["result"]))))
     return table

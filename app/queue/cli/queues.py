@@ -157,8 +157,6 @@ def _send_order(
     with connect(url) as client:
         answers = [client.post(f"{path}/{verb}", body) for path in paths]
     # Every answer lists all pauses, so the last one is complete.
-    if fmt is Format.JSON:
-        output.write_json(answers[-1])
-        return
     agent_names = [pause["agent_type"] for pause in answers[-1]["paused"]]
-    output.show(Text(f"paused: {', '.join(agent_names)}" if agent_names else "nothing is paused"))
+    text = Text(f"paused: {', '.join(agent_names)}" if agent_names else "nothing is paused")
+    output.present(answers[-1], fmt, lambda: text)

@@ -128,9 +128,8 @@ def cancel(
         with connect(url) as client:
             _cancel_each(client, task_ids, reason, fmt)
         return
-    body = {"filter": bulk.selection(everything, **filters), "reason": reason}
-    with connect(url) as client:
-        bulk.run(client, _CANCEL, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
+    selected = bulk.selection(everything, **filters)
+    bulk.run(_CANCEL, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:

@@ -73,13 +73,9 @@ def letters(items: list[Json], now: datetime) -> Table:
     )
     for letter in items:
         error = letter["error"] or {}
-        table.add_row(
-            output.cell(letter["id"]),
-            output.cell(letter["agent_type"]),
-            output.cell(output.age(letter["finished_at"], now)),
-            *([output.cell(letter["goal_id"])] if wide else []),
-            output.cell(f"{error.get('code')}: {error.get('message')}"),
-        )
+        goal = [letter["goal_id"]] if wide else []
+        values = (letter["id"], letter["agent_type"], output.age(letter["finished_at"], now), *goal)
+        table.add_row(*map(output.cell, (*values, f"{error.get('code')}: {error.get('message')}")))
     return table
 
 
@@ -89,13 +85,8 @@ def _attempts(attempts: list[Json], now: datetime) -> Table:
     )
     for attempt in attempts:
         error = attempt["error"] or {}
-        table.add_row(
-            output.cell(attempt["attempt"]),
-            output.cell(attempt["outcome"]),
-            output.cell(output.age(attempt["ended_at"], now)),
-            output.cell(attempt["worker_id"]),
-            output.cell(error.get("message") or error.get("code")),
-        )
+        values = (attempt["attempt"], attempt["outcome"], output.age(attempt["ended_at"], now), attempt["worker_id"])
+        table.add_row(*map(output.cell, (*values, error.get("message") or error.get("code"))))
     return table
 
 

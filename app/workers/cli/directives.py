@@ -81,9 +81,8 @@ def _directive(action: Action) -> Callable[..., None]:
             bulk.refuse_filters(everything, dry_run, limit, agent, label)
             _direct_each(action.verb, workers, reason, url, fmt)
             return
-        body = {"filter": bulk.selection(everything, agent_type=agent, label=label), "reason": reason}
-        with connect(url) as client:
-            bulk.run(client, action, body, Confirmation(yes=yes, dry_run=dry_run, limit=limit), fmt)
+        selected = bulk.selection(everything, agent_type=agent, label=label)
+        bulk.run(action, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
     return command
 
