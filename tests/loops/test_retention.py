@@ -9,6 +9,7 @@ from app.goals.rules.stopping import Quality
 from app.goals.service import goals, iterations
 from app.goals.service.budget_enforcement import process_holds
 from app.goals.service.iterations import IterationReport
+from app.goals.store import goals as goal_store
 from app.loops import housekeeping
 from tests.support.factories import goal_request, holding, submitted
 from tests.support.sql import execute, fetch, value
@@ -91,7 +92,7 @@ async def test_what_goals_cost_that_are_merely_named(database: Database) -> None
     """It stays as long as any of their tasks, and that of goals that were weighed."""
     await holding(database, goal_id="named")
     async with database.transaction() as connection:
-        await goals.set_weight(connection, "weighed", 2.0)
+        await goal_store.set_weight(connection, "weighed", 2.0)
     for goal_id in ("named", "weighed", "gone"):
         await execute(database, _COMPUTE, goal_id)
     assert (await _round(database))["goal_compute"] == 1

@@ -9,7 +9,7 @@ from app.db import hot_path
 from app.db.database import Database
 from app.db.duties import Turn
 from app.goals.rules.goals import Constraints
-from app.goals.service.goals import GoalRequest
+from app.goals.store.goals import GoalRequest
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority

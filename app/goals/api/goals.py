@@ -31,9 +31,9 @@ from app.goals.api.schemas import (
 from app.goals.rules.goals import GoalState
 from app.goals.service import goals as service
 from app.goals.service import iterations
-from app.goals.service.goals import GoalRequest
 from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
+from app.goals.store.goals import GoalRequest
 from app.http.fields import Body, Limit, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
@@ -214,7 +214,7 @@ async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> Goal
 @router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
 async def weigh(goal_id: GoalId, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
-    await service.set_weight(connection, goal_id, weight.weight)
+    await store.set_weight(connection, goal_id, weight.weight)
     return GoalWeightOut(goal_id=goal_id, weight=weight.weight)
 
 

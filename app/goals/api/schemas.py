@@ -221,21 +221,19 @@ def goal_summary(goal: Goal) -> GoalSummary:
 def goal_out(view: GoalView) -> GoalOut:
     """Everything about a goal."""
     total = view.compute.total
-    compute = ComputeOut(
-        spent_seconds=total.spent_seconds,
-        running=total.running,
-        running_seconds=total.running_seconds,
-        committed_seconds=total.committed_seconds,
-        mean_task_seconds=total.mean_seconds,
-        by_agent=view.compute.by_agent,
-    )
+    names = ("spent_seconds", "running", "running_seconds", "committed_seconds")
+    compute = {name: getattr(total, name) for name in names} | {"mean_task_seconds": total.mean_seconds}
+    compute |= {"by_agent": view.compute.by_agent}
     usage = [
         {"limit": use.name, "used": use.amount, "allowed": use.limit, "share": use.share}
         for use in limit_uses(view.policy.limits, view.usage)
     ]
-    rule = {name: getattr(view.policy.stopping, name) for name in view.policy.stopping.__dataclass_fields__}
     now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": usage}
-    rest = {"notices": view.notices, "judged_by": rule, "last_decision": view.goal.last_decision}
+    rest = {
+        "notices": view.notices,
+        "judged_by": asdict(view.policy.stopping),
+        "last_decision": view.goal.last_decision,
+    }
     return GoalOut.model_validate({**_goal_fields(view.goal), **now, **rest})
 
 

@@ -55,7 +55,7 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List research goals by id."""
-    states = [wanted_state.value for wanted_state in state] if state else None
+    states = [item.value for item in state or ()] or None
     with connect(url) as client:
         items, following = client.pages("/goals", None if everything else limit, after=after_id, state=states)
     if fmt is Format.JSON:
@@ -65,11 +65,9 @@ def ls(
         "ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE", numbers=("ITERATIONS",), flexible="OBJECTIVE"
     )
     for goal in items:
-        age = output.cell(output.age(goal["created_at"], client.now))
-        iterations = output.cell(goal["iterations"])
-        table.add_row(
-            output.cell(goal["id"]), views.render_state(goal), iterations, age, output.cell(goal["objective"])
-        )
+        age = output.age(goal["created_at"], client.now)
+        cells = map(output.cell, (goal["iterations"], age, goal["objective"]))
+        table.add_row(output.cell(goal["id"]), views.render_state(goal), *cells)
     output.show(table)
     if following:
         output.hint_at_more("--all", "--limit", f"--after {following}")
@@ -93,10 +91,7 @@ def get(
         now = client.now
     if svg is not None:
         _write_chart(svg, goal, iterations)
-    if fmt is Format.JSON:
-        output.write_json({**goal, "history": iterations})
-        return
-    output.show(views.render_goal(goal, iterations, now))
+    output.present({**goal, "history": iterations}, fmt, lambda: views.render_goal(goal, iterations, now))
 
 
 @app.command(

@@ -57,12 +57,8 @@ def _iteration_table(iterations: Sequence[Json]) -> Table:
         seconds = (row["iteration_compute_seconds"], row["claimed_compute_seconds"])
         gains = (row["improvement"] or None, row["improvement_per_compute_second"] or None)
         values = (row["quality"], row["top_quality"], *seconds, *gains)
-        table.add_row(
-            output.cell(row["iteration"]),
-            *(output.cell(None if value is None else f"{value:.4g}") for value in values),
-            output.cell(row["decision"]),
-            output.cell(row["reason"]),
-        )
+        figures = (None if value is None else f"{value:.4g}" for value in values)
+        table.add_row(*map(output.cell, (row["iteration"], *figures, row["decision"], row["reason"])))
     return table
 
 

@@ -48,11 +48,6 @@ class Compute:
         return max(self.prior_seconds, self.running_seconds / self.running if self.running else 0.0)
 
     @property
-    def used_seconds(self) -> float:
-        """Seconds that workers have worked until now."""
-        return self.spent_seconds + self.running_seconds
-
-    @property
     def committed_seconds(self) -> float:
         """Spent seconds plus running attempts, taken to be as long as expected, or as they have been if longer."""
         return self.spent_seconds + max(self.running * self.expected_seconds, self.running_seconds)
@@ -125,7 +120,9 @@ def limit_uses(limits: Limits, usage: Usage, forecast: Forecast | None = None) -
 
 def exhausted_limit(limits: Limits, usage: Usage) -> str | None:
     """The first limit that is used up, in words; None while something is left of each."""
-    return next((f"{use.description} is used up" for use in limit_uses(limits, usage) if _is_exhausted(use)), None)
+    return next(
+        (f"{use.description} is used up" for use in limit_uses(limits, usage) if use.share >= 1 - _EPSILON), None
+    )
 
 
 def overrun_reason(limits: Limits, usage: Usage, forecast: Forecast) -> str | None:
@@ -165,10 +162,6 @@ def notices(limits: Limits, usage: Usage) -> list[str]:
         if level is not None:
             sentences.append(f"at least {100 * level:.0f} % are used: {use.description}")
     return sentences
-
-
-def _is_exhausted(use: LimitUse) -> bool:
-    return use.share >= 1 - _EPSILON
 
 
 def _format_amount(value: float, unit: str) -> str:

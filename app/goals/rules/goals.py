@@ -8,7 +8,7 @@ from enum import StrEnum
 from app.admin.rules.config import IterationConfig
 from app.goals.rules import budgets, exploration, stopping
 from app.goals.rules.budgets import Forecast, Limits, Usage
-from app.goals.rules.exploration import Arm, ExplorationPolicy, Trial
+from app.goals.rules.exploration import ExplorationPolicy, Trial
 from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit
 from app.queue.errors import GoalStopped
 from app.queue.rules.events import GoalEvent
@@ -69,7 +69,7 @@ class Constraints:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredIteration:
+class MeasuredIteration(Trial):
     """Quality and cost of one iteration, in seconds as the service has measured them.
 
     `exploration_seconds` and `exploitation_seconds` are those of generation and evolution tasks, `compute_seconds` is
@@ -78,7 +78,6 @@ class MeasuredIteration:
 
     number: int
     quality: Quality
-    new_best: Arm | None = None
     seconds: float = 0.0
     compute_seconds: float = 0.0
     exploration_seconds: float = 0.0
@@ -151,8 +150,7 @@ def decide(goal: GoalSnapshot, policy: GoalPolicy) -> GoalDecision:
     readings = [QualityReading(number=row.number, quality=row.quality) for row in goal.iterations]
     judgement = stopping.judge(readings, policy.stopping)
     limit_reason = budgets.overrun_reason(policy.limits, goal.usage, forecast)
-    trials = [_trial(iteration) for iteration in goal.iterations]
-    split = exploration.split(trials, policy.exploration, goal_id=goal.goal_id, iteration=last.number)
+    split = exploration.split(goal.iterations, policy.exploration, goal_id=goal.goal_id, iteration=last.number)
     return GoalDecision(
         action=GoalAction.STOP if limit_reason or judgement.stop else GoalAction.CONTINUE,
         reason=limit_reason or judgement.reason,
@@ -243,11 +241,3 @@ def _next_compute(forecast: Forecast, limits: Limits, usage: Usage, *, has_impro
     if limits.compute_seconds is not None:
         seconds = min(seconds, limits.compute_seconds - usage.compute.committed_seconds)
     return max(0.0, seconds)
-
-
-def _trial(iteration: MeasuredIteration) -> Trial:
-    return Trial(
-        exploration_seconds=iteration.exploration_seconds,
-        exploitation_seconds=iteration.exploitation_seconds,
-        new_best=iteration.new_best,
-    )

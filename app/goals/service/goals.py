@@ -20,22 +20,11 @@ from app.goals.rules.goals import Constraints, GoalPolicy, GoalState
 from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.compute import GoalCompute
-from app.goals.store.goals import Goal, NewGoal
+from app.goals.store.goals import Goal, GoalRequest
 from app.queue.errors import GoalStopped
 from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import holds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoalRequest:
-    """A goal that a client asks for; `created_by` is the id of its key."""
-
-    id: str
-    objective: str
-    constraints: Constraints
-    weight: float | None
-    created_by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +42,7 @@ class GoalView:
 async def create(connection: AsyncConnection, request: GoalRequest) -> tuple[Goal, bool]:
     """Create a goal, and True; the same request again gives the same goal, and False. Raises GoalConflict."""
     request_hash = _request_hash(request)
-    new = NewGoal(
-        id=request.id,
-        objective=request.objective,
-        constraints=request.constraints,
-        weight=request.weight,
-        created_by=request.created_by,
-        request_hash=request_hash,
-    )
-    is_new = await goals.create(connection, new)
+    is_new = await goals.create(connection, request, request_hash)
     goal = await read(connection, request.id)
     if goal.request_hash != request_hash:
         raise GoalConflict(f"the research goal {request.id} exists already with another body")
@@ -174,11 +155,6 @@ async def extend(connection: AsyncConnection, goal_id: str, constraints: Constra
     extended_goal = await read(connection, goal_id)
     await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, "")
     return extended_goal
-
-
-async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
-    """Set the share of a goal in its lanes; processes that submit its tasks use it within a second."""
-    await goals.set_weight(connection, goal_id, weight)
 
 
 async def _change_state(

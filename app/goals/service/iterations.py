@@ -93,7 +93,7 @@ def replay(goal_id: str, history: Sequence[Iteration]) -> Replay:
     snapshot = GoalSnapshot(
         goal_id=goal_id,
         iterations=[_parse_iteration(json.loads(row.report)) for row in history],
-        usage=_parse_usage(inputs["usage"]),
+        usage=Usage(**{**inputs["usage"], "compute": Compute(**inputs["usage"]["compute"])}),
     )
     decision = rules.decide(snapshot, _parse_policy(inputs["policy"]))
     # The recorded text is written anew, because a checkpoint preserves the numbers but not the blanks between them.
@@ -105,19 +105,14 @@ def replay(goal_id: str, history: Sequence[Iteration]) -> Replay:
 
 def _check_acceptable(goal: Goal, report: IterationReport, policy: GoalPolicy) -> None:
     """Raise GoalStopped or IterationConflict where the report of a new iteration must be refused."""
-    if goal.state is GoalState.STOPPED and _was_stopped_by_decision(goal):
+    last_action = (goal.last_decision or {}).get("decision")
+    if goal.state is GoalState.STOPPED and last_action == GoalAction.STOP:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
     if report.number != goal.iterations + 1:
-        raise IterationConflict(
-            f"iteration {goal.iterations + 1} is the next one to report, not {report.number}",
-        )
+        raise IterationConflict(f"iteration {goal.iterations + 1} is the next one to report, not {report.number}")
     # Stopped from outside: the iteration under way is still accepted, unless it was one too many anyway.
     if goal.state is GoalState.STOPPED and report.number > policy.limits.max_iterations:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
-
-
-def _was_stopped_by_decision(goal: Goal) -> bool:
-    return (goal.last_decision or {}).get("decision") == GoalAction.STOP
 
 
 async def _decide_and_store(
@@ -202,18 +197,11 @@ def _parse_iteration(fields: Mapping[str, Any]) -> MeasuredIteration:
     return MeasuredIteration(**{**fields, "quality": Quality(**fields["quality"]), "new_best": new_best})
 
 
-def _parse_usage(fields: Mapping[str, Any]) -> Usage:
-    return Usage(**{**fields, "compute": Compute(**fields["compute"])})
-
-
 def _parse_policy(policy: Mapping[str, Any]) -> GoalPolicy:
-    stopping = {
-        **policy["stopping"],
-        "rule": StoppingRule(policy["stopping"]["rule"]),
-        "unit": Unit(policy["stopping"]["unit"]),
-    }
+    stopping = policy["stopping"]
+    enums = {"rule": StoppingRule(stopping["rule"]), "unit": Unit(stopping["unit"])}
     return GoalPolicy(
-        stopping=StoppingPolicy(**stopping),
+        stopping=StoppingPolicy(**{**stopping, **enums}),
         limits=Limits(**policy["limits"]),
         exploration=ExplorationPolicy(**policy["exploration"]),
     )

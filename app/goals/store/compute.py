@@ -61,25 +61,18 @@ SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :l
 
 # Folded rows and events beyond the mark in one statement: its one snapshot counts each attempt exactly once, also while
 # a fold commits.
-_SPENT = text(f"""
+_SPENT_WHERE = f"""
 SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
-    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute WHERE goal_id = ANY (CAST(:goal_ids AS text[]))
+    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute WHERE {{condition}}
     UNION ALL
     SELECT goal_id, agent_type, 1, seconds FROM events
     WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-      AND goal_id = ANY (CAST(:goal_ids AS text[])) AND {_IS_ATTEMPT}
-) spent GROUP BY goal_id, agent_type
-""")
-
-# Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet.
-ALL_SPENT = f"""
-SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
-    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute
-    UNION ALL
-    SELECT goal_id, agent_type, 1, seconds FROM events
-    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AND {_IS_ATTEMPT}
+      AND {{condition}} AND {_IS_ATTEMPT}
 ) spent GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
 """
+_SPENT = text(_SPENT_WHERE.format(condition="goal_id = ANY (CAST(:goal_ids AS text[]))"))
+# Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet.
+ALL_SPENT = _SPENT_WHERE.format(condition="true")
 
 # From workers to tasks, since a pool is small: each worker's last lease leads to the one task it may hold.
 _RUNNING = text(f"""

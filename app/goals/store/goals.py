@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,15 +20,14 @@ DEFAULT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewGoal:
-    """A goal to create; with `weight` None, a weight that was set before the goal existed stays."""
+class GoalRequest:
+    """A goal to create for the key `created_by`; with `weight` None, a weight that was set before stays."""
 
     id: str
     objective: str
     constraints: Constraints
     weight: float | None
     created_by: str
-    request_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +130,12 @@ DELETE FROM goals WHERE id IN (SELECT id FROM old)
 """)
 
 
-async def create(connection: AsyncConnection, new: NewGoal) -> bool:
+async def create(connection: AsyncConnection, request: GoalRequest, request_hash: bytes) -> bool:
     """Insert a goal; False when it was created before. Waits for a concurrent transaction that creates it."""
-    values = {"id": new.id, "weight": new.weight, "objective": new.objective, "created_by": new.created_by}
-    values |= {name: getattr(new.constraints, name) for name in _CONSTRAINTS} | {"request_hash": new.request_hash}
-    return (await connection.execute(_CREATE, values)).first() is not None
+    values = asdict(request)
+    constraints = values.pop("constraints")
+    result = await connection.execute(_CREATE, {**values, **constraints, "request_hash": request_hash})
+    return result.first() is not None
 
 
 async def read(connection: AsyncConnection, goal_id: str) -> Goal | None:

@@ -118,9 +118,6 @@ async def verify(checkpoint_id: Id, services: ServicesDep) -> FindingsOut:
 
 
 def _checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
-    plain = {
-        name: getattr(checkpoint, name)
-        for name in Checkpoint.__dataclass_fields__
-        if name in CheckpointOut.model_fields and name != "sha256"
-    }
-    return CheckpointOut(event_cursor=str(checkpoint.cursor), sha256=checkpoint.sha256.hex(), **plain)
+    texts = {"event_cursor": str(checkpoint.cursor), "sha256": checkpoint.sha256.hex()}
+    plain = {name: getattr(checkpoint, name) for name in CheckpointOut.model_fields.keys() - texts.keys()}
+    return CheckpointOut(**plain, **texts)

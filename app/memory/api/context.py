@@ -129,7 +129,7 @@ async def read(
     if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
 ) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
-    entry = await service.read(connection, _entry_key(namespace, key), version)
+    entry = await service.read(connection, EntryKey(namespace=namespace, key=key), version)
     tag = etag(entry.version)
     if is_known(entry.version, if_none_match):
         return Response(status_code=304, headers={"ETag": tag})
@@ -146,7 +146,9 @@ async def history(
     limit: Limit = 50,
 ) -> ContextHistoryPage:
     """Who wrote what and when, deletions too; old versions are pruned."""
-    versions, following = await store.history(connection, _entry_key(namespace, key), before_version=after, limit=limit)
+    versions, following = await store.history(
+        connection, EntryKey(namespace=namespace, key=key), before_version=after, limit=limit
+    )
     if not versions and after == _NEWEST:
         raise ContextNotFound
     items = [ContextEntryOut.model_validate(_version_fields(namespace, version)) for version in versions]
@@ -178,7 +180,7 @@ async def put(
     limit_size(value, services[PayloadLimit].max_bytes, "value")
     change = Write(value=value, written_by=caller.key_id, request_id=idempotency_key)
     expected_version = _expected_version(if_match, if_none_match)
-    entry = _entry_key(namespace, key)
+    entry = EntryKey(namespace=namespace, key=key)
     if expected_version is None:
         result = await service.create(connection, entry, change)
     else:
@@ -206,7 +208,7 @@ async def delete(
     expected_version = _expected_version(if_match, None)
     assert expected_version is not None
     change = Write(value=None, written_by=caller.key_id, request_id=idempotency_key)
-    version = await service.delete(connection, _entry_key(namespace, key), expected_version, change)
+    version = await service.delete(connection, EntryKey(namespace=namespace, key=key), expected_version, change)
     return _written_out(namespace, version, response)
 
 
@@ -228,10 +230,6 @@ def _expected_version(if_match: str | None, if_none_match: str | None) -> int | 
 
 def _header_error(header: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "condition", "loc": ("header", header), "msg": message}])
-
-
-def _entry_key(namespace: str, key: str) -> EntryKey:
-    return EntryKey(namespace=namespace, key=key)
 
 
 def _version_fields(namespace: str, version: Version) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,13 +53,9 @@ def backup(
     with output.errors().status("backing up") as progress, as_failures():
         target = url or bundled_url()
         manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update), target)
-    facts = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__} | {"file": str(file)}
-    if fmt is Format.JSON:
-        output.write_json(facts)
-    else:
-        output.show(
-            Text(output.plain(f"wrote {manifest.size_bytes:,} bytes into {file}, revision {manifest.revision}"))
-        )
+    facts = {**asdict(manifest), "file": str(file)}
+    summary = f"wrote {manifest.size_bytes:,} bytes into {file}, revision {manifest.revision}"
+    output.present(facts, fmt, lambda: Text(output.plain(summary)))
 
 
 def restore(

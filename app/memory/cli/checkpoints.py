@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +25,7 @@ _FORMAT = "convener_checkpoint"
 
 
 @app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))
-def ls(
-    limit: Limit = 50,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
+def ls(limit: Limit = 50, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List checkpoints, newest first: the last twenty, and one of each day."""
     with connect(url) as client:
         items, following = client.pages("/checkpoints", limit)
@@ -45,14 +41,16 @@ def ls(
 def create(reason: Reason = "asked for by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Take a checkpoint now, besides the regular ones: every 5 minutes or 50 completed tasks."""
     with connect(url) as client:
-        _show(client.post("/checkpoints", {"reason": reason}), client.now, fmt)
+        checkpoint, now = client.post("/checkpoints", {"reason": reason}), client.now
+    output.present(checkpoint, fmt, lambda: _details(checkpoint, now))
 
 
 @app.command(epilog=output.examples("convener checkpoints get 12", "convener checkpoints get 12 -o json"))
 def get(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show when and why a checkpoint was taken, and how much it holds."""
     with connect(url) as client:
-        _show(client.get(f"/checkpoints/{checkpoint_id}"), client.now, fmt)
+        checkpoint, now = client.get(f"/checkpoints/{checkpoint_id}"), client.now
+    output.present(checkpoint, fmt, lambda: _details(checkpoint, now))
 
 
 @app.command(epilog=output.examples("convener checkpoints verify 12", "convener checkpoints verify 12 -o json"))
@@ -60,10 +58,8 @@ def verify(checkpoint_id: CheckpointId, url: Url = None, fmt: Output = Format.TA
     """Recompute the checksum of a checkpoint, and check that everything in it agrees. Ends with 1 where not."""
     with connect(url) as client:
         findings = client.post(f"/checkpoints/{checkpoint_id}/verify", {})
-    if fmt is Format.JSON:
-        output.write_json(findings)
-    else:
-        output.show(Text("ok", "green") if findings["ok"] else Text("\n".join(findings["violations"]), "red"))
+    verdict = Text("ok", "green") if findings["ok"] else Text("\n".join(findings["violations"]), "red")
+    output.present(findings, fmt, lambda: verdict)
     if not findings["ok"]:
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -114,7 +110,7 @@ def restore(
             lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), target
         )
     if fmt is Format.JSON:
-        output.write_json({name: getattr(result, name) for name in result.__dataclass_fields__})
+        output.write_json(asdict(result))
         return
     output.show(
         Text(
@@ -130,20 +126,15 @@ def restore(
 
 def _write_file(file: Path, text: bytes) -> None:
     """Write a new file as a whole or not at all, readable by its owner only. Raises Failure."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    from app.memory.service.archives import new_file
+
     try:
-        if file.exists():
-            raise Failure(f"{file} exists already", ExitCode.REFUSED, hint="name another file")
-        # With its mode from the first moment on, since it holds payloads and results.
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.rename(file)
+        with new_file(file) as draft:
+            draft.write_bytes(text)
+    except FileExistsError:
+        raise Failure(f"{file} exists already", ExitCode.REFUSED, hint="name another file") from None
     except OSError as error:
         raise Failure(f"cannot write {file}: {error.strerror}", ExitCode.REFUSED) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read_file(file: Path) -> tuple[Json, bytes]:
@@ -164,27 +155,21 @@ def _read_file(file: Path) -> tuple[Json, bytes]:
     return head, content
 
 
-def _show(checkpoint: Json, now: datetime, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(checkpoint)
-        return
+def _details(checkpoint: Json, now: datetime) -> Table:
+    counts = checkpoint["counts"]
+    holds = f"{counts['tasks']:,} tasks, {counts['leased']:,} leased; {counts['context']:,} entries"
     facts = [
         ("Checkpoint", str(checkpoint["id"])),
         ("Taken", output.age(checkpoint["taken_at"], now)),
         ("Reason", checkpoint["reason"]),
         ("By", checkpoint["taken_by"]),
-        ("Holds", _format_counts(checkpoint) + ("; cut, there was more" if checkpoint["is_cut"] else "")),
+        ("Holds", holds + ("; cut, there was more" if checkpoint["is_cut"] else "")),
         ("Events", f"up to {checkpoint['event_cursor']}"),
         ("Schema", checkpoint["revision"]),
         ("Size", f"{checkpoint['size_bytes']:,} bytes, stored in {checkpoint['stored_bytes']:,}"),
         ("SHA-256", checkpoint["sha256"]),
     ]
-    output.show(output.details(facts))
-
-
-def _format_counts(checkpoint: Json) -> str:
-    counts = checkpoint["counts"]
-    return f"{counts['tasks']:,} tasks, {counts['leased']:,} leased; {counts['context']:,} entries"
+    return output.details(facts)
 
 
 def _checkpoint_table(items: list[Json], now: datetime) -> Table:
@@ -192,12 +177,8 @@ def _checkpoint_table(items: list[Json], now: datetime) -> Table:
         "ID", "TAKEN", "TASKS", "LEASED", "CUT", "REASON", numbers=["TASKS", "LEASED"], flexible="REASON"
     )
     for item in items:
-        table.add_row(
-            output.cell(item["id"]),
-            output.cell(output.age(item["taken_at"], now)),
-            output.cell(f"{item['counts']['tasks']:,}"),
-            output.cell(f"{item['counts']['leased']:,}"),
-            output.cell("yes" if item["is_cut"] else None),
-            output.cell(item["reason"]),
-        )
+        tasks, leased = f"{item['counts']['tasks']:,}", f"{item['counts']['leased']:,}"
+        cut = "yes" if item["is_cut"] else None
+        cells = (item["id"], output.age(item["taken_at"], now), tasks, leased, cut, item["reason"])
+        table.add_row(*map(output.cell, cells))
     return table

@@ -115,26 +115,17 @@ def ls(
         "convener context history kepler best", "convener context history kepler best --limit 5 -o json"
     )
 )
-def history(
-    namespace: Namespace,
-    key: Key,
-    limit: Limit = 20,
-    url: Url = None,
-    fmt: Output = Format.TABLE,
-) -> None:
+def history(namespace: Namespace, key: Key, limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show who wrote what and when, newest first. The last hundred versions are kept, and younger ones."""
     with connect(url) as client:
         items, following = client.pages(f"{_path(namespace, key)}/history", limit)
         now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
     table = output.table("VERSION", "WRITTEN", "BY", "VALUE", numbers=["VERSION"], flexible="VALUE")
     for item in items:
         value = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
-        age = output.cell(output.age(item["written_at"], now))
-        table.add_row(output.cell(item["version"]), age, output.cell(item["written_by"]), value)
-    output.show(table)
+        cells = map(output.cell, (item["version"], output.age(item["written_at"], now), item["written_by"]))
+        table.add_row(*cells, value)
+    output.present({"items": items, "next": following}, fmt, lambda: table)
 
 
 @app.command(
@@ -166,10 +157,8 @@ def _current_version(client: Client, path: str) -> int | None:
 
 
 def _print_write(version: Json, state: str, fmt: Format) -> None:
-    if fmt is Format.JSON:
-        output.write_json(version)
-    else:
-        output.show(Text(output.plain(f"{version['namespace']}/{version['key']} {state} version {version['version']}")))
+    summary = f"{version['namespace']}/{version['key']} {state} version {version['version']}"
+    output.present(version, fmt, lambda: Text(output.plain(summary)))
 
 
 def _entry_table(items: list[Json], now: datetime, *, values: bool) -> Table:
@@ -178,11 +167,7 @@ def _entry_table(items: list[Json], now: datetime, *, values: bool) -> Table:
         "KEY", "VERSION", "WRITTEN", "BY", *value_column, numbers=["VERSION"], flexible="VALUE" if values else ""
     )
     for item in items:
-        table.add_row(
-            output.cell(item["key"]),
-            output.cell(item["version"]),
-            output.cell(output.age(item["written_at"], now)),
-            output.cell(item["written_by"]),
-            *([output.cell(json.dumps(item["value"]))] if values else []),
-        )
+        value_cell = [json.dumps(item["value"])] if values else []
+        cells = (item["key"], item["version"], output.age(item["written_at"], now), item["written_by"], *value_cell)
+        table.add_row(*map(output.cell, cells))
     return table

@@ -104,7 +104,7 @@ async def restore(database: Database, dumps: Dumps, file: Path, report: Callable
         if not await backups.is_empty(connection):
             raise Refused("the database is not empty", "make a new one: CREATE DATABASE convener")
     report("restoring")
-    await asyncio.to_thread(dumps.restore, database.url, file, lambda: None)
+    await asyncio.to_thread(dumps.restore, database.url, file)
     report("counting on, and releasing leases")
     return await _finish_restore(database, inspection.revision, is_verified=inspection.manifest is not None)
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,7 +218,7 @@ def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by
         taken_by=taken_by,
         revision=snapshot.revision,
         cursor=snapshot.cursor,
-        counts=json.dumps(counts),
+        counts=counts,
         is_cut=snapshot.is_cut,
         size_bytes=len(text),
         sha256=hashlib.sha256(text).digest(),
@@ -230,9 +230,5 @@ def _json_document(head: dict[str, Any], lists: dict[str, list[str]]) -> bytes:
     """A JSON object of plain values, and of lists whose items are JSON text as the database wrote it."""
     # Put together as text: to parse and write 20,000 rows anew would take seconds, and could change their numbers.
     fields = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in head.items()]
-    fields += [f"{json.dumps(name)}:{_json_array(items)}" for name, items in lists.items()]
+    fields += [f"{json.dumps(name)}:[" + ",\n".join(items) + "]" for name, items in lists.items()]
     return ("{" + ",\n".join(fields) + "}\n").encode()
-
-
-def _json_array(items: Iterable[str]) -> str:
-    return "[" + ",\n".join(items) + "]"

@@ -51,7 +51,7 @@ class Dumps:
         match = re.search(r"^COPY \S*alembic_version .*\n(.+)$", script, re.MULTILINE)
         return match[1] if match and match[1] != "\\." else None
 
-    def restore(self, url: str, file: Path, report: Callable[[], object]) -> None:
+    def restore(self, url: str, file: Path) -> None:
         """Restore everything but the revision, as a whole or not at all. Raises DumpFailed.
 
         Without a revision no service works on the database: the caller sets it when the rest of the restore is done.
@@ -60,7 +60,7 @@ class Dumps:
         with _list_file(entries) as list_file:
             # Owners and privileges are those of the old server, whose roles this one may not have.
             options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
-            self._run("pg_restore", [*options, f"--use-list={list_file}", str(file)], url, report)
+            self._run("pg_restore", [*options, f"--use-list={list_file}", str(file)], url)
 
     def _run(
         self,

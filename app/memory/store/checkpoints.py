@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -58,26 +58,9 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewCheckpoint:
-    """A checkpoint to store: content compressed by zlib; size and SHA-256 are those before compression."""
+class CheckpointFacts:
+    """Facts about a checkpoint; size and SHA-256 are those before compression."""
 
-    taken_at: datetime
-    reason: str
-    taken_by: str | None
-    revision: str
-    cursor: Cursor
-    counts: str
-    is_cut: bool
-    size_bytes: int
-    sha256: bytes
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A stored checkpoint without its content."""
-
-    id: int
     taken_at: datetime
     reason: str
     taken_by: str | None
@@ -86,8 +69,22 @@ class Checkpoint:
     counts: Mapping[str, int]
     is_cut: bool
     size_bytes: int
-    stored_bytes: int
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCheckpoint(CheckpointFacts):
+    """A checkpoint to store, its content compressed by zlib."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(CheckpointFacts):
+    """A stored checkpoint without its content."""
+
+    id: int
+    stored_bytes: int
 
 
 _BEGIN_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -273,8 +270,8 @@ async def read_activity(connection: AsyncConnection, max_changes: int) -> Activi
 
 async def insert(connection: AsyncConnection, new: NewCheckpoint) -> Checkpoint:
     """Store a checkpoint."""
-    values = {name: getattr(new, name) for name in NewCheckpoint.__dataclass_fields__ if name != "cursor"}
-    cursor = {"transaction": new.cursor.transaction, "seq": new.cursor.seq}
+    values = {**asdict(new), "counts": json.dumps(new.counts)}
+    cursor = values.pop("cursor")
     return _checkpoint((await connection.execute(_INSERT, {**values, **cursor})).mappings().one())
 
 

@@ -1,6 +1,6 @@
 """Context Memory: versioned entries of a namespace, written by compare-and-set, with their history."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -117,12 +117,12 @@ _PRUNE = deletion(
 
 async def read(connection: AsyncConnection, entry: EntryKey) -> Version | None:
     """Read the last version, which may be a deletion; None when there never was one."""
-    return _first(await connection.execute(_READ, _key_values(entry)))
+    return _first(await connection.execute(_READ, asdict(entry)))
 
 
 async def read_version(connection: AsyncConnection, entry: EntryKey, version: int) -> Version | None:
     """Read a certain version; None when it never existed or has been pruned."""
-    return _first(await connection.execute(_READ_VERSION, {**_key_values(entry), "version": version}))
+    return _first(await connection.execute(_READ_VERSION, {**asdict(entry), "version": version}))
 
 
 async def write(connection: AsyncConnection, entry: EntryKey, expected_version: int, change: Write) -> Version | None:
@@ -130,19 +130,19 @@ async def write(connection: AsyncConnection, entry: EntryKey, expected_version: 
 
     Waits for a concurrent transaction that writes the same version, and returns None if that one commits.
     """
-    parameters = {**_key_values(entry), **_write_values(change), "expected": expected_version}
+    parameters = {**asdict(entry), **asdict(change), "expected": expected_version}
     return _first(await connection.execute(_WRITE, parameters))
 
 
 async def find_repetition(connection: AsyncConnection, entry: EntryKey, version: int, change: Write) -> Version | None:
     """The given version where this very write has made it; None otherwise."""
-    parameters = {**_key_values(entry), **_write_values(change), "version": version}
+    parameters = {**asdict(entry), **asdict(change), "version": version}
     return _first(await connection.execute(_FIND_REPETITION, parameters))
 
 
 async def last_deleted_version(connection: AsyncConnection, entry: EntryKey) -> int:
     """Number of the version that deleted the entry last; 0 when it was never deleted."""
-    return int((await connection.execute(_LAST_DELETION, _key_values(entry))).scalar_one())
+    return int((await connection.execute(_LAST_DELETION, asdict(entry))).scalar_one())
 
 
 async def page(
@@ -154,21 +154,17 @@ async def page(
     """
     query = _PAGE_OF_VALUES if with_values else _PAGE_OF_KEYS
     parameters = {"namespace": namespace, "after": after_key, "limit": limit}
-    rows = [dict(row) for row in (await connection.execute(query, parameters)).mappings()]
-    versions = _within_page_size(rows)
-    following = versions[-1].key if len(versions) == limit or len(versions) < len(rows) else None
-    return [version for version in versions if not version.deleted], following
+    versions, last = _page_of(await connection.execute(query, parameters), limit)
+    return [version for version in versions if not version.deleted], last.key if last else None
 
 
 async def history(
     connection: AsyncConnection, entry: EntryKey, *, before_version: int, limit: int
 ) -> tuple[list[Version], int | None]:
     """Versions below `before_version`, newest first, and the number to continue below; None at the end."""
-    parameters = {**_key_values(entry), "before": before_version, "limit": limit}
-    rows = [dict(row) for row in (await connection.execute(_HISTORY, parameters)).mappings()]
-    versions = _within_page_size(rows)
-    following = versions[-1].version if len(versions) == limit or len(versions) < len(rows) else None
-    return versions, following
+    parameters = {**asdict(entry), "before": before_version, "limit": limit}
+    versions, last = _page_of(await connection.execute(_HISTORY, parameters), limit)
+    return versions, last.version if last else None
 
 
 async def prune(connection: AsyncConnection, *, keep: int, days: int, limit: int = BATCH) -> int:
@@ -179,19 +175,13 @@ async def prune(connection: AsyncConnection, *, keep: int, days: int, limit: int
     return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "limit": limit})).rowcount
 
 
-def _key_values(entry: EntryKey) -> dict[str, Any]:
-    return {"namespace": entry.namespace, "key": entry.key}
-
-
-def _write_values(change: Write) -> dict[str, Any]:
-    return {"value": change.value, "written_by": change.written_by, "request_id": change.request_id}
-
-
 def _first(rows: Any) -> Version | None:
     row = rows.mappings().first()
     return Version(**row) if row else None
 
 
-def _within_page_size(rows: list[dict[str, Any]]) -> list[Version]:
-    """Versions of the first row, and of as many more as fit into a page."""
-    return [Version(**row) for index, row in enumerate(rows) if row.pop("bytes", 0) <= PAGE_BYTES or index == 0]
+def _page_of(result: Any, limit: int) -> tuple[list[Version], Version | None]:
+    """Versions of the first row and of as many more as fit into a page, and the last of them where more may follow."""
+    rows = [dict(row) for row in result.mappings()]
+    versions = [Version(**row) for index, row in enumerate(rows) if row.pop("bytes", 0) <= PAGE_BYTES or index == 0]
+    return versions, versions[-1] if len(versions) == limit or len(versions) < len(rows) else None
