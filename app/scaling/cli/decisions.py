@@ -1,6 +1,5 @@
 """`convener decisions`: list, explain and replay scaling decisions, and try them under another configuration."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -73,12 +72,10 @@ def replay(
         if everything:
             count, different = _replay_all(client)
         else:
-            result = client.post(f"/scaling/decisions/{_id(client, decision)}/replay", {})
-            count, different = 1, [] if result["identical"] else [result]
-    if fmt is Format.JSON:
-        output.write_json({"replayed": count, "identical": count - len(different), "different": different})
-    else:
-        output.show(_verdict(count, different))
+            answer = client.post(f"/scaling/decisions/{_id(client, decision)}/replay", {})
+            count, different = 1, [] if answer["identical"] else [answer]
+    result = {"replayed": count, "identical": count - len(different), "different": different}
+    output.present(result, fmt, lambda: _verdict(count, different))
     if different:
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -120,18 +117,12 @@ def _id(client: Client, decision: int | None) -> int:
 def _replay_all(client: Client) -> tuple[int, list[Json]]:
     """Replay all stored decisions; return their number and those that came out differently."""
     count, different = 0, list[Json]()
-    for batch in _batches(client):
+    batch: Json = {"next": 0}
+    while batch["next"] is not None:
+        batch = client.post("/scaling/decisions/replay", {"after": batch["next"], "limit": _BATCH})
         count += batch["replayed"]
         different += batch["different"]
     return count, different
-
-
-def _batches(client: Client) -> Iterator[Json]:
-    next_id: int | None = 0
-    while next_id is not None:
-        batch = client.post("/scaling/decisions/replay", {"after": next_id, "limit": _BATCH})
-        yield batch
-        next_id = batch["next"]
 
 
 def _details(decision: Json, when: str) -> RenderableType:
@@ -168,13 +159,9 @@ def _agents(decision: Json) -> list[str]:
 def _comparison(answer: Json) -> RenderableType:
     actual, hypothetical = answer["decided"], answer["supposed"]
     table = output.table("", "DECIDED", "SUPPOSED", numbers=["DECIDED", "SUPPOSED"])
-    for name, key in (
-        ("type", "decision_type"),
-        ("workers", "current_workers"),
-        ("target", "target_workers"),
-        ("need", "need"),
-    ):
-        table.add_row(output.cell(name), output.cell(actual[key]), output.cell(hypothetical[key]))
+    rows = {"type": "decision_type", "workers": "current_workers", "target": "target_workers", "need": "need"}
+    for name, key in rows.items():
+        table.add_row(*map(output.cell, (name, actual[key], hypothetical[key])))
     return Group(Text(f"decision {actual['id']}"), table, Text("it would have said:"), _lines(hypothetical["reasons"]))
 
 

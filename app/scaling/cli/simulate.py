@@ -131,7 +131,9 @@ def _draw(file: Path, workload: Workload, runs: Sequence[Run]) -> None:
 
 def _show(workload: Workload, summaries: Sequence[Summary], fmt: Format) -> None:
     if fmt is Format.JSON:
-        output.write_json(_document(workload, summaries))
+        runs = [asdict(item) for item in summaries]
+        trace = {"trace": workload.name, "assumption": workload.assumption or None}
+        output.write_json({**trace, "late_after_seconds": LATE_AFTER_SECONDS, "runs": runs})
         return
     hours = workload.span_seconds / 3600
     output.show(
@@ -143,17 +145,10 @@ def _show(workload: Workload, summaries: Sequence[Summary], fmt: Format) -> None
     output.show(
         Text("waits in seconds; cost: worker-hours per hour of work; turns: starts after removals or back in 300 s")
     )
-    for line in _longest(summaries[0]):
-        output.show(Text(line))
-
-
-def _document(workload: Workload, summaries: Sequence[Summary]) -> dict[str, Any]:
-    return {
-        "trace": workload.name,
-        "assumption": workload.assumption or None,
-        "late_after_seconds": LATE_AFTER_SECONDS,
-        "runs": [asdict(item) for item in summaries],
-    }
+    # Where several types could starve each other.
+    if len(longest := summaries[0].longest_waits) > 1:
+        waits = ", ".join(f"{agent} {wait:,.1f}" for agent, wait in longest.items())
+        output.show(Text(f"longest wait: {waits}"))
 
 
 def _table(summaries: Sequence[Summary]) -> Any:
@@ -165,10 +160,3 @@ def _table(summaries: Sequence[Summary]) -> Any:
         cells = (*(f"{wait:,.1f}" for wait in waits), f"{item.late_share:.2%}", f"{item.cost:.3f}")
         table.add_row(item.scaler, *cells, *(f"{count:,}" for count in counts))
     return table
-
-
-def _longest(item: Summary) -> list[str]:
-    """The longest wait of each agent type, where several could starve each other."""
-    if len(item.longest_waits) < 2:
-        return []
-    return ["longest wait: " + ", ".join(f"{agent} {wait:,.1f}" for agent, wait in item.longest_waits.items())]

@@ -5,7 +5,7 @@ Everything that a decision depends on is in its inputs, so that the same inputs 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -144,22 +144,14 @@ def _allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId]) -> Allo
     }
     if not inputs.may_move and not new_workers and len(today) == len(inputs.members):
         narrowest_agent = bottleneck(inputs.loads, Counter(today.values()))
-        return Allocation(
-            agents=today,
-            moved_workers=frozenset(),
-            seats={},
-            bottleneck=narrowest_agent,
-            reason="everybody has an agent",
-        )
+        reason = "everybody has an agent"
+        return Allocation(agents=today, moved_workers=frozenset(), seats={}, bottleneck=narrowest_agent, reason=reason)
     best = _best_allocation(inputs, new_workers, able)
     if inputs.may_move:
         return best
     agents = {worker_id: today.get(worker_id) or agent for worker_id, agent in best.agents.items()}
     moved_workers = frozenset(worker_id for worker_id in best.moved_workers if worker_id not in today)
-    seats = Counter(agents.values())
-    return Allocation(
-        agents=agents, moved_workers=moved_workers, seats=seats, bottleneck=best.bottleneck, reason=best.reason
-    )
+    return replace(best, agents=agents, moved_workers=moved_workers, seats=Counter(agents.values()))
 
 
 def _best_allocation(inputs: DecisionInputs, new_workers: Sequence[WorkerId], able: frozenset[AgentType]) -> Allocation:

@@ -79,27 +79,20 @@ def update(
 ) -> Estimates:
     """The estimates after one more reading of the counters; the first reading only sets the baseline."""
     # The totals before the first reading belong to an unknown span of time, so nothing is learned from them.
+    baseline = Estimates(
+        at=reading.at, pending=reading.pending, leases=reading.leases, totals=reading.totals, workers=reading.workers
+    )
     if previous is None:
-        return Estimates(
-            at=reading.at,
-            pending=reading.pending,
-            leases=reading.leases,
-            totals=reading.totals,
-            workers=reading.workers,
-        )
+        return baseline
     # Never negative, also when the clock of the database was set back.
     seconds = max(0.0, (reading.at - previous.at).total_seconds())
     arrivals = Arrivals(seconds=seconds, tasks=_arrivals(previous, reading))
-    return Estimates(
-        at=reading.at,
-        pending=reading.pending,
-        leases=reading.leases,
-        totals=reading.totals,
+    return replace(
+        baseline,
         arrivals=demand.extend_history(previous.arrivals, arrivals, policy.budget_seconds),
         service_times=_service_times(previous, reading, service_policy),
         starts=(*previous.starts, *reading.starts)[-_STARTS:],
         idle_history=_idle_history(previous, reading, seconds, policy),
-        workers=reading.workers,
     )
 
 

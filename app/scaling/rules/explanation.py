@@ -31,7 +31,7 @@ def explain(inputs: DecisionInputs, decision: Decision) -> Explanation:
     return Explanation(
         observations=list(_observations(inputs)),
         reasons=list(decision.reasons),
-        limits=[f"{clamp.limit}: {clamp.new_target} instead of {clamp.old_target}" for clamp in plan.clamps],
+        limits=list(map(str, plan.clamps)),
         alternatives=list(_alternatives(inputs, plan)),
     )
 

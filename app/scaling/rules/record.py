@@ -165,16 +165,12 @@ def published_outcome(outcome: Mapping[str, Any], roster_text: str) -> dict[str,
     """A stored outcome in the shape of the specification, with every worker by its id."""
     document = dict(outcome)
     allocation = document.pop("allocation")
-    document["resource_allocation"] = resource_allocation(allocation, roster_text, outcome["new_workers"])
-    document["sizes"] = allocation["sizes"]
-    return document
+    ids = [*json.loads(roster_text)["ids"], *outcome["new_workers"]]
+    return {**document, "resource_allocation": _resource_allocation(allocation, ids), "sizes": allocation["sizes"]}
 
 
-def resource_allocation(
-    allocation: Mapping[str, Any], roster_text: str, new: Sequence[str]
-) -> dict[str, dict[str, str | float]]:
+def _resource_allocation(allocation: Mapping[str, Any], ids: Sequence[str]) -> dict[str, dict[str, str | float]]:
     """Agent type, memory in GB and cores of every worker that has an agent type, by the worker's id."""
-    ids = [*json.loads(roster_text)["ids"], *new]
     sizes = allocation["sizes"]
     own = {place: (memory, cores) for place, memory, cores in allocation["own"]}
     assignments = {}
@@ -196,12 +192,7 @@ def _allocation(decision: Decision, inputs: DecisionInputs) -> dict[str, Any]:
     return {
         "agents": "".join([_LETTERS[assignment.agent if assignment else None] for assignment in assignments]),
         "sizes": {
-            weight_name(agent): {
-                "memory_gb": limits.memory_gb,
-                "cpu_cores": limits.cpu_cores,
-                "compute_seconds": limits.compute_seconds,
-                "reason": reason,
-            }
+            weight_name(agent): {**asdict(limits), "reason": reason}
             for agent, (limits, reason) in decision.sizes.items()
         },
         # Those that have less than the workers of their agent get.

@@ -127,6 +127,9 @@ class Clamp:
     old_target: int
     new_target: int
 
+    def __str__(self) -> str:
+        return f"{self.limit}: {self.new_target} instead of {self.old_target}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingPlan:
@@ -230,7 +233,7 @@ def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Scal
         return _plan(snapshot, policy, now, workers, backlog, objection, required_workers=required_size)
     target, clamps = _clamp(required_size, snapshot, policy)
     reason = f"{backlog}; to start each within {policy.budget_seconds:g} s takes {plural(required_size, 'worker')}"
-    limits = [_words(clamp) for clamp in clamps]
+    limits = [str(clamp) for clamp in clamps]
     # Only where the step was the tightest limit does another decision soon allow more.
     hurry = bool(clamps) and clamps[-1].limit == _step(policy)
     return _plan(
@@ -276,10 +279,6 @@ def _clamp(required_size: int, snapshot: ScalingSnapshot, policy: ScalingPolicy)
     return target, tuple(clamps)
 
 
-def _words(clamp: Clamp) -> str:
-    return f"{clamp.limit}: {clamp.new_target} instead of {clamp.old_target}"
-
-
 def _step(policy: ScalingPolicy) -> str:
     return f"at most {policy.growth - 1:+.0%} in one step"
 
@@ -299,7 +298,7 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     if target == unclamped_target:
         return _plan(snapshot, policy, now, target, reason)
     clamp = Clamp(limit=f"min_workers is {policy.min_workers}", old_target=unclamped_target, new_target=target)
-    return _plan(snapshot, policy, now, target, reason, _words(clamp), clamps=(clamp,))
+    return _plan(snapshot, policy, now, target, reason, str(clamp), clamps=(clamp,))
 
 
 def _plan(

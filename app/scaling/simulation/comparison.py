@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from app.scaling.rules.target import ScalingPolicy
 from app.scaling.simulation.baselines import Dask, Hpa, Keda, Knative, Static, Threshold
@@ -87,7 +88,7 @@ def compare(
         Rule(policy, start_seconds=world.start_seconds),
         *(_baseline(name, workload, world) for name in baselines),
     ]
-    return [_run(workload, scaler, world, progress) for scaler in scalers]
+    return [simulate(workload, scaler, world, progress=partial(progress, scaler.name)) for scaler in scalers]
 
 
 def _baseline(name: str, workload: Workload, world: World) -> Scaler:
@@ -96,7 +97,3 @@ def _baseline(name: str, workload: Workload, world: World) -> Scaler:
         span = max(1.0, workload.span_seconds)
         return Static(world.min_workers, world.max_workers, size=math.ceil(workload.work_seconds / span / 0.7))
     return BASELINES[name](world.min_workers, world.max_workers)
-
-
-def _run(workload: Workload, scaler: Scaler, world: World, progress: Callable[[str, float], None]) -> Run:
-    return simulate(workload, scaler, world, progress=lambda share: progress(scaler.name, share))

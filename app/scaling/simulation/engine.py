@@ -103,12 +103,16 @@ class _Engine:
             elif end < control:
                 self._end(*heappop(ends))
             elif starting and starting[0] == control:
-                self._ready(control)
+                starting.pop(0)
+                self._serve(control)
             elif control >= horizon and next_job == count and not self._backlog.tasks and not ends:
                 break
             else:
-                self._tick(control, next_job / max(1, count))
-        self._finish(max(horizon, self._last_end))
+                if self._progress:
+                    self._progress(next_job / max(1, count))
+                self._decide(control)
+        self.result.end = max(horizon, self._last_end)
+        self._pool.settle(self.result.end)
 
     def _arrive(self, job: int, now: float) -> None:
         pool, kind = self._pool, self._workload.agents[job]
@@ -175,15 +179,6 @@ class _Engine:
             self._pool.idle -= 1
             self._serve(now)
 
-    def _ready(self, now: float) -> None:
-        self._pool.starting.pop(0)
-        self._serve(now)
-
-    def _tick(self, now: float, share: float) -> None:
-        if self._progress:
-            self._progress(share)
-        self._decide(now)
-
     def _decide(self, now: float) -> None:
         pool = self._pool
         decision = self._scaler.decide(self._observation(now))
@@ -207,7 +202,3 @@ class _Engine:
             service=self._service,
             running_seconds=running,
         )
-
-    def _finish(self, now: float) -> None:
-        self._pool.settle(now)
-        self.result.end = now

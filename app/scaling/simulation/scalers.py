@@ -8,7 +8,7 @@ from typing import Protocol
 from app.scaling.rules import target
 from app.scaling.rules.estimates import ServiceTimes
 from app.scaling.rules.idle import IdleSample, extend_history, without_workers
-from app.scaling.rules.target import ScalingPlan, ScalingPolicy, ScalingSnapshot
+from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.scaling.simulation.queue import Backlog
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -80,7 +80,6 @@ class Rule:
     def __init__(self, policy: ScalingPolicy, *, start_seconds: float) -> None:
         self.interval_seconds = policy.tick_seconds
         self.hurry_seconds = policy.hurry_seconds
-        self.plan: ScalingPlan | None = None
         self._policy = policy
         self._start_seconds = start_seconds
         self._idle_history: tuple[IdleSample, ...] = ()
@@ -96,7 +95,6 @@ class Rule:
         plan = target.decide(self._snapshot(observation), self._policy, _EPOCH + timedelta(seconds=observation.now))
         if plan.remove_idle:
             self._idle_history = without_workers(self._idle_history, plan.remove_idle)
-        self.plan = plan
         return ScalerDecision(
             target=plan.target, cancel_starting=False, again_after_seconds=plan.decide_again_after_seconds
         )

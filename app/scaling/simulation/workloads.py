@@ -3,7 +3,7 @@
 import math
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from app.kernel.agents import AgentType
@@ -74,21 +74,11 @@ def repeat_workload(once: Workload, times: int) -> Workload:
     # Between two rounds lies the mean gap between two arrivals.
     span = once.span_seconds + (once.span_seconds / max(1, len(once) - 1))
     arrivals = (arrival + span * time for time in range(times) for arrival in once.arrivals)
-    return Workload(
-        name=f"{once.name} x {times}",
-        arrivals=array("d", arrivals),
-        seconds=once.seconds * times,
-        agents=once.agents * times,
-        assumption=once.assumption,
-    )
+    seconds, agents = once.seconds * times, once.agents * times
+    return replace(once, name=f"{once.name} x {times}", arrivals=array("d", arrivals), seconds=seconds, agents=agents)
 
 
 def speed_up(once: Workload, factor: float) -> Workload:
     """The workload with its arrivals closer together: `factor` times the load."""
-    return Workload(
-        name=f"{once.name}, {factor:g} times as fast",
-        arrivals=array("d", (arrival / factor for arrival in once.arrivals)),
-        seconds=once.seconds,
-        agents=once.agents,
-        assumption=once.assumption,
-    )
+    arrivals = array("d", (arrival / factor for arrival in once.arrivals))
+    return replace(once, name=f"{once.name}, {factor:g} times as fast", arrivals=arrivals)
