@@ -80,18 +80,10 @@ class TaskIn(Body):
         """The submission for the service. Raises PayloadTooLarge."""
         check_size(self.payload, max_payload_bytes, "payload")
         retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
-        fields = {name: getattr(self, name) for name in ("id", "agent_type", "goal_id", "timeout_seconds", "deadline")}
-        return Submission(
-            priority=priority_of(self.priority),
-            payload=self.payload,
-            labels=object_text(self.labels) or "{}",
-            run_at=self.run_at,
-            retry=retry,
-            trace_context=self.trace_context,
-            idempotency_key=self.idempotency_key,
-            depends_on=self.depends_on,
-            **fields,
-        )
+        labels = object_text(self.labels) or "{}"
+        converted: dict[str, Any] = {"priority": priority_of(self.priority), "labels": labels, "retry": retry}
+        same = {name: getattr(self, name) for name in Submission.__dataclass_fields__ if name not in converted}
+        return Submission(**same, **converted)
 
 
 class BatchIn(Body):

@@ -5,8 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -21,34 +20,27 @@ from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
 from app.queue.rules.events import TaskEvent
-from app.queue.rules.tasks import RetryPolicy, next_state
+from app.queue.rules.tasks import next_state
 from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
 from app.queue.store.attempts import Ending
 from app.queue.store.lanes import Flow, TagIssuer
-from app.queue.store.tasks import NewTask, StoredTask
+from app.queue.store.tasks import NewTask, StoredTask, TaskFields
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
+# In a hash from the beginning on, or never, as the idempotency key is.
+_HASHED = frozenset(
+    {"agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "deadline", "run_at", "retry"}
+    | {"trace_context", "depends_on", "idempotency_key"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A task as the Supervisor submits it; `payload` and `labels` are JSON text."""
+class Submission(TaskFields):
+    """A task as the Supervisor submits it, with the id that it may have chosen."""
 
-    id: UUID | None
-    agent_type: AgentType
-    goal_id: str | None
-    priority: Priority
-    payload: str
-    labels: str
-    timeout_seconds: float
-    deadline: datetime | None
-    run_at: datetime | None
-    retry: RetryPolicy
-    trace_context: str | None
-    idempotency_key: str | None = None
-    depends_on: Sequence[UUID] = ()
+    id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +150,7 @@ async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> 
         return waiting
     moment = await now(connection)
     urgent_ids = {task.id for task in waiting if is_urgent(task.deadline, moment)}
-    return [replace(task, priority=Priority.CRITICAL.value) if task.id in urgent_ids else task for task in waiting]
+    return [replace(task, priority=Priority.CRITICAL) if task.id in urgent_ids else task for task in waiting]
 
 
 async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
@@ -244,29 +236,18 @@ def _identity(submission: Submission) -> UUID | None:
 
 def _new_task(submission: Submission) -> NewTask:
     identity = _identity(submission)
+    chosen = {field.name: getattr(submission, field.name) for field in fields(TaskFields)}
     return NewTask(
+        **{**chosen, "depends_on": tuple(dict.fromkeys(submission.depends_on))},
         id=identity or time_ordered_uuid(),
         id_is_chosen=identity is not None,
-        idempotency_key=submission.idempotency_key,
-        depends_on=tuple(dict.fromkeys(submission.depends_on)),
-        agent_type=submission.agent_type.value,
-        goal_id=submission.goal_id,
-        priority=submission.priority.value,
-        payload=submission.payload,
-        labels=submission.labels,
-        timeout_seconds=submission.timeout_seconds,
-        deadline=submission.deadline,
-        run_at=submission.run_at,
-        max_attempts=submission.retry.max_attempts,
-        retry_delays=submission.retry.delays_seconds,
-        trace_context=submission.trace_context,
         request_hash=_hash(submission) if identity is not None else b"",
     )
 
 
 def _hash(submission: Submission) -> bytes:
     """Hash of the body, independent of the order of keys in its objects."""
-    body = [
+    body: list[Any] = [
         submission.agent_type,
         submission.goal_id,
         submission.priority,
@@ -280,7 +261,13 @@ def _hash(submission: Submission) -> bytes:
         submission.trace_context,
         sorted(map(str, submission.depends_on)),
     ]
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
+    # Fields that came later count only where they are set: the hash of a body that lacks them stays what it was.
+    later = {
+        field.name: str(value)
+        for field in fields(TaskFields)
+        if field.name not in _HASHED and (value := getattr(submission, field.name)) != field.default
+    }
+    return hashlib.sha256(json.dumps([*body, *([later] if later else [])], sort_keys=True).encode()).digest()
 
 
 async def find_duplicates(

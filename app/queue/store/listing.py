@@ -18,13 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, TaskState
+from app.queue.store.tables import KEPT_COLUMNS
 
 MAX_ROWS = 50_000
 
-COLUMNS = (
-    "id, seq, state, agent_type, goal_id, priority, labels, timeout_seconds, deadline, max_attempts, failures, "
-    "rescues, token, worker_id, created_at, waiting_since, leased_at, progress, depends_on, idempotency_key"
-)
+# Read with a single task only: what may be large, and what nobody is shown.
+_NOT_LISTED = {"payload", "checkpoint", "retry_delays", "trace_context", "request_hash"}
+COLUMNS = ", ".join(["state", *(name for name in KEPT_COLUMNS if name not in _NOT_LISTED)])
 LIVE_COLUMNS = (
     "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
     "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"

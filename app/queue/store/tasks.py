@@ -7,35 +7,57 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
 from app.kernel.states import TaskState
 from app.queue.rules.events import TaskEvent
-from app.queue.store import dependencies, history, lanes
+from app.queue.rules.tasks import RetryPolicy
+from app.queue.store import dependencies, history, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewTask:
-    """A task to insert; JSON values are text."""
+class TaskFields:
+    """Fields that the submitter of a task chooses; JSON values are text.
 
-    id: UUID
-    id_is_chosen: bool
-    agent_type: str
+    Those that are named like a column of `tasks` are inserted and read without further mention.
+    """
+
+    agent_type: AgentType
     goal_id: str | None
-    priority: int
+    priority: Priority
     payload: str
     labels: str
     timeout_seconds: float
     deadline: datetime | None
     run_at: datetime | None
-    max_attempts: int
-    retry_delays: Sequence[float]
+    retry: RetryPolicy
     trace_context: str | None
-    request_hash: bytes
     idempotency_key: str | None = None
     depends_on: Sequence[UUID] = ()
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts until the task fails for good."""
+        return self.retry.max_attempts
+
+    @property
+    def retry_delays(self) -> Sequence[float]:
+        """Seconds, upper bounds of the random wait before each retry."""
+        return self.retry.delays_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask(TaskFields):
+    """A task to insert."""
+
+    id: UUID
+    id_is_chosen: bool
+    request_hash: bytes
     blockers: int = 0
     tag: float = 0.0
     is_held: bool = False
@@ -55,25 +77,27 @@ class StoredTask:
     request_hash: bytes
 
 
-_INSERT = """
-INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-                   max_attempts, retry_delays, trace_context, request_hash, created_at,
-                   idempotency_key, depends_on, blockers, tag, due_at)
-SELECT id, CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END,
-       agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline,
-       CASE WHEN is_held THEN 'infinity' WHEN run_at > now() THEN run_at END,
-       max_attempts, CAST(retry_delays AS float8[]), trace_context,
-       request_hash, now(), idempotency_key,
-       CAST(depends_on AS uuid[]), blockers, tag, CASE WHEN is_held AND run_at > now() THEN run_at END
-FROM unnest(
-    CAST(:id AS uuid[]), CAST(:agent_type AS text[]), CAST(:goal_id AS text[]), CAST(:priority AS smallint[]),
-    CAST(:payload AS jsonb[]), CAST(:labels AS jsonb[]), CAST(:timeout_seconds AS float8[]),
-    CAST(:deadline AS timestamptz[]), CAST(:run_at AS timestamptz[]), CAST(:max_attempts AS integer[]),
-    CAST(:retry_delays AS text[]), CAST(:trace_context AS text[]), CAST(:request_hash AS bytea[]),
-    CAST(:idempotency_key AS text[]), CAST(:depends_on AS text[]), CAST(:blockers AS integer[]),
-    CAST(:tag AS float8[]), CAST(:is_held AS boolean[])
-) WITH ORDINALITY AS new (id, agent_type, goal_id, priority, payload, labels, timeout_seconds, deadline, run_at,
-    max_attempts, retry_delays, trace_context, request_hash, idempotency_key, depends_on, blockers, tag, is_held, place)
+# The state follows from the blockers, in the statement.
+_INSERTED = {
+    column.name: column.type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+    for column in tables.tasks.c
+    if column.name != "state" and hasattr(NewTask, column.name)
+}
+# Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
+_AS_TEXT = {name: sql_type for name, sql_type in _INSERTED.items() if sql_type.endswith("[]")}
+_VALUES = {
+    **{name: f"CAST({name} AS {_AS_TEXT[name]})" if name in _AS_TEXT else name for name in _INSERTED},
+    "state": "CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END",
+    "run_at": "CASE WHEN is_held THEN 'infinity' WHEN run_at > now() THEN run_at END",
+    "due_at": "CASE WHEN is_held AND run_at > now() THEN run_at END",
+    "created_at": "now()",
+}
+_PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
+_INSERT = f"""
+INSERT INTO tasks ({", ".join(_VALUES)})
+SELECT {", ".join(_VALUES.values())}
+FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _PARAMETERS.items())})
+    WITH ORDINALITY AS new ({", ".join(_PARAMETERS)}, place)
 ORDER BY place
 ON CONFLICT (id) DO NOTHING
 RETURNING id, seq, agent_type, goal_id, priority
@@ -149,10 +173,8 @@ FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 
 async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[StoredTask]:
     """Insert the tasks whose ids are new; return only those, as the others exist already."""
-    columns = {name: [getattr(task, name) for task in tasks] for name in _ARRAYS}
-    # Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
-    columns["retry_delays"] = [_array(task.retry_delays) for task in tasks]
-    columns["depends_on"] = [_array(task.depends_on) for task in tasks]
+    columns = {name: [getattr(task, name) for task in tasks] for name in _PARAMETERS}
+    columns |= {name: [_array(values) for values in columns[name]] for name in _AS_TEXT}
     chosen_ids = [task.id for task in tasks if task.id_is_chosen]
     new_ids = set((await connection.execute(_INSERT_ONLY if chosen_ids else _INSERT_AND_LOG, columns)).scalars())
     if chosen_ids:
@@ -165,26 +187,6 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     ready = [task for task in fresh if not task.blockers and not task.is_held]
     notify.note_work(connection, lanes.lowest_tags(_lane_and_tag(task) for task in ready))
     return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
-
-
-_ARRAYS = (
-    "id",
-    "agent_type",
-    "goal_id",
-    "priority",
-    "payload",
-    "labels",
-    "timeout_seconds",
-    "deadline",
-    "run_at",
-    "max_attempts",
-    "trace_context",
-    "request_hash",
-    "idempotency_key",
-    "blockers",
-    "tag",
-    "is_held",
-)
 
 
 def _lane_and_tag(task: NewTask) -> dict[str, object]:

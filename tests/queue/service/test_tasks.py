@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -196,3 +196,9 @@ async def test_the_ids_that_we_choose_are_in_the_order_of_time(connection: Async
     moment = datetime.fromtimestamp((made.int >> 80) / 1000, UTC)
     assert (made.version, made.variant) == (7, "specified in RFC 4122")
     assert before < moment < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_the_hash_of_a_body_stays_what_it_was() -> None:
+    """A submit that is repeated after an upgrade must find the task that the version before has stored."""
+    body = submission(id=UUID(int=1), labels='{"a": "b"}', depends_on=(UUID(int=3), UUID(int=2)))
+    assert tasks._hash(body).hex() == "12da4415858f38c81408ab29d7c4a0012ca6d98e8e76249467a845ac0932cef7"
