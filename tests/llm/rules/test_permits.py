@@ -230,5 +230,7 @@ def test_whatever_is_asked_no_limit_is_broken_and_everybody_is_answered(
             assert new <= (timedelta(seconds=open_for) <= timedelta())
     assert all(answer.retry_after > timedelta() for answer in denied(plan))
     again = decide(replace(current, reservations=[]), *requests)
-    if not absent or late > 1:
+    # Of calls of unequal size the order decides how many fit into a window, and who waits has a part in the order.
+    are_alike = limits.tokens_per_window is None or len({request.tokens for request in requests}) == 1
+    if not absent or (late > 1 and are_alike):
         assert len(granted(again)) == len(grants), "reservations that are not due keep nothing back"
