@@ -131,8 +131,3 @@ class Usage(Body):
     wall_seconds: float = Field(ge=0)
     cpu_seconds: float = Field(ge=0)
     max_memory_mb: float = Field(ge=0)
-
-
-def iso(moment: datetime | None) -> str | None:
-    """ISO 8601, or null."""
-    return moment.isoformat() if moment else None

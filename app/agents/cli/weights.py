@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from app.kernel.agents import agent_type
@@ -74,17 +75,7 @@ def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Outpu
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))
 def history(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show every step and every order, newest first."""
-    with connect(url) as client:
-        items, following = client.pages("/weights/history", limit)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    table = output.table("VERSION", "AT", "BY", "CAUSE", "CHANGES", "REASON", numbers=["VERSION"], flexible="CHANGES")
-    for item in items:
-        values = (output.age(item["at"], now), item["changed_by"], item["cause"], _changes(item), item["reason"])
-        table.add_row(output.cell(item["version"]), *map(output.cell, values))
-    output.show(table)
+    options.show_list("/weights/history", _history_table, url, fmt, limit=limit)
 
 
 def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
@@ -94,6 +85,14 @@ def _order(path: str, body: Json, url: str | None, fmt: Format) -> None:
 
 def _show(client: Client, body: Json, fmt: Format) -> None:
     output.present(body, fmt, lambda: _weights_table(body, client.now))
+
+
+def _history_table(items: list[Json], now: datetime) -> Table:
+    table = output.table("VERSION", "AT", "BY", "CAUSE", "CHANGES", "REASON", numbers=["VERSION"], flexible="CHANGES")
+    for item in items:
+        values = (output.age(item["at"], now), item["changed_by"], item["cause"], _changes(item), item["reason"])
+        table.add_row(output.cell(item["version"]), *map(output.cell, values))
+    return table
 
 
 def _parse_shares(shares: list[str]) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """`convener goals`: list, show, create and steer research goals, and report their iterations."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.table import Table
 
 from app.goals.cli import chart, views
 from app.goals.rules.exploration import Arm
@@ -13,7 +15,7 @@ from app.goals.rules.stopping import StoppingRule, Unit
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import After, Limit, Reason, Whole, parse_duration
+from app.terminal.options import After, Limit, Reason, Whole, parse_duration, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -56,21 +58,7 @@ def ls(
 ) -> None:
     """List research goals by id."""
     states = [item.value for item in state or ()] or None
-    with connect(url) as client:
-        items, following = client.pages("/goals", None if everything else limit, after=after_id, state=states)
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    table = output.table(
-        "ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE", numbers=("ITERATIONS",), flexible="OBJECTIVE"
-    )
-    for goal in items:
-        age = output.age(goal["created_at"], client.now)
-        cells = map(output.cell, (goal["iterations"], age, goal["objective"]))
-        table.add_row(output.cell(goal["id"]), views.render_state(goal), *cells)
-    output.show(table)
-    if following:
-        output.hint_at_more("--all", "--limit", f"--after {following}")
+    show_list("/goals", _listing, url, fmt, limit=limit, everything=everything, after=after_id, state=states)
 
 
 @app.command(
@@ -204,6 +192,15 @@ def report(
     with connect(url) as client:
         decision = client.post(_path(goal_id, "/iterations"), body)
     _print(decision, fmt, f"{decision['decision']}: {output.plain(decision['reason'])}")
+
+
+def _listing(items: list[Json], now: datetime) -> Table:
+    columns = ("ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE")
+    table = output.table(*columns, numbers=("ITERATIONS",), flexible="OBJECTIVE")
+    for goal in items:
+        cells = map(output.cell, (goal["iterations"], output.age(goal["created_at"], now), goal["objective"]))
+        table.add_row(output.cell(goal["id"]), views.render_state(goal), *cells)
+    return table
 
 
 def _post_move(move: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:

@@ -1,14 +1,16 @@
 """`convener llm`: limits of language models, live permits, and usage."""
 
 import json
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from app.terminal import output
+from app.terminal import options, output
 from app.terminal.client import Client, Json, Url, again_if_stale, connect
 from app.terminal.options import Limit, moment_option
 from app.terminal.output import Format, Output
@@ -42,24 +44,7 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="as callers 
 )
 def ls(limit: Limit = 100, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List language models: calls under way, what their services bear, and whether they work."""
-    with connect(url) as client:
-        items, following = client.pages("/llm/models", limit)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    numbers = ("IN USE", "LIMIT", "LATENCY", "REQUESTS", "TOKENS")
-    table = output.table("MODEL", *numbers, "SERVICE", "USED", numbers=numbers, flexible="MODEL")
-    for item in items:
-        rates = (_rate(item, "requests_per_window"), _rate(item, "tokens_per_window"))
-        values = (item["in_use"], item["limit"], _milliseconds(item["mean_latency_ms"]), *rates)
-        table.add_row(
-            output.cell(item["model"]),
-            *map(output.cell, values),
-            _service(item),
-            output.cell(output.age(item["used_at"], now)),
-        )
-    output.show(table)
+    options.show_list("/llm/models", _model_table, url, fmt, limit=limit)
 
 
 @models.command(epilog=output.examples("convener llm models get gpt-4.1", "convener llm models get gpt-4.1 -o json"))
@@ -126,18 +111,31 @@ def usage(
 @permits.command(name="ls", epilog=output.examples("convener llm permits ls", "convener llm permits ls -o json"))
 def live(limit: Limit = 100, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List who calls a language model right now, the oldest first."""
-    with connect(url) as client:
-        items, following = client.pages("/llm/permits", limit)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
+    options.show_list("/llm/permits", _permit_table, url, fmt, limit=limit)
+
+
+def _model_table(items: list[Json], now: datetime) -> Table:
+    numbers = ("IN USE", "LIMIT", "LATENCY", "REQUESTS", "TOKENS")
+    table = output.table("MODEL", *numbers, "SERVICE", "USED", numbers=numbers, flexible="MODEL")
+    for item in items:
+        rates = (_rate(item, "requests_per_window"), _rate(item, "tokens_per_window"))
+        values = (item["in_use"], item["limit"], _milliseconds(item["mean_latency_ms"]), *rates)
+        table.add_row(
+            output.cell(item["model"]),
+            *map(output.cell, values),
+            _service(item),
+            output.cell(output.age(item["used_at"], now)),
+        )
+    return table
+
+
+def _permit_table(items: list[Json], now: datetime) -> Table:
     table = output.table("PERMIT", "MODEL", "AGENT", "GOAL", "GRANTED", "EXPIRES", whole=["PERMIT"], flexible="MODEL")
     for item in items:
         names = (item["permit_id"], item["model"], item["agent_type"], item["goal_id"])
         times = (output.age(item["granted_at"], now), output.age(item["expires_at"], now))
         table.add_row(*map(output.cell, (*names, *times)))
-    output.show(table)
+    return table
 
 
 def _path(model: str) -> str:

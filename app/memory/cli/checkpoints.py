@@ -16,7 +16,7 @@ from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.databases import Bundled, as_failures, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import Limit, Reason
+from app.terminal.options import Limit, Reason, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)
@@ -27,10 +27,7 @@ _FORMAT = "convener_checkpoint"
 @app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))
 def ls(limit: Limit = 50, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List checkpoints, newest first: the last twenty, and one of each day."""
-    with connect(url) as client:
-        items, following = client.pages("/checkpoints", limit)
-        now = client.now
-    output.present({"items": items, "next": following}, fmt, lambda: _checkpoint_table(items, now))
+    show_list("/checkpoints", _checkpoint_table, url, fmt, limit=limit)
 
 
 @app.command(

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 from urllib.parse import quote
 from uuid import uuid4
@@ -15,7 +16,7 @@ from app.queue.cli.submit import read_value
 from app.terminal import output
 from app.terminal.client import Client, Json, Refusal, Url, connect
 from app.terminal.failures import ExitCode
-from app.terminal.options import After, Limit, Whole
+from app.terminal.options import After, Limit, Whole, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Read and write the Context Memory: versioned entries of a namespace.", no_args_is_help=True)
@@ -97,17 +98,9 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List the entries of a namespace, by key."""
-    values_parameter = "true" if values else None
-    with connect(url) as client:
-        path = f"/context/{quote(namespace, safe='')}"
-        items, following = client.pages(path, None if everything else limit, after=after_key, values=values_parameter)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    output.show(_entry_table(items, now, values=values))
-    if following:
-        output.hint_at_more("--all", "--limit", f"--after {following}")
+    path, table = f"/context/{quote(namespace, safe='')}", partial(_entry_table, values=values)
+    query = {"after": after_key, "values": "true" if values else None}
+    show_list(path, table, url, fmt, limit=limit, everything=everything, **query)
 
 
 @app.command(
@@ -117,15 +110,7 @@ def ls(
 )
 def history(namespace: Namespace, key: Key, limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show who wrote what and when, newest first. The last hundred versions are kept, and younger ones."""
-    with connect(url) as client:
-        items, following = client.pages(f"{_path(namespace, key)}/history", limit)
-        now = client.now
-    table = output.table("VERSION", "WRITTEN", "BY", "VALUE", numbers=["VERSION"], flexible="VALUE")
-    for item in items:
-        value = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
-        cells = map(output.cell, (item["version"], output.age(item["written_at"], now), item["written_by"]))
-        table.add_row(*cells, value)
-    output.present({"items": items, "next": following}, fmt, lambda: table)
+    show_list(f"{_path(namespace, key)}/history", _history_table, url, fmt, limit=limit)
 
 
 @app.command(
@@ -159,6 +144,15 @@ def _current_version(client: Client, path: str) -> int | None:
 def _print_write(version: Json, state: str, fmt: Format) -> None:
     summary = f"{version['namespace']}/{version['key']} {state} version {version['version']}"
     output.present(version, fmt, lambda: Text(output.plain(summary)))
+
+
+def _history_table(items: list[Json], now: datetime) -> Table:
+    table = output.table("VERSION", "WRITTEN", "BY", "VALUE", numbers=["VERSION"], flexible="VALUE")
+    for item in items:
+        value = Text("deleted", style="dim") if item["deleted"] else output.cell(json.dumps(item["value"]))
+        cells = map(output.cell, (item["version"], output.age(item["written_at"], now), item["written_by"]))
+        table.add_row(*cells, value)
+    return table
 
 
 def _entry_table(items: list[Json], now: datetime, *, values: bool) -> Table:

@@ -1,9 +1,11 @@
 """`convener decisions`: list, explain and replay scaling decisions, and try them under another configuration."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from app.admin.cli.config import patch_of
@@ -12,7 +14,7 @@ from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode
-from app.terminal.options import Limit, Whole
+from app.terminal.options import Limit, Whole, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="See why the pool has the size that it has.", no_args_is_help=True)
@@ -31,20 +33,8 @@ def ls(
     fmt: Output = Format.TABLE,
 ) -> None:
     """List decisions, newest first."""
-    with connect(url) as client:
-        count = None if everything else limit
-        items, following = client.pages("/scaling/decisions", count, changes="true" if changes else None)
-        now = client.now
-    if fmt is Format.JSON:
-        output.write_json({"items": items, "next": following})
-        return
-    table = output.table("ID", "AT", "TYPE", "WORKERS", "TARGET", "NEED", "REASON", flexible="REASON")
-    for item in items:
-        cells = (output.age(item["timestamp"], now), item["decision_type"], item["current_workers"])
-        table.add_row(*map(output.cell, (item["id"], *cells, item["target_workers"], item["need"], item["reasons"][0])))
-    output.show(table)
-    if following:
-        output.hint_at_more("--all", "--limit")
+    flag = "true" if changes else None
+    show_list("/scaling/decisions", _listing, url, fmt, limit=limit, everything=everything, changes=flag)
 
 
 @app.command(epilog=output.examples("convener decisions explain", "convener decisions explain 42 -o json"))
@@ -103,6 +93,14 @@ def what_if(
     with connect(url) as client:
         answer = client.post("/scaling/what-if", body)
     output.present(answer, fmt, lambda: _comparison(answer))
+
+
+def _listing(items: list[Json], now: datetime) -> Table:
+    table = output.table("ID", "AT", "TYPE", "WORKERS", "TARGET", "NEED", "REASON", flexible="REASON")
+    for item in items:
+        cells = (output.age(item["timestamp"], now), item["decision_type"], item["current_workers"])
+        table.add_row(*map(output.cell, (item["id"], *cells, item["target_workers"], item["need"], item["reasons"][0])))
+    return table
 
 
 def _id(client: Client, decision: int | None) -> int:
