@@ -6,11 +6,11 @@ from uuid import UUID
 
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
+from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, LIVE_STATES, TaskState, WorkerState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LEASED, TRANSITIONS
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission

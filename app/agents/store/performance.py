@@ -17,7 +17,7 @@ from app.agents.rules.performance import MAX_RESULTS, RecentResults, Result
 from app.db import folds
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 
 _NAME = "performance"
 

@@ -10,8 +10,8 @@ from app.goals.rules import budgets, exploration, stopping
 from app.goals.rules.budgets import Forecast, Limits, Usage
 from app.goals.rules.exploration import ExplorationPolicy, Trial
 from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit
+from app.kernel.events import GoalEvent
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalEvent
 
 # Compute of the next iteration over that of one that improved; after one that did not it stays the same.
 _GROWTH = 1.25

@@ -16,7 +16,7 @@ from app.goals.service import goals as service
 from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.goals import Goal
-from app.queue.rules.events import GoalEvent
+from app.kernel.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import cancel, holds
 from app.queue.store.holds import LockedHold, Meter

@@ -21,8 +21,8 @@ from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.compute import GoalCompute
 from app.goals.store.goals import Goal, GoalRequest
+from app.kernel.events import GoalEvent
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.store import holds
 

@@ -23,8 +23,8 @@ from app.goals.store.compute import GoalCompute
 from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration, NewIteration
 from app.kernel.agents import AgentType
+from app.kernel.events import GoalEvent
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from app.db.retention import BATCH, deletion
 from app.goals.rules.budgets import Compute
 from app.goals.store import goals
 from app.kernel.agents import AgentType
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 

@@ -13,7 +13,7 @@ from app.db import notify
 from app.db.retention import BATCH
 from app.goals.rules.goals import LIVE_STATES, Constraints, GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
-from app.queue.rules.events import GoalEvent
+from app.kernel.events import GoalEvent
 from app.queue.rules.holds import Hold
 
 DEFAULT_WEIGHT = 1.0

@@ -18,7 +18,7 @@ from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 
 router = APIRouter(prefix="/alerts", tags=["alerts"])
 _NEWEST = 2**63 - 1

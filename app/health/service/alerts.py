@@ -23,8 +23,8 @@ from app.health.rules.snapshot import FOR_ALERTS, Depth
 from app.health.service import observations, webhooks
 from app.health.store import alerts
 from app.health.store.alerts import Alert
+from app.kernel.events import AlertKind
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.events import AlertKind
 from app.queue.store import events
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from app.health.service.delivery import Message, MessageSender, NotDelivered
 from app.health.store import webhooks as store
 from app.health.store.alerts import Alert
 from app.health.store.webhooks import ClaimedDelivery
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 
 log = logging.getLogger(__name__)
 _POLICY = WebhookPolicy()

@@ -21,7 +21,7 @@ from app.health.rules.alerts import AlertState
 from app.health.rules.finding import AlertRule, Severity
 from app.health.rules.series import MetricKind
 from app.health.rules.utilisation import Measure
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 
 # Utilisation of hosts and workers. A sample is added to its minute at once, so there is nothing to roll up later and
 # nothing to lose in between; `last` is the present value.

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.retention import pruning
 from app.health.rules.webhooks import WebhookPolicy
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.histograms import BOUNDS, Durations
 from app.llm.rules.outcomes import Outcome
 from app.llm.store.gate import DEFAULT_LIMIT, TOTAL_LIMIT
-from app.queue.rules.events import TaskEvent
 
 Grouping = Literal["model", "agent", "goal"]
 

@@ -5,8 +5,8 @@ import json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
-from app.queue.rules.events import TaskEvent
 
 # All processes of the service name their sessions alike, and other programs may be connected without any harm.
 _COUNT_SESSIONS = text("""

@@ -15,9 +15,9 @@ from app.db.database import now
 from app.db.folds import HORIZON
 from app.goals.store import compute
 from app.goals.store import tables as goals
+from app.kernel.events import TaskEvent
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
-from app.queue.rules.events import TaskEvent
 from app.queue.store import counters, events, lease_ledger
 from app.queue.store import tables as queue
 from app.queue.store.events import Cursor

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from app.db import notify
 from app.http.services import Services
-from app.queue.rules.events import EventKind
+from app.kernel.events import EventKind
 from app.queue.store import events
 from app.queue.store.events import Cursor, Event
 

@@ -18,8 +18,8 @@ from app.http.services import Services, ServicesDep
 from app.http.streaming import Batch, EventStream, Message, until_disconnect
 from app.kernel.access import Scope
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
+from app.kernel.events import EVENT_KINDS, EventKind
 from app.queue.api.event_stream import EventFilter, Follower
-from app.queue.rules.events import EVENT_KINDS, EventKind
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from app.queue.rules.events import EVENT_KINDS
+from app.kernel.events import EVENT_KINDS
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Refusal, Unreachable, Url, connect
 from app.terminal.failures import Failure

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from rich.console import RenderableType
 from rich.text import Text
 
+from app.kernel.events import TaskEvent
 from app.kernel.states import FINISHED
 from app.kernel.text import plural
-from app.queue.rules.events import TaskEvent
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure

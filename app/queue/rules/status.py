@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority
 from app.kernel.text import plural
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.events import TaskEvent
 
 # The state of a live task, where a pending one counts as `delayed` when its time has not come, and as `held` when its
 # goal is paused or out of budget.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from app.kernel.events import TaskEvent
 from app.kernel.states import TaskState
 from app.queue.errors import IllegalMove
-from app.queue.rules.events import TaskEvent
 
 LEASED = frozenset({TaskState.ASSIGNED, TaskState.EXECUTING})
 

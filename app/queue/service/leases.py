@@ -12,11 +12,11 @@ from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.kernel.errors import ConvenerError
+from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.states import TaskState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules import tasks
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy, Verdict, after_failure
 from app.queue.store import attempts, completions

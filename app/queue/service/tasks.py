@@ -15,11 +15,11 @@ from app.db.database import now, shared_by
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import next_state
 from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket

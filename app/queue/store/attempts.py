@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.retention import pruning
+from app.kernel.events import TaskEvent
 from app.kernel.states import TaskState
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import Verdict
 from app.queue.store import events, lanes, lease_ledger, tasks
 

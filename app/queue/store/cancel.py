@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 from app.queue.store import dependencies, history
 from app.queue.store.listing import Selection
 

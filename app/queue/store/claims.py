@@ -12,9 +12,9 @@ from uuid import UUID
 import asyncpg
 
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS, LeasePolicy
 from app.queue.store import holds, lanes, lease_ledger
 

@@ -14,9 +14,9 @@ import asyncpg
 
 from app.db.hot_path import columns
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import dependencies, history
 

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
-from app.queue.rules.events import TaskEvent
 from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.retention import pruning
+from app.kernel.events import SystemEvent
 from app.queue.rules.degradation import Decision, DegradationStep, Ladder, LadderHold, LadderMove
-from app.queue.rules.events import SystemEvent
 from app.queue.store import events
 
 

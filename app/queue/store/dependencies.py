@@ -14,8 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane
-from app.queue.rules.events import TaskEvent
 from app.queue.store import history, lanes
 
 

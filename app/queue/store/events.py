@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.folds import HORIZON
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.folds import HORIZON
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor
 
 # Counted by the stored sizes of results, which PostgreSQL knows without reading them.

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
 from app.kernel.states import TaskState
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.store import dependencies, history, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import folds
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.histograms import BOUNDS, Durations
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.status import MinuteCount
 
 _NAME = "minutes"

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import duties
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.kernel.states import WorkerState
-from app.queue.rules.events import TaskEvent
 from app.queue.service import counters as counter_service
 from app.queue.store import counters
 from app.queue.store.counters import EventTotal

@@ -22,8 +22,8 @@ from app.goals.rules.goals import (
     next_state,
 )
 from app.goals.rules.stopping import Quality, StoppingPolicy, Unit
+from app.kernel.events import GoalEvent
 from app.queue.errors import GoalStopped
-from app.queue.rules.events import GoalEvent
 
 BUDGET = Limits(max_iterations=10, compute_seconds=100.0)
 CAPACITY = LeaseCapacity(workers=4)

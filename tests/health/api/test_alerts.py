@@ -10,7 +10,7 @@ from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Sympt
 from app.health.rules.webhooks import WebhookPolicy
 from app.health.store import alerts, webhooks
 from app.kernel.access import Role
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute

@@ -18,10 +18,10 @@ from app.health.rules.snapshot import (
     with_depth,
 )
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.degradation import DegradationStep
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot
 from app.workers.rules.recovery import Recovery
 

@@ -15,7 +15,7 @@ from app.health.service.delivery import Message, NotDelivered
 from app.health.store import alerts as alert_store
 from app.health.store import webhooks as store
 from app.health.store.alerts import Alert
-from app.queue.rules.events import AlertKind
+from app.kernel.events import AlertKind
 from tests.health.service.test_alerts import SYMPTOM
 from tests.support.sql import execute, fetch, value
 from tests.support.watching import AT_ONCE, empty_queue, neglect_task, observe

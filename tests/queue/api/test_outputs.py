@@ -8,7 +8,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 from app.queue.store import events, outputs
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker

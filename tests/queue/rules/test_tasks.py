@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.kernel.events import TaskEvent
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import IllegalMove
-from app.queue.rules.events import TaskEvent
 from app.queue.rules.tasks import LEASED, TRANSITIONS, RetryPolicy, after_failure, after_rescue, next_state, retry_delay
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

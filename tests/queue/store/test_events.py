@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
-from app.queue.rules.events import TaskEvent
+from app.kernel.events import TaskEvent
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 
