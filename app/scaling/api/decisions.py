@@ -17,7 +17,6 @@ from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.changes import changes
 from app.scaling.api.schemas import (
-    DifferenceOut,
     RecommendationOut,
     ReplayManyIn,
     ReplayManyOut,
@@ -28,7 +27,6 @@ from app.scaling.api.schemas import (
     WhatIfOut,
     brief,
     hypothetical,
-    replay_result,
     whole,
 )
 from app.scaling.errors import DecisionNotFound
@@ -75,7 +73,8 @@ async def read(
 async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingReplayOut:
     """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
     decision = await _read(services.database, decision_id)
-    return replay_result(await asyncio.to_thread(service.replay, decision))
+    result = await asyncio.to_thread(service.replay, decision)
+    return ScalingReplayOut.model_validate(result, from_attributes=True)
 
 
 @router.post("/decisions/replay", summary="Replay many decisions", dependencies=_READ)
@@ -85,9 +84,10 @@ async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOu
         decisions = await store.onward(connection, above=call.after, limit=call.limit)
     # Away from the loop, since each takes milliseconds; and no connection is held meanwhile.
     results = [await asyncio.to_thread(service.replay, decision) for decision in decisions]
-    different = [replay_result(result) for result in results if not result.identical]
+    different = [result for result in results if not result.identical]
     following = decisions[-1].id if len(decisions) == call.limit else None
-    return ReplayManyOut(replayed=len(decisions), different=different, next=following)
+    answer = {"replayed": len(decisions), "different": different, "next": following}
+    return ReplayManyOut.model_validate(answer, from_attributes=True)
 
 
 @router.post(
@@ -116,10 +116,9 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     actual_out, hypothetical_out = brief(actual), hypothetical(outcome)
     actual_json = actual_out.model_dump(mode="json", exclude={"id"})
     hypothetical_json = hypothetical_out.model_dump(mode="json", include=set(actual_json))
-    differences = [
-        DifferenceOut.model_validate(change, from_attributes=True) for change in changes(actual_json, hypothetical_json)
-    ]
-    return WhatIfOut(decided=actual_out, supposed=hypothetical_out, differences=differences)
+    differences = changes(actual_json, hypothetical_json)
+    answer = {"decided": actual_out, "supposed": hypothetical_out, "differences": differences}
+    return WhatIfOut.model_validate(answer, from_attributes=True)
 
 
 @router.get("/recommendation", summary="Read how many workers there should be", dependencies=_READ)

@@ -11,7 +11,6 @@ from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.target import DecisionType
 from app.scaling.service import history as service
-from app.scaling.service.history import Replay
 from app.scaling.store.decisions import StoredDecision
 
 _WORKER = "01a20ed2-096e-7921-b9e4-fc4163bbc612"
@@ -263,23 +262,10 @@ def whole(decision: StoredDecision, *, inputs: bool) -> ScalingDecisionOut:
         clamps=list(explanation.limits),
         rejected=[RejectedOut.model_validate(item, from_attributes=True) for item in explanation.alternatives],
     )
-    return _decision(
-        records.published_outcome(json.loads(decision.output), decision.roster), decision.id, words, document
-    )
+    outcome = records.published_outcome(json.loads(decision.output), decision.roster)
+    return ScalingDecisionOut(**outcome, id=decision.id, explanation=words, inputs=document)
 
 
 def hypothetical(outcome: Mapping[str, Any]) -> ScalingDecisionOut:
     """A decision that was computed and not made."""
-    return _decision(outcome, None, None, None)
-
-
-def replay_result(replay: Replay) -> ScalingReplayOut:
-    """Result of a replay."""
-    differences = [DifferenceOut.model_validate(change, from_attributes=True) for change in replay.differences]
-    return ScalingReplayOut(id=replay.decision_id, identical=replay.identical, differences=differences)
-
-
-def _decision(
-    outcome: Mapping[str, Any], decision_id: int | None, words: ExplanationOut | None, inputs: dict[str, Any] | None
-) -> ScalingDecisionOut:
-    return ScalingDecisionOut.model_validate({**outcome, "id": decision_id, "explanation": words, "inputs": inputs})
+    return ScalingDecisionOut(**outcome, id=None, explanation=None, inputs=None)

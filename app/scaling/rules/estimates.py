@@ -74,6 +74,9 @@ class ServiceTimePolicy:
     least_alpha: float = 0.05
 
 
+SERVICE_TIMES = ServiceTimePolicy()
+
+
 def update(
     previous: Estimates | None, reading: CounterReading, policy: ScalingPolicy, service_policy: ServiceTimePolicy
 ) -> Estimates:
@@ -110,7 +113,7 @@ def start_seconds(estimates: Estimates, usual: float) -> float:
     return starts[min(len(starts) - 1, int(_SLOW * len(starts)))]
 
 
-def task_seconds(estimates: Estimates, agent: AgentType, policy: ServiceTimePolicy) -> float:
+def task_seconds(estimates: Estimates, agent: AgentType, policy: ServiceTimePolicy = SERVICE_TIMES) -> float:
     """Seconds that a task of this type will take, never under the floor."""
     service_time = estimates.service_times.get(agent)
     return max(policy.floor_seconds, service_time.mean_seconds if service_time else policy.prior_seconds)

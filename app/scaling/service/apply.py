@@ -19,11 +19,11 @@ from app.workers.rules.hosts import Host, spread
 from app.workers.rules.workers import Directive
 from app.workers.service import limits
 from app.workers.service import pool as pool_operations
-from app.workers.service.requests import DueStarts, new_slots, request
-from app.workers.service.roster import Pool
+from app.workers.service import roster as roster_service
+from app.workers.service.roster import DueStarts, Pool
 from app.workers.store import directives, hosts, roster
 from app.workers.store.directives import WorkerSelector
-from app.workers.store.roster import ASSIGNED_FIELDS, NewWorker, Worker
+from app.workers.store.roster import ASSIGNED_FIELDS, Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,9 @@ async def apply_decision(
     await roster.lock(connection, {*leaving, *assignments})
     await roster.assign(connection, assignments)
     starts = spread(pool.hosts, len(decision.new_workers), limits.POLICY)
-    await _request(connection, decision, pool, starts, due_starts)
+    if decision.new_workers:
+        new_workers = [(worker_id, decision.assignments[worker_id]) for worker_id in decision.new_workers]
+        await roster_service.request(connection, pool, starts, due_starts, new_workers)
     drained_ids = await _drain(connection, leaving, decision.reasons[0])
     resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids)
     if decision.new_workers or drained_ids:
@@ -84,24 +86,6 @@ def _new_assignments(decision: Decision, workers: Sequence[Worker]) -> dict[UUID
         for worker in workers
         if (assignment := decision.assignments.get(worker.id)) is not None and worker[ASSIGNED_FIELDS] != assignment
     }
-
-
-async def _request(
-    connection: AsyncConnection, decision: Decision, pool: Pool, starts: Mapping[Host, int], due_starts: DueStarts
-) -> None:
-    if not decision.new_workers:
-        return
-    # Any id on any host: new workers differ only in their assignment.
-    ids = iter(decision.new_workers)
-    new_workers = []
-    for host, count in starts.items():
-        for slot in await new_slots(connection, pool, host, due_starts[host], count) if count else ():
-            worker_id = next(ids)
-            assignment = decision.assignments[worker_id]
-            new_workers.append(
-                NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)
-            )
-    await request(connection, new_workers)
 
 
 def _leavers(decision: Decision, pool: Pool) -> list[UUID]:

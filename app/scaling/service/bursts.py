@@ -21,7 +21,6 @@ from app.kernel.errors import DatabaseUnavailable
 from app.scaling.rules import estimates
 from app.scaling.rules.target import ScalingPolicy, is_burst, scaling_policy
 from app.scaling.service import state
-from app.scaling.service.snapshot import SERVICE_TIMES
 
 log = logging.getLogger(__name__)
 # Seconds after which the outlook is read again; an older one counts work that the last decision knew already.
@@ -95,7 +94,7 @@ class Bursts:
         if previous is None:
             return None
         current = previous.estimates
-        costs = {agent: estimates.task_seconds(current, agent, SERVICE_TIMES) for agent in AgentType}
+        costs = {agent: estimates.task_seconds(current, agent) for agent in AgentType}
         return Outlook(
             decided_at=current.at,
             decided_clock=time.monotonic() - (moment - current.at).total_seconds(),

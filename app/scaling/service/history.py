@@ -29,7 +29,7 @@ from app.scaling.store.decisions import StoredDecision
 class Replay:
     """Whether the stored inputs still lead to the stored outcome, to the byte, and the differences."""
 
-    decision_id: int
+    id: int
     identical: bool
     differences: Sequence[Change]
 
@@ -92,7 +92,7 @@ def replay(decision: StoredDecision) -> Replay:
     """Decide again from the stored inputs, and compare the texts; takes milliseconds of processor time."""
     again = records.replay(decision.roster, decision.inputs)
     differences = [] if again == decision.output else changes.changes(json.loads(decision.output), json.loads(again))
-    return Replay(decision_id=decision.id, identical=again == decision.output, differences=differences)
+    return Replay(id=decision.id, identical=again == decision.output, differences=differences)
 
 
 async def base_document(connection: AsyncConnection, inputs: DecisionInputs, mode: Mode | None) -> Document:

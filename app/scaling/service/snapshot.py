@@ -18,12 +18,11 @@ from app.queue.store import counters
 from app.queue.store.counters import EventTotal
 from app.scaling.rules import estimates
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
-from app.scaling.rules.estimates import CounterReading, Estimates, ServiceTimePolicy, TaskTotals
+from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
 from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapshot
 from app.workers.service.roster import DRAINING, Pool
 from app.workers.store.roster import Worker
 
-SERVICE_TIMES = ServiceTimePolicy()
 # As the text that rows have: looked at for every worker at every decision.
 _STARTING = WorkerState.STARTING.value
 _READY = WorkerState.READY.value
@@ -106,7 +105,7 @@ def waiting_groups(
         for agent in sorted(agents):
             lane = Lane(agent_type=agent, priority=priority)
             if tasks := queue.waits.get(lane, 0):
-                seconds = estimates.task_seconds(current, agent, SERVICE_TIMES)
+                seconds = estimates.task_seconds(current, agent)
                 oldest = queue.oldest.get(priority, _VERY_OLD_SECONDS)
                 queues[agent] = group_by_age(current.arrivals, lane, tasks, seconds, oldest)
         groups += in_dispatch_order(queues, weights)
@@ -116,9 +115,7 @@ def waiting_groups(
 def running_mean_seconds(queue: Queue, current: Estimates) -> float | None:
     """Estimated mean run time of the tasks that workers hold; None when they hold none."""
     tasks = sum(queue.running.values())
-    seconds = sum(
-        count * estimates.task_seconds(current, agent, SERVICE_TIMES) for agent, count in queue.running.items()
-    )
+    seconds = sum(count * estimates.task_seconds(current, agent) for agent, count in queue.running.items())
     return seconds / tasks if tasks else None
 
 

@@ -32,10 +32,9 @@ from app.scaling.service.snapshot import Queue
 from app.scaling.service.state import ScalingState
 from app.scaling.store import decisions
 from app.scaling.store.decisions import NewDecision
-from app.workers.service import limits, requests
+from app.workers.service import limits
 from app.workers.service import roster as roster_service
-from app.workers.service.requests import DueStarts
-from app.workers.service.roster import Pool
+from app.workers.service.roster import DueStarts, Pool
 from app.workers.store import hosts, roster
 from app.workers.store.roster import Worker
 
@@ -105,7 +104,7 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
         return True
     # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment)).waits
-    work = sum(tasks * _task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
+    work = sum(tasks * estimates.task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
     return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
 
 
@@ -135,7 +134,7 @@ async def observe(
         weights=in_force,
         queue=queue,
         pool=pool,
-        due_starts=requests.due_starts(pool, effective.document.worker_pool.max_workers),
+        due_starts=roster_service.due_starts(pool, effective.document.worker_pool.max_workers),
         previous=previous,
     )
 
@@ -178,7 +177,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     size = len(context.pool.staying) + due_starts
     last = context.previous.estimates if context.previous else None
     reading = snapshots.reading(context.queue, context.pool.workers, size, context.at)
-    current = estimates.update(last, reading, policy, snapshots.SERVICE_TIMES)
+    current = estimates.update(last, reading, policy, estimates.SERVICE_TIMES)
     members = [_member(worker) for worker in context.pool.staying]
     new_capabilities = _new_capabilities(context.pool.staying)
     able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
@@ -270,7 +269,8 @@ def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dic
         tasks = sum(lanes.values()) + queue.running.get(agent, 0) / 2
         if tasks:
             oldest = max((queue.oldest.get(lane.priority, 0.0) for lane in lanes), default=0.0)
-            loads[agent] = Load(work_seconds=tasks * _task_seconds(current, agent), oldest_age_seconds=oldest)
+            work = tasks * estimates.task_seconds(current, agent)
+            loads[agent] = Load(work_seconds=work, oldest_age_seconds=oldest)
     return loads
 
 
@@ -298,7 +298,3 @@ def _may_move(context: DecisionContext) -> bool:
     if previous is None or previous.moved_at is None or previous.weights != context.weights.weights:
         return True
     return context.at - previous.moved_at >= timedelta(seconds=_MOVE_SECONDS)
-
-
-def _task_seconds(current: Estimates, agent: AgentType) -> float:
-    return estimates.task_seconds(current, agent, snapshots.SERVICE_TIMES)

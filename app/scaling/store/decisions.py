@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH
@@ -113,30 +113,26 @@ async def write(connection: AsyncConnection, decision: NewDecision) -> int:
 
 async def read(connection: AsyncConnection, decision_id: int) -> StoredDecision | None:
     """A decision with its inputs; None when there is none, or it was pruned."""
-    row = (await connection.execute(_READ, {"id": decision_id})).mappings().first()
-    return StoredDecision(**row) if row else None
+    return next(iter(await _fetch(connection, _READ, id=decision_id)), None)
 
 
 async def latest(connection: AsyncConnection) -> StoredDecision | None:
     """The last decision with its inputs; None before the first."""
-    row = (await connection.execute(_LATEST)).mappings().first()
-    return StoredDecision(**row) if row else None
+    return next(iter(await _fetch(connection, _LATEST)), None)
 
 
 async def onward(connection: AsyncConnection, *, above: int, limit: int) -> list[StoredDecision]:
     """Decisions with ids above `above` and their inputs, oldest first."""
-    return [
-        StoredDecision(**row)
-        for row in (await connection.execute(_ONWARD, {"above": above, "limit": limit})).mappings()
-    ]
+    return await _fetch(connection, _ONWARD, above=above, limit=limit)
 
 
 async def page(connection: AsyncConnection, *, below: int, limit: int, changes: bool = False) -> list[StoredDecision]:
     """Decisions with ids below `below`, newest first, without inputs; with `changes` only those with one."""
-    query = _CHANGES if changes else _PAGE
-    return [
-        StoredDecision(**row) for row in (await connection.execute(query, {"below": below, "limit": limit})).mappings()
-    ]
+    return await _fetch(connection, _CHANGES if changes else _PAGE, below=below, limit=limit)
+
+
+async def _fetch(connection: AsyncConnection, query: TextClause, **values: int) -> list[StoredDecision]:
+    return [StoredDecision(**row) for row in (await connection.execute(query, values)).mappings()]
 
 
 async def target(connection: AsyncConnection) -> int | None:

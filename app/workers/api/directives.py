@@ -132,11 +132,8 @@ async def _direct_one(
 
 
 async def _direct_many(directive: Directive, call: CrewIn, by: str, connection: AsyncConnection) -> Outcome:
-    selector = call.filter.selector()
-    if call.dry_run:
-        return await service.count(connection, selector, directive)
     order = Order(directive=directive, by=by, reason=call.reason)
-    return await service.direct_many(connection, selector, order, limit=call.limit)
+    return await service.direct_many(connection, call.filter.selector(), order, limit=call.limit, dry_run=call.dry_run)
 
 
 def _counts(outcome: Outcome, call: CrewIn) -> dict[str, int | bool]:
@@ -175,7 +172,7 @@ class StartedOut(BaseModel):
     "/workers/start",
     summary="Start workers",
     status_code=201,
-    dependencies=[requires(Scope.OPERATE)],
+    dependencies=_OPERATOR,
     responses=responses_for(StartRefused),
 )
 async def start(call: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:
@@ -187,6 +184,4 @@ async def start(call: WorkersStartIn, caller: Caller, connection: Writing, servi
     """
     order = StartOrder(request_id=call.request_id or uuid4(), count=call.count, by=caller.key_id, reason=call.reason)
     workers = await manual_start.start(connection, services[CurrentConfig].initial, order)
-    return StartedOut(
-        started=len(workers), workers=[StartingOut.model_validate(worker, from_attributes=True) for worker in workers]
-    )
+    return StartedOut.model_validate({"started": len(workers), "workers": workers}, from_attributes=True)

@@ -131,12 +131,8 @@ async def replacements(
 async def times(connection: Reading) -> ReplacementTimesOut:
     """Median and 99th percentile of each step, from the detection of the loss to the first lease."""
     times = await records.replacement_times(connection, _SHARES)
-    return ReplacementTimesOut(
-        replacements=times.replacements,
-        working=times.working,
-        since=times.since,
-        **{step: _step(times.steps[step]) for step in records.STEPS},
-    )
+    steps = {step: _step(percentiles) for step, percentiles in times.steps.items()}
+    return ReplacementTimesOut(replacements=times.replacements, working=times.working, since=times.since, **steps)
 
 
 def _step(percentiles: Sequence[float] | None) -> ReplacementStepOut | None:

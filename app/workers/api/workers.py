@@ -1,5 +1,6 @@
 """Routes by which workers register and stop, and by which they are listed and read."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -136,16 +137,8 @@ async def register(
         **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
     )
     identity = await service.register(connection, new_worker, registration.launch_token)
-    return RegistrationOut(
-        worker_id=identity.worker_id,
-        name=identity.name,
-        incarnation=identity.incarnation,
-        key=identity.key,
-        heartbeat_interval_seconds=services[HealthPolicy].heartbeat_interval_seconds,
-        lost_after_seconds=services[HealthPolicy].lost_after_seconds,
-        lease_seconds=services[LeasePolicy].lease_seconds,
-        acknowledge_within_seconds=services[LeasePolicy].acknowledge_within_seconds,
-    )
+    # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
+    return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
 
 
 @router.post("/workers/{worker_id}/goodbye", summary="Stop in order", dependencies=[requires(Scope.LEASE)])

@@ -55,11 +55,8 @@ def start(
     """
     with connect(url) as client:
         answer = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
-    if fmt is Format.JSON:
-        output.write_json(answer)
-    else:
-        workers = ", ".join(worker["name"] for worker in answer["workers"])
-        output.show(Text(output.plain(f"started {answer['started']:,}: {workers}")))
+    workers = ", ".join(worker["name"] for worker in answer["workers"])
+    output.present(answer, fmt, lambda: Text(output.plain(f"started {answer['started']:,}: {workers}")))
 
 
 def _directive(action: Action) -> Callable[..., None]:
@@ -113,11 +110,10 @@ def _direct_each(verb: str, workers: list[str], reason: str, url: str | None, fm
         directed_workers = [
             client.post(f"/workers/{worker_id}/{verb}", {"reason": reason}) for worker_id in ids_of(client, workers)
         ]
-    if fmt is Format.JSON:
-        output.write_json({"items": directed_workers})
-        return
-    for worker in directed_workers:
-        output.show(Text(output.plain(f"{worker['name']} ({worker['worker_id']}) is told to {worker['directive']}")))
+    lines = [
+        f"{worker['name']} ({worker['worker_id']}) is told to {worker['directive']}" for worker in directed_workers
+    ]
+    output.present({"items": directed_workers}, fmt, lambda: Text("\n".join(map(output.plain, lines))))
 
 
 def _is_id(text: str) -> bool:

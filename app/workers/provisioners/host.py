@@ -145,8 +145,5 @@ class Gauge:
 
     def _numbers(self, name: str) -> list[int]:
         """The numbers in a file of the container (cgroup v2); none when there is no such file or no limit."""
-        try:
-            words = (self._cgroup / name).read_text().split()
-        except OSError:
-            return []
+        words = _text(self._cgroup / name).split()
         return [int(word) for word in words] if all(word.isdecimal() for word in words) else []

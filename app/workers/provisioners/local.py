@@ -146,7 +146,8 @@ def _handle(process: psutil.Process) -> Handle:
 def _process(handle: Handle) -> psutil.Process | None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(handle["pid"])
-        if abs(process.create_time() - handle["created"]) < 0.05 and _alive(process):
+        is_same = abs(process.create_time() - handle["created"]) < 0.05
+        if is_same and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
@@ -155,12 +156,6 @@ def _is_reused(handle: Handle) -> bool:
     """Whether another process has the pid by now, which the kernel allows only once the session is empty."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(abs(psutil.Process(handle["pid"]).create_time() - handle["created"]) >= 0.05)
-    return False
-
-
-def _alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 

@@ -1,7 +1,7 @@
 """Plans of a host's pool: the slots to fill with new workers, and the workers to drain."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -91,7 +91,8 @@ def plan(snapshot: PoolSnapshot) -> PoolPlan:
     # One direction at a time: a pool that shrinks starts nothing, not even in a slot that lost its worker.
     surplus = len(staying) - snapshot.size
     if surplus > 0:
-        leavers = sorted(staying, key=leaving_order)[:surplus]
+        # Idle ones before busy ones, the highest slot first.
+        leavers = sorted(staying, key=lambda member: (member.busy, -member.slot))[:surplus]
         return PoolPlan(drain=[m.worker_id for m in leavers], reason=f"{len(staying)} workers, {snapshot.size} wanted")
     room = snapshot.size - len(snapshot.members) if snapshot.room is None else snapshot.room
     slots = due_slots(snapshot)[: max(0, room)]
@@ -102,35 +103,24 @@ def plan(snapshot: PoolSnapshot) -> PoolPlan:
 
 def rests(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> list[RestingSlot]:
     """The slots that still rest, ordered by the end of their rest."""
-    candidates = [
-        RestingSlot(
-            host=slot.host,
-            slot=slot.slot,
-            deaths=slot.deaths,
-            until=slot.last_at + timedelta(seconds=rest_seconds(slot.deaths, policy)),
-        )
-        for slot in slots
-    ]
-    return sorted(
-        (slot for slot in candidates if slot.until > now), key=lambda slot: (slot.until, slot.host, slot.slot)
-    )
-
-
-def leaving_order(member: PoolMember) -> tuple[bool, int]:
-    """Sort key for the workers to drain: idle ones before busy ones, the highest slot first."""
-    return member.busy, -member.slot
+    resting_slots = []
+    for slot in slots:
+        until = slot.last_at + timedelta(seconds=rest_seconds(slot.deaths, policy))
+        if until > now:
+            resting_slots.append(RestingSlot(host=slot.host, slot=slot.slot, deaths=slot.deaths, until=until))
+    return sorted(resting_slots, key=lambda slot: (slot.until, slot.host, slot.slot))
 
 
 def due_slots(snapshot: PoolSnapshot) -> list[int]:
     """The slots of missing workers, resting ones included: vacated slots first, then the lowest free ones."""
     # A successor is due for a restarting worker only once it has gone, so until then its slot is not missing one.
     occupied_count = sum(not member.leaving or member.restarting for member in snapshot.members)
-    return free_slots(snapshot.members, snapshot.vacated_slots, max(0, snapshot.size - occupied_count))
+    occupied_slots = {member.slot for member in snapshot.members}
+    return free_slots(occupied_slots, snapshot.vacated_slots, max(0, snapshot.size - occupied_count))
 
 
-def free_slots(members: Sequence[PoolMember], vacated_slots: frozenset[int], count: int) -> list[int]:
+def free_slots(occupied_slots: Set[int | None], vacated_slots: Set[int], count: int) -> list[int]:
     """`count` free slots: vacated ones first, then the lowest."""
-    occupied_slots = {member.slot for member in members}
     first = sorted(vacated_slots - occupied_slots)[:count]
     rest = (slot for slot in itertools.count(1) if slot not in occupied_slots and slot not in vacated_slots)
     return [*first, *itertools.islice(rest, count - len(first))]

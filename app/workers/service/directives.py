@@ -9,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db import notify
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerGone
 from app.workers.rules.workers import ENDED_STATES, Directive, weaker
+from app.workers.service import workers
 from app.workers.store import directives as store
-from app.workers.store import workers
 from app.workers.store.directives import DirectedWorker, WorkerSelector
 
 
@@ -42,22 +42,22 @@ async def direct(connection: AsyncConnection, worker_id: UUID, order: Order) -> 
     changed_workers = await store.direct(connection, WorkerSelector(ids=[worker_id]), order.directive, order.reason)
     # Read after the update, so that the answer shows the worker with its directive.
     row = await workers.read(connection, worker_id)
-    if row is None:
-        raise WorkerNotFound
     if row["state"] in ENDED_STATES and not _is_as_strong(row["directive"], order.directive):
         raise WorkerGone(f"this worker is {row['state']} already", reason=row["state"])
     await _audit(connection, changed_workers, order)
     return row
 
 
-async def count(connection: AsyncConnection, selector: WorkerSelector, directive: Directive) -> Outcome:
-    """Count the workers that would get a directive."""
-    return Outcome(selected_workers=await store.count(connection, selector, directive), directed_workers=0)
+async def direct_many(
+    connection: AsyncConnection, selector: WorkerSelector, order: Order, *, limit: int, dry_run: bool = False
+) -> Outcome:
+    """Give a directive to the selected workers that do not have it yet, in the order of ids, at most `limit`.
 
-
-async def direct_many(connection: AsyncConnection, selector: WorkerSelector, order: Order, *, limit: int) -> Outcome:
-    """Give a directive to the selected workers that do not have it yet, in the order of ids, at most `limit`."""
+    With `dry_run` they are only counted.
+    """
     count = await store.count(connection, selector, order.directive)
+    if dry_run:
+        return Outcome(selected_workers=count, directed_workers=0)
     changed_workers = await store.direct(connection, selector, order.directive, order.reason, limit=limit)
     await _audit(connection, changed_workers, order)
     # Workers may have come between the two statements.

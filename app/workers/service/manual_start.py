@@ -11,12 +11,11 @@ from app.admin.service import audit, config
 from app.db import notify
 from app.kernel.modes import Mode
 from app.workers.errors import StartRefused
+from app.workers.rules.assignment import UNDECIDED
 from app.workers.rules.hosts import room, spread
-from app.workers.service import limits, requests, roster
-from app.workers.service.requests import DueStarts
-from app.workers.service.roster import Pool
+from app.workers.service import limits, roster
+from app.workers.service.roster import DueStarts, Pool
 from app.workers.store import hosts, workers
-from app.workers.store.roster import NewWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +51,13 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     document = (await config.current(connection, initial)).document
     max_workers = document.worker_pool.max_workers
     pool = await roster.pool(connection)
-    due = requests.due_starts(pool, max_workers)
+    due = roster.due_starts(pool, max_workers)
     await _check(connection, pool, due, document, order.count)
-    new_workers = await _new_workers(connection, pool, due, ids)
-    await requests.request(connection, new_workers)
+    counts = spread(pool.hosts, order.count, limits.POLICY)
+    for host, count in counts.items():
+        # Beyond the size of the host, or its own loop would drain them as surplus.
+        await hosts.enlarge(connection, host, count)
+    new_workers = await roster.request(connection, pool, counts, due, [(worker_id, UNDECIDED) for worker_id in ids])
     notify.note(connection, notify.FLEET, notify.LAUNCHES)
     starting = [Starting(worker_id=worker.id, name=worker.name) for worker in new_workers]
     await _note(connection, order, len(pool.staying), starting)
@@ -83,19 +85,6 @@ async def _check(connection: AsyncConnection, pool: Pool, due: DueStarts, docume
             )
     if count > room(pool.hosts, limits.policy_for(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
-
-
-async def _new_workers(connection: AsyncConnection, pool: Pool, due: DueStarts, ids: Sequence[UUID]) -> list[NewWorker]:
-    remaining = iter(ids)
-    new_workers = []
-    for host, count in spread(pool.hosts, len(ids), limits.POLICY).items():
-        slots = await requests.new_slots(connection, pool, host, due[host], count) if count else []
-        new_workers += [
-            NewWorker(id=next(remaining), provisioner=host.provisioner, host=host.host, slot=slot) for slot in slots
-        ]
-        # Beyond the size of the host, or its own loop would drain them as surplus.
-        await hosts.enlarge(connection, host, count)
-    return new_workers
 
 
 async def _note(connection: AsyncConnection, order: StartOrder, workers: int, starting: Sequence[Starting]) -> None:

@@ -1,20 +1,28 @@
-"""The pool as a whole: every live worker, and every host that starts workers."""
+"""The pool as a whole: its live workers and hosts, the starts that hosts owe, and requests for new workers."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
+from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host
+from app.workers.rules.pool import free_slots
+from app.workers.service import pool as pool_operations
+from app.workers.service import workers as worker_operations
 from app.workers.store import hosts, roster
-from app.workers.store.roster import Worker
+from app.workers.store import pool as pool_store
+from app.workers.store.roster import NewWorker, Worker
 
 DRAINING = WorkerState.DRAINING.value
+# Workers that each host is due to start for lost ones.
+DueStarts = Mapping[Host, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +57,56 @@ async def pool(
     return Pool(workers=workers, hosts=reported_hosts, by_host=by_host)
 
 
-def vacancies(host: Host, workers: Sequence[Worker]) -> int:
-    """Number of workers that a host has still to start to reach its size."""
-    return max(0, host.size - sum(w.state != DRAINING for w in workers))
+def due_starts(pool: Pool, max_workers: int) -> dict[Host, int]:
+    """Number of workers that each host is due to start for lost ones, within the maximum of the pool.
+
+    A worker that restarts keeps its place for its successor, also where there is no room for any other.
+    """
+    room, due = max(0, max_workers - len(pool.workers)), {}
+    for host in pool.hosts:
+        workers = pool.of(host)
+        restarts = sum(worker.restarting for worker in workers)
+        vacancies = max(0, host.size - sum(worker.state != DRAINING for worker in workers))
+        # Successors of restarting workers need no room of their own.
+        due[host] = min(room + restarts, vacancies)
+        room -= max(0, due[host] - restarts)
+    return due
+
+
+async def request(
+    connection: AsyncConnection,
+    pool: Pool,
+    counts: Mapping[Host, int],
+    due: DueStarts,
+    assignments: Iterable[tuple[UUID, Assignment]],
+) -> list[NewWorker]:
+    """Record that these workers, by id and assignment, are to be started, `counts` of them on each host.
+
+    Live workers of the same names are superseded.
+    """
+    # Any id on any host: new workers differ only in their assignment.
+    remaining = iter(assignments)
+    new_workers = []
+    for host, count in counts.items():
+        for slot in await _new_slots(connection, pool, host, due[host], count) if count else ():
+            worker_id, assignment = next(remaining)
+            new_workers.append(
+                NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)
+            )
+    for name in await roster.live_names(connection, [worker.name for worker in new_workers]):
+        await worker_operations.supersede(connection, name)
+    await roster.request(connection, new_workers)
+    return new_workers
+
+
+async def _new_slots(connection: AsyncConnection, pool: Pool, host: Host, due: int, count: int) -> list[int]:
+    """Slots for `count` new workers: not the ones kept for `due` starts, and none that rests after crashes."""
+    resting = await pool_operations.resting_slots(connection, host.provisioner, host.host)
+    vacated_slots = await pool_store.vacated_slots(connection, host.host)
+    occupied_slots = {worker.slot for worker in pool.of(host)}
+    # Enough to choose from when the due and the resting slots are left out.
+    free = free_slots(occupied_slots, vacated_slots, due + count + len(resting))
+    return [slot for slot in free[due:] if slot not in resting][:count]
 
 
 def _with_workers(host: Host, workers: Sequence[Worker]) -> Host:

@@ -103,9 +103,7 @@ class Heartbeats:
 
     @staticmethod
     async def _raise_gone(connection: AsyncConnection, worker_id: WorkerId) -> None:
-        row = await workers.read(connection, worker_id)
-        if row is None:
-            raise WorkerNotFound
+        row = await read(connection, worker_id)
         reason = "superseded" if "superseded" in (row["ended_reason"] or "") else row["state"]
         raise WorkerGone(f"this worker is {row['state']}: {row['ended_reason']}", reason=reason)
 

@@ -66,7 +66,6 @@ class Launch:
 
     worker_id: UUID
     name: str
-    slot: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +73,6 @@ class ManagedWorker:
     """A live worker of a provisioner on one host; without a `handle` no process was recorded yet."""
 
     worker_id: UUID
-    name: str
-    slot: int
-    state: str
     handle: dict[str, Any] | None
     directive: str | None
 
@@ -107,13 +103,13 @@ _CLAIM_LAUNCHES = text("""
 UPDATE workers SET launched_at = now() WHERE id IN (
     SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host
       AND launched_at IS NULL ORDER BY slot FOR UPDATE SKIP LOCKED
-) RETURNING id AS worker_id, name, slot
+) RETURNING id AS worker_id, name
 """)
 
 _STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at = now() WHERE id = :id")
 
 _MANAGED = text(f"""
-SELECT w.id AS worker_id, w.name, w.slot, w.state, w.handle, w.directive FROM workers w
+SELECT w.id AS worker_id, w.handle, w.directive FROM workers w
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
@@ -142,10 +138,8 @@ WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.direct
 
 # The first time counts: a worker whose answer was lost registers again.
 _MARK = {
-    "started_at": text("UPDATE replacements SET started_at = coalesce(started_at, now()) WHERE worker_id = :id"),
-    "registered_at": text(
-        "UPDATE replacements SET registered_at = coalesce(registered_at, now()) WHERE worker_id = :id"
-    ),
+    column: text(f"UPDATE replacements SET {column} = coalesce({column}, now()) WHERE worker_id = :id")
+    for column in ("started_at", "registered_at")
 }
 
 _FIRST_LEASES = """

@@ -100,9 +100,7 @@ LEFT JOIN LATERAL (
 ) last ON true
 """
 
-_NAMED = text(f"""
-SELECT name FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE}
-""")
+_NAMED = text(f"SELECT name FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE}")
 
 _COUNT = text(f"SELECT count(*) FROM workers WHERE {LIVE}")
 

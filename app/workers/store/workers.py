@@ -1,7 +1,7 @@
 """Workers: registration, heartbeats, states and ends."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -129,7 +129,8 @@ FROM beat LEFT JOIN updated ON updated.id = beat.worker_id LEFT JOIN renewed ON 
 _READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
 
 _LIVENESS = text(f"""
-SELECT id, state, requested_at, launched_at, last_seen_at FROM workers WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
+SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at FROM workers
+WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
 # The condition on the state makes the transition legal and unique: of two that end a worker one gets the row.
@@ -138,9 +139,7 @@ UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
 WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner
 """)
 
-_IS_STOPPING = text(f"""
-SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} FOR UPDATE
-""")
+_IS_STOPPING = text(f"SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} FOR UPDATE")
 
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
 
@@ -156,7 +155,7 @@ async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
 
 async def register(connection: AsyncConnection, worker_id: UUID, registration: Registration) -> tuple[str, int]:
     """Create a worker that no provisioner started; return its name and incarnation."""
-    row = (await connection.execute(_REGISTER, {"id": worker_id, **_values(registration)})).one()
+    row = (await connection.execute(_REGISTER, {"id": worker_id, **asdict(registration)})).one()
     return row.name, row.incarnation
 
 
@@ -164,7 +163,7 @@ async def register_launched(
     connection: AsyncConnection, worker_id: UUID, registration: Registration
 ) -> tuple[str, int] | None:
     """Complete the row that was requested of a provisioner; None when the worker has ended."""
-    row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **_values(registration)})).first()
+    row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **asdict(registration)})).first()
     return (row.name, row.incarnation) if row else None
 
 
@@ -172,8 +171,7 @@ async def record_heartbeats(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Heartbeat], lease_seconds: float
 ) -> dict[UUID, HeartbeatReply]:
     """Record heartbeats and renew the acknowledged leases that they name; ended workers are left out of the result."""
-    names = ("worker_id", "draining", "task_id", "token", "cpu_percent", "memory_mb", "errors")
-    rows = await connection.fetch(_HEARTBEATS, *columns(beats, *names), lease_seconds)
+    rows = await connection.fetch(_HEARTBEATS, *columns(beats, *Heartbeat.__dataclass_fields__), lease_seconds)
     return {
         row["worker_id"]: HeartbeatReply(
             state=WorkerState(row["state"]),
@@ -212,15 +210,7 @@ async def page(
 async def liveness(connection: AsyncConnection) -> list[Liveness]:
     """The live workers, locked; those that a heartbeat has locked are evidently alive and left out."""
     rows = (await connection.execute(_LIVENESS)).mappings()
-    return [
-        Liveness(
-            worker_id=WorkerId(row["id"]),
-            state=WorkerState(row["state"]),
-            since=row["launched_at"] or row["requested_at"],
-            last_seen_at=row["last_seen_at"],
-        )
-        for row in rows
-    ]
+    return [Liveness(**{**row, "state": WorkerState(row["state"])}) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,10 +243,6 @@ async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, 
 def _assignment(row: asyncpg.Record) -> Assignment:
     agent, *limits = (row[f"assigned_{field}"] for field in Assignment._fields)
     return Assignment(AgentType(agent) if agent else None, *limits)
-
-
-def _values(registration: Registration) -> dict[str, Any]:
-    return {name: getattr(registration, name) for name in Registration.__dataclass_fields__}
 
 
 async def workers_by_state(connection: AsyncConnection) -> dict[str, int]:

@@ -137,9 +137,8 @@ async def test_many_are_told_bit_by_bit_and_nobody_twice(database: Database) -> 
 async def test_counting_tells_nobody(database: Database) -> None:
     await _crew(database)
     async with database.transaction() as connection:
-        assert await directives.count(connection, WorkerSelector(), DRAIN) == directives.Outcome(
-            selected_workers=3, directed_workers=0
-        )
+        counts = await directives.direct_many(connection, WorkerSelector(), order(DRAIN), limit=1000, dry_run=True)
+    assert counts == directives.Outcome(selected_workers=3, directed_workers=0)
     assert set((await _told(database)).values()) == {None}
 
 
