@@ -41,9 +41,8 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[TaskLimits, st
         return _scale(1.0, policy), "base: more compute is not known to improve the results"
     improvement = min(1.0, snapshot.quality_gain / policy.clear_gain)
     factor = 1 + (policy.max_factor - 1) * (1 - pressure) * improvement
-    return _scale(
-        factor, policy
-    ), f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
+    reason = f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
+    return _scale(factor, policy), reason
 
 
 def _scale(factor: float, policy: SizingPolicy) -> TaskLimits:

@@ -101,11 +101,9 @@ class Hpa(_Stabilised):
         ratio = observation.busy / max(1, observation.ready) / 0.7
         if ratio > 1 and observation.starting:
             ratio = max(1.0, observation.busy / observation.workers / 0.7)
-        return (
-            observation.workers
-            if abs(ratio - 1) <= 0.1
-            else math.ceil(ratio * (observation.workers if ratio > 1 else observation.ready))
-        )
+        if abs(ratio - 1) <= 0.1:
+            return observation.workers
+        return math.ceil(ratio * (observation.workers if ratio > 1 else observation.ready))
 
 
 class Keda(_Stabilised):
@@ -118,11 +116,9 @@ class Keda(_Stabilised):
 
     def desired_size(self, observation: Observation) -> int:
         desired_size = (observation.backlog.tasks + observation.busy) / 5
-        return (
-            observation.workers
-            if abs(desired_size / max(1, observation.workers) - 1) <= 0.1
-            else math.ceil(desired_size)
-        )
+        if abs(desired_size / max(1, observation.workers) - 1) <= 0.1:
+            return observation.workers
+        return math.ceil(desired_size)
 
 
 class Knative(_Baseline):

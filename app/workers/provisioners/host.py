@@ -67,13 +67,10 @@ def _group_seconds(levels: list[Path], machine_cores: float) -> Iterator[tuple[s
     for level in levels:
         quota, _, period = _text(level / "cpu.max").partition(" ")
         microseconds = _fields(level / "cpu.stat").get("usage_usec")
-        if (
-            quota.isdigit()
-            and period.isdigit()
-            and microseconds is not None
-            and 0 < int(quota) / int(period) < machine_cores
-        ):
-            yield str(level), (microseconds / 1e6, int(quota) / int(period))
+        if quota.isdigit() and period.isdigit() and microseconds is not None:
+            cores = int(quota) / int(period)
+            if 0 < cores < machine_cores:
+                yield str(level), (microseconds / 1e6, cores)
 
 
 def _memory_percents(levels: list[Path]) -> Iterator[float]:
