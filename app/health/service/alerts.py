@@ -40,7 +40,8 @@ async def watch(
     With `with_webhooks` a message for each change is put in the outbox in the same transaction.
     """
     memory = await _memory(connection)
-    current = await observations.observe(connection, capacity, FOR_ALERTS, _depths(memory))
+    depths = [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]
+    current = await observations.observe(connection, capacity, FOR_ALERTS, depths)
     symptoms, unknown_rules = alert_symptoms(current, FOR_ALERTS)
     last_observed = memory.get("looked_at")
     snapshot = AlertSnapshot(
@@ -123,7 +124,3 @@ def _event_data(alert: Alert) -> dict[str, Any]:
 async def _memory(connection: AsyncConnection) -> dict[str, Any]:
     turn = (await duties.last_turns(connection, [WATCH])).get(WATCH)
     return turn.result if turn else {}
-
-
-def _depths(memory: dict[str, Any]) -> list[Depth]:
-    return [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]

@@ -44,7 +44,9 @@ async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPo
         # Locked before names and numbers are read, which would else be out of date when series are added.
         await series.lock_series(connection)
     names = await series.names(connection)
-    await _check(connection, batch.samples, names, policy)
+    errors = refusals(batch.samples, {name.name: name.kind for name in names}, await now(connection), policy)
+    if errors:
+        raise SamplesRefused(errors[:_MAX_REFUSALS])
     if len(ids) < len(batch_series):
         ids = await _create(connection, batch.samples, batch_series, names, policy)
     await series.add_points(connection, fold_samples(batch.samples, await now(connection)), ids)
@@ -57,14 +59,6 @@ async def metric_name(connection: AsyncConnection, name: str) -> MetricName:
     if metric is None:
         raise MetricNotFound
     return metric
-
-
-async def _check(
-    connection: AsyncConnection, samples: Sequence[PushedSample], names: Sequence[MetricName], policy: SeriesPolicy
-) -> None:
-    wrong = refusals(samples, {name.name: name.kind for name in names}, await now(connection), policy)
-    if wrong:
-        raise SamplesRefused(wrong[:_MAX_REFUSALS])
 
 
 async def _create(

@@ -127,20 +127,17 @@ async def read(connection: AsyncConnection, alert_id: int) -> Alert | None:
     return _first_alert(await connection.execute(_READ, {"id": alert_id}))
 
 
-async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id: int | None, limit: int) -> list[Alert]:
+async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id: int, limit: int) -> list[Alert]:
     """Alerts with smaller ids than `below_id`, newest first."""
     # Written out, so that the partial index of the few unresolved ones can be used.
-    filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(selection.states))})"]
-    values: dict[str, Any] = {"limit": limit}
+    filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(selection.states))})", "id < :below_id"]
+    values: dict[str, Any] = {"below_id": below_id, "limit": limit}
     if selection.rule is not None:
         filters.append("rule = :rule")
         values["rule"] = selection.rule.value
     if selection.severity is not None:
         filters.append("severity = :severity")
         values["severity"] = _severity_name(selection.severity)
-    if below_id is not None:
-        filters.append("id < :below_id")
-        values["below_id"] = below_id
     query = f"SELECT {_COLUMNS} FROM alerts WHERE {' AND '.join(filters)} ORDER BY id DESC LIMIT :limit"
     return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
 

@@ -85,7 +85,6 @@ metric_batches = Table(
     Index("metric_batches_received", "received_at"),
 )
 
-
 # Of each rule and subject at most one alert is unresolved: the index `alerts_standing` enforces it, however many
 # replicas observe.
 alerts = Table(
@@ -111,9 +110,12 @@ alerts = Table(
     one_of("rule", AlertRule),
     one_of("state", AlertState),
     one_of("severity", [severity.name.lower() for severity in Severity]),
+    Index(
+        "alerts_standing", "rule", "subject", unique=True, postgresql_where=text("state IN ('open', 'acknowledged')")
+    ),
+    # For retention.
+    Index("alerts_resolved", "resolved_at", postgresql_where=text("resolved_at IS NOT NULL")),
 )
-_UNRESOLVED = text("state IN ('open', 'acknowledged')")
-
 
 webhook_deliveries = Table(
     "webhook_deliveries",
@@ -131,16 +133,6 @@ webhook_deliveries = Table(
     Column("last_error", Text),
     one_of("kind", AlertKind),
     Index("webhook_deliveries_alert", "alert_id", "seq"),
-)
-
-
-Index("alerts_standing", alerts.c.rule, alerts.c.subject, unique=True, postgresql_where=_UNRESOLVED)
-# For retention.
-Index("alerts_resolved", alerts.c.resolved_at, postgresql_where=text("resolved_at IS NOT NULL"))
-
-# Holds only deliveries that are still to be made: looking for due ones costs as much as the backlog, not the history.
-Index(
-    "webhook_deliveries_due",
-    webhook_deliveries.c.due_at,
-    postgresql_where=text("due_at IS NOT NULL"),
+    # Only of deliveries still to be made: looking for due ones costs as much as the backlog, not the history.
+    Index("webhook_deliveries_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )

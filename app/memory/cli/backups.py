@@ -1,7 +1,7 @@
 """`convener db backup`, `restore` and `verify`: dump the whole database, restore it, and check its invariants."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +72,8 @@ def restore(
 
     if is_bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
-    with output.errors().status("restoring") as progress, as_failures(), _target(url, is_bundled=is_bundled) as target:
+    server = new_server() if is_bundled else nullcontext(url)
+    with output.errors().status("restoring") as progress, as_failures(), server as target:
         result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
     if fmt is Format.JSON:
         output.write_json(
@@ -110,10 +111,6 @@ def verify(
     output.present({"ok": ok, "checks": checks}, fmt, lambda: _check_table(checks))
     if not ok:
         raise typer.Exit(ExitCode.REFUSED)
-
-
-def _target(url: str | None, *, is_bundled: bool) -> AbstractContextManager[str | None]:
-    return new_server() if is_bundled else nullcontext(url)
 
 
 def _check_file(file: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -57,10 +56,12 @@ class Dumps:
         Without a revision no service works on the database: the caller sets it when the rest of the restore is done.
         """
         entries = [line for line in self.contents(file) if not _REVISION_ENTRY.match(line)]
-        with _list_file(entries) as list_file:
+        with tempfile.NamedTemporaryFile("w", suffix=".list") as list_file:
+            list_file.write("\n".join(entries) + "\n")
+            list_file.flush()
             # Owners and privileges are those of the old server, whose roles this one may not have.
             options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
-            self._run("pg_restore", [*options, f"--use-list={list_file}", str(file)], url)
+            self._run("pg_restore", [*options, f"--use-list={list_file.name}", str(file)], url)
 
     def _run(
         self,
@@ -105,14 +106,6 @@ def connection_arguments(url: str) -> tuple[list[str], Mapping[str, str]]:
     plain = f"postgresql://{user}{hosts}{parts.path}" + (f"?{query}" if query else "")
     # --no-password: fail rather than ask on a terminal that a service does not have.
     return ["--no-password", f"--dbname={plain}"], {"PGPASSWORD": password} if password else {}
-
-
-@contextmanager
-def _list_file(entries: Sequence[str]) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile("w", suffix=".list") as file:
-        file.write("\n".join(entries) + "\n")
-        file.flush()
-        yield Path(file.name)
 
 
 def _wait_for_exit(child: "subprocess.Popen[bytes]", report: Callable[[], object]) -> None:
