@@ -78,7 +78,7 @@ def test_thresholds_are_those_of_the_service(alert: str, threshold: float) -> No
     ],
 )
 def test_hysteresis_is_that_of_the_service(alert: str, rule: AlertRule) -> None:
-    assert seconds(rules()[alert]["for"]) == AlertPolicy().hysteresis[rule].opens_after
+    assert seconds(rules()[alert]["for"]) == AlertPolicy().of(rule).opens_after
 
 
 def test_every_rule_says_what_is_wrong_and_what_to_do() -> None:

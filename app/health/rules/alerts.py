@@ -29,24 +29,21 @@ UNRESOLVED = frozenset({AlertState.OPEN, AlertState.ACKNOWLEDGED})
 class Hysteresis:
     """Seconds that a symptom lasts before it is an alert, and is absent before the alert is resolved."""
 
-    opens_after: float
+    opens_after: float = 0
     resolves_after: float = 60.0
 
 
 # Five minutes for resources and half a minute for starvation are the contract's; a lost worker may be missing for the
-# half minute that its replacement may take; growth by the minute must outlast one batch of submits.
+# half minute that its replacement may take; growth by the minute must outlast one batch of submits. Other rules open
+# an alert at once.
 _HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
-    AlertRule.OLDEST_TASK: Hysteresis(opens_after=0),
-    AlertRule.STUCK_EXECUTING: Hysteresis(opens_after=0),
     AlertRule.POOL_BELOW_MINIMUM: Hysteresis(opens_after=30),
     AlertRule.RESOURCE_PRESSURE: Hysteresis(opens_after=300, resolves_after=120),
     AlertRule.QUEUE_GROWTH: Hysteresis(opens_after=120),
     # The check itself counts a worker as idle only after 30 s.
     AlertRule.WORKER_STARVATION: Hysteresis(opens_after=15),
-    AlertRule.BREAKER_OPEN: Hysteresis(opens_after=0),
-    AlertRule.REPLACEMENT_FAILING: Hysteresis(opens_after=0),
     AlertRule.DATABASE_TROUBLE: Hysteresis(opens_after=60, resolves_after=120),
-    AlertRule.DEGRADED: Hysteresis(opens_after=0, resolves_after=15),
+    AlertRule.DEGRADED: Hysteresis(resolves_after=15),
 }
 
 
@@ -61,6 +58,10 @@ class AlertPolicy:
     hysteresis: Mapping[AlertRule, Hysteresis] = field(default_factory=lambda: _HYSTERESIS)
     blind_after: float = 15.0
     refresh: float = 60.0
+
+    def of(self, rule: AlertRule) -> Hysteresis:
+        """Hysteresis of a rule."""
+        return self.hysteresis.get(rule, Hysteresis())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +192,7 @@ def _is_recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
 
 
 def _has_lasted(key: AlertKey, pending: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
-    return now - pending.since >= timedelta(seconds=policy.hysteresis[key.rule].opens_after)
+    return now - pending.since >= timedelta(seconds=policy.of(key.rule).opens_after)
 
 
 def _resolution(
@@ -200,7 +201,7 @@ def _resolution(
     if pending.absent_since is None:
         return None
     absence = now - pending.absent_since
-    if absence < timedelta(seconds=policy.hysteresis[alert.key.rule].resolves_after):
+    if absence < timedelta(seconds=policy.of(alert.key.rule).resolves_after):
         return None
     return AlertResolution(alert_id=alert.alert_id, reason=f"not seen for {absence.total_seconds():.0f} s")
 
