@@ -1,8 +1,9 @@
 """The deployment configuration: read, changed under a condition, rolled back."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,6 +33,7 @@ from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Principal, Scope
+from app.kernel.modes import Mode
 
 router = APIRouter(prefix="/config", tags=["config"])
 _NEWEST = 2**63 - 1  # the largest version possible, so that a page without a cursor begins at the newest
@@ -51,6 +53,35 @@ class Reasoned(Trial):
     """Query options of a change whose body is the document itself and has no place for the reason."""
 
     reason: Sentence = Field("", description="why; it is kept with the change")
+
+
+@dataclass
+class ChangeCall:
+    """Parameters that the routes of changes share; the version is read late, so that the body is validated first."""
+
+    connection: Writing
+    services: ServicesDep
+    caller: Caller
+    response: Response
+    if_match: IfMatch = None
+
+    @property
+    def initial(self) -> Mode:
+        """The mode that a new system starts with."""
+        return self.services[CurrentConfig].initial
+
+    def request(self, reason: str, options: Trial) -> ChangeRequest:
+        """The requested change. Raises PreconditionRequired, RequestValidationError."""
+        version = expected_version(self.if_match)
+        return ChangeRequest(expected_version=version, by=self.caller.key_id, reason=reason, dry_run=options.dry_run)
+
+    def answer(self, result: ChangeResult, request: ChangeRequest) -> ChangedOut:
+        """The response to the change, with the new version as its ETag."""
+        self.response.headers["ETag"] = etag(result.version.version)
+        return changed_out(result, dry_run=request.dry_run)
+
+
+ChangeCallDep = Annotated[ChangeCall, Depends()]
 
 
 @router.get(
@@ -84,44 +115,34 @@ async def read(
 @router.put("", summary="Replace the configuration", dependencies=_WRITE, responses=_WRITING)
 async def put(
     document: DocumentIn,
-    connection: Writing,
-    services: ServicesDep,
-    caller: Caller,
-    response: Response,
+    call: ChangeCallDep,
     options: Annotated[Reasoned, Query()],
-    if_match: IfMatch = None,
 ) -> ChangedOut:
     """All four sections, with every value. Weights are scaled to sum 1; a weight of 0 is raised to 0.02 in effect.
 
     Safe to repeat: the same body sent again with the same If-Match is accepted again.
     """
-    request = _request(caller, if_match, options.reason, options)
-    result = await service.change(
-        connection, services[CurrentConfig].initial, request, ConfigAction.SET, document_from(document)
-    )
-    return _answer(result, request, response)
+    request = call.request(options.reason, options)
+    result = await service.change(call.connection, call.initial, request, ConfigAction.SET, document_from(document))
+    return call.answer(result, request)
 
 
 @router.patch("", summary="Change some of the configuration", dependencies=_WRITE, responses=_WRITING)
 async def patch(
     merge: Annotated[dict[str, Any], Body(media_type="application/merge-patch+json")],
-    connection: Writing,
-    services: ServicesDep,
-    caller: Caller,
-    response: Response,
+    call: ChangeCallDep,
     options: Annotated[Reasoned, Query()],
-    if_match: IfMatch = None,
 ) -> ChangedOut:
     """A JSON merge patch (RFC 7396), like `{"worker_pool": {"max_workers": 20}}`.
 
     A weight that is named gets just that share, and the others make up the rest in their proportions. Safe to repeat.
     """
-    request = _request(caller, if_match, options.reason, options)
-    base = await service.base(connection, services[CurrentConfig].initial, request.expected_version)
+    request = call.request(options.reason, options)
+    base = await service.base(call.connection, call.initial, request.expected_version)
     # Applied to the version of If-Match, even if it is outdated: a repetition must give the same document again.
     document = apply_patch(base.document, merge)
-    result = await service.change(connection, services[CurrentConfig].initial, request, ConfigAction.PATCH, document)
-    return _answer(result, request, response)
+    result = await service.change(call.connection, call.initial, request, ConfigAction.PATCH, document)
+    return call.answer(result, request)
 
 
 @router.get("/history", summary="Read who changed what", dependencies=_READ)
@@ -157,44 +178,26 @@ async def read_version(
 @router.post("/rollback", summary="Return to a former version", dependencies=_WRITE, responses={**_WRITING, **_FINDING})
 async def roll_back(
     body: RollbackIn,
-    connection: Writing,
-    services: ServicesDep,
-    caller: Caller,
-    response: Response,
+    call: ChangeCallDep,
     options: Annotated[Trial, Query()],
-    if_match: IfMatch = None,
 ) -> ChangedOut:
     """A new version with the mode and all values of that one. Safe to repeat."""
-    request = _request(caller, if_match, body.reason, options)
-    result = await service.roll_back(connection, services[CurrentConfig].initial, request, body.version)
-    return _answer(result, request, response)
+    request = call.request(body.reason, options)
+    result = await service.roll_back(call.connection, call.initial, request, body.version)
+    return call.answer(result, request)
 
 
 @router.post("/mode", summary="Change the mode", dependencies=_WRITE, responses=_WRITING)
 async def switch(
     body: ModeIn,
-    connection: Writing,
-    services: ServicesDep,
-    caller: Caller,
-    response: Response,
+    call: ChangeCallDep,
     options: Annotated[Trial, Query()],
-    if_match: IfMatch = None,
 ) -> ChangedOut:
     """The pool becomes the mode's: 2 to 5 workers in development, 10 to 1000 in production, 5 to 50 for trusted
     testers; all else stays as it is. Asking for the mode that is on changes nothing. Safe to repeat."""
-    request = _request(caller, if_match, body.reason, options)
-    result = await service.switch(connection, services[CurrentConfig].initial, request, body.mode)
-    return _answer(result, request, response)
-
-
-def _request(caller: Principal, if_match: str | None, reason: str, options: Trial) -> ChangeRequest:
-    version = expected_version(if_match)
-    return ChangeRequest(expected_version=version, by=caller.key_id, reason=reason, dry_run=options.dry_run)
-
-
-def _answer(result: ChangeResult, request: ChangeRequest, response: Response) -> ChangedOut:
-    response.headers["ETag"] = etag(result.version.version)
-    return changed_out(result, dry_run=request.dry_run)
+    request = call.request(body.reason, options)
+    result = await service.switch(call.connection, call.initial, request, body.mode)
+    return call.answer(result, request)
 
 
 async def _note_read(connection: AsyncConnection, services: ServicesDep, caller: Principal, action: str) -> None:

@@ -11,7 +11,6 @@ from app.admin.service.config import ChangeResult, content
 from app.admin.store.config import Version
 from app.http.fields import Body, Moment, Sentence
 from app.kernel import changes as change_kernel
-from app.kernel.changes import Change
 from app.kernel.modes import Mode
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -155,36 +154,34 @@ class ModeIn(Body):
 
 def config_out(version: Version) -> ConfigOut:
     """The response for a version."""
-    return ConfigOut.model_validate(_fields(version))
+    return ConfigOut.model_validate(_fields(version), from_attributes=True)
 
 
 def changed_out(result: ChangeResult, *, dry_run: bool) -> ChangedOut:
     """The response to a change or to its dry run."""
-    changes = [_change(change) for change in result.changes]
-    return ChangedOut.model_validate({**_fields(result.version), "changes": changes, "dry_run": dry_run})
+    fields = {**_fields(result.version), "changes": result.changes, "dry_run": dry_run}
+    return ChangedOut.model_validate(fields, from_attributes=True)
 
 
 def history_item(version: Version, previous: Version | None) -> ConfigHistoryItem:
     """A version in the history, with its differences from the previous one."""
     changes = change_kernel.changes(content(previous), content(version)) if previous else []
-    fields = {name: getattr(version, name) for name in ConfigHistoryItem.model_fields if name != "changes"}
-    return ConfigHistoryItem(**fields, changes=[_change(change) for change in changes])
+    return ConfigHistoryItem.model_validate({**_head(version), "changes": changes}, from_attributes=True)
+
+
+def _head(version: Version) -> dict[str, Any]:
+    return {name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"}
 
 
 def _fields(version: Version) -> dict[str, Any]:
-    weights, remarks = rules.effective_weights(version.document)
-    conduct = rules.conduct(version.mode)
+    weights, notes = rules.effective_weights(version.document)
     return {
-        **{name: getattr(version, name) for name in Version.__dataclass_fields__ if name != "document"},
+        **_head(version),
         **rules.as_json(version.document),
         "effective_weights": rules.weights_by_name(weights),
-        "notes": [NoteOut(path=remark.path, message=remark.message) for remark in remarks],
-        "conduct": {name: getattr(conduct, name) for name in ConductOut.model_fields},
+        "notes": notes,
+        "conduct": rules.conduct(version.mode),
     }
-
-
-def _change(change: Change) -> ChangeOut:
-    return ChangeOut(path=change.path, before=change.before, after=change.after)
 
 
 def apply_patch(document: Document, merge: dict[str, Any]) -> Document:

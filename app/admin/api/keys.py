@@ -61,7 +61,7 @@ async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
 @router.get("", summary="List keys", dependencies=_ADMIN)
 async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> ApiKeyPage:
     """Those of workers are left out; they come and go with them."""
-    rows = await store.page(connection, after=after, limit=limit + 1, everybody=False)
+    rows = await store.page(connection, after=after, limit=limit + 1)
     following = rows[limit - 1]["id"] if len(rows) > limit else None
     return ApiKeyPage(items=[ApiKeyOut.model_validate(row) for row in rows[:limit]], next=following)
 

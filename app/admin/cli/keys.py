@@ -1,7 +1,6 @@
 """`convener key`: makes, lists and revokes keys, through the service or, for the first key, on the database."""
 
 import os
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +44,7 @@ def create(
 ) -> None:
     """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
     if _is_direct(database):
-        new_key = on_database(_create(role, label))
+        new_key = on_database(lambda database: _create(database, role, label))
     else:
         with _connect(url) as client:
             new_key = client.post("/keys", {"role": role.value, "label": label})
@@ -83,7 +82,7 @@ def revoke(
 ) -> None:
     """End a key: it stops working within 5 s everywhere."""
     if _is_direct(database):
-        on_database(_revoke(key_id))
+        on_database(lambda database: _revoke(database, key_id))
     else:
         with _connect(url) as client:
             client.delete(f"/keys/{key_id}")
@@ -100,26 +99,20 @@ def _connect(url: str | None) -> Client:
     return connect(url, (ADMIN_KEY, OPERATOR_KEY))
 
 
-def _create(role: Role, label: str) -> "Callable[[Database], Awaitable[Json]]":
-    async def create(database: "Database") -> Json:
-        # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
-        from app.admin.service.access import create_key
+async def _create(database: "Database", role: Role, label: str) -> Json:
+    # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
+    from app.admin.service.access import create_key
 
-        async with database.transaction() as connection:
-            key_id, key = await create_key(connection, role, label)
-        return {"id": key_id, "role": role.value, "label": label, "key": key}
-
-    return create
+    async with database.transaction() as connection:
+        key_id, key = await create_key(connection, role, label)
+    return {"id": key_id, "role": role.value, "label": label, "key": key}
 
 
-def _revoke(key_id: str) -> "Callable[[Database], Awaitable[None]]":
-    async def revoke(database: "Database") -> None:
-        from app.admin.service.access import revoke_key
+async def _revoke(database: "Database", key_id: str) -> None:
+    from app.admin.service.access import revoke_key
 
-        async with database.transaction() as connection:
-            await revoke_key(connection, key_id)
-
-    return revoke
+    async with database.transaction() as connection:
+        await revoke_key(connection, key_id)
 
 
 async def _read(database: "Database") -> list[Json]:
@@ -127,7 +120,7 @@ async def _read(database: "Database") -> list[Json]:
 
     items: list[Json] = []
     async with database.transaction() as connection:
-        while page := await keys.page(connection, after=items[-1]["id"] if items else "", limit=_PAGE, everybody=False):
+        while page := await keys.page(connection, after=items[-1]["id"] if items else "", limit=_PAGE):
             items += [_plain(row) for row in page]
     return items
 

@@ -37,7 +37,6 @@ FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text
 """
 # A key that is revoked twice keeps the time of the first.
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
-_REVOKE_LABEL = text("UPDATE keys SET revoked_at = now() WHERE label = :label AND revoked_at IS NULL")
 _PRUNE = deletion(
     "keys",
     "EXISTS (SELECT FROM workers w WHERE w.id = keys.worker_id AND w.ended_at < now() - interval '1 hour')",
@@ -45,7 +44,7 @@ _PRUNE = deletion(
 )
 _PAGE = text("""
 SELECT id, role, label, worker_id, created_at, revoked_at FROM keys
-WHERE id > :after AND (:everybody OR worker_id IS NULL) ORDER BY id LIMIT :limit
+WHERE id > :after AND worker_id IS NULL ORDER BY id LIMIT :limit
 """)
 
 
@@ -69,15 +68,9 @@ async def revoke(connection: AsyncConnection, key_id: str) -> bool:
     return (await connection.execute(_REVOKE, {"id": key_id})).first() is not None
 
 
-async def revoke_labelled(connection: AsyncConnection, label: str) -> int:
-    """Revoke every key with this label; return the number revoked."""
-    notify.note(connection, notify.KEYS)
-    return (await connection.execute(_REVOKE_LABEL, {"label": label})).rowcount
-
-
-async def page(connection: AsyncConnection, *, after: str, limit: int, everybody: bool) -> list[dict[str, Any]]:
-    """Keys without secrets, by id; those of workers only if `everybody` is set."""
-    rows = await connection.execute(_PAGE, {"after": after, "limit": limit, "everybody": everybody})
+async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[dict[str, Any]]:
+    """Keys without secrets, by id; those of workers are left out."""
+    rows = await connection.execute(_PAGE, {"after": after, "limit": limit})
     return [dict(row) for row in rows.mappings()]
 
 

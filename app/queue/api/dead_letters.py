@@ -62,11 +62,9 @@ async def requeue_many(order: RequeueManyIn, database: InBatches) -> Requeued:
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
-    selection = order.filter.selection()
-    if order.dry_run:
-        outcome = await service.count(database, selection, may_run=True)
-    else:
-        outcome = await service.requeue_many(database, selection, limit=order.limit, reason=order.reason)
+    outcome = await service.requeue_many(
+        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+    )
     counts = {"matched": outcome.matching_count, "requeued": outcome.processed_count, "remaining": outcome.remaining}
     return Requeued(**counts, dry_run=order.dry_run)
 
@@ -77,11 +75,9 @@ async def purge(order: PurgeIn, database: InBatches) -> Purged:
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
-    selection = order.filter.selection()
-    if order.dry_run:
-        outcome = await service.count(database, selection)
-    else:
-        outcome = await service.purge(database, selection, limit=order.limit, reason=order.reason)
+    outcome = await service.purge(
+        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+    )
     counts = {"matched": outcome.matching_count, "purged": outcome.processed_count, "remaining": outcome.remaining}
     return Purged(**counts, dry_run=order.dry_run)
 

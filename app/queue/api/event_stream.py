@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
-from types import TracebackType
 
 from app.db import notify
 from app.http.services import Services
@@ -53,9 +52,7 @@ class Follower:
         self._services.database.announcer.subscribe(self._on_announcement)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._services.database.announcer.unsubscribe(self._on_announcement)
 
     async def read_page(self, limit: int) -> Sequence[Event]:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, PlainValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,7 +33,7 @@ _PAGE = 500
 class EventOut(BaseModel):
     """One change of a task's state; or of a goal's or the whole system's, which is about no task and no agent type."""
 
-    cursor: str
+    cursor: Annotated[str, BeforeValidator(str)]
     at: Moment
     kind: Annotated[str, _KINDS]
     task_id: UUID | None
@@ -100,7 +100,7 @@ async def page(
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
     items, cursor = result or ([], start)
-    return EventPage(items=[_event_out(event) for event in items], next=str(cursor))
+    return EventPage(items=[EventOut.model_validate(event, from_attributes=True) for event in items], next=str(cursor))
 
 
 @router.get(
@@ -195,9 +195,5 @@ async def _parse_cursor(services: Services, text: str | None) -> Cursor:
 
 
 def _message(event: Event) -> Message:
-    return Message(id=str(event.cursor), kind=event.kind, data=_event_out(event).model_dump_json())
-
-
-def _event_out(event: Event) -> EventOut:
-    fields = {name: getattr(event, name) for name in EventOut.model_fields if name != "cursor"}
-    return EventOut(cursor=str(event.cursor), **fields)
+    data = EventOut.model_validate(event, from_attributes=True).model_dump_json()
+    return Message(id=str(event.cursor), kind=event.kind, data=data)

@@ -19,7 +19,7 @@ from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import status
 from app.queue.rules.admission import CapacityPolicy, capacity_level
-from app.queue.rules.status import PHASES, RECENT, Pause, QueueSnapshot
+from app.queue.rules.status import PHASES, RECENT, QueueSnapshot
 from app.queue.service import status as service
 from app.queue.service.admission import Admission
 
@@ -170,11 +170,13 @@ async def resume_one(agent_type: AgentName, connection: Writing) -> PausesOut:
 
 
 async def _pause(connection: Writing, agents: Collection[AgentType], reason: str, by: str) -> PausesOut:
-    return PausesOut(paused=[_pause_out(pause) for pause in await service.pause(connection, agents, reason, by)])
+    pauses = await service.pause(connection, agents, reason, by)
+    return PausesOut.model_validate({"paused": pauses}, from_attributes=True)
 
 
 async def _resume(connection: Writing, agents: Collection[AgentType]) -> PausesOut:
-    return PausesOut(paused=[_pause_out(pause) for pause in await service.resume(connection, agents)])
+    pauses = await service.resume(connection, agents)
+    return PausesOut.model_validate({"paused": pauses}, from_attributes=True)
 
 
 def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: AdviceOut | None) -> QueueOut:
@@ -190,7 +192,7 @@ def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: Advice
         throughput=ThroughputOut(last_minute=_rates(queue, timedelta(minutes=1)), last_5_minutes=_rates(queue, RECENT)),
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
         service_times={agent: DurationsOut(**_durations(queue.service_times(agent))) for agent in AgentType},
-        paused=[_pause_out(pause) for pause in queue.pauses],
+        paused=[PauseOut.model_validate(pause, from_attributes=True) for pause in queue.pauses],
         degradation=degradation,
         dead_letters_last_hour=queue.dead_letters,
         counted_seconds_ago=_seconds(queue.count_age),
@@ -242,9 +244,3 @@ def _durations(durations: Durations) -> dict[str, float | None]:
 
 def _seconds(length: timedelta | None) -> float | None:
     return None if length is None else round(length.total_seconds(), 3)
-
-
-def _pause_out(pause: Pause) -> PauseOut:
-    return PauseOut(
-        agent_type=pause.agent_type, reason=pause.reason, paused_by=pause.paused_by, paused_at=pause.paused_at
-    )

@@ -108,22 +108,20 @@ async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> Tas
 
 
 @router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])
-async def cancel_many(cancellation: CancelManyIn, database: InBatches) -> CancelledMany:
+async def cancel_many(order: CancelManyIn, database: InBatches) -> CancelledMany:
     """Waiting and running ones, and all that wait for them; workers that run one stop with their next heartbeat.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
-    selection = cancellation.filter.selection()
-    if cancellation.dry_run:
-        outcome = await cancel_service.count(database, selection)
-    else:
-        outcome = await cancel_service.cancel(database, selection, limit=cancellation.limit, reason=cancellation.reason)
+    outcome = await cancel_service.cancel(
+        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+    )
     return CancelledMany(
         matched=outcome.matching_count,
         cancelled=outcome.cancelled_count,
         dependents=outcome.dependent_count,
         remaining=outcome.remaining,
-        dry_run=cancellation.dry_run,
+        dry_run=order.dry_run,
     )
 
 

@@ -27,21 +27,16 @@ class CancelResult:
         return max(0, self.matching_count - self.cancelled_count)
 
 
-async def count(database: Database, selection: Selection) -> CancelResult:
-    """Count the tasks that `cancel` would match; change nothing."""
-    async with database.transaction() as connection:
-        matching_count = await cancel_store.count(connection, selection)
-    return CancelResult(matching_count=matching_count, cancelled_count=0, dependent_count=0)
-
-
-async def cancel(database: Database, selection: Selection, *, limit: int, reason: str) -> CancelResult:
+async def cancel(
+    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+) -> CancelResult:
     """Cancel up to `limit` of the selected live tasks, first submitted first, and all tasks that wait for them.
 
-    Workers learn of it with their next heartbeat or call.
+    Workers learn of it with their next heartbeat or call. A dry run only counts the tasks that match.
     """
     async with database.transaction() as connection:
         matching_count = await cancel_store.count(connection, selection)
-        ids = await cancel_store.find(connection, selection, limit)
+        ids = [] if dry_run else await cancel_store.find(connection, selection, limit)
     cancelled_count = dependent_count = 0
     for start in range(0, len(ids), BATCH):
         # Each batch checks the selection again: tasks may have left it since they were found.

@@ -63,29 +63,34 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> No
         raise GoalStopped(f"the research goal {task['goal_id']} has stopped, so the task stays a dead letter")
 
 
-async def requeue_many(database: Database, selection: Selection, *, limit: int, reason: str) -> BulkResult:
-    """Requeue up to `limit` of the selected dead letters, first submitted first; none of stopped goals."""
+async def requeue_many(
+    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+) -> BulkResult:
+    """Requeue up to `limit` of the selected dead letters, first submitted first; none of stopped goals.
+
+    A dry run only counts those that match.
+    """
     return await _process_in_batches(
         database,
         selection,
         limit,
         lambda connection, letters: dead_letters.requeue(connection, letters, reason),
         may_run=True,
+        dry_run=dry_run,
     )
 
 
-async def purge(database: Database, selection: Selection, *, limit: int, reason: str) -> BulkResult:
-    """Delete up to `limit` of the selected dead letters, first submitted first."""
+async def purge(
+    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+) -> BulkResult:
+    """Delete up to `limit` of the selected dead letters, first submitted first; a dry run only counts."""
     return await _process_in_batches(
-        database, selection, limit, lambda connection, letters: dead_letters.purge(connection, letters, reason)
+        database,
+        selection,
+        limit,
+        lambda connection, letters: dead_letters.purge(connection, letters, reason),
+        dry_run=dry_run,
     )
-
-
-async def count(database: Database, selection: Selection, *, may_run: bool = False) -> BulkResult:
-    """Count the dead letters that `purge` would match, or `requeue_many` with `may_run`; change nothing."""
-    async with database.transaction() as connection:
-        matching_count = await dead_letters.count(connection, selection, may_run=may_run)
-    return BulkResult(matching_count=matching_count, processed_count=0)
 
 
 async def _process_in_batches(
@@ -95,10 +100,11 @@ async def _process_in_batches(
     process: Callable[[AsyncConnection, Sequence[DeadLetter]], Awaitable[int]],
     *,
     may_run: bool = False,
+    dry_run: bool,
 ) -> BulkResult:
     async with database.transaction() as connection:
         matching_count = await dead_letters.count(connection, selection, may_run=may_run)
-        letters = await dead_letters.find(connection, selection, limit, may_run=may_run)
+        letters = [] if dry_run else await dead_letters.find(connection, selection, limit, may_run=may_run)
     processed_count = 0
     for start in range(0, len(letters), BATCH):
         # Letters that another call has requeued or purged since they were found are skipped, and not counted.

@@ -79,7 +79,9 @@ class LeaseService:
             return
         fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
         async with self._database.transaction() as connection:
-            await refuse(connection, fence, unless_completed_with=completion.result_hash)
+            task = await attempts.task_status(connection, fence.task_id)
+            if not (task and _matches_fence(task, fence) and task["result_hash"] == completion.result_hash):
+                raise await refusal(connection, fence)
 
     async def renew(self, renewal: Renewal) -> datetime:
         """Acknowledge and renew a lease; return the new expiry. Raises as `complete` does."""
@@ -152,14 +154,6 @@ async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, 
 def retry_policy(attempt: Attempt) -> RetryPolicy:
     """The retry policy with which the task was submitted."""
     return RetryPolicy(max_attempts=attempt.max_attempts, delays_seconds=attempt.retry_delays)
-
-
-async def refuse(connection: AsyncConnection, fence: Fence, *, unless_completed_with: bytes) -> None:
-    """Raise the refusal of a completion, unless this very result was accepted before."""
-    task = await attempts.task_status(connection, fence.task_id)
-    if task and _matches_fence(task, fence) and task["result_hash"] == unless_completed_with:
-        return
-    raise await refusal(connection, fence)
 
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:

@@ -119,7 +119,8 @@ async def test_a_filter_cancels_what_it_names_and_nothing_else(database: Databas
         (Selection(created_before=now - timedelta(hours=1)), 0),
         (Selection(goal_id="a", agent_type=AgentType.RANKING), 0),
     ):
-        assert (await cancel.count(database, selection)).matching_count == count, selection
+        preview = await cancel.cancel(database, selection, limit=1, reason="", dry_run=True)
+        assert preview.matching_count == count, selection
     assert (await _cancel(database, Selection(goal_id="b"))).cancelled_count == 3
     assert await value(database, "SELECT count(*) FROM tasks") == 5
 

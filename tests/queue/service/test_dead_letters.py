@@ -96,7 +96,8 @@ async def test_only_failed_tasks_are_dead_letters(database: Database, desk: Leas
         async with database.transaction() as connection:
             with pytest.raises(DeadLetterNotFound):
                 await dead_letters.read(connection, task_id)
-    assert await dead_letters.count(database, _ALL) == dead_letters.BulkResult(matching_count=0, processed_count=0)
+    preview = await dead_letters.purge(database, _ALL, limit=10, reason="", dry_run=True)
+    assert preview == dead_letters.BulkResult(matching_count=0, processed_count=0)
     assert (await dead_letters.purge(database, _ALL, limit=10, reason="")).processed_count == 0
     assert await value(database, "SELECT count(*) FROM task_history") == 2
 
@@ -192,7 +193,8 @@ async def test_a_filter_moves_what_it_names_and_nothing_else(database: Database)
         (Selection(labels=[("team", "blue"), ("team", "red")]), 0),
         (Selection(goal_id="a", code="llm_timeout"), 3),
     ):
-        assert (await dead_letters.count(database, selection)).matching_count == count, selection
+        preview = await dead_letters.purge(database, selection, limit=10, reason="", dry_run=True)
+        assert preview.matching_count == count, selection
     outcome = await dead_letters.requeue_many(database, Selection(goal_id="a", code="llm_timeout"), limit=9, reason="")
     assert (outcome.matching_count, outcome.processed_count) == (3, 3)
     left = await fetch(database, "SELECT goal_id, state FROM task_history")
