@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.pool_options import PoolOptions
-from app.cli.stack import Stack, StackError, free_port, running
+from app.cli.stack import Stack, StackError, answers, free_port, running
 from app.cli.supervisor import Program
 from app.cli.up import stop_signal
 from app.kernel.access import Role
@@ -173,9 +173,7 @@ class _ProgressView:
         progress = self._progress
         if progress is None:
             return Panel("waiting for the first results", title=title)
-        best = "none yet"
-        if progress.best_formula is not None:
-            best = progress.best_formula
+        best = "none yet" if progress.best_formula is None else progress.best_formula
         return Panel(
             Group(
                 Text(f"round {progress.round}: {progress.phase}"),
@@ -219,11 +217,16 @@ async def _closing(stack: Stack, report: "Report", since: datetime) -> Group:
 
 
 async def _replacements(stack: Stack, since: datetime) -> list[str]:
+    items = await _read_items(stack, "/replacements", limit=10)
+    return [_replacement(item) for item in reversed(items) if datetime.fromisoformat(item["detected_at"]) > since]
+
+
+async def _read_items(stack: Stack, path: str, **query: Any) -> list[dict[str, Any]]:
+    """Items of an answer of the API; none where it refuses."""
     async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
         key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
-        answer = await client.get("/replacements", params={"limit": 10}, headers=key)
-    items = answer.json().get("items", []) if answer.is_success else []
-    return [_replacement(item) for item in reversed(items) if datetime.fromisoformat(item["detected_at"]) > since]
+        answer = await client.get(path, params=query, headers=key)
+    return answer.json()["items"] if answer.is_success else []
 
 
 def _replacement(item: dict[str, str | None]) -> str:
@@ -260,28 +263,15 @@ def with_log_file(program: Program, logs: Path) -> Program:
 
 async def wait_for_model(variables: Mapping[str, str]) -> None:
     """Wait for a local model to be loaded. Raises StackError."""
-    if _URL not in variables:
-        return
-    end = asyncio.get_running_loop().time() + _READY_SECONDS
-    async with httpx.AsyncClient(trust_env=False) as client:
-        while asyncio.get_running_loop().time() < end:
-            try:
-                if (await client.get(f"{variables[_URL]}/models")).is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
-    raise StackError(f"the language model was not ready within {_READY_SECONDS:.0f} s; see language-model.log")
+    if _URL in variables and not await answers(f"{variables[_URL]}/models", _READY_SECONDS):
+        raise StackError(f"the language model was not ready within {_READY_SECONDS:.0f} s; see language-model.log")
 
 
 async def llm_usage(stack: Stack, since: datetime) -> list[str]:
     """Usage of the language model, a line for each agent."""
     # Usage is summed by minute, and the first minute must be included.
     start = since.replace(second=0, microsecond=0).isoformat()
-    async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
-        key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
-        answer = await client.get("/llm/usage", params={"by": "agent", "since": start}, headers=key)
-    return [_usage_line(item) for item in answer.json()["items"]] if answer.is_success else []
+    return [_usage_line(item) for item in await _read_items(stack, "/llm/usage", by="agent", since=start)]
 
 
 def _usage_line(item: Mapping[str, Any]) -> str:

@@ -86,7 +86,9 @@ async def running(
         cleanup.push_async_callback(supervisor.stop)  # before the start, which may fail halfway
         await supervisor.start_programs()
         address = f"http://{settings.host}:{port}"
-        await _until_ready(address, programs)
+        if not await answers(f"{address}/readyz", _READY_SECONDS):
+            restarts = ", ".join(f"{program.name}: {program.restarts}" for program in programs)
+            raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
         # Only now, so that commands which read it find a service that answers.
         _write(state / "url", address)
         yield Stack(
@@ -196,18 +198,18 @@ def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | N
     return [api, loops]
 
 
-async def _until_ready(address: str, programs: list[Program]) -> None:
-    end = asyncio.get_running_loop().time() + _READY_SECONDS
+async def answers(url: str, seconds: float) -> bool:
+    """Ask until there is an answer without an error; False when there is none within this time."""
+    end = asyncio.get_running_loop().time() + seconds
     async with httpx.AsyncClient(trust_env=False) as client:
         while asyncio.get_running_loop().time() < end:
             try:
-                if (await client.get(f"{address}/readyz")).status_code == 200:
-                    return
+                if (await client.get(url)).is_success:
+                    return True
             except httpx.TransportError:
                 pass
             await asyncio.sleep(0.05)
-    restarts = ", ".join(f"{program.name}: {program.restarts}" for program in programs)
-    raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
+    return False
 
 
 def free_port(host: str, port: int) -> int:

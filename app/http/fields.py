@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -81,8 +82,10 @@ def _check_calendar(value: datetime) -> datetime:
 Moment = Annotated[AwareDatetime, BeforeValidator(_is_text), AfterValidator(_check_calendar)]
 # A bound of a requested period: earlier times have no history, and arithmetic at the ends of the calendar may fail.
 Bound = Annotated[Moment, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
-# Up to the largest bigint of PostgreSQL.
-Token = Annotated[int, Field(ge=1, le=2**63 - 1)]
+# The largest bigint of PostgreSQL; as a bound of a page that goes down, it begins at the newest.
+NEWEST = 2**63 - 1
+Below = Annotated[int, Query(ge=1, le=NEWEST, description="`next` of the page before")]
+Token = Annotated[int, Field(ge=1, le=NEWEST)]
 Limit = Annotated[int, Field(ge=1, le=500)]
 
 

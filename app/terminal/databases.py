@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
+from app.settings import Settings
 from app.terminal.connection import settings
 from app.terminal.failures import ExitCode, Failure
 
 if TYPE_CHECKING:
     from app.db.database import Database
+    from app.postgres.cluster import Cluster
 
 
 T = TypeVar("T")
@@ -95,18 +97,23 @@ def _failure(domain_error: Exception, error: Exception) -> Failure:
     return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
 
 
-def bundled_url() -> str | None:
-    """The address of the bundled PostgreSQL; None if it never ran, or if the environment names another one."""
+def _cluster(values: Settings) -> "Cluster":
     from app.postgres.binaries import find_binaries
     from app.postgres.cluster import Cluster
+
+    binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
+    return Cluster(directory=values.state_directory / "postgres", binaries=binaries)
+
+
+def bundled_url() -> str | None:
+    """The address of the bundled PostgreSQL; None if it never ran, or if the environment names another one."""
     from app.postgres.errors import BinariesMissing
 
     values = settings()
     if values.database_url is not None:
         return None
     try:
-        binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
-        cluster = Cluster(directory=values.state_directory / "postgres", binaries=binaries)
+        cluster = _cluster(values)
         return cluster.url if cluster.port is not None else None
     except (BinariesMissing, OSError):  # then nothing bundled can be running, and the caller says what is missing
         return None
@@ -119,13 +126,10 @@ def new_server() -> Iterator[str]:
     `convener up` goes on with it; after an error nothing is left of it. Raises Failure where the state directory has
     one already, EmbeddedError.
     """
-    from app.postgres.binaries import find_binaries
-    from app.postgres.cluster import Cluster
     from app.postgres.server import Server
 
     values = settings()
-    binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
-    cluster = Cluster(directory=values.state_directory / "postgres", binaries=binaries)
+    cluster = _cluster(values)
     with cluster.lock():
         if not cluster.initialise():
             hint = "name another, which is to be made, as CONVENER_STATE_DIRECTORY"

@@ -23,23 +23,24 @@ Renderer = Callable[[Json], RenderableType]
 ListRenderer = Callable[[list[Json], datetime], RenderableType]
 
 
-def _agent(value: str | None) -> str | None:
+def agent_name(value: str) -> str:
+    """The full name of an agent type. Raises BadParameter."""
     try:
-        return agent_type(value).value if value is not None else None
+        return agent_type(value).value
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-AgentOption = Annotated[
-    str | None,
-    typer.Option(
-        "--agent",
-        metavar="AGENT",
-        callback=_agent,
-        autocompletion=lambda: [agent.value for agent in AgentType],
-        help=", ".join(AgentType),
-    ),
-]
+def _agent(value: str | None) -> str | None:
+    return None if value is None else agent_name(value)
+
+
+# Of every parameter that names agent types.
+AGENT_HINTS: dict[str, Any] = {
+    "autocompletion": lambda: [agent.value for agent in AgentType],
+    "help": ", ".join(AgentType),
+}
+AgentOption = Annotated[str | None, typer.Option("--agent", metavar="AGENT", callback=_agent, **AGENT_HINTS)]
 
 
 def _label(values: list[str] | None) -> list[str]:

@@ -11,14 +11,13 @@ from app.admin.service import audit as service
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
 from app.admin.store import audit as store
-from app.http.fields import Body, Limit, Word
+from app.http.fields import NEWEST, Below, Body, Limit, Word
 from app.http.guard import Caller, requires
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 
 router = APIRouter(prefix="/audit", tags=["audit"])
-_NEWEST = 2**63 - 1
 
 
 class AuditEntryOut(BaseModel):
@@ -52,7 +51,7 @@ class EndOut(BaseModel):
 class KnownIn(Body):
     """An end of the log that was noted earlier."""
 
-    seq: int = Field(ge=1, le=_NEWEST, strict=True)
+    seq: int = Field(ge=1, le=NEWEST, strict=True)
     digest: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -77,7 +76,7 @@ async def page(
     services: ServicesDep,
     caller: Caller,
     action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 100,
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""

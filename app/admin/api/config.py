@@ -26,7 +26,7 @@ from app.admin.service import config as service
 from app.admin.service.config import ChangeRequest, ChangeResult, CurrentConfig
 from app.admin.store import config as store
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
-from app.http.fields import Limit, Sentence, StrictModel
+from app.http.fields import NEWEST, Below, Limit, Sentence, StrictModel
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
@@ -36,7 +36,6 @@ from app.kernel.access import Principal, Scope
 from app.kernel.modes import Mode
 
 router = APIRouter(prefix="/config", tags=["config"])
-_NEWEST = 2**63 - 1  # the largest version possible, so that a page without a cursor begins at the newest
 _READ = [requires(Scope.READ)]
 _WRITE = [requires(Scope.CONFIGURE)]
 _WRITING = responses_for(errors.PreconditionRequired, errors.VersionStale, ConfigRefused)
@@ -150,7 +149,7 @@ async def history(
     connection: Reading,
     services: ServicesDep,
     caller: Caller,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 50,
 ) -> ConfigHistoryPage:
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
@@ -166,7 +165,7 @@ async def history(
 
 @router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)
 async def read_version(
-    version: Annotated[int, Path(ge=1, le=_NEWEST)], connection: Reading, services: ServicesDep, caller: Caller
+    version: Annotated[int, Path(ge=1, le=NEWEST)], connection: Reading, services: ServicesDep, caller: Caller
 ) -> ConfigOut:
     """The configuration as it was, and what its weights meant."""
     await service.current(connection, services[CurrentConfig].initial)

@@ -25,7 +25,7 @@ from app.agents.service.orders import Order
 from app.agents.store import weights as store
 from app.agents.store.weights import Version
 from app.http.etags import IfMatch, etag, expected_version
-from app.http.fields import Limit, Sentence
+from app.http.fields import NEWEST, Below, Limit, Sentence
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
@@ -34,7 +34,6 @@ from app.kernel import errors
 from app.kernel.access import Scope
 
 router = APIRouter(prefix="/weights", tags=["agents"])
-_NEWEST = 2**63 - 1
 _READ = [requires(Scope.READ)]
 _COMMAND = [requires(Scope.WEIGH)]
 _REFUSALS = responses_for(errors.VersionStale, WeightsRefused)
@@ -107,7 +106,7 @@ async def history(
     connection: Reading,
     services: ServicesDep,
     caller: Caller,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 50,
 ) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""

@@ -7,9 +7,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.kernel.agents import AgentType, agent_type
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
+from app.terminal.options import AGENT_HINTS, agent_name
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -22,28 +22,13 @@ _STEPS = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": tim
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def _agent(value: str) -> str:
-    try:
-        return agent_type(value).value
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _per(value: str) -> str:
     if value not in _STEPS:
         raise typer.BadParameter(f"{value} is none of {', '.join(_STEPS)}")
     return value
 
 
-Agent = Annotated[
-    str,
-    typer.Argument(
-        metavar="AGENT",
-        callback=_agent,
-        autocompletion=lambda: [agent.value for agent in AgentType],
-        help=", ".join(AgentType),
-    ),
-]
+Agent = Annotated[str, typer.Argument(metavar="AGENT", callback=agent_name, **AGENT_HINTS)]
 
 
 @app.command(name="ls", epilog=output.examples("convener agents ls", "convener agents ls -o json | jq '.items[0]'"))

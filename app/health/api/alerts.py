@@ -13,7 +13,7 @@ from app.health.service import alerts as service
 from app.health.store import alerts as store
 from app.health.store import webhooks
 from app.health.store.alerts import Alert, AlertFilter
-from app.http.fields import Body, Limit, Moment, Sentence, Word
+from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
@@ -21,7 +21,6 @@ from app.kernel.access import Scope
 from app.kernel.events import AlertKind
 
 router = APIRouter(prefix="/alerts", tags=["alerts"])
-_NEWEST = 2**63 - 1
 
 
 class AlertOut(BaseModel):
@@ -80,7 +79,7 @@ class AcknowledgeIn(Body):
 SeverityName = Annotated[
     Word | None, Query(pattern="^(warning|critical)$", description="of this severity only", examples=["critical"])
 ]
-AlertId = Annotated[int, Path(ge=1, le=_NEWEST)]
+AlertId = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
 @router.get("", summary="List alerts", dependencies=[requires(Scope.READ)])
@@ -89,7 +88,7 @@ async def page(
     state: Annotated[list[AlertState] | None, Query(description="those that are not resolved, by default")] = None,
     rule: Annotated[AlertRule | None, Query(description="of this rule only")] = None,
     severity: SeverityName = None,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 100,
 ) -> AlertPage:
     """What is wrong now, newest first; with `state=resolved` what was. Cheap enough to be asked every second.

@@ -1,13 +1,13 @@
 """The step of degradation in force with its reason, and the hold by which operators overrule it."""
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
@@ -21,7 +21,6 @@ from app.queue.store.degradation import LadderState, RecordedMove
 from app.workers.service import pool as pool_service
 
 router = APIRouter(prefix="/degradation", tags=["degradation"])
-_NEWEST = 2**63 - 1
 
 
 class HoldOut(BaseModel):
@@ -112,7 +111,7 @@ async def put(body: HoldIn, connection: Writing, caller: Caller) -> DegradationO
 @router.get("/history", summary="How the ladder moved", dependencies=[requires(Scope.READ)])
 async def history(
     connection: Reading,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 100,
 ) -> MovePage:
     """Every move with its reason, newest first."""

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
-from app.http.fields import Body, Limit, Moment, Sentence
+from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
 from app.http.json import answer
 from app.http.problems import responses_for
@@ -19,8 +19,7 @@ from app.memory.store.checkpoints import Checkpoint
 
 router = APIRouter(prefix="/checkpoints", tags=["context"])
 _FOUND = responses_for(CheckpointNotFound)
-_NEWEST = 2**63 - 1
-Id = Annotated[int, Path(ge=1, le=_NEWEST)]
+Id = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
 class CheckpointIn(Body):
@@ -69,7 +68,7 @@ async def take(body: CheckpointIn, services: ServicesDep, caller: Caller) -> Che
 @router.get("", summary="List checkpoints", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 50,
 ) -> CheckpointPage:
     """The newest 20, and one of each day as far back as history is kept."""

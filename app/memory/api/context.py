@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from app.http.etags import etag, is_known
-from app.http.fields import Limit, Moment, Word
+from app.http.fields import NEWEST, Below, Limit, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.json import object_text
@@ -25,7 +25,6 @@ from app.memory.store.context import EntryKey, Version, Write
 router = APIRouter(prefix="/context", tags=["context"])
 _WRITING = responses_for(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
 _FOUND = responses_for(ContextNotFound)
-_NEWEST = 2**63 - 1
 
 
 def _json_text(value: Any) -> str:
@@ -125,7 +124,7 @@ async def read(
     key: Part,
     connection: Reading,
     response: Response,
-    version: Annotated[int | None, Query(ge=1, le=_NEWEST, description="a former one, which may be a deletion")] = None,
+    version: Annotated[int | None, Query(ge=1, le=NEWEST, description="a former one, which may be a deletion")] = None,
     if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
 ) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
@@ -142,14 +141,14 @@ async def history(
     namespace: Part,
     key: Part,
     connection: Reading,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 50,
 ) -> ContextHistoryPage:
     """Who wrote what and when, deletions too; old versions are pruned."""
     versions, following = await store.history(
         connection, EntryKey(namespace=namespace, key=key), before_version=after, limit=limit
     )
-    if not versions and after == _NEWEST:
+    if not versions and after == NEWEST:
         raise ContextNotFound
     items = [ContextEntryOut.model_validate(_version_fields(namespace, version)) for version in versions]
     return ContextHistoryPage(items=items, next=following)

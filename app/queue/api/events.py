@@ -181,15 +181,20 @@ async def _read_until_found(
 
 
 async def _parse_cursor(services: Services, text: str | None) -> Cursor:
-    if text is None:
-        return BEGINNING
     if text == "now":
         async with services.database.transaction() as connection:
             return await events.latest(connection)
-    match = re.fullmatch(r"(\d{1,18})-(\d{1,19})", text)
+    return parse_cursor(text, "cursor")
+
+
+def parse_cursor(text: str | None, name: str, *, prefix: str = "") -> Cursor:
+    """The position that a client was given earlier; the beginning for None. Raises RequestValidationError."""
+    if text is None:
+        return BEGINNING
+    match = re.fullmatch(rf"{prefix}(\d{{1,18}})-(\d{{1,19}})", text)
     if match is None:
-        message = "not a cursor; use `next` of a page, or `now`"
-        raise RequestValidationError([{"type": "cursor", "loc": ("query", "after"), "msg": message}])
+        message = f"not a {name}; use `next` of a page, or `now`"
+        raise RequestValidationError([{"type": name, "loc": ("query", "after"), "msg": message}])
     # A larger number would not fit into the type of the column.
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 

@@ -1,25 +1,25 @@
 """Route of results: pages in the order of completion, from a continuation token on."""
 
-import re
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.http.fields import AgentName, Limit, Moment, PriorityName, Usage, priority_name
 from app.http.guard import requires
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
+from app.queue.api.events import parse_cursor
 from app.queue.store import events
 from app.queue.store import outputs as store
-from app.queue.store.events import BEGINNING, Cursor
+from app.queue.store.events import Cursor
 from app.queue.store.outputs import Output
 
 router = APIRouter(prefix="/outputs", tags=["context"])
+# It distinguishes a token from a cursor of events, so that neither route accepts the other's by mistake.
+_PREFIX = "o"
 
 
 class OutputOut(BaseModel):
@@ -62,29 +62,16 @@ async def page(
 
     A token is good for any filter. A result that is just being written appears later, never in a place already read.
     """
-    start = await _parse_token(connection, after)
+    is_now = after == "now"
+    start = await events.latest(connection) if is_now else parse_cursor(after, "continuation token", prefix=_PREFIX)
     agent_name = agent_type.value if agent_type else None
     rows = await store.page(connection, start, agent_type=agent_name, goal_id=goal_id, limit=limit)
     items = [OutputOut.model_validate(_output_fields(output)) for output in rows.items]
     return OutputPage(items=items, next=_token(rows.next), more=rows.has_more)
 
 
-async def _parse_token(connection: AsyncConnection, text: str | None) -> Cursor:
-    if text is None:
-        return BEGINNING
-    if text == "now":
-        return await events.latest(connection)
-    match = re.fullmatch(r"o(\d{1,18})-(\d{1,19})", text)
-    if match is None:
-        message = "not a continuation token; use `next` of a page, or `now`"
-        raise RequestValidationError([{"type": "token", "loc": ("query", "after"), "msg": message}])
-    # A larger number would not fit into the type of the column.
-    return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
-
-
 def _token(cursor: Cursor) -> str:
-    # The letter distinguishes it from a cursor of events, so that neither route accepts the other's by mistake.
-    return f"o{cursor}"
+    return f"{_PREFIX}{cursor}"
 
 
 def _output_fields(output: Output) -> dict[str, Any]:

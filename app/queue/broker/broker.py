@@ -168,12 +168,10 @@ class Broker:
                 if not was_woken and self._waiters:
                     await self._refresh_lanes()
                 await self._serve_waiters()
-            except DatabaseUnavailable as error:
-                # Calls that still have time wait on: a short outage must not send all workers away at once.
-                self._answer_expired(error)
-                await asyncio.sleep(0.2)
             except Exception as error:
-                log.exception("the lease broker stumbled")
+                if not isinstance(error, DatabaseUnavailable):
+                    log.exception("the lease broker stumbled")
+                # Calls that still have time wait on: a short outage must not send all workers away at once.
                 self._answer_expired(error)
                 await asyncio.sleep(0.2)
 

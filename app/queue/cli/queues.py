@@ -9,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.kernel.agents import AgentType, agent_type
 from app.terminal import options, output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Every, Reason, Watch
@@ -23,21 +22,10 @@ app = typer.Typer(
 
 
 def _agents(values: list[str] | None) -> list[str]:
-    try:
-        return [agent_type(value).value for value in values or ()]
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    return [options.agent_name(value) for value in values or ()]
 
 
-Agents = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="AGENT...",
-        callback=_agents,
-        autocompletion=lambda: [agent.value for agent in AgentType],
-        help=", ".join(AgentType),
-    ),
-]
+Agents = Annotated[list[str] | None, typer.Argument(metavar="AGENT...", callback=_agents, **options.AGENT_HINTS)]
 All = Annotated[bool, typer.Option("--all", help="all agent types")]
 
 

@@ -9,7 +9,7 @@ from app.admin.api.config_schemas import apply_patch
 from app.admin.errors import ConfigRefused
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
-from app.http.fields import Limit
+from app.http.fields import NEWEST, Below, Limit
 from app.http.guard import requires
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
@@ -37,16 +37,15 @@ from app.scaling.store.decisions import StoredDecision
 
 router = APIRouter(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
-_NEWEST = 2**63 - 1
 _FINDING = responses_for(DecisionNotFound)
-DecisionId = Annotated[int, Path(ge=1, le=_NEWEST)]
+DecisionId = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
 @router.get("/decisions", summary="List decisions", dependencies=_READ)
 async def page(
     connection: Reading,
     changes_only: Annotated[bool, Query(alias="changes", description="only those that changed something")] = False,
-    after: Annotated[int, Query(ge=1, le=_NEWEST, description="`next` of the page before")] = _NEWEST,
+    after: Below = NEWEST,
     limit: Limit = 50,
 ) -> ScalingDecisionPage:
     """What was decided, newest first; each without its workers and its inputs, which can be many.
