@@ -91,17 +91,12 @@ def from_error(error: ConvenerError) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status in (429, 503):
         headers["Retry-After"] = str(error.retry_after_seconds or _RETRY_AFTER_SECONDS)
-    fields = [{"path": path, "message": message} for path, message in error.fields] or None
-    return _render(
-        status,
-        error.code,
-        error.title(),
-        error.detail,
-        reason=error.reason,
-        fields=fields,
-        facts=error.facts,
-        headers=headers,
-    )
+    members = dict(error.facts)
+    if error.reason is not None:
+        members["reason"] = error.reason
+    if error.fields:
+        members["errors"] = [{"path": path, "message": message} for path, message in error.fields]
+    return _render(status, error.code, error.title(), error.detail, members, headers)
 
 
 def from_validation(problems: Sequence[Any]) -> Response:
@@ -114,7 +109,7 @@ def from_validation(problems: Sequence[Any]) -> Response:
         for problem in problems[:20]  # a list of thousands of wrong items must not give an answer as long
     ]
     code, title = PLAIN[422]
-    return _render(422, code, title, "; ".join(f"{f['path']}: {f['message']}" for f in fields[:3]), fields=fields)
+    return _render(422, code, title, "; ".join(f"{f['path']}: {f['message']}" for f in fields[:3]), {"errors": fields})
 
 
 def from_status(status: int, detail: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
@@ -180,17 +175,12 @@ def _render(
     code: str,
     title: str,
     detail: str,
-    *,
-    reason: str | None = None,
-    fields: list[dict[str, str]] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    members: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    problem: dict[str, Any] = {"type": f"/problems#{code}", "title": title, "status": status}
-    problem |= {"detail": detail, "code": code}
-    problem |= facts or {}
-    problem |= {name: value for name, value in (("reason", reason), ("errors", fields)) if value is not None}
-    return Response(json.dumps(problem), status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+    problem = {"type": f"/problems#{code}", "title": title, "status": status, "detail": detail, "code": code}
+    text = json.dumps({**problem, **(members or {})})
+    return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def _path(location: Sequence[Any]) -> str:

@@ -124,13 +124,11 @@ class Client:
 
     def post(self, path: str, body: Json | bytes) -> Json:
         """Send a body, which may be JSON text already; repeated while the service is busy."""
-        content = {"content": body, "headers": {"Content-Type": "application/json"}}
-        return self._json("POST", path, **(content if isinstance(body, bytes) else {"json": body}))
+        return self._json("POST", path, **_content(body))
 
     def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
         """Replace a resource."""
-        content = {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
-        return self._json("PUT", path, **(content if isinstance(body, bytes) else {"json": body, "headers": headers}))
+        return self._json("PUT", path, **_content(body, headers))
 
     def change(self, method: str, path: str, body: Json, *, version: int, **parameters: Any) -> Json:
         """Change a resource with versions, building on this one. Raises Refusal with 412 when it is not the last."""
@@ -206,6 +204,12 @@ class Client:
 def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:
     """A client for the service that option, environment or state directory name. Raises Failure without a key."""
     return Client(find_access(url, key_files))
+
+
+def _content(body: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    if isinstance(body, bytes):
+        return {"content": body, "headers": {"Content-Type": "application/json", **(headers or {})}}
+    return {"json": body, "headers": headers}
 
 
 def again_if_stale(change: Callable[[], Json], subject: str) -> Json:

@@ -50,8 +50,7 @@ from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
 # Most requests to the service come here, once or more for every task.
-router = APIRouter(tags=["leases"], route_class=LeanRoute)
-_WORKER_ONLY = [requires(Scope.LEASE)]
+router = APIRouter(tags=["leases"], route_class=LeanRoute, dependencies=[requires(Scope.LEASE)])
 _FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
 _WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
 
@@ -59,7 +58,6 @@ _WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.
 @router.post(
     "/lease",
     summary="Lease one task",
-    dependencies=_WORKER_ONLY,
     response_model=LeaseOut,
     responses={204: {"description": "nothing to do within the wait"}, **_WORKER_REFUSALS},
 )
@@ -79,7 +77,6 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
 @router.post(
     "/leases/{task_id}/start",
     summary="Acknowledge a lease",
-    dependencies=_WORKER_ONLY,
     response_model=HeldOut,
     responses=_FENCE_REFUSALS,
 )
@@ -91,7 +88,6 @@ async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: 
 @router.post(
     "/leases/{task_id}/progress",
     summary="Report progress and renew",
-    dependencies=_WORKER_ONLY,
     response_model=HeldOut,
     responses=_FENCE_REFUSALS,
 )
@@ -112,7 +108,6 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 @router.post(
     "/leases/{task_id}/complete",
     summary="Hand in the result",
-    dependencies=_WORKER_ONLY,
     response_model=CompletedOut,
     responses=_FENCE_REFUSALS,
 )
@@ -138,7 +133,6 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 @router.post(
     "/leases/{task_id}/fail",
     summary="Report a failed attempt",
-    dependencies=_WORKER_ONLY,
     response_model=EndedOut,
     responses=_FENCE_REFUSALS,
 )
@@ -160,7 +154,6 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
 @router.post(
     "/leases/{task_id}/release",
     summary="Give the task back",
-    dependencies=_WORKER_ONLY,
     response_model=EndedOut,
     responses=_FENCE_REFUSALS,
 )

@@ -1,9 +1,9 @@
 """Filters of tasks in queries and bodies, with the same names, so that a listing shows what an action would affect."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Sentence, StrictModel, Word, priority_of
 from app.kernel.states import TaskState
@@ -37,6 +37,12 @@ def pairs(labels: list[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
 
 
+def _selection(query: BaseModel, labels: list[str], **renamed: Any) -> Selection:
+    """A query as a selection for the store; `renamed` are the fields with another name or type there."""
+    same = {name: getattr(query, name) for name in Selection.__dataclass_fields__ if hasattr(query, name)}
+    return Selection(**{**same, "labels": pairs(labels), **renamed})
+
+
 class TaskQuery(StrictModel):
     """Query of `GET /tasks`; all filters must match. Of times, the first is included and the second is not."""
 
@@ -56,19 +62,8 @@ class TaskQuery(StrictModel):
 
     def selection(self) -> Selection:
         """The filter as a selection for the store."""
-        return Selection(
-            agent_type=self.agent_type,
-            goal_id=self.goal_id,
-            states=self.state,
-            priority=priority_of(self.priority) if self.priority else None,
-            labels=pairs(self.label),
-            code=self.code,
-            worker_id=self.worker_id,
-            created_after=self.created_after,
-            created_before=self.created_before,
-            finished_after=self.finished_after,
-            finished_before=self.finished_before,
-        )
+        priority = priority_of(self.priority) if self.priority else None
+        return _selection(self, self.label, states=self.state, priority=priority)
 
 
 class _LetterFields(StrictModel):
@@ -83,15 +78,8 @@ class _LetterFields(StrictModel):
 
     def selection(self) -> Selection:
         """The filter as a selection for the store."""
-        return Selection(
-            agent_type=self.agent_type,
-            goal_id=self.goal_id,
-            states=(TaskState.FAILED,),
-            labels=pairs(self.label),
-            code=self.code,
-            finished_after=self.failed_after,
-            finished_before=self.failed_before,
-        )
+        span = {"finished_after": self.failed_after, "finished_before": self.failed_before}
+        return _selection(self, self.label, states=(TaskState.FAILED,), **span)
 
 
 class LetterQuery(_LetterFields):
@@ -131,14 +119,9 @@ class CancelFilter(ExplicitFilter):
 
     def selection(self) -> Selection:
         """The filter as a selection for the store."""
-        return Selection(
-            agent_type=self.agent_type,
-            goal_id=self.goal_id,
-            states=(TaskState(self.state),) if self.state else (),
-            priority=priority_of(self.priority) if self.priority else None,
-            labels=pairs(self.label),
-            created_before=self.created_before,
-        )
+        states = (TaskState(self.state),) if self.state else ()
+        priority = priority_of(self.priority) if self.priority else None
+        return _selection(self, self.label, states=states, priority=priority)
 
 
 class BulkRequest(Body):

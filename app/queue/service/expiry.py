@@ -1,7 +1,6 @@
 """Expiry of leases that were not renewed, and of tasks that hang past their deadline while their worker still beats."""
 
 import json
-import random
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.db.duties import Turn
-from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, after_failure, after_rescue, hold_back_reason
-from app.queue.service.leases import retry_policy
+from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, after_rescue, hold_back_reason
+from app.queue.service.leases import judge_failure, retry_policy
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
 
@@ -49,14 +48,7 @@ async def _end_attempt(connection: AsyncConnection, attempt: Attempt) -> None:
     moment = await now(connection)
     if attempt.lease_expires_at > moment:
         message = "the task ran past its hard deadline while its worker kept beating"
-        verdict = after_failure(
-            retry_policy(attempt),
-            failures=attempt.failures,
-            rescues=attempt.rescues,
-            retryable=True,
-            now=moment,
-            draw=random.random(),  # noqa: S311 - jitter, not a secret
-        )
+        verdict = judge_failure(attempt, moment, retryable=True)
         ending = Ending(outcome="expired", error=_error("timeout", message), is_fault=True)
         await attempts.end(connection, attempt, verdict, ending)
         return

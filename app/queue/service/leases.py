@@ -117,14 +117,7 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> E
     attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "failed")
-    verdict = after_failure(
-        retry_policy(attempt),
-        failures=attempt.failures,
-        rescues=attempt.rescues,
-        retryable=failure.retryable,
-        now=await now(connection),
-        draw=random.random(),  # noqa: S311 - jitter, not a secret
-    )
+    verdict = judge_failure(attempt, await now(connection), retryable=failure.retryable)
     ending = Ending(
         outcome="failed", error=_error_text(failure), usage=failure.usage, is_fault=tasks.is_agent_fault(failure.code)
     )
@@ -154,6 +147,13 @@ async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, 
 def retry_policy(attempt: Attempt) -> RetryPolicy:
     """The retry policy with which the task was submitted."""
     return RetryPolicy(max_attempts=attempt.max_attempts, delays_seconds=attempt.retry_delays)
+
+
+def judge_failure(attempt: Attempt, moment: datetime, *, retryable: bool) -> Verdict:
+    """Decide on an attempt that failed, by the retry policy of its task."""
+    counts = {"failures": attempt.failures, "rescues": attempt.rescues}
+    draw = random.random()  # noqa: S311 - jitter, not a secret
+    return after_failure(retry_policy(attempt), **counts, retryable=retryable, now=moment, draw=draw)
 
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
