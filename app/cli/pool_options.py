@@ -8,6 +8,7 @@ from app.admin.service.config import ChangeRequest
 from app.admin.store.config import Version
 from app.db.database import Database
 from app.kernel.modes import Mode
+from app.llm.service import grant  # noqa: F401 - registers the lock that a change of the configuration takes first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Mode and bounds that `convener up` is asked for: written down once, and only what differs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,10 @@ async def test_the_welcome_says_what_the_pool_will_do(
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
     assert words in up._pool_plan(machine, Settings(pool_size=size))
+
+
+def test_whoever_grants_permits_finishes_before_the_limits_change() -> None:
+    """The lock is registered by the module that grants them, which a process of its own has to bring along."""
+    code = "import app.cli.pool_options; from app.admin.service import config; print(len(config._LOCKS))"
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "1"
