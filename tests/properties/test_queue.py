@@ -42,8 +42,7 @@ async def _leave_it_to_the_machine(*_: object) -> None:
 @pytest.fixture
 def service(emptied_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr("app.queue.broker.broker.synchronize_lanes", _leave_it_to_the_machine)
-    for module in ("leases", "expiry"):
-        monkeypatch.setattr(f"app.queue.service.{module}.random", _Draws())
+    monkeypatch.setattr("app.queue.service.leases.random", _Draws())
     with Service(emptied_url) as service:
         yield service
 
