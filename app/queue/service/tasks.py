@@ -29,6 +29,7 @@ from app.queue.store.lanes import Flow, TagIssuer
 from app.queue.store.tasks import NewTask, StoredTask, TaskFields
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
+_FIELDS = tuple(field.name for field in fields(TaskFields))
 # In a hash from the beginning on, or never, as the idempotency key is.
 _HASHED = frozenset(
     {"agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "deadline", "run_at", "retry"}
@@ -236,9 +237,9 @@ def _identity(submission: Submission) -> UUID | None:
 
 def _new_task(submission: Submission) -> NewTask:
     identity = _identity(submission)
-    chosen = {field.name: getattr(submission, field.name) for field in fields(TaskFields)}
+    chosen = {name: getattr(submission, name) for name in _FIELDS}
     return NewTask(
-        **{**chosen, "depends_on": tuple(dict.fromkeys(submission.depends_on))},
+        **chosen | {"depends_on": tuple(dict.fromkeys(submission.depends_on))},
         id=identity or time_ordered_uuid(),
         id_is_chosen=identity is not None,
         request_hash=_hash(submission) if identity is not None else b"",
