@@ -6,7 +6,7 @@ from uuid import UUID
 import typer
 from rich.text import Text
 
-from app.queue.cli.views import letters, portrait
+from app.queue.cli.views import dead_letter_table, task_details
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Url, connect
@@ -41,7 +41,7 @@ def ls(
 ) -> None:
     """List dead letters, those that were submitted last first."""
     query = _filters(goal, agent, code, label, failed_after, failed_before)
-    show_list("/dead-letters", letters, url, fmt, limit=limit, everything=everything, after=after, **query)
+    show_list("/dead-letters", dead_letter_table, url, fmt, limit=limit, everything=everything, after=after, **query)
 
 
 @app.command(
@@ -55,7 +55,7 @@ def get(
     """Show everything about a dead letter: its payload, error, and every attempt."""
     with connect(url) as client:
         letter = client.get(f"/dead-letters/{task_id}")
-    output.present(letter, fmt, lambda: portrait(letter, client.now))
+    output.present(letter, fmt, lambda: task_details(letter, client.now))
 
 
 @app.command(

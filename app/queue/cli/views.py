@@ -12,7 +12,7 @@ from app.terminal import output
 from app.terminal.client import Json
 
 
-def portrait(task: Json, now: datetime) -> RenderableType:
+def task_details(task: Json, now: datetime) -> RenderableType:
     """One task in full, from the answer of `GET /tasks/{id}`."""
     progress, usage = task["progress"], task["usage"]
     facts = output.details(
@@ -65,7 +65,7 @@ def listing(items: list[Json], now: datetime) -> Table:
     return table
 
 
-def letters(items: list[Json], now: datetime) -> Table:
+def dead_letter_table(items: list[Json], now: datetime) -> Table:
     """A table of dead letters, from an answer of `GET /dead-letters`."""
     wide = output.is_wide()
     table = output.table(

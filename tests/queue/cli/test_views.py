@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.queue.cli.views import listing, portrait
+from app.queue.cli.views import listing, task_details
 from app.terminal import output
 from app.terminal.client import Json
 
@@ -50,7 +50,7 @@ def test_what_has_no_attempt_shows_none(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert f" {attempt} " in _shown(capsys, listing([_TASK | changes], _NOW))
-    assert f"Attempt   {attempt.replace('/', ' of ')}" in _shown(capsys, portrait(_TASK | changes, _NOW))
+    assert f"Attempt   {attempt.replace('/', ' of ')}" in _shown(capsys, task_details(_TASK | changes, _NOW))
 
 
 def test_progress_has_no_more_digits_than_anybody_reads(
@@ -59,16 +59,16 @@ def test_progress_has_no_more_digits_than_anybody_reads(
     monkeypatch.setenv("COLUMNS", "200")
     task = _TASK | {"progress": {"percent": 100 / 3, "message": "on it"}}
     assert " 33 %" in _shown(capsys, listing([task], _NOW))
-    assert "33 %  on it" in _shown(capsys, portrait(task, _NOW))
+    assert "33 %  on it" in _shown(capsys, task_details(task, _NOW))
 
 
 @pytest.mark.parametrize(("rescues", "words"), [(1, "lost workers once"), (2, "lost workers 2 times")])
 def test_rescues_are_counted_in_words(capsys: pytest.CaptureFixture[str], rescues: int, words: str) -> None:
-    assert words in _shown(capsys, portrait(_TASK | {"rescues": rescues}, _NOW))
+    assert words in _shown(capsys, task_details(_TASK | {"rescues": rescues}, _NOW))
 
 
 def test_dependencies_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     ids = ["0190a5b2-1111-7000-8000-000000000000", "0190a5b2-2222-7000-8000-000000000000"]
-    shown = _shown(capsys, portrait(_TASK | {"depends_on": ids}, _NOW))
+    shown = _shown(capsys, task_details(_TASK | {"depends_on": ids}, _NOW))
     assert f"Depends on  {ids[0]}\n" in shown
     assert ids[1] in shown
