@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
+from app.kernel.text import printable
+
 _KEY = re.compile(r"\bcvn_([0-9A-Za-z]+)_[\w-]+")
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^/@\s]+@")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -30,7 +32,10 @@ def mask_secrets(text: str) -> str:
 
 
 class _Line(logging.Formatter):
-    """`12:30:01.250 INFO    app.main: serving on ... (port=8765)`, in local time; tracebacks follow."""
+    """`12:30:01.250 INFO    app.main: serving on ... (port=8765)`, in local time; tracebacks follow, indented.
+
+    Text of strangers cannot pass for a line of the log, as all other lines of a record begin with a blank.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         # The whole line is masked, because a secret may also stand in a traceback or in an extra field.
@@ -40,7 +45,13 @@ class _Line(logging.Formatter):
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         extra = ", ".join(f"{name}={value}" for name, value in _extra(record).items())
         line = f"{at} {record.levelname:<7} {_logger(record)}: {record.message}"
-        return f"{line} ({extra})" if extra else line
+        return printable(f"{line} ({extra})" if extra else line)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging calls
+        return _indent(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - the name that logging calls
+        return _indent(super().formatStack(stack_info))
 
 
 class _Object(logging.Formatter):
@@ -55,7 +66,13 @@ class _Object(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return mask_secrets(json.dumps(_extra(record) | line, default=str))
+        # Of all that could steer a terminal JSON leaves only U+007F as it is.
+        return mask_secrets(json.dumps(_extra(record) | line, default=str)).replace("\x7f", "\\u007f")
+
+
+def _indent(text: str) -> str:
+    # Only at \n: the other characters that Python takes for line ends are escaped.
+    return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

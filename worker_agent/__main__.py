@@ -6,7 +6,7 @@ import sys
 
 from worker_agent.actions import Exit, ExitCode
 from worker_agent.daemon import Daemon
-from worker_agent.logs import set_up_logging
+from worker_agent.logs import printable, set_up_logging
 from worker_agent.options import read_options
 
 _ADVICE = {
@@ -27,7 +27,7 @@ def main() -> None:
     if outcome.restart and settings.launch_token is None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
     if outcome.code in _ADVICE:
-        print(f"convener-worker: {_ADVICE[outcome.code]}\n({outcome.message})", file=sys.stderr)
+        print(f"convener-worker: {_ADVICE[outcome.code]}\n({printable(outcome.message)})", file=sys.stderr)
     raise SystemExit(outcome.code)
 
 

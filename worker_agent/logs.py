@@ -29,13 +29,20 @@ class _StructuredFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if self._as_json:
-            return json.dumps(line, default=str)
+            # Of all that could steer a terminal JSON leaves only U+007F as it is.
+            return json.dumps(line, default=str).replace("\x7f", "\\u007f")
         return " ".join(f"{key}={_quote(value)}" for key, value in line.items())
 
 
 def _quote(value: object) -> str:
     text = str(value)
-    return text if text and not set(text) & set(' "=\n') else json.dumps(text)
+    is_plain = text and text.isprintable() and not set(text) & set(' "=')
+    return text if is_plain else printable(json.dumps(text, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """The text with line ends, control characters and marks of direction written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_up_logging(level: str, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -26,13 +26,14 @@ from app.cli.up import stop_signal
 from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
+from app.terminal import output
 
 if TYPE_CHECKING:
     from examples.kepler.progress import Progress
     from examples.kepler.report import Report
 
 
-console = Console(highlight=False)
+console = output.PlainConsole()
 _AGENTS = ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")
 _NEWS = 4
 # A few minutes with the small model.
@@ -81,7 +82,7 @@ def demo(
         plan = _Plan(seed=seed, rounds=rounds or (_LLM_ROUNDS if llm else None), keep=keep, llm=llm)
         success = asyncio.run(_run(settings, plan))
     except (StackError, EmbeddedError, SettingsError) as error:
-        Console(stderr=True).print(f"[bold red]convener demo:[/] {error}")
+        output.errors().print(Text.assemble(("convener demo:", "bold red"), f" {error}"))
         raise typer.Exit(1) from None
     raise typer.Exit(0 if success else 1)
 
@@ -108,20 +109,20 @@ async def _run(settings: Settings, plan: _Plan) -> bool:
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
         await wait_for_model(variables)
-        console.print(f"API [bold]{stack.url}[/]  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
+        console.print(f"API {stack.url}  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
         research = asyncio.create_task(_research(stack, plan))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not research.done():
-            console.print("[yellow]stopped before the goal was finished[/]")
+            console.print("stopped before the goal was finished", style="yellow")
             return False
         report = research.result()
         console.print(await _closing(stack, report, began))
         if plan.llm:
             console.print(Panel("\n".join(await llm_usage(stack, began)), title="The language model", expand=False))
         if plan.keep:
-            console.print(f"[dim]still running at {stack.url}; Ctrl-C stops it. In another terminal:[/]")
-            console.print(f"[dim]CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls[/]")
+            console.print(f"still running at {stack.url}; Ctrl-C stops it. In another terminal:", style="dim")
+            console.print(f"CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls", style="dim")
             await stop.wait()
         # A small model may miss the law, so with --llm a goal that ended is a success.
         return plan.llm or report.law_found

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from app.admin.rules.config import conduct
 from app.cli.pool_options import PoolOptions
@@ -17,8 +17,9 @@ from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
+from app.terminal import output
 
-console = Console(stderr=True, highlight=False)
+console = output.PlainConsole(stderr=True)
 
 
 def up(
@@ -55,7 +56,7 @@ def up(
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
     except (StackError, EmbeddedError, SettingsError) as error:
-        console.print(f"[bold red]convener up:[/] {error}")
+        console.print(Text.assemble(("convener up:", "bold red"), f" {error}"))
         raise typer.Exit(1) from None
 
 
@@ -66,8 +67,9 @@ async def _run(settings: Settings, pool_options: PoolOptions) -> None:
         console.print(_welcome(stack, settings))
         await stop.wait()
         console.print(
-            "[dim]stopping: workers first, then the API, then PostgreSQL; "
-            f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish[/]"
+            "stopping: workers first, then the API, then PostgreSQL; "
+            f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish",
+            style="dim",
         )
 
 

@@ -11,7 +11,7 @@ import typer
 
 from app.terminal.connection import OPERATOR_KEY, Access, find_access, is_loopback
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.output import errors
+from app.terminal.output import note
 
 Url = Annotated[
     str | None,
@@ -219,7 +219,7 @@ def again_if_stale(change: Callable[[], Json], subject: str) -> Json:
     except Refusal as refusal:
         if refusal.status != _STALE:
             raise
-        errors().print(f"[dim]somebody has changed {subject} meanwhile; trying again[/]")
+        note(f"somebody has changed {subject} meanwhile; trying again")
         return change()
 
 

@@ -5,10 +5,10 @@ from enum import IntEnum
 from typing import Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
-from app.terminal.output import errors, plain
+from app.terminal.output import errors
 
 
 class ExitCode(IntEnum):
@@ -51,12 +51,11 @@ class Failure(Exception):
     def show(self) -> None:
         """Print it to stderr, in words for a person."""
         console = errors()
-        console.print(f"[bold red]Error:[/] {escape(plain(self.message))}")
+        console.print(Text.assemble(("Error:", "bold red"), f" {self.message}"))
         for line in self.details:
-            console.print(f"  {escape(plain(line))}")
+            console.print(f"  {line}")
         if self.hint:
-            # Not made plain like the rest: hints are the program's own text, never the service's.
-            console.print(f"[dim]What to do:[/] {escape(self.hint)}")
+            console.print(Text.assemble(("What to do:", "dim"), f" {self.hint}"))
 
 
 class Commands(TyperGroup):

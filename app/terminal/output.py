@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -34,9 +35,21 @@ class Format(StrEnum):
 Output = Annotated[Format, typer.Option("-o", "--output", help="for people or for programs")]
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: without markup, and without characters that could steer a terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
 def results() -> Console:
     """Console of stdout; wide for a pipe, so that nothing is shortened for a program that reads it."""
-    console = Console(highlight=False, soft_wrap=False)
+    console = PlainConsole(soft_wrap=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
@@ -44,7 +57,12 @@ def results() -> Console:
 
 def errors() -> Console:
     """Console of stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return PlainConsole(stderr=True, soft_wrap=True)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """Print a remark to stderr, beside the result."""
+    errors().print(Text(text, style))
 
 
 def show(thing: RenderableType) -> None:
@@ -58,12 +76,14 @@ def show(thing: RenderableType) -> None:
 
 def hint_at_more(*ways: str) -> None:
     """Say that a list goes on, and by which options to see the rest."""
-    errors().print(f"[dim]there are more: {', '.join(ways[:-1])}, or {ways[-1]}[/]")
+    note(f"there are more: {', '.join(ways[:-1])}, or {ways[-1]}")
 
 
 def write_json(value: Any, *, one_line: bool = False) -> None:
     """Print a result for programs."""
-    typer.echo(json.dumps(value, indent=None if one_line else 2, ensure_ascii=False))
+    text = json.dumps(value, indent=None if one_line else 2, ensure_ascii=False)
+    # Only inside of strings, where JSON has an escape for every character: the value stays the same.
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def present(value: Any, fmt: Format, for_people: Callable[[], RenderableType]) -> None:
@@ -110,6 +130,8 @@ def state(name: str) -> Text:
 
 def plain(text: str) -> str:
     """The text without characters that could steer a terminal; line ends stay."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

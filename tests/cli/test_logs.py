@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from app.logs import mask_secrets, set_up_logging
+from worker_agent import logs as worker_logs
+
+# Line ends of every kind, sequences for terminals (also in their one-byte form), deletion, and marks of direction.
+HOSTILE = ("\n", "\r", "\r\n", "\x1b[2K", "\x1b]0;owned\x07", "\x9b2J", "\x85", "\x7f", "\x00", "\u2028", "\u2029",
+           "\u202e", "\u2066", "\u061c", "\ud800")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +79,39 @@ def test_chatter_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     err = capsys.readouterr().err
     assert "chatter" not in err
     assert err.count("trouble") == 3
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("stranger", HOSTILE)
+def test_text_of_strangers_forges_no_line_and_steers_no_terminal(
+    capsys: pytest.CaptureFixture[str], as_json: bool, stranger: str
+) -> None:
+    set_up_logging("info", as_json=as_json)
+    text = f"model{stranger}03:00:00.000 ERROR   app.main: forged"
+    logging.getLogger("app.x").warning("the model %s fails", text, extra={"model": text, "names": [text]})
+    logging.getLogger("worker_agent").warning("the model %s fails", text)
+    assert len([line for line in _lines(capsys) if "forged" in line]) == 2
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logging.getLogger("app.x").exception("went wrong")
+    lines = _lines(capsys)
+    assert not [line for line in lines if line.startswith(("03:00", "forged"))]
+    assert as_json or all(line.startswith("  ") for line in lines[1:])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("stranger", HOSTILE)
+def test_neither_do_the_lines_of_workers(capsys: pytest.CaptureFixture[str], as_json: bool, stranger: str) -> None:
+    worker_logs.set_up_logging("info", as_json=as_json)
+    text = f"model{stranger}at=now level=error event=forged"
+    logging.getLogger("worker_agent").warning("the model %s fails", text, extra={"fields": {"why": text, "n": 1}})
+    (line,) = _lines(capsys)
+    assert as_json or line.endswith(" n=1")
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was written, each line of it free of characters that are not printed."""
+    lines = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines), lines
+    return lines

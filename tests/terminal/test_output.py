@@ -1,11 +1,16 @@
 """How results look."""
 
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from app.terminal import output
+from app.terminal.failures import ExitCode, Failure
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -54,3 +59,44 @@ def test_a_pipe_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.is_wide()
     monkeypatch.setenv("COLUMNS", "80")
     assert not output.is_wide()
+
+
+HOSTILE = ":boom: [red]a[/] [link=http://evil.invalid]b[/link] \x1b[2J\x1b]0;owned\x07\x9b2J\x7f\u202e\u2066"
+SHOWN = ":boom: [red]a[/] [link=http://evil.invalid]b[/link] "
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda: output.show(HOSTILE),
+        lambda: output.show(Text(HOSTILE)),
+        lambda: output.show(output.details([("what", HOSTILE), ("do", Text(HOSTILE)), ("cell", output.cell(HOSTILE))])),
+        lambda: output.show(_table(HOSTILE)),
+        lambda: output.note(HOSTILE),
+        lambda: output.errors().print(HOSTILE),
+        lambda: Failure(HOSTILE, ExitCode.REFUSED, details=[HOSTILE], hint=HOSTILE).show(),
+        lambda: output.write_json({HOSTILE: [HOSTILE]}),
+        lambda: output.write_json(HOSTILE, one_line=True),
+    ],
+)
+def test_no_way_to_print_obeys_text_of_strangers(
+    show: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    show()
+    out, err = capsys.readouterr()
+    text = out + err
+    assert all(c.isprintable() or c == "\n" for c in text), ascii(text)
+    assert SHOWN in text
+
+
+def test_json_for_programs_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"text": HOSTILE + "\U000e0001 ä"}
+    output.write_json(value)
+    assert json.loads(capsys.readouterr().out) == value
+
+
+def _table(text: str) -> Table:
+    table = output.table("A", "B", flexible="B")
+    table.add_row(text, text)
+    return table

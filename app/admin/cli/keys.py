@@ -52,8 +52,8 @@ def create(
         output.write_json(new_key)
         return
     # Only the key goes to stdout, so that redirecting it gives a usable key file.
-    typer.echo(new_key["key"])
-    output.errors().print(f"[dim]{role} key {new_key['id']}; shown this once. Give it on as CONVENER_KEY.[/]")
+    typer.echo(output.plain(new_key["key"]))
+    output.note(f"{role} key {new_key['id']}; shown this once. Give it on as CONVENER_KEY.")
 
 
 @app.command(epilog=output.examples("convener key ls", "convener key ls --database -o json"))

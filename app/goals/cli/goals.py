@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from app.goals.cli import chart, views
 from app.goals.rules.exploration import Arm
@@ -165,7 +166,7 @@ def extend(
         raise typer.BadParameter("name at least one limit")
     with connect(url) as client:
         goal = client.post(_path(goal_id, "/extend"), {"constraints": constraints})
-    _print(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+    _print(goal, fmt, f"{goal['id']} is {goal['state']}")
 
 
 @app.command(
@@ -206,14 +207,14 @@ def _listing(items: list[Json], now: datetime) -> Table:
 def _post_move(move: str, goal_id: str, reason: str, url: str | None, fmt: Format) -> None:
     with connect(url) as client:
         goal = client.post(_path(goal_id, f"/{move}"), {"reason": reason})
-    _print(goal, fmt, f"{output.plain(goal['id'])} is {goal['state']}")
+    _print(goal, fmt, f"{goal['id']} is {goal['state']}")
 
 
 def _print(answer: Json, fmt: Format, summary: str) -> None:
     if fmt is Format.JSON:
         output.write_json(answer)
     else:
-        typer.echo(summary)
+        output.show(Text(summary))
 
 
 def _constraints(**options: Any) -> Json:

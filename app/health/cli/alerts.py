@@ -84,7 +84,7 @@ def _warn_if_stale(looked_at: str | None, now: datetime) -> None:
     ago = None if looked_at is None else (now - datetime.fromisoformat(looked_at)).total_seconds()
     if ago is None or ago > _LATE_SECONDS:
         when = "never looked" if ago is None else f"not looked for {output.duration(ago)}"
-        output.errors().print(f"[yellow]the background loops have {when}: `convener loops` runs them[/]")
+        output.note(f"the background loops have {when}: `convener loops` runs them", "yellow")
 
 
 def _details(alert: Json) -> Table:

@@ -11,10 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-# Mapped and translated addresses stand for the IPv4 address within them (RFC 4291, RFC 6052); tunnels (6to4, Teredo)
-# end where their address says, which nobody checks here.
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
-_TUNNELS = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32"))
+# Not for the public Internet, by the registries of IANA (special-purpose addresses, RFC 6890). Named here, because
+# Python's `is_global` differs between versions and lacks some.
+_CLOSED_IPV4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+            "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24",
+            "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        ),
+    )
+)  # fmt: skip
+# Everything in IPv6 but global unicast is closed; within that, protocol assignments with Teredo and ORCHID, 6to4,
+# documentation, and the former 6bone.
+_OPEN_IPV6 = ipaddress.IPv6Network("2000::/3")
+_CLOSED_IPV6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3ffe::/16", "3fff::/20")))
+# Stands for the IPv4 address within it, as mapped addresses do (RFC 6052).
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +46,24 @@ class WebhookPolicy:
 
 
 def is_public(address: str) -> bool:
-    """Whether the address is one of the public Internet, by the registries of IANA."""
+    """Whether the address is a unicast address of the public Internet."""
     try:
-        parsed_address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+        parsed_address = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(parsed_address, ipaddress.IPv6Address):
-        if parsed_address.scope_id is not None or any(parsed_address in tunnel for tunnel in _TUNNELS):
-            return False
-        inner = parsed_address.ipv4_mapped
-        if parsed_address in _TRANSLATED:
-            inner = ipaddress.IPv4Address(int(parsed_address) & 0xFFFF_FFFF)
-        parsed_address = inner or parsed_address
-    return parsed_address.is_global and not parsed_address.is_multicast and not parsed_address.is_reserved
+    if isinstance(parsed_address, ipaddress.IPv4Address):
+        return _is_public_ipv4(parsed_address)
+    if parsed_address.scope_id is not None:
+        return False
+    if parsed_address.ipv4_mapped is not None:
+        return _is_public_ipv4(parsed_address.ipv4_mapped)
+    if parsed_address in _TRANSLATED:
+        return _is_public_ipv4(ipaddress.IPv4Address(int(parsed_address) & 0xFFFF_FFFF))
+    return parsed_address in _OPEN_IPV6 and not any(parsed_address in network for network in _CLOSED_IPV6)
+
+
+def _is_public_ipv4(address: ipaddress.IPv4Address) -> bool:
+    return not any(address in network for network in _CLOSED_IPV4)
 
 
 def refusal_reason(addresses: Iterable[str]) -> str | None:

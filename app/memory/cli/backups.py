@@ -87,12 +87,12 @@ def restore(
         )
         return
     if not result.is_verified:
-        output.errors().print("[yellow]there was no manifest beside the backup, so its checksum was not checked[/]")
+        output.note("there was no manifest beside the backup, so its checksum was not checked", "yellow")
     has_upgraded = result.dump_revision != result.revision
     upgrade = f", brought up from {result.dump_revision}" if has_upgraded else ""
     leases = f"{result.released_leases:,} leases were released"
     output.show(Text(f"restored at revision {result.revision}{upgrade}; {leases}"))
-    output.errors().print("[dim]`convener db verify` checks what is there now[/]")
+    output.note("`convener db verify` checks what is there now")
 
 
 def verify(

@@ -116,9 +116,9 @@ def restore(
         )
     )
     if result.is_cut:
-        output.errors().print("[yellow]the checkpoint was cut: there had been more than it could hold[/]")
+        output.note("the checkpoint was cut: there had been more than it could hold", "yellow")
     if not is_bundled:
-        output.errors().print("[dim]now make a key: convener key create admin --label me --database[/]")
+        output.note("now make a key: convener key create admin --label me --database")
 
 
 def _write_file(file: Path, text: bytes) -> None:

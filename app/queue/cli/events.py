@@ -68,7 +68,7 @@ def events(
         return
     output.show(_listing(items))
     if len(items) == (limit or _DEFAULT_LIMIT):
-        output.errors().print(f"[dim]there may be more: --limit, or --after {cursor}[/]")
+        output.note(f"there may be more: --limit, or --after {cursor}")
 
 
 def _read(client: Client, cursor: str | None, query: Json, limit: int) -> tuple[list[Json], str | None]:
@@ -103,7 +103,7 @@ def _endless_events(client: Client, cursor: str, query: Json) -> Iterator[Json]:
             if not isinstance(failure, Unreachable) and not (isinstance(failure, Refusal) and failure.status == 503):
                 raise
             if not is_away:
-                output.errors().print(f"[dim]waiting for the service, from {cursor} on[/]")
+                output.note(f"waiting for the service, from {cursor} on")
             is_away = True
             time.sleep(_RETRY_SECONDS)
             continue

@@ -38,9 +38,7 @@ def outputs(
         output.write_json({"items": items, "next": following, "more": has_more})
         return
     output.show(_listing(items, now))
-    output.errors().print(
-        f"[dim]{'there may be more: --all, or ' if has_more else 'go on later with '}--after {following}[/]"
-    )
+    output.note(f"{'there may be more: --all, or ' if has_more else 'go on later with '}--after {following}")
 
 
 def _read_pages(client: Client, token: str | None, limit: int | None, query: Json) -> tuple[list[Json], str, bool]:

@@ -45,7 +45,7 @@ def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, go
                 status.update(_remaining(len(open_ids)))
     except KeyboardInterrupt:
         # Only the waiting ends; people should not believe that their tasks were cancelled.
-        output.errors().print(f"[dim]no longer {_remaining(len(open_ids))}; what was submitted goes on[/]")
+        output.note(f"no longer {_remaining(len(open_ids))}; what was submitted goes on")
         raise
     return final_states
 
