@@ -126,9 +126,11 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     """The environment of a worker: that of this process without its settings, and with the key of the pool."""
     # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself
     # and hides the key for that from its handlers.
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
-    language_model = {name: value for name, value in os.environ.items() if name.startswith("CONVENER_LLM_")}
-    return {**plain, **language_model, "CONVENER_KEY": settings.pool_key or ""}
+    own = ("CONVENER_LLM_", "CONVENER_HANDLER_")
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith("CONVENER_") or name.startswith(own)
+    }
+    return {**plain, "CONVENER_KEY": settings.pool_key or ""}
 
 
 async def _until_stopped(work: "asyncio.Task[None]") -> None:

@@ -8,6 +8,7 @@ from worker_agent.actions import Exit, ExitCode
 from worker_agent.daemon import Daemon
 from worker_agent.logs import printable, set_up_logging
 from worker_agent.options import read_options
+from worker_agent.protections import forbid_dumps
 
 _ADVICE = {
     ExitCode.KEY_REFUSED: "The control plane refused the pool key. Put the key of a worker, operator or admin role, as "
@@ -20,6 +21,7 @@ _ADVICE = {
 
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
+    forbid_dumps()  # first of all, as the next line reads the key
     settings, options = read_options(sys.argv[1:], os.environ)
     set_up_logging(options.log_level, as_json=options.json_logs)
     outcome = _serve(Daemon(settings))

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import IO
 
-from worker_agent.handlers import Handler, environment_without_secrets
+from worker_agent.handler_environment import inherited
+from worker_agent.handlers import Handler
 from worker_agent.wire import Assignment, Lease
 
 # OpenBLAS, MKL and numexpr go by the first where they have none of their own; Go and Rust's rayon have theirs.
@@ -44,9 +45,15 @@ class ChildProcess:
 
 
 def start_child(
-    lease: Lease, handler: Handler, limits: ResourceLimits, extra_environment: Mapping[str, str]
+    lease: Lease,
+    handler: Handler,
+    limits: ResourceLimits,
+    extra_environment: Mapping[str, str],
+    passed: Sequence[str] = (),
 ) -> ChildProcess:
     """Start the process of a task, from a thread that outlives it; `extra_environment` is added to its variables.
+
+    `passed` are patterns of the variables that it inherits besides the usual ones.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """
@@ -64,7 +71,7 @@ def start_child(
                 pass_fds=(write_fd,),
                 # One signal to the group then reaches the handler's own children; Ctrl-C in a terminal reaches none.
                 process_group=0,
-                env={**_environment(lease, limits), **extra_environment},
+                env={**_environment(lease, limits, passed), **extra_environment},
             )
     except (OSError, ValueError):
         messages.close()
@@ -109,8 +116,8 @@ def _task_file(lease: Lease) -> IO[bytes]:
     return file
 
 
-def _environment(lease: Lease, limits: ResourceLimits) -> dict[str, str]:
-    environment = environment_without_secrets()
+def _environment(lease: Lease, limits: ResourceLimits, passed: Sequence[str]) -> dict[str, str]:
+    environment = inherited(passed)
     environment["CONVENER_TASK_ID"] = lease.task_id
     environment["CONVENER_TASK_ATTEMPT"] = str(lease.attempt)
     # Numeric libraries and runtimes would otherwise start a thread for each core of the machine.

@@ -42,6 +42,7 @@ class DaemonSettings:
     limits: ResourceLimits
     grace_seconds: float
     language_model: GatewaySettings | None = None
+    passed_variables: tuple[str, ...] = ()
 
 
 class Daemon:
@@ -164,7 +165,7 @@ class Daemon:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
             limits = self._settings.limits.within(self._machine.assignment)
-            child = start_child(lease, handler, limits, self._open_access(lease))
+            child = start_child(lease, handler, limits, self._open_access(lease), self._settings.passed_variables)
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))

@@ -1,21 +1,20 @@
 """Finds the handler of each agent type and checks that it can be loaded."""
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
+from worker_agent.handler_environment import inherited
 from worker_agent.wire import AGENT_TYPES
 
 ENTRY_POINT_GROUP = "convener.handlers"
 _PROBE_SECONDS = 120
-_SECRETS = ("CONVENER_KEY", "CONVENER_LAUNCH_TOKEN", "CONVENER_LLM_KEY")
 
 
 class UnusableHandler(ValueError):
@@ -50,20 +49,20 @@ def installed_handlers() -> dict[str, Handler]:
     return {entry.name: Handler(target=entry.value) for entry in entries if entry.name in AGENT_TYPES}
 
 
-def collect_handlers(explicit: dict[str, Handler], modules: Iterable[str]) -> dict[str, Handler]:
-    """Collect all handlers: explicit ones precede a module's, which precede installed ones. Raises UnusableHandler."""
+def collect_handlers(
+    explicit: dict[str, Handler], modules: Iterable[str], passed: Sequence[str] = ()
+) -> dict[str, Handler]:
+    """Collect all handlers: explicit ones precede a module's, which precede installed ones. Raises UnusableHandler.
+
+    `passed` are patterns of further variables that handlers inherit.
+    """
     tables = [f"{module}:HANDLERS" for module in modules]
     functions = [handler.target for handler in explicit.values() if handler.target]
-    keys = _probe_targets(tables, functions)
+    keys = _probe_targets(tables, functions, passed)
     handlers = installed_handlers()
     for table in tables:
         handlers |= {key: Handler(target=table, key=key) for key in keys[table]}
     return handlers | explicit
-
-
-def environment_without_secrets() -> dict[str, str]:
-    """Environment variables for foreign code: all of the daemon's but its secrets."""
-    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 
 def _split(command: str) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ def _split(command: str) -> tuple[str, ...]:
     return words
 
 
-def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[str]]:
+def _probe_targets(tables: list[str], functions: list[str], passed: Sequence[str]) -> dict[str, list[str]]:
     if not (tables or functions):
         return {}
     request = json.dumps({"tables": tables, "functions": functions})
@@ -87,7 +86,7 @@ def _probe_targets(tables: list[str], functions: list[str]) -> dict[str, list[st
             stdout=subprocess.PIPE,
             timeout=_PROBE_SECONDS,
             check=True,
-            env=environment_without_secrets(),
+            env=inherited(passed),
         )
         answer: dict[str, Any] = json.loads(probe.stdout)
     except (subprocess.SubprocessError, ValueError) as error:

@@ -12,8 +12,10 @@ from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
 from worker_agent.daemon import DaemonSettings
+from worker_agent.handler_environment import parse_patterns
 from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
+from worker_agent.protections import as_json, as_text, determine
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
 _EPILOG = """\
@@ -24,6 +26,7 @@ environment:
                          `task.llm`, or by any OpenAI client, since OPENAI_BASE_URL and OPENAI_API_KEY are set for them
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
   CONVENER_LLM_KEY       the gateway's key; handlers never see it
+  CONVENER_HANDLER_PASS_ENV  the same as --pass-env
   CONVENER_LAUNCH_TOKEN  set by whoever starts workers, so that it recognises this one
 
 exit codes:
@@ -42,6 +45,10 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
     """Parse both; raises SystemExit(2) with a message when they are invalid, SystemExit(0) for --help and --version."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.check_isolation:
+        protections = determine()
+        print(as_json(protections) if options.output == "json" else as_text(protections))
+        parser.exit()
     try:
         return _settings(options, environment), options
     except (UnusableHandler, ValueError, OSError) as error:
@@ -72,6 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="labels to register with")
     add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
     add("--key-file", type=Path, metavar="PATH", help="file that holds the pool key (default: $CONVENER_KEY)")
+    add(
+        "--pass-env",
+        action="append",
+        default=[],
+        metavar="NAME,PREFIX*",
+        help="further variables that handlers inherit, of which they get few (also $CONVENER_HANDLER_PASS_ENV)",
+    )
+    add(
+        "--check-isolation",
+        action="store_true",
+        help="say what protects the service from handlers",
+    )
+    add("-o", "--output", choices=["text", "json"], default="text", help="of --check-isolation")
+    add("--launched-as", metavar="MARK", help="mark by which whoever started this worker recognises it; not read here")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     add("--json-logs", action="store_true", help="one JSON object per log line")
     add("--version", action="version", version=f"convener-worker {__version__}")
@@ -81,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> DaemonSettings:
     url, pool_key = _url(options, environment), _pool_key(options, environment)
     limits = _limits(options)
+    passed_variables = parse_patterns([*options.pass_env, environment.get("CONVENER_HANDLER_PASS_ENV", "")])
     agent_types = _capabilities(options.capabilities)
-    handlers = _handlers(options, agent_types)
+    handlers = _handlers(options, agent_types, passed_variables)
     launch_token = environment.get("CONVENER_LAUNCH_TOKEN") or None
     return DaemonSettings(
         url=url,
@@ -93,6 +115,7 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
         limits=limits,
         grace_seconds=max(0.0, options.grace),
         language_model=read_settings(environment),
+        passed_variables=passed_variables,
     )
 
 
@@ -130,8 +153,10 @@ def _capabilities(text: str | None) -> list[str] | None:
     return agent_types
 
 
-def _handlers(options: argparse.Namespace, agent_types: list[str] | None) -> dict[str, Handler]:
-    handlers = collect_handlers(dict(map(parse_handler, options.handler)), options.handlers)
+def _handlers(
+    options: argparse.Namespace, agent_types: list[str] | None, passed_variables: Sequence[str]
+) -> dict[str, Handler]:
+    handlers = collect_handlers(dict(map(parse_handler, options.handler)), options.handlers, passed_variables)
     unserved_types = [agent_type for agent_type in agent_types or [] if agent_type not in handlers]
     if unserved_types or not handlers:
         raise ValueError(

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from app.admin.cli import audit, config, keys
 from app.agents.cli import agents, weights
-from app.cli import db, openapi, serve
+from app.cli import db, doctor, openapi, serve
 from app.goals.cli import goals
 from app.health.cli import alerts, degradation, health, metrics, status
 from app.llm.cli import llm
@@ -58,6 +58,7 @@ def build() -> typer.Typer:
     app.callback()(_options)
     app.command("status", epilog=status.EPILOG, rich_help_panel=_STEER)(status.status)
     app.command("health", epilog=health.EPILOG, rich_help_panel=_STEER)(health.health)
+    app.command("doctor", epilog=doctor.EPILOG, rich_help_panel=_STEER)(doctor.doctor)
     app.add_typer(metrics.app, name="metrics", rich_help_panel=_STEER)
     app.add_typer(tasks.app, name="tasks", rich_help_panel=_STEER)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_STEER)

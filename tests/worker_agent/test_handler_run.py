@@ -19,6 +19,7 @@ from worker_agent.wire import Lease
 
 PATIENCE = 60.0
 PYTHON = Handler(target="tests.worker_agent.agents:act")
+_PRINT_NAMES = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(names=list(os.environ))))'"
 
 
 class Started:
@@ -199,6 +200,16 @@ def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     variables = finished({"do": "environment"}, trace_context=trace)["environment"]
     assert variables == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}
+
+
+def test_only_variables_on_the_list_are_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "PGPASSWORD", "CONVENER_POOL_KEY", "MY_OPTION", "MY_OTHER"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("LC_TIME", "C")
+    printed = finished({}, handler=shell(_PRINT_NAMES))
+    assert {"PATH", "LC_TIME", "CONVENER_TASK_ID", "OMP_NUM_THREADS"} <= set(printed["names"])
+    assert not {"AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "PGPASSWORD", "CONVENER_POOL_KEY"} & set(printed["names"])
+    assert not {"MY_OPTION", "MY_OTHER"} & set(printed["names"])
 
 
 def test_what_is_asked_for_while_resources_are_short_reaches_the_handler() -> None:

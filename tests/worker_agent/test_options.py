@@ -6,6 +6,7 @@ import pytest
 
 from tests.worker_agent.fake_control_plane import POOL_KEY
 from worker_agent.daemon import DaemonSettings
+from worker_agent.handler_environment import inherited
 from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
 from worker_agent.options import read_options
 from worker_agent.wire import AGENT_TYPES
@@ -42,6 +43,15 @@ def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("cvn_other_key\n")
     assert read("--handler", ECHO, "--key-file", str(file)).pool_key == "cvn_other_key"
+
+
+def test_further_variables_are_passed_to_handlers_by_name_or_prefix() -> None:
+    settings = read("--handler", ECHO, "--pass-env", "HF_HOME,AWS_*", CONVENER_HANDLER_PASS_ENV="MY_OPTION")
+    assert settings.passed_variables == ("HF_HOME", "AWS_*", "MY_OPTION")
+    environment = {"PATH": "/bin", "AWS_REGION": "x", "HF_HOME": "/m", "HF_TOKEN": "t", "CONVENER_KEY": "secret"}
+    assert inherited(settings.passed_variables, environment).keys() == {"PATH", "AWS_REGION", "HF_HOME"}
+    # Not even a pattern that fits all names passes on what is the service's.
+    assert inherited(("C*", "P*"), {"CONVENER_LLM_KEY": "s", "PGPASSWORD": "s", "PGHOST": "h"}) == {"PGHOST": "h"}
 
 
 def test_an_explicit_handler_wins_over_a_table() -> None:
@@ -81,6 +91,9 @@ def test_programs_are_handlers() -> None:
         (("--handler", "ranking=command:'"), "No closing quotation"),
         (("--handlers", "worker_agent"), "no attribute 'HANDLERS'"),
         (("--handler", ECHO, "--labels", "site"), "KEY=VALUE"),
+        (("--handler", ECHO, "--pass-env", "CONVENER_KEY"), "never passed to handlers"),
+        (("--handler", ECHO, "--pass-env", "PGPASSWORD"), "never passed to handlers"),
+        (("--handler", ECHO, "--pass-env", "A B"), "names of variables"),
         (("--handler", ECHO, "--memory-gb", "0"), "must be positive"),
         (("--handler", ECHO, "--cpu", "nan"), "must be positive"),
         (("--handler", ECHO, "--key-file", "/no/such/file"), "No such file"),

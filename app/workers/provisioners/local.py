@@ -1,7 +1,7 @@
 """Worker daemons as processes on this machine, which are watched for their exit and outlive a crash of ours.
 
-Each worker leads a session of its own, so that whatever it leaves behind can be found and ended. The launch token
-in its environment is the worker's id, by which a later run of the control plane recognizes it.
+Each worker leads a session of its own, so that whatever it leaves behind can be found and ended. Its command line
+names owner and worker, by which a later run of the control plane recognizes it: its environment cannot be read.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from app.workers.provisioners.base import Handle
 log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "CONVENER_LAUNCH_TOKEN"  # noqa: S105 - a name, and the token names a worker, it opens nothing
 OWNER_VARIABLE = "CONVENER_OWNER"
+_MARK = "--launched-as="
 # At the end the database may be away for good; an exit that is not reported is found when the loops start again.
 _REPORT_SECONDS = 3.0
 Exit = Callable[[UUID, str], Awaitable[None]]
@@ -76,7 +77,7 @@ class LocalProvisioner:
         return _process(handle) is not None
 
     async def find(self) -> dict[UUID, Handle]:
-        """Search the processes of this machine for those with our owner variable and a token."""
+        """Search the processes of this machine for those that carry our mark."""
         return await asyncio.to_thread(self._find)
 
     def adopt(self, worker_id: UUID, handle: Handle) -> None:
@@ -88,20 +89,24 @@ class LocalProvisioner:
     def _find(self) -> dict[UUID, Handle]:
         handles = {}
         for process in psutil.process_iter():
-            # Processes of other users cannot be read, and are not ours.
             with contextlib.suppress(psutil.Error, OSError, ValueError):
-                # Only leaders of sessions are workers: handlers of tasks inherit the environment with the token.
+                # Only leaders of sessions are workers: between fork and exec a handler's process looks like its worker.
                 if process.status() == psutil.STATUS_ZOMBIE or os.getsid(process.pid) != process.pid:
                     continue
-                variables = process.environ()
-                if variables.get(OWNER_VARIABLE) == self._owner and TOKEN_VARIABLE in variables:
-                    handles[UUID(variables[TOKEN_VARIABLE])] = _handle(process)
+                # A handler, which as root has another user, could have such a command line as well.
+                if process.uids().real != os.getuid():
+                    continue
+                mark = f"{_MARK}{self._owner}:"
+                for argument in process.cmdline():
+                    if argument.startswith(mark):
+                        handles[UUID(argument.removeprefix(mark))] = _handle(process)
         return handles
 
     def _spawn(self, worker_id: UUID, name: str) -> Handle:
         self._logs.mkdir(parents=True, exist_ok=True)
         variables = {**self._environment, TOKEN_VARIABLE: str(worker_id), OWNER_VARIABLE: self._owner}
         command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
+        command.append(f"{_MARK}{self._owner}:{worker_id}")
         with (self._logs / f"{name}.log").open("ab") as output:
             child = subprocess.Popen(
                 command,

@@ -101,7 +101,8 @@ async def test_a_worker_gets_its_token_its_name_and_a_log(machine: Machine) -> N
     assert plane.is_running(handle)
     assert await plane.find() == {worker_id: handle}
     log = (machine.directory / "logs" / "here-1.log").read_text()
-    assert "hello ['--name', 'here-1', '--url', 'http://nowhere']" in log
+    mark = f"--launched-as={machine.owner}:{worker_id}"
+    assert f"hello {['--name', 'here-1', '--url', 'http://nowhere', mark]}" in log
 
 
 async def test_an_exit_is_reported_with_its_code(machine: Machine) -> None:
@@ -137,8 +138,8 @@ async def test_starting_twice_is_starting_once(machine: Machine) -> None:
 async def test_a_restarted_control_plane_finds_its_workers_and_sees_them_end(machine: Machine) -> None:
     worker_id = uuid4()
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker_agent"],
-        env=machine.environment | {TOKEN_VARIABLE: str(worker_id), OWNER_VARIABLE: machine.owner},
+        [sys.executable, "-m", "worker_agent", f"--launched-as={machine.owner}:{worker_id}"],
+        env=machine.environment,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     )

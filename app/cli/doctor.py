@@ -1,0 +1,87 @@
+"""`convener doctor`: checks that this machine protects what it should, and says what to do where it does not."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app.terminal import output
+from app.terminal.failures import ExitCode
+from app.terminal.output import Format, Output
+
+EPILOG = output.examples("convener doctor", "convener doctor -o json | jq '.checks[] | select(.status != \"ok\")'")
+_WORKER_SECONDS = 60
+
+
+class Status(StrEnum):
+    """Outcome of a check; only a failure makes the command fail."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at; `remedy` says what to do unless all is well."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def doctor(fmt: Output = Format.TABLE) -> None:
+    """Check this machine: whether handlers are kept from the secrets of the service. Ends with 1 when a check fails."""
+    checks = [check for look in CHECKS for check in look()]
+    output.present({"checks": [asdict(check) for check in checks]}, fmt, lambda: _render(checks))
+    if any(check.status is Status.FAILED for check in checks):
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def handler_isolation() -> Iterable[Check]:
+    """Yield a check for each protection that a worker, started here by this user, has from its handlers."""
+    # The worker is a separate program, which alone knows how it confines its handlers.
+    command = [sys.executable, "-P", "-m", "worker_agent", "--check-isolation", "-o", "json"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_WORKER_SECONDS, check=True)
+        protections = json.loads(answer.stdout)["protections"]
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        reason = getattr(error, "stderr", "") or str(error)
+        yield Check(
+            name="handlers",
+            status=Status.FAILED,
+            detail=f"the worker could not check how it confines handlers: {reason.strip()}",
+            remedy=f"run `{' '.join(command)}` and see",
+        )
+        return
+    for protection in protections:
+        yield Check(
+            name=f"handlers: {protection['name']}",
+            status=Status.OK if protection["holds"] else Status.WARNING,
+            detail=protection["meaning"] if protection["holds"] else f"not held: {protection['why']}",
+            remedy="" if protection["holds"] else protection["remedy"],
+        )
+
+
+# Each yields its checks, and none raises.
+CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation,)
+_STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
+
+
+def _render(checks: Sequence[Check]) -> RenderableType:
+    lines: list[Text] = []
+    for check in checks:
+        head = (f"{check.status:8}", _STYLES[check.status])
+        lines.append(Text.assemble(head, (check.name, "bold"), "  ", output.plain(check.detail)))
+        if check.remedy:
+            lines.append(Text(f"{'':8}what to do: {output.plain(check.remedy)}", style="dim"))
+    user = f"checked as user {os.geteuid()}; workers of another user may be kept apart differently"
+    return Group(*lines, Text(user, style="dim"))
