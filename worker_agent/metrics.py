@@ -16,6 +16,7 @@ _BUFFER_LIMIT = 5 * _BATCH
 _INTERVAL_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
 _STOP_SECONDS = 1.0
+_UNAUTHENTICATED = 401
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +40,7 @@ class MetricsPusher:
         self._samples: deque[JsonObject] = deque()
         self._dropped_count = 0
         self._batch: JsonObject | None = None
+        self._refused_key: str | None = None
         self._wake = Event()
         self._stop_requested = False
         self._thread: Thread | None = None
@@ -82,7 +84,7 @@ class MetricsPusher:
     def _push(self, transport: Transport) -> bool:
         """Push a batch; return whether there may be another to push at once."""
         key, batch = self._key(), self._next_batch()
-        if key is None or batch is None:
+        if key is None or batch is None or key == self._refused_key:
             return False
         try:
             transport.post("/metrics/samples", batch, key=key, timeout=_ANSWER_SECONDS)
@@ -90,6 +92,10 @@ class MetricsPusher:
             log.info("metrics wait", extra={"fields": {"why": str(unavailable)}})
             return False
         except Problem as problem:
+            if problem.status == _UNAUTHENTICATED:
+                # The worker registers anew, and the batch goes with its next key.
+                self._refused_key = key
+                return False
             self._errors.add(f"metrics refused: {problem}")
         except Exception as error:  # whatever it is, the same batch would fail again
             log.exception("metrics could not be pushed")

@@ -95,6 +95,20 @@ def test_what_is_refused_is_dropped_and_told(plane: FakeControlPlane, pushing: _
     assert "too_many_series" in pushing.errors.take()[0]["message"]
 
 
+def test_a_batch_that_an_old_key_was_refused_for_goes_with_the_next_one(
+    plane: FakeControlPlane, pushing: _Pushing
+) -> None:
+    plane.script["samples"].append(problem(401, "unauthenticated"))
+    pushing.add(1.0)
+    (refused,) = plane.wait_for("samples")
+    pushing.add(2.0)
+    pushing.key = "the next key"
+    first, second = plane.wait_for("samples", 3)[1:]
+    assert (first.key, first.body) == ("the next key", refused.body)
+    assert [sample["value"] for sample in second.body["samples"]] == [2.0]
+    assert pushing.errors.take() == []
+
+
 def test_batches_are_not_larger_than_is_taken_and_nothing_grows_without_bound(
     plane: FakeControlPlane, pushing: _Pushing
 ) -> None:

@@ -12,9 +12,10 @@ from uuid import uuid4
 from worker_agent.llm import requests
 from worker_agent.llm.cancellation import run_in_background
 from worker_agent.llm.held_permit import HeldPermit, PermitLost, StreamedReply, failure_settlement
-from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome
+from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome, is_complete
 from worker_agent.llm.permits import (
     PERMIT_OVER,
+    ModelNotAllowed,
     Permit,
     PermitClient,
     PermitRefusal,
@@ -146,12 +147,15 @@ class CompletionService:
     async def _unanswered(self, question: Question, problems: list[_TryNextModel]) -> Exception:
         """The error to raise: _UseCachedAnswer if an answer is cached, else NoCapacity or NoAnswer."""
         answers = (problem.cached_answer for problem in problems if problem.cached_answer)
-        cached_answer = next(answers, None) or await self.permits.cached_answer(question.cache_key)
+        cached_answer = next(answers, None) or await self._cached_answer(question)
         if cached_answer is not None:
             return _UseCachedAnswer(cached_answer)
         waits = [problem.seconds for problem in problems if problem.seconds is not None]
         reasons = "; ".join(str(problem) for problem in problems)
         return NoCapacity(min(waits), reasons) if waits else NoAnswer(reasons)
+
+    async def _cached_answer(self, question: Question) -> JsonObject | None:
+        return _usable(await self.permits.cached_answer(question.cache_key, question.model))
 
     async def _ask_model(
         self, turn: _ModelTurn, send: Callable[[JsonObject, str | None], Awaitable[T | CallFailure]]
@@ -192,6 +196,8 @@ class CompletionService:
             except PermitsUnavailable as unavailable:
                 await self._wait(turn, self._retry_delay(), f"no permit: {unavailable}")
                 continue
+            except ModelNotAllowed as error:
+                raise _TryNextModel(str(error)) from error
             except UnfitRequest as error:
                 failure = CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
                 raise RequestRefused(failure) from error
@@ -216,7 +222,7 @@ class CompletionService:
         return HeldPermit(answer, self.permits, started_at=self.clock()) if isinstance(answer, Permit) else answer
 
     async def _give_back(self, acquisition: Awaitable[HeldPermit | PermitRefusal]) -> None:
-        with contextlib.suppress(PermitsUnavailable, UnfitRequest):
+        with contextlib.suppress(PermitsUnavailable, ModelNotAllowed, UnfitRequest):
             answer = await acquisition
             if isinstance(answer, HeldPermit):
                 await self._settle_cancelled(answer)
@@ -225,13 +231,14 @@ class CompletionService:
         """Wait for as long as the refusal says, unless a cached answer or another model serves better."""
         waits_too_long = turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
         prefers_cache = waits_too_long or requests.is_repeatable(turn.question.body)
-        if refusal.cached_answer is not None and (prefers_cache or refusal.reason == "breaker_open"):
-            raise _UseCachedAnswer(refusal.cached_answer)
+        cached_answer = _usable(refusal.cached_answer)
+        if cached_answer is not None and (prefers_cache or refusal.reason == "breaker_open"):
+            raise _UseCachedAnswer(cached_answer)
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
         # A tenth more at most, so that those who got the same delay do not all return at once.
         seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.random_fraction())
-        await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", refusal.cached_answer)
+        await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", cached_answer)
 
     async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
         """Back off before the next try, or give up on this model or on the question."""
@@ -279,6 +286,12 @@ class CompletionService:
 
     async def _settle_cancelled(self, permit: HeldPermit) -> None:
         await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.started_at))
+
+
+def _usable(cached_answer: JsonObject | None) -> JsonObject | None:
+    """The cached answer, or None where another worker has stored something that is none."""
+    answer = (cached_answer or {}).get("answer")
+    return cached_answer if isinstance(answer, dict) and is_complete(answer) else None
 
 
 def _cached_reply(question: Question, cached_answer: JsonObject) -> Reply:

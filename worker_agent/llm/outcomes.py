@@ -59,18 +59,15 @@ class ModelAnswer:
     tokens: TokenUsage
 
 
-def read_answer(response: httpx.Response, hints: RateLimitHints) -> ModelAnswer | CallFailure:
+def read_answer(status: int, content: bytes, hints: RateLimitHints) -> ModelAnswer | CallFailure:
     """Read the answer to a call without streaming."""
-    if not response.is_success:
-        return read_refusal(response.status_code, response.content, hints)
-    body = parse_json_object(response.content)
+    if not 200 <= status < 300:
+        return read_refusal(status, content, hints)
+    body = parse_json_object(content)
     if body is None:
-        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=response.status_code)
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not all(map(_is_complete, choices)):
-        return CallFailure(
-            outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=response.status_code
-        )
+        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=status)
+    if not is_complete(body):
+        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=status)
     return ModelAnswer(body=body, model=str(body.get("model") or ""), tokens=read_token_usage(body.get("usage")))
 
 
@@ -105,7 +102,13 @@ def _outcome(status: int) -> Outcome:
     return Outcome.CLIENT_ERROR
 
 
-def _is_complete(choice: object) -> bool:
+def is_complete(answer: JsonObject) -> bool:
+    """Whether the answer has a choice at least, and each says why it ended."""
+    choices = answer.get("choices")
+    return isinstance(choices, list) and bool(choices) and all(map(_is_finished, choices))
+
+
+def _is_finished(choice: object) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message"), dict) and bool(choice.get("finish_reason"))
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -29,6 +31,7 @@ _MAX_CACHED_BYTES = 200 << 10
 PERMIT_OVER = "over"
 # Statuses that the same body would get however often it is sent.
 _UNFIT_STATUSES = frozenset({400, 413, 422})
+_MAX_SECONDS = 86_400.0
 
 
 class PermitsUnavailable(Exception):
@@ -37,6 +40,10 @@ class PermitsUnavailable(Exception):
 
 class UnfitRequest(Exception):
     """The control plane can never grant this request as it is."""
+
+
+class ModelNotAllowed(Exception):
+    """The control plane grants nobody a permit for this model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,7 @@ class PermitClient:
     async def acquire(self, request: PermitRequest) -> Permit | PermitRefusal:
         """Request a permit, granted or refused at once. Repeat with the same request id when the answer was lost.
 
-        Raises PermitsUnavailable, and UnfitRequest for a request that can never be granted.
+        Raises PermitsUnavailable, ModelNotAllowed, and UnfitRequest for a request that can never be granted.
         """
         lease = request.task_key.lease
         body = {
@@ -111,17 +118,14 @@ class PermitClient:
         status, answer = await self._call("POST", "/llm/permits", body)
         if status == 429 and answer.get("code") == "permit_refused":
             return _read_refusal(answer)
-        if status == 409:
+        if status == 409 and answer.get("code") == "permit_over":
             return PermitRefusal(reason=PERMIT_OVER, retry_after=0.0)
         if status != 201:
             message = f"asked for a permit, answered {status}: {answer.get('detail') or answer.get('title')}"
+            if answer.get("code") == "model_not_allowed":
+                raise ModelNotAllowed(message)
             raise UnfitRequest(message) if status in _UNFIT_STATUSES else PermitsUnavailable(message)
-        return Permit(
-            permit_id=str(answer["permit_id"]),
-            token=str(answer["token"]),
-            ttl_seconds=float(answer["ttl_seconds"]),
-            requested_at=requested_at,
-        )
+        return _read_permit(answer, requested_at)
 
     async def keep_alive(self, permit: Permit) -> None:
         """Renew the permit until cancelled; return when it is lost, as time runs out or the control plane says."""
@@ -149,9 +153,8 @@ class PermitClient:
             return None
         if status >= 400:
             raise PermitsUnavailable(f"the renewal of a permit was answered {status}")
-        return replace(
-            permit, requested_at=requested_at, ttl_seconds=float(answer.get("ttl_seconds") or permit.ttl_seconds)
-        )
+        ttl_seconds = _seconds(answer.get("ttl_seconds")) or permit.ttl_seconds
+        return replace(permit, requested_at=requested_at, ttl_seconds=ttl_seconds)
 
     async def settle(self, permit: Permit, settlement: Settlement) -> None:
         """Report how the call went; retried until the permit's time is over, as it is free by then."""
@@ -176,10 +179,10 @@ class PermitClient:
                 log.warning("the settlement of a permit was refused", extra={"fields": fields})
             return
 
-    async def cached_answer(self, cache_key: str) -> JsonObject | None:
-        """Fetch the answer cached under this digest, with `answer` and `stored_at`; None when there is none."""
+    async def cached_answer(self, cache_key: str, model: str) -> JsonObject | None:
+        """Fetch the model's answer cached under this digest, with `answer` and `stored_at`; None without one."""
         try:
-            status, answer = await self._call("GET", f"/llm/cache/{cache_key}", None)
+            status, answer = await self._call("GET", f"/llm/cache/{cache_key}?model={quote(model, safe='')}", None)
         except PermitsUnavailable:
             return None
         return answer if status == 200 and isinstance(answer.get("answer"), dict) else None
@@ -204,11 +207,28 @@ def _clock() -> float:
     return asyncio.get_running_loop().time()
 
 
+def _read_permit(answer: JsonObject, requested_at: float) -> Permit:
+    """Read a grant. Raises PermitsUnavailable where something in between has answered."""
+    permit_id, token, ttl_seconds = (answer.get(name) for name in ("permit_id", "token", "ttl_seconds"))
+    seconds = _seconds(ttl_seconds)
+    if not isinstance(permit_id, str) or not isinstance(token, str) or not permit_id or seconds is None:
+        raise PermitsUnavailable("asked for a permit, answered with something that is none")
+    return Permit(permit_id=quote(permit_id, safe=""), token=token, ttl_seconds=seconds, requested_at=requested_at)
+
+
+def _seconds(value: object) -> float | None:
+    """A duration above 0, of a day at most; None for anything else."""
+    if type(value) not in (int, float):
+        return None
+    assert isinstance(value, int | float)
+    return min(float(value), _MAX_SECONDS) if math.isfinite(value) and value > 0 else None
+
+
 def _read_refusal(answer: JsonObject) -> PermitRefusal:
     cached_answer = answer.get("cached")
     return PermitRefusal(
         reason=str(answer.get("reason") or "unknown"),
-        retry_after=max(0.0, float(answer.get("retry_after") or 0.0)),
+        retry_after=_seconds(answer.get("retry_after")) or 0.0,
         cached_answer=cached_answer if isinstance(cached_answer, dict) else None,
     )
 

@@ -62,6 +62,10 @@ class Server:
         task_key = self._task_key(request)
         if task_key is None:
             return _unknown_task()
+        async with task_key.calls:
+            return await self._complete_for(task_key, request)
+
+    async def _complete_for(self, task_key: TaskKey, request: Request) -> Response:
         try:
             body = await _read_body(request)
         except ValueError as error:
@@ -71,7 +75,9 @@ class Server:
         # The task may have ended while the body was being read.
         if self._task_key(request) is None:
             return _unknown_task()
-        model = str(body.get("model") or self._settings.models[0])
+        model = body.get("model") or self._settings.models[0]
+        if model not in self._settings.models:
+            return _error(404, f"the model must be one of: {', '.join(self._settings.models)}", "model_not_found")
         answer_task = asyncio.create_task(self._answer(Question(body=body, task_key=task_key, model=model)))
         with self._track(task_key, answer_task):
             return await _answer_while_connected(request, answer_task)

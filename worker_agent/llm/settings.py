@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 PREFIX = "CONVENER_LLM_"
 KEY_VARIABLE = f"{PREFIX}KEY"
 _MAX_SECONDS = 86_400
+_MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
     models = tuple(name for word in environment.get(f"{PREFIX}MODELS", "").split(",") if (name := word.strip()))
     if not models:
         raise ValueError(f"{PREFIX}MODELS is not set: name the models to ask, the first choice first")
+    if odd := [name for name in models if len(name) > _MAX_NAME_LENGTH or not name.isprintable()]:
+        raise ValueError(f"{PREFIX}MODELS names {odd[0][:_MAX_NAME_LENGTH]!r}: use at most 200 printable characters")
     defaults = GatewaySettings(base_url=url, key=environment.get(KEY_VARIABLE, "").strip(), models=models)
     return replace(
         defaults,

@@ -1,5 +1,6 @@
 """Keys of running tasks, by which calls on loopback are authenticated and accounted."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from worker_agent.wire import Lease
 
 # Reserved at the end of a task's time for reporting its result.
 _MARGIN_SECONDS = 3.0
+# More calls of one task wait for these: each of them asks the control plane again and again until it has a permit.
+_MAX_CALLS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskKey:
-    """Key of a running task; `ends_at` is the end of its time, on the monotonic clock."""
+    """Key of a running task; `ends_at` is the end of its time, on the monotonic clock, `calls` bounds its calls."""
 
     secret: str = field(repr=False)
     lease: Lease
     ends_at: float
+    calls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_CALLS), compare=False, repr=False)
 
 
 class TaskKeys:

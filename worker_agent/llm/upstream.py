@@ -17,6 +17,12 @@ from worker_agent.wire import JsonObject
 
 _PATH = "/chat/completions"
 _MAX_REFUSAL_BYTES = 65_536
+_MAX_ANSWER_BYTES = 32 << 20
+_MAX_LINE_BYTES = 4 << 20
+
+
+class _AnswerUnreadable(Exception):
+    """An answer is too long, or compressed although it was not to be."""
 
 
 class StreamBroken(Exception):
@@ -72,23 +78,28 @@ class UpstreamClient:
 
     async def ask(self, request: JsonObject, trace_context: str | None) -> ModelAnswer | CallFailure:
         """Return the whole answer."""
+        response: httpx.Response | None = None
         try:
             async with asyncio.timeout(self._settings.total_seconds):
-                response = await cancel_at_most_once(self._http.send(self._request(request, trace_context)))
-        except (httpx.HTTPError, TimeoutError) as error:
+                response = await self._send(request, trace_context)
+                content = await cancel_at_most_once(_read(response))
+        except (httpx.HTTPError, TimeoutError, _AnswerUnreadable) as error:
             return outcomes.read_error(error)
-        return outcomes.read_answer(response, read_hints(response.headers, datetime.now(UTC)))
+        finally:
+            if response is not None:
+                await run_shielded(response.aclose())
+        return outcomes.read_answer(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
 
     async def open_stream(self, request: JsonObject, trace_context: str | None) -> AnswerStream | CallFailure:
         """Open a stream and read up to its first content, as until then the call can be repeated unnoticed."""
         response: httpx.Response | None = None
+        ends_at = asyncio.get_running_loop().time() + self._settings.total_seconds
         try:
             async with asyncio.timeout(self._settings.first_token_seconds):
-                pending_response = self._http.send(self._request(request, trace_context), stream=True)
-                response = await cancel_at_most_once(pending_response, undo=httpx.Response.aclose)
+                response = await self._send(request, trace_context)
                 if not response.is_success:
                     return await self._refusal(response)
-                rest = self._chunks(response)
+                rest = self._chunks(response, ends_at)
                 first_chunks = [chunk async for chunk in _until_first_choice(rest)]
         except (httpx.HTTPError, TimeoutError, StreamBroken, asyncio.CancelledError) as error:
             if response is not None:
@@ -101,8 +112,13 @@ class UpstreamClient:
             return CallFailure(outcome=Outcome.SERVER_ERROR, message="the stream ended before it began")
         return AnswerStream(first_chunks=first_chunks, rest=rest, response=response)
 
+    async def _send(self, request: JsonObject, trace_context: str | None) -> httpx.Response:
+        pending_response = self._http.send(self._request(request, trace_context), stream=True)
+        return await cancel_at_most_once(pending_response, undo=httpx.Response.aclose)
+
     def _request(self, request: JsonObject, trace_context: str | None) -> httpx.Request:
-        headers = {"content-type": "application/json"}
+        # Compressed, a few bytes of an answer could fill the memory.
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         headers |= {"authorization": f"Bearer {self._settings.key}"} if self._settings.key else {}
         headers |= {"traceparent": trace_context} if trace_context else {}
         timeout = httpx.Timeout(self._settings.total_seconds, connect=self._settings.connect_seconds)
@@ -115,18 +131,18 @@ class UpstreamClient:
         await run_shielded(response.aclose())
         return outcomes.read_refusal(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
 
-    async def _chunks(self, response: httpx.Response) -> AsyncIterator[JsonObject]:
-        """Yield the chunks of server-sent events; raises StreamBroken for an error event or a stall."""
-        lines = response.aiter_lines()
-        # Until the first chunk, the time limit of `open_stream` applies instead.
-        line_timeout: float | None = None
+    async def _chunks(self, response: httpx.Response, ends_at: float) -> AsyncIterator[JsonObject]:
+        """Yield the chunks of server-sent events; raises StreamBroken for an error, a stall, or one without an end."""
+        lines, now = _lines(response), asyncio.get_running_loop().time
+        # Until the first chunk, the time limit of `open_stream` applies as well.
+        line_timeout = self._settings.total_seconds
         while True:
             try:
-                async with asyncio.timeout(line_timeout):
+                async with asyncio.timeout_at(min(ends_at, now() + line_timeout)):
                     line = await cancel_at_most_once(anext(lines))
             except StopAsyncIteration:
                 return
-            except (httpx.HTTPError, TimeoutError) as error:
+            except (httpx.HTTPError, TimeoutError, _AnswerUnreadable) as error:
                 raise StreamBroken(outcomes.read_error(error)) from error
             if not line.startswith("data:"):
                 continue
@@ -137,9 +153,41 @@ class UpstreamClient:
             line_timeout = self._settings.between_tokens_seconds
 
 
+async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Raises _AnswerUnreadable for one that is compressed, or does not end in time."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise _AnswerUnreadable("the answer is compressed")
+    size = 0
+    async for piece in response.aiter_raw():
+        size += len(piece)
+        if size > _MAX_ANSWER_BYTES:
+            raise _AnswerUnreadable(f"the answer has more than {_MAX_ANSWER_BYTES >> 20} MiB")
+        yield piece
+
+
+async def _read(response: httpx.Response) -> bytes:
+    return b"".join([piece async for piece in _pieces(response)])
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield the lines of the body without their ends. Raises _AnswerUnreadable for one that is too long."""
+    buffer, searched = bytearray(), 0
+    async for piece in _pieces(response):
+        buffer += piece
+        while (end := buffer.find(b"\n", searched)) >= 0:
+            yield buffer[:end].decode(errors="replace").rstrip("\r")
+            del buffer[: end + 1]
+            searched = 0
+        searched = len(buffer)
+        if searched > _MAX_LINE_BYTES:
+            raise _AnswerUnreadable(f"a line of the answer has more than {_MAX_LINE_BYTES >> 20} MiB")
+    if buffer:
+        yield buffer.decode(errors="replace")
+
+
 async def _read_beginning(response: httpx.Response) -> bytes:
     content = b""
-    async for piece in response.aiter_bytes():
+    async for piece in response.aiter_raw():
         content += piece
         if len(content) > _MAX_REFUSAL_BYTES:
             break

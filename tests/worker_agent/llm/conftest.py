@@ -61,12 +61,14 @@ def wait_until_settled(bench: Bench, count: int) -> None:
     assert not bench.permits.live
 
 
-def raw(bench: Bench, body: dict[str, Any], secret: str | None = None) -> tuple[int, dict[str, str], bytes]:
+def raw(
+    bench: Bench, body: dict[str, Any], secret: str | None = None, path: str = "/v1/chat/completions"
+) -> tuple[int, dict[str, str], bytes]:
     parts = urlsplit(bench.gateway.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
     key = bench.access().environment["OPENAI_API_KEY"] if secret is None else secret
     headers = {"authorization": f"Bearer {key}"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    connection.request("POST", path, json.dumps(body), headers)
     response = connection.getresponse()
     content = response.read()
     connection.close()

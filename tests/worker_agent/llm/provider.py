@@ -137,7 +137,7 @@ class Permits:
         if request.headers.get("authorization") != "Bearer the-worker":
             writer.answer(401, {"code": "unauthorized"})
         elif request.path.startswith("/llm/cache/"):
-            answer = self.cache.get(request.path.rpartition("/")[2])
+            answer = self.cache.get(request.path.partition("?")[0].rpartition("/")[2])
             writer.answer(200 if answer else 404, answer or {"code": "answer_not_cached"})
         elif request.path == "/llm/permits":
             self._acquire(writer)

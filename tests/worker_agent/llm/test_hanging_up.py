@@ -22,7 +22,7 @@ _WAYS: dict[str, Ask] = {
     "whole": lambda http: UpstreamClient(_SETTINGS, http).ask({"model": "gpt-4.1"}, None),
     "stream": lambda http: UpstreamClient(_SETTINGS, http).open_stream({"model": "gpt-4.1"}, None),
     # A handler that is killed may just be asking for an earlier answer.
-    "control plane": lambda http: PermitClient(http, lambda: "key").cached_answer("a digest"),
+    "control plane": lambda http: PermitClient(http, lambda: "key").cached_answer("a digest", "m"),
 }
 
 

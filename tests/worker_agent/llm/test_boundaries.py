@@ -1,0 +1,187 @@
+"""A handler, a provider or a control plane that means harm: what a call may name, take, or hold is bounded."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from tests.worker_agent.llm.conftest import Start, raw, wait_until_settled
+from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
+from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, piece, refuses, says
+from worker_agent.llm import task_keys
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "gpt-4.1 ", "a\nb", "x" * 10_000, 5, ["gpt-4.1"], {"a": 1}, True])
+def test_a_model_that_the_operator_has_not_listed_is_refused(start: Start, model: Any) -> None:
+    bench = start(Provider.of())
+
+    status, _, content = raw(bench, {"messages": MESSAGES, "model": model})
+
+    assert status == 404
+    assert json.loads(content)["error"]["message"] == "the model must be one of: gpt-4.1, gpt-4.1-mini"
+    assert not bench.plane.requests
+    assert not bench.upstream.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/files", "/v1/chat/completions/../files", "/v1/", "/"])
+def test_nothing_but_completions_and_the_list_of_models_is_served(start: Start, path: str) -> None:
+    bench = start(Provider.of())
+
+    assert raw(bench, {"messages": MESSAGES}, path=path)[0] == 404
+    assert not bench.upstream.requests
+
+
+def test_a_model_that_the_control_plane_does_not_allow_leaves_its_turn_to_the_next(start: Start) -> None:
+    class Strict(Permits):
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if request.body.get("model") == "gpt-4.1":
+                writer.answer(404, {"code": "model_not_allowed", "detail": "not listed"})
+            else:
+                Permits.respond(self, request, writer)
+
+    bench = start(Provider.of(), Strict())
+
+    answer = bench.model().ask("Why?")
+
+    assert (answer.model, answer.degraded) == ("gpt-4.1-mini", "fallback")
+    assert [request.body["model"] for request in bench.upstream.requests] == ["gpt-4.1-mini"]
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        b"<html>Welcome</html>",
+        b"{}",
+        {"permit_id": "p", "token": "t"},
+        {"permit_id": "p", "token": "t", "ttl_seconds": "soon"},
+        {"permit_id": "p", "token": "t", "ttl_seconds": -1},
+        {"permit_id": None, "token": "t", "ttl_seconds": 60},
+    ],
+    ids=["html", "empty", "no time", "word", "past", "no id"],
+)
+def test_without_a_permit_that_is_one_nothing_is_called(start: Start, grant: Any) -> None:
+    class Odd(Permits):
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if request.path == "/llm/permits" and not self.live:
+                self.live.add("odd")
+                writer.answer(201, grant)
+            else:
+                Permits.respond(self, request, writer)
+
+    bench = start(Provider.of(), Odd())
+
+    assert bench.model().ask("Why?").text == "It is a law."
+
+    assert len([request for request in bench.plane.requests if request.path == "/llm/permits"]) == 2
+    assert len(bench.upstream.requests) == 1
+
+
+@pytest.mark.parametrize("ttl", ["x", [1], -5, 0, True], ids=str)
+def test_a_renewal_that_says_an_odd_time_keeps_the_one_before(start: Start, ttl: Any) -> None:
+    renewed = threading.Event()
+
+    def renew(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        writer.answer(200, {"ttl_seconds": ttl})
+        renewed.set()
+
+    def slowly(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        renewed.wait(10)
+        says("Done.")(request, writer)
+
+    bench = start(Provider.of(slowly), Permits(ttl_seconds=3.0, on_renewal=renew))
+
+    assert bench.model().ask("Why?").text == "Done."
+    assert bench.permits.outcomes == ["success"]
+
+
+def test_a_redirect_is_not_followed_with_the_key(start: Start) -> None:
+    other = start(Provider.of())
+    bench = start(Provider.of(refuses(307, headers={"location": f"{other.upstream.url}/v1/chat/completions"})))
+
+    assert bench.model().ask("Why?").text == "It is a law."
+    assert not other.upstream.requests
+
+
+def _floods(stream: bool, headers: dict[str, str]) -> Act:
+    """An answer without an end."""
+
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        writer.begin(headers)
+        writer.write("data: " if stream else '{"choices": "')
+        while True:
+            writer.write("x" * (1 << 20))
+
+    return act
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("headers", [{}, {"content-encoding": "gzip"}], ids=["plain", "compressed"])
+def test_an_answer_without_an_end_is_given_up(start: Start, stream: bool, headers: dict[str, str]) -> None:
+    bench = start(Provider.of(then=_floods(stream, headers)), attempts=1, models=("gpt-4.1",))
+
+    assert raw(bench, {"messages": MESSAGES, "stream": stream})[0] == 503
+    wait_until_settled(bench, 1)
+    assert bench.permits.outcomes == ["server_error"]
+
+
+def test_a_stream_that_drips_for_ever_ends_with_the_time_of_the_call(start: Start) -> None:
+    hung_up = threading.Event()
+
+    def drips(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        writer.begin({"content-type": "text/event-stream"})
+        try:
+            writer.write(piece("It ", request.body["model"]))
+            while True:
+                writer.write(": still here\n")
+                time.sleep(0.05)
+        except OSError:
+            hung_up.set()
+
+    bench = start(Provider.of(drips), total_seconds=0.5)
+
+    _, _, content = raw(bench, {"messages": MESSAGES, "stream": True})
+
+    assert b"convener_stream_broken" in content
+    assert hung_up.wait(10)
+    wait_until_settled(bench, 1)
+    assert bench.permits.outcomes == ["timeout"]
+
+
+def test_calls_of_one_task_beyond_a_number_wait_for_each_other(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_keys, "_MAX_CALLS", 3)
+    go_on, lock = threading.Event(), threading.Lock()
+    waiting: list[str] = []
+
+    class Full(Permits):
+        def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+            if request.path == "/llm/permits":
+                with lock:
+                    waiting.append(request.body["request_id"])
+                go_on.wait(20)
+            Permits.respond(self, request, writer)
+
+    bench = start(Provider.of(), Full())
+    secret = bench.access().environment["OPENAI_API_KEY"]
+    asking = [threading.Thread(target=raw, args=(bench, {"messages": MESSAGES}, secret)) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    end = time.monotonic() + 10
+    while len(waiting) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(waiting) == 3
+    go_on.set()
+    for thread in asking:
+        thread.join(20)
+    assert len(bench.permits.settlements) == 6
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [5]}, {"choices": {"a": 1}}, {"choices": [{}]}])
+def test_an_earlier_answer_that_is_none_is_not_used(start: Start, answer: Any) -> None:
+    permits = Permits()
+    permits.refuse([{"cached": {"answer": answer, "stored_at": "2026-11-24T12:00:00Z"}}])
+    bench = start(Provider.of(), permits)
+
+    assert bench.model().ask("Why?", temperature=0).text == "It is a law."
