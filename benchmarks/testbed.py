@@ -28,12 +28,13 @@ _READY_WITHIN_SECONDS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testbed:
-    """Address of the service, a key for it, and its processes."""
+    """Address of the service, an admin's and a pool's key for it, and its processes."""
 
     binaries: Binaries
     database_url: str
     port: int
     key: str
+    pool_key: str
     api: psutil.Process
     loops: psutil.Process | None
     postmaster: psutil.Process
@@ -47,7 +48,7 @@ async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
     """
     with _directory() as directory:
         async with _postgres(directory / "server") as server:
-            key, port = await _prepare(server.url), choose_port(None)
+            (key, pool_key), port = await _prepare(server.url), choose_port(None)
             async with AsyncExitStack() as running:
                 api = await running.enter_async_context(_process(_SERVE, server.url, port))
                 await _until_ready(api, port, key)
@@ -59,6 +60,7 @@ async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
                     database_url=server.url,
                     port=port,
                     key=key,
+                    pool_key=pool_key,
                     api=psutil.Process(api.pid),
                     loops=psutil.Process(loops.pid) if loops else None,
                     postmaster=psutil.Process(server.pid),
@@ -85,14 +87,13 @@ async def _postgres(directory: Path) -> AsyncIterator[Server]:
             await server.stop()
 
 
-async def _prepare(url: str) -> str:
-    """Build the schema and make a key that may do everything except hold leases."""
+async def _prepare(url: str) -> list[str]:
+    """Build the schema and make an admin's and a pool's key."""
     database = Database(url)
     try:
         await schema.migrate(database.engine)
         async with database.transaction() as connection:
-            _, key = await create_key(connection, Role.ADMIN, "benchmark")
-        return key
+            return [(await create_key(connection, role, "benchmark"))[1] for role in (Role.ADMIN, Role.POOL)]
     finally:
         await database.close()
 

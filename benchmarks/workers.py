@@ -52,7 +52,7 @@ class Worker:
 
 async def register_workers(testbed: Testbed, count: int) -> list[Worker]:
     """Register new workers, each with its first heartbeat sent."""
-    pool = await connect(testbed.port, testbed.key)
+    pool = await connect(testbed.port, testbed.pool_key)
     workers = [await _register_worker(testbed, pool) for _ in range(count)]
     pool.close()
     return workers

@@ -11,8 +11,8 @@ from worker_agent.options import read_options
 from worker_agent.protections import forbid_dumps
 
 _ADVICE = {
-    ExitCode.KEY_REFUSED: "The control plane refused the pool key. Put the key of a worker, operator or admin role, as "
-    "printed when it was created, into CONVENER_KEY, or make a new one with `convener key create`.",
+    ExitCode.KEY_REFUSED: "The control plane refused the pool key. Put the key of a pool, as printed when it was "
+    "created, into CONVENER_KEY, or make a new one with `convener key create pool`.",
     ExitCode.SUPERSEDED: "Another worker has taken this one's place: a replacement, or one with the same name. "
     "Give each worker its own --name.",
     ExitCode.USAGE: "The control plane did not accept this registration. Check --url and the options.",

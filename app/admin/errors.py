@@ -9,6 +9,12 @@ class ConfigVersionNotFound(NotFound):
     code = "config_version_not_found"
 
 
+class KeyRefused(ValuesRefused):
+    """A key cannot be made like this."""
+
+    code = "key_refused"
+
+
 class ConfigRefused(ValuesRefused):
     """The values of the configuration do not go together, or not with its mode."""
 

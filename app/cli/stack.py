@@ -32,7 +32,7 @@ _READY_SECONDS = 30.0
 _KEYS: Mapping[Role, str] = {
     Role.OPERATOR: "operator.key",
     Role.ADMIN: "admin.key",
-    Role.WORKER: "pool.key",
+    Role.POOL: "pool.key",
     Role.SUPERVISOR: "supervisor.key",
 }
 Say = Callable[[str], None]
@@ -172,7 +172,7 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
         "CONVENER_POOL_SIZE": str(settings.pool_size),
         "CONVENER_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
-        "CONVENER_POOL_KEY": keys[Role.WORKER],
+        "CONVENER_POOL_KEY": keys[Role.POOL],
     }
     # The children read all other settings from the environment themselves; what was decided here wins.
     return {**os.environ, **variables}

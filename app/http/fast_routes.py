@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http import problems
-from app.http.guard import admit, declared_scope
+from app.http.guard import admit, declared_scopes
 from app.http.services import Services
 from app.kernel.errors import ConvenerError, ShuttingDown
 
@@ -30,10 +30,9 @@ class LeanRoute(APIRoute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         hints = get_type_hints(self.endpoint)
-        scope = declared_scope(list(self.dependencies))
-        if scope is None:
+        self._needs = declared_scopes(list(self.dependencies))
+        if not self._needs:
             raise TypeError(f"{self.path} does not declare what it needs")
-        self._needs = scope
         self._model: type[BaseModel] = hints["call"]
         self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
         self._from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
@@ -62,7 +61,7 @@ class LeanRoute(APIRoute):
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services
         # The key comes first, so that a stranger's body is not even read.
-        principal = await admit(services, request.headers.get("authorization"), self._needs)
+        principal = await admit(services, request.headers.get("authorization"), *self._needs)
         call = self._model.model_validate_json(await request.body() or b"{}")
         if services.stopping:  # reading the body may have taken until after the shutdown began
             raise ShuttingDown

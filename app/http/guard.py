@@ -17,7 +17,7 @@ _bearer = HTTPBearer(
     scheme_name="key",
     description="A Convener key: `cvn_<id>_<secret>`. `convener key create` makes one.",
 )
-_SCOPE = "convener_scope"
+_SCOPES = "convener_scopes"
 
 
 class Authenticator:
@@ -28,11 +28,11 @@ class Authenticator:
         raise NotImplementedError
 
 
-def requires(scope: Scope) -> Any:
-    """The dependency that lets in only holders of a key with this scope."""
+def requires(*scopes: Scope) -> Any:
+    """The dependency that lets in only holders of a key with all of these scopes."""
     check: Callable[..., Awaitable[None]]
     # Public routes declare their scope too, so that a test finds any route that declares none.
-    if scope is Scope.PUBLIC:
+    if scopes == (Scope.PUBLIC,):
 
         async def check() -> None:
             return None
@@ -44,19 +44,18 @@ def requires(scope: Scope) -> Any:
             # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
         ) -> None:
-            request.state.principal = await admit(services, request.headers.get("authorization"), scope)
+            request.state.principal = await admit(services, request.headers.get("authorization"), *scopes)
 
-    setattr(check, _SCOPE, scope)
+    setattr(check, _SCOPES, scopes)
     return Depends(check)
 
 
-def declared_scope(dependencies: list[Dependency]) -> Scope | None:
-    """The scope that a route declares among its dependencies; None without one."""
-    scopes = [getattr(dependency.dependency, _SCOPE, None) for dependency in dependencies]
-    return next((scope for scope in scopes if scope is not None), None)
+def declared_scopes(dependencies: list[Dependency]) -> tuple[Scope, ...]:
+    """The scopes that a route declares among its dependencies; empty when it declares none."""
+    return tuple(scope for dependency in dependencies for scope in getattr(dependency.dependency, _SCOPES, ()))
 
 
-async def admit(services: Services, authorization: str | None, scope: Scope) -> Principal:
+async def admit(services: Services, authorization: str | None, *scopes: Scope) -> Principal:
     """The holder of the key. Raises Unauthenticated, Forbidden, and ShuttingDown once the service is stopping."""
     # Connections that are kept alive go on bringing requests after the shutdown has begun.
     if services.stopping:
@@ -65,8 +64,10 @@ async def admit(services: Services, authorization: str | None, scope: Scope) -> 
     if scheme.lower() != "bearer" or not key:
         raise Unauthenticated("send the header `Authorization: Bearer cvn_<id>_<secret>`")
     principal = await services[Authenticator].recognise(key.strip())
-    if not principal.may(scope):
-        raise Forbidden(f"a key with the role {principal.role} does not include {scope}")
+    for scope in scopes:
+        if not principal.may(scope):
+            without = ", and was made without it" if scope in principal.withheld else ""
+            raise Forbidden(f"this key, with the role {principal.role}, does not include {scope}{without}")
     return principal
 
 

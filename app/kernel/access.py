@@ -11,7 +11,10 @@ from app.kernel.ids import WorkerId
 class Role(StrEnum):
     """What a key is for."""
 
+    # The credential of one registered worker; registering gives it out, and nothing else does.
     WORKER = "worker"
+    POOL = "pool"
+    MONITOR = "monitor"
     SUPERVISOR = "supervisor"
     OPERATOR = "operator"
     ADMIN = "admin"
@@ -19,10 +22,12 @@ class Role(StrEnum):
 
 
 class Scope(StrEnum):
-    """Permissions; each route needs one."""
+    """Permissions; each route names those that it needs."""
 
     PUBLIC = "public"
+    MONITOR = "status:read"
     READ = "read"
+    CONTENT = "content:read"
     SUBMIT = "tasks:submit"
     REGISTER = "workers:register"
     LEASE = "leases:hold"
@@ -34,13 +39,16 @@ class Scope(StrEnum):
     MEASURE = "metrics:push"
 
 
-_READ = frozenset({Scope.PUBLIC, Scope.READ})
+_MONITOR = frozenset({Scope.PUBLIC, Scope.MONITOR})
+_READ = _MONITOR | {Scope.READ, Scope.CONTENT}
 _STEERING = frozenset({Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
-_OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.REGISTER, Scope.CALL, Scope.MEASURE}
-# Pool keys and the credentials of single workers share a role; `app.http.guard.worker_of` tells them apart. An operator
-# must not manage keys: that would allow making an admin's.
+_OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.CALL, Scope.MEASURE}
+# Only a pool's key registers workers, and it does nothing else: whoever steals another one cannot become a worker. An
+# operator must not manage keys: that would allow making an admin's.
 SCOPES: Mapping[Role, frozenset[Scope]] = {
-    Role.WORKER: frozenset({Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}),
+    Role.WORKER: frozenset({Scope.PUBLIC, Scope.LEASE, Scope.CALL, Scope.MEASURE}),
+    Role.POOL: frozenset({Scope.PUBLIC, Scope.REGISTER}),
+    Role.MONITOR: _MONITOR,
     Role.READER: _READ,
     Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE},
     Role.OPERATOR: _OPERATOR,
@@ -54,9 +62,10 @@ class Principal:
 
     key_id: str
     role: Role
+    withheld: frozenset[Scope] = frozenset()
     worker_id: WorkerId | None = None
     capabilities: frozenset[AgentType] = frozenset()
 
     def may(self, scope: Scope) -> bool:
-        """Whether the role includes the scope."""
-        return scope in SCOPES[self.role]
+        """Whether the role includes the scope, and the key was not made without it."""
+        return scope in SCOPES[self.role] and scope not in self.withheld

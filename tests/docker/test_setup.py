@@ -40,7 +40,7 @@ def stand_in(directory: Path, script: str) -> Path:
     return directory
 
 
-async def test_the_key_is_made_once_and_is_a_workers(database: Database, tmp_path: Path) -> None:
+async def test_the_key_is_made_once_and_is_a_pools(database: Database, tmp_path: Path) -> None:
     programs = Path(sys.executable).parent
     assert shutil.which("convener", path=str(programs))
     for _ in range(2):
@@ -49,7 +49,7 @@ async def test_the_key_is_made_once_and_is_a_workers(database: Database, tmp_pat
     key = (tmp_path / FILE).read_text().strip()
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
-    assert (await Keyring(database).recognise(key)).role == "worker"
+    assert (await Keyring(database).recognise(key)).role == "pool"
     assert await schema.revision(database.engine) == schema.head()
     async with database.transaction() as connection:
         labels = await connection.execute(select(tables.keys.c.label))

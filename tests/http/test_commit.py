@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.db.database import Database
+from app.kernel.access import Role
 from tests.support.service import Service, make_keys, serving
 from tests.support.sql import execute, value
 
@@ -103,7 +104,7 @@ async def test_a_worker_that_could_not_be_committed_has_no_key(service: Service,
     await execute(own_database, _REFUSE.format(table="keys"))
     before = await value(own_database, _COUNTS)
     body = {"name": "w", "host": "h", "pid": 1, "capabilities": ["ranking"], "memory_gb": 1, "cpu_cores": 1}
-    await _refused(own_database, await service.ask("POST", "/workers", body), before)
+    await _refused(own_database, await service.ask("POST", "/workers", body, key=Role.POOL), before)
 
 
 async def test_one_refused_completion_takes_no_other_with_it(service: Service, own_database: Database) -> None:

@@ -9,25 +9,27 @@ from fastapi.routing import APIRoute
 
 from app import application
 from app.db.database import Database
-from app.http.guard import declared_scope
+from app.http.guard import declared_scopes
 from app.kernel.access import SCOPES, Role, Scope
 from tests.support.routes import DOCUMENTATION, others, routes
-from tests.support.service import Service, registration
+from tests.support.service import KEY_ROLES, Service, registration
 from tests.support.sql import PATIENCE, execute, until, value
 
 _APP: FastAPI = application.build()
 _ROUTES = routes(_APP)
 # What each route is for, written down once more: a route that asks for less than it should is found here.
-_EXPECTED = {
-    "POST /tasks": Scope.SUBMIT,
+_CONTENT = (Scope.READ, Scope.CONTENT)
+_SUBMIT_AND_SEE = (Scope.SUBMIT, Scope.CONTENT)
+_TABLE = {
+    "POST /tasks": _SUBMIT_AND_SEE,
     "POST /tasks/batch": Scope.SUBMIT,
-    "GET /tasks": Scope.READ,
-    "GET /tasks/{task_id}": Scope.READ,
-    "POST /tasks/{task_id}/cancel": Scope.SUBMIT,
+    "GET /tasks": _CONTENT,
+    "GET /tasks/{task_id}": _CONTENT,
+    "POST /tasks/{task_id}/cancel": _SUBMIT_AND_SEE,
     "POST /tasks/cancel": Scope.SUBMIT,
-    "GET /dead-letters": Scope.READ,
-    "GET /dead-letters/{task_id}": Scope.READ,
-    "POST /dead-letters/{task_id}/requeue": Scope.SUBMIT,
+    "GET /dead-letters": _CONTENT,
+    "GET /dead-letters/{task_id}": _CONTENT,
+    "POST /dead-letters/{task_id}/requeue": _SUBMIT_AND_SEE,
     "POST /dead-letters/requeue": Scope.SUBMIT,
     "POST /dead-letters/purge": Scope.OPERATE,
     "POST /lease": Scope.LEASE,
@@ -48,21 +50,21 @@ _EXPECTED = {
     "POST /workers/restart": Scope.OPERATE,
     "GET /workers": Scope.READ,
     "GET /workers/{worker_id}": Scope.READ,
-    "GET /fleet": Scope.READ,
+    "GET /fleet": Scope.MONITOR,
     "GET /replacements": Scope.READ,
     "GET /replacements/times": Scope.READ,
-    "GET /events": Scope.READ,
-    "GET /events/stream": Scope.READ,
-    "GET /context/{namespace}": Scope.READ,
-    "GET /context/{namespace}/{key}": Scope.READ,
-    "GET /context/{namespace}/{key}/history": Scope.READ,
+    "GET /events": _CONTENT,
+    "GET /events/stream": _CONTENT,
+    "GET /context/{namespace}": _CONTENT,
+    "GET /context/{namespace}/{key}": _CONTENT,
+    "GET /context/{namespace}/{key}/history": _CONTENT,
     "PUT /context/{namespace}/{key}": Scope.SUBMIT,
     "DELETE /context/{namespace}/{key}": Scope.SUBMIT,
-    "GET /outputs": Scope.READ,
+    "GET /outputs": _CONTENT,
     "GET /checkpoints": Scope.READ,
     "POST /checkpoints": Scope.OPERATE,
     "GET /checkpoints/{checkpoint_id}": Scope.READ,
-    "GET /checkpoints/{checkpoint_id}/content": Scope.READ,
+    "GET /checkpoints/{checkpoint_id}/content": _CONTENT,
     "POST /checkpoints/{checkpoint_id}/verify": Scope.READ,
     "GET /config": Scope.READ,
     "PUT /config": Scope.CONFIGURE,
@@ -79,12 +81,12 @@ _EXPECTED = {
     "GET /agents": Scope.READ,
     "GET /agents/{agent_type}": Scope.READ,
     "POST /metrics/performance": Scope.SUBMIT,
-    "GET /scaling/decisions": Scope.READ,
-    "GET /scaling/decisions/{decision_id}": Scope.READ,
+    "GET /scaling/decisions": Scope.MONITOR,
+    "GET /scaling/decisions/{decision_id}": Scope.MONITOR,
     "POST /scaling/decisions/{decision_id}/replay": Scope.READ,
     "POST /scaling/decisions/replay": Scope.READ,
     "POST /scaling/what-if": Scope.READ,
-    "GET /scaling/recommendation": Scope.READ,
+    "GET /scaling/recommendation": Scope.MONITOR,
     "GET /audit": Scope.READ,
     "POST /audit/verify": Scope.READ,
     "GET /degradation": Scope.READ,
@@ -93,8 +95,8 @@ _EXPECTED = {
     "GET /alerts": Scope.READ,
     "GET /alerts/{alert_id}": Scope.READ,
     "POST /alerts/{alert_id}/acknowledge": Scope.OPERATE,
-    "GET /status": Scope.READ,
-    "GET /queues": Scope.READ,
+    "GET /status": Scope.MONITOR,
+    "GET /queues": Scope.MONITOR,
     "POST /queues/pause": Scope.OPERATE,
     "POST /queues/resume": Scope.OPERATE,
     "POST /queues/{agent_type}/pause": Scope.OPERATE,
@@ -102,12 +104,12 @@ _EXPECTED = {
     "PUT /goals/{goal_id}/weight": Scope.SUBMIT,
     "GET /goals/{goal_id}/weight": Scope.READ,
     "POST /goals": Scope.SUBMIT,
-    "GET /goals": Scope.READ,
-    "GET /goals/{goal_id}": Scope.READ,
-    "POST /goals/{goal_id}/pause": Scope.SUBMIT,
-    "POST /goals/{goal_id}/resume": Scope.SUBMIT,
-    "POST /goals/{goal_id}/stop": Scope.SUBMIT,
-    "POST /goals/{goal_id}/extend": Scope.SUBMIT,
+    "GET /goals": _CONTENT,
+    "GET /goals/{goal_id}": _CONTENT,
+    "POST /goals/{goal_id}/pause": _SUBMIT_AND_SEE,
+    "POST /goals/{goal_id}/resume": _SUBMIT_AND_SEE,
+    "POST /goals/{goal_id}/stop": _SUBMIT_AND_SEE,
+    "POST /goals/{goal_id}/extend": _SUBMIT_AND_SEE,
     "POST /goals/{goal_id}/iterations": Scope.SUBMIT,
     "GET /goals/{goal_id}/iterations": Scope.READ,
     "GET /goals/{goal_id}/iterations/{number}/replay": Scope.READ,
@@ -128,13 +130,15 @@ _EXPECTED = {
     "GET /readyz": Scope.PUBLIC,
     "GET /problems": Scope.PUBLIC,
     "GET /metrics": Scope.PUBLIC,
-    "GET /metrics/runtime": Scope.READ,
+    "GET /metrics/runtime": Scope.MONITOR,
     "POST /metrics/samples": Scope.MEASURE,
     "GET /metrics/names": Scope.READ,
-    "GET /metrics/utilisation": Scope.READ,
+    "GET /metrics/utilisation": Scope.MONITOR,
     "GET /metrics/series": Scope.READ,
     "GET /health/report": Scope.PUBLIC,
 }
+_EXPECTED = {name: needs if isinstance(needs, tuple) else (needs,) for name, needs in _TABLE.items()}
+_PUBLIC = (Scope.PUBLIC,)
 
 
 def _name(route: APIRoute) -> str:
@@ -143,7 +147,7 @@ def _name(route: APIRoute) -> str:
 
 
 def test_every_route_declares_what_it_needs() -> None:
-    assert {_name(route): declared_scope(list(route.dependencies)) for route in _ROUTES} == _EXPECTED
+    assert {_name(route): declared_scopes(list(route.dependencies)) for route in _ROUTES} == _EXPECTED
 
 
 def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
@@ -152,13 +156,13 @@ def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
 
 def test_the_documentation_says_which_routes_need_a_key() -> None:
     described = _APP.openapi()["paths"]
-    for name, scope in _EXPECTED.items():
+    for name, scopes in _EXPECTED.items():
         # The kind of a part of the path is known to the routes alone.
         method, _, path = name.replace(":path", "").partition(" ")
-        assert bool(described[path][method.lower()].get("security")) == (scope is not Scope.PUBLIC), name
+        assert bool(described[path][method.lower()].get("security")) == (scopes != _PUBLIC), name
 
 
-_PROTECTED = [name for name, scope in _EXPECTED.items() if scope is not Scope.PUBLIC]
+_PROTECTED = [name for name, scopes in _EXPECTED.items() if scopes != _PUBLIC]
 
 
 def _request(name: str) -> tuple[str, str, Any]:
@@ -212,31 +216,77 @@ async def test_the_public_needs_no_key(service: Service) -> None:
         assert (await service.ask("GET", path, key=None)).status_code == 200, path
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", Role)
 async def test_each_role_passes_exactly_where_it_may(service: Service, role: Role) -> None:
+    key = (await service.worker()).key if role is Role.WORKER else service.keys[role]
     for name in _PROTECTED:
-        method, path, body = _request(name)
-        answer = await service.ask(method, path, body, key=role)
-        if _EXPECTED[name] not in SCOPES[role]:
-            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), name
-            assert role.value in answer.json()["detail"]
-        else:
-            assert answer.status_code != 401, name
-            assert answer.status_code < 500, name
-            # A pool's key may speak on lease routes, but it is no worker.
-            assert answer.status_code != 403 or _EXPECTED[name] is Scope.LEASE, name
+        await _passes_exactly_where_it_may(service, name, key, SCOPES[role])
 
 
-@pytest.mark.parametrize("role", [role for role in Role if role is not Role.WORKER])
+async def _passes_exactly_where_it_may(service: Service, name: str, key: str, scopes: frozenset[Scope]) -> None:
+    method, path, body = _request(name)
+    answer = await service.ask(method, path, body, key=key)
+    if missing := [scope for scope in _EXPECTED[name] if scope not in scopes]:
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), name
+        assert missing[0] in answer.json()["detail"]
+    else:
+        assert answer.status_code not in (401, 403), name
+        assert answer.status_code < 500, name
+
+
+@pytest.mark.parametrize("role", [Role.READER, Role.SUPERVISOR, Role.ADMIN])
+async def test_a_key_may_have_less_than_its_role(service: Service, role: Role) -> None:
+    made = await service.post("/keys", {"role": role, "label": "dashboard", "withheld": ["content:read"]})
+    assert made["withheld"] == ["content:read"]
+    listed = {key["id"]: key["withheld"] for key in (await service.get("/keys"))["items"]}
+    assert listed[made["id"]] == ["content:read"]
+    for name in _PROTECTED:
+        await _passes_exactly_where_it_may(service, name, made["key"], SCOPES[role] - {Scope.CONTENT})
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        ({"role": "worker"}, "role"),
+        ({"role": "reader", "withheld": ["tasks:submit"]}, "withheld"),
+        ({"role": "pool", "withheld": ["workers:register"]}, "withheld"),
+    ],
+)
+async def test_no_key_is_made_that_is_of_no_use_or_somebody_elses(
+    service: Service, key: dict[str, Any], field: str
+) -> None:
+    answer = await service.ask("POST", "/keys", {"label": "x"} | key)
+    assert (answer.status_code, answer.json()["code"]) == (422, "key_refused")
+    assert [error["path"] for error in answer.json()["errors"]] == [field]
+
+
+async def test_what_workers_could_not_do_is_hidden_with_the_rest_of_the_content(service: Service) -> None:
+    worker = await service.worker()
+    await worker.beat(errors=[{"at": "2026-01-31T12:00:00Z", "message": "a prompt"}])
+    blind = await service.post("/keys", {"role": "reader", "label": "x", "withheld": ["content:read"]})
+    for path in ("/workers", f"/workers/{worker.id}"):
+        assert "a prompt" in (await service.ask("GET", path, key=Role.READER)).text
+        answer = await service.ask("GET", path, key=blind["key"])
+        assert answer.status_code == 200
+        assert "a prompt" not in answer.text
+
+
+@pytest.mark.parametrize("role", KEY_ROLES)
 async def test_only_workers_hold_leases(service: Service, role: Role) -> None:
     answer = await service.ask("POST", "/lease", {"request_id": str(uuid4())}, key=role)
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
 async def test_the_key_of_a_pool_registers_but_holds_nothing(service: Service) -> None:
-    answer = await service.ask("POST", "/lease", {"request_id": str(uuid4())}, key=Role.WORKER)
+    answer = await service.ask("POST", "/lease", {"request_id": str(uuid4())}, key=Role.POOL)
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
-    assert (await service.ask("POST", "/workers", registration(), key=Role.WORKER)).status_code == 201
+    assert (await service.ask("POST", "/workers", registration(), key=Role.POOL)).status_code == 201
+
+
+@pytest.mark.parametrize("role", [role for role in KEY_ROLES if role is not Role.POOL])
+async def test_nobody_but_a_pool_registers_workers(service: Service, role: Role) -> None:
+    answer = await service.ask("POST", "/workers", registration(), key=role)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
 async def test_the_secret_counts_not_the_id(service: Service) -> None:
@@ -299,7 +349,7 @@ async def test_a_key_that_was_revoked_behind_our_back_is_refused_soon(service: S
 async def test_the_keys_of_workers_are_not_listed(service: Service) -> None:
     await service.worker("somebody")
     labels = [key["label"] for key in (await service.get("/keys"))["items"]]
-    assert labels == ["test"] * len(Role)
+    assert labels == ["test"] * len(KEY_ROLES)
 
 
 async def test_keys_are_listed_in_pages(service: Service) -> None:

@@ -200,5 +200,5 @@ async def test_registering_with_values_that_are_not_allowed(service: Service, da
     }
     for field, wrong in cases.items():
         said = registration(**{field.partition(".")[0]: wrong})
-        is_problem(await service.ask("POST", "/workers", said), 422, "invalid_request", field)
+        is_problem(await service.ask("POST", "/workers", said, key=Role.POOL), 422, "invalid_request", field)
     assert await value(database, "SELECT count(*) FROM workers") == 0

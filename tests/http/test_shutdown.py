@@ -31,7 +31,7 @@ async def process(own_database: Database, tmp_path: Path) -> AsyncIterator[Api]:
 
 async def _worker(process: Api) -> str:
     """The key of a worker that is ready."""
-    pool = await connect(process.port, process.keys[Role.WORKER])
+    pool = await connect(process.port, process.keys[Role.POOL])
     worker = (await pool.post("/workers", registration())).json()
     pool.close()
     own = await connect(process.port, worker["key"])
@@ -136,7 +136,8 @@ async def test_what_arrives_too_late_is_refused_and_changes_nothing(
     lease = (await worker.post("/lease", _ask(0))).json()
     path = path.format(lease["task_id"])
     body = json.dumps(_body(path, lease)).encode()
-    caller = key if path.startswith("/lease") else process.keys[Role.ADMIN]
+    role = Role.POOL if path == "/workers" else Role.ADMIN
+    caller = key if path.startswith("/lease") else process.keys[role]
     reader, writer = await _head(process, path, caller, len(body))
     writer.write(body[: len(body) // 2])
     await writer.drain()

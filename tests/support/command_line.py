@@ -22,6 +22,7 @@ from app.kernel.access import Role
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import PROCESS, named, run_on
+from tests.support.service import KEY_ROLES
 
 COMMAND = build()
 Json = dict[str, Any]
@@ -81,7 +82,7 @@ class Service:
         """Register a worker that leases one task, waiting for it, and completes it, or fails it for good."""
         async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=40) as http:
             me = {"name": f"cli-{uuid4().hex[:6]}", "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
-            key = {"Authorization": f"Bearer {self.keys[Role.WORKER]}"}
+            key = {"Authorization": f"Bearer {self.keys[Role.POOL]}"}
             worker = (await http.post("/workers", json=me | {"capabilities": [agent]}, headers=key)).json()
             own, path = {"Authorization": f"Bearer {worker['key']}"}, f"/workers/{worker['worker_id']}"
             await http.post(f"{path}/heartbeat", json={"state": "ready"}, headers=own)
@@ -104,7 +105,7 @@ class Service:
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
             me: Json = {"name": name, "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
             me |= {"capabilities": ["ranking"], "labels": dict(label.split(":") for label in labels)}
-            key = {"Authorization": f"Bearer {self.keys[Role.WORKER]}"}
+            key = {"Authorization": f"Bearer {self.keys[Role.POOL]}"}
             worker: Json = (await http.post("/workers", json=me, headers=key)).json()
             own = {"Authorization": f"Bearer {worker['key']}"}
             await http.post(f"/workers/{worker['worker_id']}/heartbeat", json={"state": "ready"}, headers=own)
@@ -123,7 +124,7 @@ async def live_service(server_url: str, template: str) -> AsyncIterator[Service]
     url = named(server_url, name)
     database = Database(url)
     async with database.transaction() as connection:
-        keys = {role: (await create_key(connection, role, "test"))[1] for role in Role}
+        keys = {role: (await create_key(connection, role, "test"))[1] for role in KEY_ROLES}
     await database.close()
     config = uvicorn.Config(create_app(Settings(database_url=url)), port=0, log_config=None, access_log=False)
     server = _Server(config)

@@ -14,9 +14,9 @@ def permit_body(**fields: Any) -> dict[str, Any]:
 
 
 async def acquired(service: Service, **fields: Any) -> Any:
-    return await service.post("/llm/permits", permit_body(**fields), key=Role.WORKER)
+    return await service.post("/llm/permits", permit_body(**fields), key=Role.SUPERVISOR)
 
 
 async def settled(service: Service, permit: Any, outcome: str = "success", **fields: Any) -> Any:
     body = {"token": permit["token"], "outcome": outcome} | fields
-    return await service.post(f"/llm/permits/{permit['permit_id']}/settle", body, key=Role.WORKER)
+    return await service.post(f"/llm/permits/{permit['permit_id']}/settle", body, key=Role.SUPERVISOR)

@@ -18,6 +18,8 @@ from app.kernel.agents import AgentType
 from app.main import create_app
 from app.settings import Settings
 
+# Those of which people make keys; a worker gets its own when it registers.
+KEY_ROLES: tuple[Role, ...] = tuple(role for role in Role if role is not Role.WORKER)
 _idle: defaultdict[Settings, list[FastAPI]] = defaultdict(list)
 
 
@@ -59,7 +61,7 @@ class Service:
     async def worker(self, name: str | None = None, *, ready: bool = True, **fields: Any) -> "Worker":
         """A worker that has registered and, unless told otherwise, sent its first heartbeat."""
         said = registration(name, **fields)
-        registered = await self.post("/workers", said, key=Role.WORKER)
+        registered = await self.post("/workers", said, key=Role.POOL)
         worker = Worker(service=self, id=registered["worker_id"], key=registered["key"])
         if ready:
             await worker.beat()
@@ -105,8 +107,8 @@ def registration(name: str | None = None, **fields: Any) -> dict[str, Any]:
     return usual | fields
 
 
-async def make_keys(database: Database, roles: Sequence[Role] = tuple(Role)) -> dict[Role, str]:
-    """A key for every role."""
+async def make_keys(database: Database, roles: Sequence[Role] = KEY_ROLES) -> dict[Role, str]:
+    """A key for every role of which people make keys."""
     async with database.transaction() as connection:
         return {role: (await create_key(connection, role, "test"))[1] for role in roles}
 

@@ -19,6 +19,7 @@ from app.admin.service.access import create_key
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.ports import free_port
+from tests.support.service import KEY_ROLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ async def make_keys(database_url: str) -> dict[Role, str]:
     """A key for every role."""
     database = Database(database_url)
     async with database.transaction() as connection:
-        keys = {role: (await create_key(connection, role, "test"))[1] for role in Role}
+        keys = {role: (await create_key(connection, role, "test"))[1] for role in KEY_ROLES}
     await database.close()
     return keys
 

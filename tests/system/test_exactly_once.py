@@ -47,7 +47,7 @@ class _Worker:
         self.stale_accepted = 0
 
     async def register(self, api: Api) -> None:
-        pool = await connect(api.port, api.keys[Role.WORKER])
+        pool = await connect(api.port, api.keys[Role.POOL])
         body = {"name": f"w{self._number}", "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
         worker = (await pool.post("/workers", body | {"capabilities": list(AgentType)})).json()
         pool.close()

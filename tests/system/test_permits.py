@@ -100,7 +100,7 @@ async def _acquire(http: httpx.AsyncClient) -> int:
 
 def _callers(api: Api, address: str) -> list["subprocess.Popen[bytes]"]:
     script = str(Path(__file__).with_name("permit_callers.py"))
-    arguments = [api.url.removeprefix("http://"), address, api.keys[Role.WORKER], str(_THREADS)]
+    arguments = [api.url.removeprefix("http://"), address, api.keys[Role.SUPERVISOR], str(_THREADS)]
     return [subprocess.Popen([sys.executable, script, *arguments], stdin=subprocess.PIPE) for _ in range(_PROCESSES)]
 
 

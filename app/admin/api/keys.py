@@ -3,8 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from app.admin.errors import KeyRefused
 from app.admin.service import access as service
 from app.admin.store import keys as store
 from app.http.fields import Body, Limit, Moment, Word
@@ -22,6 +23,7 @@ class ApiKeyIn(Body):
 
     role: Role
     label: Word
+    withheld: frozenset[Scope] = Field(default=frozenset(), description="scopes of the role that it is not to have")
 
 
 class ApiKeyCreated(BaseModel):
@@ -30,6 +32,7 @@ class ApiKeyCreated(BaseModel):
     id: str
     role: Role
     label: str
+    withheld: list[Scope]
     key: str
 
 
@@ -39,6 +42,7 @@ class ApiKeyOut(BaseModel):
     id: str
     role: Role
     label: str
+    withheld: list[Scope]
     created_at: Moment
     revoked_at: Moment | None
 
@@ -50,11 +54,14 @@ class ApiKeyPage(BaseModel):
     next: str | None
 
 
-@router.post("", summary="Create a key", status_code=201)
+@router.post("", summary="Create a key", status_code=201, responses=responses_for(KeyRefused))
 async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
-    """The answer holds the key; only its SHA-256 is kept."""
-    key_id, text = await service.create_key(connection, key.role, key.label)
-    return ApiKeyCreated(id=key_id, role=key.role, label=key.label, key=text)
+    """The answer holds the key; only its SHA-256 is kept.
+
+    Workers get their keys when they register: what they register with is a `pool` key.
+    """
+    key_id, text = await service.create_key(connection, key.role, key.label, key.withheld)
+    return ApiKeyCreated(id=key_id, role=key.role, label=key.label, withheld=sorted(key.withheld), key=text)
 
 
 @router.get("", summary="List keys")

@@ -8,11 +8,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.kernel.access import Role
+from app.admin.rules.keys import key_problems
+from app.kernel.access import Role, Scope
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
 from app.terminal.databases import on_database
+from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
 if TYPE_CHECKING:
@@ -31,23 +33,30 @@ _PAGE = 500
 
 @app.command(
     epilog=output.examples(
-        "convener key create worker --label 'pool of lab 1' > pool.key",
+        "convener key create pool --label 'pool of lab 1' > pool.key",
+        "convener key create reader --label dashboard --without content:read",
         "CONVENER_DATABASE_URL=postgresql://... convener key create admin --label me",
     )
 )
 def create(
     role: Annotated[Role, typer.Argument(help="what the key is for")],
     label: Annotated[str, typer.Option(help="whose it is, so that you know it again")],
+    without: Annotated[
+        list[Scope] | None, typer.Option(help="a scope of the role that it is not to have; may be repeated")
+    ] = None,
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
+    withheld = frozenset(without or ())
+    for _, message in key_problems(role, withheld):
+        raise Failure(message, ExitCode.USAGE)
     if _is_direct(database):
-        new_key = on_database(lambda database: _create(database, role, label))
+        new_key = on_database(lambda database: _create(database, role, label, withheld))
     else:
         with _connect(url) as client:
-            new_key = client.post("/keys", {"role": role.value, "label": label})
+            new_key = client.post("/keys", {"role": role.value, "label": label, "withheld": sorted(withheld)})
     if fmt is Format.JSON:
         output.write_json(new_key)
         return
@@ -99,13 +108,13 @@ def _connect(url: str | None) -> Client:
     return connect(url, (ADMIN_KEY, OPERATOR_KEY))
 
 
-async def _create(database: "Database", role: Role, label: str) -> Json:
+async def _create(database: "Database", role: Role, label: str, withheld: frozenset[Scope]) -> Json:
     # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
     from app.admin.service.access import create_key
 
     async with database.transaction() as connection:
-        key_id, key = await create_key(connection, role, label)
-    return {"id": key_id, "role": role.value, "label": label, "key": key}
+        key_id, key = await create_key(connection, role, label, withheld)
+    return {"id": key_id, "role": role.value, "label": label, "withheld": sorted(withheld), "key": key}
 
 
 async def _revoke(database: "Database", key_id: str) -> None:
@@ -127,12 +136,12 @@ async def _read(database: "Database") -> list[Json]:
 
 def _plain(row: dict[str, Any]) -> Json:
     moments = {name: row[name].isoformat() if row[name] else None for name in ("created_at", "revoked_at")}
-    return {"id": row["id"], "role": row["role"], "label": row["label"], **moments}
+    return {name: row[name] for name in ("id", "role", "label", "withheld")} | moments
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("ID", "ROLE", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
+    table = output.table("ID", "ROLE", "WITHOUT", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
     for key in items:
         times = (output.age(key["created_at"], now), output.age(key["revoked_at"], now))
-        table.add_row(*map(output.cell, (key["id"], key["role"], *times, key["label"])))
+        table.add_row(*map(output.cell, (key["id"], key["role"], " ".join(key["withheld"]), *times, key["label"])))
     return table

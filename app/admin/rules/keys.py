@@ -1,7 +1,10 @@
-"""The text of a key, and the digest that is stored of it."""
+"""The text of a key, the digest that is stored of it, and which keys people may make."""
 
 import hashlib
 import hmac
+from collections.abc import Iterator
+
+from app.kernel.access import SCOPES, Role, Scope
 
 _PREFIX = "cvn"
 
@@ -27,3 +30,14 @@ def digest(secret: str) -> bytes:
 def matches(secret: str, stored_digest: bytes) -> bool:
     """Whether the secret belongs to the stored digest; takes the same time for every wrong guess."""
     return hmac.compare_digest(digest(secret), stored_digest)
+
+
+def key_problems(role: Role, withheld: frozenset[Scope]) -> Iterator[tuple[str, str]]:
+    """Why nobody may make a key like this, as (field, message); nothing when it may be made."""
+    if role is Role.WORKER:
+        yield "role", "a worker gets its key when it registers; make a `pool` key, which registers workers"
+    allowed = SCOPES[role] - {Scope.PUBLIC}
+    if foreign := sorted(withheld - allowed):
+        yield "withheld", f"a {role} has no {', '.join(foreign)}; it has {', '.join(sorted(allowed))}"
+    elif withheld == allowed:
+        yield "withheld", "a key without any scope is of no use"

@@ -8,14 +8,15 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.keys import digest, matches, read_key, write_key
+from app.admin.errors import KeyRefused
+from app.admin.rules.keys import digest, key_problems, matches, read_key, write_key
 from app.admin.store import keys
-from app.admin.store.keys import StoredKey
+from app.admin.store.keys import NewKey, StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
 from app.http.guard import Authenticator
-from app.kernel.access import Principal, Role
+from app.kernel.access import Principal, Role, Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
@@ -26,11 +27,23 @@ _MAX_REMEMBERED = 20_000
 
 
 async def create_key(
-    connection: AsyncConnection, role: Role, label: str, worker_id: UUID | None = None
+    connection: AsyncConnection, role: Role, label: str, withheld: frozenset[Scope] = frozenset()
 ) -> tuple[str, str]:
-    """Make a key; return its id and its text, which is not stored anywhere."""
+    """Make a key; return its id and its text, which is not stored anywhere. Raises KeyRefused."""
+    if problems := list(key_problems(role, withheld)):
+        raise KeyRefused(problems)
+    return await _create(connection, NewKey(role=role, label=label, withheld=withheld))
+
+
+async def create_worker_key(connection: AsyncConnection, worker_id: UUID, label: str) -> str:
+    """Make the credential of a worker that registers; return its text."""
+    _, text = await _create(connection, NewKey(role=Role.WORKER, label=label, worker_id=worker_id))
+    return text
+
+
+async def _create(connection: AsyncConnection, key: NewKey) -> tuple[str, str]:
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    await keys.insert(connection, key_id, role, label, digest(secret), worker_id)
+    await keys.insert(connection, key_id, digest(secret), key)
     return key_id, write_key(key_id, secret)
 
 
@@ -71,8 +84,13 @@ class Keyring(Authenticator):
             # One sentence for all three, so that the answer does not tell which ids exist.
             raise Unauthenticated("the key is unknown or revoked")
         worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
-        capabilities = frozenset(map(AgentType, stored_key.capabilities or ()))
-        return Principal(key_id=stored_key.id, role=stored_key.role, worker_id=worker_id, capabilities=capabilities)
+        return Principal(
+            key_id=stored_key.id,
+            role=stored_key.role,
+            withheld=frozenset(map(Scope, stored_key.withheld)),
+            worker_id=worker_id,
+            capabilities=frozenset(map(AgentType, stored_key.capabilities or ())),
+        )
 
     async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
         """Look up keys together: hundreds of workers send a heartbeat every few seconds."""

@@ -12,7 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.db.retention import BATCH, deletion
-from app.kernel.access import Role
+from app.kernel.access import Role, Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key to be made; `withheld` are scopes of its role that it is not to have."""
+
+    role: Role
+    label: str
+    withheld: frozenset[Scope] = frozenset()
+    worker_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +33,18 @@ class StoredKey:
     role: Role
     secret_hash: bytes
     worker_id: UUID | None
+    withheld: Sequence[str]
     capabilities: Sequence[str] | None
     revoked_at: datetime | None
 
 
 _INSERT = text("""
-INSERT INTO keys (id, role, label, secret_hash, worker_id) VALUES (:id, :role, :label, :secret_hash, :worker_id)
+INSERT INTO keys (id, role, label, secret_hash, worker_id, withheld)
+VALUES (:id, :role, :label, :secret_hash, :worker_id, :withheld)
 """)
 # For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
 _READ = """
-SELECT k.id, k.role, k.secret_hash, k.worker_id, w.capabilities, k.revoked_at
+SELECT k.id, k.role, k.secret_hash, k.worker_id, k.withheld, w.capabilities, k.revoked_at
 FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text[])
 """
 # A key that is revoked twice keeps the time of the first.
@@ -43,17 +55,15 @@ _PRUNE = deletion(
     "id",
 )
 _PAGE = text("""
-SELECT id, role, label, worker_id, created_at, revoked_at FROM keys
+SELECT id, role, label, withheld, created_at, revoked_at FROM keys
 WHERE id > :after AND worker_id IS NULL ORDER BY id LIMIT :limit
 """)
 
 
-async def insert(
-    connection: AsyncConnection, key_id: str, role: Role, label: str, secret_hash: bytes, worker_id: UUID | None
-) -> None:
+async def insert(connection: AsyncConnection, key_id: str, secret_hash: bytes, key: NewKey) -> None:
     """Store a new key."""
-    values = {"id": key_id, "role": role.value, "label": label, "secret_hash": secret_hash, "worker_id": worker_id}
-    await connection.execute(_INSERT, values)
+    values = {"role": key.role.value, "label": key.label, "worker_id": key.worker_id, "withheld": sorted(key.withheld)}
+    await connection.execute(_INSERT, {"id": key_id, "secret_hash": secret_hash, **values})
 
 
 async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequence[str]) -> dict[str, StoredKey]:

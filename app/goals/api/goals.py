@@ -43,6 +43,9 @@ from app.kernel.access import Scope
 from app.queue.errors import GoalStopped
 
 router = APIRouter(prefix="/goals", tags=["goals"])
+_CONTENT = [requires(Scope.READ, Scope.CONTENT)]
+# The answer shows all of what it changed.
+_CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
 GoalId = Annotated[Word, Path()]
 Number = Annotated[int, Path(ge=1, le=1000)]
 _FOUND = responses_for(errors.GoalNotFound)
@@ -88,7 +91,7 @@ async def create(
     return goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
 
 
-@router.get("", summary="List research goals", dependencies=[requires(Scope.READ)])
+@router.get("", summary="List research goals", dependencies=_CONTENT)
 async def page(
     connection: Reading,
     state: Annotated[list[GoalState] | None, Query(description="only in these states")] = None,
@@ -103,14 +106,17 @@ async def page(
     return GoalPage(items=[goal_summary(goal) for goal in goals], next=following)
 
 
-@router.get("/{goal_id}", summary="Read a research goal", dependencies=[requires(Scope.READ)], responses=_FOUND)
+@router.get("/{goal_id}", summary="Read a research goal", dependencies=_CONTENT, responses=_FOUND)
 async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 @router.post(
-    "/{goal_id}/pause", summary="Pause a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
+    "/{goal_id}/pause",
+    summary="Pause a research goal",
+    dependencies=_CHANGE,
+    responses=_LIVE,
 )
 async def pause(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
@@ -119,7 +125,10 @@ async def pause(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connecti
 
 
 @router.post(
-    "/{goal_id}/resume", summary="Resume a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_LIVE
+    "/{goal_id}/resume",
+    summary="Resume a research goal",
+    dependencies=_CHANGE,
+    responses=_LIVE,
 )
 async def resume(
     goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
@@ -129,7 +138,12 @@ async def resume(
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
-@router.post("/{goal_id}/stop", summary="Stop a research goal", dependencies=[requires(Scope.SUBMIT)], responses=_FOUND)
+@router.post(
+    "/{goal_id}/stop",
+    summary="Stop a research goal",
+    dependencies=_CHANGE,
+    responses=_FOUND,
+)
 async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
     await service.stop(connection, goal_id, body.reason, caller.key_id)
@@ -139,7 +153,7 @@ async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connectio
 @router.post(
     "/{goal_id}/extend",
     summary="Change the limits of a research goal",
-    dependencies=[requires(Scope.SUBMIT)],
+    dependencies=_CHANGE,
     responses=responses_for(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
 )
 async def extend(

@@ -92,7 +92,7 @@ async def readyz(services: ServicesDep) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/status", summary="What is going on?", dependencies=[requires(Scope.READ)])
+@router.get("/status", summary="What is going on?", dependencies=[requires(Scope.MONITOR)])
 async def overview(services: ServicesDep) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     # First, since it has connections of its own and may take its time: none of ours is held meanwhile.

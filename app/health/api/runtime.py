@@ -107,7 +107,7 @@ class RuntimeOut(BaseModel):
 @router.get(
     "/metrics/runtime",
     summary="Read the runtime metrics",
-    dependencies=[requires(Scope.READ)],
+    dependencies=[requires(Scope.MONITOR)],
     responses=responses_for(DatabaseUnavailable),
 )
 async def runtime(services: ServicesDep) -> RuntimeOut:

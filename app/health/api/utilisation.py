@@ -51,7 +51,7 @@ class UtilisationOut(BaseModel):
     )
 
 
-@router.get("/utilisation", summary="Read how busy all were", dependencies=[requires(Scope.READ)])
+@router.get("/utilisation", summary="Read how busy all were", dependencies=[requires(Scope.MONITOR)])
 async def utilisation(
     connection: Reading,
     since: Annotated[Bound | None, Query(description="by default an hour before `until`")] = None,

@@ -91,7 +91,7 @@ async def read(checkpoint_id: Id, services: ServicesDep) -> CheckpointOut:
 @router.get(
     "/{checkpoint_id}/content",
     summary="Read the content of a checkpoint",
-    dependencies=[requires(Scope.READ)],
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}, **_FOUND},
     response_class=Response,
 )

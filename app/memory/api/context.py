@@ -23,6 +23,7 @@ from app.memory.store import context as store
 from app.memory.store.context import EntryKey, Version, Write
 
 router = APIRouter(prefix="/context", tags=["context"])
+_CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 _WRITING = responses_for(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
 _FOUND = responses_for(ContextNotFound)
 
@@ -97,7 +98,7 @@ class WrittenOut(BaseModel):
     written_at: Moment
 
 
-@router.get("/{namespace}", summary="List the entries of a namespace", dependencies=[requires(Scope.READ)])
+@router.get("/{namespace}", summary="List the entries of a namespace", dependencies=_CONTENT)
 async def page(
     namespace: Part,
     connection: Reading,
@@ -115,7 +116,7 @@ async def page(
 @router.get(
     "/{namespace}/{key}",
     summary="Read an entry",
-    dependencies=[requires(Scope.READ)],
+    dependencies=_CONTENT,
     responses={304: {"description": "it is still at the version of If-None-Match"}, **_FOUND},
     response_model=ContextEntryOut,
 )
@@ -136,7 +137,7 @@ async def read(
     return ContextEntryOut.model_validate(_version_fields(namespace, entry))
 
 
-@router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=[requires(Scope.READ)])
+@router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=_CONTENT)
 async def history(
     namespace: Part,
     key: Part,

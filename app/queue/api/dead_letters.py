@@ -45,7 +45,7 @@ class Purged(BaseModel):
     dry_run: bool
 
 
-@router.get("", summary="List dead letters", dependencies=[requires(Scope.READ)])
+@router.get("", summary="List dead letters", dependencies=[requires(Scope.READ, Scope.CONTENT)])
 async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> TaskPage:
     """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
     rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
@@ -85,7 +85,7 @@ async def purge(order: PurgeIn, database: InBatches) -> Purged:
 @router.get(
     "/{task_id}",
     summary="Read a dead letter",
-    dependencies=[requires(Scope.READ)],
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound),
 )
 async def read(task_id: UUID, connection: Reading) -> TaskOut:
@@ -96,7 +96,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
 @router.post(
     "/{task_id}/requeue",
     summary="Requeue a dead letter",
-    dependencies=[requires(Scope.SUBMIT)],
+    dependencies=[requires(Scope.SUBMIT, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound, TaskFinished, GoalStopped),
 )
 async def requeue(task_id: UUID, order: RequeueIn, connection: Writing) -> TaskOut:

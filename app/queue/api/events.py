@@ -51,6 +51,7 @@ class EventPage(BaseModel):
     next: str
 
 
+_CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]
@@ -76,7 +77,11 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 @router.get(
-    "", summary="Follow events", dependencies=[requires(Scope.READ)], response_model=EventPage, responses=_STREAMED
+    "",
+    summary="Follow events",
+    dependencies=_CONTENT,
+    response_model=EventPage,
+    responses=_STREAMED,
 )
 async def page(
     request: Request,
@@ -106,7 +111,7 @@ async def page(
 @router.get(
     "/stream",
     summary="Stream events",
-    dependencies=[requires(Scope.READ)],
+    dependencies=_CONTENT,
     response_class=Response,
     responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}},
 )
@@ -155,7 +160,7 @@ async def _turns(
 async def _may_continue(request: Request, services: Services) -> bool:
     """Whether the key is still valid and the service is not shutting down. In an outage the stream goes on."""
     try:
-        await admit(services, request.headers.get("authorization"), Scope.READ)
+        await admit(services, request.headers.get("authorization"), Scope.READ, Scope.CONTENT)
     except DatabaseUnavailable:
         return True
     except ConvenerError:

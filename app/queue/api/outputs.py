@@ -47,7 +47,7 @@ class OutputPage(BaseModel):
     more: bool = Field(description="go on at once: there may be more, even where this page is empty")
 
 
-@router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ)])
+@router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ, Scope.CONTENT)])
 async def page(
     connection: Reading,
     agent_type: Annotated[AgentName | None, Query()] = None,

@@ -134,7 +134,7 @@ class PausesOut(BaseModel):
     paused: list[PauseOut]
 
 
-@router.get("", summary="Read how the queue stands", dependencies=[requires(Scope.READ)])
+@router.get("", summary="Read how the queue stands", dependencies=[requires(Scope.MONITOR)])
 async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     """Depth, capacity, throughput, waits and service times, and warnings in plain words.
 

@@ -42,6 +42,9 @@ from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
+_CONTENT = [requires(Scope.READ, Scope.CONTENT)]
+# The answer shows all of what it changed.
+_CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
 _REFUSED = responses_for(
     TaskConflict,
     SubmitInFlight,
@@ -70,7 +73,7 @@ class CancelledMany(BaseModel):
     "",
     summary="Submit a task",
     status_code=201,
-    dependencies=[requires(Scope.SUBMIT)],
+    dependencies=_CHANGE,
     responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
 )
 async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
@@ -100,7 +103,7 @@ async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writin
     return BatchOut(tasks=[SubmittedOut(id=r.id, state=r.state, created=r.created) for r in results])
 
 
-@router.get("", summary="List tasks", dependencies=[requires(Scope.READ)])
+@router.get("", summary="List tasks", dependencies=_CONTENT)
 async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> TaskPage:
     """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
     rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
@@ -126,7 +129,10 @@ async def cancel_many(order: CancelManyIn, database: InBatches) -> CancelledMany
 
 
 @router.get(
-    "/{task_id}", summary="Read a task", dependencies=[requires(Scope.READ)], responses=responses_for(TaskNotFound)
+    "/{task_id}",
+    summary="Read a task",
+    dependencies=_CONTENT,
+    responses=responses_for(TaskNotFound),
 )
 async def read(task_id: UUID, connection: Reading) -> TaskOut:
     """Everything about it: payload, progress, result, and the attempts that failed."""
@@ -136,7 +142,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
 @router.post(
     "/{task_id}/cancel",
     summary="Cancel a task",
-    dependencies=[requires(Scope.SUBMIT)],
+    dependencies=_CHANGE,
     responses=responses_for(TaskNotFound, TaskFinished),
 )
 async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing) -> TaskOut:

@@ -37,11 +37,12 @@ from app.scaling.store.decisions import StoredDecision
 
 router = APIRouter(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
+_MONITOR = [requires(Scope.MONITOR)]
 _FINDING = responses_for(DecisionNotFound)
 DecisionId = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
-@router.get("/decisions", summary="List decisions", dependencies=_READ)
+@router.get("/decisions", summary="List decisions", dependencies=_MONITOR)
 async def page(
     connection: Reading,
     changes_only: Annotated[bool, Query(alias="changes", description="only those that changed something")] = False,
@@ -57,7 +58,7 @@ async def page(
     return ScalingDecisionPage(items=[brief(decision) for decision in decisions[:limit]], next=following)
 
 
-@router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_READ, responses=_FINDING)
+@router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_MONITOR, responses=_FINDING)
 async def read(
     decision_id: DecisionId,
     services: ServicesDep,
@@ -120,7 +121,7 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     return WhatIfOut.model_validate(answer, from_attributes=True)
 
 
-@router.get("/recommendation", summary="Read how many workers there should be", dependencies=_READ)
+@router.get("/recommendation", summary="Read how many workers there should be", dependencies=_MONITOR)
 async def recommendation(connection: Reading, services: ServicesDep) -> RecommendationOut:
     """In flat numbers, for autoscalers like KEDA's metrics-api scaler (`valueLocation: target_workers`).
 

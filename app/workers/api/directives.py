@@ -13,7 +13,7 @@ from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
-from app.kernel.access import Scope
+from app.kernel.access import Principal, Scope
 from app.queue.api.task_filters import BulkRequest, ExplicitFilter, LabelPairs, pairs
 from app.queue.errors import WorkerGone, WorkerNotFound
 from app.workers.api.workers import ReasonIn, WorkerOut, worker_out
@@ -104,7 +104,7 @@ async def restart_many(call: CrewIn, caller: Caller, connection: Writing) -> Res
 @router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_OPERATOR, responses=_DIRECTED)
 async def drain(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """It finishes its task, takes no more, and ends. The pool starts another in its place. Safe to repeat."""
-    return await _direct_one(Directive.DRAIN, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.DRAIN, worker_id, reason, caller, connection)
 
 
 @router.post("/workers/{worker_id}/stop", summary="Stop a worker", dependencies=_OPERATOR, responses=_DIRECTED)
@@ -113,7 +113,7 @@ async def stop(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Wr
 
     A worker that was told to stop is not told to drain or restart any more.
     """
-    return await _direct_one(Directive.STOP, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.STOP, worker_id, reason, caller, connection)
 
 
 @router.post("/workers/{worker_id}/restart", summary="Restart a worker", dependencies=_OPERATOR, responses=_DIRECTED)
@@ -121,14 +121,14 @@ async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection:
     """As stop, and a new process takes its place in the pool under the same name, which counts neither as a loss nor
     as a crash. A worker that nobody provisions starts itself anew.
     """
-    return await _direct_one(Directive.RESTART, worker_id, reason, caller.key_id, connection)
+    return await _direct_one(Directive.RESTART, worker_id, reason, caller, connection)
 
 
 async def _direct_one(
-    directive: Directive, worker_id: UUID, reason: ReasonIn, by: str, connection: AsyncConnection
+    directive: Directive, worker_id: UUID, reason: ReasonIn, caller: Principal, connection: AsyncConnection
 ) -> WorkerOut:
-    order = Order(directive=directive, by=by, reason=reason.reason)
-    return worker_out(await service.direct(connection, worker_id, order))
+    order = Order(directive=directive, by=caller.key_id, reason=reason.reason)
+    return worker_out(await service.direct(connection, worker_id, order), caller)
 
 
 async def _direct_many(directive: Directive, call: CrewIn, by: str, connection: AsyncConnection) -> Outcome:

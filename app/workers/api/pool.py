@@ -101,7 +101,7 @@ class ReplacementTimesOut(BaseModel):
     first_lease: ReplacementStepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
 
 
-@router.get("/fleet", summary="See the pool as a whole", dependencies=_READ)
+@router.get("/fleet", summary="See the pool as a whole", dependencies=[requires(Scope.MONITOR)])
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
     pool = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool

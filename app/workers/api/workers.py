@@ -15,7 +15,6 @@ from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
-from app.kernel.errors import Forbidden
 from app.kernel.ids import WorkerId
 from app.queue.errors import LeaseNotFound, WorkerGone, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
@@ -92,7 +91,7 @@ class WorkerOut(BaseModel):
     last_seen_at: Moment | None
     ended_at: Moment | None
     ended_reason: str | None
-    recent_errors: list[dict[str, Any]] | None
+    recent_errors: list[dict[str, Any]] | None = Field(description="null also for keys without `content:read`")
 
 
 class WorkerPage(BaseModel):
@@ -122,15 +121,11 @@ class StoppedOut(BaseModel):
     dependencies=[requires(Scope.REGISTER)],
     responses=responses_for(WorkerGone),
 )
-async def register(
-    registration: RegistrationIn, principal: Caller, services: ServicesDep, connection: Writing
-) -> RegistrationOut:
+async def register(registration: RegistrationIn, services: ServicesDep, connection: Writing) -> RegistrationOut:
     """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue.
 
-    It takes the pool's key: a worker's own would let it take the place of any other.
+    It takes a pool's key: any other would let its holder take the place of a worker.
     """
-    if principal.worker_id is not None:
-        raise Forbidden("register with the pool's key; a worker's own key is for its leases and heartbeats")
     new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
@@ -152,6 +147,7 @@ async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connecti
 @router.get("/workers", summary="List workers", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
+    caller: Caller,
     with_ended: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
     after: Annotated[str | None, Query(pattern=r"^[\s\S]+/[0-9]+$", max_length=220)] = None,
     limit: Limit = 100,
@@ -162,7 +158,7 @@ async def page(
     rows = await store.page(connection, with_ended=with_ended, start_after=start, limit=limit + 1)
     last = rows[limit - 1] if len(rows) > limit else None
     following = f"{last['name']}/{last['incarnation']}" if last else None
-    return WorkerPage(items=[worker_out(row) for row in rows[:limit]], next=following)
+    return WorkerPage(items=[worker_out(row, caller) for row in rows[:limit]], next=following)
 
 
 @router.get(
@@ -171,15 +167,16 @@ async def page(
     dependencies=[requires(Scope.READ)],
     responses=responses_for(WorkerNotFound),
 )
-async def read(worker_id: UUID, connection: Reading) -> WorkerOut:
+async def read(worker_id: UUID, connection: Reading, caller: Caller) -> WorkerOut:
     """Everything about it."""
-    return worker_out(await service.read(connection, worker_id))
+    return worker_out(await service.read(connection, worker_id), caller)
 
 
-def worker_out(row: dict[str, Any]) -> WorkerOut:
-    """A stored worker as the API shows it: `busy` while it holds a task."""
+def worker_out(row: dict[str, Any], caller: Principal) -> WorkerOut:
+    """A stored worker as the API shows it to the caller: `busy` while it holds a task."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
-    return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state})
+    errors = row["recent_errors"] if caller.may(Scope.CONTENT) else None
+    return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state, "recent_errors": errors})
 
 
 def must_be(principal: Principal, worker_id: WorkerId) -> None:

@@ -9,13 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.service.access import create_key
+from app.admin.service.access import create_worker_key
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
-from app.kernel.access import Role
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.llm.store import permits
@@ -60,7 +59,7 @@ async def register(
         identity = await workers.register(connection, worker_id, registration)
     name, incarnation = identity
     # A key of its own, so that no worker can report or lease for another.
-    _, key = await create_key(connection, Role.WORKER, f"worker {name}/{incarnation}", worker_id)
+    key = await create_worker_key(connection, worker_id, f"worker {name}/{incarnation}")
     return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
 

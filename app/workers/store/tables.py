@@ -3,6 +3,7 @@
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Float,
     Identity,
@@ -108,9 +109,11 @@ keys = Table(
     Column("label", Text, nullable=False),
     Column("secret_hash", LargeBinary, nullable=False),
     Column("worker_id", UUID),
+    Column("withheld", ARRAY(Text), nullable=False, server_default="{}", comment="scopes of the role that it lacks"),
     moment("created_at", nullable=False, server_default=func.now()),
     moment("revoked_at"),
     one_of("role", Role),
+    CheckConstraint("(role = 'worker') = (worker_id IS NOT NULL)", name="worker"),
     Index("keys_worker", "worker_id"),
 )
 

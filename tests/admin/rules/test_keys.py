@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.admin.rules.keys import digest, matches, read_key, write_key
+from app.admin.rules.keys import digest, key_problems, matches, read_key, write_key
 from app.kernel.access import SCOPES, Principal, Role, Scope
 
 
@@ -32,9 +32,31 @@ def test_the_comparison_takes_the_same_time_for_every_guess(monkeypatch: pytest.
 
 
 def test_each_role_may_do_what_it_is_for_and_no_more() -> None:
-    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.REGISTER, Scope.LEASE, Scope.CALL, Scope.MEASURE}
-    assert SCOPES[Role.READER] == {Scope.PUBLIC, Scope.READ}
+    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.LEASE, Scope.CALL, Scope.MEASURE}
+    assert SCOPES[Role.POOL] == {Scope.PUBLIC, Scope.REGISTER}
+    assert SCOPES[Role.MONITOR] == {Scope.PUBLIC, Scope.MONITOR}
+    assert SCOPES[Role.READER] == SCOPES[Role.MONITOR] | {Scope.READ, Scope.CONTENT}
     assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE}
-    assert SCOPES[Role.OPERATOR] == SCOPES[Role.SUPERVISOR] | {Scope.REGISTER, Scope.OPERATE, Scope.CONFIGURE}
+    assert SCOPES[Role.OPERATOR] == SCOPES[Role.SUPERVISOR] | {Scope.OPERATE, Scope.CONFIGURE}
     assert SCOPES[Role.ADMIN] == SCOPES[Role.OPERATOR] | {Scope.KEYS}
     assert [role for role in Role if Principal(key_id="k", role=role).may(Scope.LEASE)] == [Role.WORKER]
+    assert [role for role in Role if Principal(key_id="k", role=role).may(Scope.REGISTER)] == [Role.POOL]
+
+
+def test_a_key_lacks_what_was_withheld() -> None:
+    principal = Principal(key_id="k", role=Role.READER, withheld=frozenset({Scope.CONTENT}))
+    assert (principal.may(Scope.READ), principal.may(Scope.CONTENT)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("role", "withheld", "fields"),
+    [
+        (Role.READER, {Scope.CONTENT}, []),
+        (Role.WORKER, set(), ["role"]),
+        (Role.READER, {Scope.SUBMIT}, ["withheld"]),
+        (Role.MONITOR, {Scope.MONITOR}, ["withheld"]),
+        (Role.READER, {Scope.PUBLIC}, ["withheld"]),
+    ],
+)
+def test_no_key_is_made_without_use_or_for_a_worker(role: Role, withheld: set[Scope], fields: list[str]) -> None:
+    assert [field for field, _ in key_problems(role, frozenset(withheld))] == fields

@@ -16,6 +16,7 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import KeyNotFound, Unauthenticated
 from app.workers.service import workers
 from tests.support.factories import registration
+from tests.support.service import KEY_ROLES
 from tests.support.sql import execute, until, value
 
 
@@ -51,7 +52,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return seen
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", KEY_ROLES)
 async def test_a_key_is_recognised(database: Database, keyring: Keyring, role: Role) -> None:
     key_id, text = await _key(database, role)
     assert await keyring.recognise(text) == Principal(key_id=key_id, role=role)

@@ -46,5 +46,5 @@ async def test_a_judgement_is_of_one_thing_and_within_its_range(service: Service
 
 async def test_workers_and_readers_judge_nothing(service: Service) -> None:
     batch = {"request_id": str(uuid4()), "items": [{"agent_type": "ranking", "quality": 0.5}]}
-    for role in (Role.WORKER, Role.READER):
+    for role in (Role.POOL, Role.READER):
         assert (await service.ask("POST", "/metrics/performance", batch, key=role)).status_code == 403

@@ -129,7 +129,7 @@ async def test_what_cannot_be_changes_nothing(service: Service, path: str, body:
 
 
 async def test_readers_and_workers_command_nothing(service: Service) -> None:
-    for role in (Role.READER, Role.WORKER):
+    for role in (Role.READER, Role.POOL):
         assert (await service.ask("PUT", "/weights", _HALF, key=role)).status_code == 403
 
 

@@ -174,7 +174,7 @@ async def test_nan_is_no_quality(service: Service) -> None:
 
 
 async def test_goals_are_for_supervisors(service: Service) -> None:
-    for key in (Role.READER, Role.WORKER):
+    for key in (Role.READER, Role.POOL):
         is_problem(await service.ask("POST", "/goals", GOAL, key=key), 403, "forbidden")
     await create_goal(service)
     is_problem(await service.ask("POST", "/goals/kepler/stop", {}, key=Role.READER), 403, "forbidden")

@@ -132,7 +132,7 @@ async def test_the_runtime_metrics_have_the_shape_of_the_specification(service: 
 
 async def test_only_readers_see_the_runtime_metrics(service: Service) -> None:
     assert (await service.ask("GET", "/metrics/runtime", key=Role.READER)).status_code == 200
-    assert (await service.ask("GET", "/metrics/runtime", key=Role.WORKER)).status_code == 403
+    assert (await service.ask("GET", "/metrics/runtime", key=Role.POOL)).status_code == 403
 
 
 async def test_a_worker_that_does_not_say_what_it_uses_is_not_shown_as_zero(service: Service) -> None:

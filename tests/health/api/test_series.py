@@ -132,7 +132,7 @@ async def test_bounds_of_time_are_sane(service: Service) -> None:
 
 async def test_readers_do_not_push_and_workers_do_not_read(service: Service) -> None:
     assert (await service.ask("POST", "/metrics/samples", _batch(_DEPTH), key=Role.READER)).status_code == 403
-    assert (await service.ask("GET", "/metrics/names", key=Role.WORKER)).status_code == 403
+    assert (await service.ask("GET", "/metrics/names", key=Role.POOL)).status_code == 403
 
 
 async def test_what_is_next_to_nothing_spoils_no_rate(service: Service, database: Database) -> None:

@@ -16,7 +16,7 @@ from tests.support.command_line import CommandLine, Service
 
 async def _push(live_service: Service, name: str, *values: float, **labels: str) -> None:
     samples = [{"name": name, "kind": "gauge", "value": value} | labels for value in values]
-    key = {"Authorization": f"Bearer {live_service.keys[Role.WORKER]}"}
+    key = {"Authorization": f"Bearer {live_service.keys[Role.SUPERVISOR]}"}
     async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
         body = {"batch_id": str(uuid4()), "samples": samples}
         assert (await http.post("/metrics/samples", json=body, headers=key)).status_code == 201

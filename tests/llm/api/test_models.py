@@ -24,7 +24,7 @@ async def limited(service: Service, model: str = _MODEL, version: int = 0, **lim
 
 
 async def refused(service: Service, **fields: Any) -> Any:
-    answer = await service.ask("POST", "/llm/permits", permit_body(**fields), key=Role.WORKER)
+    answer = await service.ask("POST", "/llm/permits", permit_body(**fields), key=Role.SUPERVISOR)
     is_problem(answer, 429, "permit_refused")
     return answer.json()
 
@@ -51,7 +51,7 @@ async def test_limits_are_changed_under_a_condition_and_audited(service: Service
     assert entries[0]["after"]["requests_per_window"] == 60
     unchanged = await service.ask("GET", path, headers={"If-None-Match": '"1"'})
     assert unchanged.status_code == 304
-    denied = await service.ask("PUT", path, limits, key=Role.WORKER, headers={"If-Match": '"1"'})
+    denied = await service.ask("PUT", path, limits, key=Role.POOL, headers={"If-Match": '"1"'})
     assert denied.status_code == 403
 
 

@@ -18,23 +18,25 @@ async def test_a_permit_is_granted_and_settled(service: Service) -> None:
 
 async def test_a_repeated_request_gets_the_same_permit(service: Service) -> None:
     body = permit_body()
-    first, second = [await service.post("/llm/permits", body, key=Role.WORKER) for _ in range(2)]
+    first, second = [await service.post("/llm/permits", body, key=Role.SUPERVISOR) for _ in range(2)]
     assert (first["permit_id"], first["token"]) == (second["permit_id"], second["token"])
     assert second["ttl_seconds"] < first["ttl_seconds"], "its time has run on since it was granted"
     await settled(service, first)
-    is_problem(await service.ask("POST", "/llm/permits", body, key=Role.WORKER), 409, "permit_over")
+    is_problem(await service.ask("POST", "/llm/permits", body, key=Role.SUPERVISOR), 409, "permit_over")
 
 
 async def test_a_repeated_request_gets_the_same_permit_whatever_model_it_names_now(service: Service) -> None:
     body = permit_body()
-    first, second = [await service.post("/llm/permits", body | {"model": name}, key=Role.WORKER) for name in ("a", "b")]
+    first, second = [
+        await service.post("/llm/permits", body | {"model": name}, key=Role.SUPERVISOR) for name in ("a", "b")
+    ]
     assert (second["permit_id"], second["model"]) == (first["permit_id"], "a")
 
 
 async def test_more_than_the_service_bears_is_refused(service: Service) -> None:
     permits = [await acquired(service) for _ in range(4)]
     assert [permit["in_use"] for permit in permits] == [1, 2, 3, 4]
-    refusal = await service.ask("POST", "/llm/permits", permit_body(), key=Role.WORKER)
+    refusal = await service.ask("POST", "/llm/permits", permit_body(), key=Role.SUPERVISOR)
     is_problem(refusal, 429, "permit_refused")
     problem = refusal.json()
     assert (problem["reason"], problem["fallback_models"], problem["cached"]) == ("concurrency", [], None)
@@ -45,7 +47,7 @@ async def test_more_than_the_service_bears_is_refused(service: Service) -> None:
 async def test_a_permit_is_renewed_while_it_lives(service: Service) -> None:
     permit = await acquired(service)
     path = f"/llm/permits/{permit['permit_id']}"
-    renewed = await service.post(f"{path}/renew", {"token": permit["token"]}, key=Role.WORKER)
+    renewed = await service.post(f"{path}/renew", {"token": permit["token"]}, key=Role.SUPERVISOR)
     assert renewed["expires_at"] > permit["expires_at"]
     assert renewed["ttl_seconds"] == permit["ttl_seconds"]
     is_problem(await service.ask("POST", f"{path}/renew", {"token": "x"}), 409, "permit_over")
@@ -82,5 +84,5 @@ async def test_a_refusal_brings_the_cached_answer(service: Service) -> None:
     assert (await service.get(f"/llm/cache/{key}"))["answer"] == {"text": "42"}
     await acquired(service)
     await acquired(service)
-    refusal = (await service.ask("POST", "/llm/permits", permit_body(cache_key=key), key=Role.WORKER)).json()
+    refusal = (await service.ask("POST", "/llm/permits", permit_body(cache_key=key), key=Role.SUPERVISOR)).json()
     assert (refusal["cached"]["answer"], refusal["cached"]["degraded"]) == ({"text": "42"}, True)

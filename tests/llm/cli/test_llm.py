@@ -12,7 +12,7 @@ async def _called(live_service: Service, *, settle: bool) -> str:
     """The name of a model that somebody has called, or is calling."""
     model = f"model-{uuid4().hex[:6]}"
     request = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
-    headers = {"Authorization": f"Bearer {live_service.keys[Role.WORKER]}"}
+    headers = {"Authorization": f"Bearer {live_service.keys[Role.SUPERVISOR]}"}
     async with httpx.AsyncClient(base_url=live_service.url, headers=headers) as client:
         permit = (await client.post("/llm/permits", json=request)).json()
         if settle:

@@ -18,7 +18,7 @@ from tests.support.sql import execute, fetch, value
 
 async def test_registering_says_how_to_behave(service: Service) -> None:
     said = registration("ada", labels={"zone": "a"}, version="1.2")
-    answer = await service.ask("POST", "/workers", said, key=Role.WORKER)
+    answer = await service.ask("POST", "/workers", said, key=Role.POOL)
     assert answer.status_code == 201
     registered = answer.json()
     assert (registered["name"], registered["incarnation"]) == ("ada", 1)
@@ -225,7 +225,7 @@ async def _launched(service: Service, worker_id: UUID) -> Worker:
     """A worker of the pool that comes up; registering twice is the same as once."""
     for _ in range(2):
         said = registration("its own name does not count", launch_token=str(worker_id))
-        registered = await service.post("/workers", said, key=Role.WORKER)
+        registered = await service.post("/workers", said, key=Role.POOL)
         assert registered["worker_id"] == str(worker_id)
         assert registered["name"] == "here-1"
     worker = Worker(service=service, id=registered["worker_id"], key=registered["key"])
@@ -240,7 +240,7 @@ async def test_a_launch_token_that_is_over_or_unknown_registers_nobody(service: 
         await store.end(connection, worker_id, WorkerState.FAILED, "no first heartbeat")
     before = await value(database, "SELECT count(*) FROM keys")
     for token in (worker_id, uuid4()):
-        answer = await service.ask("POST", "/workers", registration(launch_token=str(token)), key=Role.WORKER)
+        answer = await service.ask("POST", "/workers", registration(launch_token=str(token)), key=Role.POOL)
         assert (answer.status_code, answer.json()["code"]) == (409, "worker_gone")
     assert await value(database, "SELECT count(*) FROM keys") == before
 
