@@ -33,6 +33,7 @@ from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import pool
+from secure_http.trust import TRUST_VARIABLES, certificate_pin
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
             else:
                 return
 
-    arguments = ["--url", f"http://{settings.host}:{settings.port}"]
+    arguments = ["--url", settings.addresses[0]]
     arguments += ["--grace", str(settings.stop_grace_seconds)]
     arguments += ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
     return LocalProvisioner(
@@ -126,10 +127,12 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     """The environment of a worker: that of this process without its settings, and with the key of the pool."""
     # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself
     # and hides the key for that from its handlers.
-    own = ("CONVENER_LLM_", "CONVENER_HANDLER_")
+    own = ("CONVENER_LLM_", "CONVENER_HANDLER_", *TRUST_VARIABLES)
     plain = {
         name: value for name, value in os.environ.items() if not name.startswith("CONVENER_") or name.startswith(own)
     }
+    if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
+        plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
     return {**plain, "CONVENER_KEY": settings.pool_key or ""}
 
 

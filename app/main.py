@@ -4,6 +4,8 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,6 +25,8 @@ from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.utilisation import keep_sampling
 from app.http.bounds import BoundedHeads
 from app.http.services import PayloadLimit, Services
+from app.http.sockets import SocketTaken, UnixSocket
+from app.http.tls import EXPOSED, EXPOSED_REMEDY, ServerCertificate, UnusableCertificate, served_certificate
 from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
 from app.llm.service.permits import PermitService
@@ -86,7 +90,7 @@ def services_for(settings: Settings, database: Database) -> Services:
     )
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, certificate: ServerCertificate | None = None) -> FastAPI:
     """The application, which opens its connections when it starts."""
     if settings.database_url is None:
         raise ValueError("the API needs CONVENER_DATABASE_URL")
@@ -105,11 +109,14 @@ def create_app(settings: Settings) -> FastAPI:
         sampling = asyncio.create_task(
             keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"
         )
+        following_tasks = [weights, sampling]
+        if certificate is not None:
+            following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:
             yield
         finally:
-            weights.cancel()
-            sampling.cancel()
+            for task in following_tasks:
+                task.cancel()
             # Callers that wait are answered first; then the batches that have arrived are written, while the database
             # is still open.
             await begin_shutdown(services)
@@ -132,7 +139,22 @@ async def begin_shutdown(services: Services) -> None:
 
 
 class Server(uvicorn.Server):
-    """Answers long polls as soon as it is stopped, because they would hold up its shutdown."""
+    """Serves the port, and a unix socket without TLS; answers long polls as soon as it is stopped."""
+
+    def __init__(self, config: uvicorn.Config, unix_socket: UnixSocket | None = None) -> None:
+        super().__init__(config)
+        self._unix_socket = unix_socket
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on both."""
+        await super().startup(sockets)
+        if self._unix_socket is not None:
+            loop, listener = asyncio.get_running_loop(), self._unix_socket.listener
+            server = await loop.create_unix_server(self._protocol, sock=listener, backlog=self.config.backlog)
+            self.servers.append(server)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return BoundedHeads(self.config, self.server_state, self.lifespan.state)
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Begin the shutdown of the services, then do uvicorn's."""
@@ -143,9 +165,13 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish."""
+    """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish.
+
+    Raises SocketTaken and UnusableCertificate.
+    """
+    certificate = served_certificate(settings.tls_certificate, settings.tls_key)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, certificate),
         http=BoundedHeads,
         host=settings.host,
         port=settings.port,
@@ -155,7 +181,9 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=75,  # longer than nginx keeps its own (60 s), so that it is the proxy that closes
         backlog=2048,
         server_header=False,
+        ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
     )
+    unix_socket = UnixSocket(settings.socket) if settings.socket else None
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
         signal.signal(number, lambda *_: None)
@@ -163,16 +191,26 @@ def serve(settings: Settings) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-    log.info("serving on http://%s:%s", settings.host, settings.port)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(Server(config).serve())
+    log.info("serving on %s", " and ".join(settings.addresses))
+    if settings.is_exposed:
+        log.warning("%s: %s", EXPOSED, EXPOSED_REMEDY)
+    try:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(Server(config, unix_socket).serve())
+    finally:
+        if unix_socket is not None:
+            unix_socket.remove()
 
 
 def main() -> None:
     """Entry point of `python -m app.main`."""
     settings = load_settings()
     set_up_logging(settings.log_level, as_json=settings.log_json)
-    serve(settings)
+    try:
+        serve(settings)
+    except (SocketTaken, UnusableCertificate) as error:
+        print(f"convener: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

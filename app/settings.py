@@ -5,6 +5,7 @@ elsewhere, because a process must not depend on the directory in which it happen
 """
 
 import difflib
+import ipaddress
 import logging
 import os
 import socket
@@ -45,6 +46,12 @@ class Settings(BaseModel):
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535)
+    socket: Path | None = Field(None, description="unix socket that the API listens on as well; `up` makes one")
+    tls_certificate: Path | None = Field(None, description="PEM file with the API's certificate and its chain")
+    tls_key: Path | None = Field(None, validate_default=True, description="PEM file with the key of the certificate")
+    allow_plain_http: bool = Field(
+        False, description="HTTP beyond this machine is meant: a proxy or the network itself protects it"
+    )
     pool_size: int = Field(
         3, ge=0, le=1000, description="workers of this host at the start; all that it has in development; 0: none"
     )
@@ -84,6 +91,13 @@ class Settings(BaseModel):
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
+    @field_validator("tls_key", mode="after")
+    @classmethod
+    def _completes_the_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_certificate") is None):
+            raise ValueError("tls_certificate and tls_key are set together or not at all")
+        return key
+
     @field_validator("database_url", mode="after")
     @classmethod
     def _is_postgres(cls, url: str | None) -> str | None:
@@ -98,6 +112,22 @@ class Settings(BaseModel):
         if url:
             endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the API; the first is the one that programs of this machine use."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = f"{'http' if self.tls_certificate is None else 'https'}://{host}:{self.port}"
+        return [port] if self.socket is None else [f"unix:{self.socket.absolute()}", port]
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether keys cross the network in clear, and nobody has said that something else protects it."""
+        try:
+            is_loopback = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            is_loopback = self.host == "localhost"
+        return not (is_loopback or self.tls_certificate or self.allow_plain_http)
 
     @property
     def webhook(self) -> Endpoint | None:

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
 from typing import assert_never
 
+from secure_http.trust import SYSTEM_TRUST, Trust
 from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.call_runner import CallRunner
@@ -35,6 +36,7 @@ class DaemonSettings:
     """Settings of one daemon; `profile` is the body of its registration."""
 
     url: str
+    trust: Trust = SYSTEM_TRUST
     pool_key: str = field(repr=False)
     profile: JsonObject
     launch_token: str | None  # in the profile too; its issuer starts the replacement
@@ -55,22 +57,26 @@ class Daemon:
         self._alarm_at: float | None = None
         self._handler_run: HandlerRun | None = None
         gateway = settings.language_model
-        self._model_proxy = None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key)
+        self._model_proxy = (
+            None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key, trust=settings.trust)
+        )
         self._access: ProxyAccess | None = None
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
         errors = LocalErrors()
         self._calls = CallRunner(
-            Transport(settings.url),
+            Transport(settings.url, settings.trust),
             profile=settings.profile,
             pool_key=settings.pool_key,
             post=self._events.put,
             errors=errors,
         )
         self._heartbeat = HeartbeatSender(
-            Transport(settings.url), status=lambda: self._status, post=self._events.put, errors=errors
+            Transport(settings.url, settings.trust), status=lambda: self._status, post=self._events.put, errors=errors
         )
-        self._metrics = MetricsPusher(partial(Transport, settings.url), key=self._worker_key, errors=errors)
+        self._metrics = MetricsPusher(
+            partial(Transport, settings.url, settings.trust), key=self._worker_key, errors=errors
+        )
 
     def run(self) -> act.Exit:
         """Serve until drained, stopped, refused or superseded."""

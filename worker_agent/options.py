@@ -6,8 +6,9 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from secure_http.clients import check_address
+from secure_http.trust import Trust, read_trust
 from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
@@ -20,7 +21,11 @@ from worker_agent.wire import AGENT_TYPES, JsonObject
 
 _EPILOG = """\
 environment:
-  CONVENER_URL           address of the control plane, when --url is not given
+  CONVENER_URL           address of the control plane, when --url is not given: https://host:8765, unix:/path, or
+                         http:// on this machine
+  CONVENER_CA_FILE, CONVENER_TLS_PIN, CONVENER_ALLOW_PLAIN_HTTP
+                         --ca-file, --pin (several with commas) and --allow-plain-http
+  CONVENER_PROXY         proxy on the way to the control plane; HTTPS_PROXY and others are ignored
   CONVENER_KEY           the pool key (or --key-file); never an argument, because arguments can be read by everybody
   CONVENER_LLM_URL       an OpenAI-compatible gateway, such as http://127.0.0.1:44497/v1; handlers reach it by
                          `task.llm`, or by any OpenAI client, since OPENAI_BASE_URL and OPENAI_API_KEY are set for them
@@ -37,6 +42,7 @@ exit codes:
 examples:
   convener-worker --url http://127.0.0.1:8765 --handlers my_agents
   convener-worker --url http://127.0.0.1:8765 --handler generation=my_agents:generate --capabilities generation
+  convener-worker --url https://lab:8765 --ca-file ca.pem --key-file pool.key --handlers my_agents
   convener-worker --handler ranking=command:'./rank --fast' --memory-gb 4 --cpu 2 --labels site=lab1
 """
 
@@ -64,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--url", help="address of the control plane (default: $CONVENER_URL)")
+    add("--ca-file", metavar="PATH", help="authorities that vouch for the control plane (default: the system's)")
+    add("--pin", metavar="sha256:HEX", help="digest of the control plane's public key, instead of an authority")
+    add("--allow-plain-http", action="store_true", help="also to another machine: the network itself is protected")
     add("--name", help="unique name; a name that is used again takes over from its former bearer (default: host-pid)")
     add("--capabilities", metavar="TYPE,...", help="agent types to serve (default: all that have a handler)")
     add(
@@ -100,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> DaemonSettings:
-    url, pool_key = _url(options, environment), _pool_key(options, environment)
+    trust = _trust(options, environment)
+    url, pool_key = _url(options, environment, trust), _pool_key(options, environment)
     limits = _limits(options)
     passed_variables = parse_patterns([*options.pass_env, environment.get("CONVENER_HANDLER_PASS_ENV", "")])
     agent_types = _capabilities(options.capabilities)
@@ -108,6 +118,7 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
     launch_token = environment.get("CONVENER_LAUNCH_TOKEN") or None
     return DaemonSettings(
         url=url,
+        trust=trust,
         pool_key=pool_key,
         profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)) | {"launch_token": launch_token},
         launch_token=launch_token,
@@ -119,12 +130,17 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
     )
 
 
-def _url(options: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    url: str = options.url or environment.get("CONVENER_URL") or ""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"--url (or CONVENER_URL) must be an http or https address, not {url!r}")
-    return url.rstrip("/")
+def _trust(options: argparse.Namespace, environment: Mapping[str, str]) -> Trust:
+    chosen = {"CONVENER_CA_FILE": options.ca_file, "CONVENER_TLS_PIN": options.pin}
+    chosen["CONVENER_ALLOW_PLAIN_HTTP"] = "true" if options.allow_plain_http else None
+    return read_trust({**environment, **{name: value for name, value in chosen.items() if value is not None}})
+
+
+def _url(options: argparse.Namespace, environment: Mapping[str, str], trust: Trust) -> str:
+    try:
+        return check_address(options.url or environment.get("CONVENER_URL") or "", trust)
+    except ValueError as error:
+        raise ValueError(f"--url (or CONVENER_URL): {error}") from None
 
 
 def _pool_key(options: argparse.Namespace, environment: Mapping[str, str]) -> str:

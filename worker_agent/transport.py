@@ -5,10 +5,11 @@ import socket
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from secure_http.clients import advice, open_client
+from secure_http.trust import SYSTEM_TRUST, Trust
 from worker_agent.wire import JsonObject
 
 _CONNECT_SECONDS = 5.0
@@ -37,15 +38,13 @@ class Problem(Exception):
 class Transport:
     """Client for JSON calls; safe to use from several threads."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(
-            base_url=url,
+    def __init__(self, url: str, trust: Trust = SYSTEM_TRUST) -> None:
+        self._url = url
+        self._http = open_client(
+            url,
+            trust,
             timeout=httpx.Timeout(10.0, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2),
-            # Reading the certificates takes longer than all other preparations; without TLS they serve for nothing.
-            verify=urlsplit(url).scheme == "https",
-            # The environment may name a proxy, which cannot reach this machine's own loopback.
-            mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
         )
         self._streams: deque[Any] = deque(maxlen=8)
 
@@ -60,7 +59,7 @@ class Transport:
                 extensions={"trace": self._remember_stream},
             )
         except httpx.HTTPError as error:
-            raise ApiUnavailable(f"{type(error).__name__}: {error}") from error
+            raise ApiUnavailable(advice(error, self._url) or f"{type(error).__name__}: {error}") from error
         return _read_answer(response)
 
     def abort(self) -> None:
@@ -77,7 +76,7 @@ class Transport:
         self._http.close()
 
     def _remember_stream(self, name: str, info: Mapping[str, Any]) -> None:
-        if name.endswith((".connect_tcp.complete", ".start_tls.complete")):
+        if name.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
             self._streams.append(info["return_value"])
 
 

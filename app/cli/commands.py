@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from app.admin.cli import audit, config, keys
 from app.agents.cli import agents, weights
-from app.cli import db, doctor, openapi, serve
+from app.cli import db, doctor, openapi, serve, tls
 from app.goals.cli import goals
 from app.health.cli import alerts, degradation, health, metrics, status
 from app.llm.cli import llm
@@ -84,6 +84,7 @@ def build() -> typer.Typer:
     app.command("loops", epilog=serve.LOOPS_EPILOG, rich_help_panel=_PROGRAMS)(serve.loops)
     app.command("worker", context_settings=serve.PASS_THROUGH, rich_help_panel=_PROGRAMS)(serve.worker)
     app.add_typer(db.app, name="db", rich_help_panel=_PROGRAMS)
+    app.add_typer(tls.app, name="tls", rich_help_panel=_PROGRAMS)
     app.command("openapi", epilog=openapi.EPILOG, rich_help_panel=_PROGRAMS)(openapi.openapi)
     return app
 
@@ -97,13 +98,25 @@ def _version(is_requested: bool) -> None:
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
     url: Annotated[str | None, typer.Option(help="address of the service; each command takes it too")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="authorities that vouch for the service; the system's by default")
+    ] = None,
+    pin: Annotated[str | None, typer.Option(help="sha256: digest of the service's public key, instead of any")] = None,
+    allow_plain_http: Annotated[
+        bool, typer.Option("--allow-plain-http", help="also to another machine: the network itself is protected")
+    ] = False,
     settings: Annotated[
         Path | None, typer.Option(help="TOML file with settings of the processes; CONVENER_ variables win over it")
     ] = None,
 ) -> None:
     # Into the environment, where the option of each command finds its default.
-    if url is not None:
-        os.environ["CONVENER_URL"] = url
+    chosen: dict[str, str | None] = {
+        "CONVENER_URL": url,
+        "CONVENER_CA_FILE": None if ca_file is None else str(ca_file.absolute()),
+        "CONVENER_TLS_PIN": pin,
+        "CONVENER_ALLOW_PLAIN_HTTP": "true" if allow_plain_http else None,
+    }
+    os.environ.update({name: value for name, value in chosen.items() if value is not None})
     if settings is not None:
         # The processes that a command starts read it too, wherever they are started.
         os.environ[SETTINGS_FILE] = str(settings.absolute())

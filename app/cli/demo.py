@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.console import Group
 from rich.live import Live
@@ -27,6 +26,7 @@ from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError
 from app.terminal import output
+from secure_http.clients import open_async_client
 
 if TYPE_CHECKING:
     from examples.kepler.progress import Progress
@@ -140,7 +140,7 @@ async def _research(stack: Stack, plan: _Plan) -> "Report":
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
         return await asyncio.to_thread(  # the example is a plain client that blocks
             run,
-            base_url=stack.url,
+            base_url=stack.own_address,
             key=stack.keys[Role.SUPERVISOR],
             goal_id=goal,
             seed=plan.seed,
@@ -224,7 +224,7 @@ async def _replacements(stack: Stack, since: datetime) -> list[str]:
 
 async def _read_items(stack: Stack, path: str, **query: Any) -> list[dict[str, Any]]:
     """Items of an answer of the API; none where it refuses."""
-    async with httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=10) as client:
+    async with open_async_client(stack.own_address, stack.trust, timeout=10) as client:
         key = {"Authorization": f"Bearer {stack.keys[Role.OPERATOR]}"}
         answer = await client.get(path, params=query, headers=key)
     return answer.json()["items"] if answer.is_success else []
@@ -264,7 +264,7 @@ def with_log_file(program: Program, logs: Path) -> Program:
 
 async def wait_for_model(variables: Mapping[str, str]) -> None:
     """Wait for a local model to be loaded. Raises StackError."""
-    if _URL in variables and not await answers(f"{variables[_URL]}/models", _READY_SECONDS):
+    if _URL in variables and not await answers(variables[_URL], "/models", _READY_SECONDS):
         raise StackError(f"the language model was not ready within {_READY_SECONDS:.0f} s; see language-model.log")
 
 

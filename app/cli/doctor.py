@@ -12,6 +12,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
+from app.settings import Settings, SettingsError
 from app.terminal import output
 from app.terminal.failures import ExitCode
 from app.terminal.output import Format, Output
@@ -39,7 +41,7 @@ class Check:
 
 
 def doctor(fmt: Output = Format.TABLE) -> None:
-    """Check this machine: whether handlers are kept from the secrets of the service. Ends with 1 when a check fails."""
+    """Check this machine: how handlers are kept from secrets, and keys from the network. Ends with 1 when one fails."""
     checks = [check for look in CHECKS for check in look()]
     output.present({"checks": [asdict(check) for check in checks]}, fmt, lambda: _render(checks))
     if any(check.status is Status.FAILED for check in checks):
@@ -71,8 +73,29 @@ def handler_isolation() -> Iterable[Check]:
         )
 
 
+def network() -> Iterable[Check]:
+    """Yield a check of the addresses that an API with these settings would listen on, and of its certificate."""
+    try:
+        settings = Settings.from_environment()
+        certificate = served_certificate(settings.tls_certificate, settings.tls_key)
+    except (SettingsError, UnusableCertificate) as error:
+        yield Check(name="network", status=Status.FAILED, detail=str(error), remedy="correct the settings of the API")
+        return
+    if settings.is_exposed:
+        yield Check(name="network", status=Status.WARNING, detail=EXPOSED, remedy=EXPOSED_REMEDY)
+    else:
+        where = " and ".join(settings.addresses)
+        yield Check(name="network", status=Status.OK, detail=f"an API would listen on {where}")
+    if certificate is not None:
+        problem = expiry_problem(certificate.expires_at)
+        status = Status.WARNING if problem else Status.OK
+        detail = problem or f"the TLS certificate is valid until {certificate.expires_at.isoformat()}"
+        remedy = "renew it: `convener tls create` does for those that it has made" if problem else ""
+        yield Check(name="certificate", status=status, detail=detail, remedy=remedy)
+
+
 # Each yields its checks, and none raises.
-CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation,)
+CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation, network)
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
 
 

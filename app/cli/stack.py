@@ -25,6 +25,8 @@ from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
 from app.settings import Settings
+from secure_http.clients import default_socket, open_async_client
+from secure_http.trust import SYSTEM_TRUST, Trust, certificate_pin
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
@@ -45,9 +47,11 @@ class StackError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """A running Convener."""
+    """A running Convener; `own_address` is the one for programs of this machine, `url` the one for all others."""
 
     url: str
+    own_address: str
+    trust: Trust
     database_url: str
     keys: Mapping[Role, str]
     new_keys: frozenset[Role]
@@ -80,19 +84,22 @@ async def running(
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
         keys, fresh, config = await _prepare(url, settings, options, say)
+        settings = settings.model_copy(update={"port": port, "socket": settings.socket or _own_socket(state, say)})
         environment = _environment(settings, url, port, keys)
         programs = [*extra_programs, *_programs(settings, environment, state / "logs" if log_files else None)]
         supervisor = Supervisor(server, programs, state / "children.json")
         cleanup.push_async_callback(supervisor.stop)  # before the start, which may fail halfway
         await supervisor.start_programs()
-        address = f"http://{settings.host}:{port}"
-        if not await answers(f"{address}/readyz", _READY_SECONDS):
+        address, own_address, trust = settings.addresses[-1], settings.addresses[0], _trust(settings)
+        if not await answers(own_address, "/readyz", _READY_SECONDS, trust):
             restarts = ", ".join(f"{program.name}: {program.restarts}" for program in programs)
             raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
         # Only now, so that commands which read it find a service that answers.
         _write(state / "url", address)
         yield Stack(
             url=address,
+            own_address=own_address,
+            trust=trust,
             database_url=url,
             keys=keys,
             new_keys=frozenset(fresh),
@@ -174,6 +181,8 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
         "CONVENER_POOL_KEY": keys[Role.POOL],
     }
+    if settings.socket is not None:
+        variables["CONVENER_SOCKET"] = str(settings.socket)
     # The children read all other settings from the environment themselves; what was decided here wins.
     return {**os.environ, **variables}
 
@@ -198,13 +207,26 @@ def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | N
     return [api, loops]
 
 
-async def answers(url: str, seconds: float) -> bool:
+def _own_socket(state: Path, say: Say) -> Path | None:
+    path = default_socket(state)
+    if path is None:
+        say(f"{state} is too long a path for a unix socket: commands and workers use the port instead")
+    return path
+
+
+def _trust(settings: Settings) -> Trust:
+    """Trust in the API that is started here, and in no other."""
+    certificate = settings.tls_certificate
+    return Trust(pins=frozenset({certificate_pin(certificate)} if certificate else ()), allow_plain_http=True)
+
+
+async def answers(url: str, path: str, seconds: float, trust: Trust = SYSTEM_TRUST) -> bool:
     """Ask until there is an answer without an error; False when there is none within this time."""
     end = asyncio.get_running_loop().time() + seconds
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with open_async_client(url, trust) as client:
         while asyncio.get_running_loop().time() < end:
             try:
-                if (await client.get(url)).is_success:
+                if (await client.get(path)).is_success:
                     return True
             except httpx.TransportError:
                 pass

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from app.terminal.connection import OPERATOR_KEY, Access, find_access, is_loopback
+from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import note
+from secure_http.clients import advice, open_client
 
 Url = Annotated[
     str | None,
@@ -63,7 +64,7 @@ class Unreachable(Failure):
         super().__init__(
             f"cannot reach the service at {url} ({str(error) or type(error).__name__})",
             ExitCode.UNREACHABLE,
-            hint="start it with `convener up`, or give its address with --url or CONVENER_URL",
+            hint=advice(error, url) or "start it with `convener up`, or give its address with --url or CONVENER_URL",
         )
 
 
@@ -90,13 +91,9 @@ class Client:
     def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = access.url
         self.now = datetime.now(UTC)
-        self._http = httpx.Client(
-            base_url=access.url,
-            headers={"Authorization": f"Bearer {access.key}", "Accept": "application/json"},
-            timeout=_TIMEOUT_SECONDS,
-            transport=transport,
-            # A proxy that the environment names must not stand between two processes of one machine.
-            trust_env=not is_loopback(access.url),
+        headers = {"Authorization": f"Bearer {access.key}", "Accept": "application/json"}
+        self._http = open_client(
+            access.url, access.trust, headers=headers, timeout=_TIMEOUT_SECONDS, transport=transport
         )
 
     def __enter__(self) -> "Client":

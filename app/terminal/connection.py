@@ -5,30 +5,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from app.settings import Settings, SettingsError
 from app.terminal.failures import ExitCode, Failure
+from secure_http.clients import check_address, default_socket
+from secure_http.trust import SYSTEM_TRUST, Trust, read_trust
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 OPERATOR_KEY = "operator.key"
 ADMIN_KEY = "admin.key"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """The address of the service, and the key."""
+    """The address of the service, the key, and which servers may see it."""
 
     url: str
     key: str = field(repr=False)
+    trust: Trust = SYSTEM_TRUST
 
 
 def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
     """The address and key to use. Raises Failure for a malformed address, and without a key."""
     state = settings().state_directory
-    address = _check_url(url or _read(state / "url") or DEFAULT_URL)
-    key = os.environ.get("CONVENER_KEY", "").strip() or _kept_key(address, state, key_files)
+    own_address = _read(state / "url")
+    address, is_own = url or own_address or DEFAULT_URL, (url or own_address) == own_address
+    # Not the port of this machine's own service: while it is down, anybody may listen there and collect the keys.
+    socket = default_socket(state) if is_own and own_address else None
+    try:
+        trust = read_trust(os.environ)
+        address = check_address(f"unix:{socket}" if socket else address, trust)
+    except ValueError as error:
+        raise Failure(str(error), ExitCode.USAGE, hint="look at --url, CONVENER_URL and the variables of TLS") from None
+    key = os.environ.get("CONVENER_KEY", "").strip() or (_first(state, key_files) if is_own else None)
     if key is None:
         raise Failure(
             "there is no key to show to the service",
@@ -39,7 +47,7 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
     # Nothing else fits into a header, and the HTTP library would fail without saying which variable is wrong.
     if not key.isascii() or not key.isprintable():
         raise Failure("the key holds characters that no key has", ExitCode.KEY, hint="look at CONVENER_KEY again")
-    return Access(url=address, key=key)
+    return Access(url=address, key=key, trust=trust)
 
 
 def settings() -> Settings:
@@ -52,27 +60,8 @@ def settings() -> Settings:
         ) from None
 
 
-def is_loopback(url: str) -> bool:
-    """Whether the address is on this very machine."""
-    return httpx.URL(url).host in _LOOPBACK
-
-
-def _check_url(url: str) -> str:
-    try:
-        parts = httpx.URL(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 80) < 65536
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise Failure(f"not an address: {url!r}", ExitCode.USAGE, hint=f"write it like {DEFAULT_URL}")
-    return url.rstrip("/")
-
-
-def _kept_key(url: str, state: Path, names: Sequence[str]) -> str | None:
-    """The stored key of this machine; None for an address elsewhere, which must never see it."""
-    # `url` holds the address of `convener up`, which may listen on another one than loopback.
-    if not is_loopback(url) and url != _read(state / "url"):
-        return None
+def _first(state: Path, names: Sequence[str]) -> str | None:
+    """The first of these keys that `convener up` has left here; they are for its own service alone."""
     return next((key for name in names if (key := _read(state / name))), None)
 
 

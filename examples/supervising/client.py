@@ -1,5 +1,6 @@
 """The supervisor's side of the HTTP contract; every call is repeated until the service answers."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -11,6 +12,8 @@ from urllib.parse import quote
 import httpx
 
 from examples.supervising.task import Json
+from secure_http.clients import open_client
+from secure_http.trust import read_trust
 
 Query: TypeAlias = dict[str, str | float]
 
@@ -53,7 +56,8 @@ class Convener:
     ) -> None:
         """`waiting(cause, seconds)` is told of every pause before a call is repeated."""
         headers = {"Authorization": f"Bearer {key}"}
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=30.0, transport=transport)
+        trust = read_trust(os.environ)
+        self._http = open_client(base_url, trust, headers=headers, timeout=30.0, transport=transport)
         self._give_up_seconds = give_up_seconds
         self._sleep, self._waiting = sleep, waiting
         self._jitter = Random()

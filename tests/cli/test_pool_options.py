@@ -14,6 +14,7 @@ from app.cli.supervisor import Supervisor
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.settings import Settings
+from secure_http.trust import SYSTEM_TRUST
 from tests.support.sql import value
 
 
@@ -63,6 +64,8 @@ async def test_the_welcome_says_what_the_pool_will_do(
 ) -> None:
     machine = Stack(
         url="",
+        own_address="",
+        trust=SYSTEM_TRUST,
         database_url="",
         keys={},
         new_keys=frozenset(),

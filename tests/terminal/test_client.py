@@ -128,10 +128,10 @@ def test_where_the_clocks_are_apart_that_of_the_service_counts() -> None:
         assert live_service.now.isoformat() == "2030-01-01T00:00:05+00:00"
 
 
-def test_a_proxy_of_the_surroundings_is_not_used_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "https://far.test", "unix:/run/api.sock"])
+def test_a_proxy_of_the_surroundings_is_never_used(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
-    near, far = (Client(Access(url=url, key="k")) for url in ("http://127.0.0.1:8765", "http://far.test"))
-    assert not near._http._mounts
-    assert far._http._mounts
-    near._http.close()
-    far._http.close()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
+    with Client(Access(url=url, key="k")) as client:
+        assert not client._http._mounts
+        assert client._http._trust_env is False

@@ -26,7 +26,7 @@ def _leave(state: Path, url: str) -> None:
 def test_what_up_left_behind_is_found(state: Path) -> None:
     _leave(state, "http://127.0.0.1:4321")
     found = find_access(None)
-    assert (found.url, found.key) == ("http://127.0.0.1:4321", "cvn_operator_x")
+    assert (found.url, found.key) == (f"unix:{state}/api.sock", "cvn_operator_x")
     assert find_access(None, (ADMIN_KEY, OPERATOR_KEY)).key == "cvn_admin_x"
     assert "cvn_operator_x" not in repr(found)
 
@@ -34,18 +34,42 @@ def test_what_up_left_behind_is_found(state: Path) -> None:
 def test_the_environment_comes_first(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _leave(state, "http://127.0.0.1:4321")
     monkeypatch.setenv("CONVENER_KEY", " cvn_mine_x ")
-    found = find_access("http://far.test/")
-    assert (found.url, found.key) == ("http://far.test", "cvn_mine_x")
+    found = find_access("https://far.test/")
+    assert (found.url, found.key) == ("https://far.test", "cvn_mine_x")
 
 
-def test_the_key_of_this_machine_never_leaves_it(state: Path) -> None:
+@pytest.mark.parametrize("url", ["https://far.test:4321", "http://localhost:4321", "http://127.0.0.1:4322"])
+def test_the_keys_of_this_machine_go_to_its_own_service_alone(state: Path, url: str) -> None:
     _leave(state, "http://127.0.0.1:4321")
     with pytest.raises(Failure) as failure:
-        find_access("http://far.test:4321")
+        find_access(url)
     assert failure.value.code is ExitCode.KEY
-    assert find_access("http://localhost:4321").key == "cvn_operator_x"
-    _leave(state, "http://this-host.test:4321")
-    assert find_access(None).key == "cvn_operator_x"
+
+
+def test_the_port_of_the_own_service_is_never_used_for_a_key(state: Path) -> None:
+    """While the service is down, anybody may listen there; only its owner can make the socket."""
+    for url in ("http://127.0.0.1:4321", "http://this-host.test:4321", "https://this-host.test:4321"):
+        _leave(state, url)
+        for found in (find_access(None), find_access(url)):
+            assert (found.url, found.key) == (f"unix:{state}/api.sock", "cvn_operator_x")
+
+
+def test_where_a_socket_has_no_place_the_port_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(deep))
+    _leave(deep, "http://127.0.0.1:4321")
+    assert find_access(None).url == "http://127.0.0.1:4321"
+
+
+def test_a_key_does_not_cross_the_network_in_clear_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVENER_KEY", "cvn_mine_x")
+    with pytest.raises(Failure) as failure:
+        find_access("http://far.test:8765")
+    assert failure.value.code is ExitCode.USAGE
+    assert "use https://" in failure.value.message
+    monkeypatch.setenv("CONVENER_ALLOW_PLAIN_HTTP", "true")
+    assert find_access("http://far.test:8765").url == "http://far.test:8765"
 
 
 def test_without_a_key_one_is_told_how_to_get_one(state: Path) -> None:
@@ -73,12 +97,11 @@ def test_a_key_with_a_line_end_inside_is_not_sent(monkeypatch: pytest.MonkeyPatc
 
 async def test_settings_may_stand_in_a_file(offline: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "convener.toml"
-    (tmp_path / "url").write_text("http://127.0.0.1:1\n")
-    (tmp_path / "operator.key").write_text("cvn_a_b\n")
+    _leave(tmp_path, "http://127.0.0.1:1")
     file.write_text(f'state_directory = "{tmp_path}"\n')
     plain = {"CONVENER_STATE_DIRECTORY": None, "CONVENER_SETTINGS_FILE": None}
     done = await offline("--settings", str(file), "status", **plain)
-    assert (done.code, "http://127.0.0.1:1" in done.err) == (3, True)
+    assert (done.code, "api.sock" in done.err) == (3, True)
     file.write_text("prot = 1\n")
     done = await offline("status", **{**plain, "CONVENER_SETTINGS_FILE": str(file)})
     assert done.code == 2

@@ -78,8 +78,8 @@ def test_programs_are_handlers() -> None:
     ("arguments", "message"),
     [
         ((), "no handler"),
-        (("--url", "ftp://x", "--handler", ECHO), "http or https"),
-        (("--url", "127.0.0.1:8765", "--handler", ECHO), "http or https"),
+        (("--url", "ftp://x", "--handler", ECHO), "not an address"),
+        (("--url", "127.0.0.1:8765", "--handler", ECHO), "not an address"),
         (("--handler", ECHO, "--capabilities", "poetry"), "choose from generation"),
         (("--handler", ECHO, "--capabilities", ""), "choose from generation"),
         (("--handler", ECHO, "--capabilities", "generation"), "no handler for generation"),

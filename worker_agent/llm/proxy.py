@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from secure_http.clients import open_async_client
+from secure_http.trust import SYSTEM_TRUST, Trust
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.wire import Lease
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 _BACKLOG = 128
 _STOP_SECONDS = 3.0
 _CONTROL_PLANE_SECONDS = 10.0
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +42,11 @@ class ModelProxy:
         control_plane_url: str,
         key: Callable[[], str | None],
         random_fraction: Callable[[], float] = random.random,
+        trust: Trust = SYSTEM_TRUST,
     ) -> None:
         self._settings = settings
         self._control_plane_url = control_plane_url
+        self._trust = trust
         self._key = key
         self._random_fraction = random_fraction
         self._task_keys = TaskKeys()
@@ -96,8 +101,10 @@ class ModelProxy:
 
         server = Server(self._settings, self._task_keys)
         async with (
-            _http_client(self._control_plane_url, _CONTROL_PLANE_SECONDS) as control_plane,
-            _http_client(self._settings.base_url) as upstream,
+            open_async_client(
+                self._control_plane_url, self._trust, timeout=_CONTROL_PLANE_SECONDS, limits=_LIMITS
+            ) as control_plane,
+            _upstream_client(self._settings.base_url) as upstream,
         ):
             server.completions = CompletionService(
                 settings=self._settings,
@@ -126,14 +133,14 @@ def _listening_socket() -> socket.socket:
     return listener
 
 
-def _http_client(url: str, timeout: float | None = None) -> httpx.AsyncClient:
+def _upstream_client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
-        timeout=timeout,
-        # As in the worker's own calls: no certificates where none are needed, and no proxy to this very machine.
+        timeout=httpx.Timeout(None),
+        # Reading certificates takes long, and a proxy that the environment names cannot reach this very machine.
         verify=urlsplit(url).scheme == "https",
         mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+        limits=_LIMITS,
     )
 
 
