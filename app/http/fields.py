@@ -100,16 +100,45 @@ def priority_of(name: PriorityName) -> Priority:
     return Priority[name.upper()]
 
 
+# Doubles go on to 1e308 and 5e-324, but quotients and squares of such numbers are infinite or 0 over 0.
+_MAX_FLOAT = 1e15
+_MIN_FLOAT = 1e-100
+
+
+def _flush_to_zero(value: object) -> object:
+    """Take a number nearer to 0 than any measurement, and -0.0, for 0."""
+    return 0.0 if isinstance(value, float) and abs(value) < _MIN_FLOAT else value
+
+
+_FLUSH = {"type": "no-info", "function": _flush_to_zero}
+
+
 def _take_literally(schema: Any) -> None:
-    """Make numbers and truth values strict; all else stays lax, because ids and times come as text."""
+    """Make numbers and truth values strict, and floats sane; all else stays lax, because ids and times come as text."""
     if isinstance(schema, dict):
         if schema.get("type") in ("int", "float", "bool"):
             schema["strict"] = True
+        if schema.get("type") == "float":
+            _bound_float(schema)
+            return
+        if schema.get("function") is _FLUSH:  # a model within a model comes by twice
+            return
         for part in schema.values():
             _take_literally(part)
     elif isinstance(schema, list | tuple):
         for part in schema:
             _take_literally(part)
+
+
+def _bound_float(schema: dict[str, Any]) -> None:
+    """Give a float bounds where it has none, and have it flushed to 0 before they are checked."""
+    if not schema.keys() & {"le", "lt"}:
+        schema["le"] = _MAX_FLOAT
+    if not schema.keys() & {"ge", "gt"}:
+        schema["ge"] = -_MAX_FLOAT
+    inner = dict(schema)
+    schema.clear()
+    schema.update(type="function-before", function=_FLUSH, schema=inner)
 
 
 class StrictModel(BaseModel):
@@ -134,3 +163,11 @@ class Usage(Body):
     wall_seconds: float = Field(ge=0)
     cpu_seconds: float = Field(ge=0)
     max_memory_mb: float = Field(ge=0)
+
+
+class TaskUsageOut(BaseModel):
+    """What a task cost where it ran, as it was stored."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    max_memory_mb: float

@@ -18,14 +18,14 @@ from app.http.fields import Body, Moment, NewGoalId, Sentence
 from app.kernel.agents import AgentType
 from app.queue.rules.holds import Hold
 
-_MAX_SECONDS = 10 * 366 * 86400.0
+_MIN_SECONDS, _MAX_SECONDS = 0.001, 10 * 366 * 86400.0
 # Elo and all usual scores lie well within; a larger number is most likely a mistake.
 _MAX_SCORE = 1e12
 # Strict: no number in quotation marks, and neither 3.0 nor true for an integer.
 Number = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Weight = Annotated[Number, Field(ge=0.01, le=100, description="2 gets twice the share of 1 wherever both wait")]
-Seconds = Annotated[Number, Field(gt=0, le=_MAX_SECONDS)]
+Seconds = Annotated[Number, Field(ge=_MIN_SECONDS, le=_MAX_SECONDS)]
 Score = Annotated[Number, Field(ge=-_MAX_SCORE, le=_MAX_SCORE)]
 Count = Annotated[Whole, Field(ge=1, le=1000)]
 
@@ -41,7 +41,7 @@ class ConstraintsIn(Body):
 
     time_limit_seconds: Seconds | None = Field(None, description="since it was created, pauses included")
     compute_budget_seconds: Seconds | None = Field(None, description="on workers, as the service measures it")
-    money_budget: Number | None = Field(None, gt=0, le=1e9, description="against what the reports say was spent")
+    money_budget: Number | None = Field(None, ge=1e-6, le=1e9, description="against what the reports say was spent")
     min_iterations: Count | None = None
     max_iterations: Count | None = None
     improvement_threshold: Number | None = Field(None, ge=0.001, le=0.1)

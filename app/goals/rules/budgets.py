@@ -84,8 +84,8 @@ class LimitUse:
 
     @property
     def share(self) -> float:
-        """Used share of the limit, 1 when it is used up; a limit of 0 always is."""
-        return self.amount / self.limit if self.limit > 0 else 1.0
+        """Used share of the limit, 1 when it is used up; a limit of next to nothing always is."""
+        return self.amount / self.limit if self.limit > _EPSILON else 1.0
 
     @property
     def description(self) -> str:

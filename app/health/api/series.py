@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
@@ -27,7 +27,6 @@ _POLICY = SeriesPolicy()
 _HOUR = timedelta(hours=1)
 # Far beyond what anybody measures, and still exact to a thousandth in a double.
 _MAX_VALUE = 1e12
-_MIN_VALUE = 1e-300
 _EXAMPLE: dict[str, Any] = {
     "batch_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c",
     "samples": [
@@ -39,12 +38,7 @@ _PUSHING = responses_for(SamplesRefused, TooManySeries, IdempotencyMismatch)
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")]
 
 
-def _measurable(value: float) -> float:
-    """Take a value nearer to 0 than any measurement for 0: a rate computed from it would be no number."""
-    return value if abs(value) >= _MIN_VALUE else 0.0
-
-
-Value = Annotated[float, Field(strict=True, ge=-_MAX_VALUE, le=_MAX_VALUE), AfterValidator(_measurable)]
+Value = Annotated[float, Field(strict=True, ge=-_MAX_VALUE, le=_MAX_VALUE)]
 
 
 class SampleIn(Body):

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.http.fields import AgentName, Limit, Moment, PriorityName, Usage, priority_name
+from app.http.fields import AgentName, Limit, Moment, PriorityName, TaskUsageOut, priority_name
 from app.http.guard import requires
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -35,7 +35,7 @@ class OutputOut(BaseModel):
     created_at: Moment
     finished_at: Moment
     result: Any
-    usage: Usage | None
+    usage: TaskUsageOut | None
     quality: float | None = Field(description="0 to 1, where its worker has judged it")
 
 

@@ -14,7 +14,7 @@ from app.http.fields import (
     PriorityIn,
     PriorityName,
     Sentence,
-    Usage,
+    TaskUsageOut,
     Word,
     priority_name,
     priority_of,
@@ -120,7 +120,7 @@ class AttemptOut(BaseModel):
     ended_at: Moment
     outcome: str
     error: dict[str, Any] | None
-    usage: Usage | None
+    usage: TaskUsageOut | None
 
 
 class ProgressOut(BaseModel):
@@ -166,7 +166,7 @@ class TaskOut(TaskSummary):
     result: dict[str, Any] | None
     quality: float | None = Field(description="of the result, 0 to 1, where its worker has judged it")
     checkpoint: dict[str, Any] | None
-    usage: Usage | None
+    usage: TaskUsageOut | None
     attempts: list[AttemptOut]
 
 
