@@ -1,5 +1,10 @@
 """Entry point of the loops: runs the schedule and the worker pool of this host until a signal stops it."""
 
+from app.secrecy import close_process
+
+if __name__ == "__main__":
+    close_process()  # before the other imports, which take a second: secrets wait in a descriptor meanwhile
+
 import asyncio
 import contextlib
 import gc
@@ -129,11 +134,13 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     # and hides the key for that from its handlers.
     own = ("CONVENER_LLM_", "CONVENER_HANDLER_", *TRUST_VARIABLES)
     plain = {
-        name: value for name, value in os.environ.items() if not name.startswith("CONVENER_") or name.startswith(own)
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CONVENER_", "PG")) or name.startswith(own)
     }
     if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
         plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
-    return {**plain, "CONVENER_KEY": settings.pool_key or ""}
+    return {**plain, "CONVENER_KEY": settings.pool_key or "", "CONVENER_LLM_KEY": settings.llm_key or ""}
 
 
 async def _until_stopped(work: "asyncio.Task[None]") -> None:

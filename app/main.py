@@ -1,5 +1,10 @@
 """Entry point of the API: serves requests until a signal stops it."""
 
+from app.secrecy import close_process
+
+if __name__ == "__main__":
+    close_process()  # before the other imports, which take a second: secrets wait in a descriptor meanwhile
+
 import asyncio
 import gc
 import logging

@@ -1,7 +1,8 @@
 """Settings of the processes, read once by the entry points and passed on as values.
 
-They come from environment variables, and from a TOML file if `CONVENER_SETTINGS_FILE` names one. No file is looked for
-elsewhere, because a process must not depend on the directory in which it happens to be started.
+They come from environment variables, and from a TOML file if `CONVENER_SETTINGS_FILE` names one; a secret also from a
+file of its own. No file is looked for elsewhere, because a process must not depend on the directory in which it happens
+to be started.
 """
 
 import difflib
@@ -15,17 +16,20 @@ import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
+from app.secrecy import close_process, take_over, wipe
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
-# Settings for which a file should be readable by its owner only.
-_SECRETS = frozenset({"database_url", "pool_key", "webhook_secret", "webhook_url"})
+_FILE = "_FILE"
+# Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
+SECRETS = ("database_password", "database_url", "llm_key", "pool_key", "webhook_secret", "webhook_url")
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -38,7 +42,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    database_url: str | None = Field(None, description="PostgreSQL 15 or newer; the bundled one when absent")
+    database_password: str | None = Field(
+        None, repr=False, description="password for `database_url`, apart from it so that it may hold any character"
+    )
+    database_url: str | None = Field(
+        None, repr=False, description="PostgreSQL 15 or newer; the bundled one when absent"
+    )
     mode: Mode | None = Field(
         None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
     )
@@ -56,6 +65,9 @@ class Settings(BaseModel):
         3, ge=0, le=1000, description="workers of this host at the start; all that it has in development; 0: none"
     )
     pool_key: str | None = Field(None, repr=False, description="the key with which workers of the pool register")
+    llm_key: str | None = Field(
+        None, repr=False, description="key of the language model, which the workers of the pool get and handlers do not"
+    )
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
     host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")
     lease_seconds: float = Field(15.0, ge=1, le=3600)
@@ -100,10 +112,11 @@ class Settings(BaseModel):
 
     @field_validator("database_url", mode="after")
     @classmethod
-    def _is_postgres(cls, url: str | None) -> str | None:
+    def _is_postgres(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
             raise ValueError("must begin with postgresql://")
-        return url
+        password = info.data.get("database_password")
+        return _with_password(url, password) if url and password else url
 
     @field_validator("webhook_url", mode="after")
     @classmethod
@@ -138,7 +151,8 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read `CONVENER_*`, and the file of `CONVENER_SETTINGS_FILE`, over which a variable wins.
 
-        Raises SettingsError that names the variable, or file and key, and says what is wrong.
+        `CONVENER_<SECRET>_FILE` names a file that holds nothing but this secret. Raises SettingsError that names the
+        variable, or file and key, and says what is wrong.
         """
         source = os.environ if environment is None else environment
         path = Path(source[SETTINGS_FILE]) if source.get(SETTINGS_FILE) else None
@@ -147,6 +161,7 @@ class Settings(BaseModel):
         from_variables = {
             name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source
         }
+        from_variables |= _read_secrets(source, from_variables)
         # Merged before validation, so that a variable can also replace a wrong value of the file.
         try:
             return cls.model_validate({**from_file, **from_variables})
@@ -158,13 +173,33 @@ class Settings(BaseModel):
 def load_settings() -> Settings:
     """Settings of the API or the loops; prints a sentence and exits with 2 when they are not enough to run."""
     try:
-        settings = Settings.from_environment()
+        settings = take_settings()
         if settings.database_url is None:
             raise SettingsError("CONVENER_DATABASE_URL is not set; give it the URL of your PostgreSQL")
     except SettingsError as error:
         print(f"convener: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return settings
+
+
+def take_settings() -> Settings:
+    """Settings of a process that stays: it closes itself, and no secret is left in its environment afterwards.
+
+    Raises SettingsError.
+    """
+    close_process()
+    try:
+        secrets = take_over(os.environ)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the secrets that were handed over cannot be read ({error})") from None
+    settings = Settings.from_environment({**os.environ, **secrets})
+    wipe(os.environ, SECRET_VARIABLES)
+    return settings
+
+
+def secret_variables(values: Mapping[str, str | None]) -> dict[str, str]:
+    """The variables that stand for these secret settings, those without a value left out."""
+    return {_variable(name): value for name, value in values.items() if value}
 
 
 def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
@@ -180,10 +215,34 @@ def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
         raise SettingsError(f"{path} is no TOML: {error}") from None
     if unknown := [name for name in values if name not in names]:
         raise SettingsError(f"{path}: " + "; ".join(_unknown(name, names) for name in unknown))
-    secrets = sorted(_SECRETS & values.keys())
+    secrets = sorted(values.keys() & set(SECRETS))
     if secrets and readable:
         log.warning("%s holds %s and others can read it: `chmod 600 %s`", path, " and ".join(secrets), path)
     return values
+
+
+def _read_secrets(source: Mapping[str, str], variables: Collection[str]) -> dict[str, str]:
+    """The secrets that have a file of their own and no variable. Raises SettingsError."""
+    paths = {name: source.get(_variable(name) + _FILE) for name in SECRETS if name not in variables}
+    secrets = {}
+    for name, path in paths.items():
+        if path:
+            try:
+                secrets[name] = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "no text"
+                raise SettingsError(f"{_variable(name)}{_FILE}: cannot read {path} ({reason})") from None
+    return secrets
+
+
+def _with_password(url: str, password: str) -> str:
+    """The URL with this password. Raises ValueError where it has one already, or no user."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if not at or not user or ":" in user:
+        raise ValueError("must name a user and no password where database_password is set")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"
 
 
 def _unknown(name: str, names: Collection[str]) -> str:
@@ -193,6 +252,10 @@ def _unknown(name: str, names: Collection[str]) -> str:
 
 def _variable(name: str) -> str:
     return _PREFIX + name.upper()
+
+
+# With the names of their files, which lead to them.
+SECRET_VARIABLES = frozenset(_variable(name) + suffix for name in SECRETS for suffix in ("", _FILE))
 
 
 def _problem(error: Any, variables: Collection[str], path: Path | None) -> str:

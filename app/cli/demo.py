@@ -24,7 +24,7 @@ from app.cli.supervisor import Program
 from app.cli.up import stop_signal
 from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
-from app.settings import Settings, SettingsError
+from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
 from secure_http.clients import open_async_client
 
@@ -74,7 +74,7 @@ def demo(
       convener demo --llm --rounds 6
     """
     try:
-        settings = Settings.from_environment()
+        settings = take_settings()
         home = state or settings.state_directory / "demo"
         changes = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
         handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"
@@ -257,7 +257,6 @@ def find_model() -> tuple[Mapping[str, str], Program | None]:
 
 def with_log_file(program: Program, logs: Path) -> Program:
     """The program with its output in a log file."""
-    logs.mkdir(parents=True, exist_ok=True)
     program.output = logs / "language-model.log"
     return program
 

@@ -24,7 +24,8 @@ from app.kernel.modes import Mode
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
-from app.settings import Settings
+from app.secrecy import PRIVATE_FILE, make_private
+from app.settings import SECRETS, Settings, secret_variables
 from secure_http.clients import default_socket, open_async_client
 from secure_http.trust import SYSTEM_TRUST, Trust, certificate_pin
 
@@ -75,7 +76,7 @@ async def running(
     """Bring everything up, and `extra_programs`, and down again in order. Raises StackError, EmbeddedError."""
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(state)
         # Leftovers are looked for under the lock: the children of a running Convener are none.
         cleanup.enter_context(lock_directory(state))
         if leftovers := end_leftovers(state / "children.json"):
@@ -85,8 +86,10 @@ async def running(
         url = server.url if server else str(settings.database_url)
         keys, fresh, config = await _prepare(url, settings, options, say)
         settings = settings.model_copy(update={"port": port, "socket": settings.socket or _own_socket(state, say)})
-        environment = _environment(settings, url, port, keys)
-        programs = [*extra_programs, *_programs(settings, environment, state / "logs" if log_files else None)]
+        make_private(state / "logs")
+        secrets = _secrets(settings, url, keys)
+        programs = _programs(settings, _environment(settings), secrets, state / "logs" if log_files else None)
+        programs = [*extra_programs, *programs]
         supervisor = Supervisor(server, programs, state / "children.json")
         cleanup.push_async_callback(supervisor.stop)  # before the start, which may fail halfway
         await supervisor.start_programs()
@@ -170,16 +173,19 @@ async def _is_known(keyring: Keyring, text: str) -> bool:
     return True
 
 
-def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, str]) -> dict[str, str]:
+def _secrets(settings: Settings, url: str, keys: Mapping[Role, str]) -> dict[str, str]:
+    secrets = {name: getattr(settings, name) for name in SECRETS if name != "database_password"}
+    return secret_variables({**secrets, "database_url": url, "pool_key": keys[Role.POOL]})
+
+
+def _environment(settings: Settings) -> dict[str, str]:
     variables = {
-        "CONVENER_DATABASE_URL": url,
-        "CONVENER_PORT": str(port),
+        "CONVENER_PORT": str(settings.port),
         "CONVENER_MODE": (settings.mode or Mode.DEVELOPMENT).value,
         "CONVENER_STATE_DIRECTORY": str(settings.state_directory),
         "CONVENER_POOL_SIZE": str(settings.pool_size),
         "CONVENER_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
-        "CONVENER_POOL_KEY": keys[Role.POOL],
     }
     if settings.socket is not None:
         variables["CONVENER_SOCKET"] = str(settings.socket)
@@ -187,13 +193,14 @@ def _environment(settings: Settings, url: str, port: int, keys: Mapping[Role, st
     return {**os.environ, **variables}
 
 
-def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | None) -> list[Program]:
-    if logs is not None:
-        logs.mkdir(parents=True, exist_ok=True)
+def _programs(
+    settings: Settings, environment: Mapping[str, str], secrets: Mapping[str, str], logs: Path | None
+) -> list[Program]:
     api = Program(
         name="api",
         module="app.main",
         environment=environment,
+        secrets=secrets,
         stop_seconds=8,
         output=logs / "api.log" if logs else None,
     )
@@ -201,6 +208,7 @@ def _programs(settings: Settings, environment: Mapping[str, str], logs: Path | N
         name="loops",
         module="app.background",
         environment=environment,
+        secrets=secrets,
         stop_seconds=settings.stop_grace_seconds + 10,
         output=logs / "loops.log" if logs else None,
     )
@@ -253,6 +261,6 @@ def free_port(host: str, port: int) -> int:
 def _write(file: Path, text: str) -> None:
     """Write a file that only its owner can read."""
     # The mode is given at creation: a chmod afterwards would leave a moment in which others can read the key.
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(f"{text}\n")

@@ -19,6 +19,7 @@ import psutil
 
 from app.postgres import launch
 from app.postgres.server import Server
+from app.secrecy import SECRETS_FD, handed_over, open_log
 
 log = logging.getLogger(__name__)
 _CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
@@ -27,12 +28,16 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class Program:
-    """A Python module that runs as a child; `stop_seconds` is its time to end in order."""
+    """A Python module that runs as a child; `stop_seconds` is its time to end in order.
+
+    Variables in `secrets` are handed over by a pipe, since every program of this user may look at an environment.
+    """
 
     name: str
     module: str
     environment: Mapping[str, str]
     stop_seconds: float
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     output: Path | None = None
     restarts: int = 0
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
@@ -47,24 +52,26 @@ class Program:
         """Start it, bound to the life of this process."""
         # The wrapper becomes the program, so the pid stays; without packages (-I -S) it starts in a moment.
         wrapper = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), launch.SAME, os.getcwd()]
-        output = self.output.open("ab") if self.output else None
+        output = open_log(self.output) if self.output else None
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *wrapper,
-                sys.executable,
-                "-P",  # a directory named `app` where the user stands must not be imported as ours
-                "-m",
-                self.module,
-                env=dict(self.environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C must reach this process alone, which then stops the children in order.
-                start_new_session=True,
-            )
+            with handed_over(self.secrets) as descriptor:
+                self._process = await asyncio.create_subprocess_exec(
+                    *wrapper,
+                    sys.executable,
+                    "-P",  # a directory named `app` where the user stands must not be imported as ours
+                    "-m",
+                    self.module,
+                    env={**self.environment, SECRETS_FD: str(descriptor)},
+                    pass_fds=[descriptor],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # Ctrl-C must reach this process alone, which then stops the children in order.
+                    start_new_session=True,
+                )
         finally:
             if output is not None:
-                output.close()
+                os.close(output)
 
     async def wait(self) -> int:
         """Wait for its end; return its exit code."""

@@ -16,7 +16,7 @@ from app.cli.stack import Stack, StackError, running
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
-from app.settings import Settings, SettingsError
+from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
 
 console = output.PlainConsole(stderr=True)
@@ -52,7 +52,7 @@ def up(
     options = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
     pool_options = PoolOptions(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
     try:
-        settings = Settings.from_environment()
+        settings = take_settings()
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
     except (StackError, EmbeddedError, SettingsError) as error:

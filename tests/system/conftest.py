@@ -1,12 +1,13 @@
 """Real processes: the API as it runs in production, and `convener up` with everything under it."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from app.admin.service.access import create_key
 from app.db.database import Database
 from app.kernel.access import Role
+from app.postgres.binaries import find_binaries
+from app.postgres.cluster import Cluster
 from tests.support.ports import free_port
 from tests.support.service import KEY_ROLES
 
@@ -124,11 +127,17 @@ class Up:
             **settings,
         }
         self.child: subprocess.Popen[bytes] | None = None
+        self._leaders: set[int] = set()
 
     @property
     def url(self) -> str:
         """Where its API is."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def database_url(self) -> str:
+        """Where its database is."""
+        return Cluster(directory=self.state / "postgres", binaries=find_binaries()).url
 
     def bearer(self, name: str) -> dict[str, str]:
         """The header for one of the keys in the state directory."""
@@ -164,16 +173,24 @@ class Up:
         return self.child.wait(60)
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that carries this state directory in its environment."""
-        return [found for found in psutil.process_iter() if self._is_ours(found)]
+        """Every process of it: recorded by the supervisor, with this directory in its command, or in its session."""
+        # The environment of most of them is closed to other processes, also to those of the same user.
+        with suppress(FileNotFoundError, ValueError):
+            self._leaders |= {entry["pid"] for entry in json.loads((self.state / "children.json").read_text())}
+        everybody = list(psutil.process_iter())
+        self._leaders |= {found.pid for found in everybody if self._names_us(found)}
+        return [found for found in everybody if self._is_ours(found)]
+
+    def _names_us(self, found: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return any(str(self.state) in word for word in found.cmdline())
+        return False
 
     def _is_ours(self, found: psutil.Process) -> bool:
-        try:
-            environment = found.environ()
-            marks = {environment.get("CONVENER_STATE_DIRECTORY"), environment.get("CONVENER_OWNER")}
-            return str(self.state) in marks and found.status() != psutil.STATUS_ZOMBIE
-        except (psutil.Error, OSError):
-            return False
+        with suppress(psutil.Error, OSError):
+            is_ours = self._leaders & {found.pid, os.getsid(found.pid)}
+            return bool(is_ours) and found.status() != psutil.STATUS_ZOMBIE
+        return False
 
 
 def _runs(found: psutil.Process, module: str) -> bool:

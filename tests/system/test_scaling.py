@@ -44,7 +44,7 @@ class _Watch:
 
 @asynccontextmanager
 async def _watched(up: Up) -> AsyncIterator[_Watch]:
-    watch, url = _Watch(), up.running("app.background").environ()["CONVENER_DATABASE_URL"]
+    watch, url = _Watch(), up.database_url
     looking = asyncio.create_task(watch.look(url))
     try:
         yield watch

@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -21,6 +22,7 @@ _LIBPQ_PARAMETERS = frozenset(
     }
 )
 _POLL_SECONDS = 0.2
+_ESCAPED = re.compile(r"[:\\]")
 _MAX_ERROR_LINES = 5
 # The entry of the table of contents that holds the revision of the schema.
 _REVISION_ENTRY = re.compile(r"^\d+; \d+ \d+ TABLE DATA \S+ alembic_version\b")
@@ -70,12 +72,21 @@ class Dumps:
         url: str | None = None,
         report: Callable[[], object] = lambda: None,
     ) -> str:
-        address, environment = connection_arguments(url) if url else ([], {})
+        address, password = connection_arguments(url) if url else ([], "")
         command = [str(self.binaries.program(program)), *address, *arguments]
         # Files rather than pipes, which could fill up and block a program that nobody reads from.
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as errors,
+            _password_file(password) as descriptor,
+        ):
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env={**os.environ, **environment}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                env=_environment(descriptor if password else None),
+                pass_fds=[descriptor],
             )
             try:
                 _wait_for_exit(child, report)
@@ -90,11 +101,8 @@ class Dumps:
             return out.read()
 
 
-def connection_arguments(url: str) -> tuple[list[str], Mapping[str, str]]:
-    """Arguments and environment by which a program of PostgreSQL connects to the database at `url`.
-
-    The password goes into the environment, which only the owner of a process can read; its arguments everybody can.
-    """
+def connection_arguments(url: str) -> tuple[list[str], str]:
+    """Arguments by which a program of PostgreSQL connects to the database at `url`, and the password for it."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query)
     password = next((value for name, value in parameters if name == "password"), unquote(parts.password or ""))
@@ -105,7 +113,26 @@ def connection_arguments(url: str) -> tuple[list[str], Mapping[str, str]]:
     query = urlencode([(name, value) for name, value in parameters if name in _LIBPQ_PARAMETERS])
     plain = f"postgresql://{user}{hosts}{parts.path}" + (f"?{query}" if query else "")
     # --no-password: fail rather than ask on a terminal that a service does not have.
-    return ["--no-password", f"--dbname={plain}"], {"PGPASSWORD": password} if password else {}
+    return ["--no-password", f"--dbname={plain}"], password
+
+
+@contextmanager
+def _password_file(password: str) -> Iterator[int]:
+    """A password file without a name, as a descriptor: nobody else can open it, and a crash leaves nothing of it."""
+    with tempfile.TemporaryFile("w") as file:
+        file.write("*:*:*:*:" + _ESCAPED.sub(r"\\\g<0>", password) + "\n")
+        file.flush()
+        file.seek(0)
+        yield file.fileno()
+
+
+def _environment(password_file: int | None) -> dict[str, str]:
+    """That of this process without its secrets, and with the password file."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
+    if password_file is None:
+        return ours
+    ours.pop("PGPASSWORD", None)  # it would win
+    return ours | {"PGPASSFILE": f"/dev/fd/{password_file}"}
 
 
 def _wait_for_exit(child: "subprocess.Popen[bytes]", report: Callable[[], object]) -> None:

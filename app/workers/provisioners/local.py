@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psutil
 
+from app.secrecy import make_private, open_log
 from app.workers.provisioners.base import Handle
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,11 @@ class LocalProvisioner:
         return handles
 
     def _spawn(self, worker_id: UUID, name: str) -> Handle:
-        self._logs.mkdir(parents=True, exist_ok=True)
+        make_private(self._logs)
         variables = {**self._environment, TOKEN_VARIABLE: str(worker_id), OWNER_VARIABLE: self._owner}
         command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
         command.append(f"{_MARK}{self._owner}:{worker_id}")
-        with (self._logs / f"{name}.log").open("ab") as output:
+        with os.fdopen(open_log(self._logs / f"{name}.log"), "ab") as output:
             child = subprocess.Popen(
                 command,
                 env=variables,

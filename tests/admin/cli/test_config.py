@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from app.cli import stack
-from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.settings import Settings
 from app.terminal.client import Client
@@ -163,8 +162,7 @@ async def test_the_audit_log(convener: CommandLine) -> None:
 
 
 def test_a_machine_of_ones_own_starts_in_development_unless_told_otherwise(tmp_path: Path) -> None:
-    keys = dict.fromkeys(Role, "cvn_id_secret")
     for given, expected in ((None, "development"), (Mode.TRUSTED_TESTER, "trusted_tester")):
         settings = Settings(state_directory=tmp_path, mode=given)
-        environment = stack._environment(settings, "postgresql://nowhere", 1, keys)
+        environment = stack._environment(settings)
         assert Settings.from_environment(environment).mode == expected

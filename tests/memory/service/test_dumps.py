@@ -14,9 +14,9 @@ from app.postgres.errors import DumpFailed
     [
         ("postgresql://me:secret@host:5433/db", "postgresql://me@host:5433/db", "secret"),
         ("postgresql://me:s%40c%2Fret%3A@host/db", "postgresql://me@host/db", "s@c/ret:"),
-        ("postgresql://me@host/db", "postgresql://me@host/db", None),
-        ("postgresql://host/db", "postgresql://host/db", None),
-        ("postgresql:///db?host=/run/pg&port=1", "postgresql:///db?host=%2Frun%2Fpg&port=1", None),
+        ("postgresql://me@host/db", "postgresql://me@host/db", ""),
+        ("postgresql://host/db", "postgresql://host/db", ""),
+        ("postgresql:///db?host=/run/pg&port=1", "postgresql:///db?host=%2Frun%2Fpg&port=1", ""),
         (
             "postgresql://m%40e:secret@a:1,b:2/db?sslmode=require&x=y",
             "postgresql://m%40e@a:1,b:2/db?sslmode=require",
@@ -25,22 +25,29 @@ from app.postgres.errors import DumpFailed
         ("postgresql://me@host/db?password=secret&user=you", "postgresql://me@host/db?user=you", "secret"),
     ],
 )
-def test_the_password_goes_by_environment_alone(url: str, plain: str, password: str | None) -> None:
-    arguments, environment = connection_arguments(url)
+def test_the_password_is_in_no_argument(url: str, plain: str, password: str) -> None:
+    arguments, found = connection_arguments(url)
     assert arguments == ["--no-password", f"--dbname={plain}"]
-    assert environment == ({"PGPASSWORD": password} if password else {})
+    assert found == password
     assert "secret" not in "".join(arguments)
 
 
-def test_nothing_secret_is_shown_in_the_list_of_processes(binaries: Binaries, tmp_path: Path) -> None:
+def test_nothing_secret_is_shown_in_the_list_of_processes(
+    binaries: Binaries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program that stands in for pg_dump writes down what it was given."""
+    monkeypatch.setenv("CONVENER_DATABASE_URL", "postgresql://me:hunter2@host/db")
+    monkeypatch.setenv("PGPASSWORD", "another")
+    script = '#!/bin/sh\n(echo "$@"; env) > "$0.shown"\nstat -L -c %a "$PGPASSFILE" > "$0.mode"\n'
     for name in ("postgres", "initdb", "pg_dump"):
-        (tmp_path / name).write_text('#!/bin/sh\necho "$@" > "$0.arguments"\necho "$PGPASSWORD" > "$0.password"\n')
+        (tmp_path / name).write_text(script + 'cat "$PGPASSFILE" > "$0.password"\n')
         (tmp_path / name).chmod(0o755)
     dumps = Dumps(binaries=Binaries(directory=tmp_path, version=binaries.version))
-    dumps.dump("postgresql://me:hunter2@host/db", tmp_path / "file", lambda _: None)
-    assert "hunter2" not in (tmp_path / "pg_dump.arguments").read_text()
-    assert (tmp_path / "pg_dump.password").read_text() == "hunter2\n"
+    dumps.dump("postgresql://me:hunter%3A%5C2@host/db", tmp_path / "file", lambda _: None)
+    assert "hunter" not in (tmp_path / "pg_dump.shown").read_text()
+    assert "PGPASSWORD" not in (tmp_path / "pg_dump.shown").read_text()
+    assert (tmp_path / "pg_dump.password").read_text() == "*:*:*:*:hunter\\:\\\\2\n"
+    assert (tmp_path / "pg_dump.mode").read_text() == "600\n", "libpq passes over a file that others could read"
 
 
 def test_a_failure_says_why(binaries: Binaries, tmp_path: Path) -> None:
