@@ -76,7 +76,7 @@ _TAGS = [
 ]
 
 
-def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -> FastAPI:
+def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20, metrics_open: bool = False) -> FastAPI:
     """The application; its lifespan must set `app.state.services`."""
     app = FastAPIOffline(
         title="Convener",
@@ -94,7 +94,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20) -
     app.add_middleware(AddressCheck, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
     problems.install(app)
     openapi.install(app)
-    prometheus.install(app)
+    prometheus.install(app, is_open=metrics_open)
     _surround(app, lean, max_body_bytes)
     return app
 

@@ -132,7 +132,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
             await services[SnapshotCache].close()
             await database.close()
 
-    return application.build(lifespan, max_body_bytes=settings.max_body_bytes)
+    return application.build(lifespan, max_body_bytes=settings.max_body_bytes, metrics_open=settings.metrics_open)
 
 
 async def begin_shutdown(services: Services) -> None:

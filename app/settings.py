@@ -97,6 +97,7 @@ class Settings(BaseModel):
     events_days: int = Field(7, ge=1)
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+    metrics_open: bool = Field(False, description="scrapers of GET /metrics need no key")
 
     @field_validator("queue_quotas", "webhook_hosts", mode="before")
     @classmethod

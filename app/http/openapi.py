@@ -1,10 +1,15 @@
 """Corrects the OpenAPI document: it describes the problems that are answered instead of the framework's own errors."""
 
+import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.http.problems import MEDIA_TYPE, PLAIN, Problem
 
@@ -17,7 +22,7 @@ _FRAMEWORK_ERROR = {"$ref": "#/components/schemas/HTTPValidationError"}
 
 
 def install(app: FastAPI) -> None:
-    """Describe the errors of every operation as problem details (RFC 9457)."""
+    """Describe the errors of every operation as problem details (RFC 9457), and serve the document as bytes."""
     describe = app.openapi
 
     # FastAPI caches the document that it returns, so correcting it in place once is enough.
@@ -27,6 +32,28 @@ def install(app: FastAPI) -> None:
         return describe()
 
     app.openapi = openapi  # type: ignore[method-assign]  # the place where FastAPI asks for it
+    route = next(route for route in app.router.routes if getattr(route, "path", None) == app.openapi_url)
+    assert isinstance(route, Route)
+    route.app = DocumentPage(openapi)
+
+
+class DocumentPage:
+    """Answers with the document, which is made at the first request and then kept as bytes."""
+
+    def __init__(self, describe: Callable[[], dict[str, Any]]) -> None:
+        self._describe = describe
+        self._lock = asyncio.Lock()
+        self._page = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        async with self._lock:
+            # It takes seconds, in which others are served.
+            self._page = self._page or await asyncio.to_thread(self._render)
+        await Response(self._page, media_type="application/json")(scope, receive, send)
+
+    def _render(self) -> bytes:
+        return json.dumps(self._describe()).encode()
 
 
 def _describe_problems(schema: dict[str, Any]) -> None:

@@ -53,7 +53,11 @@ async def test_the_key_is_made_once_and_is_a_pools(database: Database, tmp_path:
     assert await schema.revision(database.engine) == schema.head()
     async with database.transaction() as connection:
         labels = await connection.execute(select(tables.keys.c.label))
-        assert labels.scalars().all() == ["pool"]
+        assert sorted(labels.scalars()) == ["pool", "prometheus"]
+    monitor_key = tmp_path.with_name(f"{tmp_path.name}-monitor") / "monitor.key"
+    assert (await Keyring(database).recognise(monitor_key.read_text().strip())).role == "monitor"
+    # Prometheus runs as another user.
+    assert stat.S_IMODE(monitor_key.stat().st_mode) == 0o444
 
 
 @pytest.mark.parametrize("failing", ["db", "key"])

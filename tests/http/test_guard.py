@@ -129,7 +129,7 @@ _TABLE = {
     "GET /livez": Scope.PUBLIC,
     "GET /readyz": Scope.PUBLIC,
     "GET /problems": Scope.PUBLIC,
-    "GET /metrics": Scope.PUBLIC,
+    "GET /metrics": Scope.MONITOR,
     "GET /metrics/runtime": Scope.MONITOR,
     "POST /metrics/samples": Scope.MEASURE,
     "GET /metrics/names": Scope.READ,
@@ -212,7 +212,7 @@ async def test_without_a_key_nothing_but_the_public_is_open(
 
 
 async def test_the_public_needs_no_key(service: Service) -> None:
-    for path in ("/livez", "/readyz", "/problems", "/metrics", "/openapi.json", "/docs"):
+    for path in ("/livez", "/readyz", "/problems", "/openapi.json", "/docs"):
         assert (await service.ask("GET", path, key=None)).status_code == 200, path
 
 

@@ -18,7 +18,7 @@ from app.db.database import Database
 from app.http.guard import Authenticator
 from app.kernel.access import Principal, Role, Scope
 from app.kernel.agents import AgentType
-from app.kernel.errors import KeyNotFound, Unauthenticated
+from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
 
 # How long a revoked key may go on working in a process that missed the announcement.
@@ -71,7 +71,13 @@ class Keyring(Authenticator):
             return entry[1]
         # Refusals are not cached, so a new key works at once. A revocation announced during the look-up is missed here,
         # and takes effect when the entry expires.
-        principal = await self._look_up(text)
+        try:
+            principal = await self._look_up(text)
+        except DatabaseUnavailable:
+            # Nobody can revoke a key meanwhile, and a monitor is to see that the database is away.
+            if entry is None:
+                raise
+            return entry[1]
         self._remember(fingerprint, principal)
         return principal
 

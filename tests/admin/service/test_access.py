@@ -10,10 +10,11 @@ import pytest
 from app.admin.service import access
 from app.admin.service.access import Keyring, create_key, revoke_key
 from app.admin.store import keys
+from app.db import hot_path
 from app.db.database import Database
 from app.kernel.access import Principal, Role
 from app.kernel.agents import AgentType
-from app.kernel.errors import KeyNotFound, Unauthenticated
+from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
 from app.workers.service import workers
 from tests.support.factories import registration
 from tests.support.service import KEY_ROLES
@@ -161,3 +162,20 @@ async def test_the_memory_is_bounded(database: Database, keyring: Keyring, monke
     for _ in range(8):
         await keyring.recognise((await _key(database))[1])
         assert len(keyring._principals) <= 3
+
+
+async def test_a_key_that_was_recognised_goes_on_while_the_database_is_away(
+    database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, other = [(await _key(database, Role.MONITOR))[1] for _ in range(2)]
+    await keyring.recognise(key)
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(hot_path, "run", fail)
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert (await keyring.recognise(key)).role is Role.MONITOR
+    with pytest.raises(DatabaseUnavailable):
+        await keyring.recognise(other)

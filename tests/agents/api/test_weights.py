@@ -68,7 +68,7 @@ async def test_example_2_from_the_results_to_the_reasons(service: Service, datab
     assert reflection["evidence"]["results"] == reflection["evidence"]["judged"] == 332
     assert agents["ranking"]["effectiveness"] == pytest.approx(0.5, abs=1e-6)
     assert agents["ranking"]["is_bottleneck"] is None
-    lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
+    lines = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text.splitlines()
     parts = [line.rpartition(" ") for line in lines if line.startswith("convener_agent_")]
     gauges = {name: float(number) for name, _, number in parts}
     assert gauges['convener_agent_weight{agent="reflection"}'] == pytest.approx(0.225)

@@ -19,7 +19,10 @@ async def test_alive_and_ready(service: Service) -> None:
 
 
 async def test_without_a_database_it_lives_but_is_not_ready() -> None:
-    async with serving(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing") as service, asyncio.timeout(30):
+    async with (
+        serving(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", metrics_open=True) as service,
+        asyncio.timeout(30),
+    ):
         assert (await service.ask("GET", "/livez", key=None)).json() == {"status": "alive"}
         for path in ("/readyz", "/tasks", "/events"):
             answer = await service.ask("GET", path, key="cvn_a_b")
@@ -95,7 +98,7 @@ async def test_prometheus_reads_gauges_of_ours(service: Service, database: Datab
     await service.post("/queues/proximity/pause")
     await counted(database)
     assert (await service.ask("GET", "/tasks", key=Role.READER)).status_code == 200
-    answer = await service.ask("GET", "/metrics", key=None)
+    answer = await service.ask("GET", "/metrics", key=Role.MONITOR)
     assert answer.headers["content-type"].startswith("text/plain")
     for line in (
         'convener_tasks{agent="ranking",phase="pending",priority="medium"} 1.0',
@@ -128,13 +131,13 @@ async def test_prometheus_reads_gauges_of_ours(service: Service, database: Datab
 
 async def test_gauges_forget_what_is_over(service: Service) -> None:
     task_id = await service.submitted(agent_type="ranking")
-    assert "convener_tasks{" in (await service.ask("GET", "/metrics", key=None)).text
+    assert "convener_tasks{" in (await service.ask("GET", "/metrics", key=Role.MONITOR)).text
     await service.post(f"/tasks/{task_id}/cancel")
-    assert "convener_tasks{" not in (await service.ask("GET", "/metrics", key=None)).text
+    assert "convener_tasks{" not in (await service.ask("GET", "/metrics", key=Role.MONITOR)).text
 
 
 async def test_every_gauge_is_described(service: Service) -> None:
-    answer = await service.ask("GET", "/metrics", key=None)
+    answer = await service.ask("GET", "/metrics", key=Role.MONITOR)
     described = {line.split()[2]: line.split(maxsplit=3)[3:] for line in answer.text.splitlines() if "# HELP" in line}
     ours = {name: meaning for name, meaning in described.items() if name.startswith("convener_")}
     assert len(ours) > 25
@@ -145,6 +148,6 @@ async def test_no_label_stands_for_a_task_a_goal_or_a_worker(service: Service) -
     task_id = await service.submitted(agent_type="ranking", goal_id="a-goal-of-its-own")
     worker = await service.worker("a-worker-of-its-own")
     await worker.lease()
-    text = (await service.ask("GET", "/metrics", key=None)).text
+    text = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text
     for name in (task_id, worker.id, "a-goal-of-its-own", "a-worker-of-its-own"):
         assert name not in text

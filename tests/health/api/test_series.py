@@ -147,6 +147,6 @@ async def test_what_is_next_to_nothing_spoils_no_rate(service: Service, database
 
 async def test_prometheus_reads_what_was_pushed_without_its_labels(service: Service) -> None:
     await service.post("/metrics/samples", _batch(_DEPTH | {"goal": "secret-goal", "agent": "ranking"}))
-    text = (await service.ask("GET", "/metrics", key=None)).text
+    text = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text
     assert 'convener_pushed_gauge{agent="ranking",name="depth"} 3.0' in text
     assert "secret-goal" not in text

@@ -148,7 +148,7 @@ async def test_prometheus_is_told_how_models_stand(service: Service) -> None:
     permit = await acquired(service)
     await acquired(service, model="small")
     await settled(service, permit, "rate_limited", retry_after_seconds=60)
-    lines = (await service.ask("GET", "/metrics", key=None)).text.splitlines()
+    lines = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text.splitlines()
     assert 'convener_llm_in_use{model="small"} 1.0' in lines
     assert f'convener_llm_limit{{model="{_MODEL}"}} 3.0' in lines
     (cooling,) = [line for line in lines if line.startswith(f'convener_llm_cooldown_seconds{{model="{_MODEL}"}}')]
