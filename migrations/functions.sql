@@ -26,21 +26,29 @@ AS $$
                 WHEN state = 'pending' AND run_at IS NOT NULL THEN 'delayed' ELSE state END
 $$;
 
+-- The phase as it is counted, with the namespace that the stored name of the task's goal tells: `@lab-a/pending`; in the
+-- namespace `default` the phase alone.
+CREATE OR REPLACE FUNCTION convener_counted(goal_id text, state text, run_at timestamptz) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) || '/' || convener_phase(state, run_at)
+                ELSE convener_phase(state, run_at) END
+$$;
+
 -- Every change of `tasks` adds lines to `queue_changes`, which a duty folds into `queue_counts`: no statement can forget
 -- to count, and no two of them wait for the row of a counter.
 CREATE OR REPLACE FUNCTION convener_count_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-        SELECT agent_type, priority, convener_phase(state, run_at), count(*) FROM arrived GROUP BY 1, 2, 3;
+        SELECT agent_type, priority, convener_counted(goal_id, state, run_at), count(*) FROM arrived GROUP BY 1, 2, 3;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-        SELECT agent_type, priority, convener_phase(state, run_at), -count(*) FROM departed GROUP BY 1, 2, 3;
+        SELECT agent_type, priority, convener_counted(goal_id, state, run_at), -count(*) FROM departed GROUP BY 1, 2, 3;
     ELSE
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
         SELECT agent_type, priority, phase, sum(tasks) FROM (
-            SELECT agent_type, priority, convener_phase(state, run_at) AS phase, 1 AS tasks FROM arrived
-            UNION ALL SELECT agent_type, priority, convener_phase(state, run_at), -1 FROM departed
+            SELECT agent_type, priority, convener_counted(goal_id, state, run_at) AS phase, 1 AS tasks FROM arrived
+            UNION ALL SELECT agent_type, priority, convener_counted(goal_id, state, run_at), -1 FROM departed
         ) change GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0;
     END IF;
     RETURN NULL;

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -18,6 +19,7 @@ _bearer = HTTPBearer(
     description="A Convener key: `cvn_<id>_<secret>`. `convener key create` makes one.",
 )
 _SCOPES = "convener_scopes"
+_NAMESPACED = "convener_namespaced"
 
 
 class Authenticator:
@@ -44,7 +46,12 @@ def requires(*scopes: Scope) -> Any:
             # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
         ) -> None:
-            request.state.principal = await admit(services, request.headers.get("authorization"), *scopes)
+            principal = await admit(services, request.headers.get("authorization"), *scopes)
+            if principal.is_confined and not is_namespaced(request.scope["route"].dependant):
+                raise Forbidden(
+                    f"this concerns the whole service; the key belongs to the namespace {principal.namespace}"
+                )
+            request.state.principal = principal
 
     setattr(check, _SCOPES, scopes)
     return Depends(check)
@@ -53,6 +60,16 @@ def requires(*scopes: Scope) -> Any:
 def declared_scopes(dependencies: list[Dependency]) -> tuple[Scope, ...]:
     """The scopes that a route declares among its dependencies; empty when it declares none."""
     return tuple(scope for dependency in dependencies for scope in getattr(dependency.dependency, _SCOPES, ()))
+
+
+def mark_namespaced(dependency: Callable[..., Any]) -> None:
+    """Mark the dependency that confines a request to a namespace: routes without it refuse keys of one namespace."""
+    setattr(dependency, _NAMESPACED, True)
+
+
+def is_namespaced(dependant: Dependant) -> bool:
+    """Whether a route takes the namespace of its caller, directly or through another dependency."""
+    return hasattr(dependant.call, _NAMESPACED) or any(map(is_namespaced, dependant.dependencies))
 
 
 async def admit(services: Services, authorization: str | None, *scopes: Scope) -> Principal:

@@ -56,13 +56,23 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 }
 
 
+# Keys of these roles belong to a namespace; those of others are of the whole service.
+NAMESPACED_ROLES = frozenset({Role.SUPERVISOR, Role.READER})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The holder of a key; for a worker's own credential, with the worker's id and the agents that it can run."""
+    """The holder of a key; for a worker's own credential, with the worker's id and the agents that it can run.
+
+    A key without a namespace is of the whole service. So are those of `default` while there is no other namespace;
+    `is_confined` says that the key must see and change nothing outside of its own.
+    """
 
     key_id: str
     role: Role
     withheld: frozenset[Scope] = frozenset()
+    namespace: str | None = None
+    is_confined: bool = False
     worker_id: WorkerId | None = None
     capabilities: frozenset[AgentType] = frozenset()
 

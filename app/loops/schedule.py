@@ -27,7 +27,7 @@ from app.memory.service import checkpoints
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service import aging, counters, degradation, expiry
+from app.queue.service import aging, counters, degradation, expiry, sharing
 from app.scaling.service import tick
 from app.workers.provisioners.base import Provisioner
 from app.workers.provisioners.host import Gauge, Machine
@@ -84,6 +84,7 @@ DUTIES: Sequence[Duty] = (
     # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
     Duty(name=aging.AGE_TASKS, seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
+    Duty(name="share lanes", seconds=1, run=lambda _, db, turn: sharing.share_lanes(db)),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
     Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
     Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),

@@ -12,6 +12,7 @@ from app.admin.store.config import Version
 from app.http.fields import Body, Moment, Sentence
 from app.kernel import changes as change_kernel
 from app.kernel.modes import Mode
+from app.kernel.namespaces import PATTERN
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -60,13 +61,27 @@ class Iterations(_Strict):
     improvement_threshold: float = Field(ge=0.001, le=0.1)
 
 
+class NamespaceShare(_Strict):
+    """What a namespace gets where several share the service."""
+
+    weight: float = Field(1.0, ge=0.01, le=100, description="2 gets twice the leases of 1 wherever both wait")
+    max_tasks_share: float = Field(0.8, ge=0.01, le=1, description="of the queue, that its waiting tasks may take up")
+
+
+NamespaceShares = Annotated[
+    dict[Annotated[str, Field(pattern=PATTERN, max_length=63)], NamespaceShare],
+    Field(max_length=1000, description="those that are not named have a weight of 1 and a share of 0.8"),
+]
+
+
 class DocumentIn(_Strict):
-    """The whole configuration; every value must be there."""
+    """The whole configuration; every value must be there, but for namespaces."""
 
     worker_pool: WorkerPool
     resource_limits: ResourceLimits
     agent_weights: AgentWeights
     test_time_compute: Iterations
+    namespaces: NamespaceShares = Field(default_factory=dict)
 
 
 class NoteOut(BaseModel):
@@ -93,6 +108,7 @@ class ConfigOut(BaseModel):
     resource_limits: ResourceLimits
     agent_weights: AgentWeights
     test_time_compute: Iterations
+    namespaces: NamespaceShares
     mode: Mode
     version: int
     effective_weights: dict[str, float] = Field(description="what the weights come to: none is under 0.02")

@@ -1,11 +1,12 @@
 """Keys of people, supervisors and pools."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.admin.errors import KeyRefused
+from app.admin.rules.keys import namespace_of
 from app.admin.service import access as service
 from app.admin.store import keys as store
 from app.http.fields import Body, Limit, Moment, Word
@@ -24,6 +25,8 @@ class ApiKeyIn(Body):
     role: Role
     label: Word
     withheld: frozenset[Scope] = Field(default=frozenset(), description="scopes of the role that it is not to have")
+    namespace: Word | None = Field(None, description="of a supervisor or reader; `default` where it is not given")
+    all_namespaces: bool = Field(False, description="for a reader, instead of a namespace")
 
 
 class ApiKeyCreated(BaseModel):
@@ -32,6 +35,7 @@ class ApiKeyCreated(BaseModel):
     id: str
     role: Role
     label: str
+    namespace: str | None = Field(description="null: of the whole service")
     withheld: list[Scope]
     key: str
 
@@ -42,6 +46,7 @@ class ApiKeyOut(BaseModel):
     id: str
     role: Role
     label: str
+    namespace: str | None = Field(description="null: of the whole service")
     withheld: list[Scope]
     created_at: Moment
     revoked_at: Moment | None
@@ -60,8 +65,11 @@ async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
 
     Workers get their keys when they register: what they register with is a `pool` key.
     """
-    key_id, text = await service.create_key(connection, key.role, key.label, key.withheld)
-    return ApiKeyCreated(id=key_id, role=key.role, label=key.label, withheld=sorted(key.withheld), key=text)
+    owner: dict[str, Any] = {"namespace": key.namespace, "is_of_all": key.all_namespaces}
+    key_id, text = await service.create_key(connection, key.role, key.label, key.withheld, **owner)
+    namespace = namespace_of(key.role, **owner)
+    same = {"role": key.role, "label": key.label, "withheld": sorted(key.withheld)}
+    return ApiKeyCreated(id=key_id, namespace=namespace, key=text, **same)
 
 
 @router.get("", summary="List keys")

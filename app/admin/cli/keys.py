@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.admin.rules.keys import key_problems
+from app.admin.rules.keys import key_problems, namespace_of, namespace_problems
 from app.kernel.access import Role, Scope
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
@@ -35,6 +35,7 @@ _PAGE = 500
     epilog=output.examples(
         "convener key create pool --label 'pool of lab 1' > pool.key",
         "convener key create reader --label dashboard --without content:read",
+        "convener key create supervisor --label 'lab a' --namespace lab-a",
         "CONVENER_DATABASE_URL=postgresql://... convener key create admin --label me",
     )
 )
@@ -44,19 +45,26 @@ def create(
     without: Annotated[
         list[Scope] | None, typer.Option(help="a scope of the role that it is not to have; may be repeated")
     ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="of a supervisor or reader, who sees nothing of others; `default` without it")
+    ] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="for a reader of the whole service")] = False,
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
     withheld = frozenset(without or ())
-    for _, message in key_problems(role, withheld):
+    owner = namespace_problems(role, namespace, is_of_all=all_namespaces)
+    for _, message in (*key_problems(role, withheld), *owner):
         raise Failure(message, ExitCode.USAGE)
+    fields: Json = {"role": role.value, "label": label, "withheld": sorted(withheld)}
+    fields |= {"namespace": namespace, "all_namespaces": all_namespaces}
     if _is_direct(database):
-        new_key = on_database(lambda database: _create(database, role, label, withheld))
+        new_key = on_database(lambda database: _create(database, role, fields))
     else:
         with _connect(url) as client:
-            new_key = client.post("/keys", {"role": role.value, "label": label, "withheld": sorted(withheld)})
+            new_key = client.post("/keys", fields)
     if fmt is Format.JSON:
         output.write_json(new_key)
         return
@@ -108,13 +116,16 @@ def _connect(url: str | None) -> Client:
     return connect(url, (ADMIN_KEY, OPERATOR_KEY))
 
 
-async def _create(database: "Database", role: Role, label: str, withheld: frozenset[Scope]) -> Json:
+async def _create(database: "Database", role: Role, fields: Json) -> Json:
     # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
     from app.admin.service.access import create_key
 
     async with database.transaction() as connection:
-        key_id, key = await create_key(connection, role, label, withheld)
-    return {"id": key_id, "role": role.value, "label": label, "withheld": sorted(withheld), "key": key}
+        owner: dict[str, Any] = {"namespace": fields["namespace"], "is_of_all": fields["all_namespaces"]}
+        withheld = frozenset(map(Scope, fields["withheld"]))
+        key_id, key = await create_key(connection, role, fields["label"], withheld, **owner)
+    same = {name: fields[name] for name in ("role", "label", "withheld")}
+    return {"id": key_id, **same, "namespace": namespace_of(role, **owner), "key": key}
 
 
 async def _revoke(database: "Database", key_id: str) -> None:
@@ -136,12 +147,13 @@ async def _read(database: "Database") -> list[Json]:
 
 def _plain(row: dict[str, Any]) -> Json:
     moments = {name: row[name].isoformat() if row[name] else None for name in ("created_at", "revoked_at")}
-    return {name: row[name] for name in ("id", "role", "label", "withheld")} | moments
+    return {name: row[name] for name in ("id", "role", "label", "namespace", "withheld")} | moments
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("ID", "ROLE", "WITHOUT", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
+    table = output.table("ID", "ROLE", "NAMESPACE", "WITHOUT", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
     for key in items:
         times = (output.age(key["created_at"], now), output.age(key["revoked_at"], now))
-        table.add_row(*map(output.cell, (key["id"], key["role"], " ".join(key["withheld"]), *times, key["label"])))
+        limits = (key["namespace"] or "all", " ".join(key["withheld"]))
+        table.add_row(*map(output.cell, (key["id"], key["role"], *limits, *times, key["label"])))
     return table

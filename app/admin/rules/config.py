@@ -5,7 +5,7 @@ between values, the presets of the modes, and the scaling of weights.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,13 +72,25 @@ class IterationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceConfig:
+    """A namespace that shares the service with others: its weight against theirs, and its share of the queue's room.
+
+    The share leaves room for the others; it counts only where there are others.
+    """
+
+    weight: float = 1.0
+    max_tasks_share: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """The whole configuration."""
+    """The whole configuration; a namespace that is not in it is as by default."""
 
     worker_pool: PoolConfig
     resource_limits: LimitsConfig
     agent_weights: WeightsConfig
     test_time_compute: IterationConfig
+    namespaces: Mapping[str, NamespaceConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +192,7 @@ def from_json(fields: Mapping[str, Any]) -> Document:
         resource_limits=LimitsConfig(**fields["resource_limits"]),
         agent_weights=WeightsConfig(**fields["agent_weights"]),
         test_time_compute=IterationConfig(**fields["test_time_compute"]),
+        namespaces={name: NamespaceConfig(**values) for name, values in fields.get("namespaces", {}).items()},
     )
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterator
 
-from app.kernel.access import SCOPES, Role, Scope
+from app.kernel.access import NAMESPACED_ROLES, SCOPES, Role, Scope
+from app.kernel.namespaces import DEFAULT, PATTERN
 
 _PREFIX = "cvn"
 
@@ -41,3 +43,18 @@ def key_problems(role: Role, withheld: frozenset[Scope]) -> Iterator[tuple[str, 
         yield "withheld", f"a {role} has no {', '.join(foreign)}; it has {', '.join(sorted(allowed))}"
     elif withheld == allowed:
         yield "withheld", "a key without any scope is of no use"
+
+
+def namespace_problems(role: Role, namespace: str | None, *, is_of_all: bool) -> Iterator[tuple[str, str]]:
+    """Why no key of this role may belong to the namespace, or to all, as (field, message); nothing when it may."""
+    if namespace is not None and role not in NAMESPACED_ROLES:
+        yield "namespace", f"a {role} is of the whole service; supervisors and readers belong to a namespace"
+    elif namespace is not None and (len(namespace) > 63 or re.fullmatch(PATTERN, namespace) is None):
+        yield "namespace", "must be 1 to 63 of the characters a-z, 0-9 and -, with no - at the ends"
+    if is_of_all and (role is not Role.READER or namespace is not None):
+        yield "all_namespaces", "is for readers, and instead of a namespace"
+
+
+def namespace_of(role: Role, namespace: str | None, *, is_of_all: bool) -> str | None:
+    """The namespace that a new key belongs to: the given one or `default`; None for the whole service."""
+    return None if is_of_all or role not in NAMESPACED_ROLES else namespace or DEFAULT

@@ -9,14 +9,14 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.errors import KeyRefused
-from app.admin.rules.keys import digest, key_problems, matches, read_key, write_key
+from app.admin.rules.keys import digest, key_problems, matches, namespace_of, namespace_problems, read_key, write_key
 from app.admin.store import keys
 from app.admin.store.keys import NewKey, StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
 from app.http.guard import Authenticator
-from app.kernel.access import Principal, Role, Scope
+from app.kernel.access import NAMESPACED_ROLES, Principal, Role, Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
 from app.kernel.ids import WorkerId
@@ -27,12 +27,22 @@ _MAX_REMEMBERED = 20_000
 
 
 async def create_key(
-    connection: AsyncConnection, role: Role, label: str, withheld: frozenset[Scope] = frozenset()
+    connection: AsyncConnection,
+    role: Role,
+    label: str,
+    withheld: frozenset[Scope] = frozenset(),
+    *,
+    namespace: str | None = None,
+    is_of_all: bool = False,
 ) -> tuple[str, str]:
-    """Make a key; return its id and its text, which is not stored anywhere. Raises KeyRefused."""
-    if problems := list(key_problems(role, withheld)):
+    """Make a key; return its id and its text, which is not stored anywhere. Raises KeyRefused.
+
+    Supervisors and readers belong to the namespace, by default to `default`; a reader may be of all of them.
+    """
+    if problems := [*key_problems(role, withheld), *namespace_problems(role, namespace, is_of_all=is_of_all)]:
         raise KeyRefused(problems)
-    return await _create(connection, NewKey(role=role, label=label, withheld=withheld))
+    namespace = namespace_of(role, namespace, is_of_all=is_of_all)
+    return await _create(connection, NewKey(role=role, label=label, namespace=namespace, withheld=withheld))
 
 
 async def create_worker_key(connection: AsyncConnection, worker_id: UUID, label: str) -> str:
@@ -90,9 +100,12 @@ class Keyring(Authenticator):
             # One sentence for all three, so that the answer does not tell which ids exist.
             raise Unauthenticated("the key is unknown or revoked")
         worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
+        namespace = stored_key.namespace if stored_key.role in NAMESPACED_ROLES else None
         return Principal(
             key_id=stored_key.id,
             role=stored_key.role,
+            namespace=namespace,
+            is_confined=namespace is not None and stored_key.is_divided,
             withheld=frozenset(map(Scope, stored_key.withheld)),
             worker_id=worker_id,
             capabilities=frozenset(map(AgentType, stored_key.capabilities or ())),

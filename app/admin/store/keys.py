@@ -13,24 +13,31 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.retention import BATCH, deletion
 from app.kernel.access import Role, Scope
+from app.kernel.namespaces import DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKey:
-    """A key to be made; `withheld` are scopes of its role that it is not to have."""
+    """A key to be made; `withheld` are scopes of its role that it is not to have; no namespace: all."""
 
     role: Role
     label: str
+    namespace: str | None = None
     withheld: frozenset[Scope] = frozenset()
     worker_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
-    """A stored key, with the capabilities of its worker if it is a worker's own."""
+    """A stored key, with the capabilities of its worker if it is a worker's own.
+
+    `is_divided`: some key belongs to another namespace than `default`, be it revoked.
+    """
 
     id: str
     role: Role
+    namespace: str | None
+    is_divided: bool
     secret_hash: bytes
     worker_id: UUID | None
     withheld: Sequence[str]
@@ -39,12 +46,13 @@ class StoredKey:
 
 
 _INSERT = text("""
-INSERT INTO keys (id, role, label, secret_hash, worker_id, withheld)
-VALUES (:id, :role, :label, :secret_hash, :worker_id, :withheld)
+INSERT INTO keys (id, role, label, namespace, secret_hash, worker_id, withheld)
+VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld)
 """)
 # For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
 _READ = """
-SELECT k.id, k.role, k.secret_hash, k.worker_id, k.withheld, w.capabilities, k.revoked_at
+SELECT k.id, k.role, k.namespace, k.secret_hash, k.worker_id, k.withheld, w.capabilities, k.revoked_at,
+       EXISTS (SELECT FROM keys other WHERE other.namespace <> 'default') AS is_divided
 FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text[])
 """
 # A key that is revoked twice keeps the time of the first.
@@ -55,7 +63,7 @@ _PRUNE = deletion(
     "id",
 )
 _PAGE = text("""
-SELECT id, role, label, withheld, created_at, revoked_at FROM keys
+SELECT id, role, label, namespace, withheld, created_at, revoked_at FROM keys
 WHERE id > :after AND worker_id IS NULL ORDER BY id LIMIT :limit
 """)
 
@@ -63,7 +71,10 @@ WHERE id > :after AND worker_id IS NULL ORDER BY id LIMIT :limit
 async def insert(connection: AsyncConnection, key_id: str, secret_hash: bytes, key: NewKey) -> None:
     """Store a new key."""
     values = {"role": key.role.value, "label": key.label, "worker_id": key.worker_id, "withheld": sorted(key.withheld)}
-    await connection.execute(_INSERT, {"id": key_id, "secret_hash": secret_hash, **values})
+    await connection.execute(_INSERT, {"id": key_id, "secret_hash": secret_hash, "namespace": key.namespace, **values})
+    if key.namespace not in (None, DEFAULT):
+        # The first one of another namespace confines those of `default`, which processes remember as free.
+        notify.note(connection, notify.KEYS)
 
 
 async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequence[str]) -> dict[str, StoredKey]:

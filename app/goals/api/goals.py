@@ -5,7 +5,7 @@ import json
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -36,17 +36,26 @@ from app.goals.store import iterations as iteration_store
 from app.goals.store.goals import GoalRequest
 from app.http.fields import Body, Limit, Word
 from app.http.guard import Caller, requires
+from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
 from app.http.services import Services, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
+from app.kernel.namespaces import DEFAULT, shown_name, stored_name
 from app.queue.errors import GoalStopped
 
 router = APIRouter(prefix="/goals", tags=["goals"])
 _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 # The answer shows all of what it changed.
 _CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
-GoalId = Annotated[Word, Path()]
+
+
+async def _stored_goal(goal_id: Annotated[Word, Path()], into: Into) -> str:
+    return stored_name(into, goal_id) or goal_id
+
+
+# The name under which the goal of the path is stored.
+StoredGoal = Annotated[str, Depends(_stored_goal)]
 Number = Annotated[int, Path(ge=1, le=1000)]
 _FOUND = responses_for(errors.GoalNotFound)
 _LIVE = responses_for(errors.GoalNotFound, GoalStopped)
@@ -73,14 +82,14 @@ class GoalWeightOut(BaseModel):
     responses={200: {"model": GoalOut, "description": "it exists already"}, **responses_for(errors.GoalConflict)},
 )
 async def create(
-    body: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, response: Response
+    body: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, namespace: Into, response: Response
 ) -> GoalOut:
     """Then submit its tasks with its `goal_id`, and report each iteration. Limits hold whether you report or not.
 
     Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused.
     """
     request = GoalRequest(
-        id=body.id or str(uuid4()),
+        id=str(stored_name(namespace, body.id or str(uuid4()))),
         objective=body.objective,
         constraints=body.constraints.to_constraints(),
         weight=body.weight,
@@ -94,6 +103,7 @@ async def create(
 @router.get("", summary="List research goals", dependencies=_CONTENT)
 async def page(
     connection: Reading,
+    namespace: Within,
     state: Annotated[list[GoalState] | None, Query(description="only in these states")] = None,
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
@@ -102,12 +112,17 @@ async def page(
 
     One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
     """
-    goals, following = await store.page(connection, states=state or (), after_id=after, limit=limit)
+    after_id = str(stored_name(namespace or DEFAULT, after))
+    goals, following = await store.page(
+        connection, states=state or (), namespace=namespace, after_id=after_id, limit=limit
+    )
+    # Over all namespaces the place in the list is that of the stored name.
+    following = following if namespace is None else shown_name(following)
     return GoalPage(items=[goal_summary(goal) for goal in goals], next=following)
 
 
 @router.get("/{goal_id}", summary="Read a research goal", dependencies=_CONTENT, responses=_FOUND)
-async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> GoalOut:
+async def read(goal_id: StoredGoal, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
@@ -118,7 +133,9 @@ async def read(goal_id: GoalId, services: ServicesDep, connection: Reading) -> G
     dependencies=_CHANGE,
     responses=_LIVE,
 )
-async def pause(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
+async def pause(
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
     await service.pause(connection, goal_id, body.reason, caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
@@ -131,7 +148,7 @@ async def pause(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connecti
     responses=_LIVE,
 )
 async def resume(
-    goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
     await service.resume(connection, goal_id, body.reason, caller.key_id)
@@ -144,7 +161,9 @@ async def resume(
     dependencies=_CHANGE,
     responses=_FOUND,
 )
-async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller) -> GoalOut:
+async def stop(
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
+) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
     await service.stop(connection, goal_id, body.reason, caller.key_id)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
@@ -157,7 +176,7 @@ async def stop(goal_id: GoalId, body: ReasonIn, services: ServicesDep, connectio
     responses=responses_for(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
 )
 async def extend(
-    goal_id: GoalId, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
+    goal_id: StoredGoal, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
     await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id)
@@ -175,7 +194,7 @@ async def extend(
     },
 )
 async def report(
-    goal_id: GoalId, body: IterationIn, services: ServicesDep, connection: Writing, response: Response
+    goal_id: StoredGoal, body: IterationIn, services: ServicesDep, connection: Writing, response: Response
 ) -> IterationOut:
     """The answer says whether to go on, and with what. When it says stop, the goal has stopped.
 
@@ -194,7 +213,7 @@ async def report(
     responses=_FOUND,
 )
 async def iteration_page(
-    goal_id: GoalId,
+    goal_id: StoredGoal,
     connection: Reading,
     after: Annotated[int, Query(ge=0, le=1000, description="`next` of the page before")] = 0,
     limit: Limit = 100,
@@ -212,7 +231,7 @@ async def iteration_page(
     dependencies=[requires(Scope.READ)],
     responses=responses_for(errors.GoalNotFound, errors.IterationNotFound),
 )
-async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> GoalReplayOut:
+async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""
     async with services.database.transaction() as connection:
         history = await iterations.read_history(connection, goal_id, number)
@@ -226,16 +245,16 @@ async def replay(goal_id: GoalId, number: Number, services: ServicesDep) -> Goal
 
 
 @router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
-async def weigh(goal_id: GoalId, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
+async def weigh(goal_id: StoredGoal, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
     await store.set_weight(connection, goal_id, weight.weight)
-    return GoalWeightOut(goal_id=goal_id, weight=weight.weight)
+    return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=weight.weight)
 
 
 @router.get("/{goal_id}/weight", summary="Read the weight of a goal", dependencies=[requires(Scope.READ)])
-async def read_weight(goal_id: GoalId, connection: Reading) -> GoalWeightOut:
+async def read_weight(goal_id: StoredGoal, connection: Reading) -> GoalWeightOut:
     """1 for a goal that nobody has weighed."""
-    return GoalWeightOut(goal_id=goal_id, weight=await store.read_weight(connection, goal_id))
+    return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=await store.read_weight(connection, goal_id))
 
 
 async def _iteration_config(connection: AsyncConnection, services: Services) -> IterationConfig:

@@ -16,6 +16,7 @@ from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration
 from app.http.fields import Body, Moment, NewGoalId, Sentence
 from app.kernel.agents import AgentType
+from app.kernel.namespaces import shown_name, split_name
 from app.queue.rules.holds import Hold
 
 _MIN_SECONDS, _MAX_SECONDS = 0.001, 10 * 366 * 86400.0
@@ -182,6 +183,7 @@ class GoalSummary(BaseModel):
     """A goal as it is listed."""
 
     id: str
+    namespace: str
     state: GoalState
     hold: Hold | None = Field(description="why its tasks are not leased; null when they are")
     objective: str
@@ -241,7 +243,11 @@ def iteration_out(iteration: Iteration) -> IterationOut:
     """An iteration with its decision."""
     report, decision = json.loads(iteration.report), json.loads(iteration.decision)
     quality = report["quality"]
-    fields = {"goal_id": iteration.goal_id, "iteration": iteration.number, "reported_at": iteration.reported_at}
+    fields: dict[str, Any] = {
+        "goal_id": shown_name(iteration.goal_id),
+        "iteration": iteration.number,
+        "reported_at": iteration.reported_at,
+    }
     fields |= {"quality": quality["best"], "top_quality": quality["top"], "top_matches": quality["matches"]}
     fields |= {"tasks": iteration.tasks, "claimed_compute_seconds": iteration.claimed_seconds}
     # `compute_seconds` of the decision is that of the goal until then, the one of the report that of the iteration.
@@ -249,6 +255,8 @@ def iteration_out(iteration: Iteration) -> IterationOut:
 
 
 def _goal_fields(goal: Goal) -> dict[str, Any]:
-    names = ("id", "state", "hold", "objective", "reason", "weight", "iterations", "created_by", "ended_at")
+    names = ("state", "hold", "objective", "reason", "weight", "iterations", "created_by", "ended_at")
     constraints = {name: value for name, value in asdict(goal.constraints).items() if value is not None}
-    return {**{name: getattr(goal, name) for name in names}, "constraints": constraints, "created_at": goal.started_at}
+    namespace, name = split_name(goal.id)
+    named = {"id": name, "namespace": namespace, "constraints": constraints, "created_at": goal.started_at}
+    return {**{name: getattr(goal, name) for name in names}, **named}

@@ -22,6 +22,7 @@ from app.goals.store import compute, goals
 from app.goals.store.compute import GoalCompute
 from app.goals.store.goals import Goal, GoalRequest
 from app.kernel.events import GoalEvent
+from app.kernel.namespaces import shown_name
 from app.queue.errors import GoalStopped
 from app.queue.rules.holds import Hold
 from app.queue.store import holds
@@ -45,7 +46,7 @@ async def create(connection: AsyncConnection, request: GoalRequest) -> tuple[Goa
     is_new = await goals.create(connection, request, request_hash)
     goal = await read(connection, request.id)
     if goal.request_hash != request_hash:
-        raise GoalConflict(f"the research goal {request.id} exists already with another body")
+        raise GoalConflict(f"the research goal {shown_name(request.id)} exists already with another body")
     if is_new:
         await goals.append_event(connection, GoalEvent.CREATED, goal.id, {"objective": goal.objective})
         await _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, goal.objective)

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.namespaces import within
 from app.db.retention import BATCH
 from app.goals.rules.goals import LIVE_STATES, Constraints, GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
@@ -82,7 +83,9 @@ _READ = text(f"{_SELECT} WHERE g.id = :id AND g.state IS NOT NULL")
 _LOCK = text("SELECT id FROM goals WHERE id = :id AND state IS NOT NULL FOR UPDATE")
 
 _PAGE = text(f"""
-{_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND g.id > :after ORDER BY g.id LIMIT :limit
+{_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND g.id > :after
+  AND {within("g.id")}
+ORDER BY g.id LIMIT :limit
 """)
 
 _SET_STATE = text("""
@@ -153,10 +156,23 @@ async def lock(connection: AsyncConnection, goal_id: str) -> Goal | None:
 
 
 async def page(
-    connection: AsyncConnection, *, states: Collection[GoalState], after_id: str, limit: int
+    connection: AsyncConnection,
+    *,
+    states: Collection[GoalState],
+    namespace: str | None = None,
+    after_id: str,
+    limit: int,
 ) -> tuple[list[Goal], str | None]:
-    """Goals in the order of their ids, beyond `after_id`, and the id to continue after; None at the end."""
-    values = {"states": [state.value for state in states or GoalState], "after": after_id, "limit": limit + 1}
+    """Goals, of one namespace if one is given, in the order of their stored names, beyond `after_id`.
+
+    And the name to continue after; None at the end.
+    """
+    values = {
+        "namespace": namespace,
+        "states": [state.value for state in states or GoalState],
+        "after": after_id,
+        "limit": limit + 1,
+    }
     rows = (await connection.execute(_PAGE, values)).mappings().all()
     items = [_goal(row) for row in rows[:limit]]
     return items, items[-1].id if len(rows) > limit else None

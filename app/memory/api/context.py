@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
@@ -12,11 +12,13 @@ from app.http.fields import NEWEST, Below, Limit, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.json import object_text
+from app.http.namespaces import Into
 from app.http.problems import responses_for
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
+from app.kernel.namespaces import stored_name
 from app.memory.errors import ContextNotFound
 from app.memory.service import context as service
 from app.memory.store import context as store
@@ -98,16 +100,29 @@ class WrittenOut(BaseModel):
     written_at: Moment
 
 
+def _address(namespace: Part, into: Into) -> str:
+    """Where entries of this namespace of the context are stored: each namespace of the service has its own."""
+    return stored_name(into, namespace) or namespace
+
+
+def _entry(key: Part, address: Annotated[str, Depends(_address)]) -> EntryKey:
+    return EntryKey(namespace=address, key=key)
+
+
+Entry = Annotated[EntryKey, Depends(_entry)]
+
+
 @router.get("/{namespace}", summary="List the entries of a namespace", dependencies=_CONTENT)
 async def page(
     namespace: Part,
+    address: Annotated[str, Depends(_address)],
     connection: Reading,
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
     values: Annotated[bool, Query(description="with their values, in as many pages as it takes")] = False,
 ) -> ContextKeyPage:
     """Keys and versions; values only when they are asked for."""
-    versions, following = await store.page(connection, namespace, after_key=after, limit=limit, with_values=values)
+    versions, following = await store.page(connection, address, after_key=after, limit=limit, with_values=values)
     model = ContextKeyWithValue if values else ContextKeyOut
     items = [model.model_validate(_version_fields(namespace, version)) for version in versions]
     return ContextKeyPage(items=items, next=following)
@@ -122,33 +137,31 @@ async def page(
 )
 async def read(
     namespace: Part,
-    key: Part,
+    entry: Entry,
     connection: Reading,
     response: Response,
     version: Annotated[int | None, Query(ge=1, le=NEWEST, description="a former one, which may be a deletion")] = None,
     if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
 ) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
-    entry = await service.read(connection, EntryKey(namespace=namespace, key=key), version)
-    tag = etag(entry.version)
-    if is_known(entry.version, if_none_match):
+    current = await service.read(connection, entry, version)
+    tag = etag(current.version)
+    if is_known(current.version, if_none_match):
         return Response(status_code=304, headers={"ETag": tag})
     response.headers["ETag"] = tag
-    return ContextEntryOut.model_validate(_version_fields(namespace, entry))
+    return ContextEntryOut.model_validate(_version_fields(namespace, current))
 
 
 @router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=_CONTENT)
 async def history(
     namespace: Part,
-    key: Part,
+    entry: Entry,
     connection: Reading,
     after: Below = NEWEST,
     limit: Limit = 50,
 ) -> ContextHistoryPage:
     """Who wrote what and when, deletions too; old versions are pruned."""
-    versions, following = await store.history(
-        connection, EntryKey(namespace=namespace, key=key), before_version=after, limit=limit
-    )
+    versions, following = await store.history(connection, entry, before_version=after, limit=limit)
     if not versions and after == NEWEST:
         raise ContextNotFound
     items = [ContextEntryOut.model_validate(_version_fields(namespace, version)) for version in versions]
@@ -163,7 +176,7 @@ async def history(
 )
 async def put(
     namespace: Part,
-    key: Part,
+    entry: Entry,
     value: JsonValue,
     services: ServicesDep,
     connection: Writing,
@@ -180,7 +193,6 @@ async def put(
     limit_size(value, services[PayloadLimit].max_bytes, "value")
     change = Write(value=value, written_by=caller.key_id, request_id=idempotency_key)
     expected_version = _expected_version(if_match, if_none_match)
-    entry = EntryKey(namespace=namespace, key=key)
     if expected_version is None:
         result = await service.create(connection, entry, change)
     else:
@@ -197,7 +209,7 @@ async def put(
 )
 async def delete(
     namespace: Part,
-    key: Part,
+    entry: Entry,
     connection: Writing,
     caller: Caller,
     response: Response,
@@ -208,7 +220,7 @@ async def delete(
     expected_version = _expected_version(if_match, None)
     assert expected_version is not None
     change = Write(value=None, written_by=caller.key_id, request_id=idempotency_key)
-    version = await service.delete(connection, EntryKey(namespace=namespace, key=key), expected_version, change)
+    version = await service.delete(connection, entry, expected_version, change)
     return _written_out(namespace, version, response)
 
 

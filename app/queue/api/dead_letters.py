@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.http.fields import Body, Sentence
 from app.http.guard import requires
+from app.http.namespaces import Within
 from app.http.problems import responses_for
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel.access import Scope
@@ -46,16 +47,16 @@ class Purged(BaseModel):
 
 
 @router.get("", summary="List dead letters", dependencies=[requires(Scope.READ, Scope.CONTENT)])
-async def page(connection: Reading, query: Annotated[LetterQuery, Query()]) -> TaskPage:
+async def page(connection: Reading, namespace: Within, query: Annotated[LetterQuery, Query()]) -> TaskPage:
     """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
-    rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
+    rows = await listing.page(connection, query.selection(namespace), below=query.after, limit=query.limit)
     return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 
 @router.post(
     "/requeue", summary="Requeue the dead letters that a filter selects", dependencies=[requires(Scope.SUBMIT)]
 )
-async def requeue_many(order: RequeueManyIn, database: InBatches) -> Requeued:
+async def requeue_many(order: RequeueManyIn, database: InBatches, namespace: Within) -> Requeued:
     """As for a single one; those that were submitted first go first, and goals share the queue as ever.
 
     Those of research goals that have stopped are left out.
@@ -63,20 +64,20 @@ async def requeue_many(order: RequeueManyIn, database: InBatches) -> Requeued:
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await service.requeue_many(
-        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
     )
     counts = {"matched": outcome.matching_count, "requeued": outcome.processed_count, "remaining": outcome.remaining}
     return Requeued(**counts, dry_run=order.dry_run)
 
 
 @router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
-async def purge(order: PurgeIn, database: InBatches) -> Purged:
+async def purge(order: PurgeIn, database: InBatches, namespace: Within) -> Purged:
     """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await service.purge(
-        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
     )
     counts = {"matched": outcome.matching_count, "purged": outcome.processed_count, "remaining": outcome.remaining}
     return Purged(**counts, dry_run=order.dry_run)
@@ -88,9 +89,9 @@ async def purge(order: PurgeIn, database: InBatches) -> Purged:
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound),
 )
-async def read(task_id: UUID, connection: Reading) -> TaskOut:
+async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut:
     """Everything about it: the payload, the error, and every attempt."""
-    return whole(await service.read(connection, task_id))
+    return whole(await service.read(connection, task_id, namespace))
 
 
 @router.post(
@@ -99,11 +100,11 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     dependencies=[requires(Scope.SUBMIT, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound, TaskFinished, GoalStopped),
 )
-async def requeue(task_id: UUID, order: RequeueIn, connection: Writing) -> TaskOut:
+async def requeue(task_id: UUID, order: RequeueIn, connection: Writing, namespace: Within) -> TaskOut:
     """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.
 
     Tasks that waited for it were cancelled when it failed, and stay so: submit them anew. Requeueing a task that is
     in the queue already changes nothing, and answers how it stands.
     """
-    await service.requeue(connection, task_id, order.reason)
+    await service.requeue(connection, task_id, order.reason, namespace)
     return whole(await tasks.read(connection, task_id))

@@ -18,8 +18,9 @@ _BURST_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """A selection of events by goal and kinds; an empty one selects all."""
+    """A selection of events by namespace, goal (by its stored name) and kinds; an empty one selects all."""
 
+    namespace: str | None = None
     goal_id: str | None = None
     kinds: Collection[EventKind] = ()
 
@@ -43,8 +44,10 @@ class EventReaders:
 class Follower:
     """A reader of the events after a cursor; inside its `with` block it is woken by announcements."""
 
-    def __init__(self, services: Services, cursor: Cursor) -> None:
+    def __init__(self, services: Services, cursor: Cursor, namespace: str | None) -> None:
         self.cursor = cursor
+        self.is_behind = True
+        self._namespace = namespace
         self._services = services
         self._wake = asyncio.Event()
 
@@ -56,12 +59,14 @@ class Follower:
         self._services.database.announcer.unsubscribe(self._on_announcement)
 
     async def read_page(self, limit: int) -> Sequence[Event]:
-        """Read up to `limit` of the next events and move the cursor behind them. Raises DatabaseUnavailable."""
+        """Read up to `limit` of the next events and move the cursor behind them; `is_behind` says whether to go on.
+
+        Raises DatabaseUnavailable.
+        """
         async with self._services[EventReaders].slots, self._services.database.transaction() as connection:
-            page = await events.read(connection, self.cursor, limit)
-        if page:
-            self.cursor = page[-1].cursor
-        return page
+            batch = await events.read_batch(connection, self.cursor, self._namespace, limit)
+        self.cursor, self.is_behind = batch.next, batch.has_more
+        return batch.items
 
     async def wait(self, seconds: float = inf) -> None:
         """Wait for an announcement of events, but no longer than a second or `seconds`."""

@@ -14,11 +14,13 @@ from starlette.responses import Response
 
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import admit, requires
+from app.http.namespaces import Within
 from app.http.services import Services, ServicesDep
 from app.http.streaming import Batch, EventStream, Message, until_disconnect
 from app.kernel.access import Scope
 from app.kernel.errors import ConvenerError, DatabaseUnavailable
 from app.kernel.events import EVENT_KINDS, EventKind
+from app.kernel.namespaces import DEFAULT, split_name, stored_name
 from app.queue.api.event_stream import EventFilter, Follower
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
@@ -38,6 +40,7 @@ class EventOut(BaseModel):
     kind: Annotated[str, _KINDS]
     task_id: UUID | None
     agent_type: str | None
+    namespace: str
     goal_id: str | None
     worker_id: UUID | None
     token: int | None
@@ -86,6 +89,7 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 async def page(
     request: Request,
     services: ServicesDep,
+    namespace: Within,
     after: After = None,
     goal_id: Goal = None,
     kind: Kinds = None,
@@ -97,7 +101,7 @@ async def page(
 
     A client that accepts `text/event-stream` gets the stream of `GET /events/stream` instead.
     """
-    event_filter = EventFilter(goal_id=goal_id, kinds=kind or ())
+    event_filter = _filter(namespace, goal_id, kind)
     if _STREAM in request.headers.get("accept", ""):
         return await _open_stream(request, services, last_event_id or after, event_filter)
     start = await _parse_cursor(services, after)
@@ -105,7 +109,7 @@ async def page(
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
     items, cursor = result or ([], start)
-    return EventPage(items=[EventOut.model_validate(event, from_attributes=True) for event in items], next=str(cursor))
+    return EventPage(items=[_event_out(event) for event in items], next=str(cursor))
 
 
 @router.get(
@@ -118,6 +122,7 @@ async def page(
 async def stream(
     request: Request,
     services: ServicesDep,
+    namespace: Within,
     after: After = None,
     goal_id: Goal = None,
     kind: Kinds = None,
@@ -128,8 +133,13 @@ async def stream(
     A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
     has come where nothing was wanted; there is a comment every 15 s when nothing happens.
     """
-    event_filter = EventFilter(goal_id=goal_id, kinds=kind or ())
+    event_filter = _filter(namespace, goal_id, kind)
     return await _open_stream(request, services, last_event_id or after, event_filter)
+
+
+def _filter(namespace: str | None, goal_id: str | None, kinds: list[EventKind] | None) -> EventFilter:
+    goal_name = stored_name(namespace or DEFAULT, goal_id) if goal_id else None
+    return EventFilter(namespace=namespace, goal_id=goal_name, kinds=kinds or ())
 
 
 async def _open_stream(
@@ -146,14 +156,14 @@ async def _turns(
 
     An outage of the database is waited out: a client that got an error would not connect again.
     """
-    with Follower(services, start) as follower:
+    with Follower(services, start, event_filter.namespace) as follower:
         while await _may_continue(request, services) and not await request.is_disconnected():
             try:
                 page = await follower.read_page(_PAGE)
             except DatabaseUnavailable:
-                page = ()
+                page, follower.is_behind = (), False
             yield Batch(messages=[_message(event) for event in event_filter.select(page)], cursor=str(follower.cursor))
-            if len(page) < _PAGE and not services.stopping:
+            if not follower.is_behind and not services.stopping:
                 await follower.wait()
 
 
@@ -174,14 +184,14 @@ async def _read_until_found(
     """Read until an event matches or `wait_seconds` have passed."""
     clock = asyncio.get_running_loop().time
     end = clock() + wait_seconds
-    with Follower(services, start) as follower:
+    with Follower(services, start, event_filter.namespace) as follower:
         while True:
             page = await follower.read_page(limit)
             items, remaining_seconds = event_filter.select(page), end - clock()
             if items or remaining_seconds <= 0 or services.stopping:
                 return items, follower.cursor
-            # Only an empty page means that the end is reached: one without a match leads on at once.
-            if not page:
+            # A page without a match leads on at once where it is not the last.
+            if not follower.is_behind:
                 await follower.wait(remaining_seconds)
 
 
@@ -205,5 +215,10 @@ def parse_cursor(text: str | None, name: str, *, prefix: str = "") -> Cursor:
 
 
 def _message(event: Event) -> Message:
-    data = EventOut.model_validate(event, from_attributes=True).model_dump_json()
-    return Message(id=str(event.cursor), kind=event.kind, data=data)
+    return Message(id=str(event.cursor), kind=event.kind, data=_event_out(event).model_dump_json())
+
+
+def _event_out(event: Event) -> EventOut:
+    namespace, goal_id = split_name(event.goal_id)
+    same = {name: getattr(event, name) for name in Event.__dataclass_fields__}
+    return EventOut.model_validate({**same, "namespace": namespace, "goal_id": goal_id})

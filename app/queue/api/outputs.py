@@ -8,9 +8,11 @@ from pydantic import BaseModel, Field
 
 from app.http.fields import AgentName, Limit, Moment, PriorityName, TaskUsageOut, priority_name
 from app.http.guard import requires
+from app.http.namespaces import Within
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
+from app.kernel.namespaces import DEFAULT, split_name, stored_name
 from app.queue.api.events import parse_cursor
 from app.queue.store import events
 from app.queue.store import outputs as store
@@ -28,6 +30,7 @@ class OutputOut(BaseModel):
     token: str = Field(description="the continuation token after this very result")
     task_id: UUID
     agent_type: AgentType
+    namespace: str
     goal_id: str | None
     priority: PriorityName
     labels: dict[str, str]
@@ -50,6 +53,7 @@ class OutputPage(BaseModel):
 @router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ, Scope.CONTENT)])
 async def page(
     connection: Reading,
+    namespace: Within,
     agent_type: Annotated[AgentName | None, Query()] = None,
     goal_id: Annotated[str | None, Query(max_length=200)] = None,
     after: Annotated[
@@ -65,7 +69,9 @@ async def page(
     is_now = after == "now"
     start = await events.latest(connection) if is_now else parse_cursor(after, "continuation token", prefix=_PREFIX)
     agent_name = agent_type.value if agent_type else None
-    rows = await store.page(connection, start, agent_type=agent_name, goal_id=goal_id, limit=limit)
+    goal_name = stored_name(namespace or DEFAULT, goal_id) if goal_id else None
+    filters = {"agent_type": agent_name, "goal_id": goal_name, "namespace": namespace}
+    rows = await store.page(connection, start, **filters, limit=limit)
     items = [OutputOut.model_validate(_output_fields(output)) for output in rows.items]
     return OutputPage(items=items, next=_token(rows.next), more=rows.has_more)
 
@@ -75,5 +81,7 @@ def _token(cursor: Cursor) -> str:
 
 
 def _output_fields(output: Output) -> dict[str, Any]:
-    fields = {name: getattr(output, name) for name in OutputOut.model_fields if name not in ("token", "priority")}
-    return {**fields, "token": _token(output.cursor), "priority": priority_name(output.priority)}
+    same = {name: getattr(output, name) for name in Output.__dataclass_fields__}
+    namespace, goal_id = split_name(output.goal_id)
+    named = {"namespace": namespace, "goal_id": goal_id}
+    return {**same, **named, "token": _token(output.cursor), "priority": priority_name(output.priority)}

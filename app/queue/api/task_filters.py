@@ -6,6 +6,8 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Sentence, StrictModel, Word, priority_of
+from app.http.namespaces import NamespaceName
+from app.kernel.namespaces import DEFAULT, stored_name
 from app.kernel.states import TaskState
 from app.queue.store.listing import Selection
 
@@ -37,15 +39,18 @@ def pairs(labels: list[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (label.partition(":") for label in labels)]
 
 
-def _selection(query: BaseModel, labels: list[str], **renamed: Any) -> Selection:
+def _selection(query: BaseModel, labels: list[str], namespace: str | None, **renamed: Any) -> Selection:
     """A query as a selection for the store; `renamed` are the fields with another name or type there."""
     same = {name: getattr(query, name) for name in Selection.__dataclass_fields__ if hasattr(query, name)}
-    return Selection(**{**same, "labels": pairs(labels), **renamed})
+    goal_id = stored_name(namespace or DEFAULT, same["goal_id"]) if same["goal_id"] else None
+    fixed = {"labels": pairs(labels), "namespace": namespace, "goal_id": goal_id}
+    return Selection(**{**same, **fixed, **renamed})
 
 
 class TaskQuery(StrictModel):
     """Query of `GET /tasks`; all filters must match. Of times, the first is included and the second is not."""
 
+    namespace: NamespaceName = None
     goal_id: Word | None = None
     agent_type: AgentName | None = None
     state: list[TaskState] = Field(default_factory=list, description="any of these")
@@ -60,10 +65,10 @@ class TaskQuery(StrictModel):
     after: After = None
     limit: Limit = 50
 
-    def selection(self) -> Selection:
-        """The filter as a selection for the store."""
+    def selection(self, namespace: str | None) -> Selection:
+        """The filter, within a namespace if one is given, as a selection for the store."""
         priority = priority_of(self.priority) if self.priority else None
-        return _selection(self, self.label, states=self.state, priority=priority)
+        return _selection(self, self.label, namespace, states=self.state, priority=priority)
 
 
 class _LetterFields(StrictModel):
@@ -76,15 +81,16 @@ class _LetterFields(StrictModel):
     failed_before: Moment | None = None
     label: LabelPairs = Field(default_factory=list)
 
-    def selection(self) -> Selection:
-        """The filter as a selection for the store."""
+    def selection(self, namespace: str | None) -> Selection:
+        """The filter, within a namespace if one is given, as a selection for the store."""
         span = {"finished_after": self.failed_after, "finished_before": self.failed_before}
-        return _selection(self, self.label, states=(TaskState.FAILED,), **span)
+        return _selection(self, self.label, namespace, states=(TaskState.FAILED,), **span)
 
 
 class LetterQuery(_LetterFields):
     """Query of `GET /dead-letters`; all filters must match."""
 
+    namespace: NamespaceName = None
     after: After = None
     limit: Limit = 50
 
@@ -117,11 +123,11 @@ class CancelFilter(ExplicitFilter):
     label: LabelPairs = Field(default_factory=list)
     created_before: Moment | None = None
 
-    def selection(self) -> Selection:
-        """The filter as a selection for the store."""
+    def selection(self, namespace: str | None) -> Selection:
+        """The filter, within a namespace if one is given, as a selection for the store."""
         states = (TaskState(self.state),) if self.state else ()
         priority = priority_of(self.priority) if self.priority else None
-        return _selection(self, self.label, states=states, priority=priority)
+        return _selection(self, self.label, namespace, states=states, priority=priority)
 
 
 class BulkRequest(Body):

@@ -21,6 +21,7 @@ from app.http.fields import (
 )
 from app.http.json import JsonObject, check_size, object_text
 from app.kernel.agents import AgentType
+from app.kernel.namespaces import split_name, stored_name
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service.tasks import Submission
@@ -48,7 +49,7 @@ _DEFAULT_RETRY = RetryIn()
 
 
 # Fields of a body that go on as they are; for the thousand tasks of a batch they are looked up once.
-_SAME_FIELDS = tuple(Submission.__dataclass_fields__.keys() - {"priority", "labels", "retry"})
+_SAME_FIELDS = tuple(Submission.__dataclass_fields__.keys() - {"goal_id", "priority", "labels", "retry"})
 
 
 class TaskIn(Body):
@@ -80,12 +81,13 @@ class TaskIn(Body):
             raise ValueError("give an id or an idempotency_key, not both")
         return self
 
-    def submission(self, max_payload_bytes: int) -> Submission:
-        """The submission for the service. Raises PayloadTooLarge."""
+    def submission(self, max_payload_bytes: int, namespace: str) -> Submission:
+        """The submission into a namespace, for the service. Raises PayloadTooLarge."""
         check_size(self.payload, max_payload_bytes, "payload")
         retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
         labels = object_text(self.labels) or "{}"
         converted: dict[str, Any] = {"priority": priority_of(self.priority), "labels": labels, "retry": retry}
+        converted["goal_id"] = stored_name(namespace, self.goal_id)
         same = {name: getattr(self, name) for name in _SAME_FIELDS}
         return Submission(**same, **converted)
 
@@ -135,6 +137,7 @@ class TaskSummary(BaseModel):
 
     id: UUID
     agent_type: AgentType
+    namespace: str
     goal_id: str | None
     priority: PriorityName
     state: TaskState
@@ -201,4 +204,11 @@ def _task_fields(row: dict[str, Any]) -> dict[str, Any]:
     # A failed or cancelled task has no next attempt, and its failures include the last one.
     is_over = row["state"] in ("failed", "cancelled")
     attempt = max(1, row["failures"] + (0 if is_over else 1))
-    return {**row, "priority": priority_name(row["priority"]), "attempt": attempt}
+    namespace, goal_id = split_name(row["goal_id"])
+    return {
+        **row,
+        "namespace": namespace,
+        "goal_id": goal_id,
+        "priority": priority_name(row["priority"]),
+        "attempt": attempt,
+    }

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.http.guard import requires
+from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
@@ -76,9 +77,11 @@ class CancelledMany(BaseModel):
     dependencies=_CHANGE,
     responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
 )
-async def submit(task: TaskIn, services: ServicesDep, connection: Writing, response: Response) -> TaskOut:
+async def submit(
+    task: TaskIn, services: ServicesDep, connection: Writing, namespace: Into, response: Response
+) -> TaskOut:
     """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
-    submission = task.submission(services[PayloadLimit].max_bytes)
+    submission = task.submission(services[PayloadLimit].max_bytes, namespace)
     (result,) = await service.submit(connection, [submission], services[Intake])
     if not result.created:
         response.status_code = 200
@@ -95,29 +98,31 @@ async def submit(task: TaskIn, services: ServicesDep, connection: Writing, respo
     dependencies=[requires(Scope.SUBMIT)],
     responses=_SUBMITTED,
 )
-async def submit_batch(batch: BatchIn, services: ServicesDep, connection: Writing, response: Response) -> BatchOut:
+async def submit_batch(
+    batch: BatchIn, services: ServicesDep, connection: Writing, namespace: Into, response: Response
+) -> BatchOut:
     """One transaction for all; durable before the answer."""
-    submissions = [task.submission(services[PayloadLimit].max_bytes) for task in batch.tasks]
+    submissions = [task.submission(services[PayloadLimit].max_bytes, namespace) for task in batch.tasks]
     results = await service.submit(connection, submissions, services[Intake])
     advice.add_header(response, services)
     return BatchOut(tasks=[SubmittedOut(id=r.id, state=r.state, created=r.created) for r in results])
 
 
 @router.get("", summary="List tasks", dependencies=_CONTENT)
-async def page(connection: Reading, query: Annotated[TaskQuery, Query()]) -> TaskPage:
+async def page(connection: Reading, namespace: Within, query: Annotated[TaskQuery, Query()]) -> TaskPage:
     """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
-    rows = await listing.page(connection, query.selection(), below=query.after, limit=query.limit)
+    rows = await listing.page(connection, query.selection(namespace), below=query.after, limit=query.limit)
     return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 
 @router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])
-async def cancel_many(order: CancelManyIn, database: InBatches) -> CancelledMany:
+async def cancel_many(order: CancelManyIn, database: InBatches, namespace: Within) -> CancelledMany:
     """Waiting and running ones, and all that wait for them; workers that run one stop with their next heartbeat.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await cancel_service.cancel(
-        database, order.filter.selection(), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
     )
     return CancelledMany(
         matched=outcome.matching_count,
@@ -134,9 +139,9 @@ async def cancel_many(order: CancelManyIn, database: InBatches) -> CancelledMany
     dependencies=_CONTENT,
     responses=responses_for(TaskNotFound),
 )
-async def read(task_id: UUID, connection: Reading) -> TaskOut:
+async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut:
     """Everything about it: payload, progress, result, and the attempts that failed."""
-    return whole(await service.read(connection, task_id))
+    return whole(await service.read(connection, task_id, namespace))
 
 
 @router.post(
@@ -145,7 +150,7 @@ async def read(task_id: UUID, connection: Reading) -> TaskOut:
     dependencies=_CHANGE,
     responses=responses_for(TaskNotFound, TaskFinished),
 )
-async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing) -> TaskOut:
+async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing, namespace: Within) -> TaskOut:
     """It ends now; a worker that runs it stops with its next heartbeat. Cancelling twice is fine."""
-    await service.cancel(connection, task_id, cancellation.reason)
+    await service.cancel(connection, task_id, cancellation.reason, namespace)
     return whole(await service.read(connection, task_id))

@@ -33,9 +33,10 @@ class CapacityPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overflow:
-    """The limit that a submit exceeds, and by how many tasks; `priority` is None for the limit on the whole queue."""
+    """The limit that a submit exceeds, and by how many tasks: that of a priority, a namespace, or the whole queue."""
 
-    priority: Priority | None
+    priority: Priority | None = None
+    namespace: str | None = None
     depth: int
     limit: int
     excess: int
@@ -44,6 +45,7 @@ class Overflow:
     def reason(self) -> str:
         """The overflow as a sentence for the client."""
         tasks = "tasks" if self.priority is None else f"tasks of priority {self.priority.name.lower()}"
+        tasks += "" if self.namespace is None else f" of the namespace {self.namespace}"
         return f"{self.depth:,} {tasks} wait already and {self.limit:,} may; {self.excess:,} of yours do not fit"
 
 
@@ -53,11 +55,16 @@ Depth = Mapping[Priority, int]
 def find_overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow | None:
     """The first limit that the incoming tasks would exceed, or None when all of them fit."""
     for priority, count in incoming.items():
-        overflow = _excess(priority, depth.get(priority, 0), count, policy.quota(priority))
+        overflow = _excess(depth.get(priority, 0), count, policy.quota(priority), priority=priority)
         # A priority above its quota, say after the limits were lowered, must not block submits of other priorities.
         if count and overflow is not None:
             return overflow
-    return _excess(None, sum(depth.values()), sum(incoming.values()), policy.max_queue_size)
+    return _excess(sum(depth.values()), sum(incoming.values()), policy.max_queue_size)
+
+
+def find_namespace_overflow(namespace: str, limit: int, depth: int, incoming: int) -> Overflow | None:
+    """The limit of the namespace where the incoming tasks would exceed it."""
+    return _excess(depth, incoming, limit, namespace=namespace)
 
 
 def has_room(policy: CapacityPolicy, depth: Depth, incoming: Depth, *, within: float) -> bool:
@@ -85,6 +92,10 @@ def retry_after(excess: int, finished_per_second: float) -> int:
     return max(1, min(60, math.ceil(excess / finished_per_second)))
 
 
-def _excess(priority: Priority | None, depth: int, count: int, limit: int) -> Overflow | None:
+def _excess(
+    depth: int, count: int, limit: int, *, priority: Priority | None = None, namespace: str | None = None
+) -> Overflow | None:
     excess = depth + count - limit
-    return Overflow(priority=priority, depth=depth, limit=limit, excess=excess) if excess > 0 else None
+    if excess <= 0:
+        return None
+    return Overflow(priority=priority, namespace=namespace, depth=depth, limit=limit, excess=excess)

@@ -4,17 +4,28 @@ A submit that is admitted by the estimate shares the gate, an advisory lock, unt
 has it alone, so it sees every task that was admitted before.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.store import namespaces
+from app.admin.store.namespaces import Namespaces
 from app.db import database
 from app.kernel.lanes import Priority
+from app.kernel.namespaces import DEFAULT
 from app.queue.errors import QueueFull
-from app.queue.rules.admission import CapacityPolicy, find_overflow, has_room, retry_after
+from app.queue.rules.admission import (
+    CapacityPolicy,
+    Overflow,
+    find_namespace_overflow,
+    find_overflow,
+    has_room,
+    retry_after,
+)
 from app.queue.store import counters, dead_letters, throughput
 from app.settings import Settings
 
@@ -39,6 +50,7 @@ def capacity_policy(settings: Settings) -> CapacityPolicy:
 class Ticket:
     """The place of a submit until its transaction ends: its tasks, and whether it counts exactly or by the estimate."""
 
+    namespace: str = DEFAULT
     tasks: Counter[Priority]
     is_exact: bool = False
     is_settled: bool = False
@@ -49,29 +61,46 @@ class Ticket:
         self.ended_at = time.monotonic()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Tasks that wait, by priority and by namespace, and what namespaces there are."""
+
+    depth: Counter[Priority] = field(default_factory=Counter)
+    namespace_depth: Counter[str] = field(default_factory=Counter)
+    namespaces: Namespaces = field(default_factory=Namespaces)
+
+
 class Admission:
     """Admission of the submits of one process."""
 
     def __init__(self, policy: CapacityPolicy) -> None:
         self.policy = policy
-        self._depth: Counter[Priority] = Counter()
+        self._load = Load()
         self._read_at = -1.0
         self._epoch = 0
         self._tickets: list[Ticket] = []
 
-    async def enter(self, connection: AsyncConnection, priorities: Iterable[Priority], *, all_new: bool) -> Ticket:
+    def namespace_limit(self, namespaces: Namespaces, namespace: str) -> int | None:
+        """The number of tasks of a namespace that may wait; None without a limit but that of the queue."""
+        if not namespaces.is_divided:
+            return None
+        return math.floor(namespaces.config(namespace).max_tasks_share * self.policy.max_queue_size)
+
+    async def enter(
+        self, connection: AsyncConnection, priorities: Iterable[Priority], *, namespace: str = DEFAULT, all_new: bool
+    ) -> Ticket:
         """Admit a submit before its tasks are written; `all_new` says that none of them can exist already.
 
         Raises QueueFull with the depth and the time to wait.
         """
-        ticket = Ticket(tasks=Counter(priorities))
+        ticket = Ticket(namespace=namespace, tasks=Counter(priorities))
         database.when_ended(connection, ticket.end)
         if not await self._admit_by_estimate(connection, ticket):
             ticket.is_exact = True
             self._tickets.append(ticket)
             await counters.enter_alone(connection)
             if all_new:
-                await self._check_exactly(connection, ticket.tasks, written_tasks=Counter())
+                await self._check_exactly(connection, ticket, ticket.tasks, written_tasks=Counter())
                 ticket.is_settled = True
         return ticket
 
@@ -79,7 +108,7 @@ class Admission:
         """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""
         if ticket.is_exact and not ticket.is_settled:
             new_tasks = Counter(priorities)
-            await self._check_exactly(connection, new_tasks, written_tasks=new_tasks)
+            await self._check_exactly(connection, ticket, new_tasks, written_tasks=new_tasks)
 
     async def _admit_by_estimate(self, connection: AsyncConnection, ticket: Ticket) -> bool:
         """Admit the submit by the estimate if that is good enough, and return whether it was.
@@ -89,7 +118,7 @@ class Admission:
         """
         if self._reserve(ticket, within=_SAFE_SHARE):
             if await self._share_gate(connection):
-                await self._refuse_overflow(connection, self._estimate() - ticket.tasks, ticket.tasks)
+                await self._refuse_overflow(connection, self._estimate(ticket), ticket.namespace, ticket.tasks)
             return True
         async with connection.begin_nested() as savepoint:
             await self._share_gate(connection)
@@ -103,7 +132,11 @@ class Admission:
         uncommitted_tasks = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
         if uncommitted_tasks > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
             return False
-        if not has_room(self.policy, self._estimate(), ticket.tasks, within=within):
+        load = self._estimate()
+        if not has_room(self.policy, load.depth, ticket.tasks, within=within):
+            return False
+        limit = self.namespace_limit(load.namespaces, ticket.namespace)
+        if limit is not None and load.namespace_depth[ticket.namespace] + ticket.tasks.total() > within * limit:
             return False
         self._tickets.append(ticket)
         return True
@@ -122,40 +155,75 @@ class Admission:
         too_many = unseen > _UNSEEN_SHARE * self.policy.max_queue_size
         return too_many or time.monotonic() - self._read_at > _FRESH_DEPTH_SECONDS
 
-    def _estimate(self) -> Counter[Priority]:
-        return sum((ticket.tasks for ticket in self._tickets), start=self._depth)
+    def _estimate(self, without: Ticket | None = None) -> Load:
+        """The load with all submits of this process since it was read, but for one."""
+        tickets = [ticket for ticket in self._tickets if ticket is not without]
+        depth = sum((ticket.tasks for ticket in tickets), start=self._load.depth)
+        if not self._load.namespaces.is_divided:
+            return Load(depth=depth)
+        own = sum((Counter({ticket.namespace: ticket.tasks.total()}) for ticket in tickets), self._load.namespace_depth)
+        return Load(depth=depth, namespace_depth=own, namespaces=self._load.namespaces)
 
     async def _read_depth(self, connection: AsyncConnection, epoch: int) -> None:
         """Read the depth, which includes all submits that have ended. Of concurrent reads the one begun last counts."""
         began_at = time.monotonic()
-        depth = Counter(counters.queue_depths(await counters.read(connection)))
+        load = await _read_load(connection)
         if began_at >= self._read_at:
-            self._depth, self._read_at, self._epoch = depth, began_at, epoch
+            self._load, self._read_at, self._epoch = load, began_at, epoch
             self._tickets = [
                 ticket for ticket in self._tickets if ticket.ended_at is None or ticket.ended_at >= began_at
             ]
 
     async def _check_exactly(
-        self, connection: AsyncConnection, incoming: Counter[Priority], *, written_tasks: Counter[Priority]
+        self,
+        connection: AsyncConnection,
+        ticket: Ticket,
+        incoming: Counter[Priority],
+        *,
+        written_tasks: Counter[Priority],
     ) -> None:
         """Check the limits against the counters, which contain `written_tasks` already."""
-        depth = Counter(counters.queue_depths(await counters.read(connection)))
-        depth.subtract(written_tasks)
-        await self._refuse_overflow(connection, depth, incoming)
+        load = await _read_load(connection)
+        load.depth.subtract(written_tasks)
+        load.namespace_depth.subtract({ticket.namespace: written_tasks.total()})
+        await self._refuse_overflow(connection, load, ticket.namespace, incoming)
+
+    def _find_overflow(self, load: Load, namespace: str, incoming: Counter[Priority]) -> Overflow | None:
+        limit = self.namespace_limit(load.namespaces, namespace)
+        if limit is not None:
+            overflow = find_namespace_overflow(namespace, limit, load.namespace_depth[namespace], incoming.total())
+            if overflow is not None:
+                return overflow
+        return find_overflow(self.policy, load.depth, incoming)
 
     async def _refuse_overflow(
-        self, connection: AsyncConnection, depth: Counter[Priority], incoming: Counter[Priority]
+        self, connection: AsyncConnection, load: Load, namespace: str, incoming: Counter[Priority]
     ) -> None:
-        overflow = find_overflow(self.policy, depth, incoming)
+        overflow = self._find_overflow(load, namespace, incoming)
         if overflow is None:
             return
-        # Displacement makes room in the whole queue only: a full quota means that this priority has its share.
-        if self.policy.displaces and overflow.priority is None:
-            below = min(incoming)
-            if await dead_letters.displace(connection, below=below, count=overflow.excess) >= overflow.excess:
+        is_divided = load.namespaces.is_divided
+        # Displacement makes room in the whole queue only: a full quota means that this priority has its share. Nobody
+        # displaces what belongs to another namespace.
+        if self.policy.displaces and overflow.priority is None and overflow.namespace is None:
+            below, own = min(incoming), namespace if is_divided else None
+            count = await dead_letters.displace(connection, below=below, count=overflow.excess, namespace=own)
+            if count >= overflow.excess:
                 return
+        # How much others have waiting is not for a supervisor of one namespace.
+        is_foreign = is_divided and overflow.namespace is None
         raise QueueFull(
-            overflow.reason,
-            facts={"depth": overflow.depth, "limit": overflow.limit},
+            f"the queue is full; {overflow.excess:,} of yours do not fit" if is_foreign else overflow.reason,
+            facts={} if is_foreign else {"depth": overflow.depth, "limit": overflow.limit},
             retry_after_seconds=retry_after(overflow.excess, await throughput.finished_per_second(connection)),
         )
+
+
+async def _read_load(connection: AsyncConnection) -> Load:
+    by_namespace = await counters.read_by_namespace(connection)
+    depths = {name: counters.queue_depths(counts) for name, counts in by_namespace.items()}
+    return Load(
+        depth=sum((Counter(depth) for depth in depths.values()), start=Counter()),
+        namespace_depth=Counter({name: sum(depth.values()) for name, depth in depths.items()}),
+        namespaces=await namespaces.read(connection),
+    )

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
+from app.kernel.namespaces import shown_name
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished
 from app.queue.store import dead_letters, holds, tasks
@@ -34,9 +35,12 @@ class BulkResult:
         return max(0, self.matching_count - self.processed_count)
 
 
-async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
-    """Everything about a failed task. Raises DeadLetterNotFound, also for a task in another state."""
-    task = await tasks.read(connection, task_id)
+async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
+    """Everything about a failed task, of this namespace if one is given.
+
+    Raises DeadLetterNotFound, also for a task in another state.
+    """
+    task = await tasks.read(connection, task_id, namespace)
     if task is None:
         raise DeadLetterNotFound
     if task["state"] != TaskState.FAILED:
@@ -44,23 +48,23 @@ async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
     return task
 
 
-async def requeue(connection: AsyncConnection, task_id: UUID, reason: str) -> None:
+async def requeue(connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None) -> None:
     """Put a failed task back into the queue; one that is in the queue already, by a concurrent call, stays as it is.
 
-    Raises DeadLetterNotFound when there is no such task, TaskFinished for one that completed or was cancelled, and
-    GoalStopped when its goal has stopped.
+    With a namespace there are no tasks but its own. Raises DeadLetterNotFound when there is no such task, TaskFinished
+    for one that completed or was cancelled, and GoalStopped when its goal has stopped.
     """
-    letter = await dead_letters.find_one(connection, task_id)
+    letter = await dead_letters.find_one(connection, task_id, namespace)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
         return
     # Nothing was requeued; whether that is an error depends on the state of the task.
-    task = await tasks.read(connection, task_id)
+    task = await tasks.read(connection, task_id, namespace)
     if task is None:
         raise DeadLetterNotFound
     if task["state"] in FINISHED - {TaskState.FAILED}:
         raise TaskFinished(f"the task is {task['state']}; only failed tasks can be requeued")
     if task["state"] == TaskState.FAILED and (await holds.lock_gate(connection, [task["goal_id"] or ""])).stopped_goals:
-        raise GoalStopped(f"the research goal {task['goal_id']} has stopped, so the task stays a dead letter")
+        raise GoalStopped(f"the research goal {shown_name(task['goal_id'])} has stopped; the task stays a dead letter")
 
 
 async def requeue_many(

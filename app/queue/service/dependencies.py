@@ -48,14 +48,18 @@ class DependencyStates:
 
 
 async def lock_dependencies(connection: AsyncConnection, new: Mapping[UUID, NewTask]) -> DependencyStates:
-    """Check all dependencies of a batch and lock the live ones. Raises DependencyCycle, DependencyMissing."""
+    """Check all dependencies of a batch and lock the live ones. Raises DependencyCycle, DependencyMissing.
+
+    All tasks of a batch are of one namespace, and those of others do not exist for it.
+    """
     dependency_ids = {on for task in new.values() for on in task.depends_on}
     if not dependency_ids:
         return DependencyStates(states={})
     cycle = find_cycle({task.id: task.depends_on for task in new.values()})
     if cycle is not None:
         raise DependencyCycle("these tasks wait for each other: " + " -> ".join(map(str, cycle)))
-    states = await dependencies.mark(connection, sorted(dependency_ids))
+    (namespace,) = {task.namespace for task in new.values()}
+    states = await dependencies.mark(connection, sorted(dependency_ids), namespace)
     missing_ids = sorted(dependency_ids - states.keys() - new.keys())
     if missing_ids:
         raise DependencyMissing(f"there is no task {missing_ids[0]} to depend on ({len(missing_ids)} missing in all)")

@@ -17,6 +17,7 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
+from app.kernel.namespaces import DEFAULT, shown_name
 from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
@@ -82,7 +83,7 @@ async def submit(
     while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
-    keys = [submission.idempotency_key for submission in submissions if submission.idempotency_key is not None]
+    keys = [str(_identity(submission)) for submission in submissions if submission.idempotency_key is not None]
     # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
@@ -123,7 +124,7 @@ def _with_blockers(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
 def _refuse_stopped(new_tasks: Sequence[NewTask], gate: holds.Gate) -> None:
     for task in new_tasks:
         if task.goal_id in gate.stopped_goals:
-            raise GoalStopped(f"the research goal {task.goal_id} has stopped and takes no new tasks")
+            raise GoalStopped(f"the research goal {shown_name(task.goal_id)} has stopped and takes no new tasks")
 
 
 async def _enter_admission(connection: AsyncConnection, candidates: Sequence[NewTask], intake: Intake) -> Ticket | None:
@@ -131,7 +132,8 @@ async def _enter_admission(connection: AsyncConnection, candidates: Sequence[New
         return None
     priorities = [Priority(task.priority) for task in candidates]
     all_new = not any(task.id_is_chosen for task in candidates)
-    return await intake.admission.enter(connection, priorities, all_new=all_new)
+    namespace = candidates[0].namespace if candidates else DEFAULT
+    return await intake.admission.enter(connection, priorities, namespace=namespace, all_new=all_new)
 
 
 async def _insert(
@@ -154,22 +156,23 @@ async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> 
     return [replace(task, priority=Priority.CRITICAL) if task.id in urgent_ids else task for task in waiting]
 
 
-async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any]:
-    """Everything about a task. Raises TaskNotFound."""
-    task = await tasks.read(connection, task_id)
+async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
+    """Everything about a task, of this namespace if one is given. Raises TaskNotFound."""
+    task = await tasks.read(connection, task_id, namespace)
     if task is None:
         raise TaskNotFound
     return task
 
 
-async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> None:
+async def cancel(connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None) -> None:
     """Cancel a task that has not finished; its worker learns of it with its next heartbeat or call. Safe to repeat.
 
-    Raises TaskNotFound, and TaskFinished for a task that completed or failed.
+    With a namespace there are no tasks but its own. Raises TaskNotFound, and TaskFinished for a task that completed or
+    failed.
     """
-    task = await tasks.lock(connection, task_id)
+    task = await tasks.lock(connection, task_id, namespace)
     if task is None:
-        await _check_cancelled(connection, task_id)
+        await _check_cancelled(connection, task_id, namespace)
         return
     state = next_state(task.state, TaskEvent.CANCELLED)
     error = json.dumps({"code": "cancelled", "message": reason})
@@ -192,8 +195,8 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str) -> Non
     )
 
 
-async def _check_cancelled(connection: AsyncConnection, task_id: UUID) -> None:
-    state = await tasks.finished_state(connection, task_id)
+async def _check_cancelled(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> None:
+    state = await tasks.finished_state(connection, task_id, namespace)
     if state is None:
         raise TaskNotFound
     if state is not TaskState.CANCELLED:
@@ -231,7 +234,9 @@ def _conflict(task: NewTask, detail: str) -> ConvenerError:
 def _identity(submission: Submission) -> UUID | None:
     """The id that the client chose, or the one derived from its idempotency key: equal keys are equal tasks."""
     if submission.idempotency_key is not None:
-        return uuid5(_KEY_NAMESPACE, submission.idempotency_key)
+        # Equal keys of two namespaces are two tasks.
+        keys = _KEY_NAMESPACE if submission.namespace == DEFAULT else uuid5(_KEY_NAMESPACE, submission.namespace)
+        return uuid5(keys, submission.idempotency_key)
     return submission.id
 
 
@@ -290,9 +295,10 @@ async def find_duplicates(
 
 
 def _digest(task: NewTask) -> bytes:
-    """Hash of agent type and payload, independent of the order of keys."""
-    body = json.dumps([task.agent_type, json.loads(task.payload)], sort_keys=True)
-    return hashlib.sha256(body.encode()).digest()
+    """Hash of agent type, payload and namespace, independent of the order of keys."""
+    content = [task.agent_type, json.loads(task.payload)]
+    content += [] if task.namespace == DEFAULT else [task.namespace]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ count is the sum of both, read in one statement. Updating a counter row in place
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.folds import HORIZON
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
+from app.kernel.namespaces import split_name
 from app.queue.rules.status import QUEUED_PHASES
 
 _NAME = "counts"
@@ -42,6 +43,10 @@ class TaskCount:
     tasks: int
 
 
+# The phase without the namespace that `convener_counted` puts before it.
+_PHASE = "substr(phase, strpos(phase, '/') + 1)"
+
+
 # Folded counts and the lines since, for one statement. By the mark, because folded lines may not be vacuumed yet, and a
 # look should not walk over them.
 _COUNTS = f"""
@@ -52,8 +57,13 @@ _COUNTS = f"""
 """
 
 _READ = text(f"""
+SELECT agent_type, priority, {_PHASE} AS phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts
+GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
+""")
+
+_READ_STORED = text(f"""
 SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts
-GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
+GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
 # Up to HORIZON, below which no line can appear any more: so none is left behind, and none is folded twice.
@@ -83,7 +93,8 @@ SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS
 # One statement has one snapshot, so changes under way make no difference.
 _DIFFERENCES = text(f"""
 SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
-    SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS tasks FROM tasks GROUP BY 1, 2, 3
+    SELECT agent_type, priority, convener_counted(goal_id, state, run_at) AS phase, count(*) AS tasks
+    FROM tasks GROUP BY 1, 2, 3
     UNION ALL
     SELECT agent_type, priority, phase, -tasks FROM ({_COUNTS}) counts
 ) compared GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
@@ -109,8 +120,17 @@ _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_
 
 
 async def read(connection: AsyncConnection) -> list[TaskCount]:
-    """Return all counts that are not zero."""
+    """Return all counts that are not zero, over all namespaces."""
     return _counts((await connection.execute(_READ)).mappings())
+
+
+async def read_by_namespace(connection: AsyncConnection) -> dict[str, list[TaskCount]]:
+    """Return the counts of each namespace that are not zero."""
+    counts: dict[str, list[TaskCount]] = {}
+    for count in _counts((await connection.execute(_READ_STORED)).mappings()):
+        namespace, phase = split_name(count.phase)
+        counts.setdefault(namespace, []).append(replace(count, phase=str(phase)))
+    return counts
 
 
 async def fold(connection: AsyncConnection) -> int:
@@ -197,8 +217,8 @@ class Overview:
 
 
 _OVERVIEW = text(f"""
-SELECT 'count' AS source, agent_type, priority, phase AS name, sum(tasks)::bigint AS tasks, 0::float8 AS seconds
-FROM ({_COUNTS}) counts GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
+SELECT 'count' AS source, agent_type, priority, {_PHASE} AS name, sum(tasks)::bigint AS tasks, 0::float8 AS seconds
+FROM ({_COUNTS}) counts GROUP BY 2, 3, 4 HAVING sum(tasks) <> 0
 UNION ALL
 SELECT 'total', agent_type, priority, kind, tasks, seconds FROM queue_totals WHERE kind = ANY (CAST(:kinds AS text[]))
 UNION ALL

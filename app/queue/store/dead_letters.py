@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
 from app.queue.store import dependencies, history, lanes
@@ -19,7 +20,8 @@ from app.queue.store.tables import KEPT_COLUMNS
 # The newest of a priority go first, as they have waited least. A locked one is about to be leased.
 _DISPLACE = text(f"""
 WITH newest AS MATERIALIZED (
-    SELECT id FROM tasks WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND run_at IS NULL
+    SELECT id FROM tasks
+    WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND run_at IS NULL AND {WITHIN}
     ORDER BY waiting_since DESC LIMIT :count FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM tasks t USING newest WHERE t.id = newest.id RETURNING t.*
@@ -47,7 +49,7 @@ _FAILED = "state = 'failed'"
 _HAS_LIVE_GOAL = "NOT EXISTS (SELECT FROM goals g WHERE g.id = {letter}.goal_id AND g.state = 'stopped')"
 _MAY_RUN = _HAS_LIVE_GOAL.format(letter="task_history")
 
-_ONE = text(f"SELECT id, finished_at, 1 AS place FROM task_history WHERE id = :id AND {_FAILED}")
+_ONE = text(f"SELECT id, finished_at, 1 AS place FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}")
 
 # Requeueing and purging lock rows in the order of their ids, so two of them cannot deadlock; the second finds the row
 # gone. The time of failure names the partition, so that each row costs one probe.
@@ -121,9 +123,9 @@ async def find(
     return [DeadLetter(**row) for row in rows]
 
 
-async def find_one(connection: AsyncConnection, task_id: UUID) -> DeadLetter | None:
-    """Return the dead letter of this task; None when it has not failed."""
-    row = (await connection.execute(_ONE, {"id": task_id})).mappings().first()
+async def find_one(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> DeadLetter | None:
+    """Return the dead letter of this task, of this namespace if one is given; None when it has not failed."""
+    row = (await connection.execute(_ONE, {"id": task_id, "namespace": namespace})).mappings().first()
     return DeadLetter(**row) if row else None
 
 
@@ -161,13 +163,16 @@ def _arguments(letters: Sequence[DeadLetter], detail: dict[str, str]) -> dict[st
     }
 
 
-async def displace(connection: AsyncConnection, *, below: Priority, count: int) -> int:
-    """Fail up to `count` waiting tasks of lower priorities, the lowest first; return the number displaced."""
+async def displace(connection: AsyncConnection, *, below: Priority, count: int, namespace: str | None = None) -> int:
+    """Fail up to `count` waiting tasks of lower priorities, the lowest first; return the number displaced.
+
+    With a namespace only tasks of its own.
+    """
     message = "the queue was full and more urgent work came"
     error = json.dumps({"code": "displaced", "message": message, "retryable": True})
     total = 0
     for priority in sorted(p for p in Priority if p < below):
-        values = {"priority": priority.value, "count": count - total, "error": error}
+        values = {"priority": priority.value, "count": count - total, "error": error, "namespace": namespace}
         rows = (await connection.execute(_DISPLACE, values)).all()
         total += len(rows)
         for row in rows:

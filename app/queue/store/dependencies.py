@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane
 from app.queue.store import history, lanes
@@ -28,8 +29,8 @@ class Edge:
 
 
 # Completing or cancelling a task locks it first and then its dependents, so unblocked tasks come first here, too.
-_MARK = text("""
-WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) ORDER BY state = 'blocked', id FOR UPDATE)
+_MARK = text(f"""
+WITH live AS (SELECT id FROM tasks WHERE id = ANY (:ids) AND {WITHIN} ORDER BY state = 'blocked', id FOR UPDATE)
 UPDATE tasks SET has_dependents = true FROM live WHERE tasks.id = live.id
 RETURNING tasks.id, agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)
@@ -100,17 +101,19 @@ SELECT id FROM deleted
 _CUT = text("DELETE FROM task_dependencies WHERE task_id = :id")
 
 
-async def mark(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
+async def mark(connection: AsyncConnection, ids: Collection[UUID], namespace: str | None = None) -> dict[UUID, str]:
     """Mark tasks that get dependents; return the state of each that exists: `live`, or its final state.
+
+    With a namespace no others exist.
 
     Live ones stay locked until the transaction ends.
     """
-    rows = (await connection.execute(_MARK, {"ids": list(ids)})).mappings().all()
+    rows = (await connection.execute(_MARK, {"ids": list(ids), "namespace": namespace})).mappings().all()
     # A claim skips what is locked here, so it has to look again after the commit.
     notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["is_ready"]))
     live = {row["id"] for row in rows}
     return dict.fromkeys(live, "live") | await history.states(
-        connection, [task_id for task_id in ids if task_id not in live]
+        connection, [task_id for task_id in ids if task_id not in live], namespace
     )
 
 

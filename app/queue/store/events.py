@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import notify
+from app.db import namespaces, notify
 from app.db.folds import HORIZON
 from app.kernel.events import TaskEvent
 
@@ -28,6 +28,15 @@ class Cursor:
 
 BEGINNING = Cursor(transaction=0, seq=0)
 _LAST_SEQ = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventBatch:
+    """Events, the cursor to go on from, and whether there may be more already."""
+
+    items: Sequence["Event"]
+    next: Cursor
+    has_more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,24 @@ WHERE (transaction, seq) > (:transaction, :seq)
   AND transaction < {HORIZON}
 ORDER BY transaction, seq LIMIT :limit
 """)
+
+# A window of events of all namespaces, so that the cost is bounded however rare those of this one are. Events of the
+# system as a whole, which are about no task and no goal, are of no namespace.
+_READ_WITHIN = """
+WITH event AS MATERIALIZED (
+    SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
+    WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {horizon}
+    ORDER BY transaction, seq LIMIT :window
+), own AS (
+    SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {condition}
+    ORDER BY transaction, seq LIMIT :limit
+), edge AS (
+    SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
+    FROM event ORDER BY transaction DESC, seq DESC LIMIT 1
+)
+SELECT edge.*, own.* FROM edge LEFT JOIN own ON true ORDER BY own.transaction, own.seq
+"""
+_WINDOW = 2000
 
 _NOW = text(f"SELECT {HORIZON} - 1")
 
@@ -97,13 +124,34 @@ async def append_system(connection: AsyncConnection, kind: str, detail: Mapping[
 async def read(connection: AsyncConnection, start: Cursor, limit: int) -> Sequence[Event]:
     """Return up to `limit` events that follow the cursor, oldest first."""
     values = {"transaction": start.transaction, "seq": start.seq, "limit": limit}
-    rows = (await connection.execute(_READ, values)).mappings()
-    return [
-        Event(
-            cursor=Cursor(transaction=row["transaction"], seq=row["seq"]), **{name: row[name] for name in _PLAIN_FIELDS}
-        )
-        for row in rows
-    ]
+    return [_event(row) for row in (await connection.execute(_READ, values)).mappings()]
+
+
+async def read_batch(connection: AsyncConnection, start: Cursor, namespace: str | None, limit: int) -> EventBatch:
+    """Return up to `limit` events that follow the cursor, of one namespace if one is given.
+
+    A batch may be empty and still not the last, where events of other namespaces fill the window that it reads.
+    """
+    if namespace is None:
+        items = await read(connection, start, limit)
+        return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=len(items) == limit)
+    statement = text(_READ_WITHIN.format(horizon=HORIZON, condition=namespaces.condition(namespace)))
+    values = {"transaction": start.transaction, "seq": start.seq, "window": _WINDOW, "limit": limit}
+    rows = (await connection.execute(statement, {**values, "namespace": namespace})).mappings().all()
+    if not rows:
+        return EventBatch(items=[], next=start, has_more=False)
+    items = [_event(row) for row in rows if row["transaction"] is not None]
+    edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])
+    is_full = len(items) == limit
+    return EventBatch(
+        items=items, next=items[-1].cursor if is_full else edge, has_more=is_full or rows[0]["looked_at"] == _WINDOW
+    )
+
+
+def _event(row: Any) -> Event:
+    return Event(
+        cursor=Cursor(transaction=row["transaction"], seq=row["seq"]), **{name: row[name] for name in _PLAIN_FIELDS}
+    )
 
 
 _PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "token", "detail")

@@ -6,9 +6,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.namespaces import WITHIN
 from app.queue.store.tables import KEPT_COLUMNS
 
-_STATES = text("SELECT id, state FROM task_history WHERE id = ANY (:ids)")
+_STATES = text(f"SELECT id, state FROM task_history WHERE id = ANY (:ids) AND {WITHIN}")
 
 
 def entry(source: str, state: str, **outcome: str) -> str:
@@ -22,7 +23,7 @@ def entry(source: str, state: str, **outcome: str) -> str:
     return f"INSERT INTO task_history ({', '.join(columns)}) SELECT {', '.join(columns.values())} FROM {source}"
 
 
-async def states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return the final states of those of the tasks that have finished."""
-    rows = (await connection.execute(_STATES, {"ids": list(ids)})).all() if ids else []
+async def states(connection: AsyncConnection, ids: Collection[UUID], namespace: str | None = None) -> dict[UUID, str]:
+    """Return the final states of those of the tasks, of this namespace if one is given, that have finished."""
+    rows = (await connection.execute(_STATES, {"ids": list(ids), "namespace": namespace})).all() if ids else []
     return {row.id: row.state for row in rows}

@@ -15,8 +15,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import namespaces
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.namespaces import DEFAULT
 from app.kernel.states import FINISHED, TaskState
 from app.queue.store.tables import KEPT_COLUMNS
 
@@ -65,8 +67,12 @@ class ListingPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Filter of tasks: those that match every field that is set, and carry all of the labels."""
+    """Filter of tasks: those that match every field that is set, and carry all of the labels.
 
+    `goal_id` is the stored name of a goal.
+    """
+
+    namespace: str | None = None
     agent_type: AgentType | None = None
     goal_id: str | None = None
     states: Collection[TaskState] = ()
@@ -81,14 +87,15 @@ class Selection:
 
     def values(self) -> dict[str, Any]:
         """Parameters of a statement for the fields that are set."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _CONDITIONS}
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("namespace", *_CONDITIONS)}
         values["states"] = [state.value for state in self.states]
         values["labels"] = [json.dumps({name: value}) for name, value in self.labels]
         return {name: value for name, value in values.items() if value is not None and value != []}
 
     def conditions(self) -> dict[str, str]:
         """SQL conditions by the names of the fields that are set."""
-        return {name: _CONDITIONS[name] for name in self.values()}
+        chosen = {} if self.namespace is None else {"namespace": namespaces.condition(self.namespace)}
+        return chosen | {name: _CONDITIONS[name] for name in self.values() if name in _CONDITIONS}
 
     def where(self, *extra: str) -> str:
         """All conditions, and extra ones, as one."""
@@ -153,7 +160,11 @@ def _sources(selection: Selection, below: int | None) -> list[_Source]:
     states, conditions = set(selection.states), selection.conditions()
     days = [_DAYS[name] for name in FINISHED_ONLY if name in conditions]
     index_conditions = ["seq < :below"] if below is not None else []
-    index_conditions += [conditions.pop("goal_id")] if "goal_id" in conditions else []
+    if "goal_id" in conditions:
+        index_conditions.append(conditions.pop("goal_id"))
+    elif selection.namespace not in (None, DEFAULT):
+        # No index serves `default`, which most tasks belong to wherever there is one namespace only.
+        index_conditions.append(conditions.pop("namespace"))
     # Spelled out, because a parameter would keep the planner from the partial index of dead letters.
     dead_letters = ["state = 'failed'"] if states == {TaskState.FAILED} else []
     shown_condition = _all(conditions.values())

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.folds import HORIZON
+from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor
 
@@ -62,6 +63,7 @@ WITH event AS MATERIALIZED (
     SELECT * FROM event WHERE kind = '{TaskEvent.COMPLETED}'
       AND agent_type = coalesce(CAST(:agent_type AS text), agent_type)
       AND (CAST(:goal_id AS text) IS NULL OR goal_id = CAST(:goal_id AS text))
+      AND {WITHIN}
     ORDER BY transaction, seq LIMIT :limit
 ), output AS (
     SELECT w.transaction, w.seq, w.task_id, w.agent_type, w.goal_id, h.id IS NOT NULL AS is_kept, {_HISTORY},
@@ -73,16 +75,24 @@ SELECT edge.*, output.* FROM edge LEFT JOIN output ON true ORDER BY output.trans
 
 
 async def page(
-    connection: AsyncConnection, start: Cursor, *, agent_type: str | None, goal_id: str | None, limit: int
+    connection: AsyncConnection,
+    start: Cursor,
+    *,
+    agent_type: str | None,
+    goal_id: str | None,
+    namespace: str | None = None,
+    limit: int,
 ) -> OutputBatch:
     """Return up to `limit` outputs that follow the cursor, oldest first, at a cost bounded by `limit`.
+
+    Only of a namespace if one is given; `goal_id` is the stored name of a goal.
 
     A batch may be empty and still not the last, where other events fill the window that it reads. It has at least one
     result where there is one, however large, and else ends before PAGE_BYTES.
     """
     window = _MIN_WINDOW + 10 * limit
     position = {"transaction": start.transaction, "seq": start.seq, "window": window, "limit": limit}
-    filters = {"agent_type": agent_type, "goal_id": goal_id}
+    filters = {"agent_type": agent_type, "goal_id": goal_id, "namespace": namespace}
     rows = [dict(row) for row in (await connection.execute(_PAGE, {**position, **filters})).mappings()]
     if not rows:
         return OutputBatch(items=[], next=start, has_more=False)

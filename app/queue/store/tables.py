@@ -272,6 +272,15 @@ Index(
 Index("tasks_seq", tasks.c.seq)
 Index("tasks_goal", tasks.c.goal_id, tasks.c.seq)
 
+
+def _namespace_index(table: Table) -> None:
+    """Newest first within a namespace; `default` is not in it, so that it costs nothing where there is no other."""
+    name = text("substr(split_part(goal_id, '/'::text, 1), 2)")
+    Index(f"{table.name}_namespace", name, table.c.seq, postgresql_where=text("goal_id LIKE '@%/%'"))
+
+
+_namespace_index(tasks)
+
 # Finished tasks. Partitioned by day so that old ones are dropped, not deleted.
 task_history = Table(
     "task_history",
@@ -294,6 +303,7 @@ task_history = Table(
 )
 Index("task_history_seq", task_history.c.seq)
 Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
+_namespace_index(task_history)
 Index("task_history_failed", task_history.c.seq, postgresql_where=text("state = 'failed'"))
 
 # Columns that go with a task into history; each ending adds its own state, time and outcome.

@@ -11,9 +11,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.namespaces import WITHIN
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
+from app.kernel.namespaces import split_name
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.store import dependencies, history, lanes, tables
@@ -24,7 +26,8 @@ from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 class TaskFields:
     """Fields that the submitter of a task chooses; JSON values are text.
 
-    Those that are named like a column of `tasks` are inserted and read without further mention.
+    Those that are named like a column of `tasks` are inserted and read without further mention. The goal is given by
+    its stored name, which tells the namespace.
     """
 
     agent_type: AgentType
@@ -39,6 +42,11 @@ class TaskFields:
     trace_context: str | None
     idempotency_key: str | None = None
     depends_on: Sequence[UUID] = ()
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the task."""
+        return split_name(self.goal_id)[0]
 
     @property
     def max_attempts(self) -> int:
@@ -134,9 +142,10 @@ UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 _READ = text(f"""
 SELECT {COLUMNS}, {LIVE_COLUMNS}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
        NULL::float8 AS quality
-FROM tasks WHERE id = :id
+FROM tasks WHERE id = :id AND {WITHIN}
 UNION ALL
-SELECT {COLUMNS}, {HISTORY_COLUMNS}, payload, checkpoint, result, usage, quality FROM task_history WHERE id = :id
+SELECT {COLUMNS}, {HISTORY_COLUMNS}, payload, checkpoint, result, usage, quality FROM task_history
+WHERE id = :id AND {WITHIN}
 """)
 
 _ATTEMPTS = text("""
@@ -154,12 +163,12 @@ _FINISH = text(
     f"WITH deleted AS (DELETE FROM tasks WHERE id = :id RETURNING *) {history.entry('deleted', ':state', **_OUTCOME)}"
 )
 
-_LOCK = text("""
+_LOCK = text(f"""
 SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents
-FROM tasks WHERE id = :id FOR UPDATE
+FROM tasks WHERE id = :id AND {WITHIN} FOR UPDATE
 """)
 
-_STATE = text("SELECT state FROM task_history WHERE id = :id")
+_STATE = text(f"SELECT state FROM task_history WHERE id = :id AND {WITHIN}")
 
 _PROMOTE = text(f"""
 WITH due AS MATERIALIZED (
@@ -209,9 +218,12 @@ async def find(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID,
     return {row["id"]: StoredTask(**row) for row in rows}
 
 
-async def read(connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
-    """Return everything about one task, with the attempts that did not complete it; None when there is no such task."""
-    row = (await connection.execute(_READ, {"id": task_id})).mappings().first()
+async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any] | None:
+    """Return everything about one task, with the attempts that did not complete it; None when there is no such task.
+
+    With a namespace there are no tasks but its own.
+    """
+    row = (await connection.execute(_READ, {"id": task_id, "namespace": namespace})).mappings().first()
     if row is None:
         return None
     if not row["token"]:
@@ -238,15 +250,15 @@ class LiveTask:
     has_dependents: bool
 
 
-async def lock(connection: AsyncConnection, task_id: UUID) -> LiveTask | None:
-    """Lock a live task until the transaction ends; None when it has finished or never was."""
-    row = (await connection.execute(_LOCK, {"id": task_id})).mappings().first()
+async def lock(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> LiveTask | None:
+    """Lock a live task, of this namespace if one is given, until the transaction ends; None when there is none."""
+    row = (await connection.execute(_LOCK, {"id": task_id, "namespace": namespace})).mappings().first()
     return LiveTask(**{**row, "state": TaskState(row["state"])}) if row else None
 
 
-async def finished_state(connection: AsyncConnection, task_id: UUID) -> TaskState | None:
-    """Return the final state of a task; None when it is not in history."""
-    state = (await connection.execute(_STATE, {"id": task_id})).scalar()
+async def finished_state(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> TaskState | None:
+    """Return the final state of a task, of this namespace if one is given; None when it is not in history."""
+    state = (await connection.execute(_STATE, {"id": task_id, "namespace": namespace})).scalar()
     return TaskState(state) if state else None
 
 

@@ -110,11 +110,14 @@ keys = Table(
     Column("secret_hash", LargeBinary, nullable=False),
     Column("worker_id", UUID),
     Column("withheld", ARRAY(Text), nullable=False, server_default="{}", comment="scopes of the role that it lacks"),
+    Column("namespace", Text, server_default="default", comment="null: of the whole service"),
     moment("created_at", nullable=False, server_default=func.now()),
     moment("revoked_at"),
     one_of("role", Role),
     CheckConstraint("(role = 'worker') = (worker_id IS NOT NULL)", name="worker"),
     Index("keys_worker", "worker_id"),
+    # Tells whether there is any namespace but `default`, at each look at a key.
+    Index("keys_namespace", "namespace", postgresql_where=text("namespace <> 'default'")),
 )
 
 # A background duty is leased like a task: whoever locks its row does the turn.

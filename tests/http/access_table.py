@@ -1,0 +1,185 @@
+"""Each route with the scopes that it needs and with what it is about, for the tests of who may do what to whose.
+
+What each route is for is written down once more here: one that asks for less than it should, or that concerns a
+namespace and does not say so, is found by comparison.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.kernel.access import Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """About one thing of a namespace; `there` and `absent` are the answers where it exists and where not."""
+
+    thing: str
+    body: Any = None
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    there: int = 200
+    absent: int = 404
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Within:
+    """About all that a namespace has, or about what is made in it."""
+
+    body: Any = None
+    query: str = ""
+    answer: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Of the whole service: keys of one namespace are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Public:
+    """Open to everybody, and without anything that somebody owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a route needs, and whose it is."""
+
+    needs: Scope | tuple[Scope, ...]
+    subject: Named | Within | Shared | Public
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that a key must include."""
+        return self.needs if isinstance(self.needs, tuple) else (self.needs,)
+
+
+PUBLIC, SHARED = Public(), Shared()
+_CONTENT = (Scope.READ, Scope.CONTENT)
+_SUBMIT_AND_SEE = (Scope.SUBMIT, Scope.CONTENT)
+_ALL = {"filter": {"all": True}}
+TABLE: dict[str, Row] = {
+    "POST /tasks": Row(_SUBMIT_AND_SEE, Within(body={"agent_type": "generation"}, answer=201)),
+    "POST /tasks/batch": Row(Scope.SUBMIT, Within(body={"tasks": [{"agent_type": "generation"}]}, answer=201)),
+    "GET /tasks": Row(_CONTENT, Within()),
+    "GET /tasks/{task_id}": Row(_CONTENT, Named(thing="task")),
+    "POST /tasks/{task_id}/cancel": Row(_SUBMIT_AND_SEE, Named(thing="task", body={})),
+    "POST /tasks/cancel": Row(Scope.SUBMIT, Within(body=_ALL)),
+    "GET /dead-letters": Row(_CONTENT, Within()),
+    "GET /dead-letters/{task_id}": Row(_CONTENT, Named(thing="letter")),
+    "POST /dead-letters/{task_id}/requeue": Row(_SUBMIT_AND_SEE, Named(thing="letter", body={})),
+    "POST /dead-letters/requeue": Row(Scope.SUBMIT, Within(body=_ALL)),
+    "POST /dead-letters/purge": Row(Scope.OPERATE, Within(body=_ALL)),
+    "POST /lease": Row(Scope.LEASE, SHARED),
+    "POST /leases/{task_id}/start": Row(Scope.LEASE, SHARED),
+    "POST /leases/{task_id}/progress": Row(Scope.LEASE, SHARED),
+    "POST /leases/{task_id}/complete": Row(Scope.LEASE, SHARED),
+    "POST /leases/{task_id}/fail": Row(Scope.LEASE, SHARED),
+    "POST /leases/{task_id}/release": Row(Scope.LEASE, SHARED),
+    "POST /workers": Row(Scope.REGISTER, SHARED),
+    "POST /workers/{worker_id}/heartbeat": Row(Scope.LEASE, SHARED),
+    "POST /workers/{worker_id}/goodbye": Row(Scope.LEASE, SHARED),
+    "POST /workers/{worker_id}/drain": Row(Scope.OPERATE, SHARED),
+    "POST /workers/{worker_id}/stop": Row(Scope.OPERATE, SHARED),
+    "POST /workers/{worker_id}/restart": Row(Scope.OPERATE, SHARED),
+    "POST /workers/start": Row(Scope.OPERATE, SHARED),
+    "POST /workers/drain": Row(Scope.OPERATE, SHARED),
+    "POST /workers/stop": Row(Scope.OPERATE, SHARED),
+    "POST /workers/restart": Row(Scope.OPERATE, SHARED),
+    "GET /workers": Row(Scope.READ, SHARED),
+    "GET /workers/{worker_id}": Row(Scope.READ, SHARED),
+    "GET /fleet": Row(Scope.MONITOR, SHARED),
+    "GET /replacements": Row(Scope.READ, SHARED),
+    "GET /replacements/times": Row(Scope.READ, SHARED),
+    "GET /events": Row(_CONTENT, Within(query="limit=500")),
+    # A stream that is opened does not end; tests/queue/api/test_namespaces.py reads one.
+    "GET /events/stream": Row(_CONTENT, Within(query="after=nonsense", answer=422)),
+    "GET /context/{namespace}": Row(_CONTENT, Named(thing="entry", absent=200)),
+    "GET /context/{namespace}/{key}": Row(_CONTENT, Named(thing="entry")),
+    "GET /context/{namespace}/{key}/history": Row(_CONTENT, Named(thing="entry")),
+    "PUT /context/{namespace}/{key}": Row(
+        Scope.SUBMIT, Named(thing="entry", body=7, headers={"If-Match": '"1"'}, absent=412)
+    ),
+    "DELETE /context/{namespace}/{key}": Row(Scope.SUBMIT, Named(thing="entry", headers={"If-Match": '"1"'})),
+    "GET /outputs": Row(_CONTENT, Within(query="limit=500")),
+    "GET /checkpoints": Row(Scope.READ, SHARED),
+    "POST /checkpoints": Row(Scope.OPERATE, SHARED),
+    "GET /checkpoints/{checkpoint_id}": Row(Scope.READ, SHARED),
+    "GET /checkpoints/{checkpoint_id}/content": Row(_CONTENT, SHARED),
+    "POST /checkpoints/{checkpoint_id}/verify": Row(Scope.READ, SHARED),
+    "GET /config": Row(Scope.READ, SHARED),
+    "PUT /config": Row(Scope.CONFIGURE, SHARED),
+    "PATCH /config": Row(Scope.CONFIGURE, SHARED),
+    "GET /config/history": Row(Scope.READ, SHARED),
+    "GET /config/versions/{version}": Row(Scope.READ, SHARED),
+    "POST /config/rollback": Row(Scope.CONFIGURE, SHARED),
+    "POST /config/mode": Row(Scope.CONFIGURE, SHARED),
+    "GET /weights": Row(Scope.READ, SHARED),
+    "PUT /weights": Row(Scope.WEIGH, SHARED),
+    "PUT /weights/override": Row(Scope.WEIGH, SHARED),
+    "DELETE /weights/override": Row(Scope.WEIGH, SHARED),
+    "GET /weights/history": Row(Scope.READ, SHARED),
+    "GET /agents": Row(Scope.READ, SHARED),
+    "GET /agents/{agent_type}": Row(Scope.READ, SHARED),
+    "POST /metrics/performance": Row(Scope.SUBMIT, SHARED),
+    "GET /scaling/decisions": Row(Scope.MONITOR, SHARED),
+    "GET /scaling/decisions/{decision_id}": Row(Scope.MONITOR, SHARED),
+    "POST /scaling/decisions/{decision_id}/replay": Row(Scope.READ, SHARED),
+    "POST /scaling/decisions/replay": Row(Scope.READ, SHARED),
+    "POST /scaling/what-if": Row(Scope.READ, SHARED),
+    "GET /scaling/recommendation": Row(Scope.MONITOR, SHARED),
+    "GET /audit": Row(Scope.READ, SHARED),
+    "POST /audit/verify": Row(Scope.READ, SHARED),
+    "GET /degradation": Row(Scope.READ, SHARED),
+    "PUT /degradation": Row(Scope.OPERATE, SHARED),
+    "GET /degradation/history": Row(Scope.READ, SHARED),
+    "GET /alerts": Row(Scope.READ, SHARED),
+    "GET /alerts/{alert_id}": Row(Scope.READ, SHARED),
+    "POST /alerts/{alert_id}/acknowledge": Row(Scope.OPERATE, SHARED),
+    "GET /status": Row(Scope.MONITOR, SHARED),
+    "GET /queues": Row(Scope.MONITOR, SHARED),
+    "POST /queues/pause": Row(Scope.OPERATE, SHARED),
+    "POST /queues/resume": Row(Scope.OPERATE, SHARED),
+    "POST /queues/{agent_type}/pause": Row(Scope.OPERATE, SHARED),
+    "POST /queues/{agent_type}/resume": Row(Scope.OPERATE, SHARED),
+    "PUT /goals/{goal_id}/weight": Row(Scope.SUBMIT, Named(thing="goal", body={"weight": 2}, absent=200)),
+    "GET /goals/{goal_id}/weight": Row(Scope.READ, Named(thing="goal", absent=200)),
+    "POST /goals": Row(Scope.SUBMIT, Within(body={"objective": "to know"}, answer=201)),
+    "GET /goals": Row(_CONTENT, Within(query="limit=500")),
+    "GET /goals/{goal_id}": Row(_CONTENT, Named(thing="goal")),
+    "POST /goals/{goal_id}/pause": Row(_SUBMIT_AND_SEE, Named(thing="goal", body={"reason": "x"})),
+    "POST /goals/{goal_id}/resume": Row(_SUBMIT_AND_SEE, Named(thing="goal", body={"reason": "x"})),
+    "POST /goals/{goal_id}/stop": Row(_SUBMIT_AND_SEE, Named(thing="goal", body={"reason": "x"})),
+    "POST /goals/{goal_id}/extend": Row(
+        _SUBMIT_AND_SEE, Named(thing="goal", body={"constraints": {"max_iterations": 9}})
+    ),
+    "POST /goals/{goal_id}/iterations": Row(
+        Scope.SUBMIT, Named(thing="goal", body={"iteration": 2, "quality": 2}, there=201)
+    ),
+    "GET /goals/{goal_id}/iterations": Row(Scope.READ, Named(thing="goal")),
+    "GET /goals/{goal_id}/iterations/{number}/replay": Row(Scope.READ, Named(thing="goal")),
+    "POST /keys": Row(Scope.KEYS, SHARED),
+    "GET /keys": Row(Scope.KEYS, SHARED),
+    "DELETE /keys/{key_id}": Row(Scope.KEYS, SHARED),
+    "POST /llm/permits": Row(Scope.CALL, SHARED),
+    "POST /llm/permits/{permit_id}/renew": Row(Scope.CALL, SHARED),
+    "POST /llm/permits/{permit_id}/settle": Row(Scope.CALL, SHARED),
+    "DELETE /llm/permits/{permit_id}": Row(Scope.CALL, SHARED),
+    "GET /llm/permits": Row(Scope.READ, SHARED),
+    "GET /llm/cache/{key}": Row(Scope.CALL, SHARED),
+    "GET /llm/models": Row(Scope.READ, SHARED),
+    "GET /llm/models/{model:path}": Row(Scope.READ, SHARED),
+    "PUT /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
+    "GET /llm/usage": Row(Scope.READ, SHARED),
+    "GET /livez": Row(Scope.PUBLIC, PUBLIC),
+    "GET /readyz": Row(Scope.PUBLIC, PUBLIC),
+    "GET /problems": Row(Scope.PUBLIC, PUBLIC),
+    "GET /metrics": Row(Scope.MONITOR, SHARED),
+    "GET /metrics/runtime": Row(Scope.MONITOR, SHARED),
+    "POST /metrics/samples": Row(Scope.MEASURE, SHARED),
+    "GET /metrics/names": Row(Scope.READ, SHARED),
+    "GET /metrics/utilisation": Row(Scope.MONITOR, SHARED),
+    "GET /metrics/series": Row(Scope.READ, SHARED),
+    "GET /health/report": Row(Scope.PUBLIC, PUBLIC),
+}
