@@ -34,6 +34,7 @@ from app.http.sockets import SocketTaken, UnixSocket
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, ServerCertificate, UnusableCertificate, served_certificate
 from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
+from app.llm.service.models import list_models
 from app.llm.service.permits import PermitService
 from app.logs import set_up_logging
 from app.queue.api.event_stream import EventReaders
@@ -51,6 +52,7 @@ from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
 
 log = logging.getLogger(__name__)
+_LISTING_SECONDS = 1.0
 _GRACE_SECONDS = 4  # well within the 8 s after which `convener up` kills the API
 
 
@@ -85,7 +87,11 @@ def services_for(settings: Settings, database: Database) -> Services:
         ),
         EventReaders(),
         AgentReports(state.bottleneck),
-        PermitService(database, broker.fairness, PermitPolicy(ttl_seconds=settings.permit_seconds)),
+        PermitService(
+            database,
+            broker.fairness,
+            PermitPolicy(ttl_seconds=settings.permit_seconds, max_per_worker=settings.permits_per_worker),
+        ),
         health,
         Heartbeats(database, leases, broker.preferences),
         bursts,
@@ -109,6 +115,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         broker, config = services[Broker], services[CurrentConfig]
         broker.start()
         await refresh_weights(database, config, broker.fairness, broker.degradation)
+        listing = asyncio.create_task(list_models(database, settings.llm_models), name="models")
+        await asyncio.wait({listing}, timeout=_LISTING_SECONDS)
         following = follow_weights(database, config, broker.fairness, broker.degradation)
         weights = asyncio.create_task(following, name="weights")
         sampling = asyncio.create_task(
@@ -120,7 +128,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         try:
             yield
         finally:
-            for task in following_tasks:
+            for task in (*following_tasks, listing):
                 task.cancel()
             # Callers that wait are answered first; then the batches that have arrived are written, while the database
             # is still open.

@@ -30,6 +30,7 @@ SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
 _FILE = "_FILE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
 SECRETS = ("database_password", "database_url", "llm_key", "pool_key", "webhook_secret", "webhook_url")
+_MAX_NAME_LENGTH = 200
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -89,6 +90,12 @@ class Settings(BaseModel):
     permit_seconds: float = Field(
         120, ge=1, le=3600, description="a permit for a language-model call that nobody renews is free after this long"
     )
+    llm_models: tuple[str, ...] = Field(
+        (), description="language models that the API lists at its start, separated by commas; more by command"
+    )
+    permits_per_worker: int = Field(
+        8, ge=1, le=1000, description="calls of language models that one worker may have under way at once"
+    )
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
     webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
     webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
@@ -110,6 +117,19 @@ class Settings(BaseModel):
         if (key is None) != (info.data.get("tls_certificate") is None):
             raise ValueError("tls_certificate and tls_key are set together or not at all")
         return key
+
+    @field_validator("llm_models", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        # As workers read the same variable: with blanks around names, or empty.
+        return tuple(name for word in value.split(",") if (name := word.strip())) if isinstance(value, str) else value
+
+    @field_validator("llm_models", mode="after")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not 0 < len(name) <= _MAX_NAME_LENGTH or not name.isprintable() for name in names):
+            raise ValueError(f"must be names of at most {_MAX_NAME_LENGTH} printable characters")
+        return names
 
     @field_validator("database_url", mode="after")
     @classmethod

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+import httpx
+
 from app.kernel.agents import AgentType
 from benchmarks.http_client import Answer, Connection, connect
 from benchmarks.machine import Machine
@@ -69,6 +71,13 @@ class Caller:
         return answer
 
 
+async def list_model(testbed: Testbed) -> None:
+    """Let callers ask for the model."""
+    headers = {"Authorization": f"Bearer {testbed.key}", "If-Match": '"0"'}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{testbed.port}", headers=headers) as client:
+        (await client.put("/llm/models/m", json={})).raise_for_status()
+
+
 async def alone(testbed: Testbed, calls: int) -> Times:
     """Measure a single caller."""
     caller = Caller(await connect(testbed.port, testbed.key), Times())
@@ -107,6 +116,7 @@ def _milliseconds(values: list[float]) -> tuple[float, float]:
 async def _measure(callers: int, call_seconds: float, seconds: float) -> None:
     print(Machine.now())
     async with start_testbed() as testbed:
+        await list_model(testbed)
         print(f"alone: {await alone(testbed, 300)}")
         times, cpu = await contended(testbed, callers, call_seconds, seconds)
         limit = 20

@@ -48,6 +48,8 @@ class SystemEvent(StrEnum):
     """A change of the system as a whole, about no task and no goal."""
 
     DEGRADATION = "degradation.moved"
+    # Somebody has lifted what holds calls of a language model back.
+    MODEL_RESET = "llm_model.reset"
 
 
 class AlertKind(StrEnum):

@@ -171,6 +171,8 @@ TABLE: dict[str, Row] = {
     "GET /llm/models": Row(Scope.READ, SHARED),
     "GET /llm/models/{model:path}": Row(Scope.READ, SHARED),
     "PUT /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
+    "DELETE /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
+    "POST /llm/models/{model:path}/reset": Row(Scope.OPERATE, SHARED),
     "GET /llm/usage": Row(Scope.READ, SHARED),
     "GET /livez": Row(Scope.PUBLIC, PUBLIC),
     "GET /readyz": Row(Scope.PUBLIC, PUBLIC),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from app import application
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support.permit_callers import list_models
 from tests.support.permit_calls import acquired
 from tests.support.pools import decided
 from tests.support.routes import routes
@@ -200,7 +201,7 @@ class _Caller:
     def _key(self) -> Role | str:
         if self._path.startswith(("/lease", "/workers/")):
             return self._worker.key
-        return Role.WORKER if self._path == "/workers" else Role.ADMIN
+        return Role.POOL if self._path == "/workers" else Role.ADMIN
 
     async def _version(self) -> str:
         address = {"/llm/models/{model}": "/llm/models/m", "/config": "/config", "/weights": "/weights"}
@@ -215,7 +216,8 @@ class _Caller:
             lease = await self._worker.lease()
             self._ids["task_id"], body["token"] = lease["task_id"], lease["token"]
         if self._path.startswith("/llm/permits"):
-            permit = await acquired(self._service, model="m")
+            await list_models(self._service.app.state.services.database, "m")
+            permit = await acquired(self._service, model="m", cache_key="a" * 64)
             self._ids["permit_id"], body["token"] = permit["permit_id"], permit["token"]
         if "/goals/" in self._path:
             await self._new_goal()
@@ -237,7 +239,7 @@ class _Caller:
         if self._path.startswith("/llm/permits"):
             path = f"/llm/permits/{self._ids['permit_id']}"
             await self._service.ask("DELETE", path, params={"token": body["token"]})
-            await execute(self._service.app.state.services.database, "UPDATE llm_models SET cooldown_until = NULL")
+            await execute(self._service.app.state.services.database, "UPDATE llm_models SET callers = '{}'")
 
     async def read_everything(self) -> None:
         """Read every address that can be read."""

@@ -12,23 +12,40 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
 from app.llm.rules.outcomes import CallReport, Outcome
-from app.llm.rules.permits import PermitRequest, RequestId
+from app.llm.rules.permits import RequestId
 from app.llm.service.grant import AcquireRequest
 from app.llm.service.settle import Settlement
+from app.llm.store import models
+from app.llm.store.cache import NewAnswer
 from app.llm.store.permits import Permit
 from tests.support.sql import execute
 
 
 def request(model: str = "m", **changes: Any) -> AcquireRequest:
-    permit_request = PermitRequest(
-        id=RequestId("key", uuid4()), model=model, agent_type=AgentType.RANKING, priority=Priority.MEDIUM, tokens=100
-    )
-    return AcquireRequest(permit_request=replace(permit_request, **changes))
+    """The request of a key that is no worker's, unless it names a worker, whose task says the rest."""
+    stated = {} if "worker_id" in changes else {"agent_type": AgentType.RANKING, "priority": Priority.MEDIUM}
+    return AcquireRequest(**{"id": RequestId("key", uuid4()), "model": model, "tokens": 100, **stated, **changes})
 
 
-def settlement(permit: Permit, outcome: Outcome = Outcome.SUCCESS, **reported: Any) -> Settlement:
+def settlement(
+    permit: Permit, outcome: Outcome = Outcome.SUCCESS, answer: NewAnswer | None = None, **reported: Any
+) -> Settlement:
+    """The settlement of whoever holds the permit."""
     report = CallReport(outcome=outcome, **reported)
-    return Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
+    return Settlement(
+        permit_id=permit.id,
+        token=permit.token,
+        worker_id=permit.request.worker_id,
+        report=report,
+        digest=repr(report).encode(),
+        answer=answer,
+    )
+
+
+async def list_models(database: Database, *names: str) -> None:
+    """List models, so that permits are granted for them."""
+    async with database.transaction() as connection:
+        await models.add(connection, names)
 
 
 async def allow_calls(database: Database, calls: int, *, service_bears: float = 100) -> None:

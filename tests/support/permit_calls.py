@@ -13,10 +13,19 @@ def permit_body(**fields: Any) -> dict[str, Any]:
     return usual | fields
 
 
-async def acquired(service: Service, **fields: Any) -> Any:
-    return await service.post("/llm/permits", permit_body(**fields), key=Role.SUPERVISOR)
+async def acquired(service: Service, key: Role | str = Role.SUPERVISOR, **fields: Any) -> Any:
+    return await service.post("/llm/permits", permit_body(**fields), key=key)
 
 
-async def settled(service: Service, permit: Any, outcome: str = "success", **fields: Any) -> Any:
+async def settled(
+    service: Service, permit: Any, outcome: str = "success", key: Role | str = Role.SUPERVISOR, **fields: Any
+) -> Any:
     body = {"token": permit["token"], "outcome": outcome} | fields
-    return await service.post(f"/llm/permits/{permit['permit_id']}/settle", body, key=Role.SUPERVISOR)
+    return await service.post(f"/llm/permits/{permit['permit_id']}/settle", body, key=key)
+
+
+async def reported(service: Service, outcome: str, *keys: Role | str, **fields: Any) -> None:
+    """Let holders of these keys call the model at once, and report this of it, one after the other."""
+    permits = [await acquired(service, key) for key in keys]
+    for key, permit in zip(keys, permits, strict=True):
+        await settled(service, permit, outcome, key, **fields)

@@ -62,6 +62,7 @@ def snapshot(*models: Model, total_limit: int = 100, in_use: Mapping[str, int] |
         in_use=sum((in_use or {}).values()),
         models={model.name: model for model in models},
         permit_counts=counts,
+        held={},
         reservations=[],
         virtual_times=VirtualTimes(),
         weights=EQUAL_WEIGHTS,

@@ -89,6 +89,11 @@ async def _allow(http: httpx.AsyncClient, calls: int) -> None:
     assert answer.status_code == 200, answer.text
 
 
+async def _list_model(http: httpx.AsyncClient) -> None:
+    answer = await http.put("/llm/models/m", json={}, headers={"If-Match": '"0"'})
+    assert answer.status_code == 200, answer.text
+
+
 async def _live(http: httpx.AsyncClient) -> int:
     return len((await http.get("/llm/permits")).json()["items"])
 
@@ -116,6 +121,7 @@ async def test_never_too_many_at_once_and_none_left_behind(database_url: str, tm
         api_process(database_url, tmp_path, CONVENER_PERMIT_SECONDS=str(_TTL_SECONDS)) as api,
         httpx.AsyncClient(base_url=api.url, headers=api.bearer(Role.OPERATOR), trust_env=False, timeout=30) as http,
     ):
+        await _list_model(http)
         await _allow(http, 8)
         with serving(provider) as address:
             callers = _callers(api, address)

@@ -106,11 +106,11 @@ class PermitClient:
 
         Raises PermitsUnavailable, ModelNotAllowed, and UnfitRequest for a request that can never be granted.
         """
-        lease = request.task_key.lease
         body = {
             "request_id": str(request.request_id),
             "model": request.model,
-            **{name: getattr(lease, name) for name in ("agent_type", "goal_id", "task_id", "priority")},
+            # All else that there is to say of the task the control plane takes from its lease.
+            "task_id": request.task_key.lease.task_id,
             "estimated_tokens": request.estimated_tokens,
             "cache_key": request.cache_key,
         }

@@ -62,7 +62,13 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
        / greatest(1, current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int)
 """)
 
-_BREAKERS = text("SELECT model FROM llm_models WHERE open_until IS NOT NULL ORDER BY model")
+# Also of a model that fails for a single caller, and has answered nobody else since.
+_BREAKERS = text("""
+SELECT model FROM llm_models WHERE open_until IS NOT NULL OR EXISTS (
+    SELECT FROM jsonb_each(callers) AS caller (name, state)
+    WHERE state ? 'open_until' AND (state ->> 'failures')::int >= 3)
+ORDER BY model
+""")
 
 
 async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:

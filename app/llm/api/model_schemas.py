@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.http.fields import Body, Moment, Word
 from app.llm.rules.circuit_breaker import BreakerState
@@ -10,6 +10,15 @@ from app.llm.store.usage import Grouping
 
 Amount = Annotated[int, Field(ge=1, le=10**12)]
 Price = Annotated[float, Field(ge=0, le=1e6, description="US dollars")]
+
+
+def _check_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must have printable characters only")
+    return value
+
+
+ModelName = Annotated[Word, AfterValidator(_check_printable)]
 
 
 class LimitsIn(Body):
@@ -37,13 +46,21 @@ class LimitsIn(Body):
     burst: Amount | None = Field(None, description="requests at once; a tenth of the window when it is not given")
     token_burst: Amount | None = Field(None, description="tokens at once; a tenth of the window when it is not given")
     max_concurrency: Annotated[int, Field(ge=1, le=1000)] | None = None
-    fallback_models: list[Word] = Field(default_factory=list, max_length=10, description="the best first")
+    fallback_models: list[ModelName] = Field(default_factory=list, max_length=10, description="the best first")
     input_price_per_million_tokens: Price | None = None
     output_price_per_million_tokens: Price | None = None
 
 
+class HeldBackOut(BaseModel):
+    """A worker, or a key of somebody who is none, that is held back by what it alone has reported of the service."""
+
+    caller: str = Field(description="id of the worker or key")
+    cooldown_seconds: float
+    breaker_open_seconds: float
+
+
 class ModelOut(LimitsIn):
-    """A model: its limits, and how its service stands."""
+    """A model: its limits, and how its service stands. Two callers must report the same before it holds for all."""
 
     model: str
     version: int = Field(description="of the limits; 0: nobody has set them")
@@ -52,9 +69,10 @@ class ModelOut(LimitsIn):
     breaker: BreakerState = Field(description="open: it failed again and again; half_open: one call may try it")
     breaker_open_seconds: float = Field(description="for so long nobody may try it")
     consecutive_failures: int
-    cooldown_seconds: float = Field(description="for so long its service wants to be left alone")
+    cooldown_seconds: float = Field(description="for so long its service wants to be left alone, by all")
     mean_latency_ms: float | None = Field(description="decayed; null before the first call")
     used_at: Moment | None
+    held_back: list[HeldBackOut] = Field(description="those who alone have reported a cool-down, or failed")
 
 
 class ModelPage(BaseModel):
@@ -67,7 +85,7 @@ class ModelPage(BaseModel):
 class UsageOut(BaseModel):
     """What calls came to. Percentiles are right within a factor of two."""
 
-    name: str | None = Field(description="of the model, agent type or goal; null: of no goal")
+    name: str | None = Field(description="of the model, agent type, goal or key; null: of no goal, or of workers")
     calls: int
     outcomes: dict[str, int]
     prompt_tokens: int

@@ -1,6 +1,6 @@
 """Routes of language models: limits, the state of their services, and usage."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
@@ -8,13 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
-from app.http.fields import Limit, Moment, Word
+from app.http.fields import Limit, Moment
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
-from app.llm.api.model_schemas import LimitsIn, ModelOut, ModelPage, UsageOut, UsagePage
+from app.llm.api.model_schemas import HeldBackOut, LimitsIn, ModelName, ModelOut, ModelPage, UsageOut, UsagePage
+from app.llm.errors import ModelNotAllowed
+from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import BreakerState
 from app.llm.rules.models import ModelLimits, concurrency_ceiling
 from app.llm.service import models as service
@@ -27,8 +29,9 @@ router = APIRouter(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
 # Prices have longer names in bodies.
 _LIMITS = LimitsIn.model_fields.keys() & ModelLimits.__dataclass_fields__.keys()
+_UNLISTED = responses_for(ModelNotAllowed)
 _CHANGING = responses_for(errors.PreconditionRequired, errors.VersionStale)
-ModelName = Annotated[Word, Path(description="as callers name it; slashes and colons are part of it")]
+ModelPath = Annotated[ModelName, Path(description="as callers name it; slashes and colons are part of it")]
 
 
 @router.get("/models", summary="List language models", dependencies=_READ)
@@ -37,7 +40,7 @@ async def page(
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
 ) -> ModelPage:
-    """Those that were called within a day, and those with limits of their own."""
+    """Those that permits are granted for."""
     statuses = await models.status_page(connection, after_name=after, limit=limit + 1)
     total_limit = (await gate.read_load(connection)).total_limit
     following = statuses[limit - 1].model.name if len(statuses) > limit else None
@@ -52,9 +55,9 @@ async def page(
     response_model=ModelOut,
 )
 async def read(
-    model: ModelName, connection: Reading, response: Response, if_none_match: IfNoneMatch = None
+    model: ModelPath, connection: Reading, response: Response, if_none_match: IfNoneMatch = None
 ) -> ModelOut | Response:
-    """Its limits, with their version as the ETag, and how its service stands. One that nobody knows is at version 0."""
+    """Its limits, with their version as the ETag, and how its service stands. Unlisted ones are at version 0."""
     model_out = await _read_model(connection, model)
     if is_known(model_out.version, if_none_match):
         return Response(status_code=304, headers={"ETag": etag(model_out.version)})
@@ -69,13 +72,41 @@ async def read(
     responses=_CHANGING,
 )
 async def put(
-    model: ModelName, body: LimitsIn, connection: Writing, caller: Caller, response: Response, if_match: IfMatch = None
+    model: ModelPath, body: LimitsIn, connection: Writing, caller: Caller, response: Response, if_match: IfMatch = None
 ) -> ModelOut:
-    """All of them at once; what is left out is not limited. In force from the next permit on. Safe to repeat."""
+    """All of them at once; what is left out is not limited. In force from the next permit on. Lists the model, where it
+    was not listed. Safe to repeat.
+    """
     await service.set_limits(connection, model, expected_version(if_match), _limits(body), by=caller.key_id)
     model_out = await _read_model(connection, model)
     response.headers["ETag"] = etag(model_out.version)
     return model_out
+
+
+@router.delete(
+    "/models/{model:path}",
+    summary="Take a language model from the list",
+    status_code=204,
+    dependencies=[requires(Scope.CONFIGURE)],
+    responses=_UNLISTED,
+)
+async def remove(model: ModelPath, connection: Writing, caller: Caller) -> None:
+    """No permits are granted for it any more, and its limits are forgotten. Calls that are under way go on."""
+    await service.remove(connection, model, by=caller.key_id)
+
+
+@router.post(
+    "/models/{model:path}/reset",
+    summary="Reset a language model",
+    dependencies=[requires(Scope.OPERATE)],
+    responses=_UNLISTED,
+)
+async def reset(model: ModelPath, connection: Writing, caller: Caller) -> ModelOut:
+    """Its cool-down is lifted, its breaker closed, and what callers have reported and been charged is forgotten: it
+    starts as a new one. Safe to repeat.
+    """
+    await service.reset(connection, model, by=caller.key_id)
+    return await _read_model(connection, model)
 
 
 @router.get("/usage", summary="What calls of language models came to", dependencies=_READ)
@@ -85,7 +116,9 @@ async def usage(
     by: Annotated[Grouping, Query()] = "model",
     limit: Limit = 100,
 ) -> UsagePage:
-    """Calls by outcome, tokens, costs and latencies of each model, agent type or goal, those with most calls first."""
+    """Calls by outcome, tokens, costs and latencies of each model, agent type, goal, or key of somebody who is no
+    worker, those with most calls first.
+    """
     start = since or await now(connection) - timedelta(hours=1)
     return UsagePage(
         by=by, since=start, items=[_usage_out(item) for item in await usage_store.sums(connection, by, start, limit)]
@@ -122,7 +155,13 @@ def _model_out(status: ModelStatus, total_limit: int) -> ModelOut:
         cooldown_seconds=model.concurrency.cooldown_seconds(at),
         mean_latency_ms=None if latency is None else latency * 1000,
         used_at=status.used_at,
+        held_back=[_held_back(name, caller, at) for name, caller in model.callers.items() if caller.is_blocked(at)],
     )
+
+
+def _held_back(name: str, caller: CallerState, at: datetime) -> HeldBackOut:
+    seconds = caller.cooldown_seconds(at), caller.breaker.remaining_seconds(at)
+    return HeldBackOut(caller=name, cooldown_seconds=seconds[0], breaker_open_seconds=seconds[1])
 
 
 def _usage_out(usage_sum: UsageSum) -> UsageOut:

@@ -9,6 +9,7 @@ from app.http.fields import AgentName, Body, Moment, PriorityIn, PriorityName, W
 from app.http.json import JsonObject
 from app.http.problems import Problem
 from app.kernel.agents import AgentType
+from app.llm.api.model_schemas import ModelName
 from app.llm.rules.outcomes import Outcome
 from app.llm.rules.permits import Refused
 
@@ -20,16 +21,30 @@ DAY_SECONDS = 86_400.0
 Count = Annotated[int, Field(ge=0, le=_MAX_TOKENS)]
 # Services send -1 for `unknown`.
 Reset = Annotated[float, Field(ge=-1, le=1e9)]
-CacheKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of model and canonical request")]
+CacheKey = Annotated[
+    str,
+    Field(
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the canonical request. The service keeps the answer under a key of its own, which holds"
+        " for this model within the goal of the task; without a goal, for this worker or key",
+    ),
+]
 PermitToken = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class PermitIn(Body):
-    """Somebody wants to call a model once."""
+    """Somebody wants to call a model once.
+
+    A worker asks for the task that it holds, whose lease says agent type, goal and priority: what it names itself must
+    be the same. Anybody else names the agent type.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"request_id": _ID, "model": "gpt-4.1", "agent_type": "ranking", "estimated_tokens": 1500}]
+            "examples": [
+                {"request_id": _ID, "model": "gpt-4.1", "task_id": _ID, "estimated_tokens": 1500},
+                {"request_id": _ID, "model": "gpt-4.1", "agent_type": "ranking", "estimated_tokens": 1500},
+            ]
         }
     )
 
@@ -37,11 +52,11 @@ class PermitIn(Body):
         description="a new one for every call; repeated after a refusal it keeps its place, after a grant that was lost"
         " on the way it is answered with the same permit"
     )
-    model: Word
-    agent_type: AgentName
+    model: ModelName = Field(description="one that is listed at `/llm/models`")
+    agent_type: AgentName | None = None
     goal_id: Word | None = None
     task_id: UUID | None = None
-    priority: PriorityIn = "medium"
+    priority: PriorityIn | None = Field(None, description="`critical` is for operators; `medium` by default")
     estimated_tokens: Count = Field(description="of request and answer together; 0: unknown")
     cache_key: CacheKey | None = Field(None, description="a refusal then brings the cached answer, where there is one")
 
@@ -95,11 +110,14 @@ class RenewedOut(BaseModel):
 
 
 class CacheIn(Body):
-    """An answer to keep for when a call is not permitted."""
+    """An answer to keep for when a call is not permitted: to the question that the permit was granted for.
+
+    One that is there already stays until its time is over.
+    """
 
     key: CacheKey
     answer: JsonObject
-    ttl_seconds: float = Field(DAY_SECONDS, gt=0, le=30 * DAY_SECONDS)
+    ttl_seconds: float = Field(DAY_SECONDS, gt=0, le=DAY_SECONDS)
 
 
 class SettleIn(Body):
@@ -134,11 +152,11 @@ class SettleIn(Body):
 
 
 class SettledOut(BaseModel):
-    """How the model stands now."""
+    """How the model stands now, for whoever settles."""
 
     limit: int = Field(description="calls of this model that may be under way at once")
     in_use: int
-    cooldown_seconds: float = Field(description="for so long nobody gets a permit for this model")
+    cooldown_seconds: float = Field(description="for so long there is no permit for this model")
     late: bool = Field(description="the permit was over before; everything was counted all the same")
 
 

@@ -7,14 +7,15 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
-from app.http.fields import Limit, priority_name, priority_of
+from app.http.fields import Limit, Word, priority_name, priority_of
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
-from app.kernel.access import Principal, Scope
-from app.kernel.errors import ShuttingDown
+from app.kernel.access import Principal, Role, Scope
+from app.kernel.errors import Forbidden, ShuttingDown
+from app.llm.api.model_schemas import ModelName
 from app.llm.api.permit_schemas import (
     CachedOut,
     CacheKey,
@@ -29,14 +30,22 @@ from app.llm.api.permit_schemas import (
     SettledOut,
     SettleIn,
 )
-from app.llm.errors import AnswerNotCached, PermitNotFound, PermitOver
+from app.llm.errors import (
+    AgentTypeMissing,
+    AnswerNotCached,
+    CacheKeyMismatch,
+    LeaseMismatch,
+    LeaseRequired,
+    ModelNotAllowed,
+    PermitNotFound,
+    PermitOver,
+)
 from app.llm.rules.outcomes import CallReport
-from app.llm.rules.permits import PermitRequest, RequestId
+from app.llm.rules.permits import RequestId
 from app.llm.service import permits as service
 from app.llm.service.grant import AcquireRequest
 from app.llm.service.permits import PermitService
 from app.llm.service.settle import Settlement
-from app.llm.store import cache
 from app.llm.store import permits as store
 from app.llm.store.cache import NewAnswer
 from app.llm.store.permits import Permit
@@ -48,25 +57,23 @@ _MAX_ANSWER_BYTES = 256 << 10
 _REFUSED: dict[int | str, dict[str, Any]] = {
     429: {"model": RefusalOut, "description": "`permit_refused`: There is no permit for this call now."}
 }
-_OVER = responses_for(PermitOver)
+_ASKING = responses_for(PermitOver, LeaseMismatch, LeaseRequired, ModelNotAllowed, AgentTypeMissing)
 _FENCED = responses_for(PermitNotFound, PermitOver)
+_SETTLING = responses_for(PermitNotFound, PermitOver, CacheKeyMismatch)
 
 
 @router.post(
-    "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_OVER}
+    "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_ASKING}
 )
 async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> PermitOut:
     """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
-    says, nor for one model than its service bears and its limits allow.
+    says, nor for one model than its service bears and its limits allow, nor for one worker than its share.
 
     Safe to repeat: the same `request_id` gets the same permit while it lives; a permit that is over answers 409.
     """
     if services.stopping:
         raise ShuttingDown
-    cache_key = None if body.cache_key is None else bytes.fromhex(body.cache_key)
-    acquisition = await services[PermitService].acquire(
-        AcquireRequest(permit_request=_permit_request(body, caller), cache_key=cache_key)
-    )
+    acquisition = await services[PermitService].acquire(_acquire_request(body, caller))
     return PermitOut(
         permit_id=acquisition.permit.id,
         token=acquisition.permit.token,
@@ -79,32 +86,37 @@ async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> Perm
 
 
 @router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
-async def renew(permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep) -> RenewedOut:
-    """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`."""
+async def renew(
+    permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep, caller: Caller
+) -> RenewedOut:
+    """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`, and that of a worker when
+    the task of the call is over.
+    """
     policy = services[PermitService].policy
-    expires_at = await service.renew(connection, permit_id, call.token, policy)
+    expires_at = await service.renew(connection, permit_id, call.token, policy, caller.worker_id)
     return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl_seconds)
 
 
-@router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_FENCED)
-async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep) -> SettledOut:
+@router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_SETTLING)
+async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep, caller: Caller) -> SettledOut:
     """The permit is free for others, and what the call came to is counted, charged to the rates and learnt from.
 
-    Safe to repeat with the same body; another body is refused. A permit that expired, or whose worker was lost, is
+    What a worker reports of the service binds that worker; it binds all once another one reports the same. Safe to
+    repeat with the same body; another body is refused. A permit that expired, or whose worker was lost, is
     settled all the same, and the answer says `late`.
     """
     if services.stopping:
         raise ShuttingDown
-    result = await services[PermitService].settle(_settlement(permit_id, call))
+    result = await services[PermitService].settle(_settlement(permit_id, call, caller))
     return SettledOut.model_validate(result, from_attributes=True)
 
 
 @router.delete(
     "/permits/{permit_id}", summary="Give a permit back unused", status_code=204, dependencies=_CALL, responses=_FENCED
 )
-async def release(permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing) -> None:
+async def release(permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing, caller: Caller) -> None:
     """The call was not made: what it was charged is given back to the rates. Safe to repeat."""
-    await service.release(connection, permit_id, token)
+    await service.release(connection, permit_id, token, caller.worker_id)
 
 
 @router.get("/permits", summary="List live permits", dependencies=[requires(Scope.READ)])
@@ -120,42 +132,60 @@ async def page(
 
 
 @router.get(
-    "/cache/{key}", summary="Read a cached answer", dependencies=_CALL, responses=responses_for(AnswerNotCached)
+    "/cache/{key}",
+    summary="Read a cached answer",
+    dependencies=_CALL,
+    responses=responses_for(AnswerNotCached, LeaseRequired),
 )
-async def cached(key: Annotated[CacheKey, Path()], connection: Reading) -> CachedOut:
-    """The last answer that a settlement has left under this key, while it is not too old."""
-    digest = bytes.fromhex(key)
-    answer = (await cache.read(connection, [digest])).get(digest)
+async def cached(
+    key: Annotated[CacheKey, Path()],
+    model: Annotated[ModelName, Query()],
+    connection: Reading,
+    caller: Caller,
+    goal_id: Annotated[Word | None, Query(description="of anybody but a worker, whose task says it")] = None,
+) -> CachedOut:
+    """The answer of the model that a settlement has left under this key, while it is not too old. A worker sees those
+    of the goal whose task it holds, and others of its own.
+    """
+    answer = await service.cached_answer(
+        connection, model, bytes.fromhex(key), key_id=caller.key_id, worker_id=caller.worker_id, goal_id=goal_id
+    )
     if answer is None:
         raise AnswerNotCached
     return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
 
 
-def _permit_request(body: PermitIn, caller: Principal) -> PermitRequest:
-    return PermitRequest(
+def _acquire_request(body: PermitIn, caller: Principal) -> AcquireRequest:
+    if caller.worker_id is None and body.agent_type is None:
+        raise AgentTypeMissing([("agent_type", "must be given with the key of somebody who is no worker")])
+    if body.priority == "critical" and caller.role is Role.SUPERVISOR:
+        raise Forbidden("a key with the role supervisor calls language models with the priority high at most")
+    return AcquireRequest(
         id=RequestId(caller.key_id, body.request_id),
         model=body.model,
-        agent_type=body.agent_type,
-        priority=priority_of(body.priority),
         tokens=body.estimated_tokens,
+        worker_id=caller.worker_id,
+        agent_type=body.agent_type,
+        priority=None if body.priority is None else priority_of(body.priority),
         goal_id=body.goal_id,
         task_id=body.task_id,
-        worker_id=caller.worker_id,
+        question=None if body.cache_key is None else bytes.fromhex(body.cache_key),
     )
 
 
-def _settlement(permit_id: UUID, call: SettleIn) -> Settlement:
+def _settlement(permit_id: UUID, call: SettleIn, caller: Principal) -> Settlement:
     # Two settlements are the same if their bodies are, but for the token, which the permit itself is checked by.
     content = call.model_dump(mode="json", exclude={"token"})
     report = {name: getattr(call, name) for name in CallReport.__dataclass_fields__ if name != "latency_seconds"}
     answer = None
     if call.cache is not None:
         limit_size(call.cache.answer, _MAX_ANSWER_BYTES, "answer")
-        key = bytes.fromhex(call.cache.key)
-        answer = NewAnswer(key=key, answer=call.cache.answer, ttl_seconds=call.cache.ttl_seconds)
+        question = bytes.fromhex(call.cache.key)
+        answer = NewAnswer(question=question, answer=call.cache.answer, ttl_seconds=call.cache.ttl_seconds)
     return Settlement(
         permit_id=permit_id,
         token=call.token,
+        worker_id=caller.worker_id,
         report=CallReport(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
         digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(),
         answer=answer,

@@ -17,7 +17,7 @@ from app.terminal.output import Format, Output
 
 app = typer.Typer(
     short_help="See and limit calls of language models.",
-    help="See and limit calls of language models: rates, concurrency, prices, fallbacks, usage, live permits.",
+    help="See and limit calls of language models: which may be called, rates, concurrency, prices, usage, permits.",
     no_args_is_help=True,
 )
 models = typer.Typer(help="Language models, their limits, and how their services stand.", no_args_is_help=True)
@@ -77,21 +77,45 @@ def set_limits(
     output.present(item, fmt, lambda: _model_details(item, None))
 
 
+@models.command(epilog=output.examples("convener llm models add gpt-4.1", "convener llm models add gpt-4.1 -o json"))
+def add(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Let callers ask for a model. Its limits stay where it has some."""
+    with connect(url) as client:
+        item = again_if_stale(lambda: _change(client, model, {}), "this model")
+    output.present(item, fmt, lambda: _model_details(item, None))
+
+
+@models.command(epilog=output.examples("convener llm models rm gpt-4.1"))
+def rm(model: ModelArgument, url: Url = None) -> None:
+    """Let nobody ask for a model any more, and forget its limits. Calls that are under way go on."""
+    with connect(url) as client:
+        client.delete(_path(model))
+    output.note(f"{model} is not listed any more")
+
+
+@app.command(epilog=output.examples("convener llm reset gpt-4.1", "convener llm reset gpt-4.1 -o json"))
+def reset(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Lift the cool-down of a model, close its breaker, and forget what was measured of its service."""
+    with connect(url) as client:
+        item = client.post(f"{_path(model)}/reset", {})
+    output.present(item, fmt, lambda: _model_details(item, None))
+
+
 @app.command(
     epilog=output.examples(
         "convener llm usage", "convener llm usage --by goal --since 24h", "convener llm usage --by agent -o json"
     )
 )
 def usage(
-    by: Annotated[str, typer.Option(help="model, agent or goal")] = "model",
+    by: Annotated[str, typer.Option(help="model, agent, goal or key")] = "model",
     since: Annotated[str | None, moment_option("--since", "calls since then; an hour ago by default")] = None,
     limit: Limit = 100,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show calls, tokens, costs and latencies, those with most calls first."""
-    if by not in ("model", "agent", "goal"):
-        raise typer.BadParameter(f"{by} is none of model, agent and goal", param_hint="--by")
+    if by not in ("model", "agent", "goal", "key"):
+        raise typer.BadParameter(f"{by} is none of model, agent, goal and key", param_hint="--by")
     with connect(url) as client:
         body = client.get("/llm/usage", by=by, since=since, limit=limit)
     if fmt is Format.JSON:
@@ -183,6 +207,7 @@ def _model_details(item: Json, used_ago: str | None) -> RenderableType:
             ("Calls", f"{item['in_use']} of {item['limit']} that may be under way at once"),
             ("Latency", _milliseconds(item["mean_latency_ms"])),
             ("Used", used_ago),
+            ("Held back", ", ".join(caller["caller"] for caller in item["held_back"]) or None),
         ]
     )
     return Group(head, Text(""), table)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import floor
 
-from app.llm.rules.outcomes import LOSSES, CallReport, Outcome, requested_wait
+from app.llm.rules.outcomes import CallReport, requested_wait
 
 # Four round trips from 64, and few enough to try a service with.
 INITIAL_LIMIT = 4.0
@@ -21,8 +21,8 @@ class ConcurrencyPolicy:
     decrease_factor: float = 0.9
     latency_alpha: float = 0.05
     default_latency_seconds: float = 1.0
-    # Services may ask for a day; nobody believes more than an hour.
-    max_cooldown_seconds: float = 3600.0
+    # Services may ask for a day. After this long somebody tries, and is told anew.
+    max_cooldown_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +49,15 @@ class ConcurrencyState:
         return policy.default_latency_seconds if self.latency_seconds is None else self.latency_seconds
 
 
-def record_call(
-    state: ConcurrencyState, report: CallReport, *, in_use: int, ceiling: int, now: datetime, policy: ConcurrencyPolicy
+def record_success(
+    state: ConcurrencyState, latency_seconds: float | None, *, in_use: int, ceiling: int, policy: ConcurrencyPolicy
 ) -> ConcurrencyState:
-    """The state after a call; `in_use` includes that call, and `ceiling` is the most calls that people allow."""
-    state = _start_cooldown(state, report, now, policy)
-    if report.outcome in LOSSES:
-        return _decrease(state, now, policy)
-    if report.outcome is not Outcome.SUCCESS:
+    """The state after a success; `in_use` includes that call, and `ceiling` is the most calls that people allow."""
+    state, mean = _increase(state, in_use, ceiling), state.latency_seconds
+    if latency_seconds is None:
         return state
-    return _update_latency(_increase(state, in_use, ceiling), report, policy)
+    step = policy.latency_alpha * (latency_seconds - mean) if mean is not None else 0.0
+    return replace(state, latency_seconds=latency_seconds if mean is None else mean + step)
 
 
 def _increase(state: ConcurrencyState, in_use: int, ceiling: int) -> ConcurrencyState:
@@ -70,7 +69,8 @@ def _increase(state: ConcurrencyState, in_use: int, ceiling: int) -> Concurrency
     return replace(state, limit=max(1.0, min(float(ceiling), state.limit + increase)))
 
 
-def _decrease(state: ConcurrencyState, now: datetime, policy: ConcurrencyPolicy) -> ConcurrencyState:
+def record_loss(state: ConcurrencyState, now: datetime, policy: ConcurrencyPolicy) -> ConcurrencyState:
+    """The state after a call that an overloaded service has refused or failed."""
     # The losses of one overload arrive together, up to a latency apart; they are one signal and cost one decrease.
     round_trip = timedelta(seconds=state.mean_latency(policy))
     if state.shrunk_at is not None and now - state.shrunk_at < round_trip:
@@ -78,18 +78,7 @@ def _decrease(state: ConcurrencyState, now: datetime, policy: ConcurrencyPolicy)
     return replace(state, limit=max(1.0, state.limit * policy.decrease_factor), ramping=False, shrunk_at=now)
 
 
-def _start_cooldown(
-    state: ConcurrencyState, report: CallReport, now: datetime, policy: ConcurrencyPolicy
-) -> ConcurrencyState:
+def requested_cooldown(report: CallReport, now: datetime, policy: ConcurrencyPolicy) -> datetime | None:
+    """The end of the cool-down that the service asks for in its answer; None: it does not ask."""
     seconds = requested_wait(report)
-    if seconds is None:
-        return state
-    until = now + timedelta(seconds=min(seconds, policy.max_cooldown_seconds))
-    return replace(state, cooldown_until=max(until, state.cooldown_until or until))
-
-
-def _update_latency(state: ConcurrencyState, report: CallReport, policy: ConcurrencyPolicy) -> ConcurrencyState:
-    latency, mean = report.latency_seconds, state.latency_seconds
-    if latency is None:
-        return state
-    return replace(state, latency_seconds=latency if mean is None else mean + policy.latency_alpha * (latency - mean))
+    return None if seconds is None else now + timedelta(seconds=min(seconds, policy.max_cooldown_seconds))

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil
 from typing import NamedTuple
 
 from app.kernel.agents import AgentType
@@ -53,7 +54,9 @@ def plan_permits(
     present, absent = _match_reservations(snapshot, requests)
     request_ids = {request.id for request in requests}
     absent_ids = {reservation.request.id for reservation in absent}
-    capacity, clock = _Capacity(snapshot, policy, concurrency_policy), _VirtualClock(snapshot, requests, policy)
+    holders = {(place.request.holder, place.request.model) for place in (*present, *absent)}
+    capacity = _Capacity(snapshot, holders, policy, concurrency_policy)
+    clock = _VirtualClock(snapshot, requests, policy)
     queue = _in_queue_order([*present, *absent], request_ids, snapshot, policy, clock)
     grants, waiting = _grant_permits(queue, request_ids, capacity, clock)
     pending_ids = request_ids - grants.keys()
@@ -72,17 +75,27 @@ def _grant_permits(
 ) -> tuple[dict[RequestId, Grant], list[Reservation]]:
     """Grant permits to requests, and hold them for absent ones about to come; also return the places left waiting."""
     grants: dict[RequestId, Grant] = {}
-    waiting = []
+    waiting: list[Reservation] = []
+    above_share: list[Reservation] = []
     for place in queue:
         request, is_present = place.request, place.request.id in request_ids
-        if capacity.refusal(request) is not None or not (is_present or capacity.holds_for(place)):
-            waiting.append(place)
+        refusal = capacity.refusal(request)
+        if refusal is not None or not (is_present or capacity.holds_for(place)):
+            is_above = is_present and refusal is not None and refusal[0] is Refused.SHARE
+            (above_share if is_above else waiting).append(place)
         elif is_present:
             grants[request.id] = capacity.grant(request)
             clock.grant(request)
         else:
             capacity.take(request)
             clock.reserve(request)
+    # Nobody within a share of their own is kept waiting by what is left now.
+    for place in above_share:
+        if capacity.refusal(place.request, is_scarce=False) is None:
+            grants[place.request.id] = capacity.grant(place.request)
+            clock.grant(place.request)
+        else:
+            waiting.append(place)
     return grants, waiting
 
 
@@ -130,7 +143,7 @@ class _VirtualClock:
 
     def __init__(self, snapshot: PermitSnapshot, requests: Collection[PermitRequest], policy: PermitPolicy) -> None:
         self._weights = snapshot.weights
-        self._default_tokens = policy.default_tokens
+        self._policy = policy
         self._virtual = snapshot.virtual_times.virtual
         self._granted_finish = dict.fromkeys(AgentType, 0.0) | dict(snapshot.virtual_times.finish)
         # An agent type that did not wait starts level with the others: idle time earns no credit.
@@ -159,8 +172,8 @@ class _VirtualClock:
         return VirtualTimes(finish=self._granted_finish, virtual=self._virtual)
 
     def _cost(self, request: PermitRequest) -> float:
-        tokens = request.tokens or self._default_tokens
-        return tokens / self._default_tokens / max(self._weights[request.agent_type], 1e-9)
+        tokens = min(request.tokens or self._policy.default_tokens, self._policy.max_cost_tokens)
+        return tokens / self._policy.default_tokens / max(self._weights[request.agent_type], 1e-9)
 
 
 class _QueueEntry(NamedTuple):
@@ -205,7 +218,13 @@ def _in_queue_order(
 class _Capacity:
     """Free permits and rates, counted down during a decision, by held permits as by granted ones."""
 
-    def __init__(self, snapshot: PermitSnapshot, policy: PermitPolicy, concurrency_policy: ConcurrencyPolicy) -> None:
+    def __init__(
+        self,
+        snapshot: PermitSnapshot,
+        waiting: Collection[tuple[str, str]],
+        policy: PermitPolicy,
+        concurrency_policy: ConcurrencyPolicy,
+    ) -> None:
         self._snapshot = snapshot
         self._policy = policy
         self._concurrency_policy = concurrency_policy
@@ -213,6 +232,13 @@ class _Capacity:
         self._free = snapshot.total_limit - snapshot.in_use
         self._in_use = Counter({name: count.permits for name, count in counts})
         self._probes = Counter({name: count.probes for name, count in counts})
+        self._held = Counter(snapshot.held)
+        self._held_of_all = Counter[str]()
+        for (holder, _), count in snapshot.held.items():
+            self._held_of_all[holder] += count
+        active = {*snapshot.held, *waiting}
+        self._active = Counter(model for _, model in active)
+        self._active_of_all = len({holder for holder, _ in active})
         self._queue_lengths: Counter[str] = Counter()
         self._grant_counts: Counter[str] = Counter()
         self._limits = {
@@ -224,15 +250,22 @@ class _Capacity:
         # These are stored: charged for granted permits only, as held and waiting requests have cost nothing yet.
         self.charged_meters = {name: dict(by_dimension) for name, by_dimension in self._meters.items()}
 
-    def refusal(self, request: PermitRequest) -> Refusal | None:
-        """Reason and wait if there is no capacity for this request; None: there is."""
-        return self._service_refusal(request) or self._concurrency_refusal(request) or self._rate_refusal(request)
+    def refusal(self, request: PermitRequest, *, is_scarce: bool = True) -> Refusal | None:
+        """Reason and wait if there is no capacity for this request; None: there is. While it is scarce shares count."""
+        return (
+            self._service_refusal(request)
+            or self._concurrency_refusal(request)
+            or self._share_refusal(request, is_scarce)
+            or self._rate_refusal(request)
+        )
 
     def take(self, request: PermitRequest) -> None:
         """Count the request as a call under way."""
         name, now = request.model, self._snapshot.now
         self._free -= 1
         self._in_use[name] += 1
+        self._held[request.holder, name] += 1
+        self._held_of_all[request.holder] += 1
         self._probes[name] += self.is_probe(name)
         self._meters[name] = _charge_all(self._meters[name], request, now)
 
@@ -255,6 +288,11 @@ class _Capacity:
     def enqueue(self, request: PermitRequest) -> Refusal | None:
         """Queue a request behind those before it; return its reason and wait. None: it need not wait."""
         refusal = self.refusal(request)
+        if refusal is not None and refusal[0] in QUEUED_REASONS:
+            # Places count as calls, so that no worker queues up for more than it may have.
+            if (above_share := self._share_refusal(request, is_scarce=False)) is not None:
+                return above_share
+            self._held_of_all[request.holder] += 1
         if refusal is not None and refusal[0] is Refused.CONCURRENCY:
             self._queue_lengths[request.model] += 1
         elif refusal is not None and refusal[0] in QUEUED_REASONS:
@@ -271,20 +309,49 @@ class _Capacity:
             return Refused.BREAKER_OPEN, timedelta(seconds=model.breaker.remaining_seconds(now))
         if seconds := model.concurrency.cooldown_seconds(now):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
-        # A half-open breaker lets one call through at a time; a probe whose caller crashed expires like any permit.
-        if self.is_probe(request.model) and self._probes[request.model]:
+        own = model.callers.get(request.holder)
+        if own is not None and (seconds := own.cooldown_seconds(now)):
+            return Refused.COOLDOWN, timedelta(seconds=seconds)
+        if own is not None and (seconds := own.breaker.remaining_seconds(now)):
+            return Refused.BREAKER_OPEN, timedelta(seconds=seconds)
+        # A half-open breaker lets one call through at a time, and no caller keeps others from it by a second one.
+        holds_one = self._held[request.holder, request.model] > 0
+        is_own_probe = own is not None and own.breaker.state(now) is BreakerState.HALF_OPEN
+        if (self.is_probe(request.model) and (self._probes[request.model] or holds_one)) or (
+            is_own_probe and holds_one
+        ):
             return Refused.BREAKER_OPEN, timedelta(seconds=self._policy.probe_retry_seconds)
         return None
 
     def _concurrency_refusal(self, request: PermitRequest) -> Refusal | None:
-        limit, policy = self._limits[request.model], self._policy
-        if self._free > 0 and self._in_use[request.model] < limit:
+        limit, own = self._limits[request.model], self._snapshot.models[request.model].callers.get(request.holder)
+        has_room = self._free > 0 and self._in_use[request.model] < limit
+        if has_room and (own is None or own.limit is None):
             return None
+        if has_room and own is not None and self._held[request.holder, request.model] < max(1, int(own.limit or 1)):
+            return None
+        return Refused.CONCURRENCY, self._free_in(request.model, self._queue_lengths[request.model] + 1)
+
+    def _share_refusal(self, request: PermitRequest, is_scarce: bool) -> Refusal | None:
+        """The refusal of a worker that holds its share; one permit is always left for another worker."""
+        if request.worker_id is None:
+            return None
+        total, limit = self._snapshot.total_limit, self._limits[request.model]
+        of_all, of_model = (min(self._policy.max_per_worker, max(1, bound - 1)) for bound in (total, limit))
+        if is_scarce:
+            of_all = min(of_all, max(self._policy.min_share, ceil(total / max(1, self._active_of_all))))
+            of_model = min(of_model, max(self._policy.min_share, ceil(limit / max(1, self._active[request.model]))))
+        held = self._held[request.holder, request.model]
+        if self._held_of_all[request.holder] < of_all and held < of_model:
+            return None
+        return Refused.SHARE, self._free_in(request.model, 1)
+
+    def _free_in(self, name: str, place: int) -> timedelta:
+        """The wait until a permit is free for the one at this place of the queue."""
         # By Little's law one of `limit` permits, each in use for `latency`, is freed every latency / limit seconds.
-        latency = self._snapshot.models[request.model].concurrency.mean_latency(self._concurrency_policy)
-        seconds = policy.retry_share * (self._queue_lengths[request.model] + 1) * latency / limit
-        wait_seconds = min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds))
-        return Refused.CONCURRENCY, timedelta(seconds=wait_seconds)
+        policy, latency = self._policy, self._snapshot.models[name].concurrency.mean_latency(self._concurrency_policy)
+        seconds = policy.retry_share * place * latency / self._limits[name]
+        return timedelta(seconds=min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds)))
 
     def _rate_refusal(self, request: PermitRequest) -> Refusal | None:
         waits = {
@@ -296,7 +363,10 @@ class _Capacity:
 
 
 def _charge_all(by_dimension: dict[Dimension, Meter], request: PermitRequest, now: datetime) -> dict[Dimension, Meter]:
-    return {dimension: charge(meter, _cost(request, dimension), now) for dimension, meter in by_dimension.items()}
+    return {
+        dimension: charge(meter, meter.chargeable(_cost(request, dimension)), now)
+        for dimension, meter in by_dimension.items()
+    }
 
 
 def _cost(request: PermitRequest, dimension: Dimension) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import ceil
 
+from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker, BreakerState
 from app.llm.rules.concurrency import ConcurrencyState
 from app.llm.rules.rate_limit import Dimension, Meter
@@ -33,13 +34,17 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model with its limits and the state of its service. Version 0: nobody has set its limits yet."""
+    """A model with its limits and the state of its service, also as single callers report it.
+
+    Version 0: nobody has set its limits yet.
+    """
 
     name: str
     version: int = 0
     limits: ModelLimits = field(default_factory=ModelLimits)
     concurrency: ConcurrencyState = field(default_factory=ConcurrencyState)
     breaker: Breaker = field(default_factory=Breaker)
+    callers: Mapping[str, CallerState] = field(default_factory=dict)
     tats: Mapping[Dimension, datetime | None] = field(default_factory=dict)
 
 
@@ -74,7 +79,10 @@ def call_cost(limits: ModelLimits, prompt_tokens: int | None, completion_tokens:
     ) / 1e6
 
 
-def is_usable(model: Model, now: datetime) -> bool:
-    """Whether neither an open breaker nor a cool-down rules this model out now."""
+def is_usable(model: Model, caller: str, now: datetime) -> bool:
+    """Whether neither an open breaker nor a cool-down rules this model out for the caller now."""
+    own = model.callers.get(caller)
+    if own is not None and own.is_blocked(now):
+        return False
     # Half-open counts as usable: somebody has to be the probe.
     return model.breaker.state(now) is not BreakerState.OPEN and not model.concurrency.cooldown_seconds(now)

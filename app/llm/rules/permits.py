@@ -6,6 +6,8 @@ behind its share, then by waiting time. Shares are those of start-time fair queu
 tokens as costs, as in Sheng et al., "Fairness in serving large language models" (OSDI 2024).
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +24,7 @@ class Refused(StrEnum):
     """Why there is no permit."""
 
     CONCURRENCY = "concurrency"
+    SHARE = "share"
     REQUESTS = "requests"
     TOKENS = "tokens"
     COOLDOWN = "cooldown"
@@ -68,8 +71,16 @@ class PermitPolicy:
     max_retry_seconds: float = 5.0
     # The wait while a probe of a half-open breaker is under way.
     probe_retry_seconds: float = 1.0
+    # For so long a probe keeps others from trying; one that takes longer goes on beside the next.
+    probe_seconds: float = 30.0
+    # The most calls of one worker at once, also while nobody else wants any.
+    max_per_worker: int = 8
+    # What a worker may have at least while others wait, however many they are: two calls of one task are usual.
+    min_share: int = 2
     # The cost of a call whose tokens nobody has estimated.
     default_tokens: int = 1000
+    # An estimate above it costs no more: it would keep the agent type from its turn for long.
+    max_cost_tokens: int = 100_000
 
 
 class RequestId(NamedTuple):
@@ -77,6 +88,20 @@ class RequestId(NamedTuple):
 
     key_id: str
     request_id: UUID
+
+
+def holder_of(key_id: str, worker_id: UUID | None) -> str:
+    """The name of a worker, or of the key of somebody who is none."""
+    return key_id if worker_id is None else str(worker_id)
+
+
+def answer_key(model: str, question: bytes, *, goal_id: str | None, holder: str) -> bytes:
+    """The key of a model's cached answer to a question (its digest), within a goal or else of one holder.
+
+    Who leases a task of a goal can spoil the results of that goal anyway, so its answers serve there and nowhere else.
+    """
+    scope = ["holder", holder] if goal_id is None else ["goal", goal_id]
+    return hashlib.sha256(json.dumps([model, *scope, question.hex()]).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +116,16 @@ class PermitRequest:
     goal_id: str | None = None
     task_id: UUID | None = None
     worker_id: UUID | None = None
+    cache_key: bytes | None = None
+
+    @property
+    def holder(self) -> str:
+        """The worker, or the key of somebody who is none, whose call it is."""
+        return holder_of(self.id.key_id, self.worker_id)
+
+    def answer_key(self, question: bytes) -> bytes:
+        """The key of the cached answer to a question, which is a digest."""
+        return answer_key(self.model, question, goal_id=self.goal_id, holder=self.holder)
 
     @property
     def caller(self) -> tuple[object, ...]:
@@ -126,13 +161,17 @@ class PermitCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitSnapshot:
-    """The state that a decision reads; `in_use` and `total_limit` count permits of all models together."""
+    """The state that a decision reads; `in_use` and `total_limit` count permits of all models together.
+
+    `held` are the live permits of each holder, by holder and model.
+    """
 
     now: datetime
     total_limit: int
     in_use: int
     models: Mapping[str, Model]
     permit_counts: Mapping[str, PermitCounts]
+    held: Mapping[tuple[str, str], int]
     reservations: Sequence[Reservation]
     virtual_times: VirtualTimes
     weights: Mapping[AgentType, float]

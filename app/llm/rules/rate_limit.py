@@ -33,6 +33,10 @@ class Meter:
         seconds = units * self.window_seconds / self.limit
         return timedelta(seconds=max(-_MAX_CHARGE_SECONDS, min(_MAX_CHARGE_SECONDS, seconds)))
 
+    def chargeable(self, units: int) -> int:
+        """The part of a call's units that is charged: at most a window's, so that no claim stops others for longer."""
+        return min(units, self.limit)
+
 
 def wait_time(meter: Meter, cost: int, now: datetime) -> timedelta:
     """Exact time until this cost is admitted; zero or less: now."""

@@ -2,16 +2,18 @@
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import ceil
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
-from app.llm.errors import PermitOver, PermitRefused
+from app.kernel.lanes import Priority
+from app.llm.errors import LeaseMismatch, LeaseRequired, ModelNotAllowed, PermitOver, PermitRefused
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.grant import PermitPlan, plan_permits
 from app.llm.rules.models import Model, concurrency_ceiling, is_usable
@@ -30,11 +32,12 @@ from app.llm.service.settle import permit_error
 from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
 from app.llm.store.cache import CachedAnswer
-from app.llm.store.gate import GateState
+from app.llm.store.gate import GateState, HeldTask
 from app.llm.store.permits import NewPermit, Permit
 
 _REASONS = {
     Refused.CONCURRENCY: "as many calls as are allowed at once are under way, or kept for those who came earlier",
+    Refused.SHARE: "this worker has as many calls under way as its share allows",
     Refused.REQUESTS: "the model has had all the requests that its rate allows",
     Refused.TOKENS: "the model has had all the tokens that its rate allows",
     Refused.COOLDOWN: "the service of the model has asked to be left alone for a while",
@@ -47,10 +50,20 @@ config.lock_before_change(gate.lock)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcquireRequest:
-    """A request for a permit, and the key of a cached answer that is returned with a refusal."""
+    """A request for a permit, and the digest of its question, under which a refusal brings the cached answer.
 
-    permit_request: PermitRequest
-    cache_key: bytes | None = None
+    A worker's agent type, goal and priority are those of the task that it holds; one that it names must be the same.
+    """
+
+    id: RequestId
+    model: str
+    tokens: int
+    worker_id: UUID | None = None
+    agent_type: AgentType | None = None
+    priority: Priority | None = None
+    goal_id: str | None = None
+    task_id: UUID | None = None
+    question: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +76,7 @@ class AcquiredPermit:
     in_use: int
 
 
-AcquireResult = AcquiredPermit | PermitRefused | PermitOver
+AcquireResult = AcquiredPermit | PermitRefused | PermitOver | ModelNotAllowed | LeaseRequired | LeaseMismatch
 
 
 async def grant_all(
@@ -77,22 +90,63 @@ async def grant_all(
     # From here to the commit nobody else gets a permit: so a batch is answered as a whole, and the state of the gate is
     # read in one round trip. The gate comes before the models, by the lock order in store/permits.
     virtual_times = await gate.lock(connection)
-    models = await model_store.lock(connection, {request.permit_request.model for request in requests})
-    request_ids = [request.permit_request.id for request in requests]
-    state = await gate.read_state(connection, request_ids)
+    models = await model_store.lock(connection, {request.model for request in requests})
+    request_ids = [request.id for request in requests]
+    workers = {request.worker_id for request in requests if request.worker_id is not None}
+    state = await gate.read_state(connection, request_ids, workers, policy.probe_seconds)
     granted_before = await permits.read_by_request(connection, request_ids) if state.is_repeated else {}
     other_names = {reservation.request.model for reservation in state.reservations}
     other_names |= {permit.request.model for permit in granted_before.values()}
+    claims = {request.id: _claim(request, state.tasks) for request in requests if request.id not in granted_before}
+    results: dict[RequestId, AcquireResult] = {
+        request_id: claim for request_id, claim in claims.items() if not isinstance(claim, PermitRequest)
+    }
+    if unlisted := [r for r in requests if r.id in claims and r.id not in results and r.model not in models]:
+        names = await model_store.names(connection)
+        results |= {request.id: _not_allowed(names) for request in unlisted}
     models |= await _read_models(connection, other_names - models.keys())
     snapshot = _snapshot(state, models, virtual_times, weights)
-    new_requests = [request.permit_request for request in requests if request.permit_request.id not in granted_before]
+    new_requests = [claim for claim in claims.values() if isinstance(claim, PermitRequest) and claim.id not in results]
     plan = plan_permits(snapshot, new_requests, policy, concurrency_policy)
-    results: dict[RequestId, AcquireResult] = {
-        request_id: _repeated_result(permit, snapshot) for request_id, permit in granted_before.items()
-    }
+    results |= {request_id: _repeated_result(permit, snapshot) for request_id, permit in granted_before.items()}
     results |= await _write(connection, snapshot, plan, policy)
-    results |= await _refusals(connection, requests, plan, snapshot)
+    results |= await _refusals(connection, plan, snapshot)
     return [results[request_id] for request_id in request_ids]
+
+
+def _claim(request: AcquireRequest, tasks: Mapping[UUID, HeldTask]) -> PermitRequest | LeaseRequired | LeaseMismatch:
+    """The request, for a worker with what the task that it holds says instead of what it says itself."""
+    agent, priority, goal_id, task_id = request.agent_type, request.priority, request.goal_id, request.task_id
+    if request.worker_id is not None:
+        task = tasks.get(request.worker_id)
+        if task is None:
+            return LeaseRequired()
+        actual = (task.agent_type, task.priority, task.goal_id, task.task_id)
+        for stated, value in zip((agent, priority, goal_id, task_id), actual, strict=True):
+            if stated is not None and stated != value:
+                return LeaseMismatch(f"the lease is of task {task.task_id}; name that one, or none")
+        agent, priority, goal_id, task_id = actual
+    permit_request = PermitRequest(
+        id=request.id,
+        model=request.model,
+        agent_type=agent or AgentType.GENERATION,
+        priority=priority or Priority.MEDIUM,
+        tokens=request.tokens,
+        goal_id=goal_id,
+        task_id=task_id,
+        worker_id=request.worker_id,
+    )
+    if request.question is None:
+        return permit_request
+    return replace(permit_request, cache_key=permit_request.answer_key(request.question))
+
+
+def _not_allowed(names: Sequence[str]) -> ModelNotAllowed:
+    listed = f"those listed are {', '.join(names)}" if names else "none is listed"
+    return ModelNotAllowed(
+        f"{listed}; an operator lists one with `convener llm models add MODEL`, or in CONVENER_LLM_MODELS",
+        facts={"models": list(names)},
+    )
 
 
 def _snapshot(
@@ -105,7 +159,8 @@ def _snapshot(
         in_use=sum(count.permits for count in load.permit_counts.values()),
         models=models,
         permit_counts=load.permit_counts,
-        # The model of an old reservation may have been pruned.
+        held=state.held,
+        # The model of an old reservation may have been removed.
         reservations=[place for place in state.reservations if place.request.model in models],
         virtual_times=virtual_times,
         weights=weights,
@@ -113,9 +168,9 @@ def _snapshot(
 
 
 def _repeated_result(permit: Permit, snapshot: PermitSnapshot) -> AcquiredPermit | PermitOver:
-    if (error := permit_error(permit, permit.token)) is not None:
+    if (error := permit_error(permit, permit.token, permit.request.worker_id)) is not None:
         return error
-    model = snapshot.models[permit.request.model]
+    model = snapshot.models.get(permit.request.model) or Model(name=permit.request.model)
     return AcquiredPermit(
         permit=permit,
         ttl_seconds=(permit.expires_at - snapshot.now).total_seconds(),
@@ -151,15 +206,13 @@ async def _write(
 
 
 async def _refusals(
-    connection: AsyncConnection, requests: Sequence[AcquireRequest], plan: PermitPlan, snapshot: PermitSnapshot
+    connection: AsyncConnection, plan: PermitPlan, snapshot: PermitSnapshot
 ) -> dict[RequestId, PermitRefused]:
     """The refusals of a plan, with the reason, the wait, fallback models and a cached answer."""
     denials = {answer.request.id: answer for answer in plan.answers if isinstance(answer, Denial)}
     if not denials:
         return {}
-    keys = {
-        r.permit_request.id: r.cache_key for r in requests if r.permit_request.id in denials and r.cache_key is not None
-    }
+    keys = {request_id: key for request_id, denial in denials.items() if (key := denial.request.cache_key) is not None}
     cached_answers = await cache.read(connection, keys.values()) if keys else {}
     fallbacks = {
         name for denial in denials.values() for name in snapshot.models[denial.request.model].limits.fallback_models
@@ -176,8 +229,7 @@ def _refusal(
 ) -> PermitRefused:
     seconds = max(0.001, denial.retry_after.total_seconds())
     chain = models[denial.request.model].limits.fallback_models
-    # A model that nobody has asked for yet is as good as any.
-    fallbacks = [name for name in chain if name not in models or is_usable(models[name], now)]
+    fallbacks = [name for name in chain if name in models and is_usable(models[name], denial.request.holder, now)]
     return PermitRefused(
         f"{_REASONS[denial.reason]}; ask again in {seconds:.3g} s",
         reason=denial.reason.value,

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.llm.errors import PermitNotFound, PermitOver
-from app.llm.rules import circuit_breaker, concurrency
-from app.llm.rules.circuit_breaker import BreakerPolicy
+from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
+from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.models import Model, call_cost, concurrency_ceiling, meters
 from app.llm.rules.outcomes import CallReport, Outcome
-from app.llm.rules.permits import Ending
+from app.llm.rules.permits import Ending, PermitRequest
 from app.llm.rules.rate_limit import Dimension, Meter, correct
+from app.llm.rules.reports import FinishedTurn, ReportPolicy
 from app.llm.store import cache, gate, models, permits, usage
 from app.llm.store.cache import NewAnswer
 from app.llm.store.gate import PermitLoad
@@ -26,10 +26,14 @@ from app.llm.store.usage import FinishedCall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """The report on the call of a permit, and an answer to cache; `digest` is the SHA-256 of the body."""
+    """The report on the call of a permit, and an answer to cache; `digest` is the SHA-256 of the body.
+
+    `worker_id` is the worker whose credential was shown; None for any other key. The answer's key is its question's.
+    """
 
     permit_id: UUID
     token: str
+    worker_id: UUID | None = None
     report: CallReport
     digest: bytes
     answer: NewAnswer | None = None
@@ -37,7 +41,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettlementResult:
-    """The model after a settlement. `late`: the permit was over before; everything was counted all the same."""
+    """The model as the caller finds it now. `late`: the permit was over before; everything was counted all the same."""
 
     limit: int
     in_use: int
@@ -45,14 +49,19 @@ class SettlementResult:
     late: bool
 
 
+SettleOutcome = SettlementResult | PermitNotFound | PermitOver | CacheKeyMismatch
+
+
 async def settle_all(
     connection: AsyncConnection, settlements: Sequence[Settlement], policy: ConcurrencyPolicy
-) -> list[SettlementResult | PermitNotFound | PermitOver]:
+) -> list[SettleOutcome]:
     """Settle permits one after another. A repeated settlement is answered again and changes nothing."""
     names = await permits.model_names(connection, [settlement.permit_id for settlement in settlements])
     # Without the gate, so that settling does not wait for granting. A decision under way may count a permit that ends
     # here as live, which errs on the safe side.
-    locked_models = await models.lock(connection, names.values()) if names else {}
+    locked_models = {name: Model(name=name) for name in names.values()}
+    if names:
+        locked_models |= await models.lock(connection, names.values())
     locked_permits = await permits.lock(connection, names)
     batch = _SettlementBatch(locked_models, await gate.read_load(connection), policy)
     results = [batch.settle(settlement, locked_permits.get(settlement.permit_id)) for settlement in settlements]
@@ -60,22 +69,37 @@ async def settle_all(
     return results
 
 
-def permit_error(permit: Permit, token: str) -> PermitOver | None:
-    """The error of a call about a permit that is over, or that has another token; None: it is live."""
-    if (error := token_error(permit, token)) is not None or permit.ending is None:
+def permit_error(permit: Permit, token: str, worker_id: UUID | None) -> PermitOver | None:
+    """The error of a call about a permit that is over, or not the caller's; None: it is live."""
+    if (error := token_error(permit, token, worker_id)) is not None or permit.ending is None:
         return error
     return PermitOver(f"the permit is over: {permit.ending.value}", reason=permit.ending.value)
 
 
-def token_error(permit: Permit, token: str) -> PermitOver | None:
-    """The error of a call that has another token than the permit."""
-    return None if permit.token == token else PermitOver("the permit has another token", reason="superseded")
+def token_error(permit: Permit, token: str, worker_id: UUID | None) -> PermitOver | None:
+    """The error of a call with another token than the permit, or of another worker than the one that holds it."""
+    if permit.token != token:
+        return PermitOver("the permit has another token", reason="superseded")
+    if permit.request.worker_id not in (None, worker_id):
+        return PermitOver("the permit is that of a worker; show that worker's key", reason="superseded")
+    return None
 
 
 def refund(model: Model, tokens: int, at: datetime) -> dict[Dimension, Meter]:
     """The meters of a model after a call that was charged to them was not made."""
-    refunds = {Dimension.REQUESTS: -1, Dimension.TOKENS: -tokens}
-    return {dimension: correct(meter, refunds[dimension]) for dimension, meter in meters(model, at).items()}
+    units = {Dimension.REQUESTS: 1, Dimension.TOKENS: tokens}
+    return {
+        dimension: correct(meter, -meter.chargeable(units[dimension])) for dimension, meter in meters(model, at).items()
+    }
+
+
+def _plausible(report: CallReport, permit: Permit, at: datetime) -> CallReport:
+    """The report of a worker: its call took no longer than its permit was held, and costs what the prices say."""
+    if permit.request.worker_id is None:
+        return report
+    held_seconds, latency = (at - permit.granted_at).total_seconds(), report.latency_seconds
+    latency = None if latency is None else min(latency, held_seconds)
+    return replace(report, latency_seconds=latency, cost_usd=None)
 
 
 class _SettlementBatch:
@@ -85,18 +109,18 @@ class _SettlementBatch:
         self._models = models
         self._at = load.at
         self._total_limit = load.total_limit
-        self._policy = policy
+        self._policy = ReportPolicy(concurrency=policy)
         self._in_use = defaultdict(int, {name: count.permits for name, count in load.permit_counts.items()})
         self._meters: dict[str, dict[Dimension, Meter]] = {}
         self._endings: list[tuple[UUID, Ending, bytes | None]] = []
         self._calls: list[FinishedCall] = []
-        self._answers: dict[bytes, tuple[str, NewAnswer]] = {}
+        self._answers: dict[bytes, tuple[PermitRequest, NewAnswer]] = {}
 
-    def settle(self, settlement: Settlement, permit: Permit | None) -> SettlementResult | PermitNotFound | PermitOver:
+    def settle(self, settlement: Settlement, permit: Permit | None) -> SettleOutcome:
         """Settle one permit, in memory."""
         if permit is None:
             return PermitNotFound()
-        if (error := token_error(permit, settlement.token)) is not None:
+        if (error := token_error(permit, settlement.token, settlement.worker_id)) is not None:
             return error
         # The call was made even where its permit ended first, and the service has charged for it: so it counts, late.
         late = permit.ending in (Ending.EXPIRED, Ending.LOST)
@@ -104,15 +128,19 @@ class _SettlementBatch:
             return self._result(permit, late=late)
         if permit.digest is not None:
             return PermitOver("the permit was settled with another body", reason=Ending.SETTLED.value)
-        if not late and (error := permit_error(permit, settlement.token)) is not None:
+        if not late and (error := permit_error(permit, settlement.token, settlement.worker_id)) is not None:
             return error
-        self._update_model(permit, settlement.report, late=late)
-        self._add_call(permit, settlement.report)
+        answer = settlement.answer
+        if answer is not None and permit.request.answer_key(answer.question) != permit.request.cache_key:
+            return CacheKeyMismatch()
+        report = _plausible(settlement.report, permit, self._at)
+        self._update_model(permit, report, late=late)
+        self._add_call(permit, report)
         ending = permit.ending if late and permit.ending else Ending.SETTLED
         self._endings.append((permit.id, ending, settlement.digest))
-        if settlement.answer is not None and settlement.report.outcome is Outcome.SUCCESS:
-            # Of two answers under one key the later stays; `write` takes their locks in the order of keys.
-            self._answers[settlement.answer.key] = (permit.request.model, settlement.answer)
+        if answer is not None and permit.request.cache_key is not None and report.outcome is Outcome.SUCCESS:
+            # Of two answers under one key the first stays; `write` takes their locks in the order of keys.
+            self._answers.setdefault(permit.request.cache_key, (permit.request, answer))
         # A late one was not counted as live any more.
         self._in_use[permit.request.model] -= not late
         return self._result(permit, late=late)
@@ -126,44 +154,36 @@ class _SettlementBatch:
             tats = {dimension: meter.tat for dimension, meter in by_dimension.items()}
             await models.write_state(connection, replace(self._models[name], tats=tats))
         await usage.add(connection, self._calls, self._at)
-        for _, (model, answer) in sorted(self._answers.items(), key=itemgetter(0)):
-            await cache.write(connection, model, answer)
+        for key, (request, answer) in sorted(self._answers.items(), key=itemgetter(0)):
+            await cache.write(connection, key, answer, model=request.model, written_by=request.holder)
 
     def _result(self, permit: Permit, *, late: bool) -> SettlementResult:
         model = self._models[permit.request.model]
+        own = model.callers.get(permit.request.holder)
+        own_seconds = 0.0 if own is None else own.cooldown_seconds(self._at)
         return SettlementResult(
             limit=model.concurrency.allowed_calls(concurrency_ceiling(model, self._total_limit)),
             in_use=self._in_use[model.name],
-            cooldown_seconds=model.concurrency.cooldown_seconds(self._at),
+            cooldown_seconds=max(own_seconds, model.concurrency.cooldown_seconds(self._at)),
             late=late,
         )
 
     def _update_model(self, permit: Permit, report: CallReport, *, late: bool) -> None:
         model = self._models[permit.request.model]
-        self._models[model.name] = replace(
-            model,
-            concurrency=concurrency.record_call(
-                model.concurrency,
-                report,
-                in_use=self._in_use[model.name],
-                ceiling=concurrency_ceiling(model, self._total_limit),
-                now=self._at,
-                policy=self._policy,
-            ),
+        turn = FinishedTurn(
+            caller=permit.request.holder,
+            report=report,
+            granted_at=permit.granted_at,
             # Once its permit is over, another call is the probe.
-            breaker=circuit_breaker.record_call(
-                model.breaker,
-                report.outcome,
-                is_probe=permit.is_probe and not late,
-                now=self._at,
-                policy=BreakerPolicy(),
-            ),
+            is_probe=permit.is_probe and not late,
+            in_use=self._in_use[model.name],
         )
+        ceiling = concurrency_ceiling(model, self._total_limit)
+        self._models[model.name] = reports.record_call(model, turn, ceiling=ceiling, now=self._at, policy=self._policy)
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
-        if report.tokens is not None and Dimension.TOKENS in by_dimension:
-            by_dimension[Dimension.TOKENS] = correct(
-                by_dimension[Dimension.TOKENS], report.tokens - permit.request.tokens
-            )
+        if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:
+            difference = meter.chargeable(report.tokens) - meter.chargeable(permit.request.tokens)
+            by_dimension[Dimension.TOKENS] = correct(meter, difference)
 
     def _add_call(self, permit: Permit, report: CallReport) -> None:
         prompt, completion = report.prompt_tokens, report.completion_tokens
@@ -173,7 +193,7 @@ class _SettlementBatch:
                 model=permit.request.model,
                 agent_type=permit.request.agent_type,
                 goal_id=permit.request.goal_id,
-                of_task=permit.request.task_id is not None,
+                key_id=permit.request.id.key_id if permit.request.worker_id is None else None,
                 outcome=report.outcome,
                 prompt_tokens=prompt or 0,
                 completion_tokens=completion or 0,

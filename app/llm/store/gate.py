@@ -1,6 +1,7 @@
 """The gate of the permits: one row whose lock lets one transaction at a time count the live permits and grant more."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,9 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.states import WorkerState
 from app.llm.rules.permits import PermitCounts, PermitRequest, RequestId, Reservation, VirtualTimes
 from app.llm.store import permits
 from app.llm.store.permits import request_columns, request_id_columns
+from app.queue.store import lease_ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +31,30 @@ class PermitLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTask:
+    """The task that a worker holds by its lease, as far as a call for it is concerned."""
+
+    task_id: UUID
+    agent_type: AgentType
+    goal_id: str | None
+    priority: Priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GateState:
-    """The load, the reservations, and whether one of the requests was granted a permit before."""
+    """The load, also by holder and model, the reservations, and whether a request was granted a permit before.
+
+    `tasks` are those that the workers among the callers hold now.
+    """
 
     load: PermitLoad
+    held: Mapping[tuple[str, str], int]
     reservations: Sequence[Reservation]
     is_repeated: bool
+    tasks: Mapping[UUID, HeldTask]
 
 
+_RESERVATION = "key_id, request_id, model, agent_type, priority, task_id, worker_id, tokens, since, due, lapses"
 DEFAULT_LIMIT = {"default_limit": LimitsConfig().max_concurrent_llm_calls}
 
 # Live permits are counted from their rows, not kept in a counter: they end by the clock and with their workers as well,
@@ -59,15 +78,31 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM ({_LIVE} WHERE ended_at IS NULL GROUP BY model) live) AS counts
 """)
 
+# The task of the lease that a worker holds now. A draining worker finishes its task; one that is over holds none.
+_TASKS = f"""
+SELECT w.id AS worker_id, held.id AS task_id, held.agent_type, held.goal_id, held.priority
+FROM workers w {lease_ledger.last_and_held("w.id")}
+WHERE w.id = ANY (CAST(:workers AS uuid[])) AND held.id IS NOT NULL
+  AND w.state IN ('{WorkerState.READY.value}', '{WorkerState.DRAINING.value}')
+"""
+
+_TASK_OF = text(_TASKS)
+
 # One round trip, as all others wait for it. What expires here is live in the statement's own view, so it is taken off;
-# a permit whose renewal is under way is waited for, not ended, and so counted.
+# a permit whose renewal is under way is waited for, not ended, and so counted. A probe counts for as long as a breaker
+# is open at a time: who keeps it for longer keeps nobody else from the next one.
 STATE = text(f"""
 WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id)
 SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM (
-        {_LIVE} WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model) live) AS counts,
+        SELECT model, coalesce(worker_id::text, key_id) AS holder, count(*) AS permits,
+            count(*) FILTER (
+                WHERE is_probe AND granted_at > clock_timestamp() - make_interval(secs => :probe)) AS probes
+        FROM llm_permits WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model, holder) live
+    ) AS counts,
+    (SELECT jsonb_agg(task) FROM ({_TASKS}) task) AS tasks,
     (SELECT jsonb_agg(reservation) FROM (
-        SELECT key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses FROM llm_claims
+        SELECT {_RESERVATION} FROM llm_claims
         WHERE lapses > clock_timestamp()) reservation) AS reservations,
     EXISTS (SELECT FROM llm_permits
         JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, request_id)
@@ -79,11 +114,11 @@ DELETE FROM llm_claims c USING unnest(CAST(:keys AS text[]), CAST(:requests AS u
 WHERE c.key_id = resumed.key_id AND c.request_id = resumed.request_id
 """)
 
-_WRITE_RESERVATIONS = text("""
-INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, task_id, tokens, since, due, lapses)
+_WRITE_RESERVATIONS = text(f"""
+INSERT INTO llm_claims ({_RESERVATION})
 SELECT * FROM jsonb_to_recordset(CAST(:reservations AS jsonb)) AS new (
-    key_id text, request_id uuid, model text, agent_type text, priority smallint, task_id uuid, tokens bigint,
-    since timestamptz, due timestamptz, lapses timestamptz)
+    key_id text, request_id uuid, model text, agent_type text, priority smallint, task_id uuid, worker_id uuid,
+    tokens bigint, since timestamptz, due timestamptz, lapses timestamptz)
 ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_type = excluded.agent_type,
     priority = excluded.priority, task_id = excluded.task_id, tokens = excluded.tokens, since = excluded.since,
     due = excluded.due, lapses = excluded.lapses
@@ -116,11 +151,31 @@ async def read_load(connection: AsyncConnection) -> PermitLoad:
     return _load((await connection.execute(LOAD, DEFAULT_LIMIT)).mappings().one())
 
 
-async def read_state(connection: AsyncConnection, request_ids: Collection[RequestId]) -> GateState:
+async def read_state(
+    connection: AsyncConnection, request_ids: Collection[RequestId], worker_ids: Collection[UUID], probe_seconds: float
+) -> GateState:
     """End expired permits, and read all that a decision on these requests needs, with the gate locked."""
-    row = (await connection.execute(STATE, {**DEFAULT_LIMIT, **request_id_columns(request_ids)})).mappings().one()
-    reservations = [_reservation(item) for item in row["reservations"] or ()]
-    return GateState(load=_load(row), reservations=reservations, is_repeated=row["is_repeated"])
+    values = {**DEFAULT_LIMIT, **request_id_columns(request_ids), "workers": list(worker_ids), "probe": probe_seconds}
+    row = (await connection.execute(STATE, values)).mappings().one()
+    counts = row["counts"] or ()
+    permits_of, probes_of = Counter[str](), Counter[str]()
+    for item in counts:
+        permits_of[item["model"]] += item["permits"]
+        probes_of[item["model"]] += item["probes"]
+    by_model = {name: PermitCounts(permits=count, probes=probes_of[name]) for name, count in permits_of.items()}
+    return GateState(
+        load=PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=by_model),
+        held={(item["holder"], item["model"]): item["permits"] for item in counts},
+        reservations=[_reservation(item) for item in row["reservations"] or ()],
+        is_repeated=row["is_repeated"],
+        tasks={UUID(item["worker_id"]): _held_task(item) for item in row["tasks"] or ()},
+    )
+
+
+async def task_of(connection: AsyncConnection, worker_id: UUID) -> HeldTask | None:
+    """The task that a worker holds now; None without one."""
+    row = (await connection.execute(_TASK_OF, {"workers": [worker_id]})).mappings().first()
+    return _held_task(dict(row)) if row else None
 
 
 async def replace_reservations(
@@ -151,6 +206,15 @@ def _load(row: Any) -> PermitLoad:
     return PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=counts)
 
 
+def _held_task(row: Mapping[str, Any]) -> HeldTask:
+    return HeldTask(
+        task_id=UUID(str(row["task_id"])),
+        agent_type=AgentType(row["agent_type"]),
+        goal_id=row["goal_id"],
+        priority=Priority(row["priority"]),
+    )
+
+
 def _reservation(row: dict[str, Any]) -> Reservation:
     since, due, lapses = (datetime.fromisoformat(row[name]) for name in _TIMES)
     request = PermitRequest(
@@ -160,5 +224,6 @@ def _reservation(row: dict[str, Any]) -> Reservation:
         priority=Priority(row["priority"]),
         tokens=row["tokens"],
         task_id=None if row["task_id"] is None else UUID(row["task_id"]),
+        worker_id=None if row["worker_id"] is None else UUID(row["worker_id"]),
     )
     return Reservation(request=request, since=since, due=due, lapses=lapses)

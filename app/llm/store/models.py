@@ -1,5 +1,6 @@
 """Language models: a row each, whose lock guards everything that its calls change."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -9,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
+from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker
 from app.llm.rules.concurrency import INITIAL_LIMIT, ConcurrencyState
 from app.llm.rules.models import Model, ModelLimits
@@ -27,17 +29,21 @@ class ModelStatus:
 
 _LIMITS = tuple(ModelLimits.__dataclass_fields__)
 _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
-_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until"
+_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until, callers"
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
 
 # PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
 _LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
 
 # In the order of names too: an insert waits for a rival that inserts the same name, as for a lock.
-_ENSURE = text("""
+_ADD = text("""
 INSERT INTO llm_models (model, concurrency)
-SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS wanted (name) ORDER BY name ON CONFLICT DO NOTHING
+SELECT name, :concurrency FROM unnest(CAST(:names AS text[])) AS listed (name) ORDER BY name ON CONFLICT DO NOTHING
 """)
+
+_REMOVE = text("DELETE FROM llm_models WHERE model = :model")
+
+_NAMES = text("SELECT model FROM llm_models ORDER BY model LIMIT :limit")
 
 _READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
 
@@ -61,7 +67,8 @@ WHERE model = :model
 _WRITE_STATE = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
-    open_until = :open_until, used_at = now(), requests_tat = coalesce(:requests, requests_tat),
+    open_until = :open_until, callers = CAST(:callers AS jsonb), used_at = now(),
+    requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat)
 WHERE model = :model
 """)
@@ -72,24 +79,32 @@ UPDATE llm_models SET version = version + 1,
 WHERE model = :model
 """)
 
-# Callers make up names of models, so those that hold no settings of people must not pile up.
-_PRUNE = text("""
-DELETE FROM llm_models WHERE model IN (
-    SELECT model FROM llm_models m WHERE version = 0 AND used_at < now() - interval '1 day'
-      AND NOT EXISTS (SELECT FROM llm_permits p WHERE p.model = m.model AND ended_at IS NULL)
-    ORDER BY model FOR UPDATE SKIP LOCKED
-)
+_RESET = text("""
+UPDATE llm_models SET concurrency = :concurrency, ramping = true, shrunk_at = NULL, latency_seconds = NULL,
+    cooldown_until = NULL, failures = 0, open_until = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL
+WHERE model = :model
 """)
 
 
+async def add(connection: AsyncConnection, names: Collection[str]) -> int:
+    """List models, so that permits are granted for them; return how many were not listed before."""
+    values = {"names": sorted(set(names)), "concurrency": INITIAL_LIMIT}
+    return (await connection.execute(_ADD, values)).rowcount
+
+
+async def remove(connection: AsyncConnection, name: str) -> None:
+    """Take a locked model from the list, with its limits."""
+    await connection.execute(_REMOVE, {"model": name})
+
+
+async def names(connection: AsyncConnection, limit: int = 50) -> list[str]:
+    """The first names of listed models."""
+    return list((await connection.execute(_NAMES, {"limit": limit})).scalars())
+
+
 async def lock(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
-    """Lock and read models, in the order of their names; a name without a row gets one."""
-    values = {"names": sorted(set(names))}
-    models = await _models(connection, _LOCK, values)
-    if len(models) < len(values["names"]):
-        await connection.execute(_ENSURE, {**values, "concurrency": INITIAL_LIMIT})
-        models = await _models(connection, _LOCK, values)
-    return models
+    """Lock and read those of these models that are listed, in the order of their names."""
+    return await _models(connection, _LOCK, {"names": sorted(set(names))})
 
 
 async def read(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:
@@ -121,6 +136,7 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
     """Store the state of a locked model: its concurrency, its breaker, and its meters where it has any."""
     concurrency, breaker = model.concurrency, model.breaker
     values = {
+        "callers": json.dumps({name: _caller_fields(caller) for name, caller in model.callers.items()}),
         "concurrency": concurrency.limit,
         **{name: getattr(concurrency, name) for name in _CONCURRENCY},
         "failures": breaker.failures,
@@ -135,9 +151,9 @@ async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits
     await connection.execute(_SET_LIMITS, {"model": name, **asdict(limits)})
 
 
-async def prune(connection: AsyncConnection) -> int:
-    """Delete models without limits that nobody has called for a day; return the number deleted."""
-    return (await connection.execute(_PRUNE)).rowcount
+async def reset(connection: AsyncConnection, name: str) -> None:
+    """Forget all that was reported of a locked model's service, and what its meters were charged."""
+    await connection.execute(_RESET, {"model": name, "concurrency": INITIAL_LIMIT})
 
 
 async def _models(connection: AsyncConnection, statement: Any, values: Mapping[str, Any]) -> dict[str, Model]:
@@ -156,5 +172,22 @@ def _model(row: Any) -> Model:
         limits=ModelLimits(**{field: row[field] for field in _LIMITS}),
         concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
         breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
+        callers={name: _caller(fields) for name, fields in row["callers"].items()},
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
     )
+
+
+def _caller_fields(caller: CallerState) -> dict[str, Any]:
+    """The state as JSON, without what is as in a new one."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(caller).items()
+        if value
+    }
+
+
+def _caller(fields: Mapping[str, Any]) -> CallerState:
+    values: dict[str, Any] = {
+        name: datetime.fromisoformat(value) if isinstance(value, str) else value for name, value in fields.items()
+    }
+    return CallerState(**values)

@@ -45,7 +45,7 @@ class Permit(NewPermit):
 
 
 _REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
-_PERMIT = f"id, token, {_REQUEST}, is_probe, granted_at, expires_at, ended_at, ending, digest"
+_PERMIT = f"id, token, {_REQUEST}, cache_key, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
 # Locked in the order of ids, so that two transactions that end the same permits cannot deadlock.
 EXPIRE = f"""
@@ -61,11 +61,12 @@ JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, 
 """)
 
 _INSERT = text(f"""
-INSERT INTO llm_permits (id, token, {_REQUEST}, is_probe, granted_at, expires_at)
-SELECT id, token, {_REQUEST}, is_probe, :at, CAST(:at AS timestamptz) + make_interval(secs => :ttl)
+INSERT INTO llm_permits (id, token, {_REQUEST}, cache_key, is_probe, granted_at, expires_at)
+SELECT id, token, {_REQUEST}, decode(cache_key, 'hex'), is_probe, :at,
+       CAST(:at AS timestamptz) + make_interval(secs => :ttl)
 FROM jsonb_to_recordset(CAST(:permits AS jsonb)) AS new (
     id uuid, token text, key_id text, request_id uuid, model text, agent_type text, priority smallint, goal_id text,
-    task_id uuid, worker_id uuid, estimated_tokens bigint, is_probe boolean)
+    task_id uuid, worker_id uuid, estimated_tokens bigint, cache_key text, is_probe boolean)
 RETURNING {_PERMIT}
 """)
 
@@ -73,10 +74,14 @@ _LOCK = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uu
 
 _MODEL_NAMES = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
 
-# By `clock_timestamp()`: `now()` is when the transaction began, and it may have waited for the row since.
+# By `clock_timestamp()`: `now()` is when the transaction began, and it may have waited for the row since. A worker
+# renews its own permits, for as long as it holds the task of the call.
 _RENEW = text("""
-UPDATE llm_permits SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
-WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp() RETURNING expires_at
+UPDATE llm_permits p SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
+WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp()
+  AND (worker_id IS NULL OR worker_id = CAST(:worker_id AS uuid) AND EXISTS (
+      SELECT FROM tasks t WHERE t.id = p.task_id AND t.worker_id = p.worker_id))
+RETURNING expires_at
 """)
 
 _READ = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = :id")
@@ -124,6 +129,7 @@ async def insert(
             **request_columns(permit.request),
             **{name: getattr(permit, name) for name in ("id", "token", "is_probe")},
             "estimated_tokens": permit.request.tokens,
+            "cache_key": permit.request.cache_key.hex() if permit.request.cache_key else None,
         }
         for permit in permits
     ]
@@ -149,9 +155,11 @@ async def read(connection: AsyncConnection, permit_id: UUID) -> Permit | None:
     return _permit(row) if row else None
 
 
-async def renew(connection: AsyncConnection, permit_id: UUID, token: str, ttl_seconds: float) -> datetime | None:
-    """Renew a live permit; return its new expiry, None when it is over or has another token."""
-    values = {"id": permit_id, "token": token, "ttl": ttl_seconds}
+async def renew(
+    connection: AsyncConnection, permit_id: UUID, token: str, worker_id: UUID | None, ttl_seconds: float
+) -> datetime | None:
+    """Renew a live permit; return its new expiry, None when it is over, or not the caller's."""
+    values = {"id": permit_id, "token": token, "worker_id": worker_id, "ttl": ttl_seconds}
     expires_at: datetime | None = (await connection.execute(_RENEW, values)).scalar()
     return expires_at
 
@@ -200,6 +208,7 @@ def _permit(row: Any) -> Permit:
         goal_id=row["goal_id"],
         task_id=row["task_id"],
         worker_id=row["worker_id"],
+        cache_key=row["cache_key"],
     )
     own = ("id", "token", "is_probe", "granted_at", "expires_at", "ended_at", "digest")
     ending = None if row["ending"] is None else Ending(row["ending"])

@@ -16,17 +16,17 @@ from app.kernel.histograms import BOUNDS, Durations
 from app.llm.rules.outcomes import Outcome
 from app.llm.store.gate import DEFAULT_LIMIT, TOTAL_LIMIT
 
-Grouping = Literal["model", "agent", "goal"]
+Grouping = Literal["model", "agent", "goal", "key"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedCall:
-    """A finished call; its permit was held for `held_seconds`."""
+    """A finished call; its permit was held for `held_seconds`. Without a key it is one of a worker, for a task."""
 
     model: str
     agent_type: AgentType
     goal_id: str | None
-    of_task: bool
+    key_id: str | None
     outcome: Outcome
     prompt_tokens: int
     completion_tokens: int
@@ -37,7 +37,7 @@ class FinishedCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSum:
-    """Sums over the calls of one model, agent type or goal; name None: calls of no goal."""
+    """Sums over the calls of one model, agent type, goal or key; name None: calls of no goal, or of workers."""
 
     name: str | None
     outcomes: dict[Outcome, int]
@@ -66,7 +66,7 @@ class CallCapacity(NamedTuple):
 
 # With fewer, one long task would decide.
 _MIN_TASKS = 10
-_COLUMNS = {"model": "model", "agent": "agent_type", "goal": "goal_id"}
+_COLUMNS = {"model": "model", "agent": "agent_type", "goal": "goal_id", "key": "key_id"}
 _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
 )
@@ -77,16 +77,16 @@ WITH called AS MATERIALIZED (
     SELECT *, CASE WHEN latency_seconds IS NULL THEN 0 ELSE 1 END AS timed,
            width_bucket(latency_seconds, CAST(:bounds AS float8[])) AS bucket
     FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c (
-        model text, agent_type text, goal_id text, outcome text, prompt_tokens bigint, completion_tokens bigint,
-        cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
+        model text, agent_type text, goal_id text, key_id text, outcome text, prompt_tokens bigint,
+        completion_tokens bigint, cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
 )
-INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, outcome, calls, prompt_tokens, completion_tokens,
-    cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
-SELECT date_trunc('minute', CAST(:at AS timestamptz)), model, agent_type, goal_id, outcome, count(*),
+INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,
+    completion_tokens, cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
+SELECT date_trunc('minute', CAST(:at AS timestamptz)), model, agent_type, goal_id, key_id, outcome, count(*),
        sum(prompt_tokens), sum(completion_tokens), sum(cost_usd), sum(held_seconds), sum(task_seconds),
        sum(timed), coalesce(sum(latency_seconds), 0), coalesce(max(latency_seconds), 0), ARRAY[{_BUCKETS}]
-FROM called GROUP BY model, agent_type, goal_id, outcome ORDER BY model, agent_type, goal_id, outcome
-ON CONFLICT (minute, model, agent_type, goal_id, outcome) DO UPDATE SET
+FROM called GROUP BY model, agent_type, goal_id, key_id, outcome ORDER BY model, agent_type, goal_id, key_id, outcome
+ON CONFLICT (minute, model, agent_type, goal_id, key_id, outcome) DO UPDATE SET
     calls = known.calls + excluded.calls,
     prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
     completion_tokens = known.completion_tokens + excluded.completion_tokens,
@@ -160,14 +160,19 @@ prune = pruning("llm_minutes", "minute")
 async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: datetime) -> None:
     """Add calls that ended at this moment, with their models locked."""
     rows = [
-        {**asdict(call), "goal_id": call.goal_id or "", "task_seconds": call.held_seconds if call.of_task else 0.0}
+        {
+            **asdict(call),
+            "goal_id": call.goal_id or "",
+            "key_id": call.key_id or "",
+            "task_seconds": call.held_seconds if call.key_id is None else 0.0,
+        }
         for call in calls
     ]
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
 
 
 async def sums(connection: AsyncConnection, grouping: Grouping, since: datetime, limit: int) -> list[UsageSum]:
-    """Sums over the minutes that end after `since`, by model, agent type or goal, most calls first."""
+    """Sums over the minutes that end after `since`, by model, agent type, goal or key, most calls first."""
     rows = (await connection.execute(_SUMS_BY[grouping], {"since": since, "limit": limit})).mappings()
     return [_sum(row) for row in rows]
 

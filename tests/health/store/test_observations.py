@@ -1,6 +1,7 @@
 """Statements on what alerts watch, on a database in which it is so."""
 
 import asyncio
+import json
 from typing import Any
 
 from sqlalchemy import text
@@ -138,3 +139,16 @@ async def test_breakers_that_are_not_closed(database: Database) -> None:
         " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min')",
     )
     assert await read(database, observations.open_breakers) == {"open": True, "about to be tried": True}
+
+
+async def test_a_model_that_fails_for_its_only_caller_counts_as_one(database: Database) -> None:
+    for name, failures in (("fails", 3), ("answers others", 0)):
+        callers = {"worker": {"reported_at": "2026-11-28T00:00:00+00:00", "open_until": "2026-11-28T00:00:30+00:00"}}
+        callers["worker"] |= {"failures": failures} if failures else {}  # type: ignore[dict-item]
+        await execute(
+            database,
+            "INSERT INTO llm_models (model, concurrency, callers) VALUES ($1, 1, $2)",
+            name,
+            json.dumps(callers),
+        )
+    assert await read(database, observations.open_breakers) == {"fails": True}

@@ -6,7 +6,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
-from tests.support.permit_calls import acquired, permit_body, settled
+from tests.support.permit_calls import acquired, permit_body, reported, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute
@@ -29,12 +29,12 @@ async def refused(service: Service, **fields: Any) -> Any:
     return answer.json()
 
 
-async def test_a_model_that_nobody_knows_has_no_limits(service: Service) -> None:
+async def test_a_model_that_nobody_has_listed_has_no_limits(service: Service) -> None:
     answer = await service.ask("GET", "/llm/models/vendor/new:latest")
     model = answer.json()
     assert (answer.headers["etag"], model["model"], model["version"]) == ('"0"', "vendor/new:latest", 0)
     assert (model["requests_per_window"], model["limit"], model["breaker"]) == (None, 4, "closed")
-    assert (await service.get("/llm/models"))["items"] == []
+    assert "vendor/new:latest" not in [item["model"] for item in (await service.get("/llm/models"))["items"]]
 
 
 async def test_limits_are_changed_under_a_condition_and_audited(service: Service) -> None:
@@ -103,8 +103,10 @@ async def test_a_429_cools_down_and_is_no_failure(service: Service) -> None:
 
 
 async def test_three_failures_open_the_breaker_and_one_call_tries_it(service: Service, database: Database) -> None:
-    for outcome in ("server_error", "timeout", "server_error"):
-        await settled(service, await acquired(service), outcome)
+    # One caller alone opens it for nobody else.
+    for outcome in ("server_error", "timeout"):
+        await reported(service, outcome, Role.SUPERVISOR)
+    await reported(service, "server_error", Role.OPERATOR)
     assert (await refused(service))["reason"] == "breaker_open"
     assert (await service.get(f"/llm/models/{_MODEL}"))["breaker"] == "open"
     await execute(database, "UPDATE llm_models SET open_until = now()")
@@ -145,9 +147,8 @@ async def test_usage_is_summed_by_model_agent_and_goal(service: Service) -> None
 
 async def test_prometheus_is_told_how_models_stand(service: Service) -> None:
     await limited(service, max_concurrency=3)
-    permit = await acquired(service)
     await acquired(service, model="small")
-    await settled(service, permit, "rate_limited", retry_after_seconds=60)
+    await reported(service, "rate_limited", Role.SUPERVISOR, Role.OPERATOR, retry_after_seconds=60)
     lines = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text.splitlines()
     assert 'convener_llm_in_use{model="small"} 1.0' in lines
     assert f'convener_llm_limit{{model="{_MODEL}"}} 3.0' in lines

@@ -78,10 +78,12 @@ async def test_a_permit_that_was_not_used_is_given_back(service: Service) -> Non
 
 async def test_a_refusal_brings_the_cached_answer(service: Service) -> None:
     key = "ab" * 32
-    is_problem(await service.ask("GET", f"/llm/cache/{key}"), 404, "answer_not_cached")
-    permit, *_ = [await acquired(service) for _ in range(4)]
+    path, query = f"/llm/cache/{key}", {"model": "gpt-4.1"}
+    is_problem(await service.ask("GET", path, key=Role.SUPERVISOR, params=query), 404, "answer_not_cached")
+    permit, *_ = [await acquired(service, cache_key=key) for _ in range(4)]
     await settled(service, permit, cache={"key": key, "answer": {"text": "42"}})
-    assert (await service.get(f"/llm/cache/{key}"))["answer"] == {"text": "42"}
+    answer = await service.ask("GET", path, key=Role.SUPERVISOR, params=query)
+    assert answer.json()["answer"] == {"text": "42"}
     await acquired(service)
     await acquired(service)
     refusal = (await service.ask("POST", "/llm/permits", permit_body(cache_key=key), key=Role.SUPERVISOR)).json()

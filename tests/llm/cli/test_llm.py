@@ -13,7 +13,9 @@ async def _called(live_service: Service, *, settle: bool) -> str:
     model = f"model-{uuid4().hex[:6]}"
     request = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
     headers = {"Authorization": f"Bearer {live_service.keys[Role.SUPERVISOR]}"}
+    operator = {"Authorization": f"Bearer {live_service.keys[Role.OPERATOR]}", "If-Match": '"0"'}
     async with httpx.AsyncClient(base_url=live_service.url, headers=headers) as client:
+        assert (await client.put(f"/llm/models/{model}", json={}, headers=operator)).is_success
         permit = (await client.post("/llm/permits", json=request)).json()
         if settle:
             body = {"token": permit["token"], "outcome": "success", "prompt_tokens": 1200, "latency_ms": 250}
@@ -57,3 +59,17 @@ async def test_usage_and_live_permits(convener: CommandLine, live_service: Servi
     assert calling in [item["model"] for item in live]
     assert called not in [item["model"] for item in live]
     assert calling in (await convener("llm", "permits", "ls", COLUMNS="160")).out
+
+
+async def test_models_are_listed_reset_and_taken_from_the_list(convener: CommandLine) -> None:
+    model = f"vendor/{uuid4().hex[:6]}"
+    assert (await convener("llm", "reset", model)).code != 0
+    assert (await convener("llm", "models", "add", model)).code == 0
+    names = [item["model"] for item in (await convener("llm", "models", "ls", "-o", "json")).json["items"]]
+    assert model in names
+    assert (await convener("llm", "reset", model, "-o", "json")).json["cooldown_seconds"] == 0
+    assert "works" in (await convener("llm", "reset", model)).out
+    assert (await convener("llm", "models", "rm", model)).code == 0
+    names = [item["model"] for item in (await convener("llm", "models", "ls", "-o", "json")).json["items"]]
+    assert model not in names
+    assert (await convener("llm", "models", "rm", model)).code != 0

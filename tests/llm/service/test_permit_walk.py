@@ -15,7 +15,7 @@ from app.kernel.states import WorkerState
 from app.llm.errors import PermitOver, PermitRefused
 from app.llm.rules.models import ModelLimits
 from app.llm.rules.outcomes import CallReport, Outcome
-from app.llm.rules.permits import PermitPolicy, PermitRequest, RequestId
+from app.llm.rules.permits import PermitPolicy, RequestId
 from app.llm.service import models, permits
 from app.llm.service.grant import AcquireRequest
 from app.llm.service.permits import PermitService
@@ -23,7 +23,7 @@ from app.llm.service.settle import Settlement
 from app.llm.store.permits import Permit
 from app.queue.rules.fair_queueing import FairQueue
 from app.workers.service import workers
-from tests.support.factories import ready_worker
+from tests.support.factories import holding
 from tests.support.permit_callers import configure
 from tests.support.sql import execute, fetch, value
 
@@ -47,26 +47,28 @@ class Walk:
 
     async def acquire(self) -> None:
         """Ask; a permit is given only where there is room."""
-        request = PermitRequest(
+        worker_id = self.chance.choice([None, *self.workers])
+        request = AcquireRequest(
             id=RequestId(self.chance.choice("ab"), uuid4()),
             model=self.chance.choice(_MODELS),
-            agent_type=self.chance.choice(list(AgentType)),
-            priority=self.chance.choice(list(Priority)),
+            agent_type=self.chance.choice(list(AgentType)) if worker_id is None else None,
+            priority=self.chance.choice(list(Priority)) if worker_id is None else None,
             tokens=self.chance.randrange(2000),
-            worker_id=self.chance.choice([None, *self.workers]),
+            worker_id=worker_id,
         )
         of_model = Counter(permit.request.model for permit in self.live.values())[request.model]
+        of_worker = Counter(permit.request.worker_id for permit in self.live.values())[worker_id]
         has_room = len(self.live) < self.total_limit and (request.model == "m" or of_model < _MOST_OF_N)
+        has_share = worker_id is None or of_worker < min(PermitPolicy().max_per_worker, max(1, self.total_limit - 1))
         try:
-            acquired = await self.service.acquire(AcquireRequest(permit_request=request))
+            acquired = await self.service.acquire(request)
         except PermitRefused:
             return
         assert has_room
+        assert has_share
         assert acquired.in_use == of_model + 1
         self.live[acquired.permit.id] = acquired.permit
-        assert (
-            await self.service.acquire(AcquireRequest(permit_request=request))
-        ).permit.token == acquired.permit.token
+        assert (await self.service.acquire(request)).permit.token == acquired.permit.token
 
     async def settle(self) -> None:
         """End a call, also late; repeat it; try to change it."""
@@ -76,7 +78,13 @@ class Walk:
         report = CallReport(
             outcome=self.chance.choice(list(Outcome)), prompt_tokens=tokens, latency_seconds=self.chance.random()
         )
-        settlement = Settlement(permit_id=permit.id, token=permit.token, report=report, digest=repr(report).encode())
+        settlement = Settlement(
+            permit_id=permit.id,
+            token=permit.token,
+            worker_id=permit.request.worker_id,
+            report=report,
+            digest=repr(report).encode(),
+        )
         answer = await self.service.settle(settlement)
         assert answer.late == (permit.id in self.ended)
         self.tokens += tokens
@@ -99,7 +107,7 @@ class Walk:
             return
         for _ in range(2):
             async with self.database.transaction() as connection:
-                await permits.release(connection, permit.id, permit.token)
+                await permits.release(connection, permit.id, permit.token, permit.request.worker_id)
         del self.live[permit.id]
 
     async def renew(self) -> None:
@@ -108,10 +116,10 @@ class Walk:
             return
         async with self.database.transaction() as connection:
             if permit.id in self.live:
-                await permits.renew(connection, permit.id, permit.token, PermitPolicy())
+                await permits.renew(connection, permit.id, permit.token, PermitPolicy(), permit.request.worker_id)
                 return
             with pytest.raises(PermitOver):
-                await permits.renew(connection, permit.id, permit.token, PermitPolicy())
+                await permits.renew(connection, permit.id, permit.token, PermitPolicy(), permit.request.worker_id)
 
     async def crash(self) -> None:
         """The time of a permit passes without anybody who settles it."""
@@ -130,7 +138,7 @@ class Walk:
             await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
         self.ended |= {key: permit for key, permit in self.live.items() if permit.request.worker_id == worker_id}
         self.live = {key: permit for key, permit in self.live.items() if permit.request.worker_id != worker_id}
-        self.workers.append(await ready_worker(self.database))
+        self.workers.append((await holding(self.database))[0])
 
     async def reconfigure(self) -> None:
         """People change their mind."""
@@ -141,7 +149,7 @@ class Walk:
         """Time passes for rates, cool-downs and breakers."""
         await execute(
             self.database,
-            "UPDATE llm_models SET open_until = open_until - interval '40 s', cooldown_until = NULL,"
+            "UPDATE llm_models SET open_until = open_until - interval '40 s', cooldown_until = NULL, callers = '{}',"
             " tokens_tat = tokens_tat - interval '40 s', requests_tat = requests_tat - interval '40 s'",
         )
 
@@ -163,7 +171,7 @@ async def test_whatever_happens_rows_and_rules_agree(own_database: Database, see
     # One of its own: other tests make deadlocks on purpose, and the server counts them for each database.
     database = own_database
     service, chance = PermitService(database, FairQueue()), Random(seed)
-    walk = Walk(database, service, chance, workers=[await ready_worker(database) for _ in range(2)])
+    walk = Walk(database, service, chance, workers=[(await holding(database))[0] for _ in range(2)])
     limits = {
         "m": ModelLimits(requests_per_window=600, tokens_per_window=200_000, fallback_models=["n"]),
         "n": ModelLimits(max_concurrency=_MOST_OF_N, fallback_models=[]),

@@ -25,8 +25,8 @@ from app.llm.store import permits as store
 from app.llm.store.cache import NewAnswer
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS, FairQueue
 from app.workers.service import workers
-from tests.support.factories import ready_worker
-from tests.support.permit_callers import allow_calls, configure, request, settlement
+from tests.support.factories import holding
+from tests.support.permit_callers import allow_calls, configure, list_models, request, settlement
 from tests.support.sql import execute, until, until_blocked, value
 
 POLICY, PRESSURE = PermitPolicy(), ConcurrencyPolicy()
@@ -35,6 +35,7 @@ _EXPIRE = "UPDATE llm_permits SET expires_at = now() - interval '1 s'"
 
 @pytest.fixture
 async def permit_service(database: Database) -> AsyncIterator[PermitService]:
+    await list_models(database, *"abcdm")
     async with opened(database) as permit_service:
         yield permit_service
 
@@ -154,6 +155,7 @@ async def test_a_settlement_does_not_wait_at_the_gate(database: Database, permit
 async def test_everything_at_once_ends_without_a_deadlock(own_database: Database) -> None:
     # One of its own: other tests make deadlocks on purpose, and the server counts them for each database.
     database, replica = own_database, Database(own_database.url)
+    await list_models(database, *"abc")
     await allow_calls(database, 8)
     async with opened(database) as one, opened(replica) as other:
 
@@ -205,7 +207,7 @@ async def test_a_worker_that_ends_gives_its_permits_back_at_once(
     database: Database, permit_service: PermitService, goodbye: bool
 ) -> None:
     await allow_calls(database, 1)
-    worker_id = await ready_worker(database)
+    worker_id, _ = await holding(database)
     held = (await permit_service.acquire(request(worker_id=worker_id))).permit
     async with database.transaction() as connection:
         if goodbye:
@@ -216,7 +218,7 @@ async def test_a_worker_that_ends_gives_its_permits_back_at_once(
     assert (await permit_service.settle(settlement(held))).late
     async with database.transaction() as connection:
         with pytest.raises(PermitOver) as over:
-            await permits.renew(connection, held.id, held.token, POLICY)
+            await permits.renew(connection, held.id, held.token, POLICY, worker_id)
     assert over.value.reason == Ending.LOST
 
 
@@ -224,14 +226,16 @@ async def test_a_silent_worker_may_still_be_calling_and_keeps_its_permits_for_th
     database: Database, permit_service: PermitService
 ) -> None:
     await allow_calls(database, 1)
-    worker_id = await ready_worker(database)
+    worker_id, _ = await holding(database)
     held = (await permit_service.acquire(request(worker_id=worker_id))).permit
     async with database.transaction() as connection:
         assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
     with pytest.raises(PermitRefused):
         await permit_service.acquire(request())
+    # Its task is somebody else's now, so it ends the call in time.
     async with database.transaction() as connection:
-        await permits.renew(connection, held.id, held.token, POLICY)
+        with pytest.raises(PermitOver):
+            await permits.renew(connection, held.id, held.token, POLICY, worker_id)
     assert not (await permit_service.settle(settlement(held))).late
     assert await in_use(database) == 0
 
@@ -240,7 +244,7 @@ async def test_a_silent_worker_whose_process_is_then_seen_to_end_calls_nobody_an
     database: Database, permit_service: PermitService
 ) -> None:
     await allow_calls(database, 1)
-    worker_id = await ready_worker(database)
+    worker_id, _ = await holding(database)
     await permit_service.acquire(request(worker_id=worker_id))
     async with database.transaction() as connection:
         assert await workers.lose(connection, worker_id, WorkerState.LOST, "silent for 20 s")
@@ -294,8 +298,7 @@ async def test_a_change_of_the_configuration_waits_for_permits_that_are_being_gr
 async def test_a_release_gives_back_only_what_was_charged(database: Database, permit_service: PermitService) -> None:
     await execute(
         database,
-        "INSERT INTO llm_models (model, concurrency, requests_per_window, burst, window_seconds)"
-        " VALUES ('m', 100, 1, 2, 3600)",
+        "UPDATE llm_models SET requests_per_window = 1, burst = 2, window_seconds = 3600 WHERE model = 'm'",
     )
     first = (await permit_service.acquire(request())).permit
     await permit_service.acquire(request())
@@ -332,14 +335,36 @@ async def test_the_sweep_forgets_what_is_long_over(database: Database, permit_se
 
 async def test_the_cache_keeps_the_newest_within_its_bounds(connection: AsyncConnection) -> None:
     for number in range(6):
-        new = NewAnswer(key=bytes([number]), answer='{"n": 1}', ttl_seconds=0.0 if number == 5 else 60.0)
-        await cache.write(connection, "m", new)
-    await cache.write(connection, "n", NewAnswer(key=b"\x00", answer='{"n": 2}', ttl_seconds=60.0))
+        await _store(connection, number, '{"n": 1}', ttl_seconds=0.0 if number == 5 else 60.0)
+    for number in (0, 5):
+        await _store(connection, number, '{"n": 2}', model="n")
     answers = await cache.read(connection, [b"\x00", b"\x05"])
-    assert {key: answer.answer for key, answer in answers.items()} == {b"\x00": {"n": 2}}
+    assert {key: answer.answer for key, answer in answers.items()} == {b"\x00": {"n": 1}, b"\x05": {"n": 2}}
     assert await cache.prune(connection, answers=3) == 3
     assert await cache.prune(connection, size=16) == 1
     assert await cache.prune(connection, size=16) == 0
+
+
+async def test_who_fills_the_cache_drives_out_no_answers_of_others(connection: AsyncConnection) -> None:
+    await _store(connection, 0, "{}", written_by="honest")
+    for number in range(1, 9):
+        await _store(connection, number, "{}", written_by="greedy")
+    assert await cache.prune(connection, own_answers=3) == 5
+    assert b"\x00" in await cache.read(connection, [b"\x00"])
+    assert await cache.prune(connection, own_size=4) == 1
+
+
+async def _store(
+    connection: AsyncConnection,
+    number: int,
+    answer: str,
+    *,
+    model: str = "m",
+    written_by: str = "w",
+    ttl_seconds: float = 60.0,
+) -> None:
+    new = NewAnswer(question=b"q", answer=answer, ttl_seconds=ttl_seconds)
+    await cache.write(connection, bytes([number]), new, model=model, written_by=written_by)
 
 
 async def test_the_place_of_one_who_was_refused_is_kept_until_the_claim_lapses(
@@ -364,7 +389,7 @@ async def test_a_lost_worker_does_not_wait_for_a_permit_that_is_being_settled(
     database: Database, permit_service: PermitService
 ) -> None:
     """It holds locks of its own, for which others wait: who waits for permits must hold nothing else."""
-    worker_id = await ready_worker(database)
+    worker_id, _ = await holding(database)
     busy, idle = [(await permit_service.acquire(request(worker_id=worker_id))).permit for _ in range(2)]
     async with database.transaction() as settling:
         await store.lock(settling, [busy.id])

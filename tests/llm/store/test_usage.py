@@ -16,12 +16,14 @@ from app.workers.service import limits
 _HOUR = timedelta(hours=1)
 
 
-def call(model: str = "m", *, held: float = 2.0, latency: float | None = 1.0, of_task: bool = True) -> FinishedCall:
+def call(
+    model: str = "m", *, held: float = 2.0, latency: float | None = 1.0, key_id: str | None = None
+) -> FinishedCall:
     return FinishedCall(
         model=model,
         agent_type=AgentType.RANKING,
         goal_id=None,
-        of_task=of_task,
+        key_id=key_id,
         outcome=Outcome.SUCCESS,
         prompt_tokens=10,
         completion_tokens=5,
@@ -68,7 +70,7 @@ async def test_nothing_is_known_of_a_system_that_calls_nobody(connection: AsyncC
 
 async def test_permits_suffice_for_as_many_workers_as_hold_them_in_turn(connection: AsyncConnection) -> None:
     await model(connection, "m", 6.9)
-    await count(connection, *[call(held=2.0) for _ in range(20)], call(held=500.0, of_task=False))
+    await count(connection, *[call(held=2.0) for _ in range(20)], call(held=500.0, key_id="somebody"))
     await finished(connection, 20, 80.0)
     burden = await usage.call_capacity(connection, _HOUR)
     assert burden.limit == 6

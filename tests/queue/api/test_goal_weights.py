@@ -8,6 +8,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support.permit_callers import list_models
 from tests.support.problems import is_problem
 from tests.support.service import Service, make_keys, serving
 from tests.support.sql import execute
@@ -75,6 +76,7 @@ async def test_work_of_a_goal_with_such_a_name_from_a_former_version_goes_on(
     worker = await service.worker()
     lease = await worker.lease()
     assert lease["goal_id"] == "former/goal"
+    await list_models(database, "small")
     wanted = {"request_id": str(uuid4()), "model": "small", "agent_type": "generation", "estimated_tokens": 10}
     permit = await worker.ask("/llm/permits", {**wanted, "goal_id": lease["goal_id"]})
     assert permit.status_code == 201, permit.text

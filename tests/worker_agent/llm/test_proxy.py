@@ -36,11 +36,9 @@ def test_an_answer_comes_back_and_is_accounted(start: Start) -> None:
     assert sent.body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert sent.body["max_tokens"] == 50
     permit_request = bench.plane.requests[0].body
-    assert (permit_request["agent_type"], permit_request["goal_id"], permit_request["model"]) == (
-        "generation",
-        "kepler",
-        "gpt-4.1",
-    )
+    lease = bench.opened[0].task_key.lease
+    assert (permit_request["task_id"], permit_request["model"]) == (lease.task_id, "gpt-4.1")
+    assert permit_request.keys().isdisjoint({"agent_type", "goal_id", "priority"}), "the lease says it"
     (settlement,) = bench.permits.settlements
     assert (
         settlement["outcome"],
