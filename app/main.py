@@ -24,6 +24,7 @@ from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
 from app.db import schema
 from app.db.database import Database
+from app.db.rights import warn_of_excess_rights
 from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
@@ -114,6 +115,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
         broker.start()
+        await warn_of_excess_rights(database)
         await refresh_weights(database, config, broker.fairness, broker.degradation)
         listing = asyncio.create_task(list_models(database, settings.llm_models), name="models")
         await asyncio.wait({listing}, timeout=_LISTING_SECONDS)

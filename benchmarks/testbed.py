@@ -14,7 +14,7 @@ from app.admin.service.access import create_key
 from app.db import schema
 from app.db.database import Database
 from app.kernel.access import Role
-from app.postgres.accounts import SAME
+from app.postgres.accounts import bound_command
 from app.postgres.binaries import Binaries, find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import choose_port
@@ -100,7 +100,7 @@ async def _prepare(url: str) -> list[str]:
 
 @asynccontextmanager
 async def _process(code: str, database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = SAME.command(Path.cwd(), Path(sys.executable), "-c", code)
+    command = bound_command(Path.cwd(), sys.executable, "-c", code)
     process = await asyncio.create_subprocess_exec(*command, env=_environment(database_url, port))
     try:
         yield process

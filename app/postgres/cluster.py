@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from app.postgres.accounts import Account, choose_account
+from app.postgres import roles
+from app.postgres.accounts import Account, choose_account, give, server_environment
 from app.postgres.binaries import Binaries
-from app.postgres.configuration import HOST, choose_port, offers_socket, server_settings
+from app.postgres.configuration import (
+    HOST,
+    access_rules,
+    choose_port,
+    offers_socket,
+    server_settings,
+    socket_directory,
+)
 from app.postgres.errors import ClusterBusy, ClusterUnusable
 
-# Name of the superuser and of the database.
-NAME = "convener"
 INCLUDED_FILE = "convener.conf"
 STAGING_PREFIX = "initialising-"
 
@@ -58,8 +64,8 @@ class Cluster:
 
     @property
     def password_file(self) -> Path:
-        """File with the password of the superuser."""
-        return self.directory / "cluster" / "password"
+        """File with the password of the service's role; the superuser has none."""
+        return self.directory / "password"
 
     @property
     def is_initialised(self) -> bool:
@@ -77,15 +83,16 @@ class Cluster:
     @property
     def url(self) -> str:
         """URL for asyncpg, complete once the server has started; SQLAlchemy needs `postgresql+asyncpg` instead."""
-        return f"postgresql://{NAME}:{self._password()}@{HOST}:{self.port}/{NAME}"
+        return f"postgresql://{roles.NAME}:{self._password()}@{HOST}:{self.port}/{roles.NAME}"
 
     @property
     def socket_url(self) -> str | None:
         """URL by unix socket, which costs less per query; None where the path is too long for one."""
-        if not offers_socket(self.directory):
+        sockets = socket_directory(self.directory)
+        if not offers_socket(sockets):
             return None
-        host = quote(str(self.directory), safe="/")
-        return f"postgresql://{NAME}:{self._password()}@/{NAME}?host={host}&port={self.port}"
+        host = quote(str(sockets), safe="/")
+        return f"postgresql://{roles.NAME}:{self._password()}@/{roles.NAME}?host={host}&port={self.port}"
 
     def lock(self) -> DirectoryLock:
         """Create the directory and lock it for this process. Raises ClusterBusy while another process has the lock."""
@@ -106,19 +113,29 @@ class Cluster:
         try:
             self._build(staging, account)
             staging.rename(self.data.parent)
+            give(self.directory, account)
         finally:
             self._remove_unfinished()
         _make_durable(self.directory)
         return True
 
     def configure(self, account: Account) -> None:
-        """Write the settings for the next start, with a port that is free now."""
+        """Write the settings for the next start, with a port that is free now. Raises ClusterUnusable."""
         port = choose_port(self.port)
-        text = server_settings(port=port, directory=self.directory, extra=self.settings)
-        _write(self.data / INCLUDED_FILE, text, account)
-        _write(self.directory / "port", f"{port}\n", account)
-        (self.directory / "log").mkdir(mode=0o700, exist_ok=True)
-        account.own(self.directory / "log")
+        access = self.data / "convener_hba.conf"
+        text = server_settings(port=port, directory=self.directory, access=access, extra=self.settings)
+        self._write(self.data / INCLUDED_FILE, text, account)
+        self._write(access, access_rules(roles.NAME), account)
+        self._write(self.directory / "port", f"{port}\n")
+        if not self.password_file.exists():  # of a version in which the service was the superuser
+            self._separate_roles(account, self.data, roles.NAME)
+
+    def maintain(self, account: Account, script: str, database: str = "postgres") -> None:
+        """Run statements, one a line, as the superuser, while the server is stopped: nobody can log in as one.
+
+        Raises ClusterUnusable.
+        """
+        self._run_alone(account, self.data, database, script)
 
     def _password(self) -> str:
         return self.password_file.read_text().strip()
@@ -137,30 +154,58 @@ class Cluster:
             )
 
     def _build(self, staging: Path, account: Account) -> None:
-        account.own(staging)
-        password, data = staging / "password", staging / "data"
-        password.touch(mode=0o600)
-        _write(password, f"{secrets.token_hex(24)}\n", account)
+        data = staging / "data"
+        data.mkdir(mode=0o700)
+        give(self.directory, account)
         no_sync = self.settings.get("fsync") == "off"
         # Locale C sorts by bytes, the same on every system and in every version: an upgrade never breaks an index.
-        form = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--data-checksums", "--no-instructions"]
-        names = [f"--pgdata={data}", f"--username={NAME}", f"--pwfile={password}"]
+        form = ["--encoding=UTF8", "--locale=C", "--auth=reject", "--data-checksums", "--no-instructions"]
+        names = [f"--pgdata={data}", f"--username={roles.SUPERUSER}"]
         self._run(account, "initdb", *names, *form, *(["--no-sync"] if no_sync else []))
         with (data / "postgresql.conf").open("a") as file:
             file.write(f"\ninclude_if_exists = '{INCLUDED_FILE}'\n")
-        alone = ["--single", "-D", str(data), "-c", "exit_on_error=on", *(["-F"] if no_sync else []), "postgres"]
-        self._run(account, "postgres", *alone, statement=f"CREATE DATABASE {NAME};\n")
+        self._run_alone(account, data, "postgres", f"CREATE DATABASE {roles.NAME};\n")
+        self._separate_roles(account, data)
+
+    def _separate_roles(self, account: Account, data: Path, *databases: str) -> None:
+        """Give the service a role that is no superuser, with a new password; it gets what is in these databases."""
+        password = secrets.token_hex(24)
+        self._run_alone(account, data, "postgres", roles.separation(password))
+        for database in databases:
+            self._run_alone(account, data, database, roles.handover())
+        self._write(self.password_file, f"{password}\n")
+        (self.data.parent / "password").unlink(missing_ok=True)
+
+    def _run_alone(self, account: Account, data: Path, database: str, script: str) -> None:
+        # Statements stay out of error messages, as one of them holds a password.
+        options = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "-c", "log_min_messages=error"]
+        options += ["-F"] if self.settings.get("fsync") == "off" else []
+        self._run(account, "postgres", "--single", "-D", str(data), *options, database, statement=script)
 
     def _run(self, account: Account, program: str, *arguments: str, statement: str = "") -> None:
-        command = account.command(self.directory, self.binaries.program(program), *arguments)
-        run = subprocess.run(command, check=False, input=statement, capture_output=True, text=True)
+        run = subprocess.run(
+            account.command(self.directory, self.binaries, program, *arguments),
+            check=False,
+            input=statement,
+            capture_output=True,
+            text=True,
+            env=server_environment(),
+        )
         if run.returncode != 0:
-            raise ClusterUnusable(f"{program} could not make a cluster in {self.directory}: {run.stderr.strip()}")
+            raise ClusterUnusable(f"{program} could not prepare the cluster in {self.directory}: {run.stderr.strip()}")
 
-
-def _write(path: Path, text: str, account: Account) -> None:
-    path.write_text(text)
-    account.own(path)
+    def _write(self, path: Path, text: str, account: Account | None = None) -> None:
+        """Write a private file, which then belongs to the account, or else to whom the directory belongs to."""
+        # By renaming: the server, which owns some directories, could have put a link in the way of whoever started it.
+        draft = self.directory / f"{path.name}.new"
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        keeper = self.directory.stat()
+        if os.geteuid() == 0:
+            os.chown(draft, *(account.owner if account else (keeper.st_uid, keeper.st_gid)))
+        draft.rename(path)
 
 
 def _make_durable(directory: Path) -> None:

@@ -32,15 +32,31 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
-def server_settings(*, port: int, directory: Path, extra: Mapping[str, str]) -> str:
-    """Return the text of the included file; `extra` overrides the defaults, and ALTER SYSTEM overrides both."""
+def server_settings(*, port: int, directory: Path, access: Path, extra: Mapping[str, str]) -> str:
+    """Return the text of the included file, which names the file of access rules, `access`.
+
+    `extra` overrides the defaults, and ALTER SYSTEM overrides both.
+    """
+    sockets = socket_directory(directory)
     places = {
         "listen_addresses": HOST,
         "port": str(port),
-        "unix_socket_directories": str(directory) if offers_socket(directory) else "",
+        "unix_socket_directories": str(sockets) if offers_socket(sockets) else "",
+        "hba_file": str(access),
         "log_directory": str(directory / "log"),
     }
     return render({**SETTINGS, **places, **extra})
+
+
+def access_rules(name: str) -> str:
+    """Return the text of the file of access rules: one role may enter its own database, and nobody else anything."""
+    # A superuser can do on this machine what the server can, so there is no way to log in as one.
+    return f"local {name} {name} scram-sha-256\nhost {name} {name} {HOST}/32 scram-sha-256\n"
+
+
+def socket_directory(directory: Path) -> Path:
+    """Return the place of the unix socket in the directory of a cluster."""
+    return directory / "socket"
 
 
 def render(settings: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """The server: a child process that can be started, awaited and stopped again and again."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from app.postgres.accounts import choose_account
+from app.postgres.accounts import Account, choose_account, server_environment
 from app.postgres.cluster import Cluster
+from app.postgres.configuration import socket_directory
 from app.postgres.errors import StartFailed
 
 READY_POLL_SECONDS = 0.01
@@ -36,6 +38,7 @@ class Server:
     """
 
     cluster: Cluster
+    account: Account | None = field(default=None, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -54,7 +57,7 @@ class Server:
         Raises StartFailed with the end of the log. If this is cancelled, the server runs on until `stop`.
         """
         if self.pid is None:
-            await asyncio.to_thread(clean_up, self.cluster.data, self.cluster.directory)
+            await asyncio.to_thread(clean_up, self.cluster.data, socket_directory(self.cluster.directory))
             self._process = self._launch()
         while not self._is_ready():
             if self.pid is None:
@@ -83,20 +86,28 @@ class Server:
             except TimeoutError:
                 continue
             break
-        await asyncio.to_thread(clean_up, self.cluster.data, self.cluster.directory)
+        await asyncio.to_thread(clean_up, self.cluster.data, socket_directory(self.cluster.directory))
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         cluster = self.cluster
-        account = choose_account(cluster.directory, cluster.binaries)
+        account = self.account = choose_account(cluster.directory, cluster.binaries)
         cluster.configure(account)
-        command = account.command(cluster.directory, cluster.binaries.program("postgres"), "-D", str(cluster.data))
-        start_log = cluster.directory / "log" / "start.log"
-        with start_log.open("wb") as log:
-            account.own(start_log)
+        command = account.command(cluster.directory, cluster.binaries, "postgres", "-D", str(cluster.data))
+        with os.fdopen(os.open(self._start_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             # In a session of its own: Ctrl-C in the terminal is for the supervisor, which stops the database last.
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=server_environment(),
             )
+
+    @property
+    def _start_log(self) -> Path:
+        # Not among the logs, whose directory is the server's, which could have put a link there.
+        return self.cluster.directory / "start.log"
 
     def _is_ready(self) -> bool:
         # PostgreSQL writes its state into postmaster.pid, where pg_ctl reads it as well.
@@ -107,7 +118,8 @@ class Server:
         return len(lines) > STATUS_LINE and lines[0] == str(self.pid) and lines[STATUS_LINE].strip() == "ready"
 
     def _log_end(self) -> str:
-        logs: list[Path] = list((self.cluster.directory / "log").glob("*.log"))
+        logs = [path for path in (self.cluster.directory / "log").glob("*.log") if not path.is_symlink()]
+        logs.append(self._start_log)
         latest = max(logs, key=lambda path: path.stat().st_mtime)
         return latest.read_text(errors="replace").strip()[-MESSAGE_CHARACTERS:]
 
@@ -145,8 +157,9 @@ def processes_of(data: Path) -> list[psutil.Process]:
 
 def _works_in(process: psutil.Process, data: Path) -> bool:
     try:
-        return process.name().startswith("postgres") and Path(process.cwd()) == data
-    except psutil.Error:
+        # By identity: in a mount namespace of its own a path may mean something else.
+        return process.name().startswith("postgres") and Path(f"/proc/{process.pid}/cwd").samefile(data)
+    except (psutil.Error, OSError):
         return False
 
 

@@ -1,10 +1,13 @@
-"""PostgreSQL never runs as root, but as an ordinary user, in a user namespace or as `nobody`."""
+"""PostgreSQL never runs as root: as a user of its own that sees its own directories, else as `nobody`."""
 
+import asyncio
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -12,8 +15,8 @@ import psutil
 import pytest
 
 import app
-from app.postgres import accounts
-from app.postgres.accounts import NAMESPACE, NOBODY, choose_account, user_account
+from app.postgres import accounts, launch, roles
+from app.postgres.accounts import NOBODY, SERVER_ID, Account, choose_account, own_account, user_account
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import Cluster
 from app.postgres.errors import ClusterUnusable
@@ -41,10 +44,18 @@ def python_of_ordinary_user() -> list[str]:
     pytest.skip("an ordinary user cannot reach this installation")
 
 
+NO_SUCH_ACCOUNT = Account(word="confined:nobody:knows", owner=(SERVER_ID, SERVER_ID))
+
+
 @pytest.fixture
-def namespaces_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def confinement_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in most containers. The refusal is real: the script is asked for an account that cannot exist."""
-    monkeypatch.setattr(accounts, "NAMESPACE", accounts.Account(word="no namespaces here"))
+    candidates = accounts._candidates
+
+    def without_the_best(directory: Path) -> Sequence[Account]:
+        return (NO_SUCH_ACCOUNT, *[account for account in candidates(directory) if not account.is_confined])
+
+    monkeypatch.setattr(accounts, "_candidates", without_the_best)
 
 
 @pytest.fixture
@@ -54,12 +65,22 @@ def nobody_can_reach_this(binaries: Binaries) -> None:
         pytest.skip("the user nobody cannot reach this installation of PostgreSQL")
 
 
+@pytest.fixture
+def confinable(cluster: Cluster) -> None:
+    if not choose_account(cluster.directory, cluster.binaries).is_confined:
+        pytest.skip("this kernel or container forbids namespaces")
+
+
 def mode(directory: Path) -> int:
     return stat.S_IMODE(directory.stat().st_mode)
 
 
 def owners(directory: Path) -> set[int]:
     return {path.lstat().st_uid for path in (directory, *directory.rglob("*"))}
+
+
+def server_owns(directory: Path) -> set[int]:
+    return {uid for part in ("log", "socket", "cluster/data") for uid in owners(directory / part)}
 
 
 def test_an_ordinary_user_runs_it_as_itself(state: Path, python_of_ordinary_user: list[str]) -> None:
@@ -71,17 +92,82 @@ def test_an_ordinary_user_runs_it_as_itself(state: Path, python_of_ordinary_user
     assert owners(state) == {NOBODY}
 
 
-def test_root_runs_it_in_a_namespace_and_keeps_its_files(cluster: Cluster) -> None:
-    if choose_account(cluster.directory, cluster.binaries) != NAMESPACE:
-        pytest.skip("this kernel or container forbids user namespaces")
-    with supervised(cluster.directory) as run:
+@pytest.mark.usefixtures("confinable")
+def test_the_server_of_an_ordinary_user_does_not_see_the_keys_beside_its_directory(
+    state: Path, python_of_ordinary_user: list[str]
+) -> None:
+    home = state / "state"
+    (home / "postgres").mkdir(parents=True)
+    (home / "operator.key").write_text("cvn_1_2\n")
+    for path in (state, home, home / "postgres", home / "operator.key"):
+        os.chown(path, NOBODY, NOBODY)
+    with supervised(home / "postgres", *python_of_ordinary_user) as run:
+        assert seen_by(run.pid, home) == {"postgres"}
+        assert seen_by(run.pid, home / "postgres") == {"cluster", "log", "socket"}
+
+
+def seen_by(pid: int, directory: Path) -> set[str]:
+    return set(os.listdir(f"/proc/{pid}/root{directory}"))
+
+
+@pytest.mark.usefixtures("confinable")
+def test_root_runs_it_as_a_user_of_its_own_that_comes_nowhere(state: Path) -> None:
+    """The directory lies where only root can go, and stays so."""
+    home = state / "private" / "state"
+    home.mkdir(parents=True)
+    state.chmod(0o700)
+    with supervised(home / "postgres") as run:
         postmaster = psutil.Process(run.pid)
-        assert os.readlink(f"/proc/{run.pid}/ns/user") != os.readlink("/proc/self/ns/user")
+        assert set(postmaster.uids()) == {SERVER_ID}
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        assert "CapEff:\t0000000000000000" in status
+        assert "CapBnd" in status
+        assert "NoNewPrivs:\t1" in status
+        assert seen_by(run.pid, state) == {"private", "passwd"}
+        assert seen_by(run.pid, home / "postgres") == {"cluster", "log", "socket"}
+        assert "Permission denied" in as_server("cat", "/etc/shadow")
     postmaster.wait(PATIENCE_SECONDS)
-    assert owners(cluster.directory) == {0}
+    assert server_owns(home / "postgres") == {SERVER_ID}
+    assert {mode(state), mode(home), mode(home / "postgres"), mode(home / "postgres" / "cluster")} == {0o700, 0o755}
+    files = [path for path in (home / "postgres").iterdir() if path.is_file()]
+    assert {(path.stat().st_uid, mode(path)) for path in files} == {(0, 0o600)}
 
 
-@pytest.mark.usefixtures("namespaces_forbidden", "nobody_can_reach_this")
+def as_server(*command: str) -> str:
+    """What a program complains of that has the rights of the server."""
+    identity = (f"--reuid={SERVER_ID}", f"--regid={SERVER_ID}", "--clear-groups")
+    return subprocess.run(["setpriv", *identity, *command], capture_output=True, text=True).stderr
+
+
+@pytest.mark.usefixtures("confinable")
+async def test_even_the_superuser_reads_nothing_of_this_machine_through_the_server(copied: Cluster) -> None:
+    """Nobody can log in as one; here the rules of access let the test in."""
+    (copied.directory / "secret").write_text("secret\n")
+    rules = copied.data / "open_hba.conf"
+    rules.write_text("local all all trust\n")
+    rules.chmod(0o644)
+    await asyncio.to_thread(
+        copied.maintain, choose_account(copied.directory, copied.binaries), f"ALTER ROLE {roles.SUPERUSER} LOGIN;\n"
+    )
+    server = Server(cluster=replace(copied, settings={"fsync": "off", "hba_file": str(rules)}))
+    with copied.lock():
+        await server.start()
+        try:
+            assert copied.socket_url is not None
+            connection = await asyncpg.connect(copied.socket_url, user=roles.SUPERUSER)
+            for path in ("/etc/shadow", str(copied.password_file), str(copied.directory / "secret")):
+                with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFileError)):
+                    await connection.fetchval("SELECT pg_read_file($1)", path)
+            await connection.execute("COPY (SELECT 1) TO PROGRAM 'id -u > uid'")
+            assert int((copied.data / "uid").read_text()) == SERVER_ID
+            with pytest.raises(asyncpg.PostgresError, match="failed"):
+                await connection.execute("COPY (SELECT 1) TO PROGRAM 'cat /etc/shadow'")
+            await connection.close()
+        finally:
+            await server.stop()
+
+
+@pytest.mark.usefixtures("confinement_forbidden", "nobody_can_reach_this")
 async def test_root_without_namespaces_runs_it_as_nobody(state: Path, binaries: Binaries) -> None:
     cluster = Cluster(directory=state, binaries=binaries, settings={"fsync": "off"})
     server = Server(cluster=cluster)
@@ -92,30 +178,63 @@ async def test_root_without_namespaces_runs_it_as_nobody(state: Path, binaries: 
         connection = await asyncpg.connect(server.url)
         await connection.close()
         await server.stop()
-    assert owners(state) == {NOBODY}
-    assert mode(state) == 0o700
+    assert server_owns(state) == {NOBODY}
+    assert {(path.stat().st_uid, mode(path)) for path in (state, state / "cluster")} == {(0, 0o710)}
+    assert (cluster.password_file.stat().st_uid, mode(cluster.password_file)) == (0, 0o600)
 
 
-@pytest.mark.usefixtures("namespaces_forbidden", "nobody_can_reach_this")
-def test_a_cluster_of_root_moves_to_nobody_whole(copied: Cluster) -> None:
+@pytest.mark.parametrize("owner", [0, NOBODY])
+@pytest.mark.usefixtures("confinable")
+async def test_a_cluster_of_an_earlier_version_moves_to_the_servers_own_user(copied: Cluster, owner: int) -> None:
     for path in (copied.directory, *copied.directory.rglob("*")):
-        os.chown(path, 0, 0)
+        os.chown(path, owner, owner)
+    server = Server(cluster=copied)
+    with copied.lock():
+        await server.start()
+        await server.stop()
+    assert server_owns(copied.directory) == {SERVER_ID}
+    assert copied.password_file.stat().st_uid == copied.directory.stat().st_uid == 0
+
+
+@pytest.mark.usefixtures("confinement_forbidden", "nobody_can_reach_this")
+def test_a_cluster_moves_to_nobody_whole(copied: Cluster) -> None:
     assert choose_account(copied.directory, copied.binaries) == user_account(NOBODY, NOBODY)
-    assert owners(copied.directory) == {NOBODY}
+    assert server_owns(copied.directory) == {NOBODY}
 
 
-@pytest.mark.usefixtures("namespaces_forbidden")
-def test_a_place_that_nobody_can_reach_is_refused_and_left_alone(state: Path, binaries: Binaries) -> None:
+@pytest.mark.usefixtures("confinement_forbidden")
+def test_a_place_that_nobody_can_reach_is_left_to_roots_files_in_a_namespace(state: Path, binaries: Binaries) -> None:
     hidden = state / "private" / "state"
     hidden.mkdir(parents=True)
     state.chmod(0o700)
-    with pytest.raises(ClusterUnusable, match="Start Convener as an ordinary user"):
-        choose_account(hidden, binaries)
+    assert choose_account(hidden, binaries) == own_account(launch.NAMESPACE)
     assert owners(state) == {0}
     assert mode(state) == 0o700
+
+
+def test_without_any_account_it_says_what_to_do(
+    state: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_candidates", lambda _: (NO_SUCH_ACCOUNT,))
+    with pytest.raises(ClusterUnusable, match="Start Convener as an ordinary user"):
+        choose_account(state, binaries)
 
 
 @pytest.mark.usefixtures("nobody_can_reach_this")
 def test_root_runs_a_cluster_of_another_user_as_that_user(state: Path, binaries: Binaries) -> None:
     os.chown(state, 4321, 4321)
     assert choose_account(state, binaries) == user_account(4321, 4321)
+
+
+@pytest.mark.usefixtures("confinable")
+async def test_a_link_in_the_place_of_a_file_leads_nowhere(copied: Cluster, state: Path) -> None:
+    """A server that was taken over owns its directories, and root writes into one of them at each start."""
+    victim = state / "victim"
+    victim.write_text("untouched")
+    for name in ("convener.conf", "convener_hba.conf"):
+        (copied.data / name).unlink(missing_ok=True)
+        (copied.data / name).symlink_to(victim)
+    copied.configure(choose_account(copied.directory, copied.binaries))
+    assert victim.read_text() == "untouched"
+    assert victim.stat().st_uid == 0
+    assert not (copied.data / "convener.conf").is_symlink()

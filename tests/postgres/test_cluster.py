@@ -54,7 +54,7 @@ def test_is_made_once_and_private(cluster: Cluster) -> None:
     rules = [
         line.split() for line in (cluster.data / "pg_hba.conf").read_text().splitlines() if line and line[0] != "#"
     ]
-    assert {rule[-1] for rule in rules} == {"scram-sha-256"}
+    assert {rule[-1] for rule in rules} == {"reject"}, "without our settings nobody comes in"
 
 
 def test_a_second_holder_is_told_who_holds_it(state: Path, binaries: Binaries) -> None:
@@ -94,7 +94,7 @@ def test_a_kill_amid_initdb_leaves_nothing_half_made(state: Path, cluster: Clust
     assert not other.is_initialised
     with other.lock():
         assert other.initialise()
-    assert sorted(path.name for path in other.directory.iterdir()) == ["cluster", "lock"]
+    assert sorted(path.name for path in other.directory.iterdir()) == ["cluster", "lock", "log", "password", "socket"]
     assert len(other.password_file.read_text().strip()) == 48
     assert other.password_file.read_text() != cluster.password_file.read_text()
 
@@ -104,9 +104,9 @@ def test_a_failed_initdb_leaves_nothing(state: Path, fake: Path, binaries: Binar
     (fake / "initdb").write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
     (fake / "initdb").chmod(0o755)
     cluster = Cluster(directory=state, binaries=Binaries(directory=fake, version=binaries.version))
-    with cluster.lock(), pytest.raises(ClusterUnusable, match=r"initdb could not .* no space left"):
+    with cluster.lock(), pytest.raises(ClusterUnusable, match=r"initdb could not prepare .* no space left"):
         cluster.initialise()
-    assert [path.name for path in cluster.directory.iterdir()] == ["lock"]
+    assert sorted(path.name for path in cluster.directory.iterdir()) == ["lock", "log", "socket"]
 
 
 def test_data_of_another_version_are_refused_with_a_remedy(copied: Cluster) -> None:

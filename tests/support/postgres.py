@@ -6,10 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.postgres.accounts import choose_account
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.server import Server
 
+# Tests make databases of their own, and keep triggers still. Otherwise they run as the service does: as no superuser.
+_MORE_RIGHTS = (
+    "ALTER ROLE convener CREATEDB;\nGRANT SET ON PARAMETER session_replication_role, deadlock_timeout TO convener;\n"
+)
+_EVERY_DATABASE = "local all convener scram-sha-256\nhost all convener 127.0.0.1/32 scram-sha-256\n"
 # Tests may lose their data in a power failure, so nothing waits for the disk.
 THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 
@@ -22,11 +28,16 @@ def running_server(directory: Path, settings: Mapping[str, str] = THROW_AWAY) ->
     its own outside pytest's, which are closed to the user `nobody` that may have to run it where the tests run as root.
     """
     binaries = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
-    cluster = Cluster(directory=directory, binaries=binaries, settings=settings)
+    directory = directory.resolve()
+    access = directory / "cluster" / "data" / "tests_hba.conf"
+    cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access), **settings})
     server = Server(cluster=cluster)
     # A loop factory keeps the runner from replacing the event loop that the test framework has set for this thread.
     with cluster.lock(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         cluster.initialise()
+        cluster.maintain(choose_account(directory, binaries), _MORE_RIGHTS)
+        access.write_text(_EVERY_DATABASE)
+        access.chmod(0o644)
         try:
             runner.run(server.start())
             yield server.url
