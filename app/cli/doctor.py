@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from app.cli.checks import Check, Status
+from app.cli.secrecy_checks import SECRECY_CHECKS
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
 from app.settings import Settings, SettingsError
 from app.terminal import output
@@ -20,24 +21,6 @@ from app.terminal.output import Format, Output
 
 EPILOG = output.examples("convener doctor", "convener doctor -o json | jq '.checks[] | select(.status != \"ok\")'")
 _WORKER_SECONDS = 60
-
-
-class Status(StrEnum):
-    """Outcome of a check; only a failure makes the command fail."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that was looked at; `remedy` says what to do unless all is well."""
-
-    name: str
-    status: Status
-    detail: str
-    remedy: str = ""
 
 
 def doctor(fmt: Output = Format.TABLE) -> None:
@@ -95,7 +78,7 @@ def network() -> Iterable[Check]:
 
 
 # Each yields its checks, and none raises.
-CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation, network)
+CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation, network, *SECRECY_CHECKS)
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
 
 

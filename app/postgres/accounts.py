@@ -67,7 +67,7 @@ def user_account(uid: int, gid: int) -> Account:
 
 
 CONFINEMENT_REMEDY = (
-    "allow mount namespaces (as root: CAP_SYS_ADMIN; otherwise user namespaces, which some systems restrict), or name a "
+    "allow mount namespaces (root needs CAP_SYS_ADMIN, others user namespaces, which some systems restrict), or name a "
     "PostgreSQL of your own by CONVENER_DATABASE_URL"
 )
 
@@ -84,11 +84,17 @@ def choose_account(directory: Path, binaries: Binaries) -> Account:
     """
     for part in (directory / "log", directory / "socket"):
         part.mkdir(mode=0o700, exist_ok=True)
+    account = usable_account(directory, binaries)
+    give(directory, account)
+    return account
+
+
+def usable_account(directory: Path, binaries: Binaries) -> Account:
+    """Return the first account that can run the server in an existing directory. Raises ClusterUnusable."""
     refusals = []
     for account in _candidates(directory):
         refusal = _refusal(account, directory, binaries)
         if refusal is None:
-            give(directory, account)
             return account
         refusals.append(refusal)
     raise ClusterUnusable(

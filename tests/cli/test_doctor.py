@@ -52,7 +52,7 @@ def test_it_tells_whether_keys_cross_the_network_in_clear(
         variables |= {"CONVENER_TLS_CERTIFICATE": str(files.certificate), "CONVENER_TLS_KEY": str(files.key)}
     outcome = offline.run("doctor", "-o", "json", **variables)
     checks = {check["name"]: check["status"] for check in outcome.json["checks"]}
-    assert {name: status for name, status in checks.items() if not name.startswith("handlers")} == statuses
+    assert {name: checks.get(name) for name in ("network", "certificate") if name in checks} == statuses
     assert outcome.code == 0
 
 

@@ -45,6 +45,7 @@ def issue(
     )
     made.cert_chain_pems[0].write_to_path(files.certificate)
     made.private_key_pem.write_to_path(files.key)
+    files.key.chmod(0o600)
     authority.cert_pem.write_to_path(files.ca_file)
     return files
 

@@ -102,8 +102,8 @@ async def test_the_bundled_database_of_this_machine_is_found(
     if parts.username != "convener":
         pytest.skip("only the bundled server is called like that")
     state = tmp_path / "postgres"
-    (state / "cluster").mkdir(parents=True)
-    (state / "cluster" / "password").write_text(f"{parts.password}\n")
+    state.mkdir()
+    (state / "password").write_text(f"{parts.password}\n")
     (state / "port").write_text(f"{parts.port}\n")
     found = await console("db", "backup", str(tmp_path / "b"), "-o", "json")
     # That database is the one of the server itself, which is empty here.
