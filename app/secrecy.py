@@ -68,6 +68,15 @@ def open_log(path: Path) -> int:
     return descriptor
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, also where it was open to others."""
+    # The mode is given at creation: a chmod afterwards would leave a moment in which others can read the key.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
+    os.fchmod(descriptor, PRIVATE_FILE)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
 def make_private(directory: Path) -> None:
     """Make a directory, and close it and the files in it to everybody but their owner."""
     directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)

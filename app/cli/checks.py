@@ -1,4 +1,4 @@
-"""What a check of this machine comes to."""
+"""Outcome of a check of this machine."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -26,7 +26,7 @@ from app.postgres.accounts import CONFINEMENT_REMEDY
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
-from app.secrecy import PRIVATE_FILE, make_private
+from app.secrecy import make_private, write_private
 from app.settings import SECRETS, Settings, secret_variables
 from secure_http.clients import default_socket, open_async_client
 from secure_http.trust import SYSTEM_TRUST, Trust, certificate_pin
@@ -100,7 +100,7 @@ async def running(
             restarts = ", ".join(f"{program.name}: {program.restarts}" for program in programs)
             raise StackError(f"the API at {address} was not ready within {_READY_SECONDS:.0f} s (restarts: {restarts})")
         # Only now, so that commands which read it find a service that answers.
-        _write(state / "url", address)
+        write_private(state / "url", f"{address}\n")
         yield Stack(
             url=address,
             own_address=own_address,
@@ -166,7 +166,7 @@ async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str]
         if not text or not await _is_known(keyring, text):
             async with database.transaction() as connection:
                 _, text = await create_key(connection, role, f"{role} of this machine")
-            _write(file, text)
+            write_private(file, f"{text}\n")
             fresh.add(role)
         keys[role] = text
     return keys, fresh
@@ -263,11 +263,3 @@ def free_port(host: str, port: int) -> int:
             ) from None
         bound_port: int = probe.getsockname()[1]
         return bound_port
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file that only its owner can read."""
-    # The mode is given at creation: a chmod afterwards would leave a moment in which others can read the key.
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(f"{text}\n")

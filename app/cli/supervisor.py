@@ -19,7 +19,7 @@ import psutil
 
 from app.postgres.accounts import bound_command
 from app.postgres.server import Server
-from app.secrecy import SECRETS_FD, handed_over, open_log
+from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
 
 log = logging.getLogger(__name__)
 _CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
@@ -159,7 +159,7 @@ class Supervisor:
     def _write_record(self) -> None:
         pids = [program.pid for program in self._programs if program.pid is not None]
         records = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
-        self._record.write_text(json.dumps(records))
+        write_private(self._record, json.dumps(records))
 
 
 def end_leftovers(record: Path, seconds: float = 3.0) -> int:

@@ -31,7 +31,7 @@ class Account:
         return self.word.startswith(launch.CONFINED)
 
     def describe(self) -> str:
-        """What the server can reach, in words."""
+        """Return in words how far the server can reach."""
         if self.is_confined:
             user = "your user" if os.geteuid() else f"a user of its own ({self.owner[0]})"
             return f"PostgreSQL runs as {user} and sees its own part of the state directory only"
