@@ -14,6 +14,7 @@ from app.health.api import alerts, degradation, probes, prometheus, report, runt
 from app.http import openapi, problems
 from app.http.bounds import AddressCheck, BodyLimit
 from app.http.fast_routes import FastLane, LeanRoute
+from app.http.refusals import RefusalWatch
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
 from app.queue.api import dead_letters, events, leases, outputs, queues, tasks
@@ -105,6 +106,6 @@ def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> N
     inner = app.build_middleware_stack
 
     def stack() -> ASGIApp:
-        return BodyLimit(FastLane(inner(), lean), max_bytes=max_body_bytes)
+        return RefusalWatch(BodyLimit(FastLane(inner(), lean), max_bytes=max_body_bytes))
 
     app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,12 +27,15 @@ from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
 from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
+from app.health.service.refusals import keep_writing, write_counts
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.utilisation import keep_sampling
 from app.http.bounds import BoundedHeads
+from app.http.refusals import Refusals
 from app.http.services import PayloadLimit, Services
 from app.http.sockets import SocketTaken, UnixSocket
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, ServerCertificate, UnusableCertificate, served_certificate
+from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
 from app.llm.service.models import list_models
@@ -74,6 +77,7 @@ def services_for(settings: Settings, database: Database) -> Services:
     return Services(
         database,
         Keyring(database),
+        Refusals(),
         config,
         PayloadLimit(max_bytes=settings.max_payload_bytes),
         leases,
@@ -124,7 +128,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         sampling = asyncio.create_task(
             keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"
         )
-        following_tasks = [weights, sampling]
+        writing = asyncio.create_task(keep_writing(database, services[Refusals]), name="refusals")
+        following_tasks = [weights, sampling, writing]
         if certificate is not None:
             following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:
@@ -139,6 +144,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
             await services[Heartbeats].stop()
             await services[Bursts].stop()
             await services[PermitService].stop()
+            with suppress(DatabaseUnavailable):
+                await write_counts(database, services[Refusals])
             await services[SnapshotCache].close()
             await database.close()
 
@@ -196,6 +203,9 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=75,  # longer than nginx keeps its own (60 s), so that it is the proxy that closes
         backlog=2048,
         server_header=False,
+        # Otherwise whoever connects from this machine could name any address as its own.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
     )
     unix_socket = UnixSocket(settings.socket) if settings.socket else None

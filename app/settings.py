@@ -104,6 +104,9 @@ class Settings(BaseModel):
     events_days: int = Field(7, ge=1)
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+    trusted_proxies: str = Field(
+        "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"
+    )
     metrics_open: bool = Field(False, description="scrapers of GET /metrics need no key")
 
     @field_validator("queue_quotas", "webhook_hosts", mode="before")

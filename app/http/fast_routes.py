@@ -40,6 +40,7 @@ class LeanRoute(APIRoute):
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self  # as the router does, which these requests do not pass
         request = Request(scope, receive, send)
         try:
             response = await self._answer(request)

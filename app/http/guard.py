@@ -29,6 +29,10 @@ class Authenticator:
         """The holder of the key. Raises Unauthenticated."""
         raise NotImplementedError
 
+    async def gather(self, authorization: str, seconds: float) -> None:
+        """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
+        raise NotImplementedError
+
 
 def requires(*scopes: Scope) -> Any:
     """The dependency that lets in only holders of a key with all of these scopes."""
@@ -72,15 +76,21 @@ def is_namespaced(dependant: Dependant) -> bool:
     return hasattr(dependant.call, _NAMESPACED) or any(map(is_namespaced, dependant.dependencies))
 
 
+def key_text(authorization: str | None) -> str | None:
+    """The key in the header `Authorization`; None where there is none."""
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
 async def admit(services: Services, authorization: str | None, *scopes: Scope) -> Principal:
     """The holder of the key. Raises Unauthenticated, Forbidden, and ShuttingDown once the service is stopping."""
     # Connections that are kept alive go on bringing requests after the shutdown has begun.
     if services.stopping:
         raise ShuttingDown
-    scheme, _, key = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not key:
+    key = key_text(authorization)
+    if key is None:
         raise Unauthenticated("send the header `Authorization: Bearer cvn_<id>_<secret>`")
-    principal = await services[Authenticator].recognise(key.strip())
+    principal = await services[Authenticator].recognise(key)
     for scope in scopes:
         if not principal.may(scope):
             without = ", and was made without it" if scope in principal.withheld else ""

@@ -21,6 +21,15 @@ class Role(StrEnum):
     READER = "reader"
 
 
+class RefusalReason(StrEnum):
+    """Reasons for which a request is refused, as they are counted."""
+
+    NO_KEY = "no_key"
+    UNKNOWN_KEY = "unknown_key"
+    FORBIDDEN = "forbidden"
+    TOO_MANY = "too_many_failures"
+
+
 class Scope(StrEnum):
     """Permissions; each route names those that it needs."""
 

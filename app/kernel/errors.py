@@ -128,6 +128,12 @@ class Unauthenticated(ConvenerError):
     code = "unauthenticated"
 
 
+class TooManyFailures(Exhausted):
+    """Too many requests without a valid key have come from this address."""
+
+    code = "too_many_failures"
+
+
 class Forbidden(NotPermitted):
     """The key does not permit this."""
 

@@ -19,7 +19,7 @@ from app.db.database import Database
 from app.db.retention import BATCH
 from app.goals.store import compute, goals
 from app.health.rules.series import SeriesPolicy
-from app.health.store import alerts, series, utilisation, webhooks
+from app.health.store import alerts, refusals, series, utilisation, webhooks
 from app.kernel.errors import DatabaseUnavailable
 from app.llm.store import usage
 from app.memory.service.context import KEPT_VERSIONS
@@ -106,6 +106,7 @@ def _prunes(days: int) -> Mapping[str, DeleteBatch]:
         "judgements": partial(ratings.prune, days=days),
         "calls": partial(usage.prune, days=days),
         "utilisation": partial(utilisation.prune, days=days),
+        "refusals": partial(refusals.prune, days=days),
         "pushed": partial(series.prune_points, days=series_policy.keep_days),
         "series": partial(series.prune_names, days=series_policy.keep_days),
         "batches": partial(series.prune_batches, days=series_policy.remember_batches_days),

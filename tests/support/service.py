@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.admin.service.access import create_key
 from app.db.database import Database
 from app.health.service.snapshot_cache import CachePolicy, SnapshotCache
+from app.http.refusals import RefusalPolicy, Refusals
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.main import create_app
@@ -141,4 +142,6 @@ async def _started(app: FastAPI, keys: dict[Role, str]) -> AsyncIterator[Service
     ):
         # Whoever has changed something in a test wants to see it at once.
         app.state.services[SnapshotCache].policy = CachePolicy(fresh_seconds=0)
+        # All requests come from one address, and tests of keys fail often.
+        app.state.services[Refusals].policy = RefusalPolicy(failures=1_000_000)
         yield Service(app=app, client=client, keys=keys)

@@ -9,6 +9,7 @@ from app.kernel.access import NAMESPACED_ROLES, SCOPES, Role, Scope
 from app.kernel.namespaces import DEFAULT, PATTERN
 
 _PREFIX = "cvn"
+_MAX_ID_LENGTH = 64
 
 
 def write_key(key_id: str, secret: str) -> str:
@@ -19,7 +20,7 @@ def write_key(key_id: str, secret: str) -> str:
 def read_key(text: str) -> tuple[str, str] | None:
     """Split a key into its id and secret; None when it is not of the form."""
     parts = text.split("_", 2)  # the secret is URL-safe base64 and may hold underscores itself
-    if len(parts) != 3 or parts[0] != _PREFIX or not parts[1] or not parts[2]:
+    if len(parts) != 3 or parts[0] != _PREFIX or not 0 < len(parts[1]) <= _MAX_ID_LENGTH or not parts[2]:
         return None
     return parts[1], parts[2]
 

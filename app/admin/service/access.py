@@ -1,5 +1,6 @@
 """Creation, recognition and revocation of keys."""
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -15,7 +16,7 @@ from app.admin.store.keys import NewKey, StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
-from app.http.guard import Authenticator
+from app.http.guard import Authenticator, key_text
 from app.kernel.access import NAMESPACED_ROLES, Principal, Role, Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
@@ -24,6 +25,8 @@ from app.kernel.ids import WorkerId
 # How long a revoked key may go on working in a process that missed the announcement.
 _TRUST_SECONDS = 5.0
 _MAX_REMEMBERED = 20_000
+# For so long an id that no key has is not looked up again.
+_ABSENCE_SECONDS = 2.0
 
 
 async def create_key(
@@ -69,6 +72,7 @@ class Keyring(Authenticator):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._principals: dict[bytes, tuple[float, Principal]] = {}
+        self._absent: dict[str, float] = {}
         self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
         database.announcer.subscribe(self._hear)
 
@@ -91,11 +95,20 @@ class Keyring(Authenticator):
         self._remember(fingerprint, principal)
         return principal
 
+    async def gather(self, authorization: str, seconds: float) -> None:
+        """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
+        text = key_text(authorization)
+        if text is not None and hashlib.sha256(text.encode()).digest() not in self._principals:
+            await asyncio.sleep(seconds - time.monotonic() % seconds)
+
     async def _look_up(self, text: str) -> Principal:
         parts = read_key(text)
         if parts is None:
             raise Unauthenticated("a key looks like cvn_<id>_<secret>")
-        stored_key = await self._lookups(parts[0])
+        is_absent = self._absent.get(parts[0], 0.0) > time.monotonic()
+        stored_key = None if is_absent else await self._lookups(parts[0])
+        if stored_key is None and not is_absent:
+            self._remember_absence(parts[0])
         if stored_key is None or not matches(parts[1], stored_key.secret_hash) or stored_key.revoked_at is not None:
             # One sentence for all three, so that the answer does not tell which ids exist.
             raise Unauthenticated("the key is unknown or revoked")
@@ -120,6 +133,12 @@ class Keyring(Authenticator):
         if len(self._principals) >= _MAX_REMEMBERED:
             self._principals.clear()  # keeping an order of use would cost every request
         self._principals[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
+
+    def _remember_absence(self, key_id: str) -> None:
+        if len(self._absent) >= _MAX_REMEMBERED:
+            self._absent.clear()
+        # Nobody can ask for the id of a key before it is made, as ids are random: a new key works at once.
+        self._absent[key_id] = time.monotonic() + _ABSENCE_SECONDS
 
     def _hear(self, topics: Collection[str]) -> None:
         if notify.KEYS in topics:  # revocations are rare, so the whole cache may go

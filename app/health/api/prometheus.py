@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from starlette.responses import Response
 
@@ -18,8 +18,9 @@ from app.health.rules import report
 from app.health.rules.snapshot import Snapshot
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.guard import requires
+from app.http.refusals import Refusals
 from app.http.services import Services, ServicesDep
-from app.kernel.access import Scope
+from app.kernel.access import RefusalReason, Scope
 from app.kernel.errors import DatabaseUnavailable
 from app.llm.store.models import ModelStatus
 from app.queue.broker.broker import Broker
@@ -38,6 +39,10 @@ class MetricsPage:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._gauges = Gauges(registry)
+        self._refused = Counter(
+            "convener_refused_requests", "Requests refused by this process", ["reason"], registry=registry
+        )
+        self._counted = dict.fromkeys(RefusalReason, 0)
         self._lock = asyncio.Lock()
         self._page = b""
         self._began_at = -math.inf
@@ -52,12 +57,19 @@ class MetricsPage:
                 self._began_at = began_at
             return self._page
 
+    def _count_refusals(self, refusals: Refusals) -> None:
+        for reason in RefusalReason:
+            count = refusals.totals[reason]
+            self._refused.labels(reason).inc(max(0, count - self._counted[reason]))
+            self._counted[reason] = count
+
     def _render(self, figures: "_Figures | None", services: Services) -> bytes:
         gauges, settings = self._gauges, services[SnapshotCache].settings
         # While the database is away they say that, and show no old figures.
         gauges.clear()
         gauges.set("database_up", figures is not None)
         gauges.set("waiting_leases", services[Broker].waiting_count)
+        self._count_refusals(services[Refusals])
         if figures is not None:
             snapshot = figures.snapshot
             gauges.set_queue(snapshot.queue, settings.capacity)

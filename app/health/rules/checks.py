@@ -282,6 +282,22 @@ def degradation(observations: Observations, policy: CheckPolicy) -> Iterable[Sym
     )
 
 
+def refused_requests(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """Many requests are refused: somebody guesses keys, or goes on with one that is revoked."""
+    refusals = observations.refusals
+    if refusals is None:
+        return None
+    total = sum(refusals.values())
+    parts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(refusals.items()))
+    return _symptom(
+        policy.grade(total, policy.refusals),
+        AlertKey(rule=AlertRule.REFUSED_REQUESTS),
+        message=f"{plural(total, 'request was', 'requests were')} refused in the last five minutes: {parts}",
+        advice="the log of the API names addresses and ids of keys: block the address, or mend the client's key",
+        facts={reason.value: count for reason, count in sorted(refusals.items())},
+    )
+
+
 ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.OLDEST_TASK: oldest_task,
     AlertRule.STUCK_EXECUTING: stuck_executing,
@@ -293,6 +309,7 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.REPLACEMENT_FAILING: replacement_failing,
     AlertRule.DATABASE_TROUBLE: database_trouble,
     AlertRule.DEGRADED: degradation,
+    AlertRule.REFUSED_REQUESTS: refused_requests,
 }
 
 

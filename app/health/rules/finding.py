@@ -26,6 +26,7 @@ class AlertRule(StrEnum):
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
     DEGRADED = "degraded"
+    REFUSED_REQUESTS = "refused_requests"
 
 
 class Severity(IntEnum):

@@ -14,6 +14,7 @@ from app.health.rules.checks import (
     oldest_seconds,
     oldest_task,
     pressure,
+    refused_requests,
     replacement_failing,
 )
 from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
@@ -117,6 +118,7 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
         *(database_trouble(snapshot, policy) or ()),
         *(replacement_failing(snapshot, policy) or ()),
         *(degradation(snapshot, policy) or ()),
+        *_refusals(snapshot, policy),
         *_unmeasured_notes(snapshot, policy),
     ]
     # Sorting is stable, so findings of one level keep the order above.
@@ -190,6 +192,12 @@ def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
                 message = f"{name} of {host} {'are' if measure is Measure.CPU else 'is'} {percent:.0f} % in use"
                 message += ", on the mean of the last minutes"
                 yield from pressure(measure.value, percent / 100, policy, message)
+
+
+def _refusals(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    """A note only: strangers must not be able to make the system look degraded."""
+    for symptom in refused_requests(snapshot, policy) or ():
+        yield replace(symptom, level=Level.NOTE)
 
 
 def _unmeasured_notes(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from app.health.rules.alerts import UnresolvedAlert
 from app.health.rules.runtime import LanguageModel, PoolCounts
 from app.health.rules.series import CurrentValue
 from app.health.rules.utilisation import Span, UtilisationPolicy
+from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
@@ -68,6 +69,8 @@ class CheckPolicy:
     snapshot_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=300.0, critical=1800.0))
     snapshot_transactions: int = 1_000_000
     dead_rows: int = 1_000_000
+    # In five minutes: a forgotten key that somebody still uses stays well below.
+    refusals: Bounds = field(default_factory=lambda: Bounds(degraded=100.0))
     # The fastest duties run every second, so 30 s without any means that no loop runs.
     loops_silent_seconds: float = 30.0
     # A duty may miss turns, to a long transaction for one; three in a row, and half a minute, it may not.
@@ -138,7 +141,8 @@ class DatabaseCondition:
 class Observations:
     """All that alerts watch, read at one moment. None or a missing key: not measured, which is not zero.
 
-    `resources` are shares of 1 by name; `breakers` is true for each model whose breaker is open.
+    `resources` are shares of 1 by name; `breakers` is true for each model whose breaker is open; `refusals` are those
+    of five minutes.
     """
 
     queue: QueueSnapshot
@@ -150,6 +154,7 @@ class Observations:
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
     step: DegradationStep | None = None
+    refusals: Mapping[RefusalReason, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +188,7 @@ class Snapshot(Observations):
     recovery: Recovery = field(default_factory=Recovery)
     breakers: Mapping[str, bool] = field(default_factory=dict)
     step: DegradationStep = DegradationStep.NONE
+    refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
     alerts: Sequence[UnresolvedAlert] = ()
 
 

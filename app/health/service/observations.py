@@ -9,7 +9,7 @@ from app.admin.store import config
 from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
 from app.health.store import observations as store
-from app.health.store import utilisation
+from app.health.store import refusals, utilisation
 from app.kernel.lanes import Priority
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
@@ -39,6 +39,7 @@ async def observe(
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),
+        refusals=await refusals.recent(connection),
     )
 
 

@@ -18,7 +18,7 @@ from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
-from app.health.store import alerts, pool_counts, series, utilisation
+from app.health.store import alerts, pool_counts, refusals, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
@@ -151,6 +151,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         recovery=await recovery(connection),
         breakers=await store.open_breakers(connection),
         step=await degradation.current_step(connection),
+        refusals=await refusals.recent(connection),
         alerts=await alerts.unresolved_alerts(connection),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )

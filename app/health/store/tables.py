@@ -21,6 +21,7 @@ from app.health.rules.alerts import AlertState
 from app.health.rules.finding import AlertRule, Severity
 from app.health.rules.series import MetricKind
 from app.health.rules.utilisation import Measure
+from app.kernel.access import RefusalReason
 from app.kernel.events import AlertKind
 
 # Utilisation of hosts and workers. A sample is added to its minute at once, so there is nothing to roll up later and
@@ -83,6 +84,17 @@ metric_batches = Table(
     moment("received_at", nullable=False, server_default=func.now()),
     PrimaryKeyConstraint("sent_by", "batch_id", name="metric_batches_pkey"),
     Index("metric_batches_received", "received_at"),
+)
+
+# Of all processes of the API; each adds what it has counted every few seconds.
+refusals = Table(
+    "refusals",
+    metadata,
+    moment("minute", nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    one_of("reason", RefusalReason),
+    PrimaryKeyConstraint("minute", "reason", name="refusals_pkey"),
 )
 
 # Of each rule and subject at most one alert is unresolved: the index `alerts_standing` enforces it, however many

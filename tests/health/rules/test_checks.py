@@ -17,6 +17,7 @@ from app.health.rules.snapshot import (
     WorkerCounts,
     with_depth,
 )
+from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations
@@ -184,6 +185,15 @@ def test_every_symptom_says_what_to_do() -> None:
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,
+        refusals={RefusalReason.UNKNOWN_KEY: 101},
     )
     assert {symptom.key.rule for symptom in symptoms} == set(AlertRule)
     assert all(symptom.advice and symptom.message for symptom in symptoms)
+
+
+def test_refused_requests_are_told_with_their_reasons() -> None:
+    assert symptoms_of(refusals={RefusalReason.FORBIDDEN: 20}) == []
+    symptom = only_symptom(refusals={RefusalReason.UNKNOWN_KEY: 400, RefusalReason.FORBIDDEN: 20})
+    assert (symptom.key.rule, symptom.severity) == (AlertRule.REFUSED_REQUESTS, Severity.WARNING)
+    assert "420 requests were refused in the last five minutes: 20 forbidden, 400 unknown key" in symptom.message
+    assert symptom.facts == {"forbidden": 20, "unknown_key": 400}

@@ -13,6 +13,7 @@ from app.health.rules.report import DATABASE_AWAY, Overall, Report, make_report,
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_REPORT, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure
+from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import Pause
@@ -83,6 +84,7 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"database": condition(connections=0.8)}, "connections_short", Level.DEGRADED),
         ({"database": condition(connections=1.0)}, "connections_short", Level.CRITICAL),
         ({"database": condition(dead_rows={"tasks": 1_000_000})}, "dead_rows", Level.DEGRADED),
+        ({"refusals": {RefusalReason.UNKNOWN_KEY: 100}}, "refused_requests", Level.NOTE),
     ],
 )
 def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: str, level: Level) -> None:
@@ -97,6 +99,7 @@ def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: 
     [
         {"pool": pool(idle=95, failed=5)},
         {"pool": pool(draining=2)},
+        {"refusals": {RefusalReason.UNKNOWN_KEY: 99}},
         {"spans": [span(HOST, m, 99.0, samples=11) for m in Measure]},
         {"queue": queue({_RANKING: {"pending": 1}}, oldest=599)},
         {"queue": queue({_RANKING: {"pending": 639}}, oldest=1)},
