@@ -17,7 +17,7 @@ from app.http.fast_routes import FastLane, LeanRoute
 from app.http.refusals import RefusalWatch
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
-from app.queue.api import dead_letters, events, leases, outputs, queues, tasks
+from app.queue.api import dead_letters, events, leases, namespaces, outputs, queues, tasks
 from app.scaling.api import decisions
 from app.workers.api import directives, heartbeats, pool, workers
 
@@ -25,6 +25,7 @@ from app.workers.api import directives, heartbeats, pool, workers
 _PARTS = (
     tasks,
     queues,
+    namespaces,
     goals,
     dead_letters,
     directives,

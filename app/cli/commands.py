@@ -105,6 +105,9 @@ def _options(
     allow_plain_http: Annotated[
         bool, typer.Option("--allow-plain-http", help="also to another machine: the network itself is protected")
     ] = False,
+    namespace: Annotated[
+        str | None, typer.Option(help="with a key of the whole service: only of this namespace, and into it")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="TOML file with settings of the processes; CONVENER_ variables win over it")
     ] = None,
@@ -114,6 +117,7 @@ def _options(
         "CONVENER_URL": url,
         "CONVENER_CA_FILE": None if ca_file is None else str(ca_file.absolute()),
         "CONVENER_TLS_PIN": pin,
+        "CONVENER_NAMESPACE": namespace,
         "CONVENER_ALLOW_PLAIN_HTTP": "true" if allow_plain_http else None,
     }
     os.environ.update({name: value for name, value in chosen.items() if value is not None})

@@ -1,5 +1,6 @@
 """HTTP client of the service; problems, outages and refused keys become failures that say what to do."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -53,6 +54,8 @@ _HINTS = {
     "shutting_down": "try again when the service is back",
     "internal_error": "the log of the service has the details",
 }
+# Routes that go by a namespace.
+_NAMESPACED = ("/tasks", "/dead-letters", "/events", "/outputs", "/goals", "/context", "/namespaces")
 _STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
 
@@ -91,6 +94,7 @@ class Client:
     def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = access.url
         self.now = datetime.now(UTC)
+        self._namespace = os.environ.get("CONVENER_NAMESPACE")
         headers = {"Authorization": f"Bearer {access.key}", "Accept": "application/json"}
         self._http = open_client(
             access.url, access.trust, headers=headers, timeout=_TIMEOUT_SECONDS, transport=transport
@@ -192,6 +196,8 @@ class Client:
         return response
 
     def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
+        if self._namespace and path.startswith(_NAMESPACED):
+            request["params"] = {"namespace": self._namespace, **(request.get("params") or {})}
         try:
             return self._http.request(method, path, **request)
         except httpx.HTTPError as error:

@@ -7,13 +7,17 @@ namespace and does not say so, is found by comparison.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from app.kernel.access import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """About one thing of a namespace; `there` and `absent` are the answers where it exists and where not."""
+    """About one thing of a namespace; `there` and `absent` are the answers where it exists and where not.
+
+    A body that names the thing is a function of its names.
+    """
 
     thing: str
     body: Any = None
@@ -122,7 +126,14 @@ TABLE: dict[str, Row] = {
     "GET /weights/history": Row(Scope.READ, SHARED),
     "GET /agents": Row(Scope.READ, SHARED),
     "GET /agents/{agent_type}": Row(Scope.READ, SHARED),
-    "POST /metrics/performance": Row(Scope.SUBMIT, SHARED),
+    "POST /metrics/performance": Row(
+        Scope.SUBMIT,
+        Named(
+            thing="result",
+            body=lambda names: {"request_id": str(uuid4()), "items": [{"task_id": names["task_id"], "quality": 1}]},
+            there=202,
+        ),
+    ),
     "GET /scaling/decisions": Row(Scope.MONITOR, SHARED),
     "GET /scaling/decisions/{decision_id}": Row(Scope.MONITOR, SHARED),
     "POST /scaling/decisions/{decision_id}/replay": Row(Scope.READ, SHARED),
@@ -139,6 +150,7 @@ TABLE: dict[str, Row] = {
     "POST /alerts/{alert_id}/acknowledge": Row(Scope.OPERATE, SHARED),
     "GET /status": Row(Scope.MONITOR, SHARED),
     "GET /queues": Row(Scope.MONITOR, SHARED),
+    "GET /namespaces": Row(Scope.MONITOR, Within()),
     "POST /queues/pause": Row(Scope.OPERATE, SHARED),
     "POST /queues/resume": Row(Scope.OPERATE, SHARED),
     "POST /queues/{agent_type}/pause": Row(Scope.OPERATE, SHARED),

@@ -61,6 +61,13 @@ class World:
             await task_store.finish(connection, task_id, TaskState.FAILED, failures=1, rescues=0, error=error)
         return names
 
+    async def result(self, namespace: str) -> dict[str, str]:
+        """A task that completed."""
+        names = await self.task(namespace)
+        async with self._database.transaction() as connection:
+            await task_store.finish(connection, UUID(names["task_id"]), TaskState.COMPLETED, failures=0, rescues=0)
+        return names
+
     async def goal(self, namespace: str) -> dict[str, str]:
         """A goal with an iteration."""
         body = {"id": f"{namespace}-{uuid4().hex[:8]}", "objective": _secret(namespace)}
@@ -182,7 +189,9 @@ _UNKNOWN = {
 
 def _cell(asker: Asker, name: str, row: Row, names: Mapping[str, str], space: str, expected: int | None) -> Cell:
     method, _, path = name.partition(" ")
-    for part, text in (_UNKNOWN | dict(names)).items():
+    names = _UNKNOWN | dict(names)
+    body = getattr(row.subject, "body", {} if method == "POST" else None)
+    for part, text in names.items():
         path = path.replace(f"{{{part}}}", text)
     query = [f"namespace={space}"] if space else []
     query += [row.subject.query] if isinstance(row.subject, Named | Within) and row.subject.query else []
@@ -190,7 +199,7 @@ def _cell(asker: Asker, name: str, row: Row, names: Mapping[str, str], space: st
     return Cell(
         method=method,
         path=f"{path}?{'&'.join(query)}",
-        body=getattr(row.subject, "body", {} if method == "POST" else None),
+        body=body(names) if callable(body) else body,
         headers=getattr(row.subject, "headers", {}),
         expected=expected if may else 403,
     )

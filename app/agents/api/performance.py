@@ -11,9 +11,11 @@ from app.agents.service import performance as service
 from app.agents.service.performance import RatingInput
 from app.http.fields import AgentName, Body, Word
 from app.http.guard import Caller, requires
+from app.http.namespaces import Within
 from app.http.problems import responses_for
 from app.http.transactions import Writing
 from app.kernel.access import Scope
+from app.kernel.errors import Forbidden
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
 router = APIRouter(prefix="/metrics", tags=["agents"])
@@ -61,10 +63,14 @@ class JudgedOut(BaseModel):
 @router.post(
     "/performance", summary="Judge results", dependencies=[requires(Scope.SUBMIT)], responses=_REFUSALS, status_code=202
 )
-async def judge(batch: JudgementsIn, connection: Writing, caller: Caller) -> JudgedOut:
+async def judge(batch: JudgementsIn, connection: Writing, caller: Caller, namespace: Within) -> JudgedOut:
     """What became known of results after they were handed in, as Elo ratings do after ranking.
 
-    It counts with the agents within a few seconds, and moves their weights like a quality told with the result.
+    It counts with the agents within a few seconds, and moves their weights like a quality told with the result. Keys of
+    one namespace judge results only: an agent as such is of the whole service.
     """
+    if namespace is not None and any(item.task_id is None for item in batch.items):
+        raise Forbidden("an agent is of the whole service; judge the results of tasks")
     ratings = [RatingInput(**item.model_dump()) for item in batch.items]
-    return JudgedOut(accepted=await service.record_ratings(connection, batch.request_id, caller.key_id, ratings))
+    count = await service.record_ratings(connection, batch.request_id, caller.key_id, ratings, namespace)
+    return JudgedOut(accepted=count)

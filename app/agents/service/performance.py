@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,6 +15,7 @@ from app.agents.rules.performance import RecentResults, Result, quality_gain
 from app.agents.store import performance, ratings
 from app.agents.store.ratings import Rating, StoredRating
 from app.kernel.agents import AgentType
+from app.kernel.namespaces import DEFAULT
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
@@ -74,12 +75,23 @@ def _apply_rating(results: list[Result], rating: StoredRating) -> list[Result]:
     return rules.append_results(results, [Result(at=rating.judged_at, quality=rating.quality)])
 
 
-async def record_ratings(connection: AsyncConnection, request_id: UUID, by: str, inputs: Sequence[RatingInput]) -> int:
-    """Store ratings, all or none; return their number. Raises TaskNotFound, TaskNotCompleted, IdempotencyMismatch."""
+async def record_ratings(
+    connection: AsyncConnection,
+    request_id: UUID,
+    by: str,
+    inputs: Sequence[RatingInput],
+    namespace: str | None = None,
+) -> int:
+    """Store ratings, all or none; return their number. Raises TaskNotFound, TaskNotCompleted, IdempotencyMismatch.
+
+    With a namespace there are no tasks but its own.
+    """
+    # Equal ids of two namespaces are two requests.
+    request_id = request_id if namespace in (None, DEFAULT) else uuid5(request_id, str(namespace))
     digest = hashlib.sha256(json.dumps([asdict(item) for item in inputs], default=str).encode()).digest()
     if await _is_repeated(connection, request_id, digest):
         return len(inputs)
-    agents = await _task_agents(connection, [item.task_id for item in inputs if item.task_id])
+    agents = await _task_agents(connection, [item.task_id for item in inputs if item.task_id], namespace)
     new_ratings = [
         Rating(**{**asdict(item), "agent_type": agents[item.task_id] if item.task_id else item.agent_type})
         for item in inputs
@@ -97,8 +109,10 @@ async def _is_repeated(connection: AsyncConnection, request_id: UUID, digest: by
     return previous_digest is not None
 
 
-async def _task_agents(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, AgentType]:
-    states = await ratings.read_task_states(connection, ids)
+async def _task_agents(
+    connection: AsyncConnection, ids: Sequence[UUID], namespace: str | None
+) -> dict[UUID, AgentType]:
+    states = await ratings.read_task_states(connection, ids, namespace)
     for task_id in ids:
         if task_id not in states:
             raise TaskNotFound(f"there is no task {task_id}")

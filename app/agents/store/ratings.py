@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.namespaces import WITHIN
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
 
@@ -43,9 +44,9 @@ ON CONFLICT (request_id, place) DO NOTHING RETURNING id
 _HASH = text("SELECT request_hash FROM judgements WHERE request_id = :request_id LIMIT 1")
 
 # Completed tasks lie in the history; the others are read to tell a task that is not completed from one that is unknown.
-_TASK_STATES = text("""
-SELECT id, agent_type, state FROM task_history WHERE id = ANY (:ids)
-UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids)
+_TASK_STATES = text(f"""
+SELECT id, agent_type, state FROM task_history WHERE id = ANY (:ids) AND {WITHIN}
+UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids) AND {WITHIN}
 """)
 
 # A rating bears a later transaction than the event of its result. So this fold stops at the mark of the fold of events:
@@ -94,9 +95,11 @@ async def request_hash(connection: AsyncConnection, request_id: UUID) -> bytes |
     return digest
 
 
-async def read_task_states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, tuple[AgentType, str]]:
-    """Agent type and state of each of these tasks that exists."""
-    rows = (await connection.execute(_TASK_STATES, {"ids": list(ids)})).mappings()
+async def read_task_states(
+    connection: AsyncConnection, ids: Collection[UUID], namespace: str | None = None
+) -> dict[UUID, tuple[AgentType, str]]:
+    """Agent type and state of each of these tasks that exists, in this namespace if one is given."""
+    rows = (await connection.execute(_TASK_STATES, {"ids": list(ids), "namespace": namespace})).mappings()
     return {row["id"]: (AgentType(row["agent_type"]), row["state"]) for row in rows}
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from app.kernel.events import EVENT_KINDS
+from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Refusal, Unreachable, Url, connect
 from app.terminal.failures import Failure
@@ -116,14 +117,14 @@ def _listing(items: list[Json]) -> Table:
         "AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL", tight=True
     )
     for event in items:
-        values = (_time(event), _name(event), event["task_id"], event["agent_type"], event["goal_id"], _detail(event))
+        values = (_time(event), _name(event), event["task_id"], event["agent_type"], _goal(event), _detail(event))
         table.add_row(*(output.cell(value) for value in values))
     return table
 
 
 def _line(event: Json) -> str:
     words: list[Any] = [_time(event), f"{_name(event):<10}", event["task_id"], event["agent_type"]]
-    return "  ".join(str(word) for word in [*words, event["goal_id"], _detail(event)] if word)
+    return "  ".join(str(word) for word in [*words, _goal(event), _detail(event)] if word)
 
 
 def _time(event: Json) -> str:
@@ -137,3 +138,7 @@ def _name(event: Json) -> str:
 def _detail(event: Json) -> str | None:
     detail = event["detail"] or {}
     return detail.get("reason") or detail.get("message") or (json.dumps(detail) if detail else None)
+
+
+def _goal(event: Json) -> str | None:
+    return stored_name(event["namespace"], event["goal_id"])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Url, connect
 from app.terminal.options import AgentOption, Limit, Whole
@@ -56,6 +57,11 @@ def _read_pages(client: Client, token: str | None, limit: int | None, query: Jso
 def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table("TASK", "AGENT", "FINISHED", "GOAL", "RESULT", whole=["TASK"], flexible="RESULT", tight=True)
     for item in items:
-        names = (item["task_id"], item["agent_type"], output.age(item["finished_at"], now), item["goal_id"])
+        names = (
+            item["task_id"],
+            item["agent_type"],
+            output.age(item["finished_at"], now),
+            stored_name(item["namespace"], item["goal_id"]),
+        )
         table.add_row(*map(output.cell, (*names, json.dumps(item["result"]))))
     return table

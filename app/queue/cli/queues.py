@@ -41,6 +41,22 @@ def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, ev
     options.show_path("/queues", board, url, fmt, interval=every if watch else None)
 
 
+@app.command(epilog=output.examples("convener queues namespaces", "convener --namespace lab-a queues namespaces"))
+def namespaces(url: Url = None, fmt: Output = Format.TABLE) -> None:
+    """Show what each namespace has waiting, how much it may, and its weight against others."""
+    options.show_path("/namespaces", _namespaces, url, fmt, interval=None)
+
+
+def _namespaces(answer: Json) -> Table:
+    numbers = ("QUEUED", "LIMIT", "RUNNING", "WEIGHT")
+    table = output.table("NAMESPACE", *numbers, numbers=numbers)
+    for item in answer["items"]:
+        running = sum(item["by_phase"].get(phase, 0) for phase in ("assigned", "executing"))
+        figures = (count(item["queued"]), f"{item['max_queued']:,}", count(running), f"{item['weight']:g}")
+        table.add_row(output.cell(item["namespace"]), *figures)
+    return table
+
+
 @app.command(
     epilog=output.examples(
         "convener queues pause ranking --reason 'its model is being replaced'", "convener queues pause --all"

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import Json
 
@@ -20,7 +21,7 @@ def task_details(task: Json, now: datetime) -> RenderableType:
             ("Task", task["id"]),
             ("State", output.state(task["state"])),
             ("Agent", task["agent_type"]),
-            ("Goal", task["goal_id"]),
+            ("Goal", stored_name(task["namespace"], task["goal_id"])),
             ("Priority", task["priority"]),
             ("Attempt", f"{_attempt_number(task)} of {task['max_attempts']}" + _rescue_note(task["rescues"])),
             ("Depends on", "\n".join(task["depends_on"]) or None),
@@ -60,7 +61,7 @@ def listing(items: list[Json], now: datetime) -> Table:
             output.state(task["state"]),
             output.cell(output.age(task["created_at"], now)),
             *(output.cell(value) for value in extra if wide),
-            output.cell(task["goal_id"]),
+            output.cell(stored_name(task["namespace"], task["goal_id"])),
         )
     return table
 
@@ -73,7 +74,7 @@ def dead_letter_table(items: list[Json], now: datetime) -> Table:
     )
     for letter in items:
         error = letter["error"] or {}
-        goal = [letter["goal_id"]] if wide else []
+        goal = [stored_name(letter["namespace"], letter["goal_id"])] if wide else []
         values = (letter["id"], letter["agent_type"], output.age(letter["finished_at"], now), *goal)
         table.add_row(*map(output.cell, (*values, f"{error.get('code')}: {error.get('message')}")))
     return table

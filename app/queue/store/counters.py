@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.folds import HORIZON
+from app.db.namespaces import within
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.kernel.namespaces import split_name
@@ -62,7 +63,7 @@ GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
 _READ_STORED = text(f"""
-SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts WHERE {within("phase")}
 GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
@@ -124,10 +125,10 @@ async def read(connection: AsyncConnection) -> list[TaskCount]:
     return _counts((await connection.execute(_READ)).mappings())
 
 
-async def read_by_namespace(connection: AsyncConnection) -> dict[str, list[TaskCount]]:
-    """Return the counts of each namespace that are not zero."""
+async def read_by_namespace(connection: AsyncConnection, namespace: str | None = None) -> dict[str, list[TaskCount]]:
+    """Return the counts of each namespace, or of one, that are not zero."""
     counts: dict[str, list[TaskCount]] = {}
-    for count in _counts((await connection.execute(_READ_STORED)).mappings()):
+    for count in _counts((await connection.execute(_READ_STORED, {"namespace": namespace})).mappings()):
         namespace, phase = split_name(count.phase)
         counts.setdefault(namespace, []).append(replace(count, phase=str(phase)))
     return counts

@@ -12,7 +12,7 @@ from app.admin.service.access import Keyring, create_key, revoke_key
 from app.admin.store import keys
 from app.db import hot_path
 from app.db.database import Database
-from app.kernel.access import Principal, Role
+from app.kernel.access import NAMESPACED_ROLES, Principal, Role
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
 from app.workers.service import workers
@@ -56,7 +56,22 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 @pytest.mark.parametrize("role", KEY_ROLES)
 async def test_a_key_is_recognised(database: Database, keyring: Keyring, role: Role) -> None:
     key_id, text = await _key(database, role)
-    assert await keyring.recognise(text) == Principal(key_id=key_id, role=role)
+    namespace = "default" if role in NAMESPACED_ROLES else None
+    assert await keyring.recognise(text) == Principal(key_id=key_id, role=role, namespace=namespace)
+
+
+async def test_the_first_key_of_another_namespace_confines_those_of_default(
+    database: Database, keyring: Keyring
+) -> None:
+    _, text = await _key(database, Role.SUPERVISOR)
+    assert not (await keyring.recognise(text)).is_confined
+    async with database.transaction() as connection:
+        await create_key(connection, Role.READER, "for a test", namespace="lab-a")
+
+    async def confined() -> bool:
+        return (await keyring.recognise(text)).is_confined
+
+    await until(confined)
 
 
 async def test_a_workers_key_says_who_it_is_and_what_it_can_run(database: Database, keyring: Keyring) -> None:

@@ -186,3 +186,22 @@ async def test_a_configuration_that_cannot_be(service: Service, wrong: dict[str,
     version = (await service.ask("GET", "/config")).headers["etag"]
     answer = await service.ask("PATCH", "/config", {"namespaces": wrong}, headers={"If-Match": version})
     assert answer.status_code == 422
+
+
+async def test_each_sees_what_it_has_waiting(labs: tuple[Lab, Lab], service: Service) -> None:
+    ours, theirs = labs
+    await ours.submit(priority="high")
+    for _ in range(2):
+        await theirs.submit()
+    (own,) = (await ours.ask("GET", "/namespaces"))[1]["items"]
+    assert (own["namespace"], own["queued"], own["max_queued"]) == ("lab-a", 1, 8000)
+    assert (own["by_priority"], own["by_agent"], own["by_phase"]) == ({"high": 1}, {"generation": 1}, {"pending": 1})
+    everybody = (await service.get("/namespaces"))["items"]
+    assert [(item["namespace"], item["queued"]) for item in everybody] == [("default", 0), ("lab-a", 1), ("lab-b", 2)]
+    assert (await service.get("/queues"))["depth"]["total"] == 3
+
+
+async def test_an_agent_as_such_is_judged_by_the_whole_service(labs: tuple[Lab, Lab]) -> None:
+    ours, _ = labs
+    body = {"request_id": str(uuid4()), "items": [{"agent_type": "ranking", "quality": 1}]}
+    assert (await ours.ask("POST", "/metrics/performance", body))[0] == 403
