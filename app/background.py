@@ -118,6 +118,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         owner=str(settings.state_directory),
         arguments=arguments,
         environment=_worker_environment(settings),
+        secrets={"CONVENER_LLM_KEY": settings.llm_key} if settings.llm_key else {},
         logs=settings.state_directory / "logs" / "workers",
         on_exit=on_exit,
     )
@@ -129,9 +130,9 @@ def _kill_after_seconds(settings: Settings) -> float:
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a worker: that of this process without its settings, and with the key of the pool."""
-    # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself
-    # and hides the key for that from its handlers.
+    """The environment of a worker: that of this process without its settings."""
+    # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself,
+    # and gets the key for that by another way.
     own = ("CONVENER_LLM_", "CONVENER_HANDLER_", *TRUST_VARIABLES)
     plain = {
         name: value
@@ -140,7 +141,7 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     }
     if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
         plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
-    return {**plain, "CONVENER_KEY": settings.pool_key or "", "CONVENER_LLM_KEY": settings.llm_key or ""}
+    return plain
 
 
 async def _until_stopped(work: "asyncio.Task[None]") -> None:

@@ -29,7 +29,7 @@ _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
 _FILE = "_FILE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
-SECRETS = ("database_password", "database_url", "llm_key", "pool_key", "webhook_secret", "webhook_url")
+SECRETS = ("database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 _MAX_NAME_LENGTH = 200
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -65,7 +65,6 @@ class Settings(BaseModel):
     pool_size: int = Field(
         3, ge=0, le=1000, description="workers of this host at the start; all that it has in development; 0: none"
     )
-    pool_key: str | None = Field(None, repr=False, description="the key with which workers of the pool register")
     llm_key: str | None = Field(
         None, repr=False, description="key of the language model, which the workers of the pool get and handlers do not"
     )

@@ -18,8 +18,8 @@ _READ_AND_WAIT = """
 import os, sys
 from app.settings import take_settings
 settings = take_settings()
-left = [name for name in os.environ if "SECRET" in name or "POOL" in name]
-print(settings.pool_key, settings.database_url, left)
+left = [name for name in os.environ if "SECRET" in name or "LLM_KEY" in name]
+print(settings.llm_key, settings.database_url, left)
 sys.stdout.flush()
 sys.stdin.read()
 """
@@ -59,7 +59,7 @@ def child() -> Iterator[Start]:
 
 @linux
 def test_a_variable_is_gone_once_it_was_read_even_for_the_kernel(child: Start) -> None:
-    process, line = child(CONVENER_POOL_KEY=_SECRET, CONVENER_DATABASE_URL="postgresql://u:hidden@h/d")
+    process, line = child(CONVENER_LLM_KEY=_SECRET, CONVENER_DATABASE_URL="postgresql://u:hidden@h/d")
     assert line == f"{_SECRET} postgresql://u:hidden@h/d []\n"
     # As the tests may run as root, whom no process is closed to, it is the overwriting that is seen here.
     if os.geteuid() == 0:
@@ -69,7 +69,7 @@ def test_a_variable_is_gone_once_it_was_read_even_for_the_kernel(child: Start) -
 
 
 def test_what_is_handed_over_is_in_no_environment_and_no_command(child: Start) -> None:
-    process, line = child(handed={"CONVENER_POOL_KEY": _SECRET})
+    process, line = child(handed={"CONVENER_LLM_KEY": _SECRET})
     assert line == f"{_SECRET} None []\n"
     assert _SECRET not in " ".join(psutil.Process(process.pid).cmdline())
     if os.geteuid() == 0:
@@ -127,8 +127,8 @@ def test_every_secret_may_stand_in_a_file_of_its_own(tmp_path: Path, name: str) 
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"CONVENER_POOL_KEY_FILE: cannot read .*none"):
-        Settings.from_environment({"CONVENER_POOL_KEY_FILE": str(tmp_path / "none")})
+    with pytest.raises(SettingsError, match=r"CONVENER_LLM_KEY_FILE: cannot read .*none"):
+        Settings.from_environment({"CONVENER_LLM_KEY_FILE": str(tmp_path / "none")})
 
 
 def test_a_password_joins_its_url_whatever_it_is_made_of() -> None:

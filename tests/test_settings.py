@@ -98,9 +98,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "text", "warned"),
     [
-        (0o644, 'pool_key = "cvn_a_b"', True),
+        (0o644, 'webhook_secret = "cvn_a_b_c_d_e_f_g_h"', True),
         (0o640, 'database_url = "postgresql://host/db"', True),
-        (0o600, 'pool_key = "cvn_a_b"', False),
+        (0o600, 'webhook_secret = "cvn_a_b_c_d_e_f_g_h"', False),
         (0o644, "port = 9000", False),
     ],
 )

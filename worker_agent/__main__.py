@@ -11,8 +11,8 @@ from worker_agent.options import read_options
 from worker_agent.protections import forbid_dumps
 
 _ADVICE = {
-    ExitCode.KEY_REFUSED: "The control plane refused the pool key. Put the key of a pool, as printed when it was "
-    "created, into CONVENER_KEY, or make a new one with `convener key create pool`.",
+    ExitCode.KEY_REFUSED: "The control plane refused the key. Put the key of a pool, as printed when it was created, "
+    "into CONVENER_KEY, or make a new one with `convener key create pool`. The key of a launch serves once.",
     ExitCode.SUPERSEDED: "Another worker has taken this one's place: a replacement, or one with the same name. "
     "Give each worker its own --name.",
     ExitCode.USAGE: "The control plane did not accept this registration. Check --url and the options.",
@@ -25,8 +25,8 @@ def main() -> None:
     settings, options = read_options(sys.argv[1:], os.environ)
     set_up_logging(options.log_level, as_json=options.json_logs)
     outcome = _serve(Daemon(settings))
-    # A launched worker leaves its restart to its launcher, as each launch has a token of its own.
-    if outcome.restart and settings.launch_token is None:
+    # A launched worker leaves its restart to its launcher, as the key of each launch serves once.
+    if outcome.restart and not settings.is_launched:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
     if outcome.code in _ADVICE:
         print(f"convener-worker: {_ADVICE[outcome.code]}\n({printable(outcome.message)})", file=sys.stderr)

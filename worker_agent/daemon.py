@@ -39,7 +39,7 @@ class DaemonSettings:
     trust: Trust = SYSTEM_TRUST
     pool_key: str = field(repr=False)
     profile: JsonObject
-    launch_token: str | None  # in the profile too; its issuer starts the replacement
+    is_launched: bool  # by somebody who also starts the next one
     handlers: Mapping[str, Handler]
     limits: ResourceLimits
     grace_seconds: float

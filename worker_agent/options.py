@@ -1,6 +1,7 @@
 """Reads the command line and the environment into the daemon's settings."""
 
 import argparse
+import json
 import os
 import platform
 import socket
@@ -32,7 +33,6 @@ environment:
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
   CONVENER_LLM_KEY       the gateway's key; handlers never see it
   CONVENER_HANDLER_PASS_ENV  the same as --pass-env
-  CONVENER_LAUNCH_TOKEN  set by whoever starts workers, so that it recognises this one
 
 exit codes:
   0  drained or stopped       3  the key was refused
@@ -56,7 +56,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         print(as_json(protections) if options.output == "json" else as_text(protections))
         parser.exit()
     try:
-        return _settings(options, environment), options
+        return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -101,7 +101,16 @@ def _parser() -> argparse.ArgumentParser:
         help="say what protects the service from handlers",
     )
     add("-o", "--output", choices=["text", "json"], default="text", help="of --check-isolation")
-    add("--launched-as", metavar="MARK", help="mark by which whoever started this worker recognises it; not read here")
+    add(
+        "--secrets-fd",
+        type=int,
+        metavar="N",
+        help="descriptor from which CONVENER_KEY and CONVENER_LLM_KEY are read as one JSON object, so that they are in "
+        "no environment",
+    )
+    add(
+        "--launched-as", metavar="MARK", help="mark by which whoever started this worker, and starts the next, knows it"
+    )
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     add("--json-logs", action="store_true", help="one JSON object per log line")
     add("--version", action="version", version=f"convener-worker {__version__}")
@@ -115,13 +124,12 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
     passed_variables = parse_patterns([*options.pass_env, environment.get("CONVENER_HANDLER_PASS_ENV", "")])
     agent_types = _capabilities(options.capabilities)
     handlers = _handlers(options, agent_types, passed_variables)
-    launch_token = environment.get("CONVENER_LAUNCH_TOKEN") or None
     return DaemonSettings(
         url=url,
         trust=trust,
         pool_key=pool_key,
-        profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)) | {"launch_token": launch_token},
-        launch_token=launch_token,
+        profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)),
+        is_launched=options.launched_as is not None,
         handlers=handlers,
         limits=limits,
         grace_seconds=max(0.0, options.grace),
@@ -141,6 +149,18 @@ def _url(options: argparse.Namespace, environment: Mapping[str, str], trust: Tru
         return check_address(options.url or environment.get("CONVENER_URL") or "", trust)
     except ValueError as error:
         raise ValueError(f"--url (or CONVENER_URL): {error}") from None
+
+
+def _handed_over(descriptor: int | None) -> dict[str, str]:
+    """The secrets that whoever started this worker has written into a pipe. Raises ValueError, OSError."""
+    if descriptor is None:
+        return {}
+    # Closed at once: no handler inherits it.
+    with os.fdopen(descriptor, encoding="utf-8") as pipe:
+        secrets = json.loads(pipe.read())
+    if not isinstance(secrets, dict) or not all(isinstance(value, str) for value in secrets.values()):
+        raise ValueError("--secrets-fd must give a JSON object of texts")
+    return secrets
 
 
 def _pool_key(options: argparse.Namespace, environment: Mapping[str, str]) -> str:

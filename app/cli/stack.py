@@ -89,7 +89,7 @@ async def running(
         keys, fresh, config = await _prepare(url, settings, options, say)
         settings = settings.model_copy(update={"port": port, "socket": settings.socket or _own_socket(state, say)})
         make_private(state / "logs")
-        secrets = _secrets(settings, url, keys)
+        secrets = _secrets(settings, url)
         programs = _programs(settings, _environment(settings), secrets, state / "logs" if log_files else None)
         programs = [*extra_programs, *programs]
         supervisor = Supervisor(server, programs, state / "children.json")
@@ -180,9 +180,9 @@ async def _is_known(keyring: Keyring, text: str) -> bool:
     return True
 
 
-def _secrets(settings: Settings, url: str, keys: Mapping[Role, str]) -> dict[str, str]:
+def _secrets(settings: Settings, url: str) -> dict[str, str]:
     secrets = {name: getattr(settings, name) for name in SECRETS if name != "database_password"}
-    return secret_variables({**secrets, "database_url": url, "pool_key": keys[Role.POOL]})
+    return secret_variables({**secrets, "database_url": url})
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -103,6 +103,14 @@ def worker_of(principal: Principal) -> WorkerId:
     if principal.worker_id is None:
         raise Forbidden("use the key that the worker received when it registered")
     return principal.worker_id
+
+
+def _forbid_caching(response: Response) -> None:
+    response.headers["Cache-Control"] = "no-store"
+
+
+# For answers that hold a key.
+UNCACHED: Any = Depends(_forbid_caching)
 
 
 def _principal(request: Request) -> Principal:

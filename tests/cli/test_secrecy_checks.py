@@ -44,13 +44,13 @@ def test_a_program_with_secrets_is_closed(state: Path) -> None:
 
 def test_secrets_in_the_environment_are_named_and_not_shown(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _only(secrecy_checks.environment()).status is Status.OK
-    monkeypatch.setenv("CONVENER_POOL_KEY_FILE", "/etc/convener/pool.key")
+    monkeypatch.setenv("CONVENER_LLM_KEY_FILE", "/etc/convener/llm.key")
     assert _only(secrecy_checks.environment()).status is Status.OK
-    monkeypatch.setenv("CONVENER_POOL_KEY", "cvn_1_hidden")
+    monkeypatch.setenv("CONVENER_LLM_KEY", "cvn_1_hidden")
     monkeypatch.setenv("CONVENER_KEY", "cvn_2_hidden")
     check = _only(secrecy_checks.environment())
     assert check.status is Status.WARNING
-    assert "CONVENER_POOL_KEY, CONVENER_KEY" in check.detail
+    assert "CONVENER_LLM_KEY, CONVENER_KEY" in check.detail
     assert "hidden" not in str(check)
 
 

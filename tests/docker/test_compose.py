@@ -12,7 +12,7 @@ from app.settings import Settings
 from tests.docker.composition import COMPOSE, DIRECTORY, VariableMissing, load, services
 from tests.docker.images import DOCKERFILE, REPOSITORY, effective, stages
 
-WORKER_VARIABLES = {"CONVENER_URL", "CONVENER_KEY", "CONVENER_LAUNCH_TOKEN", "CONVENER_ALLOW_PLAIN_HTTP"}
+WORKER_VARIABLES = {"CONVENER_URL", "CONVENER_KEY", "CONVENER_ALLOW_PLAIN_HTTP"}
 SERVICES = services()
 OURS = ("setup", "api", "loops", "worker")
 PUBLISHED = {"api", "prometheus"}

@@ -195,7 +195,6 @@ async def test_registering_with_values_that_are_not_allowed(service: Service, da
         "capabilities.0": ["poetry"],
         "memory_gb": 0,
         "cpu_cores": -1,
-        "launch_token": "x",
         "colour": "red",
     }
     for field, wrong in cases.items():

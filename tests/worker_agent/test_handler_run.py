@@ -196,7 +196,7 @@ def test_secrets_stay_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name)
     monkeypatch.setenv("CONVENER_KEY", "cvn_secret")
     monkeypatch.setenv("CONVENER_LLM_KEY", "the-gateway")
-    monkeypatch.setenv("CONVENER_LAUNCH_TOKEN", "token")
+    monkeypatch.setenv("CONVENER_KEY", "token")
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     variables = finished({"do": "environment"}, trace_context=trace)["environment"]
     assert variables == {"CONVENER_TASK_ID": "t-1", "CONVENER_TASK_ATTEMPT": "1", "TRACEPARENT": trace}

@@ -1,5 +1,6 @@
 """What the command line and the environment may say."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,36 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, **environment: 
 
 
 def test_the_environment_is_enough() -> None:
-    settings = read("--handlers", TABLE, CONVENER_LAUNCH_TOKEN="a-token")
+    settings = read("--handlers", TABLE)
     assert (settings.url, settings.pool_key) == ("http://127.0.0.1:8765", POOL_KEY)
     assert settings.profile["capabilities"] == list(AGENT_TYPES)
-    assert settings.profile["launch_token"] == "a-token"
+    assert not settings.is_launched
     assert settings.profile["memory_gb"] > 0
     assert settings.profile["name"]
     assert "verysecret" not in repr(settings)
+
+
+def test_secrets_may_come_through_a_pipe_which_wins_and_is_closed() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"CONVENER_KEY": "cvn_launch_key", "CONVENER_LLM_KEY": "of the model"}')
+    os.close(writing)
+    url = "http://127.0.0.1:1/v1"
+    settings = read(
+        "--handler", ECHO, f"--secrets-fd={reading}", "--launched-as=me", CONVENER_LLM_URL=url, CONVENER_LLM_MODELS="m"
+    )
+    assert (settings.pool_key, settings.is_launched) == ("cvn_launch_key", True)
+    assert settings.language_model is not None
+    assert settings.language_model.key == "of the model"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"CONVENER_KEY": 1}'])
+def test_what_comes_through_the_pipe_must_be_an_object_of_texts(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    assert refused(capsys, "--handler", ECHO, f"--secrets-fd={reading}")
 
 
 def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:

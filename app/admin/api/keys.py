@@ -10,7 +10,7 @@ from app.admin.rules.keys import namespace_of
 from app.admin.service import access as service
 from app.admin.store import keys as store
 from app.http.fields import Body, Limit, Moment, Word
-from app.http.guard import requires
+from app.http.guard import UNCACHED, requires
 from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Role, Scope
@@ -59,7 +59,7 @@ class ApiKeyPage(BaseModel):
     next: str | None
 
 
-@router.post("", summary="Create a key", status_code=201, responses=responses_for(KeyRefused))
+@router.post("", summary="Create a key", status_code=201, dependencies=[UNCACHED], responses=responses_for(KeyRefused))
 async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
     """The answer holds the key; only its SHA-256 is kept.
 

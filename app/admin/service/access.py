@@ -24,6 +24,8 @@ from app.kernel.ids import WorkerId
 
 # How long a revoked key may go on working in a process that missed the announcement.
 _TRUST_SECONDS = 5.0
+# One sentence for whatever is wrong, so that the answer does not tell which ids exist.
+UNKNOWN = "the key is unknown or revoked"
 _MAX_REMEMBERED = 20_000
 # For so long an id that no key has is not looked up again.
 _ABSENCE_SECONDS = 2.0
@@ -52,6 +54,23 @@ async def create_worker_key(connection: AsyncConnection, worker_id: UUID, label:
     """Make the credential of a worker that registers; return its text."""
     _, text = await _create(connection, NewKey(role=Role.WORKER, label=label, worker_id=worker_id))
     return text
+
+
+async def create_launch_key(connection: AsyncConnection, worker_id: UUID) -> str:
+    """Make the key with which a requested worker registers, once, and nobody else; return its text."""
+    _, text = await _create(connection, NewKey(role=Role.POOL, label=f"launch of {worker_id}", launches=worker_id))
+    return text
+
+
+async def use_to_register(connection: AsyncConnection, key_id: str) -> UUID | None:
+    """Use a pool's key for one registration; return the worker that was requested with it, if it serves a launch.
+
+    Raises Unauthenticated, also where another registration has used it up.
+    """
+    launched = await keys.take_launch(connection, key_id)
+    if launched is None and not await keys.hold(connection, key_id):
+        raise Unauthenticated(UNKNOWN)
+    return launched
 
 
 async def _create(connection: AsyncConnection, key: NewKey) -> tuple[str, str]:
@@ -110,8 +129,7 @@ class Keyring(Authenticator):
         if stored_key is None and not is_absent:
             self._remember_absence(parts[0])
         if stored_key is None or not matches(parts[1], stored_key.secret_hash) or stored_key.revoked_at is not None:
-            # One sentence for all three, so that the answer does not tell which ids exist.
-            raise Unauthenticated("the key is unknown or revoked")
+            raise Unauthenticated(UNKNOWN)
         worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
         namespace = stored_key.namespace if stored_key.role in NAMESPACED_ROLES else None
         return Principal(

@@ -25,6 +25,7 @@ class NewKey:
     namespace: str | None = None
     withheld: frozenset[Scope] = frozenset()
     worker_id: UUID | None = None
+    launches: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,8 @@ class StoredKey:
 
 
 _INSERT = text("""
-INSERT INTO keys (id, role, label, namespace, secret_hash, worker_id, withheld)
-VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld)
+INSERT INTO keys (id, role, label, namespace, secret_hash, worker_id, withheld, launches)
+VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld, :launches)
 """)
 # For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
 _READ = """
@@ -59,19 +60,30 @@ FROM keys k LEFT JOIN workers w ON w.id = k.worker_id WHERE k.id = ANY ($1::text
 _REVOKE = text("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETURNING id")
 _PRUNE = deletion(
     "keys",
-    "EXISTS (SELECT FROM workers w WHERE w.id = keys.worker_id AND w.ended_at < now() - interval '1 hour')",
+    "EXISTS (SELECT FROM workers w WHERE w.id = coalesce(keys.worker_id, keys.launches) "
+    "AND w.ended_at < now() - interval '1 hour')",
     "id",
 )
+# Of two registrations at once the second waits here, and finds the row gone.
+_TAKE_LAUNCH = text(
+    "DELETE FROM keys WHERE id = :id AND launches IS NOT NULL AND revoked_at IS NULL RETURNING launches"
+)
+# The lock makes a revocation wait for registrations under way, so that afterwards no worker of this key appears.
+_HOLD = text("""
+SELECT id FROM keys
+WHERE id = :id AND launches IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FOR SHARE
+""")
 _PAGE = text("""
 SELECT id, role, label, namespace, withheld, created_at, revoked_at FROM keys
-WHERE id > :after AND worker_id IS NULL ORDER BY id LIMIT :limit
+WHERE id > :after AND worker_id IS NULL AND launches IS NULL ORDER BY id LIMIT :limit
 """)
 
 
 async def insert(connection: AsyncConnection, key_id: str, secret_hash: bytes, key: NewKey) -> None:
     """Store a new key."""
-    values = {"role": key.role.value, "label": key.label, "worker_id": key.worker_id, "withheld": sorted(key.withheld)}
-    await connection.execute(_INSERT, {"id": key_id, "secret_hash": secret_hash, "namespace": key.namespace, **values})
+    values = {"role": key.role.value, "withheld": sorted(key.withheld), "id": key_id, "secret_hash": secret_hash}
+    same = {name: getattr(key, name) for name in ("label", "namespace", "worker_id", "launches")}
+    await connection.execute(_INSERT, {**values, **same})
     if key.namespace not in (None, DEFAULT):
         # The first one of another namespace confines those of `default`, which processes remember as free.
         notify.note(connection, notify.KEYS)
@@ -87,6 +99,16 @@ async def revoke(connection: AsyncConnection, key_id: str) -> bool:
     """Revoke a key; False when there is none with this id."""
     notify.note(connection, notify.KEYS)
     return (await connection.execute(_REVOKE, {"id": key_id})).first() is not None
+
+
+async def take_launch(connection: AsyncConnection, key_id: str) -> UUID | None:
+    """Use up the key of a launch; return the worker that it registers, None where it is no such key any more."""
+    return (await connection.execute(_TAKE_LAUNCH, {"id": key_id})).scalar()
+
+
+async def hold(connection: AsyncConnection, key_id: str) -> bool:
+    """Lock a key against its revocation until the transaction ends; False when it has been revoked or has expired."""
+    return (await connection.execute(_HOLD, {"id": key_id})).first() is not None
 
 
 async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[dict[str, Any]]:

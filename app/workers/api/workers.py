@@ -7,8 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.admin.service import access
 from app.http.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
-from app.http.guard import Caller, requires
+from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
@@ -16,7 +17,7 @@ from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
-from app.queue.errors import LeaseNotFound, WorkerGone, WorkerNotFound
+from app.queue.errors import LeaseNotFound, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
@@ -47,7 +48,6 @@ class RegistrationIn(Body):
     version: Word = "unknown"
     memory_gb: float = Field(gt=0, le=65536)
     cpu_cores: float = Field(gt=0, le=65536)
-    launch_token: UUID | None = Field(None, description="given to it by the provisioner that started it")
 
 
 class RegistrationOut(BaseModel):
@@ -118,20 +118,23 @@ class StoppedOut(BaseModel):
     "/workers",
     summary="Register a worker",
     status_code=201,
-    dependencies=[requires(Scope.REGISTER)],
-    responses=responses_for(WorkerGone),
+    dependencies=[requires(Scope.REGISTER), UNCACHED],
 )
-async def register(registration: RegistrationIn, services: ServicesDep, connection: Writing) -> RegistrationOut:
+async def register(
+    registration: RegistrationIn, caller: Caller, services: ServicesDep, connection: Writing
+) -> RegistrationOut:
     """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue.
 
-    It takes a pool's key: any other would let its holder take the place of a worker.
+    It takes a pool's key, or the one that a provisioner has given to the very worker that it started: any other would
+    let its holder take the place of a worker.
     """
+    launched = await access.use_to_register(connection, caller.key_id)
     new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
         **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
     )
-    identity = await service.register(connection, new_worker, registration.launch_token)
+    identity = await service.register(connection, new_worker, launched)
     # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
     return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
 

@@ -12,8 +12,11 @@ class Provisioner(Protocol):
     kind: str
     host: str
 
-    async def start(self, worker_id: UUID, name: str) -> Handle:
-        """Start a worker that registers under this id, or find the one that did. Raises OSError."""
+    async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
+        """Start a worker that registers with this key, or find the one that did. Raises OSError.
+
+        The key must reach nobody else: neither an argument nor an environment is a place for it.
+        """
         ...
 
     def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
@@ -25,7 +28,7 @@ class Provisioner(Protocol):
         ...
 
     async def find(self) -> dict[UUID, Handle]:
-        """The running workers that carry our tokens, whoever started them."""
+        """The running workers that carry our mark, whoever started them."""
         ...
 
     def adopt(self, worker_id: UUID, handle: Handle) -> None:

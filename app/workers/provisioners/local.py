@@ -1,7 +1,8 @@
 """Worker daemons as processes on this machine, which are watched for their exit and outlive a crash of ours.
 
 Each worker leads a session of its own, so that whatever it leaves behind can be found and ended. Its command line
-names owner and worker, by which a later run of the control plane recognizes it: its environment cannot be read.
+names owner and worker, by which a later run of the control plane recognizes it: its environment cannot be read. Its
+secrets come through a pipe.
 """
 
 import asyncio
@@ -17,11 +18,10 @@ from uuid import UUID
 
 import psutil
 
-from app.secrecy import make_private, open_log
+from app.secrecy import handed_over, make_private, open_log
 from app.workers.provisioners.base import Handle
 
 log = logging.getLogger(__name__)
-TOKEN_VARIABLE = "CONVENER_LAUNCH_TOKEN"  # noqa: S105 - a name, and the token names a worker, it opens nothing
 OWNER_VARIABLE = "CONVENER_OWNER"
 _MARK = "--launched-as="
 # At the end the database may be away for good; an exit that is not reported is found when the loops start again.
@@ -35,24 +35,36 @@ class LocalProvisioner:
     kind = "local"
 
     def __init__(
-        self, *, host: str, owner: str, arguments: list[str], environment: Mapping[str, str], logs: Path, on_exit: Exit
+        self,
+        *,
+        host: str,
+        owner: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        secrets: Mapping[str, str],
+        logs: Path,
+        on_exit: Exit,
     ) -> None:
-        """`owner` tells our workers from those of another Convener on this machine."""
+        """`owner` tells our workers from those of another Convener on this machine.
+
+        `secrets` are variables that each worker gets, but not in its environment.
+        """
         self.host = host
         self._owner = owner
         self._arguments = arguments
         self._environment = dict(environment)
+        self._secrets = dict(secrets)
         self._logs = logs
         self._on_exit = on_exit
         self._watchers: dict[UUID, asyncio.Task[None]] = {}
         self._stopping: dict[UUID, asyncio.Task[None]] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    async def start(self, worker_id: UUID, name: str) -> Handle:
+    async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
         """Start the worker unless it runs already."""
         present = (await self.find()).get(worker_id)
         if present is None:
-            present = await asyncio.to_thread(self._spawn, worker_id, name)
+            present = await asyncio.to_thread(self._spawn, worker_id, name, key)
         self.adopt(worker_id, present)
         return present
 
@@ -103,15 +115,20 @@ class LocalProvisioner:
                         handles[UUID(argument.removeprefix(mark))] = _handle(process)
         return handles
 
-    def _spawn(self, worker_id: UUID, name: str) -> Handle:
+    def _spawn(self, worker_id: UUID, name: str, key: str) -> Handle:
         make_private(self._logs)
-        variables = {**self._environment, TOKEN_VARIABLE: str(worker_id), OWNER_VARIABLE: self._owner}
+        variables = {**self._environment, OWNER_VARIABLE: self._owner}
         command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
         command.append(f"{_MARK}{self._owner}:{worker_id}")
-        with os.fdopen(open_log(self._logs / f"{name}.log"), "ab") as output:
+        log_file = self._logs / f"{name}.log"
+        with (
+            handed_over({**self._secrets, "CONVENER_KEY": key}) as secrets,
+            os.fdopen(open_log(log_file), "ab") as output,
+        ):
             child = subprocess.Popen(
-                command,
+                [*command, f"--secrets-fd={secrets}"],
                 env=variables,
+                pass_fds=(secrets,),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

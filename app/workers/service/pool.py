@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
+from app.admin.service.access import create_launch_key
 from app.db import notify
 from app.db.database import Database, now
 from app.db.uuids import time_ordered_uuid
@@ -93,13 +94,15 @@ async def provision(database: Database, provisioner: Provisioner) -> int:
     """Start the requested workers; return their number. No transaction is open while a process starts.
 
     A crash after the claim leaves a row whose start deadline ends it; a crash after the start leaves a process that
-    carries its token, so that the next start of the control plane finds it.
+    carries our mark, so that the next start of the control plane finds it.
     """
     async with database.transaction() as connection:
         launches = await pool.claim_launches(connection, provisioner.kind, provisioner.host)
-    for launch in launches:
+        # Each process gets a key that registers this worker and no other, once, so that none needs the pool's.
+        keys = [await create_launch_key(connection, launch.worker_id) for launch in launches]
+    for launch, key in zip(launches, keys, strict=True):
         try:
-            handle = await provisioner.start(launch.worker_id, launch.name)
+            handle = await provisioner.start(launch.worker_id, launch.name, key)
         except OSError as error:
             # At once, so that the slot gets another without waiting for the start deadline.
             await report_exit(database, launch.worker_id, f"could not be started: {error}", WorkerState.FAILED)

@@ -9,12 +9,13 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.service.access import create_worker_key
+from app.admin.service.access import UNKNOWN, create_worker_key
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
+from app.kernel.errors import Unauthenticated
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.llm.store import permits
@@ -39,19 +40,16 @@ class WorkerIdentity:
     key: str
 
 
-async def register(
-    connection: AsyncConnection, registration: Registration, launch_token: UUID | None
-) -> WorkerIdentity:
+async def register(connection: AsyncConnection, registration: Registration, launched: UUID | None) -> WorkerIdentity:
     """Give a worker its identity; a re-used name starts a new incarnation, and the old one loses its lease.
 
-    `launch_token` is the id under which a provisioner requested the worker. Raises WorkerGone when that has ended.
+    `launched` is the worker that a provisioner has started. Raises Unauthenticated when that is not awaited any more.
     """
-    if launch_token is not None:
-        # The token is the id of the row that was inserted with the request.
-        worker_id = launch_token
+    if launched is not None:
+        worker_id = launched
         identity = await workers.register_launched(connection, worker_id, registration)
         if identity is None:
-            raise WorkerGone("the worker that was requested under this launch token is over", reason="superseded")
+            raise Unauthenticated(UNKNOWN)
         await pool.record_registration(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()

@@ -35,6 +35,7 @@ workers = Table(
     Column("slot", Integer),
     Column("host", Text),
     Column("pid", Integer),
+    Column("registered_by", Text, comment="id of the key that was shown"),
     Column("handle", JSONB, comment="what the provisioner needs to find the process again"),
     Column("capabilities", ARRAY(Text), nullable=False),
     Column("labels", JSONB, nullable=False),
@@ -111,13 +112,22 @@ keys = Table(
     Column("worker_id", UUID),
     Column("withheld", ARRAY(Text), nullable=False, server_default="{}", comment="scopes of the role that it lacks"),
     Column("namespace", Text, server_default="default", comment="null: of the whole service"),
+    Column("launches", UUID, comment="the requested worker that this key registers, once"),
+    Column("uses_left", Integer, comment="workers that it may still register; null: any number"),
+    Column("former_hash", LargeBinary, comment="of the secret before the last rotation"),
     moment("created_at", nullable=False, server_default=func.now()),
     moment("revoked_at"),
+    moment("expires_at"),
+    moment("rotated_at"),
+    moment("former_expires_at"),
+    moment("last_used_at", comment="right within a minute or so"),
     one_of("role", Role),
     CheckConstraint("(role = 'worker') = (worker_id IS NOT NULL)", name="worker"),
+    CheckConstraint("uses_left >= 0", name="uses_left"),
     Index("keys_worker", "worker_id"),
     # Tells whether there is any namespace but `default`, at each look at a key.
     Index("keys_namespace", "namespace", postgresql_where=text("namespace <> 'default'")),
+    Index("keys_changed", text("greatest(revoked_at, rotated_at)")),
 )
 
 # A background duty is leased like a task: whoever locks its row does the turn.

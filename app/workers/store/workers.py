@@ -81,13 +81,13 @@ SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name
 RETURNING name, incarnation
 """)
 
-# A second registration with the same launch token repeats an answer that was lost, unless the worker has ended. The
-# host stays that of the provisioner, by which the pool is counted, whatever the worker calls it.
-_REGISTER_LAUNCHED = text(f"""
+# Once, and only while it is awaited. The host stays that of the provisioner, by which the pool is counted, whatever the
+# worker calls it.
+_REGISTER_LAUNCHED = text("""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
-    registered_at = coalesce(registered_at, now()), started_at = coalesce(started_at, now())
-WHERE id = :id AND {LIVE}
+    registered_at = now(), started_at = coalesce(started_at, now())
+WHERE id = :id AND state = 'starting' AND registered_at IS NULL
 RETURNING name, incarnation
 """)
 
@@ -162,7 +162,7 @@ async def register(connection: AsyncConnection, worker_id: UUID, registration: R
 async def register_launched(
     connection: AsyncConnection, worker_id: UUID, registration: Registration
 ) -> tuple[str, int] | None:
-    """Complete the row that was requested of a provisioner; None when the worker has ended."""
+    """Complete the row that was requested of a provisioner; None when the worker is not awaited any more."""
     row = (await connection.execute(_REGISTER_LAUNCHED, {"id": worker_id, **asdict(registration)})).first()
     return (row.name, row.incarnation) if row else None
 

@@ -1,19 +1,22 @@
 """The life of a worker over HTTP: it registers, reports, is directed, and says goodbye."""
 
+import asyncio
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from app.admin.service.access import create_launch_key, use_to_register
 from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
 from app.workers.service import pool, workers
 from app.workers.store import workers as store
+from tests.support.factories import registration as registration_of_store
 from tests.support.factories import report
 from tests.support.service import Service, Worker, registration
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, until_blocked, value
 
 
 async def test_registering_says_how_to_behave(service: Service) -> None:
@@ -193,7 +196,7 @@ async def test_a_replacement_shows_each_step(service: Service, database: Databas
     for _ in range(2):
         await _launch(database)
     (row,) = await fetch(database, "SELECT id FROM workers")
-    first = await _launched(service, row["id"])
+    first = await _launched(service, database, row["id"])
     async with database.transaction() as connection:
         await workers.lose(connection, UUID(first.id), WorkerState.LOST, "the process was killed by SIGKILL")
     (open_,) = (await service.get("/replacements"))["items"]
@@ -201,7 +204,7 @@ async def test_a_replacement_shows_each_step(service: Service, database: Databas
     assert (open_["cause"], open_["requested_at"]) == ("the process was killed by SIGKILL", None)
     await _launch(database)
     new_id = await value(database, "SELECT id FROM workers WHERE state = 'starting'")
-    second = await _launched(service, new_id)
+    second = await _launched(service, database, new_id)
     await service.submitted()
     assert await second.lease() is not None
     (closed,) = (await service.get("/replacements"))["items"]
@@ -221,28 +224,88 @@ async def _launch(database: Database) -> None:
         await pool.tick(connection, Mode.PRODUCTION, report(1))
 
 
-async def _launched(service: Service, worker_id: UUID) -> Worker:
-    """A worker of the pool that comes up; registering twice is the same as once."""
-    for _ in range(2):
-        said = registration("its own name does not count", launch_token=str(worker_id))
-        registered = await service.post("/workers", said, key=Role.POOL)
-        assert registered["worker_id"] == str(worker_id)
-        assert registered["name"] == "here-1"
+async def _launch_key(database: Database, worker_id: UUID) -> str:
+    """The key that the provisioner gives to the worker that it starts."""
+    async with database.transaction() as connection:
+        return await create_launch_key(connection, worker_id)
+
+
+async def _launched(service: Service, database: Database, worker_id: UUID) -> Worker:
+    """A worker of the pool that comes up."""
+    key = await _launch_key(database, worker_id)
+    registered = await service.post("/workers", registration("its own name does not count"), key=key)
+    assert (registered["worker_id"], registered["name"]) == (str(worker_id), "here-1")
     worker = Worker(service=service, id=registered["worker_id"], key=registered["key"])
     await worker.beat()
     return worker
 
 
-async def test_a_launch_token_that_is_over_or_unknown_registers_nobody(service: Service, database: Database) -> None:
+async def test_a_launch_registers_once_and_its_key_is_good_for_nothing_else(
+    service: Service, database: Database
+) -> None:
     await _launch(database)
     worker_id = await value(database, "SELECT id FROM workers")
+    key = await _launch_key(database, worker_id)
+    assert (await service.ask("GET", "/status", key=key)).status_code == 403
+    assert await service.post("/workers", registration(), key=key)
+    await _is_refused(service, key)
+    assert await value(database, "SELECT count(*) FROM keys WHERE worker_id IS NOT NULL") == 1
+    assert await value(database, "SELECT count(*) FROM keys WHERE launches IS NOT NULL") == 0
+
+
+async def _is_refused(service: Service, key: str) -> None:
+    """In the same words, whether there has been such a launch, and whatever has become of it."""
+    answer = await service.ask("POST", "/workers", registration(), key=key)
+    assert (answer.status_code, answer.json()["detail"]) == (401, "the key is unknown or revoked")
+
+
+async def test_a_launch_that_is_over_or_was_never_made_registers_nobody(service: Service, database: Database) -> None:
+    await _launch(database)
+    worker_id = await value(database, "SELECT id FROM workers")
+    key = await _launch_key(database, worker_id)
+    nobodys = await _launch_key(database, uuid4())
     async with database.transaction() as connection:
         await store.end(connection, worker_id, WorkerState.FAILED, "no first heartbeat")
-    before = await value(database, "SELECT count(*) FROM keys")
-    for token in (worker_id, uuid4()):
-        answer = await service.ask("POST", "/workers", registration(launch_token=str(token)), key=Role.POOL)
-        assert (answer.status_code, answer.json()["code"]) == (409, "worker_gone")
-    assert await value(database, "SELECT count(*) FROM keys") == before
+    for wrong in (key, key[:-1] + "!", "cvn_000000000000_x", nobodys):
+        await _is_refused(service, wrong)
+    assert await value(database, "SELECT count(*) FROM keys WHERE worker_id IS NOT NULL") == 0
+
+
+async def test_the_id_of_a_worker_opens_nothing(service: Service, database: Database) -> None:
+    await _launch(database)
+    worker = await _launched(service, database, await value(database, "SELECT id FROM workers"))
+    for key in (Role.POOL, Role.OPERATOR, Role.ADMIN):
+        answer = await service.ask("POST", "/workers", registration(launch_token=worker.id), key=key)
+        assert answer.status_code == (422 if key is Role.POOL else 403)
+    assert await value(database, "SELECT count(*) FROM keys WHERE worker_id IS NOT NULL") == 1
+    assert (await worker.beat())["state"] == "ready"
+
+
+async def test_of_two_that_register_with_one_launch_at_once_one_wins(service: Service, database: Database) -> None:
+    await _launch(database)
+    key = await _launch_key(database, await value(database, "SELECT id FROM workers"))
+    async with database.transaction() as connection:
+        launched = await use_to_register(connection, key.split("_")[1])
+        said = registration_of_store()
+        await workers.register(connection, said, launched)
+        rival = asyncio.create_task(service.ask("POST", "/workers", registration(), key=key))
+        await until_blocked(database)
+    answer = await rival
+    assert (answer.status_code, answer.json()["detail"]) == (401, "the key is unknown or revoked")
+    assert await value(database, "SELECT count(*) FROM keys WHERE worker_id IS NOT NULL") == 1
+
+
+async def test_whoever_registers_while_the_key_is_revoked_is_known_afterwards_or_refused(
+    service: Service, database: Database
+) -> None:
+    key = service.keys[Role.POOL]
+    async with database.transaction() as connection:
+        await use_to_register(connection, key.split("_")[1])
+        revocation = asyncio.create_task(service.ask("DELETE", f"/keys/{key.split('_')[1]}"))
+        await until_blocked(database)
+        await workers.register(connection, registration_of_store("early"), None)
+    assert (await revocation).status_code == 204
+    assert (await service.ask("POST", "/workers", registration("late"), key=key)).status_code == 401
 
 
 async def test_a_worker_cannot_register_in_the_place_of_another(service: Service) -> None:

@@ -6,7 +6,11 @@ _PROGRAM = """
 import os, signal, subprocess, sys, time
 
 how = os.environ["FAKE_WORKER"]
-sys.stdout.write(f"hello {sys.argv[1:]}\\n")
+fd = [word.partition("=")[2] for word in sys.argv if word.startswith("--secrets-fd=")]
+if fd:
+    with os.fdopen(int(fd[0])) as pipe, open(os.environ["FAKE_SECRETS"], "w") as file:
+        file.write(pipe.read())
+sys.stdout.write(f"hello {[word for word in sys.argv[1:] if 'secrets-fd' not in word]}\\n")
 sys.stdout.flush()
 if how == "exit":
     sys.exit(7)
@@ -35,6 +39,7 @@ def install(directory: Path) -> dict[str, str]:
         "PYTHONPATH": str(package.parent),
         "PYTHONSAFEPATH": "1",
         "FAKE_READY": str(directory / "ready"),
+        "FAKE_SECRETS": str(directory / "secrets"),
         "FAKE_CHILDREN": str(directory / "children"),
         "FAKE_WORKER": "obey",
     }

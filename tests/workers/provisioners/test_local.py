@@ -1,6 +1,7 @@
 """Real processes that stand in for workers: their exit is seen, they are found again, and nothing is left of them."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ import psutil
 import pytest
 
 from app.workers.provisioners import local
-from app.workers.provisioners.local import OWNER_VARIABLE, TOKEN_VARIABLE, LocalProvisioner
+from app.workers.provisioners.local import OWNER_VARIABLE, LocalProvisioner
 from tests.support.sql import until
 from tests.workers.provisioners import fake_worker
+
+KEY = "cvn_launch_verysecret"
 
 
 class Machine:
@@ -42,6 +45,7 @@ class Machine:
             owner=owner or self.owner,
             arguments=["--url", "http://nowhere"],
             environment=self.environment | {"FAKE_WORKER": how},
+            secrets={"CONVENER_LLM_KEY": "verysecret of the model"},
             logs=self.directory / "logs",
             on_exit=on_exit,
         )
@@ -90,12 +94,13 @@ async def _gone(pid: int) -> None:
     await until(gone)
 
 
-async def test_a_worker_gets_its_token_its_name_and_a_log(machine: Machine) -> None:
+async def test_a_worker_gets_its_name_and_a_log_and_its_secrets_where_nobody_else_can_read_them(
+    machine: Machine,
+) -> None:
     plane, worker_id = machine.plane(), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
     process = psutil.Process(handle["pid"])
-    assert process.environ()[TOKEN_VARIABLE] == str(worker_id)
     assert process.environ()[OWNER_VARIABLE] == machine.owner
     assert os.getsid(handle["pid"]) == handle["pid"]
     assert plane.is_running(handle)
@@ -103,11 +108,16 @@ async def test_a_worker_gets_its_token_its_name_and_a_log(machine: Machine) -> N
     log = (machine.directory / "logs" / "here-1.log").read_text()
     mark = f"--launched-as={machine.owner}:{worker_id}"
     assert f"hello {['--name', 'here-1', '--url', 'http://nowhere', mark]}" in log
+    for value in (*process.environ().values(), *process.cmdline(), log):
+        assert "verysecret" not in value
+    secrets = json.loads((machine.directory / "secrets").read_text())
+    assert secrets == {"CONVENER_LLM_KEY": "verysecret of the model", "CONVENER_KEY": KEY}
+    assert not [file for file in process.open_files() if "pipe" in file.path]
 
 
 async def test_an_exit_is_reported_with_its_code(machine: Machine) -> None:
     plane, worker_id = machine.plane("exit"), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     assert await machine.exited() == [(worker_id, "the process exited with code 7")]
     assert not plane.is_running(handle)
     assert await plane.find() == {}
@@ -117,7 +127,7 @@ async def test_an_exit_is_reported_with_its_code(machine: Machine) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 async def test_a_kill_is_reported_with_its_signal_and_only_once(machine: Machine, number: signal.Signals) -> None:
     plane, worker_id = machine.plane(), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     plane.adopt(worker_id, handle)
     await machine.ready()
     os.kill(handle["pid"], number)
@@ -128,10 +138,10 @@ async def test_a_kill_is_reported_with_its_signal_and_only_once(machine: Machine
 
 async def test_starting_twice_is_starting_once(machine: Machine) -> None:
     plane, worker_id = machine.plane(), uuid4()
-    first = await plane.start(worker_id, "here-1")
+    first = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
-    assert await plane.start(worker_id, "here-1") == first
-    assert await machine.plane().start(worker_id, "here-1") == first, "after a restart too"
+    assert await plane.start(worker_id, "here-1", KEY) == first
+    assert await machine.plane().start(worker_id, "here-1", KEY) == first, "after a restart too"
     assert list(await plane.find()) == [worker_id]
 
 
@@ -158,7 +168,7 @@ async def test_a_restarted_control_plane_finds_its_workers_and_sees_them_end(mac
 
 async def test_a_worker_that_was_dead_before_it_was_adopted_is_reported(machine: Machine) -> None:
     first, worker_id = machine.plane("exit"), uuid4()
-    handle = await first.start(worker_id, "here-1")
+    handle = await first.start(worker_id, "here-1", KEY)
     await machine.exited()
     machine.plane().adopt(worker_id, handle)
     assert (await machine.exited(2))[1] == (worker_id, "the process ended")
@@ -177,8 +187,8 @@ async def test_a_pid_that_is_somebody_elses_by_now_is_not_our_worker(machine: Ma
 async def test_the_workers_of_another_owner_are_left_alone(machine: Machine) -> None:
     ours, theirs = machine.plane(), machine.plane(owner=f"another {uuid4()}")
     one, other = uuid4(), uuid4()
-    await ours.start(one, "here-1")
-    handle = await theirs.start(other, "here-1")
+    await ours.start(one, "here-1", KEY)
+    handle = await theirs.start(other, "here-1", KEY)
     await machine.ready(2)
     assert list(await ours.find()) == [one]
     assert list(await theirs.find()) == [other]
@@ -203,7 +213,7 @@ async def test_nothing_is_left_of_a_worker_that_died(
 ) -> None:
     """A handler in a process group of its own outlives its worker, but not the session that the worker led."""
     plane, worker_id = machine.plane("parent"), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
     child = int((machine.directory / "children").read_text())
     orphan.append(child)
@@ -214,7 +224,7 @@ async def test_nothing_is_left_of_a_worker_that_died(
 
 async def test_a_polite_request_is_enough_for_most(machine: Machine) -> None:
     plane, worker_id = machine.plane(), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
     plane.stop(worker_id, handle, 600)
     assert await machine.exited() == [(worker_id, "the process was killed by SIGTERM")]
@@ -222,7 +232,7 @@ async def test_a_polite_request_is_enough_for_most(machine: Machine) -> None:
 
 async def test_the_stubborn_are_killed_after_the_grace(machine: Machine) -> None:
     plane, worker_id = machine.plane("stubborn"), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
     plane.stop(worker_id, handle, 0.3)
     plane.stop(worker_id, handle, 600)
@@ -233,7 +243,7 @@ async def test_the_stubborn_are_killed_after_the_grace(machine: Machine) -> None
 async def test_stopping_all_waits_until_every_exit_is_reported(machine: Machine) -> None:
     plane, ids = machine.plane(), [uuid4() for _ in range(3)]
     for number, worker_id in enumerate(ids):
-        await plane.start(worker_id, f"here-{number}")
+        await plane.start(worker_id, f"here-{number}", KEY)
     await machine.ready(3)
     await plane.stop_all(30)
     assert {worker_id for worker_id, _ in machine.exits} == set(ids)
@@ -245,7 +255,7 @@ async def test_stopping_all_does_not_wait_for_a_report_that_nobody_takes(
 ) -> None:
     monkeypatch.setattr(local, "_REPORT_SECONDS", 0.1)
     plane, worker_id = machine.plane(), uuid4()
-    handle = await plane.start(worker_id, "here-1")
+    handle = await plane.start(worker_id, "here-1", KEY)
     await machine.ready()
     machine.listening.clear()
     await plane.stop_all(30)
@@ -259,12 +269,12 @@ async def test_what_cannot_be_started_is_an_error_of_the_system(
     monkeypatch.setattr(sys, "executable", str(machine.directory / "no-python"))
     plane = machine.plane()
     with pytest.raises(OSError, match="No such file"):
-        await plane.start(uuid4(), "here-1")
+        await plane.start(uuid4(), "here-1", KEY)
     assert await plane.find() == {}
 
 
 async def test_many_exits_at_once_are_all_seen(machine: Machine) -> None:
     plane, ids = machine.plane("exit"), [uuid4() for _ in range(6)]
-    await asyncio.gather(*(plane.start(worker_id, f"here-{number}") for number, worker_id in enumerate(ids)))
+    await asyncio.gather(*(plane.start(worker_id, f"here-{number}", KEY) for number, worker_id in enumerate(ids)))
     assert {worker_id for worker_id, _ in await machine.exited(6)} == set(ids)
     assert {reason for _, reason in machine.exits} == {"the process exited with code 7"}

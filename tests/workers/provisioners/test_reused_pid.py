@@ -33,7 +33,7 @@ async def test_a_stranger_that_leads_a_session_under_the_pid_is_left_alone(
         reported.set_result(worker_id)
 
     plane = LocalProvisioner(
-        host="here", owner="ours", arguments=[], environment=os.environ, logs=tmp_path, on_exit=on_exit
+        host="here", owner="ours", arguments=[], environment=os.environ, secrets={}, logs=tmp_path, on_exit=on_exit
     )
     worker_id = uuid4()
     plane.adopt(worker_id, {"pid": stranger.pid, "created": psutil.Process(stranger.pid).create_time() - 100})

@@ -5,11 +5,12 @@ from uuid import UUID
 
 import pytest
 
+from app.admin.service.access import use_to_register
 from app.db.database import Database
+from app.kernel.errors import Unauthenticated
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
-from app.queue.errors import WorkerGone
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.provisioners.base import Handle
 from app.workers.rules.workers import Directive
@@ -41,11 +42,13 @@ class _Host:
         self.watched: set[UUID] = set()
         self.stopped: dict[UUID, float] = {}
         self.broken = False
+        self.keys: dict[UUID, str] = {}
 
-    async def start(self, worker_id: UUID, name: str) -> Handle:
+    async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
         if self.broken:
             raise OSError("no more processes")
         handle = self.running.setdefault(worker_id, {"pid": len(self.running) + 1, "name": name})
+        self.keys[worker_id] = key
         self.adopt(worker_id, handle)
         return handle
 
@@ -111,18 +114,30 @@ async def test_a_launched_worker_registers_under_its_token(database: Database, h
     assert (row["id"], row["incarnation"], row["state"], row["slot"]) == (worker, 1, "ready", 1)
 
 
-async def test_a_registration_whose_answer_was_lost_is_answered_again(database: Database, host: _Host) -> None:
+async def test_a_launched_worker_registers_once(database: Database, host: _Host) -> None:
+    """Whoever lost the answer ends, and is replaced: a second answer could be somebody else's."""
     worker = (await _pool(database, host, 1))[0]
-    async with database.transaction() as connection:
-        again = await workers.register(connection, registration(), worker)
-    assert (again.worker_id, again.name, again.incarnation) == (worker, "here-1", 1)
-    assert await value(database, "SELECT count(*) FROM workers") == 1
+    with pytest.raises(Unauthenticated):
+        async with database.transaction() as connection:
+            await workers.register(connection, registration(), worker)
+    assert await value(database, "SELECT count(*) FROM keys WHERE worker_id = $1", worker) == 1
+
+
+async def test_each_process_gets_the_key_of_its_own_launch(database: Database, host: _Host) -> None:
+    await _tick(database, 2)
+    await pool.provision(database, host)
+    launched = {}
+    for worker_id, key in host.keys.items():
+        async with database.transaction() as connection:
+            launched[worker_id] = await use_to_register(connection, key.split("_")[1])
+    assert launched == {worker_id: worker_id for worker_id in host.keys}
+    assert len(launched) == 2
 
 
 async def test_a_launched_worker_that_is_over_may_not_register(database: Database, host: _Host) -> None:
     worker = (await _pool(database, host, 1))[0]
     await pool.report_exit(database, worker, "killed")
-    with pytest.raises(WorkerGone):
+    with pytest.raises(Unauthenticated):
         async with database.transaction() as connection:
             await workers.register(connection, registration(), worker)
 
@@ -342,7 +357,7 @@ async def test_a_start_that_was_not_recorded_is_found(database: Database, host: 
     await _tick(database, 1)
     async with database.transaction() as connection:
         (launch,) = await store.claim_launches(connection, "local", "here")
-    handle = await host.start(launch.worker_id, launch.name)
+    handle = await host.start(launch.worker_id, launch.name, "a key")
     assert await _reconcile(database, host) == {"adopted": 1, "gone": 0, "ended": 0}
     (managed,) = await _managed(database)
     assert managed.handle == handle

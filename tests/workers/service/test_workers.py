@@ -7,6 +7,7 @@ import pytest
 
 from app.db import duties
 from app.db.database import Database
+from app.kernel.errors import Unauthenticated
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.errors import WorkerGone, WorkerNotFound
@@ -175,8 +176,8 @@ async def test_a_name_whose_worker_is_over_is_still_a_new_incarnation(database: 
     assert (await _register(database, "again")).incarnation == 2
 
 
-async def test_a_launch_token_that_nobody_requested_is_refused(database: Database) -> None:
-    with pytest.raises(WorkerGone):
+async def test_a_launch_that_nobody_requested_is_refused(database: Database) -> None:
+    with pytest.raises(Unauthenticated):
         async with database.transaction() as connection:
             await workers.register(connection, registration(), uuid4())
 
