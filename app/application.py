@@ -87,6 +87,8 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20, m
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redoc_url=None,
+        # A redirect would lead wherever the Host header says.
+        redirect_slashes=False,
     )
     lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
     # In the router for the document and for 405; their requests are served before it, by the fast lane.

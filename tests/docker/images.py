@@ -1,5 +1,6 @@
 """Reads docker/Dockerfile: its stages, and what a container of each would be."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Stage:
 def stages() -> dict[str, Stage]:
     """All stages by name, in order."""
     found: dict[str, Stage] = {}
-    for keyword, rest in _instructions(DOCKERFILE.read_text()):
+    instructions = _instructions(DOCKERFILE.read_text())
+    # What stands before the first stage are arguments of all of them.
+    for keyword, rest in itertools.dropwhile(lambda instruction: instruction[0] == "ARG", instructions):
         if keyword == "FROM":
             base, _, name = rest.partition(" AS ")
             stage = found[name] = Stage(name=name, base=base, instructions=[])

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
-from tests.docker.composition import COMPOSE, DIRECTORY, VariableMissing, load, services
+from tests.docker.composition import (
+    COMPOSE,
+    DIGEST,
+    DIRECTORY,
+    ENVIRONMENT,
+    TAGS,
+    VariableMissing,
+    load,
+    services,
+)
 from tests.docker.images import DOCKERFILE, REPOSITORY, effective, stages
 
 WORKER_VARIABLES = {"CONVENER_URL", "CONVENER_KEY", "CONVENER_ALLOW_PLAIN_HTTP"}
@@ -22,9 +31,16 @@ def seconds(duration: str) -> float:
     return float(duration.removesuffix("s"))
 
 
-def test_without_a_password_the_file_says_what_to_do() -> None:
-    with pytest.raises(VariableMissing, match=r"put POSTGRES_PASSWORD=.* into docker/\.env"):
-        load({})
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("POSTGRES_PASSWORD", r"put POSTGRES_PASSWORD=.* into docker/\.env"),
+        *((tag, "run docker/pin-images") for tag in TAGS),
+    ],
+)
+def test_without_a_variable_the_file_says_what_to_do(name: str, words: str) -> None:
+    with pytest.raises(VariableMissing, match=words):
+        load({other: value for other, value in ENVIRONMENT.items() if other != name})
 
 
 def test_compose_itself_accepts_the_file() -> None:
@@ -32,7 +48,7 @@ def test_compose_itself_accepts_the_file() -> None:
     command = [program] if program else ["docker", "compose"]
     if program is None and shutil.which("docker") is None:
         pytest.skip("Compose is not installed")
-    given = {**os.environ, "POSTGRES_PASSWORD": "secret"}
+    given = {**os.environ, **ENVIRONMENT}
     verdict = subprocess.run([*command, "-f", COMPOSE, "config", "-q"], env=given, capture_output=True, text=True)
     assert verdict.returncode == 0, verdict.stderr
 
@@ -47,10 +63,37 @@ def test_a_build_names_a_target_that_exists(name: str) -> None:
     assert service["image"] == f"convener-{service['build']['target']}"
 
 
-def test_what_is_not_built_here_has_a_version() -> None:
+def test_what_is_not_built_here_is_named_by_version_and_digest() -> None:
     images = [service["image"] for service in SERVICES.values() if "build" not in service]
-    assert images
-    assert all(re.search(r":v?\d", image) for image in images)
+    assert {*images, SERVICES["api"]["build"]["args"]["PYTHON_IMAGE"]} == {f"{tag}@{DIGEST}" for tag in TAGS.values()}
+    assert all(re.search(r":v?\d[^@]*@sha256:[0-9a-f]{64}$", image) for image in images)
+    floating = r"^\s*image: (?!\$\{|convener-)"
+    assert not re.findall(floating, COMPOSE.read_text(), re.MULTILINE)
+    assert {service["build"]["args"]["PYTHON_IMAGE"] for service in SERVICES.values() if "build" in service} == {
+        f"{TAGS['PYTHON_IMAGE']}@{DIGEST}"
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service.get("cap_add", []) == (
+        ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"] if name == "postgres" else []
+    )
+    assert 0 < service["pids_limit"] <= 512
+    assert re.fullmatch(r"\d+[gm]", service["mem_limit"])
+    assert 0 < service["cpus"] <= 4
+    assert all(re.fullmatch(r"/[a-z/]+:size=\d+[mg]", mount) for mount in service["tmpfs"])
+    assert "privileged" not in service
+    assert not any("docker.sock" in volume for volume in service.get("volumes", []))
+
+
+def test_what_serves_is_looked_at() -> None:
+    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {"postgres", "prometheus"}
+    assert effective("api", "HEALTHCHECK")
 
 
 def test_ports_are_open_to_this_host_only() -> None:
@@ -83,11 +126,8 @@ def test_workers_know_the_service_and_have_no_way_to_the_database() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_we_run_has_no_privileges_and_an_init_that_reaps(name: str) -> None:
-    service = SERVICES[name]
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["init"] is True
+def test_what_we_run_has_an_init_that_reaps(name: str) -> None:
+    assert SERVICES[name]["init"] is True
 
 
 def test_a_stopping_worker_is_given_more_time_than_it_gives_its_task() -> None:
@@ -96,7 +136,7 @@ def test_a_stopping_worker_is_given_more_time_than_it_gives_its_task() -> None:
 
 
 def test_volumes_and_networks_are_declared_and_mounted_files_exist() -> None:
-    document = load({"POSTGRES_PASSWORD": "secret"})
+    document = load(ENVIRONMENT)
     for service in SERVICES.values():
         assert set(service["networks"]) <= set(document["networks"])
         for volume in service.get("volumes", []):
