@@ -33,7 +33,7 @@ from app.loops.schedule import (
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import capacity_policy
-from app.settings import Settings, load_settings
+from app.settings import SETTINGS_FILE, Settings, load_settings
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
@@ -141,6 +141,10 @@ def _worker_environment(settings: Settings) -> dict[str, str]:
     }
     if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
         plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
+    # Workers do not know these places, so they are told which to keep from handlers.
+    own_paths = (settings.state_directory, settings.tls_key, os.environ.get(SETTINGS_FILE))
+    named_paths = os.environ.get("CONVENER_HANDLER_HIDE", "")
+    plain["CONVENER_HANDLER_HIDE"] = os.pathsep.join([named_paths, *(str(path) for path in own_paths if path)])
     return plain
 
 

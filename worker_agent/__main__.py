@@ -1,14 +1,20 @@
 """Entry point of `convener-worker` and `python -m worker_agent`."""
 
-import logging
-import os
 import sys
 
+from worker_agent.kernel_calls import PR_SET_DUMPABLE, prctl
+
+if sys.platform == "linux":
+    # Before the other imports, which take a while: a key may be in the environment meanwhile.
+    prctl(PR_SET_DUMPABLE, 0)
+
+import logging
+import os
+
 from worker_agent.actions import Exit, ExitCode
-from worker_agent.daemon import Daemon
+from worker_agent.daemon import Daemon, DaemonSettings
 from worker_agent.logs import printable, set_up_logging
 from worker_agent.options import read_options
-from worker_agent.protections import forbid_dumps
 
 _ADVICE = {
     ExitCode.KEY_REFUSED: "The control plane refused the key. Put the key of a pool, as printed when it was created, "
@@ -21,9 +27,9 @@ _ADVICE = {
 
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
-    forbid_dumps()  # first of all, as the next line reads the key
     settings, options = read_options(sys.argv[1:], os.environ)
     set_up_logging(options.log_level, as_json=options.json_logs)
+    _log_confinement(settings)
     outcome = _serve(Daemon(settings))
     # A launched worker leaves its restart to its launcher, as the key of each launch serves once.
     if outcome.restart and not settings.is_launched:
@@ -31,6 +37,17 @@ def main() -> None:
     if outcome.code in _ADVICE:
         print(f"convener-worker: {_ADVICE[outcome.code]}\n({printable(outcome.message)})", file=sys.stderr)
     raise SystemExit(outcome.code)
+
+
+def _log_confinement(settings: DaemonSettings) -> None:
+    log = logging.getLogger("worker_agent")
+    user = settings.confinement.user
+    fields = {"method": settings.confinement.method.value, "user": os.getuid() if user is None else user[0]}
+    log.info("handlers are confined", extra={"fields": fields})
+    for protection in settings.protections:
+        if not protection.holds:
+            fields = {"protection": protection.name, "why": protection.why, "what_to_do": protection.remedy}
+            log.warning("a protection from handlers does not hold", extra={"fields": fields})
 
 
 def _serve(daemon: Daemon) -> Exit:

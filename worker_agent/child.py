@@ -1,7 +1,7 @@
-"""The process that runs one task: confines itself, then calls a python function or becomes a program.
+"""The process that runs one task, once `worker_agent/launch.py` has confined it: a python function or a program.
 
-The daemon starts `python -m worker_agent.child SPEC` with the task as JSON on stdin. SPEC (JSON) names the limits,
-the message pipe's `fd`, and either `target` and `key` or `command`. On the message pipe every line is one JSON object:
+The task is JSON on stdin. The specification names the message pipe's `fd`, and either `target` and `key` or `command`.
+On the message pipe every line is one JSON object:
 {"percent", "message", "checkpoint"}, {"quality"}, {"measured", "value", "counter", "by_goal"}, {"result"}, {"error"} or
 {"postponed": {"seconds", "reason"}}. stdout and stderr belong to the handler.
 """
@@ -15,7 +15,7 @@ from _thread import allocate_lock  # threading would cost each task two millisec
 
 from worker_agent.failures import Failure, Postponed
 from worker_agent.handler_loading import load_handler
-from worker_agent.resource_limits import confine, peak_memory_mb
+from worker_agent.resource_limits import peak_memory_mb
 from worker_agent.task import Task
 
 TYPE_CHECKING = False
@@ -49,9 +49,7 @@ class MessagePipe:
                 rest = rest[os.write(self._fd, rest) :]
 
 
-def main() -> None:
-    spec = json.loads(sys.argv[1])
-    confine(parent=spec["parent"], memory_bytes=spec["memory_bytes"], cpu_seconds=spec["cpu_seconds"])
+def main(spec: Json) -> None:
     pipe = MessagePipe(spec["fd"])
     if spec["command"]:
         _exec_program(spec["command"], pipe, spec["fd"])
@@ -139,7 +137,3 @@ def _exec_program(command: list[str], pipe: MessagePipe, fd: int) -> None:
         os.execvp(command[0], command)  # noqa: S606 - a handler that is a program is one by the operator's choice
     except OSError as error:
         pipe.send({"error": _error_object("handler_unavailable", f"{command[0]}: {error}", True, {})})
-
-
-if __name__ == "__main__":
-    main()

@@ -4,13 +4,15 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import IO
 
-from worker_agent.handler_environment import inherited
+from worker_agent.cgroups import task_group
+from worker_agent.confinement import Confinement
 from worker_agent.handlers import Handler
 from worker_agent.wire import Assignment, Lease
 
@@ -20,10 +22,14 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """Limits of one handler: GiB of memory in each process, and cores on average over its time limit."""
+    """Limits of one handler: GiB of memory, in each process and in all, and cores on average over its time limit."""
 
     memory_gb: float
     cpu_cores: float
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 2**30)
 
     def within(self, assignment: Assignment | None) -> "ResourceLimits":
         """These limits lowered to the assigned ones, never above those that the worker was started with."""
@@ -36,34 +42,38 @@ class ResourceLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildProcess:
-    """A started process and the non-blocking ends of its pipes; `output` is the stdout of a program, else None."""
+    """A started process and the non-blocking ends of its pipes; `output` is the stdout of a program, else None.
+
+    `temporary` removes its temporary directory when it is closed; `memory_bytes` is for all its processes together,
+    `group` its control group.
+    """
 
     process: subprocess.Popen[bytes]
     messages: IO[bytes]
     console: IO[bytes]
     output: IO[bytes] | None
+    temporary: ExitStack
+    memory_bytes: int
+    group: Path | None = None
 
 
 def start_child(
-    lease: Lease,
-    handler: Handler,
-    limits: ResourceLimits,
-    extra_environment: Mapping[str, str],
-    passed: Sequence[str] = (),
+    lease: Lease, handler: Handler, limits: ResourceLimits, rules: Confinement, extra_environment: Mapping[str, str]
 ) -> ChildProcess:
     """Start the process of a task, from a thread that outlives it; `extra_environment` is added to its variables.
-
-    `passed` are patterns of the variables that it inherits besides the usual ones.
 
     Raises OSError when there is no process, pipe or file to be had, ValueError when the task cannot be passed on.
     """
     read_fd, write_fd = os.pipe()
     messages = os.fdopen(read_fd, "rb", buffering=0)
+    temporary = ExitStack()
     try:
+        directory = temporary.enter_context(rules.temporary_directory())
+        group = None if rules.group is None else temporary.enter_context(_task_group(rules.group, limits, rules))
         with _task_file(lease) as task:
-            # The kernel kills the child when its parent, for Linux the thread that forks here, ends: see `confine`.
+            # The kernel kills the child when its parent, for Linux the thread that forks here, ends: see launch.py.
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker_agent.child", _spec(lease, handler, limits, write_fd)],
+                _command(lease, handler, limits, rules, write_fd, directory, group),
                 stdin=task,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
@@ -71,38 +81,59 @@ def start_child(
                 pass_fds=(write_fd,),
                 # One signal to the group then reaches the handler's own children; Ctrl-C in a terminal reaches none.
                 process_group=0,
-                env={**_environment(lease, limits, passed), **extra_environment},
+                env={**rules.environment(directory), **_task_environment(lease, limits), **extra_environment},
             )
     except (OSError, ValueError):
         messages.close()
+        temporary.close()
         raise
     finally:
         # The child alone holds the writing end, so that the pipe ends with it.
         os.close(write_fd)
-    return _child_process(process, messages)
-
-
-def _child_process(process: subprocess.Popen[bytes], messages: IO[bytes]) -> ChildProcess:
     assert process.stdout is not None
     for stream in (messages, process.stdout, process.stderr):
         if stream is not None:
             os.set_blocking(stream.fileno(), False)
-    if process.stderr is None:
-        return ChildProcess(process=process, messages=messages, console=process.stdout, output=None)
-    return ChildProcess(process=process, messages=messages, console=process.stderr, output=process.stdout)
+    return ChildProcess(
+        process=process,
+        messages=messages,
+        console=process.stdout if process.stderr is None else process.stderr,
+        output=None if process.stderr is None else process.stdout,
+        temporary=temporary,
+        memory_bytes=limits.memory_bytes,
+        group=group,
+    )
 
 
-def _spec(lease: Lease, handler: Handler, limits: ResourceLimits, fd: int) -> str:
-    return json.dumps(
-        {
-            "parent": os.getpid(),
-            "fd": fd,
-            "memory_bytes": int(limits.memory_gb * 2**30),
-            "cpu_seconds": math.ceil(lease.timeout_seconds * max(1.0, limits.cpu_cores)),
-            "command": list(handler.command),
-            "target": handler.target,
-            "key": handler.key,
-        }
+def _command(
+    lease: Lease,
+    handler: Handler,
+    limits: ResourceLimits,
+    rules: Confinement,
+    pipe: int,
+    temporary: str,
+    group: Path | None,
+) -> list[str]:
+    return rules.command(
+        "child",
+        pipe,
+        temporary,
+        memory_bytes=limits.memory_bytes,
+        cpu_seconds=math.ceil(lease.timeout_seconds * max(1.0, limits.cpu_cores)),
+        command=list(handler.command),
+        target=handler.target,
+        key=handler.key,
+        group=None if group is None else str(group),
+    )
+
+
+def _task_group(parent: Path, limits: ResourceLimits, rules: Confinement) -> AbstractContextManager[Path]:
+    # What lies in the temporary directory is memory as well; two processes are our own.
+    return task_group(
+        parent,
+        memory_bytes=limits.memory_bytes + rules.limits.max_file_bytes,
+        processes=rules.limits.max_processes + 2,
+        cpu_cores=limits.cpu_cores,
     )
 
 
@@ -116,13 +147,12 @@ def _task_file(lease: Lease) -> IO[bytes]:
     return file
 
 
-def _environment(lease: Lease, limits: ResourceLimits, passed: Sequence[str]) -> dict[str, str]:
-    environment = inherited(passed)
+def _task_environment(lease: Lease, limits: ResourceLimits) -> dict[str, str]:
+    # Numeric libraries and runtimes would otherwise start a thread for each core of the machine.
+    threads = str(max(1, math.floor(limits.cpu_cores)))
+    environment = {name: os.environ.get(name, threads) for name in _THREAD_VARIABLES}
     environment["CONVENER_TASK_ID"] = lease.task_id
     environment["CONVENER_TASK_ATTEMPT"] = str(lease.attempt)
-    # Numeric libraries and runtimes would otherwise start a thread for each core of the machine.
-    for name in _THREAD_VARIABLES:
-        environment.setdefault(name, str(max(1, math.floor(limits.cpu_cores))))
     if lease.trace_context is not None:
         environment["TRACEPARENT"] = lease.trace_context
     return environment

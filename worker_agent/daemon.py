@@ -16,6 +16,7 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.call_runner import CallRunner
 from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.confinement import Confinement, Method
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
@@ -24,6 +25,8 @@ from worker_agent.llm.settings import GatewaySettings
 from worker_agent.local_errors import LocalErrors
 from worker_agent.logs import log_action, log_event
 from worker_agent.metrics import MetricsPusher
+from worker_agent.orphans import adopt_orphans, end_orphans
+from worker_agent.protections import Protection
 from worker_agent.protocol import StateMachine
 from worker_agent.transport import Transport
 from worker_agent.wire import JsonObject, Lease, TaskError
@@ -42,9 +45,10 @@ class DaemonSettings:
     is_launched: bool  # by somebody who also starts the next one
     handlers: Mapping[str, Handler]
     limits: ResourceLimits
+    confinement: Confinement
+    protections: tuple[Protection, ...]
     grace_seconds: float
     language_model: GatewaySettings | None = None
-    passed_variables: tuple[str, ...] = ()
 
 
 class Daemon:
@@ -56,6 +60,8 @@ class Daemon:
         self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
         self._handler_run: HandlerRun | None = None
+        is_adopting = settings.confinement.method is not Method.NAMESPACES and adopt_orphans()
+        self._end_orphans = end_orphans if is_adopting else lambda _: None
         gateway = settings.language_model
         self._model_proxy = (
             None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key, trust=settings.trust)
@@ -171,13 +177,15 @@ class Daemon:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
             limits = self._settings.limits.within(self._machine.assignment)
-            child = start_child(lease, handler, limits, self._open_access(lease), self._settings.passed_variables)
+            child = start_child(lease, handler, limits, self._settings.confinement, self._open_access(lease))
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
             return
         on_measurement = partial(self._add_measurement, lease)
-        self._handler_run = HandlerRun(child, lease.timeout_seconds, self._events.put, on_measurement)
+        self._handler_run = HandlerRun(
+            child, lease.timeout_seconds, self._events.put, on_measurement, self._end_orphans
+        )
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 
     def _add_measurement(self, lease: Lease, measurement: JsonObject) -> None:

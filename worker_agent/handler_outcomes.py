@@ -21,16 +21,14 @@ class Evidence:
     console: str = ""
     is_too_large: bool = False
     is_killed: bool = False
+    is_over_memory: bool = False
     timed_out_after: float | None = None
 
 
 def handler_end(evidence: Evidence) -> ev.HandlerEnd:
     """Event for the end of a handler; a kill or a timeout after the result was sent does not spoil it."""
-    has_result = evidence.messages.result is not None
-    if evidence.is_killed and evidence.exit_code < 0 and not has_result:
-        return ev.HandlerKilled(evidence.usage)
-    if evidence.timed_out_after is not None and not has_result:
-        return ev.HandlerTimedOut(evidence.timed_out_after, evidence.usage)
+    if evidence.messages.result is None and (end := _end_from_outside(evidence)):
+        return end
     if evidence.is_too_large:
         return _failure(evidence, "result_too_large", "the handler wrote more than a result may have", True)
     if evidence.messages.postponement is not None:
@@ -42,6 +40,16 @@ def handler_end(evidence: Evidence) -> ev.HandlerEnd:
     if evidence.output is None and evidence.messages.result is not None:
         return _finished_end(evidence, evidence.messages.result)
     return _crash(evidence)
+
+
+def _end_from_outside(evidence: Evidence) -> ev.HandlerEnd | None:
+    if evidence.is_killed and evidence.exit_code < 0:
+        return ev.HandlerKilled(evidence.usage)
+    if evidence.timed_out_after is not None:
+        return ev.HandlerTimedOut(evidence.timed_out_after, evidence.usage)
+    if evidence.is_over_memory:
+        return _failure(evidence, "memory_limit", "the processes of the handler took more memory than allowed", True)
+    return None
 
 
 def _end_from_output(evidence: Evidence, output: bytes) -> ev.HandlerEnd:

@@ -1,22 +1,26 @@
-"""Imports handlers in a separate process and prints their keys and problems as JSON on stdout."""
+"""Runs under the confinement of handlers: tries to break it, then imports the handlers and prints what they offer.
+
+What the attempts came to goes to the message pipe before any foreign code runs, so that none can forge it.
+"""
 
 import json
 import os
-import sys
 from typing import Any
 
 from worker_agent.handler_loading import load_handler
-from worker_agent.wire import AGENT_TYPES
+from worker_agent.isolation_check import attempts
+from worker_agent.wire import AGENT_TYPES, JsonObject
 
 
-def main() -> None:
-    request = json.loads(sys.argv[1])
+def main(spec: JsonObject) -> None:
+    os.write(spec["fd"], json.dumps({"attempts": attempts(spec)}).encode() + b"\n")
+    os.close(spec["fd"])
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout carries the answer, and modules may print when imported
     problems: list[str] = []
-    for target in request["functions"]:
+    for target in spec["functions"]:
         _load_target(target, problems)
-    tables = {target: _table_keys(target, problems) for target in request["tables"]}
+    tables = {target: _table_keys(target, problems) for target in spec["tables"]}
     json.dump({"tables": tables, "problems": problems}, answer)
     answer.flush()
     os._exit(0)
@@ -40,7 +44,3 @@ def _table_keys(target: str, problems: list[str]) -> list[str]:
     problems += [f"{target}[{key!r}] is no agent type" for key in table if key not in AGENT_TYPES]
     problems += [f"{target}[{key!r}] is not a function" for key, value in table.items() if not callable(value)]
     return [str(key) for key in table]
-
-
-if __name__ == "__main__":
-    main()

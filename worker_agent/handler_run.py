@@ -13,13 +13,14 @@ from threading import Lock, Thread
 from typing import IO, Protocol
 
 from worker_agent import events as ev
+from worker_agent.cgroups import has_run_out_of_memory
 from worker_agent.child import MAX_RESULT_BYTES
 from worker_agent.child_process import ChildProcess
 from worker_agent.exit_watcher import ExitWatcher
 from worker_agent.handler_messages import HandlerMessages
 from worker_agent.handler_outcomes import Evidence, handler_end
-from worker_agent.output_buffers import HeadBuffer, LineBuffer, TailBuffer
-from worker_agent.usage import measure_usage
+from worker_agent.output_buffers import HeadBuffer, LineBuffer, Pace, TailBuffer
+from worker_agent.usage import exceeds_memory, measure_usage
 from worker_agent.wire import JsonObject
 
 TERM_TO_KILL_SECONDS = 2.0
@@ -27,6 +28,7 @@ _CONSOLE_BYTES = 4096
 _LINE_BYTES = MAX_RESULT_BYTES + 1024
 _READ_BYTES = 65536
 _DRAIN_SECONDS = 2.0
+_MEMORY_LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -43,17 +45,23 @@ class HandlerRun:
         timeout_seconds: float,
         post: Callable[[ev.Event], None],
         on_measurement: Callable[[JsonObject], None] = lambda _: None,
+        end_orphans: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """`end_orphans` ends what has left the handler's process group, where no namespace does."""
+        self._end_orphans = end_orphans
         self.pid = child.process.pid
         self._child = child
         self._post = post
         self._timeout_seconds = timeout_seconds
         self._started_at = time.monotonic()
         self._deadline = self._started_at + timeout_seconds
+        self._memory_look_at = self._started_at + _MEMORY_LOOK_SECONDS
+        self._is_over_memory = False
         self._timed_out = False
         self._is_killed = False
         self._is_reaped = False
         self._lock = Lock()
+        self._pace = Pace()
         self._messages = HandlerMessages(on_measurement)
         self._message_lines = LineBuffer(_LINE_BYTES, self._messages.receive)
         self._console = TailBuffer(_CONSOLE_BYTES)
@@ -83,6 +91,7 @@ class HandlerRun:
             log.exception("collecting crashed", extra={"fields": {"pid": self.pid}})
         # What the handler left running must not outlive it, nor hold the pipes open.
         self._signal(signal.SIGKILL)
+        self._end_orphans(self.pid)
         self._drain_pipes()
         self._reap()
 
@@ -94,15 +103,34 @@ class HandlerRun:
                 self._read_ready(selector, watcher.max_wait_seconds)
 
     def _read_ready(self, selector: selectors.BaseSelector, max_wait_seconds: float) -> None:
-        for key, _ in selector.select(min(max_wait_seconds, max(0.0, self._deadline - time.monotonic()))):
-            if key.data is not None and not _read_into(key.fd, key.data):
-                selector.unregister(key.fileobj)
+        pause = 0.0
+        next_turn = min(self._deadline, self._memory_look_at)
+        for key, _ in selector.select(min(max_wait_seconds, max(0.0, next_turn - time.monotonic()))):
+            if key.data is not None:
+                data = _read_into(key.fd, key.data)
+                # Only messages are read line by line.
+                line_count = data.count(b"\n") if key.data is self._message_lines else 0
+                pause = max(pause, self._pace.pause_after(len(data), line_count))
+                if not data:
+                    selector.unregister(key.fileobj)
+        # A handler that writes without end waits at its full pipe, and the heartbeat gets its turn.
+        if pause:
+            time.sleep(pause)
         self._post_progress()
         # A result beyond the limit is lost already, so the handler need not finish it.
         if self._message_lines.is_full or self._output.is_full:
             self._signal(signal.SIGKILL)
+        if time.monotonic() >= self._memory_look_at:
+            self._look_at_memory()
         if time.monotonic() >= self._deadline:
             self._enforce_deadline()
+
+    def _look_at_memory(self) -> None:
+        """End the handler when its processes have more memory together than each of them may have."""
+        if exceeds_memory(self.pid, self._child.memory_bytes):
+            self._is_over_memory = True
+            self._signal(signal.SIGKILL)
+        self._memory_look_at = time.monotonic() + _MEMORY_LOOK_SECONDS
 
     def _enforce_deadline(self) -> None:
         if self._timed_out:
@@ -130,6 +158,9 @@ class HandlerRun:
             self._is_reaped = True
         exit_code = os.waitstatus_to_exitcode(status)
         self._child.process.returncode = exit_code  # reaped here, so Popen must not try
+        if self._child.group is not None and has_run_out_of_memory(self._child.group):
+            self._is_over_memory = True
+        self._child.temporary.close()
         self._post_progress()
         self._post(handler_end(self._evidence(exit_code, rusage)))
 
@@ -143,6 +174,7 @@ class HandlerRun:
             console=self._console.text,
             is_too_large=self._message_lines.is_full or self._output.is_full,
             is_killed=self._is_killed,
+            is_over_memory=self._is_over_memory,
             timed_out_after=self._timeout_seconds if self._timed_out else None,
         )
 
@@ -152,8 +184,8 @@ class HandlerRun:
             self._post(ev.ProgressMade(progress))
 
 
-def _read_into(fd: int, sink: Sink) -> bool:
-    """Read once into the sink; return whether more may come. Raises BlockingIOError when nothing is there."""
+def _read_into(fd: int, sink: Sink) -> bytes:
+    """Read once into the sink; return it, empty at the end. Raises BlockingIOError when nothing is there."""
     data = os.read(fd, _READ_BYTES)
     sink.feed(data)
-    return bool(data)
+    return data

@@ -1,24 +1,17 @@
 """Finds the handler of each agent type and checks that it can be loaded."""
 
-import json
+import os
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
 
-from worker_agent.handler_environment import inherited
+from worker_agent.confinement import Confinement
+from worker_agent.probing import Probe, UnusableHandler, probe
 from worker_agent.wire import AGENT_TYPES
 
 ENTRY_POINT_GROUP = "convener.handlers"
-_PROBE_SECONDS = 120
-
-
-class UnusableHandler(ValueError):
-    """A handler is malformed or cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +21,11 @@ class Handler:
     target: str = ""
     key: str | None = None
     command: tuple[str, ...] = ()
+
+    def files(self) -> list[str]:
+        """Files that the command names: the program, and scripts among its arguments."""
+        program = shutil.which(self.command[0]) if self.command else None
+        return [*filter(None, [program]), *(word for word in self.command[1:] if os.path.isfile(word))]
 
 
 def parse_handler(text: str) -> tuple[str, Handler]:
@@ -50,19 +48,18 @@ def installed_handlers() -> dict[str, Handler]:
 
 
 def collect_handlers(
-    explicit: dict[str, Handler], modules: Iterable[str], passed: Sequence[str] = ()
-) -> dict[str, Handler]:
+    explicit: dict[str, Handler], modules: Iterable[str], rules: Confinement
+) -> tuple[dict[str, Handler], Probe]:
     """Collect all handlers: explicit ones precede a module's, which precede installed ones. Raises UnusableHandler.
 
-    `passed` are patterns of further variables that handlers inherit.
+    They are imported under the strongest form of the rules that works here, as the probe tells.
     """
     tables = [f"{module}:HANDLERS" for module in modules]
-    functions = [handler.target for handler in explicit.values() if handler.target]
-    keys = _probe_targets(tables, functions, passed)
+    outcome = probe(rules, tables, [handler.target for handler in explicit.values() if handler.target])
     handlers = installed_handlers()
     for table in tables:
-        handlers |= {key: Handler(target=table, key=key) for key in keys[table]}
-    return handlers | explicit
+        handlers |= {key: Handler(target=table, key=key) for key in outcome.tables[table]}
+    return handlers | explicit, outcome
 
 
 def _split(command: str) -> tuple[str, ...]:
@@ -73,24 +70,3 @@ def _split(command: str) -> tuple[str, ...]:
     if not words or shutil.which(words[0]) is None:
         raise UnusableHandler(f"command {command!r}: no such program")
     return words
-
-
-def _probe_targets(tables: list[str], functions: list[str], passed: Sequence[str]) -> dict[str, list[str]]:
-    if not (tables or functions):
-        return {}
-    request = json.dumps({"tables": tables, "functions": functions})
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-m", "worker_agent.handler_probe", request],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=_PROBE_SECONDS,
-            check=True,
-            env=inherited(passed),
-        )
-        answer: dict[str, Any] = json.loads(probe.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
-        raise UnusableHandler(f"the handlers could not be imported: {error}") from error
-    if answer["problems"]:
-        raise UnusableHandler("; ".join(answer["problems"]))
-    return {table: [str(key) for key in keys] for table, keys in answer["tables"].items()}

@@ -14,9 +14,10 @@ from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
 from worker_agent.daemon import DaemonSettings
-from worker_agent.handler_environment import parse_patterns
-from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
+from worker_agent.handler_options import add_handler_options, arguments_from_variables, read_rules
+from worker_agent.handlers import Handler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
+from worker_agent.probing import Probe, UnusableHandler, probe
 from worker_agent.protections import as_json, as_text, determine
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
@@ -32,7 +33,6 @@ environment:
                          `task.llm`, or by any OpenAI client, since OPENAI_BASE_URL and OPENAI_API_KEY are set for them
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
   CONVENER_LLM_KEY       the gateway's key; handlers never see it
-  CONVENER_HANDLER_PASS_ENV  the same as --pass-env
 
 exit codes:
   0  drained or stopped       3  the key was refused
@@ -50,12 +50,12 @@ examples:
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[DaemonSettings, argparse.Namespace]:
     """Parse both; raises SystemExit(2) with a message when they are invalid, SystemExit(0) for --help and --version."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.check_isolation:
-        protections = determine()
-        print(as_json(protections) if options.output == "json" else as_text(protections))
-        parser.exit()
+    options = parser.parse_args([*arguments_from_variables(environment), *arguments])
     try:
+        if options.check_isolation:
+            protections = determine(probe(read_rules(options, environment)))
+            print(as_json(protections) if options.output == "json" else as_text(protections))
+            parser.exit()
         return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
@@ -89,13 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
     add("--key-file", type=Path, metavar="PATH", help="file that holds the pool key (default: $CONVENER_KEY)")
     add(
-        "--pass-env",
-        action="append",
-        default=[],
-        metavar="NAME,PREFIX*",
-        help="further variables that handlers inherit, of which they get few (also $CONVENER_HANDLER_PASS_ENV)",
-    )
-    add(
         "--check-isolation",
         action="store_true",
         help="say what protects the service from handlers",
@@ -114,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     add("--json-logs", action="store_true", help="one JSON object per log line")
     add("--version", action="version", version=f"convener-worker {__version__}")
+    add_handler_options(parser)
     return parser
 
 
@@ -121,9 +115,8 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
     trust = _trust(options, environment)
     url, pool_key = _url(options, environment, trust), _pool_key(options, environment)
     limits = _limits(options)
-    passed_variables = parse_patterns([*options.pass_env, environment.get("CONVENER_HANDLER_PASS_ENV", "")])
     agent_types = _capabilities(options.capabilities)
-    handlers = _handlers(options, agent_types, passed_variables)
+    handlers, outcome = _handlers(options, agent_types, environment)
     return DaemonSettings(
         url=url,
         trust=trust,
@@ -132,9 +125,10 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
         is_launched=options.launched_as is not None,
         handlers=handlers,
         limits=limits,
+        confinement=outcome.confinement,
+        protections=determine(outcome),
         grace_seconds=max(0.0, options.grace),
         language_model=read_settings(environment),
-        passed_variables=passed_variables,
     )
 
 
@@ -190,15 +184,17 @@ def _capabilities(text: str | None) -> list[str] | None:
 
 
 def _handlers(
-    options: argparse.Namespace, agent_types: list[str] | None, passed_variables: Sequence[str]
-) -> dict[str, Handler]:
-    handlers = collect_handlers(dict(map(parse_handler, options.handler)), options.handlers, passed_variables)
+    options: argparse.Namespace, agent_types: list[str] | None, environment: Mapping[str, str]
+) -> tuple[dict[str, Handler], Probe]:
+    explicit = dict(map(parse_handler, options.handler))
+    programs = [program for handler in explicit.values() for program in handler.files()]
+    handlers, outcome = collect_handlers(explicit, options.handlers, read_rules(options, environment, programs))
     unserved_types = [agent_type for agent_type in agent_types or [] if agent_type not in handlers]
     if unserved_types or not handlers:
         raise ValueError(
             f"no handler for {', '.join(unserved_types) or 'any agent type'}: give --handler or --handlers"
         )
-    return {agent_type: handlers[agent_type] for agent_type in agent_types or handlers}
+    return {agent_type: handlers[agent_type] for agent_type in agent_types or handlers}, outcome
 
 
 def _labels(words: Sequence[str]) -> dict[str, str]:

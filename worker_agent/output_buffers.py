@@ -1,6 +1,13 @@
-"""Bounded buffers for the bytes that a handler writes: the tail, the head, or whole lines."""
+"""Bounds on what a handler writes: buffers for its tail, its head, or whole lines, and the pace at which it is read."""
 
+import math
+import time
 from collections.abc import Callable
+
+_BYTES_PER_SECOND = 32 * 2**20
+_LINES_PER_SECOND = 2000.0
+_BURST_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
 
 
 class TailBuffer:
@@ -52,3 +59,18 @@ class LineBuffer:
         if len(self._partial_line) > self._limit:
             self.is_full = True
             self._partial_line.clear()
+
+
+class Pace:
+    """Slows a reader down to a pace that leaves the rest of the process room; a second's worth may come at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._paid_until = -math.inf
+
+    def pause_after(self, byte_count: int, line_count: int = 0) -> float:
+        """Seconds to wait before the next read, one at the longest."""
+        now = self._clock()
+        cost = max(byte_count / _BYTES_PER_SECOND, line_count / _LINES_PER_SECOND)
+        self._paid_until = max(self._paid_until, now - _BURST_SECONDS) + cost
+        return min(_PAUSE_SECONDS, max(0.0, self._paid_until - now))

@@ -1,13 +1,25 @@
 """Protections of the service from its handlers: which of them hold on this system, and why others do not."""
 
-import ctypes
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-_PR_GET_DUMPABLE = 3
-_PR_SET_DUMPABLE = 4
+from worker_agent.cgroups import limits_memory
+from worker_agent.kernel_calls import PR_GET_DUMPABLE, prctl
+from worker_agent.probing import Probe
+
+_MEANINGS = {
+    "privileges": "a handler is no root, has no capability and can get none",
+    "files": "a handler reads the system's programs, its own code and what it is given, and no secret of the service",
+    "code": "a handler cannot change the directories that code is imported from",
+    "processes": "a handler can see, signal and trace no process but those of its task",
+    "descendants": "all that a handler starts ends with its task",
+    "temporary_files": "a task has a temporary directory of its own, of limited size, which vanishes with it",
+    "abstract_sockets": "a handler cannot reach the sockets without a file of other processes",
+}
+_REMEDY = "run workers on Linux 5.12 or later, as root or where user namespaces are allowed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +33,17 @@ class Protection:
     remedy: str = ""
 
 
-def forbid_dumps() -> None:
-    """Close this process to others of its user, who could otherwise read its memory and environment, or trace it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+def determine(outcome: Probe) -> tuple[Protection, ...]:
+    """Protections of a worker whose handlers were probed, held or not."""
+    attempted = (_attempted(name, outcome) for name in _MEANINGS)
+    return (_environment(), _memory(), *attempted, _total_memory(outcome.confinement.group))
 
 
-def determine() -> tuple[Protection, ...]:
-    """Determine which protections hold here, for workers of this user."""
-    return (_environment(), _memory())
+def _attempted(name: str, outcome: Probe) -> Protection:
+    why = outcome.attempts[name]
+    if why and outcome.refusals:
+        why += f" ({'; '.join(outcome.refusals.values())})"
+    return Protection(name=name, meaning=_MEANINGS[name], holds=not why, why=why, remedy=_REMEDY if why else "")
 
 
 def as_json(protections: Sequence[Protection]) -> str:
@@ -53,8 +67,22 @@ def _environment() -> Protection:
     )
 
 
+def _total_memory(group: Path | None) -> Protection:
+    holds = group is not None and limits_memory(group)
+    return Protection(
+        name="total_memory",
+        meaning="the processes of a task together cannot pass its limit of memory, not even for a moment",
+        holds=holds,
+        why="" if holds else "no control group (v2) is delegated to the worker, which only looks every 2 s",
+        remedy=""
+        if holds
+        else "run it in a container with a limit, or in a unit of systemd with Delegate=yes and "
+        "DelegateSubgroup=workers",
+    )
+
+
 def _memory() -> Protection:
-    holds = sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
+    holds = sys.platform == "linux" and prctl(PR_GET_DUMPABLE) == 0
     return Protection(
         name="daemon_memory",
         meaning="memory and environment of the daemon, where its keys are, are closed to other processes of its user",

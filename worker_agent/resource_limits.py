@@ -1,37 +1,34 @@
-"""Confines a handler's process before foreign code runs in it, and measures its peak memory."""
+"""Limits of a handler's process, set before foreign code runs in it, and its peak memory."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import sys
 
-_PR_SET_PDEATHSIG = 1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
 _CPU_GRACE_SECONDS = 5
+_OPEN_FILES = 4096
 
 
-def confine(*, parent: int, memory_bytes: int, cpu_seconds: int) -> None:
-    """Apply every limit to this process; its own children inherit the rlimits."""
-    # Without its daemon nobody would enforce the handler's time limit, while its task is leased to another worker.
-    _die_with_parent(parent)
+def set_limits(limits: Json) -> None:
+    """Lower every limit of this process; its own children inherit them. Sizes are in bytes."""
     _prefer_for_oom_kill()
     _lower_limit(resource.RLIMIT_CORE, 0)
     # At the soft limit SIGXCPU tells the reason; the hard one ends handlers that ignore it.
-    _lower_limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + _CPU_GRACE_SECONDS)
+    _lower_limit(resource.RLIMIT_CPU, limits["cpu_seconds"], limits["cpu_seconds"] + _CPU_GRACE_SECONDS)
     # RLIMIT_DATA counts writable private memory. RLIMIT_AS would count address space too, of which the runtimes of
     # Java, Go, JavaScript and CUDA reserve tens of gigabytes that they never touch.
-    _lower_limit(resource.RLIMIT_DATA, memory_bytes)
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
-    # The daemon may have died between the fork and the call above, which then never fires.
-    if os.getppid() != parent:
-        os._exit(1)
+    _lower_limit(resource.RLIMIT_DATA, limits["memory_bytes"])
+    _lower_limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
+    _lower_limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    # Counted for the user, in a user namespace for the user in there.
+    _lower_limit(resource.RLIMIT_NPROC, limits["processes"])
 
 
 def _prefer_for_oom_kill() -> None:
@@ -54,8 +51,8 @@ def peak_memory_mb() -> float:
     On Linux ru_maxrss starts from the parent's memory at the fork, so VmHWM is read instead.
     """
     own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            own_peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), own_peak)
+    # There is no /proc where the system grants a task a root of its own, but no view of its processes.
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        own_peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), own_peak)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return max(own_peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / unit

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -116,8 +116,13 @@ async def api(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
 class Up:
     """`convener up` on a state directory, as often as the test starts it."""
 
-    def __init__(self, state: Path, **settings: str) -> None:
+    def __init__(
+        self, state: Path, *, prefix: Sequence[str] = (), directory: Path | None = None, **settings: str
+    ) -> None:
+        """`prefix` is a command that starts it, as another user say, in the directory."""
         self.state = state
+        self._prefix = prefix
+        self._directory = directory
         self.port = free_port()
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")},
@@ -147,7 +152,11 @@ class Up:
         """Start it and wait until the API is ready."""
         with (self.state.parent / "up.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up", *arguments], env=self._environment, stdout=log, stderr=log
+                [*self._prefix, sys.executable, "-m", "app.cli", "up", *arguments],
+                cwd=self._directory,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
             )
         for _ in range(1200):
             if await is_ready(self.url):

@@ -50,13 +50,15 @@ def url(plane: FakeControlPlane) -> Iterator[str]:
 def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     """`start_worker(url, *options, **environment)`; what still runs after the test is killed."""
     with ExitStack() as running:
+        # Handlers have another user where the tests are root's.
+        tmp_path.chmod(0o777)
 
         def start(url: str, *options: str, **environment: str) -> Worker:
             log = tmp_path / f"worker-{len(list(tmp_path.glob('worker-*')))}.log"
             command = [sys.executable, "-m", "worker_agent", "--url", url, "--handlers", "tests.worker_agent.agents"]
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    [*command, "--log-level", "debug", *options],
+                    [*command, "--writable", str(tmp_path), "--log-level", "debug", *options],
                     cwd=ROOT,
                     env=os.environ | {"CONVENER_KEY": POOL_KEY} | environment,
                     stdin=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """Handlers in real processes: what they may do, and how each of their ends is reported."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.worker_agent.confining import rules
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
 from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.confinement import Confinement
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.wire import Lease
@@ -25,10 +28,11 @@ _PRINT_NAMES = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(nam
 class Started:
     """A run and what it posted."""
 
-    def __init__(self, lease: Lease, handler: Handler, limits: ResourceLimits) -> None:
+    def __init__(self, lease: Lease, handler: Handler, limits: ResourceLimits, confinement: Confinement) -> None:
         self._events: SimpleQueue[ev.Event] = SimpleQueue()
         self.progress: list[ev.ProgressMade] = []
-        self.run = HandlerRun(start_child(lease, handler, limits, {}), lease.timeout_seconds, self._events.put)
+        child = start_child(lease, handler, limits, confinement, {})
+        self.run = HandlerRun(child, lease.timeout_seconds, self._events.put)
 
     def end(self) -> ev.Event:
         while isinstance(event := self._events.get(timeout=PATIENCE), ev.ProgressMade):
@@ -42,12 +46,13 @@ def start(
     handler: Handler = PYTHON,
     timeout_seconds: float = PATIENCE,
     memory_gb: float = 2.0,
+    confinement: Confinement | None = None,
     **more: Any,
 ) -> Started:
     lease = Lease(
         task_id="t-1", token=1, agent_type="generation", payload=payload, timeout_seconds=timeout_seconds, **more
     )
-    return Started(lease, handler, ResourceLimits(memory_gb=memory_gb, cpu_cores=1.0))
+    return Started(lease, handler, ResourceLimits(memory_gb=memory_gb, cpu_cores=1.0), confinement or rules())
 
 
 def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
@@ -151,7 +156,8 @@ def test_processor_time_is_limited_too() -> None:
     lease = Lease(task_id="t-1", token=1, agent_type="generation", payload={"do": "spin"}, timeout_seconds=1.0)
     events: SimpleQueue[ev.Event] = SimpleQueue()
     # The wall limit of the run is far away, that of the processor comes from the lease's own.
-    HandlerRun(start_child(lease, PYTHON, ResourceLimits(memory_gb=1.0, cpu_cores=1.0), {}), PATIENCE, events.put)
+    limits = ResourceLimits(memory_gb=1.0, cpu_cores=1.0)
+    HandlerRun(start_child(lease, PYTHON, limits, rules(), {}), PATIENCE, events.put)
     end = events.get(timeout=PATIENCE)
     assert isinstance(end, ev.HandlerFailed)
     assert end.error.code == "cpu_limit"
@@ -160,11 +166,12 @@ def test_processor_time_is_limited_too() -> None:
 @pytest.mark.parametrize("deaf", [False, True])
 def test_a_timeout_ends_grandchildren_too(tmp_path: Path, deaf: bool) -> None:
     file = tmp_path / "pids"
-    started = start({"do": "linger", "file": str(file), "deaf": deaf}, timeout_seconds=1.5)
+    started = start({"do": "linger", "file": str(file), "deaf": deaf}, timeout_seconds=1.5, confinement=rules(tmp_path))
+    family = pids_in(file)
     end = started.end()
     assert isinstance(end, ev.HandlerTimedOut)
     assert end.after_seconds == 1.5
-    wait_until_dead(*pids_in(file))
+    wait_until_dead(*family)
 
 
 def test_work_that_is_finished_when_told_to_end_is_not_thrown_away() -> None:
@@ -173,7 +180,7 @@ def test_work_that_is_finished_when_told_to_end_is_not_thrown_away() -> None:
 
 def test_a_kill_ends_the_group_at_once(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    started = start({"do": "linger", "file": str(file), "deaf": True})
+    started = start({"do": "linger", "file": str(file), "deaf": True}, confinement=rules(tmp_path))
     family = pids_in(file)
     started.run.kill()
     assert isinstance(started.end(), ev.HandlerKilled)
@@ -183,8 +190,10 @@ def test_a_kill_ends_the_group_at_once(tmp_path: Path) -> None:
 
 def test_what_a_finished_handler_leaves_running_is_ended(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    assert finished({"do": "linger", "file": str(file), "seconds": 0}) == {"lingered": True}
-    wait_until_dead(*pids_in(file))
+    started = start({"do": "linger", "file": str(file), "seconds": 1}, confinement=rules(tmp_path))
+    family = pids_in(file)
+    assert isinstance(started.end(), ev.HandlerFinished)
+    wait_until_dead(*family)
 
 
 def test_a_stray_thread_does_not_hold_the_worker() -> None:
@@ -308,8 +317,10 @@ def test_a_program_dies_of_a_broken_pipe_as_programs_do() -> None:
 
 
 def test_a_child_whose_daemon_is_gone_does_not_begin() -> None:
-    order = '{"parent": 1, "fd": 1, "memory_bytes": 1000000000, "cpu_seconds": 5, "command": ["echo", "begun"]}'
-    orphan = subprocess.run([sys.executable, "-m", "worker_agent.child", order], stdout=subprocess.PIPE)
+    limits = {"memory_bytes": 10**9, "cpu_seconds": 5, "command": ["echo", "begun"]}
+    *python, order = rules().command("child", 1, "/tmp", **limits)  # type: ignore[arg-type]
+    orphan_order = json.dumps(json.loads(order) | {"parent": 1})
+    orphan = subprocess.run([*python, orphan_order], stdout=subprocess.PIPE)
     assert (orphan.returncode, orphan.stdout) == (1, b"")
 
 

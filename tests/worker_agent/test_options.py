@@ -1,15 +1,19 @@
 """What the command line and the environment may say."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.worker_agent.fake_control_plane import POOL_KEY
+from worker_agent.confinement import Confinement, Method, handler_user
 from worker_agent.daemon import DaemonSettings
+from worker_agent.file_view import view_files
 from worker_agent.handler_environment import inherited
-from worker_agent.handlers import Handler, UnusableHandler, collect_handlers, parse_handler
+from worker_agent.handlers import Handler, collect_handlers, parse_handler
 from worker_agent.options import read_options
+from worker_agent.probing import UnusableHandler
 from worker_agent.wire import AGENT_TYPES
 
 ENVIRONMENT = {"CONVENER_URL": "http://127.0.0.1:8765/", "CONVENER_KEY": POOL_KEY}
@@ -19,6 +23,13 @@ TABLE = "tests.worker_agent.agents"
 
 def read(*arguments: str, **environment: str) -> DaemonSettings:
     return read_options(arguments, ENVIRONMENT | environment)[0]
+
+
+def rules_here() -> Confinement:
+    """Rules for code in the current directory."""
+    user = handler_user(None)
+    view = view_files(uid=None if user is None else user[0])
+    return Confinement(method=Method.NAMESPACES if sys.platform == "linux" else Method.NONE, view=view, user=user)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, **environment: str) -> str:
@@ -71,9 +82,9 @@ def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
 
 def test_further_variables_are_passed_to_handlers_by_name_or_prefix() -> None:
     settings = read("--handler", ECHO, "--pass-env", "HF_HOME,AWS_*", CONVENER_HANDLER_PASS_ENV="MY_OPTION")
-    assert settings.passed_variables == ("HF_HOME", "AWS_*", "MY_OPTION")
+    assert settings.confinement.passed_variables == ("MY_OPTION", "HF_HOME", "AWS_*")
     environment = {"PATH": "/bin", "AWS_REGION": "x", "HF_HOME": "/m", "HF_TOKEN": "t", "CONVENER_KEY": "secret"}
-    assert inherited(settings.passed_variables, environment).keys() == {"PATH", "AWS_REGION", "HF_HOME"}
+    assert inherited(settings.confinement.passed_variables, environment).keys() == {"PATH", "AWS_REGION", "HF_HOME"}
     # Not even a pattern that fits all names passes on what is the service's.
     assert inherited(("C*", "P*"), {"CONVENER_LLM_KEY": "s", "PGPASSWORD": "s", "PGHOST": "h"}) == {"PGHOST": "h"}
 
@@ -138,14 +149,14 @@ def test_a_table_with_nonsense_in_it_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "broken_agents.py").write_text("print('noise')\nHANDLERS = {'poetry': print, 'ranking': 3}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableHandler, match=r"'poetry'\] is no agent type; .*'ranking'\] is not a function"):
-        collect_handlers({}, ["broken_agents"])
+        collect_handlers({}, ["broken_agents"], rules_here())
 
 
 def test_a_module_that_kills_its_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deadly_agents.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableHandler, match="could not be imported"):
-        collect_handlers({}, ["deadly_agents"])
+        collect_handlers({}, ["deadly_agents"], rules_here())
 
 
 def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

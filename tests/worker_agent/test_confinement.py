@@ -1,0 +1,318 @@
+"""Confinement of handlers by each method that a system may have."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.worker_agent.confining import rules
+from worker_agent import events as ev
+from worker_agent.cgroups import delegated_group, has_run_out_of_memory, limits_memory, task_group
+from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.confinement import Confinement, HandlerLimits, Method, handler_user
+from worker_agent.file_view import FileView, view_files
+from worker_agent.handler_run import HandlerRun
+from worker_agent.handlers import Handler, collect_handlers
+from worker_agent.kernel_calls import landlock_version
+from worker_agent.output_buffers import Pace
+from worker_agent.probing import UnusableHandler, probe
+from worker_agent.protections import determine
+from worker_agent.wire import Lease
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have none of these means")
+METHODS = [
+    Method.NAMESPACES,
+    pytest.param(Method.LANDLOCK, marks=pytest.mark.skipif(landlock_version() < 6, reason="this kernel has none")),
+]
+
+
+def ended(script: str, confinement: Confinement, **more: Any) -> ev.HandlerEnd:
+    """How a shell script ended as a handler."""
+    events: SimpleQueue[ev.Event] = SimpleQueue()
+    lease = Lease(task_id="t-1", token=1, agent_type="generation", timeout_seconds=60.0)
+    handler, limits = Handler(command=("sh", "-c", script)), ResourceLimits(memory_gb=1.0, cpu_cores=1.0)
+    HandlerRun(start_child(lease, handler, limits, confinement, {}), 60.0, events.put, **more)
+    while isinstance(event := events.get(timeout=60.0), ev.ProgressMade):
+        continue
+    assert isinstance(event, ev.HandlerFinished | ev.HandlerFailed), event
+    return event
+
+
+def succeeds(command: str, confinement: Confinement) -> bool:
+    """Whether a command does what it is to do in a handler."""
+    end = ended(
+        f"if ( {command} ) >&2; then echo '{{\"done\": true}}'; else echo '{{\"done\": false}}'; fi", confinement
+    )
+    assert isinstance(end, ev.HandlerFinished), end
+    return bool(end.result["done"])
+
+
+def by(method: Method, *writable: Path, **limits: Any) -> Confinement:
+    confinement = rules(*writable)
+    if confinement.method is not Method.NAMESPACES:
+        pytest.skip("this system refuses namespaces")
+    return replace(confinement, method=method, limits=HandlerLimits(**limits))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_handler_reads_the_system_and_its_code_and_nothing_else(method: Method, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "secret").chmod(0o644)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    confinement = by(method)
+    assert succeeds(f"cat {__file__} >/dev/null", confinement)
+    assert succeeds(f"{sys.executable} -c 'import ssl'", confinement)
+    for path in (tmp_path / "secret", "/etc/shadow", "/var/lib/dpkg/status", "/root/.bashrc"):
+        assert not succeeds(f"cat {path}", confinement), path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_named_can_be_read_or_written(method: Method, tmp_path: Path) -> None:
+    data, results = tmp_path / "data", tmp_path / "results"
+    for directory in (data, results):
+        directory.mkdir()
+        (directory / "file").write_text("x")
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    view = view_files(readable=[data], writable=[results], uid=_uid())
+    results.chmod(0o777)
+    confinement = replace(by(method), view=view)
+    assert succeeds(f"cat {data}/file", confinement)
+    assert not succeeds(f"echo y > {data}/file", confinement)
+    assert succeeds(f"echo y > {results}/new", confinement)
+    assert (results / "new").read_text() == "y\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_hidden_is_not_seen_where_it_lies_in_what_is_shown(method: Method, tmp_path: Path) -> None:
+    for name in ("code/state/postgres", "code/package"):
+        (tmp_path / name).mkdir(parents=True)
+    secrets = ["code/state/operator.key", "code/state/postgres/x", "code/.env", "code/named"]
+    for name in (*secrets, "code/package/agents.py"):
+        (tmp_path / name).write_text("a secret")
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    view = view_files(readable=[tmp_path / "code"], hidden=[tmp_path / "code" / "named"], uid=_uid())
+    confinement = replace(by(method), view=view)
+    assert succeeds(f"grep secret {tmp_path}/code/package/agents.py", confinement)
+    for name in secrets:
+        assert not succeeds(f"grep secret {tmp_path}/{name}", confinement), name
+
+
+def _uid() -> int | None:
+    user = handler_user(None)
+    return None if user is None else user[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root runs handlers as another user")
+def test_code_that_only_its_owner_may_enter_is_shown_with_the_modes_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open_agents.py").write_text("HANDLERS = {'ranking': print}\n")
+    (tmp_path / "closed_agents.py").write_text("HANDLERS = {'ranking': print}\n")
+    (tmp_path / "closed_agents.py").chmod(0o600)
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    monkeypatch.chdir(tmp_path)
+    user = handler_user(None)
+    assert user is not None
+    strict = Confinement(method=Method.NAMESPACES, view=view_files(uid=user[0]), user=user)
+    handlers, _ = collect_handlers({}, ["open_agents"], strict)
+    assert handlers["ranking"].target == "open_agents:HANDLERS"
+    with pytest.raises(UnusableHandler, match=rf"handlers run as user {user[0]}, which must be able to read them"):
+        collect_handlers({}, ["closed_agents"], strict)
+    # Without namespaces nothing can be shown in another place.
+    with pytest.raises(UnusableHandler, match=r"cannot enter .*chmod o\+x"):
+        probe(replace(strict, method=Method.LANDLOCK))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_handler_reaches_no_process_outside_its_task(method: Method) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        assert not succeeds(f"kill -9 {bystander.pid}", by(method))
+        assert not succeeds(f"cat /proc/{bystander.pid}/environ > /dev/null", by(method))
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_all_that_a_handler_starts_ends_with_it() -> None:
+    script = "setsid sh -c 'setsid sleep 98765 >/dev/null 2>&1 & setsid sleep 98765 >/dev/null 2>&1 &'; echo '{}'"
+    assert isinstance(ended(script, by(Method.NAMESPACES)), ev.HandlerFinished)
+    assert not [each for each in psutil.process_iter(["cmdline"]) if "98765" in (each.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("method", [Method.LANDLOCK, Method.NONE])
+def test_without_namespaces_a_daemon_ends_the_orphans(method: Method) -> None:
+    program = """
+import json, sys
+from queue import SimpleQueue
+from tests.worker_agent.confining import rules
+from tests.worker_agent.test_confinement import ended
+from worker_agent.confinement import Method
+from worker_agent.orphans import adopt_orphans, end_orphans
+from dataclasses import replace
+import psutil
+assert adopt_orphans()
+script = "setsid sh -c 'setsid sleep 98764 >/dev/null 2>&1 & setsid sleep 98764 &'; echo '{}'"
+ended(script, replace(rules(), method=Method(sys.argv[1])), end_orphans=end_orphans)
+sys.exit(bool(psutil.Process().children(recursive=True)))
+"""
+    subprocess.run([sys.executable, "-c", program, method], check=True, timeout=120)
+    assert not [each for each in psutil.process_iter(["cmdline"]) if "98764" in (each.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_processes_is_limited(method: Method) -> None:
+    script = "i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; echo '{}'"
+    end = ended(script, by(method, max_processes=20))
+    assert isinstance(end, ev.HandlerFailed)
+    assert "fork" in str(end.error.detail)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_memory_of_all_processes_together_is_limited(method: Method) -> None:
+    hog = f"{sys.executable} -c 'import time; hog = bytearray(400 << 20); time.sleep(50)'"
+    end = ended(f"{hog} & {hog} & {hog} & {hog} & wait; echo '{{}}'", by(method))
+    assert isinstance(end, ev.HandlerFailed)
+    assert end.error.code == "memory_limit"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_a_file_is_limited(method: Method) -> None:
+    confinement = by(method, max_file_gb=0.01)
+    assert succeeds("head -c 9000000 /dev/zero > $TMPDIR/small", confinement)
+    assert not succeeds("head -c 90000000 /dev/zero > $TMPDIR/large", confinement)
+
+
+def test_the_temporary_directory_is_limited_and_its_own() -> None:
+    confinement = by(Method.NAMESPACES, max_file_gb=0.01)
+    assert not succeeds("for i in 1 2 3 4; do head -c 4000000 /dev/zero > /tmp/$i || exit 1; done", confinement)
+    assert succeeds('touch /tmp/from-a-task && test -z "$(ls /var/tmp | grep -v from-a-task)"', confinement)
+    assert not Path("/tmp/from-a-task").exists()
+
+
+@pytest.mark.parametrize("method", [Method.LANDLOCK, Method.NONE])
+def test_a_temporary_directory_vanishes_with_its_task(method: Method) -> None:
+    end = ended('touch $TMPDIR/x && printf \'{"at": "%s"}\' $TMPDIR', by(method))
+    assert isinstance(end, ev.HandlerFinished)
+    assert Path(end.result["at"]).name.startswith("convener-task-")
+    assert not Path(end.result["at"]).exists()
+
+
+def test_the_group_above_is_used_only_where_it_was_delegated(tmp_path: Path) -> None:
+    unit = tmp_path / "system.slice" / "convener.service"
+    (unit / "workers").mkdir(parents=True)
+    membership = tmp_path / "membership"
+    membership.write_text("4:memory:/x\n0::/system.slice/convener.service/workers\n")
+    assert delegated_group((tmp_path,), membership) is None
+    os.setxattr(unit, "user.delegate", b"1")
+    assert delegated_group((tmp_path / "nowhere", tmp_path), membership) == unit
+    assert delegated_group((tmp_path,), tmp_path / "nothing") is None
+    with pytest.raises(FileNotFoundError), task_group(unit / "x", memory_bytes=1, processes=1, cpu_cores=1.0):
+        pass
+
+
+def test_what_a_group_allows_is_what_the_task_may_have(tmp_path: Path) -> None:
+    with task_group(tmp_path, memory_bytes=2**30, processes=258, cpu_cores=1.5) as group:
+        limits = {file.name: file.read_text() for file in group.iterdir()}
+        assert limits == {
+            "memory.max": str(2**30),
+            "memory.swap.max": "0",
+            "memory.oom.group": "1",
+            "pids.max": "258",
+            "cpu.max": "150000 100000",
+        }
+        assert not has_run_out_of_memory(group)
+        (group / "memory.events").write_text("oom 1\noom_kill 3\n")
+        assert has_run_out_of_memory(group)
+    assert not limits_memory(tmp_path)
+    (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids\n")
+    assert limits_memory(tmp_path)
+
+
+@pytest.mark.skipif(not os.access("/sys/fs/cgroup/unified/cgroup.procs", os.W_OK), reason="no group to make others in")
+def test_a_task_runs_in_its_group_which_ends_with_it() -> None:
+    parent = Path(f"/sys/fs/cgroup/unified/convener-test-{os.getpid()}")
+    parent.mkdir()
+    try:
+        confinement = replace(by(Method.NONE), group=parent)
+        end = ended(
+            "grep -q convener-test /proc/self/cgroup && setsid sleep 98763 >/dev/null 2>&1 & echo '{}'", confinement
+        )
+        assert isinstance(end, ev.HandlerFinished)
+        assert not [each for each in psutil.process_iter(["cmdline"]) if "98763" in (each.info["cmdline"] or [])]
+        assert not [path for path in parent.iterdir() if path.is_dir()]
+    finally:
+        parent.rmdir()
+
+
+def test_an_end_by_a_signal_is_told_through_the_namespaces() -> None:
+    for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
+        end = ended(f"kill -{int(number)} $$", by(Method.NAMESPACES))
+        assert isinstance(end, ev.HandlerFailed)
+        assert number.name in end.error.message
+
+
+def test_a_handler_cannot_choose_a_weaker_confinement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "sly_agents.py").write_text("import os\nos._exit(77)\n")
+    monkeypatch.chdir(tmp_path)
+    confinement = replace(by(Method.NAMESPACES), view=view_files(uid=_uid()))
+    with pytest.raises(UnusableHandler, match="could not be imported"):
+        collect_handlers({}, ["sly_agents"], confinement)
+
+
+def test_each_protection_that_does_not_hold_says_why_and_what_to_do() -> None:
+    outcome = probe(by(Method.NONE))
+    missing = {each.name: each for each in determine(outcome) if not each.holds}
+    assert {"code", "temporary_files"} & missing.keys() or os.getuid() == 0
+    assert "temporary_files" in missing
+    assert all(each.why and each.remedy for each in missing.values())
+
+
+def test_handlers_may_not_write_where_code_is_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, tmp_path.parent):
+        with pytest.raises(ValueError, match="code is imported from there"):
+            view_files(writable=[path])
+
+
+def test_temporary_directories_are_never_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/tmp")
+    view: FileView = view_files()
+    assert not {"/tmp", "/", "/run"} & {*view.readable, *view.closed}
+    with pytest.raises(UnusableHandler, match="handlers do not see what lies in /tmp"):
+        collect_handlers({}, ["no_agents"], replace(by(Method.NAMESPACES), view=view))
+
+
+def test_who_writes_without_end_is_read_slowly() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    assert pace.pause_after(10_000_000) == 0.0, "a result comes at once"
+    lines = 0
+    while now[0] < 100:
+        pause = pace.pause_after(1500, 500)
+        now[0] += pause
+        lines += 500
+    assert 190_000 < lines < 210_000
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can name another user")
+def test_handlers_never_run_as_root() -> None:
+    assert handler_user("nobody") is not None
+    assert handler_user("4711") == (4711, 4711)
+    own = handler_user(None)
+    assert own is not None
+    assert own[0] != 0
+    for name in ("root", "0"):
+        with pytest.raises(ValueError, match="never run as root"):
+            handler_user(name)
+    with pytest.raises(ValueError, match="no such user"):
+        handler_user("no-such-user")

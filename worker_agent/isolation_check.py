@@ -1,0 +1,91 @@
+"""Attempts, from within the confinement of handlers and before foreign code runs, at all that it is to prevent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+
+def attempts(spec: Json) -> Json:
+    """Why each protection does not hold, by its name; empty where the attempt at breaking it failed, as it should."""
+    is_apart = _namespace("pid") != spec["check"]["pid_namespace"]
+    return {
+        "privileges": _privileges(),
+        "files": _files(spec),
+        "code": _code(spec["check"]["code"]),
+        "processes": "" if is_apart else _processes(spec["parent"]),
+        # Elsewhere the daemon, to which the kernel gives orphans, ends them.
+        "descendants": "" if sys.platform == "linux" else "this system cannot tell what a handler has started",
+        "temporary_files": "" if is_apart else "the temporary directory is one of its own, but its size is not limited",
+        "abstract_sockets": _abstract_sockets(spec["check"]["abstract_socket"]),
+    }
+
+
+def _namespace(kind: str) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/ns/{kind}")
+    return ""
+
+
+def _privileges() -> str:
+    if os.getuid() == 0:
+        return "handlers run as root"
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        fields = dict(line.split(":", 1) for line in status if ":" in line)
+        if int(fields["CapEff"], 16) or int(fields["CapPrm"], 16):
+            return "handlers have capabilities"
+        return "" if fields["NoNewPrivs"].strip() == "1" else "handlers may start programs that change their user"
+    return "this system cannot forbid programs that change their user"
+
+
+def _files(spec: Json) -> str:
+    if spec["method"] == "none" and spec["user"] is None:
+        return "handlers run as the user of the worker and can read all that it can"
+    for path in spec["view"]["hidden"]:
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path):
+                if os.listdir(path):
+                    return f"{path} can be read"
+                continue
+            with open(path, "rb") as file:
+                if file.read(1):
+                    return f"{path} can be read"
+    return ""
+
+
+def _code(directories: list[str]) -> str:
+    for directory in directories:
+        path = os.path.join(directory, f".convener-check-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.unlink(path)
+            return f"{directory}, from which code is imported, can be written to"
+    return ""
+
+
+def _processes(daemon: int) -> str:
+    try:
+        os.kill(daemon, 0)
+    except OSError:
+        pass
+    else:
+        return "handlers can send signals to the worker and to whatever else its user runs"
+    with contextlib.suppress(OSError), open(f"/proc/{daemon}/environ", "rb"):
+        return "handlers can read the environment of the worker"
+    return ""
+
+
+def _abstract_sockets(name: str) -> str:
+    import socket
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"\0{name}")
+        return "Landlock has no scopes before Linux 6.12, so sockets without a file can be reached"
+    return ""

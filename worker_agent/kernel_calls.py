@@ -1,0 +1,121 @@
+"""Calls of Linux that Python 3.11 has no functions for; each raises OSError where the kernel refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+_MNT_DETACH = 2
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 1, 2
+# These numbers are the same on every processor that Linux 5.2 and later runs on, but for Alpha.
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option: int, value: int = 0) -> int:
+    return _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), 0), "prctl")
+
+
+def unshare(flags: int) -> None:
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    result = _libc.mount(
+        source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
+    )
+    _checked(result, f"mount {target}")
+
+
+def make_read_only(directory: str) -> None:
+    """Make this mount and all below it read-only, and without programs that change their user; Linux 5.12."""
+    _set_attributes(directory, _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0, _AT_RECURSIVE)
+
+
+def make_writable(directory: str) -> None:
+    """Make this one mount writable again."""
+    _set_attributes(directory, 0, _MOUNT_ATTR_RDONLY, 0)
+
+
+def _set_attributes(directory: str, added: int, removed: int, flags: int) -> None:
+    attributes = struct.pack("=QQQQ", added, removed, 0, 0)
+    result = _libc.syscall(
+        ctypes.c_long(_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        directory.encode(),
+        ctypes.c_uint(flags),
+        attributes,
+        ctypes.c_size_t(len(attributes)),
+    )
+    _checked(result, "mount_setattr")
+
+
+def change_root(directory: str) -> None:
+    """Make the mount at this directory the root, and let go of the former one."""
+    os.chdir(directory)
+    _checked(_libc.pivot_root(b".", b"."), "pivot_root")
+    _checked(_libc.umount2(b".", _MNT_DETACH), "umount")
+    os.chdir("/")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability for good."""
+    for number in range(64):
+        # Fails where there is no such capability, or where this process may not change its bounds.
+        _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(number), ctypes.c_ulong(0), ctypes.c_ulong(0), 0)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _checked(_libc.capset(header, bytes(24)), "capset")
+
+
+def landlock_version() -> int:
+    """Version of Landlock's interface; 0 where the kernel has none."""
+    version: int = _libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    return max(0, version)
+
+
+def landlock_ruleset(accesses: int, scopes: int) -> int:
+    """Descriptor of a set of rules that handles these accesses to files, and these scopes."""
+    # Three fields from version 6 on: files, network, scopes. Older kernels refuse a size that they do not have.
+    attributes = struct.pack("=QQQ", accesses, 0, scopes) if scopes else struct.pack("=Q", accesses)
+    result = _libc.syscall(
+        ctypes.c_long(_LANDLOCK_CREATE), attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0)
+    )
+    return _checked(result, "landlock_create_ruleset")
+
+
+def landlock_allow(ruleset: int, directory: int, accesses: int) -> None:
+    """Allow these accesses beneath the directory, or to the file, with this descriptor."""
+    rule = struct.pack("=Qi", accesses, directory)
+    result = _libc.syscall(ctypes.c_long(_LANDLOCK_ADD), ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
+    _checked(result, "landlock_add_rule")
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Put the rules in force for this process and all that it starts."""
+    result = _libc.syscall(ctypes.c_long(_LANDLOCK_RESTRICT), ctypes.c_int(ruleset), ctypes.c_uint(0))
+    _checked(result, "landlock_restrict_self")

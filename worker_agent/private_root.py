@@ -1,0 +1,119 @@
+"""Builds the file system of one task: what it may read, a temporary directory of its own, and nothing else.
+
+It runs in the first process of the task's namespaces, as their root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from worker_agent.kernel_calls import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    change_root,
+    make_read_only,
+    make_writable,
+    mount,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+# The new root grows over /proc, because nothing that is shown to a task comes from there.
+_ROOT = "/proc"
+_SHELL = "/.shell"
+_TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - the task's own
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_PLAIN = MS_NOSUID | MS_NODEV
+
+
+def build(view: Json) -> None:
+    """Make the view the root of this process; raises OSError. `view` is made by `worker_agent/file_view.py`."""
+    os.umask(0o022)
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    mount("tmpfs", _ROOT, "tmpfs", _PLAIN, "size=1m,mode=755")
+    _add_readable(view)
+    for path in ("/proc", *view["writable"]):
+        _make_directory(_ROOT + path)
+    make_read_only(_ROOT)
+    for path in _TEMPORARY:
+        make_writable(_ROOT + path)
+    for path in view["writable"]:
+        mount(path, _ROOT + path, flags=MS_BIND | MS_REC)
+    for path in view["hidden"]:
+        _hide(path)
+    mount("proc", f"{_ROOT}/proc", "proc", _PLAIN | MS_NOEXEC)
+    change_root(_ROOT)
+
+
+def _add_readable(view: Json) -> None:
+    # The temporary directories first, because code may lie in them.
+    for path in _TEMPORARY:
+        _make_directory(_ROOT + path)
+        mount("tmpfs", _ROOT + path, "tmpfs", _PLAIN, f"size={view['temporary_bytes']},mode=1777")
+    for path, target in view["links"]:
+        _link(path, target)
+    for path in view["readable"]:
+        _bind(path)
+    for path in view["closed"]:
+        _open_up(path)
+    _make_devices(view["devices"])
+
+
+def _make_directory(path: str) -> None:
+    os.makedirs(path, 0o755, exist_ok=True)
+
+
+def _link(path: str, target: str) -> None:
+    _make_directory(os.path.dirname(_ROOT + path))
+    with contextlib.suppress(FileExistsError):
+        os.symlink(target, _ROOT + path)
+
+
+def _bind(path: str) -> None:
+    if os.path.isdir(path):
+        _make_directory(_ROOT + path)
+    else:
+        _make_directory(os.path.dirname(_ROOT + path))
+        with open(_ROOT + path, "ab"):
+            pass
+    mount(path, _ROOT + path, flags=MS_BIND | MS_REC)
+
+
+def _open_up(path: str) -> None:
+    """Show a directory that only its owner may enter; what lies in it keeps its modes."""
+    # The upper layer of an overlay gives the mode of the directory, and has nothing else in it.
+    _make_directory(_ROOT + _SHELL)
+    _make_directory(_ROOT + path)
+    mount("overlay", _ROOT + path, "overlay", _PLAIN, f"lowerdir={_ROOT}{_SHELL}:{path}")
+
+
+def _make_devices(paths: list[str]) -> None:
+    for path in (*(f"/dev/{name}" for name in _DEVICES), *paths):
+        if os.path.exists(path):
+            _bind(path)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        _link(f"/dev/{name}", target)
+    _make_directory(f"{_ROOT}/dev/pts")
+    # Without it there are no terminals for the task's programs, which few want.
+    with contextlib.suppress(OSError):
+        mount("devpts", f"{_ROOT}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
+        _link("/dev/ptmx", "pts/ptmx")
+
+
+def _hide(path: str) -> None:
+    """Cover a file or directory that lies within what is shown."""
+    target = _ROOT + path
+    if os.path.isdir(target):
+        mount("tmpfs", target, "tmpfs", _PLAIN | MS_RDONLY, "size=4k,mode=555")
+    elif os.path.lexists(target):
+        mount("/dev/null", target, flags=MS_BIND)
