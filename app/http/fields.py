@@ -62,7 +62,17 @@ def _check_addressable(value: str) -> str:
 # For a request that creates a goal. A mere reference takes any word, as tasks of earlier versions may have any.
 NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
-Labels = Annotated[dict[Word, Word], Field(max_length=64)]
+_MAX_LABELS_BYTES = 8 << 10
+
+
+def _check_labels(value: dict[str, str]) -> dict[str, str]:
+    # Lists show the labels of 500 tasks or workers at once.
+    if sum(len(name.encode()) + len(text.encode()) for name, text in value.items()) > _MAX_LABELS_BYTES:
+        raise ValueError(f"must have {_MAX_LABELS_BYTES} bytes at most in all")
+    return value
+
+
+Labels = Annotated[dict[Word, Word], Field(max_length=64), AfterValidator(_check_labels)]
 
 
 def _is_text(value: object) -> object:

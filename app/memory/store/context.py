@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
 
-# By stored sizes, which are known without reading the values; a single value is sent however large it is.
+# Of values as text: stored sizes are compressed, by up to a hundred times. A single value is sent however large it is.
 PAGE_BYTES = 4 << 20
 
 
@@ -86,22 +86,34 @@ WITH RECURSIVE keys AS (
 ), heads AS (
     SELECT head.* FROM keys CROSS JOIN LATERAL ({head}) head WHERE keys.key IS NOT NULL LIMIT :limit
 )
-SELECT {columns} FROM heads ORDER BY key
 """
-_COLUMNS_WITH_SIZE = f"{_COLUMNS}, value, sum(coalesce(pg_column_size(value), 0)) OVER (ORDER BY {{order}}) AS bytes"
-_PAGE_OF_KEYS = text(_PAGE.format(head=_LAST_VERSION.format(columns=_COLUMNS, key="keys.key"), columns=_COLUMNS))
-_PAGE_OF_VALUES = text(
-    _PAGE.format(
-        head=_LAST_VERSION.format(columns=f"{_COLUMNS}, value", key="keys.key"),
-        columns=_COLUMNS_WITH_SIZE.format(order="key"),
-    )
+# One by one, so that no value is unpacked beyond the one with which the page is full, which is left out.
+_UNTIL_FULL = f"""
+, placed AS MATERIALIZED (
+    SELECT {_COLUMNS}, row_number() OVER (ORDER BY {{order}}) AS place FROM heads
+), walk (place, bytes) AS (
+    SELECT 0::bigint, 0::bigint
+    UNION ALL
+    SELECT placed.place, walk.bytes + coalesce(octet_length(e.value::text), 0) FROM walk
+    JOIN placed ON placed.place = walk.place + 1
+    JOIN context_entries e ON e.namespace = :namespace AND e.key = placed.key AND e.version = placed.version
+    WHERE walk.bytes < :page_bytes
 )
+SELECT {", ".join(f"placed.{name.strip()}" for name in _COLUMNS.split(","))}, e.value, walk.bytes
+FROM walk JOIN placed USING (place) LEFT JOIN context_entries e
+  ON e.namespace = :namespace AND e.key = placed.key AND e.version = placed.version
+  AND (walk.bytes <= :page_bytes OR place = 1)
+ORDER BY place
+"""
+_HEADS = _PAGE.format(head=_LAST_VERSION.format(columns=_COLUMNS, key="keys.key"))
+_PAGE_OF_KEYS = text(f"{_HEADS} SELECT {_COLUMNS} FROM heads ORDER BY key")
+_PAGE_OF_VALUES = text(_HEADS + _UNTIL_FULL.format(order="key"))
 
 _HISTORY = text(f"""
-SELECT {_COLUMNS_WITH_SIZE.format(order="version DESC")} FROM (
-    SELECT {_COLUMNS}, value FROM context_entries
+WITH RECURSIVE heads AS (
+    SELECT {_COLUMNS} FROM context_entries
     WHERE namespace = :namespace AND key = :key AND version < :before ORDER BY version DESC LIMIT :limit
-) page ORDER BY version DESC
+) {_UNTIL_FULL.format(order="version DESC")}
 """)
 
 # By number rather than by count: versions have no gaps, so the last number less `keep` needs one probe for each row.
@@ -154,6 +166,7 @@ async def page(
     """
     query = _PAGE_OF_VALUES if with_values else _PAGE_OF_KEYS
     parameters = {"namespace": namespace, "after": after_key, "limit": limit}
+    parameters |= {"page_bytes": PAGE_BYTES} if with_values else {}
     versions, last = _page_of(await connection.execute(query, parameters), limit)
     return [version for version in versions if not version.deleted], last.key if last else None
 
@@ -162,7 +175,7 @@ async def history(
     connection: AsyncConnection, entry: EntryKey, *, before_version: int, limit: int
 ) -> tuple[list[Version], int | None]:
     """Versions below `before_version`, newest first, and the number to continue below; None at the end."""
-    parameters = {**asdict(entry), "before": before_version, "limit": limit}
+    parameters = {**asdict(entry), "before": before_version, "limit": limit, "page_bytes": PAGE_BYTES}
     versions, last = _page_of(await connection.execute(_HISTORY, parameters), limit)
     return versions, last.version if last else None
 
@@ -183,5 +196,7 @@ def _first(rows: Any) -> Version | None:
 def _page_of(result: Any, limit: int) -> tuple[list[Version], Version | None]:
     """Versions of the first row and of as many more as fit into a page, and the last of them where more may follow."""
     rows = [dict(row) for row in result.mappings()]
-    versions = [Version(**row) for index, row in enumerate(rows) if row.pop("bytes", 0) <= PAGE_BYTES or index == 0]
-    return versions, versions[-1] if len(versions) == limit or len(versions) < len(rows) else None
+    sizes = [row.pop("bytes", 0) for row in rows]
+    versions = [Version(**row) for row, size in zip(rows, sizes, strict=True) if size <= PAGE_BYTES or row is rows[0]]
+    is_full = len(versions) == limit or (bool(sizes) and sizes[-1] >= PAGE_BYTES)
+    return versions, versions[-1] if is_full else None

@@ -1,6 +1,7 @@
 """Routes of workers on leases: lease a task, report progress, hand in the result, fail or release it."""
 
 import hashlib
+import json
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -52,6 +53,8 @@ from app.queue.store.completions import Completion, Renewal
 # Most requests to the service come here, once or more for every task.
 router = APIRouter(tags=["leases"], route_class=LeanRoute, dependencies=[requires(Scope.LEASE)])
 _FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
+_MAX_DETAIL_BYTES = 64 << 10
+_EXCERPT_CHARACTERS = 4000
 _WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)
 
 
@@ -138,12 +141,11 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 )
 async def fail(task_id: UUID, call: FailIn, principal: Caller, services: ServicesDep) -> Response:
     """Report that the attempt failed: the task is tried again after a delay, or given up."""
-    check_size(call.error.detail, services[PayloadLimit].max_bytes, "detail")
     failure = Failure(
         code=call.error.code,
         message=call.error.message,
         retryable=call.error.retryable,
-        detail=call.error.detail,
+        detail=_bounded_detail(call.error.detail),
         usage=_usage(call.usage),
     )
     async with services.database.transaction() as connection:
@@ -195,6 +197,13 @@ def _outcome_hash(call: CompleteIn) -> bytes:
     """Hash by which a repeated call is recognized; it leaves out the usage, which may be measured anew."""
     outcome = call.result if call.quality is None else f"{call.result}{call.quality!r}"
     return hashlib.sha256(outcome.encode()).digest()
+
+
+def _bounded_detail(detail: str | None) -> str | None:
+    """The detail, or where it is longer than 64 KiB its beginning as text: a failure must not fail for its length."""
+    if detail is None or len(detail.encode()) <= _MAX_DETAIL_BYTES:
+        return detail
+    return json.dumps({"truncated": True, "characters": len(detail), "excerpt": detail[:_EXCERPT_CHARACTERS]})
 
 
 def _usage(usage: Usage | None) -> str | None:

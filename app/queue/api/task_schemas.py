@@ -159,7 +159,9 @@ class TaskSummary(BaseModel):
     leased_at: Moment | None
     finished_at: Moment | None
     progress: ProgressOut | None
-    error: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(
+        description="with `detail` in the task itself; a list has its first 500 characters as `detail_excerpt`"
+    )
 
 
 class TaskOut(TaskSummary):

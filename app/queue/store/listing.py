@@ -32,6 +32,16 @@ LIVE_COLUMNS = (
     "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"
 )
 HISTORY_COLUMNS = "NULL::timestamptz AS run_at, false AS held, finished_at, error"
+# The detail of an error may be long; a list shows its beginning, and the task itself all of it.
+_BRIEF_ERROR = """CASE WHEN error ? 'detail'
+    THEN (error - 'detail') || jsonb_build_object('detail_excerpt', left((error -> 'detail')::text, 500))
+    ELSE error END"""
+_SHOWN_COLUMNS = f"{COLUMNS}, run_at, held, finished_at, {_BRIEF_ERROR} AS error"
+# Of the texts that callers chose; the other columns are short.
+PAGE_BYTES = 4 << 20
+_BYTES = (
+    "octet_length(labels::text) + coalesce(octet_length(progress::text), 0) + coalesce(octet_length(error::text), 0)"
+)
 # History has partitions of a day: a condition on whole days lets the planner skip the others, and loses no row.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",
@@ -113,8 +123,10 @@ async def page(
     values |= {} if below is None else {"below": below}
     rows = (await connection.execute(text(_statement(sources)), values)).mappings().all()
     items = [dict(row) for row in rows if row["id"] is not None]
-    following = items[limit - 1]["seq"] if len(items) > limit else rows[0]["floor"]
-    return ListingPage(items=items[:limit], next=following)
+    # A page has one task at least, however long its texts are.
+    shown_items = [item for place, item in enumerate(items[:limit]) if place == 0 or item["bytes"] <= PAGE_BYTES]
+    following = shown_items[-1]["seq"] if len(shown_items) < len(items) else rows[0]["floor"]
+    return ListingPage(items=shown_items, next=following)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +162,9 @@ def _statement(sources: Sequence[_Source]) -> str:
     return (
         f"WITH {', '.join(source.rows for source in sources)}, "
         f"far AS (SELECT greatest({', '.join(source.floor for source in sources)}) AS floor) "
-        f"SELECT task.*, far.floor FROM far LEFT JOIN ({union}) task ON far.floor IS NULL OR task.seq >= far.floor "
-        "ORDER BY task.seq DESC LIMIT :limit"
+        f"SELECT brief.*, far.floor, sum({_BYTES}) OVER (ORDER BY seq DESC) AS bytes FROM far "
+        f"LEFT JOIN (SELECT {_SHOWN_COLUMNS} FROM ({union}) task ORDER BY seq DESC LIMIT :limit) brief "
+        "ON far.floor IS NULL OR brief.seq >= far.floor ORDER BY seq DESC"
     )
 
 

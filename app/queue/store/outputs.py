@@ -14,7 +14,7 @@ from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor
 
-# Counted by the stored sizes of results, which PostgreSQL knows without reading them.
+# Of results as text: stored sizes are compressed, by up to a hundred times.
 PAGE_BYTES = 4 << 20
 # Events that one page reads at least: other kinds, agents and goals lie between those that it wants.
 _MIN_WINDOW = 1000
@@ -52,7 +52,7 @@ _HISTORY = "h.priority, h.labels, h.worker_id, h.created_at, h.finished_at, h.re
 # The event and the row in history are written together, so they bear the same time: that names the partition, and the
 # row is found by one probe.
 _PAGE = text(f"""
-WITH event AS MATERIALIZED (
+WITH RECURSIVE event AS MATERIALIZED (
     SELECT transaction, seq, at, kind, task_id, agent_type, goal_id FROM events
     WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
     ORDER BY transaction, seq LIMIT :window
@@ -65,10 +65,20 @@ WITH event AS MATERIALIZED (
       AND (CAST(:goal_id AS text) IS NULL OR goal_id = CAST(:goal_id AS text))
       AND {WITHIN}
     ORDER BY transaction, seq LIMIT :limit
+), placed AS MATERIALIZED (
+    SELECT *, row_number() OVER (ORDER BY transaction, seq) AS place FROM completion
+), walk (place, bytes) AS (
+    -- One by one, so that no result is unpacked beyond the one with which the page is full.
+    SELECT 0::bigint, 0::bigint
+    UNION ALL
+    SELECT placed.place, walk.bytes + coalesce(octet_length(h.result::text), 0) FROM walk
+    JOIN placed ON placed.place = walk.place + 1
+    LEFT JOIN task_history h ON h.id = placed.task_id AND h.finished_at = placed.at
+    WHERE walk.bytes < :page_bytes
 ), output AS (
-    SELECT w.transaction, w.seq, w.task_id, w.agent_type, w.goal_id, h.id IS NOT NULL AS is_kept, {_HISTORY},
-           sum(coalesce(pg_column_size(h.result), 0)) OVER (ORDER BY w.transaction, w.seq) AS bytes
-    FROM completion w LEFT JOIN task_history h ON h.id = w.task_id AND h.finished_at = w.at
+    SELECT w.transaction, w.seq, w.task_id, w.agent_type, w.goal_id, h.id IS NOT NULL AS is_kept, walk.bytes, {_HISTORY}
+    FROM walk JOIN placed w USING (place)
+    LEFT JOIN task_history h ON h.id = w.task_id AND h.finished_at = w.at AND (walk.bytes <= :page_bytes OR place = 1)
 )
 SELECT edge.*, output.* FROM edge LEFT JOIN output ON true ORDER BY output.transaction, output.seq
 """)
@@ -92,6 +102,7 @@ async def page(
     """
     window = _MIN_WINDOW + 10 * limit
     position = {"transaction": start.transaction, "seq": start.seq, "window": window, "limit": limit}
+    position["page_bytes"] = PAGE_BYTES
     filters = {"agent_type": agent_type, "goal_id": goal_id, "namespace": namespace}
     rows = [dict(row) for row in (await connection.execute(_PAGE, {**position, **filters})).mappings()]
     if not rows:
@@ -99,7 +110,7 @@ async def page(
     edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])
     completions = [row for row in rows if row["transaction"] is not None]
     page_rows = [row for place, row in enumerate(completions) if row["bytes"] <= PAGE_BYTES or place == 0]
-    is_full = len(page_rows) == limit or len(page_rows) < len(completions)
+    is_full = len(page_rows) == limit or (bool(completions) and completions[-1]["bytes"] >= PAGE_BYTES)
     return OutputBatch(
         # A task may have been pruned from history while its event is still there.
         items=[_output(row) for row in page_rows if row["is_kept"]],
