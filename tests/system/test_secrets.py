@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.system.conftest import Up
-from tests.system.supervising import all_completed, submit
+from tests.system.supervising import all_completed, ask, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="by the means of Linux")]
 
@@ -95,5 +95,6 @@ async def test_a_restarted_program_gets_its_secrets_again(up: Up) -> None:
     await up.start("--workers", "1")
     for module in ("app.main", "app.background"):
         up.running(module).kill()
+    await ask(up, "/tasks", limit="1")  # until it answers again
     await all_completed(up, await submit(up, 2, 0.1))
     assert psutil.pid_exists(up.running("app.main").pid)
