@@ -9,12 +9,11 @@ from ruamel.yaml import YAML
 
 DIRECTORY = Path(__file__).parents[2] / "docker"
 COMPOSE = DIRECTORY / "compose.yaml"
-PASSWORD = "p@ss:/%w rd"
 # Tags by the name of the variable that holds the pinned image.
 TAGS = dict(line.split() for line in (DIRECTORY / "images.txt").read_text().splitlines())
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 # What docker/.env has when it is complete.
-ENVIRONMENT = {"POSTGRES_PASSWORD": PASSWORD} | {name: f"{tag}@{DIGEST}" for name, tag in TAGS.items()}
+ENVIRONMENT = {name: f"{tag}@{DIGEST}" for name, tag in TAGS.items()}
 # ${NAME}, ${NAME:-default} and ${NAME:?message}, of which Compose understands more.
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
 
@@ -44,6 +43,6 @@ def load(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def services() -> dict[str, dict[str, Any]]:
-    """The services by name, with a password and otherwise the defaults."""
+    """The services by name, with pinned images and otherwise the defaults."""
     found: dict[str, dict[str, Any]] = load(ENVIRONMENT)["services"]
     return found

@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from app.settings import Settings
+from app.settings import SECRET_VARIABLES, Settings
 from tests.docker.composition import (
     COMPOSE,
     DIGEST,
@@ -31,15 +33,9 @@ def seconds(duration: str) -> float:
     return float(duration.removesuffix("s"))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("POSTGRES_PASSWORD", r"put POSTGRES_PASSWORD=.* into docker/\.env"),
-        *((tag, "run docker/pin-images") for tag in TAGS),
-    ],
-)
-def test_without_a_variable_the_file_says_what_to_do(name: str, words: str) -> None:
-    with pytest.raises(VariableMissing, match=words):
+@pytest.mark.parametrize("name", TAGS)
+def test_without_a_variable_the_file_says_what_to_do(name: str) -> None:
+    with pytest.raises(VariableMissing, match="run docker/pin-images"):
         load({other: value for other, value in ENVIRONMENT.items() if other != name})
 
 
@@ -105,15 +101,21 @@ def test_ports_are_open_to_this_host_only() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "worker"])
-def test_variables_are_settings_with_values_that_can_be_used(name: str) -> None:
+def test_variables_are_settings_with_values_that_can_be_used(name: str, tmp_path: Path) -> None:
     given = SERVICES[name].get("environment", {})
     ours = {variable: value for variable, value in given.items() if variable.startswith("CONVENER_")}
-    assert {variable.removeprefix("CONVENER_").lower() for variable in ours} <= set(Settings.model_fields)
-    Settings.from_environment(ours)
+    plain = {variable: value for variable, value in ours.items() if variable not in SECRET_VARIABLES}
+    assert {variable.removeprefix("CONVENER_").lower() for variable in plain} <= set(Settings.model_fields)
+    Settings.from_environment(plain)
+    # As the container has it, where the file of the password is.
+    files = {variable: str(tmp_path / "word") for variable in ours if variable.endswith("_FILE")}
+    (tmp_path / "word").write_text("p@ss:/%w rd\n")
+    url = Settings.from_environment({**ours, **files}).database_url
+    assert url is None or url == "postgresql://convener:p%40ss%3A%2F%25w%20rd@postgres:5432/convener"
 
 
 def test_the_loops_start_no_workers_of_their_own() -> None:
-    assert Settings.from_environment(SERVICES["loops"]["environment"]).pool_size == 0
+    assert SERVICES["loops"]["environment"]["CONVENER_POOL_SIZE"] == "0"
 
 
 def test_workers_know_the_service_and_have_no_way_to_the_database() -> None:
@@ -146,7 +148,31 @@ def test_volumes_and_networks_are_declared_and_mounted_files_exist() -> None:
 
 def test_postgresql_18_keeps_its_data_in_the_volume() -> None:
     """From 18 the image keeps a directory for each version below this one, and refuses `.../data`."""
-    assert SERVICES["postgres"]["volumes"] == ["database:/var/lib/postgresql"]
+    assert "database:/var/lib/postgresql" in SERVICES["postgres"]["volumes"]
+
+
+def test_secrets_come_from_files_and_only_to_those_that_need_them() -> None:
+    """A variable of a container shows in `docker inspect`; and files are all that a read-only container can have."""
+    secrets = load(ENVIRONMENT)["secrets"]
+    assert all(set(source) == {"file"} for source in secrets.values())
+    assert {name: service["secrets"] for name, service in SERVICES.items() if "secrets" in service} == {
+        "postgres": ["superuser_password", "service_password"],
+        **{name: ["service_password"] for name in ("setup", "api", "loops")},
+    }
+    variables = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    assert not [name for name in variables if re.search("PASSWORD|SECRET|KEY", name) and not name.endswith("_FILE")]
+    named = [text for service in SERVICES.values() for text in service.get("environment", {}).values()]
+    assert {text for text in named if text.startswith("/run/secrets/")} == {f"/run/secrets/{name}" for name in secrets}
+
+
+def test_the_database_is_made_with_a_role_for_the_service_that_is_not_its_superuser() -> None:
+    postgres = SERVICES["postgres"]
+    user = urlsplit(SERVICES["api"]["environment"]["CONVENER_DATABASE_URL"]).username
+    assert user not in (None, postgres["environment"]["POSTGRES_USER"])
+    (script,) = [volume for volume in postgres["volumes"] if "initdb.d" in volume]
+    assert script.split(":")[1].endswith(".sh")
+    assert os.access(DIRECTORY / script.split(":")[0], os.X_OK)
+    assert f"ALTER ROLE {user} LOGIN NOSUPERUSER" in (DIRECTORY / script.split(":")[0]).read_text()
 
 
 def test_everybody_waits_for_somebody_who_can_become_what_is_waited_for() -> None:
