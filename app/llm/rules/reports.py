@@ -109,10 +109,9 @@ def _move_breaker(model: Model, turn: FinishedTurn, now: datetime, policy: Repor
     callers, outcome = model.callers, turn.report.outcome
     failing = [caller.failures for caller in callers.values() if caller.failures]
     if model.breaker.state(now) is BreakerState.CLOSED:
-        # One caller alone never reaches the threshold.
-        threshold = policy.breaker.failure_threshold
-        failures = sum(min(count, threshold - 1) for count in failing)
-        if failures < threshold:
+        # The caller with the largest number counts for one failure: it lends no weight to a single one of another.
+        failures = sum(failing) - max(failing) + 1 if failing else 0
+        if failures < policy.breaker.failure_threshold:
             return replace(model, breaker=Breaker(failures=failures))
         return _opened(model, failures, now, policy)
     if not turn.is_probe:

@@ -105,8 +105,7 @@ async def test_a_429_cools_down_and_is_no_failure(service: Service) -> None:
 async def test_three_failures_open_the_breaker_and_one_call_tries_it(service: Service, database: Database) -> None:
     # One caller alone opens it for nobody else.
     for outcome in ("server_error", "timeout"):
-        await reported(service, outcome, Role.SUPERVISOR)
-    await reported(service, "server_error", Role.OPERATOR)
+        await reported(service, outcome, Role.SUPERVISOR, Role.OPERATOR)
     assert (await refused(service))["reason"] == "breaker_open"
     assert (await service.get(f"/llm/models/{_MODEL}"))["breaker"] == "open"
     await execute(database, "UPDATE llm_models SET open_until = now()")
