@@ -25,7 +25,7 @@ from app.llm.rules.permits import (
     Reservation,
     VirtualTimes,
 )
-from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time
+from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time, worker_key, worker_meter
 
 Refusal = tuple[Refused, timedelta]
 
@@ -37,6 +37,7 @@ class PermitPlan:
     answers: Sequence[Grant | Denial]
     resumed_ids: Sequence[RequestId]
     meters: Mapping[str, Mapping[Dimension, Meter]]
+    worker_tats: Mapping[str, Mapping[str, datetime]]
     virtual_times: VirtualTimes
 
 
@@ -66,6 +67,7 @@ def plan_permits(
         answers=[answers[request.id] for request in requests],
         resumed_ids=[place.request.id for place in snapshot.reservations if place.request.id not in absent_ids],
         meters=capacity.charged_meters,
+        worker_tats=capacity.charged_tats,
         virtual_times=clock.times(),
     )
 
@@ -249,6 +251,7 @@ class _Capacity:
         self._meters = {name: meters(model, snapshot.now) for name, model in models}
         # These are stored: charged for granted permits only, as held and waiting requests have cost nothing yet.
         self.charged_meters = {name: dict(by_dimension) for name, by_dimension in self._meters.items()}
+        self.charged_tats: dict[str, dict[str, datetime]] = defaultdict(dict)
 
     def refusal(self, request: PermitRequest, *, is_scarce: bool = True) -> Refusal | None:
         """Reason and wait if there is no capacity for this request; None: there is. While it is scarce shares count."""
@@ -275,6 +278,9 @@ class _Capacity:
         self.take(request)
         self._grant_counts[name] += 1
         self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
+        for dimension, own in self._worker_meters(request).items():
+            charged = charge(own, own.chargeable(_cost(request, dimension)), self._snapshot.now)
+            self.charged_tats[name][worker_key(dimension, request.holder)] = charged.tat
         in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._grant_counts[name]
         return Grant(request=request, is_probe=is_probe, limit=self._limits[name], in_use=in_use)
 
@@ -358,8 +364,23 @@ class _Capacity:
             Refused(dimension.value): wait_time(meter, _cost(request, dimension), self._snapshot.now)
             for dimension, meter in self._meters[request.model].items()
         }
-        reason = max(waits, key=lambda reason: waits[reason], default=None)
-        return (reason, waits[reason]) if reason is not None and waits[reason] > timedelta() else None
+        # Alone a worker may have the whole rate: nobody else wants any of it.
+        if self._active[request.model] > 1:
+            for dimension, own in self._worker_meters(request).items():
+                reason, wait = Refused(dimension.value), wait_time(own, _cost(request, dimension), self._snapshot.now)
+                waits[reason] = max(waits[reason], wait)
+        longest = max(waits, key=lambda reason: waits[reason], default=None)
+        return (longest, waits[longest]) if longest is not None and waits[longest] > timedelta() else None
+
+    def _worker_meters(self, request: PermitRequest) -> dict[Dimension, Meter]:
+        """The worker's own meters beside those of all; nobody else has any."""
+        if request.worker_id is None:
+            return {}
+        tats = {**self._snapshot.models[request.model].worker_tats, **self.charged_tats[request.model]}
+        return {
+            dimension: worker_meter(meter, tats.get(worker_key(dimension, request.holder)), self._snapshot.now)
+            for dimension, meter in self._meters[request.model].items()
+        }
 
 
 def _charge_all(by_dimension: dict[Dimension, Meter], request: PermitRequest, now: datetime) -> dict[Dimension, Meter]:

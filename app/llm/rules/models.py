@@ -46,6 +46,8 @@ class Model:
     breaker: Breaker = field(default_factory=Breaker)
     callers: Mapping[str, CallerState] = field(default_factory=dict)
     tats: Mapping[Dimension, datetime | None] = field(default_factory=dict)
+    # Of the meters of single workers, by `rate_limit.worker_key`.
+    worker_tats: Mapping[str, datetime] = field(default_factory=dict)
 
 
 def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:
@@ -65,6 +67,11 @@ def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:
         for dimension, (limit, burst) in rates.items()
         if limit is not None
     }
+
+
+def changed_tats(model: Model, changes: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """The workers' points in time after changes, without those that have passed."""
+    return {name: tat for name, tat in {**model.worker_tats, **changes}.items() if tat > now}
 
 
 def concurrency_ceiling(model: Model, total_limit: int) -> int:

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 _MAX_CHARGE_SECONDS = 86_400.0
+# Of the rate that a worker's claims may take from the others.
+_WORKER_SHARE = 0.5
 
 
 class Dimension(StrEnum):
@@ -36,6 +38,16 @@ class Meter:
     def chargeable(self, units: int) -> int:
         """The part of a call's units that is charged: at most a window's, so that no claim stops others for longer."""
         return min(units, self.limit)
+
+
+def worker_key(dimension: Dimension, worker: str) -> str:
+    """The name under which the point in time of a worker's meter is kept."""
+    return f"{dimension.value}:{worker}"
+
+
+def worker_meter(meter: Meter, tat: datetime | None, now: datetime) -> Meter:
+    """The meter of one worker beside that of all: as much at once, and half as much after it."""
+    return replace(meter, window_seconds=meter.window_seconds / _WORKER_SHARE, tat=tat or now)
 
 
 def wait_time(meter: Meter, cost: int, now: datetime) -> timedelta:

@@ -16,7 +16,7 @@ from app.kernel.lanes import Priority
 from app.llm.errors import LeaseMismatch, LeaseRequired, ModelNotAllowed, PermitOver, PermitRefused
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.grant import PermitPlan, plan_permits
-from app.llm.rules.models import Model, concurrency_ceiling, is_usable
+from app.llm.rules.models import Model, changed_tats, concurrency_ceiling, is_usable
 from app.llm.rules.permits import (
     Denial,
     Grant,
@@ -191,7 +191,8 @@ async def _write(
     new_permits = await permits.insert(connection, new, snapshot.now, policy.ttl_seconds) if new else {}
     for name in sorted({grant.request.model for grant in grants.values()}):
         if plan.meters[name]:
-            await model_store.write_meters(connection, name, plan.meters[name])
+            tats = changed_tats(snapshot.models[name], plan.worker_tats.get(name, {}), snapshot.now)
+            await model_store.write_meters(connection, name, plan.meters[name], tats)
     if plan.virtual_times != snapshot.virtual_times:
         await gate.write_virtual_times(connection, plan.virtual_times)
     denials = [answer for answer in plan.answers if isinstance(answer, Denial)]

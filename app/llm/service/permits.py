@@ -110,7 +110,8 @@ async def release(connection: AsyncConnection, permit_id: UUID, token: str, work
     at = (await gate.read_load(connection)).at
     await permits.end(connection, at, [(permit.id, Ending.RELEASED, None)])
     if (model := models.get(permit.request.model)) is not None:
-        await model_store.write_meters(connection, model.name, refund(model, permit.request.tokens, at))
+        meters = refund(model, permit.request.tokens, at)
+        await model_store.write_meters(connection, model.name, meters, model.worker_tats)
 
 
 async def cached_answer(

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import itemgetter
 from uuid import UUID
 
@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
 from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
-from app.llm.rules.models import Model, call_cost, concurrency_ceiling, meters
+from app.llm.rules.models import Model, call_cost, changed_tats, concurrency_ceiling, meters
 from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import Ending, PermitRequest
-from app.llm.rules.rate_limit import Dimension, Meter, correct
+from app.llm.rules.rate_limit import Dimension, Meter, charge, correct, wait_time, worker_key, worker_meter
 from app.llm.rules.reports import FinishedTurn, ReportPolicy
 from app.llm.store import cache, gate, models, permits, usage
 from app.llm.store.cache import NewAnswer
@@ -183,7 +183,20 @@ class _SettlementBatch:
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
         if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:
             difference = meter.chargeable(report.tokens) - meter.chargeable(permit.request.tokens)
-            by_dimension[Dimension.TOKENS] = correct(meter, difference)
+            by_dimension[Dimension.TOKENS] = correct(meter, self._believed(permit, meter, difference))
+
+    def _believed(self, permit: Permit, meter: Meter, tokens: int) -> int:
+        """The part of tokens beyond the estimate that others are charged for: a worker's only within its own rate."""
+        if permit.request.worker_id is None:
+            return tokens
+        model = self._models[permit.request.model]
+        name = worker_key(Dimension.TOKENS, permit.request.holder)
+        own = worker_meter(meter, model.worker_tats.get(name), self._at)
+        is_believed = tokens <= 0 or wait_time(own, tokens, self._at) <= timedelta()
+        tat = charge(own, tokens, self._at).tat if tokens > 0 else correct(own, tokens).tat
+        tats = changed_tats(model, {name: tat}, self._at)
+        self._models[model.name] = replace(self._models[model.name], worker_tats=tats)
+        return tokens if is_believed else 0
 
     def _add_call(self, permit: Permit, report: CallReport) -> None:
         prompt, completion = report.prompt_tokens, report.completion_tokens

@@ -29,7 +29,7 @@ class ModelStatus:
 
 _LIMITS = tuple(ModelLimits.__dataclass_fields__)
 _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
-_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until, callers"
+_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until, callers, worker_tats"
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
 
 # PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
@@ -60,15 +60,15 @@ _PAGE = text(f"{_STATUS} WHERE model > :after_name ORDER BY model LIMIT :limit")
 
 _WRITE_METERS = text("""
 UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
-    tokens_tat = coalesce(:tokens, tokens_tat)
+    tokens_tat = coalesce(:tokens, tokens_tat), worker_tats = CAST(:worker_tats AS jsonb)
 WHERE model = :model
 """)
 
 _WRITE_STATE = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
-    open_until = :open_until, callers = CAST(:callers AS jsonb), used_at = now(),
-    requests_tat = coalesce(:requests, requests_tat),
+    open_until = :open_until, callers = CAST(:callers AS jsonb), worker_tats = CAST(:worker_tats AS jsonb),
+    used_at = now(), requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat)
 WHERE model = :model
 """)
@@ -81,7 +81,8 @@ WHERE model = :model
 
 _RESET = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = true, shrunk_at = NULL, latency_seconds = NULL,
-    cooldown_until = NULL, failures = 0, open_until = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL
+    cooldown_until = NULL, failures = 0, open_until = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL,
+    worker_tats = '{}'
 WHERE model = :model
 """)
 
@@ -126,10 +127,12 @@ async def status_page(connection: AsyncConnection, *, after_name: str, limit: in
     return [_model_status(row) for row in rows]
 
 
-async def write_meters(connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter]) -> None:
-    """Store meters of a locked model; a dimension without a meter keeps its value."""
+async def write_meters(
+    connection: AsyncConnection, name: str, meters: Mapping[Dimension, Meter], worker_tats: Mapping[str, datetime]
+) -> None:
+    """Store meters of a locked model, also of single workers; a dimension without a meter keeps its value."""
     tats = {dimension.value: meters[dimension].tat if dimension in meters else None for dimension in Dimension}
-    await connection.execute(_WRITE_METERS, {"model": name, **tats})
+    await connection.execute(_WRITE_METERS, {"model": name, "worker_tats": _tats_text(worker_tats), **tats})
 
 
 async def write_state(connection: AsyncConnection, model: Model) -> None:
@@ -137,6 +140,7 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
     concurrency, breaker = model.concurrency, model.breaker
     values = {
         "callers": json.dumps({name: _caller_fields(caller) for name, caller in model.callers.items()}),
+        "worker_tats": _tats_text(model.worker_tats),
         "concurrency": concurrency.limit,
         **{name: getattr(concurrency, name) for name in _CONCURRENCY},
         "failures": breaker.failures,
@@ -173,8 +177,13 @@ def _model(row: Any) -> Model:
         concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
         breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
         callers={name: _caller(fields) for name, fields in row["callers"].items()},
+        worker_tats={name: datetime.fromisoformat(tat) for name, tat in row["worker_tats"].items()},
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
     )
+
+
+def _tats_text(tats: Mapping[str, datetime]) -> str:
+    return json.dumps({name: tat.isoformat() for name, tat in tats.items()})
 
 
 def _caller_fields(caller: CallerState) -> dict[str, Any]:

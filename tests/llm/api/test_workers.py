@@ -272,9 +272,28 @@ async def test_a_claim_of_many_tokens_stops_others_for_no_more_than_a_window(ser
     limits = {"tokens_per_window": 6000, "token_burst": 1000, "window_seconds": 60}
     await service.ask("PUT", f"/llm/models/{_MODEL}", limits, key=Role.OPERATOR, headers={"If-Match": '"0"'})
     (rogue, _), (honest, _) = await at_work(service), await at_work(service)
-    permit = await granted(rogue, estimated_tokens=100_000_000)
+    permits = [await granted(rogue, estimated_tokens=1) for _ in range(2)]
+    permits.append(await granted(rogue, estimated_tokens=100_000_000))
     refusal = is_problem(await honest.ask("/llm/permits", body()), 429, "permit_refused")
     assert (refusal["reason"], refusal["retry_after"] < 60) == ("tokens", True)
-    await settle(rogue, permit, prompt_tokens=100_000_000)
+    for permit in permits:
+        await settle(rogue, permit, prompt_tokens=100_000_000)
     refusal = is_problem(await honest.ask("/llm/permits", body()), 429, "permit_refused")
     assert refusal["retry_after"] < 60
+
+
+@pytest.mark.parametrize("limits", [{"requests_per_window": 60}, {"tokens_per_window": 6000}], ids=["calls", "tokens"])
+async def test_one_worker_takes_half_of_a_rate_at_most_while_others_want_it(
+    service: Service, database: Database, limits: dict[str, Any]
+) -> None:
+    limits = limits | {"window_seconds": 3600}
+    await service.ask("PUT", f"/llm/models/{_MODEL}", limits, key=Role.OPERATOR, headers={"If-Match": '"0"'})
+    (rogue, _), (honest, _) = await at_work(service), await at_work(service)
+    under_way = await granted(honest)
+    for _ in range(6):
+        await settle(rogue, await granted(rogue), prompt_tokens=100)
+        await execute(database, "UPDATE llm_models SET requests_tat = NULL, tokens_tat = NULL")
+    refusal = is_problem(await rogue.ask("/llm/permits", body()), 429, "permit_refused")
+    assert refusal["reason"] == next(iter(limits)).partition("_")[0]
+    await settle(honest, await granted(honest))
+    await settle(honest, under_way)
