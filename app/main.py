@@ -33,6 +33,7 @@ from app.health.service.utilisation import keep_sampling
 from app.http.bounds import BoundedHeads
 from app.http.refusals import Refusals
 from app.http.services import PayloadLimit, Services
+from app.http.shares import Shares
 from app.http.sockets import SocketTaken, UnixSocket
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, ServerCertificate, UnusableCertificate, served_certificate
 from app.kernel.errors import DatabaseUnavailable
@@ -78,6 +79,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         database,
         Keyring(database),
         Refusals(),
+        Shares(),
         config,
         PayloadLimit(max_bytes=settings.max_payload_bytes),
         leases,

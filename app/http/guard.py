@@ -1,6 +1,6 @@
 """Access control: every route declares the scope that it needs, and the caller's key must include it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -9,6 +9,7 @@ from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.http.services import Services, ServicesDep
+from app.http.shares import Shares
 from app.kernel.access import Principal, Scope
 from app.kernel.errors import Forbidden, ShuttingDown, Unauthenticated
 from app.kernel.ids import WorkerId
@@ -19,6 +20,8 @@ _bearer = HTTPBearer(
     description="A Convener key: `cvn_<id>_<secret>`. `convener key create` makes one.",
 )
 _SCOPES = "convener_scopes"
+# Hundreds of workers and supervisors do these at once, and each is cheap.
+_HOT = frozenset({Scope.SUBMIT, Scope.LEASE, Scope.REGISTER, Scope.CALL, Scope.MEASURE})
 _NAMESPACED = "convener_namespaced"
 
 
@@ -34,9 +37,13 @@ class Authenticator:
         raise NotImplementedError
 
 
-def requires(*scopes: Scope) -> Any:
-    """The dependency that lets in only holders of a key with all of these scopes."""
-    check: Callable[..., Awaitable[None]]
+def requires(*scopes: Scope, waits: bool = False) -> Any:
+    """The dependency that lets in only holders of a key with all of these scopes.
+
+    Each key has a share of what is neither hot nor `waits` for something to happen.
+    """
+    is_shared = not waits and _HOT.isdisjoint(scopes)
+    check: Callable[..., Any]
     # Public routes declare their scope too, so that a test finds any route that declares none.
     if scopes == (Scope.PUBLIC,):
 
@@ -49,16 +56,22 @@ def requires(*scopes: Scope) -> Any:
             services: ServicesDep,
             # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        ) -> None:
+        ) -> AsyncIterator[None]:
             principal = await admit(services, request.headers.get("authorization"), *scopes)
             if principal.is_confined and not is_namespaced(request.scope["route"].dependant):
                 raise Forbidden(
                     f"this concerns the whole service; the key belongs to the namespace {principal.namespace}"
                 )
             request.state.principal = principal
+            if not is_shared:
+                yield
+                return
+            async with services[Shares].of(principal.key_id):
+                yield
 
     setattr(check, _SCOPES, scopes)
-    return Depends(check)
+    # A share ends with the work: whoever reads its answer slowly keeps nobody waiting.
+    return Depends(check, scope="function")
 
 
 def declared_scopes(dependencies: list[Dependency]) -> tuple[Scope, ...]:

@@ -134,6 +134,12 @@ class TooManyFailures(Exhausted):
     code = "too_many_failures"
 
 
+class TooManyRequests(Exhausted):
+    """This key, or all together, has too many requests under way; send it again in a moment."""
+
+    code = "too_many_requests"
+
+
 class Forbidden(NotPermitted):
     """The key does not permit this."""
 

@@ -1,6 +1,6 @@
 """Errors of context and checkpoints; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import NotFound
+from app.kernel.errors import Exhausted, NotFound
 
 
 class ContextNotFound(NotFound):
@@ -13,3 +13,9 @@ class CheckpointNotFound(NotFound):
     """There is no such checkpoint."""
 
     code = "checkpoint_not_found"
+
+
+class VerificationBusy(Exhausted):
+    """Another checkpoint is being verified; send the request again in a moment."""
+
+    code = "verification_busy"

@@ -12,7 +12,7 @@ from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
-from app.memory.errors import CheckpointNotFound
+from app.memory.errors import CheckpointNotFound, VerificationBusy
 from app.memory.service import checkpoints as service
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint
@@ -107,10 +107,10 @@ async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
     "/{checkpoint_id}/verify",
     summary="Check a checkpoint",
     dependencies=[requires(Scope.READ)],
-    responses=_FOUND,
+    responses=responses_for(CheckpointNotFound, VerificationBusy),
 )
 async def verify(checkpoint_id: Id, services: ServicesDep) -> FindingsOut:
-    """Recomputes the checksum and checks every invariant of the content; changes nothing."""
+    """Recomputes the checksum and checks every invariant of the content; changes nothing. One at a time."""
     findings = await service.verify(services.database, checkpoint_id)
     checkpoint = _checkpoint_out(findings.checkpoint)
     return FindingsOut(ok=not findings.violations, violations=findings.violations, checkpoint=checkpoint)

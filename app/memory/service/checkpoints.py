@@ -15,7 +15,8 @@ from app.db.database import Database, now
 from app.kernel.errors import Refused
 from app.memory.errors import CheckpointNotFound
 from app.memory.rules.backups import without_lease
-from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, find_violations, unreachable_tasks
+from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, unreachable_tasks
+from app.memory.service.examination import examine_content, examine_elsewhere
 from app.memory.store import backups
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
@@ -105,25 +106,14 @@ async def read_content(database: Database, checkpoint_id: int) -> bytes:
 
 
 async def verify(database: Database, checkpoint_id: int) -> Findings:
-    """Recompute the checksum and check every invariant of the content. Raises CheckpointNotFound."""
+    """Recompute the checksum and check every invariant of the content. Raises CheckpointNotFound, VerificationBusy."""
     checkpoint = await read(database, checkpoint_id)
-    try:
-        content = await read_content(database, checkpoint_id)
-    except zlib.error as error:
-        return Findings(checkpoint=checkpoint, violations=[f"the content cannot be unpacked: {error}"])
-    violations = await asyncio.to_thread(examine_content, content, checkpoint.sha256)
+    async with database.transaction() as connection:
+        packed_content = await store.read_content(connection, checkpoint_id)
+    if packed_content is None:
+        raise CheckpointNotFound
+    violations = await examine_elsewhere(packed_content, checkpoint.sha256)
     return Findings(checkpoint=checkpoint, violations=violations)
-
-
-def examine_content(content: bytes, sha256: bytes) -> list[str]:
-    """A sentence for each violation in the content of a checkpoint whose checksum was `sha256` when it was taken."""
-    if hashlib.sha256(content).digest() != sha256:
-        return ["the content is not what was taken: its SHA-256 differs"]
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        return [f"the content is no JSON: {error}"]
-    return find_violations(document) if isinstance(document, dict) else ["the content is no JSON object"]
 
 
 async def restore(database: Database, content: bytes, sha256: bytes) -> RestoredCheckpoint:

@@ -54,7 +54,7 @@ class EventPage(BaseModel):
     next: str
 
 
-_CONTENT = [requires(Scope.READ, Scope.CONTENT)]
+_CONTENT = [requires(Scope.READ, Scope.CONTENT, waits=True)]
 After = Annotated[
     str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
 ]

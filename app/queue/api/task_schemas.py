@@ -92,10 +92,20 @@ class TaskIn(Body):
         return Submission(**same, **converted)
 
 
+# Their cost grows faster than their number, and holds up the transaction of the batch.
+_MAX_DEPENDENCIES = 10_000
+
+
 class BatchIn(Body):
     """All or none."""
 
     tasks: list[TaskIn] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _bound_dependencies(self) -> Self:
+        if sum(len(task.depends_on) for task in self.tasks) > _MAX_DEPENDENCIES:
+            raise ValueError(f"must have {_MAX_DEPENDENCIES:,} dependencies at most in all")
+        return self
 
 
 class SubmittedOut(BaseModel):

@@ -98,3 +98,11 @@ async def test_all_labels_together_are_bounded(service: Service) -> None:
     body = {"agent_type": "ranking", "labels": {f"{number:02}": "v" * 190 for number in range(50)}}
     answer = await service.ask("POST", "/tasks", body)
     assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "labels")
+
+
+async def test_the_dependencies_of_a_batch_are_bounded(service: Service) -> None:
+    ids = [f"00000000-0000-4000-8000-{number:012}" for number in range(1000)]
+    tasks = [{"agent_type": "ranking", "depends_on": ids} for _ in range(11)]
+    answer = await service.ask("POST", "/tasks/batch", {"tasks": tasks})
+    assert answer.status_code == 422
+    assert "10,000 dependencies" in answer.json()["detail"]

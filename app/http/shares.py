@@ -1,0 +1,72 @@
+"""Shares of what is not hot: each key has so many requests at once, and all keys together; the others wait briefly."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from app.kernel.errors import TooManyRequests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharePolicy:
+    """Requests at once of a key and of all, seconds that one waits for its turn, and how many of a key may wait."""
+
+    of_key: int = 8
+    in_all: int = 32
+    wait_seconds: float = 5.0
+    waiting: int = 100
+
+
+class Shares:
+    """The requests of this process that are under way, by key."""
+
+    def __init__(self, policy: SharePolicy = SharePolicy()) -> None:
+        self._policy = policy
+        self._all = asyncio.Semaphore(policy.in_all)
+        self._by_key: dict[str, _Share] = {}
+
+    @asynccontextmanager
+    async def of(self, key_id: str) -> AsyncIterator[None]:
+        """A turn of the key, for the length of the block. Raises TooManyRequests."""
+        share = self._by_key.setdefault(key_id, _Share(self._policy.of_key))
+        if share.requests >= self._policy.of_key + self._policy.waiting:
+            raise TooManyRequests
+        share.requests += 1
+        try:
+            # The own turn first: a key that waits for it keeps nobody else waiting.
+            async with _Turn(share.turns, self._policy), _Turn(self._all, self._policy):
+                yield
+        finally:
+            share.requests -= 1
+            if not share.requests:
+                self._by_key.pop(key_id, None)
+
+
+class _Share:
+    """Turns of one key, and its requests that have one or wait."""
+
+    __slots__ = ("requests", "turns")
+
+    def __init__(self, turns: int) -> None:
+        self.turns = asyncio.Semaphore(turns)
+        self.requests = 0
+
+
+class _Turn:
+    """A turn of a semaphore, refused after a while."""
+
+    __slots__ = ("_policy", "_turns")
+
+    def __init__(self, turns: asyncio.Semaphore, policy: SharePolicy) -> None:
+        self._turns, self._policy = turns, policy
+
+    async def __aenter__(self) -> None:
+        try:
+            async with asyncio.timeout(self._policy.wait_seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise TooManyRequests from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()

@@ -1,0 +1,75 @@
+"""Shares of what is not hot: one key cannot keep others waiting, and hot routes never wait."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from app.admin.rules.keys import read_key
+from app.http.shares import SharePolicy, Shares
+from app.kernel.access import Role
+from app.kernel.errors import TooManyRequests
+from tests.support.service import Service
+
+_BRIEF = SharePolicy(of_key=2, in_all=3, wait_seconds=0.05, waiting=4)
+
+
+async def test_a_key_has_so_many_turns_and_others_have_theirs() -> None:
+    shares = Shares(_BRIEF)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(shares.of("one"))
+        with pytest.raises(TooManyRequests):
+            await stack.enter_async_context(shares.of("one"))
+        await stack.enter_async_context(shares.of("other"))
+        # All turns are taken now, and who was refused has left none behind.
+        with pytest.raises(TooManyRequests):
+            await stack.enter_async_context(shares.of("third"))
+    async with shares.of("one"), shares.of("one"), shares.of("third"):
+        pass
+    assert shares._by_key == {}
+
+
+async def test_who_waits_gets_the_turn_that_becomes_free() -> None:
+    shares = Shares(SharePolicy(of_key=1, wait_seconds=30))
+    done: list[int] = []
+
+    async def work(number: int) -> None:
+        async with shares.of("one"):
+            await asyncio.sleep(0)
+            done.append(number)
+
+    await asyncio.gather(*(work(number) for number in range(50)))
+    assert done == list(range(50))
+
+
+async def test_a_key_cannot_pile_up_waiting_requests() -> None:
+    shares = Shares(SharePolicy(of_key=1, wait_seconds=30, waiting=4))
+    async with shares.of("one"):
+        waiting = [asyncio.create_task(shares.of("one").__aenter__()) for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests):
+            await shares.of("one").__aenter__()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert shares._by_key == {}
+
+
+async def test_a_key_that_does_too_much_at_once_is_told_so(service: Service) -> None:
+    shares = service.app.state.services[Shares]
+    shares._policy = _BRIEF
+    key = read_key(service.keys[Role.OPERATOR])
+    assert key is not None
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(shares.of(key[0]))
+        answer = await service.ask("GET", "/tasks", key=Role.OPERATOR)
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+        assert int(answer.headers["retry-after"]) >= 1
+        # Others, hot routes, and what waits for something to happen are served.
+        assert (await service.ask("GET", "/tasks", key=Role.ADMIN)).status_code == 200
+        assert (await service.ask("GET", "/events", key=Role.OPERATOR)).status_code == 200
+        body = {"agent_type": "ranking"}
+        assert (await service.ask("POST", "/tasks", body, key=Role.OPERATOR)).status_code == 201
+    assert (await service.ask("GET", "/tasks", key=Role.OPERATOR)).status_code == 200
