@@ -105,7 +105,7 @@ async def page(
     if _STREAM in request.headers.get("accept", ""):
         return await _open_stream(request, services, last_event_id or after, event_filter)
     start = await _parse_cursor(services, after)
-    reading = _read_until_found(services, start, event_filter, limit, wait_seconds)
+    reading = _read_until_found(request, services, start, event_filter, limit, wait_seconds)
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
     items, cursor = result or ([], start)
@@ -157,7 +157,7 @@ async def _turns(
     An outage of the database is waited out: a client that got an error would not connect again.
     """
     with Follower(services, start, event_filter.namespace) as follower:
-        while await _may_continue(request, services) and not await request.is_disconnected():
+        while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
                 page = await follower.read_page(_PAGE)
             except DatabaseUnavailable:
@@ -167,21 +167,30 @@ async def _turns(
                 await follower.wait()
 
 
-async def _may_continue(request: Request, services: Services) -> bool:
-    """Whether the key is still valid and the service is not shutting down. In an outage the stream goes on."""
+async def _may_continue(request: Request, services: Services, event_filter: EventFilter) -> bool:
+    """Whether the key still permits to read these events, and the service is not shutting down.
+
+    A key of `default` that was free to read all is confined by the first key of another namespace. In an outage the
+    stream goes on.
+    """
     try:
-        await admit(services, request.headers.get("authorization"), Scope.READ, Scope.CONTENT)
+        principal = await admit(services, request.headers.get("authorization"), Scope.READ, Scope.CONTENT)
     except DatabaseUnavailable:
         return True
     except ConvenerError:
         return False
-    return True
+    return not principal.is_confined or principal.namespace == event_filter.namespace
 
 
 async def _read_until_found(
-    services: Services, start: Cursor, event_filter: EventFilter, limit: int, wait_seconds: float
+    request: Request,
+    services: Services,
+    start: Cursor,
+    event_filter: EventFilter,
+    limit: int,
+    wait_seconds: float,
 ) -> tuple[list[Event], Cursor]:
-    """Read until an event matches or `wait_seconds` have passed."""
+    """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more."""
     clock = asyncio.get_running_loop().time
     end = clock() + wait_seconds
     with Follower(services, start, event_filter.namespace) as follower:
@@ -193,6 +202,8 @@ async def _read_until_found(
             # A page without a match leads on at once where it is not the last.
             if not follower.is_behind:
                 await follower.wait(remaining_seconds)
+            if not await _may_continue(request, services, event_filter):
+                return [], follower.cursor
 
 
 async def _parse_cursor(services: Services, text: str | None) -> Cursor:

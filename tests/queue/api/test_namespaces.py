@@ -146,6 +146,16 @@ async def test_a_stream_brings_only_ones_own(labs: tuple[Lab, Lab]) -> None:
     assert [event["goal_id"] for event in page["items"]] == ["mine"]
 
 
+async def test_who_waits_for_all_is_confined_with_the_first_other_namespace(service: Service) -> None:
+    free = Lab(service=service, key=service.keys[Role.SUPERVISOR])
+    waiting = asyncio.create_task(free.ask("GET", "/events?after=now&wait_seconds=5"))
+    await asyncio.sleep(0.2)
+    ours = await _lab(service, "lab-a")
+    await ours.submit(goal_id="secret")
+    status, page = await waiting
+    assert (status, page["items"]) == (200, [])
+
+
 async def test_the_counters_tell_the_namespaces_apart(labs: tuple[Lab, Lab], database: Database) -> None:
     for number, lab in enumerate(labs, start=1):
         for _ in range(number):
