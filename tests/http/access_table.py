@@ -16,7 +16,7 @@ from app.kernel.access import Scope
 class Named:
     """About one thing of a namespace; `there` and `absent` are the answers where it exists and where not.
 
-    A body that names the thing is a function of its names.
+    A body that names the thing is a function of its names. `to_worker` is the answer to a worker that holds no lease.
     """
 
     thing: str
@@ -25,6 +25,7 @@ class Named:
     headers: Mapping[str, str] = field(default_factory=dict)
     there: int = 200
     absent: int = 404
+    to_worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Within:
     body: Any = None
     query: str = ""
     answer: int = 200
+    to_worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,10 @@ class Row:
     def scopes(self) -> tuple[Scope, ...]:
         """The scopes that a key must include."""
         return self.needs if isinstance(self.needs, tuple) else (self.needs,)
+
+
+def _ask_for_permit(_: Mapping[str, str]) -> dict[str, Any]:
+    return {"request_id": str(uuid4()), "model": "m", "agent_type": "ranking", "estimated_tokens": 1}
 
 
 PUBLIC, SHARED = Public(), Shared()
@@ -174,18 +180,22 @@ TABLE: dict[str, Row] = {
     "POST /keys": Row(Scope.KEYS, SHARED),
     "GET /keys": Row(Scope.KEYS, SHARED),
     "DELETE /keys/{key_id}": Row(Scope.KEYS, SHARED),
-    "POST /llm/permits": Row(Scope.CALL, SHARED),
-    "POST /llm/permits/{permit_id}/renew": Row(Scope.CALL, SHARED),
-    "POST /llm/permits/{permit_id}/settle": Row(Scope.CALL, SHARED),
-    "DELETE /llm/permits/{permit_id}": Row(Scope.CALL, SHARED),
-    "GET /llm/permits": Row(Scope.READ, SHARED),
-    "GET /llm/cache/{key}": Row(Scope.CALL, SHARED),
+    "POST /llm/permits": Row(Scope.CALL, Within(body=_ask_for_permit, answer=201, to_worker=403)),
+    "POST /llm/permits/{permit_id}/renew": Row(
+        Scope.CALL, Named(thing="permit", body=lambda names: {"token": names["token"]})
+    ),
+    "POST /llm/permits/{permit_id}/settle": Row(
+        Scope.CALL, Named(thing="permit", body=lambda names: {"token": names["token"], "outcome": "success"})
+    ),
+    "DELETE /llm/permits/{permit_id}": Row(Scope.CALL, Named(thing="permit", query="token={token}", there=204)),
+    "GET /llm/permits": Row(Scope.READ, Within()),
+    "GET /llm/cache/{key}": Row(Scope.CALL, Named(thing="answer", query="model=m&goal_id={goal_id}", to_worker=403)),
     "GET /llm/models": Row(Scope.READ, SHARED),
     "GET /llm/models/{model:path}": Row(Scope.READ, SHARED),
     "PUT /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
     "DELETE /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
     "POST /llm/models/{model:path}/reset": Row(Scope.OPERATE, SHARED),
-    "GET /llm/usage": Row(Scope.READ, SHARED),
+    "GET /llm/usage": Row(Scope.READ, Within(query="by=goal")),
     "GET /livez": Row(Scope.PUBLIC, PUBLIC),
     "GET /readyz": Row(Scope.PUBLIC, PUBLIC),
     "GET /problems": Row(Scope.PUBLIC, PUBLIC),

@@ -12,16 +12,21 @@ from uuid import UUID, uuid4
 import pytest
 
 from app import application
-from app.db.database import Database
+from app.db.database import Database, now
 from app.http.guard import is_namespaced
 from app.kernel.access import NAMESPACED_ROLES, SCOPES, Role
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
 from app.kernel.namespaces import split_name, stored_name
 from app.kernel.states import TaskState
+from app.llm.rules.permits import PermitRequest, RequestId, answer_key
+from app.llm.store import permits as permit_store
+from app.llm.store.permits import NewPermit
 from app.queue.store import tasks as task_store
 from tests.http.access_table import TABLE, Named, Public, Row, Shared, Within
 from tests.support.routes import routes
 from tests.support.service import Service
-from tests.support.sql import fetch
+from tests.support.sql import execute, fetch
 
 _ROUTES = routes(application.build())
 OURS, THEIRS, NOBODYS = "lab-a", "lab-b", "nobody"
@@ -84,6 +89,30 @@ class World:
         assert answer.status_code == 201, answer.text
         return names
 
+    async def permit(self, namespace: str) -> dict[str, str]:
+        """A live permit."""
+        request = PermitRequest(
+            id=RequestId("test", uuid4()),
+            model="m",
+            agent_type=AgentType.RANKING,
+            priority=Priority.MEDIUM,
+            tokens=1,
+            goal_id=stored_name(namespace, _secret(namespace)),
+        )
+        new = NewPermit(id=uuid4(), token=uuid4().hex, request=request, is_probe=False)
+        async with self._database.transaction() as connection:
+            await permit_store.insert(connection, [new], await now(connection), 600)
+        return {"permit_id": str(new.id), "token": new.token}
+
+    async def answer(self, namespace: str) -> dict[str, str]:
+        """A cached answer of a model, in a goal."""
+        goal_id, question = f"{namespace}-{uuid4().hex[:8]}", bytes(range(32))
+        key = answer_key("m", question, goal_id=stored_name(namespace, goal_id), holder="test")
+        query = """INSERT INTO llm_cache (key, model, answer, written_by, size_bytes, stored_at, expires_at)
+                   VALUES ($1, 'm', $2, 'test', 1, now(), now() + interval '1 hour')"""
+        await execute(self._database, query, key, json.dumps({"text": _secret(namespace)}))
+        return {"key": question.hex(), "goal_id": goal_id}
+
     async def complete_tasks(self) -> None:
         """Complete a task of each namespace, with a result."""
         worker, left = await self._service.worker(), {OURS, THEIRS}
@@ -112,6 +141,7 @@ _OWNED = {
     "goals": "id",
     "goal_iterations": "goal_id",
     "context_entries": "namespace",
+    "llm_permits": "goal_id",
 }
 
 
@@ -183,6 +213,7 @@ _UNKNOWN = {
     "agent_type": "ranking",
     "key_id": "000000000000",
     "model:path": "none",
+    "token": "none",
     "key": "0" * 64,
 }
 
@@ -191,14 +222,17 @@ def _cell(asker: Asker, name: str, row: Row, names: Mapping[str, str], space: st
     method, _, path = name.partition(" ")
     names = _UNKNOWN | dict(names)
     body = getattr(row.subject, "body", {} if method == "POST" else None)
-    for part, text in names.items():
-        path = path.replace(f"{{{part}}}", text)
     query = [f"namespace={space}"] if space else []
     query += [row.subject.query] if isinstance(row.subject, Named | Within) and row.subject.query else []
+    path += f"?{'&'.join(query)}"
+    for part, text in names.items():
+        path = path.replace(f"{{{part}}}", text)
     may = set(row.scopes) <= SCOPES[asker.role]
+    if asker.role is Role.WORKER and getattr(row.subject, "to_worker", None):
+        may = False
     return Cell(
         method=method,
-        path=f"{path}?{'&'.join(query)}",
+        path=path,
         body=body(names) if callable(body) else body,
         headers=getattr(row.subject, "headers", {}),
         expected=expected if may else 403,
@@ -219,6 +253,11 @@ async def test_each_sees_and_changes_what_is_its_own(service: Service, database:
     for namespace in (OURS, THEIRS):
         await service.post("/keys", {"role": "supervisor", "label": "test", "namespace": namespace})
     key, world = await asker.key(service), World(service, database)
+    await service.ask("PUT", "/llm/models/m", {"max_concurrency": 1000}, headers={"If-Match": '"0"'})
+    await execute(database, "UPDATE llm_models SET concurrency = 1000")
+    config = await service.ask("GET", "/config")
+    more = {"resource_limits": {"max_concurrent_llm_calls": 100}}
+    await service.ask("PATCH", "/config", more, headers={"If-Match": config.headers["etag"]})
     cells = await _cells(world, asker)
     await world.complete_tasks()
     foreign = [name for name in (OURS, THEIRS) if asker.namespace not in (None, name)]

@@ -1,5 +1,6 @@
 """Routes of language models: limits, the state of their services, and usage."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -10,10 +11,12 @@ from app.db.database import now
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
 from app.http.fields import Limit, Moment
 from app.http.guard import Caller, requires
+from app.http.namespaces import Within
 from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
+from app.kernel.namespaces import shown_name
 from app.llm.api.model_schemas import HeldBackOut, LimitsIn, ModelName, ModelOut, ModelPage, UsageOut, UsagePage
 from app.llm.errors import ModelNotAllowed
 from app.llm.rules.callers import CallerState
@@ -112,6 +115,7 @@ async def reset(model: ModelPath, connection: Writing, caller: Caller) -> ModelO
 @router.get("/usage", summary="What calls of language models came to", dependencies=_READ)
 async def usage(
     connection: Reading,
+    namespace: Within,
     since: Annotated[Moment | None, Query(description="an hour ago by default; by the minute")] = None,
     by: Annotated[Grouping, Query()] = "model",
     limit: Limit = 100,
@@ -120,9 +124,10 @@ async def usage(
     worker, those with most calls first.
     """
     start = since or await now(connection) - timedelta(hours=1)
-    return UsagePage(
-        by=by, since=start, items=[_usage_out(item) for item in await usage_store.sums(connection, by, start, limit)]
-    )
+    sums = await usage_store.sums(connection, by, start, limit, namespace)
+    if by == "goal" and namespace is not None:
+        sums = [replace(item, name=shown_name(item.name)) for item in sums]
+    return UsagePage(by=by, since=start, items=[_usage_out(item) for item in sums])
 
 
 async def _read_model(connection: AsyncConnection, name: str) -> ModelOut:

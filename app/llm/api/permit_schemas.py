@@ -167,6 +167,7 @@ class LivePermitOut(BaseModel):
     model: str
     agent_type: AgentType
     priority: PriorityName
+    namespace: str
     goal_id: str | None
     task_id: UUID | None
     worker_id: UUID | None

@@ -10,11 +10,13 @@ from fastapi import APIRouter, Path, Query
 from app.http.fields import Limit, Word, priority_name, priority_of
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
+from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Role, Scope
 from app.kernel.errors import Forbidden, ShuttingDown
+from app.kernel.namespaces import split_name, stored_name
 from app.llm.api.model_schemas import ModelName
 from app.llm.api.permit_schemas import (
     CachedOut,
@@ -65,7 +67,7 @@ _SETTLING = responses_for(PermitNotFound, PermitOver, CacheKeyMismatch)
 @router.post(
     "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_ASKING}
 )
-async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> PermitOut:
+async def acquire(body: PermitIn, services: ServicesDep, caller: Caller, namespace: Into) -> PermitOut:
     """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
     says, nor for one model than its service bears and its limits allow, nor for one worker than its share.
 
@@ -73,7 +75,7 @@ async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> Perm
     """
     if services.stopping:
         raise ShuttingDown
-    acquisition = await services[PermitService].acquire(_acquire_request(body, caller))
+    acquisition = await services[PermitService].acquire(_acquire_request(body, caller, namespace))
     return PermitOut(
         permit_id=acquisition.permit.id,
         token=acquisition.permit.token,
@@ -87,18 +89,20 @@ async def acquire(body: PermitIn, services: ServicesDep, caller: Caller) -> Perm
 
 @router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
 async def renew(
-    permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep, caller: Caller
+    permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep, caller: Caller, namespace: Within
 ) -> RenewedOut:
     """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`, and that of a worker when
     the task of the call is over.
     """
     policy = services[PermitService].policy
-    expires_at = await service.renew(connection, permit_id, call.token, policy, caller.worker_id)
+    expires_at = await service.renew(connection, permit_id, call.token, policy, caller.worker_id, namespace)
     return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl_seconds)
 
 
 @router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_SETTLING)
-async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep, caller: Caller) -> SettledOut:
+async def settle(
+    permit_id: UUID, call: SettleIn, services: ServicesDep, caller: Caller, namespace: Within
+) -> SettledOut:
     """The permit is free for others, and what the call came to is counted, charged to the rates and learnt from.
 
     What a worker reports of the service binds that worker; it binds all once another one reports the same. Safe to
@@ -107,26 +111,29 @@ async def settle(permit_id: UUID, call: SettleIn, services: ServicesDep, caller:
     """
     if services.stopping:
         raise ShuttingDown
-    result = await services[PermitService].settle(_settlement(permit_id, call, caller))
+    result = await services[PermitService].settle(_settlement(permit_id, call, caller, namespace))
     return SettledOut.model_validate(result, from_attributes=True)
 
 
 @router.delete(
     "/permits/{permit_id}", summary="Give a permit back unused", status_code=204, dependencies=_CALL, responses=_FENCED
 )
-async def release(permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing, caller: Caller) -> None:
+async def release(
+    permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing, caller: Caller, namespace: Within
+) -> None:
     """The call was not made: what it was charged is given back to the rates. Safe to repeat."""
-    await service.release(connection, permit_id, token, caller.worker_id)
+    await service.release(connection, permit_id, token, caller.worker_id, namespace)
 
 
 @router.get("/permits", summary="List live permits", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
+    namespace: Within,
     after: Annotated[UUID, Query(description="`next` of the page before")] = _FIRST,
     limit: Limit = 100,
 ) -> PermitPage:
     """Who calls a model right now."""
-    permits = await store.page(connection, after_id=after, limit=limit + 1)
+    permits = await store.page(connection, namespace=namespace, after_id=after, limit=limit + 1)
     following = permits[limit - 1].id if len(permits) > limit else None
     return PermitPage(items=[_live_permit_out(permit) for permit in permits[:limit]], next=following)
 
@@ -142,20 +149,31 @@ async def cached(
     model: Annotated[ModelName, Query()],
     connection: Reading,
     caller: Caller,
+    namespace: Into,
     goal_id: Annotated[Word | None, Query(description="of anybody but a worker, whose task says it")] = None,
 ) -> CachedOut:
     """The answer of the model that a settlement has left under this key, while it is not too old. A worker sees those
     of the goal whose task it holds, and others of its own.
     """
+    name = _goal_name(goal_id, caller, namespace)
     answer = await service.cached_answer(
-        connection, model, bytes.fromhex(key), key_id=caller.key_id, worker_id=caller.worker_id, goal_id=goal_id
+        connection, model, bytes.fromhex(key), key_id=caller.key_id, worker_id=caller.worker_id, goal_id=name
     )
     if answer is None:
         raise AnswerNotCached
     return CachedOut(answer=answer.answer, stored_at=answer.stored_at)
 
 
-def _acquire_request(body: PermitIn, caller: Principal) -> AcquireRequest:
+def _goal_name(goal_id: str | None, caller: Principal, namespace: str) -> str | None:
+    """The stored name of the goal that a caller names. Raises Forbidden for a goal of another namespace."""
+    # A worker names the goal as its lease does, which is compared.
+    name = goal_id if caller.worker_id is not None else stored_name(namespace, goal_id)
+    if caller.namespace not in (None, split_name(name)[0]):
+        raise Forbidden(f"the key belongs to the namespace {caller.namespace}, and the goal to another")
+    return name
+
+
+def _acquire_request(body: PermitIn, caller: Principal, namespace: str) -> AcquireRequest:
     if caller.worker_id is None and body.agent_type is None:
         raise AgentTypeMissing([("agent_type", "must be given with the key of somebody who is no worker")])
     if body.priority == "critical" and caller.role is Role.SUPERVISOR:
@@ -167,13 +185,13 @@ def _acquire_request(body: PermitIn, caller: Principal) -> AcquireRequest:
         worker_id=caller.worker_id,
         agent_type=body.agent_type,
         priority=None if body.priority is None else priority_of(body.priority),
-        goal_id=body.goal_id,
+        goal_id=_goal_name(body.goal_id, caller, namespace),
         task_id=body.task_id,
         question=None if body.cache_key is None else bytes.fromhex(body.cache_key),
     )
 
 
-def _settlement(permit_id: UUID, call: SettleIn, caller: Principal) -> Settlement:
+def _settlement(permit_id: UUID, call: SettleIn, caller: Principal, namespace: str | None) -> Settlement:
     # Two settlements are the same if their bodies are, but for the token, which the permit itself is checked by.
     content = call.model_dump(mode="json", exclude={"token"})
     report = {name: getattr(call, name) for name in CallReport.__dataclass_fields__ if name != "latency_seconds"}
@@ -186,6 +204,7 @@ def _settlement(permit_id: UUID, call: SettleIn, caller: Principal) -> Settlemen
         permit_id=permit_id,
         token=call.token,
         worker_id=caller.worker_id,
+        namespace=namespace,
         report=CallReport(latency_seconds=None if call.latency_ms is None else call.latency_ms / 1000, **report),
         digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest(),
         answer=answer,
@@ -194,13 +213,16 @@ def _settlement(permit_id: UUID, call: SettleIn, caller: Principal) -> Settlemen
 
 def _live_permit_out(permit: Permit) -> LivePermitOut:
     permit_fields = {name: getattr(permit, name) for name in ("is_probe", "granted_at", "expires_at")}
-    names = ("model", "agent_type", "goal_id", "task_id", "worker_id")
+    names = ("model", "agent_type", "task_id", "worker_id")
     request_fields = {name: getattr(permit.request, name) for name in names}
+    namespace, goal_id = split_name(permit.request.goal_id)
     return LivePermitOut(
         permit_id=permit.id,
         key_id=permit.request.id.key_id,
         priority=priority_name(permit.request.priority),
         estimated_tokens=permit.request.tokens,
+        namespace=namespace,
+        goal_id=goal_id,
         **permit_fields,
         **request_fields,
     )

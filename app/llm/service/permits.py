@@ -79,27 +79,39 @@ class PermitService:
 
 
 async def renew(
-    connection: AsyncConnection, permit_id: UUID, token: str, policy: PermitPolicy, worker_id: UUID | None = None
+    connection: AsyncConnection,
+    permit_id: UUID,
+    token: str,
+    policy: PermitPolicy,
+    worker_id: UUID | None = None,
+    namespace: str | None = None,
 ) -> datetime:
     """Renew a permit; return its new expiry. Raises PermitNotFound, PermitOver.
 
-    A worker, whose id is given, renews for as long as it holds the task that the call is for.
+    A worker, whose id is given, renews for as long as it holds the task that the call is for. With a namespace there
+    are no permits but its own.
     """
-    expires_at = await permits.renew(connection, permit_id, token, worker_id, policy.ttl_seconds)
+    expires_at = await permits.renew(connection, permit_id, token, worker_id, policy.ttl_seconds, namespace)
     if expires_at is not None:
         return expires_at
-    permit = await permits.read(connection, permit_id)
+    permit = await permits.read(connection, permit_id, namespace)
     if permit is None:
         raise PermitNotFound
     # A row that is not ended and was not renewed has expired, and the sweep has not come yet; or its task is over.
     raise permit_error(permit, token, worker_id) or PermitOver(reason=Ending.EXPIRED)
 
 
-async def release(connection: AsyncConnection, permit_id: UUID, token: str, worker_id: UUID | None = None) -> None:
+async def release(
+    connection: AsyncConnection,
+    permit_id: UUID,
+    token: str,
+    worker_id: UUID | None = None,
+    namespace: str | None = None,
+) -> None:
     """End an unused permit and refund its charge. Safe to repeat. Raises PermitNotFound, PermitOver."""
     names = await permits.model_names(connection, [permit_id])
     models = await model_store.lock(connection, names.values()) if names else {}
-    permit = (await permits.lock(connection, names)).get(permit_id)
+    permit = (await permits.lock(connection, names, namespace)).get(permit_id)
     if permit is None:
         raise PermitNotFound
     # Released before, and the answer was lost: nothing is refunded twice.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.kernel.namespaces import split_name
 from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
 from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
@@ -34,6 +35,7 @@ class Settlement:
     permit_id: UUID
     token: str
     worker_id: UUID | None = None
+    namespace: str | None = None
     report: CallReport
     digest: bytes
     answer: NewAnswer | None = None
@@ -118,7 +120,7 @@ class _SettlementBatch:
 
     def settle(self, settlement: Settlement, permit: Permit | None) -> SettleOutcome:
         """Settle one permit, in memory."""
-        if permit is None:
+        if permit is None or settlement.namespace not in (None, split_name(permit.request.goal_id)[0]):
             return PermitNotFound()
         if (error := token_error(permit, settlement.token, settlement.worker_id)) is not None:
             return error

@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.namespaces import WITHIN
 from app.db.retention import deletion
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
@@ -70,21 +71,23 @@ FROM jsonb_to_recordset(CAST(:permits AS jsonb)) AS new (
 RETURNING {_PERMIT}
 """)
 
-_LOCK = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+_LOCK = text(f"""
+SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[])) AND {WITHIN} ORDER BY id FOR UPDATE
+""")
 
 _MODEL_NAMES = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
 
 # By `clock_timestamp()`: `now()` is when the transaction began, and it may have waited for the row since. A worker
 # renews its own permits, for as long as it holds the task of the call.
-_RENEW = text("""
+_RENEW = text(f"""
 UPDATE llm_permits p SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
-WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp()
+WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp() AND {WITHIN}
   AND (worker_id IS NULL OR worker_id = CAST(:worker_id AS uuid) AND EXISTS (
       SELECT FROM tasks t WHERE t.id = p.task_id AND t.worker_id = p.worker_id))
 RETURNING expires_at
 """)
 
-_READ = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = :id")
+_READ = text(f"SELECT {_PERMIT} FROM llm_permits WHERE id = :id AND {WITHIN}")
 
 _END = text("""
 UPDATE llm_permits p SET ended_at = coalesce(p.ended_at, :at), ending = ended.ending, digest = ended.digest
@@ -102,7 +105,7 @@ UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.LOST}' 
 """)
 
 _LIVE = text(f"""
-SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() AND id > :after_id
+SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() AND id > :after_id AND {WITHIN}
 ORDER BY id LIMIT :limit
 """)
 
@@ -143,23 +146,28 @@ async def model_names(connection: AsyncConnection, ids: Collection[UUID]) -> dic
     return {row.id: row.model for row in await connection.execute(_MODEL_NAMES, {"ids": list(ids)})}
 
 
-async def lock(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, Permit]:
-    """Lock and read permits, with their models locked."""
-    rows = (await connection.execute(_LOCK, {"ids": sorted(ids)})).mappings()
+async def lock(connection: AsyncConnection, ids: Collection[UUID], namespace: str | None = None) -> dict[UUID, Permit]:
+    """Lock and read permits, of one namespace if one is given, with their models locked."""
+    rows = (await connection.execute(_LOCK, {"ids": sorted(ids), "namespace": namespace})).mappings()
     return {permit.id: permit for permit in map(_permit, rows)}
 
 
-async def read(connection: AsyncConnection, permit_id: UUID) -> Permit | None:
-    """A permit, live or not; None when there is none, or it was deleted."""
-    row = (await connection.execute(_READ, {"id": permit_id})).mappings().first()
+async def read(connection: AsyncConnection, permit_id: UUID, namespace: str | None = None) -> Permit | None:
+    """A permit, live or not; None when there is none in the namespace, if one is given, or it was deleted."""
+    row = (await connection.execute(_READ, {"id": permit_id, "namespace": namespace})).mappings().first()
     return _permit(row) if row else None
 
 
 async def renew(
-    connection: AsyncConnection, permit_id: UUID, token: str, worker_id: UUID | None, ttl_seconds: float
+    connection: AsyncConnection,
+    permit_id: UUID,
+    token: str,
+    worker_id: UUID | None,
+    ttl_seconds: float,
+    namespace: str | None = None,
 ) -> datetime | None:
     """Renew a live permit; return its new expiry, None when it is over, or not the caller's."""
-    values = {"id": permit_id, "token": token, "worker_id": worker_id, "ttl": ttl_seconds}
+    values = {"id": permit_id, "token": token, "worker_id": worker_id, "ttl": ttl_seconds, "namespace": namespace}
     expires_at: datetime | None = (await connection.execute(_RENEW, values)).scalar()
     return expires_at
 
@@ -176,9 +184,12 @@ async def end_lost(connection: AsyncConnection, worker_id: UUID) -> int:
     return (await connection.execute(END_LOST, {"worker_id": worker_id})).rowcount
 
 
-async def page(connection: AsyncConnection, *, after_id: UUID, limit: int) -> list[Permit]:
-    """Live permits with ids above `after_id`, oldest first."""
-    rows = (await connection.execute(_LIVE, {"after_id": after_id, "limit": limit})).mappings()
+async def page(
+    connection: AsyncConnection, *, namespace: str | None = None, after_id: UUID, limit: int
+) -> list[Permit]:
+    """Live permits, of one namespace if one is given, with ids above `after_id`, oldest first."""
+    values = {"namespace": namespace, "after_id": after_id, "limit": limit}
+    rows = (await connection.execute(_LIVE, values)).mappings()
     return [_permit(row) for row in rows]
 
 

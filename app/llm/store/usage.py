@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.namespaces import WITHIN
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -106,6 +107,7 @@ ON CONFLICT (minute, model, agent_type, goal_id, key_id, outcome) DO UPDATE SET
 _SUMS = """
 WITH parts AS MATERIALIZED (
     SELECT {key} AS name, * FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute'
+      AND {within}
 ),
 outcomes AS (
     SELECT name, jsonb_object_agg(outcome, calls) AS outcomes
@@ -123,7 +125,7 @@ FROM parts JOIN outcomes USING (name) JOIN histograms USING (name)
 GROUP BY name, outcomes.outcomes, buckets ORDER BY sum(calls) DESC, name LIMIT :limit
 """
 
-_SUMS_BY = {grouping: text(_SUMS.format(key=column)) for grouping, column in _COLUMNS.items()}
+_SUMS_BY = {grouping: text(_SUMS.format(key=column, within=WITHIN)) for grouping, column in _COLUMNS.items()}
 
 _RECENT = text(f"""
 SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms, coalesce(sum(calls), 0)::bigint AS calls,
@@ -171,9 +173,15 @@ async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: 
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
 
 
-async def sums(connection: AsyncConnection, grouping: Grouping, since: datetime, limit: int) -> list[UsageSum]:
-    """Sums over the minutes that end after `since`, by model, agent type, goal or key, most calls first."""
-    rows = (await connection.execute(_SUMS_BY[grouping], {"since": since, "limit": limit})).mappings()
+async def sums(
+    connection: AsyncConnection, grouping: Grouping, since: datetime, limit: int, namespace: str | None = None
+) -> list[UsageSum]:
+    """Sums over the minutes that end after `since`, by model, agent type, goal or key, most calls first.
+
+    Only of one namespace if one is given.
+    """
+    values = {"since": since, "limit": limit, "namespace": namespace}
+    rows = (await connection.execute(_SUMS_BY[grouping], values)).mappings()
     return [_sum(row) for row in rows]
 
 
