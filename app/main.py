@@ -18,8 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import application
-from app.admin.service.access import Keyring
 from app.admin.service.config import CurrentConfig
+from app.admin.service.keyring import Keyring
 from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
 from app.db import schema
@@ -53,6 +53,7 @@ from app.scaling.service.bursts import Bursts
 from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Machine
 from app.workers.rules.workers import HealthPolicy
+from app.workers.service.eviction import Evictor
 from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
 
@@ -80,6 +81,7 @@ def services_for(settings: Settings, database: Database) -> Services:
         Keyring(database),
         Refusals(),
         Shares(),
+        Evictor(),
         config,
         PayloadLimit(max_bytes=settings.max_payload_bytes),
         leases,
@@ -131,7 +133,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
             keep_sampling(database, Machine(), settings.host_name, UtilisationPolicy()), name="sampling"
         )
         writing = asyncio.create_task(keep_writing(database, services[Refusals]), name="refusals")
-        following_tasks = [weights, sampling, writing]
+        keys = asyncio.create_task(services[Keyring].follow(), name="keys")
+        following_tasks = [weights, sampling, writing, keys]
         if certificate is not None:
             following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from app.admin.service.access import create_key
+from app.admin.store.keys import NewKey
 from app.db import schema
 from app.db.database import Database
 from app.kernel.access import Role
@@ -93,7 +94,8 @@ async def _prepare(url: str) -> list[str]:
     try:
         await schema.migrate(database.engine)
         async with database.transaction() as connection:
-            return [(await create_key(connection, role, "benchmark"))[1] for role in (Role.ADMIN, Role.POOL)]
+            new_keys = [NewKey(role=role, label="benchmark") for role in (Role.ADMIN, Role.POOL)]
+            return [(await create_key(connection, key)).text for key in new_keys]
     finally:
         await database.close()
 

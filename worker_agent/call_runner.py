@@ -163,7 +163,7 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
 
 
 def _registration_refusal(problem: Problem) -> ev.Answer:
-    """Event for a refused registration; a launched worker that is gone must not register again, even if lost."""
-    if problem.code == "worker_gone":
+    """Event for a refused registration; a worker that is gone, or whose name another has, must not register again."""
+    if problem.code in ("worker_gone", "name_taken"):
         return ev.CallerGone("stopped" if problem.reason == "stopped" else "superseded")
     return ev.RegistrationRefused(problem.status in (401, 403), str(problem))

@@ -92,7 +92,7 @@ class MetricsPusher:
             log.info("metrics wait", extra={"fields": {"why": str(unavailable)}})
             return False
         except Problem as problem:
-            if problem.status == _UNAUTHENTICATED:
+            if problem.status == _UNAUTHENTICATED or problem.code == "worker_gone":
                 # The worker registers anew, and the batch goes with its next key.
                 self._refused_key = key
                 return False

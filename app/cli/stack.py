@@ -13,8 +13,10 @@ import httpx
 
 from app.admin.errors import ConfigRefused
 from app.admin.rules.keys import read_key
-from app.admin.service.access import Keyring, create_key
+from app.admin.service.access import issue_key
+from app.admin.service.keyring import Keyring
 from app.admin.store.config import Version
+from app.admin.store.keys import NewKey
 from app.cli.pool_options import PoolOptions, apply
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.db import schema
@@ -34,7 +36,7 @@ from secure_http.trust import SYSTEM_TRUST, Trust, certificate_pin
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
 # Keys that are made for this machine, and the files that hold them.
-_KEYS: Mapping[Role, str] = {
+KEY_FILES: Mapping[Role, str] = {
     Role.OPERATOR: "operator.key",
     Role.ADMIN: "admin.key",
     Role.POOL: "pool.key",
@@ -159,13 +161,14 @@ async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str]
     keys: dict[Role, str] = {}
     fresh: set[Role] = set()
     keyring = Keyring(database)
-    for role, name in _KEYS.items():
+    for role, name in KEY_FILES.items():
         file = state / name
         text = file.read_text().strip() if file.exists() else ""
         # A file may be of another database than this one; its key is then replaced.
         if not text or not await _is_known(keyring, text):
             async with database.transaction() as connection:
-                _, text = await create_key(connection, role, f"{role} of this machine")
+                new_key = NewKey(role=role, label=f"{role} of this machine")
+                text = (await issue_key(connection, new_key, "convener up")).text
             write_private(file, f"{text}\n")
             fresh.add(role)
         keys[role] = text

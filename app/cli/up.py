@@ -12,7 +12,7 @@ from rich.text import Text
 
 from app.admin.rules.config import conduct
 from app.cli.pool_options import PoolOptions
-from app.cli.stack import Stack, StackError, running
+from app.cli.stack import KEY_FILES, Stack, StackError, running
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
@@ -92,8 +92,13 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
         f"State     {settings.state_directory}",
     ]
     if Role.OPERATOR in stack.new_keys:
-        lines += ["", "Operator's key, shown this once (kept in operator.key, readable by you alone):"]
-        lines += [stack.keys[Role.OPERATOR]]
+        file = settings.state_directory / KEY_FILES[Role.OPERATOR]
+        # What is not shown to a person goes into journals, which keep it and let others read it.
+        if console.file.isatty():
+            lines += ["", f"Operator's key, shown this once (kept in {file}, readable by you alone):"]
+            lines += [stack.keys[Role.OPERATOR]]
+        else:
+            lines += ["", f"Operator's key: in {file}, readable by you alone"]
     # Without its directory the other command would look for address and key in the usual one.
     usual = Settings.from_environment({}).state_directory
     where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "

@@ -7,6 +7,10 @@ that an error is derived from decides its HTTP status (`app/http/problems.py`).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# First words of the reasons for which a worker has ended, by which it is told what to do.
+SUPERSEDED = "superseded"
+EVICTED = "evicted:"
+
 
 class ConvenerError(Exception):
     """Something went wrong."""
@@ -144,3 +148,17 @@ class Forbidden(NotPermitted):
     """The key does not permit this."""
 
     code = "forbidden"
+
+
+class WorkerGone(Conflict):
+    """This incarnation of the worker is over."""
+
+    code = "worker_gone"
+
+    @classmethod
+    def of(cls, state: str, ended_reason: str | None) -> "WorkerGone":
+        """Of a worker that has ended; `reason` tells the worker whether to come again."""
+        kind = (ended_reason or "").partition(" ")[0]
+        # One that was evicted stays away, as one that was stopped.
+        reason = {SUPERSEDED: SUPERSEDED, EVICTED: "stopped"}.get(kind, state)
+        return cls(f"this worker is {state}: {ended_reason or 'no reason was given'}", reason=reason)

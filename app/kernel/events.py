@@ -1,4 +1,4 @@
-"""The list of every kind of event: of tasks, research goals, the system as a whole, and alerts.
+"""The list of every kind of event: of tasks, research goals, workers, the system as a whole, and alerts.
 
 A value is stored with every event and published, so it never changes.
 """
@@ -44,6 +44,14 @@ class GoalEvent(StrEnum):
     STOPPED = "goal.stopped"
 
 
+class WorkerEvent(StrEnum):
+    """The end of a worker by the hand of somebody, about no task and no goal."""
+
+    # Another one registered under its name.
+    SUPERSEDED = "worker.superseded"
+    EVICTED = "worker.evicted"
+
+
 class SystemEvent(StrEnum):
     """A change of the system as a whole, about no task and no goal."""
 
@@ -60,5 +68,5 @@ class AlertKind(StrEnum):
     RESOLVED = "alert.resolved"
 
 
-EventKind = TaskEvent | GoalEvent | SystemEvent | AlertKind
-EVENT_KINDS: tuple[EventKind, ...] = (*TaskEvent, *GoalEvent, *SystemEvent, *AlertKind)
+EventKind = TaskEvent | GoalEvent | WorkerEvent | SystemEvent | AlertKind
+EVENT_KINDS: tuple[EventKind, ...] = (*TaskEvent, *GoalEvent, *WorkerEvent, *SystemEvent, *AlertKind)

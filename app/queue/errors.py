@@ -69,12 +69,6 @@ class WorkerBusy(Conflict):
     code = "worker_busy"
 
 
-class WorkerGone(Conflict):
-    """This incarnation of the worker is over."""
-
-    code = "worker_gone"
-
-
 class LeaseNotFound(NotFound):
     """There is no such lease, or it is not yours."""
 

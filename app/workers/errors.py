@@ -7,3 +7,9 @@ class StartRefused(Conflict):
     """No more workers can be started."""
 
     code = "start_refused"
+
+
+class NameTaken(Conflict):
+    """A live worker has this name, and another key registered it."""
+
+    code = "name_taken"

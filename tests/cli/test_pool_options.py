@@ -1,10 +1,12 @@
 """Mode and bounds that `convener up` is asked for: written down once, and only what differs."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from app.admin.store.config import Version
 from app.cli import stack, up
@@ -12,6 +14,7 @@ from app.cli.pool_options import PoolOptions, apply
 from app.cli.stack import Stack, StackError
 from app.cli.supervisor import Supervisor
 from app.db.database import Database
+from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.settings import Settings
 from secure_http.trust import SYSTEM_TRUST
@@ -73,6 +76,29 @@ async def test_the_welcome_says_what_the_pool_will_do(
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
     assert words in up._pool_plan(machine, Settings(pool_size=size))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_no_journal_gets_the_key_of_the_operator(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    machine = Stack(
+        url="http://here",
+        own_address="unix:/here",
+        trust=SYSTEM_TRUST,
+        database_url="",
+        keys={Role.OPERATOR: "cvn_a_secret"},
+        new_keys=frozenset({Role.OPERATOR}),
+        config=await _granted(database, PoolOptions()),
+        supervisor=Supervisor(None, [], tmp_path / "children.json"),
+    )
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    # Colour that was forced makes no terminal of a journal.
+    monkeypatch.setattr(up, "console", Console(file=stream, force_terminal=True))
+    welcome = str(up._welcome(machine, Settings(state_directory=tmp_path)).renderable)
+    assert ("cvn_a_secret" in welcome) == is_terminal
+    assert str(tmp_path / "operator.key") in welcome
 
 
 def test_whoever_grants_permits_finishes_before_the_limits_change() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.admin.service.access import Keyring
+from app.admin.service.keyring import Keyring
 from app.db import schema
 from app.db.database import Database
 from app.workers.store import tables

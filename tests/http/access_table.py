@@ -93,6 +93,7 @@ TABLE: dict[str, Row] = {
     "POST /workers/{worker_id}/drain": Row(Scope.OPERATE, SHARED),
     "POST /workers/{worker_id}/stop": Row(Scope.OPERATE, SHARED),
     "POST /workers/{worker_id}/restart": Row(Scope.OPERATE, SHARED),
+    "POST /workers/{worker_id}/evict": Row(Scope.OPERATE, SHARED),
     "POST /workers/start": Row(Scope.OPERATE, SHARED),
     "POST /workers/drain": Row(Scope.OPERATE, SHARED),
     "POST /workers/stop": Row(Scope.OPERATE, SHARED),
@@ -180,6 +181,8 @@ TABLE: dict[str, Row] = {
     "POST /keys": Row(Scope.KEYS, SHARED),
     "GET /keys": Row(Scope.KEYS, SHARED),
     "DELETE /keys/{key_id}": Row(Scope.KEYS, SHARED),
+    "POST /keys/{key_id}/rotate": Row(Scope.KEYS, SHARED),
+    "POST /keys/enrolments": Row(Scope.KEYS, SHARED),
     "POST /llm/permits": Row(Scope.CALL, Within(body=_ask_for_permit, answer=201, to_worker=403)),
     "POST /llm/permits/{permit_id}/renew": Row(
         Scope.CALL, Named(thing="permit", body=lambda names: {"token": names["token"]})

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.admin.service.access import create_key
+from app.admin.store.keys import NewKey
 from app.db import retention, schema
 from app.db.database import Database
 from app.kernel.access import Role
@@ -91,7 +92,7 @@ async def _fill(url: str) -> None:
     database = Database(url)
     await schema.migrate(database.engine)
     async with database.transaction() as connection:
-        await create_key(connection, Role.READER, "kept")
+        await create_key(connection, NewKey(role=Role.READER, label="kept"))
     await database.close()
     superuser = await asyncpg.connect(url)
     assert await superuser.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")

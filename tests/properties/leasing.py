@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.agents import AgentType
+from app.kernel.errors import WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.broker.broker import LeaseCall
-from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotReady
+from app.queue.errors import WorkerBusy, WorkerNotReady
 from app.queue.store.claims import Lease
 from tests.properties.model import Model, Task
 from tests.properties.service import Service, answer

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from app.kernel.errors import WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import TaskState, WorkerState
-from app.queue.errors import WorkerGone
 from app.queue.service.leases import Fence
 from app.workers.rules.workers import Directive, should_hold_back
 from app.workers.service import directives, workers

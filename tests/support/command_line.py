@@ -16,6 +16,7 @@ import uvicorn
 from typer.testing import CliRunner
 
 from app.admin.service.access import create_key
+from app.admin.store.keys import NewKey
 from app.cli.commands import build
 from app.db.database import Database
 from app.kernel.access import Role
@@ -124,7 +125,7 @@ async def live_service(server_url: str, template: str) -> AsyncIterator[Service]
     url = named(server_url, name)
     database = Database(url)
     async with database.transaction() as connection:
-        keys = {role: (await create_key(connection, role, "test"))[1] for role in KEY_ROLES}
+        keys = {role: (await create_key(connection, NewKey(role=role, label="test"))).text for role in KEY_ROLES}
     await database.close()
     config = uvicorn.Config(create_app(Settings(database_url=url)), port=0, log_config=None, access_log=False)
     server = _Server(config)

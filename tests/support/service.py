@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 
 from app.admin.service.access import create_key
+from app.admin.store.keys import NewKey
 from app.db.database import Database
 from app.health.service.snapshot_cache import CachePolicy, SnapshotCache
 from app.http.refusals import RefusalPolicy, Refusals
@@ -111,7 +112,7 @@ def registration(name: str | None = None, **fields: Any) -> dict[str, Any]:
 async def make_keys(database: Database, roles: Sequence[Role] = KEY_ROLES) -> dict[Role, str]:
     """A key for every role of which people make keys."""
     async with database.transaction() as connection:
-        return {role: (await create_key(connection, role, "test"))[1] for role in roles}
+        return {role: (await create_key(connection, NewKey(role=role, label="test"))).text for role in roles}
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from app.admin.service.access import create_key
+from app.admin.store.keys import NewKey
 from app.db.database import Database
 from app.kernel.access import Role
 from app.postgres.binaries import find_binaries
@@ -70,7 +71,7 @@ async def make_keys(database_url: str) -> dict[Role, str]:
     """A key for every role."""
     database = Database(database_url)
     async with database.transaction() as connection:
-        keys = {role: (await create_key(connection, role, "test"))[1] for role in KEY_ROLES}
+        keys = {role: (await create_key(connection, NewKey(role=role, label="test"))).text for role in KEY_ROLES}
     await database.close()
     return keys
 

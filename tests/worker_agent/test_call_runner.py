@@ -71,6 +71,7 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
         (REPORT, problem(413, "too_large"), ev.CallRefused("too_large", "413 too_large: too_large")),
         (REPORT, Answer(status=429, headers=(("retry-after", "2"),)), ev.RetryLater(2.0)),
         (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
+        (act.Register(), problem(409, "name_taken"), ev.CallerGone("superseded")),
     ],
 )
 def test_refusals_are_told_apart(

@@ -1,22 +1,27 @@
-"""Keys of people, supervisors and pools."""
+"""Keys of people, supervisors and pools, and tokens with which workers of other hosts enrol."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app.admin.errors import KeyRefused
-from app.admin.rules.keys import namespace_of
 from app.admin.service import access as service
+from app.admin.service.access import WorkerEvictor
 from app.admin.store import keys as store
+from app.admin.store.keys import CreatedKey, NewKey
 from app.http.fields import Body, Limit, Moment, Word
-from app.http.guard import UNCACHED, requires
+from app.http.guard import UNCACHED, Caller, requires
 from app.http.problems import responses_for
-from app.http.transactions import Reading, Writing
+from app.http.services import ServicesDep
+from app.http.transactions import InBatches, Reading, Writing
 from app.kernel.access import Role, Scope
 from app.kernel.errors import KeyNotFound
 
 router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[requires(Scope.KEYS)])
+_YEARS = 10 * 366 * 86_400
+_DAY = 86_400
+Lifetime = Annotated[int | None, Field(ge=1, le=_YEARS, description="null: it does not expire")]
 
 
 class ApiKeyIn(Body):
@@ -27,6 +32,22 @@ class ApiKeyIn(Body):
     withheld: frozenset[Scope] = Field(default=frozenset(), description="scopes of the role that it is not to have")
     namespace: Word | None = Field(None, description="of a supervisor or reader; `default` where it is not given")
     all_namespaces: bool = Field(False, description="for a reader, instead of a namespace")
+    expires_in_seconds: Lifetime = None
+
+
+class EnrolmentIn(Body):
+    """Which workers the token is for."""
+
+    label: Word
+    uses: int = Field(1, ge=1, le=1000, description="workers that it may register")
+    expires_in_seconds: int = Field(900, ge=1, le=_DAY)
+
+
+class RotationIn(Body):
+    """How long the former secret is good."""
+
+    overlap_seconds: int = Field(3600, ge=0, le=30 * _DAY)
+    expires_in_seconds: Lifetime = Field(None, description="from now on; null: as before")
 
 
 class ApiKeyCreated(BaseModel):
@@ -37,6 +58,8 @@ class ApiKeyCreated(BaseModel):
     label: str
     namespace: str | None = Field(description="null: of the whole service")
     withheld: list[Scope]
+    uses_left: int | None = Field(description="workers that it may still register; null: any number")
+    expires_at: Moment | None
     key: str
 
 
@@ -48,7 +71,11 @@ class ApiKeyOut(BaseModel):
     label: str
     namespace: str | None = Field(description="null: of the whole service")
     withheld: list[Scope]
+    uses_left: int | None = Field(description="workers that it may still register; null: any number")
     created_at: Moment
+    rotated_at: Moment | None
+    expires_at: Moment | None
+    last_used_at: Moment | None = Field(description="right within two minutes")
     revoked_at: Moment | None
 
 
@@ -59,17 +86,37 @@ class ApiKeyPage(BaseModel):
     next: str | None
 
 
+class RevokedOut(BaseModel):
+    """What became of the workers of a key."""
+
+    evicted_workers: int
+
+
 @router.post("", summary="Create a key", status_code=201, dependencies=[UNCACHED], responses=responses_for(KeyRefused))
-async def create(key: ApiKeyIn, connection: Writing) -> ApiKeyCreated:
+async def create(key: ApiKeyIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
     """The answer holds the key; only its SHA-256 is kept.
 
     Workers get their keys when they register: what they register with is a `pool` key.
     """
-    owner: dict[str, Any] = {"namespace": key.namespace, "is_of_all": key.all_namespaces}
-    key_id, text = await service.create_key(connection, key.role, key.label, key.withheld, **owner)
-    namespace = namespace_of(key.role, **owner)
-    same = {"role": key.role, "label": key.label, "withheld": sorted(key.withheld)}
-    return ApiKeyCreated(id=key_id, namespace=namespace, key=text, **same)
+    new_key = NewKey(
+        is_of_all=key.all_namespaces,
+        **{name: getattr(key, name) for name in ApiKeyIn.model_fields if name != "all_namespaces"},
+    )
+    return _created(await service.issue_key(connection, new_key, caller.key_id))
+
+
+@router.post("/enrolments", summary="Make a token for new workers", status_code=201, dependencies=[UNCACHED])
+async def enrol(enrolment: EnrolmentIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
+    """A worker of another host registers with it as with a pool's key, for a short time and once, or as often as it
+    says. A worker that has to register anew, as after a long silence, needs another.
+    """
+    new_key = NewKey(
+        role=Role.POOL,
+        label=enrolment.label,
+        uses_left=enrolment.uses,
+        expires_in_seconds=enrolment.expires_in_seconds,
+    )
+    return _created(await service.issue_key(connection, new_key, caller.key_id))
 
 
 @router.get("", summary="List keys")
@@ -80,7 +127,52 @@ async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] 
     return ApiKeyPage(items=[ApiKeyOut.model_validate(row) for row in rows[:limit]], next=following)
 
 
-@router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=responses_for(KeyNotFound))
-async def revoke(key_id: str, connection: Writing) -> None:
-    """It stops working within 5 s everywhere."""
-    await service.revoke_key(connection, key_id)
+@router.post(
+    "/{key_id}/rotate",
+    summary="Give a key another secret",
+    dependencies=[UNCACHED],
+    responses=responses_for(KeyNotFound),
+)
+async def rotate(key_id: str, rotation: RotationIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
+    """The answer holds the new one. The former is good for `overlap_seconds` more, 0 ends it at once.
+
+    A rotation within the overlap of another ends the secret before the former one.
+    """
+    rotated = await service.rotate_key(
+        connection,
+        key_id,
+        overlap_seconds=rotation.overlap_seconds,
+        expires_in_seconds=rotation.expires_in_seconds,
+        by=caller.key_id,
+    )
+    return _created(rotated)
+
+
+@router.delete(
+    "/{key_id}",
+    summary="Revoke a key",
+    status_code=204,
+    response_model=None,
+    responses={200: {"model": RevokedOut, "description": "with `evict_workers`"}, **responses_for(KeyNotFound)},
+)
+async def revoke(
+    key_id: str,
+    database: InBatches,
+    services: ServicesDep,
+    caller: Caller,
+    response: Response,
+    evict_workers: Annotated[bool, Query(description="also evict the live workers that registered with it")] = False,
+) -> RevokedOut | None:
+    """It stops working within 1 s everywhere, and registers no worker any more. Safe to repeat."""
+    async with database.transaction() as connection:
+        await service.revoke_key(connection, key_id, caller.key_id)
+    if not evict_workers:
+        return None
+    response.status_code = 200
+    return RevokedOut(
+        evicted_workers=await services[WorkerEvictor].evict_registered_by(database, key_id, caller.key_id)
+    )
+
+
+def _created(key: CreatedKey) -> ApiKeyCreated:
+    return ApiKeyCreated.model_validate({**key.description(), "expires_at": key.expires_at, "key": key.text})

@@ -1,4 +1,4 @@
-"""`convener key`: makes, lists and revokes keys, through the service or, for the first key, on the database."""
+"""`convener key`: makes, rotates, lists and revokes keys, through the service or on the database."""
 
 import os
 from datetime import UTC, datetime
@@ -8,40 +8,50 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.admin.rules.keys import key_problems, namespace_of, namespace_problems
+from app.admin.rules.keys import key_problems, namespace_problems
 from app.kernel.access import Role, Scope
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
 from app.terminal.databases import on_database
 from app.terminal.failures import ExitCode, Failure
+from app.terminal.options import parse_duration
 from app.terminal.output import Format, Output
 
 if TYPE_CHECKING:
+    from app.admin.store.keys import CreatedKey, NewKey
     from app.db.database import Database
 
 
 app = typer.Typer(
-    short_help="Make, list and revoke keys.",
-    help="Make, list and revoke keys. Needs an admin's key; with --database, or with CONVENER_DATABASE_URL and no "
-    "CONVENER_KEY, it works on the database itself: that is how the first key is made.",
+    short_help="Make, rotate, list and revoke keys.",
+    help="Make, rotate, list and revoke keys. Needs an admin's key; with --database, or with CONVENER_DATABASE_URL and "
+    "no CONVENER_KEY, it works on the database itself: that is how the first key is made.",
     no_args_is_help=True,
 )
 Direct = Annotated[bool, typer.Option("--database", help="on the database, without the service")]
+Label = Annotated[str, typer.Option(help="whose it is, so that you know it again")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")]
+ExpiresIn = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="when it stops working: 90s, 30min, 2h, 30d; never when absent")
+]
 _PAGE = 500
+# In the audit log, for whoever has the database itself.
+_BY = "convener key --database"
 
 
 @app.command(
     epilog=output.examples(
         "convener key create pool --label 'pool of lab 1' > pool.key",
-        "convener key create reader --label dashboard --without content:read",
+        "convener key create reader --label dashboard --without content:read --expires-in 90d",
         "convener key create supervisor --label 'lab a' --namespace lab-a",
         "CONVENER_DATABASE_URL=postgresql://... convener key create admin --label me",
     )
 )
 def create(
     role: Annotated[Role, typer.Argument(help="what the key is for")],
-    label: Annotated[str, typer.Option(help="whose it is, so that you know it again")],
+    label: Label,
     without: Annotated[
         list[Scope] | None, typer.Option(help="a scope of the role that it is not to have; may be repeated")
     ] = None,
@@ -49,6 +59,7 @@ def create(
         str | None, typer.Option(help="of a supervisor or reader, who sees nothing of others; `default` without it")
     ] = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="for a reader of the whole service")] = False,
+    expires_in: ExpiresIn = None,
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -58,19 +69,61 @@ def create(
     owner = namespace_problems(role, namespace, is_of_all=all_namespaces)
     for _, message in (*key_problems(role, withheld), *owner):
         raise Failure(message, ExitCode.USAGE)
-    fields: Json = {"role": role.value, "label": label, "withheld": sorted(withheld)}
-    fields |= {"namespace": namespace, "all_namespaces": all_namespaces}
+    body = {
+        "role": role.value,
+        "label": label,
+        "withheld": sorted(withheld),
+        "namespace": namespace,
+        "all_namespaces": all_namespaces,
+        "expires_in_seconds": _seconds(expires_in),
+    }
+    _show_new(_make("/keys", body, database, url), fmt)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener key enrol --label 'node 7' > node7.token",
+        "convener key enrol --label 'job array' --uses 64 --expires-in 2h",
+    )
+)
+def enrol(
+    label: Label,
+    uses: Annotated[int, typer.Option(help="workers that it may register", min=1, max=1000)] = 1,
+    expires_in: Annotated[str, typer.Option(metavar="DURATION", help="a day at most")] = "15min",
+    database: Direct = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Make a token with which a worker of another host registers, once and soon, and print it to stdout.
+
+    The worker takes it like a pool's key: `convener-worker --key-file node7.token`.
+    """
+    body = {"label": label, "uses": uses, "expires_in_seconds": _seconds(expires_in)}
+    _show_new(_make("/keys/enrolments", body, database, url), fmt)
+
+
+@app.command(
+    epilog=output.examples(
+        "convener key rotate 4f0c9d2a71be > pool.key",
+        "convener key rotate 4f0c9d2a71be --overlap 0s --expires-in 90d",
+    )
+)
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[str, typer.Option(metavar="DURATION", help="how long the former secret is good")] = "1h",
+    expires_in: ExpiresIn = None,
+    database: Direct = False,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Give a key another secret and print it to stdout; the former one works on for a while."""
+    body = {"overlap_seconds": _seconds(overlap), "expires_in_seconds": _seconds(expires_in)}
     if _is_direct(database):
-        new_key = on_database(lambda database: _create(database, role, fields))
+        new_key = on_database(lambda database: _rotate(database, key_id, body))
     else:
         with _connect(url) as client:
-            new_key = client.post("/keys", fields)
-    if fmt is Format.JSON:
-        output.write_json(new_key)
-        return
-    # Only the key goes to stdout, so that redirecting it gives a usable key file.
-    typer.echo(output.plain(new_key["key"]))
-    output.note(f"{role} key {new_key['id']}; shown this once. Give it on as CONVENER_KEY.")
+            new_key = client.post(f"/keys/{key_id}/rotate", body)
+    _show_new(new_key, fmt)
 
 
 @app.command(epilog=output.examples("convener key ls", "convener key ls --database -o json"))
@@ -87,23 +140,57 @@ def ls(database: Direct = False, url: Url = None, fmt: Output = Format.TABLE) ->
 @app.command(
     epilog=output.examples(
         "convener key revoke 4f0c9d2a71be",
+        "convener key revoke 4f0c9d2a71be --evict-workers",
         "convener key revoke 4f0c9d2a71be --database",
-        "convener key revoke 4f0c9d2a71be -o json",
     )
 )
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")],
+    key_id: KeyId,
+    evict_workers: Annotated[
+        bool, typer.Option("--evict-workers", help="also evict the live workers that registered with it")
+    ] = False,
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
-    """End a key: it stops working within 5 s everywhere."""
+    """End a key: it stops working within 1 s everywhere."""
+    result: Json = {"id": key_id, "revoked": True}
     if _is_direct(database):
+        if evict_workers:
+            raise Failure("--evict-workers needs the running service", ExitCode.USAGE)
         on_database(lambda database: _revoke(database, key_id))
     else:
         with _connect(url) as client:
-            client.delete(f"/keys/{key_id}")
-    output.present({"id": key_id, "revoked": True}, fmt, lambda: Text(output.plain(f"revoked {key_id}")))
+            if evict_workers:
+                result |= client.remove(f"/keys/{key_id}?evict_workers=true", {})
+            else:
+                client.delete(f"/keys/{key_id}")
+    evicted = f" and evicted {plural(result['evicted_workers'], 'worker')}" if evict_workers else ""
+    output.present(result, fmt, lambda: Text(output.plain(f"revoked {key_id}{evicted}")))
+
+
+def _make(path: str, body: Json, database: bool, url: str | None) -> Json:
+    if _is_direct(database):
+        return on_database(lambda database: _create(database, body))
+    with _connect(url) as client:
+        answer: Json = client.post(path, body)
+        return answer
+
+
+def _show_new(new_key: Json, fmt: Format) -> None:
+    if fmt is Format.JSON:
+        output.write_json(new_key)
+        return
+    # Only the key goes to stdout, so that redirecting it gives a usable key file.
+    typer.echo(output.plain(new_key["key"]))
+    uses = "" if new_key["uses_left"] is None else f" for {new_key['uses_left']} registrations"
+    until = "" if new_key["expires_at"] is None else f", until {new_key['expires_at']}"
+    remark = f"{new_key['role']} key {new_key['id']}{uses}{until}; shown this once. Give it on as CONVENER_KEY."
+    output.note(remark)
+
+
+def _seconds(duration: str | None) -> int | None:
+    return None if duration is None else round(parse_duration(duration))
 
 
 def _is_direct(is_requested: bool) -> bool:
@@ -116,23 +203,44 @@ def _connect(url: str | None) -> Client:
     return connect(url, (ADMIN_KEY, OPERATOR_KEY))
 
 
-async def _create(database: "Database", role: Role, fields: Json) -> Json:
+async def _create(database: "Database", body: Json) -> Json:
     # Imported here, as in the other commands: SQLAlchemy takes longer to load than the rest of the program.
-    from app.admin.service.access import create_key
+    from app.admin.service.access import issue_key
 
     async with database.transaction() as connection:
-        owner: dict[str, Any] = {"namespace": fields["namespace"], "is_of_all": fields["all_namespaces"]}
-        withheld = frozenset(map(Scope, fields["withheld"]))
-        key_id, key = await create_key(connection, role, fields["label"], withheld, **owner)
-    same = {name: fields[name] for name in ("role", "label", "withheld")}
-    return {"id": key_id, **same, "namespace": namespace_of(role, **owner), "key": key}
+        return _shown(await issue_key(connection, _new_key(body), _BY))
+
+
+def _new_key(body: Json) -> "NewKey":
+    from app.admin.store.keys import NewKey
+
+    return NewKey(
+        role=Role(body.get("role", Role.POOL)),
+        label=body["label"],
+        namespace=body.get("namespace"),
+        is_of_all=body.get("all_namespaces", False),
+        withheld=frozenset(map(Scope, body.get("withheld", ()))),
+        uses_left=body.get("uses"),
+        expires_in_seconds=body["expires_in_seconds"],
+    )
+
+
+async def _rotate(database: "Database", key_id: str, body: Json) -> Json:
+    from app.admin.service.access import rotate_key
+
+    async with database.transaction() as connection:
+        return _shown(await rotate_key(connection, key_id, **body, by=_BY))
+
+
+def _shown(key: "CreatedKey") -> Json:
+    return key.description() | {"key": key.text}
 
 
 async def _revoke(database: "Database", key_id: str) -> None:
     from app.admin.service.access import revoke_key
 
     async with database.transaction() as connection:
-        await revoke_key(connection, key_id)
+        await revoke_key(connection, key_id, _BY)
 
 
 async def _read(database: "Database") -> list[Json]:
@@ -146,14 +254,18 @@ async def _read(database: "Database") -> list[Json]:
 
 
 def _plain(row: dict[str, Any]) -> Json:
-    moments = {name: row[name].isoformat() if row[name] else None for name in ("created_at", "revoked_at")}
-    return {name: row[name] for name in ("id", "role", "label", "namespace", "withheld")} | moments
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("ID", "ROLE", "NAMESPACE", "WITHOUT", "CREATED", "REVOKED", "LABEL", flexible="LABEL")
+    wide = ("USED", "ROTATED", "EXPIRES") if output.is_wide() else ()
+    columns = ("ID", "ROLE", "NAMESPACE", "WITHOUT", "CREATED", "REVOKED", *wide, "LABEL")
+    table = output.table(*columns, flexible="LABEL")
     for key in items:
-        times = (output.age(key["created_at"], now), output.age(key["revoked_at"], now))
-        limits = (key["namespace"] or "all", " ".join(key["withheld"]))
-        table.add_row(*map(output.cell, (key["id"], key["role"], *limits, *times, key["label"])))
+        row = [key["id"], key["role"], key["namespace"] or "all", " ".join(key["withheld"])]
+        row += [output.age(key[f"{name}_at"], now) for name in ("created", "revoked")]
+        if wide:
+            row += [output.age(key[f"{name}_at"], now) for name in ("last_used", "rotated")]
+            row.append(key["expires_at"] and key["expires_at"][:16])
+        table.add_row(*map(output.cell, [*row, key["label"]]))
     return table

@@ -1,65 +1,78 @@
-"""Creation, recognition and revocation of keys."""
+"""Keys as people and the service make, rotate, use up and revoke them; what people do is in the audit log."""
 
-import asyncio
-import hashlib
 import secrets
-import time
-from collections.abc import Collection, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.errors import KeyRefused
-from app.admin.rules.keys import digest, key_problems, matches, namespace_of, namespace_problems, read_key, write_key
+from app.admin.rules.keys import digest, key_problems, namespace_of, namespace_problems, write_key
+from app.admin.service import audit
 from app.admin.store import keys
-from app.admin.store.keys import NewKey, StoredKey
-from app.db import hot_path, notify
-from app.db.batching import Coalescer
+from app.admin.store.keys import CreatedKey, NewKey
 from app.db.database import Database
-from app.http.guard import Authenticator, key_text
-from app.kernel.access import NAMESPACED_ROLES, Principal, Role, Scope
-from app.kernel.agents import AgentType
-from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated
-from app.kernel.ids import WorkerId
+from app.kernel.access import Role
+from app.kernel.errors import KeyNotFound, Unauthenticated
 
-# How long a revoked key may go on working in a process that missed the announcement.
-_TRUST_SECONDS = 5.0
 # One sentence for whatever is wrong, so that the answer does not tell which ids exist.
 UNKNOWN = "the key is unknown or revoked"
-_MAX_REMEMBERED = 20_000
-# For so long an id that no key has is not looked up again.
-_ABSENCE_SECONDS = 2.0
 
 
-async def create_key(
-    connection: AsyncConnection,
-    role: Role,
-    label: str,
-    withheld: frozenset[Scope] = frozenset(),
-    *,
-    namespace: str | None = None,
-    is_of_all: bool = False,
-) -> tuple[str, str]:
-    """Make a key; return its id and its text, which is not stored anywhere. Raises KeyRefused.
+class WorkerEvictor:
+    """Evicts workers; `app.workers` implements it."""
 
-    Supervisors and readers belong to the namespace, by default to `default`; a reader may be of all of them.
-    """
-    if problems := [*key_problems(role, withheld), *namespace_problems(role, namespace, is_of_all=is_of_all)]:
+    async def evict_registered_by(self, database: Database, key_id: str, by: str) -> int:
+        """Evict all live workers that registered with this key; return their number."""
+        raise NotImplementedError
+
+
+async def issue_key(connection: AsyncConnection, key: NewKey, by: str) -> CreatedKey:
+    """Make a key for somebody. Raises KeyRefused."""
+    owner = namespace_problems(key.role, key.namespace, is_of_all=key.is_of_all)
+    if problems := [*key_problems(key.role, key.withheld), *owner]:
         raise KeyRefused(problems)
-    namespace = namespace_of(role, namespace, is_of_all=is_of_all)
-    return await _create(connection, NewKey(role=role, label=label, namespace=namespace, withheld=withheld))
+    created = await create_key(connection, key)
+    await audit.record(connection, "key.create", by=by, new_state=created.description())
+    return created
 
 
-async def create_worker_key(connection: AsyncConnection, worker_id: UUID, label: str) -> str:
-    """Make the credential of a worker that registers; return its text."""
-    _, text = await _create(connection, NewKey(role=Role.WORKER, label=label, worker_id=worker_id))
-    return text
+async def create_key(connection: AsyncConnection, key: NewKey) -> CreatedKey:
+    """Make a key; its text is in the answer and stored nowhere. Those of a namespace are by default of `default`."""
+    key = replace(key, namespace=namespace_of(key.role, key.namespace, is_of_all=key.is_of_all))
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    return await keys.insert(connection, key_id, digest(secret), key, write_key(key_id, secret))
 
 
-async def create_launch_key(connection: AsyncConnection, worker_id: UUID) -> str:
-    """Make the key with which a requested worker registers, once, and nobody else; return its text."""
-    _, text = await _create(connection, NewKey(role=Role.POOL, label=f"launch of {worker_id}", launches=worker_id))
-    return text
+async def rotate_key(
+    connection: AsyncConnection, key_id: str, *, overlap_seconds: float, expires_in_seconds: float | None, by: str
+) -> CreatedKey:
+    """Give a key another secret; the former one is good for `overlap_seconds` more. Raises KeyNotFound."""
+    secret = secrets.token_urlsafe(32)
+    rotated = await keys.rotate(
+        connection,
+        key_id,
+        digest(secret),
+        overlap_seconds=overlap_seconds,
+        expires_in_seconds=expires_in_seconds,
+        text_of_key=write_key(key_id, secret),
+    )
+    if rotated is None:
+        raise KeyNotFound(
+            "there is no such key, or it has been revoked, has expired, or serves registrations only once"
+        )
+    new_state = rotated.description() | {"overlap_seconds": overlap_seconds}
+    await audit.record(connection, "key.rotate", by=by, new_state=new_state)
+    return rotated
+
+
+async def revoke_key(connection: AsyncConnection, key_id: str, by: str) -> None:
+    """Revoke a key: at once in processes that receive the announcement, within 1 s in all. Raises KeyNotFound."""
+    was_valid = await keys.revoke(connection, key_id)
+    if was_valid is None:
+        raise KeyNotFound
+    if was_valid:
+        await audit.record(connection, "key.revoke", by=by, old_state={"id": key_id})
 
 
 async def use_to_register(connection: AsyncConnection, key_id: str) -> UUID | None:
@@ -68,96 +81,17 @@ async def use_to_register(connection: AsyncConnection, key_id: str) -> UUID | No
     Raises Unauthenticated, also where another registration has used it up.
     """
     launched = await keys.take_launch(connection, key_id)
-    if launched is None and not await keys.hold(connection, key_id):
+    if launched is None and not await keys.take_use(connection, key_id) and not await keys.hold(connection, key_id):
         raise Unauthenticated(UNKNOWN)
     return launched
 
 
-async def _create(connection: AsyncConnection, key: NewKey) -> tuple[str, str]:
-    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    await keys.insert(connection, key_id, digest(secret), key)
-    return key_id, write_key(key_id, secret)
+async def create_worker_key(connection: AsyncConnection, worker_id: UUID, label: str) -> str:
+    """Make the credential of a worker that registers; return its text."""
+    return (await create_key(connection, NewKey(role=Role.WORKER, label=label, worker_id=worker_id))).text
 
 
-async def revoke_key(connection: AsyncConnection, key_id: str) -> None:
-    """Revoke a key: at once in processes that receive the announcement, within 5 s in all. Raises KeyNotFound."""
-    if not await keys.revoke(connection, key_id):
-        raise KeyNotFound
-
-
-class Keyring(Authenticator):
-    """Recognises keys, and caches each for a few seconds so that hot routes need no query."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._principals: dict[bytes, tuple[float, Principal]] = {}
-        self._absent: dict[str, float] = {}
-        self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
-        database.announcer.subscribe(self._hear)
-
-    async def recognise(self, text: str) -> Principal:
-        """The holder of this key. Raises Unauthenticated."""
-        # The cache is keyed by digests, so that it holds no secrets.
-        fingerprint = hashlib.sha256(text.encode()).digest()
-        entry = self._principals.get(fingerprint)
-        if entry is not None and entry[0] > time.monotonic():
-            return entry[1]
-        # Refusals are not cached, so a new key works at once. A revocation announced during the look-up is missed here,
-        # and takes effect when the entry expires.
-        try:
-            principal = await self._look_up(text)
-        except DatabaseUnavailable:
-            # Nobody can revoke a key meanwhile, and a monitor is to see that the database is away.
-            if entry is None:
-                raise
-            return entry[1]
-        self._remember(fingerprint, principal)
-        return principal
-
-    async def gather(self, authorization: str, seconds: float) -> None:
-        """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
-        text = key_text(authorization)
-        if text is not None and hashlib.sha256(text.encode()).digest() not in self._principals:
-            await asyncio.sleep(seconds - time.monotonic() % seconds)
-
-    async def _look_up(self, text: str) -> Principal:
-        parts = read_key(text)
-        if parts is None:
-            raise Unauthenticated("a key looks like cvn_<id>_<secret>")
-        is_absent = self._absent.get(parts[0], 0.0) > time.monotonic()
-        stored_key = None if is_absent else await self._lookups(parts[0])
-        if stored_key is None and not is_absent:
-            self._remember_absence(parts[0])
-        if stored_key is None or not matches(parts[1], stored_key.secret_hash) or stored_key.revoked_at is not None:
-            raise Unauthenticated(UNKNOWN)
-        worker_id = WorkerId(stored_key.worker_id) if stored_key.worker_id else None
-        namespace = stored_key.namespace if stored_key.role in NAMESPACED_ROLES else None
-        return Principal(
-            key_id=stored_key.id,
-            role=stored_key.role,
-            namespace=namespace,
-            is_confined=namespace is not None and stored_key.is_divided,
-            withheld=frozenset(map(Scope, stored_key.withheld)),
-            worker_id=worker_id,
-            capabilities=frozenset(map(AgentType, stored_key.capabilities or ())),
-        )
-
-    async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
-        """Look up keys together: hundreds of workers send a heartbeat every few seconds."""
-        keys_by_id = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
-        return [keys_by_id.get(key_id) for key_id in key_ids]
-
-    def _remember(self, fingerprint: bytes, principal: Principal) -> None:
-        if len(self._principals) >= _MAX_REMEMBERED:
-            self._principals.clear()  # keeping an order of use would cost every request
-        self._principals[fingerprint] = (time.monotonic() + _TRUST_SECONDS, principal)
-
-    def _remember_absence(self, key_id: str) -> None:
-        if len(self._absent) >= _MAX_REMEMBERED:
-            self._absent.clear()
-        # Nobody can ask for the id of a key before it is made, as ids are random: a new key works at once.
-        self._absent[key_id] = time.monotonic() + _ABSENCE_SECONDS
-
-    def _hear(self, topics: Collection[str]) -> None:
-        if notify.KEYS in topics:  # revocations are rare, so the whole cache may go
-            self._principals.clear()
+async def create_launch_key(connection: AsyncConnection, worker_id: UUID) -> str:
+    """Make the key with which a requested worker registers, once, and nobody else; return its text."""
+    key = NewKey(role=Role.POOL, label=f"launch of {worker_id}", launches=worker_id)
+    return (await create_key(connection, key)).text

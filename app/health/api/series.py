@@ -21,6 +21,7 @@ from app.http.problems import responses_for
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch
+from app.workers.service import workers
 
 router = APIRouter(prefix="/metrics", tags=["health"])
 _POLICY = SeriesPolicy()
@@ -128,8 +129,11 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
     """Gauges and counters of workers and agents. What is answered is on disk; the same `batch_id` counts once.
 
     There may be 2,000 series, a series being a name with its labels, and 100 names. They are kept by the minute for a
-    week, and Prometheus reads them by name and agent.
+    week, and Prometheus reads them by name and agent. A worker that is not ready, or is to leave and holds no task,
+    pushes none.
     """
+    if caller.worker_id is not None:
+        await workers.require_serving(connection, caller.worker_id)
     is_new = await service.push(
         connection,
         SampleBatch(

@@ -17,7 +17,7 @@ from app.http.services import PayloadLimit, Services, ServicesDep
 from app.http.streaming import until_disconnect
 from app.kernel import errors
 from app.kernel.access import Principal, Scope
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import ConvenerError, WorkerGone
 from app.kernel.ids import TaskId
 from app.kernel.states import TaskState
 from app.queue.api import advice
@@ -41,7 +41,6 @@ from app.queue.errors import (
     LeaseSuperseded,
     TaskCancelled,
     WorkerBusy,
-    WorkerGone,
     WorkerNotReady,
 )
 from app.queue.rules.tasks import LeasePolicy

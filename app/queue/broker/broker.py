@@ -15,13 +15,13 @@ from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import News, work
 from app.kernel.agents import AgentType
-from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
 from app.queue.broker.dispatch import Dispatcher, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
-from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotFound, WorkerNotReady
+from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import Fence, release

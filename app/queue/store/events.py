@@ -60,7 +60,9 @@ VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail
         extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
 """)
 
-_APPEND_SYSTEM = text("INSERT INTO events (kind, detail) VALUES (:kind, CAST(:detail AS jsonb))")
+_APPEND_SYSTEM = text("""
+INSERT INTO events (kind, detail, worker_id) VALUES (:kind, CAST(:detail AS jsonb), :worker_id)
+""")
 
 
 _READ = text(f"""
@@ -115,9 +117,12 @@ async def append(
     notify.note(connection, notify.EVENTS)
 
 
-async def append_system(connection: AsyncConnection, kind: str, detail: Mapping[str, Any]) -> None:
-    """Append an event of the system as a whole, in the transaction of the change."""
-    await connection.execute(_APPEND_SYSTEM, {"kind": kind, "detail": json.dumps(detail)})
+async def append_system(
+    connection: AsyncConnection, kind: str, detail: Mapping[str, Any], worker_id: UUID | None = None
+) -> None:
+    """Append an event of a worker, or of the system as a whole, in the transaction of the change."""
+    values = {"kind": kind, "detail": json.dumps(detail), "worker_id": worker_id}
+    await connection.execute(_APPEND_SYSTEM, values)
     notify.note(connection, notify.EVENTS)
 
 

@@ -14,13 +14,14 @@ from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
 from app.kernel.access import Principal, Scope
+from app.kernel.errors import WorkerGone
 from app.queue.api.task_filters import BulkRequest, ExplicitFilter, LabelPairs, pairs
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerNotFound
 from app.workers.api.workers import ReasonIn, WorkerOut, worker_out
 from app.workers.errors import StartRefused
 from app.workers.rules.workers import Directive
 from app.workers.service import directives as service
-from app.workers.service import manual_start
+from app.workers.service import eviction, manual_start
 from app.workers.service.directives import Order, Outcome
 from app.workers.service.manual_start import StartOrder
 from app.workers.store.directives import WorkerSelector
@@ -122,6 +123,20 @@ async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection:
     as a crash. A worker that nobody provisions starts itself anew.
     """
     return await _direct_one(Directive.RESTART, worker_id, reason, caller, connection)
+
+
+@router.post(
+    "/workers/{worker_id}/evict",
+    summary="Evict a worker",
+    dependencies=_OPERATOR,
+    responses=responses_for(WorkerNotFound),
+)
+async def evict(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
+    """For one that is not trusted any more, also if it has ended: its key is revoked at once, its task goes back to the
+    queue, its permits end, and the process is killed where the service has started it. It is not asked, and the pool
+    starts another. Safe to repeat.
+    """
+    return worker_out(await eviction.evict(connection, worker_id, by=caller.key_id, reason=reason.reason), caller)
 
 
 async def _direct_one(

@@ -18,10 +18,11 @@ from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
+from app.kernel.errors import WorkerGone
 from app.kernel.ids import WorkerId
 from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerNotFound
 from app.workers.api.workers import must_be
 from app.workers.rules.assignment import in_force, version
 from app.workers.rules.workers import Directive

@@ -19,6 +19,7 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.queue.errors import LeaseNotFound, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
+from app.workers.errors import NameTaken
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
 from app.workers.store import workers as store
@@ -119,11 +120,15 @@ class StoppedOut(BaseModel):
     summary="Register a worker",
     status_code=201,
     dependencies=[requires(Scope.REGISTER), UNCACHED],
+    responses=responses_for(NameTaken),
 )
 async def register(
     registration: RegistrationIn, caller: Caller, services: ServicesDep, connection: Writing
 ) -> RegistrationOut:
     """A new identity. A re-used name is a new incarnation, and the lease of the old one goes back to the queue.
+
+    A live worker is superseded only by a registration with the key that it registered with itself, or when it has
+    missed two heartbeats; its credential ends at once. One that a provisioner started gives way to its provisioner.
 
     It takes a pool's key, or the one that a provisioner has given to the very worker that it started: any other would
     let its holder take the place of a worker.
@@ -132,9 +137,10 @@ async def register(
     new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
+        registered_by=caller.key_id,
         **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
     )
-    identity = await service.register(connection, new_worker, launched)
+    identity = await service.register(connection, new_worker, launched, services[HealthPolicy])
     # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
     return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
 

@@ -33,6 +33,7 @@ _FILTERS = "--agent selects those that are assigned to it. A filter is counted f
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `convener workers`."""
     app.command(epilog=output.examples("convener workers start", "convener workers start 4 --reason 'long run'"))(start)
+    app.command(epilog=output.examples("convener workers evict host-1 --reason 'reports forged results'"))(evict)
     for action, summary in _SUMMARIES.items():
         lines = (
             f"convener workers {action.verb} host-1 host-2 --reason 'new handlers'",
@@ -57,6 +58,25 @@ def start(
         answer = client.post("/workers/start", {"count": count, "reason": reason, "request_id": str(uuid4())})
     workers = ", ".join(worker["name"] for worker in answer["workers"])
     output.present(answer, fmt, lambda: Text(output.plain(f"started {answer['started']:,}: {workers}")))
+
+
+def evict(
+    workers: Annotated[list[str], typer.Argument(metavar="NAME...", help="names of live workers, or ids of any")],
+    reason: Reason = _WHY,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """End workers that are not trusted any more, at once and without asking them.
+
+    Their keys are revoked, their tasks go back to the queue, and their processes are killed where the service has
+    started them. The pool starts others in their place. What they registered with is good further on: see `convener
+    key revoke --evict-workers`.
+    """
+    with connect(url) as client:
+        ids = ids_of(client, workers)
+        evicted = [client.post(f"/workers/{worker_id}/evict", {"reason": reason}) for worker_id in ids]
+    lines = [f"evicted {worker['name']} ({worker['worker_id']})" for worker in evicted]
+    output.present({"items": evicted}, fmt, lambda: Text("\n".join(map(output.plain, lines))))
 
 
 def _directive(action: Action) -> Callable[..., None]:

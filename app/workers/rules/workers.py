@@ -76,6 +76,29 @@ def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[Work
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameHolder:
+    """A live worker as the bearer of its name: by which key it was registered, and for how long it has been silent."""
+
+    id: WorkerId
+    name: str
+    incarnation: int
+    is_provisioned: bool
+    registered_by: str | None
+    silent_seconds: float
+
+
+def may_supersede(holder: NameHolder, key_id: str | None, policy: HealthPolicy) -> bool:
+    """Whether a worker that registers with this key may take the name of a live one.
+
+    It may where the same key registered the former, which is how a worker of another host restarts at once, and where
+    that has missed two heartbeats. A worker that a provisioner started is left to the provisioner.
+    """
+    if holder.silent_seconds > 2 * policy.heartbeat_interval_seconds:
+        return True
+    return not holder.is_provisioned and holder.registered_by in (key_id, None)
+
+
 def should_hold_back(
     overdue_count: int,
     live_count: int,

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db import notify
-from app.queue.errors import WorkerGone
+from app.kernel.errors import WorkerGone
 from app.workers.rules.workers import ENDED_STATES, Directive, weaker
 from app.workers.service import workers
 from app.workers.store import directives as store

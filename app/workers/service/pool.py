@@ -79,7 +79,7 @@ async def _request(connection: AsyncConnection, report: Report, slot: int) -> No
         id=time_ordered_uuid(), provisioner=report.provisioner, host=report.host, slot=slot, inherits=True
     )
     # A former worker of the slot that still counts as live is lost now.
-    await worker_operations.supersede(connection, worker.name)
+    await worker_operations.supersede(connection, [worker.name])
     await roster.request(connection, [worker])
     await pool.fill_replacement(connection, worker.id, slot=slot, name=worker.name)
 

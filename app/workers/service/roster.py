@@ -93,8 +93,7 @@ async def request(
             new_workers.append(
                 NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)
             )
-    for name in await roster.live_names(connection, [worker.name for worker in new_workers]):
-        await worker_operations.supersede(connection, name)
+    await worker_operations.supersede(connection, [worker.name for worker in new_workers])
     await roster.request(connection, new_workers)
     return new_workers
 

@@ -9,23 +9,27 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.admin.service.access import UNKNOWN, create_worker_key
+from app.admin.store import keys
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
-from app.kernel.errors import Unauthenticated
+from app.kernel.errors import SUPERSEDED, Unauthenticated, WorkerGone
+from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.llm.store import permits
 from app.queue.broker.dispatch import WorkerPreferences
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerNotFound, WorkerNotReady
 from app.queue.rules.tasks import LeasePolicy, after_rescue
 from app.queue.service.leases import give_back, retry_policy
-from app.queue.store import attempts
+from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
-from app.workers.rules.workers import HealthPolicy, overdue, should_hold_back
+from app.workers.errors import NameTaken
+from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
 from app.workers.store import pool, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
@@ -40,11 +44,18 @@ class WorkerIdentity:
     key: str
 
 
-async def register(connection: AsyncConnection, registration: Registration, launched: UUID | None) -> WorkerIdentity:
+async def register(
+    connection: AsyncConnection,
+    registration: Registration,
+    launched: UUID | None,
+    policy: HealthPolicy = HealthPolicy(),  # noqa: B008 - it cannot be changed
+) -> WorkerIdentity:
     """Give a worker its identity; a re-used name starts a new incarnation, and the old one loses its lease.
 
-    `launched` is the worker that a provisioner has started. Raises Unauthenticated when that is not awaited any more.
+    `launched` is the worker that a provisioner has started. Raises Unauthenticated when that is not awaited any more,
+    NameTaken.
     """
+    superseded: Sequence[NameHolder] = ()
     if launched is not None:
         worker_id = launched
         identity = await workers.register_launched(connection, worker_id, registration)
@@ -53,18 +64,45 @@ async def register(connection: AsyncConnection, registration: Registration, laun
         await pool.record_registration(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()
-        await supersede(connection, registration.name)
+        superseded = await _take_name(connection, registration, policy)
         identity = await workers.register(connection, worker_id, registration)
     name, incarnation = identity
     # A key of its own, so that no worker can report or lease for another.
     key = await create_worker_key(connection, worker_id, f"worker {name}/{incarnation}")
+    if superseded:
+        new_state = {"worker_id": str(worker_id), "incarnation": incarnation}
+        old_state = [{"worker_id": str(former.id), "incarnation": former.incarnation} for former in superseded]
+        by = registration.registered_by or "nobody"
+        await audit.record(connection, "worker.supersede", by=by, old_state=old_state, new_state=new_state, reason=name)
     return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
 
-async def supersede(connection: AsyncConnection, name: str) -> None:
-    """Make room for a new incarnation: live workers of this name are lost."""
-    for former in await workers.live_by_name(connection, name):
-        await lose(connection, former, WorkerState.LOST, f"superseded by a new worker named {name}")
+async def _take_name(
+    connection: AsyncConnection, registration: Registration, policy: HealthPolicy
+) -> Sequence[NameHolder]:
+    """Make room for a new incarnation, and return the former one. Raises NameTaken where the key may not do that."""
+    holders = await workers.live_by_name(connection, [registration.name])
+    for holder in holders:
+        if not may_supersede(holder, registration.registered_by, policy):
+            raise NameTaken(
+                f"worker {holder.id} has this name, lives, and was registered with another key: choose another --name, "
+                "or stop or evict that worker first"
+            )
+        await _supersede(connection, holder)
+    return holders
+
+
+async def supersede(connection: AsyncConnection, names: Sequence[str]) -> None:
+    """Make room for new incarnations, which a provisioner is to start: live workers of these names are lost."""
+    for former in await workers.live_by_name(connection, names):
+        await _supersede(connection, former)
+
+
+async def _supersede(connection: AsyncConnection, former: NameHolder) -> None:
+    await lose(connection, former.id, WorkerState.LOST, f"{SUPERSEDED} by a new worker named {former.name}")
+    await keys.revoke_of_worker(connection, former.id)
+    detail = {"name": former.name, "incarnation": former.incarnation}
+    await events.append_system(connection, WorkerEvent.SUPERSEDED, detail, former.id)
 
 
 class Heartbeats:
@@ -101,8 +139,7 @@ class Heartbeats:
     @staticmethod
     async def _raise_gone(connection: AsyncConnection, worker_id: WorkerId) -> None:
         row = await read(connection, worker_id)
-        reason = "superseded" if "superseded" in (row["ended_reason"] or "") else row["state"]
-        raise WorkerGone(f"this worker is {row['state']}: {row['ended_reason']}", reason=reason)
+        raise WorkerGone.of(row["state"], row["ended_reason"])
 
 
 async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
@@ -111,6 +148,14 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
     if row is None:
         raise WorkerNotFound
     return row
+
+
+async def require_serving(connection: AsyncConnection, worker_id: UUID) -> None:
+    """Raise WorkerNotReady for a worker that is not ready, or is to leave, unless it still holds a task."""
+    worker = await read(connection, worker_id)
+    is_serving = worker["state"] == WorkerState.READY and worker["directive"] is None
+    if not is_serving and worker["task_id"] is None:
+        raise WorkerNotReady(f"this worker is {worker['directive'] or worker['state']} and holds no task")
 
 
 async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> bool:

@@ -100,8 +100,6 @@ LEFT JOIN LATERAL (
 ) last ON true
 """
 
-_NAMED = text(f"SELECT name FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE}")
-
 _COUNT = text(f"SELECT count(*) FROM workers WHERE {LIVE}")
 
 
@@ -155,11 +153,6 @@ async def request(connection: AsyncConnection, workers: Sequence[NewWorker]) -> 
     if workers:
         rows = [(w.id, w.name, w.provisioner, w.host, w.slot, w.inherits, *w.assignment) for w in workers]
         await (await _driver(connection)).execute(_REQUEST, *_transpose(rows))
-
-
-async def live_names(connection: AsyncConnection, names: Sequence[str]) -> list[str]:
-    """Those of these names that live workers have."""
-    return list((await connection.execute(_NAMED, {"names": list(names)})).scalars())
 
 
 async def count(connection: AsyncConnection) -> int:

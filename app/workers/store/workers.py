@@ -16,7 +16,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.store import lease_ledger
 from app.workers.rules.assignment import Assignment
-from app.workers.rules.workers import Liveness, origins
+from app.workers.rules.workers import Liveness, NameHolder, origins
 from app.workers.store.roster import ASSIGNED
 from app.workers.store.tables import LIVE
 
@@ -29,7 +29,10 @@ WHERE w.{LIVE} GROUP BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text."""
+    """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text.
+
+    `registered_by` is the id of the key that it showed.
+    """
 
     name: str
     host: str
@@ -39,6 +42,7 @@ class Registration:
     version: str
     memory_gb: float
     cpu_cores: float
+    registered_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +72,24 @@ class HeartbeatReply:
     cpu_cores: float | None
 
 
-# Registrations of one name wait for each other, so that each finds the one before it.
-_LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+# Registrations and requests of one name wait for each other, so that each finds the one before it.
+_LOCK_NAMES = text("""
+SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest(CAST(:names AS text[])) AS name
+""")
 
-_LIVE_BY_NAME = text(f"SELECT id FROM workers WHERE name = :name AND {LIVE} FOR UPDATE")
+_LIVE_BY_NAME = text(f"""
+SELECT id, name, incarnation, provisioner IS NOT NULL AS is_provisioned, registered_by,
+       extract(epoch FROM now() - coalesce(last_seen_at, registered_at, launched_at, requested_at))::float8
+           AS silent_seconds
+FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FOR UPDATE
+""")
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
-                     started_at, registered_at)
+                     registered_by, started_at, registered_at)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
-       CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores, now(), now()
+       CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
+       :registered_by, now(), now()
 RETURNING name, incarnation
 """)
 
@@ -141,16 +153,21 @@ WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, 
 
 _IS_STOPPING = text(f"SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} FOR UPDATE")
 
+_REGISTERED_BY = text(f"""
+SELECT id FROM workers WHERE registered_by = :key_id AND {LIVE} ORDER BY id LIMIT :limit
+""")
+
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
 
 # They hold nothing: their leases went back when they ended.
 prune = pruning("workers", "ended_at")
 
 
-async def live_by_name(connection: AsyncConnection, name: str) -> list[UUID]:
-    """Ids of the live workers of this name, locked; nobody else registers the name until the transaction ends."""
-    await connection.execute(_LOCK_NAME, {"name": name})
-    return list((await connection.execute(_LIVE_BY_NAME, {"name": name})).scalars())
+async def live_by_name(connection: AsyncConnection, names: Sequence[str]) -> list[NameHolder]:
+    """The live workers of these names, locked; nobody else takes a name of them until the transaction ends."""
+    await connection.execute(_LOCK_NAMES, {"names": list(names)})
+    rows = (await connection.execute(_LIVE_BY_NAME, {"names": list(names)})).mappings()
+    return [NameHolder(**row) for row in rows]
 
 
 async def register(connection: AsyncConnection, worker_id: UUID, registration: Registration) -> tuple[str, int]:
@@ -232,6 +249,11 @@ async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, 
 async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:
     """Whether a live worker has the directive to stop or restart; locks the worker."""
     return bool((await connection.execute(_IS_STOPPING, {"id": worker_id})).scalar())
+
+
+async def registered_by(connection: AsyncConnection, key_id: str, limit: int) -> list[UUID]:
+    """Ids of live workers that registered with this key, at most `limit`."""
+    return list((await connection.execute(_REGISTERED_BY, {"key_id": key_id, "limit": limit})).scalars())
 
 
 async def names(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:

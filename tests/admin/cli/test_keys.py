@@ -1,9 +1,15 @@
 """`convener key`, through the service and on the database."""
 
+import asyncio
 from pathlib import Path
 
+import httpx
+import pytest
+
 from app.kernel.access import Role
+from secure_http.clients import default_socket
 from tests.support.command_line import CommandLine, Service
+from tests.support.service import registration
 
 
 async def test_the_first_key_is_made_on_the_database(offline: CommandLine, live_service: Service) -> None:
@@ -47,9 +53,23 @@ async def test_the_admin_key_of_this_machine_is_used(
 ) -> None:
     (tmp_path / "url").write_text(live_service.url)
     (tmp_path / "operator.key").write_text(live_service.keys[Role.OPERATOR])
-    assert (await offline("key", "ls")).code == 4
-    (tmp_path / "admin.key").write_text(live_service.keys[Role.ADMIN])
-    assert (await offline("key", "ls")).code == 0
+    address = httpx.URL(live_service.url)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        service = await asyncio.open_connection(address.host, address.port)
+        await asyncio.gather(_copy(reader, service[1]), _copy(service[0], writer))
+
+    # Programs of the machine talk over a socket.
+    async with await asyncio.start_unix_server(forward, default_socket(tmp_path)):
+        assert (await offline("key", "ls")).code == 4
+        (tmp_path / "admin.key").write_text(live_service.keys[Role.ADMIN])
+        assert (await offline("key", "ls")).code == 0
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(65_536):
+        writer.write(chunk)
+    writer.close()
 
 
 async def test_unknown_keys_roles_and_databases(
@@ -61,3 +81,45 @@ async def test_unknown_keys_roles_and_databases(
     done = await offline("key", "ls", "--database")
     assert done.code == 2
     assert "CONVENER_DATABASE_URL is not set" in done.err
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+async def test_keys_are_rotated_and_workers_enrolled(
+    convener: CommandLine, offline: CommandLine, live_service: Service, is_direct: bool
+) -> None:
+    admin = {"CONVENER_KEY": live_service.keys[Role.ADMIN]}
+    database = {"CONVENER_DATABASE_URL": live_service.database_url}
+    run, where = (offline, database) if is_direct else (convener, admin)
+    made = await run("key", "create", "reader", "--label", "x", "--expires-in", "30d", "-o", "json", **where)
+    rotated = await run("key", "rotate", made.json["id"], "--overlap", "0s", **where)
+    assert rotated.out.startswith(f"cvn_{made.json['id']}_")
+    assert "until" in rotated.err
+    assert (await convener("status", CONVENER_KEY=rotated.out.strip())).code == 0
+    assert (await convener("status", CONVENER_KEY=made.json["key"])).code == 4
+    enrolled = await run("key", "enrol", "--label", "node 7", "--uses", "2", **where)
+    assert (enrolled.code, enrolled.out.startswith("cvn_")) == (0, True)
+    assert "for 2 registrations" in enrolled.err
+    async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
+        headers = {"Authorization": f"Bearer {enrolled.out.strip()}"}
+        codes = [(await http.post("/workers", json=registration(), headers=headers)).status_code for _ in range(3)]
+    assert codes == [201, 201, 401]
+
+
+async def test_workers_go_with_their_key_where_they_are_to(
+    convener: CommandLine, offline: CommandLine, live_service: Service
+) -> None:
+    admin = {"CONVENER_KEY": live_service.keys[Role.ADMIN]}
+    token = (await convener("key", "enrol", "--label", "x", "-o", "json", **admin)).json
+    async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
+        headers = {"Authorization": f"Bearer {token['key']}"}
+        assert (await http.post("/workers", json=registration(), headers=headers)).status_code == 201
+    revoked = await convener("key", "revoke", token["id"], "--evict-workers", **admin)
+    assert revoked.out == f"revoked {token['id']} and evicted 1 worker\n"
+    database = {"CONVENER_DATABASE_URL": live_service.database_url}
+    assert (await offline("key", "revoke", token["id"], "--evict-workers", **database)).code == 2
+
+
+async def test_a_workers_key_is_not_for_people(convener: CommandLine, live_service: Service) -> None:
+    refused = await convener("key", "create", "worker", "--label", "x", CONVENER_KEY=live_service.keys[Role.ADMIN])
+    assert refused.code == 2
+    assert "make a `pool` key" in refused.err

@@ -11,12 +11,12 @@ import pytest
 from app.db.database import Database
 from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
-from app.kernel.errors import DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.queue.broker.broker import Broker, LeaseCall
-from app.queue.errors import WorkerBusy, WorkerGone, WorkerNotFound, WorkerNotReady
+from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService

@@ -35,6 +35,14 @@ async def test_drain_by_name_and_stop_by_id(convener: CommandLine, live_service:
     assert stopped.json["items"][0]["directive"] == "stop"
 
 
+async def test_evict_by_name_and_once_more_by_id(convener: CommandLine, live_service: Service) -> None:
+    worker = await live_service.register(f"evicted-{uuid4().hex[:8]}")
+    evicted = await convener("workers", "evict", worker["name"], "--reason", "it lies")
+    assert (evicted.code, evicted.out) == (0, f"evicted {worker['name']} ({worker['worker_id']})\n")
+    again = await convener("workers", "evict", worker["worker_id"], "-o", "json")
+    assert again.json["items"][0]["ended_reason"] == "evicted: it lies"
+
+
 async def test_all_names_must_be_known_before_anything_happens(convener: CommandLine, live_service: Service) -> None:
     name = f"cli-{uuid4().hex[:6]}"
     await live_service.register(name)

@@ -9,9 +9,10 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.agents import AgentType
+from app.kernel.errors import WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerNotFound
 from app.workers.rules.workers import ENDINGS, Directive, weaker
 from app.workers.service import directives, workers
 from app.workers.store import directives as store

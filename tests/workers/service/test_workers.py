@@ -1,5 +1,6 @@
 """Workers: registered, seen, told what to do, drained, superseded and lost."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -7,13 +8,15 @@ import pytest
 
 from app.db import duties
 from app.db.database import Database
-from app.kernel.errors import Unauthenticated
+from app.kernel.errors import Unauthenticated, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
-from app.queue.errors import WorkerGone, WorkerNotFound
+from app.queue.errors import WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
+from app.workers.rules.assignment import UNDECIDED
+from app.workers.rules.hosts import Host
 from app.workers.rules.workers import TRANSITIONS, Directive, HealthPolicy
-from app.workers.service import directives, workers
+from app.workers.service import directives, roster, workers
 from app.workers.service.workers import Heartbeats
 from app.workers.store import workers as worker_store
 from tests.support.factories import (
@@ -27,7 +30,7 @@ from tests.support.factories import (
     submitted,
     turn,
 )
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, until_blocked, value
 
 
 async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.WorkerIdentity:
@@ -296,3 +299,21 @@ async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbea
     assert await _take_turn(database) == {"lost": 0}
     await _pass(database, 16)
     assert (await _take_turn(database))["held_back"], "the next time is a time of its own"
+
+
+async def test_a_request_waits_for_a_registration_of_the_same_name_and_supersedes_it(database: Database) -> None:
+    sizes: dict[str, Any] = {"size": 1, "usual_size": 1, "memory_gb": 8, "memory_used_gb": 1, "cpu_cores": 4}
+    host = Host(provisioner="local", host="here", **sizes)
+
+    async def request() -> None:
+        async with database.transaction() as connection:
+            pool = await roster.pool(connection)
+            await roster.request(connection, pool, {host: 1}, {host: 0}, [(uuid4(), UNDECIDED)])
+
+    async with database.transaction() as connection:
+        await workers.register(connection, registration("here-1"), None)
+        rival = asyncio.create_task(request())
+        await until_blocked(database)
+    await rival
+    rows = await fetch(database, "SELECT state, incarnation FROM workers WHERE name = 'here-1' ORDER BY incarnation")
+    assert [(row["state"], row["incarnation"]) for row in rows] == [("lost", 1), ("starting", 2)]
