@@ -12,9 +12,11 @@ from app.agents.api import agents, performance, weights
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
 from app.http import openapi, problems
-from app.http.bounds import AddressCheck, BodyLimit
+from app.http.bodies import Uploads
+from app.http.bounds import AddressCheck
 from app.http.fast_routes import FastLane, LeanRoute
 from app.http.refusals import RefusalWatch
+from app.http.security import SecureAnswers
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
 from app.queue.api import dead_letters, events, leases, namespaces, outputs, queues, tasks
@@ -78,7 +80,7 @@ _TAGS = [
 ]
 
 
-def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20, metrics_open: bool = False) -> FastAPI:
+def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, metrics_open: bool = False) -> FastAPI:
     """The application; its lifespan must set `app.state.services`."""
     app = FastAPIOffline(
         title="Convener",
@@ -90,6 +92,7 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20, m
         # A redirect would lead wherever the Host header says.
         redirect_slashes=False,
     )
+    app.state.uploads = uploads or Uploads()
     lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
     # In the router for the document and for 405; their requests are served before it, by the fast lane.
     app.router.routes.extend(lean)
@@ -99,16 +102,16 @@ def build(lifespan: Lifespan | None = None, *, max_body_bytes: int = 32 << 20, m
     problems.install(app)
     openapi.install(app)
     prometheus.install(app, is_open=metrics_open)
-    _surround(app, lean, max_body_bytes)
+    _surround(app, lean)
     return app
 
 
-def _surround(app: FastAPI, lean: Sequence[LeanRoute], max_body_bytes: int) -> None:
-    """Put the limit on bodies and the fast lane around everything, also around the middleware of the framework."""
+def _surround(app: FastAPI, lean: Sequence[LeanRoute]) -> None:
+    """Put the fast lane around everything, also around the middleware of the framework."""
     # `add_middleware` cannot do that: the framework's own error handling stays outermost.
     inner = app.build_middleware_stack
 
     def stack() -> ASGIApp:
-        return RefusalWatch(BodyLimit(FastLane(inner(), lean), max_bytes=max_body_bytes))
+        return RefusalWatch(FastLane(SecureAnswers(inner()), lean))
 
     app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

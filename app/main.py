@@ -30,7 +30,8 @@ from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service.refusals import keep_writing, write_counts
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.utilisation import keep_sampling
-from app.http.bounds import BoundedHeads
+from app.http.bodies import Uploads
+from app.http.bounds import BoundedHeads, raise_file_limit
 from app.http.refusals import Refusals
 from app.http.services import PayloadLimit, Services
 from app.http.shares import Shares
@@ -154,7 +155,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
             await services[SnapshotCache].close()
             await database.close()
 
-    return application.build(lifespan, max_body_bytes=settings.max_body_bytes, metrics_open=settings.metrics_open)
+    uploads = Uploads(settings.max_body_bytes, settings.max_bodies_bytes)
+    return application.build(lifespan, uploads=uploads, metrics_open=settings.metrics_open)
 
 
 async def begin_shutdown(services: Services) -> None:
@@ -196,6 +198,7 @@ def serve(settings: Settings) -> None:
 
     Raises SocketTaken and UnusableCertificate.
     """
+    limits = raise_file_limit()
     certificate = served_certificate(settings.tls_certificate, settings.tls_key)
     config = uvicorn.Config(
         create_app(settings, certificate),
@@ -206,13 +209,14 @@ def serve(settings: Settings) -> None:
         log_config=None,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         timeout_keep_alive=75,  # longer than nginx keeps its own (60 s), so that it is the proxy that closes
-        backlog=2048,
+        backlog=limits.waiting,
         server_header=False,
         # Otherwise whoever connects from this machine could name any address as its own.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
     )
+    BoundedHeads.max_connections = limits.open
     unix_socket = UnixSocket(settings.socket) if settings.socket else None
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has finished; a shutdown in order is a success.

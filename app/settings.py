@@ -75,7 +75,15 @@ class Settings(BaseModel):
     heartbeat_interval_seconds: float = Field(5.0, ge=0.5, le=10)
     lost_after_seconds: float = Field(15.0, ge=2, le=3600)
     max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20)
-    max_body_bytes: int = Field(32 << 20, ge=4096, le=512 << 20)
+    max_body_bytes: int = Field(
+        12 << 20,
+        ge=4096,
+        le=12 << 20,
+        description="of a task, batch, result or entry; other bodies may have 64 KiB to 1 MiB",
+    )
+    max_bodies_bytes: int = Field(
+        256 << 20, ge=48 << 20, le=16 << 30, description="of all bodies under way; a caller may have a quarter of it"
+    )
     max_queue_size: int = Field(
         10_000, ge=1, le=100_000_000, description="tasks that may wait before submits are refused"
     )

@@ -1,5 +1,6 @@
 """Local errors that travel with the next heartbeat."""
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from worker_agent.wire import JsonObject
 
 _LIMIT = 50
 _MESSAGE_CHARACTERS = 500
+# As JSON, so that all of them fit into the 64 KiB of a heartbeat.
+_MESSAGE_BYTES = 1000
 
 
 class LocalErrors:
@@ -20,7 +23,10 @@ class LocalErrors:
         self._errors: deque[JsonObject] = deque(maxlen=_LIMIT)
 
     def add(self, text: str) -> None:
-        error = {"at": datetime.now(UTC).isoformat(), "message": storable_message(text[:_MESSAGE_CHARACTERS])}
+        message = storable_message(text[:_MESSAGE_CHARACTERS])
+        while len(json.dumps(message)) > _MESSAGE_BYTES:
+            message = message[: len(message) * 3 // 4]
+        error = {"at": datetime.now(UTC).isoformat(), "message": message}
         with self._lock:
             self._errors.append(error)
 

@@ -1,38 +1,85 @@
-"""Bounds of requests: size of head and body, and the time that an unfinished request may hold a connection."""
+"""Bounds of connections: their number, the size of a head, and the time that an unfinished request may take."""
 
 import asyncio
+import resource
 from collections import defaultdict
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import ClassVar, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.http import problems
 
-# Far above what any client sends; node.js and nginx stop at 16 and 32 KiB.
-MAX_HEAD_BYTES = 1 << 20
-# For a whole head, and for each next piece of a body; both wait a minute in node.js and nginx too.
-IDLE_SECONDS = 60.0
+# Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
+MAX_HEAD_BYTES = 64 << 10
+# For the first byte and for a whole head.
+IDLE_SECONDS = 10.0
+# A client reads a refusal only when it has sent its body, as far as that is a body that anybody takes.
+_MAX_DISCARDED_BYTES = 16 << 20
+_MAX_CONNECTIONS = 20_000
+_FILES_FOR_OTHERS = 128
+
+
+class BodyPace(NamedTuple):
+    """The least speed of a body: seconds without a byte, in all, and free of a rate; then bytes a second."""
+
+    gap_seconds: float = 30.0
+    total_seconds: float = 120.0
+    free_seconds: float = 10.0
+    bytes_per_second: int = 16 << 10
+
+
+class ConnectionLimits(NamedTuple):
+    """Connections that may be open, and those that may wait to be taken in."""
+
+    open: int
+    waiting: int
+
+
+def raise_file_limit() -> ConnectionLimits:
+    """Let this process open as many files as it may, and share them out."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 1 << 20 if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return connection_limits(files)
+
+
+def connection_limits(files: int) -> ConnectionLimits:
+    """The share of connections in the number of files that a process may open."""
+    # All that wait are taken in at once, before the first of the others can be closed.
+    waiting = min(2048, files // 4)
+    return ConnectionLimits(open=max(16, min(_MAX_CONNECTIONS, files - waiting - _FILES_FOR_OTHERS)), waiting=waiting)
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with bounds on the bytes of a head and on the time that a request stays unfinished."""
+    """uvicorn's HTTP protocol, with bounds on connections, heads, and the time that a request stays unfinished."""
 
     idle_seconds = IDLE_SECONDS
+    pace = BodyPace()
+    max_connections: ClassVar[int] = _MAX_CONNECTIONS
+    # Connections that may be made until others are closed for them again.
+    _room: ClassVar[int] = 0
+    _began_at = 0.0
     _pending = 0
     _in_head = True
     _is_whole = True
+    _body_bytes = 0
+    _body_since = 0.0
+    _last_piece_at = 0.0
     _giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer for the first request."""
+        """Start the timer for the first request, and make room for this connection."""
         super().connection_made(transport)
+        self._began_at = self.loop.time()
         self._wait()
+        if len(self.connections) > self.max_connections:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""
@@ -47,16 +94,18 @@ class BoundedHeads(HttpToolsProtocol):
         if self._pending > MAX_HEAD_BYTES:
             self.logger.warning("the head of a request is larger than %s bytes", MAX_HEAD_BYTES)
             self.send_400_response("The head of the request is too large.")
-        # Most requests are whole when they come; no timer is made for those.
-        more_expected = self._pending > 0 or not self._is_whole
-        if not (more_expected and self._in_head):
+        if self._pending == 0 and self._is_whole:
+            # Most requests are whole when they come; no timer is made for those.
             self._wait_no_longer()
-        if more_expected and self._giving_up is None:
+        elif not self._in_head:
+            self._watch_body()
+        elif self._giving_up is None:
             self._wait()
 
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
-        self._in_head, self._is_whole = True, False
+        self._in_head, self._is_whole, self._body_bytes, self._body_since = True, False, 0, 0.0
+        self._began_at = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -67,6 +116,9 @@ class BoundedHeads(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Note that part of the body was passed on; trailers that follow count as a head again."""
         self._pending = 0
+        self._body_bytes += len(body)
+        if self._body_bytes > _MAX_DISCARDED_BYTES and self.cycle.response_complete:
+            self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -82,6 +134,31 @@ class BoundedHeads(HttpToolsProtocol):
             self._giving_up.cancel()
             self._giving_up = None
 
+    def _watch_body(self) -> None:
+        """Look at an unfinished body every second, from its first piece on."""
+        self._last_piece_at = self.loop.time()
+        if not self._body_since:
+            self._wait_no_longer()
+            self._body_since = self._last_piece_at
+            self._giving_up = self.loop.call_later(1.0, self._check_pace)
+
+    def _check_pace(self) -> None:
+        now, pace = self.loop.time(), self.pace
+        if self._is_whole or self._in_head or self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            # The client waits for room in our memory.
+            self._body_since += 1.0
+            self._last_piece_at = now
+        seconds = now - self._body_since
+        is_late = seconds > pace.total_seconds or now - self._last_piece_at > min(
+            pace.gap_seconds, 3 * self.idle_seconds
+        )
+        if is_late or self._body_bytes < (seconds - pace.free_seconds) * pace.bytes_per_second:
+            self.transport.close()
+        else:
+            self._giving_up = self.loop.call_later(1.0, self._check_pace)
+
     def _give_up(self) -> None:
         self._giving_up = None
         if self.transport.is_closing():
@@ -95,6 +172,24 @@ class BoundedHeads(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(head.encode())
         self.transport.close()
+
+    def _make_room(self) -> None:
+        """Close connections that nobody has used with a key, then those that idle, the oldest first."""
+        if BoundedHeads._room > 0:
+            BoundedHeads._room -= 1
+            return
+        others = [c for c in self.connections if isinstance(c, BoundedHeads) and not c.transport.is_closing()]
+        closable = [c for c in others if not c._is_admitted() or _is_answered(c.cycle)]
+        # Many at once, so that a flood of connections does not sort all of them again for each one.
+        count = max(1, self.max_connections // 16)
+        for connection in sorted(closable, key=lambda c: (c._is_admitted(), c._began_at))[:count]:
+            connection.transport.abort()
+        BoundedHeads._room = min(count, len(closable))
+
+    def _is_admitted(self) -> bool:
+        """Whether the last request came with a key that let it in."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and "principal" in cycle.scope.get("state", ())
 
 
 def _is_answered(cycle: RequestResponseCycle | None) -> bool:
@@ -135,36 +230,3 @@ def _is_readable(scope: Scope) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-class BodyLimit:
-    """Answers 413 as a problem: at once when the length is announced, else as soon as too much has arrived."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        content_length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if content_length.isdigit() and int(content_length) > self._max_bytes:
-            await problems.from_status(413)(scope, receive, send)
-            return
-        # The server enforces an announced length itself; only bodies in chunks need to be counted.
-        await self._app(scope, receive if content_length else self._counting(receive), send)
-
-    def _counting(self, receive: Receive) -> Receive:
-        received_bytes = 0
-
-        async def count_received() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > self._max_bytes:
-                raise HTTPException(413)
-            return message
-
-        return count_received

@@ -8,8 +8,8 @@ from fastapi.exceptions import RequestValidationError
 
 from app.kernel.errors import PreconditionRequired
 
-IfMatch = Annotated[str | None, Header(description='the version that this builds on, like `"7"`')]
-IfNoneMatch = Annotated[str | None, Header(description="versions that you know")]
+IfMatch = Annotated[str | None, Header(max_length=200, description='the version that this builds on, like `"7"`')]
+IfNoneMatch = Annotated[str | None, Header(max_length=2000, description="versions that you know")]
 
 
 def etag(version: int) -> str:

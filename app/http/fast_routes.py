@@ -12,15 +12,18 @@ from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http import problems
+from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, declared_scopes
+from app.http.security import SECURE_HEADERS, names_one_host
 from app.http.services import Services
+from app.kernel.access import Principal
 from app.kernel.errors import ConvenerError, ShuttingDown
 
 
@@ -33,6 +36,7 @@ class LeanRoute(APIRoute):
         self._needs = declared_scopes(list(self.dependencies))
         if not self._needs:
             raise TypeError(f"{self.path} does not declare what it needs")
+        self._max_bytes = declared_limit(self.openapi_extra)
         self._model: type[BaseModel] = hints["call"]
         self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
         self._from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
@@ -46,8 +50,6 @@ class LeanRoute(APIRoute):
             response = await self._answer(request)
         except ConvenerError as error:
             response = problems.from_error(error)
-        except ValidationError as error:
-            response = problems.from_validation([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
         except RequestValidationError as error:
             response = problems.from_validation(error.errors())
         except HTTPException as error:
@@ -57,15 +59,23 @@ class LeanRoute(APIRoute):
             return
         except Exception as error:
             response = problems.from_exception(error)
+        response.raw_headers += SECURE_HEADERS
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services
         # The key comes first, so that a stranger's body is not even read.
         principal = await admit(services, request.headers.get("authorization"), *self._needs)
-        call = self._model.model_validate_json(await request.body() or b"{}")
-        if services.stopping:  # reading the body may have taken until after the shutdown began
-            raise ShuttingDown
+        request.scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
+        uploads: Uploads = request.app.state.uploads
+        with uploads.of(uploader(request, principal)) as upload:
+            body = await upload.read(request, self._max_bytes) or b"{}"
+            call = validate_plain(self._model, body) or await validate(self._model, body, self._max_bytes)
+            if services.stopping:  # reading the body may have taken until after the shutdown began
+                raise ShuttingDown
+            return await self._call(request, services, principal, call)
+
+    async def _call(self, request: Request, services: Services, principal: Principal, call: BaseModel) -> Response:
         available = {"call": call, "principal": principal, "services": services, "request": request}
         arguments = {name: value for name, value in available.items() if name in self._parameters}
         arguments |= {name: _uuid(request, name) for name in self._from_path}
@@ -82,6 +92,10 @@ class FastLane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if scope["type"] == "http" and not names_one_host(scope):
+            refusal = problems.from_status(400, "A request has one Host header", {"Connection": "close"})
+            await refusal(scope, receive, send)
+            return
         if scope["type"] == "http" and scope["method"] == "POST":
             # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.
             for match, serve in self._routes:

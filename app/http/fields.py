@@ -14,7 +14,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     WithJsonSchema,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticKnownError
 
 from app.kernel.agents import AgentType, agent_type
 from app.kernel.lanes import Priority
@@ -41,6 +41,17 @@ AgentName = Annotated[
     AgentType,
     BeforeValidator(_parse_agent),
     WithJsonSchema({"type": "string", "enum": [agent.value for agent in AgentType]}),
+]
+
+
+def _check_unique(value: list[AgentType]) -> list[AgentType]:
+    if len(set(value)) < len(value):
+        raise ValueError("must name each agent type once")
+    return value
+
+
+AgentNames = Annotated[
+    list[AgentName], Field(min_length=1, max_length=len(AgentType), fail_fast=True), AfterValidator(_check_unique)
 ]
 
 
@@ -72,7 +83,21 @@ def _check_labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-Labels = Annotated[dict[Word, Word], Field(max_length=64), AfterValidator(_check_labels)]
+def entries(max_entries: int) -> BeforeValidator:
+    """The bound of a map, checked before its entries: Pydantic would collect an error for each of them."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > max_entries:
+            facts = {"field_type": "Dictionary", "max_length": max_entries, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", facts)
+        return value
+
+    return BeforeValidator(check)
+
+
+Labels = Annotated[dict[Word, Word], Field(max_length=64), entries(64), AfterValidator(_check_labels)]
+# A JSON merge patch (RFC 7396).
+MergePatch = Annotated[dict[str, Any], Field(max_length=100)]
 
 
 def _is_text(value: object) -> object:
@@ -167,12 +192,16 @@ class Body(StrictModel):
         return schema
 
 
+# Of seconds or MiB: far beyond any machine, and sums of them stay exact.
+_MAX_USAGE = 1e9
+
+
 class Usage(Body):
     """What a task cost where it ran."""
 
-    wall_seconds: float = Field(ge=0)
-    cpu_seconds: float = Field(ge=0)
-    max_memory_mb: float = Field(ge=0)
+    wall_seconds: float = Field(ge=0, le=_MAX_USAGE)
+    cpu_seconds: float = Field(ge=0, le=_MAX_USAGE)
+    max_memory_mb: float = Field(ge=0, le=_MAX_USAGE)
 
 
 class TaskUsageOut(BaseModel):

@@ -8,7 +8,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.http.services import Services, ServicesDep
+from app.http.services import Services
 from app.http.shares import Shares
 from app.kernel.access import Principal, Scope
 from app.kernel.errors import Forbidden, ShuttingDown, Unauthenticated
@@ -53,20 +53,17 @@ def requires(*scopes: Scope, waits: bool = False) -> Any:
 
         async def check(
             request: Request,
-            services: ServicesDep,
             # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
         ) -> AsyncIterator[None]:
-            principal = await admit(services, request.headers.get("authorization"), *scopes)
-            if principal.is_confined and not is_namespaced(request.scope["route"].dependant):
-                raise Forbidden(
-                    f"this concerns the whole service; the key belongs to the namespace {principal.namespace}"
-                )
-            request.state.principal = principal
+            # Guarded routes have admitted the caller by now, before they read the body.
+            if not getattr(request.state, "admitted", frozenset()).issuperset(scopes):
+                request.state.principal = await admit_to_route(request, *scopes)
             if not is_shared:
                 yield
                 return
-            async with services[Shares].of(principal.key_id):
+            services: Services = request.app.state.services
+            async with services[Shares].of(request.state.principal.key_id):
                 yield
 
     setattr(check, _SCOPES, scopes)
@@ -93,6 +90,15 @@ def key_text(authorization: str | None) -> str | None:
     """The key in the header `Authorization`; None where there is none."""
     scheme, _, key = (authorization or "").partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+async def admit_to_route(request: Request, *scopes: Scope) -> Principal:
+    """The holder of the key of a request, whom its route is for. Raises what `admit` does."""
+    services: Services = request.app.state.services
+    principal = await admit(services, request.headers.get("authorization"), *scopes)
+    if principal.is_confined and not is_namespaced(request.scope["route"].dependant):
+        raise Forbidden(f"this concerns the whole service; the key belongs to the namespace {principal.namespace}")
+    return principal
 
 
 async def admit(services: Services, authorization: str | None, *scopes: Scope) -> Principal:

@@ -11,7 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from app.http.bodies import body_limit, declared_limit
 from app.http.problems import MEDIA_TYPE, PLAIN, Problem
+from app.kernel.errors import BodyTooComplex
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _OTHER_PROBLEMS = {
@@ -60,8 +62,18 @@ def _describe_problems(schema: dict[str, Any]) -> None:
     types = schema["components"]["schemas"]
     for operations in schema["paths"].values():
         for operation in operations.values():
+            if "requestBody" in operation:
+                _describe_limit(operation)
             _correct_responses(operation["responses"], types)
     _drop_unused_schemas(schema)
+
+
+def _describe_limit(operation: dict[str, Any]) -> None:
+    operation.update(body_limit(declared_limit(operation)))
+    code, title = PLAIN[413]
+    response = operation["responses"].setdefault("413", {"content": {MEDIA_TYPE: {"schema": _PROBLEM}}})
+    descriptions = [f"`{code}`: {title}.", f"`{BodyTooComplex.code}`: {BodyTooComplex.title()}."]
+    response["description"] = " ".join([*descriptions, response.get("description", "")]).strip()
 
 
 def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None:

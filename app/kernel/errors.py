@@ -82,6 +82,24 @@ class PayloadTooLarge(TooLarge):
     code = "payload_too_large"
 
 
+class BodyTooComplex(TooLarge):
+    """The body holds more values than this service accepts."""
+
+    code = "body_too_complex"
+
+
+class TooManyUploads(Exhausted):
+    """This key has too many bodies under way; send fewer at once."""
+
+    code = "too_many_uploads"
+
+
+class UploadsFull(Unavailable):
+    """Too many bodies are under way; send the request again in a moment."""
+
+    code = "uploads_full"
+
+
 class Unstorable(Invalid):
     """The database refuses a value in this request."""
 

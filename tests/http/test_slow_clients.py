@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
 from app.db.database import Database
-from app.http.bounds import BoundedHeads
+from app.http.bounds import BodyPace, BoundedHeads
 from app.kernel.access import Role
 from tests.support.sql import value
 from tests.support.streams import Port, on_a_port
@@ -84,4 +85,54 @@ async def test_who_is_slow_but_goes_on_is_heard(port: Port, monkeypatch: pytest.
         writer.write(body[place : place + 4])
     async with asyncio.timeout(30):
         assert (await reader.readline()).startswith(b"HTTP/1.1 201")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [BodyPace(bytes_per_second=10_000, free_seconds=1), BodyPace(total_seconds=2), BodyPace(gap_seconds=1.5)],
+    ids=["rate", "total", "gap"],
+)
+async def test_a_body_that_comes_too_slowly_is_let_go(
+    port: Port, pace: BodyPace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedHeads, "pace", pace)
+    monkeypatch.setattr(BoundedHeads, "idle_seconds", 60.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(_submit(port, 1_000_000) + b'{"agent_type":')
+    ending = asyncio.create_task(reader.read())
+    async with asyncio.timeout(30):
+        while not ending.done():
+            if pace.gap_seconds > 2:
+                writer.write(b" ")
+            await asyncio.sleep(0.2)
+    with suppress(ConnectionResetError):  # by bytes that came after the end
+        assert await ending == b""
+    writer.close()
+
+
+async def test_a_refused_body_is_read_as_far_as_anybody_would_take_it(port: Port) -> None:
+    """A client that sends all before it reads gets its answer; one that never ends is cut off."""
+    head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(
+        head
+        + b"Content-Length: 8000000\r\n\r\n"
+        + b" " * 8_000_000
+        + _GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    )
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    assert (answer.count(b"HTTP/1.1 401"), answer.count(b"HTTP/1.1 200")) == (1, 1)
+    writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(head + b"Content-Length: 80000000\r\n\r\n")
+
+    async def send_all() -> None:
+        for _ in range(1000):
+            writer.write(b" " * 80_000)
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(send_all(), 30)
     writer.close()

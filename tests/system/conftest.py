@@ -86,7 +86,9 @@ async def is_ready(url: str) -> bool:
 
 
 @asynccontextmanager
-async def api_process(database_url: str, tmp_path: Path, **settings: str) -> AsyncIterator[Api]:
+async def api_process(
+    database_url: str, tmp_path: Path, module: str = "app.main", **settings: str
+) -> AsyncIterator[Api]:
     """The API as a process of its own."""
     keys = await make_keys(database_url)
     port = free_port()
@@ -97,7 +99,7 @@ async def api_process(database_url: str, tmp_path: Path, **settings: str) -> Asy
     }
     environment |= settings
     log = tmp_path / "api.log"
-    with process("app.main", environment, log) as child:
+    with process(module, environment, log) as child:
         url = f"http://127.0.0.1:{port}"
         for _ in range(600):
             if await is_ready(url):

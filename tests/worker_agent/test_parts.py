@@ -103,6 +103,14 @@ def test_local_errors_keep_their_order_and_their_number() -> None:
     assert [each["message"] for each in errors.take()] == ["error 10", "error 11", "later"]
 
 
+@pytest.mark.parametrize("character", ["a", "\u4e2d", "\U0001f600", "\x01", '"'])
+def test_local_errors_fit_into_a_heartbeat(character: str) -> None:
+    errors = LocalErrors()
+    for _ in range(60):
+        errors.add(character * 3000)
+    assert len(json.dumps(errors.take())) < 60_000
+
+
 def test_the_sampler_sees_processor_time_and_memory() -> None:
     sampler = UsageSampler()
     until(lambda: sum(range(200_000)) and sampler.sample(None)[0] > 0)

@@ -3,7 +3,7 @@
 from datetime import UTC
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.admin.rules.audit import Entry, Link
@@ -13,11 +13,12 @@ from app.admin.service.config import CurrentConfig
 from app.admin.store import audit as store
 from app.http.fields import NEWEST, Below, Body, Limit, Word
 from app.http.guard import Caller, requires
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 
-router = APIRouter(prefix="/audit", tags=["audit"])
+router = Router(prefix="/audit", tags=["audit"])
 
 
 class AuditEntryOut(BaseModel):
@@ -52,7 +53,7 @@ class KnownIn(Body):
     """An end of the log that was noted earlier."""
 
     seq: int = Field(ge=1, le=NEWEST, strict=True)
-    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    digest: str = Field(max_length=64, pattern="^[0-9a-f]{64}$")
 
 
 class VerifyIn(Body):

@@ -1,9 +1,9 @@
 """The deployment configuration: read, changed under a condition, rolled back."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from fastapi import Body, Depends, Path, Query, Response
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,16 +26,17 @@ from app.admin.service import config as service
 from app.admin.service.config import ChangeRequest, ChangeResult, CurrentConfig
 from app.admin.store import config as store
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
-from app.http.fields import NEWEST, Below, Limit, Sentence, StrictModel
+from app.http.fields import NEWEST, Below, Limit, MergePatch, Sentence, StrictModel
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Principal, Scope
 from app.kernel.modes import Mode
 
-router = APIRouter(prefix="/config", tags=["config"])
+router = Router(prefix="/config", tags=["config"])
 _READ = [requires(Scope.READ)]
 _WRITE = [requires(Scope.CONFIGURE)]
 _WRITING = responses_for(errors.PreconditionRequired, errors.VersionStale, ConfigRefused)
@@ -128,7 +129,7 @@ async def put(
 
 @router.patch("", summary="Change some of the configuration", dependencies=_WRITE, responses=_WRITING)
 async def patch(
-    merge: Annotated[dict[str, Any], Body(media_type="application/merge-patch+json")],
+    merge: Annotated[MergePatch, Body(media_type="application/merge-patch+json")],
     call: ChangeCallDep,
     options: Annotated[Reasoned, Query()],
 ) -> ChangedOut:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.admin.errors import KeyRefused
@@ -13,12 +13,13 @@ from app.admin.store.keys import CreatedKey, NewKey
 from app.http.fields import Body, Limit, Moment, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel.access import Role, Scope
 from app.kernel.errors import KeyNotFound
 
-router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[requires(Scope.KEYS)])
+router = Router(prefix="/keys", tags=["keys"], dependencies=[requires(Scope.KEYS)])
 _YEARS = 10 * 366 * 86_400
 _DAY = 86_400
 Lifetime = Annotated[int | None, Field(ge=1, le=_YEARS, description="null: it does not expire")]
@@ -29,7 +30,9 @@ class ApiKeyIn(Body):
 
     role: Role
     label: Word
-    withheld: frozenset[Scope] = Field(default=frozenset(), description="scopes of the role that it is not to have")
+    withheld: frozenset[Scope] = Field(
+        default=frozenset(), max_length=len(Scope), description="scopes of the role that it is not to have"
+    )
     namespace: Word | None = Field(None, description="of a supervisor or reader; `default` where it is not given")
     all_namespaces: bool = Field(False, description="for a reader, instead of a namespace")
     expires_in_seconds: Lifetime = None
@@ -133,7 +136,9 @@ async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] 
     dependencies=[UNCACHED],
     responses=responses_for(KeyNotFound),
 )
-async def rotate(key_id: str, rotation: RotationIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
+async def rotate(
+    key_id: Annotated[str, Path(max_length=64)], rotation: RotationIn, connection: Writing, caller: Caller
+) -> ApiKeyCreated:
     """The answer holds the new one. The former is good for `overlap_seconds` more, 0 ends it at once.
 
     A rotation within the overlap of another ends the secret before the former one.
@@ -156,7 +161,7 @@ async def rotate(key_id: str, rotation: RotationIn, connection: Writing, caller:
     responses={200: {"model": RevokedOut, "description": "with `evict_workers`"}, **responses_for(KeyNotFound)},
 )
 async def revoke(
-    key_id: str,
+    key_id: Annotated[str, Path(max_length=64)],
     database: InBatches,
     services: ServicesDep,
     caller: Caller,

@@ -4,7 +4,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from app.admin.service import config
@@ -14,12 +14,13 @@ from app.agents.store import performance
 from app.agents.store.performance import PerformanceSpan
 from app.http.fields import AgentName, Moment
 from app.http.guard import requires
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 
-router = APIRouter(prefix="/agents", tags=["agents"])
+router = Router(prefix="/agents", tags=["agents"])
 _READ = [requires(Scope.READ)]
 
 

@@ -3,22 +3,23 @@
 from typing import Annotated, Self
 from uuid import UUID
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from app.agents.service import performance as service
 from app.agents.service.performance import RatingInput
+from app.http.bodies import LISTS_BYTES, body_limit
 from app.http.fields import AgentName, Body, Word
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.transactions import Writing
 from app.kernel.access import Scope
 from app.kernel.errors import Forbidden
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
-router = APIRouter(prefix="/metrics", tags=["agents"])
+router = Router(prefix="/metrics", tags=["agents"])
 _REFUSALS = responses_for(TaskNotFound, TaskNotCompleted, IdempotencyMismatch)
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 _EXAMPLE: JsonDict = {
@@ -51,7 +52,7 @@ class JudgementsIn(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     request_id: UUID = Field(description="repeat it when the answer was lost: nothing is counted twice")
-    items: Annotated[list[JudgementIn], Field(min_length=1, max_length=500)]
+    items: Annotated[list[JudgementIn], Field(min_length=1, max_length=500, fail_fast=True)]
 
 
 class JudgedOut(BaseModel):
@@ -61,7 +62,12 @@ class JudgedOut(BaseModel):
 
 
 @router.post(
-    "/performance", summary="Judge results", dependencies=[requires(Scope.SUBMIT)], responses=_REFUSALS, status_code=202
+    "/performance",
+    summary="Judge results",
+    openapi_extra=body_limit(LISTS_BYTES),
+    dependencies=[requires(Scope.SUBMIT)],
+    responses=_REFUSALS,
+    status_code=202,
 )
 async def judge(batch: JudgementsIn, connection: Writing, caller: Caller, namespace: Within) -> JudgedOut:
     """What became known of results after they were handed in, as Elo ratings do after ranking.

@@ -9,7 +9,7 @@ from app.admin.service.config import Effective
 from app.agents.rules.steering import Cause, Heading
 from app.agents.rules.weights import WeightPolicy
 from app.agents.store.weights import Version
-from app.http.fields import AgentName, Body, Moment, Sentence
+from app.http.fields import AgentName, Body, Moment, Sentence, entries
 from app.kernel.agents import AgentType
 from app.kernel.shares import Weights
 
@@ -24,7 +24,12 @@ def _check_unique(value: Any, check: ValidatorFunctionWrapHandler) -> dict[Agent
     return shares
 
 
-Shares = Annotated[dict[AgentName, Share], Field(min_length=1), WrapValidator(_check_unique)]
+Shares = Annotated[
+    dict[AgentName, Share],
+    Field(min_length=1, max_length=2 * len(AgentType)),
+    WrapValidator(_check_unique),
+    entries(2 * len(AgentType)),
+]
 _WEEK = 7 * 86_400
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
@@ -28,12 +28,13 @@ from app.http.etags import IfMatch, etag, expected_version
 from app.http.fields import NEWEST, Below, Limit, Sentence
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
 
-router = APIRouter(prefix="/weights", tags=["agents"])
+router = Router(prefix="/weights", tags=["agents"])
 _READ = [requires(Scope.READ)]
 _COMMAND = [requires(Scope.WEIGH)]
 _REFUSALS = responses_for(errors.VersionStale, WeightsRefused)

@@ -5,7 +5,7 @@ import json
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,13 +38,14 @@ from app.http.fields import Body, Limit, Word
 from app.http.guard import Caller, requires
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.kernel.namespaces import DEFAULT, shown_name, stored_name
 from app.queue.errors import GoalStopped
 
-router = APIRouter(prefix="/goals", tags=["goals"])
+router = Router(prefix="/goals", tags=["goals"])
 _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 # The answer shows all of what it changed.
 _CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
@@ -104,7 +105,9 @@ async def create(
 async def page(
     connection: Reading,
     namespace: Within,
-    state: Annotated[list[GoalState] | None, Query(description="only in these states")] = None,
+    state: Annotated[
+        list[GoalState] | None, Query(max_length=len(GoalState), description="only in these states")
+    ] = None,
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
 ) -> GoalPage:

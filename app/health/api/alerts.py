@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from app.health.errors import AlertNotFound, AlertResolved
@@ -16,11 +16,12 @@ from app.health.store.alerts import Alert, AlertFilter
 from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.kernel.events import AlertKind
 
-router = APIRouter(prefix="/alerts", tags=["alerts"])
+router = Router(prefix="/alerts", tags=["alerts"])
 
 
 class AlertOut(BaseModel):
@@ -85,7 +86,10 @@ AlertId = Annotated[int, Path(ge=1, le=NEWEST)]
 @router.get("", summary="List alerts", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
-    state: Annotated[list[AlertState] | None, Query(description="those that are not resolved, by default")] = None,
+    state: Annotated[
+        list[AlertState] | None,
+        Query(max_length=len(AlertState), description="those that are not resolved, by default"),
+    ] = None,
     rule: Annotated[AlertRule | None, Query(description="of this rule only")] = None,
     severity: SeverityName = None,
     after: Below = NEWEST,

@@ -3,12 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
+from app.http.routing import Router
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
@@ -20,7 +20,7 @@ from app.queue.store import degradation as store
 from app.queue.store.degradation import LadderState, RecordedMove
 from app.workers.service import pool as pool_service
 
-router = APIRouter(prefix="/degradation", tags=["degradation"])
+router = Router(prefix="/degradation", tags=["degradation"])
 
 
 class HoldOut(BaseModel):

@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from datetime import timedelta
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
@@ -17,6 +16,7 @@ from app.health.service.snapshot_cache import SnapshotCache
 from app.health.store import alerts
 from app.http import problems
 from app.http.guard import requires
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown
@@ -32,7 +32,7 @@ from app.queue.service import status as status_service
 from app.queue.service.admission import Admission
 from app.workers.store import workers as worker_store
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 _MINUTE = timedelta(minutes=1)
 _PUBLIC = [requires(Scope.PUBLIC)]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from app.health.rules.snapshot import Snapshot
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.guard import requires
 from app.http.refusals import Refusals
+from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.kernel.access import RefusalReason, Scope
 from app.kernel.errors import DatabaseUnavailable
@@ -117,7 +118,7 @@ def install(app: FastAPI, *, is_open: bool = False) -> None:
 
     Instrumentator(excluded_handlers=_LEFT_OUT, registry=registry).add(count_request).instrument(app)
     page = MetricsPage(registry)
-    router = APIRouter(tags=["health"])
+    router = Router(tags=["health"])
 
     @router.get(
         "/metrics",

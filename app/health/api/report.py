@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -13,10 +12,11 @@ from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import requires
 from app.http.json import answer
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 _RETRY_AFTER = {"Retry-After": "1"}
 _EXAMPLE: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00+00:00",

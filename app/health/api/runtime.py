@@ -3,7 +3,6 @@
 from datetime import timedelta
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.health.api.report import ReasonOut, reason_out
@@ -15,13 +14,14 @@ from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.queue.rules.status import QueueSnapshot
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 _MINUTE = timedelta(minutes=1)
 _EXAMPLE: dict[str, Any] = {
     "queue_depth": {f"{agent}_tasks": 10 for agent in AgentType},

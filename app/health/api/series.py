@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.database import now
@@ -15,15 +15,17 @@ from app.health.service import series as service
 from app.health.service.series import SampleBatch
 from app.health.store import series as store
 from app.health.store.series import PointFilter, StoredPoint
+from app.http.bodies import LISTS_BYTES, body_limit
 from app.http.fields import AgentName, Body, Bound, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.queue.errors import IdempotencyMismatch
 from app.workers.service import workers
 
-router = APIRouter(prefix="/metrics", tags=["health"])
+router = Router(prefix="/metrics", tags=["health"])
 _POLICY = SeriesPolicy()
 _HOUR = timedelta(hours=1)
 # Far beyond what anybody measures, and still exact to a thousandth in a double.
@@ -36,7 +38,9 @@ _EXAMPLE: dict[str, Any] = {
     ],
 }
 _PUSHING = responses_for(SamplesRefused, TooManySeries, IdempotencyMismatch)
-Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")]
+Name = Annotated[
+    str, Field(max_length=100, pattern="^[a-z][a-z0-9_]{0,99}$", description="lower case, digits and underscores")
+]
 
 
 Value = Annotated[float, Field(strict=True, ge=-_MAX_VALUE, le=_MAX_VALUE)]
@@ -66,7 +70,7 @@ class SamplesIn(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     batch_id: UUID = Field(description="repeat it when the answer was lost: nothing is counted twice")
-    samples: Annotated[list[SampleIn], Field(min_length=1, max_length=1000)]
+    samples: Annotated[list[SampleIn], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class PushedOut(BaseModel):
@@ -121,6 +125,7 @@ class NamesOut(BaseModel):
 @router.post(
     "/samples",
     summary="Push metrics",
+    openapi_extra=body_limit(LISTS_BYTES),
     status_code=201,
     dependencies=[requires(Scope.MEASURE)],
     responses={200: {"model": PushedOut, "description": "the batch was taken before"}, **_PUSHING},
@@ -170,7 +175,7 @@ async def series(
     worker: Annotated[Word | None, Query()] = None,
     goal: Annotated[Word | None, Query()] = None,
     after: Annotated[
-        str | None, Query(pattern="^[0-9]{1,18}/[0-9]{1,9}$", description="`next` of the page before")
+        str | None, Query(max_length=28, pattern="^[0-9]{1,18}/[0-9]{1,9}$", description="`next` of the page before")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1500)] = 500,
 ) -> SeriesPage:

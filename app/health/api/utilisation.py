@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
@@ -12,10 +12,11 @@ from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, step_
 from app.health.store import utilisation as store
 from app.http.fields import Bound, Moment, Word
 from app.http.guard import requires
+from app.http.routing import Router
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 
-router = APIRouter(prefix="/metrics", tags=["health"])
+router = Router(prefix="/metrics", tags=["health"])
 _MAX_POINTS = UtilisationPolicy().max_points
 _MINUTE = 60
 _DIGITS = 2

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
@@ -13,6 +13,7 @@ from app.http.fields import Limit, Moment
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
@@ -28,7 +29,7 @@ from app.llm.store import usage as usage_store
 from app.llm.store.models import ModelStatus
 from app.llm.store.usage import Grouping, UsageSum
 
-router = APIRouter(prefix="/llm", tags=["language models"])
+router = Router(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
 # Prices have longer names in bodies.
 _LIMITS = LimitsIn.model_fields.keys() & ModelLimits.__dataclass_fields__.keys()

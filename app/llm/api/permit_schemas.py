@@ -24,6 +24,7 @@ Reset = Annotated[float, Field(ge=-1, le=1e9)]
 CacheKey = Annotated[
     str,
     Field(
+        max_length=64,
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 of the canonical request. The service keeps the answer under a key of its own, which holds"
         " for this model within the goal of the task; without a goal, for this worker or key",

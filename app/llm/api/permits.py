@@ -5,13 +5,15 @@ import json
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 
+from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fields import Limit, Word, priority_name, priority_of
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Role, Scope
@@ -52,7 +54,7 @@ from app.llm.store import permits as store
 from app.llm.store.cache import NewAnswer
 from app.llm.store.permits import Permit
 
-router = APIRouter(prefix="/llm", tags=["language models"])
+router = Router(prefix="/llm", tags=["language models"])
 _CALL = [requires(Scope.CALL)]
 _FIRST = UUID(int=0)
 _MAX_ANSWER_BYTES = 256 << 10
@@ -99,7 +101,13 @@ async def renew(
     return RenewedOut(expires_at=expires_at, ttl_seconds=policy.ttl_seconds)
 
 
-@router.post("/permits/{permit_id}/settle", summary="Settle a permit", dependencies=_CALL, responses=_SETTLING)
+@router.post(
+    "/permits/{permit_id}/settle",
+    summary="Settle a permit",
+    openapi_extra=body_limit(CONTENT_BYTES),
+    dependencies=_CALL,
+    responses=_SETTLING,
+)
 async def settle(
     permit_id: UUID, call: SettleIn, services: ServicesDep, caller: Caller, namespace: Within
 ) -> SettledOut:

@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, Field
 
 from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
 from app.http.json import answer
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -17,7 +18,7 @@ from app.memory.service import checkpoints as service
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint
 
-router = APIRouter(prefix="/checkpoints", tags=["context"])
+router = Router(prefix="/checkpoints", tags=["context"])
 _FOUND = responses_for(CheckpointNotFound)
 Id = Annotated[int, Path(ge=1, le=NEWEST)]
 

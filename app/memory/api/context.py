@@ -3,10 +3,11 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+from fastapi import Body, Depends, Header, Path, Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
+from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.etags import etag, is_known
 from app.http.fields import NEWEST, Below, Limit, Moment, Word
 from app.http.guard import Caller, requires
@@ -14,6 +15,7 @@ from app.http.json import check_size as limit_size
 from app.http.json import object_text
 from app.http.namespaces import Into
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
@@ -24,7 +26,7 @@ from app.memory.service import context as service
 from app.memory.store import context as store
 from app.memory.store.context import EntryKey, Version, Write
 
-router = APIRouter(prefix="/context", tags=["context"])
+router = Router(prefix="/context", tags=["context"])
 _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 _WRITING = responses_for(errors.VersionStale, errors.PreconditionRequired, errors.PayloadTooLarge)
 _FOUND = responses_for(ContextNotFound)
@@ -39,10 +41,10 @@ def _json_text(value: Any) -> str:
     return text.removeprefix('{"value":').removesuffix("}")
 
 
-Part = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@~+-]{0,199}$")]
+Part = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@~+-]{0,199}$")]
 JsonValue = Annotated[str, BeforeValidator(_json_text), WithJsonSchema({}), Body(description="any JSON value")]
-IfMatch = Annotated[str | None, Header(description='the version that this builds on, like `"7"`')]
-IfNoneMatch = Annotated[str | None, Header(description="`*`: only where there is no entry")]
+IfMatch = Annotated[str | None, Header(max_length=200, description='the version that this builds on, like `"7"`')]
+IfNoneMatch = Annotated[str | None, Header(max_length=200, description="`*`: only where there is no entry")]
 RequestKey = Annotated[
     Word | None,
     Header(alias="Idempotency-Key", description="tells a repetition from an equal write of somebody with the same key"),
@@ -141,7 +143,7 @@ async def read(
     connection: Reading,
     response: Response,
     version: Annotated[int | None, Query(ge=1, le=NEWEST, description="a former one, which may be a deletion")] = None,
-    if_none_match: Annotated[str | None, Header(description="versions that you know")] = None,
+    if_none_match: Annotated[str | None, Header(max_length=2000, description="versions that you know")] = None,
 ) -> ContextEntryOut | Response:
     """Its ETag is its version, for If-Match of the write that follows."""
     current = await service.read(connection, entry, version)
@@ -171,6 +173,7 @@ async def history(
 @router.put(
     "/{namespace}/{key}",
     summary="Write an entry",
+    openapi_extra=body_limit(CONTENT_BYTES),
     dependencies=[requires(Scope.SUBMIT)],
     responses={201: {"model": WrittenOut, "description": "there was no such entry before"}, **_WRITING},
 )

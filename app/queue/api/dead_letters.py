@@ -3,13 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.http.fields import Body, Sentence
 from app.http.guard import requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel.access import Scope
 from app.queue.api.task_filters import LetterQuery, PurgeIn, RequeueManyIn
@@ -19,7 +20,7 @@ from app.queue.service import dead_letters as service
 from app.queue.service import tasks
 from app.queue.store import listing
 
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+router = Router(prefix="/dead-letters", tags=["dead letters"])
 
 
 class RequeueIn(Body):

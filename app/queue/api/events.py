@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, PlainValidator, WithJsonSchema
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import admit, requires
 from app.http.namespaces import Within
+from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.http.streaming import Batch, EventStream, Message, until_disconnect
 from app.kernel.access import Scope
@@ -25,7 +26,7 @@ from app.queue.api.event_stream import EventFilter, Follower
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 
-router = APIRouter(prefix="/events", tags=["events"])
+router = Router(prefix="/events", tags=["events"])
 _KINDS_BY_NAME: dict[str, EventKind] = {kind.value: kind for kind in EVENT_KINDS}
 _KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
 _STREAM = "text/event-stream"
@@ -56,7 +57,10 @@ class EventPage(BaseModel):
 
 _CONTENT = [requires(Scope.READ, Scope.CONTENT, waits=True)]
 After = Annotated[
-    str | None, Query(description="`next` of the page before, the id of an event, `now`, or absent: from the start")
+    str | None,
+    Query(
+        max_length=100, description="`next` of the page before, the id of an event, `now`, or absent: from the start"
+    ),
 ]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
 
@@ -69,8 +73,10 @@ def _kind(value: object) -> EventKind:
 
 
 Kind = Annotated[EventKind, PlainValidator(_kind), _KINDS]
-Kinds = Annotated[list[Kind] | None, Query(description="only of these kinds")]
-LastEventId = Annotated[str | None, Header(description="where a stream goes on; it is stronger than `after`")]
+Kinds = Annotated[list[Kind] | None, Query(max_length=len(EVENT_KINDS), description="only of these kinds")]
+LastEventId = Annotated[
+    str | None, Header(max_length=100, description="where a stream goes on; it is stronger than `after`")
+]
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page; a stream of server-sent events where the client accepts `text/event-stream`",

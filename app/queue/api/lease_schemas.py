@@ -4,7 +4,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.http.fields import AgentName, Body, Labels, Moment, PriorityName, Sentence, Token, Usage, Word
+from app.http.fields import AgentNames, Body, Labels, Moment, PriorityName, Sentence, Token, Usage, Word
 from app.http.json import JsonObject, OptionalJsonObject
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
@@ -20,7 +20,7 @@ class LeaseIn(Body):
 
     request_id: UUID = Field(description="repeat it when the answer was lost: the same lease is answered again")
     wait_seconds: float = Field(0, ge=0, le=30)
-    agent_types: list[AgentName] | None = Field(None, min_length=1, description="null: whatever it can run")
+    agent_types: AgentNames | None = Field(None, description="null: whatever it can run")
     acknowledge: bool = Field(False, description="the task counts as started, so no call to start is needed")
 
 
@@ -63,7 +63,7 @@ class NextIn(Body):
     """Also lease the next task, without waiting."""
 
     request_id: UUID
-    agent_types: list[AgentName] | None = Field(None, min_length=1)
+    agent_types: AgentNames | None = None
     acknowledge: bool = False
 
 

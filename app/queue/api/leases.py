@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Usage, priority_name
 from app.http.guard import Caller, requires, worker_of
@@ -90,6 +91,7 @@ async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: 
 @router.post(
     "/leases/{task_id}/progress",
     summary="Report progress and renew",
+    openapi_extra=body_limit(CONTENT_BYTES),
     response_model=HeldOut,
     responses=_FENCE_REFUSALS,
 )
@@ -110,6 +112,7 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 @router.post(
     "/leases/{task_id}/complete",
     summary="Hand in the result",
+    openapi_extra=body_limit(CONTENT_BYTES),
     response_model=CompletedOut,
     responses=_FENCE_REFUSALS,
 )
@@ -135,6 +138,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 @router.post(
     "/leases/{task_id}/fail",
     summary="Report a failed attempt",
+    openapi_extra=body_limit(CONTENT_BYTES),
     response_model=EndedOut,
     responses=_FENCE_REFUSALS,
 )

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.admin.store import namespaces as store
 from app.http.fields import PriorityName, priority_name
 from app.http.guard import requires
 from app.http.namespaces import Within
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -21,7 +21,7 @@ from app.queue.service.admission import Admission
 from app.queue.store import counters
 from app.queue.store.counters import TaskCount
 
-router = APIRouter(prefix="/namespaces", tags=["queues"])
+router = Router(prefix="/namespaces", tags=["queues"])
 
 
 class NamespaceOut(BaseModel):

@@ -3,12 +3,13 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.http.fields import AgentName, Limit, Moment, PriorityName, TaskUsageOut, priority_name
 from app.http.guard import requires
 from app.http.namespaces import Within
+from app.http.routing import Router
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
@@ -19,7 +20,7 @@ from app.queue.store import outputs as store
 from app.queue.store.events import Cursor
 from app.queue.store.outputs import Output
 
-router = APIRouter(prefix="/outputs", tags=["context"])
+router = Router(prefix="/outputs", tags=["context"])
 # It distinguishes a token from a cursor of events, so that neither route accepts the other's by mistake.
 _PREFIX = "o"
 

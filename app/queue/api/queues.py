@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.http.fields import AgentName, Body, Moment, PriorityName, Sentence, priority_name
 from app.http.guard import Caller, requires
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
@@ -23,7 +23,7 @@ from app.queue.rules.status import PHASES, RECENT, QueueSnapshot
 from app.queue.service import status as service
 from app.queue.service.admission import Admission
 
-router = APIRouter(prefix="/queues", tags=["queues"])
+router = Router(prefix="/queues", tags=["queues"])
 _OPERATOR = [requires(Scope.OPERATE)]
 _DESCENDING = sorted(Priority, reverse=True)
 

@@ -53,7 +53,7 @@ class TaskQuery(StrictModel):
     namespace: NamespaceName = None
     goal_id: Word | None = None
     agent_type: AgentName | None = None
-    state: list[TaskState] = Field(default_factory=list, description="any of these")
+    state: list[TaskState] = Field(default_factory=list, max_length=len(TaskState), description="any of these")
     priority: PriorityIn | None = None
     label: LabelPairs = Field(default_factory=list)
     code: Word | None = Field(None, description="the `code` of the error")

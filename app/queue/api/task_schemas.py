@@ -70,6 +70,7 @@ class TaskIn(Body):
     trace_context: Word | None = Field(None, description="W3C traceparent")
     idempotency_key: Word | None = Field(None, description="equal keys are one task; instead of choosing the `id`")
     depends_on: list[UUID] = Field(
+        fail_fast=True,
         default_factory=list,
         max_length=1000,
         description="runs when all of these have completed, is cancelled when one fails; order in a batch is free",
@@ -99,7 +100,7 @@ _MAX_DEPENDENCIES = 10_000
 class BatchIn(Body):
     """All or none."""
 
-    tasks: list[TaskIn] = Field(min_length=1, max_length=1000)
+    tasks: list[TaskIn] = Field(min_length=1, max_length=1000, fail_fast=True)
 
     @model_validator(mode="after")
     def _bound_dependencies(self) -> Self:

@@ -3,12 +3,14 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
+from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.guard import requires
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
 from app.kernel import errors
@@ -42,7 +44,7 @@ from app.queue.service import tasks as service
 from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = Router(prefix="/tasks", tags=["tasks"])
 _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 # The answer shows all of what it changed.
 _CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
@@ -73,6 +75,7 @@ class CancelledMany(BaseModel):
 @router.post(
     "",
     summary="Submit a task",
+    openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,
     dependencies=_CHANGE,
     responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
@@ -94,6 +97,7 @@ async def submit(
 @router.post(
     "/batch",
     summary="Submit up to 1,000 tasks, all or none",
+    openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
     responses=_SUBMITTED,

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 
 from app.admin.api.config_schemas import apply_patch
 from app.admin.errors import ConfigRefused
@@ -12,6 +12,7 @@ from app.db.database import Database
 from app.http.fields import NEWEST, Below, Limit
 from app.http.guard import requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
@@ -35,7 +36,7 @@ from app.scaling.service.history import Variation
 from app.scaling.store import decisions as store
 from app.scaling.store.decisions import StoredDecision
 
-router = APIRouter(prefix="/scaling", tags=["scaling"])
+router = Router(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
 _MONITOR = [requires(Scope.MONITOR)]
 _FINDING = responses_for(DecisionNotFound)

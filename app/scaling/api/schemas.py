@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.http.fields import Body, Moment
+from app.http.fields import Body, MergePatch, Moment
 from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.target import DecisionType
@@ -202,7 +202,7 @@ class WhatIfIn(Body):
     )
 
     decision_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = Field(None, description="the last one by default")
-    config: dict[str, Any] | None = Field(None, description="a JSON merge patch (RFC 7396) of the configuration then")
+    config: MergePatch | None = Field(None, description="a JSON merge patch (RFC 7396) of the configuration then")
     mode: Mode | None = None
     wait_target_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
 

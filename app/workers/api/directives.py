@@ -3,14 +3,15 @@
 from typing import Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service.config import CurrentConfig
+from app.http.bodies import LISTS_BYTES, body_limit
 from app.http.fields import AgentName, Body, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Writing
 from app.kernel.access import Principal, Scope
@@ -26,7 +27,7 @@ from app.workers.service.directives import Order, Outcome
 from app.workers.service.manual_start import StartOrder
 from app.workers.store.directives import WorkerSelector
 
-router = APIRouter(tags=["workers"])
+router = Router(tags=["workers"])
 _OPERATOR = [requires(Scope.OPERATE)]
 _DIRECTED = responses_for(WorkerNotFound, WorkerGone)
 
@@ -81,21 +82,36 @@ class Restarted(_Counted):
     restarted: int = Field(description="those of them that are told to")
 
 
-@router.post("/workers/drain", summary="Drain the workers that a filter selects", dependencies=_OPERATOR)
+@router.post(
+    "/workers/drain",
+    summary="Drain the workers that a filter selects",
+    openapi_extra=body_limit(LISTS_BYTES),
+    dependencies=_OPERATOR,
+)
 async def drain_many(call: CrewIn, caller: Caller, connection: Writing) -> Drained:
     """As for a single one. A name that no live worker has selects nobody."""
     outcome = await _direct_many(Directive.DRAIN, call, caller.key_id, connection)
     return Drained(drained=outcome.directed_workers, **_counts(outcome, call))
 
 
-@router.post("/workers/stop", summary="Stop the workers that a filter selects", dependencies=_OPERATOR)
+@router.post(
+    "/workers/stop",
+    summary="Stop the workers that a filter selects",
+    openapi_extra=body_limit(LISTS_BYTES),
+    dependencies=_OPERATOR,
+)
 async def stop_many(call: CrewIn, caller: Caller, connection: Writing) -> Stopped:
     """As for a single one. A name that no live worker has selects nobody."""
     outcome = await _direct_many(Directive.STOP, call, caller.key_id, connection)
     return Stopped(stopped=outcome.directed_workers, **_counts(outcome, call))
 
 
-@router.post("/workers/restart", summary="Restart the workers that a filter selects", dependencies=_OPERATOR)
+@router.post(
+    "/workers/restart",
+    summary="Restart the workers that a filter selects",
+    openapi_extra=body_limit(LISTS_BYTES),
+    dependencies=_OPERATOR,
+)
 async def restart_many(call: CrewIn, caller: Caller, connection: Writing) -> Restarted:
     """As for a single one. A name that no live worker has selects nobody."""
     outcome = await _direct_many(Directive.RESTART, call, caller.key_id, connection)

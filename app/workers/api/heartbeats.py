@@ -1,7 +1,7 @@
 """Heartbeats: the report of a worker every few seconds, and the answer with directives and its assignment."""
 
 import json
-from typing import Annotated, Any
+from typing import Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -51,7 +51,7 @@ class LocalError(Body):
 class BeatIn(Body):
     """A sign of life."""
 
-    state: Annotated[str, Field(pattern="^(ready|busy|draining)$")]
+    state: Literal["ready", "busy", "draining"]
     lease: LeaseRef | None = None
     cpu_percent: float | None = Field(
         None, ge=0, le=100 * _MAX_AMOUNT, description="percent of one core since the last report"

@@ -4,20 +4,21 @@ from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
 from app.http.fields import Limit, Moment
 from app.http.guard import requires
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.workers.service import pool as service
 from app.workers.store import pool as records
 
-router = APIRouter(tags=["workers"])
+router = Router(tags=["workers"])
 _READ = [requires(Scope.READ)]
 _SHARES = (0.5, 0.99)
 

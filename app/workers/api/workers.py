@@ -4,14 +4,15 @@ from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.service import access
-from app.http.fields import AgentName, Body, Labels, Limit, Moment, Sentence, Word
+from app.http.fields import AgentNames, Body, Labels, Limit, Moment, Sentence, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
+from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
@@ -25,7 +26,7 @@ from app.workers.service import workers as service
 from app.workers.store import workers as store
 from app.workers.store.workers import Registration
 
-router = APIRouter(tags=["workers"])
+router = Router(tags=["workers"])
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -44,7 +45,7 @@ class RegistrationIn(Body):
     name: Word
     host: Word
     pid: int = Field(ge=1, le=2**31 - 1)
-    capabilities: list[AgentName] = Field(min_length=1, description="the agent types it can run")
+    capabilities: AgentNames = Field(description="the agent types it can run")
     labels: Labels = Field(default_factory=dict)
     version: Word = "unknown"
     memory_gb: float = Field(gt=0, le=65536)

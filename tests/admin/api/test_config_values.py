@@ -136,7 +136,7 @@ async def test_a_patch_that_is_nested_without_end(service: Service) -> None:
         content = '{"worker_pool":' * depth + "1" + "}" * depth
         headers = {"If-Match": '"1"', "Content-Type": "application/json"}
         answer = await service.ask("PATCH", "/config", content=content, headers=headers)
-        assert answer.status_code in (400, 422), (depth, answer.text)
+        assert answer.status_code in (400, 413, 422), (depth, answer.text)
     assert (await service.get("/config"))["version"] == 1
 
 

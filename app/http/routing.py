@@ -1,0 +1,71 @@
+"""Routes that let the caller in by the head of its request, before they read a bounded body."""
+
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
+from app.http.guard import admit_to_route, declared_scopes
+from app.kernel.access import Scope
+
+
+class GuardedRoute(APIRoute):
+    """A route that FastAPI resolves once the caller is admitted and the body is read and validated."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own handler behind admission and the bounds of the body."""
+        answer = super().get_route_handler()
+        needs = declared_scopes(list(self.dependencies))
+        if not needs:
+            raise TypeError(f"{self.path} does not declare what it needs")
+
+        async def handle(request: Request) -> Response:
+            principal = None
+            if needs != (Scope.PUBLIC,):
+                principal = await admit_to_route(request, *needs)
+                request.state.principal, request.state.admitted = principal, frozenset(needs)
+            if self.body_field is None:
+                return await answer(request)
+            uploads: Uploads = request.app.state.uploads
+            max_bytes = declared_limit(self.openapi_extra)
+            with uploads.of(uploader(request, principal)) as upload:
+                try:
+                    body = await upload.read(request, max_bytes)
+                except ClientDisconnect:
+                    # In the middle of its body: nobody is left to answer, and nothing went wrong here.
+                    return Response(status_code=400)
+                await self._hand_over(request, body, max_bytes)
+                return await answer(request)
+
+        return handle
+
+    async def _hand_over(self, request: Request, body: bytes, max_bytes: int) -> None:
+        """Leave the body where FastAPI looks for it, which takes a finished model as it is."""
+        request._body = body
+        if not body or not _is_json(request.headers.get("content-type", "")):
+            return
+        kind = self.body_field.field_info.annotation if self.body_field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            request._json = await validate(kind, body, max_bytes)
+        else:
+            request._json = await parse(body, max_bytes)
+
+
+class Router(APIRouter):
+    """A router of guarded routes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"route_class": GuardedRoute, **options})
+
+
+def _is_json(content_type: str) -> bool:
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype() if message.get_content_maintype() == "application" else ""
+    return bool(content_type) and (subtype == "json" or subtype.endswith("+json"))
