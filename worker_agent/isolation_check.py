@@ -24,7 +24,7 @@ def attempts(spec: Json) -> Json:
         # Elsewhere the daemon, to which the kernel gives orphans, ends them.
         "descendants": "" if sys.platform == "linux" else "this system cannot tell what a handler has started",
         "temporary_files": "" if is_apart else "the temporary directory is one of its own, but its size is not limited",
-        "abstract_sockets": _abstract_sockets(spec["check"]["abstract_socket"]),
+        "sockets": _sockets(*spec["check"]["sockets"]),
     }
 
 
@@ -49,14 +49,13 @@ def _files(spec: Json) -> str:
     if spec["method"] == "none" and spec["user"] is None:
         return "handlers run as the user of the worker and can read all that it can"
     for path in spec["view"]["hidden"]:
+        files = [path]
         with contextlib.suppress(OSError):
-            if os.path.isdir(path):
-                if os.listdir(path):
-                    return f"{path} can be read"
-                continue
-            with open(path, "rb") as file:
-                if file.read(1):
-                    return f"{path} can be read"
+            files = [os.path.join(path, name) for name in os.listdir(path)]
+        for file in files:
+            with contextlib.suppress(OSError), open(file, "rb") as stream:
+                if stream.read(1):
+                    return f"{file} can be read"
     return ""
 
 
@@ -79,13 +78,20 @@ def _processes(daemon: int) -> str:
         return "handlers can send signals to the worker and to whatever else its user runs"
     with contextlib.suppress(OSError), open(f"/proc/{daemon}/environ", "rb"):
         return "handlers can read the environment of the worker"
+    with contextlib.suppress(OSError), open(f"/proc/{daemon}/cmdline", "rb"):
+        return "handlers can see which processes run, though neither signal nor trace them"
     return ""
 
 
-def _abstract_sockets(name: str) -> str:
+def _sockets(path: str, abstract_name: str) -> str:
     import socket
 
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-        client.connect(f"\0{name}")
-        return "Landlock has no scopes before Linux 6.12, so sockets without a file can be reached"
+    reasons = {
+        path: "Landlock does not cover sockets in the file system, which then only ask for a key or a password",
+        f"\0{abstract_name}": "Landlock has no scopes before Linux 6.12, so sockets without a file can be reached",
+    }
+    for address, reason in reasons.items():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            return reason
     return ""

@@ -44,8 +44,8 @@ def restrict(view: Json, temporary: str) -> None:
     ruleset = kernel_calls.landlock_ruleset(every_access, scopes)
     hidden = tuple(view["hidden"])
     for path in (*view["readable"], *view["closed"], "/proc", "/dev"):
-        for visible in _without(path, hidden):
-            _allow(ruleset, visible, (_EXECUTE | _READ_FILE | _READ_DIR) & every_access)
+        for visible, accesses in _without(path, hidden):
+            _allow(ruleset, visible, accesses)
     for path in ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", *view["devices"]):
         _allow(ruleset, path, every_access)
     for path in (temporary, *view["writable"]):
@@ -53,13 +53,17 @@ def restrict(view: Json, temporary: str) -> None:
     kernel_calls.landlock_restrict(ruleset)
 
 
-def _without(path: str, hidden: tuple[str, ...]) -> Iterator[str]:
-    """Yield the path, or where something hidden lies in it its parts without that: rules can only allow."""
+def _without(path: str, hidden: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Yield the path, or where something hidden lies in it its parts without that: rules can only allow.
+
+    Names can be listed throughout, which imports need.
+    """
     if path in hidden:
         return
     if not any(secret.startswith(f"{path.rstrip('/')}/") for secret in hidden):
-        yield path
+        yield path, _EXECUTE | _READ_FILE | _READ_DIR
         return
+    yield path, _READ_DIR
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
             yield from _without(f"{path.rstrip('/')}/{name}", hidden)
@@ -71,7 +75,8 @@ def _allow(ruleset: int, path: str, accesses: int) -> None:
     except OSError:
         return
     try:
-        is_directory = os.path.isdir(path)
-        kernel_calls.landlock_allow(ruleset, descriptor, accesses if is_directory else accesses & _OF_FILES)
+        allowed = accesses if os.path.isdir(path) else accesses & _OF_FILES
+        if allowed:
+            kernel_calls.landlock_allow(ruleset, descriptor, allowed)
     finally:
         os.close(descriptor)

@@ -52,14 +52,21 @@ def build(view: Json) -> None:
     for path in view["hidden"]:
         _hide(path)
     mount("proc", f"{_ROOT}/proc", "proc", _PLAIN | MS_NOEXEC)
+    # Segments of System V are in no file and, unless mapped, in no process.
+    with contextlib.suppress(OSError), open(f"{_ROOT}/proc/sys/kernel/shmall", "w", encoding="ascii") as pages:
+        pages.write(str(view["temporary_bytes"] // os.sysconf("SC_PAGE_SIZE")))
     change_root(_ROOT)
 
 
 def _add_readable(view: Json) -> None:
-    # The temporary directories first, because code may lie in them.
-    for path in _TEMPORARY:
-        _make_directory(_ROOT + path)
-        mount("tmpfs", _ROOT + path, "tmpfs", _PLAIN, f"size={view['temporary_bytes']},mode=1777")
+    # The temporary directories first, because code may lie in them. They are one, so that they have one size.
+    temporary, shared = (_ROOT + path for path in _TEMPORARY)
+    _make_directory(temporary)
+    _make_directory(shared)
+    mount("tmpfs", temporary, "tmpfs", _PLAIN, f"size={view['temporary_bytes']},mode=1777")
+    os.mkdir(f"{temporary}/.shm")
+    os.chmod(f"{temporary}/.shm", 0o1777)  # noqa: S103 - that of every /dev/shm
+    mount(f"{temporary}/.shm", shared, flags=MS_BIND)
     for path, target in view["links"]:
         _link(path, target)
     for path in view["readable"]:

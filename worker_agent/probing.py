@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -68,8 +69,8 @@ def _check_readable(rules: Confinement, refusals: Mapping[Method, str]) -> None:
 def _run(rules: Confinement, tables: Sequence[str], functions: Sequence[str]) -> tuple[JsonObject | None, str]:
     """The attempts, and what was printed; None and the reason when the process could not be confined so."""
     messages, pipe = os.pipe()
-    with os.fdopen(messages, "rb") as stream, _abstract_socket() as name, rules.temporary_directory() as temporary:
-        check = {"pid_namespace": _pid_namespace(), "code": list(rules.view.code), "abstract_socket": name}
+    with os.fdopen(messages, "rb") as stream, _sockets() as addresses, rules.temporary_directory() as temporary:
+        check = {"pid_namespace": _pid_namespace(), "code": list(rules.view.code), "sockets": addresses}
         request = {"tables": list(tables), "functions": list(functions), "check": check}
         command = rules.command(
             "handler_probe", pipe, temporary, memory_bytes=_NO_LIMIT, cpu_seconds=_PROBE_SECONDS, **request
@@ -113,13 +114,14 @@ def _pid_namespace() -> str:
 
 
 @contextlib.contextmanager
-def _abstract_socket() -> Iterator[str]:
-    """A socket without a file, which handlers must not reach; an empty name where the system has none."""
-    name = f"convener-check-{secrets.token_hex(8)}"
-    with socket.socket(socket.AF_UNIX) as listener:
-        try:
-            listener.bind(f"\0{name}")
-            listener.listen(1)
-        except (OSError, ValueError):
-            name = ""
-        yield name
+def _sockets() -> Iterator[tuple[str, str]]:
+    """A socket with a file and one without, which handlers must not reach: the path and the abstract name."""
+    with tempfile.TemporaryDirectory(prefix="convener-check-") as directory, contextlib.ExitStack() as open_sockets:
+        path, name = os.path.join(directory, "socket"), f"convener-check-{secrets.token_hex(8)}"
+        for address in (path, f"\0{name}"):
+            listener = open_sockets.enter_context(socket.socket(socket.AF_UNIX))
+            # Only Linux has sockets without a file.
+            with contextlib.suppress(OSError):
+                listener.bind(address)
+                listener.listen(1)
+        yield path, name

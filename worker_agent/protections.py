@@ -17,7 +17,7 @@ _MEANINGS = {
     "processes": "a handler can see, signal and trace no process but those of its task",
     "descendants": "all that a handler starts ends with its task",
     "temporary_files": "a task has a temporary directory of its own, of limited size, which vanishes with it",
-    "abstract_sockets": "a handler cannot reach the sockets without a file of other processes",
+    "sockets": "a handler cannot reach the unix sockets of the service and of other programs",
 }
 _REMEDY = "run workers on Linux 5.12 or later, as root or where user namespaces are allowed"
 
@@ -73,7 +73,9 @@ def _total_memory(group: Path | None) -> Protection:
         name="total_memory",
         meaning="the processes of a task together cannot pass its limit of memory, not even for a moment",
         holds=holds,
-        why="" if holds else "no control group (v2) is delegated to the worker, which only looks every 2 s",
+        why=""
+        if holds
+        else "no control group (v2) is delegated to the worker, which only looks every 2 s at what they have mapped",
         remedy=""
         if holds
         else "run it in a container with a limit, or in a unit of systemd with Delegate=yes and "

@@ -105,6 +105,7 @@ def test_what_is_hidden_is_not_seen_where_it_lies_in_what_is_shown(method: Metho
     assert succeeds(f"grep secret {tmp_path}/code/package/agents.py", confinement)
     for name in secrets:
         assert not succeeds(f"grep secret {tmp_path}/{name}", confinement), name
+    assert succeeds(f"ls {tmp_path}/code", confinement), "imports look for their modules so"
 
 
 def _uid() -> int | None:
