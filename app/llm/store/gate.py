@@ -82,7 +82,7 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
 _TASKS = f"""
 SELECT w.id AS worker_id, held.id AS task_id, held.agent_type, held.goal_id, held.priority
 FROM workers w {lease_ledger.last_and_held("w.id")}
-WHERE w.id = ANY (CAST(:workers AS uuid[])) AND held.id IS NOT NULL
+WHERE w.id = ANY (CAST(:workers AS uuid[])) AND held.lease_expires_at > clock_timestamp()
   AND w.state IN ('{WorkerState.READY.value}', '{WorkerState.DRAINING.value}')
 """
 

@@ -83,7 +83,8 @@ _RENEW = text(f"""
 UPDATE llm_permits p SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
 WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp() AND {WITHIN}
   AND (worker_id IS NULL OR worker_id = CAST(:worker_id AS uuid) AND EXISTS (
-      SELECT FROM tasks t WHERE t.id = p.task_id AND t.worker_id = p.worker_id))
+      SELECT FROM tasks t
+      WHERE t.id = p.task_id AND t.worker_id = p.worker_id AND t.lease_expires_at > clock_timestamp()))
 RETURNING expires_at
 """)
 

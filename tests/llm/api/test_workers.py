@@ -83,6 +83,16 @@ async def test_a_worker_without_a_task_gets_no_permit_and_renews_none(service: S
     assert await value(database, "SELECT count(*) FROM llm_permits") == 1
 
 
+async def test_a_lease_that_has_expired_is_none(service: Service, database: Database) -> None:
+    worker, _ = await at_work(service)
+    permit = await granted(worker)
+    await execute(database, "UPDATE tasks SET lease_expires_at = now()")
+    is_problem(await worker.ask("/llm/permits", body()), 403, "lease_required")
+    path = f"/llm/permits/{permit['permit_id']}"
+    is_problem(await worker.ask(f"{path}/renew", {"token": permit["token"]}), 409, "permit_over")
+    await settle(worker, permit)
+
+
 @pytest.mark.parametrize("state", ["starting", "stopped", "lost", "failed"])
 async def test_a_worker_that_is_over_gets_none_whatever_its_lease_says(
     service: Service, database: Database, state: str

@@ -10,6 +10,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.llm.errors import PermitOver, PermitRefused
@@ -29,6 +30,15 @@ from tests.support.sql import execute, fetch, value
 
 _MODELS = ("m", "n")
 _MOST_OF_N = 3
+
+
+async def _at_work(database: Database) -> WorkerId:
+    """A worker whose lease outlasts the walk."""
+    worker_id, lease = await holding(database)
+    await execute(
+        database, "UPDATE tasks SET lease_expires_at = now() + interval '1 h' WHERE id = $1", UUID(str(lease.task_id))
+    )
+    return worker_id
 
 
 @dataclass(slots=True)
@@ -138,7 +148,7 @@ class Walk:
             await workers.record_exit(connection, worker_id, WorkerState.LOST, "killed")
         self.ended |= {key: permit for key, permit in self.live.items() if permit.request.worker_id == worker_id}
         self.live = {key: permit for key, permit in self.live.items() if permit.request.worker_id != worker_id}
-        self.workers.append((await holding(self.database))[0])
+        self.workers.append(await _at_work(self.database))
 
     async def reconfigure(self) -> None:
         """People change their mind."""
@@ -171,7 +181,7 @@ async def test_whatever_happens_rows_and_rules_agree(own_database: Database, see
     # One of its own: other tests make deadlocks on purpose, and the server counts them for each database.
     database = own_database
     service, chance = PermitService(database, FairQueue()), Random(seed)
-    walk = Walk(database, service, chance, workers=[(await holding(database))[0] for _ in range(2)])
+    walk = Walk(database, service, chance, workers=[await _at_work(database) for _ in range(2)])
     limits = {
         "m": ModelLimits(requests_per_window=600, tokens_per_window=200_000, fallback_models=["n"]),
         "n": ModelLimits(max_concurrency=_MOST_OF_N, fallback_models=[]),
