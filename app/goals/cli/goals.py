@@ -13,6 +13,7 @@ from app.goals.cli import chart, views
 from app.goals.rules.exploration import Arm
 from app.goals.rules.goals import GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
+from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
@@ -200,7 +201,7 @@ def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table(*columns, numbers=("ITERATIONS",), flexible="OBJECTIVE")
     for goal in items:
         cells = map(output.cell, (goal["iterations"], output.age(goal["created_at"], now), goal["objective"]))
-        table.add_row(output.cell(goal["id"]), views.render_state(goal), *cells)
+        table.add_row(output.cell(stored_name(goal["namespace"], goal["id"])), views.render_state(goal), *cells)
     return table
 
 

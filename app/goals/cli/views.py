@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.goals.cli import chart as chart_cli
+from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import Json
 
@@ -26,7 +27,7 @@ def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> Render
     compute, last = goal["compute"], goal["last_decision"]
     facts = output.details(
         [
-            ("Goal", goal["id"]),
+            ("Goal", stored_name(goal["namespace"], goal["id"])),
             ("Objective", goal["objective"]),
             ("State", render_state(goal)),
             ("Because", goal["reason"]),

@@ -39,3 +39,14 @@ async def test_namespaces_that_no_key_can_have(convener: CommandLine, live_servi
         assert (await convener("key", "create", role, "--label", "x", *options, **admin)).code == 2, options
     made = await convener("key", "create", "reader", "--label", "x", "--all-namespaces", "-o", "json", **admin)
     assert made.json["namespace"] is None
+
+
+async def test_goals_of_equal_names_are_told_apart(convener: CommandLine, live_service: Service) -> None:
+    for namespace in ("lab-a", "lab-b"):
+        made = await convener("--namespace", namespace, "goals", "create", "--id", "g1", "--objective", namespace)
+        assert made.code == 0, made.err
+        shown = (await convener("--namespace", namespace, "goals", "get", "g1")).out
+        assert f"@{namespace}/g1" in shown
+    listed = (await convener("goals", "ls", CONVENER_NAMESPACE=None)).out
+    assert "@lab-a/g1" in listed
+    assert "@lab-b/g1" in listed
