@@ -49,16 +49,16 @@ async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
     """
     with _directory() as directory:
         async with _postgres(directory / "server") as server:
-            (key, pool_key), port = await _prepare(server.url), choose_port(None)
+            (key, pool_key), port = await _prepare(server.cluster.url), choose_port(None)
             async with AsyncExitStack() as running:
-                api = await running.enter_async_context(_process(_SERVE, server.url, port))
+                api = await running.enter_async_context(_process(_SERVE, server.cluster.url, port))
                 await _until_ready(api, port, key)
                 loops = None
                 if with_loops:
-                    loops = await running.enter_async_context(_process(_LOOP, server.url, port))
+                    loops = await running.enter_async_context(_process(_LOOP, server.cluster.url, port))
                 yield Testbed(
                     binaries=server.cluster.binaries,
-                    database_url=server.url,
+                    database_url=server.cluster.url,
                     port=port,
                     key=key,
                     pool_key=pool_key,

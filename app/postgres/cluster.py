@@ -94,6 +94,13 @@ class Cluster:
         host = quote(str(sockets), safe="/")
         return f"postgresql://{roles.NAME}:{self._password()}@/{roles.NAME}?host={host}&port={self.port}"
 
+    @property
+    def own_url(self) -> str:
+        """URL for programs of this machine: by unix socket where there is one."""
+        # A client gives its password to whoever asks for it: while the server is away anybody can take its port, but
+        # only the server's user can put a socket into its directory.
+        return self.socket_url or self.url
+
     def lock(self) -> DirectoryLock:
         """Create the directory and lock it for this process. Raises ClusterBusy while another process has the lock."""
         return lock_directory(self.directory)

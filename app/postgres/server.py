@@ -49,7 +49,7 @@ class Server:
     @property
     def url(self) -> str:
         """URL of the database; after a restart its port differs if another program has taken the former one."""
-        return self.cluster.url
+        return self.cluster.own_url
 
     async def start(self) -> None:
         """Start the server and wait until it takes connections, however long recovery takes; safe to repeat.

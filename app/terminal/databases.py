@@ -114,7 +114,7 @@ def bundled_url() -> str | None:
         return None
     try:
         cluster = _cluster(values)
-        return cluster.url if cluster.port is not None else None
+        return cluster.own_url if cluster.port is not None else None
     except (BinariesMissing, OSError):  # then nothing bundled can be running, and the caller says what is missing
         return None
 

@@ -124,7 +124,7 @@ async def test_the_role_has_no_attribute_and_is_in_no_role(owner: "asyncpg.Conne
 )
 async def test_nobody_else_comes_in_and_nowhere_else(server: Server, user: str, database: str) -> None:
     await server.start()
-    for url in (server.url, server.cluster.socket_url):
+    for url in (server.cluster.url, server.cluster.socket_url):
         with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="no pg_hba"):
             await asyncpg.connect(url, user=user, database=database)
 

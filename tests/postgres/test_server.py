@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.postgres.cluster import Cluster
-from app.postgres.configuration import HOST
+from app.postgres.configuration import HOST, socket_directory
 from app.postgres.errors import ClusterBusy, StartFailed
 from app.postgres.server import Server, processes_of
 from tests.postgres.supervise import supervised
@@ -81,7 +81,7 @@ async def test_can_be_reached_by_socket_and_by_sqlalchemy(server: Server) -> Non
     socket_url = server.cluster.socket_url
     assert socket_url is not None
     assert await run_sql(socket_url, "SELECT inet_server_port()") is None
-    for url in (server.url, socket_url):
+    for url in (server.cluster.url, socket_url):
         engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
         async with engine.connect() as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
@@ -113,6 +113,17 @@ async def test_moves_to_another_port_when_its_own_is_taken(server: Server) -> No
         await server.start()
         assert server.cluster.port != port
         assert await run_sql(server.url, "SELECT 1") == 1
+
+
+async def test_whoever_takes_the_port_meanwhile_learns_no_password(server: Server) -> None:
+    await server.start()
+    await server.stop()
+    connections: list[object] = []
+    rogue = await asyncio.start_server(lambda reader, _: connections.append(reader), HOST, server.cluster.port)
+    async with rogue:
+        with pytest.raises((ConnectionError, FileNotFoundError)):
+            await asyncpg.connect(server.url, timeout=5)
+    assert connections == []
 
 
 async def test_a_failed_start_tells_why(cluster: Cluster) -> None:
@@ -159,7 +170,7 @@ async def test_ignores_the_pid_file_of_a_former_life(server: Server, content: st
     try:
         stale = content.format(pid=stranger.pid)
         (server.cluster.data / "postmaster.pid").write_text(stale)
-        (server.cluster.directory / ".s.PGSQL.23456.lock").write_text(stale)
+        (socket_directory(server.cluster.directory) / ".s.PGSQL.23456.lock").write_text(stale)
         await server.start()
         assert stranger.returncode is None
         assert await run_sql(server.url, "SELECT 1") == 1

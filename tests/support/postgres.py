@@ -40,6 +40,6 @@ def running_server(directory: Path, settings: Mapping[str, str] = THROW_AWAY) ->
         access.chmod(0o644)
         try:
             runner.run(server.start())
-            yield server.url
+            yield cluster.url
         finally:
             runner.run(server.stop())

@@ -101,11 +101,14 @@ async def test_the_bundled_database_of_this_machine_is_found(
     parts = urlsplit(own_database.url)
     if parts.username != "convener":
         pytest.skip("only the bundled server is called like that")
-    state = tmp_path / "postgres"
-    state.mkdir()
+    # Too long a path for a socket, so that the port is what counts: that of the server of the tests.
+    home = tmp_path / ("x" * 90)
+    state = home / "postgres"
+    state.mkdir(parents=True)
     (state / "password").write_text(f"{parts.password}\n")
     (state / "port").write_text(f"{parts.port}\n")
-    found = await console("db", "backup", str(tmp_path / "b"), "-o", "json")
+    place = {"CONVENER_STATE_DIRECTORY": str(home)}
+    found = await console("db", "backup", str(tmp_path / "b"), "-o", "json", **place)
     # That database is the one of the server itself, which is empty here.
     assert (found.code, found.out) == (1, "")
     assert "nothing to back up" in found.err
