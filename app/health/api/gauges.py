@@ -6,6 +6,7 @@ No label stands for a task, a goal or a worker: there are too many, and they com
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import islice
 from math import nan
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -31,6 +32,7 @@ _MINUTE = timedelta(minutes=1)
 _SHARES = (0.5, 0.95, 0.99, 1.0)
 # Callers name models, and what they make up must not fill the memory of whoever scrapes.
 _MAX_MODELS = 50
+_MAX_ALERTS = 200
 _PUSHED_GAUGES = {MetricKind.GAUGE: "pushed_gauge", MetricKind.COUNTER: "pushed_per_second"}
 # Name without the prefix -> help text, then the labels.
 _GAUGES: Mapping[str, tuple[str, ...]] = {
@@ -204,9 +206,9 @@ class Gauges:
         self.set("pool_capacity_lost", snapshot.recovery.lost_share)
         self.set("pool_slots_failing", len(snapshot.recovery.failing))
         self.set("degradation_step", snapshot.step)
-        for model, is_open in snapshot.breakers.items():
+        for model, is_open in islice(snapshot.breakers.items(), _MAX_MODELS):
             self.set("llm_breaker_open", is_open, model)
-        for alert in snapshot.alerts:
+        for alert in islice(snapshot.alerts, _MAX_ALERTS):
             self.set("alerts", 1, alert.key.rule.value, alert.key.subject, alert.severity.name.lower())
 
     def set_agents(self, agents: Sequence[AgentReport]) -> None:

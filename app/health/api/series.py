@@ -133,9 +133,9 @@ class NamesOut(BaseModel):
 async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: Response) -> PushedOut:
     """Gauges and counters of workers and agents. What is answered is on disk; the same `batch_id` counts once.
 
-    There may be 2,000 series, a series being a name with its labels, and 100 names. They are kept by the minute for a
-    week, and Prometheus reads them by name and agent. A worker that is not ready, or is to leave and holds no task,
-    pushes none.
+    There may be 2,000 series, a series being a name with its labels, of which a worker may begin 50 and any other key
+    1,000; and 100 names. They are kept by the minute for a week, and Prometheus reads them by name and agent. A worker
+    that is not ready, or is to leave and holds no task, pushes none.
     """
     if caller.worker_id is not None:
         await workers.require_serving(connection, caller.worker_id)
@@ -143,6 +143,7 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
         connection,
         SampleBatch(
             batch_id=batch.batch_id,
+            is_of_worker=caller.worker_id is not None,
             sent_by=caller.key_id,
             # Of the parsed batch: spaces and the order of keys in the JSON make no other batch.
             digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),

@@ -69,6 +69,9 @@ class SeriesPolicy:
     """Bounds; seconds and days. A thousand workers may push two series each for a week: 20 million small rows."""
 
     max_series: int = 2000
+    # Of those that one sender has begun, so that none of them uses up all.
+    max_series_of_worker: int = 50
+    max_series_of_key: int = 1000
     max_names: int = 100
     # Clocks of hosts in one network agree far better; a sender that was cut off for an hour may catch up.
     ahead_seconds: float = 60.0

@@ -24,6 +24,7 @@ class SampleBatch:
     batch_id: UUID
     sent_by: str
     digest: bytes
+    is_of_worker: bool = False
     samples: Sequence[PushedSample] = field(repr=False)
 
 
@@ -48,7 +49,7 @@ async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPo
     if errors:
         raise SamplesRefused(errors[:_MAX_REFUSALS])
     if len(ids) < len(batch_series):
-        ids = await _create(connection, batch.samples, batch_series, names, policy)
+        ids = await _create(connection, batch, batch_series, names, policy)
     await series.add_points(connection, fold_samples(batch.samples, await now(connection)), ids)
     return True
 
@@ -63,7 +64,7 @@ async def metric_name(connection: AsyncConnection, name: str) -> MetricName:
 
 async def _create(
     connection: AsyncConnection,
-    samples: Sequence[PushedSample],
+    batch: SampleBatch,
     batch_series: set[Series],
     names: Sequence[MetricName],
     policy: SeriesPolicy,
@@ -74,6 +75,9 @@ async def _create(
     reason = overflow(new, series_count, [name.name for name in names], policy)
     if reason is not None:
         raise TooManySeries(reason)
-    kinds: dict[str, MetricKind] = {sample.series.name: sample.kind for sample in samples}
-    await series.create_series(connection, new, kinds)
+    limit = policy.max_series_of_worker if batch.is_of_worker else policy.max_series_of_key
+    if await series.count_created(connection, batch.sent_by) + len(new) > limit:
+        raise TooManySeries(f"this sender has begun as many series as it may, which is {limit:,}")
+    kinds: dict[str, MetricKind] = {sample.series.name: sample.kind for sample in batch.samples}
+    await series.create_series(connection, new, kinds, batch.sent_by)
     return await series.find_ids(connection, batch_series)

@@ -71,11 +71,13 @@ UPDATE metric_series SET last_at = now() WHERE id IN (
 """)
 
 _CREATE = text(f"""
-INSERT INTO metric_series (name, kind, agent, worker, goal)
-SELECT requested.name, kinds.kind, agent, worker, goal FROM {_LABELS}
+INSERT INTO metric_series (name, kind, agent, worker, goal, created_by)
+SELECT requested.name, kinds.kind, agent, worker, goal, :created_by FROM {_LABELS}
 JOIN unnest(CAST(:kind_names AS text[]), CAST(:kinds AS text[])) AS kinds (name, kind) ON kinds.name = requested.name
 ON CONFLICT DO NOTHING
 """)
+
+_CREATED = text("SELECT count(*) FROM metric_series WHERE created_by = :created_by")
 
 _NAMES = text("""
 SELECT name, min(kind) AS kind, count(*) AS series, max(last_at) AS last_at FROM metric_series GROUP BY name ORDER BY 1
@@ -159,10 +161,17 @@ async def names(connection: AsyncConnection) -> list[MetricName]:
     return [MetricName(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
 
 
-async def create_series(connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind]) -> None:
+async def count_created(connection: AsyncConnection, created_by: str) -> int:
+    """Number of series that this key has begun."""
+    return int((await connection.execute(_CREATED, {"created_by": created_by})).scalar_one())
+
+
+async def create_series(
+    connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind], created_by: str
+) -> None:
     """Add series; existing ones stay as they are."""
     kind_columns = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
-    await connection.execute(_CREATE, {**_columns(new), **kind_columns})
+    await connection.execute(_CREATE, {**_columns(new), **kind_columns, "created_by": created_by})
 
 
 async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:

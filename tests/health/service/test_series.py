@@ -184,3 +184,19 @@ async def test_the_present_is_the_last_minute(database: Database) -> None:
         values = {(c.name, c.agent): c.value for c in await series.current_values(connection)}
     assert values.pop(("depth", None)) == 15.0
     assert values == {("writes", "ranking"): 2.0}
+
+
+@pytest.mark.parametrize("is_of_worker", [True, False])
+async def test_one_sender_cannot_use_up_all_series(connection: AsyncConnection, is_of_worker: bool) -> None:
+    policy = SeriesPolicy(max_series=100, max_series_of_worker=2, max_series_of_key=3)
+    room = 2 if is_of_worker else 3
+    for number in range(room):
+        sample = PushedSample(series=Series(name="a", worker=str(number)), kind=MetricKind.GAUGE, value=1.0)
+        batch = SampleBatch(batch_id=uuid4(), sent_by="one", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
+        assert await service.push(connection, batch, policy)
+    sample = PushedSample(series=Series(name="a", worker="more"), kind=MetricKind.GAUGE, value=1.0)
+    more = SampleBatch(batch_id=uuid4(), sent_by="one", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
+    with pytest.raises(TooManySeries, match="this sender"):
+        await service.push(connection, more, policy)
+    other = SampleBatch(batch_id=uuid4(), sent_by="other", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
+    assert await service.push(connection, other, policy)
