@@ -71,7 +71,7 @@ async def _take(route: APIRoute, body: bytes) -> int:
             value = await bodies.parse(body, limit)
             assert route.body_field is not None
             _, wrong = route.body_field.validate(value, {}, loc=("body",))
-            return len(str(wrong))
+            return len(problems.from_validation(wrong).body) if wrong else 0
     except RequestValidationError as error:
         return len(problems.from_validation(error.errors()).body)
     except ConvenerError as error:

@@ -81,7 +81,8 @@ async def test_a_stranger_is_refused_before_a_byte_of_the_body(process: Api) -> 
     for number, (_, writer) in enumerate(streams):
         writer.write(_head(process, 12 << 20, key="cvn_0_0" if number % 2 else None))
     for reader, writer in streams:
-        assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 401")
+        # After so many failures of one address it is 429.
+        assert (await asyncio.wait_for(reader.readline(), PATIENCE)).split()[1] in (b"401", b"429")
         for _ in range(50):
             writer.write(_PIECE)
     await asyncio.sleep(0.5)

@@ -31,7 +31,10 @@ class ApiKeyIn(Body):
     role: Role
     label: Word
     withheld: frozenset[Scope] = Field(
-        default=frozenset(), max_length=len(Scope), description="scopes of the role that it is not to have"
+        default=frozenset(),
+        max_length=len(Scope),
+        fail_fast=True,
+        description="scopes of the role that it is not to have",
     )
     namespace: Word | None = Field(None, description="of a supervisor or reader; `default` where it is not given")
     all_namespaces: bool = Field(False, description="for a reader, instead of a namespace")
