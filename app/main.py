@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
 from app import application
 from app.admin.service.config import CurrentConfig
@@ -60,6 +61,7 @@ from app.workers.store import pool
 
 log = logging.getLogger(__name__)
 _LISTING_SECONDS = 1.0
+_HANDSHAKE_SECONDS = 5.0
 _GRACE_SECONDS = 4  # well within the 8 s after which `convener up` kills the API
 
 
@@ -175,12 +177,30 @@ class Server(uvicorn.Server):
         self._unix_socket = unix_socket
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on both."""
-        await super().startup(sockets)
+        """Listen on both; not by uvicorn's own, which lets a TLS handshake take a minute."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        loop, config = asyncio.get_running_loop(), self.config
+        try:
+            server = await loop.create_server(
+                self._protocol,
+                config.host,
+                config.port,
+                backlog=config.backlog,
+                ssl=config.ssl,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS if config.ssl else None,
+            )
+            self.servers = [server]
+        except OSError as error:
+            log.error("cannot listen on %s:%s: %s", config.host, config.port, error)
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
         if self._unix_socket is not None:
-            loop, listener = asyncio.get_running_loop(), self._unix_socket.listener
-            server = await loop.create_unix_server(self._protocol, sock=listener, backlog=self.config.backlog)
+            listener = self._unix_socket.listener
+            server = await loop.create_unix_server(self._protocol, sock=listener, backlog=config.backlog)
             self.servers.append(server)
+        self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
         return BoundedHeads(self.config, self.server_state, self.lifespan.state)

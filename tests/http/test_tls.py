@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,6 +78,15 @@ async def test_the_api_with_a_certificate(own_database: Database, files: Certifi
             assert await asyncio.to_thread(_handshake, port, version) == version.name.replace("_", ".")
         with pytest.raises(ssl.SSLError):
             await asyncio.to_thread(_handshake, port, ssl.TLSVersion.TLSv1_1)
+
+        # Whoever says nothing, or nothing that is TLS, is let go in seconds.
+        async with asyncio.timeout(30):
+            for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(said)
+                with suppress(ConnectionError):
+                    assert b"HTTP" not in await reader.read()
+                writer.close()
 
         own = CommandLine(environment={"CONVENER_KEY": keys[Role.READER], "CONVENER_STATE_DIRECTORY": str(tmp_path)})
         address = f"https://localhost:{port}"
