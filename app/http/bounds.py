@@ -126,6 +126,13 @@ class BoundedHeads(HttpToolsProtocol):
         self._pending, self._in_head, self._is_whole = 0, True, True
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request with a problem, as everything else is answered, and close."""
+        response = problems.from_status(HTTPStatus.BAD_REQUEST, msg)
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n%s\r\n%s" % (head, response.body))
+        self.transport.close()
+
     def _wait(self) -> None:
         self._giving_up = self.loop.call_later(self.idle_seconds, self._give_up)
 

@@ -120,6 +120,8 @@ async def test_nothing_ambiguous_becomes_two_requests(api: Api) -> None:
         if (statuses and statuses[0] < 400) or len(statuses) > 1 or any(status >= 500 for status in statuses):
             wrong[name] = statuses
     assert wrong == {}
+    refusal = await _exchange(api.port, AMBIGUOUS["no HTTP"])
+    assert b"content-type: application/problem+json" in refusal
     assert _statuses(await _exchange(api.port, SMUGGLED)) == [200]
 
 

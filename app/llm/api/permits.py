@@ -12,7 +12,7 @@ from app.http.fields import Limit, Word, priority_name, priority_of
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.namespaces import Into, Within
-from app.http.problems import responses_for
+from app.http.problems import Problem, responses_for
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
@@ -59,7 +59,11 @@ _CALL = [requires(Scope.CALL)]
 _FIRST = UUID(int=0)
 _MAX_ANSWER_BYTES = 256 << 10
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    429: {"model": RefusalOut, "description": "`permit_refused`: There is no permit for this call now."}
+    429: {
+        "model": RefusalOut | Problem,
+        "description": "`permit_refused`: There is no permit for this call now. "
+        "`too_many_failures`: Too many keys of this address were none.",
+    }
 }
 _ASKING = responses_for(PermitOver, LeaseMismatch, LeaseRequired, ModelNotAllowed, AgentTypeMissing)
 _FENCED = responses_for(PermitNotFound, PermitOver)
