@@ -79,7 +79,7 @@ def _describe_limit(operation: dict[str, Any]) -> None:
 def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None:
     for status, response in responses.items():
         if status.isdigit() and int(status) >= 400:
-            schema = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
+            schema: dict[str, Any] = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
             schema = _PROBLEM if schema == _FRAMEWORK_ERROR else schema
             choices = [choice["$ref"].rpartition("/")[2] for choice in schema.get("anyOf", [schema])]
             if all(_is_problem(types[choice]) for choice in choices):
