@@ -81,8 +81,8 @@ def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None
         if status.isdigit() and int(status) >= 400:
             schema: dict[str, Any] = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
             schema = _PROBLEM if schema == _FRAMEWORK_ERROR else schema
-            choices = [choice["$ref"].rpartition("/")[2] for choice in schema.get("anyOf", [schema])]
-            if all(_is_problem(types[choice]) for choice in choices):
+            choices: list[dict[str, str]] = schema.get("anyOf") or [schema]
+            if all(_is_problem(types[choice["$ref"].rpartition("/")[2]]) for choice in choices):
                 response["content"] = {MEDIA_TYPE: {"schema": schema}}
     if "422" in responses:
         responses["422"]["description"] = _describe_422(responses["422"]["description"])
