@@ -79,9 +79,9 @@ def _describe_limit(operation: dict[str, Any]) -> None:
 def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None:
     for status, response in responses.items():
         if status.isdigit() and int(status) >= 400:
-            schema: dict[str, Any] = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
+            schema: Any = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
             schema = _PROBLEM if schema == _FRAMEWORK_ERROR else schema
-            choices: list[dict[str, str]] = schema.get("anyOf") or [schema]
+            choices: list[Any] = [*schema.get("anyOf", [schema])]
             if all(_is_problem(types[choice["$ref"].rpartition("/")[2]]) for choice in choices):
                 response["content"] = {MEDIA_TYPE: {"schema": schema}}
     if "422" in responses:
