@@ -162,8 +162,8 @@ class Asker:
 
 
 _ASKERS = {
-    **{f"{role} of {OURS}": Asker(role=role, namespace=OURS) for role in NAMESPACED_ROLES},
-    **{f"{role} of default": Asker(role=role, namespace="default") for role in NAMESPACED_ROLES},
+    **{f"{role} of {OURS}": Asker(role=role, namespace=OURS) for role in sorted(NAMESPACED_ROLES)},
+    **{f"{role} of default": Asker(role=role, namespace="default") for role in sorted(NAMESPACED_ROLES)},
     "reader of all": Asker(role=Role.READER),
     **{str(role): Asker(role=role) for role in Role if role not in NAMESPACED_ROLES},
 }
