@@ -10,7 +10,7 @@ $(READY): requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m compileall -q app worker_agent secure_http migrations examples
+	@$(BIN)/python -m compileall -q app worker_agent migrations examples
 	@touch $(READY)
 
 demo: $(READY)

@@ -38,7 +38,7 @@ from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import pool
-from secure_http.trust import TRUST_VARIABLES, certificate_pin
+from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
 from typing import assert_never
 
-from secure_http.trust import SYSTEM_TRUST, Trust
 from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.call_runner import CallRunner
 from worker_agent.child_process import ResourceLimits, start_child
 from worker_agent.confinement import Confinement, Method
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender

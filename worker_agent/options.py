@@ -8,11 +8,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from secure_http.clients import check_address
-from secure_http.trust import Trust, read_trust
 from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
+from worker_agent.connections.clients import check_address
+from worker_agent.connections.trust import Trust, read_trust
 from worker_agent.daemon import DaemonSettings
 from worker_agent.handler_options import add_handler_options, arguments_from_variables, read_rules
 from worker_agent.handlers import Handler, collect_handlers, parse_handler

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from secure_http.clients import advice, open_client
-from secure_http.trust import SYSTEM_TRUST, Trust
+from worker_agent.connections.clients import advice, open_client
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust
 from worker_agent.wire import JsonObject
 
 _CONNECT_SECONDS = 5.0

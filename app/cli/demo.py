@@ -26,7 +26,7 @@ from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
-from secure_http.clients import open_async_client
+from worker_agent.connections.clients import open_async_client
 
 if TYPE_CHECKING:
     from examples.kepler.progress import Progress

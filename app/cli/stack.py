@@ -30,8 +30,8 @@ from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
 from app.secrecy import make_private, write_private
 from app.settings import SECRETS, Settings, secret_variables
-from secure_http.clients import default_socket, open_async_client
-from secure_http.trust import SYSTEM_TRUST, Trust, certificate_pin
+from worker_agent.connections.clients import default_socket, open_async_client
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0

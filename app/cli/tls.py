@@ -15,7 +15,7 @@ from rich.text import Text
 from app.terminal import output
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
-from secure_http.trust import certificate_pin
+from worker_agent.connections.trust import certificate_pin
 
 app = typer.Typer(
     short_help="Make certificates for the API.",

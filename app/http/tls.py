@@ -6,7 +6,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from secure_http.certificates import expiry, read_certificate
+from worker_agent.connections.certificates import expiry, read_certificate
 
 log = logging.getLogger(__name__)
 EXPOSED = "the API listens beyond this machine without TLS, so keys cross the network in clear"

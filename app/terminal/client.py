@@ -13,7 +13,7 @@ import typer
 from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import note
-from secure_http.clients import advice, open_client
+from worker_agent.connections.clients import advice, open_client
 
 Url = Annotated[
     str | None,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from app.settings import Settings, SettingsError
 from app.terminal.failures import ExitCode, Failure
-from secure_http.clients import check_address, default_socket
-from secure_http.trust import SYSTEM_TRUST, Trust, read_trust
+from worker_agent.connections.clients import check_address, default_socket
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 OPERATOR_KEY = "operator.key"

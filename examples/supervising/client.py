@@ -12,8 +12,8 @@ from urllib.parse import quote
 import httpx
 
 from examples.supervising.task import Json
-from secure_http.clients import open_client
-from secure_http.trust import read_trust
+from worker_agent.connections.clients import open_client
+from worker_agent.connections.trust import read_trust
 
 Query: TypeAlias = dict[str, str | float]
 

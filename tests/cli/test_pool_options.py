@@ -17,8 +17,8 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.settings import Settings
-from secure_http.trust import SYSTEM_TRUST
 from tests.support.sql import value
+from worker_agent.connections.trust import SYSTEM_TRUST
 
 
 async def _granted(database: Database, wish: PoolOptions) -> Version:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from app.http.tls import ServerCertificate
-from secure_http.clients import open_client
-from secure_http.trust import Trust
 from tests.support.command_line import CommandLine
 from tests.support.tls import listening
+from worker_agent.connections.clients import open_client
+from worker_agent.connections.trust import Trust
 
 if shutil.which("openssl") is None:
     pytest.skip("openssl is not installed", allow_module_level=True)

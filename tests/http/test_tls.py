@@ -20,12 +20,12 @@ from app.db.database import Database
 from app.http.tls import ServerCertificate, UnusableCertificate, expiry_problem
 from app.kernel.access import Role
 from app.settings import Settings, SettingsError
-from secure_http.clients import open_async_client
-from secure_http.trust import SYSTEM_TRUST
 from tests.support.command_line import CommandLine
 from tests.support.ports import free_port
 from tests.support.tls import Certificate, issue
 from tests.system.conftest import make_keys, process
+from worker_agent.connections.clients import open_async_client
+from worker_agent.connections.trust import SYSTEM_TRUST
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from secure_http.certificates import public_key_digest, read_certificate
+from worker_agent.connections.certificates import public_key_digest, read_certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

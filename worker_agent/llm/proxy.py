@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from secure_http.clients import open_async_client
-from secure_http.trust import SYSTEM_TRUST, Trust
+from worker_agent.connections.clients import open_async_client
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.wire import Lease

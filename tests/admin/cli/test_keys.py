@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from app.kernel.access import Role
-from secure_http.clients import default_socket
 from tests.support.command_line import CommandLine, Service
 from tests.support.service import registration
+from worker_agent.connections.clients import default_socket
 
 
 async def test_the_first_key_is_made_on_the_database(offline: CommandLine, live_service: Service) -> None:

@@ -8,9 +8,9 @@ import httpx
 import pytest
 import trustme
 
-from secure_http.clients import advice, check_address, is_local, open_async_client, open_client
-from secure_http.trust import SYSTEM_TRUST, Trust, read_trust
 from tests.support.tls import Certificate, issue, listening
+from worker_agent.connections.clients import advice, check_address, is_local, open_async_client, open_client
+from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
 
 KEY = {"authorization": "Bearer cvn_a_secret"}
 PLAIN = Trust(allow_plain_http=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from secure_http.trust import Trust
+from worker_agent.connections.trust import Trust
 
 _SCHEME = "unix:"
 # The size of sun_path, less its final zero.

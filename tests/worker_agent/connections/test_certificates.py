@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secure_http.certificates import expiry, public_key_digest, read_certificate
 from tests.support.tls import issue
+from worker_agent.connections.certificates import expiry, public_key_digest, read_certificate
 
 
 @pytest.mark.parametrize("year", [2030, 2049, 2050, 2199])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secure_http.certificates import public_key_digest, read_certificate
+from worker_agent.connections.certificates import public_key_digest, read_certificate
 
 TRUST_VARIABLES = ("CONVENER_CA_FILE", "CONVENER_TLS_PIN", "CONVENER_ALLOW_PLAIN_HTTP", "CONVENER_PROXY")
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
