@@ -67,3 +67,20 @@ async def test_long_bodies_and_many_requests_in_a_row_are_not(process: Api) -> N
         answers = await reader.read()
     assert (answers.count(b"HTTP/1.1 201"), answers.count(b"HTTP/1.1 200")) == (3, 201)
     writer.close()
+
+
+async def test_requests_that_wait_for_each_other_take_no_memory(process: Api) -> None:
+    """Each is some kilobytes once it is parsed, and 10,000 of them come in one read."""
+    before = psutil.Process(process.pid).memory_info().rss
+    connections = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(10)]
+    for _, writer in connections:
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 40_000)
+    async with asyncio.timeout(30):
+        for reader, _ in connections:
+            assert (await reader.read(12)) == b"HTTP/1.1 404"
+        other_reader, other = await asyncio.open_connection("127.0.0.1", process.port)
+        other.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in await other_reader.read(1000)
+    assert psutil.Process(process.pid).memory_info().rss < before + 50_000_000
+    for _, writer in (*connections, (other_reader, other)):
+        writer.close()
