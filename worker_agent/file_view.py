@@ -6,6 +6,7 @@ import os
 import site
 import stat
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,10 @@ def view_files(
     closed = [path for path in dict.fromkeys(needed_paths) if not _is_open(path, uid)]
     if files := [path for path in closed if not os.path.isdir(path)]:
         raise UnreadableCode(f"{files[0]} cannot be read by user {uid}, which runs handlers: `chmod o+r {files[0]}`")
-    # Not in Python's own directories, which hold thousands of files.
-    own = {os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
-    directories = {path for path in (*shown, *writable_paths) if os.path.isdir(path)} - own
+    # Not in Python's own directories, which hold thousands of files; but in those of code that lies in the system's.
+    own = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())}
+    searched = [path for path in needed_paths if path not in own]
+    directories = {path for path in (*_outermost(searched, writable_paths), *writable_paths) if os.path.isdir(path)}
     return FileView(
         readable=(*system, *(path for path in shown if path not in closed)),
         closed=tuple(closed),

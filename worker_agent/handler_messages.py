@@ -10,6 +10,8 @@ from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
 # The longest delay that the control plane accepts.
 MAX_POSTPONEMENT_SECONDS = 3600.0
+# The most memory that it believes.
+MAX_MEMORY_MB = 1e9
 
 
 class NotAnObject(ValueError):
@@ -77,7 +79,7 @@ class HandlerMessages:
         elif "postponed" in message:
             self.postponement = _read_postponement(message["postponed"])
         elif "peak_memory_mb" in message:
-            self.peak_memory_mb = float(message["peak_memory_mb"])
+            self.peak_memory_mb = _read_size(message["peak_memory_mb"])
 
     def _update_progress(self, message: JsonObject) -> None:
         text, checkpoint = message.get("message"), message.get("checkpoint")
@@ -97,6 +99,14 @@ def _read_measurement(message: JsonObject) -> JsonObject:
         raise ValueError("no value of a metric")
     kind = "counter" if counter else "gauge"
     return {"name": name, "kind": kind, "value": value, "by_goal": bool(message.get("by_goal"))}
+
+
+def _read_size(value: Any) -> float:
+    size = float(value)
+    # A report with any other would be refused, however the task ended.
+    if not 0 <= size <= MAX_MEMORY_MB:
+        raise ValueError("no size of memory")
+    return size
 
 
 def _read_postponement(value: Any) -> Postponement:

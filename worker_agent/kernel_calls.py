@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -24,6 +25,8 @@ _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 1, 2
 # These numbers are the same on every processor that Linux 5.2 and later runs on, but for Alpha.
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -92,6 +95,16 @@ def drop_capabilities() -> None:
     _checked(_libc.capset(header, bytes(24)), "capset")
 
 
+def leave_session_keyring() -> None:
+    """Take an empty session keyring in place of the inherited one, whose keys this process could read."""
+    number = _KEYCTL.get(os.uname().machine)
+    if number is None or _libc.syscall(ctypes.c_long(number), ctypes.c_int(_JOIN_SESSION_KEYRING), None) >= 0:
+        return
+    # Without keyrings, or in a container that forbids them, handlers have none either.
+    if (error := ctypes.get_errno()) not in (errno.ENOSYS, errno.EPERM):
+        raise OSError(error, f"keyctl: {os.strerror(error)}")
+
+
 def landlock_version() -> int:
     """Version of Landlock's interface; 0 where the kernel has none."""
     version: int = _libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint(1))
@@ -116,6 +129,7 @@ def landlock_allow(ruleset: int, directory: int, accesses: int) -> None:
 
 
 def landlock_restrict(ruleset: int) -> None:
-    """Put the rules in force for this process and all that it starts."""
+    """Put the rules in force for this process and all that it starts, and close their descriptor."""
     result = _libc.syscall(ctypes.c_long(_LANDLOCK_RESTRICT), ctypes.c_int(ruleset), ctypes.c_uint(0))
+    os.close(ruleset)
     _checked(result, "landlock_restrict_self")

@@ -157,6 +157,7 @@ def _take_user(uid: int, gid: int) -> None:
 def _give_up_privileges(spec: Json) -> None:
     from worker_agent import kernel_calls, landlock
 
+    kernel_calls.leave_session_keyring()
     if spec["user"] is not None:
         _take_user(*spec["user"])
     kernel_calls.drop_capabilities()

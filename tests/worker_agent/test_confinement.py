@@ -1,5 +1,6 @@
 """Confinement of handlers by each method that a system may have."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -106,6 +107,40 @@ def test_what_is_hidden_is_not_seen_where_it_lies_in_what_is_shown(method: Metho
     for name in secrets:
         assert not succeeds(f"grep secret {tmp_path}/{name}", confinement), name
     assert succeeds(f"ls {tmp_path}/code", confinement), "imports look for their modules so"
+
+
+def test_passwords_beside_code_are_hidden_also_where_it_lies_among_the_programs_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app" / "state").mkdir(parents=True)
+    for name in ("app/.env", "app/state/operator.key"):
+        (tmp_path / name).write_text("a secret")
+    monkeypatch.setattr("worker_agent.file_view._SYSTEM", (str(tmp_path),))
+    monkeypatch.chdir(tmp_path / "app")
+    assert {str(tmp_path / "app" / name) for name in (".env", "state")} <= set(view_files().hidden)
+
+
+_ADD_KEY, _KEYCTL, _SESSION = 248, 250, -3  # those of x86-64
+_FIND_KEY = f"""
+import ctypes, sys
+sys.exit(ctypes.CDLL(None).syscall({_KEYCTL}, 10, {_SESSION}, b'user', b'of-the-operator', 0) < 0)
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86-64")
+def test_a_handler_gets_no_keys_of_the_session_in_which_its_worker_was_started(method: Method, tmp_path: Path) -> None:
+    confinement = by(method)
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = libc.syscall(_ADD_KEY, b"user", b"of-the-operator", b"x", 1, _SESSION)
+    if key < 0:
+        pytest.skip("this system has no keyrings")
+    find = f'{sys.executable} -c "{_FIND_KEY}"'
+    try:
+        assert subprocess.run(find, shell=True, check=False).returncode == 0
+        assert not succeeds(find, confinement)
+    finally:
+        libc.syscall(_KEYCTL, 9, key, _SESSION)  # unlinks it
 
 
 def _uid() -> int | None:

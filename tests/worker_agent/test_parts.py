@@ -80,6 +80,13 @@ def test_numbers_too_large_for_a_float_are_counted_as_unreadable(name: str) -> N
     assert messages.unreadable_count == 1
 
 
+@pytest.mark.parametrize("size", ["nan", "inf", -5, 1e10, "1e308"])
+def test_a_memory_size_with_which_every_report_would_be_refused_is_not_believed(size: object) -> None:
+    messages = HandlerMessages()
+    messages.receive(json.dumps({"peak_memory_mb": size}).encode())
+    assert (messages.peak_memory_mb, messages.unreadable_count) == (None, 1)
+
+
 def test_messages_keep_the_newest_progress_and_the_last_checkpoint() -> None:
     messages = HandlerMessages()
     lines = ({"percent": 10, "checkpoint": {"n": 1}}, {"percent": 400, "message": 5}, {"percent": "much"}, {"sing": 1})
