@@ -8,6 +8,7 @@ On the message pipe every line is one JSON object:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 PROGRESS_FD = 3
 MAX_RESULT_BYTES = 10 * 1024 * 1024
 _TRACEBACK_CHARACTERS = 4000
+_WRITABLE_HINT = (
+    "a handler writes to its temporary directory, and to those of --writable (for the pool CONVENER_HANDLER_WRITABLE) "
+    "that are open to user {}, which it runs as"
+)
 
 
 class MessagePipe:
@@ -112,7 +117,10 @@ def _describe_error(error: BaseException) -> Json:
 
     tail = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     code = "handler_exited" if isinstance(error, SystemExit) else "handler_error"
-    return _error_object(code, f"{type(error).__name__}: {error}", True, {"traceback": tail})
+    detail = {"traceback": tail}
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+        detail["hint"] = _WRITABLE_HINT.format(os.getuid())
+    return _error_object(code, f"{type(error).__name__}: {error}", True, detail)
 
 
 def _error_object(code: str, message: str, retryable: bool, detail: Json) -> Json:

@@ -80,6 +80,11 @@ def permanent(_: Task) -> Json:
     raise Permanent("bad_input", "no such planet", planet="Vulcan", odd={1, 2})
 
 
+def written_beside(_: Task) -> Json:
+    Path(__file__).with_name("of-a-handler").write_text("result")
+    return {}
+
+
 def unstorable(_: Task) -> Json:
     raise Permanent("", "no\0thing \ud800", key=["\0"])
 
@@ -175,6 +180,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         kill_self,
         leave,
         permanent,
+        written_beside,
         unstorable,
         transient,
         postponed,

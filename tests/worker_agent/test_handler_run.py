@@ -127,6 +127,11 @@ def test_a_failure_explains_itself() -> None:
     assert "about to fall" in crash.detail["output"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not confine handlers")
+def test_an_error_of_writing_says_where_a_handler_may_write() -> None:
+    assert "CONVENER_HANDLER_WRITABLE" in failure({"do": "written_beside"}).detail["hint"]
+
+
 def test_noise_on_stdout_and_stderr_does_not_reach_the_result() -> None:
     started = start({"do": "noise", "lines": 2000})
     end = started.end()
