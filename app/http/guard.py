@@ -1,6 +1,7 @@
 """Access control: every route declares the scope that it needs, and the caller's key must include it."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -56,14 +57,14 @@ def requires(*scopes: Scope, waits: bool = False) -> Any:
             # Unused here; it makes OpenAPI show that the route needs a key.
             _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
         ) -> AsyncIterator[None]:
-            # Guarded routes have admitted the caller by now, before they read the body.
-            if not getattr(request.state, "admitted", frozenset()).issuperset(scopes):
-                request.state.principal = await admit_to_route(request, *scopes)
-            if not is_shared:
-                yield
-                return
+            # Guarded routes have admitted the caller by the head, before they read the body.
+            principal: Principal | None = getattr(request.state, "principal", None)
+            if principal is None:
+                principal = await admit_to_route(request, *scopes)
             services: Services = request.app.state.services
-            async with services[Shares].of(request.state.principal.key_id):
+            async with services[Shares].of(principal.key_id) if is_shared else nullcontext():
+                # The body and the turn may have taken long, and the key may have been revoked meanwhile.
+                request.state.principal = await admit_to_route(request, *scopes)
                 yield
 
     setattr(check, _SCOPES, scopes)

@@ -29,7 +29,7 @@ class GuardedRoute(APIRoute):
             principal = None
             if needs != (Scope.PUBLIC,):
                 principal = await admit_to_route(request, *needs)
-                request.state.principal, request.state.admitted = principal, frozenset(needs)
+                request.state.principal = principal
             if self.body_field is None:
                 return await answer(request)
             uploads: Uploads = request.app.state.uploads

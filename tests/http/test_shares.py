@@ -73,3 +73,19 @@ async def test_a_key_that_does_too_much_at_once_is_told_so(service: Service) -> 
         body = {"agent_type": "ranking"}
         assert (await service.ask("POST", "/tasks", body, key=Role.OPERATOR)).status_code == 201
     assert (await service.ask("GET", "/tasks", key=Role.OPERATOR)).status_code == 200
+
+
+async def test_a_key_that_is_revoked_while_it_waits_for_its_turn_changes_nothing(service: Service) -> None:
+    key = read_key(service.keys[Role.OPERATOR])
+    assert key is not None
+    async with AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(service.app.state.services[Shares].of(key[0]))
+        pause = asyncio.create_task(service.ask("POST", "/queues/pause", {}, key=Role.OPERATOR))
+        while service.app.state.services[Shares]._by_key[key[0]].requests < 9:
+            await asyncio.sleep(0.01)
+        assert (await service.ask("DELETE", f"/keys/{key[0]}", key=Role.ADMIN)).status_code == 204
+        while (await service.ask("POST", "/tasks", {"agent_type": "ranking"}, key=Role.OPERATOR)).status_code == 201:
+            await asyncio.sleep(0.05)
+    assert (await pause).status_code in (401, 429)
+    assert (await service.ask("GET", "/queues", key=Role.MONITOR)).json()["paused"] == []

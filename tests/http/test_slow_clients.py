@@ -74,6 +74,25 @@ async def test_a_long_poll_is_no_half_request(port: Port) -> None:
     assert (answer.count(b"HTTP/1.1 200"), answer.count(b"HTTP/1.1 408")) == (2, 1)
 
 
+async def test_a_key_that_is_revoked_in_the_middle_of_a_body_changes_nothing(port: Port, database: Database) -> None:
+    call, keys = port.service.client.request, port.service.keys
+    body = b'{"agent_type": "ranking", "payload": {}}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    async with asyncio.timeout(30):
+        writer.write(_submit(port, len(body)) + body[:10])
+        while not port.service.app.state.uploads._in_all:  # it is let in before its body is read
+            await asyncio.sleep(0.01)
+        admin, supervisor = ({"Authorization": f"Bearer {keys[role]}"} for role in (Role.ADMIN, Role.SUPERVISOR))
+        path = f"/keys/{keys[Role.SUPERVISOR].split('_')[1]}"
+        assert (await call("DELETE", path, headers=admin)).status_code == 204
+        while (await call("GET", "/tasks", headers=supervisor)).status_code == 200:
+            await asyncio.sleep(0.05)
+        writer.write(body[10:])
+        assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+    writer.close()
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
+
+
 @pytest.mark.slow
 async def test_who_is_slow_but_goes_on_is_heard(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedHeads, "idle_seconds", 5.0)
