@@ -1,6 +1,6 @@
 """Errors of tasks, leases and workers at the queue; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import Conflict, Exhausted, Invalid, NotFound, NotPermitted
+from app.kernel.errors import Conflict, Exhausted, Invalid, NotFound, NotPermitted, ValuesRefused
 
 
 class TaskNotFound(NotFound):
@@ -13,6 +13,12 @@ class TaskConflict(Conflict):
     """A task with this id exists already and its body differs."""
 
     code = "task_conflict"
+
+
+class TaskIdRefused(ValuesRefused):
+    """A task cannot have this id."""
+
+    code = "task_id_refused"
 
 
 class TaskFinished(Conflict):

@@ -15,7 +15,6 @@ from app.agents.rules.performance import RecentResults, Result, quality_gain
 from app.agents.store import performance, ratings
 from app.agents.store.ratings import Rating, StoredRating
 from app.kernel.agents import AgentType
-from app.kernel.namespaces import DEFAULT
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
 
@@ -87,7 +86,7 @@ async def record_ratings(
     With a namespace there are no tasks but its own.
     """
     # Equal ids of two namespaces are two requests.
-    request_id = request_id if namespace in (None, DEFAULT) else uuid5(request_id, str(namespace))
+    request_id = request_id if namespace is None else uuid5(request_id, namespace)
     digest = hashlib.sha256(json.dumps([asdict(item) for item in inputs], default=str).encode()).digest()
     if await _is_repeated(connection, request_id, digest):
         return len(inputs)

@@ -23,6 +23,8 @@ from app.http.json import JsonObject, check_size, object_text
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import split_name, stored_name
 from app.kernel.states import TaskState
+from app.queue.errors import TaskIdRefused
+from app.queue.rules.task_ids import chosen_id_problem
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service.tasks import Submission
 
@@ -57,7 +59,7 @@ class TaskIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    id: UUID | None = Field(None, description="choose it to make the call safe to repeat")
+    id: UUID | None = Field(None, description="choose it, at random, to make the call safe to repeat")
     agent_type: AgentName
     goal_id: NewGoalId | None = Field(None, description="the research goal that it serves, which need not exist yet")
     priority: PriorityIn = "medium"
@@ -83,7 +85,9 @@ class TaskIn(Body):
         return self
 
     def submission(self, max_payload_bytes: int, namespace: str) -> Submission:
-        """The submission into a namespace, for the service. Raises PayloadTooLarge."""
+        """The submission into a namespace, for the service. Raises PayloadTooLarge, TaskIdRefused."""
+        if self.id is not None and (problem := chosen_id_problem(self.id, namespace)) is not None:
+            raise TaskIdRefused([("id", problem)])
         check_size(self.payload, max_payload_bytes, "payload")
         retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
         labels = object_text(self.labels) or "{}"

@@ -37,6 +37,7 @@ from app.queue.errors import (
     SubmitInFlight,
     TaskConflict,
     TaskFinished,
+    TaskIdRefused,
     TaskNotFound,
 )
 from app.queue.service import cancel as cancel_service
@@ -50,6 +51,7 @@ _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 _CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
 _REFUSED = responses_for(
     TaskConflict,
+    TaskIdRefused,
     SubmitInFlight,
     errors.PayloadTooLarge,
     IdempotencyMismatch,

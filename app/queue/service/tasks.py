@@ -21,6 +21,7 @@ from app.kernel.namespaces import DEFAULT, shown_name
 from app.kernel.states import TaskState
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
+from app.queue.rules.task_ids import private_id
 from app.queue.rules.tasks import next_state
 from app.queue.service import dependencies
 from app.queue.service.admission import Admission, Ticket
@@ -233,11 +234,12 @@ def _conflict(task: NewTask, detail: str) -> ConvenerError:
 
 def _identity(submission: Submission) -> UUID | None:
     """The id that the client chose, or the one derived from its idempotency key: equal keys are equal tasks."""
-    if submission.idempotency_key is not None:
-        # Equal keys of two namespaces are two tasks.
-        keys = _KEY_NAMESPACE if submission.namespace == DEFAULT else uuid5(_KEY_NAMESPACE, submission.namespace)
-        return uuid5(keys, submission.idempotency_key)
-    return submission.id
+    if submission.idempotency_key is None:
+        return submission.id
+    if submission.namespace == DEFAULT:
+        return uuid5(_KEY_NAMESPACE, submission.idempotency_key)
+    # Equal keys of two namespaces are two tasks.
+    return private_id(uuid5(uuid5(_KEY_NAMESPACE, submission.namespace), submission.idempotency_key))
 
 
 def _new_task(submission: Submission) -> NewTask:

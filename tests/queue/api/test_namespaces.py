@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
+from uuid import uuid4, uuid5
 
 import pytest
 
@@ -92,6 +92,19 @@ async def test_an_id_of_another_namespace_is_neither_seen_nor_changed(labs: tupl
     status, problem = await theirs.submit(depends_on=[body["id"]])
     assert (status, problem["code"]) == (422, "dependency_missing")
     assert await theirs.ids() == []
+
+
+async def test_nobody_takes_the_id_that_another_namespace_derives_from_its_key(
+    labs: tuple[Lab, Lab], service: Service
+) -> None:
+    ours, theirs = labs
+    _, used = await ours.submit(idempotency_key="kepler-1")
+    answer = await service.ask("POST", "/tasks", {"agent_type": "ranking", "idempotency_key": "kepler-1"})
+    for attempt in (used["id"], answer.json()["id"]):
+        # The same refusal whether the key has been used or not.
+        assert (await theirs.submit(id=attempt))[1]["code"] == "task_id_refused"
+    answer = await service.ask("POST", "/tasks", {"agent_type": "ranking", "id": used["id"]}, key=Role.SUPERVISOR)
+    assert (answer.status_code, answer.json()["code"]) == (422, "task_id_refused")
 
 
 async def test_what_is_for_all_is_for_all_of_ones_own(labs: tuple[Lab, Lab], service: Service) -> None:
@@ -215,3 +228,17 @@ async def test_an_agent_as_such_is_judged_by_the_whole_service(labs: tuple[Lab, 
     ours, _ = labs
     body = {"request_id": str(uuid4()), "items": [{"agent_type": "ranking", "quality": 1}]}
     assert (await ours.ask("POST", "/metrics/performance", body))[0] == 403
+
+
+async def test_judgements_of_two_namespaces_are_told_apart(labs: tuple[Lab, Lab], service: Service) -> None:
+    ours, _ = labs
+    worker = await service.worker()
+
+    default = Lab(service=service, key=service.keys[Role.SUPERVISOR])
+    request_id = uuid4()
+    # Under the first one the request of the other lab would be stored, if that could be chosen.
+    for lab, chosen_id, quality in ((default, uuid5(request_id, "lab-a"), 0.1), (ours, request_id, 0.2)):
+        _, task = await lab.submit()
+        await worker.on_lease(await worker.lease(), "complete", result={})
+        body = {"request_id": str(chosen_id), "items": [{"task_id": task["id"], "quality": quality}]}
+        assert (await lab.ask("POST", "/metrics/performance", body))[0] == 202
