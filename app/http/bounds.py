@@ -1,4 +1,4 @@
-"""Bounds of connections: their number, the size of a head, and the time that an unfinished request may take."""
+"""Bounds of connections: their number, their memory, and the time that an unfinished request may take."""
 
 import asyncio
 import resource
@@ -83,6 +83,10 @@ class BoundedHeads(HttpToolsProtocol):
     idle_seconds = IDLE_SECONDS
     pace = BodyPace()
     max_connections: ClassVar[int] = _MAX_CONNECTIONS
+    max_unread_bytes: ClassVar[int] = 256 << 20
+    # Bytes of answers that clients have still to take, the oldest first.
+    _unread: ClassVar[dict["BoundedHeads", int]] = {}
+    _unread_bytes: ClassVar[int] = 0
     # Connections that may be made until others are closed for them again.
     _room: ClassVar[int] = 0
     _began_at = 0.0
@@ -108,7 +112,28 @@ class BoundedHeads(HttpToolsProtocol):
         """Stop the timer."""
         self._wait_no_longer()
         self._held = b""
+        self._forget_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Count an answer that its client does not take at once, and cut off who takes longest when it is too much."""
+        super().pause_writing()
+        size = self.transport.get_write_buffer_size()
+        self._forget_unread()
+        BoundedHeads._unread[self] = size
+        BoundedHeads._unread_bytes += size
+        while BoundedHeads._unread_bytes > self.max_unread_bytes and len(self._unread) > 1:
+            slowest = next(iter(self._unread))
+            slowest._forget_unread()
+            slowest.transport.abort()
+
+    def resume_writing(self) -> None:
+        """Count an answer no longer."""
+        self._forget_unread()
+        super().resume_writing()
+
+    def _forget_unread(self) -> None:
+        BoundedHeads._unread_bytes -= self._unread.pop(self, 0)
 
     @property
     def holds_bytes(self) -> bool:

@@ -15,6 +15,12 @@ class CheckpointNotFound(NotFound):
     code = "checkpoint_not_found"
 
 
+class CheckpointBusy(Exhausted):
+    """Another checkpoint is being taken; send the request again in a moment."""
+
+    code = "checkpoint_busy"
+
+
 class VerificationBusy(Exhausted):
     """Another checkpoint is being verified; send the request again in a moment."""
 

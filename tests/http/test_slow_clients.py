@@ -1,8 +1,10 @@
 """A client that stops in the middle of a request is let go, one that is slow but goes on is not."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -155,3 +157,28 @@ async def test_a_refused_body_is_read_as_far_as_anybody_would_take_it(port: Port
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(send_all(), 30)
     writer.close()
+
+
+async def test_answers_that_nobody_takes_are_bounded(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes longest is cut off, and the service forgets what it has counted of them."""
+    monkeypatch.setattr(BoundedHeads, "max_unread_bytes", 1_000_000)
+    task_id = await port.service.submitted(payload={"a": "a" * 1_000_000})
+    head = (
+        f"GET /tasks/{task_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {port.service.keys[Role.OPERATOR]}\r\n\r\n"
+    )
+    with ExitStack() as clients:
+        for _ in range(12):
+            client = clients.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port.number))
+            client.sendall(head.encode() * 16)  # more than the kernel takes
+        accepted: set[Any] = set()
+        async with asyncio.timeout(30):
+            while not any(connection.transport.is_closing() for connection in accepted):
+                accepted |= port.server.server_state.connections
+                await asyncio.sleep(0.01)
+        assert 0 < BoundedHeads._unread_bytes <= 1_000_000
+    async with asyncio.timeout(30):
+        while BoundedHeads._unread:
+            await asyncio.sleep(0.05)
+    assert BoundedHeads._unread_bytes == 0

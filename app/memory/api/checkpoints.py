@@ -4,16 +4,16 @@ from typing import Annotated
 
 from fastapi import Path, Response
 from pydantic import BaseModel, Field
+from starlette.responses import StreamingResponse
 
 from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
 from app.http.guard import Caller, requires
-from app.http.json import answer
 from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
 from app.kernel.access import Scope
-from app.memory.errors import CheckpointNotFound, VerificationBusy
+from app.memory.errors import CheckpointBusy, CheckpointNotFound, VerificationBusy
 from app.memory.service import checkpoints as service
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint
@@ -60,9 +60,15 @@ class FindingsOut(BaseModel):
     checkpoint: CheckpointOut
 
 
-@router.post("", summary="Take a checkpoint", status_code=201, dependencies=[requires(Scope.OPERATE)])
+@router.post(
+    "",
+    summary="Take a checkpoint",
+    status_code=201,
+    dependencies=[requires(Scope.OPERATE)],
+    responses=responses_for(CheckpointBusy),
+)
 async def take(body: CheckpointIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
-    """Besides the regular ones: every 5 minutes or 50 completed tasks. Taking two is as good as taking one."""
+    """Besides the regular ones: every 5 minutes or 50 completed tasks. One is taken at a time."""
     return _checkpoint_out(await service.take(services.database, body.reason, taken_by=caller.key_id))
 
 
@@ -101,7 +107,9 @@ async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
 
     `convener checkpoints restore` puts it into an empty database.
     """
-    return answer(await service.read_content(services.database, checkpoint_id))
+    # In pieces, so that whoever reads slowly takes no memory for what is to come.
+    pieces = await service.read_pieces(services.database, checkpoint_id)
+    return StreamingResponse(pieces, media_type="application/json")
 
 
 @router.post(

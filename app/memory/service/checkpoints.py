@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import json
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import duties, schema
 from app.db.database import Database, now
 from app.kernel.errors import Refused
-from app.memory.errors import CheckpointNotFound
+from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.backups import without_lease
 from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, unreachable_tasks
 from app.memory.service.examination import examine_content, examine_elsewhere
@@ -25,6 +26,10 @@ from app.queue.rules.tasks import LEASED
 _DUTY_NAME = "checkpoint"
 # The fastest level has most of the effect, because tasks resemble each other.
 _COMPRESSION_LEVEL = 1
+_PIECE_BYTES = 256 << 10
+_RETRY_SECONDS = 2
+# One at a time: each takes a processor, and memory of several times the content.
+_turn = threading.Semaphore(1)
 _EMPTY_HINT = "give it a database that is empty, or that has just been migrated"
 
 
@@ -76,7 +81,16 @@ async def take(
     taken_by: str | None = None,
     policy: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008 - frozen
 ) -> Checkpoint:
-    """Take a checkpoint now; a repeated call takes another one, which does no harm."""
+    """Take a checkpoint now; a repeated call takes another one, which does no harm. Raises CheckpointBusy."""
+    if not _turn.acquire(blocking=False):
+        raise CheckpointBusy(retry_after_seconds=_RETRY_SECONDS)
+    try:
+        return await _take(database, reason, taken_by, policy)
+    finally:
+        _turn.release()
+
+
+async def _take(database: Database, reason: str, taken_by: str | None, policy: CheckpointPolicy) -> Checkpoint:
     # One read-only transaction with one snapshot, so that tasks, edges and counts agree; and another one to store it,
     # because a transaction that writes would hold up the readers of events during the packing.
     async with database.transaction() as connection:
@@ -96,13 +110,13 @@ async def read(database: Database, checkpoint_id: int) -> Checkpoint:
     return checkpoint
 
 
-async def read_content(database: Database, checkpoint_id: int) -> bytes:
-    """Read the content of a checkpoint, as JSON. Raises CheckpointNotFound."""
+async def read_pieces(database: Database, checkpoint_id: int) -> Iterator[bytes]:
+    """Read the content of a checkpoint, as pieces of JSON. Raises CheckpointNotFound."""
     async with database.transaction() as connection:
         packed_content = await store.read_content(connection, checkpoint_id)
     if packed_content is None:
         raise CheckpointNotFound
-    return await asyncio.to_thread(zlib.decompress, packed_content)
+    return _unpack(packed_content)
 
 
 async def verify(database: Database, checkpoint_id: int) -> Findings:
@@ -179,6 +193,16 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         context=len(document["context"]),
         is_cut=document["is_cut"],
     )
+
+
+def _unpack(packed_content: bytes) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj()
+    for start in range(0, len(packed_content), _PIECE_BYTES):
+        packed_piece = packed_content[start : start + _PIECE_BYTES]
+        while packed_piece:
+            yield unpacker.decompress(packed_piece, _PIECE_BYTES)
+            packed_piece = unpacker.unconsumed_tail
+    yield unpacker.flush()
 
 
 def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by: str | None) -> NewCheckpoint:

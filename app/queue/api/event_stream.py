@@ -1,12 +1,14 @@
 """Followers of events: they read page after page and wait in between without holding a connection."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from app.db import notify
 from app.http.services import Services
+from app.kernel.errors import TooManyRequests
 from app.kernel.events import EventKind
 from app.queue.store import events
 from app.queue.store.events import Cursor, Event
@@ -34,28 +36,50 @@ class EventFilter:
 
 
 class EventReaders:
-    """A limit on concurrent reads of events: clients that begin far back read page after page."""
+    """Limits on concurrent reads of events, and on the followers of a key: each of them reads every second."""
 
-    def __init__(self, max_concurrency: int = 3) -> None:
+    def __init__(self, max_concurrency: int = 3, max_followers: int = 100) -> None:
         # Fewer than the connections of the pool, so that other requests get one meanwhile.
         self.slots = asyncio.Semaphore(max_concurrency)
+        self.max_followers = max_followers
+        self._followers: Counter[str] = Counter()
+
+    def check(self, key_id: str) -> None:
+        """Refuse another follower of a key that has enough. Raises TooManyRequests."""
+        if self._followers[key_id] >= self.max_followers:
+            raise TooManyRequests
+
+    def add(self, key_id: str) -> None:
+        """Count a follower. Raises TooManyRequests."""
+        self.check(key_id)
+        self._followers[key_id] += 1
+
+    def remove(self, key_id: str) -> None:
+        """Count a follower no longer."""
+        self._followers[key_id] -= 1
+        if not self._followers[key_id]:
+            del self._followers[key_id]
 
 
 class Follower:
     """A reader of the events after a cursor; inside its `with` block it is woken by announcements."""
 
-    def __init__(self, services: Services, cursor: Cursor, namespace: str | None) -> None:
+    def __init__(self, services: Services, key_id: str, cursor: Cursor, namespace: str | None) -> None:
         self.cursor = cursor
         self.is_behind = True
         self._namespace = namespace
         self._services = services
+        self._key_id = key_id
         self._wake = asyncio.Event()
 
     def __enter__(self) -> "Follower":
+        """Raises TooManyRequests."""
+        self._services[EventReaders].add(self._key_id)
         self._services.database.announcer.subscribe(self._on_announcement)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._services[EventReaders].remove(self._key_id)
         self._services.database.announcer.unsubscribe(self._on_announcement)
 
     async def read_page(self, limit: int) -> Sequence[Event]:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,10 +20,10 @@ from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.http.streaming import Batch, EventStream, Message, until_disconnect
 from app.kernel.access import Scope
-from app.kernel.errors import ConvenerError, DatabaseUnavailable
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, TooManyRequests
 from app.kernel.events import EVENT_KINDS, EventKind
 from app.kernel.namespaces import DEFAULT, split_name, stored_name
-from app.queue.api.event_stream import EventFilter, Follower
+from app.queue.api.event_stream import EventFilter, EventReaders, Follower
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
 
@@ -151,6 +152,7 @@ def _filter(namespace: str | None, goal_id: str | None, kinds: list[EventKind] |
 async def _open_stream(
     request: Request, services: Services, cursor_text: str | None, event_filter: EventFilter
 ) -> EventStream:
+    services[EventReaders].check(request.state.principal.key_id)
     start = await _parse_cursor(services, cursor_text)
     return EventStream(str(start), _turns(request, services, start, event_filter))
 
@@ -162,7 +164,9 @@ async def _turns(
 
     An outage of the database is waited out: a client that got an error would not connect again.
     """
-    with Follower(services, start, event_filter.namespace) as follower:
+    # Others may have begun since this one was let in; its client comes again, and is refused then.
+    key_id = request.state.principal.key_id
+    with suppress(TooManyRequests), Follower(services, key_id, start, event_filter.namespace) as follower:
         while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
                 page = await follower.read_page(_PAGE)
@@ -199,7 +203,7 @@ async def _read_until_found(
     """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more."""
     clock = asyncio.get_running_loop().time
     end = clock() + wait_seconds
-    with Follower(services, start, event_filter.namespace) as follower:
+    with Follower(services, request.state.principal.key_id, start, event_filter.namespace) as follower:
         while True:
             page = await follower.read_page(limit)
             items, remaining_seconds = event_filter.select(page), end - clock()

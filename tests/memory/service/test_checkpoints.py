@@ -19,7 +19,7 @@ from app.goals.service import goals, iterations
 from app.goals.service.iterations import IterationReport
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
-from app.memory.errors import CheckpointNotFound
+from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
 from app.memory.service import context as context_operations
@@ -41,7 +41,7 @@ async def _take(database: Database, **policy: Any) -> tuple[store.Checkpoint, An
     """Take a checkpoint; return it with its content."""
     taken = await checkpoints.take(database, "test", policy=CheckpointPolicy(**policy))
     assert (await checkpoints.verify(database, taken.id)).violations == []
-    return taken, json.loads(await checkpoints.read_content(database, taken.id))
+    return taken, json.loads(b"".join(await checkpoints.read_pieces(database, taken.id)))
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Da
 
 async def _restore(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
     taken = await checkpoints.take(source, "test")
-    return await checkpoints.restore(database, await checkpoints.read_content(source, taken.id), taken.sha256)
+    return await checkpoints.restore(database, b"".join(await checkpoints.read_pieces(source, taken.id)), taken.sha256)
 
 
 async def _complete(database: Database, count: int = 1) -> None:
@@ -77,7 +77,7 @@ async def test_an_empty_system_has_a_checkpoint_too(database: Database) -> None:
     taken, content = await _take(database)
     assert taken.counts == {"tasks": 0, "leased": 0, "dependencies": 0, "context": 0}
     assert (content["tasks"], content["revision"]) == ([], schema.head())
-    assert taken.size_bytes == len(await checkpoints.read_content(database, taken.id))
+    assert taken.size_bytes == len(b"".join(await checkpoints.read_pieces(database, taken.id)))
     with pytest.raises(CheckpointNotFound):
         await checkpoints.read(database, taken.id + 1)
 
@@ -273,7 +273,7 @@ async def _check_invariants(database: Database) -> None:
 async def test_a_restore_needs_an_empty_database(own_database: Database, server_url: str) -> None:
     await submitted(own_database)
     taken = await checkpoints.take(own_database, "test")
-    content = await checkpoints.read_content(own_database, taken.id)
+    content = b"".join(await checkpoints.read_pieces(own_database, taken.id))
     async with _empty(server_url, migrated=True) as database:
         await submitted(database)
         with pytest.raises(Refused, match="not empty"):
@@ -332,3 +332,18 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             await keeping.enforce_budgets(connection)
         await keeping.process_holds(database)
         assert (await leased(database, await ready_worker(database))).task_id == waiting
+
+
+async def test_one_is_taken_at_a_time(database: Database) -> None:
+    results = await asyncio.gather(*(checkpoints.take(database, "test") for _ in range(4)), return_exceptions=True)
+    assert [type(result) for result in results].count(CheckpointBusy) == 3
+    assert (await checkpoints.take(database, "test")).id
+
+
+async def test_content_is_read_in_pieces(database: Database) -> None:
+    for _ in range(3):
+        await submitted(database, payload=json.dumps({"a": "a" * 500_000}))
+    taken = await checkpoints.take(database, "test")
+    pieces = list(await checkpoints.read_pieces(database, taken.id))
+    assert sum(map(len, pieces)) == taken.size_bytes > 1_500_000
+    assert max(map(len, pieces)) <= 256 << 10

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.db.database import Database
 from app.http import streaming
 from app.kernel.access import Role
 from app.kernel.errors import DatabaseUnavailable
+from app.queue.api.event_stream import EventReaders
 from app.queue.store import events
 from tests.support.problems import is_problem
 from tests.support.sql import execute, until, value
@@ -274,3 +276,24 @@ async def _lines(client: httpx.AsyncClient, headers: dict[str, str], begun: list
             begun += [] if lines else [line]
             lines.append(line)
     return lines
+
+
+async def test_a_key_has_so_many_followers(port: Port) -> None:
+    """Each reads every second, so that thousands of one key would leave no time to others."""
+    readers = port.service.app.state.services[EventReaders]
+    readers.max_followers = 2
+    before = port.listeners
+    async with AsyncExitStack() as streams:
+        for _ in range(2):
+            await streams.enter_async_context(Source(service=port.service).open())
+        async with asyncio.timeout(30):
+            while port.listeners < before + 2:
+                await asyncio.sleep(0.01)
+        for path in ("/events/stream", "/events?wait_seconds=5"):
+            headers = {"Authorization": f"Bearer {port.service.keys[Role.READER]}"}
+            refused = await port.service.client.get(path, headers=headers)
+            assert is_problem(refused, 429, "too_many_requests")
+    async with asyncio.timeout(30):
+        while port.listeners > before:
+            await asyncio.sleep(0.01)
+    assert (await port.service.get("/events"))["next"]
