@@ -40,7 +40,8 @@ async def attacked(request: pytest.FixtureRequest) -> AsyncIterator[Up]:
         if os.getuid() != 0 or shutil.which("setpriv") is None:
             pytest.skip("only root can take another user, by setpriv")
         prefix = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-        if subprocess.run([*prefix, sys.executable, "-c", "import app"], capture_output=True).returncode != 0:
+        same_python = f"import app, sys; sys.exit(sys.base_prefix != {sys.base_prefix!r})"
+        if subprocess.run([*prefix, sys.executable, "-c", same_python], capture_output=True).returncode != 0:
             pytest.skip("an ordinary user cannot read this code")
     if missing := _missing_protections(prefix):
         pytest.skip(f"this system does not hold {', '.join(missing)}")

@@ -4,6 +4,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from worker_agent.confinement import Confinement, Method, handler_user
 from worker_agent.file_view import view_files
 from worker_agent.probing import probe
@@ -19,3 +21,11 @@ def rules(*writable: Path, **more: object) -> Confinement:
     method = Method.NAMESPACES if sys.platform == "linux" else Method.NONE
     strictest = Confinement(method=method, view=view, user=user, **more)  # type: ignore[arg-type]
     return probe(strictest).confinement
+
+
+def need_code_for_others(confinement: Confinement) -> None:
+    """Skip the test where code lies in a directory that handlers cannot enter as the user of their own."""
+    for path in map(Path, confinement.view.code if confinement.user else ()):
+        closed = next((each for each in (path, *path.parents) if not each.stat().st_mode & 0o001), None)
+        if closed is not None:
+            pytest.skip(f"without namespaces handlers of root cannot enter {closed}, where code is imported from")
