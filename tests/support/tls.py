@@ -4,7 +4,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -72,15 +72,13 @@ def listening(
                 connection, _ = server.accept()
             except OSError:
                 return
-            try:
+            # Both, as a wrapped socket has taken the descriptor of the other one over.
+            with suppress(OSError), connection:
                 connection.settimeout(5)
-                stream = connection if context is None else context.wrap_socket(connection, server_side=True)
-                if data := stream.recv(65_536):
-                    listener.received.append(data)
-                    stream.sendall(answer)
-                stream.close()
-            except OSError:
-                connection.close()
+                with connection if context is None else context.wrap_socket(connection, server_side=True) as stream:
+                    if data := stream.recv(65_536):
+                        listener.received.append(data)
+                        stream.sendall(answer)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
