@@ -93,7 +93,9 @@ class WorkerOut(BaseModel):
     last_seen_at: Moment | None
     ended_at: Moment | None
     ended_reason: str | None
-    recent_errors: list[dict[str, Any]] | None = Field(description="null also for keys without `content:read`")
+    recent_errors: list[dict[str, Any]] | None = Field(
+        description="oldest first, in a list the newest alone; null also for keys without `content:read`"
+    )
 
 
 class WorkerPage(BaseModel):

@@ -19,6 +19,7 @@ from app.workers.rules.assignment import Assignment
 from app.workers.rules.workers import Liveness, NameHolder, origins
 from app.workers.store.roster import ASSIGNED
 from app.workers.store.tables import LIVE
+from app.workers.store.tables import workers as table
 
 _WORKERS = text(f"""
 SELECT CASE WHEN w.state = 'ready' AND held.id IS NOT NULL THEN 'busy' ELSE w.state END AS state, count(*) AS workers
@@ -139,6 +140,12 @@ FROM beat LEFT JOIN updated ON updated.id = beat.worker_id LEFT JOIN renewed ON 
 """
 
 _READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
+# A worker's errors may be 64 KiB, and a page has hundreds of workers: each shows its newest one there.
+_LISTED = f"""
+SELECT {", ".join(f"w.{column.name}" for column in table.c if column.name != "recent_errors")},
+       jsonb_path_query_array(w.recent_errors, '$[last]') AS recent_errors, held.id AS task_id
+FROM workers w {lease_ledger.last_and_held("w.id")}
+"""
 
 _LIVENESS = text(f"""
 SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at FROM workers
@@ -214,13 +221,16 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any] |
 async def page(
     connection: AsyncConnection, *, with_ended: bool, start_after: tuple[str, int] | None, limit: int
 ) -> list[dict[str, Any]]:
-    """Workers by name and incarnation, the live ones or all; `start_after` is the last of the previous page."""
+    """Workers by name and incarnation, the live ones or all, each with its newest error alone.
+
+    `start_after` is the last of the previous page.
+    """
     filters = ["true" if with_ended else f"w.{LIVE}"]
     values: dict[str, Any] = {"limit": limit}
     if start_after is not None:
         filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
         values |= {"name": start_after[0], "incarnation": start_after[1]}
-    query = f"{_READ} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation LIMIT :limit"
+    query = f"{_LISTED} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation LIMIT :limit"
     return [dict(row) for row in (await connection.execute(text(query), values)).mappings()]
 
 

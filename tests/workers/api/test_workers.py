@@ -57,6 +57,16 @@ async def test_a_heartbeat_renews_and_is_shown(service: Service, database: Datab
     assert shown["recent_errors"][0]["message"] == "disk is slow"
 
 
+async def test_a_list_shows_the_newest_error_of_each_worker(service: Service) -> None:
+    worker, calm = await service.worker(), await service.worker(name="calm")
+    errors = [{"at": "2030-01-01T00:00:00Z", "message": f"disk is slow, {n}"} for n in range(50)]
+    await worker.beat(state="ready", errors=errors)
+    listed = {item["worker_id"]: item["recent_errors"] for item in (await service.get("/workers"))["items"]}
+    assert [error["message"] for error in listed[worker.id]] == ["disk is slow, 49"]
+    assert not listed[calm.id]
+    assert len((await service.get(f"/workers/{worker.id}"))["recent_errors"]) == 50
+
+
 @pytest.mark.parametrize("measured", [{"cpu_percent": 1e308}, {"memory_mb": 1e308}, {"memory_mb": -1}])
 async def test_what_no_machine_has_is_refused(service: Service, measured: dict[str, float]) -> None:
     worker = await service.worker()
