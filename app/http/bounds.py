@@ -18,6 +18,8 @@ from app.http import problems
 
 # Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
 MAX_HEAD_BYTES = 64 << 10
+# Each is read and checked in the loop.
+MAX_PARAMETERS = 500
 # For the first byte and for a whole head.
 IDLE_SECONDS = 10.0
 # Parsed at once; 26 bytes are a request, which takes 15 us and some kilobytes.
@@ -279,7 +281,7 @@ def _is_answered(cycle: RequestResponseCycle | None) -> bool:
 
 
 class AddressCheck:
-    """Answers 405 to a method that a fixed address does not have, and 400 to an address that is not UTF-8."""
+    """Answers 405 to a method that a fixed address lacks, 400 to what is not UTF-8 or has too many parameters."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
@@ -294,6 +296,9 @@ class AddressCheck:
         methods = self._methods.get(scope["path"]) if scope["type"] == "http" else None
         if methods is None and not _is_readable(scope):
             await problems.from_status(400, "The address is not UTF-8")(scope, receive, send)
+        elif scope["type"] == "http" and scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+            detail = f"The address has more than {MAX_PARAMETERS} parameters; ask in several requests"
+            await problems.from_status(400, detail)(scope, receive, send)
         elif methods is None or scope["method"] in methods:
             await self._app(scope, receive, send)
         else:

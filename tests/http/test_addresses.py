@@ -42,3 +42,8 @@ async def test_an_address_that_is_not_utf_8_is_refused(service: Service) -> None
     for goal in ("%EF%BF%BD", "%C3%A4"):
         assert (await service.get(f"/goals/{goal}/weight"))["weight"] == 1
         assert (await service.ask("PUT", f"/goals/{goal}/weight", {"weight": 5})).status_code == 200
+
+
+async def test_an_address_with_very_many_parameters_is_refused_before_they_are_read(service: Service) -> None:
+    is_problem(await service.ask("GET", "/events?" + "&".join(["kind=x"] * 501)), 400, "malformed_request")
+    assert (await service.ask("GET", "/tasks?" + "&".join(["label=a:b"] * 30))).status_code != 400
