@@ -13,6 +13,7 @@ _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _TASK: Json = {
     **dict.fromkeys(("worker_id", "run_at", "leased_at", "finished_at", "deadline", "progress", "result", "error")),
     **dict.fromkeys(("usage", "checkpoint", "goal_id")),
+    "namespace": "default",
     "id": "0190a5b2-0000-7000-8000-000000000000",
     "state": "pending",
     "agent_type": "ranking",
