@@ -11,9 +11,11 @@ from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.server import Server
 
-# Tests make databases of their own, and keep triggers still. Otherwise they run as the service does: as no superuser.
+# Tests make databases of their own, drop them whether autovacuum is at work there or not, and keep triggers still.
+# Otherwise they run as the service does: as no superuser.
 _MORE_RIGHTS = (
-    "ALTER ROLE convener CREATEDB;\nGRANT SET ON PARAMETER session_replication_role, deadlock_timeout TO convener;\n"
+    "ALTER ROLE convener CREATEDB;\nGRANT pg_signal_backend TO convener;\n"
+    "GRANT SET ON PARAMETER session_replication_role, deadlock_timeout TO convener;\n"
 )
 _EVERY_DATABASE = "local all convener scram-sha-256\nhost all convener 127.0.0.1/32 scram-sha-256\n"
 # Tests may lose their data in a power failure, so nothing waits for the disk.

@@ -3,11 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from starlette.responses import Response
 
@@ -40,10 +42,7 @@ class MetricsPage:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._gauges = Gauges(registry)
-        self._refused = Counter(
-            "convener_refused_requests", "Requests refused by this process", ["reason"], registry=registry
-        )
-        self._counted = dict.fromkeys(RefusalReason, 0)
+        self._refused = _RefusalCounter(registry)
         self._lock = asyncio.Lock()
         self._page = b""
         self._began_at = -math.inf
@@ -58,19 +57,13 @@ class MetricsPage:
                 self._began_at = began_at
             return self._page
 
-    def _count_refusals(self, refusals: Refusals) -> None:
-        for reason in RefusalReason:
-            count = refusals.totals[reason]
-            self._refused.labels(reason).inc(max(0, count - self._counted[reason]))
-            self._counted[reason] = count
-
     def _render(self, figures: "_Figures | None", services: Services) -> bytes:
         gauges, settings = self._gauges, services[SnapshotCache].settings
         # While the database is away they say that, and show no old figures.
         gauges.clear()
         gauges.set("database_up", figures is not None)
         gauges.set("waiting_leases", services[Broker].waiting_count)
-        self._count_refusals(services[Refusals])
+        self._refused.refusals = services[Refusals]
         if figures is not None:
             snapshot = figures.snapshot
             gauges.set_queue(snapshot.queue, settings.capacity)
@@ -81,6 +74,21 @@ class MetricsPage:
             gauges.set_agents(figures.agents)
             gauges.set_models(figures.models, figures.total_limit)
         return generate_latest(self._registry)
+
+
+class _RefusalCounter(Collector):
+    """Requests that this process has refused, as they are counted where they are refused."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.refusals = Refusals()
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One family of counters, a label for each reason."""
+        family = CounterMetricFamily("convener_refused_requests", "Requests refused by this process", labels=["reason"])
+        for reason in RefusalReason:
+            family.add_metric([reason], self.refusals.totals[reason])
+        yield family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
