@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.http import problems
+from app.http.security import secured
 
 # Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
 MAX_HEAD_BYTES = 64 << 10
@@ -204,9 +205,13 @@ class BoundedHeads(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request with a problem, as everything else is answered, and close."""
-        response = problems.from_status(HTTPStatus.BAD_REQUEST, msg)
-        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n%s\r\n%s" % (head, response.body))
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, detail: str) -> None:
+        response = secured(problems.from_status(status, detail))
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), b"connection: close"]
+        lines += [b"%s: %s" % header for header in response.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
         self.transport.close()
 
     def _wait(self) -> None:
@@ -251,9 +256,7 @@ class BoundedHeads(HttpToolsProtocol):
             self._wait()
             return
         if self._in_head and (self._pending or not self._is_whole):
-            status = HTTPStatus.REQUEST_TIMEOUT
-            head = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            self.transport.write(head.encode())
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The head of the request did not come in time.")
         self.transport.close()
 
     def _make_room(self) -> None:

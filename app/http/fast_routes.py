@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.http import problems
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, declared_scopes
-from app.http.security import SECURE_HEADERS, names_one_host
+from app.http.security import names_one_host, secured
 from app.http.services import Services
 from app.kernel.access import Principal
 from app.kernel.errors import ConvenerError, ShuttingDown
@@ -59,8 +59,7 @@ class LeanRoute(APIRoute):
             return
         except Exception as error:
             response = problems.from_exception(error)
-        response.raw_headers += SECURE_HEADERS
-        await response(scope, receive, send)
+        await secured(response)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services
@@ -94,7 +93,7 @@ class FastLane:
         """ASGI."""
         if scope["type"] == "http" and not names_one_host(scope):
             refusal = problems.from_status(400, "A request has one Host header", {"Connection": "close"})
-            await refusal(scope, receive, send)
+            await secured(refusal)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "POST":
             # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.

@@ -36,6 +36,7 @@ PLAIN: Mapping[int, tuple[str, str]] = {
     400: ("malformed_request", "The request cannot be read"),
     404: ("not_found", "There is nothing at this address"),
     405: ("method_not_allowed", "This address does not answer to this method"),
+    408: ("request_timeout", "The request did not come in time"),
     413: ("body_too_large", "The body of the request is larger than this service accepts"),
     422: ("invalid_request", "The request is well-formed, but a value in it is not allowed"),
     500: ("internal_error", "Something went wrong here; it has been logged"),

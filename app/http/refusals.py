@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http import problems
 from app.http.guard import Authenticator
+from app.http.security import secured
 from app.http.services import Services
 from app.kernel.access import RefusalReason
 from app.kernel.errors import TooManyFailures
@@ -126,7 +127,7 @@ class _Answer:
             if wait:
                 self._is_replaced = True
                 error = TooManyFailures(retry_after_seconds=ceil(wait))
-                await problems.from_error(error)(self._scope, _nothing, self._send)
+                await secured(problems.from_error(error))(self._scope, _nothing, self._send)
         if not self._is_replaced:
             await self._send(message)
 

@@ -4,13 +4,14 @@ import base64
 import hashlib
 import re
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Headers = list[tuple[bytes, bytes]]
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")
 _NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-SECURE_HEADERS: Headers = [_NOSNIFF, _NOTHING, _NO_STORE]
+_SECURE_HEADERS: Headers = [_NOSNIFF, _NOTHING, _NO_STORE]
 _PAGE = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -48,6 +49,12 @@ class SecureAnswers:
             await send(message)
 
         await self._app(scope, receive, send_securely)
+
+
+def secured(response: Response) -> Response:
+    """The response with the headers, for those that do not pass `SecureAnswers`."""
+    response.raw_headers += _SECURE_HEADERS
+    return response
 
 
 def names_one_host(scope: Scope) -> bool:

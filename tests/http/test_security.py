@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import pytest
 
+from app.http.refusals import RefusalPolicy, Refusals
 from app.kernel.access import Role
 from tests.http.test_slow_clients import _until_let_go
 from tests.http.test_slow_clients import port as port
@@ -31,6 +32,35 @@ async def test_answers_with_keys_are_not_kept(service: Service) -> None:
 async def test_lean_answers_have_the_headers_too(service: Service) -> None:
     answer = await service.ask("POST", "/lease", {})
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+_HEADERS = {"x-content-type-options", "content-security-policy", "cache-control"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET / livez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /li",
+        b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["no host", "no request", "half a head", "no UTF-8"],
+)
+async def test_refusals_before_any_route_have_the_headers_too(port: Port, sent: bytes) -> None:
+    answer = await _until_let_go(port, sent.replace(b"x\r\n", b"x\r\nConnection: close\r\n"))
+    head = answer.split(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
+    assert {line.partition(":")[0] for line in head} >= _HEADERS
+    assert len(head) == len(set(head))
+
+
+async def test_a_failure_too_many_has_the_headers_too(service: Service) -> None:
+    service.app.state.services[Refusals].policy = RefusalPolicy(failures=1)
+    answers = [await service.ask("GET", "/tasks", key="cvn_000000000000_guess") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [401, 429, 429]
+    for answer in answers:
+        assert set(answer.headers) >= _HEADERS
+        assert len(answer.headers.get_list("cache-control")) == 1
 
 
 async def test_a_page_runs_its_own_scripts_and_no_others(service: Service) -> None:

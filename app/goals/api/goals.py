@@ -87,7 +87,8 @@ async def create(
 ) -> GoalOut:
     """Then submit its tasks with its `goal_id`, and report each iteration. Limits hold whether you report or not.
 
-    Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused.
+    Safe to repeat with a chosen `id`: the same body is answered with 200, another one refused. Keys without
+    `content:read` are not shown the words in it.
     """
     request = GoalRequest(
         id=str(stored_name(namespace, body.id or str(uuid4()))),
@@ -98,7 +99,9 @@ async def create(
     )
     goal, is_new = await service.create(connection, request)
     response.status_code = 201 if is_new else 200
-    return goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
+    shown_goal = goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
+    words = {} if caller.may(Scope.CONTENT) else {"objective": None, "reason": None}
+    return shown_goal.model_copy(update=words)
 
 
 @router.get("", summary="List research goals", dependencies=_CONTENT)

@@ -186,8 +186,8 @@ class GoalSummary(BaseModel):
     namespace: str
     state: GoalState
     hold: Hold | None = Field(description="why its tasks are not leased; null when they are")
-    objective: str
-    reason: str | None = Field(description="why it is in this state")
+    objective: str | None = Field(description="null for keys without `content:read`, which may create a goal")
+    reason: str | None = Field(description="why it is in this state; null for the same keys")
     weight: float
     iterations: int
     constraints: dict[str, Any]

@@ -1,8 +1,10 @@
 """The specification's system health report."""
 
+import asyncio
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.admin.rules.config import weight_name
@@ -10,14 +12,18 @@ from app.health.rules.finding import Finding
 from app.health.rules.report import Overall, Report
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
-from app.http.guard import requires
+from app.http.guard import admit_to_route, requires
 from app.http.json import answer
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
+from app.kernel.errors import DatabaseUnavailable, Forbidden
 
 router = Router(tags=["health"])
 _RETRY_AFTER = {"Retry-After": "1"}
+# The report is promised within a second, also where the key has to be looked up in a database that does not answer.
+_KEY_SECONDS = 0.8
+_FIGURES = {"worker_pool_health", "queue_health", "resource_utilization"}
 _EXAMPLE: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00+00:00",
     "overall_health": "degraded",
@@ -43,7 +49,7 @@ class ReasonOut(BaseModel):
 
     code: str = Field(description="stable")
     level: Literal["note", "degraded", "critical"]
-    message: str
+    message: str | None
 
 
 class PoolHealthOut(BaseModel):
@@ -71,15 +77,15 @@ class ResourcesOut(BaseModel):
 
 
 class HealthReportOut(BaseModel):
-    """The system as a whole."""
+    """The system as a whole. Figures and messages are null for callers without a key that may read the status."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     timestamp: Moment
     overall_health: Overall
-    worker_pool_health: PoolHealthOut
-    queue_health: QueueHealthOut
-    resource_utilization: ResourcesOut
+    worker_pool_health: PoolHealthOut | None
+    queue_health: QueueHealthOut | None
+    resource_utilization: ResourcesOut | None
     reasons: list[ReasonOut]
 
 
@@ -90,17 +96,36 @@ class HealthReportOut(BaseModel):
     response_model=HealthReportOut,
     responses={503: {"model": HealthReportOut, "description": "the database is away or too slow; figures are old"}},
 )
-async def health_report(services: ServicesDep) -> Response:
+async def health_report(request: Request, services: ServicesDep) -> Response:
     """Healthy, degraded or critical, with the figures of the specification and every reason.
 
     Answers within a second, also when the database does not: then with 503, `critical`, and the figures that were
     known last. At any other time with 200, whatever the verdict. It needs no key, because keys cannot be checked
-    without the database. Costs the same however many tasks there are, and is made at most once a second.
+    without the database; whoever shows none with `status:read` for the whole service gets the verdict and the codes
+    alone. Costs the same however many tasks there are, and is made at most once a second.
     """
-    report, is_current = await services[SnapshotCache].report()
-    response = answer(report_out(report).model_dump_json().encode(), 200 if is_current else 503)
+    (report, is_current), is_whole = await asyncio.gather(services[SnapshotCache].report(), _may_read(request))
+    shown_report = report_out(report) if is_whole else _without_figures(report_out(report))
+    response = answer(shown_report.model_dump_json().encode(), 200 if is_current else 503)
     response.headers.update({} if is_current else _RETRY_AFTER)
     return response
+
+
+async def _may_read(request: Request) -> bool:
+    """Whether a key lets the caller see the figures; not one that cannot be checked now. Raises Unauthenticated."""
+    if "authorization" not in request.headers:
+        return False
+    try:
+        async with asyncio.timeout(_KEY_SECONDS):
+            await admit_to_route(request, Scope.MONITOR)
+    except (Forbidden, DatabaseUnavailable, TimeoutError):
+        return False
+    return True
+
+
+def _without_figures(report: HealthReportOut) -> HealthReportOut:
+    reasons = [reason.model_copy(update={"message": None}) for reason in report.reasons]
+    return report.model_copy(update={**dict.fromkeys(_FIGURES), "reasons": reasons})
 
 
 def report_out(report: Report) -> HealthReportOut:

@@ -40,6 +40,9 @@ def health(url: Url = None, fmt: Output = Format.TABLE) -> None:
 
 def render(report: Json) -> RenderableType:
     """The report as lines of text."""
+    if report["worker_pool_health"] is None:
+        # The key is not for the whole service, or cannot be checked while the database is away.
+        return Group(output.details([("Health", verdict(report["overall_health"]))]), *_reasons(report["reasons"]))
     pool, queue, usage = report["worker_pool_health"], report["queue_health"], report["resource_utilization"]
     workers = f"{pool['healthy_workers']:,} of {pool['total_workers']:,} healthy"
     bottleneck = queue["bottleneck_agent"]
@@ -65,7 +68,8 @@ def _reasons(reasons: list[Json]) -> list[Text]:
     width = max((len(reason["level"]) for reason in reasons), default=0)
     lines = [
         Text.assemble(
-            (f"{reason['level']:<{width}}  ", _STYLES.get(reason["level"], "")), output.plain(reason["message"])
+            (f"{reason['level']:<{width}}  ", _STYLES.get(reason["level"], "")),
+            output.plain(reason["message"] or reason["code"]),
         )
         for reason in reasons
     ]

@@ -36,6 +36,20 @@ async def test_a_goal_is_created_once(service: Service) -> None:
     assert first.json()["usage"] == [{"limit": "iterations", "used": 0, "allowed": 100, "share": 0}]
 
 
+async def test_keys_without_content_get_no_words_back(service: Service) -> None:
+    made = await service.post("/keys", {"role": "supervisor", "label": "blind", "withheld": ["content:read"]})
+    await create_goal(service)
+    await service.post("/goals/kepler/pause", {"reason": "the budget of the lab"})
+    for status, body in ((200, {**GOAL, "constraints": {}}), (201, {**GOAL, "id": "newton"})):
+        answer = await service.ask("POST", "/goals", body, key=made["key"])
+        assert answer.status_code == status
+        assert (answer.json()["objective"], answer.json()["reason"]) == (None, None)
+        assert "the budget of the lab" not in answer.text
+        assert GOAL["objective"] not in answer.text
+    seen = await service.ask("POST", "/goals", {**GOAL, "constraints": {}}, key=Role.SUPERVISOR)
+    assert (seen.json()["objective"], seen.json()["reason"]) == (GOAL["objective"], "the budget of the lab")
+
+
 async def test_a_goal_without_an_id_gets_one(service: Service) -> None:
     goals = [await service.post("/goals", {"objective": "anything"}) for _ in range(2)]
     assert goals[0]["id"] != goals[1]["id"]

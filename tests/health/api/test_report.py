@@ -47,7 +47,7 @@ async def test_the_report_has_the_shape_of_the_specification(service: Service, d
     await service.worker()
     await busy.lease()
     await counted(database)
-    answer = await service.ask("GET", "/health/report", key=None)
+    answer = await service.ask("GET", "/health/report", key=Role.MONITOR)
     assert answer.status_code == 200
     report = answer.json()
     _has_shape(report, _SHAPE)
@@ -63,6 +63,21 @@ async def test_the_report_has_the_shape_of_the_specification(service: Service, d
     assert (report["overall_health"], _codes(report)) == ("degraded", {"pool_below_minimum"})
 
 
+async def test_callers_without_a_key_for_it_see_no_figures(service: Service, database: Database) -> None:
+    await service.worker()
+    await counted(database)
+    confined = (await service.post("/keys", {"role": "reader", "label": "lab", "namespace": "lab"}))["key"]
+    for key in (None, Role.POOL, confined):
+        answer = await service.ask("GET", "/health/report", key=key)
+        assert answer.status_code == 200
+        report = answer.json()
+        assert (report["overall_health"], _codes(report)) == ("degraded", {"pool_below_minimum"})
+        assert {report[section] for section in _SHAPE} == {None}
+        assert {reason["message"] for reason in report["reasons"]} == {None}
+        assert set(report) == {"timestamp", "overall_health", "reasons", *_SHAPE}
+    is_problem(await service.ask("GET", "/health/report", key="cvn_000000000000_guess"), 401, "unauthenticated")
+
+
 async def test_an_empty_queue(service: Service) -> None:
     health = (await service.get("/health/report"))["queue_health"]
     assert health == {"total_pending_tasks": 0, "oldest_task_age_seconds": 0, "bottleneck_agent": None}
@@ -75,7 +90,7 @@ async def test_it_answers_in_time_while_a_table_is_locked(service: Service, data
     async with database.engine.connect() as other:
         await other.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
         began = time.monotonic()
-        answer = await service.ask("GET", "/health/report", key=None)
+        answer = await service.ask("GET", "/health/report", key=Role.MONITOR)
         took = time.monotonic() - began
         runtime = await service.ask("GET", "/metrics/runtime")
         metrics = await service.ask("GET", "/metrics", key=Role.MONITOR)
@@ -95,12 +110,13 @@ async def test_it_answers_in_time_while_a_table_is_locked(service: Service, data
 
 async def test_without_a_database_the_report_says_so() -> None:
     async with serving(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing") as service, asyncio.timeout(30):
-        answer = await service.ask("GET", "/health/report", key=None)
-        assert answer.status_code == 503
-        report = answer.json()
-        _has_shape(report, _SHAPE)
-        assert (report["overall_health"], _codes(report)) == ("critical", {"database_away"})
-        assert "not_measured" in {reason["code"] for reason in report["reasons"]}
+        for key in (None, "cvn_000000000000_unchecked"):
+            answer = await service.ask("GET", "/health/report", key=key)
+            assert answer.status_code == 503
+            report = answer.json()
+            assert (report["overall_health"], _codes(report)) == ("critical", {"database_away"})
+            assert "not_measured" in {reason["code"] for reason in report["reasons"]}
+            assert {report[section] for section in _SHAPE} == {None}, "a key that cannot be checked shows nothing"
 
 
 async def test_the_runtime_metrics_have_the_shape_of_the_specification(service: Service, database: Database) -> None:

@@ -60,6 +60,15 @@ def test_the_report_for_people() -> None:
     assert "\x1b[31m" not in shown
 
 
+def test_the_report_without_figures() -> None:
+    console = results()
+    nothing = dict.fromkeys(("worker_pool_health", "queue_health", "resource_utilization"))
+    with console.capture() as captured:
+        console.print(render({**_REPORT, **nothing, "reasons": [{**_REPORT["reasons"][0], "message": None}]}))
+    assert "degraded" in captured.get()
+    assert "cpu_short" in captured.get()
+
+
 def _client(status: int, body: object) -> Client:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, json=body))
     return Client(Access(url="http://convener", key="cvn_a_b"), transport=transport)
