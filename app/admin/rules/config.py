@@ -108,7 +108,8 @@ class Conduct:
     scales: bool
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
     growth: float = 2.0
-    scale_down_window_seconds: float = 10.0
+    # Just under a tick of the scaling loop, which may come a little early.
+    scale_down_window_seconds: float = 4.5
     audits_reads: bool = False
     wants_reasons: bool = False
     # Smallest and largest size that a pool may be given; None: any.

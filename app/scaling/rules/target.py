@@ -14,7 +14,7 @@ from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.kernel.text import plural
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, surplus
+from app.scaling.rules.idle import IdlePolicy, IdleSample, idle_prices, surplus
 from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
@@ -53,8 +53,9 @@ class ScalingPolicy:
     deviations: float = 2.0
     idle: IdlePolicy = field(default_factory=IdlePolicy)
     tick_seconds: float = 5.0  # the most that the contract allows; at 10 mixed lengths are late (0.06 %)
-    # A pool that may only double catches up by doubling again soon: at 5 s a third of a large batch is late.
-    hurry_seconds: float = 2.0
+    # A pool that may only double catches up by doubling again soon: at 2 s and with starts of 20 s, three quarters of
+    # a large batch are late (seven doublings of 2 s, and a start, are more than a task may wait).
+    hurry_seconds: float = 0.5
 
     @property
     def budget_seconds(self) -> float:
@@ -72,6 +73,11 @@ def in_mode(policy: ScalingPolicy, mode: Mode) -> ScalingPolicy:
         growth=min(policy.growth, limits.growth),
         idle=replace(policy.idle, settle_seconds=settle_seconds),
     )
+
+
+def priced(policy: ScalingPolicy, start_seconds: float) -> ScalingPolicy:
+    """The policy where workers take so long to start: idle ones are kept until that has cost as much as new ones."""
+    return replace(policy, idle=idle_prices(policy.idle, start_seconds))
 
 
 def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:

@@ -117,7 +117,7 @@ def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:
     if document is not None:
         if problems := rules.problems(document, mode):
             raise ConfigRefused([(f"config.{remark.path}", remark.message) for remark in problems])
-        policy = target.scaling_policy(document, mode)
+        policy = target.priced(target.scaling_policy(document, mode), inputs.snapshot.start_seconds)
         inputs = replace(inputs, limits=document.resource_limits)
         if variation.weights_changed:
             # Otherwise the weights stay those in force then, which performance may have adjusted.

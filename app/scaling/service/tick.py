@@ -25,7 +25,7 @@ from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.estimates import Estimates
-from app.scaling.rules.target import is_burst, scaling_policy
+from app.scaling.rules.target import is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
 from app.scaling.service.snapshot import Queue
@@ -39,7 +39,7 @@ from app.workers.store import hosts, roster
 from app.workers.store.roster import Worker
 
 # Seconds between two checks of the duty whether a decision is due; one is due at least every tick of the policy.
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 # Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
 _MOVE_SECONDS = 30.0
 # By name: looked up for every worker at every decision, where a call of the enumeration takes forty times as long.
@@ -93,15 +93,15 @@ async def prune(connection: AsyncConnection, days: int) -> dict[str, Any]:
 
 async def _is_due(connection: AsyncConnection, previous: ScalingState, effective: Effective, moment: datetime) -> bool:
     """Due when the last decision said, at the latest a tick after it, and sooner when a burst has come."""
-    # Checked once a second, so a decision is due a second before its tick, lest it come a second after.
+    # Checked at intervals, so a decision is due half an interval early, lest it come nearly a whole one late.
     since = (moment - previous.estimates.at).total_seconds()
     policy = scaling_policy(effective.document, effective.mode)
-    if since >= policy.tick_seconds - LOOK_SECONDS or previous.brief.get("config_version") != effective.version:
+    if since + LOOK_SECONDS / 2 >= min(previous.again_after_seconds, policy.tick_seconds):
+        return True
+    if previous.brief.get("config_version") != effective.version:
         return True
     if since < policy.hurry_seconds:
         return False
-    if since >= previous.again_after_seconds:
-        return True
     # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment)).waits
     work = sum(tasks * estimates.task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
@@ -190,7 +190,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
         at=context.at,
         config_version=context.config.version,
         mode=context.config.mode,
-        policy=policy,
+        policy=priced(policy, snapshot.start_seconds),
         snapshot=replace(
             snapshot, limits=worker_limits, running_mean_seconds=snapshots.running_mean_seconds(context.queue, current)
         ),

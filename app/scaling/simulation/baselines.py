@@ -107,15 +107,19 @@ class Hpa(_Stabilised):
 
 
 class Keda(_Stabilised):
-    """A queue-length trigger: one worker for every 5 tasks that wait or run, carried out by the HPA.
+    """A queue-length trigger: one worker for every few tasks of the list, carried out by the HPA.
 
-    Source: KEDA's Redis list scaler (listLength 5 by default) with the HPA behind it.
+    The tasks that wait and those that run are on the list. Source: KEDA's Redis list scaler (listLength is 5 by
+    default, which is more than a worker of one task can serve) with the HPA behind it.
     """
 
-    name = "keda"
+    def __init__(self, min_workers: int, max_workers: int, *, tasks_per_worker: int) -> None:
+        super().__init__(min_workers, max_workers)
+        self.name = f"keda-{tasks_per_worker}"
+        self._tasks_per_worker = tasks_per_worker
 
     def desired_size(self, observation: Observation) -> int:
-        desired_size = (observation.backlog.tasks + observation.busy) / 5
+        desired_size = (observation.backlog.tasks + observation.busy) / self._tasks_per_worker
         if abs(desired_size / max(1, observation.workers) - 1) <= 0.1:
             return observation.workers
         return math.ceil(desired_size)

@@ -15,7 +15,8 @@ LATE_AFTER_SECONDS = 30.0
 
 
 BASELINES: dict[str, Callable[[int, int], Scaler]] = {
-    baseline.name: baseline for baseline in (Threshold, Hpa, Keda, Knative, Dask)
+    **{baseline.name: baseline for baseline in (Threshold, Hpa, Knative, Dask)},
+    **{f"keda-{tasks}": partial(Keda, tasks_per_worker=tasks) for tasks in (1, 2, 5)},
 }
 STATIC = Static.name
 

@@ -80,7 +80,7 @@ class Rule:
     def __init__(self, policy: ScalingPolicy, *, start_seconds: float) -> None:
         self.interval_seconds = policy.tick_seconds
         self.hurry_seconds = policy.hurry_seconds
-        self._policy = policy
+        self._policy = target.priced(policy, start_seconds)
         self._start_seconds = start_seconds
         self._idle_history: tuple[IdleSample, ...] = ()
         self._last = 0.0

@@ -19,7 +19,7 @@ def test_json_for_programs_with_every_baseline(offline: CommandLine) -> None:
     done = offline.run("simulate", "azure-code", "--baseline", "all", "-o", "json")
     document = json.loads(done.out)
     assert [run["scaler"] for run in document["runs"]] == [
-        "convener", "threshold", "hpa", "keda", "knative", "dask", "static",
+        "convener", "threshold", "hpa", "knative", "dask", "keda-1", "keda-2", "keda-5", "static",
     ]  # fmt: skip
     assert "GeneratedTokens" in document["assumption"]
     assert document["runs"][0]["breaches"] == 0

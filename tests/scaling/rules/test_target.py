@@ -20,6 +20,7 @@ from app.scaling.rules.target import (
     decision_type,
     in_mode,
     is_burst,
+    priced,
     required_workers,
 )
 from app.workers.rules.hosts import WorkerLimit, permit_limit
@@ -57,7 +58,7 @@ def test_example_1_with_idle_workers_by_the_cpu_alone() -> None:
 def test_growth_that_was_cut_by_doubling_goes_on_soon() -> None:
     cut = plan(waiting(500), policy=ScalingPolicy())
     assert cut.clamps == (Clamp(limit="at most +100% in one step", old_target=261, new_target=20),)
-    assert cut.decide_again_after_seconds == 2
+    assert cut.decide_again_after_seconds == 0.5
     assert plan(waiting(5, age=20.0)).decide_again_after_seconds == 5
     limited = plan(waiting(500), policy=replace(POLICY, max_workers=15))
     assert (limited.target, limited.decide_again_after_seconds) == (15, 5)
@@ -169,14 +170,14 @@ def idle(*samples: tuple[float, int]) -> list[IdleSample]:
 @pytest.mark.parametrize(
     ("samples", "busy", "target", "why"),
     [
-        ([(5.0, 8)], 2, 10, "ten seconds have not passed"),
-        ([(5.0, 8)] * 2, 8, 16, "8 x 10 s are less than 100 s in a busy pool"),
-        ([(5.0, 8)] * 3, 8, 8, "8 x 15 s are more than the price in a busy pool"),
-        ([(5.0, 8)] * 2, 2, 2, "8 x 10 s are more than the price in a calm one"),
-        ([(5.0, 1), (5.0, 1), (5.0, 8)], 2, 10, "5 s at 8 are not enough, then it is only one"),
-        ([(5.0, 1)] * 19, 30, 38, "1 x 95 s are less than 100 s in a busy pool"),
-        ([(5.0, 1)] * 20, 30, 37, "1 x 100 s are the price in a busy pool"),
-        ([(5.0, 8), (5.0, 0), (5.0, 8), (5.0, 8)], 8, 16, "tasks waited meanwhile"),
+        ([(4.0, 8)], 2, 10, "4.5 s have not passed"),
+        ([(4.75, 8)], 8, 16, "8 x 4.75 s are less than 40 s in a busy pool"),
+        ([(5.0, 8)], 8, 8, "8 x 5 s are the price in a busy pool"),
+        ([(5.0, 8)], 2, 2, "8 x 5 s are more than the price in a calm one"),
+        ([(5.0, 1), (5.0, 1), (4.0, 8)], 2, 10, "4 s at 8 are not enough, then it is only one"),
+        ([(5.0, 1)] * 7, 30, 38, "1 x 35 s are less than 40 s in a busy pool"),
+        ([(5.0, 1)] * 8, 30, 37, "1 x 40 s are the price in a busy pool"),
+        ([(5.0, 8), (5.0, 0), (4.75, 8)], 8, 16, "tasks waited meanwhile"),
     ],
 )
 def test_idle_workers_go_once_they_have_cost_the_price(
@@ -187,6 +188,13 @@ def test_idle_workers_go_once_they_have_cost_the_price(
     assert decided.target == target, why
     assert decided.remove_idle == 8 + busy - target
     assert decided.drain_busy == 0
+
+
+@pytest.mark.parametrize(("start_seconds", "ticks"), [(1.0, 1), (5.0, 4), (20.0, 16)])
+def test_idle_workers_are_kept_for_longer_where_new_ones_take_longer_to_start(start_seconds: float, ticks: int) -> None:
+    policy = priced(ScalingPolicy(min_workers=1, max_workers=100), start_seconds)
+    assert plan(idle=8, busy=2, idle_history=idle(*[(5.0, 1)] * ticks), policy=policy).target == 9
+    assert plan(idle=8, busy=2, idle_history=idle(*[(5.0, 1)] * (ticks - 1)), policy=policy).target == 10
 
 
 def test_nobody_idles_for_more_than_five_minutes_whatever_the_price() -> None:
@@ -224,7 +232,7 @@ def test_trusted_tester_takes_small_steps_and_its_time() -> None:
 def test_a_burst_is_half_a_budget_of_work_for_everybody() -> None:
     assert not is_burst(119.0, 10, 60.0, POLICY)
     assert is_burst(121.0, 10, 60.0, POLICY)
-    assert not is_burst(121.0, 10, 1.9, POLICY)
+    assert not is_burst(121.0, 10, 0.4, POLICY)
 
 
 def test_what_a_decision_is_called() -> None:

@@ -102,7 +102,7 @@ async def test_who_was_told_to_go_is_replaced_only_where_there_is_room(database:
 
 
 async def test_a_pool_at_its_maximum_is_as_large_after_a_restart_of_its_workers(database: Database) -> None:
-    await bounds(database, 2, 6)
+    await bounds(database, 6, 6)
     workers = await crew(database, 6)
     await decided(database)
     async with database.transaction() as connection:
@@ -173,7 +173,7 @@ async def _everything(database: Database) -> list[Any]:
 
 
 async def test_a_mass_death_does_not_make_the_pool_larger(database: Database) -> None:
-    await bounds(database, 2, 100)
+    await bounds(database, 10, 100)
     workers = await crew(database, 10)
     await decided(database)
     for lost in workers[:8]:
