@@ -10,12 +10,43 @@ DO $do$ BEGIN
 END $do$;
 
 -- The number under which an event is read. Taken when the event is written, after all locks it waited for: its own
--- number may be lower than that of a change which was committed before and which it follows. Readers stop below the
--- oldest running transaction, so they cannot be past a higher number before this transaction ends.
+-- number may be lower than that of a change which was committed before and which it follows.
 CREATE OR REPLACE FUNCTION convener_event_transaction() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    RETURN greatest((pg_current_xact_id()::text)::bigint,
-                    (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint - 1) + convener_transaction_offset();
+    RETURN greatest((pg_current_xact_id()::text)::bigint, (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint)
+           + convener_transaction_offset();
+END $$;
+
+-- The position up to which a statement that begins afterwards sees everything that these tables will ever hold, and
+-- whether an open transaction keeps it back. Whoever writes to a table keeps a lock on it until the end, so that
+-- pg_locks is a list of the writers, kept by PostgreSQL: other transactions, and those of other databases, keep nobody
+-- back. A writer that is not listed yet takes its number and its `seq` after the two that are read here first; one that
+-- is listed numbers its rows from its own transaction on.
+CREATE OR REPLACE FUNCTION convener_horizon(VARIADIC written regclass[], OUT transaction bigint, OUT seq bigint,
+                                            OUT is_held boolean) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    oldest bigint;
+BEGIN
+    transaction := (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint;
+    SELECT last_value INTO seq FROM events_seq_seq;
+    WITH lock AS MATERIALIZED (
+        SELECT virtualtransaction, locktype, database, relation, mode, transactionid FROM pg_locks
+        WHERE granted AND locktype IN ('relation', 'transactionid')
+    )
+    -- A lock shows 32 bits of the number; it is the one of these that is nearest to the next number.
+    SELECT min(transaction + ((own.transactionid::text::bigint - transaction + 6442450944) & 4294967295) - 2147483648)
+    INTO oldest
+    FROM lock writer JOIN lock own USING (virtualtransaction)
+    WHERE writer.relation = ANY (written) AND writer.mode = 'RowExclusiveLock'
+      AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock';
+    is_held := oldest <= transaction;
+    IF is_held THEN
+        transaction := oldest - 1;
+        seq := 9223372036854775807;
+    END IF;
+    is_held := coalesce(is_held, false);
+    transaction := transaction + convener_transaction_offset();
 END $$;
 
 -- The phase in which a task is counted: its state, except that a pending task is `held` with its goal or `delayed`

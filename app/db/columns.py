@@ -13,9 +13,9 @@ metadata = MetaData(
     }
 )
 
-# The number of the transaction that writes the row. A restored database counts transactions anew; the offset, which the
+# The number under which readers find the row. A restored database counts transactions anew; the offset, which the
 # restore sets, keeps these numbers growing for clients that store them.
-OWN_TRANSACTION = text("(pg_current_xact_id()::text)::bigint + convener_transaction_offset()")
+EVENT_TRANSACTION = text("convener_event_transaction()")
 
 
 def one_of(column: str, values: Any) -> CheckConstraint:

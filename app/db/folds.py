@@ -1,20 +1,53 @@
 """Folds: add events to sums batch by batch, so that none is left out and none is counted twice."""
 
-# The oldest running transaction: no event with a lower number can appear any more. Sequence numbers alone would not do,
-# because they become visible out of order: a reader would skip the event of a transaction that commits late.
-HORIZON = "(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + convener_transaction_offset()"
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """The last position (transaction, seq) up to which later statements see all that will ever be there.
+
+    `is_held` says whether an open transaction keeps it back. Sequence numbers alone would not do, because they become
+    visible out of order: a reader would skip the event of a transaction that commits late.
+    """
+
+    transaction: int
+    seq: int
+    is_held: bool
+
+    @property
+    def until(self) -> int:
+        """The first transaction that folds, which know only whole ones, leave out."""
+        return self.transaction + self.is_held
+
+
+async def horizon(connection: AsyncConnection, *tables: str) -> Horizon:
+    """Return the horizon of these tables. The transaction is READ COMMITTED, so that its next statement sees more."""
+    written = ", ".join(f"'{table}'" for table in tables)
+    row = (await connection.execute(text(f"SELECT * FROM convener_horizon({written})"))).mappings().one()
+    return Horizon(**row)
+
+
+def mark(name: str) -> str:
+    """Return the statement that reads the mark of a fold, `since`, and `until` where it is after its next turn."""
+    # A transaction that was old when it began to write takes the horizon back, but not the mark.
+    return f"""SELECT since, greatest(since, CAST(:until AS bigint)) AS until
+    FROM (SELECT coalesce((SELECT transaction FROM folds WHERE name = '{name}'), 0) AS since) stored"""
 
 
 def batch(name: str) -> str:
     """Return parts of a statement that select the next events of a fold: those from `mark.since` up to `batch.until`.
 
-    `ahead` has the events of the batch, and one more where there are more. The caller holds a duty's turn: two folds of
-    one name at once would count events twice.
+    `ahead` has the events of the batch, and one more where there are more. The statement takes `:until` from a horizon.
+    The caller holds a duty's turn: two folds of one name at once would count events twice.
     """
     # A batch of about `:limit` events ends between two transactions, as the mark knows only whole ones; the events of a
     # transaction that is larger are taken all at once.
     return f"""mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{name}'), 0) AS since, {HORIZON} AS until
+    {mark(name)}
 ), ahead AS MATERIALIZED (
     SELECT e.transaction FROM mark CROSS JOIN LATERAL (
         SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until

@@ -12,8 +12,9 @@ from app.health.rules.utilisation import Measure, Span
 from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
-from app.queue.rules.status import MinuteCount, QueueSnapshot
+from app.queue.rules.status import MinuteCount, OpenWriter, QueueSnapshot
 
+OPEN_WRITER = OpenWriter(pid=4711, gid=None, database="lab", application="psql", seconds=12.3)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOST = utilisation.host_subject("lab")
 Tasks = Mapping[AgentType, Mapping[str, int]]

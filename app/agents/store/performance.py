@@ -109,7 +109,8 @@ prune = pruning("agent_minutes", "minute")
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedResults:
     """Fold about `limit` of the oldest new events into minutes. One at a time: the caller holds a duty's turn."""
-    rows = (await connection.execute(_FOLD, {"limit": limit})).mappings().all()
+    horizon = await folds.horizon(connection, "events", "judgements")
+    rows = (await connection.execute(_FOLD, {"until": horizon.until, "limit": limit})).mappings().all()
     # An outer join: without events there is one row, which tells of the batch alone.
     result_rows = [row for row in rows if row["agent_type"] is not None]
     last_results: dict[AgentType, list[Result]] = {}

@@ -14,12 +14,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
-    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.agents.rules.steering import Cause, Heading
-from app.db.columns import metadata, moment, one_of
+from app.db.columns import EVENT_TRANSACTION, metadata, moment, one_of
 from app.kernel.agents import AgentType
 
 # Sums of results and ratings by minute, folded by a duty.
@@ -52,7 +51,7 @@ judgements = Table(
     "judgements",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("transaction", BigInteger, nullable=False, server_default=text("convener_event_transaction()")),
+    Column("transaction", BigInteger, nullable=False, server_default=EVENT_TRANSACTION),
     Column("request_id", UUID, nullable=False),
     Column("place", SmallInteger, nullable=False, comment="in the request"),
     Column("request_hash", LargeBinary, nullable=False),

@@ -110,7 +110,8 @@ _PRUNE = deletion(
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldResult:
     """Fold about `limit` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
-    row = (await connection.execute(_FOLD, {"limit": limit})).mappings().one()
+    horizon = await folds.horizon(connection, "events")
+    row = (await connection.execute(_FOLD, {"until": horizon.until, "limit": limit})).mappings().one()
     return FoldResult(events=row["events"], has_more=row["has_more"])
 
 

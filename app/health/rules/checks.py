@@ -298,6 +298,19 @@ def refused_requests(observations: Observations, policy: CheckPolicy) -> Iterabl
     )
 
 
+def results_delayed(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """An open transaction keeps events and results from their readers."""
+    writers = observations.queue.open_writers
+    oldest = writers[0] if writers else None
+    return _symptom(
+        Grade.WELL if oldest is None else Grade.DEGRADED,
+        AlertKey(rule=AlertRule.RESULTS_DELAYED),
+        message=oldest.sentence if oldest else "",
+        advice="look at who has it open (`convener queues status`), and end the transaction or its process",
+        facts={"seconds": oldest.seconds if oldest else 0, "transactions": len(writers)},
+    )
+
+
 ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.OLDEST_TASK: oldest_task,
     AlertRule.STUCK_EXECUTING: stuck_executing,
@@ -310,6 +323,7 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.DATABASE_TROUBLE: database_trouble,
     AlertRule.DEGRADED: degradation,
     AlertRule.REFUSED_REQUESTS: refused_requests,
+    AlertRule.RESULTS_DELAYED: results_delayed,
 }
 
 

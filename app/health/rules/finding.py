@@ -27,6 +27,7 @@ class AlertRule(StrEnum):
     DATABASE_TROUBLE = "database_trouble"
     DEGRADED = "degraded"
     REFUSED_REQUESTS = "refused_requests"
+    RESULTS_DELAYED = "results_delayed"
 
 
 class Severity(IntEnum):

@@ -16,6 +16,7 @@ from app.health.rules.checks import (
     pressure,
     refused_requests,
     replacement_failing,
+    results_delayed,
 )
 from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import bottleneck_agent
@@ -118,6 +119,7 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
         *(database_trouble(snapshot, policy) or ()),
         *(replacement_failing(snapshot, policy) or ()),
         *(degradation(snapshot, policy) or ()),
+        *(results_delayed(snapshot, policy) or ()),
         *_refusals(snapshot, policy),
         *_unmeasured_notes(snapshot, policy),
     ]

@@ -22,6 +22,7 @@ from app.memory.store import backups
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
 from app.queue.rules.tasks import LEASED
+from app.queue.store import events
 
 _DUTY_NAME = "checkpoint"
 # The fastest level has most of the effect, because tasks resemble each other.
@@ -92,9 +93,11 @@ async def take(
 
 async def _take(database: Database, reason: str, taken_by: str | None, policy: CheckpointPolicy) -> Checkpoint:
     # One read-only transaction with one snapshot, so that tasks, edges and counts agree; and another one to store it,
-    # because a transaction that writes would hold up the readers of events during the packing.
+    # because none should stay open during the packing. The cursor comes first, so the rows hold all up to it.
     async with database.transaction() as connection:
-        snapshot = await store.read_snapshot(connection, policy)
+        cursor = await events.latest(connection)
+    async with database.transaction() as connection:
+        snapshot = await store.read_snapshot(connection, cursor, policy)
         queue = await store.count_queue(connection)
     new = await asyncio.to_thread(_pack, snapshot, queue, reason, taken_by)
     async with database.transaction() as connection:

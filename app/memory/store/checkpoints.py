@@ -12,13 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.store import tables as admin
 from app.agents.store import tables as agents
 from app.db.database import now
-from app.db.folds import HORIZON
 from app.goals.store import compute
 from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
-from app.queue.store import counters, events, lease_ledger
+from app.queue.store import counters, lease_ledger
 from app.queue.store import tables as queue
 from app.queue.store.events import Cursor
 
@@ -166,7 +165,7 @@ FROM checkpoints ORDER BY id DESC LIMIT 1
 # From the cursor of the checkpoint rather than its time: an event may become visible long after its own time.
 _COUNT_CHANGES = text(f"""
 SELECT count(*) AS changes, count(*) FILTER (WHERE kind = '{TaskEvent.COMPLETED}') AS completions FROM (
-    SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
+    SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq)
     ORDER BY transaction, seq LIMIT :max_changes
 ) recent
 """)
@@ -189,15 +188,14 @@ FROM tasks ORDER BY seq
 """)
 
 
-async def read_snapshot(connection: AsyncConnection, policy: CheckpointPolicy) -> Snapshot:
+async def read_snapshot(connection: AsyncConnection, cursor: Cursor, policy: CheckpointPolicy) -> Snapshot:
     """Read the work in flight as of one moment. The caller's transaction has just begun, and only reads.
 
-    A transaction that only reads gets no number, so it holds up no reader of events, however long it takes.
+    The rows have all events up to the cursor, which was taken before.
     """
     await connection.execute(_BEGIN_SNAPSHOT)
     revision = (await connection.execute(_REVISION)).scalar_one()
-    # In one snapshot the cursor and the rows agree: events up to it are in the rows, and no later one is.
-    snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=await events.latest(connection))
+    snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=cursor)
     bytes_left = await _add_tasks(connection, snapshot, policy)
     for name, query in _PARTS.items():
         snapshot.parts[name] = list((await connection.execute(query, {"limit": policy.max_entries})).scalars())

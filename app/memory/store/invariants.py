@@ -130,7 +130,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         name="transactions",
-        description="every stored transaction number lies below the next one, so that readers miss nothing",
+        description="every stored transaction number lies below what the next one takes, so that readers miss nothing",
         query="""
             SELECT format('%s hold %s, and the next one is %s', kind, highest, following) FROM (
                 SELECT 'events' AS kind, max(transaction) AS highest FROM events
@@ -139,7 +139,7 @@ CHECKS: Sequence[Check] = (
                 UNION ALL SELECT 'folds', max(transaction) - 1 FROM folds
             ) stored CROSS JOIN (
                 SELECT (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint + convener_transaction_offset()
-            ) own (following) WHERE highest >= following""",
+            ) own (following) WHERE highest > following""",
     ),
 )
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fastapi import Header, Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,7 +24,8 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, TooManyRequest
 from app.kernel.events import EVENT_KINDS, EventKind
 from app.kernel.namespaces import DEFAULT, split_name, stored_name
 from app.queue.api.event_stream import EventFilter, EventReaders, Follower
-from app.queue.store import events
+from app.queue.api.queues import OpenWriterOut, open_writers_out
+from app.queue.store import events, open_writers
 from app.queue.store.events import BEGINNING, Cursor, Event
 
 router = Router(prefix="/events", tags=["events"])
@@ -54,6 +55,9 @@ class EventPage(BaseModel):
 
     items: list[EventOut]
     next: str
+    open_writers: list[OpenWriterOut] = Field(
+        default=[], description="where the page is empty: the transactions for which later events have to wait"
+    )
 
 
 _CONTENT = [requires(Scope.READ, Scope.CONTENT, waits=True)]
@@ -116,7 +120,13 @@ async def page(
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
     items, cursor = result or ([], start)
-    return EventPage(items=[_event_out(event) for event in items], next=str(cursor))
+    writers = [] if items else await _read_open_writers(services)
+    return EventPage(items=[_event_out(event) for event in items], next=str(cursor), open_writers=writers)
+
+
+async def _read_open_writers(services: Services) -> list[OpenWriterOut]:
+    async with services.database.transaction() as connection:
+        return open_writers_out(await open_writers.read(connection))
 
 
 @router.get(

@@ -15,7 +15,8 @@ from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import DEFAULT, split_name, stored_name
 from app.queue.api.events import parse_cursor
-from app.queue.store import events
+from app.queue.api.queues import OpenWriterOut, open_writers_out
+from app.queue.store import events, open_writers
 from app.queue.store import outputs as store
 from app.queue.store.events import Cursor
 from app.queue.store.outputs import Output
@@ -49,6 +50,9 @@ class OutputPage(BaseModel):
     items: list[OutputOut]
     next: str
     more: bool = Field(description="go on at once: there may be more, even where this page is empty")
+    open_writers: list[OpenWriterOut] = Field(
+        default=[], description="where the page is empty: the transactions for which later results have to wait"
+    )
 
 
 @router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ, Scope.CONTENT)])
@@ -74,7 +78,8 @@ async def page(
     filters = {"agent_type": agent_name, "goal_id": goal_name, "namespace": namespace}
     rows = await store.page(connection, start, **filters, limit=limit)
     items = [OutputOut.model_validate(_output_fields(output)) for output in rows.items]
-    return OutputPage(items=items, next=_token(rows.next), more=rows.has_more)
+    writers = [] if items else open_writers_out(await open_writers.read(connection))
+    return OutputPage(items=items, next=_token(rows.next), more=rows.has_more, open_writers=writers)
 
 
 def _token(cursor: Cursor) -> str:

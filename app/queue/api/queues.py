@@ -1,6 +1,6 @@
 """Routes of the queue as a whole: its figures, and pausing and resuming agent types."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Literal
 
@@ -19,7 +19,7 @@ from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import status
 from app.queue.rules.admission import CapacityPolicy, capacity_level
-from app.queue.rules.status import PHASES, RECENT, QueueSnapshot
+from app.queue.rules.status import PHASES, RECENT, OpenWriter, QueueSnapshot
 from app.queue.service import status as service
 from app.queue.service.admission import Admission
 
@@ -105,6 +105,16 @@ class PauseOut(BaseModel):
     paused_at: Moment
 
 
+class OpenWriterOut(BaseModel):
+    """A transaction that writes events and stays open: events, results and counts wait for its end."""
+
+    pid: int | None = Field(description="its process in PostgreSQL; null for a prepared transaction")
+    gid: str | None = Field(description="name of a prepared transaction")
+    database: str
+    application: str | None
+    seconds: float = Field(description="its age; where only `pg_read_all_stats` shows that, for how long events wait")
+
+
 class QueueOut(BaseModel):
     """What a supervisor wants to know before it submits more."""
 
@@ -119,6 +129,7 @@ class QueueOut(BaseModel):
     degradation: AdviceOut | None = Field(description="what is asked of whoever submits; null: as usual")
     dead_letters_last_hour: int
     counted_seconds_ago: float | None = Field(description="age of waits and throughput; null when never counted")
+    open_writers: list[OpenWriterOut] = Field(description="for whom readers of events and results wait, oldest first")
     warnings: list[str] = Field(description="what somebody should know, in plain words")
 
 
@@ -196,8 +207,14 @@ def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: Advice
         degradation=degradation,
         dead_letters_last_hour=queue.dead_letters,
         counted_seconds_ago=_seconds(queue.count_age),
+        open_writers=open_writers_out(queue.open_writers),
         warnings=status.warnings(queue, policy),
     )
+
+
+def open_writers_out(writers: Iterable[OpenWriter]) -> list[OpenWriterOut]:
+    """The transactions as the API shows them."""
+    return [OpenWriterOut.model_validate(writer, from_attributes=True) for writer in writers]
 
 
 def _lanes(queue: QueueSnapshot, agent: AgentType) -> dict[PriorityName, PhasesOut]:

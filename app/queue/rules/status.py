@@ -61,12 +61,38 @@ class MinuteCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenWriter:
+    """A transaction that writes events and has been open for `seconds`: later events and results wait for its end.
+
+    `pid` is its process in PostgreSQL; a prepared transaction has none, but the name `gid`.
+    """
+
+    pid: int | None
+    gid: str | None
+    database: str
+    application: str | None
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """The transaction by name, its age, and how to end it."""
+        name = f"process {self.pid}" if self.gid is None else f"the prepared transaction {self.gid}"
+        end = f"SELECT pg_terminate_backend({self.pid})" if self.gid is None else f"ROLLBACK PREPARED '{self.gid}'"
+        application = f", application {self.application}" if self.application else ""
+        return (
+            f"events and results have waited for {self.seconds:.0f} s for an open transaction of {name} "
+            f"(database {self.database}{application}); this ends it: {end}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSnapshot:
     """The queue at one moment.
 
     `recent` reaches back a little over five minutes and is `count_age` old, None when the loops have never counted.
     `oldest` is the time at which the longest-waiting task that may run became ready; `served_agents` are the types that
-    some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check.
+    some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check;
+    `open_writers` are the transactions for which readers of events wait, the oldest first.
     """
 
     at: datetime
@@ -78,6 +104,7 @@ class QueueSnapshot:
     dead_letters: int = 0
     count_age: timedelta | None = timedelta(0)
     count_error: int = 0
+    open_writers: Sequence[OpenWriter] = ()
 
     def count(self, *, agent: AgentType | None = None, priority: Priority | None = None, phase: str = "") -> int:
         """Number of tasks of an agent type, a priority and a phase; by default of all that are queued."""
@@ -175,6 +202,7 @@ def _old_tasks(queue: QueueSnapshot) -> Iterator[str]:
 
 
 def _data_quality(queue: QueueSnapshot) -> Iterator[str]:
+    yield from (writer.sentence for writer in queue.open_writers)
     if queue.count_age is None:
         yield "the background loops have never run: waits and throughput are unknown (`convener loops` runs them)"
     elif queue.count_age > _STALE:

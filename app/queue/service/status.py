@@ -11,7 +11,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, Pause, QueueSnapshot
 from app.queue.service import counters
-from app.queue.store import agent_types, throughput
+from app.queue.store import agent_types, open_writers, throughput
 from app.queue.store import counters as counter_store
 from app.queue.store.counters import TaskCount
 
@@ -33,6 +33,7 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
         dead_letters=await throughput.count_events(connection, EVENTS_BY_OUTCOME["failed"], DEAD_LETTER_SPAN),
         count_age=fold_turn.ago if fold_turn else None,
         count_error=int(check_turn.result.get("off_by", 0)) if check_turn else 0,
+        open_writers=await open_writers.read(connection),
     )
 
 

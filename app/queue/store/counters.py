@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.folds import HORIZON
+from app.db import folds
 from app.db.namespaces import within
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
@@ -67,10 +67,10 @@ SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS})
 GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
-# Up to HORIZON, below which no line can appear any more: so none is left behind, and none is folded twice.
+# Up to a horizon, below which no line can appear any more: so none is left behind by the mark.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since, {HORIZON} AS until
+    {folds.mark(_NAME)}
 ), lines AS (
     DELETE FROM queue_changes c USING mark WHERE c.transaction >= mark.since AND c.transaction < mark.until
     RETURNING c.agent_type, c.priority, c.phase, c.tasks
@@ -136,7 +136,8 @@ async def read_by_namespace(connection: AsyncConnection, namespace: str | None =
 
 async def fold(connection: AsyncConnection) -> int:
     """Fold the lines of ended transactions; return their number. The caller holds a duty's turn: one fold at a time."""
-    return int((await connection.execute(_FOLD)).scalar_one())
+    horizon = await folds.horizon(connection, "queue_changes")
+    return int((await connection.execute(_FOLD, {"until": horizon.until})).scalar_one())
 
 
 async def count_tasks(connection: AsyncConnection) -> list[TaskCount]:

@@ -10,8 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import namespaces, notify
-from app.db.folds import HORIZON
+from app.db import folds, namespaces, notify
 from app.kernel.events import TaskEvent
 
 
@@ -27,7 +26,6 @@ class Cursor:
 
 
 BEGINNING = Cursor(transaction=0, seq=0)
-_LAST_SEQ = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +63,10 @@ INSERT INTO events (kind, detail, worker_id) VALUES (:kind, CAST(:detail AS json
 """)
 
 
-_READ = text(f"""
+_READ = text("""
 SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
 WHERE (transaction, seq) > (:transaction, :seq)
-  AND transaction < {HORIZON}
+  AND (transaction, seq) <= (:last_transaction, :last_seq)
 ORDER BY transaction, seq LIMIT :limit
 """)
 
@@ -77,7 +75,8 @@ ORDER BY transaction, seq LIMIT :limit
 _READ_WITHIN = """
 WITH event AS MATERIALIZED (
     SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
-    WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {horizon}
+    WHERE (transaction, seq) > (:transaction, :seq)
+      AND (transaction, seq) <= (:last_transaction, :last_seq)
     ORDER BY transaction, seq LIMIT :window
 ), own AS (
     SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {condition}
@@ -89,8 +88,6 @@ WITH event AS MATERIALIZED (
 SELECT edge.*, own.* FROM edge LEFT JOIN own ON true ORDER BY own.transaction, own.seq
 """
 _WINDOW = 2000
-
-_NOW = text(f"SELECT {HORIZON} - 1")
 
 
 async def append(
@@ -128,7 +125,7 @@ async def append_system(
 
 async def read(connection: AsyncConnection, start: Cursor, limit: int) -> Sequence[Event]:
     """Return up to `limit` events that follow the cursor, oldest first."""
-    values = {"transaction": start.transaction, "seq": start.seq, "limit": limit}
+    values = {**await bounds(connection, start), "limit": limit}
     return [_event(row) for row in (await connection.execute(_READ, values)).mappings()]
 
 
@@ -140,8 +137,8 @@ async def read_batch(connection: AsyncConnection, start: Cursor, namespace: str 
     if namespace is None:
         items = await read(connection, start, limit)
         return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=len(items) == limit)
-    statement = text(_READ_WITHIN.format(horizon=HORIZON, condition=namespaces.condition(namespace)))
-    values = {"transaction": start.transaction, "seq": start.seq, "window": _WINDOW, "limit": limit}
+    statement = text(_READ_WITHIN.format(condition=namespaces.condition(namespace)))
+    values = {**await bounds(connection, start), "window": _WINDOW, "limit": limit}
     rows = (await connection.execute(statement, {**values, "namespace": namespace})).mappings().all()
     if not rows:
         return EventBatch(items=[], next=start, has_more=False)
@@ -164,4 +161,12 @@ _PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", 
 
 async def latest(connection: AsyncConnection) -> Cursor:
     """Return a cursor for now, which all later events follow."""
-    return Cursor(transaction=(await connection.execute(_NOW)).scalar_one(), seq=_LAST_SEQ)
+    horizon = await folds.horizon(connection, "events")
+    return Cursor(transaction=horizon.transaction, seq=horizon.seq)
+
+
+async def bounds(connection: AsyncConnection, start: Cursor) -> dict[str, int]:
+    """Return the parameters of a statement that reads from a cursor on, as far as no event can be missing any more."""
+    horizon = await folds.horizon(connection, "events")
+    last = {"last_transaction": horizon.transaction, "last_seq": horizon.seq}
+    return {"transaction": start.transaction, "seq": start.seq, **last}

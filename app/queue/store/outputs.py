@@ -9,10 +9,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.folds import HORIZON
 from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
-from app.queue.store.events import Cursor
+from app.queue.store.events import Cursor, bounds
 
 # Of results as text: stored sizes are compressed, by up to a hundred times.
 PAGE_BYTES = 4 << 20
@@ -54,7 +53,7 @@ _HISTORY = "h.priority, h.labels, h.worker_id, h.created_at, h.finished_at, h.re
 _PAGE = text(f"""
 WITH RECURSIVE event AS MATERIALIZED (
     SELECT transaction, seq, at, kind, task_id, agent_type, goal_id FROM events
-    WHERE (transaction, seq) > (:transaction, :seq) AND transaction < {HORIZON}
+    WHERE (transaction, seq) > (:transaction, :seq) AND (transaction, seq) <= (:last_transaction, :last_seq)
     ORDER BY transaction, seq LIMIT :window
 ), edge AS (
     SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
@@ -101,8 +100,7 @@ async def page(
     result where there is one, however large, and else ends before PAGE_BYTES.
     """
     window = _MIN_WINDOW + 10 * limit
-    position = {"transaction": start.transaction, "seq": start.seq, "window": window, "limit": limit}
-    position["page_bytes"] = PAGE_BYTES
+    position = {**await bounds(connection, start), "window": window, "limit": limit, "page_bytes": PAGE_BYTES}
     filters = {"agent_type": agent_type, "goal_id": goal_id, "namespace": namespace}
     rows = [dict(row) for row in (await connection.execute(_PAGE, {**position, **filters})).mappings()]
     if not rows:

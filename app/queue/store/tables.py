@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from app.db.columns import OWN_TRANSACTION, metadata, moment, one_of
+from app.db.columns import EVENT_TRANSACTION, metadata, moment, one_of
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED, TaskState
 from app.queue.rules.degradation import LadderMove
@@ -124,7 +124,7 @@ queue_counts = Table(
 queue_changes = Table(
     "queue_changes",
     metadata,
-    Column("transaction", BigInteger, nullable=False, server_default=OWN_TRANSACTION),
+    Column("transaction", BigInteger, nullable=False, server_default=EVENT_TRANSACTION),
     Column("agent_type", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False),
     Column("phase", Text, nullable=False),
@@ -337,12 +337,12 @@ task_attempts = Table(
     Index("task_attempts_ended", "ended_at"),
 )
 
-# Every change of state. Read in (transaction, seq) order and only below the oldest running transaction:
+# Every change of state. Read in (transaction, seq) order and only up to the oldest transaction that writes events:
 # sequence numbers alone become visible out of order.
 events = Table(
     "events",
     metadata,
-    Column("transaction", BigInteger, nullable=False, server_default=text("convener_event_transaction()")),
+    Column("transaction", BigInteger, nullable=False, server_default=EVENT_TRANSACTION),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
     moment("at", nullable=False, server_default=func.now()),
     Column("kind", Text, nullable=False),

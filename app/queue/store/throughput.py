@@ -82,7 +82,9 @@ class FoldedBatch:
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedBatch:
     """Fold about `limit` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
-    row = (await connection.execute(_FOLD, {"limit": limit, "bounds": list(BOUNDS)})).mappings().one()
+    horizon = await folds.horizon(connection, "events")
+    values = {"until": horizon.until, "limit": limit, "bounds": list(BOUNDS)}
+    row = (await connection.execute(_FOLD, values)).mappings().one()
     return FoldedBatch(events=row["events"], has_more=row["has_more"])
 
 

@@ -25,6 +25,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot
 from app.workers.rules.recovery import Recovery
+from tests.support.snapshots import OPEN_WRITER
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GENERATION = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
@@ -50,7 +51,7 @@ def test_all_is_well_without_a_reason_to_worry() -> None:
 
 def test_what_was_not_measured_is_unknown_and_not_well() -> None:
     _, unknown = alert_symptoms(Observations(queue=queue()), FOR_ALERTS)
-    assert unknown == frozenset(AlertRule) - {AlertRule.OLDEST_TASK}
+    assert unknown == frozenset(AlertRule) - {AlertRule.OLDEST_TASK, AlertRule.RESULTS_DELAYED}
     _, unknown = alert_symptoms(Observations(queue=queue(), workers=WorkerCounts(alive=0)), FOR_ALERTS)
     assert AlertRule.POOL_BELOW_MINIMUM in unknown, "no minimum is known"
     assert AlertRule.WORKER_STARVATION not in unknown
@@ -174,9 +175,16 @@ def test_degradation_raises_an_alert_and_its_last_step_is_critical() -> None:
     assert only_symptom(step=DegradationStep.ESSENTIALS).severity is Severity.CRITICAL
 
 
+def test_an_open_transaction_for_which_readers_wait_is_named() -> None:
+    symptom = only_symptom(queue(open_writers=[OPEN_WRITER]))
+    assert (symptom.key.rule, symptom.severity) == (AlertRule.RESULTS_DELAYED, Severity.WARNING)
+    for fact in ("process 4711", "database lab", "application psql", "12 s"):
+        assert fact in symptom.message
+
+
 def test_every_symptom_says_what_to_do() -> None:
     symptoms = symptoms_of(
-        queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}),
+        queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}, open_writers=[OPEN_WRITER]),
         depths=depths(0, 0, 0, 500),
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
         workers=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),

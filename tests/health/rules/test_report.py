@@ -17,7 +17,7 @@ from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import Pause
-from tests.support.snapshots import HOST, NOON, condition, pool, queue, span, well
+from tests.support.snapshots import HOST, NOON, OPEN_WRITER, condition, pool, queue, span, well
 
 _CAPACITY = CapacityPolicy(max_queue_size=1000)
 _POLICY = FOR_REPORT
@@ -68,6 +68,7 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"pool": pool(silent=1)}, "workers_silent", Level.NOTE),
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=600)}, "oldest_task", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=1800)}, "oldest_task", Level.CRITICAL),
+        ({"queue": queue(open_writers=[OPEN_WRITER])}, "results_delayed", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"blocked": 640}})}, "queue_nearly_full", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"blocked": 960}})}, "queue_nearly_full", Level.CRITICAL),
         (

@@ -10,7 +10,7 @@ from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from tests.support.problems import is_problem
 from tests.support.service import Service, make_keys, serving
-from tests.support.sql import execute
+from tests.support.sql import execute, until
 from tests.support.turns import counted
 
 _PRIORITIES = ["critical", "high", "medium", "low"]
@@ -31,6 +31,7 @@ async def test_an_empty_queue(service: Service, database: Database) -> None:
     nothing = {"tasks": 0, "p50": None, "p95": None, "p99": None, "longest": None}
     assert queue["waits"] == dict.fromkeys(_PRIORITIES, nothing | {"oldest_waiting": None})
     assert queue["service_times"] == dict.fromkeys(AgentType, nothing)
+    assert queue["open_writers"] == []
     assert (queue["paused"], queue["warnings"], queue["dead_letters_last_hour"]) == ([], [], 0)
     assert 0 <= queue["counted_seconds_ago"] < 60
 
@@ -51,6 +52,37 @@ async def test_depths_by_phase(service: Service) -> None:
     assert queue["depth"]["total"] == 3
     assert queue["depth"]["by_priority"] == {"critical": 0, "high": 1, "medium": 1, "low": 1}
     assert (queue["depth"]["by_agent"]["ranking"], queue["depth"]["by_agent"]["generation"]) == (2, 0)
+
+
+async def test_who_keeps_results_waiting_is_told_everywhere(service: Service, database: Database) -> None:
+    """Within 10 s: by the routes that wait for it, by the queue and by the health report."""
+    connection = await database.connect()
+    pid = connection.get_server_pid()
+    try:
+        async with connection.transaction():
+            await connection.execute("INSERT INTO events (kind) VALUES ('task.submitted')")
+            worker = await service.worker()
+            await service.submitted(agent_type="ranking")
+            await worker.on_lease(await worker.lease(), "complete", result={})
+
+            async def told() -> object:
+                return (await service.get("/queues"))["open_writers"]
+
+            await until(told)
+            for path in ("/queues", "/events", "/outputs"):
+                (writer,) = (await service.get(path))["open_writers"]
+                assert (writer["pid"], writer["application"], writer["gid"]) == (pid, "convener", None)
+                assert writer["seconds"] >= 3
+            assert str(pid) in (await service.get("/queues"))["warnings"][0]
+
+            async def reported() -> bool:
+                reasons = (await service.get("/health/report"))["reasons"]
+                return any(reason["code"] == "results_delayed" and str(pid) in reason["message"] for reason in reasons)
+
+            await until(reported)
+    finally:
+        await connection.close()
+    assert len((await service.get("/outputs"))["items"]) == 1
 
 
 async def test_what_went_through(service: Service, database: Database) -> None:

@@ -203,7 +203,7 @@ async def test_a_fold_reads_from_its_mark_only(own_database: Database) -> None:
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
         async with _open(own_database) as connection:
-            values = {"limit": 20_000, "bounds": list(BOUNDS)}
+            values = {"until": 2**62, "limit": 20_000, "bounds": list(BOUNDS)}
             rows = await connection.execute(
                 throughput._FOLD.__class__(f"EXPLAIN (ANALYZE) {throughput._FOLD.text}"), values
             )
