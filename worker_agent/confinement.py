@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from worker_agent import seccomp
 from worker_agent.file_view import FileView, import_path
 from worker_agent.handler_environment import inherited
 
@@ -79,6 +80,8 @@ class Confinement:
             "method": self.method,
             "user": self.user,
             "user_namespace": self.user is None,
+            # Made here, because a process of a task would take longer to import it.
+            "filter": seccomp.program().hex(),
             "view": {**self.view.as_json(), "temporary_bytes": file_bytes},
             "limits": {
                 "memory_bytes": memory_bytes,

@@ -1,10 +1,13 @@
 """Decides how a task ended, from the exit code and the messages of its handler's process."""
 
+import json
 import signal
 from dataclasses import dataclass, replace
 
 from worker_agent import events as ev
+from worker_agent.child import MAX_RESULT_BYTES
 from worker_agent.handler_messages import HandlerMessages, NotAnObject, read_json_object, read_quality
+from worker_agent.storable_text import unstorable_reason
 from worker_agent.wire import JsonObject, TaskError, Usage
 
 EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
@@ -59,7 +62,11 @@ def _end_from_output(evidence: Evidence, output: bytes) -> ev.HandlerEnd:
         return _failure(evidence, "invalid_result", f"stdout is {error}", True)
 
 
-def _finished_end(evidence: Evidence, result: JsonObject) -> ev.HandlerFinished:
+def _finished_end(evidence: Evidence, result: JsonObject) -> ev.HandlerEnd:
+    if why := unstorable_reason(result):
+        return _failure(evidence, "invalid_result", f"the result {why}", True)
+    if len(json.dumps(result)) > MAX_RESULT_BYTES:
+        return _failure(evidence, "result_too_large", f"the result has more than {MAX_RESULT_BYTES} bytes", True)
     quality = evidence.messages.quality
     return ev.HandlerFinished(result, evidence.usage, read_quality(result) if quality is None else quality)
 

@@ -170,6 +170,10 @@ def _give_up_privileges(spec: Json) -> None:
         # Where it is missing, the check at the start of the worker tells.
         with contextlib.suppress(OSError):
             landlock.scope()
+    # The last, since it forbids calls of the others. Where the kernel has none, the same check tells.
+    if spec["filter"]:
+        with contextlib.suppress(OSError):
+            kernel_calls.install_filter(bytes.fromhex(spec["filter"]))
 
 
 if __name__ == "__main__":

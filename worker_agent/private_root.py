@@ -17,6 +17,7 @@ from worker_agent.kernel_calls import (
     MS_RDONLY,
     MS_REC,
     change_root,
+    make_plain,
     make_read_only,
     make_writable,
     mount,
@@ -49,6 +50,7 @@ def build(view: Json) -> None:
         make_writable(_ROOT + path)
     for path in view["writable"]:
         mount(path, _ROOT + path, flags=MS_BIND | MS_REC)
+        make_plain(_ROOT + path)
     for path in view["hidden"]:
         _hide(path)
     mount("proc", f"{_ROOT}/proc", "proc", _PLAIN | MS_NOEXEC)

@@ -18,7 +18,9 @@ _MEANINGS = {
     "descendants": "all that a handler starts ends with its task",
     "temporary_files": "a task has a temporary directory of its own, of limited size, which vanishes with it",
     "sockets": "a handler cannot reach the unix sockets of the service and of other programs",
+    "system_calls": "the kernel refuses handlers what no agent needs: io_uring, BPF, tracing, mounts, namespaces, keys",
 }
+_REMEDIES = {"system_calls": "run workers on Linux with seccomp, on x86-64 or 64-bit ARM"}
 _REMEDY = "run workers on Linux 5.12 or later, as root or where user namespaces are allowed"
 
 
@@ -40,10 +42,10 @@ def determine(outcome: Probe) -> tuple[Protection, ...]:
 
 
 def _attempted(name: str, outcome: Probe) -> Protection:
-    why = outcome.attempts[name]
+    why, remedy = outcome.attempts[name], _REMEDIES.get(name, _REMEDY)
     if why and outcome.refusals:
         why += f" ({'; '.join(outcome.refusals.values())})"
-    return Protection(name=name, meaning=_MEANINGS[name], holds=not why, why=why, remedy=_REMEDY if why else "")
+    return Protection(name=name, meaning=_MEANINGS[name], holds=not why, why=why, remedy=remedy if why else "")
 
 
 def as_json(protections: Sequence[Protection]) -> str:

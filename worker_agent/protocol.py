@@ -298,7 +298,11 @@ def _report_of_refusal(refused_call: act.Call | None, refusal: ev.CallRefused) -
         return None
     if isinstance(refused_call, act.ReportFail) and refused_call.error.code == _REFUSED:
         return None
-    error = TaskError(code=_REFUSED, message=f"{refusal.code}: {refusal.message}", retryable=False)
+    why = f"{refusal.code}: {refusal.message}"
+    if isinstance(refused_call, act.ReportComplete):
+        error = TaskError(code="invalid_result", message=f"the service refused the result: {why}", retryable=False)
+    else:
+        error = TaskError(code=_REFUSED, message=why, retryable=False)
     return act.ReportFail(lease=refused_call.lease, error=error, usage=refused_call.usage)
 
 

@@ -1,6 +1,9 @@
 """Makes text from handlers fit for databases, which refuse U+0000 and lone surrogates."""
 
+import json
 from typing import Any
+
+from worker_agent.wire import JsonObject
 
 MESSAGE_CHARACTERS = 2000
 CODE_CHARACTERS = 200
@@ -17,9 +20,24 @@ def storable(value: Any) -> Any:
     return value
 
 
+def unstorable_reason(value: JsonObject) -> str | None:
+    """The reason why no database can hold a JSON object, to follow its name; None when it can."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"has the half character U+{ord(error.object[error.start]):04X}, which is no text (are these bytes?)"
+    except (ValueError, RecursionError):
+        return "has a number that is too large or none (infinity, NaN), or is nested too deeply"
+    if b"\\u0000" in text and storable(value) != value:
+        return "has the character U+0000, which no text may have (are these bytes?)"
+    return None
+
+
 def storable_message(text: str) -> str:
     return str(storable(text[:MESSAGE_CHARACTERS]))
 
 
 def storable_code(text: str) -> str:
-    return str(storable(text[:CODE_CHARACTERS])) or "unnamed"
+    """The code as one line that steers no terminal: people and scripts read it."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in storable(text[:CODE_CHARACTERS]))
+    return line.strip() or "unnamed"

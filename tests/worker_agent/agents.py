@@ -1,6 +1,7 @@
 """Handlers that behave and misbehave; what one does is said by its payload."""
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -47,6 +48,11 @@ def nan(_: Task) -> Json:
     return {"value": float("nan")}
 
 
+def written(task: Task) -> Any:
+    """Whatever the payload has as JSON."""
+    return json.loads(task.payload["json"])
+
+
 def not_an_object(_: Task) -> Any:
     return [1, 2]
 
@@ -86,7 +92,7 @@ def written_beside(_: Task) -> Json:
 
 
 def unstorable(_: Task) -> Json:
-    raise Permanent("", "no\0thing \ud800", key=["\0"])
+    raise Permanent("two\nlines\x1b[2J ", "no\0thing \ud800", key=["\0"])
 
 
 def transient(_: Task) -> Json:
@@ -174,6 +180,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         measure,
         big,
         nan,
+        written,
         not_an_object,
         noise,
         segfault,

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,38 @@ def test_a_handler_gets_no_keys_of_the_session_in_which_its_worker_was_started(m
         assert not succeeds(find, confinement)
     finally:
         libc.syscall(_KEYCTL, 9, key, _SESSION)  # unlinks it
+
+
+@pytest.mark.parametrize("method", [*METHODS, Method.NONE])
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86-64")
+def test_calls_that_serve_attacks_on_the_kernel_are_refused(method: Method) -> None:
+    errors = _printed("refused", by(method))
+    others = {"unshare of others": "EINVAL", "another ioctl": "EBADF"}
+    others |= dict.fromkeys(("clone3", "mount by the numbers of x32"), "ENOSYS")
+    assert errors == {name: others.get(name, "EPERM") for name in errors}
+
+
+@pytest.mark.parametrize("method", [*METHODS, Method.NONE])
+def test_the_calls_that_agents_need_are_left_to_them(method: Method) -> None:
+    # Landlock keeps handlers from /dev/shm, where others' files lie.
+    pools = ["no semaphores"] * 2 if method is Method.LANDLOCK else [[1, 2]] * 2
+    outcomes = {"threads": 328350, "pools": pools, "shell": "42\n", "spawned": 0, "loop": 0}
+    assert _printed("ordinary", by(method)) == outcomes
+
+
+def _printed(argument: str, confinement: Confinement) -> dict[str, Any]:
+    end = ended(f"{sys.executable} -m tests.worker_agent.system_calls {argument}", confinement)
+    assert isinstance(end, ev.HandlerFinished), end
+    return end.result
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may make devices and programs that change their user")
+def test_a_writable_directory_has_neither_devices_nor_programs_that_change_their_user(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    (tmp_path / "zero").chmod(0o666)
+    confinement = by(Method.NAMESPACES, tmp_path)
+    assert not succeeds(f"head -c1 {tmp_path}/zero", confinement)
+    assert succeeds(f"grep ' {tmp_path} ' /proc/self/mountinfo | grep nosuid | grep nodev", confinement)
 
 
 def _uid() -> int | None:

@@ -315,7 +315,7 @@ def test_a_result_that_is_refused_is_reported_as_a_failure(
     plane.script["complete"].append(problem(422, "invalid", detail="a NUL"))
     start_worker(url)
     (failure,) = plane.wait_for("fail")
-    assert failure.body["error"]["code"] == "report_refused"
+    assert failure.body["error"]["code"] == "invalid_result"
     assert failure.body["error"]["retryable"] is False
 
 
@@ -326,7 +326,7 @@ def test_errors_that_no_database_can_hold_are_made_fit(
     start_worker(url)
     (failure,) = plane.wait_for("fail")
     assert failure.body["error"] == {
-        "code": "unnamed",
+        "code": "two\ufffdlines\ufffd[2J",
         "message": "no\ufffdthing ?",
         "retryable": False,
         "detail": {"key": ["\ufffd"]},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -82,9 +83,9 @@ def shell(script: str) -> Handler:
 
 
 def test_a_function_gets_its_task_and_its_result_comes_back() -> None:
-    result = finished({"do": "echo", "text": "é\0\ud800"}, attempt=2, goal_id="g", checkpoint={"at": 3})
+    result = finished({"do": "echo", "text": "é"}, attempt=2, goal_id="g", checkpoint={"at": 3})
     assert result == {
-        "payload": {"do": "echo", "text": "é\0\ud800"},
+        "payload": {"do": "echo", "text": "é"},
         "attempt": 2,
         "goal": "g",
         "checkpoint": {"at": 3},
@@ -117,6 +118,30 @@ def test_large_payloads_and_results_pass() -> None:
 def test_failures_are_told_apart(payload: dict[str, Any], code: str, retryable: bool) -> None:
     error = failure(payload)
     assert (error.code, error.retryable) == (code, retryable)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (r'{"x": "\ud800"}', "U\\+D800"),
+        (r'{"\ud800": 1}', "U\\+D800"),
+        (r'{"x": ["\u0000"]}', "U\\+0000"),
+        ('{"x": 1e999}', "infinity|not JSON"),
+    ],
+)
+def test_a_result_that_no_database_can_hold_is_the_handlers_mistake(text: str, why: str) -> None:
+    for error in (failure({"do": "written", "json": text}), failure({}, handler=command("printf", "%s", text))):
+        assert (error.code, error.retryable) == ("invalid_result", True)
+        assert re.search(why, error.message)
+
+
+def test_what_only_looks_like_such_a_character_passes() -> None:
+    assert finished({"do": "written", "json": r'{"x": "\\u0000"}'}) == {"x": r"\u0000"}
+
+
+def test_a_result_counts_as_it_is_sent() -> None:
+    program = "import json; print(json.dumps({'text': 'é' * 4_000_000}, ensure_ascii=False))"
+    assert failure({}, handler=command(sys.executable, "-c", program)).code == "result_too_large"
 
 
 def test_a_failure_explains_itself() -> None:

@@ -121,7 +121,10 @@ def test_a_refused_registration_ends_it() -> None:
 def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
     subject = brought_to(State.REPORTING)
     report = only(feed(subject, ev.CallRefused("invalid", "too deep")))
-    assert (report.error.code, report.error.retryable, report.usage) == ("report_refused", False, USAGE)
+    assert (report.error.code, report.error.retryable, report.usage) == ("invalid_result", False, USAGE)
+    assert "too deep" in report.error.message
+    report = only(feed(subject, ev.CallRefused("invalid", "no")))
+    assert (report.error.code, report.error.retryable) == ("report_refused", False)
     assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
 
 

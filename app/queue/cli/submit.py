@@ -15,6 +15,7 @@ from rich.text import Text
 
 from app.db.uuids import time_ordered_uuid
 from app.queue.cli import wait as wait_cli
+from app.queue.cli.views import error_line
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
@@ -142,7 +143,7 @@ def _with_id(task: Json) -> Json:
 
 
 def _incomplete(message: str, error: Json | None, hint: str) -> Failure:
-    details = [f"{error.get('code')}: {error.get('message')}"] if error else []
+    details = [error_line(error)] if error else []
     return Failure(message, ExitCode.TASK_FAILED, details=details, hint=hint)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.kernel.namespaces import stored_name
+from app.kernel.text import printable
 from app.terminal import output
 from app.terminal.client import Json
 
@@ -76,7 +77,7 @@ def dead_letter_table(items: list[Json], now: datetime) -> Table:
         error = letter["error"] or {}
         goal = [stored_name(letter["namespace"], letter["goal_id"])] if wide else []
         values = (letter["id"], letter["agent_type"], output.age(letter["finished_at"], now), *goal)
-        table.add_row(*map(output.cell, (*values, f"{error.get('code')}: {error.get('message')}")))
+        table.add_row(*map(output.cell, (*values, error_line(error))))
     return table
 
 
@@ -108,7 +109,12 @@ def _error(error: Json) -> str:
         f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
         for name, value in (error.get("detail") or {}).items()
     ]
-    return "\n".join([f"{error.get('code')}: {error.get('message')}", *details]).rstrip()
+    return "\n".join([error_line(error), *details]).rstrip()
+
+
+def error_line(error: Json) -> str:
+    """Code and message of an error; a code is one word, whatever its handler wrote into it."""
+    return f"{printable(str(error.get('code')))}: {error.get('message')}"
 
 
 def _rescue_note(rescues: int) -> str:

@@ -53,6 +53,18 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasePolicy:
+    """Least wait in seconds of a task that was handed back more often than is free: a step for each time, to a limit.
+
+    Otherwise a handler that always postpones would keep a worker busy for ever.
+    """
+
+    free_returns: int = 10
+    step_seconds: float = 0.1
+    max_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Decision on a task whose attempt ended without a result: the event, its new counts, and its next time to run."""
 
@@ -87,6 +99,23 @@ def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: st
         reason = f"given up after {rescues} lost workers: {reason}"
         return Verdict(event=TaskEvent.FAILED, failures=failures, rescues=rescues, run_at=None, reason=reason)
     return Verdict(event=TaskEvent.EXPIRED, failures=failures, rescues=rescues, run_at=None, reason=reason)
+
+
+def after_release(
+    policy: ReleasePolicy, *, token: int, failures: int, rescues: int, delay_seconds: float, now: datetime, reason: str
+) -> Verdict:
+    """Decide on a task that its worker hands back: it waits as asked, and longer once that has happened often.
+
+    It never fails for that: whoever has no room for a task may have none for days.
+    """
+    # Tokens count leases, of which the others ended otherwise.
+    returns = token - failures - rescues
+    least_seconds = min(policy.max_seconds, policy.step_seconds * returns) if returns > policy.free_returns else 0.0
+    if least_seconds > delay_seconds:
+        delay_seconds = least_seconds
+        reason = f"{reason}; handed back {returns} times, so it waits {least_seconds:.1f} s"
+    run_at = now + timedelta(seconds=delay_seconds) if delay_seconds else None
+    return Verdict(event=TaskEvent.RELEASED, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
 
 
 def retry_delay(policy: RetryPolicy, failures: int) -> float:

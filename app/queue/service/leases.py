@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,10 +18,12 @@ from app.kernel.states import TaskState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules import tasks
 from app.queue.rules.fair_queueing import FairQueue
-from app.queue.rules.tasks import LeasePolicy, RetryPolicy, Verdict, after_failure
+from app.queue.rules.tasks import LeasePolicy, ReleasePolicy, RetryPolicy, Verdict, after_failure, after_release
 from app.queue.store import attempts, completions
 from app.queue.store.attempts import Attempt, Ending
 from app.queue.store.completions import Completion, Renewal, ServiceTime
+
+_RELEASES = ReleasePolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,17 +133,19 @@ async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_
     attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "released")
-    run_at = await now(connection) + timedelta(seconds=delay_seconds) if delay_seconds else None
-    await give_back(connection, attempt, reason, run_at)
+    run_at = await give_back(connection, attempt, reason, delay_seconds)
     return EndedLease(state=TaskState.PENDING, run_at=run_at)
 
 
-async def give_back(connection: AsyncConnection, attempt: Attempt, reason: str, run_at: datetime | None = None) -> None:
-    """End an attempt so that its task waits again with unchanged counts."""
-    verdict = Verdict(
-        event=TaskEvent.RELEASED, failures=attempt.failures, rescues=attempt.rescues, run_at=run_at, reason=reason
-    )
+async def give_back(
+    connection: AsyncConnection, attempt: Attempt, reason: str, delay_seconds: float = 0.0
+) -> datetime | None:
+    """End an attempt so that its task waits again with unchanged counts; return when it may run."""
+    counts = {"token": attempt.token, "failures": attempt.failures, "rescues": attempt.rescues}
+    moment = await now(connection)
+    verdict = after_release(_RELEASES, **counts, delay_seconds=delay_seconds, now=moment, reason=reason)
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))
+    return verdict.run_at
 
 
 def retry_policy(attempt: Attempt) -> RetryPolicy:

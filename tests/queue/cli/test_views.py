@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.queue.cli.views import listing, task_details
+from app.queue.cli.views import error_line, listing, task_details
 from app.terminal import output
 from app.terminal.client import Json
 
@@ -73,3 +73,7 @@ def test_dependencies_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> Non
     shown = _shown(capsys, task_details(_TASK | {"depends_on": ids}, _NOW))
     assert f"Depends on  {ids[0]}\n" in shown
     assert ids[1] in shown
+
+
+def test_a_code_of_a_foreign_worker_stays_in_its_line() -> None:
+    assert error_line({"code": "a\nError: b\x1b[2J", "message": "c"}) == r"a\nError: b\x1b[2J: c"

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from app.kernel.events import TaskEvent
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import IllegalMove
-from app.queue.rules.tasks import LEASED, TRANSITIONS, RetryPolicy, after_failure, after_rescue, next_state, retry_delay
+from app.queue.rules.tasks import (
+    LEASED,
+    TRANSITIONS,
+    ReleasePolicy,
+    RetryPolicy,
+    after_failure,
+    after_release,
+    after_rescue,
+    next_state,
+    retry_delay,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _LEGAL = {
@@ -77,3 +87,21 @@ def test_a_rescue_burns_no_attempt_and_rescues_are_bounded(failures: int, rescue
     assert (verdict.failures, verdict.rescues, verdict.run_at) == (failures, rescues + 1, None)
     assert verdict.event is (TaskEvent.FAILED if rescues + 1 > 5 else TaskEvent.EXPIRED)
     assert "killed" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("token", "failures", "asked", "seconds"),
+    [(1, 0, 0, 0), (10, 0, 0, 0), (10, 0, 7, 7), (12, 2, 0, 0), (11, 0, 0, 1.1), (100, 0, 0, 10), (5000, 0, 0, 60)],
+)
+def test_what_is_handed_back_often_waits(token: int, failures: int, asked: float, seconds: float) -> None:
+    counts = {"token": token, "failures": failures, "rescues": 0}
+    verdict = after_release(ReleasePolicy(), **counts, delay_seconds=asked, now=NOW, reason="no room")
+    assert (verdict.event, verdict.failures) == (TaskEvent.RELEASED, failures)
+    assert verdict.run_at == (NOW + timedelta(seconds=seconds) if seconds else None)
+    assert ("handed back" in verdict.reason) is (seconds > asked)
+
+
+def test_a_long_wait_that_was_asked_for_is_kept() -> None:
+    counts = {"token": 5000, "failures": 0, "rescues": 0}
+    verdict = after_release(ReleasePolicy(), **counts, delay_seconds=3600, now=NOW, reason="no room")
+    assert (verdict.run_at, verdict.reason) == (NOW + timedelta(hours=1), "no room")

@@ -175,6 +175,21 @@ async def test_a_release_burns_nothing(database: Database) -> None:
     assert (again.attempt, again.token) == (1, 2)
 
 
+async def test_a_task_that_is_always_handed_back_waits_longer_each_time_and_says_why(database: Database) -> None:
+    worker, lease = await holding(database)
+    for _ in range(10):
+        assert (await _release(database, worker, lease)).run_at is None
+        lease = await leased(database, worker)
+    standing = await _release(database, worker, lease)
+    assert standing.run_at is not None
+    assert (await _release(database, worker, lease)).run_at == standing.run_at
+    reason = await value(
+        database, "SELECT detail->>'reason' FROM events WHERE kind = 'task.released' ORDER BY seq DESC"
+    )
+    assert reason == "not now; handed back 11 times, so it waits 1.1 s"
+    assert (await everything(database, lease.task_id))["failures"] == 0
+
+
 async def test_a_failure_reported_again_after_another_lease_is_answered_as_before(
     database: Database, desk: LeaseService
 ) -> None:
