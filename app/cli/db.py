@@ -7,7 +7,7 @@ from rich.text import Text
 
 from app.memory.cli import backups
 from app.terminal import output
-from app.terminal.databases import on_database
+from app.terminal.databases import author, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
@@ -29,10 +29,12 @@ def migrate(
     """Bring the schema up to date. Safe to repeat, and safe to run from several hosts at once."""
     from alembic.util import CommandError
 
-    from app.db import schema
+    from app.admin.service.audit import migrate
 
     try:
-        old_revision, new_revision = on_database(lambda database: schema.migrate(database.engine, to))
+        old_revision, new_revision = on_database(
+            lambda database: migrate(database, to, by=author("convener db migrate"))
+        )
     except CommandError as error:
         hint = "leave --to out, to go up to the newest revision"
         raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=hint) from None

@@ -13,13 +13,13 @@ import httpx
 
 from app.admin.errors import ConfigRefused
 from app.admin.rules.keys import read_key
+from app.admin.service import audit
 from app.admin.service.access import issue_key
 from app.admin.service.keyring import Keyring
 from app.admin.store.config import Version
 from app.admin.store.keys import NewKey
 from app.cli.pool_options import PoolOptions, apply
 from app.cli.supervisor import Program, Supervisor, end_leftovers
-from app.db import schema
 from app.db.database import Database
 from app.db.rights import REMEDY, excess_rights
 from app.kernel.access import Role
@@ -30,6 +30,7 @@ from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.server import Server
 from app.secrecy import make_private, write_private
 from app.settings import SECRETS, Settings, secret_variables
+from app.terminal.databases import author
 from worker_agent.connections.clients import default_socket, open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
 
@@ -136,7 +137,7 @@ async def _prepare(
     """Migrate, make missing keys, configure; return all keys, the roles of new ones, and the configuration."""
     database = Database(url)
     try:
-        old_revision, new_revision = await schema.migrate(database.engine)
+        old_revision, new_revision = await audit.migrate(database, by=author("convener up"))
         if old_revision != new_revision:
             say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
         async with database.transaction() as connection:
@@ -168,7 +169,7 @@ async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str]
         if not text or not await _is_known(keyring, text):
             async with database.transaction() as connection:
                 new_key = NewKey(role=role, label=f"{role} of this machine")
-                text = (await issue_key(connection, new_key, "convener up")).text
+                text = (await issue_key(connection, new_key, author("convener up"))).text
             write_private(file, f"{text}\n")
             fresh.add(role)
         keys[role] = text

@@ -192,6 +192,12 @@ class Body(StrictModel):
         return schema
 
 
+class ReasonIn(Body):
+    """Why."""
+
+    reason: Sentence = ""
+
+
 # Of seconds or MiB: far beyond any machine, and sums of them stay exact.
 _MAX_USAGE = 1e9
 

@@ -11,3 +11,7 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# Shown where a reason is looked for and none was given; the audit log keeps none.
+NO_REASON = "no reason was given"

@@ -1,7 +1,10 @@
 """Work on the database itself, for commands that need no running service, such as making the first key."""
 
 import asyncio
+import getpass
+import os
 import shutil
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -24,6 +27,15 @@ T = TypeVar("T")
 Bundled = Annotated[
     bool, typer.Option("--bundled", help="into a new PostgreSQL in the state directory, for `convener up`")
 ]
+
+
+def author(command: str) -> str:
+    """The author of a change on the database itself, for the audit log: the command, and who runs it where."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id that has no name, as in many containers
+        user = str(os.getuid())
+    return f"{command} by {user}@{socket.gethostname()}"
 
 
 def database_url() -> str:

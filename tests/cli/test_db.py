@@ -1,10 +1,15 @@
 """`convener db` on databases that are empty, migrated, and away."""
 
+import ast
+from pathlib import Path
 from uuid import uuid4
 
+import app
 from app.db import schema
+from app.db.database import Database
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
+from tests.support.sql import fetch
 
 
 async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:
@@ -18,6 +23,10 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         assert "nothing to do" in (await offline("db", "migrate", **url)).out
         status = await offline("db", "status", "-o", "json", **url)
         assert status.json == {"revision": schema.head(), "expected": schema.head(), "current": True}
+        database = Database(named(server_url, name))
+        (by,) = [row["by"] for row in await fetch(database, "SELECT by FROM audit WHERE action = 'db.migrate'")]
+        await database.close()
+        assert by.startswith("convener db migrate by ")
         unknown = await offline("db", "migrate", "--to", "nowhere", **url)
         assert (unknown.code, unknown.out) == (1, "")
         assert "nowhere" in unknown.err
@@ -38,3 +47,32 @@ async def test_a_database_that_is_away_or_not_named(offline: CommandLine, server
     wrong = await offline("db", "migrate", CONVENER_DATABASE_URL="mysql://x")
     assert wrong.code == 2
     assert "CONVENER_DATABASE_URL" in wrong.err
+
+
+# Functions of commands that work on the database itself: the action of the entry that each leaves in the audit log, or
+# why it leaves none.
+_DIRECT = {
+    "admin/cli/keys.py::_make": "key.create",
+    "admin/cli/keys.py::rotate": "key.rotate",
+    "admin/cli/keys.py::revoke": "key.revoke",
+    "admin/cli/keys.py::ls": "it shows neither secrets nor content",
+    "cli/db.py::migrate": "db.migrate",
+    "cli/db.py::status": "it shows a revision",
+    "memory/cli/backups.py::backup": "db.backup",
+    "memory/cli/backups.py::restore": "db.restore",
+    "memory/cli/backups.py::_check_database": "it counts, in a read-only transaction",
+    "memory/cli/checkpoints.py::restore": "checkpoint.restore",
+}
+
+
+def test_whoever_works_on_the_database_itself_is_audited() -> None:
+    """The entries are looked at by the tests of each command; this finds a command that nobody has thought of."""
+    root, direct = Path(app.__file__).parent, set()
+    for file in root.rglob("cli/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
+            if isinstance(node, ast.FunctionDef) and any(
+                isinstance(call, ast.Name) and call.id == "on_database" for call in calls
+            ):
+                direct.add(f"{file.relative_to(root)}::{node.name}")
+    assert direct == _DIRECT.keys()

@@ -163,7 +163,7 @@ class Resume:
 
     async def run(self, service: Service) -> object:
         async with service.replicas[0].database.transaction() as connection:
-            return {pause.agent_type for pause in await status.resume(connection, self.agents)}
+            return {pause.agent_type for pause in await status.resume(connection, self.agents, "", "somebody")}
 
     def judge(self, model: Model, observed: object) -> None:
         model.paused -= set(self.agents)

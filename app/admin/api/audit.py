@@ -23,11 +23,13 @@ router = Router(prefix="/audit", tags=["audit"])
 
 class AuditEntryOut(BaseModel):
     """What somebody did. `digest` is the SHA-256 of the digest before (32 zero bytes for the first) and of the members
-    `seq` to `reason` as JSON with sorted keys, no blanks and non-ASCII characters escaped."""
+    `seq` to `reason` as JSON with sorted keys, no blanks and non-ASCII characters escaped, without a `label` of null.
+    """
 
     seq: int = Field(description="place in the log, without gaps")
     at: str = Field(description="UTC, to the microsecond", json_schema_extra={"format": "date-time"})
-    by: str = Field(description="id of the key that was shown")
+    by: str = Field(description="id of the key that was shown, or the command that worked on the database itself")
+    label: str | None = Field(description="of that key at the time; null: it was no key, or an earlier version")
     action: str
     before: Any
     after: Any
@@ -101,6 +103,6 @@ async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> Verdi
 
 
 def _entry_out(entry: Entry) -> AuditEntryOut:
-    fields = {name: getattr(entry.content, name) for name in ("by", "action", "before", "after", "reason")}
+    fields = {name: getattr(entry.content, name) for name in ("by", "label", "action", "before", "after", "reason")}
     at = entry.at.astimezone(UTC).isoformat(timespec="microseconds")
     return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **fields)

@@ -79,7 +79,13 @@ def verify(
 def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
     for item in items:
-        cells = (output.age(item["at"], now), item["by"], item["action"], _changes(item), item["reason"])
+        cells = (
+            output.age(item["at"], now),
+            item["label"] or item["by"],
+            item["action"],
+            _changes(item),
+            item["reason"],
+        )
         table.add_row(output.cell(item["seq"]), *map(output.cell, cells))
     return table
 

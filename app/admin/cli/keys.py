@@ -14,7 +14,7 @@ from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
-from app.terminal.databases import on_database
+from app.terminal.databases import author, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import parse_duration
 from app.terminal.output import Format, Output
@@ -37,8 +37,7 @@ ExpiresIn = Annotated[
     str | None, typer.Option(metavar="DURATION", help="when it stops working: 90s, 30min, 2h, 30d; never when absent")
 ]
 _PAGE = 500
-# In the audit log, for whoever has the database itself.
-_BY = "convener key --database"
+_COMMAND = "convener key --database"
 
 
 @app.command(
@@ -208,7 +207,7 @@ async def _create(database: "Database", body: Json) -> Json:
     from app.admin.service.access import issue_key
 
     async with database.transaction() as connection:
-        return _shown(await issue_key(connection, _new_key(body), _BY))
+        return _shown(await issue_key(connection, _new_key(body), author(_COMMAND)))
 
 
 def _new_key(body: Json) -> "NewKey":
@@ -229,7 +228,7 @@ async def _rotate(database: "Database", key_id: str, body: Json) -> Json:
     from app.admin.service.access import rotate_key
 
     async with database.transaction() as connection:
-        return _shown(await rotate_key(connection, key_id, **body, by=_BY))
+        return _shown(await rotate_key(connection, key_id, **body, by=author(_COMMAND)))
 
 
 def _shown(key: "CreatedKey") -> Json:
@@ -240,7 +239,7 @@ async def _revoke(database: "Database", key_id: str) -> None:
     from app.admin.service.access import revoke_key
 
     async with database.transaction() as connection:
-        await revoke_key(connection, key_id, _BY)
+        await revoke_key(connection, key_id, author(_COMMAND))
 
 
 async def _read(database: "Database") -> list[Json]:

@@ -12,9 +12,10 @@ GENESIS = bytes(32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One recorded action: the key, the action, JSON values before and after it, and the reason."""
+    """One recorded action: the key with its label, the action, JSON values before and after it, and the reason."""
 
     by: str
+    label: str | None = None
     action: str
     before: Any = None
     after: Any = None
@@ -45,7 +46,10 @@ def next_entry(link: Link, at: datetime, action: AuditEntry) -> Entry:
 
 
 def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes:
-    """SHA-256 of the digest before and of the content as JSON: keys sorted, no blanks, non-ASCII characters escaped."""
+    """SHA-256 of the digest before and of the content as JSON: keys sorted, no blanks, non-ASCII characters escaped.
+
+    A label that is None is left out, as earlier versions recorded none.
+    """
     content = {
         "seq": seq,
         # In UTC to the microsecond, so that the stored time gives the same text whatever the session's time zone.
@@ -55,6 +59,7 @@ def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes
         "before": action.before,
         "after": action.after,
         "reason": action.reason,
+        **({} if action.label is None else {"label": action.label}),
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(previous + text.encode()).digest()

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.audit import AuditEntry, Entry, Link, flaw, next_entry
 from app.admin.store import audit
+from app.db import schema
 from app.db.database import Database
 
 
@@ -29,10 +30,21 @@ async def record(
     Call it last: every other transaction that records something waits from here to the end of this one.
     """
     # The last lock that any transaction takes: its holder waits for no other, so it is never part of a deadlock.
-    link, at = await audit.lock_tail(connection)
-    entry = next_entry(link, at, AuditEntry(by=by, action=action, before=old_state, after=new_state, reason=reason))
+    link, at, label = await audit.lock_tail(connection, by)
+    action_by_key = AuditEntry(by=by, label=label, action=action, before=old_state, after=new_state, reason=reason)
+    entry = next_entry(link, at, action_by_key)
     await audit.append(connection, entry)
     return entry
+
+
+async def migrate(database: Database, to: str = "head", *, by: str) -> tuple[str | None, str | None]:
+    """Migrate the schema and record that; return the revisions before and after it."""
+    old_revision, new_revision = await schema.migrate(database.engine, to)
+    # A revision of before the head may have no log yet, or one of another shape.
+    if old_revision != new_revision and new_revision == schema.head():
+        async with database.transaction() as connection:
+            await record(connection, "db.migrate", by=by, old_state=old_revision, new_state=new_revision)
+    return old_revision, new_revision
 
 
 async def verify(database: Database, noted_end: Link | None = None) -> Verdict:

@@ -17,35 +17,36 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener audit', 0)
 # clock_timestamp() instead of now(): transactions may begin in another order than they lock the tail. LEFT JOIN: the
 # first entry needs the time too.
 _TAIL = text("""
-SELECT tail.seq, tail.digest, clock_timestamp() AS at
+SELECT tail.seq, tail.digest, clock_timestamp() AS at, (SELECT label FROM keys WHERE id = :by) AS label
 FROM (SELECT 1) one LEFT JOIN (SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1) tail ON true
 """)
 
 _APPEND = text("""
-INSERT INTO audit (seq, at, by, action, before, after, reason, digest)
-VALUES (:seq, :at, :by, :action, CAST(:before AS json), CAST(:after AS json), :reason, :digest)
+INSERT INTO audit (seq, at, by, label, action, before, after, reason, digest)
+VALUES (:seq, :at, :by, :label, :action, CAST(:before AS json), CAST(:after AS json), :reason, :digest)
 """)
 
-_COLUMNS = "seq, at, by, action, before, after, reason, digest"
+_COLUMNS = "seq, at, by, label, action, before, after, reason, digest"
 _PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC LIMIT :limit"
 _ANY, _ONE_ACTION = text(_PAGE.format(only="")), text(_PAGE.format(only="AND action = :action"))
 
 _ONWARD = text(f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit")
 
 
-async def lock_tail(connection: AsyncConnection) -> tuple[Link, datetime]:
-    """Lock the end of the chain until this transaction ends; return it and the database's time."""
+async def lock_tail(connection: AsyncConnection, by: str) -> tuple[Link, datetime, str | None]:
+    """Lock the end of the chain until this transaction ends; return it, the database's time, and the key's label."""
     # Two statements: the second must see what was committed while the first one waited.
     await connection.execute(_LOCK)
-    row = (await connection.execute(_TAIL)).mappings().one()
+    row = (await connection.execute(_TAIL, {"by": by})).mappings().one()
     link = Link() if row["seq"] is None else Link(seq=row["seq"], digest=row["digest"])
-    return link, row["at"]
+    return link, row["at"], row["label"]
 
 
 async def append(connection: AsyncConnection, entry: Entry) -> None:
     """Add the entry that follows the tail, which must be locked."""
     content = entry.content
-    values = {"seq": entry.seq, "at": entry.at, "by": content.by, "action": content.action, "reason": content.reason}
+    plain = {name: getattr(content, name) for name in ("by", "label", "action", "reason")}
+    values = {"seq": entry.seq, "at": entry.at, **plain}
     texts = {"before": json.dumps(content.before), "after": json.dumps(content.after)}
     await connection.execute(_APPEND, {**values, **texts, "digest": entry.digest})
 

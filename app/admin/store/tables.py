@@ -28,6 +28,7 @@ audit = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False, comment="without gaps"),
     moment("at", nullable=False),
     Column("by", Text, nullable=False, comment="id of the key that was shown"),
+    Column("label", Text, comment="of that key at the time"),
     Column("action", Text, nullable=False),
     # Not JSONB: the digest is of the very text of the numbers.
     Column("before", JSON, nullable=False),

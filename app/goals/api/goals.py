@@ -22,7 +22,6 @@ from app.goals.api.schemas import (
     IterationIn,
     IterationOut,
     IterationPage,
-    ReasonIn,
     Weight,
     goal_out,
     goal_summary,
@@ -34,7 +33,7 @@ from app.goals.service import iterations
 from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
 from app.goals.store.goals import GoalRequest
-from app.http.fields import Body, Limit, Word
+from app.http.fields import Body, Limit, ReasonIn, Word
 from app.http.guard import Caller, requires
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
@@ -200,14 +199,19 @@ async def extend(
     },
 )
 async def report(
-    goal_id: StoredGoal, body: IterationIn, services: ServicesDep, connection: Writing, response: Response
+    goal_id: StoredGoal,
+    body: IterationIn,
+    services: ServicesDep,
+    connection: Writing,
+    caller: Caller,
+    response: Response,
 ) -> IterationOut:
     """The answer says whether to go on, and with what. When it says stop, the goal has stopped.
 
     Safe to repeat: the same numbers get the same answer, others are refused.
     """
     config = await _iteration_config(connection, services)
-    result = await iterations.record(connection, goal_id, body.to_report(), config)
+    result = await iterations.record(connection, goal_id, body.to_report(), config, by=caller.key_id)
     response.status_code = 201 if result.is_new else 200
     return iteration_out(result.iteration)
 
@@ -251,9 +255,9 @@ async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> 
 
 
 @router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
-async def weigh(goal_id: StoredGoal, weight: GoalWeightIn, connection: Writing) -> GoalWeightOut:
+async def weigh(goal_id: StoredGoal, weight: GoalWeightIn, connection: Writing, caller: Caller) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
-    await store.set_weight(connection, goal_id, weight.weight)
+    await service.set_weight(connection, goal_id, weight.weight, caller.key_id)
     return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=weight.weight)
 
 

@@ -80,12 +80,6 @@ class ExtendIn(Body):
     constraints: ConstraintsIn
 
 
-class ReasonIn(Body):
-    """Why."""
-
-    reason: Sentence = "asked by an operator"
-
-
 class IterationIn(Body):
     """An iteration that is done. Report each once, in order; a repetition is answered like the first time."""
 

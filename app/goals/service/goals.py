@@ -23,6 +23,7 @@ from app.goals.store.compute import GoalCompute
 from app.goals.store.goals import Goal, GoalRequest
 from app.kernel.events import GoalEvent
 from app.kernel.namespaces import shown_name
+from app.kernel.text import NO_REASON
 from app.queue.errors import GoalStopped
 from app.queue.rules.holds import Hold
 from app.queue.store import holds
@@ -135,11 +136,20 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
 
 async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> None:
     """Stop a live goal; the caller holds its lock."""
-    await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason)
+    await goals.set_state(connection, goal.id, rules.next_state(goal.state, GoalEvent.STOPPED), reason or NO_REASON)
     # No task is canceled here, because there may be a million: claims skip them from the commit on, and the duty on
     # holds cancels them in batches.
     await holds.close(connection, goal.id, Hold.STOPPED)
     await goals.append_event(connection, GoalEvent.STOPPED, goal.id, {"reason": reason, "iterations": goal.iterations})
+
+
+async def set_weight(connection: AsyncConnection, goal_id: str, weight: float, by: str) -> None:
+    """Weigh a goal for the tasks that are submitted from now on; it need not exist yet."""
+    old_weight = await goals.read_weight(connection, goal_id)
+    await goals.set_weight(connection, goal_id, weight)
+    if weight != old_weight:
+        old_state, new_state = {"weight": old_weight}, {"goal_id": goal_id, "weight": weight}
+        await audit.record(connection, "goal.weight", by=by, old_state=old_state, new_state=new_state)
 
 
 async def extend(connection: AsyncConnection, goal_id: str, constraints: Constraints, by: str) -> Goal:
@@ -171,7 +181,7 @@ async def _change_state(
     state = _next_state(goal, event)
     if state is goal.state:
         return goal
-    await goals.set_state(connection, goal_id, state, reason)
+    await goals.set_state(connection, goal_id, state, reason or NO_REASON)
     # The goal is locked before its hold, as everywhere: see the lock order of holds.
     await carry_out(goal)
     await goals.append_event(connection, event, goal_id, {"reason": reason})

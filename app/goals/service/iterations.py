@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import IterationConfig
+from app.admin.service import audit
 from app.db.database import now
 from app.goals.errors import IterationConflict, IterationNotFound
 from app.goals.rules import goals as rules
@@ -56,10 +57,16 @@ class Replay:
 
 
 async def record(
-    connection: AsyncConnection, goal_id: str, report: IterationReport, config: IterationConfig
+    connection: AsyncConnection,
+    goal_id: str,
+    report: IterationReport,
+    config: IterationConfig,
+    *,
+    by: str | None = None,
 ) -> RecordedIteration:
     """Record the next iteration and decide on it; the same report again gets the same answer.
 
+    The report of the key `by` is audited.
     A goal that was stopped while an iteration was under way still accepts its report, and stays stopped.
     Raises GoalNotFound, GoalStopped, IterationConflict.
     """
@@ -75,6 +82,9 @@ async def record(
     await _decide_and_store(connection, goal, report, policy)
     iteration = await iterations.read(connection, goal_id, report.number)
     assert iteration is not None, "it was written a moment ago"
+    if by is not None:
+        reported = {"goal_id": goal_id, "iteration": report.number}
+        await audit.record(connection, GoalEvent.ITERATION.value, by=by, new_state=reported)
     return RecordedIteration(iteration=iteration, is_new=True)
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.connection import settings
-from app.terminal.databases import Bundled, as_failures, bundled_url, new_server, on_database
+from app.terminal.databases import Bundled, as_failures, author, bundled_url, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
@@ -51,8 +51,8 @@ def backup(
     from app.memory.service import backups
 
     with output.errors().status("backing up") as progress, as_failures():
-        target = url or bundled_url()
-        manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update), target)
+        target, by = url or bundled_url(), author("convener db backup")
+        manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update, by), target)
     facts = {**asdict(manifest), "file": str(file)}
     summary = f"wrote {manifest.size_bytes:,} bytes into {file}, revision {manifest.revision}"
     output.present(facts, fmt, lambda: Text(output.plain(summary)))
@@ -72,9 +72,9 @@ def restore(
 
     if is_bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
-    server = new_server() if is_bundled else nullcontext(url)
+    server, by = new_server() if is_bundled else nullcontext(url), author("convener db restore")
     with output.errors().status("restoring") as progress, as_failures(), server as target:
-        result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update), target)
+        result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update, by), target)
     if fmt is Format.JSON:
         output.write_json(
             {

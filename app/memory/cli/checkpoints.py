@@ -14,7 +14,7 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
-from app.terminal.databases import Bundled, as_failures, new_server, on_database
+from app.terminal.databases import Bundled, as_failures, author, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import Limit, Reason, show_list
 from app.terminal.output import Format, Output
@@ -104,7 +104,10 @@ def restore(
     head, content = _read_file(file)
     with as_failures(), new_server() if is_bundled else nullcontext() as target:
         result = on_database(
-            lambda database: checkpoints.restore(database, content, bytes.fromhex(head["sha256"])), target
+            lambda database: checkpoints.restore(
+                database, content, bytes.fromhex(head["sha256"]), author("convener checkpoints restore")
+            ),
+            target,
         )
     if fmt is Format.JSON:
         output.write_json(asdict(result))

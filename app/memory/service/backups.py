@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.admin.service import audit
 from app.db import schema
 from app.db.database import Database, now
 from app.kernel.errors import Refused
@@ -38,9 +39,10 @@ class RestoredBackup:
     is_verified: bool
 
 
-async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object]) -> Manifest:
+async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object], by: str) -> Manifest:
     """Write a backup into a new file, and its manifest beside it, while the service works on.
 
+    It is recorded in the audit log where that can be written: not on a standby, nor in a schema of another version.
     Raises Refused, DumpFailed.
     """
     revision = await schema.revision(database.engine)
@@ -63,7 +65,15 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
         raise Refused(str(error), "name another file; a backup never replaces one") from None
     except OSError as error:
         raise Refused(f"cannot write {file}: {error.strerror or error}") from error
+    await _record_backup(database, manifest, by)
     return manifest
+
+
+async def _record_backup(database: Database, manifest: Manifest, by: str) -> None:
+    async with database.transaction() as connection:
+        if manifest.revision == schema.head() and not await backups.is_standby(connection):
+            copied = {"file": manifest.file, "size_bytes": manifest.size_bytes, "sha256": manifest.sha256}
+            await audit.record(connection, "db.backup", by=by, new_state=copied)
 
 
 def inspect(dumps: Dumps, file: Path) -> Inspection:
@@ -84,7 +94,9 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
     return Inspection(manifest=manifest, revision=revision, entries=count, violations=violations)
 
 
-async def restore(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object]) -> RestoredBackup:
+async def restore(
+    database: Database, dumps: Dumps, file: Path, report: Callable[[str], object], by: str
+) -> RestoredBackup:
     """Restore a backup into an empty database, and prepare it for work as `_finish_restore` says.
 
     The revision is set last, in the transaction of that preparation, and no service works on a database without one:
@@ -106,14 +118,15 @@ async def restore(database: Database, dumps: Dumps, file: Path, report: Callable
     report("restoring")
     await asyncio.to_thread(dumps.restore, database.url, file)
     report("counting on, and releasing leases")
-    return await _finish_restore(database, inspection.revision, is_verified=inspection.manifest is not None)
+    return await _finish_restore(database, inspection, file.name, by)
 
 
-async def _finish_restore(database: Database, revision: str, *, is_verified: bool) -> RestoredBackup:
+async def _finish_restore(database: Database, inspection: Inspection, name: str, by: str) -> RestoredBackup:
     """Set the revision, number transactions above all stored ones, and release all leases, in one transaction.
 
     Readers of events keep their cursors, and no worker of the old server holds anything of this one.
     """
+    manifest, revision = inspection.manifest, str(inspection.revision)
     async with database.transaction() as connection:
         await backups.disable_statement_timeout(connection)
         await schema.adopt(connection, revision)
@@ -121,12 +134,14 @@ async def _finish_restore(database: Database, revision: str, *, is_verified: boo
         released_leases = await backups.release_leases(connection, _RELEASE_REASON)
         # A restored database has no statistics: without them the first claims would read whole tables.
         await backups.analyze(connection)
+        source = {"file": name, "sha256": manifest and manifest.sha256, "released_leases": released_leases}
+        await audit.record(connection, "db.restore", by=by, new_state=source)
     return RestoredBackup(
         dump_revision=revision,
         revision=schema.head(),
         released_leases=released_leases,
         transaction_offset=offset,
-        is_verified=is_verified,
+        is_verified=manifest is not None,
     )
 
 

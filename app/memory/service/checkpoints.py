@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.db import duties, schema
 from app.db.database import Database, now
 from app.kernel.errors import Refused
@@ -101,7 +102,11 @@ async def _take(database: Database, reason: str, taken_by: str | None, policy: C
         queue = await store.count_queue(connection)
     new = await asyncio.to_thread(_pack, snapshot, queue, reason, taken_by)
     async with database.transaction() as connection:
-        return await store.insert(connection, new)
+        checkpoint = await store.insert(connection, new)
+        if taken_by is not None:
+            taken = {"id": checkpoint.id, "sha256": checkpoint.sha256.hex()}
+            await audit.record(connection, "checkpoint.take", by=taken_by, new_state=taken, reason=reason)
+        return checkpoint
 
 
 async def read(database: Database, checkpoint_id: int) -> Checkpoint:
@@ -133,7 +138,7 @@ async def verify(database: Database, checkpoint_id: int) -> Findings:
     return Findings(checkpoint=checkpoint, violations=violations)
 
 
-async def restore(database: Database, content: bytes, sha256: bytes) -> RestoredCheckpoint:
+async def restore(database: Database, content: bytes, sha256: bytes, by: str) -> RestoredCheckpoint:
     """Insert the content of a checkpoint into an empty database, migrating it first where it has no schema.
 
     Raises Refused for a damaged checkpoint, and for a database in use. This process must have no other connection to
@@ -154,7 +159,10 @@ async def restore(database: Database, content: bytes, sha256: bytes) -> Restored
             raise Refused("the database is not empty", _EMPTY_HINT)
         # Before any row, so that also the events of the restore itself follow all that was ever read.
         await backups.advance_transactions(connection, at_least=int(document["event_cursor"].partition("-")[0]))
-        return await _insert_content(connection, document)
+        restored = await _insert_content(connection, document)
+        source = {"taken_at": restored.taken_at, "sha256": sha256.hex(), "tasks": restored.tasks}
+        await audit.record(connection, "checkpoint.restore", by=by, new_state=source)
+        return restored
 
 
 async def _check_empty(database: Database) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.kernel.errors import VersionStale
 from app.memory.errors import ContextNotFound
 from app.memory.store import context
@@ -28,12 +29,16 @@ async def replace(connection: AsyncConnection, entry: EntryKey, expected_version
     later ones: a client whose answer was lost must learn that its write took place. Writers that share a key and may
     write equal values, as for a lock, tell themselves apart by a request id.
     """
-    version = await context.write(connection, entry, expected_version, change)
-    version = version or await context.find_repetition(connection, entry, expected_version + 1, change)
-    if version is None:
-        raise await _version_stale(connection, entry)
     previous = await context.read_version(connection, entry, expected_version)
-    return WriteResult(version=version, is_new=previous is None or previous.deleted)
+    is_new = previous is None or previous.deleted
+    version = await context.write(connection, entry, expected_version, change)
+    if version is not None:
+        await _record(connection, entry, version)
+        return WriteResult(version=version, is_new=is_new)
+    repetition = await context.find_repetition(connection, entry, expected_version + 1, change)
+    if repetition is None:
+        raise await _version_stale(connection, entry)
+    return WriteResult(version=repetition, is_new=is_new)
 
 
 async def create(connection: AsyncConnection, entry: EntryKey, change: Write) -> WriteResult:
@@ -42,6 +47,7 @@ async def create(connection: AsyncConnection, entry: EntryKey, change: Write) ->
     if current is None or current.deleted:
         version = await context.write(connection, entry, current.version if current else 0, change)
         if version is not None:
+            await _record(connection, entry, version)
             return WriteResult(version=version, is_new=True)
     # The entry exists. Perhaps this very write has created it, in a request whose answer was lost.
     first = await context.last_deleted_version(connection, entry) + 1
@@ -74,6 +80,13 @@ async def read(connection: AsyncConnection, entry: EntryKey, number: int | None 
     if current.deleted:
         raise ContextNotFound(f"it was deleted by version {current.version}")
     return current
+
+
+async def _record(connection: AsyncConnection, entry: EntryKey, version: Version) -> None:
+    """The audit entry of a write. It has no value, which is in the history of the entry for as long as that is kept."""
+    action = "context.delete" if version.deleted else "context.write"
+    written = {"namespace": entry.namespace, "key": entry.key, "version": version.version}
+    await audit.record(connection, action, by=version.written_by, new_state=written)
 
 
 async def _version_stale(connection: AsyncConnection, entry: EntryKey) -> VersionStale:

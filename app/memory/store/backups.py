@@ -115,6 +115,11 @@ async def analyze(connection: AsyncConnection) -> None:
     await connection.execute(text("ANALYZE"))
 
 
+async def is_standby(connection: AsyncConnection) -> bool:
+    """Whether the server only follows another one and cannot be written to."""
+    return bool((await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one())
+
+
 async def server_version(connection: AsyncConnection) -> str:
     """The version of the server, as it reports it."""
     return str((await connection.execute(text("SHOW server_version"))).scalar_one())

@@ -7,7 +7,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.http.fields import Body, Sentence
-from app.http.guard import requires
+from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -57,7 +57,7 @@ async def page(connection: Reading, namespace: Within, query: Annotated[LetterQu
 @router.post(
     "/requeue", summary="Requeue the dead letters that a filter selects", dependencies=[requires(Scope.SUBMIT)]
 )
-async def requeue_many(order: RequeueManyIn, database: InBatches, namespace: Within) -> Requeued:
+async def requeue_many(order: RequeueManyIn, database: InBatches, caller: Caller, namespace: Within) -> Requeued:
     """As for a single one; those that were submitted first go first, and goals share the queue as ever.
 
     Those of research goals that have stopped are left out.
@@ -65,20 +65,30 @@ async def requeue_many(order: RequeueManyIn, database: InBatches, namespace: Wit
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await service.requeue_many(
-        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database,
+        order.filter.selection(namespace),
+        limit=order.limit,
+        reason=order.reason,
+        dry_run=order.dry_run,
+        by=caller.key_id,
     )
     counts = {"matched": outcome.matching_count, "requeued": outcome.processed_count, "remaining": outcome.remaining}
     return Requeued(**counts, dry_run=order.dry_run)
 
 
 @router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
-async def purge(order: PurgeIn, database: InBatches, namespace: Within) -> Purged:
+async def purge(order: PurgeIn, database: InBatches, caller: Caller, namespace: Within) -> Purged:
     """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await service.purge(
-        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database,
+        order.filter.selection(namespace),
+        limit=order.limit,
+        reason=order.reason,
+        dry_run=order.dry_run,
+        by=caller.key_id,
     )
     counts = {"matched": outcome.matching_count, "purged": outcome.processed_count, "remaining": outcome.remaining}
     return Purged(**counts, dry_run=order.dry_run)
@@ -101,11 +111,11 @@ async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut
     dependencies=[requires(Scope.SUBMIT, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound, TaskFinished, GoalStopped),
 )
-async def requeue(task_id: UUID, order: RequeueIn, connection: Writing, namespace: Within) -> TaskOut:
+async def requeue(task_id: UUID, order: RequeueIn, connection: Writing, caller: Caller, namespace: Within) -> TaskOut:
     """It is pending again, with all its attempts before it, and goes on from its checkpoint; it needs no room.
 
     Tasks that waited for it were cancelled when it failed, and stay so: submit them anew. Requeueing a task that is
     in the queue already changes nothing, and answers how it stands.
     """
-    await service.requeue(connection, task_id, order.reason, namespace)
+    await service.requeue(connection, task_id, order.reason, namespace, by=caller.key_id)
     return whole(await tasks.read(connection, task_id))

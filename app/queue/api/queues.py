@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.http.fields import AgentName, Body, Moment, PriorityName, Sentence, priority_name
+from app.http.fields import AgentName, Moment, PriorityName, ReasonIn, priority_name
 from app.http.guard import Caller, requires
 from app.http.routing import Router
 from app.http.services import ServicesDep
@@ -133,12 +133,6 @@ class QueueOut(BaseModel):
     warnings: list[str] = Field(description="what somebody should know, in plain words")
 
 
-class PauseIn(Body):
-    """Why."""
-
-    reason: Sentence = "asked by an operator"
-
-
 class PausesOut(BaseModel):
     """All agent types that are paused now."""
 
@@ -156,28 +150,30 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)
-async def pause_all(pause: PauseIn, caller: Caller, connection: Writing) -> PausesOut:
+async def pause_all(pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """No task is leased until they are resumed; tasks that run go on. Types that are paused already stay so."""
     return await _pause(connection, tuple(AgentType), pause.reason, caller.key_id)
 
 
 @router.post("/resume", summary="Resume all agent types", dependencies=_OPERATOR)
-async def resume_all(connection: Writing) -> PausesOut:
+async def resume_all(caller: Caller, connection: Writing, why: ReasonIn | None = None) -> PausesOut:
     """Workers that wait get what has piled up at once."""
-    return await _resume(connection, tuple(AgentType))
+    return await _resume(connection, tuple(AgentType), why, caller.key_id)
 
 
 @router.post("/{agent_type}/pause", summary="Pause an agent type", dependencies=_OPERATOR)
-async def pause_one(agent_type: AgentName, pause: PauseIn, caller: Caller, connection: Writing) -> PausesOut:
+async def pause_one(agent_type: AgentName, pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """None of its tasks is leased until it is resumed; tasks that run go on, and submitting goes on. Safe to repeat:
     a type that is paused already stays as it is, with the reason that was given first."""
     return await _pause(connection, (agent_type,), pause.reason, caller.key_id)
 
 
 @router.post("/{agent_type}/resume", summary="Resume an agent type", dependencies=_OPERATOR)
-async def resume_one(agent_type: AgentName, connection: Writing) -> PausesOut:
+async def resume_one(
+    agent_type: AgentName, caller: Caller, connection: Writing, why: ReasonIn | None = None
+) -> PausesOut:
     """Workers that wait get what has piled up at once. Resuming what is not paused changes nothing."""
-    return await _resume(connection, (agent_type,))
+    return await _resume(connection, (agent_type,), why, caller.key_id)
 
 
 async def _pause(connection: Writing, agents: Collection[AgentType], reason: str, by: str) -> PausesOut:
@@ -185,8 +181,8 @@ async def _pause(connection: Writing, agents: Collection[AgentType], reason: str
     return PausesOut.model_validate({"paused": pauses}, from_attributes=True)
 
 
-async def _resume(connection: Writing, agents: Collection[AgentType]) -> PausesOut:
-    pauses = await service.resume(connection, agents)
+async def _resume(connection: Writing, agents: Collection[AgentType], why: ReasonIn | None, by: str) -> PausesOut:
+    pauses = await service.resume(connection, agents, why.reason if why else "", by)
     return PausesOut.model_validate({"paused": pauses}, from_attributes=True)
 
 

@@ -7,7 +7,7 @@ from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
 from app.http.bodies import CONTENT_BYTES, body_limit
-from app.http.guard import requires
+from app.http.guard import Caller, requires
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -122,13 +122,18 @@ async def page(connection: Reading, namespace: Within, query: Annotated[TaskQuer
 
 
 @router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])
-async def cancel_many(order: CancelManyIn, database: InBatches, namespace: Within) -> CancelledMany:
+async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, namespace: Within) -> CancelledMany:
     """Waiting and running ones, and all that wait for them; workers that run one stop with their next heartbeat.
 
     Up to `limit` in one call, in batches that are each durable at once: repeat the call while `remaining` is not 0.
     """
     outcome = await cancel_service.cancel(
-        database, order.filter.selection(namespace), limit=order.limit, reason=order.reason, dry_run=order.dry_run
+        database,
+        order.filter.selection(namespace),
+        limit=order.limit,
+        reason=order.reason,
+        dry_run=order.dry_run,
+        by=caller.key_id,
     )
     return CancelledMany(
         matched=outcome.matching_count,
@@ -156,7 +161,9 @@ async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut
     dependencies=_CHANGE,
     responses=responses_for(TaskNotFound, TaskFinished),
 )
-async def cancel(task_id: UUID, cancellation: CancelIn, connection: Writing, namespace: Within) -> TaskOut:
+async def cancel(
+    task_id: UUID, cancellation: CancelIn, connection: Writing, caller: Caller, namespace: Within
+) -> TaskOut:
     """It ends now; a worker that runs it stops with its next heartbeat. Cancelling twice is fine."""
-    await service.cancel(connection, task_id, cancellation.reason, namespace)
+    await service.cancel(connection, task_id, cancellation.reason, namespace, by=caller.key_id)
     return whole(await service.read(connection, task_id))

@@ -4,8 +4,9 @@ Readers of events wait for the oldest transaction, so none may last long. A call
 its work and may be repeated.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from app.admin.service import audit
 from app.db.database import Database
 from app.queue.store import cancel as cancel_store
 from app.queue.store.listing import Selection
@@ -28,11 +29,18 @@ class CancelResult:
 
 
 async def cancel(
-    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+    database: Database,
+    selection: Selection,
+    *,
+    limit: int,
+    reason: str,
+    dry_run: bool = False,
+    by: str | None = None,
 ) -> CancelResult:
     """Cancel up to `limit` of the selected live tasks, first submitted first, and all tasks that wait for them.
 
     Workers learn of it with their next heartbeat or call. A dry run only counts the tasks that match.
+    The act of the key `by` is audited with each batch.
     """
     async with database.transaction() as connection:
         matching_count = await cancel_store.count(connection, selection)
@@ -42,6 +50,9 @@ async def cancel(
         # Each batch checks the selection again: tasks may have left it since they were found.
         async with database.transaction() as connection:
             batch = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
+            if by is not None and batch.selected_tasks:
+                cancelled = {"filter": selection.as_json(), **asdict(batch)}
+                await audit.record(connection, "tasks.cancel", by=by, new_state=cancelled, reason=reason)
         cancelled_count += batch.selected_tasks
         dependent_count += batch.dependents
     return CancelResult(matching_count=matching_count, cancelled_count=cancelled_count, dependent_count=dependent_count)

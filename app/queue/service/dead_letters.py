@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.db.database import Database
 from app.kernel.namespaces import shown_name
 from app.kernel.states import FINISHED, TaskState
@@ -35,6 +36,15 @@ class BulkResult:
         return max(0, self.matching_count - self.processed_count)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Act:
+    """The entry of an operation on many; nobody's is not audited."""
+
+    action: str
+    by: str | None
+    reason: str
+
+
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
     """Everything about a failed task, of this namespace if one is given.
 
@@ -48,14 +58,21 @@ async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None
     return task
 
 
-async def requeue(connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None) -> None:
+async def requeue(
+    connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None, *, by: str | None = None
+) -> None:
     """Put a failed task back into the queue; one that is in the queue already, by a concurrent call, stays as it is.
 
+    The act of the key `by` is audited.
     With a namespace there are no tasks but its own. Raises DeadLetterNotFound when there is no such task, TaskFinished
     for one that completed or was cancelled, and GoalStopped when its goal has stopped.
     """
     letter = await dead_letters.find_one(connection, task_id, namespace)
     if letter is not None and await dead_letters.requeue(connection, [letter], reason):
+        if by is not None:
+            await audit.record(
+                connection, "dead_letter.requeue", by=by, new_state={"task_id": str(task_id)}, reason=reason
+            )
         return
     # Nothing was requeued; whether that is an error depends on the state of the task.
     task = await tasks.read(connection, task_id, namespace)
@@ -68,31 +85,48 @@ async def requeue(connection: AsyncConnection, task_id: UUID, reason: str, names
 
 
 async def requeue_many(
-    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+    database: Database,
+    selection: Selection,
+    *,
+    limit: int,
+    reason: str,
+    dry_run: bool = False,
+    by: str | None = None,
 ) -> BulkResult:
     """Requeue up to `limit` of the selected dead letters, first submitted first; none of stopped goals.
 
-    A dry run only counts those that match.
+    A dry run only counts those that match. The act of the key `by` is audited with each batch.
     """
     return await _process_in_batches(
         database,
         selection,
         limit,
         lambda connection, letters: dead_letters.requeue(connection, letters, reason),
+        _Act(action="dead_letters.requeue", by=by, reason=reason),
         may_run=True,
         dry_run=dry_run,
     )
 
 
 async def purge(
-    database: Database, selection: Selection, *, limit: int, reason: str, dry_run: bool = False
+    database: Database,
+    selection: Selection,
+    *,
+    limit: int,
+    reason: str,
+    dry_run: bool = False,
+    by: str | None = None,
 ) -> BulkResult:
-    """Delete up to `limit` of the selected dead letters, first submitted first; a dry run only counts."""
+    """Delete up to `limit` of the selected dead letters, first submitted first; a dry run only counts.
+
+    The act of the key `by` is audited with each batch.
+    """
     return await _process_in_batches(
         database,
         selection,
         limit,
         lambda connection, letters: dead_letters.purge(connection, letters, reason),
+        _Act(action="dead_letters.purge", by=by, reason=reason),
         dry_run=dry_run,
     )
 
@@ -102,6 +136,7 @@ async def _process_in_batches(
     selection: Selection,
     limit: int,
     process: Callable[[AsyncConnection, Sequence[DeadLetter]], Awaitable[int]],
+    act: _Act,
     *,
     may_run: bool = False,
     dry_run: bool,
@@ -113,5 +148,9 @@ async def _process_in_batches(
     for start in range(0, len(letters), BATCH):
         # Letters that another call has requeued or purged since they were found are skipped, and not counted.
         async with database.transaction() as connection:
-            processed_count += await process(connection, letters[start : start + BATCH])
+            count = await process(connection, letters[start : start + BATCH])
+            if act.by is not None and count:
+                processed = {"filter": selection.as_json(), "tasks": count}
+                await audit.record(connection, act.action, by=act.by, new_state=processed, reason=act.reason)
+        processed_count += count
     return BulkResult(matching_count=matching_count, processed_count=processed_count)

@@ -5,10 +5,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.db import duties, notify
 from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
+from app.kernel.text import NO_REASON
 from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, Pause, QueueSnapshot
 from app.queue.service import counters
 from app.queue.store import agent_types, open_writers, throughput
@@ -39,18 +41,33 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease no more tasks of these types; running tasks go on. Return all pauses."""
-    await agent_types.pause(connection, agents, reason, by)
-    return await agent_types.read_pauses(connection)
+    old_pauses = await agent_types.read_pauses(connection)
+    await agent_types.pause(connection, agents, reason or NO_REASON, by)
+    pauses = await agent_types.read_pauses(connection)
+    await _record(connection, "queues.pause", by, reason, old_pauses, pauses)
+    return pauses
 
 
-async def resume(connection: AsyncConnection, agents: Collection[AgentType]) -> list[Pause]:
+async def resume(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease tasks of these types again. Return the remaining pauses."""
+    old_pauses = await agent_types.read_pauses(connection)
     await agent_types.resume(connection, agents)
     # Every lane, also one where nothing seems to wait: a task submitted just now was announced during the pause, when
     # brokers could not lease it.
     lanes = (Lane(agent_type=agent, priority=priority) for agent in agents for priority in Priority)
     notify.note_work(connection, dict.fromkeys(lanes, 0.0))
-    return await agent_types.read_pauses(connection)
+    pauses = await agent_types.read_pauses(connection)
+    await _record(connection, "queues.resume", by, reason, old_pauses, pauses)
+    return pauses
+
+
+async def _record(
+    connection: AsyncConnection, action: str, by: str, reason: str, old: Iterable[Pause], new: Iterable[Pause]
+) -> None:
+    old_types, new_types = ([pause.agent_type.value for pause in pauses] for pauses in (old, new))
+    if old_types != new_types:
+        states = {"old_state": {"paused": old_types}, "new_state": {"paused": new_types}}
+        await audit.record(connection, action, by=by, **states, reason=reason)
 
 
 def _by_lane(counts: Iterable[TaskCount]) -> Mapping[Lane, Mapping[str, int]]:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import audit
 from app.db.database import now, shared_by
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
@@ -165,11 +166,13 @@ async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None
     return task
 
 
-async def cancel(connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None) -> None:
+async def cancel(
+    connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None, *, by: str | None = None
+) -> None:
     """Cancel a task that has not finished; its worker learns of it with its next heartbeat or call. Safe to repeat.
 
-    With a namespace there are no tasks but its own. Raises TaskNotFound, and TaskFinished for a task that completed or
-    failed.
+    With a namespace there are no tasks but its own. The act of the key `by` is audited. Raises TaskNotFound, and
+    TaskFinished for a task that completed or failed.
     """
     task = await tasks.lock(connection, task_id, namespace)
     if task is None:
@@ -194,6 +197,12 @@ async def cancel(connection: AsyncConnection, task_id: UUID, reason: str, namesp
         priority=task.priority,
         leased_at=task.leased_at,
     )
+    if by is not None:
+        states = {
+            "old_state": {"state": task.state.value},
+            "new_state": {"task_id": str(task.id), "state": state.value},
+        }
+        await audit.record(connection, "task.cancel", by=by, **states, reason=reason)
 
 
 async def _check_cancelled(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> None:

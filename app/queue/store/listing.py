@@ -102,6 +102,11 @@ class Selection:
         values["labels"] = [json.dumps({name: value}) for name, value in self.labels]
         return {name: value for name, value in values.items() if value is not None and value != []}
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields that are set, as JSON."""
+        fields: dict[str, Any] = json.loads(json.dumps(self.values(), default=str))
+        return fields
+
     def conditions(self) -> dict[str, str]:
         """SQL conditions by the names of the fields that are set."""
         chosen = {} if self.namespace is None else {"namespace": namespaces.condition(self.namespace)}

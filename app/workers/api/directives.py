@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service.config import CurrentConfig
 from app.http.bodies import LISTS_BYTES, body_limit
-from app.http.fields import AgentName, Body, Sentence, Word
+from app.http.fields import AgentName, Body, ReasonIn, Sentence, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -18,7 +18,7 @@ from app.kernel.access import Principal, Scope
 from app.kernel.errors import WorkerGone
 from app.queue.api.task_filters import BulkRequest, ExplicitFilter, LabelPairs, pairs
 from app.queue.errors import WorkerNotFound
-from app.workers.api.workers import ReasonIn, WorkerOut, worker_out
+from app.workers.api.workers import WorkerOut, worker_out
 from app.workers.errors import StartRefused
 from app.workers.rules.workers import Directive
 from app.workers.service import directives as service
@@ -55,7 +55,7 @@ class CrewIn(BulkRequest):
     """Which workers to tell, and why."""
 
     filter: CrewFilter
-    reason: Sentence = "asked by an operator"
+    reason: Sentence = ""
 
 
 class _Counted(BaseModel):
@@ -181,7 +181,7 @@ class WorkersStartIn(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     count: int = Field(1, ge=1, le=1000)
-    reason: Sentence = "asked by an operator"
+    reason: Sentence = ""
     request_id: UUID | None = Field(None, description="repeat it when the answer was lost: nobody else is started")
 
 

@@ -8,7 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.service import access
-from app.http.fields import AgentNames, Body, Labels, Limit, Moment, Sentence, Word
+from app.http.fields import AgentNames, Body, Labels, Limit, Moment, ReasonIn, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
@@ -18,6 +18,7 @@ from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
+from app.kernel.text import NO_REASON
 from app.queue.errors import LeaseNotFound, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.errors import NameTaken
@@ -105,12 +106,6 @@ class WorkerPage(BaseModel):
     next: str | None
 
 
-class ReasonIn(Body):
-    """Why."""
-
-    reason: Sentence = "asked by an operator"
-
-
 class StoppedOut(BaseModel):
     """The worker is over."""
 
@@ -152,7 +147,7 @@ async def register(
 async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connection: Writing) -> StoppedOut:
     """The last call of a worker; a lease it still holds is released without burning an attempt."""
     must_be(principal, WorkerId(worker_id))
-    await service.say_goodbye(connection, worker_id, reason.reason)
+    await service.say_goodbye(connection, worker_id, reason.reason or NO_REASON)
     return StoppedOut(worker_id=worker_id, state="stopped")
 
 

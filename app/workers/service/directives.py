@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import notify
 from app.kernel.errors import WorkerGone
+from app.kernel.text import NO_REASON
 from app.workers.rules.workers import ENDED_STATES, Directive, weaker
 from app.workers.service import workers
 from app.workers.store import directives as store
@@ -23,6 +24,11 @@ class Order:
     directive: Directive
     by: str
     reason: str
+
+    @property
+    def shown_reason(self) -> str:
+        """The reason as the worker and whoever looks at it are told."""
+        return self.reason or NO_REASON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,9 @@ async def direct(connection: AsyncConnection, worker_id: UUID, order: Order) -> 
     It gets no more leases. The same directive again, or a weaker one, changes nothing, also after the worker has ended
     by it. Raises WorkerNotFound, WorkerGone.
     """
-    changed_workers = await store.direct(connection, WorkerSelector(ids=[worker_id]), order.directive, order.reason)
+    changed_workers = await store.direct(
+        connection, WorkerSelector(ids=[worker_id]), order.directive, order.shown_reason
+    )
     # Read after the update, so that the answer shows the worker with its directive.
     row = await workers.read(connection, worker_id)
     if row["state"] in ENDED_STATES and not _is_as_strong(row["directive"], order.directive):
@@ -58,7 +66,7 @@ async def direct_many(
     count = await store.count(connection, selector, order.directive)
     if dry_run:
         return Outcome(selected_workers=count, directed_workers=0)
-    changed_workers = await store.direct(connection, selector, order.directive, order.reason, limit=limit)
+    changed_workers = await store.direct(connection, selector, order.directive, order.shown_reason, limit=limit)
     await _audit(connection, changed_workers, order)
     # Workers may have come between the two statements.
     return Outcome(selected_workers=max(count, len(changed_workers)), directed_workers=len(changed_workers))

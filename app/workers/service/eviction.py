@@ -12,6 +12,7 @@ from app.db.database import Database
 from app.kernel.errors import EVICTED
 from app.kernel.events import WorkerEvent
 from app.kernel.states import WorkerState
+from app.kernel.text import NO_REASON
 from app.llm.store import permits
 from app.queue.store import events
 from app.workers.service import workers
@@ -26,7 +27,7 @@ async def evict(connection: AsyncConnection, worker_id: UUID, *, by: str, reason
     Safe to repeat. Raises WorkerNotFound.
     """
     former = await workers.read(connection, worker_id)
-    was_alive = await workers.lose(connection, worker_id, WorkerState.LOST, f"{EVICTED} {reason}")
+    was_alive = await workers.lose(connection, worker_id, WorkerState.LOST, f"{EVICTED} {reason or NO_REASON}")
     # Also of one that has ended: it may be calling a language model still.
     await permits.end_lost(connection, worker_id)
     if await keys.revoke_of_worker(connection, worker_id) or was_alive:

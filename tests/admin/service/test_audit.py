@@ -100,6 +100,7 @@ async def test_rows_are_only_added(database: Database, statement: str) -> None:
     ("statement", "sound"),
     [
         ("UPDATE audit SET reason = 'another' WHERE seq = 2", 1),
+        ("UPDATE audit SET label = 'me' WHERE seq = 3", 2),
         ("UPDATE audit SET at = at + interval '1 microsecond' WHERE seq = 1", 0),
         ("UPDATE audit SET after = '{\"n\": 1e21}' WHERE seq = 3", 2),
         ("UPDATE audit SET digest = sha256(digest) WHERE seq = 3", 2),

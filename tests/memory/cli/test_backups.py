@@ -61,6 +61,11 @@ async def test_backed_up_verified_and_restored(
     verified = await console("db", "verify", CONVENER_DATABASE_URL=empty_url)
     assert verified.code == 0
     assert "counters" in verified.out
+    by = "SELECT by FROM audit WHERE action = $1"
+    assert "convener db backup by " in str(await value(own_database, by, "db.backup"))
+    restored_database = Database(empty_url)
+    assert "convener db restore by " in str(await value(restored_database, by, "db.restore"))
+    await restored_database.close()
 
 
 async def test_a_damaged_backup(console: CommandLine, own_database: Database, empty_url: str, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ async def test_exported_and_restored(
     assert "convener key create" not in restored.out
     database = Database(empty_url)
     assert await value(database, "SELECT state FROM tasks WHERE CAST(id AS text) = $1", task) in ("pending", "blocked")
+    by = await value(database, "SELECT by FROM audit WHERE action = 'checkpoint.restore'")
+    assert str(by).startswith("convener checkpoints restore by ")
     await database.close()
     twice = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
     assert (twice.code, twice.out) == (1, "")

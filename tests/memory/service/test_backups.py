@@ -96,11 +96,11 @@ async def test_a_reader_of_events_goes_on_on_another_server(
     async with own_database.transaction() as connection:
         half = (await events.read(connection, BEGINNING, 3))[-1].cursor
         current = await events.latest(connection)
-    manifest = await backups.backup(own_database, dumps, file, lambda _: None)
+    manifest = await backups.backup(own_database, dumps, file, lambda _: None, "test")
     lost = await submitted(own_database, 2)
     _, beyond = await _follow(own_database, half)
     async with empty(other_server) as restored:
-        done = await backups.restore(restored, dumps, file, lambda _: None)
+        done = await backups.restore(restored, dumps, file, lambda _: None, "test")
         assert (done.dump_revision, done.revision, done.is_verified) == (manifest.revision, schema.head(), True)
         assert await _transaction(restored) < 20_000 < done.transaction_offset
         seen, cursor = await _follow(restored, half)
@@ -119,14 +119,14 @@ async def test_what_has_moved_can_move_again(
     own_database: Database, other_server: str, server_url: str, dumps: Dumps, tmp_path: Path
 ) -> None:
     first = await submitted(own_database)
-    await backups.backup(own_database, dumps, tmp_path / "one", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "one", lambda _: None, "test")
     async with empty(other_server) as there:
-        one = await backups.restore(there, dumps, tmp_path / "one", lambda _: None)
+        one = await backups.restore(there, dumps, tmp_path / "one", lambda _: None, "test")
         second = await submitted(there)
         _, cursor = await _follow(there, BEGINNING)
-        await backups.backup(there, dumps, tmp_path / "two", lambda _: None)
+        await backups.backup(there, dumps, tmp_path / "two", lambda _: None, "test")
         async with empty(server_url) as back:
-            two = await backups.restore(back, dumps, tmp_path / "two", lambda _: None)
+            two = await backups.restore(back, dumps, tmp_path / "two", lambda _: None, "test")
             assert two.transaction_offset > one.transaction_offset
             third = await submitted(back)
             assert (await _follow(back, cursor))[0] == [("task.submitted", third[0])]
@@ -145,9 +145,9 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
     )
     waiting = await submitted(own_database, depends_on=[lease.task_id])
     finished = await _complete_task(own_database)
-    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     async with empty(other_server) as restored:
-        done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None)
+        done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
         assert done.released_leases == 1
         task = await everything(restored, lease.task_id)
         assert (task["state"], task["worker_id"], task["token"]) == ("pending", None, lease.token)
@@ -180,15 +180,15 @@ async def test_a_restore_needs_an_empty_database(
     own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path
 ) -> None:
     await submitted(own_database)
-    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     with pytest.raises(Refused, match="not empty"):
-        await backups.restore(own_database, dumps, tmp_path / "b", lambda _: None)
+        await backups.restore(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     async with empty(server_url) as stranger:
         await execute(stranger, "CREATE TABLE theirs (id int)")
         with pytest.raises(Refused, match="not empty"):
-            await backups.restore(stranger, dumps, tmp_path / "b", lambda _: None)
+            await backups.restore(stranger, dumps, tmp_path / "b", lambda _: None, "test")
         with pytest.raises(Refused, match="nothing to back up"):
-            await backups.backup(stranger, dumps, tmp_path / "c", lambda _: None)
+            await backups.backup(stranger, dumps, tmp_path / "c", lambda _: None, "test")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b", "b.json"]
 
 
@@ -196,17 +196,17 @@ async def test_a_backup_is_for_its_owner_only_and_replaces_nothing(
     own_database: Database, dumps: Dumps, tmp_path: Path
 ) -> None:
     file = tmp_path / "b"
-    manifest = await backups.backup(own_database, dumps, file, lambda _: None)
+    manifest = await backups.backup(own_database, dumps, file, lambda _: None, "test")
     for made in (file, archives.manifest_path(file)):
         assert stat.S_IMODE(made.stat().st_mode) == 0o600
     assert archives.read_manifest(file) == manifest
     assert manifest.sha256 == archives.checksum(file)
     content = file.read_bytes()
     with pytest.raises(Refused, match="exists already"):
-        await backups.backup(own_database, dumps, file, lambda _: None)
+        await backups.backup(own_database, dumps, file, lambda _: None, "test")
     assert file.read_bytes() == content
     with pytest.raises(Refused, match="cannot write"):
-        await backups.backup(own_database, dumps, tmp_path / "nowhere" / "b", lambda _: None)
+        await backups.backup(own_database, dumps, tmp_path / "nowhere" / "b", lambda _: None, "test")
 
 
 async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dumps: Dumps, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dum
 
 async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: Path, server_url: str) -> None:
     file = tmp_path / "b"
-    await backups.backup(own_database, dumps, file, lambda _: None)
+    await backups.backup(own_database, dumps, file, lambda _: None, "test")
     assert backups.inspect(dumps, file).violations == []
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -228,7 +228,7 @@ async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: P
     assert "bytes" in backups.inspect(dumps, file).violations[0]
     async with empty(server_url) as database:
         with pytest.raises(Refused, match="cannot be restored"):
-            await backups.restore(database, dumps, file, lambda _: None)
+            await backups.restore(database, dumps, file, lambda _: None, "test")
         assert await schema.revision(database.engine) is None
     archives.manifest_path(file).write_text("{")
     assert "manifest" in backups.inspect(dumps, file).violations[0]
@@ -243,10 +243,10 @@ async def test_a_dump_without_its_manifest_is_restored_unchecked(
     own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path
 ) -> None:
     await submitted(own_database)
-    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     archives.manifest_path(tmp_path / "b").unlink()
     async with empty(server_url) as database:
-        done = await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+        done = await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
         assert not done.is_verified
         assert await value(database, "SELECT count(*) FROM tasks") == 1
 
@@ -255,7 +255,7 @@ async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_
     own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submitted(own_database)
-    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
 
     async def interrupted(*_: object, **__: object) -> None:
         raise RuntimeError("interrupted")
@@ -263,11 +263,11 @@ async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_
     monkeypatch.setattr(backups, "_finish_restore", interrupted)
     async with empty(server_url) as database:
         with pytest.raises(RuntimeError):
-            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
         assert await value(database, "SELECT count(*) FROM tasks") == 1
         assert await schema.revision(database.engine) is None
         with pytest.raises(Refused, match="not empty"):
-            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
 
 
 async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dumps, tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dum
             old,
             "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.submitted', gen_random_uuid(), 'ranking')",
         )
-        await backups.backup(old, dumps, tmp_path / "old", lambda _: None)
+        await backups.backup(old, dumps, tmp_path / "old", lambda _: None, "test")
     async with empty(server_url) as new:
-        done = await backups.restore(new, dumps, tmp_path / "old", lambda _: None)
+        done = await backups.restore(new, dumps, tmp_path / "old", lambda _: None, "test")
         assert (done.dump_revision, done.revision) == ("2026_11_23_first_schema", schema.head())
         assert await schema.revision(new.engine) == schema.head()
         assert len((await _follow(new, BEGINNING))[0]) == 1
@@ -289,10 +289,10 @@ async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dum
 
 async def test_a_newer_schema_is_refused(own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path) -> None:
     await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
-    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     async with empty(server_url) as database:
         with pytest.raises(Refused, match="next_year"):
-            await backups.restore(database, dumps, tmp_path / "b", lambda _: None)
+            await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
 
 
 async def test_a_system_whose_loops_have_told_of_it_is_still_unused(database: Database) -> None:

@@ -60,7 +60,9 @@ async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Da
 
 async def _restore(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
     taken = await checkpoints.take(source, "test")
-    return await checkpoints.restore(database, b"".join(await checkpoints.read_pieces(source, taken.id)), taken.sha256)
+    return await checkpoints.restore(
+        database, b"".join(await checkpoints.read_pieces(source, taken.id)), taken.sha256, "test"
+    )
 
 
 async def _complete(database: Database, count: int = 1) -> None:
@@ -276,16 +278,16 @@ async def test_a_restore_needs_an_empty_database(own_database: Database, server_
     async with _empty(server_url, migrated=True) as database:
         await submitted(database)
         with pytest.raises(Refused, match="not empty"):
-            await checkpoints.restore(database, content, taken.sha256)
+            await checkpoints.restore(database, content, taken.sha256, "test")
         assert await value(database, "SELECT count(*) FROM tasks") == 1
     async with _empty(server_url) as stranger:
         await run_on(stranger.url, "CREATE TABLE theirs (id int)")
         with pytest.raises(Refused, match="not ours"):
-            await checkpoints.restore(stranger, content, taken.sha256)
+            await checkpoints.restore(stranger, content, taken.sha256, "test")
     async with _empty(server_url, migrated=True) as database:
         service = await Database(database.url).connect()
         with pytest.raises(Refused, match="at work"):
-            await checkpoints.restore(database, content, taken.sha256)
+            await checkpoints.restore(database, content, taken.sha256, "test")
         await service.close()
 
 
@@ -295,10 +297,10 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
     newer = json.dumps({**content, "tasks": [{**task, "colour": "red"} for task in content["tasks"]]}).encode()
     async with _empty(server_url) as database:
         with pytest.raises(Refused, match="SHA-256"):
-            await checkpoints.restore(database, newer, taken.sha256)
+            await checkpoints.restore(database, newer, taken.sha256, "test")
         assert await fetch(database, "SELECT FROM pg_class WHERE relname = 'tasks'") == []
         with pytest.raises(Refused, match="colour"):
-            await checkpoints.restore(database, newer, hashlib.sha256(newer).digest())
+            await checkpoints.restore(database, newer, hashlib.sha256(newer).digest(), "test")
         assert await value(database, "SELECT count(*) FROM tasks") == 0
         assert await value(database, "SELECT convener_transaction_offset()") == 0
 

@@ -41,7 +41,7 @@ async def _pause(database: Database, *agents: AgentType, reason: str = "upkeep",
 
 async def _resume(database: Database, *agents: AgentType) -> None:
     async with database.transaction() as connection:
-        await status.resume(connection, agents or tuple(AgentType))
+        await status.resume(connection, agents or tuple(AgentType), "", "somebody")
 
 
 async def _look(database: Database) -> QueueSnapshot:
@@ -109,7 +109,7 @@ async def test_a_resume_announces_also_what_is_submitted_meanwhile(
     """The submit rings while the pause still holds, so its ring is in vain."""
     await _pause(database)
     async with database.transaction() as connection:
-        await status.resume(connection, _GENERATION)
+        await status.resume(connection, _GENERATION, "", "somebody")
         await submitted(database)
         await _until_waiting(broker)
         assert not waiting.done()
@@ -118,7 +118,7 @@ async def test_a_resume_announces_also_what_is_submitted_meanwhile(
 
 async def test_a_resume_announces_every_lane_of_the_types(connection: AsyncConnection) -> None:
     notify.pop_news(connection)
-    await status.resume(connection, [AgentType.RANKING])
+    await status.resume(connection, [AgentType.RANKING], "", "somebody")
     lanes = [Lane(agent_type=AgentType.RANKING, priority=priority) for priority in Priority]
     assert notify.pop_news(connection) == {notify.work(lane): 0.0 for lane in lanes}
 
