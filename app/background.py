@@ -6,7 +6,6 @@ if __name__ == "__main__":
     close_process()  # before the other imports, which take a second: secrets wait in a descriptor meanwhile
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -41,6 +40,10 @@ from app.workers.service import pool
 from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
 
 log = logging.getLogger(__name__)
+# Together well within 5 s, after which whoever stops this process kills it.
+_CANCEL_SECONDS, _LEAVE_SECONDS, _HASTY_GRACE_SECONDS, _CLOSE_SECONDS = 0.5, 2.0, 1.0, 1.0
+# A turn of a duty takes a fraction of it, also where much has come together.
+_STATEMENT_SECONDS = 10.0
 
 
 def settle_down() -> None:
@@ -54,7 +57,7 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then end the workers in order."""
     if settings.database_url is None:
         raise ValueError("the loops need CONVENER_DATABASE_URL")
-    database = Database(settings.database_url, hot_connections=2)
+    database = Database(settings.database_url, hot_connections=2, statement_seconds=_STATEMENT_SECONDS)
     provisioner = _provisioner(settings, database) if settings.pool_size else None
     schedule: Sequence[Duty | Job] = [*DUTIES, *JOBS, *host_jobs(Machine(), settings.host_name)]
     if provisioner is not None:
@@ -68,13 +71,26 @@ async def run(settings: Settings) -> None:
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
     await _until_stopped(work)
     work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+    await asyncio.wait([work], timeout=_CANCEL_SECONDS)
     if provisioner is not None:
-        # The host leaves first, so that no new workers are assigned to it. Without a database its workers end too.
-        with contextlib.suppress(DatabaseUnavailable):
-            await pool.leave(database, provisioner)
-        await provisioner.stop_all(_kill_after_seconds(settings))
+        await _stop_workers(database, provisioner, _kill_after_seconds(settings))
+    # Whatever still hangs then, a look-up of a name for one, ends with the process.
+    signal.setitimer(signal.ITIMER_REAL, _CLOSE_SECONDS)
     await database.close()
+
+
+async def _stop_workers(database: Database, provisioner: LocalProvisioner, grace_seconds: float) -> None:
+    # The host leaves first, so that no new workers are assigned to it.
+    try:
+        async with asyncio.timeout(_LEAVE_SECONDS):
+            await pool.leave(database, provisioner)
+    except (DatabaseUnavailable, TimeoutError):
+        # Nobody could store what their tasks achieve; the tasks are found by their expired leases.
+        log.warning("the database is away, so the workers end without finishing their tasks")
+        database.give_up()
+        await provisioner.stop_all(_HASTY_GRACE_SECONDS, report_seconds=0)
+    else:
+        await provisioner.stop_all(grace_seconds)
 
 
 def _context(

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,6 +29,7 @@ from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
 from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
+from app.health.service import alerts
 from app.health.service.refusals import keep_writing, write_counts
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.utilisation import keep_sampling
@@ -62,7 +64,9 @@ from app.workers.store import pool
 log = logging.getLogger(__name__)
 _LISTING_SECONDS = 1.0
 _HANDSHAKE_SECONDS = 5.0
-_GRACE_SECONDS = 4  # well within the 8 s after which `convener up` kills the API
+_STATEMENT_SECONDS = 15.0
+# Of a shutdown: for requests to finish, until those fail that wait for the database, and until the process is killed.
+_GRACE_SECONDS, _DATABASE_SECONDS, _END_SECONDS = 3, 3.5, 4.9
 
 
 def services_for(settings: Settings, database: Database) -> Services:
@@ -108,7 +112,9 @@ def services_for(settings: Settings, database: Database) -> Services:
         Heartbeats(database, leases, broker.preferences),
         bursts,
         # Connections of its own: it must not wait behind the work that it reports on.
-        SnapshotCache(Database(database.url, hot_connections=1, connections=1), terms),
+        SnapshotCache(
+            Database(database.url, hot_connections=1, connections=1, statement_seconds=_STATEMENT_SECONDS), terms
+        ),
         ExpectedSchema(revision=schema.head()),
     )
 
@@ -121,7 +127,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(url)
+        database = Database(url, statement_seconds=_STATEMENT_SECONDS)
         services = app.state.services = services_for(settings, database)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
@@ -137,7 +143,11 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         )
         writing = asyncio.create_task(keep_writing(database, services[Refusals]), name="refusals")
         keys = asyncio.create_task(services[Keyring].follow(), name="keys")
-        following_tasks = [weights, sampling, writing, keys]
+        watching = asyncio.create_task(
+            alerts.stand_in(database, capacity_policy(settings), with_webhooks=settings.webhook is not None),
+            name="alerts",
+        )
+        following_tasks = [weights, sampling, writing, keys, watching]
         if certificate is not None:
             following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:
@@ -202,6 +212,11 @@ class Server(uvicorn.Server):
             self.servers.append(server)
         self.started = True
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in order; whatever hangs ends with the process."""
+        signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
+        super().handle_exit(sig, frame)
+
     def _protocol(self) -> asyncio.Protocol:
         return BoundedHeads(self.config, self.server_state, self.lifespan.state)
 
@@ -209,7 +224,9 @@ class Server(uvicorn.Server):
         """Begin the shutdown of the services, then do uvicorn's."""
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "services"):
-            await begin_shutdown(app.state.services)
+            services: Services = app.state.services
+            asyncio.get_running_loop().call_later(_DATABASE_SECONDS, services.database.give_up)
+            await begin_shutdown(services)
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 

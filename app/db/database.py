@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from app.db.connections import Connections, LimitedConnection
 from app.db.notify import Announcer, pop_news
 from app.kernel.errors import DatabaseUnavailable, Unstorable
 
@@ -20,26 +21,31 @@ SharedObjects = dict[type, Any]
 
 _CALLBACKS = "convener_ended"
 _SHARED = "convener_shared"
-_SESSION = {
-    "application_name": "convener",
-    "statement_timeout": "30000",
-    "idle_in_transaction_session_timeout": "30000",
-    "jit": "off",
-    # Every statement has an index made for it. While a table is small, the planner would prefer to read it whole, and a
-    # prepared statement would go on doing so when the table has grown.
-    "enable_seqscan": "off",
-}
+# On the hot path everything takes milliseconds.
+_HOT_SECONDS = 5.0
 
 
 class Database:
-    """Connections to one database, opened when first used, so that a service can start before its database."""
+    """Connections to one database, opened when first used, so that a service can start before its database.
 
-    def __init__(self, url: str, *, hot_connections: int = 6, connections: int = 6) -> None:
+    `statement_seconds` limits every statement, also when the network is silent; None, for commands, only at the server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        hot_connections: int = 6,
+        connections: int = 6,
+        statement_seconds: float | None = None,
+    ) -> None:
         self.url = plain_url(url)
+        self._connections = Connections(self.url)
+        self._statement_seconds = statement_seconds
         self._hot_connections = hot_connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
-        self.announcer = Announcer(self.connect)
+        self.announcer = Announcer(self.connect, on_silence=self._connections.cut)
         self.shared_objects: SharedObjects = {}
         self.engine: AsyncEngine = create_async_engine(
             "postgresql+asyncpg://",
@@ -57,7 +63,7 @@ class Database:
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """Open a connection that the caller has to close."""
-        return await asyncpg.connect(self.url, timeout=5, server_settings=_SESSION)
+        return await self._connections.open(statement_seconds=self._statement_seconds)
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
@@ -67,8 +73,9 @@ class Database:
                     self.url,
                     min_size=0,
                     max_size=self._hot_connections,
-                    timeout=5,
-                    server_settings=_SESSION,
+                    connect=self._connections.open_for_pool,
+                    connection_class=LimitedConnection,
+                    **Connections.options(_HOT_SECONDS),
                     # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
                     reset=_keep_session,
                 )
@@ -97,11 +104,16 @@ class Database:
             raise translate_error(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, without waiting for any answer."""
         await self.announcer.stop()
+        self.give_up()
         if self._pool is not None:
             self._pool.terminate()
         await self.engine.dispose()
+
+    def give_up(self) -> None:
+        """Let whatever still waits for the database fail at once, now and later."""
+        self._connections.close()
 
 
 def share(info: dict[Any, Any], objects: SharedObjects) -> None:

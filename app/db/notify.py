@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from uuid import uuid4
 
 import asyncpg
@@ -30,6 +31,9 @@ WEBHOOKS = "webhooks"
 WORK = "work"
 _NEWS = "convener_announcements"
 _COALESCE_SECONDS = 0.01
+# Without news the connection is tried this often.
+_LOOK_SECONDS = 2.0
+_ANSWER_SECONDS = 4.0
 
 # Topic -> 0, or for work in a lane the lowest tag at which there may be some.
 News = Mapping[str, float]
@@ -62,10 +66,18 @@ def _merge(news: dict[str, float], additions: News) -> None:
 
 
 class Announcer:
-    """Announces news to listeners in this process at once, and to other processes within about 10 ms."""
+    """Announces news to listeners in this process at once, and to other processes within about 10 ms.
 
-    def __init__(self, connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]) -> None:
+    Its connection is never idle for long: when the database does not answer on it any more, it calls `on_silence`.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]],
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
         self._connect = connect
+        self._on_silence = on_silence
         self._listeners: list[Callable[[News], None]] = []
         self._outgoing: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -119,13 +131,17 @@ class Announcer:
     async def _exchange(self) -> None:
         connection = await self._connect()
         try:
-            await connection.execute("SET statement_timeout = 5000")
             await connection.add_listener(CHANNEL, self._on_message)
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
-                await self._wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await self._wake.wait()
                 await asyncio.sleep(_COALESCE_SECONDS)
                 await self._send(connection)
+        except TimeoutError:
+            log.warning("the database has not answered for %g s: all connections to it are made anew", _ANSWER_SECONDS)
+            self._on_silence()
         finally:
             connection.terminate()
 
@@ -134,7 +150,10 @@ class Announcer:
         news, self._outgoing = self._outgoing, {}
         if news:
             message = json.dumps({"from": self._sender, "news": news})
-            await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
+            await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message, timeout=_ANSWER_SECONDS)
+        else:
+            # To listen once more changes nothing, and has to be answered.
+            await connection.execute(f"LISTEN {CHANNEL}", timeout=_ANSWER_SECONDS)
 
     def _on_message(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         try:

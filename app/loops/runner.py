@@ -10,6 +10,11 @@ from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Context, Duty, Job
 
 log = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0
+# Between two turns: three intervals, and what a busy machine or a restart of the database takes.
+_MISSED_TURNS = 3.0
+_PATIENCE_SECONDS = 10.0
+_REPEAT_SECONDS = 60.0
 
 
 class Runner:
@@ -19,6 +24,7 @@ class Runner:
         self._context = context
         self._schedule = schedule
         self._wake_events = {item.name: asyncio.Event() for item in schedule}
+        self._ended_at: dict[str, float] = {}
         context.database.announcer.subscribe(self._on_announcement)
 
     async def run(self) -> None:
@@ -26,6 +32,7 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             for item in self._schedule:
                 group.create_task(self._repeat(item), name=item.name)
+            group.create_task(self._tell_of_late_turns(), name="late turns")
 
     def _on_announcement(self, topics: Collection[str]) -> None:
         for item in self._schedule:
@@ -52,10 +59,27 @@ class Runner:
                 await item.run(self._context)
             else:
                 await self._take_turn(item, is_woken=is_woken)
+            self._ended_at[item.name] = asyncio.get_running_loop().time()
         except DatabaseUnavailable:
             log.warning("%s: the database is away, trying again", item.name)
         except Exception:
             log.exception("%s failed, trying again", item.name)
+
+    async def _tell_of_late_turns(self) -> None:
+        """Log which duties and jobs have missed their pace: at once, then once a minute, and when all keep it again."""
+        clock = asyncio.get_running_loop().time
+        begun_at, logged_at = clock(), None
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            late_seconds = {item.name: clock() - self._ended_at.get(item.name, begun_at) for item in self._schedule}
+            late = {i.name: late_seconds[i.name] for i in self._schedule if late_seconds[i.name] > _patience_seconds(i)}
+            if late and (logged_at is None or clock() - logged_at >= _REPEAT_SECONDS):
+                logged_at = clock()
+                names = ", ".join(f"{name} ({seconds:.0f} s)" for name, seconds in late.items())
+                log.warning("no turn has come to an end for too long: %s", names)
+            elif not late and logged_at is not None:
+                logged_at = None
+                log.warning("all duties and jobs keep their pace again")
 
     async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
         async with self._context.database.transaction() as connection:
@@ -70,3 +94,7 @@ class Runner:
             await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=interval)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)
+
+
+def _patience_seconds(item: Duty | Job) -> float:
+    return _PATIENCE_SECONDS + _MISSED_TURNS * item.seconds

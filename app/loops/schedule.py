@@ -16,6 +16,7 @@ from app.db import notify
 from app.db.database import Database
 from app.db.duties import Turn
 from app.goals.service import budget_enforcement
+from app.health.rules.snapshot import WATCH
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service import alerts, observations, utilisation, webhooks
 from app.health.service.delivery import MessageSender
@@ -94,7 +95,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda _, db, turn: _watch_resources(db)),
     Duty(
-        name=alerts.WATCH,
+        name=WATCH,
         seconds=5,
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),

@@ -12,6 +12,7 @@ from app.db import notify
 from app.db.database import Database
 from app.db.duties import Turn
 from app.kernel.errors import DatabaseUnavailable
+from app.loops import runner
 from app.loops.schedule import Context, Duty, Job
 from app.queue.service import tasks
 from tests.support.factories import submission, submitted
@@ -250,3 +251,26 @@ async def test_a_blocked_duty_keeps_no_other_waiting(database: Database, replica
         async with running(database, _duty(lock_all), _duty(beside.duty, name="beside", seconds=0.01)):
             await until_blocked(database)
             await beside.reaches(beside.turns + 5)
+
+
+async def test_turns_that_do_not_end_are_told_of_until_they_do(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(runner, "_REPEAT_SECONDS", 0.3)
+    finish = asyncio.Event()
+
+    async def stuck(_: object) -> None:
+        await finish.wait()
+
+    async def logged(words: str, times: int = 1) -> bool:
+        return caplog.text.count(words) >= times
+
+    async with running(
+        database, Job(name="stuck", seconds=0.05, run=stuck), Job(name="well", seconds=0.05, run=_Counter().job)
+    ):
+        await until(lambda: logged("no turn has come to an end for too long: stuck (", 2))
+        assert "well (" not in caplog.text
+        finish.set()
+        await until(lambda: logged("keep their pace again"))

@@ -6,6 +6,7 @@ from app.db import duties
 from app.db.database import Database
 from app.health.rules.alerts import AlertPolicy, Hysteresis
 from app.health.rules.finding import AlertRule
+from app.health.rules.snapshot import WATCH
 from app.health.service import alerts
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.service import counters
@@ -18,10 +19,10 @@ AT_ONCE = AlertPolicy(hysteresis={rule: Hysteresis(opens_after=0, resolves_after
 async def observe(database: Database, policy: AlertPolicy = AT_ONCE, **capacity: Any) -> dict[str, Any]:
     """One turn of the duty; its result."""
     async with database.transaction() as connection:
-        await duties.ensure(connection, alerts.WATCH)
-        assert await duties.claim(connection, alerts.WATCH, 0.0) is not None
+        await duties.ensure(connection, WATCH)
+        assert await duties.claim(connection, WATCH, 0.0) is not None
         result = await alerts.watch(connection, CapacityPolicy(**capacity), policy)
-        await duties.record(connection, alerts.WATCH, result, held_back=False)
+        await duties.record(connection, WATCH, result, held_back=False)
     return result
 
 

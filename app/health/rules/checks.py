@@ -10,9 +10,11 @@ from app.health.rules.finding import AlertKey, AlertRule, Level, Symptom
 from app.health.rules.snapshot import (
     GROWTH_SPAN,
     MINUTE,
+    WATCH,
     Bounds,
     CheckPolicy,
     DatabaseCondition,
+    DutyTurn,
     Grade,
     Observations,
     Running,
@@ -266,6 +268,36 @@ def _connections(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[
     )
 
 
+def late_duties(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """Background duties, or all of them, have not run for too long."""
+    paced = [turn for turn in observations.duty_turns or () if turn.duty != WATCH]
+    if not paced:
+        return None
+    # When no loop runs, all duties are late: one symptom says it for all.
+    if (ago := min(turn.seconds_ago for turn in paced)) > policy.loops_silent_seconds:
+        message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
+        return _late(Grade.CRITICAL, "loops_silent", message)
+    return [symptom for turn in paced for symptom in _late_duty(turn, policy)]
+
+
+def _late_duty(turn: DutyTurn, policy: CheckPolicy) -> Iterable[Symptom]:
+    interval, ago = turn.every_seconds, turn.seconds_ago
+    if interval is None or ago <= policy.missed_turns * interval + policy.loops_silent_seconds:
+        return ()
+    message = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {ago:,.0f} s; "
+    return _late(Grade.DEGRADED, None, message + "the log of the loops says why")
+
+
+def _late(grade: Grade, code: str | None, message: str) -> Iterator[Symptom]:
+    return _symptom(
+        grade,
+        AlertKey(rule=AlertRule.DUTY_LATE),
+        code=code,
+        message=message,
+        advice="does `convener loops` run, and does it reach the database? its log says what is late, and why",
+    )
+
+
 def degradation(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
     """Something is given up because resources are short, or because an operator wants it so."""
     step = observations.step
@@ -321,6 +353,7 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.BREAKER_OPEN: breaker_open,
     AlertRule.REPLACEMENT_FAILING: replacement_failing,
     AlertRule.DATABASE_TROUBLE: database_trouble,
+    AlertRule.DUTY_LATE: late_duties,
     AlertRule.DEGRADED: degradation,
     AlertRule.REFUSED_REQUESTS: refused_requests,
     AlertRule.RESULTS_DELAYED: results_delayed,

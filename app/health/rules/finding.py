@@ -25,6 +25,7 @@ class AlertRule(StrEnum):
     BREAKER_OPEN = "breaker_open"
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
+    DUTY_LATE = "duty_late"
     DEGRADED = "degraded"
     REFUSED_REQUESTS = "refused_requests"
     RESULTS_DELAYED = "results_delayed"

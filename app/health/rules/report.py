@@ -10,6 +10,7 @@ from app.health.rules.checks import (
     below_minimum,
     database_trouble,
     degradation,
+    late_duties,
     level_of,
     oldest_seconds,
     oldest_task,
@@ -111,7 +112,8 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
     Stuck tasks, growth, starvation and open breakers are left to the alerts, as are used-up permits.
     """
     findings: list[Finding] = [
-        *_loops(snapshot, policy),
+        *_never_run(snapshot),
+        *(late_duties(snapshot, policy) or ()),
         *_pool(snapshot, policy),
         *(oldest_task(snapshot, policy) or ()),
         *_queue(snapshot, capacity),
@@ -134,21 +136,9 @@ def _for_report(finding: Finding) -> Finding | None:
     return replace(finding, level=Level.DEGRADED) if finding.code in _DEGRADED_AT_MOST else finding
 
 
-def _loops(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+def _never_run(snapshot: Snapshot) -> Iterator[Finding]:
     if not snapshot.duty_turns:
         yield critical("loops_never_ran", "no background duty has ever run; `convener loops` runs them")
-        return
-    ago = min(turn.seconds_ago for turn in snapshot.duty_turns)
-    # When no loop runs, all duties are late: one finding says it for all.
-    if ago > policy.loops_silent_seconds:
-        message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
-        yield critical("loops_silent", message)
-        return
-    for turn in snapshot.duty_turns:
-        interval = turn.every_seconds
-        if interval is not None and turn.seconds_ago > policy.missed_turns * interval + policy.loops_silent_seconds:
-            late = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {turn.seconds_ago:,.0f} s"
-            yield degraded("duty_late", f"{late}; the log of the loops says why")
 
 
 def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:

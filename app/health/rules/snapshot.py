@@ -137,6 +137,19 @@ class DatabaseCondition:
     connections: float
 
 
+# The duty that watches for alerts, for which the API stands in where no loop does it.
+WATCH = "watch for alerts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DutyTurn:
+    """A background duty: seconds since its last turn, and between two turns (None: it has no fixed pace)."""
+
+    duty: str
+    seconds_ago: float
+    every_seconds: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """All that alerts watch, read at one moment. None or a missing key: not measured, which is not zero.
@@ -155,15 +168,7 @@ class Observations:
     database: DatabaseCondition | None = None
     step: DegradationStep | None = None
     refusals: Mapping[RefusalReason, int] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DutyTurn:
-    """A background duty: seconds since its last turn, and between two turns (None: it has no fixed pace)."""
-
-    duty: str
-    seconds_ago: float
-    every_seconds: float | None
+    duty_turns: Sequence[DutyTurn] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from app.admin.store import config
 from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
 from app.health.store import observations as store
-from app.health.store import refusals, utilisation
+from app.health.store import pool_counts, refusals, utilisation
 from app.kernel.lanes import Priority
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
@@ -40,6 +40,7 @@ async def observe(
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),
         refusals=await refusals.recent(connection),
+        duty_turns=await pool_counts.duty_turns(connection),
     )
 
 

@@ -76,14 +76,16 @@ class LocalProvisioner:
             self._stopping[worker_id] = task
             task.add_done_callback(lambda _: self._stopping.pop(worker_id, None))
 
-    async def stop_all(self, grace_seconds: float) -> None:
-        """End every worker of this owner; used when the control plane stops in order."""
+    async def stop_all(self, grace_seconds: float, *, report_seconds: float = _REPORT_SECONDS) -> None:
+        """End every worker of this owner; used when the control plane stops in order.
+
+        The exits are reported meanwhile, for at most `report_seconds` more.
+        """
         for worker_id, handle in (await self.find()).items():
             self.stop(worker_id, handle, grace_seconds)
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
-        # The watchers report the exits, for which they need the database a moment longer.
-        if self._watchers:
-            await asyncio.wait(self._watchers.values(), timeout=_REPORT_SECONDS)
+        if self._watchers and report_seconds:
+            await asyncio.wait(self._watchers.values(), timeout=report_seconds)
 
     def is_running(self, handle: Handle) -> bool:
         """Whether the process of the handle, not another with its pid, still runs."""

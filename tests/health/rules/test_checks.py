@@ -10,8 +10,10 @@ from app.health.rules.checks import alert_symptoms
 from app.health.rules.finding import AlertRule, Severity, Symptom
 from app.health.rules.snapshot import (
     FOR_ALERTS,
+    WATCH,
     DatabaseCondition,
     Depth,
+    DutyTurn,
     Observations,
     Running,
     WorkerCounts,
@@ -194,6 +196,7 @@ def test_every_symptom_says_what_to_do() -> None:
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,
         refusals={RefusalReason.UNKNOWN_KEY: 101},
+        duty_turns=[DutyTurn(duty="sweep leases", seconds_ago=99, every_seconds=1)],
     )
     assert {symptom.key.rule for symptom in symptoms} == set(AlertRule)
     assert all(symptom.advice and symptom.message for symptom in symptoms)
@@ -205,3 +208,17 @@ def test_refused_requests_are_told_with_their_reasons() -> None:
     assert (symptom.key.rule, symptom.severity) == (AlertRule.REFUSED_REQUESTS, Severity.WARNING)
     assert "420 requests were refused in the last five minutes: 20 forbidden, 400 unknown key" in symptom.message
     assert symptom.facts == {"forbidden": 20, "unknown_key": 400}
+
+
+def test_a_duty_that_is_late_is_one_alert_and_loops_that_are_away_a_critical_one() -> None:
+    well = DutyTurn(duty="sweep leases", seconds_ago=1, every_seconds=1)
+    late = [DutyTurn(duty=name, seconds_ago=40, every_seconds=2) for name in ("fold events", "fold counts")]
+    assert symptoms_of(duty_turns=[well]) == []
+    symptom = only_symptom(duty_turns=[well, *late])
+    assert (symptom.key.rule, symptom.severity) == (AlertRule.DUTY_LATE, Severity.WARNING)
+    assert "`fold events` is due every 2 s and has not run for 40 s" in symptom.message
+    # The API stands in for the duty that watches for alerts, so its turns say nothing about the loops.
+    stood_in = DutyTurn(duty=WATCH, seconds_ago=1, every_seconds=5)
+    symptom = only_symptom(duty_turns=[stood_in, *late])
+    assert (symptom.code, symptom.severity) == ("loops_silent", Severity.CRITICAL)
+    assert symptoms_of(duty_turns=[stood_in]) == []
