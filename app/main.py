@@ -69,7 +69,7 @@ _STATEMENT_SECONDS = 15.0
 _GRACE_SECONDS, _DATABASE_SECONDS, _END_SECONDS = 3, 3.5, 4.9
 
 
-def services_for(settings: Settings, database: Database) -> Services:
+def services_for(settings: Settings, database: Database, certificate: ServerCertificate | None = None) -> Services:
     """All objects that routes work with."""
     leases = LeasePolicy(
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
@@ -82,7 +82,12 @@ def services_for(settings: Settings, database: Database) -> Services:
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
     admission, bursts = Admission(capacity), Bursts(database, config)
-    terms = SnapshotSettings(capacity=capacity, initial_mode=initial, silent_seconds=settings.lost_after_seconds)
+    terms = SnapshotSettings(
+        capacity=capacity,
+        initial_mode=initial,
+        silent_seconds=settings.lost_after_seconds,
+        certificate_expiry=lambda: None if certificate is None else certificate.expires_at,
+    )
     return Services(
         database,
         Keyring(database),
@@ -128,7 +133,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(url, statement_seconds=_STATEMENT_SECONDS)
-        services = app.state.services = services_for(settings, database)
+        services = app.state.services = services_for(settings, database, certificate)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
         broker.start()

@@ -65,6 +65,11 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 }
 
 
+def vouching_key(provisioner: str | None, registered_by: str | None) -> str:
+    """The key that vouches for a worker: that by which it registered, or "launched" for what the service launched."""
+    return "launched" if provisioner is not None else registered_by or ""
+
+
 # Keys of these roles belong to a namespace; those of others are of the whole service.
 NAMESPACED_ROLES = frozenset({Role.SUPERVISOR, Role.READER})
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from ruamel.yaml import YAML
 
-from app.health.api.gauges import Gauges
+from app.health.api.prometheus import MetricsPage
 from app.health.rules.alerts import AlertPolicy
 from app.health.rules.finding import AlertRule
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT
@@ -38,8 +38,8 @@ def test_the_rules_fire_when_they_should_and_only_then() -> None:
 
 def test_every_metric_is_one_that_the_api_serves() -> None:
     registry = CollectorRegistry()
-    Gauges(registry)
-    served = {family.name for family in registry.collect()}
+    MetricsPage(registry)
+    served = {name for family in registry.collect() for name in (family.name, f"{family.name}_total")}
     used = {name for rule in rules().values() for name in re.findall(r"convener_[a-z_]+", rule["expr"])}
     assert used
     assert used <= served
@@ -58,6 +58,7 @@ def test_every_metric_is_one_that_the_api_serves() -> None:
         ("ConvenerOldSnapshot", POLICY.snapshot_seconds.degraded),
         ("ConvenerOldTransaction", POLICY.snapshot_transactions),
         ("ConvenerDeadRows", POLICY.dead_rows),
+        ("ConvenerRefusedRequests", POLICY.refusals.degraded),
         ("ConvenerLoopsSilent", FOR_REPORT.loops_silent_seconds),
     ],
 )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, WorkerLabels
 from app.health.service import series as service
 from app.health.service.series import SampleBatch
 from app.health.store import series as store
@@ -21,8 +21,9 @@ from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.transactions import Reading, Writing
-from app.kernel.access import Scope
+from app.kernel.access import Scope, vouching_key
 from app.queue.errors import IdempotencyMismatch
+from app.queue.store import lease_ledger
 from app.workers.service import workers
 
 router = Router(prefix="/metrics", tags=["health"])
@@ -133,18 +134,31 @@ class NamesOut(BaseModel):
 async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: Response) -> PushedOut:
     """Gauges and counters of workers and agents. What is answered is on disk; the same `batch_id` counts once.
 
-    There may be 2,000 series, a series being a name with its labels, of which a worker may begin 50 and any other key
-    1,000; and 100 names. They are kept by the minute for a week, and Prometheus reads them by name and agent. A worker
-    that is not ready, or is to leave and holds no task, pushes none.
+    There may be 2,000 series, a series being a name with its labels, of which a worker may begin 50 and any key, with
+    the workers that have registered by it, 1,600; and 100 names, of a key 80. They are kept by the minute for a week,
+    and Prometheus reads them by name and agent. A worker's labels are its own name, an agent that it can run and a goal
+    whose task it holds or has held within the hour. A worker that is not ready, or is to leave and holds no task,
+    pushes none.
     """
+    principal, labels = caller.key_id, None
     if caller.worker_id is not None:
-        await workers.require_serving(connection, caller.worker_id)
+        worker = await workers.read_serving(connection, caller.worker_id)
+        principal = vouching_key(worker["provisioner"], worker["registered_by"])
+        has_goals = any(sample.goal for sample in batch.samples)
+        labels = WorkerLabels(
+            worker=worker["name"],
+            agents=frozenset(caller.capabilities),
+            goals=await lease_ledger.recent_goals(connection, caller.worker_id, _POLICY.behind_seconds)
+            if has_goals
+            else frozenset(),
+        )
     is_new = await service.push(
         connection,
         SampleBatch(
             batch_id=batch.batch_id,
-            is_of_worker=caller.worker_id is not None,
             sent_by=caller.key_id,
+            principal=principal,
+            labels=labels,
             # Of the parsed batch: spaces and the order of keys in the JSON make no other batch.
             digest=hashlib.sha256(batch.model_dump_json().encode()).digest(),
             samples=[sample.sample for sample in batch.samples],

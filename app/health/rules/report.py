@@ -1,8 +1,9 @@
 """The health report of the specification: healthy, degraded or critical, with figures and reasons."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.health.rules import utilisation
@@ -123,6 +124,7 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
         *(degradation(snapshot, policy) or ()),
         *(results_delayed(snapshot, policy) or ()),
         *_refusals(snapshot, policy),
+        *_certificate(snapshot, policy),
         *_unmeasured_notes(snapshot, policy),
     ]
     # Sorting is stable, so findings of one level keep the order above.
@@ -190,6 +192,22 @@ def _refusals(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     """A note only: strangers must not be able to make the system look degraded."""
     for symptom in refused_requests(snapshot, policy) or ():
         yield replace(symptom, level=Level.NOTE)
+
+
+def _certificate(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    """Once it has expired, nobody who verifies it connects any more."""
+    expires_at = snapshot.certificate_expires_at
+    days = math.inf if expires_at is None else (expires_at - snapshot.at) / timedelta(days=1)
+    if expires_at is None or days > policy.certificate_days:
+        return
+    when = f"the TLS certificate of the API {'has expired' if days <= 0 else 'expires'} at {expires_at.isoformat()}"
+    message = f"{when}; renew the file (`convener tls create` does its own), which is taken over without a restart"
+    if days <= 0:
+        yield critical("certificate_expired", message)
+    elif days <= policy.certificate_short_days:
+        yield degraded("certificate_expiring", message)
+    else:
+        yield note("certificate_expiring", message)
 
 
 def _unmeasured_notes(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:

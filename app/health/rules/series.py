@@ -5,7 +5,7 @@ would otherwise fill every database and every screen.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,10 +69,12 @@ class SeriesPolicy:
     """Bounds; seconds and days. A thousand workers may push two series each for a week: 20 million small rows."""
 
     max_series: int = 2000
-    # Of those that one sender has begun, so that none of them uses up all.
-    max_series_of_worker: int = 50
-    max_series_of_key: int = 1000
     max_names: int = 100
+    # Of those that one sender has begun, so that none of them uses up all. A key counts with the workers that have
+    # registered by it: whoever has a pool's key has as many workers as they like.
+    max_series_of_worker: int = 50
+    max_series_of_key: int = 1600
+    max_names_of_key: int = 80
     # Clocks of hosts in one network agree far better; a sender that was cut off for an hour may catch up.
     ahead_seconds: float = 60.0
     behind_seconds: float = 3600.0
@@ -99,6 +101,28 @@ def refusals(
     return errors
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLabels:
+    """The labels that the samples of a worker may bear, beside none: by its name, its agents, and its tasks' goals."""
+
+    worker: str
+    agents: frozenset[str]
+    goals: frozenset[str]
+
+
+def label_refusals(samples: Sequence[PushedSample], allowed: WorkerLabels) -> list[tuple[str, str]]:
+    """Fields of a worker's samples that name somebody or something else, each with the reason."""
+    errors = []
+    for index, series in enumerate(sample.series for sample in samples):
+        if series.worker not in ("", allowed.worker):
+            errors.append((f"samples.{index}.worker", f"the key is that of {allowed.worker}; name that one, or none"))
+        if series.agent and series.agent not in allowed.agents:
+            errors.append((f"samples.{index}.agent", "this worker cannot run this agent"))
+        if series.goal and series.goal not in allowed.goals:
+            errors.append((f"samples.{index}.goal", "this worker has held no task of this goal lately"))
+    return errors
+
+
 def _skew(at: datetime | None, now: datetime, policy: SeriesPolicy) -> str | None:
     seconds = (at - now).total_seconds() if at is not None else 0.0
     if seconds > policy.ahead_seconds:
@@ -122,6 +146,30 @@ def overflow(
             f"and {policy.max_series:,} may be; do not label by what never comes twice. "
             "A series is forgotten a week after its last sample"
         )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunSeries:
+    """Series that a sender has begun, those of its key, and the names that nobody but its key bears."""
+
+    own: int
+    of_key: int
+    names_of_key: int
+
+
+def share_overflow(
+    new: Iterable[Series], existing_names: Collection[str], begun: BegunSeries, *, is_worker: bool, policy: SeriesPolicy
+) -> str | None:
+    """Reason to refuse a sender the new series, or None while it and its key have room."""
+    new_series = set(new)
+    new_names = {series.name for series in new_series} - set(existing_names)
+    if is_worker and begun.own + len(new_series) > policy.max_series_of_worker:
+        return f"this worker has begun as many series as it may, which is {policy.max_series_of_worker:,}"
+    if begun.of_key + len(new_series) > policy.max_series_of_key:
+        return f"this key has begun as many series as it may, with its workers, which is {policy.max_series_of_key:,}"
+    if begun.names_of_key + len(new_names) > policy.max_names_of_key:
+        return f"this key has begun as many names as it may, with its workers, which is {policy.max_names_of_key:,}"
     return None
 
 

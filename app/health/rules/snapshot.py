@@ -71,6 +71,9 @@ class CheckPolicy:
     dead_rows: int = 1_000_000
     # In five minutes: a forgotten key that somebody still uses stays well below.
     refusals: Bounds = field(default_factory=lambda: Bounds(degraded=100.0))
+    # Days that the API's certificate is still valid: renewed ones are taken over without a restart, but somebody must.
+    certificate_days: float = 14.0
+    certificate_short_days: float = 3.0
     # The fastest duties run every second, so 30 s without any means that no loop runs.
     loops_silent_seconds: float = 30.0
     # A duty may miss turns, to a long transaction for one; three in a row, and half a minute, it may not.
@@ -195,6 +198,8 @@ class Snapshot(Observations):
     step: DegradationStep = DegradationStep.NONE
     refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
     alerts: Sequence[UnresolvedAlert] = ()
+    # Of the API's own certificate; None: it has none.
+    certificate_expires_at: datetime | None = None
 
 
 def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:

@@ -8,7 +8,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.health.errors import MetricNotFound, SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, fold_samples, overflow, refusals
+from app.health.rules.series import (
+    MetricKind,
+    PushedSample,
+    Series,
+    SeriesPolicy,
+    WorkerLabels,
+    fold_samples,
+    label_refusals,
+    overflow,
+    refusals,
+    share_overflow,
+)
 from app.health.store import series
 from app.health.store.series import MetricName
 from app.queue.errors import IdempotencyMismatch
@@ -19,12 +30,17 @@ _MAX_REFUSALS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBatch:
-    """Samples sent together; `digest` distinguishes them from another batch under the same id."""
+    """Samples sent together; `digest` distinguishes them from another batch under the same id.
+
+    `principal` is the key that vouches for the sender, its own or the one by which the worker has registered; `labels`
+    are those that a worker may use.
+    """
 
     batch_id: UUID
     sent_by: str
+    principal: str
     digest: bytes
-    is_of_worker: bool = False
+    labels: WorkerLabels | None = None
     samples: Sequence[PushedSample] = field(repr=False)
 
 
@@ -46,6 +62,8 @@ async def push(connection: AsyncConnection, batch: SampleBatch, policy: SeriesPo
         await series.lock_series(connection)
     names = await series.names(connection)
     errors = refusals(batch.samples, {name.name: name.kind for name in names}, await now(connection), policy)
+    if batch.labels is not None:
+        errors += label_refusals(batch.samples, batch.labels)
     if errors:
         raise SamplesRefused(errors[:_MAX_REFUSALS])
     if len(ids) < len(batch_series):
@@ -72,12 +90,14 @@ async def _create(
     """Add the new series and return the ids of all; no other transaction adds any meanwhile. Raises TooManySeries."""
     new = batch_series - (await series.find_ids(connection, batch_series)).keys()
     series_count = sum(name.series for name in names)
-    reason = overflow(new, series_count, [name.name for name in names], policy)
+    existing_names = [name.name for name in names]
+    begun = await series.count_begun(connection, batch.sent_by, batch.principal)
+    is_worker = batch.labels is not None
+    reason = overflow(new, series_count, existing_names, policy) or share_overflow(
+        new, existing_names, begun, is_worker=is_worker, policy=policy
+    )
     if reason is not None:
         raise TooManySeries(reason)
-    limit = policy.max_series_of_worker if batch.is_of_worker else policy.max_series_of_key
-    if await series.count_created(connection, batch.sent_by) + len(new) > limit:
-        raise TooManySeries(f"this sender has begun as many series as it may, which is {limit:,}")
     kinds: dict[str, MetricKind] = {sample.series.name: sample.kind for sample in batch.samples}
-    await series.create_series(connection, new, kinds, batch.sent_by)
+    await series.create_series(connection, new, kinds, batch.sent_by, batch.principal)
     return await series.find_ids(connection, batch_series)

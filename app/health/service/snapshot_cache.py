@@ -6,6 +6,7 @@ The cache has a connection of its own, so that it sees what is wrong also when a
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -47,12 +48,13 @@ class CachePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotSettings:
-    """Policies of the report, and settings that a snapshot depends on."""
+    """Policies of the report, and settings that a snapshot depends on; `certificate_expiry` is of the API's own."""
 
     report: CheckPolicy = FOR_REPORT
     capacity: CapacityPolicy
     initial_mode: Mode
     silent_seconds: float
+    certificate_expiry: Callable[[], datetime | None] = lambda: None
 
 
 class SnapshotCache:
@@ -153,6 +155,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         step=await degradation.current_step(connection),
         refusals=await refusals.recent(connection),
         alerts=await alerts.unresolved_alerts(connection),
+        certificate_expires_at=settings.certificate_expiry(),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )
 

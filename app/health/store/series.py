@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion, pruning
-from app.health.rules.series import CurrentValue, MetricKind, Point, Series
+from app.health.rules.series import BegunSeries, CurrentValue, MetricKind, Point, Series
 from app.kernel.agents import AgentType
 
 
@@ -71,13 +71,19 @@ UPDATE metric_series SET last_at = now() WHERE id IN (
 """)
 
 _CREATE = text(f"""
-INSERT INTO metric_series (name, kind, agent, worker, goal, created_by)
-SELECT requested.name, kinds.kind, agent, worker, goal, :created_by FROM {_LABELS}
+INSERT INTO metric_series (name, kind, agent, worker, goal, created_by, principal)
+SELECT requested.name, kinds.kind, agent, worker, goal, :created_by, :principal FROM {_LABELS}
 JOIN unnest(CAST(:kind_names AS text[]), CAST(:kinds AS text[])) AS kinds (name, kind) ON kinds.name = requested.name
 ON CONFLICT DO NOTHING
 """)
 
-_CREATED = text("SELECT count(*) FROM metric_series WHERE created_by = :created_by")
+_BEGUN = text("""
+SELECT count(*) FILTER (WHERE created_by = :created_by) AS own,
+       count(*) FILTER (WHERE principal = :principal) AS of_key,
+       (SELECT count(*) FROM (SELECT FROM metric_series GROUP BY name HAVING bool_and(principal = :principal)) alone)
+           AS names_of_key
+FROM metric_series
+""")
 
 _NAMES = text("""
 SELECT name, min(kind) AS kind, count(*) AS series, max(last_at) AS last_at FROM metric_series GROUP BY name ORDER BY 1
@@ -161,17 +167,23 @@ async def names(connection: AsyncConnection) -> list[MetricName]:
     return [MetricName(**{**row, "kind": MetricKind(row["kind"])}) for row in rows]
 
 
-async def count_created(connection: AsyncConnection, created_by: str) -> int:
-    """Number of series that this key has begun."""
-    return int((await connection.execute(_CREATED, {"created_by": created_by})).scalar_one())
+async def count_begun(connection: AsyncConnection, created_by: str, principal: str) -> BegunSeries:
+    """Series that this sender, and the key that vouches for it, have begun."""
+    values = {"created_by": created_by, "principal": principal}
+    return BegunSeries(**(await connection.execute(_BEGUN, values)).mappings().one())
 
 
 async def create_series(
-    connection: AsyncConnection, new: Collection[Series], kinds: Mapping[str, MetricKind], created_by: str
+    connection: AsyncConnection,
+    new: Collection[Series],
+    kinds: Mapping[str, MetricKind],
+    created_by: str,
+    principal: str,
 ) -> None:
     """Add series; existing ones stay as they are."""
     kind_columns = {"kind_names": list(kinds), "kinds": [kind.value for kind in kinds.values()]}
-    await connection.execute(_CREATE, {**_columns(new), **kind_columns, "created_by": created_by})
+    values = {"created_by": created_by, "principal": principal}
+    await connection.execute(_CREATE, {**_columns(new), **kind_columns, **values})
 
 
 async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: Mapping[Series, int]) -> None:

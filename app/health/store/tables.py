@@ -54,6 +54,7 @@ metric_series = Table(
     Column("goal", Text, nullable=False),
     moment("last_at", nullable=False, server_default=func.now(), comment="of the last sample, within an hour"),
     Column("created_by", Text, comment="id of the key that was shown; null: an earlier version"),
+    Column("principal", Text, comment="the key that vouches for it; null: an earlier version"),
     one_of("kind", MetricKind),
     Index("metric_series_labels", "name", "agent", "worker", "goal", unique=True),
     Index("metric_series_of_name", "name", "id"),

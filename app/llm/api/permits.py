@@ -76,6 +76,7 @@ _SETTLING = responses_for(PermitNotFound, PermitOver, CacheKeyMismatch)
 async def acquire(body: PermitIn, services: ServicesDep, caller: Caller, namespace: Into) -> PermitOut:
     """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
     says, nor for one model than its service bears and its limits allow, nor for one worker than its share.
+    No key gets all of several permits while others call or wait: the last one is for them.
 
     Safe to repeat: the same `request_id` gets the same permit while it lives; a permit that is over answers 409.
     """
@@ -98,7 +99,8 @@ async def renew(
     permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep, caller: Caller, namespace: Within
 ) -> RenewedOut:
     """For another `ttl_seconds` from now. A permit that is over is refused with its `reason`, and that of a worker when
-    the task of the call is over.
+    the task of the call is over. One of a key that is no worker's lives for a quarter of an hour at
+    most, and is not renewed while others wait and that key has all.
     """
     policy = services[PermitService].policy
     expires_at = await service.renew(connection, permit_id, call.token, policy, caller.worker_id, namespace)
@@ -117,7 +119,8 @@ async def settle(
 ) -> SettledOut:
     """The permit is free for others, and what the call came to is counted, charged to the rates and learnt from.
 
-    What a worker reports of the service binds that worker; it binds all once another one reports the same. Safe to
+    What a caller reports of the service binds that caller; it binds all once somebody reports the same for whom another
+    key vouches, or a third one where only one key does. Safe to
     repeat with the same body; another body is refused. A permit that expired, or whose worker was lost, is
     settled all the same, and the answer says `late`.
     """
@@ -199,6 +202,7 @@ def _acquire_request(body: PermitIn, caller: Principal, namespace: str) -> Acqui
         priority=None if body.priority is None else priority_of(body.priority),
         goal_id=_goal_name(body.goal_id, caller, namespace),
         task_id=body.task_id,
+        principal="" if caller.namespace is None else f"@{caller.namespace}",
         question=None if body.cache_key is None else bytes.fromhex(body.cache_key),
     )
 

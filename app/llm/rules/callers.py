@@ -1,9 +1,12 @@
 """The state of a model's service as single callers report it: each report binds its own caller alone.
 
-A caller is a worker, or the key of somebody who is none. What binds all of them needs another caller's confirmation
-(`app/llm/rules/reports.py`), so nobody can keep others from a model by a false report.
+A caller is a worker, or the key of somebody who is none; its principal is who vouches for it: the key by which the
+worker registered, the service for those that it launched, the namespace of a supervisor's key. What binds all of them
+needs another principal's confirmation (`app/llm/rules/reports.py`), so nobody can keep others from a model by false
+reports.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,11 +16,11 @@ from app.llm.rules.circuit_breaker import Breaker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmationPolicy:
-    """Callers whose reports agree before all are bound, and seconds for which a loss can confirm another's."""
+    """Voices that agree before all are bound, and seconds for which a loss can confirm another's."""
 
-    callers: int = 2
+    voices: int = 2
     window_seconds: float = 60.0
-    # Reports are forgotten after so long; of many callers only the latest are kept, as those of two bind all.
+    # Reports are forgotten after so long; of many callers only the latest are kept, as those of a few bind all.
     keep_seconds: float = 600.0
     max_callers: int = 32
 
@@ -31,6 +34,7 @@ class CallerState:
     """
 
     reported_at: datetime
+    principal: str = ""
     failures_in_row: int = 0
     open_until: datetime | None = None
     failures: int = 0
@@ -66,25 +70,57 @@ def refuted(callers: Mapping[str, CallerState], granted_at: datetime) -> dict[st
     }
 
 
+def voices(callers: Mapping[str, CallerState], *, has_rivals: bool) -> int:
+    """The independent confirmations in what these callers report: one of each principal.
+
+    Where one principal alone calls the model, which is so without `has_rivals`, its callers count for one less than
+    they are: a fleet of one key must be able to tell of an outage, and two callers of it must not.
+    """
+    principals = {caller.principal or name for name, caller in callers.items()}
+    if len(principals) != 1 or has_rivals:
+        return len(principals)
+    return max(1, len(callers) - 1)
+
+
+def confirmed_failures(callers: Mapping[str, CallerState], *, has_rivals: bool) -> int:
+    """The failures that count for all: those of the loudest principal, or of the two loudest callers of one, are one.
+
+    So no weight is lent to a single failure of somebody else.
+    """
+    by_principal = Counter[str]()
+    for name, caller in callers.items():
+        by_principal[caller.principal or name] += caller.failures
+    if len(+by_principal) == 1 and not has_rivals:
+        counts, loudest = sorted(caller.failures for caller in callers.values()), 2
+    else:
+        counts, loudest = sorted(by_principal.values()), 1
+    return sum(counts[:-loudest]) + any(counts)
+
+
 def confirmed_cooldown(
-    callers: Mapping[str, CallerState], now: datetime, policy: ConfirmationPolicy
+    callers: Mapping[str, CallerState], now: datetime, policy: ConfirmationPolicy, *, has_rivals: bool
 ) -> datetime | None:
-    """The end of the cool-down that enough callers agree on; None without one."""
-    ends = sorted(
-        (
-            caller.cooldown_until
-            for caller in callers.values()
-            if not caller.is_refuted and caller.cooldown_until is not None and caller.cooldown_until > now
-        ),
-        reverse=True,
-    )
-    return ends[policy.callers - 1] if len(ends) >= policy.callers else None
+    """The end of the cool-down that enough voices agree on; None without one."""
+    agreeing: dict[str, CallerState] = {}
+    ends = {
+        name: caller.cooldown_until
+        for name, caller in callers.items()
+        if not caller.is_refuted and caller.cooldown_until is not None and caller.cooldown_until > now
+    }
+    for name in sorted(ends, key=lambda name: ends[name], reverse=True):
+        agreeing[name] = callers[name]
+        if voices(agreeing, has_rivals=has_rivals) >= policy.voices:
+            return ends[name]
+    return None
 
 
-def is_confirmed_loss(callers: Mapping[str, CallerState], name: str, now: datetime, policy: ConfirmationPolicy) -> bool:
-    """Whether another caller has had a loss too, lately and since this one's last that counted for all."""
+def is_confirmed_loss(
+    callers: Mapping[str, CallerState], name: str, now: datetime, policy: ConfirmationPolicy, *, has_rivals: bool
+) -> bool:
+    """Whether others have had a loss too, lately and since this one's last that counted for all."""
     since = max(filter(None, (callers[name].counted_at, now - timedelta(seconds=policy.window_seconds))))
-    return any(caller.reported_at > since for other, caller in callers.items() if other != name)
+    losing = {other: caller for other, caller in callers.items() if other == name or caller.reported_at > since}
+    return voices(losing, has_rivals=has_rivals) >= policy.voices
 
 
 def remembered(callers: Mapping[str, CallerState], now: datetime, policy: ConfirmationPolicy) -> dict[str, CallerState]:

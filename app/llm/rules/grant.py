@@ -26,6 +26,7 @@ from app.llm.rules.permits import (
     VirtualTimes,
 )
 from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time, worker_key, worker_meter
+from app.llm.rules.virtual_clock import VirtualClock
 
 Refusal = tuple[Refused, timedelta]
 
@@ -55,9 +56,10 @@ def plan_permits(
     present, absent = _match_reservations(snapshot, requests)
     request_ids = {request.id for request in requests}
     absent_ids = {reservation.request.id for reservation in absent}
-    holders = {(place.request.holder, place.request.model) for place in (*present, *absent)}
-    capacity = _Capacity(snapshot, holders, policy, concurrency_policy)
-    clock = _VirtualClock(snapshot, requests, policy)
+    asking = {(request.holder, request.model) for request in requests}
+    holders = asking | {(place.request.holder, place.request.model) for place in absent}
+    capacity = _Capacity(snapshot, holders, asking, policy, concurrency_policy)
+    clock = VirtualClock(snapshot, requests, policy)
     queue = _in_queue_order([*present, *absent], request_ids, snapshot, policy, clock)
     grants, waiting = _grant_permits(queue, request_ids, capacity, clock)
     pending_ids = request_ids - grants.keys()
@@ -73,7 +75,7 @@ def plan_permits(
 
 
 def _grant_permits(
-    queue: Iterator[Reservation], request_ids: Collection[RequestId], capacity: "_Capacity", clock: "_VirtualClock"
+    queue: Iterator[Reservation], request_ids: Collection[RequestId], capacity: "_Capacity", clock: VirtualClock
 ) -> tuple[dict[RequestId, Grant], list[Reservation]]:
     """Grant permits to requests, and hold them for absent ones about to come; also return the places left waiting."""
     grants: dict[RequestId, Grant] = {}
@@ -102,7 +104,7 @@ def _grant_permits(
 
 
 def _deny_waiting(
-    queue: Iterator[Reservation], pending_ids: Collection[RequestId], capacity: "_Capacity", clock: "_VirtualClock"
+    queue: Iterator[Reservation], pending_ids: Collection[RequestId], capacity: "_Capacity", clock: VirtualClock
 ) -> dict[RequestId, Denial]:
     """Deny the pending requests, each with the wait behind those before it in the queue, absent ones included."""
     denials: dict[RequestId, Denial] = {}
@@ -136,48 +138,6 @@ def _match_reservations(
     return present, list(absent.values())
 
 
-class _VirtualClock:
-    """Virtual times while permits are dealt out, counted twice.
-
-    `_finish` orders the queue: it counts held permits as well, or all of them would be held for one agent type. What is
-    stored is `_granted_finish`, for granted permits alone: a caller who never comes back has used nothing.
-    """
-
-    def __init__(self, snapshot: PermitSnapshot, requests: Collection[PermitRequest], policy: PermitPolicy) -> None:
-        self._weights = snapshot.weights
-        self._policy = policy
-        self._virtual = snapshot.virtual_times.virtual
-        self._granted_finish = dict.fromkeys(AgentType, 0.0) | dict(snapshot.virtual_times.finish)
-        # An agent type that did not wait starts level with the others: idle time earns no credit.
-        arriving = {request.agent_type for request in requests}
-        for agent in arriving - {place.request.agent_type for place in snapshot.reservations}:
-            self._granted_finish[agent] = max(self._granted_finish[agent], self._virtual)
-        self._finish = dict(self._granted_finish)
-
-    def finish(self, agent: AgentType) -> float:
-        """Virtual time at which the share of an agent type is used up; the least is furthest behind."""
-        return self._finish[agent]
-
-    def reserve(self, request: PermitRequest) -> None:
-        """Count a permit that is held, or waited for."""
-        self._finish[request.agent_type] += self._cost(request)
-
-    def grant(self, request: PermitRequest) -> None:
-        """Count a permit that is granted."""
-        self.reserve(request)
-        # Virtual time is the start tag of the last permit granted, as in start-time fair queueing.
-        self._virtual = max(self._virtual, self._granted_finish[request.agent_type])
-        self._granted_finish[request.agent_type] += self._cost(request)
-
-    def times(self) -> VirtualTimes:
-        """The virtual times to store."""
-        return VirtualTimes(finish=self._granted_finish, virtual=self._virtual)
-
-    def _cost(self, request: PermitRequest) -> float:
-        tokens = min(request.tokens or self._policy.default_tokens, self._policy.max_cost_tokens)
-        return tokens / self._policy.default_tokens / max(self._weights[request.agent_type], 1e-9)
-
-
 class _QueueEntry(NamedTuple):
     """A place in the queue of an agent type; the least goes first."""
 
@@ -193,7 +153,7 @@ def _in_queue_order(
     pending_ids: Collection[RequestId],
     snapshot: PermitSnapshot,
     policy: PermitPolicy,
-    clock: _VirtualClock,
+    clock: VirtualClock,
 ) -> Iterator[Reservation]:
     """The places in the order of the queue, until all pending ones have come; serving one moves the clock."""
     # Nobody gets above the most urgent of those who wait: where all are equal, long waits change nothing between types.
@@ -224,6 +184,7 @@ class _Capacity:
         self,
         snapshot: PermitSnapshot,
         waiting: Collection[tuple[str, str]],
+        present: Collection[tuple[str, str]],
         policy: PermitPolicy,
         concurrency_policy: ConcurrencyPolicy,
     ) -> None:
@@ -238,6 +199,12 @@ class _Capacity:
         self._held_of_all = Counter[str]()
         for (holder, _), count in snapshot.held.items():
             self._held_of_all[holder] += count
+        # Whoever has not come back when it was due does not wait any more.
+        overdue = snapshot.now - timedelta(seconds=policy.hold_after_seconds)
+        gone = {(r.request.holder, r.request.model) for r in snapshot.reservations if r.due < overdue}
+        contending = {*snapshot.held, *(set(waiting) - gone), *present}
+        self._contending = Counter(model for _, model in contending)
+        self._contending_for_all = len({holder for holder, _ in contending})
         active = {*snapshot.held, *waiting}
         self._active = Counter(model for _, model in active)
         self._active_of_all = len({holder for holder, _ in active})
@@ -332,14 +299,23 @@ class _Capacity:
     def _concurrency_refusal(self, request: PermitRequest) -> Refusal | None:
         limit, own = self._limits[request.model], self._snapshot.models[request.model].callers.get(request.holder)
         has_room = self._free > 0 and self._in_use[request.model] < limit
+        if request.worker_id is None:
+            has_room = has_room and not self._is_for_others(request, limit)
         if has_room and (own is None or own.limit is None):
             return None
         if has_room and own is not None and self._held[request.holder, request.model] < max(1, int(own.limit or 1)):
             return None
         return Refused.CONCURRENCY, self._free_in(request.model, self._queue_lengths[request.model] + 1)
 
+    def _is_for_others(self, request: PermitRequest, limit: int) -> bool:
+        """Whether a key that is no worker's holds all permits but one, which is for others while any call or wait."""
+        of_model, of_all = self._held[request.holder, request.model], self._held_of_all[request.holder]
+        return (self._contending[request.model] > 1 and of_model >= max(1, limit - 1)) or (
+            self._contending_for_all > 1 and of_all >= max(1, self._snapshot.total_limit - 1)
+        )
+
     def _share_refusal(self, request: PermitRequest, is_scarce: bool) -> Refusal | None:
-        """The refusal of a worker that holds its share; one permit is always left for another worker."""
+        """The refusal of a worker that holds its share; one permit is always left for another caller."""
         if request.worker_id is None:
             return None
         total, limit = self._snapshot.total_limit, self._limits[request.model]

@@ -71,6 +71,8 @@ class PermitPolicy:
     max_retry_seconds: float = 5.0
     # The wait while a probe of a half-open breaker is under way.
     probe_retry_seconds: float = 1.0
+    # A key of somebody who is no worker, whom no lease bounds, holds a permit for so long however often it is renewed.
+    max_held_seconds: float = 900.0
     # For so long a probe keeps others from trying; one that takes longer goes on beside the next.
     probe_seconds: float = 30.0
     # The most calls of one worker at once, also while nobody else wants any.
@@ -117,6 +119,8 @@ class PermitRequest:
     task_id: UUID | None = None
     worker_id: UUID | None = None
     cache_key: bytes | None = None
+    # Who vouches for the caller; empty: its key.
+    principal: str = ""
 
     @property
     def holder(self) -> str:
@@ -153,10 +157,11 @@ class VirtualTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitCounts:
-    """Live permits of a model, and the probes among them."""
+    """Live permits of a model, the probes among them, and the principals of their holders, where they were counted."""
 
     permits: int = 0
     probes: int = 0
+    principals: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

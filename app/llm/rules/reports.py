@@ -17,9 +17,14 @@ _ANSWERS = frozenset({Outcome.SUCCESS, Outcome.CLIENT_ERROR})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTurn:
-    """A call of `caller` under a permit granted at `granted_at`; `in_use` are calls of the model, with this one."""
+    """A call of `caller` under a permit granted at `granted_at`; `in_use` are calls of the model, with this one.
+
+    `principal` vouches for the caller; `has_rivals` says that callers of other principals call the model too.
+    """
 
     caller: str
+    principal: str
+    has_rivals: bool = False
     report: CallReport
     granted_at: datetime
     is_probe: bool
@@ -70,20 +75,21 @@ def _record_answer(model: Model, turn: FinishedTurn, ceiling: int, now: datetime
 
 def _record_loss(model: Model, turn: FinishedTurn, now: datetime, policy: ReportPolicy) -> Model:
     own = model.callers.get(turn.caller) or CallerState(reported_at=now)
-    own = _with_breaker(model, replace(own, reported_at=now), turn, now, policy)
+    own = _with_breaker(model, replace(own, reported_at=now, principal=turn.principal), turn, now, policy)
     until = concurrency.requested_cooldown(turn.report, now, policy.concurrency)
     if until is not None:
         own = replace(own, cooldown_until=max(until, own.cooldown_until or until), is_refuted=False)
     callers = {**model.callers, turn.caller: own}
     state = model.concurrency
-    if rules.is_confirmed_loss(callers, turn.caller, now, policy.confirmation):
+    if rules.is_confirmed_loss(callers, turn.caller, now, policy.confirmation, has_rivals=turn.has_rivals):
         smaller = concurrency.record_loss(state, now, policy.concurrency)
         if smaller.shrunk_at != state.shrunk_at:
             callers[turn.caller] = replace(own, counted_at=now)
         state = smaller
     else:
         callers[turn.caller] = _shrunk(own, model, now, policy.concurrency)
-    if (end := rules.confirmed_cooldown(callers, now, policy.confirmation)) is not None:
+    end = rules.confirmed_cooldown(callers, now, policy.confirmation, has_rivals=turn.has_rivals)
+    if end is not None:
         state = replace(state, cooldown_until=max(end, state.cooldown_until or end))
     return replace(model, callers=callers, concurrency=state)
 
@@ -107,10 +113,9 @@ def _with_breaker(
 def _move_breaker(model: Model, turn: FinishedTurn, now: datetime, policy: ReportPolicy) -> Model:
     """The breaker that binds all, after the callers' own states have been changed by a call."""
     callers, outcome = model.callers, turn.report.outcome
-    failing = [caller.failures for caller in callers.values() if caller.failures]
+    failing = {name: caller for name, caller in callers.items() if caller.failures}
     if model.breaker.state(now) is BreakerState.CLOSED:
-        # The caller with the largest number counts for one failure: it lends no weight to a single one of another.
-        failures = sum(failing) - max(failing) + 1 if failing else 0
+        failures = rules.confirmed_failures(failing, has_rivals=turn.has_rivals)
         if failures < policy.breaker.failure_threshold:
             return replace(model, breaker=Breaker(failures=failures))
         return _opened(model, failures, now, policy)
@@ -119,7 +124,7 @@ def _move_breaker(model: Model, turn: FinishedTurn, now: datetime, policy: Repor
     if outcome in _ANSWERS or outcome is Outcome.RATE_LIMITED:
         forgiven = {name: replace(caller, failures=0) for name, caller in callers.items()}
         return replace(model, breaker=Breaker(), callers=forgiven)
-    if outcome in FAILURES and len(failing) >= policy.confirmation.callers:
+    if outcome in FAILURES and rules.voices(failing, has_rivals=turn.has_rivals) >= policy.confirmation.voices:
         return _opened(model, model.breaker.failures + 1, now, policy)
     return model
 

@@ -53,6 +53,7 @@ class AcquireRequest:
     """A request for a permit, and the digest of its question, under which a refusal brings the cached answer.
 
     A worker's agent type, goal and priority are those of the task that it holds; one that it names must be the same.
+    `principal` vouches for a caller that is none.
     """
 
     id: RequestId
@@ -64,6 +65,7 @@ class AcquireRequest:
     goal_id: str | None = None
     task_id: UUID | None = None
     question: bytes | None = None
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,7 @@ async def grant_all(
 def _claim(request: AcquireRequest, tasks: Mapping[UUID, HeldTask]) -> PermitRequest | LeaseRequired | LeaseMismatch:
     """The request, for a worker with what the task that it holds says instead of what it says itself."""
     agent, priority, goal_id, task_id = request.agent_type, request.priority, request.goal_id, request.task_id
+    principal = request.principal
     if request.worker_id is not None:
         task = tasks.get(request.worker_id)
         if task is None:
@@ -126,6 +129,7 @@ def _claim(request: AcquireRequest, tasks: Mapping[UUID, HeldTask]) -> PermitReq
             if stated is not None and stated != value:
                 return LeaseMismatch(f"the lease is of task {task.task_id}; name that one, or none")
         agent, priority, goal_id, task_id = actual
+        principal = task.principal
     permit_request = PermitRequest(
         id=request.id,
         model=request.model,
@@ -135,6 +139,7 @@ def _claim(request: AcquireRequest, tasks: Mapping[UUID, HeldTask]) -> PermitReq
         goal_id=goal_id,
         task_id=task_id,
         worker_id=request.worker_id,
+        principal=principal,
     )
     if request.question is None:
         return permit_request

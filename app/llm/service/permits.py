@@ -91,7 +91,7 @@ async def renew(
     A worker, whose id is given, renews for as long as it holds the task that the call is for. With a namespace there
     are no permits but its own.
     """
-    expires_at = await permits.renew(connection, permit_id, token, worker_id, policy.ttl_seconds, namespace)
+    expires_at = await permits.renew(connection, permit_id, token, worker_id, policy, namespace)
     if expires_at is not None:
         return expires_at
     permit = await permits.read(connection, permit_id, namespace)

@@ -112,6 +112,7 @@ class _SettlementBatch:
         self._at = load.at
         self._total_limit = load.total_limit
         self._policy = ReportPolicy(concurrency=policy)
+        self._principals = {name: count.principals for name, count in load.permit_counts.items()}
         self._in_use = defaultdict(int, {name: count.permits for name, count in load.permit_counts.items()})
         self._meters: dict[str, dict[Dimension, Meter]] = {}
         self._endings: list[tuple[UUID, Ending, bytes | None]] = []
@@ -172,8 +173,11 @@ class _SettlementBatch:
 
     def _update_model(self, permit: Permit, report: CallReport, *, late: bool) -> None:
         model = self._models[permit.request.model]
+        principal = permit.request.principal or permit.request.id.key_id
         turn = FinishedTurn(
             caller=permit.request.holder,
+            principal=principal,
+            has_rivals=bool(self._principals.get(model.name, frozenset()) - {principal}),
             report=report,
             granted_at=permit.granted_at,
             # Once its permit is over, another call is the probe.

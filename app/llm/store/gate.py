@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import LimitsConfig
+from app.kernel.access import vouching_key
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
@@ -38,6 +39,7 @@ class HeldTask:
     agent_type: AgentType
     goal_id: str | None
     priority: Priority
+    principal: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,10 @@ coalesce((SELECT (document #>> '{resource_limits,max_concurrent_llm_calls}')::in
           ORDER BY version DESC LIMIT 1), :default_limit)
 """
 
-_LIVE = "SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes FROM llm_permits"
+_LIVE = """
+SELECT model, count(*) AS permits, count(*) FILTER (WHERE is_probe) AS probes,
+       array_agg(DISTINCT coalesce(principal, key_id)) AS principals FROM llm_permits
+"""
 
 LOAD = text(f"""
 SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
@@ -80,7 +85,8 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
 
 # The task of the lease that a worker holds now. A draining worker finishes its task; one that is over holds none.
 _TASKS = f"""
-SELECT w.id AS worker_id, held.id AS task_id, held.agent_type, held.goal_id, held.priority
+SELECT w.id AS worker_id, held.id AS task_id, held.agent_type, held.goal_id, held.priority,
+       w.provisioner, w.registered_by
 FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.id = ANY (CAST(:workers AS uuid[])) AND held.lease_expires_at > clock_timestamp()
   AND w.state IN ('{WorkerState.READY.value}', '{WorkerState.DRAINING.value}')
@@ -201,7 +207,10 @@ async def prune(connection: AsyncConnection) -> int:
 
 def _load(row: Any) -> PermitLoad:
     counts = {
-        item["model"]: PermitCounts(permits=item["permits"], probes=item["probes"]) for item in row["counts"] or ()
+        item["model"]: PermitCounts(
+            permits=item["permits"], probes=item["probes"], principals=frozenset(item["principals"])
+        )
+        for item in row["counts"] or ()
     }
     return PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=counts)
 
@@ -212,6 +221,7 @@ def _held_task(row: Mapping[str, Any]) -> HeldTask:
         agent_type=AgentType(row["agent_type"]),
         goal_id=row["goal_id"],
         priority=Priority(row["priority"]),
+        principal=vouching_key(row["provisioner"], row["registered_by"]),
     )
 
 

@@ -197,6 +197,7 @@ def _caller_fields(caller: CallerState) -> dict[str, Any]:
 
 def _caller(fields: Mapping[str, Any]) -> CallerState:
     values: dict[str, Any] = {
-        name: datetime.fromisoformat(value) if isinstance(value, str) else value for name, value in fields.items()
+        name: datetime.fromisoformat(value) if isinstance(value, str) and name != "principal" else value
+        for name, value in fields.items()
     }
     return CallerState(**values)

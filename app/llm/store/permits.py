@@ -21,7 +21,7 @@ from app.db.namespaces import WITHIN
 from app.db.retention import deletion
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.llm.rules.permits import Ending, PermitRequest, RequestId
+from app.llm.rules.permits import Ending, PermitPolicy, PermitRequest, RequestId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Permit(NewPermit):
 
 
 _REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
-_PERMIT = f"id, token, {_REQUEST}, cache_key, is_probe, granted_at, expires_at, ended_at, ending, digest"
+_PERMIT = f"id, token, {_REQUEST}, cache_key, principal, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
 # Locked in the order of ids, so that two transactions that end the same permits cannot deadlock.
 EXPIRE = f"""
@@ -62,12 +62,12 @@ JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, 
 """)
 
 _INSERT = text(f"""
-INSERT INTO llm_permits (id, token, {_REQUEST}, cache_key, is_probe, granted_at, expires_at)
-SELECT id, token, {_REQUEST}, decode(cache_key, 'hex'), is_probe, :at,
+INSERT INTO llm_permits (id, token, {_REQUEST}, cache_key, principal, is_probe, granted_at, expires_at)
+SELECT id, token, {_REQUEST}, decode(cache_key, 'hex'), principal, is_probe, :at,
        CAST(:at AS timestamptz) + make_interval(secs => :ttl)
 FROM jsonb_to_recordset(CAST(:permits AS jsonb)) AS new (
     id uuid, token text, key_id text, request_id uuid, model text, agent_type text, priority smallint, goal_id text,
-    task_id uuid, worker_id uuid, estimated_tokens bigint, cache_key text, is_probe boolean)
+    task_id uuid, worker_id uuid, estimated_tokens bigint, cache_key text, principal text, is_probe boolean)
 RETURNING {_PERMIT}
 """)
 
@@ -78,9 +78,18 @@ SELECT {_PERMIT} FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[])) AND {WIT
 _MODEL_NAMES = text("SELECT id, model FROM llm_permits WHERE id = ANY (CAST(:ids AS uuid[]))")
 
 # By `clock_timestamp()`: `now()` is when the transaction began, and it may have waited for the row since. A worker
-# renews its own permits, for as long as it holds the task of the call.
+# renews its own permits, for as long as it holds the task of the call; anybody else for so long in all, and not while a
+# caller of another key waits for the model, of which this key holds every permit.
 _RENEW = text(f"""
-UPDATE llm_permits p SET expires_at = clock_timestamp() + make_interval(secs => :ttl)
+UPDATE llm_permits p SET expires_at = least(
+    clock_timestamp() + make_interval(secs => :ttl),
+    CASE WHEN worker_id IS NOT NULL THEN NULL
+         WHEN EXISTS (SELECT FROM llm_claims c
+                      WHERE c.model = p.model AND c.key_id <> p.key_id AND c.lapses > clock_timestamp())
+              AND NOT EXISTS (SELECT FROM llm_permits o
+                              WHERE o.ended_at IS NULL AND o.model = p.model AND o.key_id <> p.key_id)
+         THEN expires_at
+         ELSE greatest(expires_at, granted_at + make_interval(secs => :longest)) END)
 WHERE id = :id AND token = :token AND ended_at IS NULL AND expires_at > clock_timestamp() AND {WITHIN}
   AND (worker_id IS NULL OR worker_id = CAST(:worker_id AS uuid) AND EXISTS (
       SELECT FROM tasks t
@@ -134,6 +143,7 @@ async def insert(
             **{name: getattr(permit, name) for name in ("id", "token", "is_probe")},
             "estimated_tokens": permit.request.tokens,
             "cache_key": permit.request.cache_key.hex() if permit.request.cache_key else None,
+            "principal": permit.request.principal or None,
         }
         for permit in permits
     ]
@@ -164,11 +174,12 @@ async def renew(
     permit_id: UUID,
     token: str,
     worker_id: UUID | None,
-    ttl_seconds: float,
+    policy: PermitPolicy,
     namespace: str | None = None,
 ) -> datetime | None:
     """Renew a live permit; return its new expiry, None when it is over, or not the caller's."""
-    values = {"id": permit_id, "token": token, "worker_id": worker_id, "ttl": ttl_seconds, "namespace": namespace}
+    values = {"id": permit_id, "token": token, "worker_id": worker_id, "namespace": namespace}
+    values |= {"ttl": policy.ttl_seconds, "longest": policy.max_held_seconds}
     expires_at: datetime | None = (await connection.execute(_RENEW, values)).scalar()
     return expires_at
 
@@ -221,6 +232,7 @@ def _permit(row: Any) -> Permit:
         task_id=row["task_id"],
         worker_id=row["worker_id"],
         cache_key=row["cache_key"],
+        principal=row["principal"] or "",
     )
     own = ("id", "token", "is_probe", "granted_at", "expires_at", "ended_at", "digest")
     ending = None if row["ending"] is None else Ending(row["ending"])

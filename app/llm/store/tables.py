@@ -88,6 +88,7 @@ llm_permits = Table(
     Column("ending", Text),
     Column("digest", LargeBinary, comment="SHA-256 of the settlement"),
     Column("cache_key", LargeBinary, comment="under which the answer may be cached"),
+    Column("principal", Text, comment="who vouches for the caller; null: the key"),
     one_of("agent_type", AgentType),
     one_of("ending", Ending),
     CheckConstraint("(ended_at IS NULL) = (ending IS NULL)", name="ending_with_end"),

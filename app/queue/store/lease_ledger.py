@@ -5,6 +5,8 @@ an old snapshot keeps vacuum from removing dead rows. An index of live tasks by 
 every lease, all of them at the one place where every look begins.
 """
 
+from uuid import UUID
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,6 +37,17 @@ def last_and_held(worker: str) -> str:
     LEFT JOIN LATERAL {held_task(worker)} held ON true"""
 
 
+# A goal's tasks may have ended since, and the ledger keeps the last lines of each worker alone.
+_GOALS = text("""
+SELECT DISTINCT goal_id FROM (
+    SELECT t.goal_id FROM leases l JOIN tasks t ON t.id = l.task_id
+    WHERE l.worker_id = :worker_id AND l.leased_at > now() - make_interval(secs => :seconds)
+    UNION ALL
+    SELECT h.goal_id FROM leases l JOIN task_history h ON h.id = l.task_id
+    WHERE l.worker_id = :worker_id AND l.leased_at > now() - make_interval(secs => :seconds)
+) held WHERE goal_id IS NOT NULL
+""")
+
 _TRIM = text(f"""
 DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
 WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
@@ -43,6 +56,12 @@ WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :kee
 _PRUNE = deletion(
     "leases", "NOT EXISTS (SELECT FROM workers w WHERE w.id = leases.worker_id)", "leases.worker_id, leases.n"
 )
+
+
+async def recent_goals(connection: AsyncConnection, worker_id: UUID, seconds: float) -> frozenset[str]:
+    """The goals of the tasks that a worker was leased lately, as far back as the ledger goes."""
+    values = {"worker_id": worker_id, "seconds": seconds}
+    return frozenset((await connection.execute(_GOALS, values)).scalars())
 
 
 async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000) -> int:

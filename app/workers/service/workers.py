@@ -150,12 +150,13 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
     return row
 
 
-async def require_serving(connection: AsyncConnection, worker_id: UUID) -> None:
-    """Raise WorkerNotReady for a worker that is not ready, or is to leave, unless it still holds a task."""
+async def read_serving(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
+    """A worker as stored. Raises WorkerNotReady for one that is not ready, or is to leave, unless it holds a task."""
     worker = await read(connection, worker_id)
     is_serving = worker["state"] == WorkerState.READY and worker["directive"] is None
     if not is_serving and worker["task_id"] is None:
         raise WorkerNotReady(f"this worker is {worker['directive'] or worker['state']} and holds no task")
+    return worker
 
 
 async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str) -> bool:

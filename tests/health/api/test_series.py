@@ -21,7 +21,7 @@ def _batch(*samples: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 async def test_a_worker_pushes_with_its_own_key(service: Service, database: Database) -> None:
-    worker = await service.worker()
+    worker = await service.worker("lab-1", capabilities=["ranking"])
     batch = _batch(_DEPTH | {"agent": "Ranking", "worker": "lab-1"}, _DEPTH | {"value": 5})
     answer = await worker.ask("/metrics/samples", batch)
     assert (answer.status_code, answer.json()) == (201, {"accepted": 2, "repeated": False})
@@ -128,6 +128,20 @@ async def test_bounds_of_time_are_sane(service: Service) -> None:
         is_problem(answer, 422, "invalid_request", next(iter(query)))
     future = {"since": "2999-01-01T00:00:00Z", "until": "2998-01-01T00:00:00Z"}
     assert (await service.get("/metrics/series", name="depth", **future))["items"] == []
+
+
+async def test_the_labels_of_a_worker_follow_from_its_key(service: Service) -> None:
+    await service.submitted(goal_id="kepler")
+    worker = await service.worker("lab-1")
+    refused = [_DEPTH | {"worker": "lab-2"}, _DEPTH | {"goal": "kepler"}]
+    for sample in refused:
+        is_problem(await worker.ask("/metrics/samples", _batch(sample)), 422, "samples_refused")
+    lease = await worker.lease()
+    assert lease is not None
+    assert (await worker.ask("/metrics/samples", _batch(refused[1]))).status_code == 201
+    assert (await worker.on_lease(lease, "complete", result={})).status_code == 200
+    assert (await worker.ask("/metrics/samples", _batch(refused[1]))).status_code == 201
+    is_problem(await worker.ask("/metrics/samples", _batch(_DEPTH | {"goal": "newton"})), 422, "samples_refused")
 
 
 async def test_readers_do_not_push_and_workers_do_not_read(service: Service) -> None:

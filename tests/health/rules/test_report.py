@@ -86,6 +86,9 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"database": condition(connections=1.0)}, "connections_short", Level.CRITICAL),
         ({"database": condition(dead_rows={"tasks": 1_000_000})}, "dead_rows", Level.DEGRADED),
         ({"refusals": {RefusalReason.UNKNOWN_KEY: 100}}, "refused_requests", Level.NOTE),
+        ({"certificate_expires_at": NOON + timedelta(days=14)}, "certificate_expiring", Level.NOTE),
+        ({"certificate_expires_at": NOON + timedelta(days=3)}, "certificate_expiring", Level.DEGRADED),
+        ({"certificate_expires_at": NOON}, "certificate_expired", Level.CRITICAL),
     ],
 )
 def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: str, level: Level) -> None:
@@ -101,6 +104,7 @@ def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: 
         {"pool": pool(idle=95, failed=5)},
         {"pool": pool(draining=2)},
         {"refusals": {RefusalReason.UNKNOWN_KEY: 99}},
+        {"certificate_expires_at": NOON + timedelta(days=15)},
         {"spans": [span(HOST, m, 99.0, samples=11) for m in Measure]},
         {"queue": queue({_RANKING: {"pending": 1}}, oldest=599)},
         {"queue": queue({_RANKING: {"pending": 639}}, oldest=1)},

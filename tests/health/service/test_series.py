@@ -1,6 +1,7 @@
 """Pushed metrics: a batch is taken as a whole and once, and the bound on series holds between rivals."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database, now
 from app.health.errors import SamplesRefused, TooManySeries
-from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy
+from app.health.rules.series import MetricKind, PushedSample, Series, SeriesPolicy, WorkerLabels
 from app.health.service import series as service
 from app.health.service.series import SampleBatch
 from app.health.store import series
@@ -27,8 +28,15 @@ def _pushed(
     return PushedSample(series=Series(name=name, **labels), kind=kind, value=number)
 
 
-def _batch(*samples: PushedSample, batch_id: UUID | None = None, digest: bytes = b"one") -> SampleBatch:
-    return SampleBatch(batch_id=batch_id or uuid4(), sent_by="key", digest=digest, samples=samples)
+def _batch(
+    *samples: PushedSample,
+    batch_id: UUID | None = None,
+    digest: bytes = b"one",
+    labels: WorkerLabels | None = None,
+) -> SampleBatch:
+    return SampleBatch(
+        batch_id=batch_id or uuid4(), sent_by="key", principal="key", digest=digest, labels=labels, samples=samples
+    )
 
 
 async def _push(database: Database, *samples: PushedSample, policy: SeriesPolicy = _POLICY, **batch: Any) -> bool:
@@ -186,17 +194,42 @@ async def test_the_present_is_the_last_minute(database: Database) -> None:
     assert values == {("writes", "ranking"): 2.0}
 
 
-@pytest.mark.parametrize("is_of_worker", [True, False])
-async def test_one_sender_cannot_use_up_all_series(connection: AsyncConnection, is_of_worker: bool) -> None:
-    policy = SeriesPolicy(max_series=100, max_series_of_worker=2, max_series_of_key=3)
-    room = 2 if is_of_worker else 3
-    for number in range(room):
-        sample = PushedSample(series=Series(name="a", worker=str(number)), kind=MetricKind.GAUGE, value=1.0)
-        batch = SampleBatch(batch_id=uuid4(), sent_by="one", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
+_LABELS = WorkerLabels(worker="w", agents=frozenset(), goals=frozenset())
+
+
+async def test_no_worker_and_no_key_with_all_its_workers_uses_up_all_series(connection: AsyncConnection) -> None:
+    policy = SeriesPolicy(max_series=100, max_series_of_worker=2, max_series_of_key=5, max_names_of_key=3)
+    number = 0
+
+    async def begin(worker: str, key: str = "pool", name: str = "a") -> None:
+        nonlocal number
+        number += 1
+        sample = PushedSample(series=Series(name=name, agent=str(number)), kind=MetricKind.GAUGE, value=1.0)
+        labels = replace(_LABELS, agents=frozenset({str(number)}))
+        batch = SampleBatch(
+            batch_id=uuid4(), sent_by=worker, principal=key, digest=b"x", labels=labels, samples=[sample]
+        )
         assert await service.push(connection, batch, policy)
-    sample = PushedSample(series=Series(name="a", worker="more"), kind=MetricKind.GAUGE, value=1.0)
-    more = SampleBatch(batch_id=uuid4(), sent_by="one", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
-    with pytest.raises(TooManySeries, match="this sender"):
-        await service.push(connection, more, policy)
-    other = SampleBatch(batch_id=uuid4(), sent_by="other", digest=b"x", is_of_worker=is_of_worker, samples=[sample])
-    assert await service.push(connection, other, policy)
+
+    await begin("one")
+    await begin("one", name="b")
+    with pytest.raises(TooManySeries, match="this worker"):
+        await begin("one")
+    await begin("two", name="c")
+    with pytest.raises(TooManySeries, match="as many names"):
+        await begin("two", name="d")
+    await begin("other's", "other")
+    await begin("two", name="d")
+    await begin("three")
+    with pytest.raises(TooManySeries, match="as many series"):
+        await begin("three")
+    await begin("other's", "other", name="e")
+
+
+async def test_a_worker_names_itself_its_agents_and_the_goals_of_its_tasks(database: Database) -> None:
+    labels = WorkerLabels(worker="w", agents=frozenset({"ranking"}), goals=frozenset({"g"}))
+    await _push(database, _pushed(worker="w", agent="ranking", goal="g"), _pushed(), labels=labels)
+    others = [_pushed(worker="v"), _pushed(agent="evolution"), _pushed(goal="h")]
+    with pytest.raises(SamplesRefused) as caught:
+        await _push(database, *others, labels=labels)
+    assert [field for field, _ in caught.value.fields] == ["samples.0.worker", "samples.1.agent", "samples.2.goal"]

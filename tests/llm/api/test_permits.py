@@ -1,11 +1,14 @@
 """Permits for calls of language models, over HTTP."""
 
+from datetime import datetime
 from uuid import uuid4
 
+from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.permit_calls import acquired, permit_body, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
+from tests.support.sql import execute, value
 
 
 async def test_a_permit_is_granted_and_settled(service: Service) -> None:
@@ -66,6 +69,39 @@ async def test_a_settlement_may_be_repeated_but_not_changed(service: Service) ->
     answer = await service.ask("POST", f"/llm/permits/{permit['permit_id']}/settle", changed)
     is_problem(answer, 409, "permit_over")
     assert answer.json()["reason"] == "settled"
+
+
+async def test_a_key_that_has_all_permits_leaves_the_next_one_to_others(service: Service, database: Database) -> None:
+    """However often it asks, for whatever, and renews: whoever waits is served before it, and then beside it."""
+    held = [await acquired(service) for _ in range(4)]
+    renewals = [(f"/llm/permits/{permit['permit_id']}/renew", {"token": permit["token"]}) for permit in held]
+    await service.post(*renewals[0], key=Role.SUPERVISOR)
+    waiting = permit_body(priority="low")
+    is_problem(await service.ask("POST", "/llm/permits", waiting, key=Role.OPERATOR), 429, "permit_refused")
+    await execute(database, "UPDATE llm_claims SET due = now() + interval '30 s', lapses = now() + interval '60 s'")
+    expires_at = await value(database, "SELECT max(expires_at) FROM llm_permits")
+    for path, token in renewals:
+        await service.post(path, token, key=Role.SUPERVISOR)
+    assert await value(database, "SELECT max(expires_at) FROM llm_permits") == expires_at
+    # Without an answer, which would raise the limit.
+    await settled(service, held[0], "cancelled")
+    for number in range(12):
+        body = permit_body(agent_type=("ranking", "generation")[number % 2], goal_id=f"g{number}", priority="high")
+        is_problem(await service.ask("POST", "/llm/permits", body, key=Role.SUPERVISOR), 429, "permit_refused")
+    assert (await service.post("/llm/permits", waiting, key=Role.OPERATOR))["in_use"] == 4
+    await service.post(*renewals[1], key=Role.SUPERVISOR)
+    assert await value(database, "SELECT max(expires_at) FROM llm_permits") > expires_at
+
+
+async def test_a_key_keeps_a_permit_for_a_quarter_of_an_hour_at_most(service: Service, database: Database) -> None:
+    permit = await acquired(service)
+    path, token = f"/llm/permits/{permit['permit_id']}/renew", {"token": permit["token"]}
+    await execute(database, "UPDATE llm_permits SET granted_at = now() - interval '890 s'")
+    expires_at = datetime.fromisoformat((await service.post(path, token, key=Role.SUPERVISOR))["expires_at"])
+    assert expires_at <= datetime.fromisoformat(permit["expires_at"])
+    await execute(database, "UPDATE llm_permits SET expires_at = now() + interval '1 s'")
+    expires_at = datetime.fromisoformat((await service.post(path, token, key=Role.SUPERVISOR))["expires_at"])
+    assert expires_at == await value(database, "SELECT granted_at + interval '900 s' FROM llm_permits")
 
 
 async def test_a_permit_that_was_not_used_is_given_back(service: Service) -> None:

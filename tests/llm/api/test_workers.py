@@ -1,8 +1,9 @@
 """Workers and language models over HTTP: what one worker says and does binds that worker, whoever has its key."""
 
 import asyncio
+from itertools import product
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -191,14 +192,37 @@ async def test_nor_does_it_by_many_reports_at_once(service: Service, outcome: st
     await settle(honest, await granted(honest))
 
 
-async def test_what_two_workers_report_holds_for_all(service: Service) -> None:
-    (one, _), (other, _), (third, _) = [await at_work(service) for _ in range(3)]
-    permits = [(worker, await granted(worker)) for worker in (one, other)]
+@pytest.mark.parametrize("reporting", [["pool", "other"], ["pool", "pool", "pool"]])
+async def test_what_workers_of_two_keys_or_three_of_the_only_one_report_holds_for_all(
+    service: Service, database: Database, reporting: list[str]
+) -> None:
+    workers = [(await at_work(service))[0] for _ in reporting]
+    last, _ = await at_work(service)
+    for worker, key in zip(workers, reporting, strict=True):
+        await execute(database, "UPDATE workers SET registered_by = $2 WHERE id = $1", UUID(worker.id), key)
+    permits = [(worker, await granted(worker)) for worker in workers]
     for worker, permit in permits:
         await settle(worker, permit, "rate_limited", retry_after_seconds=40)
-    refusal = is_problem(await third.ask("/llm/permits", body()), 429, "permit_refused")
+    refusal = is_problem(await last.ask("/llm/permits", body()), 429, "permit_refused")
     assert refusal["reason"] == "cooldown"
     assert 39 < refusal["retry_after"] <= 40
+
+
+async def test_workers_of_one_key_cannot_confirm_each_other_while_one_of_another_calls(
+    service: Service, database: Database
+) -> None:
+    rogues = [(await at_work(service))[0] for _ in range(4)]
+    honest, _ = await at_work(service)
+    await execute(database, "UPDATE workers SET registered_by = 'ours' WHERE id = $1", UUID(honest.id))
+    call = await granted(honest)
+    for rogue, outcome in product(rogues, ("rate_limited", "server_error", "server_error")):
+        answer = await rogue.ask("/llm/permits", body())
+        if answer.status_code == 201:
+            await settle(rogue, answer.json(), outcome, retry_after_seconds=1e9)
+    model = await service.get(f"/llm/models/{_MODEL}")
+    assert (model["cooldown_seconds"], model["breaker"], len(model["held_back"])) == (0, "closed", 4)
+    await settle(honest, call)
+    await settle(honest, await granted(honest))
 
 
 async def test_a_reset_lifts_everything_and_is_written_down(service: Service, database: Database) -> None:

@@ -30,12 +30,23 @@ class Reports:
     now: datetime = START
 
     def of(
-        self, caller: str, outcome: Outcome, *, probe: bool = False, granted: float = 0.5, in_use: int = 10, **said: Any
+        self,
+        caller: str,
+        outcome: Outcome,
+        *,
+        principal: str = "",
+        has_rivals: bool = False,
+        probe: bool = False,
+        granted: float = 0.5,
+        in_use: int = 10,
+        **said: Any,
     ) -> None:
         """A report on a call whose permit was granted so many seconds ago."""
         self.now += timedelta(seconds=1)
         turn = FinishedTurn(
             caller=caller,
+            principal=principal or caller,
+            has_rivals=has_rivals,
             report=CallReport(outcome=outcome, **said),
             granted_at=self.now - timedelta(seconds=granted),
             is_probe=probe,
@@ -77,6 +88,33 @@ def test_one_caller_confirms_nothing_however_often_it_reports() -> None:
     assert reports.model.concurrency == Reports().model.concurrency, "neither limit nor slow start"
     assert reports.is_blocked("a")
     assert not reports.is_blocked("b")
+
+
+def test_callers_of_one_key_confirm_nothing_where_those_of_another_call_too() -> None:
+    reports = Reports()
+    for number in range(40):
+        for outcome in (Outcome.RATE_LIMITED, Outcome.SERVER_ERROR):
+            reports.of(f"w{number}", outcome, principal="stolen", has_rivals=True, retry_after_seconds=1e9)
+    assert (reports.cooldown, reports.state) == (0, BreakerState.CLOSED)
+    assert reports.model.concurrency == Reports().model.concurrency
+    reports.of("h", Outcome.RATE_LIMITED, principal="ours", has_rivals=True, retry_after_seconds=40)
+    assert reports.cooldown == 40, "a caller of another key confirms it"
+
+
+def test_where_one_key_alone_calls_its_third_caller_confirms_what_two_report() -> None:
+    reports = Reports()
+    for number in range(2):
+        for outcome in (Outcome.RATE_LIMITED, *3 * [Outcome.SERVER_ERROR]):
+            reports.of(f"w{number}", outcome, principal="pool", retry_after_seconds=60)
+    assert (reports.cooldown, reports.state) == (0, BreakerState.CLOSED)
+    assert reports.is_blocked("w0")
+    assert reports.is_blocked("w1")
+    reports.of("w2", Outcome.RATE_LIMITED, principal="pool", retry_after_seconds=50)
+    assert reports.cooldown == pytest.approx(50)
+    assert reports.model.concurrency.limit == pytest.approx(18)
+    for _ in range(2):
+        reports.of("w2", Outcome.SERVER_ERROR, principal="pool")
+    assert reports.state.value == "open"
 
 
 def test_an_answer_to_another_contradicts_a_cooldown() -> None:

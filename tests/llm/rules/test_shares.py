@@ -91,9 +91,30 @@ def test_the_share_is_one_of_all_models_together() -> None:
     assert granted(decide(current, of_worker(1), of_worker(2))) == {2: 1}
 
 
-def test_keys_of_people_have_no_share() -> None:
-    plan = decide(snapshot(model(20)), *[permit_request() for _ in range(30)])
-    assert sum(isinstance(answer, Grant) for answer in plan.answers) == 20
+def test_keys_of_people_have_no_share_but_leave_one_to_others() -> None:
+    """Others are served while many callers of one key ask again and again, and queue in their order all the while."""
+    crowd = [permit_request(caller="k") for _ in range(30)]
+    plan = decide(snapshot(model(20)), *crowd)
+    assert sum(isinstance(answer, Grant) for answer in plan.answers) == 20, "alone it has all"
+    assert reasons(plan) == {Refused.CONCURRENCY}
+    full = replace(
+        snapshot(model(20), in_use={"m": 19}),
+        held={("k", "m"): 19},
+        reservations=[
+            Reservation(request=request, since=START, due=START, lapses=START + timedelta(seconds=2))
+            for request in crowd[19:]
+        ],
+    )
+    for other in (of_worker(1), permit_request(caller="other")):
+        assert [a.request.id for a in decide(full, other, *crowd).answers if isinstance(a, Grant)] == [other.id]
+
+
+def test_a_key_leaves_one_of_all_models_together_and_alone_gets_the_only_one() -> None:
+    current = replace(snapshot(model(100), total_limit=8, in_use={"n": 4}), held={("k", "n"): 4})
+    plan = decide(current, *[permit_request(caller="k") for _ in range(9)], of_worker(1))
+    assert sum(isinstance(answer, Grant) for answer in plan.answers) == 4
+    assert granted(plan) == {1: 1}
+    assert isinstance(decide(snapshot(model(1)), permit_request()).answers[0], Grant)
 
 
 def test_what_one_caller_has_reported_holds_for_it_alone() -> None:

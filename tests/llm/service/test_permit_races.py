@@ -39,6 +39,13 @@ async def permit_of(service: PermitService, worker_id: WorkerId) -> Permit:
     return (await service.acquire(request(worker_id=worker_id))).permit
 
 
+async def workers_of_two_keys(database: Database) -> list[WorkerId]:
+    """Two workers at work that confirm each other, as each has registered by a key of its own."""
+    workers = [(await holding(database))[0] for _ in range(2)]
+    await execute(database, "UPDATE workers SET registered_by = id::text")
+    return workers
+
+
 async def cooldown(database: Database) -> float:
     statement = (
         "SELECT coalesce(extract(epoch FROM cooldown_until - now()), 0)::float8 FROM llm_models WHERE model = 'm'"
@@ -49,7 +56,7 @@ async def cooldown(database: Database) -> float:
 async def test_two_workers_that_report_at_once_confirm_each_other(
     database: Database, services: list[PermitService]
 ) -> None:
-    workers = [(await holding(database))[0] for _ in range(2)]
+    workers = await workers_of_two_keys(database)
     permits = [await permit_of(services[0], worker_id) for worker_id in workers]
     async with database.transaction() as connection:
         await models.lock(connection, ["m"])
@@ -66,7 +73,7 @@ async def test_two_workers_that_report_at_once_confirm_each_other(
 async def test_a_reset_waits_for_a_settlement_and_nothing_of_it_is_left(
     database: Database, replica: Database, services: list[PermitService]
 ) -> None:
-    workers = [(await holding(database))[0] for _ in range(2)]
+    workers = await workers_of_two_keys(database)
     for worker_id in workers:
         permit = await permit_of(services[0], worker_id)
         await services[0].settle(settlement(permit, Outcome.RATE_LIMITED, retry_after_seconds=100.0))
@@ -88,7 +95,7 @@ async def test_a_reset_waits_for_a_settlement_and_nothing_of_it_is_left(
 async def test_a_settlement_that_waits_for_a_reset_is_the_first_report_after_it(
     database: Database, services: list[PermitService]
 ) -> None:
-    workers = [(await holding(database))[0] for _ in range(2)]
+    workers = await workers_of_two_keys(database)
     first, second = [await permit_of(services[0], worker_id) for worker_id in workers]
     await services[0].settle(settlement(first, Outcome.RATE_LIMITED, retry_after_seconds=100.0))
     async with database.transaction() as connection:
