@@ -20,7 +20,16 @@ from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Allocation, Candidate, Load, allocate, bottleneck
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
 from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
-from app.workers.rules.assignment import Assignment, TaskLimits, assignment_to, largest_limits, usual_limits, within
+from app.workers.rules.assignment import (
+    Assignment,
+    TaskLimits,
+    assignment_to,
+    host_policy,
+    largest_limits,
+    usual_limits,
+    within,
+)
+from app.workers.rules.hosts import Host, memory_for_each
 
 # A difference of rounding is no change of a weight.
 _EPSILON = 1e-9
@@ -55,8 +64,9 @@ class DecisionInputs:
 
     `first_new_id` is the id of the first new worker, the others count on from there; `new_capabilities` are the types
     that a new worker will be able to run. Without `may_move` only workers without an assignment get one. Where no host
-    `provisions` workers, the target is a recommendation. `step` is that of degradation. `quality_gains` are those by
-    each doubling of a task's time, where measured. `notes` go to the reasons as they are.
+    `provisions` workers, the target is a recommendation. `hosts` are those of our workers (None: not kept at the time),
+    others run `workers_elsewhere`. `step` is that of degradation. `quality_gains` are those by each
+    doubling of a task's time, where measured. `notes` go to the reasons as they are.
     """
 
     at: datetime
@@ -75,6 +85,8 @@ class DecisionInputs:
     new_capabilities: Sequence[AgentType] = tuple(AgentType)
     may_move: bool = True
     provisions: bool = True
+    hosts: Sequence[Host] | None = None
+    workers_elsewhere: int = 0
     step: DegradationStep = DegradationStep.NONE
     quality_gains: Mapping[AgentType, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -109,7 +121,7 @@ def resolve(inputs: DecisionInputs) -> Decision:
     allocation = _allocation(inputs, new_workers)
     weight_changes = _weight_changes(inputs)
     is_rearranged = bool(weight_changes or allocation.moved_workers - set(new_workers))
-    sizes = _sizes(inputs, allocation)
+    sizes = _sizes(inputs, allocation, starts)
     return Decision(
         plan=plan,
         decision_type=decision_type(plan.current, plan.target, is_rearranged=is_rearranged),
@@ -172,18 +184,26 @@ def _weight_changes(inputs: DecisionInputs) -> dict[AgentType, tuple[float, floa
     }
 
 
-def _sizes(inputs: DecisionInputs, allocation: Allocation) -> dict[AgentType, tuple[TaskLimits, str]]:
-    return {agent: _size(inputs, agent, count) for agent, count in sorted(Counter(allocation.agents.values()).items())}
+def _sizes(inputs: DecisionInputs, allocation: Allocation, starts: int) -> dict[AgentType, tuple[TaskLimits, str]]:
+    policy = SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits))
+    if inputs.hosts:
+        policy = replace(
+            policy,
+            host_memory_gb=memory_for_each(inputs.hosts, starts, host_policy(inputs.limits)),
+            host_cores=min(host.cpu_cores for host in inputs.hosts),
+        )
+    counts = Counter(allocation.agents.values())
+    return {agent: _size(inputs, agent, count, policy) for agent, count in sorted(counts.items())}
 
 
-def _size(inputs: DecisionInputs, agent: AgentType, workers: int) -> tuple[TaskLimits, str]:
+def _size(inputs: DecisionInputs, agent: AgentType, workers: int, policy: SizingPolicy) -> tuple[TaskLimits, str]:
     load = inputs.loads.get(agent)
     snapshot = SizingSnapshot(
         waiting_seconds_per_worker=load.work_seconds / workers if load else 0.0,
         quality_gain=inputs.quality_gains.get(agent),
         is_degraded=inputs.step > DegradationStep.NONE,
     )
-    return size(snapshot, SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits)))
+    return size(snapshot, policy)
 
 
 def _assignments(

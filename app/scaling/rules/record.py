@@ -24,7 +24,7 @@ from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.workers.rules.assignment import Assignment, assignment_to
-from app.workers.rules.hosts import WorkerLimit
+from app.workers.rules.hosts import Host, WorkerLimit
 
 # One letter a worker in stored decisions, so the letters stay whatever becomes of the names.
 _LETTERS: Mapping[AgentType | None, str] = {
@@ -88,6 +88,8 @@ def inputs_text(inputs: DecisionInputs) -> str:
             "new_capabilities": sorted(inputs.new_capabilities),
             "may_move": inputs.may_move,
             "provisions": inputs.provisions,
+            "hosts": None if inputs.hosts is None else [_host(host) for host in inputs.hosts],
+            "elsewhere": inputs.workers_elsewhere,
             "step": inputs.step,
             "quality_gains": dict(inputs.quality_gains),
             "notes": list(inputs.notes),
@@ -121,6 +123,8 @@ def inputs_of(roster_text: str, text: str) -> DecisionInputs:
         new_capabilities=tuple(map(AgentType, record["new_capabilities"])),
         may_move=record["may_move"],
         provisions=record["provisions"],
+        hosts=None if (hosts := record.get("hosts")) is None else [_host_of(host) for host in hosts],
+        workers_elsewhere=record.get("elsewhere", 0),
         step=DegradationStep(record.get("step", DegradationStep.NONE)),
         quality_gains=_by_agent(record.get("quality_gains", {})),
         notes=record["notes"],
@@ -247,6 +251,27 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         limits=[WorkerLimit(resource=resource, workers=workers) for resource, workers in record["caps"]],
         fixed_size=record["usual"],
         running_mean_seconds=record.get("running_mean_seconds"),
+    )
+
+
+def _host(host: Host) -> list[Any]:
+    """As columns in this order, as there may be many; what does not limit the pool is left out."""
+    memory = (host.memory_gb, host.memory_used_gb, host.workers_gb)
+    return [host.provisioner, host.host, *memory, host.cpu_cores, host.workers]
+
+
+def _host_of(columns: Sequence[Any]) -> Host:
+    provisioner, name, memory_gb, memory_used_gb, workers_gb, cpu_cores, workers = columns
+    return Host(
+        provisioner=provisioner,
+        host=name,
+        size=0,
+        usual_size=0,
+        memory_gb=memory_gb,
+        memory_used_gb=memory_used_gb,
+        cpu_cores=cpu_cores,
+        workers=workers,
+        workers_gb=workers_gb,
     )
 
 

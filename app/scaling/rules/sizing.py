@@ -1,5 +1,6 @@
 """Limits of tasks by agent type (vertical scaling): between a base and the limits of the configuration."""
 
+import math
 from dataclasses import dataclass
 
 from app.workers.rules.assignment import MAX_FACTOR, TaskLimits
@@ -15,6 +16,9 @@ class SizingPolicy:
     max_factor: float = MAX_FACTOR
     # A gain of 0.05 in win probability (35 Elo) an iteration is the specification's own example of a clear one.
     clear_gain: float = 0.05
+    # Memory and cores that the hosts have for each worker, whatever the configuration allows.
+    host_memory_gb: float = math.inf
+    host_cores: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +46,17 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[TaskLimits, st
     improvement = min(1.0, snapshot.quality_gain / policy.clear_gain)
     factor = 1 + (policy.max_factor - 1) * (1 - pressure) * improvement
     reason = f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
-    return _scale(factor, policy), reason
+    limits = _scale(factor, policy)
+    if max(policy.base.memory_gb, policy.host_memory_gb) < min(policy.limit.memory_gb, policy.base.memory_gb * factor):
+        reason += f"; the hosts have {limits.memory_gb:.3g} GB for each worker"
+    return limits, reason
 
 
 def _scale(factor: float, policy: SizingPolicy) -> TaskLimits:
     base, limit = policy.base, policy.limit
+    # Never below the base: where that does not fit, there are too many workers, and the size of the pool is limited.
     return TaskLimits(
         compute_seconds=min(limit.compute_seconds, base.compute_seconds * factor),
-        memory_gb=min(limit.memory_gb, base.memory_gb * factor),
-        cpu_cores=min(limit.cpu_cores, base.cpu_cores * factor),
+        memory_gb=min(limit.memory_gb, base.memory_gb * factor, max(base.memory_gb, policy.host_memory_gb)),
+        cpu_cores=min(limit.cpu_cores, base.cpu_cores * factor, max(base.cpu_cores, policy.host_cores)),
     )

@@ -15,9 +15,8 @@ from app.kernel.states import WorkerState
 from app.kernel.text import plural
 from app.scaling.rules.decision import Decision
 from app.workers.rules.assignment import Assignment
-from app.workers.rules.hosts import Host, spread
+from app.workers.rules.hosts import Host, HostPolicy, spread
 from app.workers.rules.workers import Directive
-from app.workers.service import limits
 from app.workers.service import pool as pool_operations
 from app.workers.service import roster as roster_service
 from app.workers.service.roster import DueStarts, Pool
@@ -51,7 +50,7 @@ async def notes(connection: AsyncConnection, due_starts: DueStarts) -> list[str]
 
 
 async def apply_decision(
-    connection: AsyncConnection, decision: Decision, pool: Pool, due_starts: DueStarts
+    connection: AsyncConnection, decision: Decision, pool: Pool, due_starts: DueStarts, policy: HostPolicy
 ) -> AppliedChanges:
     """Write the changes of a decision to hosts and workers; the caller holds the pool."""
     assignments, leaving = _new_assignments(decision, pool.staying), _leavers(decision, pool)
@@ -59,7 +58,7 @@ async def apply_decision(
     # heartbeats could wait for us while we wait for it.
     await roster.lock(connection, {*leaving, *assignments})
     await roster.assign(connection, assignments)
-    starts = spread(pool.hosts, len(decision.new_workers), limits.POLICY)
+    starts = spread(pool.hosts, len(decision.new_workers), policy)
     if decision.new_workers:
         new_workers = [(worker_id, decision.assignments[worker_id]) for worker_id in decision.new_workers]
         await roster_service.request(connection, pool, starts, due_starts, new_workers)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.errors import ConfigRefused
 from app.admin.rules import config as rules
-from app.admin.rules.config import Document
+from app.admin.rules.config import Document, LimitsConfig
 from app.admin.service import config
 from app.kernel import changes
 from app.kernel.changes import Change
@@ -23,6 +23,8 @@ from app.scaling.rules.explanation import Explanation, explain
 from app.scaling.service import state
 from app.scaling.store import decisions as store
 from app.scaling.store.decisions import StoredDecision
+from app.workers.rules.assignment import host_policy
+from app.workers.rules.hosts import host_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:
         if problems := rules.problems(document, mode):
             raise ConfigRefused([(f"config.{remark.path}", remark.message) for remark in problems])
         policy = target.priced(target.scaling_policy(document, mode), inputs.snapshot.start_seconds)
-        inputs = replace(inputs, limits=document.resource_limits)
+        inputs = _with_limits(inputs, document.resource_limits)
         if variation.weights_changed:
             # Otherwise the weights stay those in force then, which performance may have adjusted.
             weights, _ = rules.effective_weights(document)
@@ -126,3 +128,22 @@ def _vary(inputs: DecisionInputs, variation: Variation) -> DecisionInputs:
     if variation.wait_target_seconds is not None:
         policy = replace(policy, wait_target_seconds=variation.wait_target_seconds)
     return replace(inputs, mode=mode, policy=policy)
+
+
+def _with_limits(inputs: DecisionInputs, limits: LimitsConfig) -> DecisionInputs:
+    """The inputs where a worker may need more or less memory, so that the hosts have room for fewer or more of them."""
+    if limits == inputs.limits:
+        return inputs
+    if inputs.hosts is None and inputs.provisions:
+        raise ConfigRefused(
+            [
+                (
+                    "config.resource_limits",
+                    "this decision kept no hosts, as those of today do, so it holds for its limits only",
+                )
+            ]
+        )
+    by_host = host_limits(inputs.hosts or (), inputs.workers_elsewhere, host_policy(limits))
+    # Permits limit the pool whatever a worker needs.
+    others = inputs.snapshot.limits[len(by_host) :]
+    return replace(inputs, limits=limits, snapshot=replace(inputs.snapshot, limits=[*by_host, *others]))

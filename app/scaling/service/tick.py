@@ -32,6 +32,7 @@ from app.scaling.service.snapshot import Queue
 from app.scaling.service.state import ScalingState
 from app.scaling.store import decisions
 from app.scaling.store.decisions import NewDecision
+from app.workers.rules.assignment import host_policy
 from app.workers.service import limits
 from app.workers.service import roster as roster_service
 from app.workers.service.roster import DueStarts, Pool
@@ -162,7 +163,8 @@ async def record_and_apply(
             roster=records.roster(inputs.members),
         ),
     )
-    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts)
+    policy = host_policy(inputs.limits)
+    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts, policy)
     # By the changes that were made, not by the plan: workers may have ended since they were read.
     size = decision.plan.current + changes.started - changes.drained
     counts = changes.nonzero_counts()
@@ -184,7 +186,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, able)
     snapshot = snapshots.pool_snapshot(context.pool, current, groups, policy, due_starts)
     worker_limits = await limits.read_limits(
-        connection, context.pool.hosts, len(context.pool.workers), context.config.document.resource_limits
+        connection, context.pool.hosts, context.pool.elsewhere, context.config.document.resource_limits
     )
     return DecisionInputs(
         at=context.at,
@@ -205,6 +207,8 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
         new_capabilities=sorted(new_capabilities),
         may_move=_may_move(context),
         provisions=bool(context.pool.hosts),
+        hosts=context.pool.hosts,
+        workers_elsewhere=context.pool.elsewhere,
         step=context.weights.step,
         quality_gains=await performance.quality_gains(connection),
         notes=await apply.notes(connection, context.due_starts),

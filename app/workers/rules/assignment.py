@@ -7,6 +7,7 @@ from typing import NamedTuple
 from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
+from app.workers.rules.hosts import HostPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,11 @@ def version(assignment: Assignment) -> str:
 def usual_limits(limits: LimitsConfig) -> TaskLimits:
     """Limits of every task that is not known to need more."""
     return base_limits(BASE, largest_limits(limits))
+
+
+def host_policy(limits: LimitsConfig) -> HostPolicy:
+    """The policy for hosts, with the memory that every worker gets by the configuration."""
+    return HostPolicy(worker_gb=usual_limits(limits).memory_gb)
 
 
 def largest_limits(limits: LimitsConfig) -> TaskLimits:

@@ -43,9 +43,7 @@ def max_workers_by_memory(host: Host, policy: HostPolicy) -> int:
 
     Each counts with all the memory it may use, whether it uses that yet or not.
     """
-    other_programs_gb = max(0.0, host.memory_used_gb - host.workers_gb)
-    free_gb = policy.memory_share * host.memory_gb - other_programs_gb
-    return max(host.workers, math.floor(free_gb / policy.worker_gb))
+    return max(host.workers, math.floor(_workers_gb(host, policy) / policy.worker_gb))
 
 
 def max_workers_by_cpu(host: Host, policy: HostPolicy) -> int:
@@ -90,8 +88,22 @@ def spread(hosts: Sequence[Host], new: int, policy: HostPolicy) -> Mapping[Host,
     return counts
 
 
+def _workers_gb(host: Host, policy: HostPolicy) -> float:
+    other_programs_gb = max(0.0, host.memory_used_gb - host.workers_gb)
+    return max(0.0, policy.memory_share * host.memory_gb - other_programs_gb)
+
+
 def _max_workers(host: Host, policy: HostPolicy) -> int:
     return min(max_workers_by_memory(host, policy), max_workers_by_cpu(host, policy))
+
+
+def memory_for_each(hosts: Sequence[Host], new: int, policy: HostPolicy) -> float:
+    """Memory in GB that every worker may use at once on the fullest host, with `new` ones spread; inf without workers.
+
+    What other programs use on a host is not theirs.
+    """
+    counts = {host: host.workers + started for host, started in spread(hosts, new, policy).items()}
+    return min((_workers_gb(host, policy) / count for host, count in counts.items() if count), default=math.inf)
 
 
 def permit_limit(limit: int, held_share: float) -> WorkerLimit | None:

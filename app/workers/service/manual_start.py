@@ -11,7 +11,7 @@ from app.admin.service import audit, config
 from app.db import notify
 from app.kernel.modes import Mode
 from app.workers.errors import StartRefused
-from app.workers.rules.assignment import UNDECIDED
+from app.workers.rules.assignment import UNDECIDED, host_policy
 from app.workers.rules.hosts import room, spread
 from app.workers.service import limits, roster
 from app.workers.service.roster import DueStarts, Pool
@@ -53,7 +53,7 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     pool = await roster.pool(connection)
     due = roster.due_starts(pool, max_workers)
     await _check(connection, pool, due, document, order.count)
-    counts = spread(pool.hosts, order.count, limits.POLICY)
+    counts = spread(pool.hosts, order.count, host_policy(document.resource_limits))
     for host, count in counts.items():
         # Beyond the size of the host, or its own loop would drain them as surplus.
         await hosts.enlarge(connection, host, count)
@@ -77,13 +77,13 @@ async def _check(connection: AsyncConnection, pool: Pool, due: DueStarts, docume
             f"on their way: start at most {max(0, max_workers - present):,}, or raise the maximum",
             reason="max_workers",
         )
-    for limit in await limits.read_limits(connection, pool.hosts, len(pool.workers), document.resource_limits):
+    for limit in await limits.read_limits(connection, pool.hosts, pool.elsewhere, document.resource_limits):
         if present + count > limit.workers:
             raise StartRefused(
                 f"{limit.resource} suffice for {limit.workers:,} workers, and {present:,} are there or on their way",
                 reason="resources",
             )
-    if count > room(pool.hosts, limits.policy_for(document.resource_limits)):
+    if count > room(pool.hosts, host_policy(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
 
 

@@ -38,6 +38,11 @@ class Pool:
         """The workers that are not draining."""
         return [worker for worker in self.workers if worker.state != DRAINING]
 
+    @cached_property
+    def elsewhere(self) -> int:
+        """Number of live workers that no host of ours runs."""
+        return len(self.workers) - sum(host.workers for host in self.hosts)
+
     def of(self, host: Host) -> Sequence[Worker]:
         """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())
@@ -109,4 +114,6 @@ async def _new_slots(connection: AsyncConnection, pool: Pool, host: Host, due: i
 
 
 def _with_workers(host: Host, workers: Sequence[Worker]) -> Host:
-    return replace(host, workers=len(workers), workers_gb=sum(w.memory_mb or 0.0 for w in workers) / 1024)
+    # Rounded, as decisions keep them: what is left out decides nothing.
+    workers_gb = round(sum(w.memory_mb or 0.0 for w in workers) / 1024, 2)
+    return replace(host, workers=len(workers), workers_gb=workers_gb, memory_used_gb=round(host.memory_used_gb, 2))

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.rules.config import LimitsConfig
 from app.kernel.agents import AgentType
 from app.llm.rules.outcomes import Outcome
 from app.llm.store import usage
@@ -75,19 +76,21 @@ async def test_permits_suffice_for_as_many_workers_as_hold_them_in_turn(connecti
     burden = await usage.call_capacity(connection, _HOUR)
     assert burden.limit == 6
     assert burden.held_share == pytest.approx(0.5)
-    assert await limits.read_limits(connection, [], 0) == [WorkerLimit(resource="LLM permits", workers=15)]
+    assert await limits.read_limits(connection, [], 0, LimitsConfig()) == [
+        WorkerLimit(resource="LLM permits", workers=15)
+    ]
 
 
 async def test_few_tasks_do_not_limit_the_pool(connection: AsyncConnection) -> None:
     await model(connection, "m", 4)
     await count(connection, call(held=60.0))
     await finished(connection, 9, 60.0)
-    assert await limits.read_limits(connection, [], 0) == []
+    assert await limits.read_limits(connection, [], 0, LimitsConfig()) == []
 
 
 async def test_tasks_that_call_no_model_do_not_limit_the_pool(connection: AsyncConnection) -> None:
     await finished(connection, 100, 60.0)
-    assert await limits.read_limits(connection, [], 0) == []
+    assert await limits.read_limits(connection, [], 0, LimitsConfig()) == []
 
 
 async def test_all_models_together_bear_no_more_than_the_configuration_allows(connection: AsyncConnection) -> None:

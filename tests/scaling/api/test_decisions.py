@@ -9,7 +9,7 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from tests.support.factories import submitted
-from tests.support.pools import bounds, crew, decided
+from tests.support.pools import arrive, bounds, crew, decided, keep_up
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, value
@@ -115,6 +115,37 @@ async def test_what_if(
     assert {"path": "target_workers", "before": 20, "after": target} in told["differences"]
     assert await value(database, "SELECT count(*) FROM decisions") == before
     assert await value(database, "SELECT count(*) FROM workers") == 20
+
+
+@pytest.mark.parametrize(("memory_gb", "workers"), [(8, 81), (64, 10)])
+async def test_what_if_workers_needed_more_memory(
+    service: Service, database: Database, memory_gb: int, workers: int
+) -> None:
+    """Nine tenths of the host less 10 GB are for workers, and each gets a quarter of what the configuration allows."""
+    await bounds(database, 2, 100)
+    await keep_up(database, 10, memory_gb=192.0)
+    await arrive(database, cpu_percent=85.0)
+    await decided(database)
+    await submitted(database, 500, agent_type=AgentType.GENERATION)
+    assert (await decided(database))["target_workers"] == 20
+    asked = {"config": {"resource_limits": {"max_memory_per_worker_gb": memory_gb}}}
+    supposed = (await service.post("/scaling/what-if", asked, key=Role.READER))["supposed"]
+    assert supposed["target_workers"] == min(20, max(10, workers))
+    assert f"memory of the host suffice for {workers} workers" in " ".join(supposed["reasons"])
+
+
+async def test_what_if_of_a_decision_that_kept_no_hosts_holds_for_its_limits(
+    service: Service, database: Database, example_1: dict[str, Any]
+) -> None:
+    """As decisions of before did; everything else can still be varied."""
+    await execute(
+        database, "UPDATE decisions SET inputs = (inputs::jsonb - 'hosts')::json WHERE id = $1", example_1["id"]
+    )
+    asked = {"config": {"resource_limits": {"max_memory_per_worker_gb": 64}}, "decision_id": example_1["id"]}
+    refused = await service.ask("POST", "/scaling/what-if", asked, key=Role.READER)
+    assert (refused.status_code, "kept no hosts" in refused.text) == (422, True)
+    asked = {"config": {"worker_pool": {"max_workers": 15}}, "decision_id": example_1["id"]}
+    assert (await service.post("/scaling/what-if", asked, key=Role.READER))["supposed"]["target_workers"] == 15
 
 
 async def test_what_if_nothing_was_different(service: Service, example_1: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """How much a worker gets."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,14 @@ def test_more_where_quality_still_improves_and_nothing_waits() -> None:
     found, reason = size(SizingSnapshot(waiting_seconds_per_worker=0.0, quality_gain=0.05), POLICY)
     assert found == TaskLimits(compute_seconds=240.0, memory_gb=6.0, cpu_cores=4.0)
     assert reason.startswith("4.0 times the base")
+
+
+def test_no_more_than_the_hosts_have_for_each_worker_and_never_less_than_the_base() -> None:
+    roomy = SizingSnapshot(waiting_seconds_per_worker=0.0, quality_gain=0.05)
+    tight, reason = size(roomy, replace(POLICY, host_memory_gb=2.5, host_cores=2))
+    assert tight == TaskLimits(compute_seconds=240.0, memory_gb=2.5, cpu_cores=2.0)
+    assert reason.endswith("; the hosts have 2.5 GB for each worker")
+    assert size(roomy, replace(POLICY, host_memory_gb=0.1))[0].memory_gb == BASE.memory_gb
 
 
 @pytest.mark.parametrize(
