@@ -76,6 +76,6 @@ async def _check(service: Service) -> None:
 async def _followed(service: Service) -> list[Event]:
     found: list[Event] = []
     async with service.replicas[1].database.transaction() as connection:
-        while page := await events.read(connection, found[-1].cursor if found else BEGINNING, 50):
+        while page := (await events.read_batch(connection, found[-1].cursor if found else BEGINNING, None, 50)).items:
             found += page
     return found

@@ -93,7 +93,7 @@ async def test_no_storm_of_orders_breaks_the_weights(database: Database, replica
 
 async def _check_all(database: Database) -> None:
     async with database.transaction() as connection:
-        versions = (await store.history(connection, end_version=2**62, limit=1000))[::-1]
+        versions = (await store.history(connection, end_version=2**62, limit=1000)).items[::-1]
         (check,) = [check for check in invariants.CHECKS if check.name == "weights"]
         assert (await invariants.run_check(connection, check)).violations == 0
     assert [version.version for version in versions] == list(range(1, len(versions) + 1))

@@ -83,11 +83,10 @@ async def page(
     limit: Limit = 100,
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
-    entries = await store.page(connection, below=after, action=action, limit=limit + 1)
+    entries = await store.page(connection, below=after, action=action, limit=limit)
     # After the read, because the lock of the log is the last one that a transaction takes.
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.read")
-    following = entries[limit - 1].seq if len(entries) > limit else None
-    return AuditPage(items=[_entry_out(entry) for entry in entries[:limit]], next=following)
+    return AuditPage(items=[_entry_out(entry) for entry in entries.items], next=entries.next(lambda entry: entry.seq))
 
 
 @router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])

@@ -156,11 +156,12 @@ async def history(
     """All versions, newest first, each with what it changed; nothing is ever forgotten."""
     # In a new database this writes the first version, so that the history is never empty.
     await service.current(connection, services[CurrentConfig].initial)
-    # One more than a page: it is compared with the last one shown, and tells whether another page follows.
-    versions = await store.history(connection, below=after, limit=limit + 1)
+    versions = await store.history(connection, below=after, limit=limit)
+    following = versions.next(lambda version: version.version)
+    # The last one shown is compared with the one before it.
+    former = await store.read(connection, following - 1) if following else None
     await _note_read(connection, services, caller, "config.history")
-    pairs = zip(versions[:limit], [*versions[1:], None], strict=False)
-    following = versions[limit - 1].version if len(versions) > limit else None
+    pairs = zip(versions.items, [*versions.items[1:], former], strict=True)
     return ConfigHistoryPage(items=[history_item(version, previous) for version, previous in pairs], next=following)
 
 

@@ -128,9 +128,9 @@ async def enrol(enrolment: EnrolmentIn, connection: Writing, caller: Caller) -> 
 @router.get("", summary="List keys")
 async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> ApiKeyPage:
     """Those of workers are left out; they come and go with them."""
-    rows = await store.page(connection, after=after, limit=limit + 1)
-    following = rows[limit - 1]["id"] if len(rows) > limit else None
-    return ApiKeyPage(items=[ApiKeyOut.model_validate(row) for row in rows[:limit]], next=following)
+    rows = await store.page(connection, after=after, limit=limit)
+    items = [ApiKeyOut.model_validate(row) for row in rows.items]
+    return ApiKeyPage(items=items, next=rows.next(lambda row: str(row["id"])))
 
 
 @router.post(

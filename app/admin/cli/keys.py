@@ -246,9 +246,12 @@ async def _read(database: "Database") -> list[Json]:
     from app.admin.store import keys
 
     items: list[Json] = []
+    after: str | None = ""
     async with database.transaction() as connection:
-        while page := await keys.page(connection, after=items[-1]["id"] if items else "", limit=_PAGE):
-            items += [_plain(row) for row in page]
+        while after is not None:
+            page = await keys.page(connection, after=after, limit=_PAGE)
+            items += [_plain(row) for row in page.items]
+            after = page.next(lambda row: str(row["id"]))
     return items
 
 

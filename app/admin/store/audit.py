@@ -8,6 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.audit import AuditEntry, Entry, Link
+from app.db import pages
+from app.db.pages import Page
 
 _BATCH = 1000
 
@@ -27,8 +29,8 @@ VALUES (:seq, :at, :by, :label, :action, CAST(:before AS json), CAST(:after AS j
 """)
 
 _COLUMNS = "seq, at, by, label, action, before, after, reason, digest"
-_PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC LIMIT :limit"
-_ANY, _ONE_ACTION = text(_PAGE.format(only="")), text(_PAGE.format(only="AND action = :action"))
+_PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC"
+_ANY, _ONE_ACTION = _PAGE.format(only=""), _PAGE.format(only="AND action = :action")
 
 _ONWARD = text(f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit")
 
@@ -51,14 +53,11 @@ async def append(connection: AsyncConnection, entry: Entry) -> None:
     await connection.execute(_APPEND, {**values, **texts, "digest": entry.digest})
 
 
-async def page(connection: AsyncConnection, *, below: int, action: str | None, limit: int) -> list[Entry]:
+async def page(connection: AsyncConnection, *, below: int, action: str | None, limit: int) -> Page[Entry]:
     """Entries numbered below `below`, of one kind of action or of all, newest first."""
-    parameters = {"before": below, "limit": limit}
     if action is None:
-        rows = await connection.execute(_ANY, parameters)
-    else:
-        rows = await connection.execute(_ONE_ACTION, {**parameters, "action": action})
-    return [_entry(row) for row in rows.mappings()]
+        return await pages.read(connection, _ANY, {"before": below}, limit, _entry)
+    return await pages.read(connection, _ONE_ACTION, {"before": below, "action": action}, limit, _entry)
 
 
 async def entries_after(connection: AsyncConnection, *, seq: int) -> list[Entry]:

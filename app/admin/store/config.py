@@ -9,6 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import ConfigAction, Document, as_json, from_json
+from app.db import pages
+from app.db.pages import Page
 from app.kernel.modes import Mode
 
 
@@ -47,7 +49,7 @@ ON CONFLICT DO NOTHING
 RETURNING {_COLUMNS}
 """)
 
-_HISTORY = text(f"SELECT {_COLUMNS} FROM config_versions WHERE version < :before ORDER BY version DESC LIMIT :limit")
+_HISTORY = f"SELECT {_COLUMNS} FROM config_versions WHERE version < :before ORDER BY version DESC"
 
 
 async def last(connection: AsyncConnection) -> Version | None:
@@ -70,10 +72,9 @@ async def write(connection: AsyncConnection, expected_version: int, new: NewVers
     return _first(await connection.execute(_WRITE, {**values, "expected": expected_version, "document": document}))
 
 
-async def history(connection: AsyncConnection, *, below: int, limit: int) -> list[Version]:
+async def history(connection: AsyncConnection, *, below: int, limit: int) -> Page[Version]:
     """Versions numbered below `below`, newest first."""
-    rows = (await connection.execute(_HISTORY, {"before": below, "limit": limit})).mappings()
-    return [_version(row) for row in rows]
+    return await pages.read(connection, _HISTORY, {"before": below}, limit, _version)
 
 
 def _first(rows: Any) -> Version | None:

@@ -10,7 +10,8 @@ import asyncpg
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import notify
+from app.db import notify, pages
+from app.db.pages import Page
 from app.db.retention import BATCH, deletion
 from app.kernel.access import Role, Scope
 from app.kernel.namespaces import DEFAULT
@@ -141,11 +142,11 @@ WHERE id = :id AND launches IS NULL AND uses_left IS NULL AND revoked_at IS NULL
   AND (expires_at IS NULL OR expires_at > now())
 FOR SHARE
 """)
-_PAGE = text("""
+_PAGE = """
 SELECT id, role, label, namespace, withheld, uses_left, created_at, rotated_at, expires_at, last_used_at, revoked_at
 FROM keys
-WHERE id > :after AND worker_id IS NULL AND launches IS NULL ORDER BY id LIMIT :limit
-""")
+WHERE id > :after AND worker_id IS NULL AND launches IS NULL ORDER BY id
+"""
 
 
 async def insert(
@@ -225,10 +226,9 @@ async def hold(connection: AsyncConnection, key_id: str) -> bool:
     return (await connection.execute(_HOLD, {"id": key_id})).first() is not None
 
 
-async def page(connection: AsyncConnection, *, after: str, limit: int) -> list[dict[str, Any]]:
+async def page(connection: AsyncConnection, *, after: str, limit: int) -> Page[dict[str, Any]]:
     """Keys without secrets, by id; those of workers are left out."""
-    rows = await connection.execute(_PAGE, {"after": after, "limit": limit})
-    return [dict(row) for row in rows.mappings()]
+    return await pages.read(connection, _PAGE, {"after": after}, limit, lambda row: row)
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:

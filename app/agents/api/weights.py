@@ -111,11 +111,10 @@ async def history(
     limit: Limit = 50,
 ) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""
-    versions = await store.history(connection, end_version=after, limit=limit + 1)
+    versions = await store.history(connection, end_version=after, limit=limit)
     await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.history")
-    following = versions[limit - 1].version if len(versions) > limit else None
-    items = [WeightVersionOut(**version_fields(version)) for version in versions[:limit]]
-    return WeightHistoryPage(items=items, next=following)
+    items = [WeightVersionOut(**version_fields(version)) for version in versions.items]
+    return WeightHistoryPage(items=items, next=versions.next(lambda version: version.version))
 
 
 async def _answer(

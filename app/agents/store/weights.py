@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.agents.rules.steering import Cause, Heading, Override, SteeringState
 from app.agents.rules.weights import Adjustment
+from app.db import pages
+from app.db.pages import Page
 from app.kernel.agents import AgentType
 from app.kernel.shares import Weights
 
@@ -47,7 +49,7 @@ _ADJUSTMENTS = text("""
 SELECT adjustments FROM weights WHERE adjustments <> CAST('{}' AS jsonb) ORDER BY version DESC LIMIT 1
 """)
 
-_HISTORY = text(f"SELECT {_COLUMNS} FROM weights WHERE version < :end_version ORDER BY version DESC LIMIT :limit")
+_HISTORY = f"SELECT {_COLUMNS} FROM weights WHERE version < :end_version ORDER BY version DESC"
 
 # Compare-and-set on the last version. Of two rivals that both see it as the last, the primary key lets one write.
 _WRITE = text(f"""
@@ -79,10 +81,9 @@ async def adjustments(connection: AsyncConnection) -> dict[AgentType, Adjustment
     return _adjustments((await connection.execute(_ADJUSTMENTS)).scalar() or {})
 
 
-async def history(connection: AsyncConnection, *, end_version: int, limit: int) -> list[Version]:
+async def history(connection: AsyncConnection, *, end_version: int, limit: int) -> Page[Version]:
     """Versions before `end_version`, newest first."""
-    rows = (await connection.execute(_HISTORY, {"end_version": end_version, "limit": limit})).mappings()
-    return [_version(row) for row in rows]
+    return await pages.read(connection, _HISTORY, {"end_version": end_version}, limit, _version)
 
 
 def _values(new: NewVersion) -> dict[str, Any]:

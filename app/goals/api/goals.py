@@ -118,12 +118,11 @@ async def page(
     One that has stopped is kept as long as the history of tasks, and no shorter than any of its own.
     """
     after_id = str(stored_name(namespace or DEFAULT, after))
-    goals, following = await store.page(
-        connection, states=state or (), namespace=namespace, after_id=after_id, limit=limit
-    )
+    goals = await store.page(connection, states=state or (), namespace=namespace, after_id=after_id, limit=limit)
     # Over all namespaces the place in the list is that of the stored name.
+    following = goals.next(lambda goal: goal.id)
     following = following if namespace is None else shown_name(following)
-    return GoalPage(items=[goal_summary(goal) for goal in goals], next=following)
+    return GoalPage(items=[goal_summary(goal) for goal in goals.items], next=following)
 
 
 @router.get("/{goal_id}", summary="Read a research goal", dependencies=_CONTENT, responses=_FOUND)
@@ -230,9 +229,8 @@ async def iteration_page(
 ) -> IterationPage:
     """What each has reached, what it cost, and what was decided."""
     await service.read(connection, goal_id)
-    rows = await iteration_store.page(connection, goal_id, after_number=after, limit=limit + 1)
-    following = rows[limit - 1].number if len(rows) > limit else None
-    return IterationPage(items=[iteration_out(row) for row in rows[:limit]], next=following)
+    rows = await iteration_store.page(connection, goal_id, after_number=after, limit=limit)
+    return IterationPage(items=[iteration_out(row) for row in rows.items], next=rows.next(lambda row: row.number))
 
 
 @router.get(

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import notify
+from app.db import notify, pages
 from app.db.namespaces import within
+from app.db.pages import Page
 from app.db.retention import BATCH
 from app.goals.rules.goals import LIVE_STATES, Constraints, GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
@@ -82,11 +83,11 @@ _READ = text(f"{_SELECT} WHERE g.id = :id AND g.state IS NOT NULL")
 
 _LOCK = text("SELECT id FROM goals WHERE id = :id AND state IS NOT NULL FOR UPDATE")
 
-_PAGE = text(f"""
+_PAGE = f"""
 {_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND g.id > :after
   AND {within("g.id")}
-ORDER BY g.id LIMIT :limit
-""")
+ORDER BY g.id
+"""
 
 _SET_STATE = text("""
 UPDATE goals SET state = :state, reason = :reason, ended_at = CASE WHEN :state = 'stopped' THEN now() END
@@ -162,20 +163,14 @@ async def page(
     namespace: str | None = None,
     after_id: str,
     limit: int,
-) -> tuple[list[Goal], str | None]:
-    """Goals, of one namespace if one is given, in the order of their stored names, beyond `after_id`.
-
-    And the name to continue after; None at the end.
-    """
+) -> Page[Goal]:
+    """Goals, of one namespace if one is given, in the order of their stored names, beyond `after_id`."""
     values = {
         "namespace": namespace,
         "states": [state.value for state in states or GoalState],
         "after": after_id,
-        "limit": limit + 1,
     }
-    rows = (await connection.execute(_PAGE, values)).mappings().all()
-    items = [_goal(row) for row in rows[:limit]]
-    return items, items[-1].id if len(rows) > limit else None
+    return await pages.read(connection, _PAGE, values, limit, _goal)
 
 
 async def read_limited(connection: AsyncConnection) -> list[Goal]:

@@ -8,6 +8,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
+from app.db.pages import Page
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewIteration:
@@ -35,6 +38,8 @@ _JSON_COLUMNS = ("report", "inputs", "decision")
 _COLUMNS = ", ".join(
     [*(f"CAST({name} AS text) AS {name}" if name in _JSON_COLUMNS else name for name in _FIELDS), "reported_at"]
 )
+# The inputs of a decision hold the whole history before it.
+_BRIEF = _COLUMNS.replace("CAST(inputs AS text)", "''")
 _VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _FIELDS)
 
 # Cast to json rather than jsonb, which would not preserve the text of the numbers that a replay is compared with.
@@ -46,9 +51,7 @@ SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number <= :n
 
 _READ = text(f"SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number = :number")
 
-_PAGE = text(f"""
-SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number > :after ORDER BY number LIMIT :limit
-""")
+_PAGE = f"SELECT {_BRIEF} FROM goal_iterations WHERE goal_id = :goal_id AND number > :after ORDER BY number"
 
 
 async def add(connection: AsyncConnection, new: NewIteration) -> None:
@@ -68,10 +71,9 @@ async def read_up_to(connection: AsyncConnection, goal_id: str, number: int) -> 
     return [_iteration(row) for row in rows]
 
 
-async def page(connection: AsyncConnection, goal_id: str, *, after_number: int, limit: int) -> Sequence[Iteration]:
-    """Read up to `limit` iterations beyond `after_number`, in order."""
-    rows = (await connection.execute(_PAGE, {"goal_id": goal_id, "after": after_number, "limit": limit})).mappings()
-    return [_iteration(row) for row in rows]
+async def page(connection: AsyncConnection, goal_id: str, *, after_number: int, limit: int) -> Page[Iteration]:
+    """Read up to `limit` iterations beyond `after_number`, in order and without inputs."""
+    return await pages.read(connection, _PAGE, {"goal_id": goal_id, "after": after_number}, limit, _iteration)
 
 
 def _iteration(row: Any) -> Iteration:

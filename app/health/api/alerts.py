@@ -103,11 +103,9 @@ async def page(
     selection = AlertFilter(
         states=state or UNRESOLVED, rule=rule, severity=Severity[severity.upper()] if severity else None
     )
-    # One more than the page holds, which tells whether another page follows.
-    alerts = await store.page(connection, selection, below_id=after, limit=limit + 1)
-    following = alerts[limit - 1].id if len(alerts) > limit else None
-    items, looked_at = [_alert_out(alert) for alert in alerts[:limit]], await service.last_looked_at(connection)
-    return AlertPage(items=items, next=following, looked_at=looked_at)
+    alerts = await store.page(connection, selection, below_id=after, limit=limit)
+    items, looked_at = [_alert_out(alert) for alert in alerts.items], await service.last_looked_at(connection)
+    return AlertPage(items=items, next=alerts.next(lambda alert: alert.id), looked_at=looked_at)
 
 
 @router.get(

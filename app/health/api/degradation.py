@@ -116,9 +116,8 @@ async def history(
 ) -> MovePage:
     """Every move with its reason, newest first."""
     # One more than the page holds, which tells whether another page follows.
-    moves = await store.history(connection, below_id=after, limit=limit + 1)
-    following = moves[limit - 1].id if len(moves) > limit else None
-    return MovePage(items=[_move_out(move) for move in moves[:limit]], next=following)
+    moves = await store.history(connection, below_id=after, limit=limit)
+    return MovePage(items=[_move_out(move) for move in moves.items], next=moves.next(lambda move: move.id))
 
 
 def _move_out(move: RecordedMove) -> MoveOut:

@@ -233,4 +233,4 @@ class Gauges:
 async def read_models(connection: AsyncConnection) -> tuple[list[ModelStatus], int]:
     """Status of the models to show, called within a day or with limits, and how many calls of all there may be."""
     statuses = await models.status_page(connection, after_name="", limit=_MAX_MODELS)
-    return statuses, (await gate.read_load(connection)).total_limit
+    return list(statuses.items), (await gate.read_load(connection)).total_limit

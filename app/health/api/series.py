@@ -198,10 +198,8 @@ async def series(
     metric = await service.metric_name(connection, name)
     end = until or await now(connection)
     selection = PointFilter(name=name, since=since or end - _HOUR, until=end, agent=agent, worker=worker, goal=goal)
-    # One more than the page holds, which tells whether another page follows.
-    points = await store.page(connection, selection, after_point=_position(after), limit=limit + 1)
-    following = _cursor(points[limit - 1]) if len(points) > limit else None
-    items = [_point_out(point, metric.kind) for point in points[:limit]]
+    points = await store.page(connection, selection, after_point=_position(after), limit=limit)
+    items, following = [_point_out(point, metric.kind) for point in points.items], points.next(_cursor)
     return SeriesPage(
         name=name, kind=metric.kind, since=selection.since, until=selection.until, items=items, next=following
     )

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
+from app.db.pages import Page
 from app.db.retention import pruning
 from app.health.rules.alerts import UNRESOLVED, AlertResolution, AlertState, AlertUpdate, UnresolvedAlert
 from app.health.rules.finding import AlertKey, AlertRule, Severity, Symptom
@@ -127,19 +129,19 @@ async def read(connection: AsyncConnection, alert_id: int) -> Alert | None:
     return _first_alert(await connection.execute(_READ, {"id": alert_id}))
 
 
-async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id: int, limit: int) -> list[Alert]:
+async def page(connection: AsyncConnection, selection: AlertFilter, *, below_id: int, limit: int) -> Page[Alert]:
     """Alerts with smaller ids than `below_id`, newest first."""
     # Written out, so that the partial index of the few unresolved ones can be used.
     filters = [f"state IN ({', '.join(repr(state.value) for state in sorted(selection.states))})", "id < :below_id"]
-    values: dict[str, Any] = {"below_id": below_id, "limit": limit}
+    values: dict[str, Any] = {"below_id": below_id}
     if selection.rule is not None:
         filters.append("rule = :rule")
         values["rule"] = selection.rule.value
     if selection.severity is not None:
         filters.append("severity = :severity")
         values["severity"] = _severity_name(selection.severity)
-    query = f"SELECT {_COLUMNS} FROM alerts WHERE {' AND '.join(filters)} ORDER BY id DESC LIMIT :limit"
-    return [_alert(row) for row in (await connection.execute(text(query), values)).mappings()]
+    query = f"SELECT {_COLUMNS} FROM alerts WHERE {' AND '.join(filters)} ORDER BY id DESC"
+    return await pages.read(connection, query, values, limit, _alert)
 
 
 def _text_columns(symptom: Symptom) -> dict[str, str]:

@@ -9,6 +9,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
+from app.db.pages import Page
 from app.db.retention import BATCH, deletion, pruning
 from app.health.rules.series import BegunSeries, CurrentValue, MetricKind, Point, Series
 from app.kernel.agents import AgentType
@@ -104,20 +106,20 @@ SET samples = known.samples + excluded.samples, total = known.total + excluded.t
 """)
 
 # From series to series, and in each from its first minute on: the cost of a page is that of its points.
-_PAGE = text("""
+_PAGE = """
 SELECT s.id AS series_id, s.name, s.agent, s.worker, s.goal,
        m.minute, m.samples, m.total, m.low, m.high, m.last, m.last_at
 FROM metric_series s CROSS JOIN LATERAL (
     SELECT * FROM metric_minutes m
     WHERE m.series_id = s.id AND m.minute >= :since AND m.minute < :until
       AND m.minute > CASE WHEN s.id = :after_series THEN CAST(:after_minute AS timestamptz) ELSE '-infinity' END
-    ORDER BY m.minute LIMIT :limit
+    ORDER BY m.minute LIMIT :page_limit
 ) m
 WHERE s.name = :name AND s.id >= :after_series
   AND (CAST(:agent AS text) IS NULL OR s.agent = :agent) AND (CAST(:worker AS text) IS NULL OR s.worker = :worker)
   AND (CAST(:goal AS text) IS NULL OR s.goal = :goal)
-ORDER BY s.id, m.minute LIMIT :limit
-""")
+ORDER BY s.id, m.minute
+"""
 
 # Rates are those of the last whole minute; a gauge is what it was last, at most two minutes ago.
 _CURRENT = text("""
@@ -195,12 +197,12 @@ async def add_points(connection: AsyncConnection, points: Sequence[Point], ids: 
 
 async def page(
     connection: AsyncConnection, selection: PointFilter, *, after_point: tuple[int, datetime] | None, limit: int
-) -> list[StoredPoint]:
+) -> Page[StoredPoint]:
     """Points that follow `after_point` (id of a series, and a minute), series by series, oldest first."""
     series_id, minute = after_point or (0, selection.since)
     values = {name: getattr(selection, name) for name in PointFilter.__dataclass_fields__}
-    values |= {"after_series": series_id, "after_minute": minute, "limit": limit}
-    return [_stored_point(row) for row in (await connection.execute(_PAGE, values)).mappings()]
+    values |= {"after_series": series_id, "after_minute": minute}
+    return await pages.read(connection, _PAGE, values, limit, _stored_point)
 
 
 async def current_values(connection: AsyncConnection) -> list[CurrentValue]:

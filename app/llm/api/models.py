@@ -45,10 +45,10 @@ async def page(
     limit: Limit = 100,
 ) -> ModelPage:
     """Those that permits are granted for."""
-    statuses = await models.status_page(connection, after_name=after, limit=limit + 1)
+    statuses = await models.status_page(connection, after_name=after, limit=limit)
     total_limit = (await gate.read_load(connection)).total_limit
-    following = statuses[limit - 1].model.name if len(statuses) > limit else None
-    return ModelPage(items=[_model_out(status, total_limit) for status in statuses[:limit]], next=following)
+    items = [_model_out(status, total_limit) for status in statuses.items]
+    return ModelPage(items=items, next=statuses.next(lambda status: status.model.name))
 
 
 @router.get(

@@ -148,9 +148,9 @@ async def page(
     limit: Limit = 100,
 ) -> PermitPage:
     """Who calls a model right now."""
-    permits = await store.page(connection, namespace=namespace, after_id=after, limit=limit + 1)
-    following = permits[limit - 1].id if len(permits) > limit else None
-    return PermitPage(items=[_live_permit_out(permit) for permit in permits[:limit]], next=following)
+    permits = await store.page(connection, namespace=namespace, after_id=after, limit=limit)
+    items = [_live_permit_out(permit) for permit in permits.items]
+    return PermitPage(items=items, next=permits.next(lambda permit: permit.id))
 
 
 @router.get(

@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
 from app.db.database import now
+from app.db.pages import Page
 from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker
 from app.llm.rules.concurrency import INITIAL_LIMIT, ConcurrencyState
@@ -56,7 +58,7 @@ FROM llm_models m CROSS JOIN LATERAL (
 
 _READ_STATUS = text(f"{_STATUS} WHERE model = :name")
 
-_PAGE = text(f"{_STATUS} WHERE model > :after_name ORDER BY model LIMIT :limit")
+_PAGE = f"{_STATUS} WHERE model > :after_name ORDER BY model"
 
 _WRITE_METERS = text("""
 UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
@@ -121,10 +123,9 @@ async def read_status(connection: AsyncConnection, name: str) -> ModelStatus:
     return ModelStatus(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
 
 
-async def status_page(connection: AsyncConnection, *, after_name: str, limit: int) -> list[ModelStatus]:
+async def status_page(connection: AsyncConnection, *, after_name: str, limit: int) -> Page[ModelStatus]:
     """Models with names above `after_name`, by name."""
-    rows = (await connection.execute(_PAGE, {"after_name": after_name, "limit": limit})).mappings()
-    return [_model_status(row) for row in rows]
+    return await pages.read(connection, _PAGE, {"after_name": after_name}, limit, _model_status)
 
 
 async def write_meters(

@@ -17,7 +17,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
 from app.db.namespaces import WITHIN
+from app.db.pages import Page
 from app.db.retention import deletion
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
@@ -114,10 +116,10 @@ WITH over AS MATERIALIZED (
 UPDATE llm_permits p SET ended_at = clock_timestamp(), ending = '{Ending.LOST}' FROM over WHERE p.id = over.id
 """)
 
-_LIVE = text(f"""
+_LIVE = f"""
 SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() AND id > :after_id AND {WITHIN}
-ORDER BY id LIMIT :limit
-""")
+ORDER BY id
+"""
 
 _PRUNE = deletion("llm_permits", "ended_at < now() - interval '1 hour'", "ended_at")
 
@@ -198,11 +200,9 @@ async def end_lost(connection: AsyncConnection, worker_id: UUID) -> int:
 
 async def page(
     connection: AsyncConnection, *, namespace: str | None = None, after_id: UUID, limit: int
-) -> list[Permit]:
+) -> Page[Permit]:
     """Live permits, of one namespace if one is given, with ids above `after_id`, oldest first."""
-    values = {"namespace": namespace, "after_id": after_id, "limit": limit}
-    rows = (await connection.execute(_LIVE, values)).mappings()
-    return [_permit(row) for row in rows]
+    return await pages.read(connection, _LIVE, {"namespace": namespace, "after_id": after_id}, limit, _permit)
 
 
 async def prune(connection: AsyncConnection, limit: int = 5000) -> int:

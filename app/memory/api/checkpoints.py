@@ -79,9 +79,9 @@ async def page(
     limit: Limit = 50,
 ) -> CheckpointPage:
     """The newest 20, and one of each day as far back as history is kept."""
-    checkpoints = await store.page(connection, before_id=after, limit=limit + 1)
-    following = checkpoints[limit - 1].id if len(checkpoints) > limit else None
-    return CheckpointPage(items=[_checkpoint_out(checkpoint) for checkpoint in checkpoints[:limit]], next=following)
+    checkpoints = await store.page(connection, before_id=after, limit=limit)
+    items = [_checkpoint_out(checkpoint) for checkpoint in checkpoints.items]
+    return CheckpointPage(items=items, next=checkpoints.next(lambda checkpoint: checkpoint.id))
 
 
 @router.get(

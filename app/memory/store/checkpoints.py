@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import tables as admin
 from app.agents.store import tables as agents
+from app.db import pages
 from app.db.database import now
+from app.db.pages import Page
 from app.goals.store import compute
 from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
@@ -155,7 +157,7 @@ VALUES (:taken_at, :reason, :taken_by, :revision, :transaction, :seq, CAST(:coun
         :sha256, :content)
 RETURNING {_METADATA}
 """)
-_PAGE = text(f"SELECT {_METADATA} FROM checkpoints WHERE id < :before ORDER BY id DESC LIMIT :limit")
+_PAGE = f"SELECT {_METADATA} FROM checkpoints WHERE id < :before ORDER BY id DESC"
 _READ = text(f"SELECT {_METADATA} FROM checkpoints WHERE id = :id")
 _CONTENT = text("SELECT content FROM checkpoints WHERE id = :id")
 _LAST_CHECKPOINT = text("""
@@ -273,10 +275,9 @@ async def insert(connection: AsyncConnection, new: NewCheckpoint) -> Checkpoint:
     return _checkpoint((await connection.execute(_INSERT, {**values, **cursor})).mappings().one())
 
 
-async def page(connection: AsyncConnection, *, before_id: int, limit: int) -> list[Checkpoint]:
+async def page(connection: AsyncConnection, *, before_id: int, limit: int) -> Page[Checkpoint]:
     """Checkpoints below an id, newest first."""
-    rows = (await connection.execute(_PAGE, {"before": before_id, "limit": limit})).mappings()
-    return [_checkpoint(row) for row in rows]
+    return await pages.read(connection, _PAGE, {"before": before_id}, limit, _checkpoint)
 
 
 async def read(connection: AsyncConnection, checkpoint_id: int) -> Checkpoint | None:

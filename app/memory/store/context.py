@@ -7,10 +7,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.pages import PAGE_BYTES
 from app.db.retention import BATCH, deletion
-
-# Of values as text: stored sizes are compressed, by up to a hundred times. A single value is sent however large it is.
-PAGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import notify
+from app.db import notify, pages
+from app.db.pages import Page
 from app.db.retention import pruning
 from app.kernel.events import SystemEvent
 from app.queue.rules.degradation import Decision, DegradationStep, Ladder, LadderHold, LadderMove
@@ -62,10 +63,10 @@ INSERT INTO degradation_moves (at, move, before, after, reason, by, until)
 VALUES (now(), :move, :before, :after, :reason, :by, :until)
 """)
 
-_PAGE = text("""
+_PAGE = """
 SELECT id, at, move, before AS old_step, after AS new_step, reason, by, until FROM degradation_moves
-WHERE id < :below_id ORDER BY id DESC LIMIT :limit
-""")
+WHERE id < :below_id ORDER BY id DESC
+"""
 
 prune = pruning("degradation_moves", "at")
 
@@ -109,20 +110,14 @@ async def write(
         await events.append_system(connection, SystemEvent.DEGRADATION.value, detail)
 
 
-async def history(connection: AsyncConnection, *, below_id: int, limit: int) -> list[RecordedMove]:
+async def history(connection: AsyncConnection, *, below_id: int, limit: int) -> Page[RecordedMove]:
     """Return up to `limit` moves, newest first, that come before the one with this id."""
-    rows = (await connection.execute(_PAGE, {"below_id": below_id, "limit": limit})).mappings()
-    return [
-        RecordedMove(
-            **{
-                **row,
-                "move": LadderMove(row["move"]),
-                "old_step": DegradationStep(row["old_step"]),
-                "new_step": DegradationStep(row["new_step"]),
-            }
-        )
-        for row in rows
-    ]
+    return await pages.read(connection, _PAGE, {"below_id": below_id}, limit, _recorded_move)
+
+
+def _recorded_move(row: Mapping[str, Any]) -> RecordedMove:
+    steps = {name: DegradationStep(row[name]) for name in ("old_step", "new_step")}
+    return RecordedMove(**{**row, **steps, "move": LadderMove(row["move"])})
 
 
 def _state(row: Any) -> LadderState:

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds, namespaces, notify
+from app.db.pages import PAGE_BYTES, within_bytes
 from app.kernel.events import TaskEvent
 
 
@@ -63,12 +64,14 @@ INSERT INTO events (kind, detail, worker_id) VALUES (:kind, CAST(:detail AS json
 """)
 
 
-_READ = text("""
+_READ = text(
+    within_bytes("""
 SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
 WHERE (transaction, seq) > (:transaction, :seq)
   AND (transaction, seq) <= (:last_transaction, :last_seq)
 ORDER BY transaction, seq LIMIT :limit
 """)
+)
 
 # A window of events of all namespaces, so that the cost is bounded however rare those of this one are. Events of the
 # system as a whole, which are about no task and no goal, are of no namespace.
@@ -78,15 +81,16 @@ WITH event AS MATERIALIZED (
     WHERE (transaction, seq) > (:transaction, :seq)
       AND (transaction, seq) <= (:last_transaction, :last_seq)
     ORDER BY transaction, seq LIMIT :window
-), own AS (
-    SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {condition}
-    ORDER BY transaction, seq LIMIT :limit
-), edge AS (
+), own AS ({own}), edge AS (
     SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
     FROM event ORDER BY transaction DESC, seq DESC LIMIT 1
 )
 SELECT edge.*, own.* FROM edge LEFT JOIN own ON true ORDER BY own.transaction, own.seq
 """
+_OWN = within_bytes("""
+SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {condition}
+ORDER BY transaction, seq LIMIT :limit
+""")
 _WINDOW = 2000
 
 
@@ -123,31 +127,33 @@ async def append_system(
     notify.note(connection, notify.EVENTS)
 
 
-async def read(connection: AsyncConnection, start: Cursor, limit: int) -> Sequence[Event]:
-    """Return up to `limit` events that follow the cursor, oldest first."""
-    values = {**await bounds(connection, start), "limit": limit}
-    return [_event(row) for row in (await connection.execute(_READ, values)).mappings()]
-
-
 async def read_batch(connection: AsyncConnection, start: Cursor, namespace: str | None, limit: int) -> EventBatch:
-    """Return up to `limit` events that follow the cursor, of one namespace if one is given.
+    """Return up to `limit` events that follow the cursor, oldest first, as far as a page has room for them.
 
-    A batch may be empty and still not the last, where events of other namespaces fill the window that it reads.
+    Only of one namespace if one is given. A batch may be empty and still not the last, where events of other namespaces
+    fill the window that it reads.
     """
+    values: dict[str, Any] = {**await bounds(connection, start), "limit": limit, "page_bytes": PAGE_BYTES}
     if namespace is None:
-        items = await read(connection, start, limit)
-        return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=len(items) == limit)
-    statement = text(_READ_WITHIN.format(condition=namespaces.condition(namespace)))
-    values = {**await bounds(connection, start), "window": _WINDOW, "limit": limit}
-    rows = (await connection.execute(statement, {**values, "namespace": namespace})).mappings().all()
+        rows = (await connection.execute(_READ, values)).mappings().all()
+        items = [_event(row) for row in rows]
+        return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=_is_full(rows, limit))
+    statement = text(_READ_WITHIN.format(own=_OWN.format(condition=namespaces.condition(namespace))))
+    values |= {"window": _WINDOW, "namespace": namespace}
+    rows = (await connection.execute(statement, values)).mappings().all()
     if not rows:
         return EventBatch(items=[], next=start, has_more=False)
-    items = [_event(row) for row in rows if row["transaction"] is not None]
+    own_rows = [row for row in rows if row["transaction"] is not None]
+    items = [_event(row) for row in own_rows]
     edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])
-    is_full = len(items) == limit
+    is_full = _is_full(own_rows, limit)
     return EventBatch(
         items=items, next=items[-1].cursor if is_full else edge, has_more=is_full or rows[0]["looked_at"] == _WINDOW
     )
+
+
+def _is_full(rows: Sequence[Mapping[Any, Any]], limit: int) -> bool:
+    return bool(rows) and (len(rows) == limit or rows[0]["page_rows"] > len(rows))
 
 
 def _event(row: Any) -> Event:

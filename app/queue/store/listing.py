@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import namespaces
+from app.db.pages import PAGE_BYTES
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT
@@ -37,11 +38,6 @@ _BRIEF_ERROR = """CASE WHEN error ? 'detail'
     THEN (error - 'detail') || jsonb_build_object('detail_excerpt', left((error -> 'detail')::text, 500))
     ELSE error END"""
 _SHOWN_COLUMNS = f"{COLUMNS}, run_at, held, finished_at, {_BRIEF_ERROR} AS error"
-# Of the texts that callers chose; the other columns are short.
-PAGE_BYTES = 4 << 20
-_BYTES = (
-    "octet_length(labels::text) + coalesce(octet_length(progress::text), 0) + coalesce(octet_length(error::text), 0)"
-)
 # History has partitions of a day: a condition on whole days lets the planner skip the others, and loses no row.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",
@@ -167,7 +163,8 @@ def _statement(sources: Sequence[_Source]) -> str:
     return (
         f"WITH {', '.join(source.rows for source in sources)}, "
         f"far AS (SELECT greatest({', '.join(source.floor for source in sources)}) AS floor) "
-        f"SELECT brief.*, far.floor, sum({_BYTES}) OVER (ORDER BY seq DESC) AS bytes FROM far "
+        "SELECT brief.*, far.floor, "
+        "sum(octet_length(CAST(row_to_json(brief) AS text))) OVER (ORDER BY seq DESC) AS bytes FROM far "
         f"LEFT JOIN (SELECT {_SHOWN_COLUMNS} FROM ({union}) task ORDER BY seq DESC LIMIT :limit) brief "
         "ON far.floor IS NULL OR brief.seq >= far.floor ORDER BY seq DESC"
     )

@@ -10,11 +10,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.namespaces import WITHIN
+from app.db.pages import PAGE_BYTES
 from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor, bounds
 
-# Of results as text: stored sizes are compressed, by up to a hundred times.
-PAGE_BYTES = 4 << 20
 # Events that one page reads at least: other kinds, agents and goals lie between those that it wants.
 _MIN_WINDOW = 1000
 
@@ -70,7 +69,8 @@ WITH RECURSIVE event AS MATERIALIZED (
     -- One by one, so that no result is unpacked beyond the one with which the page is full.
     SELECT 0::bigint, 0::bigint
     UNION ALL
-    SELECT placed.place, walk.bytes + coalesce(octet_length(h.result::text), 0) FROM walk
+    SELECT placed.place,
+           walk.bytes + coalesce(octet_length(h.result::text), 0) + coalesce(octet_length(h.labels::text), 0) FROM walk
     JOIN placed ON placed.place = walk.place + 1
     LEFT JOIN task_history h ON h.id = placed.task_id AND h.finished_at = placed.at
     WHERE walk.bytes < :page_bytes

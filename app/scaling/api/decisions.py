@@ -54,9 +54,9 @@ async def page(
 
     Decisions that changed nothing are kept for a day, the others as long as the history of tasks.
     """
-    decisions = await store.page(connection, below=after, limit=limit + 1, changes=changes_only)
-    following = decisions[limit - 1].id if len(decisions) > limit else None
-    return ScalingDecisionPage(items=[brief(decision) for decision in decisions[:limit]], next=following)
+    decisions = await store.page(connection, below=after, limit=limit, changes=changes_only)
+    items = [brief(decision) for decision in decisions.items]
+    return ScalingDecisionPage(items=items, next=decisions.next(lambda decision: decision.id))
 
 
 @router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_MONITOR, responses=_FINDING)

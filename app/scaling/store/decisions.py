@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
+from app.db.pages import Page
 from app.db.retention import BATCH
 
 
@@ -61,12 +63,8 @@ _ONWARD = text(f"""
 SELECT {_WHOLE} FROM decisions d JOIN rosters r ON r.id = d.roster_id WHERE d.id > :above ORDER BY d.id LIMIT :limit
 """)
 
-_PAGE = text(f"SELECT {_BRIEF} FROM decisions d WHERE d.id < :below ORDER BY d.id DESC LIMIT :limit")
-
-_CHANGES = text(f"""
-SELECT {_BRIEF} FROM decisions d
-WHERE d.id < :below AND decision_type <> 'maintain' ORDER BY d.id DESC LIMIT :limit
-""")
+_PAGE = f"SELECT {_BRIEF} FROM decisions d WHERE d.id < :below {{only}} ORDER BY d.id DESC"
+_ANY, _CHANGES = _PAGE.format(only=""), _PAGE.format(only="AND decision_type <> 'maintain'")
 
 _TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
 
@@ -126,13 +124,17 @@ async def onward(connection: AsyncConnection, *, above: int, limit: int) -> list
     return await _fetch(connection, _ONWARD, above=above, limit=limit)
 
 
-async def page(connection: AsyncConnection, *, below: int, limit: int, changes: bool = False) -> list[StoredDecision]:
+async def page(connection: AsyncConnection, *, below: int, limit: int, changes: bool = False) -> Page[StoredDecision]:
     """Decisions with ids below `below`, newest first, without inputs; with `changes` only those with one."""
-    return await _fetch(connection, _CHANGES if changes else _PAGE, below=below, limit=limit)
+    return await pages.read(connection, _CHANGES if changes else _ANY, {"below": below}, limit, _decision)
 
 
 async def _fetch(connection: AsyncConnection, query: TextClause, **values: int) -> list[StoredDecision]:
-    return [StoredDecision(**row) for row in (await connection.execute(query, values)).mappings()]
+    return [_decision(row) for row in (await connection.execute(query, values)).mappings()]
+
+
+def _decision(row: Any) -> StoredDecision:
+    return StoredDecision(**row)
 
 
 async def target(connection: AsyncConnection) -> int | None:

@@ -123,9 +123,9 @@ async def replacements(
     connection: Reading, after: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None, limit: Limit = 50
 ) -> ReplacementPage:
     """How long each step took, newest first."""
-    rows = await records.replacements(connection, below=after, limit=limit + 1)
-    following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
-    return ReplacementPage(items=[ReplacementOut.model_validate(row) for row in rows[:limit]], next=following)
+    rows = await records.replacements(connection, below=after, limit=limit)
+    items = [ReplacementOut.model_validate(row) for row in rows.items]
+    return ReplacementPage(items=items, next=rows.next(lambda row: str(row["id"])))
 
 
 @router.get("/replacements/times", summary="See how fast lost workers are replaced", dependencies=_READ)

@@ -162,10 +162,9 @@ async def page(
     """The pool as it is."""
     name, _, incarnation = (after or "").rpartition("/")
     start = (name, int(incarnation)) if after else None
-    rows = await store.page(connection, with_ended=with_ended, start_after=start, limit=limit + 1)
-    last = rows[limit - 1] if len(rows) > limit else None
-    following = f"{last['name']}/{last['incarnation']}" if last else None
-    return WorkerPage(items=[worker_out(row, caller) for row in rows[:limit]], next=following)
+    rows = await store.page(connection, with_ended=with_ended, start_after=start, limit=limit)
+    following = rows.next(lambda row: f"{row['name']}/{row['incarnation']}")
+    return WorkerPage(items=[worker_out(row, caller) for row in rows.items], next=following)
 
 
 @router.get(

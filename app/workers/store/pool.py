@@ -11,6 +11,8 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
+from app.db.pages import Page
 from app.db.retention import pruning
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
@@ -213,12 +215,11 @@ async def record_first_leases(connection: "asyncpg.Connection[asyncpg.Record]", 
     await connection.execute(_FIRST_LEASES, worker_ids)
 
 
-async def replacements(connection: AsyncConnection, *, below: int | None, limit: int) -> list[dict[str, Any]]:
+async def replacements(connection: AsyncConnection, *, below: int | None, limit: int) -> Page[dict[str, Any]]:
     """Replacements with all their times, newest first; those with ids below `below`, if that is set."""
     where = "WHERE id < :below" if below is not None else ""
-    values = {"limit": limit} | ({"below": below} if below is not None else {})
-    rows = await connection.execute(text(f"{_REPLACEMENTS} {where} ORDER BY id DESC LIMIT :limit"), values)
-    return [dict(row) for row in rows.mappings()]
+    values = {"below": below} if below is not None else {}
+    return await pages.read(connection, f"{_REPLACEMENTS} {where} ORDER BY id DESC", values, limit, lambda row: row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

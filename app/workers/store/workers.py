@@ -9,7 +9,9 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
 from app.db.hot_path import columns
+from app.db.pages import Page
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
@@ -220,18 +222,18 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any] |
 
 async def page(
     connection: AsyncConnection, *, with_ended: bool, start_after: tuple[str, int] | None, limit: int
-) -> list[dict[str, Any]]:
+) -> Page[dict[str, Any]]:
     """Workers by name and incarnation, the live ones or all, each with its newest error alone.
 
     `start_after` is the last of the previous page.
     """
     filters = ["true" if with_ended else f"w.{LIVE}"]
-    values: dict[str, Any] = {"limit": limit}
+    values: dict[str, Any] = {}
     if start_after is not None:
         filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
         values |= {"name": start_after[0], "incarnation": start_after[1]}
-    query = f"{_LISTED} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation LIMIT :limit"
-    return [dict(row) for row in (await connection.execute(text(query), values)).mappings()]
+    query = f"{_LISTED} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation"
+    return await pages.read(connection, query, values, limit, lambda row: row)
 
 
 async def liveness(connection: AsyncConnection) -> list[Liveness]:

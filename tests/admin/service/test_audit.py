@@ -36,8 +36,8 @@ async def test_several_entries_of_one_transaction(database: Database) -> None:
     async with database.transaction() as connection:
         entries = [await audit.record(connection, f"test.{number}", by="me") for number in range(3)]
         assert [entry.seq for entry in entries] == [1, 2, 3]
-        assert await store.page(connection, below=4, action=None, limit=9) == entries[::-1]
-        assert await store.page(connection, below=4, action="test.1", limit=9) == [entries[1]]
+        assert (await store.page(connection, below=4, action=None, limit=9)).items == entries[::-1]
+        assert (await store.page(connection, below=4, action="test.1", limit=9)).items == [entries[1]]
     verdict = await audit.verify(database)
     assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[2].digest, None)
 

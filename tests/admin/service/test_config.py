@@ -97,7 +97,7 @@ async def test_every_change_is_audited_in_its_own_transaction(database: Database
         await service.switch(given_up, Mode.PRODUCTION, order, Mode.DEVELOPMENT)
         await given_up.rollback()
     async with database.transaction() as connection:
-        entries = await audit_store.page(connection, below=99, action=None, limit=9)
+        entries = (await audit_store.page(connection, below=99, action=None, limit=9)).items
         version = await service.version(connection, 2)
     deed = entries[0].content
     assert [entry.content.action for entry in entries] == ["config.set", "config.initial"]

@@ -29,7 +29,8 @@ SYMPTOM = Symptom(
 async def all_alerts(database: Database) -> list[Alert]:
     """All alerts, newest first."""
     async with database.transaction() as connection:
-        return await store.page(connection, AlertFilter(states=list(AlertState)), below_id=2**62, limit=100)
+        page = await store.page(connection, AlertFilter(states=list(AlertState)), below_id=2**62, limit=100)
+        return list(page.items)
 
 
 async def open_one(database: Database) -> Alert:

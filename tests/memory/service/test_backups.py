@@ -63,7 +63,7 @@ async def _follow(database: Database, after: Cursor, limit: int = 3) -> tuple[li
     """Every event that follows, and where to go on."""
     seen: list[tuple[str, UUID | None]] = []
     async with database.transaction() as connection:
-        while page := await events.read(connection, after, limit):
+        while page := (await events.read_batch(connection, after, None, limit)).items:
             seen += [(event.kind, event.task_id) for event in page]
             after = page[-1].cursor
     return seen, after
@@ -94,7 +94,7 @@ async def test_a_reader_of_events_goes_on_on_another_server(
     await _count_up(own_database, 20_000)
     before = await submitted(own_database, 6)
     async with own_database.transaction() as connection:
-        half = (await events.read(connection, BEGINNING, 3))[-1].cursor
+        half = ((await events.read_batch(connection, BEGINNING, None, 3)).items)[-1].cursor
         current = await events.latest(connection)
     manifest = await backups.backup(own_database, dumps, file, lambda _: None, "test")
     lost = await submitted(own_database, 2)

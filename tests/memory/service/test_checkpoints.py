@@ -127,7 +127,7 @@ async def test_taking_one_holds_up_no_reader_of_events(database: Database) -> No
         await store.read_snapshot(reading, BEGINNING, CheckpointPolicy())
         told = await submitted(database, 3)
         async with database.transaction() as connection:
-            assert [event.task_id for event in await events.read(connection, BEGINNING, 10)] == told
+            assert [event.task_id for event in (await events.read_batch(connection, BEGINNING, None, 10)).items] == told
 
 
 async def test_events_after_its_cursor_are_those_that_are_not_in_it_for_sure(database: Database) -> None:
@@ -135,7 +135,7 @@ async def test_events_after_its_cursor_are_those_that_are_not_in_it_for_sure(dat
     taken, _ = await _take(database)
     later = await submitted(database, 2)
     async with database.transaction() as connection:
-        following = [event.task_id for event in await events.read(connection, taken.cursor, 10)]
+        following = [event.task_id for event in (await events.read_batch(connection, taken.cursor, None, 10)).items]
     assert following == later
 
 
@@ -201,7 +201,7 @@ async def test_the_newest_and_one_of_each_day_are_kept(database: Database) -> No
         await checkpoints.take(database, "test")
     async with database.transaction() as connection:
         await store.prune(connection, keep=2, days=30)
-        left = await store.page(connection, before_id=2**62, limit=50)
+        left = (await store.page(connection, before_id=2**62, limit=50)).items
     now = await value(database, "SELECT date_trunc('day', now())")
     assert [(now - checkpoint.taken_at).days for checkpoint in left] == [-1, -1, 1, 2, 3]
 
@@ -245,7 +245,7 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         async with database.transaction() as connection:
             entry = await context.read(connection, EntryKey(namespace="n", key="k"))
             gone = await context.read(connection, EntryKey(namespace="n", key="gone"))
-            told = await events.read(connection, cursor, 10)
+            told = (await events.read_batch(connection, cursor, None, 10)).items
         assert entry is not None
         assert (entry.version, entry.value, entry.deleted) == (2, None, False)
         assert gone is not None

@@ -180,14 +180,14 @@ async def test_a_slow_client_is_read_for_no_further_than_it_takes(
 ) -> None:
     """Pages wait in the database, not in the memory of the service; and the client still gets each event once."""
     await _tell(database, 20_000, size=1500)
-    read, reads = events.read, []
+    read, reads = events.read_batch, []
 
     async def counted(*given: Any) -> Any:
         found = await read(*given)
-        reads.append(len(found))
+        reads.append(len(found.items))
         return found
 
-    monkeypatch.setattr(events, "read", counted)
+    monkeypatch.setattr(events, "read_batch", counted)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", port.number))
@@ -225,14 +225,14 @@ async def test_an_outage_of_the_database_is_waited_out(
     port: Port, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that is turned away with an error would not come again."""
-    read, outages = events.read, iter(range(3))
+    read, outages = events.read_batch, iter(range(3))
 
     async def broken(*given: Any) -> Any:
         if next(outages, None) is not None:
             raise DatabaseUnavailable
         return await read(*given)
 
-    monkeypatch.setattr(events, "read", broken)
+    monkeypatch.setattr(events, "read_batch", broken)
     await _tell(database, 2)
     assert _numbers(await _take(Source(service=port.service), 2)) == [0, 1]
 

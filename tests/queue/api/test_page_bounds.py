@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.memory.store import context
-from app.queue.store import listing, outputs
+from app.db.pages import PAGE_BYTES
+from app.queue.store import listing
 from tests.support.service import Service, Worker
 
 # Of one repeated character, which PostgreSQL stores in a hundredth of its size.
@@ -35,7 +35,7 @@ async def test_results_that_compress_well_make_short_pages(service: Service, wor
         await service.submitted()
         assert (await worker.on_lease(await worker.lease(), "complete", result={"text": _LONG})).is_success
     pages = await _pages(service, "/outputs")
-    assert [size for size, _ in pages if size > outputs.PAGE_BYTES * 1.1] == []
+    assert [size for size, _ in pages if size > PAGE_BYTES * 1.1] == []
     assert sum(len(items) for _, items in pages) == 30
     assert len(pages) == 2
 
@@ -53,7 +53,7 @@ async def test_values_that_compress_well_make_short_pages(service: Service) -> N
         ).is_success
     for path, options, number in (("/context/space", {"values": True}, 30), ("/context/space/00/history", {}, 25)):
         pages = await _pages(service, path, **options)
-        assert [size for size, _ in pages if size > context.PAGE_BYTES * 1.1] == []
+        assert [size for size, _ in pages if size > PAGE_BYTES * 1.1] == []
         assert sum(len(items) for _, items in pages) == number
         assert len(pages) == 2
 
@@ -87,7 +87,7 @@ async def test_the_detail_of_an_error_is_cut_at_64_kib(service: Service, worker:
 async def test_texts_of_tasks_are_bounded_by_the_page(
     service: Service, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(listing, "PAGE_BYTES", 2500)
     for number in range(9):
         await service.submitted(labels={f"label{number}": "v" * 190, "other": "w" * 190})
     pages = await _pages(service, "/tasks")

@@ -45,7 +45,7 @@ async def standing(database: Database) -> store.LadderState:
 
 async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | None]]:
     async with database.transaction() as connection:
-        found = await store.history(connection, below_id=2**62, limit=100)
+        found = (await store.history(connection, below_id=2**62, limit=100)).items
     return [(move.move, move.old_step, move.new_step, move.by) for move in reversed(found)]
 
 

@@ -26,7 +26,7 @@ async def _told(database: Database) -> UUID:
 
 async def _read(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[Event]:
     async with database.transaction() as connection:
-        return list(await events.read(connection, after, limit))
+        return list((await events.read_batch(connection, after, None, limit)).items)
 
 
 async def _everything(database: Database, after: Cursor = BEGINNING, limit: int = 100) -> list[UUID | None]:

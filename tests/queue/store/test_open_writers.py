@@ -41,7 +41,7 @@ async def _complete_one(database: Database) -> None:
 async def _read_all(database: Database) -> tuple[int, int, int, int]:
     """Numbers of events and outputs that are read, of events that are folded, and of lines of counts that are left."""
     async with database.transaction() as connection:
-        event_count = len(await events.read(connection, BEGINNING, 1000))
+        event_count = len((await events.read_batch(connection, BEGINNING, None, 1000)).items)
         page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=100)
         folded = await throughput.fold(connection)
         await counters.fold(connection)
@@ -140,7 +140,7 @@ async def test_a_reader_gets_each_event_once_whoever_commits_when(own_database: 
         while not is_last:
             is_last = not writing
             async with own_database.transaction() as connection:
-                page = await events.read(connection, after, 7)
+                page = (await events.read_batch(connection, after, None, 7)).items
             names += [(event.detail or {})["name"] for event in page]
             after = page[-1].cursor if page else after
             is_last = is_last and not page
