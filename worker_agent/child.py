@@ -16,7 +16,7 @@ from _thread import allocate_lock  # threading would cost each task two millisec
 
 from worker_agent.failures import Failure, Postponed
 from worker_agent.handler_loading import load_handler
-from worker_agent.resource_limits import peak_memory_mb
+from worker_agent.resource_limits import memory_limit_gb, peak_memory_mb
 from worker_agent.task import Task
 
 TYPE_CHECKING = False
@@ -110,7 +110,10 @@ def _encode_result(result: object) -> bytes:
 def _describe_error(error: BaseException) -> Json:
     """The error as the wire has it; anything but a Failure is retryable."""
     if isinstance(error, MemoryError):
-        return _error_object("memory_limit", "the handler ran out of the memory allowed to it", True, {})
+        limit = f"the limit is {memory_limit_gb():.2f} GiB for each process, and for all of the task together"
+        return _error_object(
+            "memory_limit", f"the handler ran out of memory ({str(error) or 'MemoryError'}); {limit}", True, {}
+        )
     if isinstance(error, Failure):
         return _error_object(error.code, str(error), error.retryable, error.detail)
     import traceback

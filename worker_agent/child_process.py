@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import IO
 
-from worker_agent.cgroups import task_group
+from worker_agent.cgroups import GroupParents, TaskGroup, task_group
 from worker_agent.confinement import Confinement
 from worker_agent.handlers import Handler
 from worker_agent.wire import Assignment, Lease
@@ -22,7 +21,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """Limits of one handler: GiB of memory, in each process and in all, and cores on average over its time limit."""
+    """Limits of one handler: GiB of memory and cores, in each process and in all together."""
 
     memory_gb: float
     cpu_cores: float
@@ -54,7 +53,7 @@ class ChildProcess:
     output: IO[bytes] | None
     temporary: ExitStack
     memory_bytes: int
-    group: Path | None = None
+    group: TaskGroup | None = None
 
 
 def start_child(
@@ -69,7 +68,7 @@ def start_child(
     temporary = ExitStack()
     try:
         directory = temporary.enter_context(rules.temporary_directory())
-        group = None if rules.group is None else temporary.enter_context(_task_group(rules.group, limits, rules))
+        group = None if rules.groups is None else temporary.enter_context(_task_group(rules.groups, limits, rules))
         with _task_file(lease) as task:
             # The kernel kills the child when its parent, for Linux the thread that forks here, ends: see launch.py.
             process = subprocess.Popen(
@@ -112,7 +111,7 @@ def _command(
     rules: Confinement,
     pipe: int,
     temporary: str,
-    group: Path | None,
+    group: TaskGroup | None,
 ) -> list[str]:
     return rules.command(
         "child",
@@ -123,14 +122,14 @@ def _command(
         command=list(handler.command),
         target=handler.target,
         key=handler.key,
-        group=None if group is None else str(group),
+        groups=[] if group is None else list(map(str, group.directories)),
     )
 
 
-def _task_group(parent: Path, limits: ResourceLimits, rules: Confinement) -> AbstractContextManager[Path]:
+def _task_group(parents: GroupParents, limits: ResourceLimits, rules: Confinement) -> AbstractContextManager[TaskGroup]:
     # What lies in the temporary directory is memory as well; two processes are our own.
     return task_group(
-        parent,
+        parents,
         memory_bytes=limits.memory_bytes + rules.limits.max_file_bytes,
         processes=rules.limits.max_processes + 2,
         cpu_cores=limits.cpu_cores,

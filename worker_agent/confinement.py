@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from worker_agent import seccomp
+from worker_agent.cgroups import GroupParents
 from worker_agent.file_view import FileView, import_path
 from worker_agent.handler_environment import inherited
 
@@ -55,8 +56,8 @@ class Confinement:
     user: tuple[int, int] | None = None
     limits: HandlerLimits = HandlerLimits()
     passed_variables: tuple[str, ...] = ()
-    # The control group in which tasks have groups of their own.
-    group: Path | None = None
+    # The control groups in which tasks have groups of their own.
+    groups: GroupParents | None = None
 
     @property
     def weaker(self) -> Iterator["Confinement"]:
@@ -81,7 +82,7 @@ class Confinement:
             "user": self.user,
             "user_namespace": self.user is None,
             # Made here, because a process of a task would take longer to import it.
-            "filter": seccomp.program().hex(),
+            "filter": seccomp.program(has_ipc_namespace=self.method is Method.NAMESPACES).hex(),
             "view": {**self.view.as_json(), "temporary_bytes": file_bytes},
             "limits": {
                 "memory_bytes": memory_bytes,

@@ -25,7 +25,7 @@ from worker_agent.llm.settings import GatewaySettings
 from worker_agent.local_errors import LocalErrors
 from worker_agent.logs import log_action, log_event
 from worker_agent.metrics import MetricsPusher
-from worker_agent.orphans import adopt_orphans, end_orphans
+from worker_agent.orphans import adopt_orphans
 from worker_agent.protections import Protection
 from worker_agent.protocol import StateMachine
 from worker_agent.transport import Transport
@@ -60,8 +60,7 @@ class Daemon:
         self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
         self._handler_run: HandlerRun | None = None
-        is_adopting = settings.confinement.method is not Method.NAMESPACES and adopt_orphans()
-        self._end_orphans = end_orphans if is_adopting else lambda _: None
+        self._adopts_orphans = settings.confinement.method is not Method.NAMESPACES and adopt_orphans()
         gateway = settings.language_model
         self._model_proxy = (
             None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key, trust=settings.trust)
@@ -184,7 +183,7 @@ class Daemon:
             return
         on_measurement = partial(self._add_measurement, lease)
         self._handler_run = HandlerRun(
-            child, lease.timeout_seconds, self._events.put, on_measurement, self._end_orphans
+            child, lease.timeout_seconds, self._events.put, on_measurement, adopts_orphans=self._adopts_orphans
         )
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker_agent.cgroups import delegated_group
+from worker_agent.cgroups import group_parents
 from worker_agent.confinement import Confinement, HandlerLimits, Method, handler_user, protected_paths
 from worker_agent.file_view import view_files
 from worker_agent.handler_environment import parse_patterns
@@ -81,6 +81,6 @@ def read_rules(
         view=view,
         user=user,
         limits=HandlerLimits(max_processes=options.max_processes, max_file_gb=options.max_file_gb),
-        group=delegated_group(),
+        groups=group_parents(),
         passed_variables=parse_patterns(options.pass_env),
     )

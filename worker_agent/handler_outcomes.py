@@ -24,7 +24,7 @@ class Evidence:
     console: str = ""
     is_too_large: bool = False
     is_killed: bool = False
-    is_over_memory: bool = False
+    memory_excess: str | None = None
     timed_out_after: float | None = None
 
 
@@ -50,8 +50,8 @@ def _end_from_outside(evidence: Evidence) -> ev.HandlerEnd | None:
         return ev.HandlerKilled(evidence.usage)
     if evidence.timed_out_after is not None:
         return ev.HandlerTimedOut(evidence.timed_out_after, evidence.usage)
-    if evidence.is_over_memory:
-        return _failure(evidence, "memory_limit", "the processes of the handler took more memory than allowed", True)
+    if evidence.memory_excess is not None:
+        return _failure(evidence, "memory_limit", evidence.memory_excess, True)
     return None
 
 

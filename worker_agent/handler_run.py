@@ -13,14 +13,15 @@ from threading import Lock, Thread
 from typing import IO, Protocol
 
 from worker_agent import events as ev
-from worker_agent.cgroups import has_run_out_of_memory
 from worker_agent.child import MAX_RESULT_BYTES
 from worker_agent.child_process import ChildProcess
 from worker_agent.exit_watcher import ExitWatcher
 from worker_agent.handler_messages import HandlerMessages
 from worker_agent.handler_outcomes import Evidence, handler_end
+from worker_agent.memory_watch import MemoryWatch
+from worker_agent.orphans import end_orphans
 from worker_agent.output_buffers import HeadBuffer, LineBuffer, Pace, TailBuffer
-from worker_agent.usage import exceeds_memory, measure_usage
+from worker_agent.usage import measure_usage
 from worker_agent.wire import JsonObject
 
 TERM_TO_KILL_SECONDS = 2.0
@@ -28,7 +29,6 @@ _CONSOLE_BYTES = 4096
 _LINE_BYTES = MAX_RESULT_BYTES + 1024
 _READ_BYTES = 65536
 _DRAIN_SECONDS = 2.0
-_MEMORY_LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -45,18 +45,18 @@ class HandlerRun:
         timeout_seconds: float,
         post: Callable[[ev.Event], None],
         on_measurement: Callable[[JsonObject], None] = lambda _: None,
-        end_orphans: Callable[[int], None] = lambda _: None,
+        *,
+        adopts_orphans: bool = False,
     ) -> None:
-        """`end_orphans` ends what has left the handler's process group, where no namespace does."""
-        self._end_orphans = end_orphans
+        """`adopts_orphans`: this process is the parent of whatever leaves the handler's, as no namespace ends that."""
+        self._adopts_orphans = adopts_orphans
         self.pid = child.process.pid
         self._child = child
         self._post = post
         self._timeout_seconds = timeout_seconds
         self._started_at = time.monotonic()
         self._deadline = self._started_at + timeout_seconds
-        self._memory_look_at = self._started_at + _MEMORY_LOOK_SECONDS
-        self._is_over_memory = False
+        self._memory = MemoryWatch(os.getpid() if adopts_orphans else self.pid, child.memory_bytes, child.group)
         self._timed_out = False
         self._is_killed = False
         self._is_reaped = False
@@ -91,7 +91,8 @@ class HandlerRun:
             log.exception("collecting crashed", extra={"fields": {"pid": self.pid}})
         # What the handler left running must not outlive it, nor hold the pipes open.
         self._signal(signal.SIGKILL)
-        self._end_orphans(self.pid)
+        if self._adopts_orphans:
+            end_orphans(self.pid)
         self._drain_pipes()
         self._reap()
 
@@ -104,7 +105,7 @@ class HandlerRun:
 
     def _read_ready(self, selector: selectors.BaseSelector, max_wait_seconds: float) -> None:
         pause = 0.0
-        next_turn = min(self._deadline, self._memory_look_at)
+        next_turn = min(self._deadline, self._memory.next_look_at)
         for key, _ in selector.select(min(max_wait_seconds, max(0.0, next_turn - time.monotonic()))):
             if key.data is not None:
                 data = _read_into(key.fd, key.data)
@@ -120,17 +121,15 @@ class HandlerRun:
         # A result beyond the limit is lost already, so the handler need not finish it.
         if self._message_lines.is_full or self._output.is_full:
             self._signal(signal.SIGKILL)
-        if time.monotonic() >= self._memory_look_at:
-            self._look_at_memory()
+        self._enforce_memory_limit()
         if time.monotonic() >= self._deadline:
             self._enforce_deadline()
 
-    def _look_at_memory(self) -> None:
-        """End the handler when its processes have more memory together than each of them may have."""
-        if exceeds_memory(self.pid, self._child.memory_bytes):
-            self._is_over_memory = True
-            self._signal(signal.SIGKILL)
-        self._memory_look_at = time.monotonic() + _MEMORY_LOOK_SECONDS
+    def _enforce_memory_limit(self) -> None:
+        if time.monotonic() >= self._memory.next_look_at:
+            self._memory.look()
+            if self._memory.excess:
+                self._signal(signal.SIGKILL)
 
     def _enforce_deadline(self) -> None:
         if self._timed_out:
@@ -158,8 +157,7 @@ class HandlerRun:
             self._is_reaped = True
         exit_code = os.waitstatus_to_exitcode(status)
         self._child.process.returncode = exit_code  # reaped here, so Popen must not try
-        if self._child.group is not None and has_run_out_of_memory(self._child.group):
-            self._is_over_memory = True
+        self._memory.look_at_group()
         self._child.temporary.close()
         self._post_progress()
         self._post(handler_end(self._evidence(exit_code, rusage)))
@@ -174,7 +172,7 @@ class HandlerRun:
             console=self._console.text,
             is_too_large=self._message_lines.is_full or self._output.is_full,
             is_killed=self._is_killed,
-            is_over_memory=self._is_over_memory,
+            memory_excess=self._memory.excess,
             timed_out_after=self._timeout_seconds if self._timed_out else None,
         )
 

@@ -43,7 +43,7 @@ def _confine(spec: Json) -> None:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from worker_agent.resource_limits import set_limits
 
-    if group := spec.get("group"):
+    for group in spec.get("groups", ()):
         with open(f"{group}/cgroup.procs", "w", encoding="ascii") as processes:
             processes.write("0")
     if spec["method"] == "namespaces":

@@ -4,9 +4,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from worker_agent.cgroups import limits_memory
+from worker_agent.cgroups import GroupParents
 from worker_agent.kernel_calls import PR_GET_DUMPABLE, prctl
 from worker_agent.probing import Probe
 
@@ -23,6 +22,11 @@ _MEANINGS = {
 _REMEDIES = {"system_calls": "run workers on Linux with seccomp, on x86-64 or 64-bit ARM"}
 _REMEDY = "run workers on Linux 5.12 or later, as root or where user namespaces are allowed"
 
+_GROUP_REMEDY = (
+    "run workers as root, in a container with limits, or in a unit of systemd with Delegate=yes and "
+    "DelegateSubgroup=workers"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protection:
@@ -38,7 +42,8 @@ class Protection:
 def determine(outcome: Probe) -> tuple[Protection, ...]:
     """Protections of a worker whose handlers were probed, held or not."""
     attempted = (_attempted(name, outcome) for name in _MEANINGS)
-    return (_environment(), _memory(), *attempted, _total_memory(outcome.confinement.group))
+    groups = outcome.confinement.groups
+    return (_environment(), _memory(), *attempted, _total_memory(groups), _processor_time(groups))
 
 
 def _attempted(name: str, outcome: Probe) -> Protection:
@@ -69,19 +74,25 @@ def _environment() -> Protection:
     )
 
 
-def _total_memory(group: Path | None) -> Protection:
-    holds = group is not None and limits_memory(group)
+def _total_memory(groups: GroupParents | None) -> Protection:
+    holds = groups is not None and groups.limits("memory")
     return Protection(
         name="total_memory",
         meaning="the processes of a task together cannot pass its limit of memory, not even for a moment",
         holds=holds,
-        why=""
-        if holds
-        else "no control group (v2) is delegated to the worker, which only looks every 2 s at what they have mapped",
-        remedy=""
-        if holds
-        else "run it in a container with a limit, or in a unit of systemd with Delegate=yes and "
-        "DelegateSubgroup=workers",
+        why="" if holds else "no control group with memory: the worker looks every 0.2 to 2 s at what they take",
+        remedy="" if holds else _GROUP_REMEDY,
+    )
+
+
+def _processor_time(groups: GroupParents | None) -> Protection:
+    holds = groups is not None and groups.limits("cpu")
+    return Protection(
+        name="processor_time",
+        meaning="the processes of a task together take no more than the cores that it was given",
+        holds=holds,
+        why="" if holds else "no control group with cpu: each process ends once it used all that the time limit allows",
+        remedy="" if holds else _GROUP_REMEDY,
     )
 
 

@@ -45,6 +45,11 @@ def _lower_limit(kind: int, soft: int, hard: int | None = None) -> None:
     resource.setrlimit(kind, (min(soft, hard_limit), hard_limit))
 
 
+def memory_limit_gb() -> float:
+    """Memory in GiB that this process may have."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] / 2**30
+
+
 def peak_memory_mb() -> float:
     """Peak memory in MiB of this process or of a child that it waited for.
 

@@ -14,7 +14,7 @@ from worker_agent import kernel_calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # By processor: the column of its numbers in the tables below, and how the kernel names it.
 _COLUMNS = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -47,7 +47,10 @@ _REFUSED = {
     # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr, quotactl_fd, open_tree_attr
     **{f"mounts {number}": (number, number) for number in (*range(428, 434), 442, 443, 467)},
 }
-_CLONE, _UNSHARE, _IOCTL = (56, 220), (272, 97), (16, 29)
+# shmget, semget, msgget
+_SYSTEM_V = ((29, 194), (64, 190), (68, 186))
+_CLONE, _UNSHARE, _IOCTL, _PRCTL = (56, 220), (272, 97), (16, 29), (157, 167)
+_SET_DUMPABLE = kernel_calls.PR_SET_DUMPABLE
 _CLONE3 = 435
 # They write into the terminal's input as if it were typed.
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -58,12 +61,18 @@ _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 
 
-def program() -> bytes:
-    """The filter for this processor; empty where there is none. It refuses with EPERM."""
+def program(*, has_ipc_namespace: bool) -> bytes:
+    """The filter for this processor; empty where there is none. It refuses with EPERM.
+
+    Without a namespace for them, segments, semaphores and queues of System V would outlive the task.
+    """
     machine = os.uname().machine
     if machine not in _COLUMNS:
         return b""
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in _instructions(*_COLUMNS[machine]))
+    column, processor = _COLUMNS[machine]
+    refused = [*_REFUSED.values(), *(() if has_ipc_namespace else _SYSTEM_V)]
+    instructions = _instructions(column, processor, [numbers[column] for numbers in refused])
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def harmless_attempts() -> Iterator[tuple[str, int]]:
@@ -78,14 +87,14 @@ def harmless_attempts() -> Iterator[tuple[str, int]]:
     yield "ioctl", kernel_calls.error_of(_IOCTL[column], -1, _TIOCSTI, 0)
 
 
-def _instructions(column: int, processor: int) -> Iterator[tuple[int, int, int, int]]:
+def _instructions(column: int, processor: int, refused: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
     """Yield code, distance of the jump where the condition holds and where not, and operand."""
     refuse, lack = (_RETURN, 0, 0, _FAIL | errno.EPERM), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)
     # Programs of 32 bits have other numbers, by which they would get around the filter.
     yield from ((_LOAD, 0, 0, _PROCESSOR), (_IF_EQUAL, 1, 0, processor), refuse)
     yield from ((_LOAD, 0, 0, _NUMBER), (_IF_AT_LEAST, 0, 1, _X32), lack)
-    for numbers in _REFUSED.values():
-        yield from ((_IF_EQUAL, 0, 1, numbers[column]), refuse)
+    for number in refused:
+        yield from ((_IF_EQUAL, 0, 1, number), refuse)
     # Its flags lie in memory, where no filter can look; the C library then takes the older call.
     yield from ((_IF_EQUAL, 0, 1, _CLONE3), lack)
     for numbers in (_CLONE, _UNSHARE):
@@ -93,4 +102,7 @@ def _instructions(column: int, processor: int) -> Iterator[tuple[int, int, int, 
         yield from ((_IF_ANY_BIT, 0, 1, kernel_calls.CLONE_NEWUSER), refuse, (_RETURN, 0, 0, _ALLOW))
     yield from ((_IF_EQUAL, 0, 5, _IOCTL[column]), (_LOAD, 0, 0, _ARGUMENTS + 8))
     yield from ((_IF_EQUAL, 1, 0, _TIOCSTI), (_IF_EQUAL, 0, 1, _TIOCLINUX), refuse, (_RETURN, 0, 0, _ALLOW))
+    # A process that is closed to others of its user cannot be looked at: this is answered, and not done.
+    yield from ((_IF_EQUAL, 0, 6, _PRCTL[column]), (_LOAD, 0, 0, _ARGUMENTS), (_IF_EQUAL, 0, 3, _SET_DUMPABLE))
+    yield from ((_LOAD, 0, 0, _ARGUMENTS + 8), (_IF_EQUAL, 1, 0, 1), (_RETURN, 0, 0, _FAIL), (_RETURN, 0, 0, _ALLOW))
     yield _RETURN, 0, 0, _ALLOW

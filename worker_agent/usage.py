@@ -46,20 +46,6 @@ class UsageSampler:
         return round(percent, 1), round(_resident_mb(family), 1)
 
 
-def exceeds_memory(pid: int, limit_bytes: int) -> bool:
-    """Whether the process and its descendants have more than this resident; memory that they share counts once."""
-    family = _family(pid)
-    if _resident_mb(family) * 2**20 <= limit_bytes:
-        return False
-    # The sum counts shared pages for each process. This one is exact, and slow.
-    share_bytes = 0
-    for process in family:
-        with contextlib.suppress(psutil.Error, OSError):
-            memory = process.memory_full_info()
-            share_bytes += getattr(memory, "pss", memory.uss)
-    return share_bytes > limit_bytes
-
-
 def _family(pid: int | None) -> list[psutil.Process]:
     if pid is None:
         return []

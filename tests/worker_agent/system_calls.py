@@ -41,6 +41,9 @@ _CALLS: dict[str, tuple[int, ...]] = {
     "TIOCSTI": (16, -1, 0x5412, 0),
     "TIOCSTI in 64 bits": (16, -1, 7 << 32 | 0x5412, 0),
     "TIOCLINUX": (16, -1, 0x541C, 0),
+    "PR_SET_DUMPABLE": (157, 4, 0, 0, 0, 0),
+    "PR_GET_DUMPABLE": (157, 3, 0, 0, 0, 0),
+    "shmget": (29, 0, 4096, 0o600),
     "another ioctl": (16, -1, 0x5413, 0),
     "mount by the numbers of x32": (0x40000000 | 165, 0, 0, 0, 0),
 }

@@ -179,7 +179,9 @@ def test_a_checkpoint_is_given_back() -> None:
 
 
 def test_a_handler_cannot_take_more_memory_than_allowed() -> None:
-    assert failure({"do": "gulp"}, memory_gb=0.5).code == "memory_limit"
+    error = failure({"do": "gulp"}, memory_gb=0.5)
+    assert error.code == "memory_limit"
+    assert "the limit is 0.50 GiB" in error.message
 
 
 def test_processor_time_is_limited_too() -> None:
