@@ -81,6 +81,7 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
     broker = Broker(database, leases, on_first_leases=pool.record_first_leases)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
+    config.subscribe(broker.apply)
     admission, bursts = Admission(capacity), Bursts(database, config)
     terms = SnapshotSettings(
         capacity=capacity,

@@ -147,7 +147,7 @@ class Model:
         task.apply(TaskEvent.ASSIGNED)
         task.token += 1
         task.worker, task.request_id = worker_id, request_id
-        task.hard_limit = self.now + task.submission.timeout_seconds
+        task.hard_limit = self.now + (task.submission.timeout_seconds or policies.LEASES.task_timeout_seconds)
         task.expires = self.now + policies.LEASES.acknowledge_within_seconds
         if acknowledge:
             self.execute(task)

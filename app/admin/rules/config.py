@@ -31,7 +31,10 @@ class ConfigAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
-    """Bounds in workers, thresholds as shares of 1, and the timeout in seconds."""
+    """Bounds in workers, thresholds as shares of 1, and the seconds that a worker may take for a task.
+
+    The timeout is of a task that names none of its own: then the task is taken from its worker.
+    """
 
     min_workers: int
     max_workers: int
@@ -117,8 +120,7 @@ class Conduct:
 
 
 _POOLS: Mapping[Mode, PoolConfig] = {
-    # The shortest timeout allowed, so that somebody who kills a worker soon sees it replaced.
-    Mode.DEVELOPMENT: PoolConfig(min_workers=2, max_workers=5, worker_timeout_seconds=60),
+    Mode.DEVELOPMENT: PoolConfig(min_workers=2, max_workers=5),
     Mode.PRODUCTION: PoolConfig(min_workers=10, max_workers=1000),
     Mode.TRUSTED_TESTER: PoolConfig(min_workers=5, max_workers=50),
 }

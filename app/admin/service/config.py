@@ -224,8 +224,13 @@ class CurrentConfig:
         self._config: Effective | None = None
         self._until = 0.0
         self._changes_heard = 0
+        self._readers: list[Callable[[Effective], None]] = []
         self._reading = asyncio.Lock()
         database.announcer.subscribe(self._hear)
+
+    def subscribe(self, reader: Callable[[Effective], None]) -> None:
+        """Hand every configuration that is read from now on to `reader`, for what must not wait for a read."""
+        self._readers.append(reader)
 
     async def read(self) -> Effective:
         """The configuration, at most 2 s old. Raises DatabaseUnavailable."""
@@ -234,6 +239,8 @@ class CurrentConfig:
                 # Checked again: another caller may have read it while this one waited.
                 if self._config is None or time.monotonic() >= self._until:
                     self._config = await self._read()
+                    for reader in self._readers:
+                        reader(self._config)
         return self._config
 
     async def _read(self) -> Effective:

@@ -65,7 +65,13 @@ class TaskIn(Body):
     priority: PriorityIn = "medium"
     payload: JsonObject = Field(default="{}", description="what the agent needs, at most 1 MiB by default")
     labels: Labels = Field(default_factory=dict)
-    timeout_seconds: float = Field(600, ge=1, le=86_400, description="wall time that one attempt may take")
+    timeout_seconds: float | None = Field(
+        None,
+        ge=1,
+        le=86_400,
+        description="wall time that one attempt may take; null: `worker_pool.worker_timeout_seconds` of the "
+        "configuration when it is leased",
+    )
     deadline: Moment | None = None
     run_at: Moment | None = Field(None, description="not before this time")
     retry: RetryIn = Field(default_factory=lambda: _DEFAULT_RETRY)
@@ -163,7 +169,7 @@ class TaskSummary(BaseModel):
     depends_on: list[UUID]
     idempotency_key: str | None
     rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
-    timeout_seconds: float
+    timeout_seconds: float | None = Field(description="null: as the configuration says when it is leased")
     deadline: Moment | None
     run_at: Moment | None
     held: bool = Field(description="not leased, because its goal is paused or out of budget")

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from app.admin.service.config import Effective
 from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import News, work
@@ -88,6 +89,11 @@ class Broker:
     def waiting_count(self) -> int:
         """Number of workers that wait for a task."""
         return len(self._waiters)
+
+    def apply(self, config: Effective) -> None:
+        """Lease by this configuration from now on."""
+        seconds = float(config.document.worker_pool.worker_timeout_seconds)
+        self._policy = replace(self._policy, task_timeout_seconds=seconds)
 
     def start(self) -> None:
         """Begin to serve calls."""

@@ -30,8 +30,7 @@ TRANSITIONS: Mapping[TaskEvent, tuple[frozenset[TaskState], TaskState]] = {
 # needs. Any other failure is the agent's own. Lost workers and released tasks are no failures at all.
 _EXTERNAL_CODES = frozenset({"rate_limited", "llm_unavailable", "llm_not_configured", "handler_unavailable"})
 
-# The default timeout of a task, and the unit of compute assigned to an agent: twice this gives each of its tasks twice
-# its own timeout, whatever that is.
+# The unit of compute assigned to an agent: twice this gives each of its tasks twice its timeout, whatever that is.
 BASE_COMPUTE_SECONDS = 600.0
 
 
@@ -136,6 +135,8 @@ class LeasePolicy:
     max_wait_seconds: float = 30.0
     # A task whose attempt has failed waits this long for another worker before the same one may try again.
     avoid_seconds: float = 3.0
+    # Of a task that names no timeout of its own.
+    task_timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,8 @@ class Intake:
         return self.admission is not None and self.admission.policy.displaces
 
 
+# Of every task that named none: the hash of a body without one stays what it was.
+_FORMER_TIMEOUT_SECONDS = 600.0
 _OPEN_INTAKE = Intake()
 
 
@@ -270,7 +272,7 @@ def _hash(submission: Submission) -> bytes:
         submission.priority,
         json.loads(submission.payload),
         json.loads(submission.labels),
-        submission.timeout_seconds,
+        _FORMER_TIMEOUT_SECONDS if submission.timeout_seconds is None else submission.timeout_seconds,
         str(submission.deadline),
         str(submission.run_at),
         submission.retry.max_attempts,

@@ -36,7 +36,8 @@ class ClaimRequest:
 class Lease:
     """One task, leased to one worker until `expires_at`. JSON values stay text, because nobody here reads them.
 
-    `timeout_seconds` is for this attempt: the task's own timeout, or more where its worker gives its agent more.
+    `timeout_seconds` is for this attempt: the task's own timeout or that of the configuration, and more where its
+    worker gives its agent more.
     """
 
     task_id: TaskId
@@ -117,7 +118,8 @@ WITH request AS MATERIALIZED (
     SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
         token = t.token + 1, worker_id = e.worker_id, leased_at = now(),
         lease_expires_at = now() + make_interval(secs => CASE WHEN e.acknowledge THEN $7::float8 ELSE $8::float8 END),
-        deadline_at = now() + make_interval(secs => t.timeout_seconds * CASE WHEN e.assigned_agent = t.agent_type
+        deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) *
+            CASE WHEN e.assigned_agent = t.agent_type
             THEN greatest(1, e.assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END)
     FROM picked p LEFT JOIN shifted s USING (agent_type, priority) JOIN eligible e
         ON e.agent_type = p.agent_type AND e.priority = p.priority
@@ -192,6 +194,7 @@ async def claim(
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
+        policy.task_timeout_seconds,
     )
     return [
         ClaimOutcome(

@@ -177,7 +177,7 @@ def _submit_columns() -> list[Any]:
         Column("priority", SmallInteger, nullable=False),
         Column("payload", JSONB, nullable=False),
         Column("labels", JSONB, nullable=False),
-        Column("timeout_seconds", Float, nullable=False),
+        Column("timeout_seconds", Float, comment="null: as the configuration says when it is leased"),
         moment("deadline"),
         Column("max_attempts", Integer, nullable=False),
         Column("retry_delays", ARRAY(Float), nullable=False),

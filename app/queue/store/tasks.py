@@ -35,7 +35,7 @@ class TaskFields:
     priority: Priority
     payload: str
     labels: str
-    timeout_seconds: float
+    timeout_seconds: float | None
     deadline: datetime | None
     run_at: datetime | None
     retry: RetryPolicy

@@ -52,6 +52,7 @@ async def _claim_pages(database: Database, worker: WorkerId, floor: float) -> in
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
+        policy.task_timeout_seconds,
     )
 
 
