@@ -4,14 +4,16 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.postgres.errors import BinariesMissing
 
 OLDEST_SUPPORTED = 15
-REQUIRED = ("postgres", "initdb")
+SERVER = ("postgres", "initdb")
+DUMPING = ("pg_dump", "pg_restore")
 SYSTEM_PATTERNS = (
     "usr/lib/postgresql/*/bin",
     "usr/pgsql-*/bin",
@@ -52,13 +54,8 @@ def find_binaries(configured_directory: str | None = None) -> Binaries:
 
     Raises BinariesMissing with the reason for every directory that was tried.
     """
-    candidates = (
-        [Path(configured_directory).expanduser()]
-        if configured_directory
-        else [*_bundled_directories(), *_system_directories()]
-    )
     refusals = []
-    for directory in candidates:
+    for directory in _candidates(configured_directory):
         try:
             return inspect_binaries(directory.resolve())
         except BinariesMissing as refusal:
@@ -67,26 +64,73 @@ def find_binaries(configured_directory: str | None = None) -> Binaries:
     raise BinariesMissing(f"No usable PostgreSQL: {reasons}. {REMEDY}")
 
 
-def inspect_binaries(directory: Path) -> Binaries:
-    """Ask the server program for its version. Raises BinariesMissing when it is absent, broken or too old."""
-    for name in REQUIRED:
+def find_version(version: int, names: Sequence[str] = DUMPING, configured_directory: str | None = None) -> Binaries:
+    """The first installation of exactly this major version that has these programs; a configured one or none.
+
+    A dump by other programs than the server's may hold what that server does not understand. Raises BinariesMissing
+    that says what to install.
+    """
+    others = []
+    for directory in _candidates(configured_directory):
+        try:
+            binaries = inspect_binaries(directory.resolve(), names)
+        except BinariesMissing:
+            continue
+        if binaries.version == version:
+            return binaries
+        others.append(f"{binaries.version} in {binaries.directory}")
+    package = f"postgresql-{version}" if names != DUMPING else f"postgresql-client-{version}"
+    there = f"; there is {', '.join(others)}" if others else ""
+    raise BinariesMissing(
+        f"this takes {' and '.join(names)} of PostgreSQL {version}{there}. Install {package}, "
+        "or set CONVENER_POSTGRES_BIN to the directory that holds them"
+    )
+
+
+def newest_binaries(names: Sequence[str], configured_directory: str | None = None) -> Binaries:
+    """The installation of the highest version that has these programs. Raises BinariesMissing."""
+    installations = []
+    for directory in _candidates(configured_directory):
+        with suppress(BinariesMissing):
+            installations.append(inspect_binaries(directory.resolve(), names))
+    if not installations:
+        raise BinariesMissing(f"there is no {' and no '.join(names)}. {REMEDY}")
+    return max(installations, key=lambda binaries: binaries.version)
+
+
+def major_version(text: str) -> int:
+    """The major version at the beginning of what a server or a dump says, like `17.4 (Debian 17.4-1)`."""
+    match = re.match(r"\d+", text)
+    if match is None:
+        raise ValueError(f"{text} is no version of PostgreSQL")
+    return int(match[0])
+
+
+def inspect_binaries(directory: Path, names: Sequence[str] = SERVER) -> Binaries:
+    """Ask the first of these programs for its version. Raises BinariesMissing when one is absent, broken or too old."""
+    for name in names:
         if not (directory / name).is_file():
             raise BinariesMissing(f"{directory} has no {name}")
+    program = directory / names[0]
     try:
-        command = (str(directory / "postgres"), "--version")
+        command = (str(program), "--version")
         answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BinariesMissing(f"{directory / 'postgres'} does not run ({error})") from error
+        raise BinariesMissing(f"{program} does not run ({error})") from error
     # Also "18beta1" and "16.4 (Debian 16.4-1)" begin with the major version.
     match = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
     if match is None:
-        raise BinariesMissing(
-            f"{directory / 'postgres'} does not run ({answer.stderr.strip() or answer.stdout.strip()})"
-        )
+        raise BinariesMissing(f"{program} does not run ({answer.stderr.strip() or answer.stdout.strip()})")
     version = int(match[1])
     if version < OLDEST_SUPPORTED:
         raise BinariesMissing(f"{directory} is PostgreSQL {version}, older than {OLDEST_SUPPORTED}")
     return Binaries(directory=directory, version=version)
+
+
+def _candidates(configured_directory: str | None) -> Sequence[Path]:
+    if configured_directory:
+        return [Path(configured_directory).expanduser()]
+    return [*_bundled_directories(), *_system_directories()]
 
 
 def _bundled_directories() -> Iterator[Path]:

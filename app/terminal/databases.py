@@ -70,9 +70,7 @@ def as_failures() -> Iterator[None]:
     except Refused as error:
         raise Failure(str(error), ExitCode.REFUSED, hint=error.hint) from None
     except DumpFailed as error:
-        hint = "the programs must be of the server's version or newer, to dump, and of its own, to restore; "
-        hint += "CONVENER_POSTGRES_BIN names the directory that holds them"
-        raise Failure(str(error), ExitCode.REFUSED, hint=hint) from None
+        raise Failure(str(error), ExitCode.REFUSED) from None
     except EmbeddedError as error:
         raise Failure(str(error), ExitCode.USAGE) from None
 

@@ -1,17 +1,26 @@
 """Finding PostgreSQL: the configured directory is believed or refused, and a refusal says what to do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from app.postgres import binaries as module
-from app.postgres.binaries import Binaries, find_binaries, inspect_binaries
+from app.postgres.binaries import (
+    DUMPING,
+    SERVER,
+    Binaries,
+    find_binaries,
+    find_version,
+    inspect_binaries,
+    newest_binaries,
+)
 from app.postgres.errors import BinariesMissing
 
 
-def fake_installation(directory: Path, answer: str) -> Path:
+def fake_installation(directory: Path, answer: str, names: Sequence[str] = SERVER) -> Path:
     directory.mkdir(parents=True)
-    for name in ("postgres", "initdb"):
+    for name in names:
         program = directory / name
         program.write_text(f"#!/bin/sh\necho '{answer}'\n")
         program.chmod(0o755)
@@ -66,3 +75,19 @@ def test_says_what_to_do_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_system_directories", lambda: iter(()))
     with pytest.raises(BinariesMissing, match="pip install"):
         find_binaries()
+
+
+def test_dumps_take_programs_of_exactly_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in (16, 18):
+        # A client's installation has no server.
+        fake_installation(tmp_path / str(version) / "bin", f"pg_dump (PostgreSQL) {version}.1", DUMPING)
+    monkeypatch.setattr(module, "SYSTEM_PATTERNS", (str((tmp_path / "*" / "bin").relative_to("/")),))
+    monkeypatch.setattr(module, "_bundled_directories", lambda: iter(()))
+    assert find_version(16).directory == tmp_path / "16" / "bin"
+    assert newest_binaries(DUMPING).version == 18
+    with pytest.raises(BinariesMissing, match=r"PostgreSQL 17; there is 18 in .*Install postgresql-client-17"):
+        find_version(17)
+    with pytest.raises(BinariesMissing, match="Install postgresql-18"):
+        find_version(18, SERVER)
+    with pytest.raises(BinariesMissing, match=r"PostgreSQL 18; there is 16 in"):
+        find_version(18, configured_directory=str(tmp_path / "16" / "bin"))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.postgres.accounts import choose_account
-from app.postgres.binaries import find_binaries
+from app.postgres.binaries import Binaries, find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.server import Server
 
@@ -23,13 +23,15 @@ THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 
 
 @contextmanager
-def running_server(directory: Path, settings: Mapping[str, str] = THROW_AWAY) -> Iterator[str]:
+def running_server(
+    directory: Path, settings: Mapping[str, str] = THROW_AWAY, binaries: Binaries | None = None
+) -> Iterator[str]:
     """Yields the URL of a new server in `directory`, which is stopped at the end and also dies with this process.
 
     Call it outside any running event loop, and from the main thread. The directory belongs to the server: take one of
     its own outside pytest's, which are closed to the user `nobody` that may have to run it where the tests run as root.
     """
-    binaries = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
+    binaries = binaries or find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
     directory = directory.resolve()
     access = directory / "cluster" / "data" / "tests_hba.conf"
     cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access), **settings})

@@ -1,5 +1,6 @@
 """`convener db backup`, `restore` and `verify`: dump the whole database, restore it, and check its invariants."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -52,7 +53,8 @@ def backup(
 
     with output.errors().status("backing up") as progress, as_failures():
         target, by = url or bundled_url(), author("convener db backup")
-        manifest = on_database(lambda database: backups.backup(database, _dumps(), file, progress.update, by), target)
+        dumps = _dumps(target)
+        manifest = on_database(lambda database: backups.backup(database, dumps, file, progress.update, by), target)
     facts = {**asdict(manifest), "file": str(file)}
     summary = f"wrote {manifest.size_bytes:,} bytes into {file}, revision {manifest.revision}"
     output.present(facts, fmt, lambda: Text(output.plain(summary)))
@@ -74,7 +76,8 @@ def restore(
         raise typer.BadParameter("--bundled and --database-url exclude each other")
     server, by = new_server() if is_bundled else nullcontext(url), author("convener db restore")
     with output.errors().status("restoring") as progress, as_failures(), server as target:
-        result = on_database(lambda database: backups.restore(database, _dumps(), file, progress.update, by), target)
+        dumps = _dumps(target)
+        result = on_database(lambda database: backups.restore(database, dumps, file, progress.update, by), target)
     if fmt is Format.JSON:
         output.write_json(
             {
@@ -92,7 +95,8 @@ def restore(
     upgrade = f", brought up from {result.dump_revision}" if has_upgraded else ""
     leases = f"{result.released_leases:,} leases were released"
     output.show(Text(f"restored at revision {result.revision}{upgrade}; {leases}"))
-    output.note("`convener db verify` checks what is there now")
+    start = "`convener up` goes on with it, and then " if is_bundled else ""
+    output.note(f"{start}`convener db verify` checks what is there now")
 
 
 def verify(
@@ -102,9 +106,11 @@ def verify(
     url: DatabaseUrl = None,
     fmt: Output = Format.TABLE,
 ) -> None:
-    """Check every invariant of the live database, reading all of it; or the checksum of a backup.
+    """Check every invariant of the live database, reading all of it; or of a backup, restored into a PostgreSQL of its
+    own that is deleted afterwards.
 
-    Ends with 1 where something is wrong.
+    For a backup that takes room for the database among the temporary files (TMPDIR). Ends with 1 where something is
+    wrong.
     """
     checks = _check_file(file) if file is not None else _check_database(url)
     ok = all(check["ok"] for check in checks)
@@ -115,20 +121,33 @@ def verify(
 
 def _check_file(file: Path) -> list[dict[str, Any]]:
     from app.memory.service import backups
+    from app.memory.service.dumps import Dumps
+    from app.memory.service.rehearsal import rehearse
+    from app.postgres.binaries import DUMPING, SERVER, find_version, newest_binaries
 
-    with as_failures():
-        inspection = backups.inspect(_dumps(), file)
+    configured = _configured_programs()
+    with output.errors().status("checking the backup") as progress, as_failures():
+        inspection = backups.inspect(Dumps(binaries=newest_binaries(DUMPING, configured)), file)
+        verdicts: Sequence[Verdict] = ()
+        if not inspection.violations and inspection.server is not None:
+            binaries = find_version(inspection.server, (*SERVER, "pg_restore"), configured)
+            verdicts = asyncio.run(rehearse(binaries, file, progress.update))
     description = (
         f"the backup is what was written, and holds revision {inspection.revision} in {inspection.entries} entries"
     )
     if inspection.manifest is None:
         description = "the backup can be read; there is no manifest with a checksum beside it"
-    return [_check_row(str(file), description, inspection.violations, len(inspection.violations))]
+    checks = [_check_row(str(file), description, inspection.violations, len(inspection.violations))]
+    return [*checks, *map(_verdict_row, verdicts)]
 
 
 def _check_database(url: str | None) -> list[dict[str, Any]]:
     verdicts = on_database(_run_checks, url or bundled_url())
-    return [_check_row(v.check.name, v.check.description, v.examples, v.violations) for v in verdicts]
+    return [*map(_verdict_row, verdicts)]
+
+
+def _verdict_row(verdict: "Verdict") -> dict[str, Any]:
+    return _check_row(verdict.check.name, verdict.check.description, verdict.examples, verdict.violations)
 
 
 async def _run_checks(database: "Database") -> "list[Verdict]":
@@ -149,12 +168,23 @@ def _check_row(name: str, description: str, examples: Sequence[str], violations:
     return {"name": name, "says": description, "ok": not violations} | details
 
 
-def _dumps() -> "Dumps":
-    from app.memory.service.dumps import Dumps
-    from app.postgres.binaries import find_binaries
-
+def _configured_programs() -> str | None:
     directory = settings().postgres_bin
-    return Dumps(binaries=find_binaries(str(directory) if directory else None))
+    return str(directory) if directory else None
+
+
+def _dumps(url: str | None) -> "Dumps":
+    """The programs of the version of the server at this address. Raises Failure, BinariesMissing."""
+    from app.memory.service.dumps import Dumps
+    from app.memory.store.backups import server_version
+    from app.postgres.binaries import find_version, major_version
+
+    async def ask(database: "Database") -> str:
+        async with database.transaction() as connection:
+            return await server_version(connection)
+
+    version = major_version(on_database(ask, url))
+    return Dumps(binaries=find_version(version, configured_directory=_configured_programs()))
 
 
 def _check_table(checks: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,7 @@
 """Backups of the whole database: written to a file, inspected, and restored into an empty database on any server."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from app.memory.service import archives
 from app.memory.service.archives import Manifest
 from app.memory.service.dumps import Dumps
 from app.memory.store import backups
+from app.postgres.binaries import major_version
 from app.postgres.errors import DumpFailed
 
 _RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
@@ -20,10 +21,11 @@ _RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Result of inspecting the file of a dump; `violations` are reasons not to trust it."""
+    """Result of inspecting the file of a dump: its major version of PostgreSQL, and reasons not to trust it."""
 
     manifest: Manifest | None
     revision: str | None
+    server: int | None = None
     entries: int
     violations: list[str]
 
@@ -50,6 +52,7 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
         raise Refused("there is nothing to back up: the database holds no schema of ours")
     async with database.transaction() as connection:
         moment, server = (await now(connection)).isoformat(), await backups.server_version(connection)
+    _check_programs(dumps, server)
     try:
         # Checked before the dump, which may take hours, rather than when the manifest is written.
         if archives.manifest_path(file).exists():
@@ -91,7 +94,25 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
         return Inspection(manifest=None, revision=None, entries=0, violations=[str(error)])
     violations = [] if revision else ["it holds no database of ours"]
     count = sum(not line.startswith(";") for line in entries)
-    return Inspection(manifest=manifest, revision=revision, entries=count, violations=violations)
+    server = server_of(entries)
+    return Inspection(manifest=manifest, revision=revision, server=server, entries=count, violations=violations)
+
+
+def server_of(entries: Sequence[str]) -> int | None:
+    """The major version of the server that a dump is of, by its table of contents."""
+    versions = [line.partition("database version:")[2] for line in entries if "Dumped from database version:" in line]
+    return major_version(versions[0].strip()) if versions else None
+
+
+def _check_programs(dumps: Dumps, server: str) -> None:
+    """Raise Refused unless the programs are of the server's major version."""
+    version = major_version(server)
+    if dumps.binaries.version != version:
+        raise Refused(
+            f"the server is PostgreSQL {server}, and the programs in {dumps.binaries.directory} are of "
+            f"{dumps.binaries.version}",
+            f"install postgresql-client-{version}, or name the directory of its programs as CONVENER_POSTGRES_BIN",
+        )
 
 
 async def restore(
@@ -115,6 +136,13 @@ async def restore(
     async with database.transaction() as connection:
         if not await backups.is_empty(connection):
             raise Refused("the database is not empty", "make a new one: CREATE DATABASE convener")
+        server = await backups.server_version(connection)
+    _check_programs(dumps, server)
+    if inspection.server is not None and inspection.server > major_version(server):
+        raise Refused(
+            f"{file} is of PostgreSQL {inspection.server}, and this server is {server}",
+            f"restore it into PostgreSQL {inspection.server} or newer",
+        )
     report("restoring")
     await asyncio.to_thread(dumps.restore, database.url, file)
     report("counting on, and releasing leases")

@@ -1,11 +1,13 @@
 """`convener db backup`, `restore` and `verify`."""
 
 import asyncio
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -14,12 +16,15 @@ import pytest
 
 from app.db import schema
 from app.db.database import Database
-from app.postgres.binaries import find_binaries
+from app.memory.store.invariants import CHECKS
+from app.postgres.binaries import DUMPING, OLDEST_SUPPORTED, SERVER, Binaries, find_binaries, find_version
 from app.postgres.cluster import Cluster
+from app.postgres.errors import BinariesMissing
 from app.postgres.server import Server
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.factories import holding, submitted
+from tests.support.postgres import running_server
 from tests.support.sql import execute, value
 
 
@@ -52,7 +57,10 @@ async def test_backed_up_verified_and_restored(
     again = await console("db", "backup", str(file), **ours)
     assert (again.code, again.out) == (1, "")
     assert "exists already" in again.err
-    assert (await console("db", "verify", str(file), "-o", "json")).json["ok"]
+    verified = await console("db", "verify", str(file), "-o", "json")
+    assert verified.json["ok"], verified.out
+    # Not only the file: it was restored, and what every invariant says of that is here.
+    assert {check.name for check in CHECKS} < {check["name"] for check in verified.json["checks"]}
     restored = await console("db", "restore", str(file), "--database-url", empty_url, "-o", "json")
     assert (restored.code, restored.json["released"], restored.json["revision"]) == (0, 1, schema.head())
     twice = await console("db", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
@@ -171,3 +179,75 @@ async def test_wrong_usage(console: CommandLine, own_database: Database, tmp_pat
     )
     assert away.code == 3
     assert "hidden" not in away.err
+
+
+def _other_versions() -> list[Binaries | None]:
+    versions: list[Binaries | None] = []
+    for version in range(OLDEST_SUPPORTED, 30):
+        with contextlib.suppress(BinariesMissing):
+            versions.append(find_version(version, (*SERVER, *DUMPING)))
+    ours = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")).version
+    return [binaries for binaries in versions if binaries and binaries.version != ours]
+
+
+@pytest.fixture(
+    scope="module", params=[*_other_versions()] or [None], ids=lambda other: getattr(other, "version", "none")
+)
+def another(request: pytest.FixtureRequest) -> Iterator[tuple[Binaries, str]]:
+    """A server of another version than the one of the tests, where there is one, and its programs."""
+    if request.param is None:
+        pytest.skip("there is no PostgreSQL of another version; Debian has postgresql-15, postgresql-17")
+    directory = Path(tempfile.mkdtemp(prefix="convener-other-"))
+    directory.chmod(0o711)
+    try:
+        with running_server(directory / "server", binaries=request.param) as url:
+            yield request.param, url
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CONVENER_POSTGRES_BIN" in os.environ, reason="the programs are those of one version")
+async def test_a_backup_is_by_the_programs_of_its_servers_version(
+    offline: CommandLine, another: tuple[Binaries, str], empty_url: str, tmp_path: Path, binaries: Binaries
+) -> None:
+    """Programs of version 18 wrote what no server of version 15 took, and nobody noticed before the restore."""
+    other, server = another
+    file, names = tmp_path / "b.dump", [f"convener_{uuid4().hex[:8]}" for _ in range(2)]
+    for name in names:
+        await run_on(server, f"CREATE DATABASE {name}")
+    source, target = (named(server, name) for name in names)
+    database = Database(source)
+    await schema.migrate(database.engine)
+    await holding(database)
+    await database.close()
+    ours = {"CONVENER_POSTGRES_BIN": str(binaries.directory)}
+    refused = await offline("db", "backup", str(file), "--database-url", source, **ours)
+    assert (refused.code, file.exists()) == (2, False)
+    assert f"postgresql-client-{other.version}" in " ".join(refused.err.split())
+    made = await offline("db", "backup", str(file), "--database-url", source)
+    assert made.code == 0, made.err
+    verified = await offline("db", "verify", str(file), "-o", "json")
+    assert (verified.code, verified.json["ok"]) == (0, True), verified.out + verified.err
+    restored = await offline("db", "restore", str(file), "--database-url", target, "-o", "json")
+    assert (restored.code, restored.json["released"]) == (0, 1), restored.err
+    newer = await offline("db", "restore", str(file), "--database-url", empty_url, "-o", "json")
+    if other.version < binaries.version:
+        assert newer.code == 0, newer.err
+    else:
+        assert f"restore it into PostgreSQL {other.version} or newer" in newer.err
+
+
+@pytest.mark.slow
+async def test_a_backup_whose_content_is_wrong_does_not_pass(
+    console: CommandLine, own_database: Database, tmp_path: Path
+) -> None:
+    """Its checksum is right, and only a restore shows what is in it."""
+    await submitted(own_database, 2)
+    await execute(own_database, "DELETE FROM queue_changes")
+    file = tmp_path / "b.dump"
+    assert (await console("db", "backup", str(file), CONVENER_DATABASE_URL=own_database.url)).code == 0
+    verified = await console("db", "verify", str(file), "-o", "json")
+    wrong = [check["name"] for check in verified.json["checks"] if not check["ok"]]
+    assert (verified.code, wrong) == (1, ["counters"])
+    assert not list(Path(tempfile.gettempdir()).glob("convener-verify-*"))

@@ -1,0 +1,51 @@
+"""Verification of a backup by a restore into a PostgreSQL of its own, which is deleted afterwards."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from app.db.database import Database
+from app.memory.service import backups
+from app.memory.service.dumps import Dumps
+from app.memory.store.invariants import CHECKS, Verdict, begin_snapshot, run_check
+from app.postgres.binaries import Binaries
+from app.postgres.cluster import Cluster
+from app.postgres.server import Server
+
+
+async def rehearse(binaries: Binaries, file: Path, report: Callable[[str], object]) -> Sequence[Verdict]:
+    """Restore a backup into a new cluster, in the directory for temporary files, and check every invariant there.
+
+    Needs as much room as the database. Raises Refused, DumpFailed, EmbeddedError.
+    """
+    async with _scratch_database(binaries) as database:
+        await backups.restore(database, Dumps(binaries=binaries), file, report, "convener db verify")
+        report("checking the invariants")
+        async with database.transaction() as connection:
+            await begin_snapshot(connection)
+            return [await run_check(connection, check) for check in CHECKS]
+
+
+@asynccontextmanager
+async def _scratch_database(binaries: Binaries) -> AsyncIterator[Database]:
+    """An empty database of a new cluster; nothing of it is left afterwards."""
+    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="convener-verify-"))
+    # Where this runs as root, PostgreSQL runs as another user, who must be able to come in.
+    await asyncio.to_thread(directory.chmod, 0o711)
+    cluster = Cluster(directory=directory / "postgres", binaries=binaries)
+    server = Server(cluster=cluster)
+    try:
+        with cluster.lock():
+            await asyncio.to_thread(cluster.initialise)
+            await server.start()
+            database = Database(server.url)
+            try:
+                yield database
+            finally:
+                await database.close()
+    finally:
+        await server.stop()
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
